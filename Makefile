@@ -1,0 +1,40 @@
+# Every target creates .venv when it is missing: `make demo` and `make test` are all the set-up a newcomer needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test quick lint bench tables clean
+
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=24"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	touch $@
+
+demo: $(STAMP)           ## train SimA and its softmax twin on real handwritten digits; runs/demo/report.html
+	$(BIN)/softless bench twins --recipe digits --out runs/demo --overwrite
+
+test: lint               ## what CI runs
+	$(BIN)/python -m pytest
+
+quick: $(STAMP)          ## the tests that take less than ten seconds each
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tools/checks.py
+	$(BIN)/python tools/tables.py --check
+
+bench: $(STAMP)          ## the measured tables of the documents, written to benchmarks/
+	$(BIN)/softless bench operators
+	$(BIN)/softless bench twins --recipe digits --seeds 3
+
+tables: $(STAMP)         ## rewrite the generated blocks of README and docs
+	$(BIN)/python tools/tables.py
+
+clean:
+	rm -rf $(VENV) build dist runs .mypy_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,55 @@
+"""What a caller did wrong, in one sentence: the input, the rule, the way out.
+
+The command line prints these without a traceback and ends with `exit_code`; everything else is a bug and keeps its traceback.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class SoftlessError(Exception):
+    """Base of the errors that a caller can mend."""
+
+    exit_code = 2
+
+
+class UsageError(SoftlessError, ValueError):
+    """A value that cannot be used: unknown name, wrong size, missing file, conflicting options."""
+
+
+class DataError(UsageError):
+    """Data that cannot be read or does not fit: missing folder, unreadable image, class without images."""
+
+
+class PrecisionError(UsageError):
+    """The output dtype cannot hold the answer at this number of tokens (design §2)."""
+
+
+class BackendRefused(UsageError):
+    """A backend asked for by name cannot run this call; the message lists each backend's reasons."""
+
+
+class DivergedError(SoftlessError):
+    """The loss or a gradient is not finite; nothing of that step was kept."""
+
+    exit_code = 3
+
+
+class MissingExtra(SoftlessError, ImportError):
+    """An optional package is needed and absent."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f'this needs {package}, which is not installed: pip install "softless[{extra}]"')
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """«Did you mean 'sima'? » for the closest known word, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"Did you mean '{close[0]}'? " if close else ""
+
+
+def unknown(kind: str, word: str, known: Iterable[str], *, show: int = 30) -> UsageError:
+    """An error for a name that is not in a list, with the nearest one and the list itself."""
+    known = sorted(known)
+    listed = ", ".join(known[:show]) + (f", … ({len(known)} in all)" if len(known) > show else "")
+    return UsageError(f"no {kind} named '{word}'. {nearest(word, known)}Known: {listed}")

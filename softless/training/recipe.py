@@ -1,0 +1,225 @@
+"""A recipe: everything that decides how a run trains, frozen and printable.
+
+A recipe names *what* is done; `training/` and `data/` turn it into optimiser, schedule and transforms. Fields are set from the
+command line as `--set optim.lr=3e-4`; `with_fields` checks the name and the type.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from softless.errors import UsageError, unknown
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which model: a registered name, or a timm host and the operator that replaces its attention."""
+
+    name: str = "sima_deit_tiny_patch16_224"
+    op: str | None = None
+    args: Mapping[str, Any] = field(default_factory=dict)  # further keyword arguments of softless.create_model
+    weights: str | None = None  # a file to start from (fine-tuning); None starts from random weights
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """Which images, and the size and scaling at which the model sees them."""
+
+    source: Literal["digits", "folder", "npz"] = "folder"
+    path: str | None = None
+    image_size: int = 224  # pixels, both sides
+    in_chans: int = 3
+    mean: tuple[float, ...] | None = None  # per channel, of pixels scaled to 0..1; None: measured on the training split
+    std: tuple[float, ...] | None = None
+    interpolation: str = "bicubic"
+    crop_pct: float = (
+        0.875  # evaluation: resize to image_size / crop_pct, then centre crop; 1.0 is the papers' --full_crop
+    )
+    val_fraction: float = 0.15  # cut from the training split, stratified, where the source has no validation split
+    workers: int = 0
+    limit: int | None = None  # at most so many training images (trial runs); evaluation splits stay whole
+
+
+@dataclass(frozen=True)
+class AugmentSpec:
+    """What happens to a training image and to a batch of them."""
+
+    scale: tuple[float, float] = (0.08, 1.0)  # random resized crop: share of the area
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    hflip: float = 0.5
+    vflip: float = 0.0
+    affine: tuple[float, float, float] | None = (
+        None  # degrees, shift (share of the side), scale change; replaces the random crop
+    )
+    color_jitter: float | None = 0.4
+    auto_augment: str | None = "rand-m9-mstd0.5-inc1"
+    interpolation: str = "bicubic"
+    reprob: float = 0.25
+    remode: str = "pixel"
+    recount: int = 1
+    mixup: float = 0.8
+    cutmix: float = 1.0
+    mixup_prob: float = 1.0
+    mixup_switch_prob: float = 0.5
+    mixup_mode: str = "batch"
+    smoothing: float = 0.1
+    repeats: int = 1  # repeated augmentation: each image so many times in an epoch of unchanged length
+
+
+@dataclass(frozen=True)
+class OptimSpec:
+    """The optimiser. The effective rate is lr * global batch / base_batch."""
+
+    name: str = "adamw"
+    lr: float = 5e-4
+    base_batch: int | None = 512  # None: lr is the effective rate whatever the batch
+    weight_decay: float = 0.05
+    eps: float = 1e-8
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip_grad: float | None = None  # largest global gradient norm
+    layer_decay: float | None = None
+
+
+@dataclass(frozen=True)
+class ScheduleSpec:
+    """How the rate moves over the epochs."""
+
+    name: str = "cosine"
+    epochs: int = 300
+    warmup_epochs: int = 5
+    warmup_lr: float = 1e-6
+    min_lr: float = 1e-5
+    cooldown_epochs: int = 0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One run, complete. `quick` is the same run on generated data with a small model and two steps."""
+
+    name: str
+    summary: str
+    model: ModelSpec = field(default_factory=ModelSpec)
+    data: DataSpec = field(default_factory=DataSpec)
+    augment: AugmentSpec = field(default_factory=AugmentSpec)
+    optim: OptimSpec = field(default_factory=OptimSpec)
+    schedule: ScheduleSpec = field(default_factory=ScheduleSpec)
+    batch_size: int = 1024  # global: over all ranks
+    drop_path: float = 0.0
+    ema_decay: float | None = None
+    ema_evaluate: bool = False  # select and test the averaged weights; otherwise they are only tracked and stored
+    class_weights: Literal["none", "balanced"] = "none"
+    metric: Literal["top1", "balanced_accuracy", "auc", "loss"] = (
+        "top1"  # what picks the best epoch on the validation split
+    )
+    amp: Literal["none", "bfloat16", "float16"] = "none"
+    seed: int = 0
+    threads: int = 2
+    grad_checkpointing: bool = False
+
+    @property
+    def effective_lr(self) -> float:
+        """The rate at the top of the schedule."""
+        scale = self.batch_size / self.optim.base_batch if self.optim.base_batch else 1.0
+        return self.optim.lr * scale
+
+    def with_fields(self, **fields: Any) -> "Recipe":
+        """A copy with dotted fields replaced (`optim.lr`), values given as text or typed.
+
+        Raises:
+            UsageError: no such field (nearest name offered), or a value of another type.
+        """
+        recipe = self
+        for name, value in fields.items():
+            recipe = _replace(recipe, name.split("."), value, name)
+        return recipe
+
+
+def _replace(spec: Any, path: list[str], value: Any, whole: str) -> Any:
+    head, *rest = path
+    if isinstance(spec, Mapping):  # model.args.depth=4: open keys, the value read as a Python literal where it is one
+        return {**spec, head: _replace(spec.get(head, {}), rest, value, whole) if rest else _literal(value)}
+    hints = typing.get_type_hints(type(spec))
+    if head not in hints:
+        prefix = whole[: len(whole) - len(".".join(path))]
+        raise unknown("field", whole, (prefix + name for name in hints))
+    if rest:
+        return replace(spec, **{head: _replace(getattr(spec, head), rest, value, whole)})
+    if dataclasses.is_dataclass(getattr(spec, head)) or isinstance(getattr(spec, head), Mapping):
+        raise UsageError(
+            f"'{whole}' is a group of fields: set one of them, for example {whole}.{_first_key(spec, head)}=…"
+        )
+    return replace(spec, **{head: _typed(value, hints[head], whole)})
+
+
+def _first_key(spec: Any, head: str) -> str:
+    inner = getattr(spec, head)
+    return next(iter(inner), "depth") if isinstance(inner, Mapping) else dataclasses.fields(inner)[0].name
+
+
+def _literal(value: Any) -> Any:
+    import ast
+
+    if not isinstance(value, str):
+        return value
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return value
+
+
+def _typed(value: Any, hint: Any, name: str) -> Any:
+    value = _literal(value)
+    if _fits(value, hint):
+        return value
+    for convert, kind in ((float, float), (tuple, tuple)):  # 1 for a float field, [1, 2] for a tuple field
+        if (
+            isinstance(value, int | list)
+            and not isinstance(value, bool)
+            and _fits(candidate := _convert(convert, value), hint)
+        ):
+            assert isinstance(candidate, kind)
+            return candidate
+    if isinstance(value, str) and value.lower() in {"none", "null"} and _fits(None, hint):
+        return None
+    raise UsageError(f"{name}={value!r} does not fit: the field takes {_describe(hint)}")
+
+
+def _convert(convert: Callable[[Any], Any], value: Any) -> Any:
+    try:
+        return convert(value)
+    except TypeError:
+        return value
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in {types.UnionType, typing.Union}:
+        return any(_fits(value, arg) for arg in args)
+    if origin is Literal:
+        return value in args
+    if origin is tuple:
+        items = args[:1] * len(value) if isinstance(value, tuple) and args[-1:] == (...,) else args
+        return (
+            isinstance(value, tuple)
+            and len(value) == len(items)
+            and all(_fits(v, a) or (a is float and _fits(v, int)) for v, a in zip(value, items, strict=True))
+        )
+    if hint is type(None):
+        return value is None
+    return isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool)
+
+
+def _describe(hint: Any) -> str:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in {types.UnionType, typing.Union}:
+        return " or ".join(_describe(arg) for arg in args)
+    if origin is Literal:
+        return " or ".join(repr(arg) for arg in args)
+    if origin is tuple:
+        return "(" + ", ".join("…" if arg is ... else _describe(arg) for arg in args) + ")"
+    return {type(None): "none", str: "a text", int: "a whole number", float: "a number", bool: "true or false"}.get(
+        hint, str(hint)
+    )
