@@ -1,0 +1,51 @@
+"""Vision transformers without softmax: attention that is a sum over tokens.
+
+Importing registers the models with timm.
+"""
+
+import importlib
+from typing import Any
+
+from softless.attention import OPERATORS, attend
+from softless.errors import (
+    BackendRefused,
+    DataError,
+    DivergedError,
+    MissingExtra,
+    PrecisionError,
+    SoftlessError,
+    UsageError,
+)
+from softless.layers import CLASSES, Attention
+from softless.measure import cost
+from softless.models import create_model
+
+__version__ = "0.1.0"
+
+# Verbs of the command line, each a function of the same name and arguments; their modules are imported when first used.
+_VERBS = {
+    "train": "softless.cli.train",
+    "eval": "softless.cli.eval",
+    "predict": "softless.cli.predict",
+    "list": "softless.cli.list",
+    "explain": "softless.saliency",
+    "bench": "softless.cli.bench",
+}
+
+globals().update(CLASSES)  # SimA, XCA, …: the module with the operator fixed, for timm's attn_layer=
+
+__all__ = [
+    "OPERATORS", "Attention", "BackendRefused", "DataError", "DivergedError", "MissingExtra", "PrecisionError", "SoftlessError", "UsageError",
+    "attend", "cost", "create_model",
+]  # fmt: skip
+__all__ += [*CLASSES, *_VERBS]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name in _VERBS:
+        return getattr(importlib.import_module(_VERBS[name]), name)
+    raise AttributeError(f"module 'softless' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_VERBS])

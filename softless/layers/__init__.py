@@ -1,0 +1,19 @@
+"""Building blocks that need torch alone."""
+
+from softless.layers.attention import CLASSES, Attention, operator_class
+from softless.layers.class_attention import ClassAttention
+from softless.layers.lpi import LPI
+from softless.layers.patch_embed import ConvPatchEmbed, check_size
+from softless.layers.position import FourierPosition, fourier_table
+
+__all__ = [
+    "CLASSES",
+    "LPI",
+    "Attention",
+    "ClassAttention",
+    "ConvPatchEmbed",
+    "FourierPosition",
+    "check_size",
+    "fourier_table",
+    "operator_class",
+]

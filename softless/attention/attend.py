@@ -1,0 +1,166 @@
+"""The one way into every operator: checks the call, chooses a backend, keeps sums in float32."""
+
+# B batch, H heads, N query tokens, M key tokens, D features of q and k, E features of v
+
+import contextlib
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softless.attention.registry import get
+from softless.attention.spec import Backend, Dims, Operator
+from softless.errors import BackendRefused, PrecisionError, UsageError, unknown
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+def attend(
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor,
+    op: str | Operator = "sima",
+    mask: Tensor | None = None,
+    query_mask: Tensor | None = None,
+    grid: tuple[int, int, int] | None = None,
+    learned: Mapping[str, Tensor] | None = None,
+    out_dtype: torch.dtype | None = None,
+    backend: str = "auto",
+    **options: Any,
+) -> Tensor:
+    """Attention of q over k and v by a named operator: q (B,H,N,D), k (B,H,M,D), v (B,H,M,E) -> (B,H,N,E).
+
+    Sums over tokens are float32 (float64 for float64 input) whatever the input dtype and whatever autocast says.
+
+    Args:
+        q: Queries.
+        k: Keys; None for an operator with tied q and k.
+        v: Values.
+        op: Name in `softless.OPERATORS`, or a record.
+        mask: (B, M) boolean, True where a key counts. Masking is removal: a masked token leaves norms, sums and the outputs of
+            others as if it were not there.
+        query_mask: (B, N) boolean, True where a query counts; the other rows return 0. In self-attention pass the same mask twice.
+        grid: (prefix tokens, height, width) for operators that need it.
+        learned: The operator's own tensors (xca: "temperature").
+        out_dtype: dtype of the result; the input's by default.
+        backend: "auto" takes the first that refuses nothing; a name runs that one or raises.
+        **options: The operator's options (see `softless list operators`).
+
+    Returns:
+        (B,H,N,E) in out_dtype.
+
+    Raises:
+        UsageError: shapes, masks, dtypes or options that do not fit; unknown operator.
+        PrecisionError: float16 cannot hold the output at this number of tokens (a rule on shapes).
+        BackendRefused: the backend asked for cannot run this call.
+    """
+    record = get(op)
+    k = _keys(record, q, k)
+    extras = extras_of(record, grid, learned, options)
+    _check(record, q, k, v, mask, query_mask)
+    dims = Dims.of(q, k, v)
+    out_dtype = out_dtype or q.dtype
+    if out_dtype == torch.float16 and record.half_refusal and (why := record.half_refusal(dims, **extras)):
+        raise PrecisionError(f"operator '{record.name}': {why}")
+    chosen = _choose(record, backend, q, k, v, mask, query_mask, extras)
+    if q.dtype in HALF and (not chosen.native_half or out_dtype not in HALF):
+        q, k, v = q.float(), k.float(), v.float()
+        extras = {name: widen(value) for name, value in extras.items()}
+    with autocast_off(q.device.type):
+        return chosen.fn(q, k, v, mask=mask, query_mask=query_mask, **extras).to(out_dtype)
+
+
+def autocast_off(device_type: str) -> contextlib.AbstractContextManager[Any]:
+    """Autocast would put the sums back into half precision (on a CPU the norms too)."""
+    on = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    return torch.autocast(device_type, enabled=False) if on else contextlib.nullcontext()
+
+
+def widen(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: widen(inner) for name, inner in value.items()}
+    return value.float() if isinstance(value, Tensor) and value.dtype in HALF else value
+
+
+def _keys(record: Operator, q: Tensor, k: Tensor | None) -> Tensor:
+    tied = "tied_qk" in record.needs
+    if tied and k is not None:
+        raise UsageError(f"operator '{record.name}' has tied q and k: pass k=None")
+    if k is None and not tied:
+        raise UsageError(f"operator '{record.name}' needs keys: pass k of shape (B, H, M, D)")
+    return q if k is None else k
+
+
+def extras_of(
+    record: Operator, grid: Any, learned: Mapping[str, Tensor] | None, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the operator takes besides q, k, v and the masks; anything it does not have is an error."""
+    extras = {name: option.default for name, option in record.options.items()} | check_options(record, options)
+    given = set(learned or {})
+    if given != set(record.learned):
+        wanted = ", ".join(record.learned) or "none"
+        raise UsageError(
+            f"operator '{record.name}' has learned tensors: {wanted}; got {', '.join(sorted(given)) or 'none'}"
+        )
+    if record.learned:
+        extras["learned"] = dict(learned or {})
+    if "grid" in record.needs:
+        if grid is None:
+            raise UsageError(
+                f"operator '{record.name}' needs the grid of the tokens: pass grid=(prefix_tokens, height, width)"
+            )
+        extras["grid"] = grid
+    return extras
+
+
+def check_options(record: Operator, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options, if the operator has them and takes these values.
+
+    Raises:
+        UsageError: an option the operator does not have, or a value outside its rule.
+    """
+    for name, value in options.items():
+        if name not in record.options:
+            raise unknown(f"option of operator '{record.name}'", name, record.options)
+        if not record.options[name].accepts(value):
+            raise UsageError(f"operator '{record.name}': {name}={value!r} is not {record.options[name].values}")
+    return dict(options)
+
+
+def _check(record: Operator, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, query_mask: Tensor | None) -> None:
+    shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+    if not (q.ndim == k.ndim == v.ndim == 4):
+        raise UsageError(f"{shapes}: all three must have four dimensions (batch, heads, tokens, features)")
+    if q.shape[:2] != k.shape[:2] or k.shape[:3] != v.shape[:3] or q.shape[3] != k.shape[3]:
+        raise UsageError(f"{shapes}: batch and heads must agree, k and v in tokens, q and k in features")
+    if not record.cross and q.shape[2] != k.shape[2]:
+        raise UsageError(f"{shapes}: operator '{record.name}' needs as many queries as keys")
+    if not (q.dtype == k.dtype == v.dtype) or not q.is_floating_point():
+        raise UsageError(f"q {q.dtype}, k {k.dtype}, v {v.dtype}: all three must have one floating-point dtype")
+    for name, given, length in (("mask", mask, k.shape[2]), ("query_mask", query_mask, q.shape[2])):
+        if given is not None and (given.dtype != torch.bool or tuple(given.shape) != (q.shape[0], length)):
+            raise UsageError(
+                f"{name} is {given.dtype} {tuple(given.shape)}: it must be torch.bool of shape ({q.shape[0]}, {length}), True where a token counts"
+            )
+    if mask is not None and mask.device.type == "cpu" and not torch.compiler.is_compiling() and not mask.any(-1).all():
+        warnings.warn("a sample has all its tokens masked: its output is 0", stacklevel=3)
+
+
+def _choose(
+    record: Operator, name: str, q: Tensor, k: Tensor, v: Tensor, mask: Any, query_mask: Any, extras: Any
+) -> Backend:
+    """The first backend that refuses nothing, or the one asked for."""
+    reasons: dict[str, list[str]] = {}
+    for candidate in record.backends:
+        why = candidate.refuses(q, k, v, mask=mask, query_mask=query_mask, **extras)
+        if name in {"auto", candidate.name} and not why:
+            return candidate
+        reasons[candidate.name] = why or ["can run"]
+    if name != "auto" and name not in reasons:
+        raise BackendRefused(f"operator '{record.name}' has no backend '{name}'. It has: {', '.join(reasons)}")
+    told = "; ".join(f"{backend}: {' and '.join(why)}" for backend, why in reasons.items())
+    raise BackendRefused(
+        f"backend '{name}' cannot run {record.name} on q {tuple(q.shape)} {q.dtype} {q.device}: {told}"
+    )

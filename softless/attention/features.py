@@ -1,0 +1,62 @@
+"""Norms over tokens and masks, shared by the operators that divide q and k by a norm over the tokens."""
+
+# B batch, H heads, N tokens, D features
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from softless.attention.spec import EPS
+
+Norm = Literal["l1", "l2", "none"]
+
+STILL = 1e-6  # a channel whose norm is below this share of the median channel's gets no gradient (docs/fidelity.md)
+BLOCK = 1024  # tokens summed at a stretch in float32: at a million tokens one long sum costs a digit
+
+
+def keep(x: Tensor, mask: Tensor | None) -> Tensor:
+    """x (B,H,N,D) with the tokens outside mask (B,N) set to zero, whatever they held (NaN too)."""
+    return x if mask is None else x.masked_fill(~mask[:, None, :, None], 0)
+
+
+def magnitude(x: Tensor, norm: Norm) -> Tensor:
+    """The norm of each channel over the tokens, additive over tokens (the l2 norm squared): (B,H,N,D) -> (B,H,1,D)."""
+    return x.abs().sum(-2, keepdim=True) if norm == "l1" else (x * x).sum(-2, keepdim=True)
+
+
+def root(total: Tensor, norm: Norm) -> Tensor:
+    """The norm itself, from what `magnitude` sums."""
+    return total if norm == "l1" else total.sqrt()
+
+
+def settle(x: Tensor, norm: Norm) -> Tensor:
+    """x, cut off from its gradient in channels that are next to nothing.
+
+    The gradient of x / |x| grows as 1 / |x|: 1e12 on an all-zero channel. It is the formula's while the channel's norm exceeds
+    1e-6 of the head's median channel norm, and defined as zero below that. Values are untouched.
+    """
+    if norm == "none" or not (torch.is_grad_enabled() and x.requires_grad):
+        return x
+    size = root(magnitude(x.detach(), norm), norm)
+    median = size.sort(-1).values[
+        ..., (size.shape[-1] - 1) // 2, None
+    ]  # sort: torch.median is not deterministic on a GPU
+    return torch.where(size > (STILL * median).clamp_min(EPS), x, x.detach())
+
+
+def normalise(x: Tensor, norm: Norm = "l1", mask: Tensor | None = None, eps: float = EPS) -> Tensor:
+    """x^ = x / max(|x|, eps), the norm of each channel over its tokens: (B,H,N,D) -> (B,H,N,D)."""
+    x = settle(keep(x, mask), norm)
+    return x if norm == "none" else x / root(magnitude(x, norm), norm).clamp_min(eps)
+
+
+def product(k: Tensor, v: Tensor) -> Tensor:
+    """k^T v over the tokens: (B,H,M,D), (B,H,M,E) -> (B,H,D,E), in blocks so that rounding does not grow with M."""
+    blocks, rest = divmod(k.shape[-2], BLOCK)
+    if torch.compiler.is_exporting() or blocks == 0 or (blocks == 1 and not rest):
+        return k.mT @ v  # an exported graph holds one product, without a branch on the number of tokens
+    head = blocks * BLOCK
+    parts = k[..., :head, :].unflatten(-2, (blocks, BLOCK)).mT @ v[..., :head, :].unflatten(-2, (blocks, BLOCK))
+    total = parts.sum(-3, dtype=torch.float64).to(parts.dtype) if parts.device.type != "mps" else parts.sum(-3)
+    return total + k[..., head:, :].mT @ v[..., head:, :] if rest else total

@@ -1,0 +1,44 @@
+"""SimA with l2 norms over tokens: the paper's ablation (82.1 -> 79.2 on XCiT-S12/16).
+
+    o = q^ (k^^T v),        x^_nd = x_nd / sqrt(sum_n x_nd^2)
+
+Koohpayegani and Pirsiavash, arXiv:2206.08898, section 4.6.
+"""
+
+from functools import partial
+
+from torch import Tensor
+
+from softless.attention import linear
+from softless.attention.features import normalise
+from softless.attention.spec import EPS, Backend, Operator
+
+
+def reference(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, query_mask: Tensor | None = None, order: str = "auto", eps: float = EPS) -> Tensor:  # fmt: skip
+    """The paper's section 4.6."""
+    return linear.reference(
+        q, k, v, norm="l2", mask=mask, query_mask=query_mask, token_scale=None, order=order, eps=eps
+    )
+
+
+SPEC = Operator(
+    name="sima_l2",
+    title="SimAL2",
+    summary="SimA with l2 norms: the paper's ablation",
+    formula="o = q^ (k^ᵀ v), x^ = x / √Σₙx²",
+    paper="arXiv:2206.08898 §4.6",
+    reference=reference,
+    flops=linear.flops,
+    exps=lambda _: 0,
+    growth="N",
+    normalises="tokens",
+    scale_free=True,
+    equivariant=True,
+    implied_matrix=True,
+    cross=True,
+    streaming=linear.streaming("l2", token_scale=None),
+    options={"order": linear.ORDER, "eps": linear.FLOOR},
+    hat=partial(normalise, norm="l2"),
+    class_row=partial(linear.class_row, norm="l2"),
+    own=(Backend(name="eager", fn=partial(linear.eager, norm="l2", token_scale=None)),),
+)

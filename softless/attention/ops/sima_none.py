@@ -1,0 +1,42 @@
+"""SimA without any norm: the paper's control, which did not train (NaN on XCiT-S12/16).
+
+    o = q (k^T v)
+
+Koohpayegani and Pirsiavash, arXiv:2206.08898, section 4.6.
+"""
+
+from functools import partial
+
+from torch import Tensor
+
+from softless.attention import linear
+from softless.attention.spec import EPS, Backend, Operator
+
+
+def reference(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, query_mask: Tensor | None = None, order: str = "auto") -> Tensor:  # fmt: skip
+    """The paper's section 4.6."""
+    return linear.reference(
+        q, k, v, norm="none", mask=mask, query_mask=query_mask, token_scale=None, order=order, eps=EPS
+    )
+
+
+SPEC = Operator(
+    name="sima_none",
+    title="SimANone",
+    summary="SimA without norms: the paper's control, which does not train",
+    formula="o = q (kᵀ v)",
+    paper="arXiv:2206.08898 §4.6",
+    reference=reference,
+    flops=linear.flops,
+    exps=lambda _: 0,
+    growth="N",
+    normalises="nothing",
+    scale_free=False,
+    equivariant=True,
+    implied_matrix=True,
+    cross=True,
+    streaming=linear.streaming("none", token_scale=None, eps=EPS),
+    options={"order": linear.ORDER},
+    class_row=partial(linear.class_row, norm="none"),
+    own=(Backend(name="eager", fn=partial(linear.eager, norm="none", token_scale=None, eps=EPS)),),
+)

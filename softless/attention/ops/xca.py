@@ -1,0 +1,92 @@
+"""Cross-covariance attention: softmax over channels, so linear in the number of tokens.
+
+    o_n = A v_n,    A = softmax_row(tau q^^T k^)  (D x D),    x^_nd = x_nd / sqrt(sum_n x_nd^2)
+
+A is made from sums over the tokens; each output reads only its own v. tau is one learned number per head.
+El-Nouby et al., "XCiT: Cross-Covariance Image Transformers", NeurIPS 2021, arXiv:2106.09681, section 3.2.
+"""
+
+# B batch, H heads, N tokens, D features
+
+from functools import partial
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from softless.attention.features import keep, magnitude, normalise, product, settle
+from softless.attention.linear import FLOOR
+from softless.attention.spec import EPS, Backend, Dims, Learned, Operator, Option, Streaming, Summary, Sweep, Tokens
+
+
+def reference(q: Tensor, k: Tensor, v: Tensor, *, learned: dict[str, Tensor], mask: Tensor | None = None, query_mask: Tensor | None = None, eps: float = EPS, dropout: float = 0.0) -> Tensor:  # fmt: skip
+    """The formula as printed."""
+    q_hat, k_hat = normalise(q, "l2", query_mask, eps), normalise(k, "l2", mask, eps)
+    matrix = (learned["temperature"] * (q_hat.mT @ k_hat)).softmax(-1)
+    return keep(keep(v, mask) @ F.dropout(matrix, dropout).mT, query_mask)
+
+
+def summarise(tokens: Tokens, _: None, **__: Any) -> Summary:
+    """Squared norms of q and k and their covariance; every entry is a plain sum over tokens."""
+    q, k = settle(keep(tokens.q, tokens.query_mask), "l2"), settle(keep(tokens.k, tokens.mask), "l2")
+    return {"q": magnitude(q, "l2"), "k": magnitude(k, "l2"), "covariance": product(q, k)}
+
+
+def finish(summary: Summary, *, learned: dict[str, Tensor], eps: float, dropout: float) -> Tensor:
+    """The D x D matrix of attention between channels."""
+    q, k = summary["q"].sqrt().clamp_min(eps).mT, summary["k"].sqrt().clamp_min(eps)
+    matrix = (learned["temperature"] * (summary["covariance"] / q / k)).softmax(-1)
+    return F.dropout(matrix, dropout)
+
+
+def read(tokens: Tokens, matrix: Tensor, **_: Any) -> Tensor:
+    """The output of these tokens, from their own v."""
+    return keep(keep(tokens.v, tokens.mask) @ matrix.mT, tokens.query_mask)
+
+
+def eager(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, query_mask: Tensor | None, **extras: Any) -> Tensor:
+    """The streaming form over all tokens at once."""
+    whole = Tokens(q, k, v, mask, query_mask)
+    return read(whole, finish(summarise(whole, None), **extras))
+
+
+def flops(d: Dims) -> int:
+    """q^T k and A v, 2 FLOPs per multiply-add."""
+    return 2 * d.B * d.H * d.N * d.D * (d.D + d.E)
+
+
+SPEC = Operator(
+    name="xca",
+    title="XCA",
+    summary="softmax between channels instead of tokens",
+    formula="o = v softmax(τ q^ᵀ k^)ᵀ, x^ = x / √Σₙx²",
+    paper="arXiv:2106.09681",
+    reference=reference,
+    flops=flops,
+    exps=lambda d: d.B * d.H * d.D * d.D,
+    growth="N",
+    normalises="rows",
+    scale_free=True,
+    equivariant=True,
+    implied_matrix=False,
+    cross=False,
+    streaming=Streaming(
+        sweeps=(Sweep(summarise, finish),),
+        read=read,
+        holds="Σq² (D), Σk² (D) and qᵀk (D x D), sums over tokens; each output then reads its own v",
+        merges="plain addition",
+    ),
+    drops_weights=True,
+    options={
+        "eps": FLOOR,
+        "dropout": Option(
+            0.0,
+            "share of the channel weights dropped",
+            lambda value: isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1,
+            "a number in [0, 1)",
+        ),
+    },
+    learned={"temperature": Learned(shape=lambda heads, _: (heads, 1, 1), start=1.0, weight_decay=False)},
+    hat=partial(normalise, norm="l2"),
+    own=(Backend(name="eager", fn=eager),),
+)

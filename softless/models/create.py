@@ -1,0 +1,83 @@
+"""`create_model`: a registered name, or any timm host with its attention exchanged at construction."""
+
+from typing import Any
+
+import timm
+from timm.models import is_model, model_entrypoint
+from torch import nn
+
+from softless.attention import get
+from softless.errors import UsageError, nearest
+from softless.layers import Attention
+from softless.models import vit, xcit
+from softless.models.options import host_arguments
+from softless.models.variants import ENTRIES, VARIANTS
+
+VIT_MODULES = ("vision_transformer", "deit")  # timm modules whose models take attn_layer=
+
+
+def create_model(name: str, op: str | None = None, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """A model by name, with attention `op`.
+
+    Args:
+        name: A registered model ("sima_deit_small_patch16_224") or a host: a ViT or DeiT of timm, or an XCiT.
+        op: Operator for a host; None keeps a registered model's own, and gives a host timm's own attention.
+        pretrained: Load the weights that timm knows for this name (downloads). Hosts with exchanged attention keep the layout of
+            their projections, so a ViT's softmax weights load.
+        **kwargs: Options of the operator (token_scale, order, …); act ("relu", "gelu", "hard_swish", "silu"); num_heads; lpi (XCiT);
+            and every argument of the timm model (num_classes, in_chans, img_size, drop_path_rate, features_only, …).
+
+    Returns:
+        A timm model: forward (B, C, H, W) -> (B, num_classes).
+
+    Raises:
+        UsageError: unknown model (nearest name offered) or operator, an option that does not fit, a host whose attention has no place
+            for another.
+    """
+    if op is not None:
+        get(op)
+    kwargs = {
+        key: value for key, value in kwargs.items() if value is not None or key not in {"act", "num_heads", "lpi"}
+    }
+    if name in ENTRIES:
+        if op not in {None, ENTRIES[name].op}:
+            raise UsageError(
+                f"'{name}' has operator '{ENTRIES[name].op}': for op='{op}' name the host, '{ENTRIES[name].variant.name}'"
+            )
+        return timm.create_model(name, pretrained=pretrained, **kwargs)
+    if op is None:
+        _known(name)
+        if "lpi" in kwargs:
+            raise UsageError(
+                f"lpi is an option of XCiT hosts with a named operator: create_model('{name}', op='xca', lpi=…) for XCiT's own"
+            )
+        return timm.create_model(name, pretrained=pretrained, **host_arguments(kwargs))
+    for variant in VARIANTS:
+        if variant.name == name and variant.host == "xcit":
+            if pretrained:
+                raise UsageError(f"'{name}' with op='{op}' has no released weights: pass pretrained=False")
+            return xcit.build(name, op, **{**variant.arguments, **kwargs})
+    _known(name)
+    if model_entrypoint(name).__module__.rsplit(".", 1)[-1] not in VIT_MODULES:
+        hosts = "ViT and DeiT models of timm, and " + ", ".join(sorted(v.name for v in VARIANTS if v.host == "xcit"))
+        raise UsageError(f"'{name}' has no place for another attention. Hosts: {hosts}")
+    if "lpi" in kwargs:
+        raise UsageError(f"'{name}' has no local patch interaction: lpi is an option of XCiT hosts")
+    return timm.create_model(name, pretrained=pretrained, **vit.arguments(op, kwargs))
+
+
+def _known(name: str) -> None:
+    if not is_model(name):
+        near = nearest(name, [*ENTRIES, *timm.list_models()])
+        raise UsageError(
+            f"no model named '{name}'. {near}`softless list models` shows ours, timm.list_models() the hosts"
+        )
+
+
+def no_weight_decay(model: nn.Module) -> set[str]:
+    """Names of parameters that take no weight decay: what the model lists, and learned tensors whose operator says so."""
+    listed = set(getattr(model, "no_weight_decay", set)())
+    for path, module in model.named_modules():
+        if isinstance(module, Attention):
+            listed |= {f"{path}.learned.{name}" for name, claim in module.op.learned.items() if not claim.weight_decay}
+    return listed

@@ -1,0 +1,139 @@
+"""The table of named models; operators multiply in. One loop makes a timm entry point of each row."""
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import generate_default_cfgs, register_model
+from torch import nn
+
+from softless.models import vit, xcit
+
+
+@dataclass(frozen=True)
+class Host:
+    """A family of models: how one is built and what its configuration says."""
+
+    build: Callable[..., nn.Module]
+    first_conv: str
+
+
+HOSTS: Mapping[str, Host] = MappingProxyType({
+    "vit": Host(vit.build, "patch_embed.proj"),
+    "xcit": Host(xcit.build, "patch_embed.proj.0.0"),
+})
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One size of a host, as published."""
+
+    name: str
+    host: str
+    arguments: Mapping[str, Any]
+    operators: tuple[str, ...] = ()  # those registered under the name <op>_<name>
+    aliases: Mapping[str, str] = field(default_factory=dict)  # operator -> further name
+
+
+def _deit(size: str, dim: int, heads: int) -> Variant:
+    arguments = {"patch_size": 16, "embed_dim": dim, "depth": 12, "num_heads": heads}
+    return Variant(f"deit_{size}_patch16_224", "vit", arguments, operators=("sima",))
+
+
+def _xcit(
+    size: str,
+    dim: int,
+    depth: int,
+    heads: int,
+    eta: float,
+    *,
+    tokens_norm: bool,
+    operators: Mapping[int, tuple[str, ...]],
+) -> list[Variant]:
+    def row(patch: int) -> Variant:
+        arguments = {
+            "patch_size": patch,
+            "embed_dim": dim,
+            "depth": depth,
+            "num_heads": heads,
+            "eta": eta,
+            "tokens_norm": tokens_norm,
+        }
+        registered = operators.get(patch, ())
+        aliases = {op: f"{op}_{size}_{depth}_p{patch}" for op in registered}
+        return Variant(f"xcit_{size}_{depth}_p{patch}_224", "xcit", arguments, registered, aliases)
+
+    return [row(16), row(8)]
+
+
+# DeiT: arXiv:2012.12877; XCiT: arXiv:2106.09681, table 1; the SimA models: arXiv:2206.08898
+VARIANTS: tuple[Variant, ...] = (
+    _deit("tiny", 192, 3),
+    _deit("small", 384, 6),
+    _deit("base", 768, 12),
+    *_xcit("nano", 128, 12, 4, 1.0, tokens_norm=False, operators={}),
+    *_xcit("tiny", 192, 12, 4, 1.0, tokens_norm=True, operators={16: ("sima",), 8: ("sima",)}),
+    *_xcit("small", 384, 12, 8, 1.0, tokens_norm=True, operators={16: ("sima",)}),
+    *_xcit("tiny", 192, 24, 4, 1e-5, tokens_norm=True, operators={}),
+    *_xcit("small", 384, 24, 8, 1e-5, tokens_norm=True, operators={}),
+    *_xcit("medium", 512, 24, 8, 1e-5, tokens_norm=True, operators={}),
+    *_xcit("large", 768, 24, 16, 1e-5, tokens_norm=True, operators={}),
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A registered name: the variant and the operator behind it."""
+
+    name: str
+    variant: Variant
+    op: str
+    alias_of: str | None = None
+
+    def __call__(self, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        return HOSTS[self.variant.host].build(self.name, self.op, pretrained, **{**self.variant.arguments, **kwargs})
+
+
+def _entries() -> dict[str, Entry]:
+    found = {}
+    for variant in VARIANTS:
+        for op in variant.operators:
+            name = f"{op}_{variant.name}"
+            found[name] = Entry(name, variant, op)
+            if alias := variant.aliases.get(op):
+                found[alias] = Entry(alias, variant, op, alias_of=name)
+    return found
+
+
+def _configuration(entry: Entry) -> dict[str, Any]:
+    """What timm keeps beside a model; 224 px with a crop of 1.0, as the SimA paper tests."""
+    return {
+        "url": "", "num_classes": 1000, "input_size": (3, 224, 224), "pool_size": None, "crop_pct": 1.0, "interpolation": "bicubic",
+        "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, "first_conv": HOSTS[entry.variant.host].first_conv, "classifier": "head",
+        "license": "mit",
+    }  # fmt: skip
+
+
+ENTRIES: Mapping[str, Entry] = MappingProxyType(_entries())
+default_cfgs = generate_default_cfgs({
+    name: _configuration(entry) for name, entry in ENTRIES.items()
+})  # timm looks for this name
+
+
+def _register() -> None:
+    """timm takes the name of a model, and the module it is listed under, from a function."""
+    for name, entry in ENTRIES.items():
+
+        def entry_point(pretrained: bool = False, *, _entry: Entry = entry, **kwargs: Any) -> nn.Module:
+            return _entry(pretrained, **kwargs)
+
+        entry_point.__name__ = entry_point.__qualname__ = name
+        entry_point.__doc__ = f"{entry.variant.name} with operator '{entry.op}'."
+        entry_point.__module__ = __name__
+        setattr(sys.modules[__name__], name, register_model(entry_point))
+
+
+_register()

@@ -1,0 +1,129 @@
+"""XCiT as a host for any operator: timm's Xcit with our attention, class attention, LPI, stem and positions in its places.
+
+    x += DP(g1 Attention(LN1 x));   x += DP(g3 LPI(LN3 x));   x += DP(g2 MLP(LN2 x))
+
+El-Nouby et al., arXiv:2106.09681; with SimA as in the official code of arXiv:2206.08898. Class attention follows the operator where it
+has a form for it (the SimA family); otherwise it stays XCiT's softmax. The rate of stochastic depth is the same in all blocks.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from timm.layers import DropPath, Mlp
+from timm.models import build_model_with_cfg
+from timm.models.xcit import ClassAttentionBlock
+from timm.models.xcit import Xcit as TimmXcit
+from torch import Tensor, nn
+
+from softless.attention import get
+from softless.errors import UsageError
+from softless.layers import LPI, ClassAttention, ConvPatchEmbed, FourierPosition, operator_class
+from softless.models.options import host_arguments, take_operator_options
+
+
+class Block(nn.Module):
+    """Attention, local patch interaction (unless lpi=False) and MLP, each with its norm, layer scale and drop path."""
+
+    def __init__(self, dim: int, attention: nn.Module, *, lpi: bool, mlp_ratio: float, proj_drop: float, drop_path: float, act_layer: type[nn.Module], norm_layer: Callable[[int], nn.Module], eta: float) -> None:  # fmt: skip
+        super().__init__()
+        self.norm1 = norm_layer(dim)
+        self.attn = attention
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.norm3 = norm_layer(dim) if lpi else None
+        self.local_mp = LPI(dim, act_layer) if lpi else None
+        self.norm2 = norm_layer(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=act_layer, drop=proj_drop)
+        self.gamma1, self.gamma2 = _scale(dim, eta), _scale(dim, eta)
+        self.gamma3 = _scale(dim, eta) if lpi else None
+
+    def forward(self, x: Tensor, height: int, width: int) -> Tensor:
+        x = x + self.drop_path(self.gamma1 * self.attn(self.norm1(x)))
+        if self.local_mp is not None and self.norm3 is not None:
+            x = x + self.drop_path(self.gamma3 * self.local_mp(self.norm3(x), height, width))
+        return x + self.drop_path(self.gamma2 * self.mlp(self.norm2(x)))
+
+
+def _scale(dim: int, eta: float) -> nn.Parameter:
+    return nn.Parameter(torch.full((dim,), eta))
+
+
+class Xcit(TimmXcit):
+    """timm's Xcit with `op` in its blocks; forward, heads, features and checkpointing are timm's.
+
+    Args:
+        op: Name of the operator.
+        op_options: The operator's options.
+        lpi: Whether the blocks have local patch interaction.
+        **kwargs: timm's arguments of Xcit.
+
+    Raises:
+        UsageError: unknown operator, or sizes that do not fit (see `ConvPatchEmbed`).
+    """
+
+    def __init__(self, *, op: str = "sima", op_options: dict[str, Any] | None = None, lpi: bool = True, depth: int = 12, cls_attn_layers: int = 2, img_size: int | tuple[int, int] = 224, patch_size: int = 16, in_chans: int = 3, embed_dim: int = 768, num_heads: int = 12, mlp_ratio: float = 4.0, qkv_bias: bool = True, proj_drop_rate: float = 0.0, attn_drop_rate: float = 0.0, drop_path_rate: float = 0.0, act_layer: type[nn.Module] | None = None, norm_layer: Callable[[int], nn.Module] | None = None, use_pos_embed: bool = True, eta: float = 1.0, tokens_norm: bool = False, **kwargs: Any) -> None:  # fmt: skip
+        act_layer = act_layer or nn.GELU
+        norm_layer = norm_layer or partial(nn.LayerNorm, eps=1e-6)
+        embed = ConvPatchEmbed(
+            img_size, patch_size, in_chans, embed_dim, act_layer
+        )  # first: its errors are the ones a caller can use
+        super().__init__(img_size=img_size, patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim, num_heads=num_heads, act_layer=act_layer, norm_layer=norm_layer, depth=0, cls_attn_layers=0, use_pos_embed=False, **kwargs)  # type: ignore[arg-type]  # fmt: skip
+        self.patch_embed = embed  # type: ignore[assignment]
+        self.pos_embed = FourierPosition(embed_dim) if use_pos_embed else None  # type: ignore[assignment]
+        attention = partial(
+            operator_class(op),
+            embed_dim,
+            num_heads,
+            qkv_bias=qkv_bias,
+            attn_drop=attn_drop_rate,
+            proj_drop=proj_drop_rate,
+        )
+        self.blocks = nn.ModuleList([
+            Block(embed_dim, attention(**(op_options or {})), lpi=lpi, mlp_ratio=mlp_ratio, proj_drop=proj_drop_rate, drop_path=drop_path_rate, act_layer=act_layer, norm_layer=norm_layer, eta=eta)
+            for _ in range(depth)
+        ])  # fmt: skip
+        self.feature_info = [
+            {"num_chs": embed_dim, "reduction": patch_size, "module": f"blocks.{i}"} for i in range(depth)
+        ]
+        self.cls_attn_blocks = nn.ModuleList([
+            ClassAttentionBlock(embed_dim, num_heads, mlp_ratio, qkv_bias, proj_drop_rate, attn_drop_rate, act_layer=act_layer, norm_layer=norm_layer, eta=eta, tokens_norm=tokens_norm)  # type: ignore[arg-type]
+            for _ in range(cls_attn_layers)
+        ])  # fmt: skip
+        if get(op).class_row is not None:
+            for block in self.cls_attn_blocks:
+                block.attn = ClassAttention(
+                    embed_dim, num_heads, op, qkv_bias=qkv_bias, attn_drop=attn_drop_rate, proj_drop=proj_drop_rate
+                )
+        self.apply(self._init_weights)
+
+    @property
+    def stem(self) -> ConvPatchEmbed:
+        """The patch embedding, under the type that it has here."""
+        return self.patch_embed  # type: ignore[return-value]
+
+    def set_input_size(self, img_size: int | tuple[int, int] | None = None, patch_size: int | None = None) -> None:
+        """The size the model reports. Nothing is resized: positions are computed for every grid.
+
+        Raises:
+            UsageError: a size that is not a whole number of patches, or another patch size (the stem is built for one).
+        """
+        if patch_size not in {None, self.stem.patch_size}:
+            raise UsageError(
+                f"patch_size={patch_size}: this stem has patches of {self.stem.patch_size}; choose a model of the other patch size"
+            )
+        if img_size is not None:
+            self.stem.set_input_size((img_size, img_size) if isinstance(img_size, int) else img_size)
+
+
+def build(variant: str, op: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """A registered XCiT: timm's builder gives features_only, weights by tag, local-dir and hub."""
+    return build_model_with_cfg(
+        Xcit,
+        variant,
+        pretrained,
+        feature_cfg={"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"},
+        op=op,
+        op_options=take_operator_options(op, kwargs),
+        **host_arguments(kwargs),
+    )
