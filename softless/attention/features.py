@@ -53,10 +53,11 @@ def normalise(x: Tensor, norm: Norm = "l1", mask: Tensor | None = None, eps: flo
 
 def product(k: Tensor, v: Tensor) -> Tensor:
     """k^T v over the tokens: (B,H,M,D), (B,H,M,E) -> (B,H,D,E), in blocks so that rounding does not grow with M."""
-    blocks, rest = divmod(k.shape[-2], BLOCK)
-    if torch.compiler.is_exporting() or blocks == 0 or (blocks == 1 and not rest):
+    tokens = k.shape[-2]
+    if torch.compiler.is_exporting() or tokens <= BLOCK:
         return k.mT @ v  # an exported graph holds one product, without a branch on the number of tokens
-    head = blocks * BLOCK
-    parts = k[..., :head, :].unflatten(-2, (blocks, BLOCK)).mT @ v[..., :head, :].unflatten(-2, (blocks, BLOCK))
+    head = tokens // BLOCK * BLOCK
+    blocks = (tokens // BLOCK, BLOCK)
+    parts = k[..., :head, :].unflatten(-2, blocks).mT @ v[..., :head, :].unflatten(-2, blocks)
     total = parts.sum(-3, dtype=torch.float64).to(parts.dtype) if parts.device.type != "mps" else parts.sum(-3)
-    return total + k[..., head:, :].mT @ v[..., head:, :] if rest else total
+    return total + k[..., head:, :].mT @ v[..., head:, :] if head < tokens else total

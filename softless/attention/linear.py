@@ -61,7 +61,7 @@ def reference(q: Tensor, k: Tensor, v: Tensor, *, norm: Norm, mask: Tensor | Non
     """The formula as printed: normalise q and k over the tokens, then multiply."""
     q_hat, k_hat = normalise(q, norm, query_mask, eps), normalise(k, norm, mask, eps)
     v = keep(v, mask)
-    o = (q_hat @ k_hat.mT) @ v if order == "tokens" else q_hat @ (k_hat.mT @ v)
+    o = (q_hat @ k_hat.mT) @ v if tokens_first(Dims.of(q, k, v), order) else q_hat @ (k_hat.mT @ v)
     return o * gain(count(q, query_mask), token_scale)
 
 

@@ -143,8 +143,8 @@ class Operator:
     no_stream: str = ""  # why there is no streaming form
     masks: tuple[str, ...] = ("token",)  # "token" (B, M); "pairwise" and "causal" where a query may choose its keys
     drops_weights: bool = False  # has attention weights that attn_drop can act on
-    options: Mapping[str, Option] = field(default_factory=lambda: MappingProxyType({}))
-    learned: Mapping[str, Learned] = field(default_factory=lambda: MappingProxyType({}))
+    options: Mapping[str, Option] = field(default_factory=dict)
+    learned: Mapping[str, Learned] = field(default_factory=dict)
     needs: tuple[str, ...] = ()  # "grid", "tied_qk"
     hat: Callable[..., Tensor] | None = None  # what is made of q and of k, token by channel, before their product
     class_row: Callable[..., Tensor] | None = (

@@ -52,15 +52,19 @@ def create_model(name: str, op: str | None = None, *, pretrained: bool = False, 
                 f"lpi is an option of XCiT hosts with a named operator: create_model('{name}', op='xca', lpi=…) for XCiT's own"
             )
         return timm.create_model(name, pretrained=pretrained, **host_arguments(kwargs))
-    for variant in VARIANTS:
-        if variant.name == name and variant.host == "xcit":
-            if pretrained:
-                raise UsageError(f"'{name}' with op='{op}' has no released weights: pass pretrained=False")
-            return xcit.build(name, op, **{**variant.arguments, **kwargs})
+    return _host(name, op, pretrained, kwargs)
+
+
+def _host(name: str, op: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+    """A host with its attention exchanged at construction."""
+    xcits = {variant.name: variant for variant in VARIANTS if variant.host == "xcit"}
+    if name in xcits:
+        if pretrained:
+            raise UsageError(f"'{name}' with op='{op}' has no released weights: pass pretrained=False")
+        return xcit.build(name, op, **{**xcits[name].arguments, **kwargs})
     _known(name)
     if model_entrypoint(name).__module__.rsplit(".", 1)[-1] not in VIT_MODULES:
-        hosts = "ViT and DeiT models of timm, and " + ", ".join(sorted(v.name for v in VARIANTS if v.host == "xcit"))
-        raise UsageError(f"'{name}' has no place for another attention. Hosts: {hosts}")
+        raise UsageError(f"'{name}' has no place for another attention. Hosts: ViT and DeiT models of timm, and {', '.join(sorted(xcits))}")
     if "lpi" in kwargs:
         raise UsageError(f"'{name}' has no local patch interaction: lpi is an option of XCiT hosts")
     return timm.create_model(name, pretrained=pretrained, **vit.arguments(op, kwargs))

@@ -1,0 +1,380 @@
+"""The contract: every claim of every operator's record, measured, in both directions."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from softless import attend
+from softless.attention import OPERATORS, Dims, Operator, implied_matrix
+from softless.attention import ops as ops_package
+from softless.errors import UsageError
+from softless.layers.masks import token_mask
+from softless.measure import TranscendentalCounter
+from tests.ops.draw import CROSS, DTYPES, SHAPES, assert_near, draw, error, every, exact
+
+each_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+
+
+def shapes_of(op: Operator) -> dict[str, tuple[int, ...]]:
+    return SHAPES | (CROSS if op.cross else {})
+
+
+def test_the_list_is_the_folder() -> None:
+    folder = {path.stem for path in Path(ops_package.__path__[0]).glob("*.py")} - {"__init__"}
+    assert folder == set(OPERATORS), (
+        "softless/attention/ops/__init__.py must import the SPEC of each file under the file's name"
+    )
+    assert all(record.name == name for name, record in OPERATORS.items())
+
+
+# The reference
+
+
+@every
+@pytest.mark.parametrize("name", ["one token", "square", "short", "fewer queries", "other width"])
+def test_gradients_of_the_reference(op: Operator, name: str) -> None:
+    if name in CROSS and not op.cross:
+        pytest.skip(f"{op.name} takes as many queries as keys, and v as wide as k")
+    shape = {**SHAPES, **CROSS}[name]
+    call, extras = draw(op, (1, shape[1], min(shape[2], 9), min(shape[3], 9), min(shape[4], 4), min(shape[5], 4)))
+    learned = {key: x.requires_grad_() for key, x in extras.get("learned", {}).items()}
+    inputs = [x.requires_grad_() for x in call]
+
+    def run(q: Tensor, k: Tensor, v: Tensor, *own: Tensor) -> Tensor:
+        named = {"learned": dict(zip(learned, own, strict=True))} if learned else {}
+        return op.reference(q, k, v, **named)
+
+    assert torch.autograd.gradcheck(run, (*inputs, *learned.values()), atol=1e-8, rtol=1e-6)
+
+
+@every
+def test_flops_claim(op: Operator) -> None:
+    for shape in (*shapes_of(op).values(), (2, 2, 200, 200, 8, 8)):
+        call, extras = draw(op, shape)
+        with FlopCounterMode(display=False) as counter:
+            op.reference(*call, **extras)
+        assert counter.get_total_flops() == op.flops(Dims.of(*call)), shape
+
+
+@every
+@pytest.mark.parametrize("backend", ["reference", "eager"])
+def test_exponentials_claim(op: Operator, backend: str) -> None:
+    for shape in shapes_of(op).values():
+        call, extras = draw(op, shape, torch.float32)
+        with TranscendentalCounter() as counter:
+            attend(*call, op=op, backend=backend, **extras)
+        assert sum(counter.kinds.values()) == op.exps(Dims.of(*call)), shape
+
+
+@every
+def test_growth_claim(op: Operator) -> None:
+    """Work and the largest tensor kept for the backward pass, at N and 2 N tokens."""
+
+    def meters(tokens: int) -> tuple[int, int]:
+        call, extras = draw(op, (1, 2, tokens, tokens, 8, 8))
+        saved = [0]
+        hook = torch.autograd.graph.saved_tensors_hooks(lambda x: (saved.append(x.numel()), x)[1], lambda x: x)
+        with FlopCounterMode(display=False) as counter, hook:
+            op.reference(*(x.requires_grad_() for x in call), **extras)
+        return counter.get_total_flops(), max(saved)
+
+    (work, kept), (work2, kept2) = meters(128), meters(256)
+    factor = {"N": 2, "N^2": 4}[op.growth]
+    assert (work2 / work, kept2 / kept) == (factor, factor)
+
+
+@every
+def test_rows_claim(op: Operator) -> None:
+    """With v = 1 every row gives one, exactly if the operator normalises rows."""
+    for shape in (SHAPES["square"], SHAPES["63"]):
+        (q, k, v), extras = draw(op, shape)
+        o = op.reference(q, k, torch.ones_like(v), **extras)
+        assert bool((o - 1).abs().max() < 1e-9) == (op.normalises == "rows")
+
+
+@every
+def test_scale_free_claim(op: Operator) -> None:
+    (q, k, v), extras = draw(op, SHAPES["square"])
+    factors = torch.rand(q.shape[-1], dtype=q.dtype) * 10 + 0.1
+    moved = op.reference(q * factors, k / factors.flip(0), v, **extras)
+    assert (error(moved, op.reference(q, k, v, **extras)) < 1e-9) == op.scale_free
+
+
+@every
+def test_equivariance_claim(op: Operator) -> None:
+    (q, k, v), extras = draw(op, SHAPES["square"])
+    order = torch.randperm(q.shape[-2])
+    moved = op.reference(*(x[..., order, :] for x in (q, k, v)), **extras)
+    assert (error(moved, op.reference(q, k, v, **extras)[..., order, :]) < 1e-9) == op.equivariant
+
+
+@every
+def test_implied_matrix_claim(op: Operator) -> None:
+    """The operator with v = 1 gives a matrix A with o = A v, exactly if it claims one."""
+    (q, k, v), extras = draw(op, (1, 2, 8, 8, 8, 8))
+    eye = torch.eye(8, dtype=v.dtype).expand(1, 2, -1, -1)
+    matrix = op.reference(q, k, eye, **extras)
+    assert (error(matrix @ v, op.reference(q, k, v, **extras)) < 1e-9) == op.implied_matrix
+    if op.implied_matrix:
+        assert_near(implied_matrix(q, k, op, **extras), matrix, 1e-12)
+    else:
+        with pytest.raises(UsageError, match="does not weigh tokens"):
+            implied_matrix(q, k, op, **extras)
+
+
+@every
+def test_cross_claim(op: Operator) -> None:
+    call, extras = draw(op, CROSS["fewer queries"])
+    if op.cross:
+        assert_near(attend(*call, op=op, **extras), op.reference(*call, **extras), 1e-12)
+    else:
+        with pytest.raises(UsageError, match="as many queries as keys"):
+            attend(*call, op=op, **extras)
+
+
+@every
+def test_mask_kinds_claim(op: Operator) -> None:
+    """Pairwise and causal masks are honoured or refused, never ignored."""
+    x = torch.randn(2, 5, 8)
+    ragged = torch.ones(5, 5, dtype=torch.bool).tril()
+    for kind, arguments in {"pairwise": (ragged, False), "causal": (None, True)}.items():
+        if kind in op.masks:
+            _, taken = token_mask(op, x, *arguments, None)
+            call, extras = draw(op, (1, 2, 5, 5, 4, 4))
+            alone = op.reference(call[0][..., :1, :], call[1][..., :1, :], call[2][..., :1, :], **extras)
+            assert_near(attend(*call, op=op, **extras, **taken)[..., :1, :], alone, 1e-12, kind)
+        else:
+            with pytest.raises(UsageError, match="token masks"):
+                token_mask(op, x, *arguments, None)
+
+
+@every
+def test_dropout_claim(op: Operator) -> None:
+    call, extras = draw(op, SHAPES["square"])
+    if op.drops_weights:
+        assert error(attend(*call, op=op, dropout=0.5, **extras), attend(*call, op=op, **extras)) > 0.1
+    else:
+        with pytest.raises(UsageError, match="no option.* named 'dropout'"):
+            attend(*call, op=op, dropout=0.5, **extras)
+
+
+@every
+def test_learned_tensors_are_learned(op: Operator) -> None:
+    call, extras = draw(op, SHAPES["square"], torch.float32)
+    for name, tensor in extras.get("learned", {}).items():
+        tensor.requires_grad_()
+        attend(*call, op=op, **extras).square().sum().backward()
+        assert tensor.grad is not None and bool(tensor.grad.any()), name
+    if not op.learned:
+        with pytest.raises(UsageError, match="learned tensors: none"):
+            attend(*call, op=op, learned={"temperature": torch.ones(1)})
+
+
+# Backends
+
+
+@every
+@each_shape
+@each_dtype
+def test_backends_equal_the_reference(op: Operator, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    call, extras = draw(op, shape, dtype, gain=1.0)
+    expected = exact(op, call, extras)
+    for backend in op.backends:
+        o = attend(*call, op=op, backend=backend.name, **extras)
+        assert o.dtype == dtype
+        assert_near(o, expected, backend.tolerance[dtype], backend.name)
+
+
+@every
+@each_dtype
+def test_gradients_of_the_backends(op: Operator, dtype: torch.dtype) -> None:
+    """At most twice the error of the reference run in the same precision, for q, k and v alike (reliability.md D6)."""
+    call, extras = draw(op, SHAPES["63"], dtype)
+    weight = torch.randn_like(call[0]).double()
+
+    def gradients(inputs: Any, run: Any) -> list[Tensor]:
+        leaves = [x.detach().clone().requires_grad_() for x in inputs]
+        (run(*leaves).double() * weight).sum().backward()
+        return [leaf.grad for leaf in leaves]  # type: ignore[misc]
+
+    truth = gradients([x.double() for x in call], lambda *x: exact(op, x, extras))
+    plain = gradients(call, lambda *x: op.reference(*x, **extras))
+    for backend in op.backends:
+        ours = gradients(call, lambda *x, name=backend.name: attend(*x, op=op, backend=name, **extras))
+        for name, own, rough, exactly in zip("qkv", ours, plain, truth, strict=True):
+            floor = 10 * torch.finfo(dtype).eps
+            assert error(own, exactly) <= max(2 * error(rough, exactly), floor), f"{backend.name}: gradient of {name}"
+
+
+@every
+@each_dtype
+def test_out_dtype(op: Operator, dtype: torch.dtype) -> None:
+    """A wider output is worth its name: computed from widened inputs, not from a rounded result."""
+    call, extras = draw(op, SHAPES["63"], dtype)
+    for out in (torch.float32, torch.float64):
+        o = attend(*call, op=op, out_dtype=out, **extras)
+        assert o.dtype == out
+        assert_near(o, exact(op, call, extras), 1e-6)
+
+
+@every
+@pytest.mark.parametrize("gain", [1e-12, 1e-4, 30.0, 1e4, 1e12])
+def test_extreme_inputs_stay_right(op: Operator, gain: float) -> None:
+    """Finite and right wherever the exact result fits the dtype."""
+    call, extras = draw(op, SHAPES["square"], torch.float32, gain=gain)
+    expected = exact(op, call, extras)
+    if not bool((expected.abs() < torch.finfo(torch.float32).max).all()):
+        pytest.skip(f"{op.name}: the exact result exceeds float32")
+    softened = (
+        1e-6 * max(1.0, gain**2) if op.normalises == "rows" and not op.scale_free else 1e-6
+    )  # an exp of large scores
+    if softened < 1:
+        assert_near(attend(*call, op=op, **extras), expected, softened)
+    assert bool(attend(*call, op=op, **extras).isfinite().all())
+
+
+@every
+def test_zeros(op: Operator) -> None:
+    """A zero channel and all-zero tokens: finite value and gradient in every dtype (reliability.md D5)."""
+    for dtype in DTYPES:
+        (q, k, v), extras = draw(op, SHAPES["square"], dtype)
+        q[..., 0] = 0
+        k[..., 1] = 0
+        for inputs in (
+            (q, k, v),
+            (torch.zeros_like(q), k, v),
+            (torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)),
+        ):
+            leaves = [x.clone().requires_grad_() for x in inputs]
+            o = attend(*leaves, op=op, **extras)
+            o.float().sum().backward()
+            assert bool(o.isfinite().all())
+            assert all(bool(leaf.grad.isfinite().all()) for leaf in leaves if leaf.grad is not None)
+
+
+# Masks: masking is removal
+
+
+@every
+@each_dtype
+def test_masked_tokens_are_gone(op: Operator, dtype: torch.dtype) -> None:
+    """Norms, sums and other tokens' outputs as without them, whatever they hold; their own rows are 0 (reliability.md D9)."""
+    (q, k, v), extras = draw(op, SHAPES["square"], dtype)
+    keep = torch.rand(33) < 0.6
+    keep[0] = True
+    mask = keep.expand(2, -1)
+    expected = exact(op, (q[..., keep, :], k[..., keep, :], v[..., keep, :]), extras)
+    q, k, v = (x.masked_fill(~keep[:, None], float("nan")) for x in (q, k, v))
+    for backend in op.backends:
+        o = attend(q, k, v, op=op, mask=mask, query_mask=mask, backend=backend.name, **extras)
+        assert_near(o[..., keep, :], expected, backend.tolerance[dtype], backend.name)
+        assert not bool(o[..., ~keep, :].any())
+
+
+@every
+def test_masks_of_each_sample(op: Operator) -> None:
+    """One left, and none left: the latter gives 0 with a notice, and neither touches the other sample."""
+    call, extras = draw(op, SHAPES["square"], torch.float32)
+    mask = torch.zeros(2, 33, dtype=torch.bool)
+    mask[0, 7] = True
+    with pytest.warns(UserWarning, match="all its tokens masked"):
+        o = attend(*call, op=op, mask=mask, query_mask=mask, **extras)
+    assert_near(o[:1, :, 7:8], exact(op, tuple(x[:1, :, 7:8] for x in call), extras), 1e-6)  # type: ignore[arg-type]
+    assert not bool(o[1].any())
+
+
+@every
+def test_gradients_pass_no_mask(op: Operator) -> None:
+    call, extras = draw(op, SHAPES["square"])
+    mask = (torch.rand(2, 33) < 0.5).index_fill(1, torch.tensor([0]), value=True)
+    leaves = [x.requires_grad_() for x in call]
+    attend(*leaves, op=op, mask=mask, query_mask=mask, **extras).square().sum().backward()
+    for leaf in leaves:
+        assert leaf.grad is not None
+        assert not bool(leaf.grad.transpose(1, 2)[~mask].any())
+        assert bool(leaf.grad.transpose(1, 2)[mask].any())
+
+
+# Neighbours
+
+
+@every
+@each_dtype
+def test_batch_mates_change_nothing(op: Operator, dtype: torch.dtype) -> None:
+    """Bitwise, alone or among 2, 8 or 33, with a NaN image beside it (reliability.md D8)."""
+    call, extras = draw(op, (33, 2, 20, 20, 8, 8), dtype)
+    for x in call:
+        x[5] = float("nan")
+    whole = attend(*call, op=op, **extras)
+    for size in (1, 2, 8):
+        few = attend(*(x[:size] for x in call), op=op, **extras)
+        assert torch.equal(few.nan_to_num(7.0), whole[:size].nan_to_num(7.0))
+    assert bool(whole[6:].isfinite().all())
+
+
+@every
+def test_same_bits_twice(op: Operator) -> None:
+    """Same input, same bits, with one thread and with two (reliability.md D20)."""
+    call, extras = draw(op, (2, 2, 500, 500, 8, 8), torch.float32)
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        assert torch.equal(attend(*call, op=op, **extras), attend(*call, op=op, **extras))
+
+
+# Graphs
+
+
+class Module(torch.nn.Module):
+    def __init__(self, op: Operator, extras: dict[str, Any]) -> None:
+        super().__init__()
+        self.op, self.extras = op, extras
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attend(q, k, v, op=self.op, **self.extras)
+
+
+@every
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_compiles_into_one_graph(op: Operator, dynamic: bool) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(attend, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for shape in (SHAPES["square"], SHAPES["100"]):
+        call, extras = draw(op, shape, torch.float32)
+        leaves = [x.requires_grad_() for x in call]
+        o = compiled(*leaves, op=op.name, **extras)
+        assert_near(o, attend(*call, op=op, **extras), 1e-6)
+        o.sum().backward()
+        assert all(leaf.grad is not None for leaf in leaves)
+
+
+@every
+def test_exports_with_any_number_of_tokens(op: Operator) -> None:
+    """One graph without a branch on N serves every N, from one below the width per head up."""
+    call, extras = draw(op, (1, 2, 40, 40, 8, 8), torch.float32)
+    tokens = torch.export.Dim("tokens", min=2, max=4096)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        program = torch.export.export(Module(op, extras), call, dynamic_shapes=[{2: tokens}] * 3)
+    for length in (3, 40, 333):
+        other, _ = draw(op, (1, 2, length, length, 8, 8), torch.float32, seed=length)
+        assert_near(program.module()(*other), exact(op, other, extras), 1e-6, f"N={length}")
+
+
+# Options
+
+
+@every
+def test_options_are_checked(op: Operator) -> None:
+    call, extras = draw(op, SHAPES["short"])
+    with pytest.raises(UsageError, match="no option.* named 'colour'"):
+        attend(*call, op=op, colour="red", **extras)
+    for name, option in op.options.items():
+        assert option.accepts(option.default), name
+        with pytest.raises(UsageError, match=name):
+            attend(*call, op=op, **{name: object()}, **extras)
