@@ -156,6 +156,12 @@ class Operator:
     def __post_init__(self) -> None:
         assert (self.streaming is None) == bool(self.no_stream), f"{self.name}: a streaming form, or why there is none"
 
+    def __reduce__(self) -> tuple[Callable[[str], "Operator"], tuple[str]]:
+        """Copies and pickles of a model refer to the record by name: it holds functions, and there is one of it."""
+        from softless.attention.registry import get
+
+        return get, (self.name,)
+
     @property
     def backends(self) -> tuple[Backend, ...]:
         """Every backend, the preferred first and the reference last."""

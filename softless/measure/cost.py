@@ -65,11 +65,11 @@ def cost(model: nn.Module, input_size: int | tuple[int, ...] | None = None) -> C
     training, grad_modes = model.training, [parameter.requires_grad for parameter in model.parameters()]
     model.eval()
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True):
+        with FakeTensorMode(allow_non_fake_inputs=True) as fake:
             image = torch.empty(1, *size, dtype=first.dtype, device=first.device)
             with torch.no_grad(), FlopCounterMode(display=False) as flops, TranscendentalCounter() as counter:
                 model(image)
-            with _saved_bytes(model) as kept, torch.enable_grad():
+            with _saved_bytes(model, fake) as kept, torch.enable_grad():
                 model(image)
     finally:
         model.train(training)
@@ -110,22 +110,22 @@ def _size(model: nn.Module, given: int | tuple[int, ...] | None) -> tuple[int, i
 
 
 @contextlib.contextmanager
-def _saved_bytes(model: nn.Module) -> Iterator[list[int]]:
+def _saved_bytes(model: nn.Module, fake: FakeTensorMode) -> Iterator[list[int]]:
     """Bytes of distinct storages that autograd saves inside the block, those of parameters and buffers left out."""
-    owned = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
-    seen: set[int] = set()
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    owned = [fake.from_tensor(tensor) for tensor in (*model.parameters(), *model.buffers())]
+    seen = {tensor.untyped_storage()._cdata for tensor in owned}
     alive: list[Tensor] = []  # a freed storage's address may be given out again
     total = [0]
 
     def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if not isinstance(tensor, nn.Parameter) and storage._cdata not in owned | seen:
+        storage = fake.from_tensor(tensor).untyped_storage()
+        if storage._cdata not in seen:
             seen.add(storage._cdata)
             alive.append(tensor)
             total[0] += storage.nbytes()
         return tensor
 
-    for parameter in model.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         yield total

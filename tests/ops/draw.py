@@ -10,9 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
+import softless
 from softless.attention import OPERATORS, Operator
 
 Call = tuple[Tensor, Tensor, Tensor]
+
+attend: Any = softless.attend  # untyped, so that q, k and v can be passed as one
+attend_chunks: Any = softless.attention.attend_chunks
 
 every = pytest.mark.parametrize("op", OPERATORS.values(), ids=list(OPERATORS))
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

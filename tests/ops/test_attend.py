@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 import torch
 
-from softless import OPERATORS, BackendRefused, UsageError, attend
+from softless import OPERATORS, BackendRefused, UsageError
 from softless.attention import Backend
 from softless.attention.spec import Operator
+from tests.ops.draw import attend
 
 Q = torch.randn(2, 3, 10, 8)
 
@@ -53,5 +54,5 @@ def test_backends_say_why_they_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
         attend(Q, Q, Q, op=record, backend="picky")
     small = Q[..., :4]
     assert torch.equal(attend(small, small, small, op=record, backend="picky"), attend(small, small, small))
-    with pytest.raises(BackendRefused, match="no backend 'triton'. It has: eager, reference"):
+    with pytest.raises(BackendRefused, match=r"no backend 'triton'. It has: eager, reference"):
         attend(Q, Q, Q, backend="triton")

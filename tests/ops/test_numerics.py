@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from softless import PrecisionError, attend
-from softless.attention import OPERATORS, attend_chunks
+from softless import PrecisionError
+from softless.attention import OPERATORS
 from softless.attention.chunks import split
 from softless.attention.spec import Tokens
 from tests.ops.bars import truth
-from tests.ops.draw import FAMILIES, assert_near, draw, error, every, exact, family
+from tests.ops.draw import FAMILIES, assert_near, attend, attend_chunks, draw, error, every, exact, family
 
 LADDER = (1, 2, 49, 196, 4096, 65536)
 each_family = pytest.mark.parametrize("name", FAMILIES)
@@ -66,7 +66,7 @@ def test_float16_refuses_what_it_cannot_hold(options: dict[str, float]) -> None:
     """D3: a rule on shapes that names the three ways out; float32 output and bfloat16 are served."""
     limit = 2048 if not options else 512  # N^1.5 <= 2048^1.5 N / 4096
     q, k, v = family("gauss", limit, dtype=torch.float16)
-    assert attend(q, k, v, op="sima", **options).dtype == torch.float16  # type: ignore[arg-type]
+    assert attend(q, k, v, op="sima", **options).dtype == torch.float16
     q, k, v = family("gauss", 4096, dtype=torch.float16)
     with pytest.raises(PrecisionError, match=r"out_dtype=torch.float32, use bfloat16, or set token_scale=\"tokens\""):
         attend(q, k, v, op="sima", token_scale=40000.0 if options else None)

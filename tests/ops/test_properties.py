@@ -5,9 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from softless import attend
 from softless.attention import OPERATORS, Operator
-from tests.ops.draw import DTYPES, Call, assert_near, draw, every, exact
+from tests.ops.draw import DTYPES, Call, assert_near, attend, draw, every, exact
 
 BOUND = {
     torch.float64: 1e-11,

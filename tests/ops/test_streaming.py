@@ -7,11 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from softless import attend
-from softless.attention import OPERATORS, Operator, Tokens, attend_chunks
+from softless.attention import OPERATORS, Operator, Tokens
 from softless.attention.chunks import split
 from softless.errors import UsageError
-from tests.ops.draw import CROSS, DTYPES, assert_near, draw, every, exact
+from tests.ops.draw import CROSS, DTYPES, assert_near, attend, attend_chunks, draw, every, exact
 
 streamed = pytest.mark.parametrize("op", [op for op in OPERATORS.values() if op.streaming], ids=lambda op: op.name)
 

@@ -1,0 +1,257 @@
+"""Writes the generated blocks of README.md and docs/*.md.
+
+    python tools/tables.py            rewrite the blocks that are stale
+    python tools/tables.py --check    change nothing; exit 1 and name them
+
+A block stands between `<!-- generated: NAME (tools/tables.py) -->` and `<!-- end generated -->`. NAME is a function of BLOCKS, or
+`csv FILE [COLUMN ...] [COLUMN=VALUE ...]` for a table of benchmarks/FILE.csv: these columns of the rows that fit.
+"""
+
+import csv
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+BEGIN = re.compile(r"^<!-- generated: (?P<name>.+?) \(tools/tables\.py\) -->$", re.MULTILINE)
+END = "<!-- end generated -->"
+
+
+class BlockError(Exception):
+    """A block that cannot be written: the file, the block, why."""
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table; columns whose cells are all numbers are aligned to the right."""
+    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
+    numbers = [
+        bool(cells) and all(re.fullmatch(r"[-+]?[\d.,]+(e[-+]\d+)?( ?[%kMG])?|refused|", row[i]) for row in cells)
+        for i in range(len(head))
+    ]
+    rule = ["---:" if right else "---" for right in numbers]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [list(head), rule, *cells])
+
+
+def linked(paper: str) -> str:
+    """arXiv identifiers as links."""
+    return re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", paper)
+
+
+COST = {"N": "N", "N^2": "N²"}
+
+
+def operators() -> str:
+    """What a reader of the README wants to know of each operator; exponentials of one DeiT-S block at 224 x 224 (6 heads, 197 tokens of 64)."""
+    from softless.attention.registry import OPERATORS
+    from softless.attention.spec import Dims
+
+    block = Dims(B=1, H=6, N=197, M=197, D=64, E=64)
+    rows = [
+        (f"`{name}`", op.summary, COST[op.growth], f"{op.exps(block):,}", linked(op.paper))
+        for name, op in sorted(OPERATORS.items(), key=lambda item: (item[0] == "softmax", item[0]))
+    ]
+    head = ["operator", "what it is", "cost in tokens", "exponentials per block", "paper"]
+    return (
+        table(head, rows)
+        + "\n\nExponentials are those of the attention in one DeiT-S block at 224 × 224: 6 heads, 197 tokens, 64 channels each."
+    )
+
+
+def claims() -> str:
+    """What each operator claims; `tests/ops/test_contract.py` measures every cell."""
+    from softless.attention.registry import OPERATORS
+
+    def stream(op: Any) -> str:
+        return (
+            f"{op.sweeps} sweep{'s' * (op.sweeps > 1)}: {op.streaming.holds}" if op.streaming else f"no: {op.no_stream}"
+        )
+
+    rows = [
+        (
+            f"`{name}`",
+            f"{op.formula}",
+            op.normalises,
+            yes(op.equivariant),
+            yes(op.cross),
+            " ".join(op.masks),
+            stream(op),
+            ", ".join(f"`{option}`" for option in op.options),
+        )
+        for name, op in OPERATORS.items()
+    ]
+    return table(["operator", "formula", "normalises", "equivariant", "N ≠ M", "masks", "streaming", "options"], rows)
+
+
+def yes(claim: bool) -> str:
+    return "yes" if claim else "no"
+
+
+@cache
+def models() -> str:
+    """The registered models, each after its host as timm has it; counted for one image of 224 x 224 on the meta device, which holds no numbers."""
+    from softless.models import ENTRIES
+
+    hosts = {entry.variant.name: entry.variant.name for entry in ENTRIES.values()}
+    names = [
+        name
+        for host in hosts
+        for name in (host, *(e.name for e in ENTRIES.values() if e.variant.name == host and not e.alias_of))
+    ]
+    aliases = {entry.alias_of: f" or `{entry.name}`" for entry in ENTRIES.values() if entry.alias_of}
+    rows = [(f"`{name}`{aliases.get(name, '')}{' (timm)' * (name in hosts)}", *counted(name)) for name in names]
+    head = ["model", "parameters", "multiply-adds [G]", "exponentials: attention", "activations and positions"]
+    return (
+        table(head, rows)
+        + '\n\nCounted, not timed, for one image of 224 × 224. With `act="relu"` the last column is 0 for DeiT and the position table alone for XCiT.'
+    )
+
+
+def counted(name: str) -> tuple[str, str, str, str]:
+    """Parameters, multiply-adds, exponentials of the attention, and those of everything else."""
+    import torch
+
+    import softless
+
+    with torch.device("meta"):
+        model = softless.create_model(name)
+    cost = softless.cost(model, 224)
+    return f"{cost.parameters:,}", f"{cost.macs / 1e9:.3f}", f"{cost.exps:,}", f"{cost.activation_exps:,}"
+
+
+PROVENANCE = ("commit", "command", "machine", "threads", "versions", "date")
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a file of measurements."""
+    if not path.is_file():
+        raise BlockError(f"{path.name} is not in {path.parent.name}/")
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    if not rows:
+        raise BlockError(f"{path.name} has no rows")
+    return rows
+
+
+def origin(rows: Sequence[dict[str, str]]) -> str:
+    """Where the rows were measured, as a paragraph after their table."""
+    told = [f"{name} {', '.join(sorted({row[name] for row in rows}))}" for name in PROVENANCE if name in rows[0]]
+    return f"\n\nMeasured: {'; '.join(told)}." if told else ""
+
+
+def rounded(cell: str) -> str:
+    """Four significant digits of a number with a fraction; anything else as it is."""
+    try:
+        return f"{float(cell):.4g}" if re.search(r"\d[.e]", cell) else cell
+    except ValueError:
+        return cell
+
+
+def csv_table(path: Path, words: Sequence[str]) -> str:
+    """The columns asked for (or all but the provenance, which follows as one line), of the rows that every COLUMN=VALUE fits."""
+    rows = read_csv(path)
+    wanted = dict(word.split("=", 1) for word in words if "=" in word)
+    columns = [word for word in words if "=" not in word] or [
+        name for name in rows[0] if name not in PROVENANCE and name not in wanted
+    ]
+    if missing := [name for name in [*columns, *wanted] if name not in rows[0]]:
+        raise BlockError(f"{path.name} has no column {missing[0]}; it has {', '.join(rows[0])}")
+    rows = [row for row in rows if all(row[name] == value for name, value in wanted.items())]
+    if not rows:
+        raise BlockError(f"{path.name} has no row with {' and '.join(word for word in words if '=' in word)}")
+    return table(
+        [name.replace("_", " ") for name in columns], [[rounded(row[name]) for name in columns] for row in rows]
+    ) + origin(rows)
+
+
+def errors(root: Path = ROOT) -> str:
+    """The largest relative error of each form of each operator over the families of data (benchmarks/operators.csv)."""
+    rows = read_csv(root / "benchmarks" / "operators.csv")
+    lengths = sorted({int(row["tokens"]) for row in rows})
+    forms = dict.fromkeys(
+        (row["operator"], row["form"], row["options"], row["dtype"], row["out_dtype"]) for row in rows
+    )
+
+    def worst(form: tuple[str, ...], length: int) -> str:
+        here = [
+            row
+            for row in rows
+            if form == (row["operator"], row["form"], row["options"], row["dtype"], row["out_dtype"])
+            and int(row["tokens"]) == length
+        ]
+        measured = [float(row["error"]) for row in here if row["error"]]
+        return f"{max(measured):.1e}" if measured else "refused" if here else ""
+
+    shown = [
+        (
+            f"`{op}`",
+            f"{form} {options}".strip(),
+            f"{dtype} → {out}",
+            *(worst((op, form, options, dtype, out), n) for n in lengths),
+        )
+        for op, form, options, dtype, out in forms
+    ]
+    return table(["operator", "form", "dtype", *(f"N = {length:,}" for length in lengths)], shown) + origin(rows)
+
+
+BLOCKS: dict[str, Callable[[], str]] = {"operators": operators, "claims": claims, "models": models, "errors": errors}
+
+
+def render(name: str, root: Path) -> str:
+    """The text of a block."""
+    kind, *words = name.split()
+    if kind == "csv" and words:
+        return csv_table(root / "benchmarks" / f"{words[0]}.csv", words[1:])
+    if name not in BLOCKS:
+        raise BlockError(f"no such block; known: {', '.join(BLOCKS)}, csv FILE [COLUMN ...] [COLUMN=VALUE ...]")
+    return BLOCKS[name]()
+
+
+def rewritten(text: str, root: Path) -> tuple[str, list[str]]:
+    """The text with its blocks brought up to date, and the names of those that were stale."""
+    parts, stale, position = [], [], 0
+    while begin := BEGIN.search(text, position):
+        end = text.find(f"\n{END}", begin.end())
+        following = BEGIN.search(text, begin.end())
+        if end < 0 or (following and following.start() < end):
+            raise BlockError(f"block '{begin['name']}' has no '{END}'")
+        try:
+            new = f"\n{render(begin['name'], root)}"
+        except BlockError as error:
+            raise BlockError(f"block '{begin['name']}': {error}") from None
+        if text[begin.end() : end] != new:
+            stale.append(begin["name"])
+        parts += [text[position : begin.end()], new]
+        position = end
+    return "".join([*parts, text[position:]]), stale
+
+
+def main(arguments: list[str], root: Path = ROOT) -> int:
+    """Exit code: 0 when all is (or was brought) up to date, 1 for a stale block under --check, 2 for one that cannot be written."""
+    check, code = arguments == ["--check"], 0
+    if arguments and not check:
+        print(__doc__, file=sys.stderr)
+        return 2
+    for path in [root / "README.md", *sorted((root / "docs").glob("*.md"))]:
+        if not path.is_file():
+            continue
+        text, name = path.read_text(encoding="utf-8"), path.relative_to(root)
+        try:
+            new, stale = rewritten(text, root)
+        except BlockError as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            code = 2
+            continue
+        for block in stale:
+            print(f"{name}: block '{block}' " + ("is stale: make tables" if check else "rewritten"))
+        if stale and check:
+            code = code or 1
+        elif stale:
+            path.write_text(new, encoding="utf-8")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
