@@ -1,0 +1,180 @@
+"""Every registered model: forward, backward to every parameter, sizes, dtypes, state dict, golden numbers, and a control without attention."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import softless
+from softless.models import ENTRIES
+from tests.models.lively import lively, outputs, zeroed
+from tests.ops.draw import assert_near, error
+
+NAMES = [name for name, entry in ENTRIES.items() if entry.alias_of is None]
+every_model = pytest.mark.parametrize("name", NAMES)
+SMALL = {"depth": 2, "num_classes": 10}
+SIDE = {"deit": (64, 96), "xcit": (64, 96)}
+GOLDEN = Path(__file__).with_name("golden.json")
+
+
+def image(height: int = 64, width: int = 96, channels: int = 3) -> torch.Tensor:
+    return torch.randn(2, channels, height, width, generator=torch.Generator().manual_seed(3))
+
+
+def small(name: str) -> nn.Module:
+    """The named model at full width and two blocks: every part of it, at a cost that tests can pay."""
+    torch.manual_seed(0)
+    return lively(timm.create_model(name, **SMALL), image())
+
+
+def test_names_are_registered() -> None:
+    listed = timm.list_models("sima_*")
+    assert set(ENTRIES) <= set(listed)
+    assert {
+        "sima_deit_tiny_patch16_224",
+        "sima_deit_small_patch16_224",
+        "sima_deit_base_patch16_224",
+        "sima_xcit_tiny_12_p16_224",
+        "sima_xcit_small_12_p16_224",
+        "sima_xcit_tiny_12_p8_224",
+        "sima_small_12_p16",
+    } <= set(ENTRIES)
+    assert ENTRIES["sima_small_12_p16"].alias_of == "sima_xcit_small_12_p16_224"
+
+
+@every_model
+def test_forward_and_backward(name: str) -> None:
+    """At a size that is not square, every parameter gets a gradient that is finite and not zero."""
+    model = small(name).train()
+    logits = model(image())
+    assert logits.shape == (2, 10)
+    logits.square().sum().backward()
+    dead = [key for key, p in model.named_parameters() if p.grad is None or not bool(p.grad.any()) or not bool(p.grad.isfinite().all())]
+    assert dead == []
+
+
+@every_model
+def test_control_without_attention(name: str) -> None:
+    """The weights of these tests let the attention count: without it the logits are others, by far more than any tolerance here."""
+    model = small(name)
+    with torch.no_grad():
+        whole = model(image())
+        assert error(zeroed(copy.deepcopy(model))(image()), whole) > 0.1
+
+
+@every_model
+def test_state_dict_round_trip(name: str) -> None:
+    model = small(name)
+    other = timm.create_model(name, **SMALL).eval()
+    assert error(other(image()), model(image())) > 0.1
+    other.load_state_dict(copy.deepcopy(model.state_dict()))
+    assert other(image()).equal(model(image()))
+
+
+@every_model
+def test_golden_logits(name: str) -> None:
+    """A few logits from fixed weights, and the size of every attention branch; `python -m tests.models.golden` writes them anew."""
+    expected = json.loads(GOLDEN.read_text())[name]
+    model = small(name).double()
+    x = image().double()
+    with torch.no_grad():
+        assert_near(model(x)[0, :5], torch.tensor(expected["logits"], dtype=torch.float64), 2e-6)  # noqa: E501
+    for branch, out in outputs(model, x).items():
+        assert_near(out.square().mean().sqrt(), torch.tensor(expected["branches"][branch], dtype=torch.float64), 2e-6, branch)
+
+
+@every_model
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_dtypes(name: str, dtype: torch.dtype) -> None:
+    """`.half()`, `.bfloat16()`, `.double()` and autocast; each branch against the same rounded weights in float64."""
+    model = small(name).to(dtype)
+    x = image().to(dtype)
+    exact = copy.deepcopy(model).double()
+    bound = {torch.float16: 1e-2, torch.bfloat16: 6e-2, torch.float64: 1e-12}[dtype]
+    with torch.no_grad():
+        logits = model(x)
+    assert logits.dtype == dtype
+    assert_near(logits, exact(x.double()), 3 * bound, "logits")
+    for branch, out in outputs(model, x).items():
+        assert_near(out, outputs(exact, x.double())[branch], bound, branch)
+
+
+@every_model
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast(name: str, dtype: torch.dtype) -> None:
+    model = small(name)
+    exact = copy.deepcopy(model).double()
+    with torch.no_grad(), torch.autocast("cpu", dtype=dtype):
+        logits = model(image())
+    assert_near(logits, exact(image().double()), {torch.float16: 3e-2, torch.bfloat16: 2e-1}[dtype])
+
+
+@every_model
+def test_batch_mates(name: str) -> None:
+    """Alone, with others, or beside a NaN image: <= 1e-6 (reliability.md D8)."""
+    model = small(name)
+    x = image().repeat(4, 1, 1, 1) + torch.randn(8, 3, 64, 96)
+    x[5] = float("nan")
+    with torch.no_grad():
+        many = model(x)
+        for size in (1, 2):
+            assert_near(many[:size], model(x[:size]), 2e-6)
+    assert bool(many[6:].isfinite().all())
+
+
+@every_model
+def test_gradient_checkpointing(name: str) -> None:
+    model = small(name).train()
+    plain = torch.autograd.grad(model(image()).square().sum(), list(model.parameters()))
+    model.load_state_dict(small(name).state_dict())
+    model.set_grad_checkpointing()
+    kept = torch.autograd.grad(model(image()).square().sum(), list(model.parameters()))
+    for (key, _), a, b in zip(model.named_parameters(), plain, kept, strict=True):
+        assert_near(b, a, 1e-5, key)
+
+
+HOSTS = ["sima_deit_tiny_patch16_224", "sima_xcit_tiny_12_p16_224"]
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_compiles_into_one_graph(name: str) -> None:
+    torch._dynamo.reset()
+    model = small(name)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        assert_near(compiled(image()), model(image()), 1e-5)
+        assert_near(compiled(image(32, 48)), model(image(32, 48)), 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")  # inductor's own
+@pytest.mark.parametrize("name", HOSTS)
+def test_inductor(name: str) -> None:
+    torch._dynamo.reset()
+    model = small(name)
+    compiled = torch.compile(model, fullgraph=True)
+    with torch.no_grad():
+        assert_near(compiled(image()), model(image()), 1e-5)
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_exports_with_any_batch(name: str) -> None:
+    model = small(name)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(model, (image(),), dynamic_shapes=[{0: batch}])
+    x = torch.randn(5, 3, 64, 96)
+    with torch.no_grad():
+        assert_near(program.module()(x), model(x), 1e-5)
+
+
+def test_softless_and_timm_make_the_same() -> None:
+    for name in HOSTS:
+        torch.manual_seed(0)
+        a = timm.create_model(name, **SMALL)
+        torch.manual_seed(0)
+        b = softless.create_model(name, **SMALL)
+        assert all(x.equal(y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
