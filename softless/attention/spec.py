@@ -6,6 +6,7 @@ Tests, benchmarks, tables, the command line and the model names walk over these 
 
 # B batch, H heads, N query tokens, M key tokens, D features of q and k, E features of v
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -158,9 +159,7 @@ class Operator:
 
     def __reduce__(self) -> tuple[Callable[[str], "Operator"], tuple[str]]:
         """Copies and pickles of a model refer to the record by name: it holds functions, and there is one of it."""
-        from softless.attention.registry import get
-
-        return get, (self.name,)
+        return by_name, (self.name,)
 
     @property
     def backends(self) -> tuple[Backend, ...]:
@@ -171,3 +170,8 @@ class Operator:
     def sweeps(self) -> int | None:
         """Passes over the tokens that the streaming form takes, or None where there is none."""
         return len(self.streaming.sweeps) if self.streaming else None
+
+
+def by_name(name: str) -> Operator:
+    """The registered record; looked up late, since the registry imports the operators and they import this file."""
+    return importlib.import_module("softless.attention.registry").get(name)

@@ -41,7 +41,8 @@ def outputs(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
     """What every attention branch adds, before layer scale and drop path."""
     found: dict[str, Tensor] = {}
     hooks = [
-        module.register_forward_hook(lambda _, __, out, name=name: found.__setitem__(name, out.detach())) for name, module in branches(model).items()
+        module.register_forward_hook(lambda _, __, out, name=name: found.__setitem__(name, out.detach()))
+        for name, module in branches(model).items()
     ]
     try:
         with torch.no_grad():

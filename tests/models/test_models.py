@@ -3,11 +3,11 @@
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
-from torch import nn
 
 import softless
 from softless.models import ENTRIES
@@ -16,8 +16,7 @@ from tests.ops.draw import assert_near, error
 
 NAMES = [name for name, entry in ENTRIES.items() if entry.alias_of is None]
 every_model = pytest.mark.parametrize("name", NAMES)
-SMALL = {"depth": 2, "num_classes": 10}
-SIDE = {"deit": (64, 96), "xcit": (64, 96)}
+SMALL: dict[str, Any] = {"depth": 2, "num_classes": 10}
 GOLDEN = Path(__file__).with_name("golden.json")
 
 
@@ -25,7 +24,7 @@ def image(height: int = 64, width: int = 96, channels: int = 3) -> torch.Tensor:
     return torch.randn(2, channels, height, width, generator=torch.Generator().manual_seed(3))
 
 
-def small(name: str) -> nn.Module:
+def small(name: str) -> Any:
     """The named model at full width and two blocks: every part of it, at a cost that tests can pay."""
     torch.manual_seed(0)
     return lively(timm.create_model(name, **SMALL), image())
@@ -53,7 +52,11 @@ def test_forward_and_backward(name: str) -> None:
     logits = model(image())
     assert logits.shape == (2, 10)
     logits.square().sum().backward()
-    dead = [key for key, p in model.named_parameters() if p.grad is None or not bool(p.grad.any()) or not bool(p.grad.isfinite().all())]
+    dead = [
+        key
+        for key, p in model.named_parameters()
+        if p.grad is None or not bool(p.grad.any()) or not bool(p.grad.isfinite().all())
+    ]
     assert dead == []
 
 
@@ -82,9 +85,11 @@ def test_golden_logits(name: str) -> None:
     model = small(name).double()
     x = image().double()
     with torch.no_grad():
-        assert_near(model(x)[0, :5], torch.tensor(expected["logits"], dtype=torch.float64), 2e-6)  # noqa: E501
+        assert_near(model(x)[0, :5], torch.tensor(expected["logits"], dtype=torch.float64), 2e-6)
     for branch, out in outputs(model, x).items():
-        assert_near(out.square().mean().sqrt(), torch.tensor(expected["branches"][branch], dtype=torch.float64), 2e-6, branch)
+        assert_near(
+            out.square().mean().sqrt(), torch.tensor(expected["branches"][branch], dtype=torch.float64), 2e-6, branch
+        )
 
 
 @every_model
@@ -151,7 +156,9 @@ def test_compiles_into_one_graph(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")  # inductor's own
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
+)  # inductor's own
 @pytest.mark.parametrize("name", HOSTS)
 def test_inductor(name: str) -> None:
     torch._dynamo.reset()

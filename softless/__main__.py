@@ -1,0 +1,5 @@
+import sys
+
+from softless.cli.main import main
+
+sys.exit(main())

@@ -1,0 +1,69 @@
+"""`softless bench`: measured comparisons."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from softless.errors import UsageError
+
+TAKES = {
+    "twins": {"recipe", "op", "seeds", "out", "overwrite", "resume", "record", "device"},
+    "compare": {"recipe", "ops", "seeds", "out", "overwrite", "resume", "record", "device"},
+    "operators": {"ops", "long", "record"},
+}
+
+
+def bench(
+    what: Literal["twins", "compare", "operators"],
+    *,
+    recipe: str = "digits",
+    op: str | None = None,
+    ops: Sequence[str] = (),
+    seeds: int = 1,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    record: bool = False,
+    long: bool = False,
+    device: str = "auto",
+) -> Any:
+    """Measure: a model against its softmax twin, several operators in one recipe, or the operators' numbers.
+
+    twins      trains a recipe with its own operator and with softmax, everything else alike, and writes out/report.html
+    compare    the same with any list of operators (--ops); the last one named, or softmax, is what the others are compared with
+    operators  value errors of every operator, backend and dtype against float64, from 1 to 65,536 tokens
+
+    Args:
+        what: twins, compare or operators.
+        recipe: what to train.
+        op: the operator beside softmax in twins; the recipe's own by default.
+        ops: operators for compare and operators.
+        seeds: how many, for twins and compare.
+        out: folder for runs and report.
+        overwrite: delete the runs that the folder holds.
+        resume: keep finished runs and continue those that were stopped.
+        record: also write the rows to benchmarks/ of the repository.
+        long: operators also at a million tokens (some minutes, 6 GB).
+        device: auto, cpu, cuda, mps (twins and compare).
+
+    Raises:
+        UsageError: an unknown name, an option that this comparison does not have, or a folder that already holds runs.
+    """
+    given: dict[str, Any] = {"recipe": recipe, "op": op, "ops": ops, "seeds": seeds, "out": out, "overwrite": overwrite, "resume": resume,
+             "record": record, "long": long, "device": device}  # fmt: skip
+    standard = {"recipe": "digits", "seeds": 1, "device": "auto"}
+    unused = sorted(
+        name for name, value in given.items() if name not in TAKES[what] and value != standard.get(name) and value
+    )
+    if unused:
+        raise UsageError(
+            f"bench {what} has no use for {', '.join(f'--{name}' for name in unused)}: leave {'it' if len(unused) == 1 else 'them'} out"
+        )
+    options = {name: value for name, value in given.items() if name in TAKES[what]}
+    if what == "operators":
+        from softless.benching.operators import operators
+
+        return operators(**options)
+    from softless.benching import compare, twins
+
+    return twins(**options) if what == "twins" else compare(**options)

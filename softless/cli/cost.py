@@ -1,0 +1,46 @@
+"""`softless cost`: what one forward pass of a model costs, counted."""
+
+from pathlib import Path
+
+from torch import nn
+
+from softless.measure import Cost
+from softless.measure import cost as count
+
+
+def cost(model: str, input_size: int | None = None, *, height: int | None = None, width: int | None = None, op: str | None = None, act: str | None = None) -> Cost:  # fmt: skip
+    """Count parameters, multiply-adds, exponentials and memory of one forward pass of one image.
+
+    Nothing is computed, so any size is counted in a moment. The Python function softless.cost(model, input_size) takes a module.
+
+    Args:
+        model: the name of a model, or the folder of a run.
+        input_size: side of the image in pixels; the model's own size without it.
+        height: of an image that is not square, with width.
+        width: of an image that is not square, with height.
+        op: operator for a host (`softless cost deit_small_patch16_224 --op sima`).
+        act: activation: gelu, relu, hard_swish or silu.
+
+    Raises:
+        UsageError: unknown model, operator or activation, a size the model refuses, height without width.
+    """
+    from softless.errors import UsageError
+
+    if (height is None) != (width is None) or (height is not None and input_size is not None):
+        raise UsageError("give --input-size for a square image, or --height and --width together")
+    size = (height, width) if height is not None and width is not None else input_size
+    return count(_model(model, op, act), size)
+
+
+def _model(model: str, op: str | None, act: str | None) -> nn.Module:
+    from softless.errors import UsageError
+    from softless.evaluation import load_run
+    from softless.models import create_model
+
+    if not Path(model).is_dir():
+        return create_model(model, op=op, act=act)
+    if op or act:
+        raise UsageError(
+            f"'{model}' is a run: its operator and activation are its own; --op and --act go with the name of a model"
+        )
+    return load_run(model).model

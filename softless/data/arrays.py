@@ -1,0 +1,149 @@
+"""Images that come as arrays: scikit-learn's handwritten digits, and npz files with MedMNIST's keys."""
+
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from softless.data.samples import ArraySamples
+from softless.errors import DataError, MissingExtra
+
+DIGITS_TEST_FRACTION = 0.2
+DIGITS_SPLIT_SEED = 0
+
+_ORGANS = (
+    "bladder", "femur-left", "femur-right", "heart", "kidney-left", "kidney-right", "liver", "lung-left", "lung-right",
+    "pancreas", "spleen",
+)  # fmt: skip
+MEDMNIST_CLASSES: dict[str, tuple[str, ...]] = {  # MedMNIST's info.py; the files themselves hold numbers only
+    "bloodmnist": (
+        "basophil", "eosinophil", "erythroblast", "immature granulocytes", "lymphocyte", "monocyte", "neutrophil",
+        "platelet",
+    ),
+    "breastmnist": ("malignant", "normal or benign"),
+    "octmnist": ("choroidal neovascularization", "diabetic macular edema", "drusen", "normal"),
+    "organamnist": _ORGANS,
+    "organcmnist": _ORGANS,
+    "organsmnist": _ORGANS,
+    "pathmnist": (
+        "adipose", "background", "debris", "lymphocytes", "mucus", "smooth muscle", "normal colon mucosa",
+        "cancer-associated stroma", "colorectal adenocarcinoma epithelium",
+    ),
+    "pneumoniamnist": ("normal", "pneumonia"),
+}  # fmt: skip
+
+
+def digits_parts(channels: int) -> tuple[dict[str, ArraySamples], tuple[str, ...]]:
+    """The 1,797 handwritten digits of scikit-learn, 8 x 8 grey, cut into 1,437 to train on and 360 to test.
+
+    The cut is `train_test_split(range(1797), test_size=0.2, stratify=target, random_state=0)` whatever the seed of a
+    run, so anyone can make the same test split. Grey levels 0..16 become 0..255.
+    """
+    try:
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+    except ImportError as error:
+        raise MissingExtra("scikit-learn", "train") from error
+    digits = load_digits()
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    every = ArraySamples(images, digits.target, channels)
+    train, test = train_test_split(
+        np.arange(len(images)),
+        test_size=DIGITS_TEST_FRACTION,
+        stratify=digits.target,
+        random_state=DIGITS_SPLIT_SEED,
+    )
+    return {"train": every.take(train), "test": every.take(test)}, tuple(str(d) for d in digits.target_names)
+
+
+def npz_parts(path: str | Path, channels: int) -> tuple[dict[str, ArraySamples], tuple[str, ...]]:
+    """The splits of an npz file with MedMNIST's keys: `{train,val,test}_images` and `_labels`; val and test optional.
+
+    Images are uint8 (n, H, W) or (n, H, W, C), labels (n,) or (n, 1) whole numbers from 0. A file with one of
+    MedMNIST's names gets that set's class names, any other the numbers. `path` may be a folder with one npz file.
+
+    Raises:
+        DataError: no such file, keys missing, other types or shapes, labels of several columns, or a class of the
+            training labels without images.
+    """
+    file = _npz_file(path)
+    arrays = _read_npz(file)
+    parts = {part: _part(file, arrays, part, channels) for part in ("train", "val", "test") if _given(arrays, part)}
+    if "train" not in parts:
+        raise DataError(
+            f"{file} has no train_images and train_labels; it holds {', '.join(sorted(arrays)) or 'nothing'}"
+        )
+    count = _count_classes(file, parts)
+    named = MEDMNIST_CLASSES.get(file.stem.lower().partition("_")[0], ())
+    return parts, named if len(named) == count else tuple(str(i) for i in range(count))
+
+
+def _npz_file(path: str | Path) -> Path:
+    file = Path(path).expanduser()
+    if not file.exists():
+        raise DataError(f"no npz file at {file}")
+    if file.is_dir():
+        found = sorted(file.glob("*.npz"))
+        if len(found) != 1:
+            listed = ", ".join(f.name for f in found[:10]) or "none"
+            raise DataError(f"{file} must hold exactly one npz file, and it holds {listed}: name the file itself")
+        return found[0]
+    return file
+
+
+def _read_npz(file: Path) -> dict[str, np.ndarray]:
+    try:
+        # numpy 2.4 leaves the file open when it is no whole archive, so it is opened here
+        with file.open("rb") as handle, np.load(handle, allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files}
+    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        raise DataError(f"cannot read {file} as an npz file of plain arrays: {error}") from error
+
+
+def _given(arrays: dict[str, np.ndarray], part: str) -> bool:
+    return f"{part}_images" in arrays or f"{part}_labels" in arrays
+
+
+def _part(file: Path, arrays: dict[str, np.ndarray], part: str, channels: int) -> ArraySamples:
+    missing = [key for key in (f"{part}_images", f"{part}_labels") if key not in arrays]
+    if missing:
+        raise DataError(f"{file} lacks {missing[0]}: images and labels come in pairs")
+    images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
+    if images.dtype != np.uint8:
+        raise DataError(
+            f"{file}: {part}_images are {images.dtype}, and only uint8 pixels are read; scale them to 0..255"
+        )
+    if images.ndim not in {3, 4} or not images.size:
+        raise DataError(f"{file}: {part}_images have shape {images.shape}; expected (n, H, W) or (n, H, W, C), n > 0")
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        raise DataError(
+            f"{file}: {part}_labels have {labels.shape[1]} columns; one label per image is read, not several"
+        )
+    labels = labels.reshape(-1)
+    if len(labels) != len(images):
+        raise DataError(f"{file}: {len(images)} {part}_images and {len(labels)} {part}_labels: the counts must agree")
+    if labels.dtype.kind not in "biu" or labels.astype(np.int64).min() < 0:
+        raise DataError(f"{file}: {part}_labels must be whole numbers from 0, and they are {_what(labels)}")
+    return ArraySamples(images, labels.astype(np.int64), channels, [f"{part}/{i}" for i in range(len(images))])
+
+
+def _what(labels: np.ndarray) -> str:
+    return str(labels.dtype) if labels.dtype.kind not in "biu" else f"as low as {labels.min()}"
+
+
+def _count_classes(file: Path, parts: dict[str, ArraySamples]) -> int:
+    found = {part: set(samples.targets.tolist()) for part, samples in parts.items()}
+    count = max(found["train"]) + 1
+    if count < 2:
+        raise DataError(f"{file}: train_labels hold only one class; a classifier needs at least two")
+    _refuse_classes(file, "has no training images of class", sorted(set(range(count)) - found["train"]))
+    for part, labels in found.items():
+        _refuse_classes(file, f"{part}_labels hold classes unknown to train_labels:", sorted(labels - found["train"]))
+        _refuse_classes(file, f"{part}_labels lack classes of train_labels:", sorted(found["train"] - labels))
+    return count
+
+
+def _refuse_classes(file: Path, problem: str, labels: Sequence[int]) -> None:
+    if labels:
+        raise DataError(f"{file}: {problem} {', '.join(str(label) for label in labels[:10])}")

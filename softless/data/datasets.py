@@ -1,0 +1,155 @@
+"""From a recipe's `data` to three lists of labelled images: train, validation, test."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from softless.data.arrays import digits_parts, npz_parts
+from softless.data.folder import folder_parts
+from softless.data.progress import track
+from softless.data.samples import ArraySamples, Samples
+from softless.errors import DataError, UsageError, unknown
+
+if TYPE_CHECKING:  # training lies above data: its recipe is read here by its field names only
+    from softless.training.recipe import DataSpec
+
+MEASURED_IMAGES = 1000  # at most so many files are decoded to measure mean and std
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A data set, cut: `mean` and `std` are per channel, of pixels scaled to 0..1; `test` may be absent."""
+
+    train: Samples
+    val: Samples
+    test: Samples | None
+    classes: tuple[str, ...]
+    in_chans: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    fingerprint: dict[str, Any]  # says whether two runs saw the same images; holds no path
+
+
+def open_splits(spec: "DataSpec", seed: int) -> Splits:
+    """Open the source that `spec` names and cut it.
+
+    Where the source has no validation part, `spec.val_fraction` of the training part is cut off per class, drawn by
+    `seed`. A source without a test part has `test=None`. `spec.limit` thins the training part alone, per class.
+
+    Raises:
+        DataError: whatever is wrong with the data, with its path.
+        UsageError: a field of `spec` that cannot be used.
+    """
+    parts, classes = open_parts(spec)
+    train = parts["all"] if "all" in parts else parts["train"]
+    val = parts.get("val")
+    if val is None:
+        kept, cut = stratified_cut(train.targets, spec.val_fraction, seed)
+        train, val = train.take(kept), train.take(cut)
+    if spec.limit is not None:
+        train = train.take(_thinned(train.targets, spec.limit, seed))
+    mean, std = _scaling(spec, train)
+    test = parts.get("test")
+    fingerprint = _fingerprint(spec.source, classes, {"train": train, "val": val, "test": test})
+    return Splits(train, val, test, classes, spec.in_chans, mean, std, fingerprint)
+
+
+def open_parts(spec: "DataSpec") -> tuple[dict[str, Samples], tuple[str, ...]]:
+    """What the source holds before anything is cut: {"train", "val"?, "test"?}, or {"all"}; and the class names."""
+    if spec.in_chans < 1:
+        raise UsageError(f"data.in_chans={spec.in_chans}: images have at least one channel")
+    if spec.source == "digits":
+        digits, names = digits_parts(spec.in_chans)
+        return dict(digits), names
+    if spec.source not in {"folder", "npz"}:
+        raise unknown("data source", spec.source, ("digits", "folder", "npz"))
+    if not spec.path:
+        raise DataError(f"the data source '{spec.source}' needs a path: give --data PATH or set data.path=PATH")
+    parts, classes = (folder_parts if spec.source == "folder" else npz_parts)(spec.path, spec.in_chans)
+    return dict(parts), classes
+
+
+def stratified_cut(targets: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted positions (kept, cut off): of each class `fraction`, rounded, but one image at least stays.
+
+    Raises:
+        UsageError: the fraction is not between 0 and 1.
+        DataError: so few images that nothing would be cut off.
+    """
+    if not 0 < fraction < 1:
+        raise UsageError(f"data.val_fraction={fraction}: the share cut off for validation lies between 0 and 1")
+    rng = np.random.default_rng(seed)
+    cut = []
+    for label in np.unique(targets):
+        members = rng.permutation(np.flatnonzero(targets == label))
+        cut.append(members[: min(round(fraction * len(members)), len(members) - 1)])
+    off = np.sort(np.concatenate(cut))
+    if not len(off):
+        raise DataError(
+            f"{len(targets)} training images in {len(cut)} classes leave none for validation at "
+            f"data.val_fraction={fraction}: add images, a val folder, or raise the fraction"
+        )
+    return np.setdiff1d(np.arange(len(targets)), off), off
+
+
+def pixel_statistics(samples: Samples) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel over pixels scaled to 0..1, each image counting alike.
+
+    Of more than 1,000 images in files, 1,000 spread evenly over the list are read.
+
+    Raises:
+        DataError: a channel is constant, so that it cannot be scaled to unit deviation.
+    """
+    count = len(samples) if isinstance(samples, ArraySamples) else min(len(samples), MEASURED_IMAGES)
+    chosen = np.linspace(0, len(samples) - 1, count).round().astype(int)
+    total = np.zeros((2, samples.channels))
+    for index in track(chosen, count, "measuring mean and std"):
+        pixels = np.asarray(samples.image(int(index)), dtype=np.float64).reshape(-1, samples.channels) / 255
+        total += np.stack([pixels.mean(0), np.square(pixels).mean(0)])
+    mean, square = total / count
+    std = np.sqrt(np.maximum(square - mean**2, 0))
+    if (std < 1e-4).any():
+        raise DataError(
+            f"channel {int(np.argmin(std))} of the training images is constant: the images carry nothing there; "
+            "check them, or set data.mean and data.std"
+        )
+    return tuple(round(float(x), 6) for x in mean), tuple(round(float(x), 6) for x in std)
+
+
+def _scaling(spec: "DataSpec", train: Samples) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    if (spec.mean is None) != (spec.std is None):
+        raise UsageError("set data.mean and data.std together, or neither to have them measured on the training images")
+    if spec.mean is None or spec.std is None:
+        return pixel_statistics(train)
+    for field, values in (("mean", spec.mean), ("std", spec.std)):
+        if len(values) != spec.in_chans:
+            raise UsageError(f"data.{field} has {len(values)} numbers for data.in_chans={spec.in_chans} channels")
+    return tuple(spec.mean), tuple(spec.std)
+
+
+def _thinned(targets: np.ndarray, limit: int, seed: int) -> np.ndarray:
+    """At most `limit` positions, as even over the classes as their sizes allow: round by round, one of each class."""
+    if limit < 1:
+        raise UsageError(f"data.limit={limit}: keep at least one training image, or none for no limit")
+    rng = np.random.default_rng(seed)
+    shuffled = rng.permutation(len(targets))
+    turn = np.empty(len(targets), dtype=np.int64)  # which member of its class each image is
+    for label in np.unique(targets):
+        members = shuffled[targets[shuffled] == label]
+        turn[members] = np.arange(len(members))
+    return np.sort(shuffled[np.argsort(turn[shuffled], kind="stable")][:limit])
+
+
+def _fingerprint(source: str, classes: tuple[str, ...], parts: dict[str, Samples | None]) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for part, samples in parts.items():
+        digest.update(part.encode())
+        if samples is not None:
+            digest.update("\n".join(samples.name(i) for i in range(len(samples))).encode(errors="surrogateescape"))
+            digest.update(samples.targets.tobytes())
+            if isinstance(samples, ArraySamples):
+                digest.update(np.ascontiguousarray(samples.images).tobytes())
+    counts = {part: 0 if samples is None else len(samples) for part, samples in parts.items()}
+    return {"source": source, "classes": len(classes), **counts, "sha256": digest.hexdigest()}

@@ -1,0 +1,153 @@
+"""Images in class folders: `root/{train,val,test}/class/*`, or `root/class/*` alone.
+
+`val` and `test` may be absent. Classes are the sorted folder names of the training part, and every other part must have
+exactly these: an index never shifts because a folder is missing. Sub-folders of a class belong to it.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from softless.data.images import IMAGE_TYPES
+from softless.data.notices import notice
+from softless.data.samples import FileSamples
+from softless.errors import DataError
+
+PARTS = ("train", "val", "test")
+_LAYOUT = "expected root/{train,val,test}/class/images, or root/class/images"
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What one folder of class folders holds: files per class relative to the folder, and what was passed over."""
+
+    files: dict[str, list[str]]
+    other: int  # files that are no images by their ending
+    hidden: int  # files and folders whose name starts with a dot
+
+
+def folder_parts(path: str | Path, channels: int) -> tuple[dict[str, FileSamples], tuple[str, ...]]:
+    """The parts a data folder holds ({"train", "val", "test"}, or {"all"} for class folders alone) and the class names.
+
+    Raises:
+        DataError: the folder is missing, a file or empty; there is only one class; a class has no images; class
+            names differ between parts, or differ only in case.
+    """
+    root = existing_folder(path)
+    if not _has_parts(root):
+        scan = _scan(root)
+        return {"all": _samples(root, "", scan, channels)}, tuple(scan.files)
+    _report_unused(root)
+    scans = {part: _scan(root / part) for part in PARTS if (root / part).is_dir()}
+    classes = tuple(scans["train"].files)
+    for part, scan in scans.items():
+        check_classes(classes, tuple(scan.files), f"{root / 'train'}", f"{root / part}")
+    return {part: _samples(root, part, scan, channels) for part, scan in scans.items()}, classes
+
+
+def existing_folder(path: str | Path) -> Path:
+    """The path as a folder.
+
+    Raises:
+        DataError: it does not exist, or is a file.
+    """
+    root = Path(path).expanduser()
+    if not root.exists():
+        raise DataError(f"no data folder at {root}: {_LAYOUT}")
+    if not root.is_dir():
+        raise DataError(f"{root} is a file, not a folder: {_LAYOUT}")
+    return root
+
+
+def check_classes(expected: tuple[str, ...], found: tuple[str, ...], there: str, here: str) -> None:
+    """Raise a DataError listing missing and extra classes unless both have the same names in the same order."""
+    if expected == found:
+        return
+    missing = [name for name in expected if name not in found]
+    extra = [name for name in found if name not in expected]
+    lists = "; ".join(
+        f"{kind}: {', '.join(names[:10])}{' …' if len(names) > 10 else ''}"
+        for kind, names in (("missing", missing), ("extra", extra))
+        if names
+    )
+    raise DataError(
+        f"the classes of {here} are not those of {there} ({lists or 'same names in another order'}): they must be the same"
+    )
+
+
+def image_files(root: Path) -> tuple[list[str], int, int]:
+    """All images below a folder as sorted relative paths, the number of other files, and of hidden entries."""
+    files: list[str] = []
+    other = hidden = 0
+    for folder, folders, names in os.walk(root):  # does not follow links, so a loop of links ends
+        hidden += sum(name.startswith(".") for name in (*folders, *names))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in names:
+            if name.startswith("."):
+                continue
+            if Path(name).suffix.lower() in IMAGE_TYPES:
+                files.append((Path(folder) / name).relative_to(root).as_posix())
+            else:
+                other += 1
+    return sorted(files), other, hidden
+
+
+def report_passed_over(root: Path, other: int, hidden: int) -> None:
+    """Say once how many files were not read, and why."""
+    if other:
+        notice(
+            f"{root}: {other} files are not images by their ending and are not read ({', '.join(sorted(IMAGE_TYPES))})"
+        )
+    if hidden:
+        notice(f"{root}: {hidden} hidden files or folders (name starts with a dot) are not read")
+
+
+def _has_parts(root: Path) -> bool:
+    """Whether root/train holds folders. With files in it, it is a class of that name (a set of vehicles, say)."""
+    if (root / "train").is_dir():
+        return any(entry.is_dir() for entry in (root / "train").iterdir()) or not any((root / "train").iterdir())
+    parts = [part for part in PARTS if (root / part).is_dir() and any(e.is_dir() for e in (root / part).iterdir())]
+    if parts:
+        raise DataError(f"{root} has {' and '.join(parts)} but no train: {_LAYOUT}")
+    return False
+
+
+def _report_unused(root: Path) -> None:
+    unused = sorted(e.name for e in root.iterdir() if e.is_dir() and e.name not in PARTS and not e.name.startswith("."))
+    if unused:
+        notice(f"{root}: the folders {', '.join(unused)} beside train are not read (splits are named train, val, test)")
+
+
+def _scan(root: Path) -> Scan:
+    folders = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not folders:
+        raise DataError(f"{root} holds no class folders: {_LAYOUT}")
+    if len(folders) == 1:
+        raise DataError(f"{root} holds only one class ('{folders[0]}'): a classifier needs at least two class folders")
+    _refuse_case_clash(root, folders)
+    files, other, hidden = {}, 0, 0
+    for name in folders:
+        found, others, dots = image_files(root / name)
+        files[name], other, hidden = [f"{name}/{file}" for file in found], other + others, hidden + dots
+    empty = [name for name, found in files.items() if not found]
+    if empty:
+        raise DataError(
+            f"no images in {', '.join(str(root / name) for name in empty[:10])}: every class folder must hold at least one "
+            f"({', '.join(sorted(IMAGE_TYPES))}); remove the folder or fill it"
+        )
+    report_passed_over(root, other, hidden)
+    return Scan(files, other, hidden)
+
+
+def _refuse_case_clash(root: Path, folders: list[str]) -> None:
+    seen: dict[str, str] = {}
+    for name in folders:
+        twin = seen.setdefault(name.casefold(), name)
+        if twin != name:
+            raise DataError(f"{root}: the classes '{twin}' and '{name}' differ only in case; rename or merge them")
+
+
+def _samples(root: Path, part: str, scan: Scan, channels: int) -> FileSamples:
+    files = [f"{part}/{file}" if part else file for found in scan.files.values() for file in found]
+    targets = [index for index, found in enumerate(scan.files.values()) for _ in found]
+    return FileSamples(root, files, targets, channels)

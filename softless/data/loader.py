@@ -1,0 +1,219 @@
+"""Batches whose content depends on (seed, epoch, index) alone: not on workers, ranks, or what ran before.
+
+An epoch is a sequence of *positions*: position p stands for image p % n in its copy p // n, so that each copy of repeated
+augmentation draws its own randomness.
+"""
+
+import random
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from softless.data.samples import Samples
+from softless.data.transforms import Pipeline
+from softless.errors import UsageError
+
+CACHE_BYTES = 512 * 2**20  # decoded images are kept up to this size, over all workers of a loader
+_MASK = 2**64 - 1
+
+
+class TransformedSamples(Dataset[tuple[torch.Tensor, int]]):
+    """(tensor, class) of each position, its randomness drawn from (seed, epoch, position) alone.
+
+    Python's, numpy's and torch's generators are seeded for the call and restored after it.
+
+    What the pipeline does alike in every epoch (decoding; resizing where no random crop follows; everything in
+    evaluation) is kept in memory until `cache_bytes` are full; images beyond are decoded each time. The values are the
+    same either way: nothing is kept in a reduced form that the uncached path would not also use.
+    """
+
+    def __init__(self, samples: Samples, transform: Pipeline, seed: int = 0, *, cache_bytes: int = CACHE_BYTES) -> None:
+        self.samples, self.transform, self.seed = samples, transform, seed
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by workers that outlive an epoch
+        self._room = cache_bytes
+        self._cache: dict[int, Any] = {}
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch that the randomness derives from, in this process and its workers."""
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, position: int) -> tuple[torch.Tensor, int]:
+        return self.__getitems__([position])[0]
+
+    def __getitems__(self, positions: Sequence[int]) -> list[tuple[torch.Tensor, int]]:
+        if self.transform.fixed:
+            return [self._item(position) for position in positions]
+        epoch = int(self._epoch)
+        items = []
+        with generators_restored():
+            for position in positions:
+                seed_generators(self.seed, epoch, position)
+                items.append(self._item(position))
+        return items
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cache": {}}  # a worker started afresh decodes for itself
+
+    def _item(self, position: int) -> tuple[torch.Tensor, int]:
+        index = position % len(self.samples)
+        return self.transform.finish(self._prepared(index)), int(self.samples.targets[index])
+
+    def _prepared(self, index: int) -> Any:
+        if index in self._cache:
+            return self._cache[index]
+        prepared = self.transform.prepare(self.samples.image(index))
+        size = _bytes(prepared)
+        if size <= self._room:
+            self._room -= size
+            self._cache[index] = prepared
+        return prepared
+
+
+class EpochOrder(Sampler[list[int]]):
+    """Batches of positions for one rank; the order derives from (seed, epoch).
+
+    The global order is a permutation of the images, each `repeats` times in a row, cut to the n // batch whole batches
+    of an epoch of n images. Rank r takes every world-th position of each global batch, so copies of an image land on
+    different ranks, and any number of ranks sees the same global batches. With one rank and `repeats=3` this is DeiT's
+    RASampler; that one also rounds n down to a multiple of 256 before batches are formed.
+
+    Args:
+        batch: images per step over all ranks.
+
+    Raises:
+        UsageError: fewer images than a batch, or a batch that does not divide among the ranks.
+    """
+
+    def __init__(self, n: int, batch: int, seed: int = 0, rank: int = 0, world: int = 1, repeats: int = 1) -> None:
+        if batch < 1 or repeats < 1:
+            raise UsageError(f"batch_size={batch}, augment.repeats={repeats}: both must be at least 1")
+        if batch % world:
+            raise UsageError(
+                f"batch_size={batch} does not divide among {world} processes: choose a multiple of {world}"
+            )
+        if n < batch:
+            raise UsageError(f"batch_size={batch} is more than the {n} training images: set batch_size={n} or less")
+        self.n, self.batch, self.seed, self.rank, self.world, self.repeats = n, batch, seed, rank, world, repeats
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch that the order derives from."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.n // self.batch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = self.positions()
+        for start in range(0, len(self) * self.batch, self.batch):
+            yield order[start + self.rank : start + self.batch : self.world].tolist()
+
+    def positions(self) -> np.ndarray:
+        """The global order of this epoch: positions index + n * copy, (len(self) * batch,)."""
+        images = np.random.default_rng((self.seed, self.epoch)).permutation(self.n)
+        used = len(self) * self.batch
+        first = images[: -(-used // self.repeats)]
+        copies = first[:, None] + self.n * np.arange(self.repeats)
+        return copies.reshape(-1)[:used]
+
+
+class EpochLoader(DataLoader[Any]):
+    """A DataLoader of (images (B, C, S, S), targets (B,)) that is told the epoch before each pass.
+
+    `positions` are the places in the data set of the images this loader yields in evaluation, in order.
+    """
+
+    positions: Sequence[int] = ()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch of the order and of the augmentations."""
+        for part in (self.batch_sampler, self.dataset):
+            if isinstance(part, EpochOrder | TransformedSamples):
+                part.set_epoch(epoch)
+
+
+def train_loader(
+    samples: Samples,
+    transform: Pipeline,
+    *,
+    batch: int,
+    seed: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    repeats: int = 1,
+    workers: int = 0,
+) -> EpochLoader:
+    """Batches for training: this rank's batch // world images of each global batch. Call `set_epoch` before each pass."""
+    order = EpochOrder(len(samples), batch, seed, rank, world, repeats)
+    return _loader(samples, transform, order, seed, workers)
+
+
+def eval_loader(
+    samples: Samples, transform: Pipeline, *, batch: int, workers: int = 0, rank: int = 0, world: int = 1
+) -> EpochLoader:
+    """Batches for evaluation: every image once and in order, or every world-th from `rank`; nothing is padded."""
+    mine = range(rank, len(samples), world)
+    order = [list(mine[start : start + batch]) for start in range(0, len(mine), batch)]
+    loader = _loader(samples, transform, order, 0, workers)
+    loader.positions = mine
+    return loader
+
+
+def seed_generators(*key: int) -> None:
+    """Seed Python's, numpy's and torch's global generators from a key of whole numbers."""
+    mixed = mix(*key)
+    random.seed(mixed)
+    np.random.seed(mixed & 0xFFFFFFFF)  # noqa: NPY002 (timm draws from numpy's global generator)
+    torch.default_generator.manual_seed(mixed >> 1)
+
+
+@contextmanager
+def generators_restored() -> Iterator[None]:
+    """Give the caller's generators back as they were."""
+    states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        torch.default_generator.set_state(states[2])
+
+
+def mix(*key: int) -> int:
+    """64 bits from whole numbers by splitmix64's finaliser (Steele, Lea, Flood 2014): neighbours get unrelated values."""
+    state = 0x9E3779B97F4A7C15
+    for number in key:
+        state = (state ^ number) * 0xBF58476D1CE4E5B9 & _MASK
+        state = (state ^ (state >> 27)) * 0x94D049BB133111EB & _MASK
+        state = (state ^ (state >> 31)) + 0x9E3779B97F4A7C15 & _MASK
+    return state
+
+
+def _loader(samples: Samples, transform: Pipeline, order: Any, seed: int, workers: int) -> EpochLoader:
+    if workers < 0:
+        raise UsageError(f"data.workers={workers}: 0 loads in the training process, 1 or more in others")
+    return EpochLoader(
+        TransformedSamples(samples, transform, seed, cache_bytes=CACHE_BYTES // max(workers, 1)),
+        batch_sampler=order,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator().manual_seed(seed),  # a loader otherwise draws from the caller's generator
+    )
+
+
+def _bytes(prepared: Any) -> int:
+    if isinstance(prepared, torch.Tensor | np.ndarray):
+        return prepared.nbytes
+    if hasattr(prepared, "size") and hasattr(prepared, "getbands"):  # Pillow stores RGB in four bytes per pixel
+        width, height = prepared.size
+        return width * height * (1 if len(prepared.getbands()) == 1 else 4)
+    return sys.getsizeof(prepared)

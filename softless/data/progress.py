@@ -1,0 +1,54 @@
+"""A progress line for whatever takes longer than two seconds: how far, how fast, how long still."""
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TextIO, TypeVar
+
+Item = TypeVar("Item")
+PATIENCE = 2.0  # seconds before the line appears
+INTERVAL = 0.2  # seconds between two states of it
+
+
+def track(
+    items: Iterable[Item],
+    total: int,
+    label: str,
+    *,
+    size: Callable[[Item], int] = lambda _: 1,
+    stream: TextIO | None = None,
+) -> Iterator[Item]:
+    """Yield the items; after two seconds show `label 120/360  45/s  5 s left` on a terminal, and clear it at the end.
+
+    Args:
+        total: how many things the items hold together.
+        size: how many of them an item holds (a batch holds several).
+        stream: where to write, stderr by default; nothing is written to a stream that is not a terminal.
+    """
+    stream = stream or sys.stderr
+    start = last = time.monotonic()
+    done, shown = 0, False
+    try:
+        for item in items:
+            yield item
+            done += size(item)
+            now = time.monotonic()
+            if now - start > PATIENCE and now - last > INTERVAL and stream.isatty():
+                last, shown = now, True
+                stream.write("\r" + progress_line(label, done, total, now - start).ljust(78))
+                stream.flush()
+    finally:
+        if shown:
+            stream.write("\r" + " " * 78 + "\r")
+            stream.flush()
+
+
+def progress_line(label: str, done: int, total: int, seconds: float) -> str:
+    """One state of the line.
+
+    >>> progress_line("evaluating", 50, 200, 10.0)
+    'evaluating 50/200  5.0/s  30 s left'
+    """
+    rate = done / seconds
+    left = f"{(total - done) / rate:.0f} s left" if rate else "…"
+    return f"{label} {done}/{total}  {rate:.1f}/s  {left}"

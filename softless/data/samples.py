@@ -1,0 +1,95 @@
+"""A list of labelled images: how many, which class each has, and the pixels of the i-th.
+
+Every source of data becomes `Samples`, and all that follows (transforms, loaders, predictions) knows nothing else.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from PIL import Image
+
+from softless.data.images import MODES, read_image
+from softless.errors import DataError
+
+Picture: TypeAlias = Any  # PIL.Image.Image ("L" or "RGB"), or a numpy array (H, W, C) for other numbers of channels
+
+
+class Samples(ABC):
+    """Labelled images. `targets` (n,) int64 holds class indices; `channels` is what `image` returns."""
+
+    targets: np.ndarray
+    channels: int
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @abstractmethod
+    def image(self, index: int) -> Picture:
+        """The image: mode "L" or "RGB", or an array (H, W, C) where the channels are neither one nor three."""
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """What people call this sample: a path below the data folder, or its index in the file."""
+
+    @abstractmethod
+    def take(self, indices: Sequence[int] | np.ndarray) -> "Samples":
+        """The samples at these positions, in this order."""
+
+
+class ArraySamples(Samples):
+    """Images held in memory: `images` (n, H, W) or (n, H, W, C), uint8."""
+
+    def __init__(
+        self, images: np.ndarray, targets: np.ndarray, channels: int, names: Sequence[str] | None = None
+    ) -> None:
+        stored = 1 if images.ndim == 3 else images.shape[-1]
+        if stored != channels and not {stored, channels} <= set(MODES):
+            raise DataError(
+                f"the images have {stored} channels and the model takes {channels}: set data.in_chans={stored}"
+            )
+        self.images = images[..., 0] if images.ndim == 4 and stored == 1 else images
+        self.targets = np.asarray(targets, dtype=np.int64)
+        self.channels = channels
+        self.names = [str(i) for i in range(len(images))] if names is None else list(names)
+
+    def image(self, index: int) -> Picture:
+        pixels = self.images[index]
+        if self.channels not in MODES:
+            return pixels
+        image = Image.fromarray(pixels)
+        return image if image.mode == MODES[self.channels] else image.convert(MODES[self.channels])
+
+    def name(self, index: int) -> str:
+        return self.names[index]
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> "ArraySamples":
+        chosen = np.asarray(indices, dtype=np.int64)
+        return ArraySamples(self.images[chosen], self.targets[chosen], self.channels, [self.names[i] for i in chosen])
+
+
+class FileSamples(Samples):
+    """Images in files, decoded (and so verified) when asked for. Names are the paths relative to `root`."""
+
+    def __init__(self, root: Path, files: Sequence[str], targets: Sequence[int] | np.ndarray, channels: int) -> None:
+        if channels not in MODES:
+            raise DataError(
+                f"image files are read as grey or RGB, and data.in_chans is {channels}: "
+                "give images of other channel counts as an npz file"
+            )
+        self.root = root
+        self.files = list(files)
+        self.targets = np.asarray(targets, dtype=np.int64)
+        self.channels = channels
+
+    def image(self, index: int) -> Picture:
+        return read_image(self.root / self.files[index], self.channels)
+
+    def name(self, index: int) -> str:
+        return self.files[index]
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> "FileSamples":
+        chosen = np.asarray(indices, dtype=np.int64)
+        return FileSamples(self.root, [self.files[i] for i in chosen], self.targets[chosen], self.channels)

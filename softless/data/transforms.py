@@ -1,0 +1,277 @@
+"""From an image to the tensor a model takes: a fixed head, which may be computed once and kept, and a tail.
+
+Recipes with a random crop use timm's `create_transform` unchanged, so that the list of steps is the reference's. Recipes
+with `augment.affine` (small images, where a crop would lose the object) frame the image as in evaluation and then shift,
+turn and scale it.
+"""
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import auto_augment, create_transform
+from timm.data.auto_augment import rand_augment_transform
+from timm.data.random_erasing import RandomErasing
+from timm.data.transforms import str_to_interp_mode, str_to_pil_interp
+from torchvision import transforms as tv
+
+from softless.data.images import MODES
+from softless.errors import UsageError
+
+if TYPE_CHECKING:
+    from softless.training.recipe import Recipe
+
+Step = Callable[[Any], Any]
+
+
+class Pipeline:
+    """Steps applied in order. `head` has no randomness and can be cached; with `fixed`, neither has the tail."""
+
+    def __init__(self, head: Sequence[Step], tail: Sequence[Step], *, fixed: bool) -> None:
+        self.head = tuple(head)
+        self.tail = tuple(tail)
+        self.fixed = fixed
+
+    @property
+    def transforms(self) -> list[Step]:
+        """All steps in order, as torchvision's Compose names them."""
+        return [*self.head, *self.tail]
+
+    def prepare(self, image: Any) -> Any:
+        """What is the same in every epoch: everything if the pipeline is fixed, else the head."""
+        for step in self.transforms if self.fixed else self.head:
+            image = step(image)
+        return image
+
+    def finish(self, prepared: Any) -> torch.Tensor:
+        """The rest: the tail, or a copy of what `prepare` made."""
+        if self.fixed:
+            return prepared.clone()
+        for step in self.tail:
+            prepared = step(prepared)
+        return prepared
+
+    def __call__(self, image: Any) -> torch.Tensor:
+        return self.finish(self.prepare(image))
+
+    def __repr__(self) -> str:
+        return "Pipeline(\n" + "".join(f"    {step}\n" for step in self.transforms) + ")"
+
+
+def build_transforms(recipe: "Recipe", mean: Sequence[float], std: Sequence[float], *, train: bool) -> Pipeline:
+    """The pipeline image -> float tensor (C, S, S), normalised by `mean` and `std` (of pixels scaled to 0..1).
+
+    Raises:
+        UsageError: a setting that cannot be used with these images.
+    """
+    data = recipe.data
+    if not train:
+        return eval_transform(data.image_size, data.crop_pct, data.interpolation, mean, std, data.in_chans)
+    _check_augment(recipe)
+    if recipe.augment.affine is not None:
+        return _affine_pipeline(recipe, mean, std)
+    if data.in_chans in MODES:
+        return _timm_pipeline(recipe, mean, std)
+    return _many_channel_pipeline(recipe, mean, std)
+
+
+def eval_transform(
+    image_size: int, crop_pct: float, interpolation: str, mean: Sequence[float], std: Sequence[float], in_chans: int
+) -> Pipeline:
+    """Resize the short side to image_size / crop_pct, crop the centre, normalise: timm's evaluation transform."""
+    if not 0 < crop_pct <= 1:
+        raise UsageError(f"data.crop_pct={crop_pct}: the share of the side that the centre crop keeps lies in (0, 1]")
+    if in_chans not in MODES:
+        frame = _frame(image_size, crop_pct, interpolation)
+        return Pipeline([array_to_tensor, *frame], [tv.Normalize(list(mean), list(std))], fixed=True)
+    steps = create_transform(
+        (in_chans, image_size, image_size),
+        is_training=False,
+        interpolation=interpolation,
+        mean=tuple(mean),
+        std=tuple(std),
+        crop_pct=crop_pct,
+    ).transforms
+    return Pipeline(steps, [], fixed=True)
+
+
+def _timm_pipeline(recipe: "Recipe", mean: Sequence[float], std: Sequence[float]) -> Pipeline:
+    data, augment = recipe.data, recipe.augment
+    compose = create_transform(
+        (data.in_chans, data.image_size, data.image_size),
+        is_training=True,
+        scale=augment.scale,
+        ratio=augment.ratio,
+        hflip=augment.hflip,
+        vflip=augment.vflip,
+        color_jitter=augment.color_jitter or None,  # type: ignore[arg-type]  # timm annotates it narrower than it is
+        auto_augment=augment.auto_augment,
+        interpolation=augment.interpolation,
+        mean=tuple(mean),
+        std=tuple(std),
+        re_prob=augment.reprob,
+        re_mode=augment.remode,
+        re_count=augment.recount,
+    )
+    return Pipeline([], [_mended(step) for step in compose.transforms], fixed=False)
+
+
+def _affine_pipeline(recipe: "Recipe", mean: Sequence[float], std: Sequence[float]) -> Pipeline:
+    data, augment = recipe.data, recipe.augment
+    assert augment.affine is not None
+    flips = _flips(recipe)
+    if data.in_chans not in MODES:
+        head: list[Step] = [array_to_tensor, *_frame(data.image_size, data.crop_pct, data.interpolation)]
+        affine = _tensor_affine(augment.affine)
+        return Pipeline(head, [affine, *flips, tv.Normalize(list(mean), list(std)), *_erasing(recipe)], fixed=False)
+    head = _frame(data.image_size, data.crop_pct, data.interpolation)
+    fill = tuple(min(255, round(255 * x)) for x in mean)
+    tail: list[Step] = [RandomAffine(*augment.affine, interpolation=augment.interpolation), *flips]
+    if augment.auto_augment:
+        options = {
+            "translate_const": int(data.image_size * 0.45),
+            "img_mean": fill,
+            "interpolation": str_to_pil_interp(augment.interpolation),
+        }
+        tail.append(_mended(rand_augment_transform(augment.auto_augment, options)))
+    elif augment.color_jitter:
+        tail.append(tv.ColorJitter(*[augment.color_jitter] * 3))
+    return Pipeline(head, [*tail, Normalised(mean, std), *_erasing(recipe)], fixed=False)
+
+
+def _many_channel_pipeline(recipe: "Recipe", mean: Sequence[float], std: Sequence[float]) -> Pipeline:
+    augment = recipe.augment
+    crop = tv.RandomResizedCrop(
+        recipe.data.image_size,
+        scale=augment.scale,
+        ratio=augment.ratio,
+        interpolation=str_to_interp_mode(augment.interpolation),
+        antialias=True,
+    )
+    tail: list[Step] = [crop, *_flips(recipe), tv.Normalize(list(mean), list(std)), *_erasing(recipe)]
+    return Pipeline([array_to_tensor], tail, fixed=False)
+
+
+def _check_augment(recipe: "Recipe") -> None:
+    augment, channels = recipe.augment, recipe.data.in_chans
+    if channels not in MODES and (augment.auto_augment or augment.color_jitter):
+        raise UsageError(
+            f"augment.auto_augment and augment.color_jitter need grey or RGB images, and data.in_chans is {channels}: "
+            "set both to none"
+        )
+    if augment.affine is not None and augment.auto_augment and not augment.auto_augment.startswith("rand"):
+        raise UsageError(
+            f"augment.auto_augment='{augment.auto_augment}' cannot be combined with augment.affine: "
+            "only RandAugment ('rand-…') can"
+        )
+
+
+def _frame(size: int, crop_pct: float, interpolation: str) -> list[Step]:
+    """What evaluation sees of the image: the short side resized, the centre cropped."""
+    resize = tv.Resize(math.floor(size / crop_pct), interpolation=str_to_interp_mode(interpolation), antialias=True)
+    return [resize, tv.CenterCrop(size)]
+
+
+def _flips(recipe: "Recipe") -> list[Step]:
+    chances = ((recipe.augment.hflip, tv.RandomHorizontalFlip), (recipe.augment.vflip, tv.RandomVerticalFlip))
+    return [flip(p=chance) for chance, flip in chances if chance > 0]
+
+
+def _erasing(recipe: "Recipe") -> list[Step]:
+    augment = recipe.augment
+    if not augment.reprob:
+        return []
+    return [RandomErasing(augment.reprob, mode=augment.remode, max_count=augment.recount, device="cpu")]
+
+
+def _mended(step: Step) -> Step:
+    """The step with `_posterize` in the place of timm's in each of its operations."""
+    groups = [*getattr(step, "policy", ()), getattr(step, "ops", ())]
+    for operation in (operation for group in groups for operation in group):
+        if getattr(operation, "aug_fn", None) is auto_augment.posterize:
+            operation.aug_fn = _posterize
+    return step
+
+
+def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """timm's posterize, with 0 bits giving black as in the papers' runs.
+
+    The strongest magnitude of "PosterizeIncreasing" asks for 0 bits; Pillow 13 refuses that where older versions
+    returned a black image, and timm 1.0.31 passes it on.
+    """
+    return auto_augment.posterize(image, bits) if bits else Image.new(image.mode, image.size)
+
+
+class RandomAffine:
+    """Turn by up to `degrees`, shift by up to `shift` of the side, scale by 1 - change to 1 + change, about the centre.
+
+    The same map as torchvision's `affine` (tested), drawn from Python's generator and handed to Pillow directly: on
+    32 x 32 pixels torchvision's checks take longer than the picture. What comes from outside the image is black.
+    """
+
+    def __init__(self, degrees: float, shift: float, change: float, *, interpolation: str = "bilinear") -> None:
+        self.degrees, self.shift, self.change = degrees, shift, change
+        self.interpolation = interpolation
+        modes = str_to_pil_interp(interpolation)  # "random" is a choice of two
+        self.modes = modes if isinstance(modes, tuple) else (modes,)
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        uniform = random.uniform
+        angle = uniform(-self.degrees, self.degrees)
+        scale = uniform(1 - self.change, 1 + self.change)
+        width, height = image.size
+        x = uniform(-self.shift, self.shift) * width
+        y = uniform(-self.shift, self.shift) * height
+        mode = random.choice(self.modes) if len(self.modes) > 1 else self.modes[0]
+        matrix = inverse_affine(angle, scale, x, y, width, height)
+        return image.transform(image.size, Image.Transform.AFFINE, matrix, resample=mode)
+
+    def __repr__(self) -> str:
+        return f"RandomAffine({self.degrees}, {self.shift}, {self.change}, interpolation={self.interpolation!r})"
+
+
+def inverse_affine(angle: float, scale: float, x: float, y: float, width: int, height: int) -> tuple[float, ...]:
+    """Pillow's six numbers, from output to input pixels, for: turn by `angle` degrees clockwise, scale, shift by x, y."""
+    cos, sin = math.cos(math.radians(angle)) / scale, math.sin(math.radians(angle)) / scale
+    centre_x, centre_y = width * 0.5, height * 0.5
+    out_x, out_y = -centre_x - x, -centre_y - y
+    return cos, sin, cos * out_x + sin * out_y + centre_x, -sin, cos, -sin * out_x + cos * out_y + centre_y
+
+
+def _tensor_affine(affine: tuple[float, float, float]) -> Step:
+    """Bilinear whatever `augment.interpolation` says: torchvision turns tensors in no finer way."""
+    degrees, shift, change = affine
+    return tv.RandomAffine(
+        degrees,
+        translate=(shift, shift),
+        scale=(1 - change, 1 + change),
+        interpolation=tv.InterpolationMode.BILINEAR,
+        fill=0,
+    )
+
+
+class Normalised:
+    """torchvision's ToTensor and Normalize in one, by a table of the 256 grey levels per channel."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        levels = torch.arange(256, dtype=torch.float32).div(255)[None]
+        centre, spread = (torch.tensor(tuple(values), dtype=torch.float32)[:, None] for values in (mean, std))
+        self.table = levels.sub(centre).div(spread).numpy()  # (C, 256)
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        pixels = np.asarray(image)
+        if pixels.ndim == 2:
+            return torch.from_numpy(self.table[0].take(pixels)[None])
+        return torch.from_numpy(np.stack([row.take(pixels[..., c]) for c, row in enumerate(self.table)]))
+
+    def __repr__(self) -> str:
+        return f"Normalised(channels={len(self.table)})"
+
+
+def array_to_tensor(pixels: np.ndarray) -> torch.Tensor:
+    """A uint8 array (H, W, C) as a float tensor (C, H, W) in 0..1."""
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float().div(255)

@@ -1,0 +1,123 @@
+"""A finished run, loaded back: the weights of its best epoch with all that is needed to use them."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from softless.data.transforms import Pipeline, eval_transform
+from softless.errors import DataError, UsageError
+
+BEST, WEIGHTS, CLASSES, RECIPE = "best.json", "best.safetensors", "classes.json", "recipe.json"
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """The best epoch of a run, ready for images."""
+
+    path: Path
+    model: nn.Module  # in evaluation mode, on the device asked for
+    classes: tuple[str, ...]
+    transform: Pipeline  # image -> (C, S, S)
+    recipe: Any  # recipe.json by attributes, as in recipe.data.source; data.mean and data.std are what the run measured
+    best: dict[str, Any]  # best.json: epoch, metric, value, architecture, image size, scaling
+
+    @property
+    def in_chans(self) -> int:
+        return int(self.best["in_chans"])
+
+    @property
+    def image_size(self) -> int:
+        return int(self.best["image_size"])
+
+
+def load_run(run_dir: str | Path, device: str | torch.device = "cpu") -> LoadedRun:
+    """Load the best epoch of the run in a folder.
+
+    Raises:
+        DataError: no such folder, no finished epoch in it, a file of it damaged, or class lists that disagree.
+        UsageError: the weights are those of another model.
+    """
+    from softless.models import create_model
+
+    path = Path(run_dir).expanduser()
+    if not path.is_dir():
+        raise DataError(f"no run folder at {path}: give the folder that `softless train --out` wrote")
+    if not (path / BEST).is_file() or not (path / WEIGHTS).is_file():
+        raise DataError(f"{path} holds no finished epoch ({BEST} and {WEIGHTS} are not both there): train first")
+    best = _read_json(path / BEST)
+    try:
+        classes = tuple(best["classes"])
+        args = {"num_classes": len(classes), "in_chans": best["in_chans"], **best["model_args"]}
+        transform = eval_transform(
+            best["image_size"], best["crop_pct"], best["interpolation"], best["mean"], best["std"], best["in_chans"]
+        )
+        architecture = best["architecture"]
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path / BEST} is not a run's: the entry {error} is missing or of another type") from error
+    _check_same_classes(path, classes)
+    model = create_model(architecture, **args)
+    fill(model, read_weights(path / WEIGHTS), path / WEIGHTS)
+    return LoadedRun(path, model.to(device).eval(), classes, transform, _recipe(path / RECIPE, best), best)
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; DataError names the file when it is damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{file} is not a readable safetensors file: {error}") from error
+
+
+def fill(model: nn.Module, state: Mapping[str, Tensor], file: Path) -> None:
+    """Load a state that must fit exactly.
+
+    Raises:
+        UsageError: tensors missing, unknown or of another shape: it is another model's file.
+    """
+    own = model.state_dict()
+    wrong = [f"{name} is missing" for name in own if name not in state]
+    wrong += [f"{name} is unknown" for name in state if name not in own]
+    wrong += [
+        f"{name} has shape {tuple(state[name].shape)}, the model {tuple(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise UsageError(f"{file} is a checkpoint of another model: {', '.join(wrong[:5])}{more}")
+    bad = [name for name, tensor in state.items() if not tensor.isfinite().all()]
+    if bad:
+        raise DataError(f"{file} holds numbers that are not finite, first in {bad[0]}: the file is of no use")
+    model.load_state_dict(dict(state))
+
+
+def _recipe(file: Path, best: Mapping[str, Any]) -> SimpleNamespace:
+    """The recipe with the field names it has in training, which lies above this layer and owns the class."""
+    stored = _read_json(file)
+    try:
+        data = {**stored["data"], "mean": tuple(best["mean"]), "std": tuple(best["std"])}
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{file} is not a recipe: the entry {error} is missing or of another type") from error
+    groups = {name: SimpleNamespace(**entry) for name, entry in stored.items() if isinstance(entry, dict)}
+    return SimpleNamespace(**{**stored, **groups, "data": SimpleNamespace(**data)})
+
+
+def _check_same_classes(path: Path, classes: tuple[str, ...]) -> None:
+    if (path / CLASSES).is_file() and tuple(_read_json(path / CLASSES)) != classes:
+        raise DataError(f"{path}: {CLASSES} and {BEST} list other classes; one of them is another run's")
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {file}: {error}") from error

@@ -1,0 +1,110 @@
+"""Classification: one label per image, cross-entropy on mixed, smoothed and weighted targets.
+
+    loss = - 1/B sum_b sum_c w_c y_bc log softmax(logits_b)_c
+
+y holds label smoothing and the mixing of mixup and cutmix; w is 1, or n / (K n_c) for balanced classes (mean 1 over the training
+split). The sum is divided by the batch, not by the sum of its weights: so the mean over ranks is the loss of the global batch.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from softless.errors import UsageError, unknown
+
+if TYPE_CHECKING:  # the recipe lives above this layer (softless.training)
+    from softless.training.recipe import AugmentSpec, Recipe
+
+MIXUP_MODES = ("batch", "pair", "elem")
+
+
+class Classification:
+    """Turns a batch of images and labels into a loss.
+
+    Args:
+        recipe: gives augmentation, class weights and seed.
+        classes: names in index order.
+        class_counts: training images per class, same order; needed for balanced weights.
+    """
+
+    def __init__(self, recipe: "Recipe", classes: Sequence[str], class_counts: Sequence[int] | np.ndarray) -> None:
+        self.classes = tuple(classes)
+        self.seed = recipe.seed
+        self.smoothing = recipe.augment.smoothing
+        self.weight = class_weights(class_counts) if recipe.class_weights == "balanced" else None
+        self.mixer = _mixer(recipe.augment, len(self.classes))
+
+    def to(self, device: torch.device) -> "Classification":
+        self.weight = None if self.weight is None else self.weight.to(device)
+        return self
+
+    def mix(self, images: Tensor, targets: Tensor, *, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+        """Mix images (B, C, H, W) among each other, in place; targets (B,) become probabilities (B, K).
+
+        What is drawn derives from (seed, epoch, step): every rank mixes alike, and a resumed run mixes like the first.
+        """
+        if self.mixer is None:
+            return images, self.soft(targets)
+        if len(images) % 2:
+            raise UsageError(
+                f"mixup and cutmix mix pairs, but this process gets {len(images)} images a batch: choose an even "
+                "batch_size per process, or augment.mixup=0 and augment.cutmix=0"
+            )
+        with numpy_seed(self.seed, epoch, step):
+            return self.mixer(images, targets)
+
+    def soft(self, targets: Tensor) -> Tensor:
+        """Labels (B,) as smoothed probabilities (B, K)."""
+        classes = len(self.classes)
+        rest = self.smoothing / classes
+        hot = torch.full((len(targets), classes), rest, device=targets.device)
+        return hot.scatter_(1, targets.long().unsqueeze(1), 1.0 - self.smoothing + rest)
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Mean loss of logits (B, K) against probabilities (B, K), in float32 at least."""
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        return F.cross_entropy(logits.to(wide), targets.to(wide), weight=self.weight)
+
+
+def class_weights(class_counts: Sequence[int] | np.ndarray) -> Tensor:
+    """n / (K n_c) for each class: rare classes count more, the mean over the images stays 1."""
+    counts = torch.as_tensor(np.asarray(class_counts), dtype=torch.float64)
+    if (counts == 0).any():
+        raise UsageError(
+            f"balanced class weights need an image of every class; training images per class: {counts.long().tolist()}"
+        )
+    return (counts.sum() / (len(counts) * counts)).float()
+
+
+def _mixer(augment: "AugmentSpec", classes: int) -> Any:
+    if augment.mixup_mode not in MIXUP_MODES:
+        raise unknown("mixup mode", augment.mixup_mode, MIXUP_MODES)
+    if not (augment.mixup or augment.cutmix) or augment.mixup_prob == 0:
+        return None
+    from timm.data import Mixup
+
+    return Mixup(
+        mixup_alpha=augment.mixup,
+        cutmix_alpha=augment.cutmix,
+        prob=augment.mixup_prob,
+        switch_prob=augment.mixup_switch_prob,
+        mode=augment.mixup_mode,
+        label_smoothing=augment.smoothing,
+        num_classes=classes,
+    )
+
+
+@contextmanager
+def numpy_seed(*numbers: int) -> Iterator[None]:
+    """Seed numpy's global generator, which timm's Mixup draws from, and put the caller's state back afterwards."""
+    state = np.random.get_state()  # noqa: NPY002 - timm draws from the global generator
+    np.random.seed(np.random.SeedSequence(numbers).generate_state(4))  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(state)  # noqa: NPY002

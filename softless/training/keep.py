@@ -1,0 +1,122 @@
+"""What a run keeps: a line per epoch, the last state, the best weights, and at the end its result."""
+
+import statistics
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from softless.errors import DivergedError, UsageError
+from softless.evaluation import Evaluation
+from softless.evaluation.run import read_weights
+from softless.training import checkpoint
+from softless.training.result import Result
+from softless.training.run_folder import BEST, PREDICTIONS, RESULT, WEIGHTS, write_whole
+from softless.training.setup import Run, rebuild_facts
+
+
+def epoch(run: Run, line: dict[str, Any]) -> None:
+    """Log the epoch, keep its weights if they are the best, then the whole state.
+
+    The state comes last: a crash before it repeats the epoch, which writes the same line and the same weights again.
+    """
+    run.folder.log(line)
+    candidate = score(run, line)
+    if _finite(candidate, "loss") and not _finite(candidate, "value"):
+        raise UsageError(
+            f"{run.recipe.metric} cannot be computed on this validation split of {line['val']['seen']} images, so no epoch "
+            "can be chosen by it: set metric=loss or metric=top1"
+        )
+    if better(candidate, run.best):
+        run.best = candidate
+        _save_best(run)
+    checkpoint.save(run)
+
+
+def score(run: Run, line: dict[str, Any]) -> dict[str, Any]:
+    """The epoch's value of `recipe.metric` on the validation split, of the weights that the recipe evaluates."""
+    val = line["val_ema" if run.recipe.ema_evaluate else "val"]
+    return {"epoch": line["epoch"], "metric": run.recipe.metric, "value": val[run.recipe.metric], "loss": val["loss"]}
+
+
+def better(new: dict[str, Any], old: dict[str, Any] | None) -> bool:
+    """Whether the epoch beats the best so far; equal values are decided by the loss. What is not finite never wins.
+
+    On a few hundred validation images several epochs reach the same accuracy, and the one of lower loss is the surer.
+    """
+    if not _finite(new, "value", "loss"):
+        return False
+    return old is None or _rank(new) > _rank(old)
+
+
+def _finite(found: dict[str, Any], *keys: str) -> bool:
+    return all(found[key] is not None and np.isfinite(found[key]) for key in keys)
+
+
+def _rank(found: dict[str, Any]) -> tuple[float, float]:
+    sign = -1.0 if found["metric"] == "loss" else 1.0
+    return sign * found["value"], -found["loss"]
+
+
+def _save_best(run: Run) -> None:
+    from safetensors.torch import save_file
+
+    source = run.ema.module if run.ema is not None and run.recipe.ema_evaluate else run.model
+    state = {name: value.detach().cpu().contiguous().clone() for name, value in source.state_dict().items()}
+    write_whole(run.folder.path / WEIGHTS, lambda path: save_file(state, path))
+    run.folder.write_json(BEST, {**(run.best or {}), **rebuild_facts(run)})
+
+
+def best_weights(run: Run) -> dict[str, Tensor]:
+    """The weights of the best epoch.
+
+    Raises:
+        DivergedError: no epoch had a finite validation loss.
+    """
+    if run.best is None:
+        raise DivergedError(
+            f"no epoch of {run.folder.path} has a finite validation loss: nothing can be chosen. Try a lower optim.lr or amp=none"
+        )
+    return read_weights(run.folder.path / WEIGHTS)
+
+
+def result(run: Run, outcome: Evaluation | None) -> Result:
+    """Write result.json and, of the test split, predictions.npz."""
+    assert run.best is not None
+    lines = run.folder.epochs()
+    reached = Result(
+        run_dir=run.folder.path,
+        best_epoch=run.best["epoch"],
+        epochs=run.epochs,
+        val=lines[run.best["epoch"]]["val_ema" if run.recipe.ema_evaluate else "val"],
+        test=None if outcome is None else {**outcome.summary(), "interval": list(outcome.interval)},
+        seconds=sum(line["seconds"] for line in lines),
+        images_per_second=statistics.median(line["images_per_second"] for line in lines),
+        parameters=sum(parameter.numel() for parameter in run.model.parameters()),
+    )
+    if outcome is not None:
+        write_whole(run.folder.path / PREDICTIONS, lambda path: _save_predictions(run, outcome, path))
+    run.folder.write_json(RESULT, {key: value for key, value in asdict(reached).items() if key != "run_dir"})
+    return reached
+
+
+def _save_predictions(run: Run, outcome: Evaluation, path: Path) -> None:
+    samples = run.splits.test
+    assert samples is not None
+    names = np.array([samples.name(index) for index in range(len(samples))])
+    with path.open("wb") as file:  # given a name, numpy would append .npz to it
+        np.savez(file, logits=outcome.logits, targets=outcome.targets, names=names)
+
+
+def summary(run: Run, line: dict[str, Any]) -> str:
+    """The epoch for people: losses, the metric that chooses, the rate."""
+    val = line["val_ema" if run.recipe.ema_evaluate else "val"]
+    value = val[run.recipe.metric]
+    mark = "  best" if run.best is not None and run.best["epoch"] == line["epoch"] else ""
+    return (
+        f"loss {line['train_loss']:.3f}  val loss {val['loss']:.3f}  val {run.recipe.metric} "
+        f"{'n/a' if value is None else format(value, '.4f')}{mark}  lr {line['lr']:.1e}  "
+        f"{line['images_per_second']:,.0f} images/s"
+    )

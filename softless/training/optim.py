@@ -1,0 +1,117 @@
+"""Optimiser, learning-rate schedule and averaged weights, as timm makes them from a recipe."""
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from softless.errors import UsageError, unknown
+from softless.training.recipe import OptimSpec, Recipe
+
+if TYPE_CHECKING:
+    from timm.scheduler.scheduler import Scheduler
+    from timm.utils import ModelEmaV3
+
+SCHEDULES = ("constant", "cosine", "multistep", "plateau", "poly", "step", "tanh")
+FUSED = {"adam", "adamw"}  # one kernel for all tensors, on CPU too: 5 times less time per step for a small model
+
+
+def optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+    """timm's optimiser at the effective rate.
+
+    No weight decay on parameters of at most one dimension, on biases, and on what the model names (cls_token, pos_embed):
+    timm's rule, and the papers'; nor on learned tensors whose operator asks for that.
+
+    Raises:
+        UsageError: no such optimiser, or one that does not take what the recipe sets.
+    """
+    from timm.optim import create_optimizer_v2
+
+    spec = recipe.optim
+    return create_optimizer_v2(
+        model,
+        opt=spec.name,
+        lr=recipe.effective_lr,
+        param_group_fn=partial(_groups, spec=spec),
+        **_accepted(spec),
+    )
+
+
+def _groups(model: nn.Module, spec: OptimSpec) -> list[dict[str, Any]]:
+    from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+
+    from softless.models import no_weight_decay
+
+    # Exact names, as in the timm 0.4.9 of the papers. Newer timm lists the pattern 'pos_embed.*' for XCiT, whose projection
+    # of Fourier features the papers' code decays.
+    names = no_weight_decay(model) & {name for name, _ in model.named_parameters()}
+    common: dict[str, Any] = {"weight_decay": spec.weight_decay, "no_weight_decay_list": names}
+    if spec.layer_decay is None:
+        return list(param_groups_weight_decay(model, **common))
+    return list(param_groups_layer_decay(model, layer_decay=spec.layer_decay, **common))
+
+
+def _accepted(spec: OptimSpec) -> dict[str, Any]:
+    """eps and betas where the optimiser has them; set to something else where it has not, they are refused."""
+    from timm.optim import get_optimizer_info, list_optimizers
+
+    name = spec.name.lower().split("_")[-1]
+    known = [str(one) for one in list_optimizers()]
+    if name not in known:
+        raise unknown("optimiser", spec.name, known)
+    info, plain = get_optimizer_info(name), OptimSpec()
+    takes = {"eps": info.has_eps, "betas": info.has_betas and info.num_betas == len(spec.betas)}
+    for field, taken in takes.items():
+        if not taken and getattr(spec, field) != getattr(plain, field):
+            raise UsageError(f"optimiser '{spec.name}' takes no optim.{field} (set to {getattr(spec, field)})")
+    accepted: dict[str, Any] = {field: getattr(spec, field) for field, taken in takes.items() if taken}
+    return {**accepted, "fused": True} if name in FUSED else accepted
+
+
+def scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, steps_per_epoch: int) -> "tuple[Scheduler, int]":
+    """timm's schedule, moved at every step, and the number of epochs with the cool-down.
+
+    At the first step of each epoch the rate is the one timm gives for that epoch; in between it moves smoothly, so that
+    short epochs' warm-up does not begin with a whole epoch at `warmup_lr`. Only `plateau` moves per epoch.
+
+    Raises:
+        UsageError: no such schedule, or a warm-up that leaves no epoch.
+    """
+    from timm.scheduler import create_scheduler_v2
+
+    spec = recipe.schedule
+    if spec.name not in SCHEDULES:
+        raise unknown("schedule", spec.name, SCHEDULES)
+    if not 0 <= spec.warmup_epochs < spec.epochs:
+        raise UsageError(
+            f"schedule of {spec.epochs} epochs with {spec.warmup_epochs} of warm-up: epochs must be at least 1 and "
+            "warm-up shorter than the run, for example schedule.warmup_epochs=0"
+        )
+    created, epochs = create_scheduler_v2(
+        optimizer,
+        sched=spec.name,
+        num_epochs=spec.epochs,
+        warmup_epochs=spec.warmup_epochs,
+        warmup_lr=spec.warmup_lr,
+        min_lr=spec.min_lr,
+        cooldown_epochs=spec.cooldown_epochs,
+        step_on_epochs=spec.name == "plateau",
+        updates_per_epoch=steps_per_epoch,
+        plateau_mode="min" if recipe.metric == "loss" else "max",
+    )
+    assert created is not None
+    return created, int(epochs)
+
+
+def averaged(recipe: Recipe, model: nn.Module) -> "ModelEmaV3 | None":
+    """The exponential moving average of the weights, of constant decay from the first step on as in the papers."""
+    if recipe.ema_decay is None:
+        if recipe.ema_evaluate:
+            raise UsageError("ema_evaluate=true needs averaged weights: set ema_decay, for example ema_decay=0.99")
+        return None
+    if not 0 <= recipe.ema_decay < 1:
+        raise UsageError(f"ema_decay={recipe.ema_decay}: must lie in [0, 1), for example 0.99")
+    from timm.utils import ModelEmaV3
+
+    return ModelEmaV3(model, decay=recipe.ema_decay)

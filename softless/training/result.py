@@ -1,0 +1,48 @@
+"""What a finished run reached."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from softless.training.run_folder import RESULT, RunFolder
+
+
+@dataclass(frozen=True)
+class Result:
+    """Scores of the best epoch (chosen on the validation split) and the cost of getting there.
+
+    `val` and `test` hold top1, balanced_accuracy, auc, loss, seen and expected; `test` also the 95 % interval of top1, and
+    is None where the data has no test split. `seconds` counts training and validation, `images_per_second` training alone.
+    """
+
+    run_dir: Path
+    best_epoch: int
+    epochs: int
+    val: dict[str, Any]
+    test: dict[str, Any] | None
+    seconds: float
+    images_per_second: float
+    parameters: int
+
+    def __str__(self) -> str:
+        lines = [f"best epoch {self.best_epoch + 1} of {self.epochs}: validation {describe(self.val)}"]
+        if self.test is not None:
+            low, high = self.test["interval"]
+            lines.append(f"test {describe(self.test)}, 95 % interval {low:.1%} to {high:.1%}")
+        lines.append(
+            f"{self.parameters:,} parameters, {self.seconds:.0f} s, {self.images_per_second:,.0f} images/s in training"
+        )
+        return "\n".join([*lines, f"run folder {self.run_dir}"])
+
+
+def describe(scores: dict[str, Any]) -> str:
+    """Scores in a line for people."""
+    parts = [f"top-1 {scores['top1']:.1%}", f"balanced {scores['balanced_accuracy']:.1%}"]
+    if scores.get("auc") is not None:
+        parts.append(f"AUC {scores['auc']:.3f}")
+    return ", ".join([*parts, f"loss {scores['loss']:.3f} ({scores['seen']} of {scores['expected']} images)"])
+
+
+def stored(folder: RunFolder) -> Result | None:
+    """The result of a run that is finished, or None."""
+    return Result(run_dir=folder.path, **folder.read_json(RESULT)) if folder.has(RESULT) else None

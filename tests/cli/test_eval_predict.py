@@ -1,0 +1,150 @@
+"""`eval` and `predict`, as functions."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from softless.cli.eval import eval as eval_run
+from softless.cli.predict import predict
+from softless.errors import DataError, UsageError
+from softless.training.recipe import DataSpec
+from tests.data.making import class_folders, medmnist, noise, split_folders
+from tests.evaluation.runs import run_folder
+
+CLASSES = ("cat", "dog")
+
+
+@pytest.fixture
+def world(tmp_path):
+    """A data folder with splits and a run over it."""
+    split_folders(tmp_path / "data", {p: {"cat": n, "dog": n} for p, n in (("train", 6), ("test", 4))})
+    data = DataSpec(source="folder", path=str(tmp_path / "data"), image_size=16, val_fraction=0.5)
+    run_folder(tmp_path / "run", CLASSES, data)
+    return tmp_path
+
+
+def test_eval_of_each_split(world):
+    outcome = eval_run(world / "run", device="cpu")
+    assert (outcome.split, outcome.evaluation.seen) == ("the test split", 8)
+    assert eval_run(world / "run", split="val", device="cpu").evaluation.seen == 6
+    assert eval_run(world / "run", split="train", device="cpu").evaluation.seen == 6
+    content = json.loads(json.dumps(outcome.to_dict()))
+    assert content["data"] == str(world / "data")
+    assert content["expected"] == 8
+    text = str(outcome)
+    assert "the test split of" in text
+    assert "truth \\ said" in text
+    assert text.splitlines()[-1].split()[0] == "dog"
+
+
+def test_eval_in_batches_and_workers_is_the_same(world):
+    one = eval_run(world / "run", device="cpu").evaluation
+    other = eval_run(world / "run", device="cpu", batch_size=3).evaluation
+    np.testing.assert_allclose(one.logits, other.logits, rtol=1e-5, atol=1e-6)
+
+
+def test_eval_on_other_images(world):
+    class_folders(world / "mine", {"cat": 3, "dog": 2})
+    outcome = eval_run(world / "run", world / "mine", device="cpu")
+    assert (outcome.split, outcome.evaluation.seen) == ("all images", 5)
+    class_folders(world / "birds", {"cat": 3, "duck": 2})
+    with pytest.raises(DataError, match=r"birds are not those of the run .*\(missing: dog; extra: duck\)"):
+        eval_run(world / "run", world / "birds", device="cpu")
+    with pytest.raises(DataError, match="no data folder at"):
+        eval_run(world / "run", world / "nowhere", device="cpu")
+
+
+def test_eval_of_an_npz_run_elsewhere(tmp_path):
+    medmnist(tmp_path / "toy.npz")
+    data = DataSpec(source="npz", path="gone.npz", in_chans=1, image_size=16)
+    run_folder(tmp_path / "run", ("0", "1", "2"), data)
+    assert eval_run(tmp_path / "run", tmp_path, device="cpu").evaluation.seen == 9
+    assert eval_run(tmp_path / "run", tmp_path / "toy.npz", split="val", device="cpu").evaluation.seen == 6
+    with pytest.raises(DataError, match=r"no npz file at gone\.npz"):
+        eval_run(tmp_path / "run", device="cpu")
+
+
+def test_eval_asked_for_what_is_not_there(world, tmp_path):
+    with pytest.raises(UsageError, match=r"no split named 'tset'\. Did you mean 'test'"):
+        eval_run(world / "run", split="tset", device="cpu")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="batch_size=0"):
+        eval_run(world / "run", batch_size=0, device="cpu")
+    with pytest.raises(UsageError, match="no device named 'gpu'"):
+        eval_run(world / "run", device="gpu")
+    flat = DataSpec(source="folder", path=str(class_folders(tmp_path / "flat", {"cat": 3, "dog": 3})), image_size=16)
+    run_folder(tmp_path / "other", CLASSES, flat)
+    with pytest.raises(DataError, match="flat has no test split: choose --split val"):
+        eval_run(tmp_path / "other", device="cpu")
+
+
+def rows(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))
+
+
+def test_predict_writes_a_table(world):
+    images = world / "data" / "test"
+    noise(50, 40, "L").save(images / "grey, with a comma.png")
+    outcome = predict(world / "run", images, world / "out", overlays=False, device="cpu", batch_size=4)
+    header, *body = rows(outcome.csv)
+    assert header == ["file", "predicted", "cat", "dog"]
+    assert [row[0] for row in body] == [
+        *(f"cat/0{i}.png" for i in range(4)), *(f"dog/0{i}.png" for i in range(4)), "grey, with a comma.png",
+    ]  # fmt: skip
+    for row in body:
+        cat, dog = map(float, row[2:])
+        assert cat + dog == pytest.approx(1, abs=2e-6)
+        assert row[1] == ("cat" if cat >= dog else "dog")
+    assert (outcome.images, sum(outcome.counts.values()), outcome.overlays) == (9, 9, None)
+    assert [p.name for p in (world / "out").iterdir()] == ["predictions.csv"]
+    assert json.loads(json.dumps(outcome.to_dict()))["images"] == 9
+    assert "9 images: " in str(outcome)
+
+
+def test_predictions_are_those_of_eval(world):
+    e = eval_run(world / "run", device="cpu").evaluation
+    outcome = predict(world / "run", world / "data" / "test", world / "out", overlays=False, device="cpu")
+    said = [row[1] for row in rows(outcome.csv)[1:]]
+    assert said == [CLASSES[i] for i in e.logits.argmax(1)]
+
+
+def test_predict_one_image_with_its_maps(world):
+    outcome = predict(world / "run", world / "data" / "test" / "dog" / "01.png", world / "out", device="cpu")
+    assert outcome.overlays is not None
+    assert [row[0] for row in rows(outcome.csv)] == ["file", "01.png"]
+    with Image.open(outcome.overlays / "01.png.png") as picture:
+        assert picture.mode == "RGB"
+        assert picture.width > 2 * picture.height
+        assert len(np.unique(np.asarray(picture).reshape(-1, 3), axis=0)) > 100
+
+
+def test_maps_keep_the_folders(world):
+    outcome = predict(world / "run", world / "data" / "test", world / "out", device="cpu")
+    assert outcome.overlays is not None
+    drawn = sorted(p.relative_to(outcome.overlays).as_posix() for p in outcome.overlays.rglob("*.png"))
+    assert drawn == [f"{name}/0{i}.png.png" for name in CLASSES for i in range(4)]
+
+
+def test_predict_with_bad_input(world):
+    with pytest.raises(DataError, match=r"no images at .*nowhere"):
+        predict(world / "run", world / "nowhere", world / "out", device="cpu")
+    (world / "empty").mkdir()
+    with pytest.raises(DataError, match=r"no images in .*empty or below \(\.bmp"):
+        predict(world / "run", world / "empty", world / "out", device="cpu")
+    with pytest.raises(DataError, match="no run folder"):
+        predict(world / "missing", world / "data", world / "out", device="cpu")
+    (world / "file").write_text("x")
+    with pytest.raises(UsageError, match=r"cannot make the folder .*file for the results"):
+        predict(world / "run", world / "data", world / "file", device="cpu")
+    with pytest.raises(UsageError, match="batch_size=0"):
+        predict(world / "run", world / "data", world / "out", device="cpu", batch_size=0)
+
+
+def test_an_unreadable_image_leaves_nothing_half_done(world):
+    (world / "data" / "test" / "dog" / "02.png").write_bytes(b"broken")
+    with pytest.raises(DataError, match=r"cannot read the image .*dog/02\.png"):
+        predict(world / "run", world / "data" / "test", world / "out", device="cpu")
+    assert list((world / "out").iterdir()) == []

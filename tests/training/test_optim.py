@@ -1,0 +1,96 @@
+"""Optimiser, schedule and averaged weights are what the recipe says, by timm's rules."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from softless.errors import UsageError
+from softless.training import OptimSpec, Recipe, ScheduleSpec
+from softless.training.model import build_model
+from softless.training.optim import averaged, optimizer, scheduler
+
+
+def rates(recipe: Recipe, steps: int) -> list[float]:
+    """The rate of every step."""
+    moved = optimizer(recipe, nn.Linear(2, 2))
+    schedule, epochs = scheduler(recipe, moved, steps)
+    seen = []
+    for update in range(epochs * steps):
+        seen.append(moved.param_groups[0]["lr"])
+        schedule.step_update(update + 1)
+    return seen
+
+
+def cosine(epoch: float, *, peak: float, low: float, epochs: int) -> float:
+    return low + 0.5 * (peak - low) * (1 + math.cos(math.pi * epoch / epochs))
+
+
+def test_cosine_with_warm_up_step_by_step(tiny: Recipe):
+    spec = ScheduleSpec(epochs=10, warmup_epochs=2, warmup_lr=1e-4, min_lr=1e-3)
+    seen = rates(replace(tiny, optim=OptimSpec(lr=0.1, base_batch=None), schedule=spec), steps=5)
+    assert len(seen) == 50
+    assert seen[:10] == pytest.approx([1e-4 + update * (0.1 - 1e-4) / 10 for update in range(10)])
+    assert seen[10:] == pytest.approx([cosine(u / 5, peak=0.1, low=1e-3, epochs=10) for u in range(10, 50)])
+
+
+def test_the_rate_grows_with_the_batch(tiny: Recipe):
+    spec = OptimSpec(lr=5e-4, base_batch=512)
+    assert replace(tiny, optim=spec, batch_size=1024).effective_lr == pytest.approx(1e-3)
+    built = optimizer(replace(tiny, optim=spec, batch_size=1024), nn.Linear(2, 2))
+    assert built.param_groups[0]["lr"] == pytest.approx(1e-3)
+
+
+def test_layer_decay_lowers_early_layers(tiny: Recipe):
+    recipe = replace(tiny, optim=replace(tiny.optim, layer_decay=0.5))
+    model = build_model(recipe, 3, 1)
+    built = optimizer(recipe, model)
+    scheduler(recipe, built, 4)
+    scale = {id(p): group["lr_scale"] for group in built.param_groups for p in group["params"]}
+    named = dict(model.named_parameters())
+    assert scale[id(named["head.weight"])] == 1.0
+    assert scale[id(named["blocks.1.mlp.fc1.weight"])] > scale[id(named["blocks.0.mlp.fc1.weight"])]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"optim.name": "adamv"}, "no optimiser named 'adamv'. Did you mean 'adam"),
+        ({"optim.name": "sgd", "optim.betas": (0.8, 0.9)}, "optimiser 'sgd' takes no optim.betas"),
+        ({"schedule.name": "cosin"}, "no schedule named 'cosin'. Did you mean 'cosine'"),
+        ({"schedule.epochs": 2, "schedule.warmup_epochs": 2}, "warm-up shorter than the run"),
+        ({"schedule.epochs": 0}, "epochs must be at least 1"),
+        ({"ema_decay": 1.5}, "must lie in"),
+        ({"ema_decay": None, "ema_evaluate": True}, "needs averaged weights"),
+    ],
+)
+def test_what_cannot_be_is_refused(tiny: Recipe, fields: dict, message: str):
+    def build(recipe: Recipe) -> None:
+        scheduler(recipe, optimizer(recipe, nn.Linear(2, 2)), 4)
+        averaged(recipe, nn.Linear(2, 2))
+
+    build(tiny)
+    with pytest.raises(UsageError, match=message):
+        build(tiny.with_fields(**fields))
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "adam", "lamb", "lion", "nadamw"])
+def test_optimisers_step(tiny: Recipe, name: str):
+    model = nn.Linear(2, 2)
+    built = optimizer(tiny.with_fields(**{"optim.name": name}), model)
+    before = model.weight.detach().clone()
+    model(torch.ones(1, 2)).sum().backward()
+    built.step()
+    assert not torch.equal(before, model.weight)
+
+
+def test_averaged_weights_follow_the_formula(tiny: Recipe):
+    model = nn.Linear(1, 1, bias=False)
+    model.weight.data.fill_(1.0)
+    ema = averaged(replace(tiny, ema_decay=0.9), model)
+    assert ema is not None
+    model.weight.data.fill_(2.0)
+    ema.update(model)
+    torch.testing.assert_close(ema.module.weight.data, torch.tensor([[1.1]]))

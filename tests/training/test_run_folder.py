@@ -1,0 +1,169 @@
+"""Who may write into a run folder, and what is said to the others."""
+
+import errno
+import json
+from collections import namedtuple
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import softless.training.run_folder as module
+from softless.errors import UsageError
+from softless.training import Recipe, fit
+from softless.training.run_folder import FILES, RunFolder, differences, few, write_whole
+
+Usage = namedtuple("Usage", "total used free")  # noqa: PYI024 - what shutil.disk_usage returns
+
+
+@pytest.fixture
+def short(tiny: Recipe) -> Recipe:
+    return replace(tiny, schedule=replace(tiny.schedule, epochs=1, warmup_epochs=0))
+
+
+def run(recipe: Recipe, path: Path, **options):
+    return fit(recipe, path, device="cpu", progress=False, **options)
+
+
+def test_a_folder_that_holds_a_run_is_refused_and_untouched(short: Recipe, tmp_path: Path):
+    out = tmp_path / "run"
+    run(short, out)
+    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    with pytest.raises(UsageError, match=r"already holds a run \(recipe 'tiny', finished\): continue it with --resume"):
+        run(short, out)
+    assert before == {path: path.stat().st_mtime_ns for path in out.iterdir()}
+
+
+def test_overwrite_replaces_the_run_and_nothing_else(short: Recipe, tmp_path: Path):
+    out = tmp_path / "run"
+    run(short, out)
+    (out / "report.html").write_text("old")
+    (out / "notes.txt").write_text("mine")
+    run(replace(short, seed=5), out, overwrite=True)
+    assert json.loads((out / "recipe.json").read_text())["seed"] == 5
+    assert not (out / "report.html").exists()
+    assert (out / "notes.txt").read_text() == "mine"
+    assert len((out / "log.jsonl").read_text().splitlines()) == 1
+
+
+def test_overwrite_keeps_the_old_run_when_the_new_one_cannot_start(short: Recipe, tmp_path: Path):
+    out = tmp_path / "run"
+    run(short, out)
+    with pytest.raises(UsageError):
+        run(replace(short, data=replace(short.data, path="nowhere.npz")), out, overwrite=True)
+    assert (out / "result.json").exists()
+
+
+def test_resume_of_a_finished_run_returns_it(short: Recipe, tmp_path: Path):
+    first = run(short, tmp_path / "run")
+    stamp = (tmp_path / "run/checkpoint.pt").stat().st_mtime_ns
+    assert run(short, tmp_path / "run", resume=True) == first
+    assert (tmp_path / "run/checkpoint.pt").stat().st_mtime_ns == stamp
+
+
+def test_resume_names_the_fields_that_differ(short: Recipe, tmp_path: Path):
+    run(short, tmp_path / "run")
+    other = short.with_fields(**{"optim.lr": 0.5, "model.args.depth": 3, "data.workers": 1})
+    with pytest.raises(UsageError, match=r"differs in model.args.depth \(2 there, 3 asked\), optim.lr") as raised:
+        run(other, tmp_path / "run", resume=True)
+    assert "workers" not in str(raised.value)
+
+
+def test_resume_in_an_empty_folder_starts_and_says_so(short: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    assert run(short, tmp_path / "new", resume=True).epochs == 1
+    assert "nothing to resume" in caplog.text
+
+
+def test_resume_and_overwrite_exclude_each_other(short: Recipe, tmp_path: Path):
+    with pytest.raises(UsageError, match="choose one"):
+        run(short, tmp_path / "run", resume=True, overwrite=True)
+
+
+def test_a_file_is_no_run_folder(short: Recipe, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="is a file"):
+        run(short, tmp_path / "file")
+
+
+def test_a_folder_that_cannot_be_made(short: Recipe, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot make the run folder"):
+        run(short, tmp_path / "file" / "run")
+
+
+def test_no_free_disk(short: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: Usage(10**9, 10**9 - 5000, 5000))
+    out = tmp_path / "run"
+    with pytest.raises(UsageError, match=r"run needs about 0\.\d MB for checkpoints and its disk has 0\.0 MB free"):
+        run(short, out)
+    assert not any((out / name).exists() for name in FILES)
+
+
+def test_a_disk_that_fills_keeps_the_old_file(tmp_path: Path):
+    path = tmp_path / "state"
+    path.write_text("old")
+
+    def full(beside: Path):
+        beside.write_text("ne")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(UsageError, match=r"cannot write .*state: No space left"):
+        write_whole(path, full)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def unfinished(recipe: Recipe, out: Path) -> Path:
+    run(recipe, out)
+    (out / "result.json").unlink()
+    return out / "checkpoint.pt"
+
+
+def test_a_damaged_checkpoint_is_named(short: Recipe, tmp_path: Path):
+    path = unfinished(short, tmp_path / "run")
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(UsageError, match=r"cannot read the checkpoint .*checkpoint.pt"):
+        run(short, tmp_path / "run", resume=True)
+
+
+def test_a_checkpoint_runs_no_code(short: Recipe, tmp_path: Path):
+    path = unfinished(short, tmp_path / "run")
+    torch.save({"epoch": Path("would be unpickled")}, path)
+    with pytest.raises(UsageError, match="cannot read the checkpoint"):
+        run(short, tmp_path / "run", resume=True)
+
+
+def test_a_checkpoint_of_another_model(short: Recipe, tmp_path: Path):
+    path = unfinished(short, tmp_path / "run")
+    state = torch.load(path, weights_only=True)
+    state["model"]["head.weight"] = torch.zeros(7, 16)
+    state["model"]["extra"] = torch.zeros(1)
+    torch.save(state, path)
+    with pytest.raises(UsageError, match=r"checkpoint of another model.*extra is unknown.*head.weight has shape"):
+        run(short, tmp_path / "run", resume=True)
+
+
+def test_resume_on_changed_data(short: Recipe, tmp_path: Path):
+    unfinished(short, tmp_path / "run")
+    arrays = dict(np.load(str(short.data.path)))
+    arrays["train_images"][0] = 0
+    np.savez(str(short.data.path), **arrays)
+    with pytest.raises(UsageError, match="the data changed since"):
+        run(short, tmp_path / "run", resume=True)
+
+
+def test_a_half_line_of_the_log_is_dropped(tmp_path: Path):
+    folder = RunFolder(tmp_path)
+    folder.log({"epoch": 0})
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"epo')
+    folder.rewind_log(1)
+    assert folder.epochs() == [{"epoch": 0}]
+
+
+def test_few():
+    assert few("abc") == "a, b, c"
+    assert few(map(str, range(12))) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more"
+    assert differences({"a": {"b": 1}, "machine": 2}, {"a": {"b": 1, "c": 3}}) == ["a.c (unset there, 3 asked)"]

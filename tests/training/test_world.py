@@ -1,0 +1,87 @@
+"""Several processes are one run: same losses, one folder, one fate."""
+
+import json
+import os
+import pickle
+import socket
+import subprocess
+import sys
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from softless.errors import UsageError
+from softless.training import Recipe, fit
+from softless.training.world import choose_device, join
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def run_two(folder: Path) -> None:
+    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    shared |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    script = str(Path(__file__).with_name("rank.py"))
+    with ExitStack() as stack:
+        ranks = []
+        for rank in range(2):
+            env = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            command = [sys.executable, script, str(folder)]
+            ranks.append(stack.enter_context(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)))
+            stack.callback(ranks[-1].kill)
+        said = [process.communicate(timeout=120)[1] for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0], "\n".join(said)
+
+
+def logged(path: Path) -> list[dict]:
+    return [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_two_processes_train_like_one(tiny: Recipe, tmp_path: Path):
+    """Same global batches, same augmentation, same class weights and clipping: the same losses to 1e-5.
+
+    Mixing pairs images within a process and dropping draws per process, so both are off here.
+    """
+    plain = replace(tiny.augment, mixup=0.0, cutmix=0.0)
+    recipe = replace(tiny, augment=plain, drop_path=0.0, class_weights="balanced")
+    (tmp_path / "recipe.pickle").write_bytes(pickle.dumps(recipe))
+    one = fit(recipe, tmp_path / "one", device="cpu", progress=False)
+    run_two(tmp_path)
+    for a, b in zip(logged(tmp_path / "one"), logged(tmp_path / "two"), strict=True):
+        assert b["train_loss"] == pytest.approx(a["train_loss"], rel=1e-5)
+        for part in ("val", "val_ema"):
+            assert b[part]["loss"] == pytest.approx(a[part]["loss"], rel=1e-5)
+            assert b[part]["seen"] == b[part]["expected"] == 18
+    ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
+    assert one.test is not None
+    for rank in ranks:
+        assert rank["test"]["seen"] == rank["test"]["expected"] == 15
+        assert rank["test"]["top1"] == one.test["top1"]
+        assert rank["again"] == "UsageError", "both ranks learn that the folder is taken"
+        assert rank["diverged"] == "DivergedError", "not finite on rank 1 stops rank 0 as well"
+
+
+def test_alone_there_is_no_group():
+    with join("cpu") as world:
+        assert (world.rank, world.size, world.is_first) == (0, 1, True)
+        assert world.first(lambda: 3) == 3
+        assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99x", "meta"])
+def test_unknown_devices(name: str):
+    with pytest.raises(UsageError, match="device"):
+        choose_device(name)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_an_absent_device():
+    with pytest.raises(UsageError, match="sees no CUDA device"):
+        choose_device("cuda")
