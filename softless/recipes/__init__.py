@@ -2,7 +2,6 @@
 
 from softless.errors import unknown
 from softless.recipes import digits, folder, imagenet_sima_deit_small, imagenet_sima_xcit_small, medmnist
-from softless.recipes._quick import quick
 from softless.training.recipe import Recipe
 
 RECIPES = {
@@ -13,7 +12,7 @@ RECIPES = {
     "imagenet_sima_xcit_small": imagenet_sima_xcit_small.recipe,
 }
 
-__all__ = ["RECIPES", "get_recipe", "quick"]
+__all__ = ["RECIPES", "get_recipe"]
 
 
 def get_recipe(name: str) -> Recipe:

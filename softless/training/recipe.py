@@ -5,10 +5,12 @@ command line as `--set optim.lr=3e-4`; `with_fields` checks the name and the typ
 """
 
 import dataclasses
+import tempfile
 import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from softless.errors import UsageError, unknown
@@ -124,6 +126,12 @@ class Recipe:
         """The rate at the top of the schedule."""
         scale = self.batch_size / self.optim.base_batch if self.optim.base_batch else 1.0
         return self.optim.lr * scale
+
+    def quick(self, folder: str | Path | None = None) -> "Recipe":
+        """The same run in seconds: two steps of generated images (written into `folder`, or a temporary one) and a small model."""
+        from softless.training.quick import quick
+
+        return quick(self, Path(folder or tempfile.mkdtemp(prefix="softless-quick-")))
 
     def with_fields(self, **fields: Any) -> "Recipe":
         """A copy with dotted fields replaced (`optim.lr`), values given as text or typed.

@@ -8,7 +8,7 @@ import pytest
 
 import softless
 from softless.cli.main import main
-from softless.recipes import get_recipe, quick
+from softless.recipes import get_recipe
 from softless.training import Recipe
 
 SMALL = "model.args.depth=1 model.args.embed_dim=16 model.args.num_heads=2 schedule.epochs=1 schedule.warmup_epochs=0 threads=1"
@@ -16,7 +16,7 @@ SMALL = "model.args.depth=1 model.args.embed_dim=16 model.args.num_heads=2 sched
 
 @pytest.fixture
 def npz(tmp_path: Path) -> Path:
-    return Path(str(quick(get_recipe("medmnist"), tmp_path).data.path))
+    return Path(str(get_recipe("medmnist").quick(tmp_path).data.path))
 
 
 def train(out: Path, data: Path, *more: str, batch: int = 8) -> int:
@@ -41,7 +41,7 @@ def test_a_run_and_its_report(tmp_path: Path, npz: Path, capsys: pytest.CaptureF
 
 
 def test_the_python_function_takes_a_recipe(tmp_path: Path, npz: Path):
-    recipe: Recipe = replace(quick(get_recipe("digits"), tmp_path / "d"), name="mine")
+    recipe: Recipe = replace(get_recipe("digits").quick(tmp_path / "d"), name="mine")
     result = softless.train(recipe, out=tmp_path / "run", device="cpu", seed=4)
     assert result.run_dir == tmp_path / "run"
     assert json.loads((tmp_path / "run/recipe.json").read_text())["name"] == "mine"
@@ -49,7 +49,7 @@ def test_the_python_function_takes_a_recipe(tmp_path: Path, npz: Path):
 
 def test_the_run_folder_has_the_recipes_name(tmp_path: Path, npz: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    result = softless.train(quick(get_recipe("medmnist"), tmp_path / "d"), device="cpu")
+    result = softless.train(get_recipe("medmnist").quick(tmp_path / "d"), device="cpu")
     assert result.run_dir == Path("runs/medmnist")
 
 

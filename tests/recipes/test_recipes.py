@@ -12,7 +12,7 @@ import torch
 import softless.recipes
 from softless.data import EpochOrder, build_transforms
 from softless.errors import UsageError
-from softless.recipes import RECIPES, get_recipe, quick
+from softless.recipes import RECIPES, get_recipe
 from softless.tasks import Classification
 from softless.training import Recipe, fit
 from softless.training.model import build_model
@@ -40,7 +40,7 @@ def test_a_recipe_is_complete(name: str):
 
 @every
 def test_quick(name: str, tmp_path: Path):
-    recipe = quick(get_recipe(name), tmp_path / "data")
+    recipe = get_recipe(name).quick(tmp_path / "data")
     result = fit(recipe, tmp_path / "run", device="cpu", progress=False)
     assert result.epochs == 1
     assert result.test is not None
@@ -51,7 +51,7 @@ def test_quick(name: str, tmp_path: Path):
 
 @every
 def test_quick_changes_sizes_alone(name: str, tmp_path: Path):
-    whole, small = get_recipe(name), quick(get_recipe(name), tmp_path)
+    whole, small = get_recipe(name), get_recipe(name).quick(tmp_path)
     assert small.augment == whole.augment
     assert small.optim == whole.optim
     assert (small.metric, small.class_weights, small.ema_decay) == (whole.metric, whole.class_weights, whole.ema_decay)
