@@ -95,6 +95,14 @@ class Learned:
     weight_decay: bool = True
 
 
+TOLERANCE: Mapping[torch.dtype, float] = MappingProxyType({
+    torch.float64: 1e-13,
+    torch.float32: 1e-6,
+    torch.bfloat16: 4e-3,
+    torch.float16: 5e-4,
+})
+
+
 def never(*_: Any, **__: Any) -> list[str]:
     """The refusals of a backend that runs every call."""
     return []
@@ -108,14 +116,8 @@ class Backend:
     fn: Callable[..., Tensor]
     refuses: Callable[..., list[str]] = never
     native_half: bool = False  # takes float16 and bfloat16 as they are; the others are given float32
-    tolerance: Mapping[torch.dtype, float] = field(  # largest relative error (Frobenius) against the float64 reference
-        default_factory=lambda: MappingProxyType({
-            torch.float64: 1e-13,
-            torch.float32: 1e-6,
-            torch.bfloat16: 4e-3,
-            torch.float16: 5e-4,
-        })
-    )
+    # largest relative error (Frobenius) against the float64 reference
+    tolerance: Mapping[torch.dtype, float] = field(default_factory=lambda: TOLERANCE)
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,19 @@ from softless.errors import UsageError
 TAKES = {
     "twins": {"recipe", "op", "seeds", "out", "overwrite", "resume", "record", "device"},
     "compare": {"recipe", "ops", "seeds", "out", "overwrite", "resume", "record", "device"},
+    "runs": {"runs", "name", "record"},
     "operators": {"ops", "long", "record"},
 }
 
 
 def bench(
-    what: Literal["twins", "compare", "operators"],
+    what: Literal["twins", "compare", "runs", "operators"],
     *,
     recipe: str = "digits",
     op: str | None = None,
     ops: Sequence[str] = (),
+    runs: Sequence[str] = (),
+    name: str | None = None,
     seeds: int = 1,
     out: str | Path | None = None,
     overwrite: bool = False,
@@ -31,25 +34,28 @@ def bench(
 
     twins      trains a recipe with its own operator and with softmax, everything else alike, and writes out/report.html
     compare    the same with any list of operators (--ops); the last one named, or softmax, is what the others are compared with
+    runs       puts finished runs of one model together: mean test accuracy over their seeds, with its interval
     operators  value errors of every operator, backend and dtype against float64, from 1 to 65,536 tokens
 
     Args:
-        what: twins, compare or operators.
+        what: twins, compare, runs or operators.
         recipe: what to train.
         op: the operator beside softmax in twins; the recipe's own by default.
         ops: operators for compare and operators.
+        runs: run folders that differ in their seed alone.
+        name: what runs are recorded as.
         seeds: how many, for twins and compare.
         out: folder for runs and report.
         overwrite: delete the runs that the folder holds.
         resume: keep finished runs and continue those that were stopped.
         record: also write the rows to benchmarks/ of the repository.
-        long: operators also at a million tokens (some minutes, 6 GB).
+        long: operators at a million tokens (some minutes an operator, 6 GB).
         device: auto, cpu, cuda, mps (twins and compare).
 
     Raises:
         UsageError: an unknown name, an option that this comparison does not have, or a folder that already holds runs.
     """
-    given: dict[str, Any] = {"recipe": recipe, "op": op, "ops": ops, "seeds": seeds, "out": out, "overwrite": overwrite, "resume": resume,
+    given: dict[str, Any] = {"recipe": recipe, "op": op, "ops": ops, "runs": runs, "name": name, "seeds": seeds, "out": out, "overwrite": overwrite, "resume": resume,
              "record": record, "long": long, "device": device}  # fmt: skip
     standard = {"recipe": "digits", "seeds": 1, "device": "auto"}
     unused = sorted(
@@ -64,6 +70,10 @@ def bench(
         from softless.benching.operators import operators
 
         return operators(**options)
+    if what == "runs":
+        from softless.benching.finished import finished
+
+        return finished(**options)
     from softless.benching import compare, twins
 
     return twins(**options) if what == "twins" else compare(**options)

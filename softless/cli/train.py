@@ -55,8 +55,11 @@ def train(
     result = fit(chosen, run_dir, resume=resume, overwrite=overwrite, device=device)
     if os.environ.get("RANK", "0") == "0":
         from softless import report
+        from softless.benching import throughput
+        from softless.training.world import choose_device
 
-        report.write([run_dir], run_dir / "report.html", title=f"{chosen.name}: {chosen.summary}")
+        speeds = throughput([run_dir], batch=16, rounds=5, device=choose_device(device))
+        report.write([run_dir], run_dir / "report.html", title=f"{chosen.name}: {chosen.summary}", speeds=speeds)
     return result
 
 

@@ -64,7 +64,9 @@ def _host(name: str, op: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Mo
         return xcit.build(name, op, **{**xcits[name].arguments, **kwargs})
     _known(name)
     if model_entrypoint(name).__module__.rsplit(".", 1)[-1] not in VIT_MODULES:
-        raise UsageError(f"'{name}' has no place for another attention. Hosts: ViT and DeiT models of timm, and {', '.join(sorted(xcits))}")
+        raise UsageError(
+            f"'{name}' has no place for another attention. Hosts: ViT and DeiT models of timm, and {', '.join(sorted(xcits))}"
+        )
     if "lpi" in kwargs:
         raise UsageError(f"'{name}' has no local patch interaction: lpi is an option of XCiT hosts")
     return timm.create_model(name, pretrained=pretrained, **vit.arguments(op, kwargs))

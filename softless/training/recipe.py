@@ -180,6 +180,8 @@ def _literal(value: Any) -> Any:
 
 def _typed(value: Any, hint: Any, name: str) -> Any:
     value = _literal(value)
+    if isinstance(value, str) and value.lower() in {"none", "null"} and _fits(None, hint):
+        return None
     if _fits(value, hint):
         return value
     for convert, kind in ((float, float), (tuple, tuple)):  # 1 for a float field, [1, 2] for a tuple field
@@ -190,8 +192,6 @@ def _typed(value: Any, hint: Any, name: str) -> Any:
         ):
             assert isinstance(candidate, kind)
             return candidate
-    if isinstance(value, str) and value.lower() in {"none", "null"} and _fits(None, hint):
-        return None
     raise UsageError(f"{name}={value!r} does not fit: the field takes {_describe(hint)}")
 
 

@@ -146,7 +146,9 @@ def test_float16_is_carried_past_the_projection() -> None:
         rounded = module.proj(softless.attend(q, k, v, out_dtype=torch.float32).half()[:, 0])
     exact = copy.deepcopy(module).double()(x.double())
     assert carried.dtype == torch.float32
-    assert error(carried, exact) < min(1.5e-3, error(rounded, exact) / 2)  # rounding the operator's output alone costs more
+    assert error(carried, exact) < min(
+        1.5e-3, error(rounded, exact) / 2
+    )  # rounding the operator's output alone costs more
     module = module.half()
     with torch.no_grad():
         module.proj.weight.mul_(1e4)  # large enough for a float16 module's own output

@@ -1,0 +1,111 @@
+"""The outcome of a comparison: rows for a file, text for a terminal."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from softless.benching.record import table
+from softless.report.cost import Speed
+from softless.report.groups import Group
+from softless.report.runs import RunRecord
+from softless.report.statistics import Estimate
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The outcome: one group of runs per operator, the last one being what the others are compared with."""
+
+    recipe: str
+    groups: tuple[Group, ...]
+    accuracies: tuple[Estimate, ...]
+    differences: tuple[Estimate, ...]  # of each group but the last, to the last
+    speeds: Mapping[Path, Speed]
+    only: Mapping[str, Mapping[str, Any]]  # operator -> options of the recipe that it does not have
+    report: Path
+    recorded: Path | None = None
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row per run, then one per mean and per difference."""
+        rows = [_run_row(self.recipe, group, run, self.speeds) for group in self.groups for run in group.runs]
+        for group, estimate in zip(self.groups, self.accuracies, strict=True):
+            rows.append(_summary_row(self.recipe, "mean", group.first.operator, group, estimate))
+        base = self.groups[-1].first.operator
+        for group, estimate in zip(self.groups, self.differences, strict=False):
+            rows.append(_summary_row(self.recipe, "difference", f"{group.first.operator} - {base}", group, estimate))
+        return rows
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "rows": self.rows(),
+            "left_out": {op: dict(options) for op, options in self.only.items()},
+            "report": str(self.report),
+        }
+
+    def __str__(self) -> str:
+        return "\n".join([
+            _runs_table(self),
+            "",
+            *_sentences(self),
+            f"report: {self.report}",
+            *([f"recorded: {self.recorded}"] if self.recorded else []),
+        ])
+
+
+def _run_row(recipe: str, group: Group, run: RunRecord, speeds: Mapping[Path, Speed]) -> dict[str, Any]:
+    assert run.predictions is not None
+    speed = speeds.get(run.folder)
+    return {
+        "kind": "run",
+        "recipe": recipe,
+        "operator": run.operator,
+        "seed": run.seed,
+        "images": len(run.predictions.targets),
+        "accuracy": round(float(run.predictions.correct.mean()), 6),
+        "low": "",
+        "high": "",
+        "balanced_accuracy": run.result["test"].get("balanced_accuracy"),
+        "auc": run.result["test"].get("auc"),
+        "validation_accuracy": run.result["val"]["top1"],
+        "best_epoch": run.result["best_epoch"] + 1,
+        "epochs": run.result["epochs"],
+        "seconds": round(run.result["seconds"], 1),
+        "parameters": run.result["parameters"],
+        "eval_images_per_second": round(speed.median, 1) if speed else "",
+        "eval_quarters": f"{speed.low:.1f} to {speed.high:.1f}" if speed else "",
+        "how": f"{len(group.runs)} seeds",
+    }
+
+
+def _summary_row(recipe: str, kind: str, name: str, group: Group, estimate: Estimate) -> dict[str, Any]:
+    values = {"accuracy": estimate.value, "low": estimate.low, "high": estimate.high}
+    return {"kind": kind, "recipe": recipe, "operator": name, "seed": " ".join(map(str, group.seeds)),
+            **{key: round(value, 6) for key, value in values.items()}, "how": estimate.how}  # fmt: skip
+
+
+def _runs_table(compared: Compared) -> str:
+    rows = []
+    for group, estimate in zip(compared.groups, compared.accuracies, strict=True):
+        first = group.first
+        speed = compared.speeds.get(first.folder)
+        rows.append([
+            group.label,
+            f"{100 * estimate.value:.2f} %",
+            f"{100 * estimate.low:.1f} to {100 * estimate.high:.1f}",
+            " ".join(f"{100 * float(run.predictions.correct.mean()):.1f}" for run in group.runs if run.predictions),
+            f"{speed.median:,.0f}" if speed else "–",
+            f"{sum(run.result['seconds'] for run in group.runs) / len(group.runs):.0f} s",
+        ])
+    return table(["", "test accuracy", "95 % interval", "by seed", "images/s in evaluation", "training"], rows)
+
+
+def _sentences(compared: Compared) -> list[str]:
+    base = compared.groups[-1]
+    said = [
+        f"{group.label} − {base.label}: {100 * estimate.value:+.2f} points, 95 % interval {100 * estimate.low:+.2f} to {100 * estimate.high:+.2f} ({estimate.how})"
+        for group, estimate in zip(compared.groups, compared.differences, strict=False)
+    ]
+    for op, options in compared.only.items():
+        listed = ", ".join(f"{name}={value}" for name, value in options.items())
+        said.append(f"{op} does not have, and so ran without: {listed}")
+    return said

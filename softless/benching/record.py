@@ -1,0 +1,108 @@
+"""Where a measured number came from, and the CSV files of the repository that keep them."""
+
+import csv
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import softless
+from softless.errors import UsageError
+
+
+def provenance() -> dict[str, str]:
+    """Commit, command, machine and versions: the columns that every row of a benchmark carries."""
+    import timm
+    import torch
+
+    return {
+        "commit": commit(),
+        "command": command(),
+        "machine": f"{processor()}, {os.cpu_count()} cores"
+        + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
+        "threads": str(torch.get_num_threads()),
+        "versions": f"softless {softless.__version__}, torch {torch.__version__}, timm {timm.__version__}, python {platform.python_version()}",
+    }
+
+
+def repository() -> Path | None:
+    """The repository this package is imported from, or None for an installed one."""
+    root = Path(softless.__file__).resolve().parents[1]
+    return root if (root / ".git").exists() and (root / "benchmarks").is_dir() else None
+
+
+def commit() -> str:
+    """The commit, with a mark where the tree held changes; "none" outside a repository."""
+    root = repository()
+    if root is None:
+        return "none"
+    try:
+        head = _git(root, "rev-parse", "--short=12", "HEAD")
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.CalledProcessError):  # no git on this machine, or an empty repository
+        return "unknown"
+    return f"{head}{'+changes' if changed else ''}"
+
+
+def _git(root: Path, *words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True)  # noqa: S603, S607
+    return done.stdout.strip()
+
+
+def command() -> str:
+    """What was typed, without the folders before the program's name."""
+    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def processor() -> str:
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def record_path(name: str) -> Path:
+    """`benchmarks/NAME.csv` of the repository.
+
+    Raises:
+        UsageError: the package was not imported from its repository.
+    """
+    root = repository()
+    if root is None:
+        raise UsageError(
+            "--record writes to benchmarks/ of the repository, and this softless is an installed package: leave it out"
+        )
+    return root / "benchmarks" / f"{name}.csv"
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Rows with their provenance, whole or not at all; columns in the order in which rows first name them."""
+    where = provenance()
+    columns = list(dict.fromkeys(name for row in rows for name in row)) + list(where)
+    beside = path.with_name(path.name + ".tmp")
+    with beside.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({**row, **where} for row in rows)
+    beside.replace(path)
+    return path
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Columns for a terminal: the first flush left, the others flush right."""
+    cells = [list(map(str, row)) for row in (head, *rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if not column else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in cells
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

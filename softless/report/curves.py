@@ -1,0 +1,113 @@
+"""Loss, validation accuracy and learning rate over the epochs."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from softless.report.charts import Line, LineChart
+from softless.report.groups import Group
+from softless.report.html import Html, details, table, tag
+from softless.report.numbers import percent, plain
+
+
+def draw_curves(groups: Sequence[Group]) -> Html:
+    accuracy, rate = _lines(groups, _validation, mark_best=True), _lines(groups, _rate)
+    start = _late(accuracy)
+    charts = [
+        LineChart("Training loss", _lines(groups, _loss), plain, plain, better="lower"),
+        LineChart(
+            "Validation accuracy",
+            accuracy,
+            percent,
+            lambda value: percent(value, 0 if start is None or start < 0.9 else 1),
+            low=start,
+            better="higher",
+            note=_accuracy_note(accuracy, start),
+        ),
+        LineChart("Learning rate", rate, plain, plain, low=0, note=_same(rate)),
+    ]
+    legend = [tag("li", tag("span", class_=f"swatch {group.colour}"), group.label) for group in groups]
+    return tag(
+        "div",
+        tag("ul", legend, class_="legend") if len(groups) > 1 else None,
+        tag("div", [chart.render(f"chart-{number}") for number, chart in enumerate(charts)], class_="charts"),
+        details("The curves as a table", _as_table(groups)),
+    )
+
+
+def _validation(group: Group) -> Callable[[dict[str, Any]], float | None]:
+    """Accuracy of the weights that are kept: the averaged ones where the recipe says so."""
+    key = "val_ema" if group.first.recipe.get("ema_evaluate") else "val"
+    return lambda epoch: (epoch.get(key) or epoch.get("val") or {}).get("top1")
+
+
+def _late(lines: Sequence[Line]) -> float | None:
+    """Where the axis of accuracy starts: at what every model has after a sixth of the epochs, so that the end can be told apart."""
+    after = max(len(line.values) for line in lines) // 6
+    values = [v for line in lines for v in line.values[after:] if v is not None]
+    return min(values, default=None) if after else None
+
+
+def _accuracy_note(lines: Sequence[Line], start: float | None) -> str:
+    said = ["The ring is the epoch whose weights were kept."] if any(line.mark for line in lines) else []
+    if start is not None and any(v < start for line in lines for v in line.values if v is not None):
+        said.append("The first epochs lie below the axis.")
+    return " ".join(said)
+
+
+def _same(lines: Sequence[Line]) -> str:
+    means = [line.values for line in lines if not line.faint]
+    return (
+        "The same for all: the curves lie on each other."
+        if len(means) > 1 and all(v == means[0] for v in means)
+        else ""
+    )
+
+
+def _loss(_: Group) -> Callable[[dict[str, Any]], float | None]:
+    return lambda epoch: epoch["train_loss"]
+
+
+def _rate(_: Group) -> Callable[[dict[str, Any]], float | None]:
+    return lambda epoch: epoch["lr"]
+
+
+def _lines(
+    groups: Sequence[Group], part: Callable[[Group], Callable[..., float | None]], *, mark_best: bool = False
+) -> list[Line]:
+    lines = []
+    for group in groups:
+        value = part(group)
+        seeds = [[value(epoch) for epoch in run.epochs] for run in group.runs]
+        best = int(group.first.result["best_epoch"]) + 1 if mark_best and len(seeds) == 1 else None
+        lines.append(Line(group.label, group.colour, _mean(seeds), mark=best))
+        if len(seeds) > 1:
+            lines += [
+                Line(f"{group.label}, seed {seed}", group.colour, values, faint=True)
+                for seed, values in zip(group.seeds, seeds, strict=True)
+            ]
+    return lines
+
+
+def _mean(seeds: Sequence[Sequence[float | None]]) -> list[float | None]:
+    """Mean over the seeds that reached an epoch."""
+    out: list[float | None] = []
+    for epoch in range(max(map(len, seeds))):
+        known = [v for values in seeds if epoch < len(values) and (v := values[epoch]) is not None]
+        out.append(sum(known) / len(known) if known else None)
+    return out
+
+
+def _as_table(groups: Sequence[Group]) -> Html:
+    longest = max(len(run.epochs) for group in groups for run in group.runs)
+    step = max(1, -(-longest // 40))
+    shown = sorted({*range(1, longest + 1, step), longest})
+    head: list[Any] = ["epoch"]
+    columns: list[list[str]] = []
+    for group in groups:
+        for name, part, write in (("loss", _loss, plain), ("validation", _validation, percent), ("rate", _rate, plain)):
+            value = part(group)
+            means = _mean([[value(epoch) for epoch in run.epochs] for run in group.runs])
+            head.append(f"{group.label}: {name}")
+            columns.append(["" if mean is None else write(mean) for mean in means])
+    rows = [[epoch, *(column[epoch - 1] if epoch <= len(column) else "" for column in columns)] for epoch in shown]
+    return table(head, rows, caption="Training loss, validation accuracy and learning rate by epoch (mean over seeds)")

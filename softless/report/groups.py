@@ -1,0 +1,99 @@
+"""Runs that differ in their seed alone are one model; models get a label, a colour and a list of what sets them apart."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from softless.report.runs import RunRecord
+
+NOT_THE_MODEL = frozenset({"seed", "name", "summary", "threads", "data.workers"})  # fields no comparison is about
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one model over its seeds, in the order of their seeds."""
+
+    label: str
+    colour: str  # CSS class s0, s1, …
+    runs: tuple[RunRecord, ...]
+
+    @property
+    def first(self) -> RunRecord:
+        return self.runs[0]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(run.seed for run in self.runs)
+
+
+def grouped(runs: Sequence[RunRecord]) -> list[Group]:
+    """Groups in the order in which their first run was given, softmax last: it is the one compared with."""
+    by_key: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        by_key.setdefault(_key(run), []).append(run)
+    members = sorted(by_key.values(), key=lambda group: group[0].operator == "softmax")
+    labels = _labels([group[0] for group in members])
+    return [
+        Group(label, f"s{number % 6}", tuple(sorted(group, key=lambda run: run.seed)))
+        for number, (label, group) in enumerate(zip(labels, members, strict=True))
+    ]
+
+
+def _key(run: RunRecord) -> str:
+    kept = {name: value for name, value in flat(run.recipe).items() if name not in NOT_THE_MODEL}
+    return json.dumps(kept, sort_keys=True)
+
+
+def _labels(firsts: list[RunRecord]) -> list[str]:
+    choices: list[Callable[[RunRecord], str]] = [
+        lambda run: operator_title(run.operator),
+        lambda run: str(run.recipe["model"]["name"]),
+        lambda run: run.folder.name,
+        lambda run: str(run.folder),
+    ]
+    for choose in choices:
+        labels = [choose(run) for run in firsts]
+        if len(set(labels)) == len(labels):
+            return labels
+    return [f"run {number + 1}" for number in range(len(firsts))]
+
+
+def operator_title(name: str) -> str:
+    """The name a paper would print: SimA for sima; softmax stays a common word."""
+    from softless.attention import OPERATORS
+
+    return name if name == "softmax" or name not in OPERATORS else OPERATORS[name].title
+
+
+def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested fields by dotted name."""
+    out: dict[str, Any] = {}
+    for key, value in content.items():
+        out |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {prefix + key: value}
+    return out
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Recipe fields: those that differ between the models (value per model, None where one has no such field) and those shared."""
+
+    differing: dict[str, list[Any]]
+    shared: dict[str, Any]
+
+
+def compare_recipes(groups: Sequence[Group]) -> Comparison:
+    """The recipes of the groups field by field; seeds and descriptions left out."""
+    fields = [flat(group.first.recipe) for group in groups]
+    names = [
+        name for name in dict.fromkeys(name for held in fields for name in held) if name not in {"seed", "summary"}
+    ]
+    differing: dict[str, list[Any]] = {}
+    shared: dict[str, Any] = {}
+    for name in names:
+        values = [held.get(name) for held in fields]
+        if all(value == values[0] for value in values):
+            shared[name] = values[0]
+        else:
+            differing[name] = values
+    return Comparison(differing, shared)

@@ -1,0 +1,167 @@
+"""The first screen: one sentence that says what came out, and a card for each model and each difference."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from softless.report.groups import Group
+from softless.report.html import Html, tag
+from softless.report.intervals import Strip, axis, draw
+from softless.report.numbers import MINUS, THIN, duration, percent, points
+from softless.report.statistics import Estimate, accuracy, agreement, difference
+
+
+def headline(groups: Sequence[Group]) -> Html:
+    """The verdict and, below it, a card for each model and for each difference to the last one."""
+    estimates = [accuracy(group) for group in groups]
+    base = groups[-1]
+    differences = [(group, estimate) for group in groups[:-1] if (estimate := difference(group, base)) is not None]
+    cards = [*_accuracy_cards(groups, estimates), *_difference_cards(differences, base)]
+    return tag(
+        "div",
+        tag("p", verdict(groups, estimates, differences), class_="verdict-line"),
+        tag("div", cards, class_="cards"),
+    )
+
+
+def verdict(
+    groups: Sequence[Group], estimates: Sequence[Estimate | None], differences: Sequence[tuple[Group, Estimate]]
+) -> str:
+    """What came out, in one or two sentences that claim no more than the intervals allow."""
+    known = [(group, estimate) for group, estimate in zip(groups, estimates, strict=True) if estimate]
+    if not known:
+        return (
+            "There is no test split: what follows was measured on validation images, which also chose the best epoch."
+        )
+    (first, share), *others = known
+    text = f"{first.label} gets {percent(share.value, 2)} of the test images right"
+    text += "".join(f", {group.label} {percent(estimate.value, 2)}" for group, estimate in others) + "."
+    text += "".join(_compared(group, groups[-1], estimate) for group, estimate in differences)
+    if differences and min(len(group.runs) for group in groups) == 1:
+        text += " This is one seed: what another seed would change is not in the interval."
+    return text
+
+
+def _compared(group: Group, base: Group, estimate: Estimate) -> str:
+    if estimate.low <= 0 <= estimate.high:
+        span = f"{points(estimate.low)} to {points(estimate.high)}"
+        return (
+            f" The difference of {group.label} to {base.label} is {points(estimate.value, 2)} points, and its 95{THIN}% "
+            f"interval, {span}, contains zero: no winner."
+        )
+    ahead, behind = (group, base) if estimate.value > 0 else (base, group)
+    ends = sorted((abs(estimate.low), abs(estimate.high)))
+    return (
+        f" {ahead.label} is ahead of {behind.label} by {100 * abs(estimate.value):.2f} points "
+        f"(95{THIN}% interval {100 * ends[0]:.1f} to {100 * ends[1]:.1f})."
+    )
+
+
+def _accuracy_cards(groups: Sequence[Group], estimates: Sequence[Estimate | None]) -> list[Html]:
+    known = [(group, estimate) for group, estimate in zip(groups, estimates, strict=True) if estimate]
+    strips = [_accuracy_strip(group, estimate) for group, estimate in known]
+    places = axis(strips) if strips else []
+    cards = []
+    for number, ((group, estimate), strip) in enumerate(zip(known, strips, strict=True)):
+        cards.append(
+            tag(
+                "article",
+                tag("h3", tag("span", class_=f"swatch {group.colour}"), group.label),
+                tag("p", f"{100 * estimate.value:.2f}", tag("span", f"{THIN}%"), class_="big"),
+                tag(
+                    "p",
+                    f"test accuracy, 95{THIN}% interval {100 * estimate.low:.1f} to {100 * estimate.high:.1f}",
+                    class_="under",
+                ),
+                draw(strip, places, f"strip-{number}"),
+                _facts(group),
+                class_="card",
+            )
+        )
+    return cards or [_validation_card(group) for group in groups]
+
+
+def _accuracy_strip(group: Group, estimate: Estimate) -> Strip:
+    seeds = (
+        [float(run.predictions.correct.mean()) for run in group.runs if run.predictions] if len(group.runs) > 1 else []
+    )
+    text = f"{group.label}: {percent(estimate.value)}, 95 % interval {percent(estimate.low)} to {percent(estimate.high)} ({estimate.how})"
+    if seeds:
+        text += "; seeds " + ", ".join(percent(value) for value in seeds)
+    return Strip(text, group.colour, estimate.value, estimate.low, estimate.high, seeds)
+
+
+def _difference_cards(differences: Sequence[tuple[Group, Estimate]], base: Group) -> list[Html]:
+    strips = [
+        Strip(
+            f"{group.label} minus {base.label}: {points(estimate.value)} points, 95 % interval {points(estimate.low)} to {points(estimate.high)} ({estimate.how})",
+            group.colour,
+            estimate.value,
+            estimate.low,
+            estimate.high,
+            zero=True,
+        )
+        for group, estimate in differences
+    ]
+    places = axis(strips) if strips else []
+    return [
+        tag(
+            "article",
+            tag("h3", f"{group.label} {MINUS} {base.label}"),
+            tag("p", points(estimate.value, 2), tag("span", " points"), class_="big"),
+            tag("p", f"95{THIN}% interval {points(estimate.low)} to {points(estimate.high)}", class_="under"),
+            draw(strip, places, f"difference-{number}"),
+            _pairs(group, base),
+            tag("p", estimate.how, class_="how"),
+            class_="card difference",
+        )
+        for number, ((group, estimate), strip) in enumerate(zip(differences, strips, strict=True))
+    ]
+
+
+def _pairs(group: Group, base: Group) -> Html | None:
+    counted = agreement(group, base)
+    if counted is None:
+        return None
+    rows: list[tuple[str, Any]] = [
+        (f"only {group.label} right", counted.only_first),
+        (f"only {base.label} right", counted.only_second),
+        ("both wrong", counted.neither),
+    ]
+    if len(counted.by_seed) > 1:
+        rows.append(("by seed", ", ".join(points(value) for _, value in counted.by_seed)))
+    return _listed(rows)
+
+
+def _listed(rows: Sequence[tuple[str, Any]]) -> Html:
+    return tag("dl", [tag("div", tag("dt", name), tag("dd", value)) for name, value in rows])
+
+
+def _facts(group: Group) -> Html:
+    tests = [run.result.get("test") or {} for run in group.runs]
+    rows = []
+    for key, name in (("balanced_accuracy", "balanced accuracy"), ("auc", "AUC (one against the rest)")):
+        values = [test[key] for test in tests if test.get(key) is not None]
+        if values:
+            mean = sum(values) / len(values)
+            rows.append((name, percent(mean) if key != "auc" else f"{mean:.4f}"))
+    seeds = ", ".join(map(str, group.seeds))
+    rows.append(("seeds" if len(group.seeds) > 1 else "seed", seeds))
+    rows.append(("best epoch", ", ".join(str(int(run.result["best_epoch"]) + 1) for run in group.runs)))
+    rows.append((
+        "training",
+        duration(sum(run.result["seconds"] for run in group.runs) / len(group.runs))
+        + (" a run" if len(group.runs) > 1 else ""),
+    ))
+    return _listed(rows)
+
+
+def _validation_card(group: Group) -> Html:
+    value = group.first.result.get("val", {}).get("top1")
+    return tag(
+        "article",
+        tag("h3", tag("span", class_=f"swatch {group.colour}"), group.label),
+        tag("p", percent(value), class_="big"),
+        tag("p", "validation accuracy: no test split", class_="under"),
+        _facts(group),
+        class_="card",
+    )

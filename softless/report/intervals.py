@@ -1,0 +1,76 @@
+"""Interval strips: a mean with its 95 % interval on an axis that all strips of a row share."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from softless.report.html import Html, tag
+from softless.report.ticks import ticks
+
+WIDTH, HEIGHT, EDGE = 320, 56, 18
+
+
+@dataclass(frozen=True)
+class Strip:
+    """What one strip shows; `zero` draws the line of no difference."""
+
+    text: str  # the same in words
+    colour: str
+    middle: float
+    low: float
+    high: float
+    seeds: Sequence[float] = ()
+    zero: bool = False
+
+
+def axis(strips: Sequence[Strip]) -> list[float]:
+    """Ticks that hold every strip."""
+    values = [v for strip in strips for v in (strip.low, strip.high, strip.middle, *strip.seeds)]
+    values += [0.0] if any(strip.zero for strip in strips) else []
+    return ticks(min(values), max(values), 4)
+
+
+def draw(strip: Strip, places: Sequence[float], identifier: str) -> Html:
+    """The strip as SVG; `places` is the axis it shares with others, `identifier` the id of its text."""
+
+    def x(value: float) -> str:
+        return f"{EDGE + (value - places[0]) / (places[-1] - places[0]) * (WIDTH - 2 * EDGE):.1f}"
+
+    digits = (
+        0
+        if all(float(100 * place).is_integer() or abs(100 * place - round(100 * place)) < 1e-9 for place in places)
+        else 1
+    )
+    marks = [
+        tag(
+            "g",
+            tag(
+                "line",
+                x1=x(place),
+                x2=x(place),
+                y1=6,
+                y2=34,
+                class_="grid strong" if strip.zero and place == 0 else "grid",
+            ),
+            tag("text", f"{100 * place:.{digits}f}".replace("-", "−"), x=x(place), y=51, class_="tick mid"),
+        )
+        for place in places
+    ]
+    seeds = [tag("circle", cx=x(value), cy=20, r=3, class_="seed") for value in strip.seeds]
+    bar = tag(
+        "g",
+        tag("line", x1=x(strip.low), x2=x(strip.high), y1=20, y2=20, class_="whisker"),
+        seeds,
+        tag("circle", cx=x(strip.middle), cy=20, r=6, class_="dot"),
+        tag("title", strip.text),
+        class_=strip.colour,
+    )
+    return tag(
+        "svg",
+        tag("title", strip.text, id=identifier),
+        marks,
+        bar,
+        viewBox=f"0 0 {WIDTH} {HEIGHT}",
+        role="img",
+        aria_labelledby=identifier,
+        class_="strip",
+    )

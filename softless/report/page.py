@@ -1,0 +1,138 @@
+"""One page for one run or several side by side: readable, printable, and with nothing to load."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import softless
+from softless.errors import UsageError
+from softless.report.confusion import confusion, draw_confusion
+from softless.report.cost import Speed, draw_cost
+from softless.report.curves import draw_curves
+from softless.report.groups import Group, grouped
+from softless.report.headline import headline
+from softless.report.html import Html, section, tag
+from softless.report.provenance import draw_provenance
+from softless.report.recipes import draw_recipes
+from softless.report.runs import read_run
+from softless.report.samples import draw_samples
+
+# The browser is told to fetch nothing, so that a page cannot call home even if a name in it tried to.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+def write(
+    run_dirs: Sequence[Path], out: Path, *, title: str | None = None, speeds: Mapping[Path, Speed] | None = None
+) -> Path:
+    """Write the page of these runs to `out`, whole or not at all, and return its path.
+
+    Runs that differ in their seed alone are shown as one model. With several models the last one, softmax where there is one, is
+    what the others are compared with.
+
+    Args:
+        run_dirs: folders of finished runs.
+        out: the HTML file.
+        title: heading of the page; None takes it from the recipe.
+        speeds: measured images per second in evaluation, by the folder of each model's first run (softless.benching).
+
+    Raises:
+        UsageError: no run, or a folder without a finished run.
+    """
+    if not run_dirs:
+        raise UsageError("a report needs at least one run folder")
+    groups = grouped([read_run(Path(folder)) for folder in run_dirs])
+    text = render(groups, title or _title(groups), speeds)
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    beside = out.with_name(out.name + ".tmp")
+    beside.write_text(text, encoding="utf-8")
+    Path(beside).replace(out)
+    return out
+
+
+def render(groups: Sequence[Group], title: str, speeds: Mapping[Path, Speed] | None = None) -> str:
+    """The page as text."""
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("title", title),
+        tag("style", Html(_style())),
+    )
+    body = tag("body", _top(groups, title), tag("main", _sections(groups, speeds)), _foot())
+    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+
+
+def _sections(groups: Sequence[Group], speeds: Mapping[Path, Speed] | None) -> list[Html]:
+    several = len(groups) > 1
+    matrices = [draw_confusion(group, confusion(group)) for group in groups]
+    return [
+        section("result", "Result", headline(groups)),
+        section("curves", "Learning", draw_curves(groups), lead=_curves_lead(groups)),
+        section("cost", "Cost", draw_cost(groups, speeds), lead="Counted on one image; speeds are measured."),
+        section(
+            "samples",
+            "Test images",
+            draw_samples(groups),
+            lead="First the mistakes made with most confidence, then right answers class by class. "
+            "Bright is where the last layer's queries and keys are large.",
+        ),
+        section(
+            "confusion",
+            "Confusion",
+            tag("div", matrices, class_="matrices"),
+            lead="All seeds together." if len(groups[0].runs) > 1 else None,
+        ),
+        section("recipe", "Recipes" if several else "Recipe", draw_recipes(groups)),
+        section("method", "Method", draw_provenance(groups)),
+    ]
+
+
+def _curves_lead(groups: Sequence[Group]) -> str | None:
+    return (
+        "Thick lines are means over seeds, thin lines the seeds."
+        if any(len(group.runs) > 1 for group in groups)
+        else None
+    )
+
+
+def _top(groups: Sequence[Group], title: str) -> Html:
+    links = [
+        ("result", "Result"), ("curves", "Learning"), ("cost", "Cost"), ("samples", "Test images"), ("confusion", "Confusion"),
+        ("recipe", "Recipe"), ("method", "Method"),
+    ]  # fmt: skip
+    return tag(
+        "header",
+        tag("p", "Softless report", class_="eyebrow"),
+        tag("h1", title),
+        tag("p", _subtitle(groups), class_="subtitle"),
+        tag("nav", [tag("a", name, href=f"#{to}") for to, name in links], aria_label="parts of this page"),
+        class_="top",
+    )
+
+
+def _title(groups: Sequence[Group]) -> str:
+    name = groups[0].first.recipe["name"]
+    return f"{' and '.join(group.label for group in groups)} on {name}"
+
+
+def _subtitle(groups: Sequence[Group]) -> str:
+    first = groups[0].first
+    runs = sum(len(group.runs) for group in groups)
+    test = (first.result.get("test") or {}).get("seen")
+    parts = [str(first.recipe.get("summary", "")), f"{len(first.classes)} classes"]
+    parts += [f"{test} test images"] if test else []
+    parts += [f"{runs} run{'s' * (runs > 1)}", f"{first.result['epochs']} epochs"]
+    return " · ".join(part for part in parts if part)
+
+
+def _foot() -> Html:
+    return tag(
+        "footer",
+        tag("p", f"Written by softless {getattr(softless, '__version__', '')}. One file, no requests, no scripts."),
+    )
+
+
+def _style() -> str:
+    return Path(__file__).with_name("page.css").read_text(encoding="utf-8")

@@ -1,0 +1,32 @@
+"""Pictures inside the page."""
+
+import base64
+import io
+
+from PIL import Image
+
+from softless.report.html import Html, tag
+
+THUMB = 144  # pixels of the longer side
+
+
+def inline(image: Image.Image, alternative: str, *, class_: str | None = None) -> Html:
+    """An <img> that carries its PNG. Small images keep their pixels and are enlarged by the browser; photographs are cut to 256 colours."""
+    small = max(image.size) < THUMB
+    shown = image.convert("RGB")
+    if not small:
+        shown.thumbnail((THUMB, THUMB), Image.Resampling.LANCZOS)
+    if max(shown.size) > 64:
+        shown = shown.quantize(256, dither=Image.Dither.NONE)  # a third of the bytes, and nothing visible at this size
+    buffer = io.BytesIO()
+    shown.save(buffer, "PNG", optimize=True)
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    look = " ".join(word for word in (class_, "pixels" if max(image.size) < 64 else None) if word)
+    return tag(
+        "img",
+        src=f"data:image/png;base64,{data}",
+        alt=alternative,
+        width=image.width,
+        height=image.height,
+        class_=look or None,
+    )

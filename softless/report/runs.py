@@ -1,0 +1,114 @@
+"""What a run folder holds, read once (the contract between training and report)."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from softless.errors import UsageError
+
+KEPT_APART = (
+    "softless",
+    "torch",
+    "timm",
+    "torchvision",
+    "numpy",
+    "python",
+    "machine",
+)  # what recipe.json holds beside the recipe
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A model's answers on the test split."""
+
+    logits: NDArray[np.float32]  # (n, K)
+    targets: NDArray[np.int64]  # (n,)
+    names: tuple[str, ...]
+
+    @property
+    def probabilities(self) -> NDArray[np.float64]:
+        wide = self.logits.astype(np.float64)
+        raised = np.exp(wide - wide.max(1, keepdims=True))
+        return raised / raised.sum(1, keepdims=True)
+
+    @property
+    def predicted(self) -> NDArray[np.int64]:
+        return self.logits.argmax(1)
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        return self.predicted == self.targets
+
+    def same_images(self, other: "Predictions") -> bool:
+        return self.names == other.names and np.array_equal(self.targets, other.targets)
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A finished run."""
+
+    folder: Path
+    recipe: dict[str, Any]
+    versions: dict[str, str]
+    machine: dict[str, Any]
+    classes: tuple[str, ...]
+    epochs: list[dict[str, Any]]
+    result: dict[str, Any]
+    best: dict[str, Any]
+    predictions: Predictions | None
+
+    @property
+    def seed(self) -> int:
+        return int(self.recipe["seed"])
+
+    @cached_property
+    def operator(self) -> str:
+        """The attention operator's name: asked for, part of the model's name, or the host's own softmax."""
+        from softless.attention import OPERATORS
+
+        asked = self.recipe["model"].get("op") or self.best.get("model_args", {}).get("op")
+        first = str(self.best.get("architecture", self.recipe["model"]["name"])).split("_")[0]
+        return str(asked or (first if first in OPERATORS else "softmax"))
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Read a run folder.
+
+    Raises:
+        UsageError: the folder is missing, or the run in it is not finished.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is no run folder: give the --out folder of a finished `softless train`")
+    for name in ("recipe.json", "classes.json", "log.jsonl", "best.json", "result.json"):
+        if not (folder / name).is_file():
+            raise UsageError(
+                f"{folder} holds no finished run ({name} is missing): finish it with `softless train --resume`"
+            )
+    stored = _json(folder / "recipe.json")
+    return RunRecord(
+        folder=folder,
+        recipe={key: value for key, value in stored.items() if key not in KEPT_APART},
+        versions={key: str(stored[key]) for key in KEPT_APART if key in stored and key != "machine"},
+        machine=stored.get("machine", {}),
+        classes=tuple(_json(folder / "classes.json")),
+        epochs=[json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()],
+        result=_json(folder / "result.json"),
+        best=_json(folder / "best.json"),
+        predictions=_predictions(folder / "predictions.npz"),
+    )
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _predictions(path: Path) -> Predictions | None:
+    if not path.is_file():  # a data set without a test split
+        return None
+    with np.load(path, allow_pickle=False) as held:
+        return Predictions(held["logits"], held["targets"].astype(np.int64), tuple(str(name) for name in held["names"]))

@@ -1,0 +1,28 @@
+"""A map laid over its image."""
+
+import numpy as np
+from numpy.typing import ArrayLike
+from PIL import Image
+
+from softless.saliency.colours import colourise
+
+
+def enlarge(values: ArrayLike, size: tuple[int, int], *, signed: bool = False) -> np.ndarray:
+    """The map (h, w) at `size` = (width, height), bicubic, clipped to its range (a cubic overshoots at edges)."""
+    small = Image.fromarray(np.asarray(values, dtype=np.float32))  # a float array becomes PIL's mode "F"
+    large = np.asarray(small.resize(size, Image.Resampling.BICUBIC))
+    return np.clip(large, -1.0 if signed else 0.0, 1.0)
+
+
+def overlay(image: Image.Image, values: ArrayLike, *, signed: bool = False) -> Image.Image:
+    """The picture with the map over it: up-sampled bicubically, opaque where it is large, so that the image stays readable.
+
+    Args:
+        image: any PIL image; the result has its size and mode RGB.
+        values: (h, w) in 0..1, or in -1..1 with `signed`.
+    """
+    large = enlarge(values, image.size, signed=signed)
+    grey = np.asarray(image.convert("L"), dtype=np.float64)[..., None]  # colour belongs to the map alone
+    opacity = (0.15 + 0.7 * np.abs(large) if signed else 0.32 + 0.45 * large)[..., None]
+    blended = grey * (1 - opacity) + colourise(large, signed=signed) * opacity
+    return Image.fromarray(blended.round().astype(np.uint8))
