@@ -30,8 +30,9 @@ lint: $(STAMP)
 	$(BIN)/python tools/tables.py --check
 
 bench: $(STAMP)          ## the measured tables of the documents, written to benchmarks/
-	$(BIN)/softless bench operators
-	$(BIN)/softless bench twins --recipe digits --seeds 3
+	$(BIN)/softless bench operators --record
+	$(BIN)/softless bench operators --ops sima --long --record
+	$(BIN)/softless bench twins --recipe digits --seeds 3 --resume --record
 
 tables: $(STAMP)         ## rewrite the generated blocks of README and docs
 	$(BIN)/python tools/tables.py
