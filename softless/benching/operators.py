@@ -118,7 +118,7 @@ def operators(
         ops: which operators; all by default.
         lengths: numbers of tokens; 1 to 65,536 by default.
         long: also a million tokens (some ten minutes an operator, 6 GB).
-        record: also write benchmarks/operators.csv of the repository, or operators_million.csv.
+        record: also write benchmarks/operators.csv of the repository (the family with the largest error), or operators_million.csv.
         seed: of the data.
     """
     names = [_known(name) for name in ops] or list(OPERATORS)
@@ -131,10 +131,22 @@ def operators(
         for line in _measure(OPERATORS[name], tokens, family, seed)
     ]
     if target is not None:
+        kept = lines if long else hardest(lines)
         write_csv(
-            target, [{name: "" if value is None else value for name, value in asdict(line).items()} for line in lines]
+            target, [{name: "" if value is None else value for name, value in asdict(line).items()} for line in kept]
         )
     return Errors(tuple(lines), target)
+
+
+def hardest(lines: Sequence[Line]) -> list[Line]:
+    """Of each form, dtype and length the family with the largest error; a refusal stands for all families."""
+    found: dict[tuple[Any, ...], Line] = {}
+    for line in lines:
+        key = (line.operator, line.form, line.options, line.dtype, line.out_dtype, line.tokens)
+        worst = found.setdefault(key, line)
+        if line.status == "ok" and (worst.status != "ok" or (line.error or 0) > (worst.error or 0)):
+            found[key] = line
+    return list(found.values())
 
 
 def _known(name: str) -> str:

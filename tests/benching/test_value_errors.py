@@ -90,3 +90,16 @@ def test_deviation():
     assert deviation(torch.tensor([3.0, 5.0]), exact).largest == pytest.approx(0.25)
     assert deviation(torch.tensor([3.0, float("nan")]), exact).frobenius == float("inf")
     assert deviation(torch.tensor([3.0, float("nan")]), exact).not_finite == 1
+
+
+def test_the_hardest_family_is_kept():
+    lines = list(bench.operators(ops=("sima",), lengths=(49,)).lines)
+    kept = bench.hardest(lines)
+    assert len(kept) == len(lines) / len(FAMILIES)
+    for line in kept:
+        alike = [
+            x
+            for x in lines
+            if (x.form, x.options, x.dtype, x.out_dtype) == (line.form, line.options, line.dtype, line.out_dtype)
+        ]
+        assert line.error == max(x.error for x in alike if x.status == "ok")
