@@ -23,6 +23,8 @@ def attend_chunks(
 ) -> list[Tensor]:
     """The output of every chunk, each query attending over the tokens of all chunks.
 
+    Values are those of the whole. Gradients are too, but for a channel that is next to nothing, which each chunk judges by its own norm.
+
     One pass over the chunks per sweep of the operator, then one that reads; between them only the summary is kept.
 
     Args:

@@ -86,6 +86,14 @@ class Option:
     values: str  # the accepted values in words, for errors and tables
 
 
+DROPOUT = Option(
+    default=0.0,
+    says="share of the attention weights dropped",
+    accepts=lambda value: isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1,
+    values="a number in [0, 1)",
+)
+
+
 @dataclass(frozen=True)
 class Learned:
     """A tensor the operator wants trained: its shape for given heads and features, and its value at the start."""

@@ -194,3 +194,16 @@ def test_token_scale_counts_what_is_there() -> None:
             assert_near(o[..., :30, :], few, 1e-12)
         chunks = attend_chunks(split(Tokens(*call, keep, keep), [20, 30]), "sima", token_scale=scale)
         assert_near(torch.cat(chunks, dim=2)[..., :30, :], few, 1e-12)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0, 9.0])
+def test_background(share: float) -> None:
+    """D10: constant background tokens change nothing behind a mask, and SimA's output by the order of its own size without one."""
+    tokens, extra = 400, int(400 * share)
+    call = family("gauss", tokens)
+    background = [torch.cat([x, torch.full((1, 1, extra, 64), 2.0)], dim=-2) for x in call]
+    keep = torch.arange(tokens + extra).expand(1, -1) < tokens
+    o = attend(*background, op="sima", mask=keep, query_mask=keep)[..., :tokens, :]
+    assert_near(o, truth(*call), 1e-6)
+    unmasked = error(attend(*background, op="sima")[..., :tokens, :], truth(*call))
+    assert unmasked > 0.3 if extra else unmasked <= 1e-6

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from softless.attention.features import keep
-from softless.attention.spec import TOLERANCE, Backend, Dims, Operator, Option
+from softless.attention.spec import DROPOUT, TOLERANCE, Backend, Dims, Operator, Option
 
 
 def _bias(q: Tensor, k: Tensor, mask: Tensor | None, pairwise: Tensor | None, causal: bool) -> Tensor | None:
@@ -117,12 +117,7 @@ SPEC = Operator(
             accepts=lambda value: isinstance(value, bool),
             values="True or False",
         ),
-        "dropout": Option(
-            0.0,
-            "share of the attention weights dropped",
-            lambda value: _is_number(value) and 0 <= value < 1,
-            "a number in [0, 1)",
-        ),
+        "dropout": DROPOUT,
     },
     own=(
         Backend(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from softless.attention.features import keep, magnitude, normalise, product, settle
 from softless.attention.linear import FLOOR
-from softless.attention.spec import EPS, Backend, Dims, Learned, Operator, Option, Streaming, Summary, Sweep, Tokens
+from softless.attention.spec import DROPOUT, EPS, Backend, Dims, Learned, Operator, Streaming, Summary, Sweep, Tokens
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, *, learned: dict[str, Tensor], mask: Tensor | None = None, query_mask: Tensor | None = None, eps: float = EPS, dropout: float = 0.0) -> Tensor:  # fmt: skip
@@ -79,12 +79,7 @@ SPEC = Operator(
     drops_weights=True,
     options={
         "eps": FLOOR,
-        "dropout": Option(
-            0.0,
-            "share of the channel weights dropped",
-            lambda value: isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1,
-            "a number in [0, 1)",
-        ),
+        "dropout": DROPOUT,
     },
     learned={"temperature": Learned(shape=lambda heads, _: (heads, 1, 1), start=1.0, weight_decay=False)},
     hat=partial(normalise, norm="l2"),
