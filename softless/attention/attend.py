@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from softless.attention.learned import given_or_starting
 from softless.attention.registry import get
-from softless.attention.spec import Backend, Dims, Operator
+from softless.attention.spec import Backend, Dims, Grid, Operator
 from softless.errors import BackendRefused, PrecisionError, UsageError, unknown
 
 HALF = (torch.float16, torch.bfloat16)
@@ -24,7 +25,7 @@ def attend(
     op: str | Operator = "sima",
     mask: Tensor | None = None,
     query_mask: Tensor | None = None,
-    grid: tuple[int, int, int] | None = None,
+    grid: Grid | None = None,
     learned: Mapping[str, Tensor] | None = None,
     out_dtype: torch.dtype | None = None,
     backend: str = "auto",
@@ -42,8 +43,8 @@ def attend(
         mask: (B, M) boolean, True where a key counts. Masking is removal: a masked token leaves norms, sums and the outputs of
             others as if it were not there.
         query_mask: (B, N) boolean, True where a query counts; the other rows return 0. In self-attention pass the same mask twice.
-        grid: (prefix tokens, height, width) for operators that need it.
-        learned: The operator's own tensors (xca: "temperature").
+        grid: (prefix tokens, height, width) for operators that need it; others take no notice.
+        learned: The operator's own tensors (xca: "temperature"). None takes those of a new module, random ones drawn from seed 0.
         out_dtype: dtype of the result; the input's by default.
         backend: "auto" takes the first that refuses nothing; a name runs that one or raises.
         **options: The operator's options (see `softless list operators`).
@@ -57,10 +58,15 @@ def attend(
         BackendRefused: the backend asked for cannot run this call.
     """
     record = get(op)
-    k = _keys(record, q, k)
-    extras = extras_of(record, grid, learned, options)
+    options = check_options(record, options)
+    k = _keys(record, q, k, options)
     _check(record, q, k, v, mask, query_mask)
-    dims = Dims.of(q, k, v)
+    if "grid" in record.needs:
+        _check_cells(record, k.shape[2], grid, options)
+    extras = extras_of(record, k, grid, learned, options)
+    dims = Dims.of(q, k, v, grid, record.filled(options))
+    if why := record.limits(dims, **extras):
+        raise UsageError(f"operator '{record.name}': {why}")
     out_dtype = out_dtype or q.dtype
     if out_dtype == torch.float16 and record.half_refusal and (why := record.half_refusal(dims, **extras)):
         raise PrecisionError(f"operator '{record.name}': {why}")
@@ -84,8 +90,8 @@ def widen(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) and value.dtype in HALF else value
 
 
-def _keys(record: Operator, q: Tensor, k: Tensor | None) -> Tensor:
-    tied = "tied_qk" in record.needs
+def _keys(record: Operator, q: Tensor, k: Tensor | None, options: Mapping[str, Any]) -> Tensor:
+    tied = record.wants("tied_qk", options)
     if tied and k is not None:
         raise UsageError(f"operator '{record.name}' has tied q and k: pass k=None")
     if k is None and not tied:
@@ -94,25 +100,33 @@ def _keys(record: Operator, q: Tensor, k: Tensor | None) -> Tensor:
 
 
 def extras_of(
-    record: Operator, grid: Any, learned: Mapping[str, Tensor] | None, options: Mapping[str, Any]
+    record: Operator, k: Tensor, grid: Grid | None, learned: Mapping[str, Tensor] | None, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What the operator takes besides q, k, v and the masks; anything it does not have is an error."""
-    extras = {name: option.default for name, option in record.options.items()} | check_options(record, options)
-    given = set(learned or {})
-    if given != set(record.learned):
-        wanted = ", ".join(record.learned) or "none"
-        raise UsageError(
-            f"operator '{record.name}' has learned tensors: {wanted}; got {', '.join(sorted(given)) or 'none'}"
-        )
+    extras = record.filled(check_options(record, options))
+    own = given_or_starting(record, learned, options, k)
     if record.learned:
-        extras["learned"] = dict(learned or {})
+        extras["learned"] = own
     if "grid" in record.needs:
-        if grid is None:
-            raise UsageError(
-                f"operator '{record.name}' needs the grid of the tokens: pass grid=(prefix_tokens, height, width)"
-            )
-        extras["grid"] = grid
+        extras["grid"] = check_grid(record, grid, options)
     return extras
+
+
+def check_grid(record: Operator, grid: Grid | None, options: Mapping[str, Any]) -> Grid | None:
+    """The grid, if it is one; None where these options need none.
+
+    Raises:
+        UsageError: no grid where the operator needs it, or one that is none.
+    """
+    if not record.wants("grid", options):
+        return grid
+    if grid is None:
+        raise UsageError(
+            f"operator '{record.name}' needs the grid of the tokens: pass grid=(prefix_tokens, height, width)"
+        )
+    if len(grid) != 3 or grid[0] < 0 or min(grid[1:]) < 1:
+        raise UsageError(f"grid={grid!r}: it must be (prefix_tokens, height, width), for example (1, 14, 14)")
+    return grid
 
 
 def check_options(record: Operator, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,6 +160,16 @@ def _check(record: Operator, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Non
             )
     if mask is not None and mask.device.type == "cpu" and not torch.compiler.is_compiling() and not mask.any(-1).all():
         warnings.warn("a sample has all its tokens masked: its output is 0", stacklevel=3)
+
+
+def _check_cells(record: Operator, tokens: int, grid: Grid | None, options: Mapping[str, Any]) -> None:
+    if record.wants("grid", options) and (given := check_grid(record, grid, options)):
+        prefix, height, width = given
+        if prefix + height * width != tokens:
+            raise UsageError(
+                f"operator '{record.name}': grid={given} has {prefix} + {height} x {width} = {prefix + height * width} tokens, "
+                f"and there are {tokens}: pass the grid that these tokens stand on"
+            )
 
 
 def _choose(

@@ -1,15 +1,16 @@
 """Attention over tokens in chunks, from the streaming form alone: the same result as the whole, in any order of chunks."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from softless.attention.attend import HALF, extras_of, widen
+from softless.attention.attend import HALF, attend, extras_of, widen
 from softless.attention.registry import get
-from softless.attention.spec import Operator, Tokens
+from softless.attention.spec import Dims, Grid, Operator, Place, Tokens
 from softless.errors import UsageError
 
 
@@ -18,7 +19,7 @@ def attend_chunks(
     op: str | Operator = "sima",
     *,
     learned: dict[str, Tensor] | None = None,
-    grid: tuple[int, int, int] | None = None,
+    grid: Grid | None = None,
     **options: Any,
 ) -> list[Tensor]:
     """The output of every chunk, each query attending over the tokens of all chunks.
@@ -28,9 +29,10 @@ def attend_chunks(
     One pass over the chunks per sweep of the operator, then one that reads; between them only the summary is kept.
 
     Args:
-        chunks: The tokens, cut anywhere; a chunk may hold queries only or keys only (zero-length tensors).
+        chunks: The tokens, cut anywhere (`split`); a chunk may hold queries only or keys only (zero-length tensors). Operators that
+            look at places need each chunk's `Place`. With tied q and k, k is not looked at.
         op: Name in `softless.OPERATORS`, or a record.
-        learned: The operator's own tensors.
+        learned: The operator's own tensors; None takes those of a new module, random ones drawn from seed 0.
         grid: (prefix tokens, height, width) for operators that need it.
         **options: The operator's options.
 
@@ -45,7 +47,17 @@ def attend_chunks(
         raise UsageError(f"operator '{record.name}' cannot be evaluated in chunks: {record.no_stream}")
     if not chunks:
         raise UsageError("no chunks: at least one is needed")
-    extras = {name: widen(value) for name, value in extras_of(record, grid, learned, options).items()}
+    first = chunks[0]
+    total = first.keys.total if first.keys else sum(chunk.k.shape[2] for chunk in chunks)
+    extras = {
+        name: widen(value)
+        for name, value in extras_of(record, _as_long(first.k, total), grid, learned, options).items()
+    }
+    why = record.streaming.refuses(**extras) or record.limits(
+        replace(Dims.of(first.q, first.k, first.v, grid, record.filled(options)), N=total, M=total), **extras
+    )
+    if why:
+        raise UsageError(f"operator '{record.name}' cannot be evaluated in chunks: {why}")
     reader: Any = None
     for sweep in record.streaming.sweeps:
         summaries = (sweep.summarise(wide(chunk), reader, **extras) for chunk in chunks)
@@ -54,25 +66,36 @@ def attend_chunks(
     return [read(wide(chunk), reader, **extras).to(chunk.q.dtype) for chunk in chunks]
 
 
+def _as_long(k: Tensor, total: int) -> Tensor:
+    """A stand-in for the keys of all chunks: their shape, dtype and place, and no memory."""
+    return k.new_zeros(()).expand(k.shape[0], k.shape[1], total, k.shape[3])
+
+
 def wide(tokens: Tokens) -> Tokens:
     """The chunk with half precision raised to float32."""
     if tokens.q.dtype not in HALF:
         return tokens
-    return Tokens(
-        tokens.q.float(), tokens.k.float(), tokens.v.float(), tokens.mask, tokens.query_mask, tokens.start, tokens.total
-    )
+    return replace(tokens, q=tokens.q.float(), k=tokens.k.float(), v=tokens.v.float())
 
 
 def split(tokens: Tokens, sizes: Iterable[int]) -> list[Tokens]:
-    """Self-attention tokens cut into consecutive chunks of these sizes."""
+    """Self-attention tokens cut into consecutive chunks of these sizes, each told where it stands."""
     start, parts = 0, []
     for size in sizes:
         part = slice(start, start + size)
-        cut = [None if m is None else m[:, part] for m in (tokens.mask, tokens.query_mask)]
         q, k, v = (x[:, :, part] for x in (tokens.q, tokens.k, tokens.v))
-        parts.append(Tokens(q, k, v, cut[0], cut[1], tokens.start + start, tokens.total or tokens.q.shape[-2]))
+        mask, query_mask = (None if m is None else m[:, part] for m in (tokens.mask, tokens.query_mask))
+        places = (_place(x.shape[2], m, start) for x, m in ((tokens.k, tokens.mask), (tokens.q, tokens.query_mask)))
+        parts.append(Tokens(q, k, v, mask, query_mask, *places))
         start += size
     return parts
+
+
+def _place(total: int, mask: Tensor | None, start: int) -> Place:
+    """The place of a chunk that starts at `start` among `total` tokens under the mask of all."""
+    if mask is None:
+        return Place(start, total)
+    return Place(start, total, mask[:, :start].sum(-1), mask.sum(-1))
 
 
 def implied_matrix(q: Tensor, k: Tensor, op: str | Operator = "sima", **extras: Any) -> Tensor:
@@ -81,10 +104,12 @@ def implied_matrix(q: Tensor, k: Tensor, op: str | Operator = "sima", **extras: 
     Raises:
         UsageError: the operator does not weigh tokens (xca weighs channels).
     """
-    from softless.attention.attend import attend
-
     record = get(op)
     if not record.implied_matrix:
         raise UsageError(f"operator '{record.name}' does not weigh tokens: it has no matrix of attention between them")
     eye = torch.eye(k.shape[2], dtype=k.dtype, device=k.device).expand(*k.shape[:2], -1, -1)
-    return attend(q, k, eye, op=record, **extras)
+    return attend(q, None if record.wants("tied_qk", _options_in(record, extras)) else k, eye, op=record, **extras)
+
+
+def _options_in(record: Operator, extras: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in extras.items() if name in record.options}

@@ -18,11 +18,13 @@ from torch import Tensor
 EPS = 1e-12  # smallest norm anything is divided by, as in torch.nn.functional.normalize
 
 Summary = dict[str, Tensor]
+Grid = tuple[int, int, int]  # prefix tokens (class, distillation, registers), height, width
+Options = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Dims:
-    """The sizes of one call."""
+    """The sizes of one call, with what else its cost depends on."""
 
     B: int
     H: int
@@ -30,17 +32,34 @@ class Dims:
     M: int
     D: int
     E: int
+    grid: Grid | None = None
+    options: Options = field(default_factory=dict)  # every option of the operator, defaults filled in
 
     @classmethod
-    def of(cls, q: Tensor, k: Tensor, v: Tensor) -> "Dims":
-        return cls(B=q.shape[0], H=q.shape[1], N=q.shape[2], M=k.shape[2], D=q.shape[3], E=v.shape[3])
+    def of(cls, q: Tensor, k: Tensor, v: Tensor, grid: Grid | None = None, options: Options | None = None) -> "Dims":
+        B, H, N, D = q.shape
+        return cls(B=B, H=H, N=N, M=k.shape[2], D=D, E=v.shape[3], grid=grid, options=dict(options or {}))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the tokens of a chunk stand in their sequence.
+
+    `start` and `total` count every token; under a mask, `before` and `counted` (B,) are those that count: ahead of the chunk, and in
+    all.
+    """
+
+    start: int
+    total: int
+    before: Tensor | None = None
+    counted: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Tokens:
     """Some of the tokens of a call: q (B,H,n,D), k (B,H,m,D), v (B,H,m,E), masks (B,n) and (B,m), True where a token counts.
 
-    `start` is the position of the first token in the whole sequence of `total` tokens.
+    An operator with tied q and k reads q alone.
     """
 
     q: Tensor
@@ -48,8 +67,12 @@ class Tokens:
     v: Tensor
     mask: Tensor | None = None
     query_mask: Tensor | None = None
-    start: int = 0
-    total: int | None = None
+    keys: Place | None = None  # None: these are all
+    queries: Place | None = None
+
+
+def no_reason(*_: Any, **__: Any) -> None:
+    """The answer of what refuses nothing."""
 
 
 def add(a: Summary, b: Summary) -> Summary:
@@ -74,6 +97,19 @@ class Streaming:
     read: Callable[..., Tensor]  # (tokens, reader, **extras) -> output of these queries
     holds: str  # what the summary is, with its size per head
     merges: str  # how two summaries join
+    refuses: Callable[..., str | None] = no_reason  # (**extras) -> why these options have no streaming form
+
+
+def at_once(streaming: Streaming) -> Callable[..., Tensor]:
+    """The streaming form over all tokens at once, as the function of a backend."""
+
+    def eager(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, query_mask: Tensor | None = None, **extras: Any) -> Tensor:  # fmt: skip
+        whole, reader = Tokens(q, k, v, mask, query_mask), None
+        for sweep in streaming.sweeps:
+            reader = sweep.finish(sweep.summarise(whole, reader, **extras), **extras)
+        return streaming.read(whole, reader, **extras)
+
+    return eager
 
 
 @dataclass(frozen=True)
@@ -95,12 +131,33 @@ DROPOUT = Option(
 
 
 @dataclass(frozen=True)
-class Learned:
-    """A tensor the operator wants trained: its shape for given heads and features, and its value at the start."""
+class Sizes:
+    """What the shapes of an operator's own tensors depend on; `tokens` is None until the host has told it."""
 
-    shape: Callable[[int, int], tuple[int, ...]]  # (num_heads, head_dim) -> shape
-    start: float
+    heads: int
+    head_dim: int
+    options: Options
+    tokens: int | None = None
+
+
+Start = Callable[[tuple[int, ...], torch.Generator | None], Tensor]  # (shape, generator) -> float64 on the CPU
+
+
+def always(_: Options) -> bool:
+    """Whatever the options."""
+    return True
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A tensor of the operator's own: its shape, its value at the start, and whether it is trained or only drawn."""
+
+    shape: Callable[[Sizes], tuple[int, ...]]
+    start: float | Start
     weight_decay: bool = True
+    when: Callable[[Options], bool] = always  # the options under which it exists
+    trained: bool = True  # False: a buffer that is drawn at the start, such as random features
+    redraw_every: str = ""  # the option that says after how many training steps it is drawn anew
 
 
 TOLERANCE: Mapping[torch.dtype, float] = MappingProxyType({
@@ -133,7 +190,11 @@ class Operator:
     """An attention operator and what it claims.
 
     `reference(q, k, v, *, mask, query_mask, **extras)` is the meaning: the paper's formula in the dtype it is given. The extras are
-    the options, `learned` where the operator has learned tensors, and `grid` where it needs one.
+    the options, `learned` where the operator has tensors of its own, and `grid` where it needs one. With tied q and k the reference
+    is given q twice.
+
+    A masked token is gone. Where tokens have no places (`equivariant`, or places along the sequence) that is removal: the same as
+    without it. On a grid the others keep their places.
     """
 
     name: str
@@ -152,17 +213,28 @@ class Operator:
     cross: bool  # the number of queries may differ from the number of keys
     streaming: Streaming | None
     no_stream: str = ""  # why there is no streaming form
+    linear_in_v: bool = True  # a factor on v is a factor on the output
+    # "any": any number of tokens, in one exported graph too; "grid": any grid, told at each call, an exported graph holds one;
+    # "fixed": at most the number of tokens it has learned
+    resolution: Literal["any", "grid", "fixed"] = "any"
+    exports_from: Callable[[Options], int] = lambda _: 2  # fewest tokens that one exported graph serves
     masks: tuple[str, ...] = ("token",)  # "token" (B, M); "pairwise" and "causal" where a query may choose its keys
     drops_weights: bool = False  # has attention weights that attn_drop can act on
     options: Mapping[str, Option] = field(default_factory=dict)
     learned: Mapping[str, Learned] = field(default_factory=dict)
-    needs: tuple[str, ...] = ()  # "grid", "tied_qk"
+    # what the caller must provide, and under which options: "grid", "tied_qk" (k is None), "tokens" (a fixed number)
+    needs: Mapping[str, Callable[[Options], bool]] = field(default_factory=dict)
+    reduces: Callable[[Options], int] | None = (
+        None  # side of the windows to which the module reduces its input before k and v
+    )
+    limits: Callable[..., str | None] = no_reason  # (Dims, **extras) -> why this call has no good answer
     hat: Callable[..., Tensor] | None = None  # what is made of q and of k, token by channel, before their product
     class_row: Callable[..., Tensor] | None = (
         None  # (q, k, *, eps) -> weights of the first query over all tokens (B,H,1,N), for class attention
     )
     half_refusal: Callable[..., str | None] | None = None  # (Dims, **options): why float16 cannot hold the output
     own: tuple[Backend, ...] = ()  # fastest first
+    differs: str = ""  # where ours differs from the published code, for docs/operators.md
 
     def __post_init__(self) -> None:
         assert (self.streaming is None) == bool(self.no_stream), f"{self.name}: a streaming form, or why there is none"
@@ -175,6 +247,19 @@ class Operator:
     def backends(self) -> tuple[Backend, ...]:
         """Every backend, the preferred first and the reference last."""
         return (*self.own, Backend(name="reference", fn=self.reference))
+
+    def wants(self, need: str, options: Options) -> bool:
+        """Whether the caller must provide "grid", "tokens" or tied q and k ("tied_qk") under these options."""
+        return need in self.needs and self.needs[need](self.filled(options))
+
+    def filled(self, options: Options) -> dict[str, Any]:
+        """The options with defaults for those that are not given."""
+        return {name: option.default for name, option in self.options.items()} | dict(options)
+
+    def own_tensors(self, options: Options) -> dict[str, Learned]:
+        """The tensors of its own that the operator has under these options."""
+        filled = self.filled(options)
+        return {name: claim for name, claim in self.learned.items() if claim.when(filled)}
 
     @property
     def sweeps(self) -> int | None:

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from softless.attention import OPERATORS, Operator, attend
+from softless.attention.learned import starting
+from softless.attention.spec import Sizes
 from softless.benching.errors_of import Deviation, deviation
 from softless.benching.families import FAMILIES, draw
 from softless.benching.record import record_path, table, write_csv
@@ -230,9 +232,8 @@ def _backend_form(record: Operator, backend: str, options: Mapping[str, Any], ba
 
 def _learned(record: Operator, dtype: torch.dtype) -> dict[str, Tensor] | None:
     """The operator's own tensors at their start, for one head."""
-    return {
-        name: torch.full(claim.shape(1, D), claim.start, dtype=dtype) for name, claim in record.learned.items()
-    } or None
+    made = starting(record, Sizes(1, D, record.filled({})), torch.Generator().manual_seed(0))
+    return {name: value.to(dtype) for name, value in made.items()} or None
 
 
 def published(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

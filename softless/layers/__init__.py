@@ -2,6 +2,7 @@
 
 from softless.layers.attention import CLASSES, Attention, operator_class
 from softless.layers.class_attention import ClassAttention
+from softless.layers.grid import SharedGrid
 from softless.layers.lpi import LPI
 from softless.layers.patch_embed import ConvPatchEmbed, check_size
 from softless.layers.position import FourierPosition, fourier_table
@@ -13,6 +14,7 @@ __all__ = [
     "ClassAttention",
     "ConvPatchEmbed",
     "FourierPosition",
+    "SharedGrid",
     "check_size",
     "fourier_table",
     "operator_class",

@@ -14,9 +14,12 @@ from torch import Tensor, nn
 
 from softless.attention import OPERATORS, Operator, attend, get
 from softless.attention.attend import check_options
-from softless.attention.spec import Dims
+from softless.attention.spec import Dims, Grid
 from softless.errors import UsageError
+from softless.layers.companions import HeadConv, Reduction
+from softless.layers.grid import SharedGrid
 from softless.layers.masks import token_mask
+from softless.layers.own_tensors import OwnTensors
 
 
 class Attention(nn.Module):
@@ -36,6 +39,9 @@ class Attention(nn.Module):
         attn_drop: Dropout on attention weights; an error for operators that have none.
         proj_drop: Dropout after the output projection.
         norm_layer: Layer for qk_norm and scale_norm.
+        v_conv: Side of a depthwise convolution of v over the grid, added to the operator's output: one filter per head, no bias
+            (arXiv:2110.11945, code). Open to every operator.
+        tokens: Number of tokens, for an operator that learns one tensor row per token; `create_model` tells it to its hosts.
         device: Of the parameters.
         dtype: Of the parameters.
         **options: The operator's options, fixed for this module.
@@ -62,6 +68,8 @@ class Attention(nn.Module):
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
         norm_layer: Any = None,
+        v_conv: int | None = None,
+        tokens: int | None = None,
         device: Any = None,
         dtype: torch.dtype | None = None,
         **options: Any,
@@ -87,18 +95,40 @@ class Attention(nn.Module):
         self.head_dim = attn_head_dim or dim // num_heads
         self.attn_drop = attn_drop
         inner, place = self.num_heads * self.head_dim, {"device": device, "dtype": dtype}
-        self.qkv = nn.Linear(dim, 3 * inner, bias=qkv_bias, **place)
+        tied = self.op.wants("tied_qk", self.options)
+        self.parts = ("q", "v") if tied else ("q", "k", "v")
+        self.add_module(
+            "".join(["q", *self.parts[1:]]), nn.Linear(dim, len(self.parts) * inner, bias=qkv_bias, **place)
+        )
         self.q_norm = norm_layer(self.head_dim, **place) if qk_norm else nn.Identity()
-        self.k_norm = norm_layer(self.head_dim, **place) if qk_norm else nn.Identity()
+        self.k_norm = norm_layer(self.head_dim, **place) if qk_norm and not tied else nn.Identity()
         self.norm = norm_layer(inner, **place) if scale_norm else nn.Identity()
         self.gate = nn.Linear(dim, inner, bias=qkv_bias, **place) if gated else None
         self.proj = nn.Linear(inner, dim_out or dim, bias=proj_bias, **place)
         self.proj_drop = nn.Dropout(proj_drop)
-        if self.op.learned:
-            self.learned = nn.ParameterDict({
-                name: nn.Parameter(torch.full(claim.shape(num_heads, self.head_dim), claim.start, **place))
-                for name, claim in self.op.learned.items()
-            })
+        self.v_conv = HeadConv(num_heads, v_conv, **place) if v_conv else None
+        side = self.op.reduces(self.op.filled(self.options)) if self.op.reduces else 1
+        self.reduction = Reduction(dim, side, **place) if side > 1 else None
+        self.shared_grid: SharedGrid | None = None
+        if self.op.own_tensors(self.options) and (tokens or not self.op.wants("tokens", self.options)):
+            self.learned = OwnTensors(self.op, num_heads, self.head_dim, self.options, tokens, **place)
+
+    @property
+    def looks_at_the_grid(self) -> bool:
+        """Whether the host must tell where the tokens stand."""
+        return self.op.wants("grid", self.options) or self.v_conv is not None or self.reduction is not None
+
+    def set_tokens(self, tokens: int) -> None:
+        """Make the operator's tensors for a number of tokens, where it needs one and was not given it."""
+        if self.op.wants("tokens", self.options) and not hasattr(self, "learned"):
+            first = self.proj.weight
+            self.learned = OwnTensors(
+                self.op, self.num_heads, self.head_dim, self.options, tokens, device=first.device, dtype=first.dtype
+            )
+
+    def set_grid(self, grid: Grid | SharedGrid | None) -> None:
+        """Tell where the tokens of the passes to come stand: (prefix tokens, height, width), or a host's `SharedGrid`."""
+        self.shared_grid = SharedGrid(grid) if isinstance(grid, tuple) else grid
 
     @classmethod
     def with_options(cls, **options: Any) -> type["Attention"]:
@@ -113,14 +143,26 @@ class Attention(nn.Module):
 
         return type(cls.__name__, (cls,), {"__new__": build, "__doc__": cls.__doc__})
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k and v of tokens x (B,N,dim), each (B,H,N,D)."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
-        return self.q_norm(q), self.k_norm(k), v
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """q, k and v of tokens x (B,N,dim), each (B,H,N,D); k is None where it is tied to q."""
+        q, *k, v = self._split(getattr(self, "".join(self.parts))(x), len(self.parts))
+        return self.q_norm(q), self.k_norm(k[0]) if k else None, v
+
+    def _split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
+        return x.unflatten(-1, (parts, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
+
+    def _reduced(
+        self, x: Tensor, mask: Tensor | None, grid: Grid
+    ) -> tuple[tuple[Tensor, Tensor | None, Tensor], Tensor | None]:
+        """q of all tokens, k and v of the reduced ones, and the mask of those."""
+        assert self.reduction is not None
+        few, few_mask = self.reduction(x, mask, grid)
+        (q, *_), (_, k, v) = self.project(x), self.project(few)
+        return (q, k, v), few_mask
 
     def forward(
-        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, mask: Tensor | None = None
-    ) -> Tensor:
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, mask: Tensor | None = None, grid: Grid | None = None
+    ) -> Tensor:  # fmt: skip
         """Attention over the tokens x (B,N,dim).
 
         Args:
@@ -128,23 +170,67 @@ class Attention(nn.Module):
             attn_mask: timm's mask, boolean or additive; it must be constant over queries unless the operator takes pairwise masks.
             is_causal: Only for operators that take causal masks.
             mask: (B, N) boolean, True where a token counts, for keys and queries alike; masked rows come out as the projection's bias.
+            grid: (prefix tokens, height, width), where the operator or a companion needs it; the host's by default.
 
         Raises:
-            UsageError: a mask the operator cannot honour.
+            UsageError: a mask the operator cannot honour, no grid where one is needed, a number of tokens that was never told.
         """
         mask, extras = token_mask(self.op, x, attn_mask, is_causal, mask)
-        q, k, v = self.project(x)
         extras |= self.options
-        if self.op.learned:
-            extras["learned"] = dict(self.learned.items())
+        if self.looks_at_the_grid:
+            grid = self._grid(x.shape[1], grid)
+            if "grid" in self.op.needs:
+                extras["grid"] = grid
+        if self.reduction is not None and grid is not None:
+            (q, k, v), key_mask = self._reduced(x, mask, grid)
+        else:
+            (q, k, v), key_mask = self.project(x), mask
+        if self.op.own_tensors(self.options):
+            extras["learned"] = self._own_tensors()
         if self.attn_drop and self.training:
             extras["dropout"] = self.attn_drop
         lift = self._lift(q)
-        o = attend(q, k, v, op=self.op, mask=mask, query_mask=mask, out_dtype=torch.float32 if lift else None, **extras)
+        o = attend(
+            q, k, v, op=self.op, mask=key_mask, query_mask=mask, out_dtype=torch.float32 if lift else None, **extras
+        )
+        if self.v_conv is not None and grid is not None:
+            o = o + self.v_conv(v, mask, grid)
         o = self.norm((o * lift).to(q.dtype).transpose(1, 2).flatten(2) if lift else o.transpose(1, 2).flatten(2))
         if self.gate is not None:
             o = o * self.gate(x).sigmoid()
         return self.proj_drop(lowered(self.proj, o, lift, x.dtype) if lift else self.proj(o))
+
+    def _grid(self, tokens: int, given: Grid | None) -> Grid:
+        """Where the tokens stand, as passed or as the host told.
+
+        Raises:
+            UsageError: nobody told, or what was told has another number of tokens.
+        """
+        grid = given or (self.shared_grid.value if self.shared_grid else None)
+        who = (
+            f"operator '{self.op.name}'"
+            if self.op.wants("grid", self.options) or self.reduction is not None
+            else "v_conv"
+        )
+        if grid is None:
+            raise UsageError(
+                f"{who} needs the grid of the tokens, and timm's blocks pass only tokens: build the model with softless.create_model, "
+                "call set_grid((prefix_tokens, height, width)) on this module, or pass grid= to its forward"
+            )
+        prefix, height, width = grid
+        if prefix + height * width != tokens:
+            raise UsageError(
+                f"{who}: the grid told is {prefix} + {height} x {width} tokens, and {tokens} came: tell the grid of this image"
+            )
+        return grid
+
+    def _own_tensors(self) -> dict[str, Tensor]:
+        if not hasattr(self, "learned"):
+            raise UsageError(
+                f"operator '{self.op.name}' learns a row per token and was not told how many there are: build the model with "
+                "softless.create_model, or pass tokens=, for example through with_options(tokens=197)"
+            )
+        return self.learned.tensors(counts=self.training)
 
     def _lift(self, q: Tensor) -> float | None:
         """The power of two that carries float16 past the projection where the operator's own scale would lose it."""

@@ -10,7 +10,7 @@ from softless.attention import get
 from softless.errors import UsageError, nearest
 from softless.layers import Attention
 from softless.models import vit, xcit
-from softless.models.options import host_arguments
+from softless.models.options import COMPANIONS, host_arguments
 from softless.models.variants import ENTRIES, VARIANTS
 
 VIT_MODULES = ("vision_transformer", "deit")  # timm modules whose models take attn_layer=
@@ -24,7 +24,7 @@ def create_model(name: str, op: str | None = None, *, pretrained: bool = False, 
         op: Operator for a host; None keeps a registered model's own, and gives a host timm's own attention.
         pretrained: Load the weights that timm knows for this name (downloads). Hosts with exchanged attention keep the layout of
             their projections, so a ViT's softmax weights load.
-        **kwargs: Options of the operator (token_scale, order, …); act ("relu", "gelu", "hard_swish", "silu"); num_heads; lpi (XCiT);
+        **kwargs: Options of the operator (token_scale, order, …); v_conv, the side of a depthwise convolution of v; act ("relu", "gelu", "hard_swish", "silu"); num_heads; lpi (XCiT);
             and every argument of the timm model (num_classes, in_chans, img_size, drop_path_rate, features_only, …).
 
     Returns:
@@ -47,6 +47,10 @@ def create_model(name: str, op: str | None = None, *, pretrained: bool = False, 
         return timm.create_model(name, pretrained=pretrained, **kwargs)
     if op is None:
         _known(name)
+        if wrong := [companion for companion in COMPANIONS if companion in kwargs]:
+            raise UsageError(
+                f"{wrong[0]} is an option of hosts with a named operator: pass op=, for example op='softmax'"
+            )
         if "lpi" in kwargs:
             raise UsageError(
                 f"lpi is an option of XCiT hosts with a named operator: create_model('{name}', op='xca', lpi=…) for XCiT's own"
@@ -69,7 +73,7 @@ def _host(name: str, op: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Mo
         )
     if "lpi" in kwargs:
         raise UsageError(f"'{name}' has no local patch interaction: lpi is an option of XCiT hosts")
-    return timm.create_model(name, pretrained=pretrained, **vit.arguments(op, kwargs))
+    return vit.connect(timm.create_model(name, pretrained=pretrained, **vit.arguments(op, kwargs)))  # type: ignore[arg-type]  # a VisionTransformer
 
 
 def _known(name: str) -> None:

@@ -45,6 +45,15 @@ def take_operator_options(op: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     return check_options(record, {name: kwargs.pop(name) for name in record.options if name in kwargs})
 
 
+COMPANIONS = ("v_conv",)  # arguments of layers.Attention that every host hands on
+
+
+def take_companions(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Removes the companions of the attention from kwargs and returns those that are asked for."""
+    taken = {name: kwargs.pop(name) for name in COMPANIONS if name in kwargs}
+    return {name: value for name, value in taken.items() if value is not None}
+
+
 def host_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
     """timm's arguments from ours: `act` becomes `act_layer`; absent ones stay absent."""
     if (act := kwargs.pop("act", None)) is not None:

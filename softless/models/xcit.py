@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from softless.attention import get
 from softless.errors import UsageError
-from softless.layers import LPI, ClassAttention, ConvPatchEmbed, FourierPosition, operator_class
-from softless.models.options import host_arguments, take_operator_options
+from softless.layers import LPI, Attention, ClassAttention, ConvPatchEmbed, FourierPosition, operator_class
+from softless.models.options import host_arguments, take_companions, take_operator_options
 
 
 class Block(nn.Module):
@@ -39,7 +39,7 @@ class Block(nn.Module):
         self.gamma3 = _scale(dim, eta) if lpi else None
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
-        x = x + self.drop_path(self.gamma1 * self.attn(self.norm1(x)))
+        x = x + self.drop_path(self.gamma1 * self.attn(self.norm1(x), grid=(0, height, width)))
         if self.local_mp is not None and self.norm3 is not None:
             x = x + self.drop_path(self.gamma3 * self.local_mp(self.norm3(x), height, width))
         return x + self.drop_path(self.gamma2 * self.mlp(self.norm2(x)))
@@ -54,7 +54,7 @@ class Xcit(TimmXcit):
 
     Args:
         op: Name of the operator.
-        op_options: The operator's options.
+        op_options: The operator's options, and companions of the attention (v_conv).
         lpi: Whether the blocks have local patch interaction.
         **kwargs: timm's arguments of Xcit.
 
@@ -96,6 +96,9 @@ class Xcit(TimmXcit):
                     embed_dim, num_heads, op, qkv_bias=qkv_bias, attn_drop=attn_drop_rate, proj_drop=proj_drop_rate
                 )
         self.apply(self._init_weights)
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.set_tokens(self.stem.num_patches)
 
     @property
     def stem(self) -> ConvPatchEmbed:
@@ -124,6 +127,6 @@ def build(variant: str, op: str, pretrained: bool = False, **kwargs: Any) -> nn.
         pretrained,
         feature_cfg={"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"},
         op=op,
-        op_options=take_operator_options(op, kwargs),
+        op_options=take_operator_options(op, kwargs) | take_companions(kwargs),
         **host_arguments(kwargs),
     )

@@ -141,7 +141,8 @@ def _maps(model: nn.Module, batch: Tensor, attention: Attention, number: int, co
     readers = [module for module in model.modules() if isinstance(module, ClassAttention)][-1:]
     tokens, *read = _tokens_entering([attention, *readers], model, batch)
     grid = _grid(model, batch)
-    q, k, _ = attention.project(tokens)
+    q, tied_or_k, _ = attention.project(tokens)
+    k = q if tied_or_k is None else tied_or_k
     prefix = q.shape[-2] - grid[0] * grid[1]
     assert prefix >= 0, "fewer tokens than patches"
     row = None

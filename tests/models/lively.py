@@ -17,8 +17,10 @@ def lively(model: nn.Module, image: Tensor) -> nn.Module:
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "gamma" in name or "learned" in name:
+            if "gamma" in name or ("learned" in name and bool((parameter == parameter.flatten()[0]).all())):
                 parameter.copy_(1 + 0.2 * torch.rand(parameter.shape, generator=generator))
+            elif "learned" in name:
+                continue  # drawn at random already
             elif parameter.ndim > 1:
                 parameter.normal_(std=parameter[0].numel() ** -0.5, generator=generator)
             elif "bias" in name or "token" in name:

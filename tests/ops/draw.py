@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 import softless
-from softless.attention import OPERATORS, Operator
+from softless.attention import OPERATORS, Operator, get
+from softless.attention.learned import starting
+from softless.attention.spec import Sizes
 
 Call = tuple[Tensor, Tensor, Tensor]
 
-attend: Any = softless.attend  # untyped, so that q, k and v can be passed as one
 attend_chunks: Any = softless.attention.attend_chunks
 
 every = pytest.mark.parametrize("op", OPERATORS.values(), ids=list(OPERATORS))
@@ -32,28 +33,86 @@ SHAPES = {
 CROSS = {"fewer queries": (2, 2, 7, 40, 8, 8), "more queries": (1, 2, 50, 9, 4, 4), "other width": (1, 2, 20, 20, 8, 5)}
 
 
+SMALL = {"landmarks": 4, "features": 12, "projected": 4}  # options of which a small test takes less than the default
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, op: Any = "sima", **arguments: Any) -> Tensor:
+    """`softless.attend`, which wants no k from a caller where q and k are tied."""
+    tied = get(op).wants("tied_qk", {name: value for name, value in arguments.items() if name in get(op).options})
+    return softless.attend(q, None if tied else k, v, op=op, **arguments)
+
+
+attend: Any = _attend  # untyped, so that q, k and v can be passed as one
+
+
+def sides(op: Operator, leaves: Any) -> list[Tensor]:
+    """q, k and v, or q and v where k is tied to q: what a gradient reaches."""
+    q, k, v = leaves
+    return [q, v] if op.wants("tied_qk", {}) else [q, k, v]
+
+
+def grid_of(tokens: int) -> tuple[int, int, int]:
+    """The squarest grid of so many tokens, with or without one prefix token."""
+    found = [
+        (height, prefix, (tokens - prefix) // height)
+        for prefix in (0, 1)
+        for height in range(1, math.isqrt(tokens) + 1)
+        if tokens > prefix and (tokens - prefix) % height == 0 and height * height <= tokens - prefix
+    ]
+    height, prefix, width = max(found)
+    return prefix, height, width
+
+
 def draw(
-    op: Operator, shape: tuple[int, ...], dtype: torch.dtype = torch.float64, seed: int = 0, gain: float = 1.0
+    op: Operator,
+    shape: tuple[int, ...],
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+    gain: float = 1.0,
+    windows: int = 64,
 ) -> tuple[Call, dict[str, Any]]:
-    """q, k, v and what else the operator takes, learned tensors moved away from their start."""
+    """q, k, v and what else the operator takes: learned tensors moved away from their start, a grid, small sizes of its options.
+
+    Windows on the grid are such that there are about so many of them.
+    """
     generator = torch.Generator().manual_seed(seed)
     B, H, N, M, D, E = shape
     make = lambda *size: (gain * torch.randn(size, generator=generator, dtype=torch.float64)).to(dtype)  # noqa: E731
-    extras: dict[str, Any] = {}
-    if op.learned:
+    q, k, v = make(B, H, N, D), make(B, H, M, D), make(B, H, M, E)
+    extras: dict[str, Any] = {name: SMALL[name] for name in op.options if name in SMALL}
+    if op.wants("grid", extras):
+        extras["grid"] = grid_of(M)
+        _, height, width = extras["grid"]
+        if "ratio" in op.options:
+            extras["ratio"] = min(height, width, max(2, math.isqrt(height * width // windows)))
+    sizes = Sizes(H, D, op.filled({name: extras[name] for name in op.options if name in extras}), M)
+    if own := starting(op, sizes, generator):
         extras["learned"] = {
-            name: (claim.start + 0.3 * torch.rand(claim.shape(H, D), generator=generator, dtype=torch.float64)).to(
-                dtype
-            )
-            for name, claim in op.learned.items()
+            name: (x + 0.3 * torch.rand(x.shape, generator=generator, dtype=torch.float64)).to(dtype)
+            for name, x in own.items()
         }
-    return (make(B, H, N, D), make(B, H, M, D), make(B, H, M, E)), extras
+    return (q, q if op.wants("tied_qk", extras) else k, v), extras
 
 
-def exact(op: Operator, call: Call, extras: dict[str, Any], **masks: Tensor) -> Tensor:
+def exact(op: Operator, call: Any, extras: dict[str, Any], **masks: Tensor) -> Tensor:
     """The reference in float64 on the same rounded inputs."""
     learned = {"learned": {name: x.double() for name, x in extras["learned"].items()}} if "learned" in extras else {}
-    return op.reference(*(x.double() for x in call), **{**extras, **learned}, **masks)
+    q, k, v = (x.double() for x in call)
+    return reference(op, q, k, v, **{**extras, **learned}, **masks)
+
+
+def sensitivity(op: Operator, call: Any, extras: dict[str, Any], **masks: Tensor) -> float:
+    """How far the exact answer moves when q, k and v are rounded to float32: no float32 form can be closer than that, but for luck."""
+    generator = torch.Generator().manual_seed(1)
+    q, k, v = (x.double() * (1 + 6e-8 * torch.randn(x.shape, generator=generator, dtype=torch.float64)) for x in call)
+    if call[0] is call[1]:
+        k = q
+    return error(exact(op, (q, k, v), extras, **masks), exact(op, call, extras, **masks))
+
+
+def reference(op: Operator, q: Tensor, k: Tensor, v: Tensor, **extras: Any) -> Tensor:
+    """The operator's reference, given q twice where q and k are tied."""
+    return op.reference(q, q if op.wants("tied_qk", {}) else k, v, **extras)
 
 
 def error(actual: Tensor, expected: Tensor) -> float:

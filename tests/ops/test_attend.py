@@ -30,7 +30,7 @@ Q = torch.randn(2, 3, 10, 8)
         ({"order": "rows"}, "order='rows' is not 'auto', 'tokens' or 'channels'"),
         ({"ordre": "auto"}, "Did you mean 'order'"),
         ({"learned": {"temperature": Q}}, "learned tensors: none; got temperature"),
-        ({"op": "xca"}, "learned tensors: temperature; got none"),
+        ({"op": "xca", "learned": {}}, "learned tensors: temperature; got none"),
     ],
 )
 def test_a_call_that_does_not_fit(arguments: dict[str, Any], message: str) -> None:

@@ -14,6 +14,7 @@ from tests.ops.bars import truth
 from tests.ops.draw import FAMILIES, assert_near, attend, attend_chunks, draw, error, every, exact, family
 
 LADDER = (1, 2, 49, 196, 4096, 65536)
+equivariant = pytest.mark.parametrize("op", [op for op in OPERATORS.values() if op.equivariant], ids=lambda op: op.name)
 each_family = pytest.mark.parametrize("name", FAMILIES)
 
 
@@ -116,7 +117,7 @@ def test_gradient_of_a_dying_channel(op: str) -> None:
             assert_near(ours[2], formula[2], 1e-9, f"{backend} {size} v")
 
 
-@every
+@equivariant
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_permutation_moves_less_than_the_error(op: object, dtype: torch.dtype) -> None:
     """D7: fp32 <= 1e-5; half precision at most twice its own error."""

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from softless.attention import OPERATORS, Operator, Tokens
 from softless.attention.chunks import split
+from softless.attention.spec import Place
 from softless.errors import UsageError
 from tests.ops.draw import CROSS, DTYPES, assert_near, attend, attend_chunks, draw, every, exact
 
@@ -49,7 +50,7 @@ def test_any_split_gives_the_whole(op: Operator, data: st.DataObject) -> None:
 @streamed
 @pytest.mark.parametrize("parts", [1, 2, 7, 64])
 def test_float32_does_not_feel_the_chunks(op: Operator, parts: int) -> None:
-    """At most 1e-6 between the whole and 1 to 64 parts, forwards and backwards (reliability.md D11)."""
+    """No more than the operator's own float32 bar between the whole and 1 to 64 parts, forwards and backwards (reliability.md D11)."""
     call, extras = draw(op, (1, 2, 4096, 4096, 16, 16), torch.float32)
     sizes = [4096 // parts] * parts
     sizes[-1] += 4096 - sum(sizes)
@@ -57,7 +58,8 @@ def test_float32_does_not_feel_the_chunks(op: Operator, parts: int) -> None:
     whole = attend(*call, op=op, **extras)
     for step in (1, -1):
         outputs = attend_chunks(chunks[::step], op, **extras)[::step]
-        assert_near(torch.cat(outputs, dim=2), whole, 1e-6, f"{parts} parts, step {step}")
+        bound = op.backends[0].tolerance[torch.float32]
+        assert_near(torch.cat(outputs, dim=2), whole, bound, f"{parts} parts, step {step}")
 
 
 @streamed
@@ -79,16 +81,20 @@ def test_chunks_keep_the_dtype(op: Operator, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("op", [op for op in OPERATORS.values() if op.streaming and op.cross], ids=lambda op: op.name)
 def test_queries_and_keys_come_apart(op: Operator) -> None:
-    """Chunks of queries alone and of keys alone: the summary of an empty set is zero."""
+    """Chunks of queries alone and of keys alone: the summary of an empty set adds nothing."""
     (q, k, v), extras = draw(op, CROSS["fewer queries"])
-    chunks = [Tokens(q, k[..., :0, :], v[..., :0, :]), Tokens(q[..., :0, :], k, v)]
+    queries, keys = Place(0, q.shape[2]), Place(0, k.shape[2])
+    chunks = [
+        Tokens(q, k[..., :0, :], v[..., :0, :], keys=keys, queries=queries),
+        Tokens(q[..., :0, :], k, v, keys=keys, queries=queries),
+    ]
     assert_near(attend_chunks(chunks, op, **extras)[0], exact(op, (q, k, v), extras), 1e-12)
 
 
 @streamed
 def test_merge_is_associative_and_commutative(op: Operator) -> None:
     call, extras = draw(op, (1, 2, 30, 30, 8, 8))
-    extras = {name: option.default for name, option in op.options.items()} | extras
+    extras = op.filled({}) | extras
     a, b, c = split(Tokens(*call), [10, 10, 10])
     reader = None
     assert op.streaming is not None

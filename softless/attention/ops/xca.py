@@ -81,7 +81,7 @@ SPEC = Operator(
         "eps": FLOOR,
         "dropout": DROPOUT,
     },
-    learned={"temperature": Learned(shape=lambda heads, _: (heads, 1, 1), start=1.0, weight_decay=False)},
+    learned={"temperature": Learned(shape=lambda sizes: (sizes.heads, 1, 1), start=1.0, weight_decay=False)},
     hat=partial(normalise, norm="l2"),
     own=(Backend(name="eager", fn=eager),),
 )

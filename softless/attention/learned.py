@@ -1,0 +1,43 @@
+"""An operator's own tensors at their start: what a new module holds, and what `attend` takes where none are given."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from softless.attention.spec import Learned, Operator, Options, Sizes
+from softless.errors import UsageError
+
+
+def starting(record: Operator, sizes: Sizes, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+    """Each tensor the operator has under these options, float64 on the CPU; `generator` draws the random ones, torch's own by default."""
+    claims = record.own_tensors(sizes.options)
+    return {name: drawn(claim, sizes, generator) for name, claim in claims.items()}
+
+
+def drawn(claim: Learned, sizes: Sizes, generator: torch.Generator | None = None) -> Tensor:
+    """One tensor at its start."""
+    shape = claim.shape(sizes)
+    if callable(claim.start):
+        return claim.start(shape, generator).double()
+    return torch.full(shape, claim.start, dtype=torch.float64)
+
+
+def given_or_starting(
+    record: Operator, learned: Mapping[str, Tensor] | None, options: Options, k: Tensor
+) -> dict[str, Tensor]:
+    """The tensors passed by a caller, or those of a new module with random ones drawn from seed 0, in k's dtype and place.
+
+    Raises:
+        UsageError: some tensors are missing, or do not belong to the operator.
+    """
+    wanted = record.own_tensors(options)
+    if learned is None and wanted:
+        sizes = Sizes(k.shape[1], k.shape[3], record.filled(options), k.shape[2])
+        made = starting(record, sizes, torch.Generator().manual_seed(0))
+        return {name: x.to(k.device, k.dtype) for name, x in made.items()}
+    if set(learned or {}) != set(wanted):
+        raise UsageError(
+            f"operator '{record.name}' has learned tensors: {', '.join(wanted) or 'none'}; got {', '.join(sorted(learned or {})) or 'none'}"
+        )
+    return dict(learned or {})

@@ -1,0 +1,60 @@
+"""Where tokens stand: along their sequence, among those that count, and on the grid of an image."""
+
+# B batch, n tokens of a chunk
+
+import torch
+from torch import Tensor
+
+from softless.attention.spec import Grid, Place, Tokens
+
+
+def indices(length: int, place: Place | None, device: torch.device) -> Tensor:
+    """(n,) index of each token in the whole sequence, masked tokens counted."""
+    index = torch.arange(length, device=device)
+    return index if place is None else index + place.start
+
+
+def ranks(mask: Tensor | None, length: int, place: Place | None, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(B or 1, n) number of tokens that count before each token, and (B or 1, 1) number of those that count in all."""
+    if mask is None:
+        total = length if place is None else place.total
+        return indices(length, place, device)[None], torch.full((1, 1), total, device=device)
+    ahead = mask.cumsum(-1) - mask.long()
+    if place is None:
+        return ahead, mask.sum(-1, keepdim=True)
+    assert place.before is not None, "a chunk under a mask says how many tokens count before it"
+    assert place.counted is not None, "and in all"
+    return ahead + place.before[:, None], place.counted[:, None]
+
+
+def query_ranks(tokens: Tokens) -> tuple[Tensor, Tensor]:
+    """`ranks` of the queries of a chunk."""
+    return ranks(tokens.query_mask, tokens.q.shape[-2], tokens.queries, tokens.q.device)
+
+
+def key_ranks(tokens: Tokens) -> tuple[Tensor, Tensor]:
+    """`ranks` of the keys of a chunk."""
+    return ranks(tokens.mask, tokens.k.shape[-2], tokens.keys, tokens.k.device)
+
+
+def cells(index: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+    """Row, column, and whether a token stands on the grid at all, for indices in the whole sequence; prefix tokens do not."""
+    prefix, _, width = grid
+    place = (index - prefix).clamp_min(0)
+    return place // width, place % width, index >= prefix
+
+
+def windows(index: Tensor, grid: Grid, side: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Window, place inside it, and whether a token is in one: prefix tokens and what a whole number of windows leaves over are not.
+
+    Windows are side x side cells, row by row: floor(height / side) * floor(width / side) of them.
+    """
+    row, column, on = cells(index, grid)
+    down, across = grid[1] // side, grid[2] // side
+    inside = on & (row < down * side) & (column < across * side)
+    return (row // side) * across + column // side, (row % side) * side + column % side, inside
+
+
+def number_of_windows(grid: Grid, side: int) -> int:
+    """How many whole windows the grid has."""
+    return (grid[1] // side) * (grid[2] // side)

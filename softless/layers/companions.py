@@ -1,0 +1,68 @@
+"""What papers bundle with an operator, as parts of the attention module that any operator can have."""
+
+# B batch, H heads, N tokens, D channels of a head, h x w grid
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from softless.attention.spec import Grid
+from softless.errors import UsageError
+
+
+class HeadConv(nn.Module):
+    """Depthwise convolution of v over the grid, one filter per head shared by its channels: (B,H,N,D) -> (B,H,N,D).
+
+    As in SOFT's code (arXiv:2110.11945). Prefix tokens have no place on the grid and get 0; masked tokens add nothing and get 0.
+
+    Raises:
+        UsageError: an even side, whose output would not lie on the grid.
+    """
+
+    def __init__(self, num_heads: int, side: int, device: object = None, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        if side < 1 or side % 2 == 0:
+            raise UsageError(f"v_conv={side}: the side of the convolution must be odd, for example 3")
+        self.weight = nn.Parameter(torch.empty(num_heads, 1, side, side, device=device, dtype=dtype))  # type: ignore[call-overload]
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5)  # as torch.nn.Conv2d starts
+
+    def forward(self, v: Tensor, mask: Tensor | None, grid: Grid) -> Tensor:
+        prefix, height, width = grid
+        if mask is not None:
+            v = v.masked_fill(~mask[:, None, :, None], 0)
+        B, H, _, D = v.shape
+        image = v[:, :, prefix:].unflatten(2, (height, width)).permute(0, 4, 1, 2, 3).reshape(B * D, H, height, width)
+        out = F.conv2d(image, self.weight.to(v.dtype), padding=self.weight.shape[-1] // 2, groups=H)
+        out = F.pad(out.reshape(B, D, H, height * width).permute(0, 2, 3, 1), (0, 0, prefix, 0))
+        return out if mask is None else out.masked_fill(~mask[:, None, :, None], 0)
+
+
+class Reduction(nn.Module):
+    """Spatial reduction of the tokens before k and v: Conv2d(dim, dim, r, stride r) and LayerNorm on the grid: (B,N,dim) -> (B,M,dim).
+
+    As in PVT (arXiv:2102.12122), which SOFT's Table 2 calls Linformer. Prefix tokens bypass the convolution and the norm, and what whole
+    windows leave over at the right and the bottom is not read, as in a strided convolution. A masked token is zero in its window; a
+    window in which none counts is masked.
+    """
+
+    def __init__(self, dim: int, side: int, device: object = None, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.side = side
+        self.conv = nn.Conv2d(dim, dim, side, stride=side, device=device, dtype=dtype)
+        self.norm = nn.LayerNorm(dim, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor, mask: Tensor | None, grid: Grid) -> tuple[Tensor, Tensor | None]:
+        prefix, height, width = grid
+        if min(height, width) < self.side:
+            raise UsageError(
+                f"grid {height} x {width} has no window of {self.side} x {self.side}: choose a smaller ratio"
+            )
+        if mask is not None:
+            x = x.masked_fill(~mask[..., None], 0)
+        image = x[:, prefix:].transpose(1, 2).unflatten(2, (height, width))
+        few = torch.cat([x[:, :prefix], self.norm(self.conv(image).flatten(2).transpose(1, 2)).to(x.dtype)], dim=1)
+        if mask is None:
+            return few, None
+        cells = mask[:, None, prefix:].unflatten(2, (height, width)).to(torch.float32)
+        seen = F.max_pool2d(cells, self.side).flatten(1) > 0
+        return few, torch.cat([mask[:, :prefix], seen], dim=1)
