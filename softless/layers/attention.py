@@ -51,6 +51,7 @@ class Attention(nn.Module):
     """
 
     fixed_op: ClassVar[str | None] = None
+    qkv: nn.Linear  # "qv" where q and k are tied
 
     def __init__(
         self,
@@ -109,6 +110,10 @@ class Attention(nn.Module):
         self.v_conv = HeadConv(num_heads, v_conv, **place) if v_conv else None
         side = self.op.reduces(self.op.filled(self.options)) if self.op.reduces else 1
         self.reduction = Reduction(dim, side, **place) if side > 1 else None
+        if self.reduction is not None and self.v_conv is not None:
+            raise UsageError(
+                f"v_conv={v_conv} convolves v on the grid, and the reduction by {side} leaves v no grid: choose one of them"
+            )
         self.shared_grid: SharedGrid | None = None
         if self.op.own_tensors(self.options) and (tokens or not self.op.wants("tokens", self.options)):
             self.learned = OwnTensors(self.op, num_heads, self.head_dim, self.options, tokens, **place)
@@ -145,20 +150,43 @@ class Attention(nn.Module):
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """q, k and v of tokens x (B,N,dim), each (B,H,N,D); k is None where it is tied to q."""
-        q, *k, v = self._split(getattr(self, "".join(self.parts))(x), len(self.parts))
+        q, *k, v = self._heads(getattr(self, "".join(self.parts))(x), len(self.parts))
         return self.q_norm(q), self.k_norm(k[0]) if k else None, v
 
-    def _split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
+    def _heads(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
         return x.unflatten(-1, (parts, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
 
-    def _reduced(
-        self, x: Tensor, mask: Tensor | None, grid: Grid
-    ) -> tuple[tuple[Tensor, Tensor | None, Tensor], Tensor | None]:
-        """q of all tokens, k and v of the reduced ones, and the mask of those."""
-        assert self.reduction is not None
-        few, few_mask = self.reduction(x, mask, grid)
-        (q, *_), (_, k, v) = self.project(x), self.project(few)
-        return (q, k, v), few_mask
+    def _project_reduced(self, x: Tensor, few: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q of all tokens x, k and v of the few that the reduction left."""
+        inner = self.num_heads * self.head_dim
+        weight, bias = self.qkv.weight, self.qkv.bias
+        ours, theirs = (None, None) if bias is None else (bias[:inner], bias[inner:])
+        (q,) = self._heads(F.linear(x, weight[:inner], ours), 1)
+        k, v = self._heads(F.linear(few, weight[inner:], theirs), 2)
+        return self.q_norm(q), self.k_norm(k), v
+
+    def extras(self, tokens: int, grid: Grid | None = None, *, counts: bool = False) -> dict[str, Any]:
+        """What `attend` takes beside q, k, v and masks: options, own tensors, and the grid where the operator needs it.
+
+        Args:
+            tokens: How many there are.
+            grid: Where they stand; what the host told by default.
+            counts: This is a training pass, which random tensors count until they are drawn anew.
+
+        Raises:
+            UsageError: the grid or the number of tokens was never told, or does not fit.
+        """
+        found = dict(self.options)
+        if self.op.wants("grid", self.options):
+            found["grid"] = self.grid_of(tokens, grid)
+        if self.op.own_tensors(self.options):
+            if not hasattr(self, "learned"):
+                raise UsageError(
+                    f"operator '{self.op.name}' learns a row per token and was not told how many there are: build the model with "
+                    "softless.create_model, or pass tokens=, for example through with_options(tokens=197)"
+                )
+            found["learned"] = self.learned.tensors(counts=counts)
+        return found
 
     def forward(
         self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, mask: Tensor | None = None, grid: Grid | None = None
@@ -175,43 +203,37 @@ class Attention(nn.Module):
         Raises:
             UsageError: a mask the operator cannot honour, no grid where one is needed, a number of tokens that was never told.
         """
-        mask, extras = token_mask(self.op, x, attn_mask, is_causal, mask)
-        extras |= self.options
-        if self.looks_at_the_grid:
-            grid = self._grid(x.shape[1], grid)
-            if "grid" in self.op.needs:
-                extras["grid"] = grid
-        if self.reduction is not None and grid is not None:
-            (q, k, v), key_mask = self._reduced(x, mask, grid)
-        else:
-            (q, k, v), key_mask = self.project(x), mask
-        if self.op.own_tensors(self.options):
-            extras["learned"] = self._own_tensors()
+        mask, taken = token_mask(self.op, x, attn_mask, is_causal, mask)
+        extras = self.extras(x.shape[1], grid, counts=self.training) | taken
         if self.attn_drop and self.training:
             extras["dropout"] = self.attn_drop
+        key_mask = mask
+        q: Tensor
+        k: Tensor | None
+        if self.reduction is None:
+            q, k, v = self.project(x)
+        else:
+            few, key_mask = self.reduction(x, mask, self.grid_of(x.shape[1], grid))
+            q, k, v = self._project_reduced(x, few)
         lift = self._lift(q)
         o = attend(
             q, k, v, op=self.op, mask=key_mask, query_mask=mask, out_dtype=torch.float32 if lift else None, **extras
         )
-        if self.v_conv is not None and grid is not None:
-            o = o + self.v_conv(v, mask, grid)
+        if self.v_conv is not None:
+            o = o + self.v_conv(v, mask, self.grid_of(x.shape[1], grid))
         o = self.norm((o * lift).to(q.dtype).transpose(1, 2).flatten(2) if lift else o.transpose(1, 2).flatten(2))
         if self.gate is not None:
             o = o * self.gate(x).sigmoid()
         return self.proj_drop(lowered(self.proj, o, lift, x.dtype) if lift else self.proj(o))
 
-    def _grid(self, tokens: int, given: Grid | None) -> Grid:
-        """Where the tokens stand, as passed or as the host told.
+    def grid_of(self, tokens: int, given: Grid | None = None) -> Grid:
+        """Where so many tokens stand, as passed or as the host told.
 
         Raises:
             UsageError: nobody told, or what was told has another number of tokens.
         """
         grid = given or (self.shared_grid.value if self.shared_grid else None)
-        who = (
-            f"operator '{self.op.name}'"
-            if self.op.wants("grid", self.options) or self.reduction is not None
-            else "v_conv"
-        )
+        who = "v_conv" if self.v_conv is not None else f"operator '{self.op.name}'"
         if grid is None:
             raise UsageError(
                 f"{who} needs the grid of the tokens, and timm's blocks pass only tokens: build the model with softless.create_model, "
@@ -223,14 +245,6 @@ class Attention(nn.Module):
                 f"{who}: the grid told is {prefix} + {height} x {width} tokens, and {tokens} came: tell the grid of this image"
             )
         return grid
-
-    def _own_tensors(self) -> dict[str, Tensor]:
-        if not hasattr(self, "learned"):
-            raise UsageError(
-                f"operator '{self.op.name}' learns a row per token and was not told how many there are: build the model with "
-                "softless.create_model, or pass tokens=, for example through with_options(tokens=197)"
-            )
-        return self.learned.tensors(counts=self.training)
 
     def _lift(self, q: Tensor) -> float | None:
         """The power of two that carries float16 past the projection where the operator's own scale would lose it."""

@@ -89,5 +89,6 @@ def no_weight_decay(model: nn.Module) -> set[str]:
     listed = set(getattr(model, "no_weight_decay", set)())
     for path, module in model.named_modules():
         if isinstance(module, Attention):
-            listed |= {f"{path}.learned.{name}" for name, claim in module.op.learned.items() if not claim.weight_decay}
+            claims = module.op.own_tensors(module.options)
+            listed |= {f"{path}.learned.{name}" for name, claim in claims.items() if not claim.weight_decay}
     return listed

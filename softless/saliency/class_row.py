@@ -19,15 +19,16 @@ def class_row(attention: Any, q: Tensor, k: Tensor) -> Tensor:
     Args:
         attention: the layer: its operator, options and learned tensors are used.
         q: (B, H, N, D).
-        k: (B, H, N, D).
+        k: (B, H, N, D); q again where they are tied.
     """
     q, k = q.detach().double(), k.detach().double()
-    extras = dict(attention.options)
-    if attention.op.learned:
-        extras["learned"] = {name: value.detach().double() for name, value in attention.learned.items()}
+    extras = attention.extras(k.shape[2])
+    if "learned" in extras:
+        extras["learned"] = {name: value.detach().double() for name, value in extras["learned"].items()}
+    keys = None if attention.op.wants("tied_qk", attention.options) else k
     with torch.enable_grad():
         v = torch.zeros(*k.shape[:-1], 1, dtype=k.dtype, device=k.device, requires_grad=True)
-        out = attend(q, k, v, op=attention.op, backend="reference", **extras)
+        out = attend(q, keys, v, op=attention.op, backend="reference", **extras)
         (row,) = torch.autograd.grad(out[..., 0, 0].sum(), v)
     return row[..., 0].mean(1)
 

@@ -146,7 +146,7 @@ def _maps(model: nn.Module, batch: Tensor, attention: Attention, number: int, co
     prefix = q.shape[-2] - grid[0] * grid[1]
     assert prefix >= 0, "fewer tokens than patches"
     row = None
-    if prefix and attention.op.implied_matrix:
+    if prefix and attention.op.implied_matrix and attention.reduction is None:
         row = class_row(attention, q, k)[:, prefix:]
     elif readers:
         row = class_attention_row(readers[0], read[0])[:, 1:]

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from softless.errors import UsageError, unknown
+from softless.layers.own_tensors import OwnTensors
 from softless.training.recipe import OptimSpec, Recipe
 
 if TYPE_CHECKING:
@@ -104,6 +105,11 @@ def scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, steps_per_epoch:
     return created, int(epochs)
 
 
+def own_tensors(model: nn.Module) -> list[OwnTensors]:
+    """The operators' own tensors in a model, in the order of its modules."""
+    return [module for module in model.modules() if isinstance(module, OwnTensors)]
+
+
 def averaged(recipe: Recipe, model: nn.Module) -> "ModelEmaV3 | None":
     """The exponential moving average of the weights, of constant decay from the first step on as in the papers."""
     if recipe.ema_decay is None:
@@ -114,4 +120,14 @@ def averaged(recipe: Recipe, model: nn.Module) -> "ModelEmaV3 | None":
         raise UsageError(f"ema_decay={recipe.ema_decay}: must lie in [0, 1), for example 0.99")
     from timm.utils import ModelEmaV3
 
-    return ModelEmaV3(model, decay=recipe.ema_decay)
+    class Averaged(ModelEmaV3):
+        """Random tensors that an operator draws anew are taken over: the mean of two draws is no draw."""
+
+        @torch.no_grad()
+        def update(self, model: nn.Module, step: int | None = None) -> None:
+            super().update(model, step)
+            for ours, theirs in zip(own_tensors(self.module), own_tensors(model), strict=True):
+                for mine, new in zip(ours.buffers(), theirs.buffers(), strict=True):
+                    mine.copy_(new)
+
+    return Averaged(model, decay=recipe.ema_decay)
