@@ -43,46 +43,144 @@ def linked(paper: str) -> str:
 COST = {"N": "N", "N^2": "N²"}
 
 
-def operators() -> str:
-    """What a reader of the README wants to know of each operator; exponentials of one DeiT-S block at 224 x 224 (6 heads, 197 tokens of 64)."""
-    from softless.attention.registry import OPERATORS
+def block_of(op: Any) -> Any:
+    """One DeiT-S block at 224 x 224: 6 heads, 197 tokens of 64 channels, the class token before 14 x 14 patches, the operator's defaults."""
     from softless.attention.spec import Dims
 
-    block = Dims(B=1, H=6, N=197, M=197, D=64, E=64)
+    return Dims(B=1, H=6, N=197, M=197, D=64, E=64, grid=(1, 14, 14), options=op.filled({}))
+
+
+BLOCK = "Counted for the attention of one DeiT-S block at 224 × 224: 6 heads, 197 tokens (a class token and 14 × 14 patches), 64 channels each, the operator's defaults"
+
+
+def operators() -> str:
+    """What a reader of the README wants to know of each operator."""
+    from softless.attention.registry import OPERATORS
+
     rows = [
-        (f"`{name}`", op.summary, COST[op.growth], f"{op.exps(block):,}", linked(op.paper))
+        (f"`{name}`", op.summary, COST[op.growth], f"{op.exps(block_of(op)):,}", linked(op.paper))
         for name, op in sorted(OPERATORS.items(), key=lambda item: (item[0] == "softmax", item[0]))
     ]
-    head = ["operator", "what it is", "cost in tokens", "exponentials per block", "paper"]
-    return (
-        table(head, rows)
-        + "\n\nExponentials are those of the attention in one DeiT-S block at 224 × 224: 6 heads, 197 tokens, 64 channels each."
-    )
+    head = ["operator", "what it is", "cost in tokens", "transcendentals per block", "paper"]
+    return f"{table(head, rows)}\n\n{BLOCK}; transcendentals are exponentials, but for cosFormer's cosines, SOFT's GELU and Performer's logarithms."
+
+
+RESOLUTION = {
+    "any": "any number of tokens, in one exported graph too",
+    "grid": "any grid, told at each call; an exported graph holds one",
+    "fixed": "at most the number of tokens it was built for",
+}
 
 
 def claims() -> str:
     """What each operator claims; `tests/ops/test_contract.py` measures every cell."""
     from softless.attention.registry import OPERATORS
 
-    def stream(op: Any) -> str:
-        return (
-            f"{op.sweeps} sweep{'s' * (op.sweeps > 1)}: {op.streaming.holds}" if op.streaming else f"no: {op.no_stream}"
-        )
-
     rows = [
         (
-            f"`{name}`",
-            f"{op.formula}",
+            f"[`{name}`](#{name})",
+            COST[op.growth],
+            f"{op.flops(block_of(op)) / 2e6:.1f}",
+            f"{op.exps(block_of(op)):,}",
+            op.sweeps or "none",
             op.normalises,
             yes(op.equivariant),
             yes(op.cross),
+            op.resolution,
             " ".join(op.masks),
-            stream(op),
-            ", ".join(f"`{option}`" for option in op.options),
         )
         for name, op in OPERATORS.items()
     ]
-    return table(["operator", "formula", "normalises", "equivariant", "N ≠ M", "masks", "streaming", "options"], rows)
+    head = [
+        "operator",
+        "cost in tokens",
+        "multiply-adds [M]",
+        "transcendentals",
+        "sweeps",
+        "normalises",
+        "equivariant",
+        "N ≠ M",
+        "resolution",
+        "masks",
+    ]
+    return f"{table(head, rows)}\n\n{BLOCK}, without the projections."
+
+
+def streams(op: Any) -> str:
+    """How an operator is a sum over tokens, or why not."""
+    if not op.streaming:
+        return f"None: {op.no_stream}."
+    number = f"{op.sweeps} sweep{'s' * (op.sweeps > 1)}"
+    return f"{number}. Summary: {op.streaming.holds}. Merging: {op.streaming.merges}."
+
+
+def tensors(op: Any) -> str:
+    """The operator's own tensors at 6 heads of 64 channels and 197 tokens."""
+    from softless.attention.spec import Sizes
+
+    claims = op.own_tensors({})
+    sizes = Sizes(6, 64, op.filled({}), 197)
+    said = [
+        f"`{name}` {' × '.join(map(str, claim.shape(sizes)))}{'' if claim.trained else ' (drawn, not trained)'}"
+        for name, claim in claims.items()
+    ]
+    return f"{', '.join(said)} (at 6 heads of 64 channels, 197 tokens)" if said else "none"
+
+
+NEEDS = {"grid": "the grid of the tokens", "tied_qk": "q and k tied (k=None)", "tokens": "a fixed number of tokens"}
+
+
+def needs(op: Any) -> str:
+    """What the caller must provide beside q, k and v."""
+    found = []
+    for name, when in op.needs.items():
+        chosen = when(op.filled({}))
+        found.append(NEEDS[name] + ("" if chosen else " (with some options)"))
+    return ", ".join(found) or "nothing but q, k and v"
+
+
+def bars(op: Any) -> str:
+    """Claimed relative errors against float64."""
+    import torch
+
+    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    return "; ".join(
+        f"{backend.name}: " + ", ".join(f"{name} {backend.tolerance[kind]:.0e}" for name, kind in kinds.items())
+        for backend in op.own
+    )
+
+
+def sections() -> str:
+    """One section per operator, all of it from its record."""
+    from softless.attention.registry import OPERATORS
+
+    return "\n\n".join(section(name, op) for name, op in OPERATORS.items())
+
+
+def section(name: str, op: Any) -> str:
+    """Formula, claims, options of one operator."""
+    changes = (
+        "a permutation of the tokens permutes the output" if op.equivariant else "depends on the order of the tokens"
+    )
+    told = {
+        "formula": op.formula,
+        "module": f"`softless.{op.title}`",
+        "paper": linked(op.paper),
+        "cost": f"grows with {COST[op.growth]}; {op.flops(block_of(op)) / 2e6:.1f} M multiply-adds and {op.exps(block_of(op)):,} transcendentals in the block above",
+        "sum over tokens": streams(op),
+        "order": changes,
+        "resolution": RESOLUTION[op.resolution],
+        "needs": needs(op),
+        "tensors of its own": tensors(op),
+        "claimed errors": bars(op),
+    }
+    lines = [f"## {name}", "", f"{op.summary[:1].upper()}{op.summary[1:]}.", "", table(["", ""], told.items())]
+    if op.options:
+        rows = [(f"`{key}`", f"`{option.default!r}`", option.says, option.values) for key, option in op.options.items()]
+        lines += ["", table(["option", "default", "what it does", "values"], rows)]
+    if op.differs:
+        lines += ["", f"**Where it differs from the published code.** {op.differs}"]
+    return "\n".join(lines)
 
 
 def yes(claim: bool) -> str:
@@ -196,7 +294,13 @@ def errors(root: Path = ROOT) -> str:
     return table(["operator", "form", "dtype", *(f"N = {length:,}" for length in lengths)], shown) + origin(rows)
 
 
-BLOCKS: dict[str, Callable[[], str]] = {"operators": operators, "claims": claims, "models": models, "errors": errors}
+BLOCKS: dict[str, Callable[[], str]] = {
+    "operators": operators,
+    "claims": claims,
+    "sections": sections,
+    "models": models,
+    "errors": errors,
+}
 
 
 def render(name: str, root: Path) -> str:

@@ -63,7 +63,7 @@ def attend(
     _check(record, q, k, v, mask, query_mask)
     if "grid" in record.needs:
         _check_cells(record, k.shape[2], grid, options)
-    extras = extras_of(record, k, grid, learned, options)
+    extras = extras_of(record, k, v, grid, learned, options)
     dims = Dims.of(q, k, v, grid, record.filled(options))
     if why := record.limits(dims, **extras):
         raise UsageError(f"operator '{record.name}': {why}")
@@ -100,11 +100,16 @@ def _keys(record: Operator, q: Tensor, k: Tensor | None, options: Mapping[str, A
 
 
 def extras_of(
-    record: Operator, k: Tensor, grid: Grid | None, learned: Mapping[str, Tensor] | None, options: Mapping[str, Any]
+    record: Operator,
+    k: Tensor,
+    v: Tensor,
+    grid: Grid | None,
+    learned: Mapping[str, Tensor] | None,
+    options: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What the operator takes besides q, k, v and the masks; anything it does not have is an error."""
     extras = record.filled(check_options(record, options))
-    own = given_or_starting(record, learned, options, k)
+    own = given_or_starting(record, learned, options, k, v)
     if record.learned:
         extras["learned"] = own
     if "grid" in record.needs:

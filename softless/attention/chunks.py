@@ -51,7 +51,7 @@ def attend_chunks(
     total = first.keys.total if first.keys else sum(chunk.k.shape[2] for chunk in chunks)
     extras = {
         name: widen(value)
-        for name, value in extras_of(record, _as_long(first.k, total), grid, learned, options).items()
+        for name, value in extras_of(record, _as_long(first.k, total), first.v, grid, learned, options).items()
     }
     why = record.streaming.refuses(**extras) or record.limits(
         replace(Dims.of(first.q, first.k, first.v, grid, record.filled(options)), N=total, M=total), **extras

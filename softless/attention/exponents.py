@@ -58,3 +58,19 @@ def _top(scores: Tensor) -> Tensor:
 
 def _finite(top: Tensor) -> Tensor:
     return top.masked_fill(top == float("-inf"), 0)
+
+
+def softmax_over_tokens(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """(B,H,M,R) weights of each row over the tokens that count, as printed in a formula; all 0 where none does."""
+    if mask is None:
+        return scores.softmax(-2)
+    shut = ~mask[:, None, :, None]
+    return scores.masked_fill(shut, torch.finfo(scores.dtype).min).softmax(-2).masked_fill(shut, 0)
+
+
+def softmax_over_keys(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """(B,H,N,M) weights of each query over the keys that count (B,M); all 0 where none does."""
+    if mask is None:
+        return scores.softmax(-1)
+    shut = ~mask[:, None, None, :]
+    return scores.masked_fill(shut, torch.finfo(scores.dtype).min).softmax(-1).masked_fill(shut, 0)

@@ -24,7 +24,7 @@ def drawn(claim: Learned, sizes: Sizes, generator: torch.Generator | None = None
 
 
 def given_or_starting(
-    record: Operator, learned: Mapping[str, Tensor] | None, options: Options, k: Tensor
+    record: Operator, learned: Mapping[str, Tensor] | None, options: Options, k: Tensor, v: Tensor
 ) -> dict[str, Tensor]:
     """The tensors passed by a caller, or those of a new module with random ones drawn from seed 0, in k's dtype and place.
 
@@ -33,7 +33,7 @@ def given_or_starting(
     """
     wanted = record.own_tensors(options)
     if learned is None and wanted:
-        sizes = Sizes(k.shape[1], k.shape[3], record.filled(options), k.shape[2])
+        sizes = Sizes(k.shape[1], k.shape[3], record.filled(options), k.shape[2], v.shape[3])
         made = starting(record, sizes, torch.Generator().manual_seed(0))
         return {name: x.to(k.device, k.dtype) for name, x in made.items()}
     if set(learned or {}) != set(wanted):

@@ -138,6 +138,12 @@ class Sizes:
     head_dim: int
     options: Options
     tokens: int | None = None
+    value_dim: int | None = None  # features of v per head, where they are not head_dim
+
+    @property
+    def values(self) -> int:
+        """Features of v per head."""
+        return self.head_dim if self.value_dim is None else self.value_dim
 
 
 Start = Callable[[tuple[int, ...], torch.Generator | None], Tensor]  # (shape, generator) -> float64 on the CPU
@@ -245,8 +251,9 @@ class Operator:
 
     @property
     def backends(self) -> tuple[Backend, ...]:
-        """Every backend, the preferred first and the reference last."""
-        return (*self.own, Backend(name="reference", fn=self.reference))
+        """Every backend, the preferred first and the reference last, which is held to no more than the one before it."""
+        tolerance = self.own[-1].tolerance if self.own else TOLERANCE
+        return (*self.own, Backend(name="reference", fn=self.reference, tolerance=tolerance))
 
     def wants(self, need: str, options: Options) -> bool:
         """Whether the caller must provide "grid", "tokens" or tied q and k ("tied_qk") under these options."""

@@ -98,13 +98,13 @@ def test_averaged_weights_take_random_tensors_over() -> None:
 def test_attend_without_tensors_takes_those_of_a_new_module() -> None:
     """Repeatable: the random ones come from seed 0; some of the tensors are an error."""
     k = torch.randn(1, 3, 20, 8)
-    first, second = (given_or_starting(RECORD, None, {}, k) for _ in range(2))
+    first, second = (given_or_starting(RECORD, None, {}, k, k) for _ in range(2))
     assert set(first) == {"directions", "slope"}
     assert all(first[name].equal(second[name]) for name in first)
-    assert given_or_starting(RECORD, None, {"wide": 5}, k)["rows"].shape == (20, 2)
+    assert given_or_starting(RECORD, None, {"wide": 5}, k, k)["rows"].shape == (20, 2)
     with pytest.raises(UsageError, match="learned tensors: directions, slope; got slope"):
-        given_or_starting(RECORD, {"slope": first["slope"]}, {}, k)
-    assert given_or_starting(OPERATORS["sima"], None, {}, k) == {}
+        given_or_starting(RECORD, {"slope": first["slope"]}, {}, k, k)
+    assert given_or_starting(OPERATORS["sima"], None, {}, k, k) == {}
 
 
 def test_a_module_that_was_not_told_its_tokens() -> None:

@@ -85,7 +85,7 @@ def draw(
         _, height, width = extras["grid"]
         if "ratio" in op.options:
             extras["ratio"] = min(height, width, max(2, math.isqrt(height * width // windows)))
-    sizes = Sizes(H, D, op.filled({name: extras[name] for name in op.options if name in extras}), M)
+    sizes = Sizes(H, D, op.filled({name: extras[name] for name in op.options if name in extras}), M, E)
     if own := starting(op, sizes, generator):
         extras["learned"] = {
             name: (x + 0.3 * torch.rand(x.shape, generator=generator, dtype=torch.float64)).to(dtype)

@@ -112,7 +112,34 @@ def test_the_table_of_operators():
         r"\| `softmax` \|.*\| N² \| 232,854 \|", shown
     )  # 6 heads x 197 x 197; twelve blocks make 2,794,248
     assert re.search(r"\| `sima` \|.*\| N \| 0 \| \[arXiv:2206.08898\]\(https://arxiv.org/abs/2206.08898\)", shown)
-    assert set(re.findall(r"^\| `(\w+)`", tables.claims(), re.MULTILINE)) == set(OPERATORS)
+    assert set(re.findall(r"^\| \[`(\w+)`\]", tables.claims(), re.MULTILINE)) == set(OPERATORS)
+
+
+def test_the_sections_of_the_operators():
+    """Each says what its record says: formula, module, streaming or the reason why not, options, differences."""
+    from softless.attention.registry import OPERATORS
+
+    shown = tables.sections()
+    parts = dict(
+        zip(
+            re.findall(r"^## (\w+)$", shown, re.MULTILINE),
+            re.split(r"^## \w+$", shown, flags=re.MULTILINE)[1:],
+            strict=True,
+        )
+    )
+    assert set(parts) == set(OPERATORS)
+    for name, op in OPERATORS.items():
+        part = parts[name].replace("\\|", "|")
+        assert op.formula in part
+        assert f"softless.{op.title}" in part
+        assert (op.streaming.holds if op.streaming else op.no_stream) in part
+        assert all(f"`{option}`" in part for option in op.options)
+        assert op.differs in part
+        assert f"{op.exps(tables.block_of(op)):,} transcendentals" in part
+    assert "tokens: build" not in shown
+    assert "the grid of the tokens, q and k tied (k=None)" in parts["soft"]
+    assert "`key_projection` 197 × 256" in parts["linformer"]
+    assert "`directions` 266 × 64 (drawn, not trained)" in parts["performer"]
 
 
 def test_the_numbers_of_a_model():

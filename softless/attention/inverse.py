@@ -1,0 +1,117 @@
+"""The inverse of SOFT's kernel matrix: Cholesky, or Newton's iteration that stops by its residual, with the derivative of the inverse itself.
+
+A is a kernel matrix plus a ridge, so it is symmetric with eigenvalues of at least the ridge. However X = A^-1 was found, its derivative is
+-X dA X: nothing is differentiated through Cholesky or through steps.
+"""
+
+# B batch, H heads, R landmarks
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+RESIDUAL = 1e-3  # |I - A X| at which Newton's iteration stops; each further step squares it
+FURTHER = 2
+
+
+class Found(NamedTuple):
+    """An inverse, how many steps each matrix took, and which of them fell back to Cholesky."""
+
+    inverse: Tensor  # (..., R, R)
+    steps: Tensor  # (...)
+    fell_back: Tensor  # (...) boolean
+
+
+def inverse(a: Tensor, ridge: float, method: str = "cholesky") -> Tensor:
+    """(A + ridge I)^-1 for kernel matrices (..., R, R), differentiable; float32 at least, whatever came.
+
+    Each matrix is inverted by itself: its neighbours in the batch, a NaN image among them, change nothing.
+    """
+    ridged = a + ridge * torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+    with torch.no_grad():
+        x = newton(ridged, ridge).inverse if method == "newton" else cholesky(ridged)
+    found: Tensor = Inverted.apply(ridged, x)
+    return found
+
+
+class Inverted(torch.autograd.Function):
+    """X with the derivative of A^-1."""
+
+    @staticmethod
+    def forward(_: Tensor, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], _: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        return -(x.mT @ grad @ x.mT), None
+
+
+def cholesky(a: Tensor) -> Tensor:
+    """A^-1 of symmetric positive definite A. A matrix that holds NaN gives NaN, and no error for the others."""
+    factor, _ = torch.linalg.cholesky_ex(a)
+    one = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device).expand_as(a)
+    return torch.cholesky_solve(one, factor)
+
+
+def most_steps(size: int, ridge: float) -> int:
+    """Newton's limit, 2 log2(kappa) + 6 steps: the condition number kappa is at most (R + ridge) / ridge."""
+    return math.ceil(2 * math.log2((size + ridge) / ridge)) + 6
+
+
+def newton(a: Tensor, ridge: float) -> Found:
+    """X <- 2 X - X A X from X_0 = 1.8 A / |A|_1^2, until |I - A X| (Frobenius) is at most 1e-3, and two steps more; each matrix by itself.
+
+    A matrix that has not come so far within the limit is inverted by Cholesky, and counted.
+    """
+    one = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+    rows = a.abs().sum(-1).amax(-1)[..., None, None]
+    x = (1.8 / rows.square()) * a
+    steps = torch.zeros(a.shape[:-2], dtype=torch.int64, device=a.device)
+    going = torch.ones(a.shape[:-2], dtype=torch.bool, device=a.device)
+    for _ in range(most_steps(a.shape[-1], ridge)):
+        residual = one - a @ x
+        going = going & ~(residual.square().sum((-2, -1)) <= RESIDUAL**2)
+        x = torch.where(going[..., None, None], x + x @ residual, x)
+        steps = steps + going
+    fell_back = ~((one - a @ x).square().sum((-2, -1)) <= RESIDUAL**2)
+    for _ in range(FURTHER):
+        x = x + x @ (one - a @ x)
+    return Found(torch.where(fell_back[..., None, None], cholesky(a), x), steps, fell_back)
+
+
+def published(a: Tensor, steps: int = 20, ridge: float = 0.01) -> Tensor:
+    """SOFT's code: 20 steps from a start chosen before the ridge is added, no stop, and the derivative of an exact inverse.
+
+    The derivative is -X dA X with the X that was reached, right only where the steps sufficed.
+    """
+    one = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+    with torch.no_grad():
+        start = 1.8 / a.abs().sum(-1).amax(-1)[..., None, None].square()
+        ridged = a + ridge * one
+        x = start * ridged
+        for _ in range(steps):
+            x = 2 * x - x @ ridged @ x
+    return x - x @ (a - a.detach()) @ x
+
+
+def published_norm(a: Tensor, steps: int = 20, halvings: int = 10) -> Tensor:
+    """The code of the normalised variant: no ridge, one start for the whole batch and all heads, and gradients through the steps.
+
+    The start is halved while |I - start A A|_1 exceeds 1.01, at most ten times.
+    """
+    one = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+    start = 2 / a.abs().sum(-1).amax().square()
+    for _ in range(halvings):
+        far = (one - start * (a @ a)).abs().sum(-2).amax() > 1.01
+        start = torch.where(far, start / 2, start)
+    x = start * a
+    for _ in range(steps):
+        x = 2 * x - x @ a @ x
+    return x

@@ -1,0 +1,52 @@
+"""SOFT: a Gaussian kernel between tokens in place of softmax, made linear by bottleneck tokens.
+
+    o = P^T (A + ridge I)^-1 (P v),     P = kernel(x~, x),  A = kernel(x~, x~),  x = q / D^(1/4),  kernel(a, b) = exp(-|a - b|^2 / 2)
+
+q and k are one. The bottleneck tokens x~ are sampled on the grid (softless/attention/gaussian.py); prefix tokens have no window, and take part in
+P. Lu et al., "SOFT: Softmax-free Transformer with Linear Complexity", NeurIPS 2021, arXiv:2110.11945, equations 5, 8 and 9.
+"""
+
+# B batch, H heads, N tokens, D features of q, E features of v
+
+from typing import Any
+
+from torch import Tensor
+
+from softless.attention import gaussian
+from softless.attention.spec import Backend, Grid, Operator, always
+
+
+def reference(q: Tensor, k: Tensor, v: Tensor, *, learned: dict[str, Tensor] | None = None, grid: Grid, mask: Tensor | None = None, query_mask: Tensor | None = None, **options: Any) -> Tensor:  # noqa: ARG001  # every reference takes k  # fmt: skip
+    """The formula as printed; k is q and is not looked at."""
+    filled = {name: option.default for name, option in gaussian.OPTIONS.items()} | options
+    return gaussian.attention(
+        q, v, learned=learned or {}, grid=grid, mask=mask, query_mask=query_mask, normalised=False, **filled
+    )
+
+
+SPEC = Operator(
+    name="soft",
+    title="SOFT",
+    summary="Gaussian kernel between tokens, by bottleneck tokens; q and k tied",
+    formula="o = Pᵀ (A + 0.01 I)⁻¹ (P v), P = exp(−‖x̃ − x‖²/2), A = exp(−‖x̃ − x̃‖²/2)",
+    paper="arXiv:2110.11945",
+    reference=reference,
+    flops=gaussian.flops,
+    exps=gaussian.exps,
+    growth="N",  # at a fixed number of bottleneck tokens
+    normalises="nothing",
+    scale_free=False,
+    equivariant=False,
+    implied_matrix=True,
+    cross=False,
+    streaming=gaussian.streaming(normalised=False),
+    resolution="grid",
+    options=gaussian.OPTIONS,
+    learned=gaussian.LEARNED,
+    needs={"grid": always, "tied_qk": always},
+    limits=gaussian.limits,
+    own=(Backend(name="eager", fn=reference, tolerance=gaussian.CLAIMED),),
+    differs="The published inverse takes 20 Newton steps however far they come: 16 to 99.5 % off on flat image regions, and its derivative is that of an exact "
+    "inverse. Here Cholesky, in float64 where the device has it; `parity=True` gives the published numbers. The convolution of v in the published module is "
+    "`v_conv`. Distances are clamped, so that kernels lie in 0..1.",
+)

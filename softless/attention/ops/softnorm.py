@@ -1,0 +1,52 @@
+"""Normalised SOFT: SOFT with the inverse scaled by the square roots of the kernel's row sums on both sides.
+
+    o = P^T diag(A 1)^(-1/2) (A + ridge I)^-1 diag(A 1)^(-1/2) (P v)
+
+Introduced so that a model carries over to dense prediction. The kernels, the bottleneck tokens and the streaming form are SOFT's
+(softless/attention/gaussian.py). Lu et al., "Softmax-free Linear Transformers", IJCV 2024, arXiv:2207.03341; the formula is the code's.
+"""
+
+# B batch, H heads, N tokens, D features of q, E features of v
+
+from typing import Any
+
+from torch import Tensor
+
+from softless.attention import gaussian
+from softless.attention.spec import Backend, Grid, Operator, always
+
+
+def reference(q: Tensor, k: Tensor, v: Tensor, *, learned: dict[str, Tensor] | None = None, grid: Grid, mask: Tensor | None = None, query_mask: Tensor | None = None, **options: Any) -> Tensor:  # noqa: ARG001  # every reference takes k  # fmt: skip
+    """The formula as printed; k is q and is not looked at."""
+    filled = {name: option.default for name, option in gaussian.OPTIONS.items()} | options
+    return gaussian.attention(
+        q, v, learned=learned or {}, grid=grid, mask=mask, query_mask=query_mask, normalised=True, **filled
+    )
+
+
+SPEC = Operator(
+    name="softnorm",
+    title="SOFTNorm",
+    summary="SOFT, its inverse normalised by the kernel's row sums",
+    formula="o = Pᵀ S (A + 0.01 I)⁻¹ S (P v), S = diag(A 1)^−½",
+    paper="arXiv:2207.03341",
+    reference=reference,
+    flops=gaussian.flops,
+    exps=gaussian.exps,
+    growth="N",  # at a fixed number of bottleneck tokens
+    normalises="nothing",
+    scale_free=False,
+    equivariant=False,
+    implied_matrix=True,
+    cross=False,
+    streaming=gaussian.streaming(normalised=True),
+    resolution="grid",
+    options=gaussian.OPTIONS,
+    learned=gaussian.LEARNED,
+    needs={"grid": always, "tied_qk": always},
+    limits=gaussian.limits,
+    own=(Backend(name="eager", fn=reference, tolerance=gaussian.CLAIMED),),
+    differs="The published class cannot be built (it names a class that does not exist), inverts without a ridge from one start for the whole batch, so that an "
+    "image's result depends on its mates, and differentiates through the steps. Here the inverse is SOFT's, each matrix by itself. `parity=True` gives the "
+    "published numbers.",
+)
