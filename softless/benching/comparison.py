@@ -1,15 +1,25 @@
 """Train the same recipe with several operators over several seeds, and say what came out."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from softless.benching.models import checked_operators, host_and_operator, left_out, with_operator
+from softless.attention import OPERATORS
+from softless.benching.models import (  # fmt: skip
+    checked_operators,
+    host_and_operator,
+    in_comparison,
+    in_small_vit,
+    left_out,
+    settings,
+    with_operator,
+)
 from softless.benching.outcome import Compared
 from softless.benching.record import record_path, write_csv
+from softless.benching.steps import StepCost, steps
 from softless.benching.throughput import throughput
-from softless.errors import UsageError
+from softless.errors import DivergedError, UsageError
 from softless.report.groups import grouped
 from softless.report.runs import read_run
 from softless.report.statistics import Estimate, accuracy, difference
@@ -40,64 +50,96 @@ def twins(
         raise UsageError(
             f"recipe '{chosen.name}' uses softmax itself: name the operator to compare it with, for example --op sima"
         )
-    folder = out or Path("runs") / f"{chosen.name}-twins"
-    return compare(
-        chosen,
-        (own, "softmax"),
-        seeds=seeds,
-        out=folder,
-        overwrite=overwrite,
-        resume=resume,
-        record=record,
-        device=device,
-        name="twins",
-    )
+    recipes = {op: with_operator(chosen, op) for op in checked_operators((own, "softmax"))}
+    return _compared(chosen, recipes, "twins", seeds, out, overwrite, resume, record, device, measure_steps=False)
 
 
 def compare(
-    recipe: str | Recipe, ops: Sequence[str], *, seeds: int = 1, out: str | Path | None = None, overwrite: bool = False,
-    resume: bool = False, record: bool = False, device: str = "auto", name: str = "compare",
+    recipe: str | Recipe = "digits", ops: Sequence[str] = (), *, data: str | Path | None = None, epochs: int | None = None, seeds: int = 1,
+    out: str | Path | None = None, overwrite: bool = False, resume: bool = False, record: bool = False, device: str = "auto",
 ) -> Compared:  # fmt: skip
-    """Train a recipe with each operator over the seeds; the runs take turns, seed by seed.
+    """Train every operator in one small ViT under one recipe, and measure what a step of each costs.
+
+    A recipe whose host has convolutions in its blocks is taken with the small ViT of the digits (`models.in_small_vit`).
+
+    Args:
+        recipe: name, or a Recipe.
+        ops: operators; all by default. softmax, or the last one named, is what the others are compared with.
+        data: folder of class folders, or .npz file, for recipes that take one.
+        epochs: how long each trains; the recipe's own length by default.
+        seeds: how many, from the recipe's own seed on.
+        out: folder for the runs and report.html; runs/RECIPE-compare by default.
+        overwrite: delete the runs that the folder holds.
+        resume: keep finished runs and continue those that were stopped.
+        record: also write benchmarks/compare_RECIPE.csv of the repository.
+        device: auto, cpu, cuda, mps.
 
     Raises:
         UsageError: unknown recipe or operator, fewer than two operators, a folder that already holds these runs, no test split.
     """
+    chosen = in_small_vit(_with_data(_recipe(recipe), data))
+    if epochs is not None:
+        chosen = chosen.with_fields(**{"schedule.epochs": epochs})
+    names = checked_operators(ops or sorted(OPERATORS, key=lambda name: name == "softmax"))
+    recipes = {op: in_comparison(chosen, op) for op in names}
+    return _compared(chosen, recipes, "compare", seeds, out, overwrite, resume, record, device, measure_steps=True)
+
+
+def _compared(
+    chosen: Recipe, recipes: Mapping[str, Recipe], name: str, seeds: int, out: str | Path | None, overwrite: bool, resume: bool, record: bool,
+    device: str, *, measure_steps: bool,
+) -> Compared:  # fmt: skip
+    """Train each recipe over the seeds; the runs take turns, seed by seed. One that diverges is told, and the others go on."""
     from softless import report
     from softless.training import fit
 
-    chosen, names = _recipe(recipe), checked_operators(ops)
     if seeds < 1:
         raise UsageError(f"seeds={seeds}: at least one")
     target = record_path(f"{name}_{chosen.name}") if record else None
     folder = Path(out or Path("runs") / f"{chosen.name}-{name}")
-    planned = [(op, seed) for seed in range(chosen.seed, chosen.seed + seeds) for op in names]
+    planned = [(op, seed) for seed in range(chosen.seed, chosen.seed + seeds) for op in recipes]
+    diverged: dict[str, str] = {}
     for number, (op, seed) in enumerate(planned, 1):
         _log.info("%s, seed %d (run %d of %d)", op, seed, number, len(planned))
-        fit(
-            replace(with_operator(chosen, op), seed=seed),
-            run_folder(folder, op, seed),
-            resume=resume,
-            overwrite=overwrite,
-            device=device,
-        )
-    runs = [run_folder(folder, op, seed) for op in names for seed in range(chosen.seed, chosen.seed + seeds)]
+        run = replace(recipes[op], seed=seed)
+        try:
+            fit(run, run_folder(folder, op, seed), resume=resume, overwrite=overwrite, device=device)
+        except DivergedError as error:
+            diverged[f"{op}-seed{seed}"] = str(error)
+            _log.warning("%s, seed %d diverged: %s", op, seed, error)
+    ours = range(chosen.seed, chosen.seed + seeds)
+    runs = [run_folder(folder, op, seed) for op in recipes for seed in ours if f"{op}-seed{seed}" not in diverged]
+    if not runs:
+        raise DivergedError(f"every run diverged: {next(iter(diverged.values()))}")
     groups = grouped([read_run(run) for run in runs])
-    speeds = throughput([group.first.folder for group in groups], device=_place(device))
-    page = report.write(runs, folder / "report.html", speeds=speeds)
+    place = _place(device)
+    speeds = throughput([group.first.folder for group in groups], device=place)
+    accuracies = tuple(_known(accuracy(group), chosen) for group in groups)
+    costs: Mapping[str, StepCost] = {}
+    if measure_steps:
+        spec = read_run(runs[0])
+        finished = {op: recipe for op, recipe in recipes.items() if any(group.first.operator == op for group in groups)}
+        costs = steps(finished, classes=len(spec.classes), in_chans=chosen.data.in_chans, device=place)
     compared = Compared(
         recipe=chosen.name,
         groups=tuple(groups),
-        accuracies=tuple(_known(accuracy(group), chosen) for group in groups),
+        accuracies=accuracies,
         differences=tuple(_known(difference(group, groups[-1]), chosen) for group in groups[:-1]),
         speeds=speeds,
-        only={op: options for op in names if (options := left_out(chosen, op))},
-        report=page,
+        only={op: options for op in recipes if (options := left_out(chosen, op))},
+        report=report.write(runs, folder / "report.html", speeds=speeds),
         recorded=target,
+        steps=costs,
+        settings={op: settings(recipe) for op, recipe in recipes.items()},
+        diverged=diverged,
     )
     if target is not None:
         write_csv(target, compared.rows())
     return compared
+
+
+def _with_data(recipe: Recipe, path: str | Path | None) -> Recipe:
+    return recipe if path is None else replace(recipe, data=replace(recipe.data, path=str(path)))
 
 
 def run_folder(out: Path, op: str, seed: int) -> Path:

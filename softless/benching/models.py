@@ -45,3 +45,45 @@ def checked_operators(ops: Sequence[str]) -> list[str]:
             f"a comparison takes at least two different operators, got {', '.join(names) or 'none'}: for example --ops sima softmax"
         )
     return names
+
+
+SHARE = 4  # a comparison gives landmarks and projected tokens a quarter of the patches: with as many as tokens nothing is approximated
+FEW = ("landmarks", "projected")
+
+
+def in_small_vit(recipe: Recipe) -> Recipe:
+    """The recipe with a ViT in which operators are compared: its own, or the digits' small one with 7 x 7 patches.
+
+    A host with convolutions in its blocks (XCiT's local patch interaction) would do a part of the attention's work.
+
+    Raises:
+        UsageError: an image size that does not divide into 7 x 7 patches.
+    """
+    from softless.models.variants import VARIANTS
+    from softless.recipes import get_recipe
+
+    host, _ = host_and_operator(recipe.model)
+    if host not in {variant.name for variant in VARIANTS if variant.host != "vit"}:
+        return recipe
+    pixels = recipe.data.image_size
+    if pixels % 7:
+        raise UsageError(
+            f"data.image_size={pixels}: the small ViT of a comparison takes 7 x 7 patches; choose a multiple of 7"
+        )
+    small = get_recipe("digits").model
+    return replace(recipe, model=replace(small, args={**small.args, "img_size": pixels, "patch_size": pixels // 7}))
+
+
+def in_comparison(recipe: Recipe, op: str) -> Recipe:
+    """The recipe with an operator and, where it has landmarks or projected tokens, a quarter as many of them as patches."""
+    chosen = with_operator(recipe, op)
+    side = recipe.data.image_size // int(recipe.model.args.get("patch_size", 16))
+    few = {name: max(1, side * side // SHARE) for name in FEW if name in get(op).options}
+    return replace(chosen, model=replace(chosen.model, args={**chosen.model.args, **few}))
+
+
+def settings(recipe: Recipe) -> str:
+    """The options of the operator that a recipe sets, in words."""
+    record = get(recipe.model.op or "softmax")
+    said = {name: value for name, value in recipe.model.args.items() if name in record.options}
+    return ", ".join(f"{name}={value}" for name, value in said.items())

@@ -1,11 +1,12 @@
 """The outcome of a comparison: rows for a file, text for a terminal."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from softless.benching.record import table
+from softless.benching.steps import StepCost
 from softless.report.cost import Speed
 from softless.report.groups import Group
 from softless.report.runs import RunRecord
@@ -24,21 +25,43 @@ class Compared:
     only: Mapping[str, Mapping[str, Any]]  # operator -> options of the recipe that it does not have
     report: Path
     recorded: Path | None = None
+    steps: Mapping[str, StepCost] = field(default_factory=dict)  # by operator
+    settings: Mapping[str, str] = field(default_factory=dict)  # options of each operator, in words
+    diverged: Mapping[str, str] = field(default_factory=dict)  # run folder's name -> what happened
 
     def rows(self) -> list[dict[str, Any]]:
         """A row per run, then one per mean and per difference."""
         rows = [_run_row(self.recipe, group, run, self.speeds) for group in self.groups for run in group.runs]
         for group, estimate in zip(self.groups, self.accuracies, strict=True):
-            rows.append(_summary_row(self.recipe, "mean", group.first.operator, group, estimate))
+            row = _summary_row(self.recipe, "mean", group.first.operator, group, estimate)
+            rows.append(row | self._costs(group.first.operator))
         base = self.groups[-1].first.operator
         for group, estimate in zip(self.groups, self.differences, strict=False):
             rows.append(_summary_row(self.recipe, "difference", f"{group.first.operator} - {base}", group, estimate))
-        return rows
+        told = [{"kind": "diverged", "recipe": self.recipe, "operator": name.partition("-seed")[0], "seed": name.partition("-seed")[2], "how": why}
+                for name, why in self.diverged.items()]  # fmt: skip
+        return rows + told
+
+    def _costs(self, op: str) -> dict[str, Any]:
+        """The columns of a mean that say what a training step takes."""
+        if op not in self.steps:
+            return {}
+        step = self.steps[op]
+        return {
+            "options": self.settings.get(op, ""),
+            "parameters": step.parameters,
+            "step_ms": round(1e3 * step.seconds.median, 2),
+            "step_quarters": f"{1e3 * step.seconds.low:.1f} to {1e3 * step.seconds.high:.1f}",
+            "peak_mib": round(step.peak_bytes / 2**20, 1),
+            "exps": step.exps,
+            "transcendentals": step.transcendentals,
+        }
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "rows": self.rows(),
             "left_out": {op: dict(options) for op, options in self.only.items()},
+            "diverged": dict(self.diverged),
             "report": str(self.report),
         }
 
@@ -95,8 +118,17 @@ def _runs_table(compared: Compared) -> str:
             " ".join(f"{100 * float(run.predictions.correct.mean()):.1f}" for run in group.runs if run.predictions),
             f"{speed.median:,.0f}" if speed else "–",
             f"{sum(run.result['seconds'] for run in group.runs) / len(group.runs):.0f} s",
+            *_step_cells(compared, first.operator),
         ])
-    return table(["", "test accuracy", "95 % interval", "by seed", "images/s in evaluation", "training"], rows)
+    head = ["", "test accuracy", "95 % interval", "by seed", "images/s in evaluation", "training"]
+    return table(head + (["ms per step", "peak MiB", "exps per image"] if compared.steps else []), rows)
+
+
+def _step_cells(compared: Compared, op: str) -> list[str]:
+    if not compared.steps:
+        return []
+    step = compared.steps[op]
+    return [f"{1e3 * step.seconds.median:.1f}", f"{step.peak_bytes / 2**20:.0f}", f"{step.exps:,}"]
 
 
 def _sentences(compared: Compared) -> list[str]:
@@ -105,6 +137,7 @@ def _sentences(compared: Compared) -> list[str]:
         f"{group.label} − {base.label}: {100 * estimate.value:+.2f} points, 95 % interval {100 * estimate.low:+.2f} to {100 * estimate.high:+.2f} ({estimate.how})"
         for group, estimate in zip(compared.groups, compared.differences, strict=False)
     ]
+    said += [f"{name} diverged: {why}" for name, why in compared.diverged.items()]
     for op, options in compared.only.items():
         listed = ", ".join(f"{name}={value}" for name, value in options.items())
         said.append(f"{op} does not have, and so ran without: {listed}")
