@@ -7,7 +7,7 @@ from typing import Any
 
 from softless.evaluation import load_run
 from softless.measure import Cost, cost
-from softless.report.groups import Group
+from softless.report.groups import FEW, Group
 from softless.report.html import Html, table, tag
 from softless.report.numbers import count, duration, ratio, short, size
 
@@ -35,6 +35,8 @@ class Row:
 def draw_cost(groups: Sequence[Group], speeds: Mapping[Path, Speed] | None = None) -> Html:
     """The table, with each model's ratio to the last one, which the others are compared with."""
     rows = [*_counted(groups), *_timed(groups, speeds or {})]
+    if len(groups) > FEW:
+        return _listed(groups, rows)
     base = len(groups) - 1
     head = ["", *(tag("span", tag("span", class_=f"swatch {group.colour}"), group.label) for group in groups)]
     head += ["ratio"] if len(groups) == 2 else [f"{group.label} / {groups[base].label}" for group in groups[:base]]
@@ -47,6 +49,17 @@ def draw_cost(groups: Sequence[Group], speeds: Mapping[Path, Speed] | None = Non
             cells.append("–" if value is None or other is None else ratio(value, other))
         body.append(cells)
     return table(head, body, caption="Cost of one image", class_="plain cost")
+
+
+def _listed(groups: Sequence[Group], rows: Sequence[Row]) -> Html:
+    """A line for each model, where they are too many for columns."""
+    body = [
+        [tag("span", tag("span", class_=f"swatch {group.colour}"), group.label)]
+        + ["–" if (value := row.values[number]) is None else row.write(value) for row in rows]
+        for number, group in enumerate(groups)
+    ]
+    head = ["", *(tag("span", row.name, tag("small", row.says)) for row in rows)]
+    return table(head, body, caption="Cost of one image", class_="plain cost listed")
 
 
 def _counted(groups: Sequence[Group]) -> list[Row]:

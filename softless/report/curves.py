@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from softless.report.charts import Line, LineChart
-from softless.report.groups import Group
+from softless.report.groups import FEW, Group
 from softless.report.html import Html, details, table, tag
 from softless.report.numbers import percent, plain
 
@@ -80,8 +80,8 @@ def _lines(
         seeds = [[value(epoch) for epoch in run.epochs] for run in group.runs]
         best = int(group.first.result["best_epoch"]) + 1 if mark_best and len(seeds) == 1 else None
         lines.append(Line(group.label, group.colour, _mean(seeds), mark=best))
-        if len(seeds) > 1:
-            lines += [
+        if len(seeds) > 1 and len(groups) <= FEW:
+            lines += [  # with more models the seeds' own curves would hide them
                 Line(f"{group.label}, seed {seed}", group.colour, values, faint=True)
                 for seed, values in zip(group.seeds, seeds, strict=True)
             ]

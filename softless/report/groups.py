@@ -7,6 +7,8 @@ from typing import Any
 
 from softless.report.runs import RunRecord
 
+COLOURS = 14  # of page.css
+FEW = 5  # models that are shown side by side; more of them are listed one below the other
 NOT_THE_MODEL = frozenset({"seed", "name", "summary", "threads", "data.workers"})  # fields no comparison is about
 
 
@@ -35,7 +37,7 @@ def grouped(runs: Sequence[RunRecord]) -> list[Group]:
     members = sorted(by_key.values(), key=lambda group: group[0].operator == "softmax")
     labels = _labels([group[0] for group in members])
     return [
-        Group(label, f"s{number % 6}", tuple(sorted(group, key=lambda run: run.seed)))
+        Group(label, f"s{number % COLOURS}", tuple(sorted(group, key=lambda run: run.seed)))
         for number, (label, group) in enumerate(zip(labels, members, strict=True))
     ]
 

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from softless.report.groups import Group
-from softless.report.html import Html, tag
+from softless.report.groups import FEW, Group
+from softless.report.html import Html, table, tag
 from softless.report.intervals import Strip, axis, draw
 from softless.report.numbers import MINUS, THIN, duration, percent, points
 from softless.report.statistics import Estimate, accuracy, agreement, difference
@@ -15,12 +15,11 @@ def headline(groups: Sequence[Group]) -> Html:
     estimates = [accuracy(group) for group in groups]
     base = groups[-1]
     differences = [(group, estimate) for group in groups[:-1] if (estimate := difference(group, base)) is not None]
+    said = tag("p", verdict(groups, estimates, differences), class_="verdict-line")
+    if len(groups) > FEW:
+        return tag("div", said, _ranking(groups, estimates, differences))
     cards = [*_accuracy_cards(groups, estimates), *_difference_cards(differences, base)]
-    return tag(
-        "div",
-        tag("p", verdict(groups, estimates, differences), class_="verdict-line"),
-        tag("div", cards, class_="cards"),
-    )
+    return tag("div", said, tag("div", cards, class_="cards"))
 
 
 def verdict(
@@ -32,6 +31,8 @@ def verdict(
         return (
             "There is no test split: what follows was measured on validation images, which also chose the best epoch."
         )
+    if len(known) > FEW:
+        return _range(known, differences, groups[-1])
     (first, share), *others = known
     text = f"{first.label} gets {percent(share.value, 2)} of the test images right"
     text += "".join(f", {group.label} {percent(estimate.value, 2)}" for group, estimate in others) + "."
@@ -39,6 +40,57 @@ def verdict(
     if differences and min(len(group.runs) for group in groups) == 1:
         text += " This is one seed: what another seed would change is not in the interval."
     return text
+
+
+def _range(known: Sequence[tuple[Group, Estimate]], differences: Sequence[tuple[Group, Estimate]], base: Group) -> str:
+    """The ends of a long list, and which differences to the last one are more than chance."""
+    ordered = sorted(known, key=lambda pair: pair[1].value)
+    (low, least), (high, most) = ordered[0], ordered[-1]
+    text = f"Test accuracy lies between {percent(least.value, 2)} ({low.label}) and {percent(most.value, 2)} ({high.label})."
+    apart = [(group, estimate) for group, estimate in differences if not estimate.low <= 0 <= estimate.high]
+    for words, sign in (("ahead of", 1), ("behind", -1)):
+        names = [group.label for group, estimate in apart if sign * estimate.value > 0]
+        if names:
+            text += f" {_and(names)} {'is' if len(names) == 1 else 'are'} {words} {base.label}."
+    if differences and len(apart) < len(differences):
+        rest = "the others'" if apart else "every"
+        text += f" The 95{THIN}% interval of {rest} difference to {base.label} contains zero: no winner{' there' if apart else ''}."
+    if min(len(group.runs) for group, _ in known) == 1:
+        text += " This is one seed: what another seed would change is not in the interval."
+    return text
+
+
+def _and(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _ranking(
+    groups: Sequence[Group], estimates: Sequence[Estimate | None], differences: Sequence[tuple[Group, Estimate]]
+) -> Html:
+    """A line for each model, in the order given: its accuracy on one axis for all, and its difference to the last."""
+    strips = [_accuracy_strip(group, estimate) for group, estimate in zip(groups, estimates, strict=True) if estimate]
+    places = axis(strips) if strips else []
+    to_base = {group.label: estimate for group, estimate in differences}
+    rows = []
+    for number, (group, estimate) in enumerate(zip(groups, estimates, strict=True)):
+        name = tag("span", tag("span", class_=f"swatch {group.colour}"), group.label)
+        apart = to_base.get(group.label)
+        rows.append([
+            name,
+            percent(estimate.value, 2) if estimate else "–",
+            draw(_accuracy_strip(group, estimate), places, f"strip-{number}") if estimate else "–",
+            f"{points(apart.value, 2)} ({points(apart.low)} to {points(apart.high)})" if apart else "–",
+            ", ".join(str(int(run.result["best_epoch"]) + 1) for run in group.runs),
+        ])
+    seeds = len(groups[0].seeds)
+    head = [
+        "",
+        "test accuracy",
+        f"95{THIN}% interval, seeds",
+        f"points to {groups[-1].label} (95{THIN}% interval)",
+        "best epoch",
+    ]
+    return table(head, rows, caption=f"Means over {seeds} seed{'s' * (seeds > 1)}", class_="plain ranking")
 
 
 def _compared(group: Group, base: Group, estimate: Estimate) -> str:

@@ -8,7 +8,7 @@ from softless.errors import UsageError
 from softless.report.confusion import confusion, draw_confusion
 from softless.report.cost import Speed, draw_cost
 from softless.report.curves import draw_curves
-from softless.report.groups import Group, grouped
+from softless.report.groups import FEW, Group, grouped
 from softless.report.headline import headline
 from softless.report.html import Html, section, tag
 from softless.report.provenance import draw_provenance
@@ -90,11 +90,9 @@ def _sections(groups: Sequence[Group], speeds: Mapping[Path, Speed] | None) -> l
 
 
 def _curves_lead(groups: Sequence[Group]) -> str | None:
-    return (
-        "Thick lines are means over seeds, thin lines the seeds."
-        if any(len(group.runs) > 1 for group in groups)
-        else None
-    )
+    if not any(len(group.runs) > 1 for group in groups):
+        return None
+    return "Means over seeds." if len(groups) > FEW else "Thick lines are means over seeds, thin lines the seeds."
 
 
 def _top(groups: Sequence[Group], title: str) -> Html:
@@ -114,6 +112,8 @@ def _top(groups: Sequence[Group], title: str) -> Html:
 
 def _title(groups: Sequence[Group]) -> str:
     name = groups[0].first.recipe["name"]
+    if len(groups) > FEW:
+        return f"{len(groups)} models on {name}"
     return f"{' and '.join(group.label for group in groups)} on {name}"
 
 

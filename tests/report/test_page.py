@@ -133,3 +133,25 @@ def test_unfinished_and_missing_runs_are_refused(tmp_path):
     with pytest.raises(UsageError, match="at least one"):
         write([], tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
+
+
+def test_many_models_are_listed_one_below_the_other(tmp_path):
+    """Six models: a line each in the result and in the costs, on one axis, with a colour of its own, and no claim beyond the intervals."""
+    shares = {"sima": 0.97, "xca": 0.97, "sima_l2": 0.40, "sima_none": 0.97, "efficient": 0.97, "softmax": 0.96}
+    runs = [write_run(tmp_path / op, op, accuracy=share) for op, share in shares.items()]
+    text = write(runs, tmp_path / "report.html").read_text(encoding="utf-8")
+    read = Reader(text)
+    words = " ".join(" ".join(read.text).split())
+    assert "6 models on digits" in words
+    assert "(SimAL2) and " in words
+    assert "SimAL2 is behind softmax." in words
+    assert "interval of the others' difference to softmax contains zero: no winner there." in words
+    assert "ahead" not in words.split("Means over")[0]
+    strips = [one for one in read.all("svg") if one.get("class") == "strip"]
+    assert len(strips) == len(shares)
+    assert {one["class"] for one in read.all("span") if "swatch" in one.get("class", "")} == {
+        f"swatch s{n}" for n in range(6)
+    }
+    listed = text.split('class="plain cost listed"')[1].split("</table>")[0]
+    assert listed.count('scope="row"') == len(shares)
+    assert "thin lines" not in words
