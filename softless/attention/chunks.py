@@ -11,7 +11,7 @@ from torch import Tensor
 from softless.attention.attend import HALF, attend, extras_of, widen
 from softless.attention.registry import get
 from softless.attention.spec import Dims, Grid, Operator, Place, Tokens
-from softless.errors import UsageError
+from softless.errors import PrecisionError, UsageError
 
 
 def attend_chunks(
@@ -41,6 +41,7 @@ def attend_chunks(
 
     Raises:
         UsageError: the operator has no streaming form (the reason is given), or no chunks.
+        PrecisionError: float16 chunks cannot hold the output of all tokens (the rule of `attend`).
     """
     record = get(op)
     if record.streaming is None:
@@ -49,15 +50,18 @@ def attend_chunks(
         raise UsageError("no chunks: at least one is needed")
     first = chunks[0]
     total = first.keys.total if first.keys else sum(chunk.k.shape[2] for chunk in chunks)
+    asking = first.queries.total if first.queries else sum(chunk.q.shape[2] for chunk in chunks)
     extras = {
         name: widen(value)
         for name, value in extras_of(record, _as_long(first.k, total), first.v, grid, learned, options).items()
     }
-    why = record.streaming.refuses(**extras) or record.limits(
-        replace(Dims.of(first.q, first.k, first.v, grid, record.filled(options)), N=total, M=total), **extras
-    )
-    if why:
+    dims = replace(Dims.of(first.q, first.k, first.v, grid, record.filled(options)), N=asking, M=total)
+    if why := record.streaming.refuses(**extras) or record.limits(dims, **extras):
         raise UsageError(f"operator '{record.name}' cannot be evaluated in chunks: {why}")
+    if first.q.dtype == torch.float16 and record.half_refusal and record.half_refusal(dims, **extras):
+        raise PrecisionError(
+            f"operator '{record.name}': float16 chunks cannot hold the output of these {total} tokens; pass them in bfloat16 or float32"
+        )
     reader: Any = None
     for sweep in record.streaming.sweeps:
         summaries = (sweep.summarise(wide(chunk), reader, **extras) for chunk in chunks)

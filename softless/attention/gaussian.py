@@ -38,7 +38,8 @@ from softless.attention.spec import (
 
 MOST = 1024  # bottleneck tokens: the inverse costs R^3, and its error grows with R
 # of the whole operator; float16's is for outputs that kernels of distant tokens leave below its normal numbers
-CLAIMED = {**TOLERANCE, torch.float32: 1e-5, torch.float16: 2e-3}
+CLAIMED = {**TOLERANCE, torch.float32: 1e-5, torch.float16: 1e-2}
+HALF_CHANNELS = 16  # of a head, up to which float16 holds what the convolution's bottleneck tokens make
 SAMPLINGS = ("conv", "pool", "random", "first", "strided")
 
 
@@ -271,6 +272,16 @@ def limits(d: Dims, **_: Any) -> str | None:
             f"choose ratio={better} or more"
         )
     return None
+
+
+def half_refusal(d: Dims, *, sampling: str, **_: Any) -> str | None:
+    """Why float16 cannot hold this output: squared distances to the convolution's bottleneck tokens grow with the channels, kernels sink with them."""
+    if sampling != "conv" or d.D <= HALF_CHANNELS:
+        return None
+    return (
+        f"float16 cannot hold the output of heads of {d.D} channels (the limit is {HALF_CHANNELS}): kernels between tokens and the convolution's bottleneck tokens "
+        'fall below its smallest number; pass out_dtype=torch.float32 or use bfloat16, or take bottleneck tokens from the tokens themselves with sampling="pool"'
+    )
 
 
 def flops(d: Dims) -> int:

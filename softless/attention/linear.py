@@ -127,6 +127,11 @@ def half_refusal(d: Dims, *, token_scale: str | float | None, **_: Any) -> str |
     )
 
 
+def power_of_two(tokens: int) -> float:
+    """The largest power of two up to the number of tokens: scaling by it is exact."""
+    return 2.0 ** (int(tokens).bit_length() - 1)
+
+
 def class_row(q: Tensor, k: Tensor, *, norm: Norm, eps: float) -> Tensor:
     """The first query's weights over all tokens, its norm taken over all queries: (B,H,N,D) twice -> (B,H,1,N)."""
     return normalise(q, norm, eps=eps)[:, :, :1] @ normalise(k, norm, eps=eps).mT

@@ -239,6 +239,8 @@ class Operator:
         None  # (q, k, *, eps) -> weights of the first query over all tokens (B,H,1,N), for class attention
     )
     half_refusal: Callable[..., str | None] | None = None  # (Dims, **options): why float16 cannot hold the output
+    # (Dims): the power of two that brings an output which float16 cannot hold back to the size of v; modules carry it past their projection
+    half_lift: Callable[[Dims], float] | None = None
     own: tuple[Backend, ...] = ()  # fastest first
     differs: str = ""  # where ours differs from the published code, for docs/operators.md
 

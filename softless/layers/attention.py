@@ -248,20 +248,15 @@ class Attention(nn.Module):
 
     def _lift(self, q: Tensor) -> float | None:
         """The power of two that carries float16 past the projection where the operator's own scale would lose it."""
-        if q.dtype != torch.float16 or self.op.half_refusal is None or not isinstance(self.norm, nn.Identity):
+        record, dims = self.op, Dims.of(q, q, q)
+        if q.dtype != torch.float16 or record.half_lift is None or not isinstance(self.norm, nn.Identity):
             return None
-        defaults = {name: option.default for name, option in self.op.options.items()}
-        refused = self.op.half_refusal(Dims.of(q, q, q), **(defaults | self.options))
-        return power_of_two(q.shape[-2]) if refused else None
+        refused = record.half_refusal and record.half_refusal(dims, **record.filled(self.options))
+        return record.half_lift(dims) if refused else None
 
     def extra_repr(self) -> str:
         told = "".join(f", {name}={value!r}" for name, value in self.options.items())
         return f"op={self.op.name!r}, num_heads={self.num_heads}{told}"
-
-
-def power_of_two(tokens: int) -> float:
-    """The largest power of two up to the number of tokens: scaling by it is exact."""
-    return 2.0 ** (int(tokens).bit_length() - 1)
 
 
 def lowered(proj: nn.Linear, o: Tensor, lift: float, dtype: torch.dtype) -> Tensor:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from softless.attention import Operator, get
 from softless.attention.attend import autocast_off
+from softless.attention.linear import power_of_two
 from softless.errors import UsageError
-from softless.layers.attention import lowered, power_of_two
+from softless.layers.attention import lowered
 
 EPS = 1e-6
 LIFTED = 2048  # tokens above which float16 cannot hold the row's output (reliability.md D3)

@@ -1,13 +1,14 @@
 """Errors against float64 along the ladder of lengths, and the edges: limits of float16, dead channels, autocast, the order of products."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from softless import PrecisionError
-from softless.attention import OPERATORS
+from softless.attention import OPERATORS, get
 from softless.attention.chunks import split
 from softless.attention.spec import Tokens
 from tests.ops.bars import truth
@@ -74,6 +75,28 @@ def test_float16_refuses_what_it_cannot_hold(options: dict[str, float]) -> None:
     with pytest.raises(PrecisionError):  # a rule on the output, wherever it comes from
         attend(q.float(), k.float(), v.float(), op="sima", out_dtype=torch.float16)
     assert attend(q.bfloat16(), k.bfloat16(), v.bfloat16(), op="sima").abs().min() > 0
+    chunks = split(Tokens(q, k, v), [2000, 2096])
+    with pytest.raises(PrecisionError, match="float16 chunks cannot hold"):  # each chunk alone is short enough
+        attend_chunks(chunks, "sima", **options)
+    assert len(attend_chunks([replace(c, q=c.q.float(), k=c.k.float(), v=c.v.float()) for c in chunks], "sima")) == 2
+
+
+@pytest.mark.parametrize("op", ["soft", "softnorm"])
+def test_float16_refuses_kernels_that_sink_with_the_channels(op: str) -> None:
+    """At 64 channels a head the exact answer lies below what float16 holds; bottleneck tokens of the tokens' own kind are no trouble."""
+    record = get(op)
+    for width, sampling, refused in ((64, "conv", True), (16, "conv", False), (64, "pool", False)):
+        q, _, v = family("gauss", 49, width=width, dtype=torch.float16)
+        options = {"grid": (0, 7, 7), "ratio": 1, "sampling": sampling}
+        expected = attend(q.double(), q.double(), v.double(), op=op, **options)
+        wide = attend(q, q, v, op=op, out_dtype=torch.float32, **options)
+        assert_near(wide, expected, 1e-3)  # attend draws the same starting tensors for both, here rounded to float16
+        if refused:
+            with pytest.raises(PrecisionError, match=r"heads of 64 channels.*sampling=\"pool\""):
+                attend(q, q, v, op=op, **options)
+            assert expected.abs().max() < torch.finfo(torch.float16).tiny
+        else:
+            assert_near(attend(q, q, v, op=op, **options), expected, record.own[0].tolerance[torch.float16])
 
 
 @pytest.mark.parametrize("share", [0.5, 0.99, 1.01, 10.0])

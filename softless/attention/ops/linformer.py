@@ -170,8 +170,8 @@ SPEC = Operator(
     reduces=lambda options: options["ratio"] if options["reduction"] == "grid" else 1,
     limits=limits,
     own=(
-        # a softmax of sums over all tokens feels their rounding
-        Backend(name="eager", fn=eager, tolerance={**TOLERANCE, torch.float32: 1e-5}),
+        # one token ten thousand times as large drowns the others in the projected keys, and the softmax feels their rounding
+        Backend(name="eager", fn=eager, tolerance={**TOLERANCE, torch.float32: 1e-4}),
     ),
     differs="Rows are taken by rank among the tokens that count, so that masking is removal. Projections are shared by the heads and start uniform in "
     '±1/√projected. With reduction="grid" prefix tokens bypass the convolution (PVT has none); the convolution reads the module\'s input.',

@@ -41,6 +41,7 @@ SPEC = Operator(
     options={"token_scale": linear.TOKEN_SCALE, "order": linear.ORDER, "eps": linear.FLOOR},
     hat=partial(normalise, norm="l1"),
     half_refusal=linear.half_refusal,
+    half_lift=lambda d: linear.power_of_two(d.N),
     class_row=partial(linear.class_row, norm="l1"),
     own=(Backend(name="eager", fn=partial(linear.eager, norm="l1")),),
 )

@@ -45,6 +45,7 @@ SPEC = Operator(
     learned=gaussian.LEARNED,
     needs={"grid": always, "tied_qk": always},
     limits=gaussian.limits,
+    half_refusal=gaussian.half_refusal,
     own=(Backend(name="eager", fn=reference, tolerance=gaussian.CLAIMED),),
     differs="The published inverse takes 20 Newton steps however far they come: 16 to 99.5 % off on flat image regions, and its derivative is that of an exact "
     "inverse. Here Cholesky, in float64 where the device has it; `parity=True` gives the published numbers. The convolution of v in the published module is "

@@ -45,6 +45,7 @@ SPEC = Operator(
     learned=gaussian.LEARNED,
     needs={"grid": always, "tied_qk": always},
     limits=gaussian.limits,
+    half_refusal=gaussian.half_refusal,
     own=(Backend(name="eager", fn=reference, tolerance=gaussian.CLAIMED),),
     differs="The published class cannot be built (it names a class that does not exist), inverts without a ridge from one start for the whole batch, so that an "
     "image's result depends on its mates, and differentiates through the steps. Here the inverse is SOFT's, each matrix by itself. `parity=True` gives the "
