@@ -1,9 +1,15 @@
 """How far a result is from the exact one, relative to the exact one's own size (reliability.md, group D)."""
 
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from softless.benching.inputs import Call
+
+LEAST = 1e-3  # a gradient smaller than this share of the largest is judged by that share
 
 
 @dataclass(frozen=True)
@@ -32,3 +38,41 @@ def deviation(result: Tensor, exact: Tensor) -> Deviation:
 
 def _relative(error: float, size: float) -> float:
     return error / size if size else (0.0 if error == 0 else float("inf"))
+
+
+def gradients(
+    run: Callable[[Call], Tensor], call: Call, *, like: Mapping[str, Tensor] | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The value of a call, and the gradients of its inputs for a fixed random weighting of the value.
+
+    `like` are the exact gradients: float16 ones are taken under a loss scale, a power of two that brings the largest of those near 1,
+    as training does.
+    """
+    leaves = {name: x.detach().requires_grad_() for name, x in call.leaves.items()}
+    value = run(call.with_leaves(**leaves))
+    weights = torch.randn(value.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    scale = 1.0
+    if like is not None and call.q.dtype == torch.float16:
+        largest = max(float(x.abs().max()) for x in like.values())
+        scale = 2.0 ** -round(math.log2(largest)) if largest else 1.0
+    loss = (value.double() * weights).sum() * scale
+    if not loss.requires_grad:  # a constant
+        return value, {name: torch.zeros_like(x, dtype=torch.float64) for name, x in leaves.items()}
+    found = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+    return value.detach(), {name: x.double() / scale for name, x in zip(leaves, found, strict=True)}
+
+
+def gradient_deviation(found: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> float:
+    """The largest relative error (Frobenius) of the gradients of q, k and v.
+
+    One that is next to nothing beside the others (exactly nothing for the queries of a softmax over a single key) is judged by a
+    thousandth of the largest.
+    """
+    sizes = {name: float(gradient.norm()) for name, gradient in exact.items()}
+    least = LEAST * max(sizes.values())
+    return max(
+        _relative(
+            float(torch.where(found[name].isfinite(), found[name] - exact[name], torch.inf).norm()), max(size, least)
+        )
+        for name, size in sizes.items()
+    )

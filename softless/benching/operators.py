@@ -1,4 +1,4 @@
-"""Value errors of every operator against float64, over lengths, dtypes, backends and data that break naive forms."""
+"""Value and gradient errors of every operator against float64, over lengths, dtypes, backends and data that break naive forms."""
 # N tokens, D channels of a head
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,22 +10,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from softless.attention import OPERATORS, Operator, attend
-from softless.attention.learned import starting
-from softless.attention.spec import Sizes
-from softless.benching.errors_of import Deviation, deviation
-from softless.benching.families import FAMILIES, draw
+from softless.attention import OPERATORS, Operator, get
+from softless.benching.errors_of import Deviation, deviation, gradient_deviation, gradients
+from softless.benching.families import FAMILIES
+from softless.benching.inputs import Call, call
 from softless.benching.record import record_path, table, write_csv
 from softless.data.progress import track
-from softless.errors import BackendRefused, PrecisionError
+from softless.errors import BackendRefused, PrecisionError, UsageError
 
-LENGTHS = (1, 2, 49, 196, 1024, 4096, 65_536)
+LENGTHS = (1, 2, 49, 197, 1024, 4097, 65_536)
 LONG = 1_000_000
 LONG_FAMILIES = ("gauss", "biased", "wide")  # those on which the published form was measured (reliability.md §3.2)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 D = 64
 ROWS = 64  # queries that are looked at where each row stands alone and all of them would take N^2 memory
 WHOLE = 1024  # tokens up to which all of them are
+
+
+CONDITION = 16  # a result may be so many times as far off as rounding the inputs to float32 moves the exact one
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,17 @@ class Form:
     operator: str
     name: str  # the backend, or "published"
     options: Mapping[str, Any]
-    run: Callable[[Tensor, Tensor, Tensor, torch.dtype | None], Tensor]  # q, k, v, dtype of the result
-    bar: Mapping[torch.dtype, float]  # largest error that is claimed, by input dtype; empty where none is
+    run: Callable[[Call, torch.dtype | None], Tensor]  # call, dtype of the result
+    claim: Mapping[torch.dtype, float]  # largest error that is claimed, by input dtype; empty where none is
+
+
+@dataclass(frozen=True)
+class Exact:
+    """The float64 answer to one call."""
+
+    value: Tensor
+    gradients: Mapping[str, Tensor]  # of a fixed random weighting of the value; empty where they were not asked for
+    moves: float  # how far the value moves, relative to its size, when the inputs are rounded to float32
 
 
 @dataclass(frozen=True)
@@ -46,22 +57,37 @@ class Line:
     operator: str
     form: str
     options: str
+    setting: str  # grid and windows, which differ with the number of tokens
     dtype: str
     out_dtype: str
     tokens: int
     family: str
-    status: str  # "ok", "refused", or "does not fit": the exact answer is beyond the largest number of the dtype
+    status: (
+        str  # "ok", "refused", or "does not fit": all of the exact answer is below or some beyond what the dtype holds
+    )
     error: float | None
+    gradient_error: float | None
     largest: float | None
     not_finite: int | None
     zeros: float | None
-    bar: float | None
+    claim: float | None
+    moves: float
     reason: str = ""
 
     @property
+    def bar(self) -> float | None:
+        """The claim, or what the data allow where the exact answer hangs on the last bits of the inputs."""
+        return None if self.claim is None else max(self.claim, CONDITION * self.moves)
+
+    @property
     def within(self) -> bool:
-        """Within what the backend claims; a form without a claim, and a refusal, break none."""
+        """Within the bar; a form without a claim, and a refusal, break none."""
         return self.status != "ok" or self.bar is None or self.error is None or self.error <= self.bar
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What is measured, whatever the tokens and the data."""
+        return self.operator, self.form, self.options, self.dtype, self.out_dtype
 
 
 @dataclass(frozen=True)
@@ -79,29 +105,45 @@ class Errors:
         return {"rows": [asdict(line) for line in self.lines], "within": self.exit_code == 0}
 
     def __str__(self) -> str:
-        lengths = sorted({line.tokens for line in self.lines})
-        rows = [
-            [f"{form} {options}".strip(), f"{dtype} → {out}", *(self._worst(key, length) for length in lengths)]
-            for key in dict.fromkeys((x.operator, x.form, x.options, x.dtype, x.out_dtype) for x in self.lines)
-            for operator, name, options, dtype, out in [key]
-            for form in [f"{operator} {name}"]
-        ]
-        shown = table(["largest relative error over the families", "dtype", *map(str, lengths)], rows)
         over = [line for line in self.lines if not line.within]
         said = [f"{len(self.lines)} measurements; {len(over)} above what their backend claims (marked !)"]
         said += [
             f"  {x.operator} {x.form} {x.dtype} N={x.tokens} {x.family}: {x.error:.1e} > {x.bar:.0e}" for x in over[:20]
         ]
-        return "\n".join([shown, "", *said, *([f"recorded: {self.recorded}"] if self.recorded else [])])
-
-    def _worst(self, key: tuple[str, ...], tokens: int) -> str:
-        lines = [
-            x for x in self.lines if (x.operator, x.form, x.options, x.dtype, x.out_dtype) == key and x.tokens == tokens
+        hard = [
+            x for x in self.lines if x.within and x.claim is not None and x.status == "ok" and (x.error or 0) > x.claim
         ]
-        errors = [x.error for x in lines if x.error is not None and x.status == "ok"]
-        if not errors:
-            return lines[0].status if lines else ""
-        return f"{max(errors):.1e}{'' if all(x.within for x in lines) else ' !'}"
+        if hard:
+            said.append(
+                f"{len(hard)} above the claim where rounding the inputs to float32 moves the exact answer as much (marked ~)"
+            )
+        parts = [self._table("value", "error")]
+        if any(line.gradient_error is not None for line in self.lines):
+            parts.append(self._table("gradient", "gradient_error"))
+        return "\n".join(["\n\n".join(parts), "", *said, *([f"recorded: {self.recorded}"] if self.recorded else [])])
+
+    def _table(self, what: str, column: str) -> str:
+        lengths = sorted({line.tokens for line in self.lines})
+        by_key: dict[tuple[str, ...], dict[int, list[Line]]] = {}
+        for line in self.lines:
+            by_key.setdefault(line.key, {}).setdefault(line.tokens, []).append(line)
+        rows = [
+            [f"{operator} {form} {options}".strip(), f"{dtype} → {out}"]
+            + [_worst(found.get(length, []), column) for length in lengths]
+            for (operator, form, options, dtype, out), found in by_key.items()
+        ]
+        return table([f"largest relative {what} error over the families", "dtype", *map(str, lengths)], rows)
+
+
+def _worst(lines: Sequence[Line], column: str) -> str:
+    """The largest of some errors, with what is to be said of it."""
+    measured = [x for x in lines if x.status == "ok" and getattr(x, column) is not None]
+    if not measured:
+        return lines[0].status if lines else ""
+    mark = ""
+    if column == "error" and any(x.claim is not None and (x.error or 0) > x.claim for x in measured):
+        mark = " ~" if all(x.within for x in measured) else " !"
+    return f"{max(getattr(x, column) for x in measured):.1e}{mark}"
 
 
 def operators(
@@ -112,25 +154,27 @@ def operators(
     record: bool = False,
     seed: int = 0,
 ) -> Errors:
-    """Measure every operator's error against the float64 reference on the same rounded inputs.
+    """Measure every operator's errors against the float64 reference on the same rounded inputs.
 
-    One head of 64 channels. Where each row of the result stands alone (softmax), only 64 queries are looked at above 1,024 tokens.
+    One head of 64 channels, with the operator's own tensors at their start and, on a grid, windows of which there are at most 64. The
+    gradient is that of a fixed random weighting of the output. Where each row of the result stands alone (softmax), only 64 queries
+    are looked at above 1,024 tokens.
 
     Args:
         ops: which operators; all by default.
         lengths: numbers of tokens; 1 to 65,536 by default.
-        long: also a million tokens (some ten minutes an operator, 6 GB).
-        record: also write benchmarks/operators.csv of the repository (the family with the largest error), or operators_million.csv.
+        long: also a million tokens, values alone (some ten minutes an operator, 6 GB).
+        record: also write benchmarks/operators.csv of the repository (the families with the largest errors), or operators_million.csv.
         seed: of the data.
     """
-    names = [_known(name) for name in ops] or list(OPERATORS)
+    names = [get(name).name for name in ops] or list(OPERATORS)
     target = record_path("operators_million" if long else "operators") if record else None
     sizes, families = ([LONG], LONG_FAMILIES) if long else (lengths or LENGTHS, tuple(FAMILIES))
     planned = [(name, tokens, family) for name in names for tokens in sizes for family in families]
     lines = [
         line
         for name, tokens, family in track(planned, len(planned), "measuring")
-        for line in _measure(OPERATORS[name], tokens, family, seed)
+        for line in _measure(OPERATORS[name], tokens, family, seed, gradient=not long)
     ]
     if target is not None:
         kept = lines if long else hardest(lines)
@@ -141,40 +185,41 @@ def operators(
 
 
 def hardest(lines: Sequence[Line]) -> list[Line]:
-    """Of each form, dtype and length the family with the largest error; a refusal stands for all families."""
-    found: dict[tuple[Any, ...], Line] = {}
+    """Of each form, dtype and length the families with the largest errors, of the value and of the gradient; a refusal stands for all families."""
+    found: dict[tuple[Any, ...], dict[str, Line]] = {}
     for line in lines:
-        key = (line.operator, line.form, line.options, line.dtype, line.out_dtype, line.tokens)
-        worst = found.setdefault(key, line)
-        if line.status == "ok" and (worst.status != "ok" or (line.error or 0) > (worst.error or 0)):
-            found[key] = line
-    return list(found.values())
+        worst = found.setdefault((*line.key, line.tokens), {})
+        for column in ("error", "gradient_error"):
+            before = worst.setdefault(column, line)
+            if line.status == "ok" and (
+                before.status != "ok" or (getattr(line, column) or 0) > (getattr(before, column) or 0)
+            ):
+                worst[column] = line
+    return [line for worst in found.values() for line in dict.fromkeys(worst.values())]
 
 
-def _known(name: str) -> str:
-    from softless.attention import get
-
-    return get(name).name
-
-
-def _measure(record: Operator, tokens: int, family: str, seed: int) -> Iterator[Line]:
+def _measure(record: Operator, tokens: int, family: str, seed: int, *, gradient: bool) -> Iterator[Line]:
     """Every form and dtype on one set of data."""
+    alone = record.growth == "N^2" and record.normalises == "rows" and record.cross and tokens > WHOLE
     for dtype_name, dtype in DTYPES.items():
-        q, k, v = draw(family, tokens, D, seed, dtype)
-        if record.growth == "N^2" and record.normalises == "rows" and record.cross and tokens > WHOLE:
-            q = q[:, :, :ROWS]
-        exact: dict[tuple[Any, ...], Tensor] = {}
+        asked = call(record, family, tokens, D, seed, dtype, queries=ROWS if alone else None)
+        exact: dict[tuple[Any, ...], Exact] = {}
         for form in forms(record, reference=tokens < LONG):
             key = tuple(sorted(form.options.items()))
             if key not in exact:
-                exact[key] = _exact(record, q, k, v, form.options)
+                exact[key] = _exact(asked, form.options, gradient=gradient)
             for out in _outputs(form, dtype):
-                yield _line(form, (q, k, v), exact[key], out, dtype_name, family)
+                yield _line(form, asked, exact[key], out, dtype_name, family)
 
 
-def _exact(record: Operator, q: Tensor, k: Tensor, v: Tensor, options: Mapping[str, Any]) -> Tensor:
-    learned = _learned(record, torch.float64)
-    return attend(q.double(), k.double(), v.double(), op=record, backend="reference", learned=learned, **options)
+def _exact(asked: Call, options: Mapping[str, Any], *, gradient: bool) -> Exact:
+    wide = asked.double()
+
+    def run(one: Call) -> Tensor:
+        return one.run(backend="reference", **options)
+
+    value, slopes = gradients(run, wide) if gradient else (run(wide), {})
+    return Exact(value, slopes, deviation(run(wide.nudged()), value).frobenius)
 
 
 def _outputs(form: Form, dtype: torch.dtype) -> list[torch.dtype | None]:
@@ -182,58 +227,62 @@ def _outputs(form: Form, dtype: torch.dtype) -> list[torch.dtype | None]:
     return [None, torch.float32] if dtype == torch.float16 and form.name != "published" and not form.options else [None]
 
 
-def _line(
-    form: Form, qkv: tuple[Tensor, Tensor, Tensor], exact: Tensor, out: torch.dtype | None, dtype: str, family: str
-) -> Line:
+def _line(form: Form, asked: Call, exact: Exact, out: torch.dtype | None, dtype: str, family: str) -> Line:
     found: Deviation | None = None
+    slope: float | None = None
     reason = ""
     try:
-        found = deviation(form.run(*qkv, out), exact)
-    except (PrecisionError, BackendRefused) as error:
+        if exact.gradients:
+            value, slopes = gradients(lambda one: form.run(one, out), asked, like=exact.gradients)
+            slope = gradient_deviation(slopes, exact.gradients)
+        else:
+            value = form.run(asked, out)
+        found = deviation(value, exact.value)
+    except (PrecisionError, BackendRefused, UsageError) as error:
         reason = str(error)
-    given = out or DTYPES[dtype]
-    fits = float(exact.abs().max()) <= torch.finfo(given).max
-    status = ("ok" if fits else "does not fit") if found else "refused"
+    given, top = torch.finfo(out or DTYPES[dtype]), float(exact.value.abs().max())
+    fits = top == 0 or given.tiny <= top <= given.max
     return Line(
         operator=form.operator,
         form=form.name,
         options=" ".join(f"{name}={value}" for name, value in form.options.items()),
+        setting=asked.setting(),
         dtype=dtype,
         out_dtype=dtype if out is None else str(out).removeprefix("torch."),
-        tokens=qkv[1].shape[-2],
+        tokens=asked.v.shape[-2],
         family=family,
-        status=status,
+        status=("ok" if fits else "does not fit") if found else "refused",
         error=found.frobenius if found else None,
+        gradient_error=slope if found and fits else None,
         largest=found.largest if found else None,
         not_finite=found.not_finite if found else None,
         zeros=found.zeros if found else None,
-        bar=form.bar.get(DTYPES[dtype]),
+        claim=form.claim.get(DTYPES[dtype]),
+        moves=exact.moves,
         reason=reason,
     )
 
 
 def forms(record: Operator, *, reference: bool = True) -> list[Form]:
-    """Every backend of an operator; SimA's also with token_scale and in the published form."""
+    """Every backend of an operator; SimA's also with token_scale, and the published forms of the same meaning."""
     made = [_backend_form(record, backend.name, {}, backend.tolerance) for backend in record.own]
     if reference:
         made.append(_backend_form(record, "reference", {}, {}))  # the meaning, in float64; below that it claims nothing
     if record.name == "sima":
         made.append(_backend_form(record, made[0].name, {"token_scale": "tokens"}, record.backends[0].tolerance))
-        made.append(Form("sima", "published", {}, lambda q, k, v, _: published(q, k, v), {}))
+        made.append(Form("sima", "published", {}, lambda one, _: published(one.q, one.k, one.v), {}))
+    if record.name == "performer":  # the same ratio with the published stabilisers
+        made.append(Form(record.name, "published", {}, lambda one, out: one.run(out=out, parity=True), {}))
     return made
 
 
-def _backend_form(record: Operator, backend: str, options: Mapping[str, Any], bar: Mapping[torch.dtype, float]) -> Form:
-    def run(q: Tensor, k: Tensor, v: Tensor, out: torch.dtype | None) -> Tensor:
-        return attend(q, k, v, op=record, backend=backend, out_dtype=out, learned=_learned(record, q.dtype), **options)
+def _backend_form(
+    record: Operator, backend: str, options: Mapping[str, Any], claim: Mapping[torch.dtype, float]
+) -> Form:
+    def run(one: Call, out: torch.dtype | None) -> Tensor:
+        return one.run(backend=backend, out=out, **options)
 
-    return Form(record.name, backend, options, run, bar)
-
-
-def _learned(record: Operator, dtype: torch.dtype) -> dict[str, Tensor] | None:
-    """The operator's own tensors at their start, for one head."""
-    made = starting(record, Sizes(1, D, record.filled({})), torch.Generator().manual_seed(0))
-    return {name: value.to(dtype) for name, value in made.items()} or None
+    return Form(record.name, backend, options, run, claim)
 
 
 def published(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -11,11 +11,12 @@ TAKES = {
     "compare": {"recipe", "ops", "data", "epochs", "seeds", "out", "overwrite", "resume", "record", "device"},
     "runs": {"runs", "name", "record"},
     "operators": {"ops", "long", "record"},
+    "inverse": {"record"},
 }
 
 
 def bench(
-    what: Literal["twins", "compare", "runs", "operators"],
+    what: Literal["twins", "compare", "runs", "operators", "inverse"],
     *,
     recipe: str = "digits",
     op: str | None = None,
@@ -37,10 +38,11 @@ def bench(
     twins      trains a recipe with its own operator and with softmax, everything else alike, and writes out/report.html
     compare    trains every operator, or those of --ops, in one small ViT under a recipe: accuracy, time per step, memory, exponentials
     runs       puts finished runs of one model together: mean test accuracy over their seeds, with its interval
-    operators  value errors of every operator, backend and dtype against float64, from 1 to 65,536 tokens
+    operators  value and gradient errors of every operator, backend and dtype against float64, from 1 to 65,536 tokens
+    inverse    errors of SOFT's inverse and of the published one on kernel matrices from spread tokens to a flat image region
 
     Args:
-        what: twins, compare, runs or operators.
+        what: twins, compare, runs, operators or inverse.
         recipe: what to train.
         op: the operator beside softmax in twins; the recipe's own by default.
         ops: operators for compare and operators; all by default.
@@ -74,6 +76,10 @@ def bench(
         from softless.benching.operators import operators
 
         return operators(**options)
+    if what == "inverse":
+        from softless.benching.inverses import compare_inverses
+
+        return compare_inverses(**options)
     if what == "runs":
         from softless.benching.finished import finished
 

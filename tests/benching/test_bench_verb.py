@@ -44,3 +44,23 @@ def test_misuse_is_one_sentence_and_exit_code_two(words, capsys):
     said = capsys.readouterr().err
     assert said.startswith("softless: ")
     assert said.count("\n") == 1
+
+
+def test_inverses_from_the_command_line(monkeypatch, capsys):
+    """Ours keeps the bar on a flat image region of 49 bottleneck tokens; the published one does not, in value and gradient."""
+    module = importlib.import_module("softless.benching.inverses")
+    monkeypatch.setattr(module, "SIZES", (1, 49))
+    assert main(["bench", "inverse", "--json"]) == 0
+    rows = {
+        (row["kernel"], row["tokens"], row["method"]): (row["error"], row["gradient_error"])
+        for row in json.loads(capsys.readouterr().out)["rows"]
+    }
+    assert len(rows) == 6 * 2 * 5
+    assert rows["flat", 49, "cholesky"][0] < 1e-12
+    assert rows["flat", 49, "cholesky"][1] < 1e-7  # rounded to the float32 of the kernel matrix
+    assert 1e-7 < max(rows["flat", 49, "cholesky float32"]) < 1e-3
+    assert min(rows["flat", 49, "published"]) > 0.5
+    assert max(rows["spread", 49, "published"]) < 1e-3
+    right = module.METHODS["cholesky"]
+    monkeypatch.setattr(module, "METHODS", {"cholesky": lambda a: right(a) * 1.01})
+    assert min(line.error for line in module.compare_inverses().lines) > 0.009

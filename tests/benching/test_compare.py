@@ -92,9 +92,15 @@ def test_one_that_diverges_is_told_and_the_others_go_on(monkeypatch, tmp_path):
     ]
     assert "sima_none-seed0 diverged: the loss is nan at step 3" in str(found)
     assert found.to_dict()["diverged"]
-    with pytest.raises(DivergedError, match="every run diverged"):
-        monkeypatch.setattr(training, "fit", lambda *_, **__: fit(replace(short(), model=replace(short().model, op="sima_none"))))  # fmt: skip
-        compare(short(), ("sima", "softmax"), out=tmp_path / "none", device="cpu")
+
+
+def test_nothing_to_compare_where_every_run_diverges(monkeypatch, tmp_path):
+    def fit(*_, **__):
+        raise DivergedError("the loss is nan at step 3")
+
+    monkeypatch.setattr(training, "fit", fit)
+    with pytest.raises(DivergedError, match="every run diverged: the loss is nan"):
+        compare(short(), ("sima", "softmax"), out=tmp_path / "out", device="cpu")
 
 
 def test_data_and_epochs_reach_the_runs(monkeypatch, tmp_path):
