@@ -25,6 +25,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 D = 64
 ROWS = 64  # queries that are looked at where each row stands alone and all of them would take N^2 memory
 WHOLE = 1024  # tokens up to which all of them are
+PLAIN = 10_000  # tokens up to which the plain formula is measured in low precision too
 
 
 CONDITION = 16  # a result may be so many times as far off as rounding the inputs to float32 moves the exact one
@@ -204,7 +205,7 @@ def _measure(record: Operator, tokens: int, family: str, seed: int, *, gradient:
     for dtype_name, dtype in DTYPES.items():
         asked = call(record, family, tokens, D, seed, dtype, queries=ROWS if alone else None)
         exact: dict[tuple[Any, ...], Exact] = {}
-        for form in forms(record, reference=tokens < LONG):
+        for form in forms(record, reference=tokens <= PLAIN):
             key = tuple(sorted(form.options.items()))
             if key not in exact:
                 exact[key] = _exact(asked, form.options, gradient=gradient)

@@ -24,7 +24,7 @@ def reference(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, qu
 SPEC = Operator(
     name="sima_none",
     title="SimANone",
-    summary="SimA without norms: the paper's control, which does not train",
+    summary="SimA without norms: the paper's control, whose training ended in NaN there",
     formula="o = q (kᵀ v)",
     paper="arXiv:2206.08898 §4.6",
     reference=reference,
