@@ -191,7 +191,7 @@ class Backend:
     tolerance: Mapping[torch.dtype, float] = field(default_factory=lambda: TOLERANCE)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Operator:
     """An attention operator and what it claims.
 
@@ -246,6 +246,9 @@ class Operator:
 
     def __post_init__(self) -> None:
         assert (self.streaming is None) == bool(self.no_stream), f"{self.name}: a streaming form, or why there is none"
+
+    def __repr__(self) -> str:
+        return f"Operator({self.name!r})"
 
     def __reduce__(self) -> tuple[Callable[[str], "Operator"], tuple[str]]:
         """Copies and pickles of a model refer to the record by name: it holds functions, and there is one of it."""

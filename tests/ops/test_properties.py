@@ -1,11 +1,14 @@
 """Hypothesis: random shapes, dtypes and extremes against properties that hold exactly (reliability.md D19)."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from softless import PrecisionError
 from softless.attention import OPERATORS, Operator
+from softless.attention.gaussian import HALF_CHANNELS
 from tests.ops.draw import DTYPES, Call, assert_near, attend, draw, every, exact
 
 BOUND = {
@@ -40,6 +43,10 @@ def test_finite_and_in_its_dtype(
 ) -> None:
     (q, k, v), extras = drawn(op, size, dtype, gain, seed)
     q[..., seed % size[3]] = 0  # a dead channel: the published form is NaN here in float16
+    if dtype == torch.float16 and op.name in {"soft", "softnorm"} and size[3] > HALF_CHANNELS:
+        with pytest.raises(PrecisionError):
+            attend(q, k, v, op=op, **extras)
+        return
     o = attend(q, k, v, op=op, **extras)
     assert o.dtype == dtype
     fits = exact(op, (q, k, v), extras).abs().max() < torch.finfo(dtype).max
@@ -80,9 +87,9 @@ def test_permuting_tokens(
     wide = torch.promote_types(dtype, torch.float32)
     straight = attend(q, k, v, op=op, out_dtype=wide, **extras)
     moved = attend(*(x[..., order, :] for x in (q, k, v)), op=op, out_dtype=wide, **extras)
-    scale = (
-        attend(q.abs(), k.abs(), v.abs(), op=op, out_dtype=wide, **extras).abs().max()
-    )  # the terms before they cancel
+    # the terms before they cancel; standardised ones are of order one, whatever came
+    scale = attend(q.abs(), k.abs(), v.abs(), op=op, out_dtype=wide, **extras).abs().max()
+    scale = scale if op.linear_in_v else scale.clamp_min(1)
     apart = (moved - straight[..., order, :]).abs().max()
     assert apart <= bound(op, wide) * scale or not op.equivariant  # that the others do feel it is in the contract
 
@@ -106,6 +113,7 @@ def test_masking_is_removal(
         return
     few = [x[..., keep, :] for x in (q, k, v)]
     scale = attend(*(x.abs() for x in few), op=op, out_dtype=wide, **extras).abs().max()
+    scale = scale if op.linear_in_v else scale.clamp_min(1)
     assert (o[..., keep, :] - attend(*few, op=op, out_dtype=wide, **extras)).abs().max() <= bound(op, wide) * scale
 
 
