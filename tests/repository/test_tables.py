@@ -89,18 +89,23 @@ def test_rows_are_chosen_and_fractions_rounded(documents):
         tables.render("csv twins kind=median", documents)
 
 
-def test_the_table_of_errors_shows_the_worst_family(documents):
-    lines = ["operator,form,options,dtype,out_dtype,tokens,family,error,commit"]
-    lines += ["sima,eager,,float16,float32,49,gauss,1e-4,abc", "sima,eager,,float16,float32,49,wide,3e-4,abc"]
-    lines += ["sima,eager,,float16,float16,4096,gauss,,abc"]
+def test_the_tables_of_errors_show_the_worst_family_and_name_it_far_above_the_claim(documents):
+    lines = ["operator,form,options,dtype,out_dtype,tokens,family,status,error,gradient_error,claim,commit"]
+    lines += ["sima,eager,,float16,float32,49,gauss,ok,1e-4,2e-2,1e-4,abc"]
+    lines += ["sima,eager,,float16,float32,49,wide,ok,3e-4,1e-2,1e-4,abc"]
+    lines += ["sima,eager,,float16,float16,4096,gauss,refused,,,1e-4,abc"]
+    lines += ["sima,reference,,float16,float32,49,gauss,ok,0.5,0.5,,abc"]  # stays in the file
     (documents / "benchmarks" / "operators.csv").write_text("\n".join(lines))
-    shown = tables.errors(documents).splitlines()
-    assert shown[0] == "| operator | form | dtype | N = 49 | N = 4,096 |"
-    assert shown[2:4] == [
+    value, gradient = tables.errors(documents).split("Of the gradient of q, k and v:")
+    head = "| operator | form | dtype | N = 49 | N = 4,096 |"
+    assert value.split("\n")[2:3] + value.split("\n")[4:6] == [
+        head,
         "| `sima` | eager | float16 → float32 | 3.0e-04 |  |",
-        "| `sima` | eager | float16 → float16 |  | refused |",
+        "| `sima` | eager | float16 |  | refused |",
     ]
-    assert shown[-1] == "Measured: commit abc."
+    assert "| `sima` | eager | float16 → float32 | 2.0e-02 gauss |  |" in gradient.splitlines()
+    assert gradient.splitlines()[-1] == "Measured: commit abc."
+    assert "reference" not in value + gradient
 
 
 def test_the_table_of_operators():
