@@ -1,5 +1,6 @@
 """What one training step takes: seconds, in turns with the other models, and the most memory that its tensors hold at once."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -97,6 +98,7 @@ def peak_bytes(call: Callable[[], Any], device: torch.device) -> int:
         call()
         torch.cuda.synchronize()
         return int(torch.cuda.max_memory_allocated() - held)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler writes its starts and stops to stderr otherwise
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         call()
     held = most = 0
