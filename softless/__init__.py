@@ -17,8 +17,8 @@ from softless.errors import (
     UsageError,
 )
 from softless.layers import CLASSES, Attention
-from softless.measure import cost
-from softless.models import create_model
+from softless.measure import audit, cost
+from softless.models import create_model, load_weights
 
 __version__ = "0.1.0"
 
@@ -36,7 +36,7 @@ globals().update(CLASSES)  # SimA, XCA, …: the module with the operator fixed,
 
 __all__ = [
     "OPERATORS", "Attention", "BackendRefused", "DataError", "DivergedError", "MissingExtra", "PrecisionError", "SoftlessError", "UsageError",
-    "attend", "cost", "create_model",
+    "attend", "audit", "cost", "create_model", "load_weights",
 ]  # fmt: skip
 __all__ += [*CLASSES, *_VERBS]  # noqa: PLE0604
 

@@ -11,7 +11,6 @@ import csv
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -187,36 +186,25 @@ def yes(claim: bool) -> str:
     return "yes" if claim else "no"
 
 
-@cache
-def models() -> str:
-    """The registered models, each after its host as timm has it; counted for one image of 224 x 224 on the meta device, which holds no numbers."""
-    from softless.models import ENTRIES
-
-    hosts = {entry.variant.name: entry.variant.name for entry in ENTRIES.values()}
-    names = [
-        name
-        for host in hosts
-        for name in (host, *(e.name for e in ENTRIES.values() if e.variant.name == host and not e.alias_of))
+def models(root: Path = ROOT) -> str:
+    """The registered models, each after its host where timm has it (benchmarks/models.csv)."""
+    rows = read_csv(root / "benchmarks" / "models.csv")
+    shown = [
+        (
+            f"`{row['model']}`{' (timm)' * (row['of'] == 'timm')}" + (f" or `{row['alias']}`" if row["alias"] else ""),
+            f"{int(row['parameters']):,}",
+            f"{int(row['macs']) / 1e9:.3f}",
+            f"{int(row['exps']):,}",
+            f"{int(row['activation_exps']):,}",
+        )
+        for row in rows
     ]
-    aliases = {entry.alias_of: f" or `{entry.name}`" for entry in ENTRIES.values() if entry.alias_of}
-    rows = [(f"`{name}`{aliases.get(name, '')}{' (timm)' * (name in hosts)}", *counted(name)) for name in names]
     head = ["model", "parameters", "multiply-adds [G]", "exponentials: attention", "activations and positions"]
     return (
-        table(head, rows)
-        + '\n\nCounted, not timed, for one image of 224 × 224. With `act="relu"` the last column is 0 for DeiT and the position table alone for XCiT.'
+        table(head, shown)
+        + "\n\nCounted, not timed, for one image of 224 × 224; SOFT's GELU of the bottleneck tokens counts as attention. "
+        'With `act="relu"` the last column is 0 for DeiT and CvT and the position table alone for XCiT.' + origin(rows)
     )
-
-
-def counted(name: str) -> tuple[str, str, str, str]:
-    """Parameters, multiply-adds, exponentials of the attention, and those of everything else."""
-    import torch
-
-    import softless
-
-    with torch.device("meta"):
-        model = softless.create_model(name)
-    cost = softless.cost(model, 224)
-    return f"{cost.parameters:,}", f"{cost.macs / 1e9:.3f}", f"{cost.exps:,}", f"{cost.activation_exps:,}"
 
 
 PROVENANCE = ("commit", "command", "machine", "threads", "versions", "date")

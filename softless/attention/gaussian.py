@@ -178,16 +178,14 @@ def attention(q: Tensor, v: Tensor, *, learned: dict[str, Tensor], grid: Grid, m
     few, there = sample(x, mask, grid, learned, sampling, ratio)
     middle = middle_of(few, there)
     weights = keep(kernel(x, few, middle).masked_fill(~there.mT, 0), mask)  # P^T (B,H,N,R)
+    rows = weights
+    if query_mask is not None and query_mask is not mask:
+        rows = kernel(scaled(q, query_mask), few, middle).masked_fill(~there.mT, 0)
     seen = product(weights, keep(v, mask))
-    if parity:
-        worth = published_island(few, there, normalised=normalised) @ seen
-    else:
-        wide = island(precise(few), there, ridge=ridge, inverse=inverse, normalised=normalised)
-        worth = (wide @ precise(seen)).to(v.dtype)
-    if query_mask is None or query_mask is mask:
-        return keep(weights @ worth, query_mask)
-    out = kernel(scaled(q, query_mask), few, middle).masked_fill(~there.mT, 0)
-    return keep(out @ worth, query_mask)
+    if parity:  # P^T A^-1 first, as in the code: N R R multiply-adds more
+        return keep((rows @ published_island(few, there, normalised=normalised)) @ seen, query_mask)
+    wide = island(precise(few), there, ridge=ridge, inverse=inverse, normalised=normalised)
+    return keep(rows @ (wide @ precise(seen)).to(v.dtype), query_mask)
 
 
 # The same as sums over tokens
@@ -284,10 +282,16 @@ def half_refusal(d: Dims, *, sampling: str, **_: Any) -> str | None:
     )
 
 
-def flops(d: Dims) -> int:
-    """Sampling, both kernels, P v, the inverse applied and reading; 2 FLOPs per multiply-add. Cholesky has no matrix product."""
+def flops(d: Dims, *, normalised: bool) -> int:
+    """Sampling, both kernels, P v, the inverse applied and reading; 2 FLOPs per multiply-add. Cholesky has no matrix product.
+
+    With parity P^T A^-1 comes first, and the published inverse has its twenty steps.
+    """
     few, ratio = bottleneck(d), d.options["ratio"]
     sampling = few * ratio * ratio * d.D * d.D if d.options["sampling"] == "conv" else d.N * few * d.D
+    if d.options["parity"]:
+        published = inverses.PUBLISHED_PRODUCTS[normalised] * few**3
+        return 2 * d.B * d.H * (sampling + few * few * d.D + published + d.N * few * (d.D + few + 2 * d.E))
     steps = inverses.most_steps(few, d.options["ridge"]) + inverses.FURTHER
     newton = 0 if d.options["inverse"] == "cholesky" else 2 * steps + 1
     island_products = few * few * d.D + newton * few**3 + few * few * d.E

@@ -14,6 +14,10 @@ from torch import Tensor
 
 RESIDUAL = 1e-3  # |I - A X| at which Newton's iteration stops; each further step squares it
 FURTHER = 2
+PUBLISHED_PRODUCTS = (
+    42,
+    50,
+)  # R x R products of `published` and `published_norm`: 20 steps of two, and two or ten more
 
 
 class Found(NamedTuple):

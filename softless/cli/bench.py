@@ -12,11 +12,12 @@ TAKES = {
     "runs": {"runs", "name", "record"},
     "operators": {"ops", "long", "record"},
     "inverse": {"record"},
+    "models": {"record"},
 }
 
 
 def bench(
-    what: Literal["twins", "compare", "runs", "operators", "inverse"],
+    what: Literal["twins", "compare", "runs", "operators", "inverse", "models"],
     *,
     recipe: str = "digits",
     op: str | None = None,
@@ -39,10 +40,11 @@ def bench(
     compare    trains every operator, or those of --ops, in one small ViT under a recipe: accuracy, time per step, memory, exponentials
     runs       puts finished runs of one model together: mean test accuracy over their seeds, with its interval
     operators  value and gradient errors of every operator, backend and dtype against float64, from 1 to 65,536 tokens
+    models     counts parameters, multiply-adds and exponentials of every named model
     inverse    errors of SOFT's inverse and of the published one on kernel matrices from spread tokens to a flat image region
 
     Args:
-        what: twins, compare, runs, operators or inverse.
+        what: twins, compare, runs, operators, inverse or models.
         recipe: what to train.
         op: the operator beside softmax in twins; the recipe's own by default.
         ops: operators for compare and operators; all by default.
@@ -80,6 +82,10 @@ def bench(
         from softless.benching.inverses import compare_inverses
 
         return compare_inverses(**options)
+    if what == "models":
+        from softless.benching.sizes import models
+
+        return models(**options)
     if what == "runs":
         from softless.benching.finished import finished
 

@@ -24,15 +24,20 @@ def cost(model: str, input_size: int | None = None, *, height: int | None = None
     Raises:
         UsageError: unknown model, operator or activation, a size the model refuses, height without width.
     """
+    return count(model_of(model, op, act), size_of(input_size, height, width))
+
+
+def size_of(input_size: int | None, height: int | None, width: int | None) -> int | tuple[int, int] | None:
+    """The size that these options say."""
     from softless.errors import UsageError
 
     if (height is None) != (width is None) or (height is not None and input_size is not None):
         raise UsageError("give --input-size for a square image, or --height and --width together")
-    size = (height, width) if height is not None and width is not None else input_size
-    return count(_model(model, op, act), size)
+    return (height, width) if height is not None and width is not None else input_size
 
 
-def _model(model: str, op: str | None, act: str | None) -> nn.Module:
+def model_of(model: str, op: str | None, act: str | None) -> nn.Module:
+    """The model of a name, or of a run's folder."""
     from softless.errors import UsageError
     from softless.evaluation import load_run
     from softless.models import create_model

@@ -20,6 +20,7 @@ VERBS = {
     "explain": "softless.cli.explain:explain",
     "bench": "softless.cli.bench:bench",
     "cost": "softless.cli.cost:cost",
+    "audit": "softless.cli.audit:audit",
 }
 
 

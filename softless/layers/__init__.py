@@ -2,6 +2,7 @@
 
 from softless.layers.attention import CLASSES, Attention, operator_class
 from softless.layers.class_attention import ClassAttention
+from softless.layers.conv_attention import ConvAttention
 from softless.layers.grid import SharedGrid
 from softless.layers.lpi import LPI
 from softless.layers.patch_embed import ConvPatchEmbed, check_size
@@ -12,6 +13,7 @@ __all__ = [
     "LPI",
     "Attention",
     "ClassAttention",
+    "ConvAttention",
     "ConvPatchEmbed",
     "FourierPosition",
     "SharedGrid",

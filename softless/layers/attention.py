@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from softless.attention import OPERATORS, Operator, attend, get
-from softless.attention.attend import check_options
+from softless.attention.attend import autocast_off, check_options
 from softless.attention.spec import Dims, Grid
 from softless.errors import UsageError
 from softless.layers.companions import HeadConv, Reduction
@@ -98,9 +98,7 @@ class Attention(nn.Module):
         inner, place = self.num_heads * self.head_dim, {"device": device, "dtype": dtype}
         tied = self.op.wants("tied_qk", self.options)
         self.parts = ("q", "v") if tied else ("q", "k", "v")
-        self.add_module(
-            "".join(["q", *self.parts[1:]]), nn.Linear(dim, len(self.parts) * inner, bias=qkv_bias, **place)
-        )
+        self.make_projections(dim, inner, qkv_bias, place)
         self.q_norm = norm_layer(self.head_dim, **place) if qk_norm else nn.Identity()
         self.k_norm = norm_layer(self.head_dim, **place) if qk_norm and not tied else nn.Identity()
         self.norm = norm_layer(inner, **place) if scale_norm else nn.Identity()
@@ -118,10 +116,18 @@ class Attention(nn.Module):
         if self.op.own_tensors(self.options) and (tokens or not self.op.wants("tokens", self.options)):
             self.learned = OwnTensors(self.op, num_heads, self.head_dim, self.options, tokens, **place)
 
+    def make_projections(self, dim: int, inner: int, bias: bool, place: dict[str, Any]) -> None:
+        """The linear layer that makes q, k and v of the tokens."""
+        self.add_module("".join(self.parts), nn.Linear(dim, len(self.parts) * inner, bias=bias, **place))
+
     @property
     def looks_at_the_grid(self) -> bool:
         """Whether the host must tell where the tokens stand."""
         return self.op.wants("grid", self.options) or self.v_conv is not None or self.reduction is not None
+
+    def keys_of(self, prefix: int, height: int, width: int) -> int:
+        """How many tokens are attended to where so many stand on a grid behind so many prefix tokens."""
+        return prefix + height * width
 
     def set_tokens(self, tokens: int) -> None:
         """Make the operator's tensors for a number of tokens, where it needs one and was not given it."""
@@ -152,6 +158,15 @@ class Attention(nn.Module):
         """q, k and v of tokens x (B,N,dim), each (B,H,N,D); k is None where it is tied to q."""
         q, *k, v = self._heads(getattr(self, "".join(self.parts))(x), len(self.parts))
         return self.q_norm(q), self.k_norm(k[0]) if k else None, v
+
+    def sides(
+        self, x: Tensor, mask: Tensor | None, grid: Grid | None
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+        """q of the tokens, k, v and the mask of those that are attended to: the same, or the few that a reduction leaves."""
+        if self.reduction is None:
+            return *self.project(x), mask
+        few, key_mask = self.reduction(x, mask, self.grid_of(x.shape[1], grid))
+        return *self._project_reduced(x, few), key_mask
 
     def _heads(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
         return x.unflatten(-1, (parts, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
@@ -207,24 +222,20 @@ class Attention(nn.Module):
         extras = self.extras(x.shape[1], grid, counts=self.training) | taken
         if self.attn_drop and self.training:
             extras["dropout"] = self.attn_drop
-        key_mask = mask
-        q: Tensor
-        k: Tensor | None
-        if self.reduction is None:
-            q, k, v = self.project(x)
-        else:
-            few, key_mask = self.reduction(x, mask, self.grid_of(x.shape[1], grid))
-            q, k, v = self._project_reduced(x, few)
-        lift = self._lift(q)
+        q, k, v, key_mask = self.sides(x, mask, grid)
+        wide = self._needs_more_than_half(q)
         o = attend(
-            q, k, v, op=self.op, mask=key_mask, query_mask=mask, out_dtype=torch.float32 if lift else None, **extras
+            q, k, v, op=self.op, mask=key_mask, query_mask=mask, out_dtype=torch.float32 if wide else None, **extras
         )
         if self.v_conv is not None:
             o = o + self.v_conv(v, mask, self.grid_of(x.shape[1], grid))
+        lift = self.op.half_lift(Dims.of(q, q, q)) if wide and self.op.half_lift else None
         o = self.norm((o * lift).to(q.dtype).transpose(1, 2).flatten(2) if lift else o.transpose(1, 2).flatten(2))
         if self.gate is not None:
             o = o * self.gate(x).sigmoid()
-        return self.proj_drop(lowered(self.proj, o, lift, x.dtype) if lift else self.proj(o))
+        if lift:
+            return self.proj_drop(lowered(self.proj, o, lift, x.dtype))
+        return self.proj_drop(widened(self.proj, o).to(x.dtype) if wide else self.proj(o))
 
     def grid_of(self, tokens: int, given: Grid | None = None) -> Grid:
         """Where so many tokens stand, as passed or as the host told.
@@ -246,17 +257,22 @@ class Attention(nn.Module):
             )
         return grid
 
-    def _lift(self, q: Tensor) -> float | None:
-        """The power of two that carries float16 past the projection where the operator's own scale would lose it."""
-        record, dims = self.op, Dims.of(q, q, q)
-        if q.dtype != torch.float16 or record.half_lift is None or not isinstance(self.norm, nn.Identity):
-            return None
-        refused = record.half_refusal and record.half_refusal(dims, **record.filled(self.options))
-        return record.half_lift(dims) if refused else None
+    def _needs_more_than_half(self, q: Tensor) -> bool:
+        """Whether float16 cannot hold the operator's output: it then stays float32 until it is past the projection."""
+        rule = self.op.half_refusal
+        if q.dtype != torch.float16 or rule is None or not isinstance(self.norm, nn.Identity):
+            return False
+        return rule(Dims.of(q, q, q), **self.op.filled(self.options)) is not None
 
     def extra_repr(self) -> str:
         told = "".join(f", {name}={value!r}" for name, value in self.options.items())
         return f"op={self.op.name!r}, num_heads={self.num_heads}{told}"
+
+
+def widened(proj: nn.Linear, o: Tensor) -> Tensor:
+    """`proj` in float32, of an o that its own dtype cannot hold."""
+    with autocast_off(o.device.type):
+        return F.linear(o.float(), proj.weight.float(), None if proj.bias is None else proj.bias.float())
 
 
 def lowered(proj: nn.Linear, o: Tensor, lift: float, dtype: torch.dtype) -> Tensor:

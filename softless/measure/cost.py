@@ -60,7 +60,7 @@ def cost(model: nn.Module, input_size: int | tuple[int, ...] | None = None) -> C
     Raises:
         UsageError: a size that the model refuses.
     """
-    size = _size(model, input_size)
+    size = input_size_of(model, input_size)
     first = next(model.parameters(), torch.zeros(()))
     training, grad_modes = model.training, [parameter.requires_grad for parameter in model.parameters()]
     model.eval()
@@ -90,7 +90,8 @@ def cost(model: nn.Module, input_size: int | tuple[int, ...] | None = None) -> C
     )
 
 
-def _size(model: nn.Module, given: int | tuple[int, ...] | None) -> tuple[int, int, int]:
+def input_size_of(model: nn.Module, given: int | tuple[int, ...] | None) -> tuple[int, int, int]:
+    """Channels, height and width: those given, and the model's own for the others."""
     own = getattr(model, "pretrained_cfg", {}).get("input_size", (3, 224, 224))
     embed = getattr(model, "patch_embed", None)
     channels = getattr(model, "in_chans", None) or own[0]

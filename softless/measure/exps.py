@@ -31,9 +31,12 @@ def _tensor_power(args: tuple[Any, ...]) -> int:
 
 KINDS: Mapping[str, tuple[str, Callable[[tuple[Any, ...]], int]]] = MappingProxyType(
     dict.fromkeys(("exp", "exp2", "expm1"), ("exp", _elements))
-    | dict.fromkeys(("_softmax", "_log_softmax", "_safe_softmax", "logsumexp"), ("softmax", _elements))
+    | dict.fromkeys(
+        ("_softmax", "_log_softmax", "_safe_softmax", "logsumexp", "softmax", "log_softmax"), ("softmax", _elements)
+    )
     | dict.fromkeys(
         (
+            "scaled_dot_product_attention",  # as exported graphs have it
             "_scaled_dot_product_flash_attention_for_cpu",
             "_scaled_dot_product_flash_attention",
             "_scaled_dot_product_efficient_attention",

@@ -9,9 +9,9 @@ from torch import nn
 from softless.attention import get
 from softless.errors import UsageError, nearest
 from softless.layers import Attention
-from softless.models import vit, xcit
+from softless.models import vit
 from softless.models.options import COMPANIONS, host_arguments
-from softless.models.variants import ENTRIES, VARIANTS
+from softless.models.variants import ENTRIES, VARIANTS, Entry
 
 VIT_MODULES = ("vision_transformer", "deit")  # timm modules whose models take attn_layer=
 
@@ -20,7 +20,8 @@ def create_model(name: str, op: str | None = None, *, pretrained: bool = False, 
     """A model by name, with attention `op`.
 
     Args:
-        name: A registered model ("sima_deit_small_patch16_224") or a host: a ViT or DeiT of timm, or an XCiT.
+        name: A registered model ("sima_deit_small_patch16_224") or a host: a ViT or DeiT of timm, an XCiT, CvT ("cvt_13_224") or SOFT's
+            pyramid ("soft_pyramid_tiny_224").
         op: Operator for a host; None keeps a registered model's own, and gives a host timm's own attention.
         pretrained: Load the weights that timm knows for this name (downloads). Hosts with exchanged attention keep the layout of
             their projections, so a ViT's softmax weights load.
@@ -39,13 +40,17 @@ def create_model(name: str, op: str | None = None, *, pretrained: bool = False, 
     kwargs = {
         key: value for key, value in kwargs.items() if value is not None or key not in {"act", "num_heads", "lpi"}
     }
-    if name in ENTRIES:
+    if name in ENTRIES and ENTRIES[name].name != ENTRIES[name].variant.name:
         if op not in {None, ENTRIES[name].op}:
             raise UsageError(
                 f"'{name}' has operator '{ENTRIES[name].op}': for op='{op}' name the host, '{ENTRIES[name].variant.name}'"
             )
         return timm.create_model(name, pretrained=pretrained, **kwargs)
+    if name in ENTRIES and op is None:  # a host of ours with its own operator
+        op = ENTRIES[name].op
     if op is None:
+        if name in {variant.name for variant in VARIANTS if variant.host == "pyramid"}:
+            raise UsageError(f"'{name}' is a host without an operator of its own: pass op=, for example op='soft'")
         _known(name)
         if wrong := [companion for companion in COMPANIONS if companion in kwargs]:
             raise UsageError(
@@ -61,18 +66,19 @@ def create_model(name: str, op: str | None = None, *, pretrained: bool = False, 
 
 def _host(name: str, op: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
     """A host with its attention exchanged at construction."""
-    xcits = {variant.name: variant for variant in VARIANTS if variant.host == "xcit"}
-    if name in xcits:
+    ours = {variant.name: variant for variant in VARIANTS if variant.host != "vit"}
+    if "lpi" in kwargs and (name not in ours or ours[name].host != "xcit"):
+        raise UsageError(f"'{name}' has no local patch interaction: lpi is an option of XCiT hosts")
+    if name in ours:
         if pretrained:
             raise UsageError(f"'{name}' with op='{op}' has no released weights: pass pretrained=False")
-        return xcit.build(name, op, **{**xcits[name].arguments, **kwargs})
+        entry = Entry(name, ours[name], op)
+        return entry(pretrained_cfg=entry.configuration, **kwargs)
     _known(name)
     if model_entrypoint(name).__module__.rsplit(".", 1)[-1] not in VIT_MODULES:
         raise UsageError(
-            f"'{name}' has no place for another attention. Hosts: ViT and DeiT models of timm, and {', '.join(sorted(xcits))}"
+            f"'{name}' has no place for another attention. Hosts: ViT and DeiT models of timm, and {', '.join(sorted(ours))}"
         )
-    if "lpi" in kwargs:
-        raise UsageError(f"'{name}' has no local patch interaction: lpi is an option of XCiT hosts")
     return vit.connect(timm.create_model(name, pretrained=pretrained, **vit.arguments(op, kwargs)))  # type: ignore[arg-type]  # a VisionTransformer
 
 

@@ -10,7 +10,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
-from softless.models import vit, xcit
+from softless.models import cvt, soft, vit, xcit
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class Host:
 HOSTS: Mapping[str, Host] = MappingProxyType({
     "vit": Host(vit.build, "patch_embed.proj"),
     "xcit": Host(xcit.build, "patch_embed.proj.0.0"),
+    "cvt": Host(cvt.build, "stage0.patch_embed.proj"),
+    "pyramid": Host(soft.build, "stage0.patch_embed.0"),
 })
 
 
@@ -36,11 +38,17 @@ class Variant:
     arguments: Mapping[str, Any]
     operators: tuple[str, ...] = ()  # those registered under the name <op>_<name>
     aliases: Mapping[str, str] = field(default_factory=dict)  # operator -> further name
+    own: str | None = None  # operator of the host itself, where timm does not have it: registered under the plain name
+    stem: str = ""  # what follows <op>_ in registered names, where it is not the name
+
+    def entry(self, op: str) -> str:
+        """The registered name of this size with an operator."""
+        return f"{op}_{self.stem or self.name}"
 
 
 def _deit(size: str, dim: int, heads: int) -> Variant:
     arguments = {"patch_size": 16, "embed_dim": dim, "depth": 12, "num_heads": heads}
-    return Variant(f"deit_{size}_patch16_224", "vit", arguments, operators=("sima",))
+    return Variant(f"deit_{size}_patch16_224", "vit", arguments, operators=("sima", "seqnorm"))
 
 
 def _xcit(
@@ -50,8 +58,8 @@ def _xcit(
     heads: int,
     eta: float,
     *,
-    tokens_norm: bool,
-    operators: Mapping[int, tuple[str, ...]],
+    tokens_norm: bool = True,
+    patches: tuple[int, ...] = (16, 8),
 ) -> list[Variant]:
     def row(patch: int) -> Variant:
         arguments = {
@@ -62,25 +70,50 @@ def _xcit(
             "eta": eta,
             "tokens_norm": tokens_norm,
         }
-        registered = operators.get(patch, ())
-        aliases = {op: f"{op}_{size}_{depth}_p{patch}" for op in registered}
-        return Variant(f"xcit_{size}_{depth}_p{patch}_224", "xcit", arguments, registered, aliases)
+        return Variant(
+            f"xcit_{size}_{depth}_p{patch}_224", "xcit", arguments, ("sima",), {"sima": f"sima_{size}_{depth}_p{patch}"}
+        )
 
-    return [row(16), row(8)]
+    return [row(patch) for patch in patches]
 
 
-# DeiT: arXiv:2012.12877; XCiT: arXiv:2106.09681, table 1; the SimA models: arXiv:2206.08898
+def _cvt(size: str, depths: tuple[int, ...], operators: tuple[str, ...] = ()) -> Variant:
+    return Variant(f"cvt_{size}_224", "cvt", {"depths": depths}, operators, own="softmax")
+
+
+def _pyramid(
+    size: str,
+    third: int,
+    heads: int,
+    depths: tuple[int, ...],
+    operators: tuple[str, ...] = ("soft", "softnorm"),
+) -> Variant:
+    arguments = {"embed_dims": (64, 128, third, 512), "num_heads": (2, 4, heads, 16), "depths": depths}
+    return Variant(f"soft_pyramid_{size}_224", "pyramid", arguments, operators, stem=f"{size}_224")
+
+
+# DeiT: arXiv:2012.12877; XCiT: arXiv:2106.09681, table 1; the SimA models: arXiv:2206.08898; CvT: arXiv:2103.15808;
+# SOFT: arXiv:2110.11945, table 1 (Small with the depths of the paper; its code has others); SeqNorm in DeiT: arXiv:2406.01314
 VARIANTS: tuple[Variant, ...] = (
     _deit("tiny", 192, 3),
     _deit("small", 384, 6),
     _deit("base", 768, 12),
-    *_xcit("nano", 128, 12, 4, 1.0, tokens_norm=False, operators={}),
-    *_xcit("tiny", 192, 12, 4, 1.0, tokens_norm=True, operators={16: ("sima",), 8: ("sima",)}),
-    *_xcit("small", 384, 12, 8, 1.0, tokens_norm=True, operators={16: ("sima",)}),
-    *_xcit("tiny", 192, 24, 4, 1e-5, tokens_norm=True, operators={}),
-    *_xcit("small", 384, 24, 8, 1e-5, tokens_norm=True, operators={}),
-    *_xcit("medium", 512, 24, 8, 1e-5, tokens_norm=True, operators={}),
-    *_xcit("large", 768, 24, 16, 1e-5, tokens_norm=True, operators={}),
+    *_xcit("nano", 128, 12, 4, 1.0, tokens_norm=False),
+    *_xcit("tiny", 192, 12, 4, 1.0),
+    *_xcit("small", 384, 12, 8, 1.0),
+    *_xcit("tiny", 192, 20, 4, 1e-5, patches=(16,)),  # of SimA's table 2; layer scale as in the depths of 24
+    *_xcit("tiny", 192, 24, 4, 1e-5),
+    *_xcit("small", 384, 24, 8, 1e-5),
+    *_xcit("medium", 512, 24, 8, 1e-5),
+    *_xcit("large", 768, 24, 16, 1e-5),
+    _cvt("13", (1, 2, 10), ("sima",)),
+    _cvt("21", (1, 4, 16)),
+    _pyramid("tiny", 320, 10, (1, 2, 3, 2)),
+    _pyramid("small", 320, 10, (1, 3, 7, 4)),
+    _pyramid("small_code", 320, 10, (1, 3, 20, 4), ("soft",)),
+    _pyramid("medium", 288, 9, (1, 3, 29, 5)),
+    _pyramid("large", 320, 10, (1, 3, 40, 5)),
+    _pyramid("huge", 352, 11, (1, 5, 49, 5)),
 )
 
 
@@ -96,30 +129,32 @@ class Entry:
     def __call__(self, pretrained: bool = False, **kwargs: Any) -> nn.Module:
         return HOSTS[self.variant.host].build(self.name, self.op, pretrained, **{**self.variant.arguments, **kwargs})
 
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """What timm keeps beside a model; 224 px with a crop of 1.0, as the SimA paper tests."""
+        return {
+            "url": "", "num_classes": 1000, "input_size": (3, 224, 224), "pool_size": None, "crop_pct": 1.0, "interpolation": "bicubic",
+            "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, "first_conv": HOSTS[self.variant.host].first_conv, "classifier": "head",
+            "license": "mit",
+        }  # fmt: skip
+
 
 def _entries() -> dict[str, Entry]:
     found = {}
     for variant in VARIANTS:
+        if variant.own:
+            found[variant.name] = Entry(variant.name, variant, variant.own)
         for op in variant.operators:
-            name = f"{op}_{variant.name}"
+            name = variant.entry(op)
             found[name] = Entry(name, variant, op)
             if alias := variant.aliases.get(op):
                 found[alias] = Entry(alias, variant, op, alias_of=name)
     return found
 
 
-def _configuration(entry: Entry) -> dict[str, Any]:
-    """What timm keeps beside a model; 224 px with a crop of 1.0, as the SimA paper tests."""
-    return {
-        "url": "", "num_classes": 1000, "input_size": (3, 224, 224), "pool_size": None, "crop_pct": 1.0, "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, "first_conv": HOSTS[entry.variant.host].first_conv, "classifier": "head",
-        "license": "mit",
-    }  # fmt: skip
-
-
 ENTRIES: Mapping[str, Entry] = MappingProxyType(_entries())
 default_cfgs = generate_default_cfgs({
-    name: _configuration(entry) for name, entry in ENTRIES.items()
+    name: entry.configuration for name, entry in ENTRIES.items()
 })  # timm looks for this name
 
 

@@ -6,12 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 import softless
 from softless import UsageError
-from softless.attention import OPERATORS, gaussian
+from softless.attention import OPERATORS, gaussian, get
 from softless.attention.learned import starting
-from softless.attention.spec import Sizes
+from softless.attention.spec import Dims, Sizes
 from tests.ops.draw import assert_near, attend, error
 
 both = pytest.mark.parametrize("name", ["soft", "softnorm"])
@@ -92,6 +93,17 @@ def test_published_form(name: str) -> None:
         softless.attention.attend_chunks(
             [softless.attention.Tokens(q, q, v)], name, grid=GRID, learned=own, parity=True
         )
+
+
+@both
+def test_flops_of_the_published_form(name: str) -> None:
+    """Counted as run: twenty steps, and P^T A^-1 before P v."""
+    q, v, own = draw()
+    options = {"parity": True}
+    dims = Dims.of(q, q, v, GRID, get(name).filled(options))
+    with FlopCounterMode(display=False) as counter:
+        softless.attend(q, None, v, op=name, grid=GRID, learned=own, parity=True)
+    assert counter.get_total_flops() == get(name).flops(dims)
 
 
 def test_gradient_of_the_published_form_is_the_analytic_one() -> None:

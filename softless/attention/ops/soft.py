@@ -8,6 +8,7 @@ P. Lu et al., "SOFT: Softmax-free Transformer with Linear Complexity", NeurIPS 2
 
 # B batch, H heads, N tokens, D features of q, E features of v
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -31,7 +32,7 @@ SPEC = Operator(
     formula="o = Pᵀ (A + 0.01 I)⁻¹ (P v), P = exp(−‖x̃ − x‖²/2), A = exp(−‖x̃ − x̃‖²/2)",
     paper="arXiv:2110.11945",
     reference=reference,
-    flops=gaussian.flops,
+    flops=partial(gaussian.flops, normalised=False),
     exps=gaussian.exps,
     growth="N",  # at a fixed number of bottleneck tokens
     normalises="nothing",

@@ -8,6 +8,7 @@ Introduced so that a model carries over to dense prediction. The kernels, the bo
 
 # B batch, H heads, N tokens, D features of q, E features of v
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -31,7 +32,7 @@ SPEC = Operator(
     formula="o = Pᵀ S (A + 0.01 I)⁻¹ S (P v), S = diag(A 1)^−½",
     paper="arXiv:2207.03341",
     reference=reference,
-    flops=gaussian.flops,
+    flops=partial(gaussian.flops, normalised=True),
     exps=gaussian.exps,
     growth="N",  # at a fixed number of bottleneck tokens
     normalises="nothing",
