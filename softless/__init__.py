@@ -22,13 +22,14 @@ from softless.models import create_model, load_weights
 
 __version__ = "0.1.0"
 
-# Verbs of the command line, each a function of the same name and arguments; their modules are imported when first used.
+# Functions whose modules are imported when first used; most are verbs of the command line, with the same name and arguments.
 _VERBS = {
     "train": "softless.cli.train",
     "eval": "softless.cli.eval",
     "predict": "softless.cli.predict",
     "list": "softless.cli.list",
     "explain": "softless.saliency",
+    "swap": "softless.convert",
     "bench": "softless.cli.bench",
 }
 

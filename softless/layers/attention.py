@@ -204,7 +204,7 @@ class Attention(nn.Module):
         return found
 
     def forward(
-        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, mask: Tensor | None = None, grid: Grid | None = None
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, mask: Tensor | None = None, grid: Grid | None = None, **passed: Any
     ) -> Tensor:  # fmt: skip
         """Attention over the tokens x (B,N,dim).
 
@@ -214,6 +214,7 @@ class Attention(nn.Module):
             is_causal: Only for operators that take causal masks.
             mask: (B, N) boolean, True where a token counts, for keys and queries alike; masked rows come out as the projection's bias.
             grid: (prefix tokens, height, width), where the operator or a companion needs it; the host's by default.
+            **passed: What a module of another host is given besides, for its `sides` (rotary positions).
 
         Raises:
             UsageError: a mask the operator cannot honour, no grid where one is needed, a number of tokens that was never told.
@@ -222,7 +223,7 @@ class Attention(nn.Module):
         extras = self.extras(x.shape[1], grid, counts=self.training) | taken
         if self.attn_drop and self.training:
             extras["dropout"] = self.attn_drop
-        q, k, v, key_mask = self.sides(x, mask, grid)
+        q, k, v, key_mask = self.sides(x, mask, grid, **passed)
         wide = self._needs_more_than_half(q)
         o = attend(
             q, k, v, op=self.op, mask=key_mask, query_mask=mask, out_dtype=torch.float32 if wide else None, **extras

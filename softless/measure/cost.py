@@ -62,19 +62,12 @@ def cost(model: nn.Module, input_size: int | tuple[int, ...] | None = None) -> C
     """
     size = input_size_of(model, input_size)
     first = next(model.parameters(), torch.zeros(()))
-    training, grad_modes = model.training, [parameter.requires_grad for parameter in model.parameters()]
-    model.eval()
-    try:
-        with FakeTensorMode(allow_non_fake_inputs=True) as fake:
-            image = torch.empty(1, *size, dtype=first.dtype, device=first.device)
-            with torch.no_grad(), FlopCounterMode(display=False) as flops, TranscendentalCounter() as counter:
-                model(image)
-            with _saved_bytes(model, fake) as kept, torch.enable_grad():
-                model(image)
-    finally:
-        model.train(training)
-        for parameter, grad_mode in zip(model.parameters(), grad_modes, strict=True):
-            parameter.requires_grad_(grad_mode)
+    with undisturbed(model), FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        image = torch.empty(1, *size, dtype=first.dtype, device=first.device)
+        with torch.no_grad(), FlopCounterMode(display=False) as flops, TranscendentalCounter() as counter:
+            model(image)
+        with _saved_bytes(model, fake) as kept, torch.enable_grad():
+            model(image)
     kinds = dict(sorted(counter.kinds.items()))
     attention = sum(kinds.get(kind, 0) for kind in ATTENTION)
     total = flops.get_total_flops()
@@ -88,6 +81,19 @@ def cost(model: nn.Module, input_size: int | tuple[int, ...] | None = None) -> C
         transcendentals=kinds,
         activation_bytes=kept[0],
     )
+
+
+@contextlib.contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients inside, and the model as it was afterwards. (torch's module tracker fails on parameters that ask for gradients.)"""
+    training, grad_modes = model.training, [parameter.requires_grad for parameter in model.parameters()]
+    model.eval().requires_grad_(requires_grad=False)
+    try:
+        yield
+    finally:
+        model.train(training)
+        for parameter, grad_mode in zip(model.parameters(), grad_modes, strict=True):
+            parameter.requires_grad_(grad_mode)
 
 
 def input_size_of(model: nn.Module, given: int | tuple[int, ...] | None) -> tuple[int, int, int]:

@@ -1,0 +1,190 @@
+"""One entry per foreign attention class: what stands in the way, and how ours is built around its projections."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.layers import Attention as TimmAttention
+from timm.layers import AttentionRope
+from timm.models.beit import Attention as BeitAttention
+from timm.models.cait import ClassAttn, TalkingHeadAttn
+from timm.models.eva import EvaAttention
+from timm.models.pvt_v2 import Attention as PvtAttention
+from timm.models.xcit import XCA
+from torch import Tensor, nn
+
+from softless.attention import Operator
+from softless.convert.modules import ReducedAttention, RopeAttention
+from softless.layers import Attention, ClassAttention
+
+Options = Mapping[str, Any]
+Build = Callable[[Any, Operator, Options], nn.Module]
+
+
+def nothing(*_: Any) -> str | None:
+    """What stands in no way."""
+    return None
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """How one class of attention is exchanged."""
+
+    build: Build
+    cannot: Callable[[Any, Operator, Options], str | None] = nothing  # why this operator has no place here
+    loses: Callable[[Any], str | None] = nothing  # what would be lost; `force` accepts it
+
+
+def _joined(parts: list[nn.Linear | tuple[Tensor, Tensor | None]]) -> nn.Linear:
+    """One projection of several, their outputs one after the other; an absent bias is 0 where another has one."""
+    pairs = [(part.weight, part.bias) if isinstance(part, nn.Linear) else part for part in parts]
+    biased = any(bias is not None for _, bias in pairs)
+    whole = nn.Linear(pairs[0][0].shape[1], sum(weight.shape[0] for weight, _ in pairs), bias=biased, device=pairs[0][0].device, dtype=pairs[0][0].dtype)  # fmt: skip
+    with torch.no_grad():
+        whole.weight.copy_(torch.cat([weight for weight, _ in pairs]))
+        if biased:
+            whole.bias.copy_(
+                torch.cat([weight.new_zeros(weight.shape[0]) if bias is None else bias for weight, bias in pairs])
+            )
+    return whole
+
+
+def tied(qkv: nn.Linear) -> nn.Linear:
+    """The projection of an operator with tied q and k: the mean of q's and k's, and v's."""
+    q, k, v = qkv.weight.detach().chunk(3)
+    bias = [None] * 3 if qkv.bias is None else qkv.bias.detach().chunk(3)
+    mean = None if bias[0] is None or bias[1] is None else (bias[0] + bias[1]) / 2
+    return _joined([((q + k) / 2, mean), (v, bias[2])])
+
+
+def _fit(ours: Attention, theirs: Any, qkv: nn.Linear) -> Attention:
+    """Give our module the foreign one's projections, norms, gate and dropout."""
+    if len(ours.parts) == 2:
+        ours.qv = tied(qkv)
+    else:
+        ours.qkv = qkv
+    ours.proj, ours.proj_drop = theirs.proj, theirs.proj_drop
+    for name in ("q_norm", "k_norm", "norm", "gate"):
+        if isinstance(module := getattr(theirs, name, None), nn.Module):
+            setattr(ours, name, module)
+    if len(ours.parts) == 2:
+        ours.k_norm = nn.Identity()
+    if ours.op.drops_weights:
+        ours.attn_drop = theirs.attn_drop.p
+    return ours
+
+
+def _sizes(theirs: Any, qkv: nn.Linear) -> dict[str, Any]:
+    heads = theirs.num_heads
+    return {
+        "dim": qkv.in_features,
+        "num_heads": heads,
+        "attn_head_dim": qkv.out_features // 3 // heads,
+        "dim_out": theirs.proj.out_features,
+    }
+
+
+def _plain(theirs: Any, op: Operator, options: Options) -> nn.Module:
+    qkv = theirs.qkv
+    ours = _fit(Attention(op=op, **_sizes(theirs, qkv), **options), theirs, qkv)
+    if isinstance(theirs, XCA) and op.name == "xca":
+        ours.learned.temperature = theirs.temperature
+    return ours
+
+
+def _biased(theirs: Any) -> nn.Linear:
+    """q, k and v of a module whose biases stand apart (BEiT, EVA), or whose projections do."""
+    if theirs.qkv is None:
+        return _joined([theirs.q_proj, theirs.k_proj, theirs.v_proj])
+    if getattr(theirs, "q_bias", None) is None:
+        return theirs.qkv
+    bias = torch.cat([theirs.q_bias, torch.zeros_like(theirs.q_bias), theirs.v_bias])
+    return _joined([(theirs.qkv.weight, bias)])
+
+
+def _beit(theirs: Any, op: Operator, options: Options) -> nn.Module:
+    qkv = _biased(theirs)
+    return _Beit(_fit(Attention(op=op, **_sizes(theirs, qkv), **options), theirs, qkv))
+
+
+class _Beit(nn.Module):
+    """Called as BEiT's blocks call theirs; a bias shared by the layers is dropped, as `force` accepted."""
+
+    def __init__(self, inner: Attention) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Tensor:  # noqa: ARG002  # the block passes it
+        """Attention over the tokens x (B,N,dim)."""
+        return self.inner(x)
+
+
+def _rope(theirs: Any, op: Operator, options: Options) -> nn.Module:
+    qkv = _biased(theirs)
+    more = {"prefix": theirs.num_prefix_tokens, "rotate_half": getattr(theirs, "rotate_half", False)}
+    return _fit(RopeAttention(op=op, **_sizes(theirs, qkv), **more, **options), theirs, qkv)
+
+
+def _class(theirs: Any, op: Operator, _: Options) -> nn.Module:
+    qkv = _joined([theirs.q, theirs.k, theirs.v])
+    ours = ClassAttention(theirs.q.in_features, theirs.num_heads, op, qkv_bias=qkv.bias is not None)
+    ours.qkv, ours.proj, ours.attn_drop, ours.proj_drop = qkv, theirs.proj, theirs.attn_drop, theirs.proj_drop
+    return ours
+
+
+def _pvt(theirs: Any, op: Operator, options: Options) -> nn.Module:
+    ours = ReducedAttention(theirs.dim, theirs.num_heads, op, qkv_bias=theirs.q.bias is not None, **options).take(
+        theirs
+    )
+    ours.proj_drop = theirs.proj_drop
+    return ours
+
+
+def _needs_pairs(_: Any, op: Operator, options: Options) -> str | None:
+    if not op.cross or op.wants("tied_qk", options):
+        return f"many queries attend to few keys here, and operator '{op.name}' needs as many of both"
+    if op.wants("tokens", options):
+        return f"operator '{op.name}' has a row per token, and this model's tokens change from stage to stage"
+    return None
+
+
+def _has_class_row(_: Any, op: Operator, __: Options) -> str | None:
+    return None if op.class_row else f"operator '{op.name}' has no form for class attention"
+
+
+def _bias(theirs: Any) -> str | None:
+    shown = getattr(theirs, "relative_position_bias_table", None) is not None
+    return "its relative position bias is added to scores, which a sum over tokens does not have" if shown else None
+
+
+def _groups(theirs: Any) -> str | None:
+    return "its keys and values are shared by groups of heads" if getattr(theirs, "num_kv_groups", 1) > 1 else None
+
+
+ADAPTERS: Mapping[type, Adapter] = {
+    TimmAttention: Adapter(_plain),
+    EvaAttention: Adapter(_rope),
+    AttentionRope: Adapter(_rope, cannot=lambda theirs, *_: _groups(theirs)),
+    BeitAttention: Adapter(_beit, loses=_bias),
+    XCA: Adapter(_plain),
+    TalkingHeadAttn: Adapter(_plain, loses=lambda _: "it mixes the weights of its heads (talking heads), and a sum over tokens has none to mix"),
+    ClassAttn: Adapter(_class, cannot=_has_class_row),
+    PvtAttention: Adapter(_pvt, cannot=_needs_pairs),
+}  # fmt: skip
+
+WINDOWS = "it attends within windows that its blocks cut and shift, so it never sees all tokens"
+FOREIGN: Mapping[str, str] = {  # classes without an adapter, by name, and why
+    "WindowAttention": WINDOWS,
+    "WindowMultiHeadAttention": WINDOWS,
+    "AttentionCl": WINDOWS,
+    "Attention2d": WINDOWS,
+    "CrossCovarianceAttn": "its channels attend to channels inside a block that has no place for tokens",
+}
+
+
+def looks_like_attention(module: nn.Module) -> bool:
+    """Whether a module that has no adapter is one a user would expect to be told of."""
+    name = type(module).__name__
+    ours = isinstance(module, Attention | ClassAttention | _Beit)
+    return not ours and ("attention" in name.lower() or name.endswith("Attn")) and "block" not in name.lower()

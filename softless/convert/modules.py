@@ -1,0 +1,78 @@
+"""Attention modules that take the places of foreign ones, with their projections: rotary positions, reduced keys."""
+
+# B batch, H heads, N tokens, M reduced ones, D channels of a head
+
+from typing import Any
+
+import torch
+from timm.layers import apply_rot_embed_cat
+from torch import Tensor, nn
+
+from softless.attention.spec import Grid
+from softless.errors import UsageError
+from softless.layers import Attention
+
+
+class RopeAttention(Attention):
+    """Attention whose q and k are turned by rotary positions before the operator sees them, as in EVA-02 and DINOv3.
+
+    Prefix tokens are not turned. Arguments are those of `Attention`, and the layout of the rotary table.
+    """
+
+    def __init__(self, *args: Any, prefix: int = 1, rotate_half: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.prefix, self.rotate_half = prefix, rotate_half
+
+    def sides(
+        self, x: Tensor, mask: Tensor | None, grid: Grid | None, rope: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+        """As `Attention.sides`, q and k turned."""
+        q, k, v, key_mask = super().sides(x, mask, grid)
+        if rope is None:
+            return q, k, v, key_mask
+        return self._turned(q, rope, v), None if k is None else self._turned(k, rope, v), v, key_mask
+
+    def _turned(self, x: Tensor, rope: Tensor, like: Tensor) -> Tensor:
+        first, rest = x[:, :, : self.prefix], x[:, :, self.prefix :]
+        return torch.cat([first, apply_rot_embed_cat(rest, rope, half=self.rotate_half)], dim=2).type_as(like)
+
+
+class ReducedAttention(Attention):
+    """PVT's attention: q of all tokens, k and v of what a convolution or a pooling of the grid leaves. Called with the grid's sides, as PVT does.
+
+    Arguments are those of `Attention`; `take` gives it the foreign module's projections and reduction.
+    """
+
+    def make_projections(self, dim: int, inner: int, bias: bool, place: dict[str, Any]) -> None:
+        self.q = nn.Linear(dim, inner, bias=bias, **place)
+        self.kv = nn.Linear(dim, 2 * inner, bias=bias, **place)
+        self.pool = self.sr = self.reduced_norm = self.act = None
+
+    def take(self, theirs: Any) -> "ReducedAttention":
+        """The projections and the reduction of a PVT attention."""
+        self.q, self.kv, self.proj = theirs.q, theirs.kv, theirs.proj
+        self.pool, self.sr, self.reduced_norm, self.act = theirs.pool, theirs.sr, theirs.norm, theirs.act
+        return self
+
+    def forward(self, x: Tensor, feat_size: tuple[int, int]) -> Tensor:  # type: ignore[override]
+        """Attention of tokens (B, N, dim) on a grid of feat_size."""
+        return super().forward(x, grid=(0, feat_size[0], feat_size[1]))
+
+    def sides(
+        self, x: Tensor, mask: Tensor | None, grid: Grid | None
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+        """q (B,H,N,D) of all tokens, k and v (B,H,M,D) of the reduced ones."""
+        if mask is not None:
+            raise UsageError(
+                "PVT's reduction mixes every token with its neighbours, so no mask can take one out: cut the image instead"
+            )
+        assert grid is not None
+        (q,) = self._heads(self.q(x), 1)
+        few = x
+        if self.sr is not None and self.reduced_norm is not None:
+            image = x.transpose(1, 2).unflatten(2, grid[1:])
+            image = image if self.pool is None else self.pool(image)
+            few = self.reduced_norm(self.sr(image).flatten(2).transpose(1, 2))
+            few = few if self.act is None else self.act(few)
+        k, v = self._heads(self.kv(few), 2)
+        return q, k, v, None
