@@ -4,7 +4,8 @@
     python tools/tables.py --check    change nothing; exit 1 and name them
 
 A block stands between `<!-- generated: NAME (tools/tables.py) -->` and `<!-- end generated -->`. NAME is a function of BLOCKS, or
-`csv FILE [COLUMN ...] [COLUMN=VALUE ...]` for a table of benchmarks/FILE.csv: these columns of the rows that fit.
+`csv FILE [COLUMN ...] [COLUMN=VALUE ...]` for a table of benchmarks/FILE.csv: these columns of the rows that fit; or `paper NAME`
+for a paper's table of benchmarks/papers.csv.
 """
 
 import csv
@@ -207,6 +208,31 @@ def models(root: Path = ROOT) -> str:
     )
 
 
+def paper(name: str, root: Path = ROOT) -> str:
+    """A table of a paper, printed sizes beside measured ones (benchmarks/papers.csv)."""
+    rows = [row for row in read_csv(root / "benchmarks" / "papers.csv") if row["paper"] == name]
+    if not rows:
+        raise BlockError(f"papers.csv has no table {name}")
+    exps = any(row["printed_exps"] for row in rows)
+    shown = [
+        (
+            row["name"],
+            row["printed_params"],
+            f"{int(row['parameters']):,}" if row["parameters"] else "",
+            row["printed_flops"],
+            f"{int(row['macs']) / 1e9:.3f}" if row["macs"] else "",
+            *([row["printed_exps"].replace("^2", "²")] if exps else []),
+            f"{int(row['exps']):,}" if row["exps"] else "",
+            f"{int(row['activation_exps']):,}" if row["activation_exps"] else "",
+            f"`{row['model']}`" + f" {row['options']}" * bool(row["options"]) if row["model"] else "not here",
+        )
+        for row in rows
+    ]
+    head = ["row", "params", "measured", "FLOPs", "measured [G]", *(["exps"] if exps else []), "measured", "activations and positions", "model"]  # fmt: skip
+    notes = "".join(f"\n- {row['name']}: {row['note']}." for row in rows if row["note"])
+    return table(head, shown) + f"\n{notes}" * bool(notes) + origin(rows)
+
+
 PROVENANCE = ("commit", "command", "machine", "threads", "versions", "date")
 
 
@@ -306,8 +332,12 @@ def render(name: str, root: Path) -> str:
     kind, *words = name.split()
     if kind == "csv" and words:
         return csv_table(root / "benchmarks" / f"{words[0]}.csv", words[1:])
+    if kind == "paper" and len(words) == 1:
+        return paper(words[0], root)
     if name not in BLOCKS:
-        raise BlockError(f"no such block; known: {', '.join(BLOCKS)}, csv FILE [COLUMN ...] [COLUMN=VALUE ...]")
+        raise BlockError(
+            f"no such block; known: {', '.join(BLOCKS)}, paper NAME, csv FILE [COLUMN ...] [COLUMN=VALUE ...]"
+        )
     return BLOCKS[name]()
 
 

@@ -44,7 +44,7 @@ def twins(
         record: also write benchmarks/twins_RECIPE.csv of the repository.
         device: auto, cpu, cuda, mps.
     """
-    chosen = _recipe(recipe)
+    chosen = as_recipe(recipe)
     own = op or host_and_operator(chosen.model)[1]
     if own == "softmax":
         raise UsageError(
@@ -77,7 +77,7 @@ def compare(
     Raises:
         UsageError: unknown recipe or operator, fewer than two operators, a folder that already holds these runs, no test split.
     """
-    chosen = in_small_vit(_with_data(_recipe(recipe), data))
+    chosen = in_small_vit(with_data(as_recipe(recipe), data))
     if epochs is not None:
         chosen = chosen.with_fields(**{"schedule.epochs": epochs})
     names = checked_operators(ops or sorted(OPERATORS, key=lambda name: name == "softmax"))
@@ -91,26 +91,10 @@ def _compared(
 ) -> Compared:  # fmt: skip
     """Train each recipe over the seeds; the runs take turns, seed by seed. One that diverges is told, and the others go on."""
     from softless import report
-    from softless.training import fit
 
-    if seeds < 1:
-        raise UsageError(f"seeds={seeds}: at least one")
     target = record_path(f"{name}_{chosen.name}") if record else None
     folder = Path(out or Path("runs") / f"{chosen.name}-{name}")
-    planned = [(op, seed) for seed in range(chosen.seed, chosen.seed + seeds) for op in recipes]
-    diverged: dict[str, str] = {}
-    for number, (op, seed) in enumerate(planned, 1):
-        _log.info("%s, seed %d (run %d of %d)", op, seed, number, len(planned))
-        run = replace(recipes[op], seed=seed)
-        try:
-            fit(run, run_folder(folder, op, seed), resume=resume, overwrite=overwrite, device=device)
-        except DivergedError as error:
-            diverged[f"{op}-seed{seed}"] = str(error)
-            _log.warning("%s, seed %d diverged: %s", op, seed, error)
-    ours = range(chosen.seed, chosen.seed + seeds)
-    runs = [run_folder(folder, op, seed) for op in recipes for seed in ours if f"{op}-seed{seed}" not in diverged]
-    if not runs:
-        raise DivergedError(f"every run diverged: {next(iter(diverged.values()))}")
+    runs, diverged = trained(recipes, folder, seeds, resume=resume, overwrite=overwrite, device=device)
     groups = grouped([read_run(run) for run in runs])
     place = _place(device)
     speeds = throughput([group.first.folder for group in groups], device=place)
@@ -138,7 +122,41 @@ def _compared(
     return compared
 
 
-def _with_data(recipe: Recipe, path: str | Path | None) -> Recipe:
+def trained(
+    recipes: Mapping[str, Recipe], folder: Path, seeds: int, *, resume: bool, overwrite: bool, device: str
+) -> tuple[list[Path], dict[str, str]]:
+    """Train each recipe over the seeds; the runs take turns, seed by seed. One that diverges is told, and the others go on.
+
+    Returns:
+        The folders of the finished runs, recipe by recipe, and what became of those that diverged, by their folder's name.
+
+    Raises:
+        UsageError: seeds below one, or a folder that already holds these runs.
+        DivergedError: every run diverged.
+    """
+    from softless.training import fit
+
+    if seeds < 1:
+        raise UsageError(f"seeds={seeds}: at least one")
+    ours = {name: range(recipe.seed, recipe.seed + seeds) for name, recipe in recipes.items()}
+    planned = [(name, list(ours[name])[turn]) for turn in range(seeds) for name in recipes]
+    diverged: dict[str, str] = {}
+    for number, (name, seed) in enumerate(planned, 1):
+        _log.info("%s, seed %d (run %d of %d)", name, seed, number, len(planned))
+        run = replace(recipes[name], seed=seed)
+        try:
+            fit(run, run_folder(folder, name, seed), resume=resume, overwrite=overwrite, device=device)
+        except DivergedError as error:
+            diverged[run_folder(folder, name, seed).name] = str(error)
+            _log.warning("%s, seed %d diverged: %s", name, seed, error)
+    places = [run_folder(folder, name, seed) for name in recipes for seed in ours[name]]
+    runs = [place for place in places if place.name not in diverged]
+    if not runs:
+        raise DivergedError(f"every run diverged: {next(iter(diverged.values()))}")
+    return runs, diverged
+
+
+def with_data(recipe: Recipe, path: str | Path | None) -> Recipe:
     return recipe if path is None else replace(recipe, data=replace(recipe.data, path=str(path)))
 
 
@@ -152,7 +170,7 @@ def _place(device: str) -> str:
     return str(choose_device(device))
 
 
-def _recipe(recipe: str | Recipe) -> Recipe:
+def as_recipe(recipe: str | Recipe) -> Recipe:
     from softless.recipes import get_recipe
 
     return get_recipe(recipe) if isinstance(recipe, str) else recipe

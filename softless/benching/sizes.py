@@ -81,12 +81,12 @@ def listed() -> list[str]:
     return names
 
 
-def counted(name: str) -> tuple[int, int, int, int]:
+def counted(name: str, size: int = 224, **args: Any) -> tuple[int, int, int, int]:
     """Parameters, multiply-adds, exponentials of the attention, and those of everything else; on the meta device, which holds no numbers."""
     from softless.measure import cost
     from softless.models import create_model
 
     with torch.device("meta"):
-        model = create_model(name)
-    found = cost(model, 224)
+        model = create_model(name, **args)
+    found = cost(model, size)
     return found.parameters, found.macs, found.exps, found.activation_exps

@@ -4,11 +4,13 @@ from pathlib import Path
 
 from torch import nn
 
+from softless.benching.papers import PaperTable, paper_table
+from softless.errors import UsageError
 from softless.measure import Cost
 from softless.measure import cost as count
 
 
-def cost(model: str, input_size: int | None = None, *, height: int | None = None, width: int | None = None, op: str | None = None, act: str | None = None) -> Cost:  # fmt: skip
+def cost(model: str | None = None, input_size: int | None = None, *, height: int | None = None, width: int | None = None, op: str | None = None, act: str | None = None, paper: str | None = None) -> Cost | PaperTable:  # fmt: skip
     """Count parameters, multiply-adds, exponentials and memory of one forward pass of one image.
 
     Nothing is computed, so any size is counted in a moment. The Python function softless.cost(model, input_size) takes a module.
@@ -20,17 +22,23 @@ def cost(model: str, input_size: int | None = None, *, height: int | None = None
         width: of an image that is not square, with height.
         op: operator for a host (`softless cost deit_small_patch16_224 --op sima`).
         act: activation: gelu, relu, hard_swish or silu.
+        paper: in place of a model, a table of a paper, its printed sizes beside the measured ones: sima-table1, sima-table2, sima-table4,
+            soft-table2, soft-table3 or soft-readme.
 
     Raises:
-        UsageError: unknown model, operator or activation, a size the model refuses, height without width.
+        UsageError: neither model nor paper, or both; unknown model, paper, operator or activation, a size the model refuses, height without width.
     """
+    if paper is not None:
+        if any(given is not None for given in (model, input_size, height, width, op, act)):
+            raise UsageError("--paper counts the models of a table as they stand there: leave the other options out")
+        return paper_table(paper)
+    if model is None:
+        raise UsageError("name a model, the folder of a run, or a table with --paper, for example --paper sima-table1")
     return count(model_of(model, op, act), size_of(input_size, height, width))
 
 
 def size_of(input_size: int | None, height: int | None, width: int | None) -> int | tuple[int, int] | None:
     """The size that these options say."""
-    from softless.errors import UsageError
-
     if (height is None) != (width is None) or (height is not None and input_size is not None):
         raise UsageError("give --input-size for a square image, or --height and --width together")
     return (height, width) if height is not None and width is not None else input_size
@@ -38,7 +46,6 @@ def size_of(input_size: int | None, height: int | None, width: int | None) -> in
 
 def model_of(model: str, op: str | None, act: str | None) -> nn.Module:
     """The model of a name, or of a run's folder."""
-    from softless.errors import UsageError
     from softless.evaluation import load_run
     from softless.models import create_model
 

@@ -126,9 +126,9 @@ def _rope(theirs: Any, op: Operator, options: Options) -> nn.Module:
     return _fit(RopeAttention(op=op, **_sizes(theirs, qkv), **more, **options), theirs, qkv)
 
 
-def _class(theirs: Any, op: Operator, _: Options) -> nn.Module:
-    qkv = _joined([theirs.q, theirs.k, theirs.v])
-    ours = ClassAttention(theirs.q.in_features, theirs.num_heads, op, qkv_bias=qkv.bias is not None)
+def _class(theirs: Any, op: Operator, options: Options) -> nn.Module:
+    qkv, scale = _joined([theirs.q, theirs.k, theirs.v]), options.get("token_scale")
+    ours = ClassAttention(theirs.q.in_features, theirs.num_heads, op, qkv_bias=qkv.bias is not None, token_scale=scale)
     ours.qkv, ours.proj, ours.attn_drop, ours.proj_drop = qkv, theirs.proj, theirs.attn_drop, theirs.proj_drop
     return ours
 

@@ -93,8 +93,9 @@ class Xcit(TimmXcit):
         if get(op).class_row is not None:
             for block in self.cls_attn_blocks:
                 block.attn = ClassAttention(
-                    embed_dim, num_heads, op, qkv_bias=qkv_bias, attn_drop=attn_drop_rate, proj_drop=proj_drop_rate
-                )
+                    embed_dim, num_heads, op, qkv_bias=qkv_bias, attn_drop=attn_drop_rate, proj_drop=proj_drop_rate,
+                    token_scale=(op_options or {}).get("token_scale"),
+                )  # fmt: skip
         self.apply(self._init_weights)
         for module in self.modules():
             if isinstance(module, Attention):

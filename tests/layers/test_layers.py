@@ -95,11 +95,28 @@ def test_class_attention_needs_a_class_row() -> None:
         ClassAttention(16, 4, "softmax")
 
 
-def test_class_attention_keeps_float16_above_2048_tokens() -> None:
-    module = ClassAttention(32, 1, "sima").eval()
+@pytest.mark.parametrize("token_scale", [None, "tokens", 196])
+def test_class_attention_keeps_float16_above_2048_tokens(token_scale: str | int | None) -> None:
+    module = ClassAttention(32, 1, "sima", token_scale=token_scale).eval()
     x = torch.randn(1, 5000, 32)
     with torch.no_grad():
         module.proj.bias.zero_()
     with torch.autocast("cpu", dtype=torch.float16):
         carried = module(x)
     assert_near(carried, module.double()(x.double()), 2e-2)
+
+
+@pytest.mark.parametrize(("token_scale", "factor"), [("tokens", 20), (10, 2), (20, 1)])
+def test_class_attention_counts_the_tokens_behind_the_class_token(token_scale: str | int, factor: float) -> None:
+    """A number that a host was trained at holds for its class attention too: 20 patches there are 21 tokens here."""
+    torch.manual_seed(0)
+    plain = ClassAttention(16, 4, "sima").double()
+    scaled = ClassAttention(16, 4, "sima", token_scale=token_scale).double()
+    scaled.load_state_dict(plain.state_dict())
+    x, bias = torch.randn(2, 21, 16, dtype=torch.float64), plain.proj.bias
+    assert_near(scaled(x) - bias, factor * (plain(x) - bias), 1e-12)
+
+
+def test_class_attention_refuses_a_scale_that_its_operator_does_not_have() -> None:
+    with pytest.raises(UsageError, match="no option of operator 'sima_l2' named 'token_scale'"):
+        ClassAttention(16, 4, "sima_l2", token_scale="tokens")

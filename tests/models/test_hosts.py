@@ -66,6 +66,9 @@ def test_options_reach_the_model(name: str) -> None:
         module.num_heads == 1 and module.options == {"token_scale": "tokens", "order": "channels"}
         for module in attentions
     )
+    rows = [module for module in model.modules() if isinstance(module, ClassAttention)]
+    assert all(module.options == {"token_scale": "tokens"} for module in rows)
+    assert len(rows) == (2 if "xcit" in name else 0)
     assert not [module for module in model.modules() if isinstance(module, nn.GELU)]
     assert softless.cost(model, 32).transcendentals.keys() <= {"trigonometric", "power"}  # XCiT's positions
     with pytest.raises(UsageError, match="no option"):

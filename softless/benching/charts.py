@@ -1,0 +1,74 @@
+"""Charts of measurements as SVG files for the documents."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from softless.benching.resolution import Point
+
+INK, SOFT, GRID = "#1c1e22", "#5d626c", "#ebe8e1"
+COLOURS = ("#1c1e22", "#2f5fd0", "#7fa3f7", "#d9730d", "#0d8a7b", "#b0358f", "#7a6a12", "#6b52c8")
+MARKS = ("o", "s", "D", "^", "v", "P", "X", "*")
+STYLE: Any = {
+    "font.family": "sans-serif", "font.size": 10, "text.color": INK, "axes.labelcolor": SOFT, "axes.edgecolor": GRID, "xtick.color": SOFT, "ytick.color": SOFT,
+    "axes.grid": True, "grid.color": GRID, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "softless", "figure.facecolor": "white",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A chart, ready to be written."""
+
+    figure: "Figure"
+
+    def save(self, path: Path) -> Path:
+        """Write it as SVG, the same bytes for the same numbers."""
+        from matplotlib import rc_context
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with rc_context(STYLE):
+            self.figure.savefig(path, format="svg", bbox_inches="tight", metadata={"Date": None})
+        return path
+
+
+def draw_resolution(points: Sequence["Point"], names: Mapping[str, str]) -> Drawing:
+    """Accuracy with its interval, and the size of the attention's branch, over the image size in units of the training size."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    by_arm = {arm: [point for point in points if point.arm == arm] for arm in names}
+    with rc_context(STYLE):
+        figure = Figure(figsize=(10, 4.6))
+        left, right = figure.subplots(1, 2)
+        for number, (arm, ours) in enumerate(by_arm.items()):
+            if not ours:
+                continue
+            look: dict[str, Any] = {
+                "color": COLOURS[number],
+                "marker": MARKS[number],
+                "markersize": 5,
+                "linewidth": 1.8,
+            }
+            factors = [point.factor for point in ours]
+            left.plot(factors, [100 * point.accuracy for point in ours], label=names[arm], **look)
+            left.fill_between(factors, [100 * p.low for p in ours], [100 * p.high for p in ours], color=COLOURS[number], alpha=0.08, linewidth=0)  # fmt: skip
+            right.plot(factors, [point.branch for point in ours], **look)
+        first = points[0]
+        trained_at = next(point.pixels for point in points if point.factor == 1)
+        left.set_title(f"Test accuracy [%], trained at {trained_at} pixels", loc="left", fontsize=11, color=INK)
+        right.set_title("Size of the attention's branch, at the training size = 1", loc="left", fontsize=11, color=INK)
+        right.set_yscale("log")
+        sizes = {point.factor: point for point in points if point.arm == first.arm}
+        for axes in (left, right):
+            axes.set_xscale("log", base=2)
+            axes.minorticks_off()
+            axes.axvline(1, color=SOFT, linewidth=0.8, linestyle=(0, (2, 3)))
+            axes.set_xticks(list(sizes), [f"{factor:g}×\n{point.pixels} px" for factor, point in sizes.items()])
+            axes.set_xlabel("image size in evaluation")
+        figure.legend(loc="lower left", ncols=2, frameon=False, bbox_to_anchor=(0.05, -0.17))
+        figure.tight_layout()
+    return Drawing(figure)

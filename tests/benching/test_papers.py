@@ -1,0 +1,76 @@
+"""The papers' tables: printed sizes beside counted ones, and what is not here said so."""
+
+import json
+
+import pytest
+
+from softless.benching import papers
+from softless.cli.main import main
+
+KEPT = ("XCiT-T24/16", "XCiT-T24/16 -> SimA", "MS-MLP-T", "DeiT-S -> SimA", "DeiT-S -> SimA, ReLU for GELU")
+
+
+@pytest.fixture
+def short_table(monkeypatch):
+    whole = papers.TABLES["sima-table1"]
+    rows = tuple(row for row in whole.rows if row.name in KEPT)
+    assert len(rows) == len(KEPT)
+    monkeypatch.setattr(papers, "TABLES", {"sima-table1": papers.Table(whole.title, rows)})
+
+
+def test_printed_and_measured_sizes(short_table, capsys):
+    assert main(["cost", "--paper", "sima-table1", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
+    assert {name: row["parameters"] for name, row in rows.items()} == {
+        "XCiT-T24/16": 12_116_800 + 24 * 4,  # the temperatures
+        "XCiT-T24/16 -> SimA": 12_116_800,
+        "MS-MLP-T": None,
+        "DeiT-S -> SimA": 22_050_664,
+        "DeiT-S -> SimA, ReLU for GELU": 22_050_664,
+    }
+    assert [row["printed_params"] for row in rows.values()] == ["12M", "12M", "28M", "22M", "22M"]
+    assert rows["XCiT-T24/16 -> SimA"]["macs"] == pytest.approx(2.336e9, rel=1e-3)
+    spared = 2 * 196 * 192**2  # class attention with softmax needs the query of the class token alone
+    assert rows["XCiT-T24/16"]["macs"] == rows["XCiT-T24/16 -> SimA"]["macs"] - spared
+    assert rows["DeiT-S -> SimA"]["macs"] == pytest.approx(4.357e9, rel=1e-3)
+    layers, heads, width = 24, 4, 192 // 4
+    assert rows["XCiT-T24/16"]["exps"] == layers * heads * width**2 + 2 * heads * 197  # class attention: one row
+    relu = rows["DeiT-S -> SimA, ReLU for GELU"]
+    assert (relu["exps"], relu["activation_exps"]) == (0, 0)
+    assert rows["DeiT-S -> SimA"]["activation_exps"] == 12 * 197 * 4 * 384
+
+
+def test_as_text_with_what_is_not_here_and_the_notes(short_table, capsys):
+    assert main(["cost", "--paper", "sima-table1"]) == 0
+    said = capsys.readouterr().out
+    assert "not here" in next(line for line in said.splitlines() if line.startswith("MS-MLP-T"))
+    assert "12,116,896" in said
+    assert "DeiT-S -> SimA: the cheaper order of products" in said
+
+
+def test_every_model_of_the_tables_is_registered():
+    from timm import is_model
+
+    from softless.models import ENTRIES
+    from softless.models.variants import VARIANTS
+
+    hosts = {variant.name for variant in VARIANTS}
+    rows = [row for one in papers.TABLES.values() for row in one.rows if row.model]
+    assert not [row.model for row in rows if not is_model(row.model) and row.model not in {*ENTRIES, *hosts}]
+    assert len(rows) > 50
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--paper", "sima-table9"], "Did you mean"),
+        (["--paper", "sima-table1", "--op", "sima"], "leave the other options out"),
+        (["deit_tiny_patch16_224", "--paper", "sima-table1"], "leave the other options out"),
+        ([], "--paper sima-table1"),
+    ],
+)
+def test_refusals(words, message, capsys):
+    assert main(["cost", *words]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
