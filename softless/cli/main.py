@@ -21,6 +21,7 @@ VERBS = {
     "bench": "softless.cli.bench:bench",
     "cost": "softless.cli.cost:cost",
     "audit": "softless.cli.audit:audit",
+    "swap": "softless.cli.swap:swap",
 }
 
 

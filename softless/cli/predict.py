@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from softless.data.images import IMAGE_TYPES
 from softless.data.samples import FileSamples
-from softless.errors import DataError, UsageError
+from softless.errors import UsageError
 from softless.evaluation import LoadedRun
 
 
@@ -63,6 +62,7 @@ def predict(
         DataError: no images, or one that cannot be read (its path is named).
         UsageError: `out` cannot be a folder, or the run cannot be loaded.
     """
+    from softless.data.folder import images_at
     from softless.evaluation import load_run
     from softless.training.world import choose_device
 
@@ -70,7 +70,7 @@ def predict(
         raise UsageError(f"batch_size={batch_size}: at least one image at once")
     place = choose_device(device)
     loaded = load_run(run, place)
-    samples = _found(Path(images).expanduser(), loaded.in_chans)
+    samples = images_at(Path(images).expanduser(), loaded.in_chans)
     folder = _made(Path(out).expanduser())
     probabilities = _probabilities(loaded, samples, place, batch_size)
     _write_csv(folder / "predictions.csv", samples.files, probabilities, loaded.classes)
@@ -84,20 +84,6 @@ def predict(
         images=len(samples),
         counts={name: counts[name] for name in loaded.classes},
     )
-
-
-def _found(images: Path, channels: int) -> FileSamples:
-    from softless.data.folder import image_files, report_passed_over
-
-    if not images.exists():
-        raise DataError(f"no images at {images}: give a folder of images, or one image")
-    if images.is_file():
-        return FileSamples(images.parent, [images.name], [0], channels)
-    files, other, hidden = image_files(images)
-    if not files:
-        raise DataError(f"no images in {images} or below ({', '.join(sorted(IMAGE_TYPES))})")
-    report_passed_over(images, other, hidden)
-    return FileSamples(images, files, [0] * len(files), channels)
 
 
 def _made(folder: Path) -> Path:

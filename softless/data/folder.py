@@ -151,3 +151,20 @@ def _samples(root: Path, part: str, scan: Scan, channels: int) -> FileSamples:
     files = [f"{part}/{file}" if part else file for found in scan.files.values() for file in found]
     targets = [index for index, found in enumerate(scan.files.values()) for _ in found]
     return FileSamples(root, files, targets, channels)
+
+
+def images_at(path: Path, channels: int) -> FileSamples:
+    """The images of a folder and its sub-folders, or one image, without labels.
+
+    Raises:
+        DataError: nothing is there, or no image.
+    """
+    if not path.exists():
+        raise DataError(f"no images at {path}: give a folder of images, or one image")
+    if path.is_file():
+        return FileSamples(path.parent, [path.name], [0], channels)
+    files, other, hidden = image_files(path)
+    if not files:
+        raise DataError(f"no images in {path} or below ({', '.join(sorted(IMAGE_TYPES))})")
+    report_passed_over(path, other, hidden)
+    return FileSamples(path, files, [0] * len(files), channels)

@@ -1,0 +1,148 @@
+"""`softless swap`: a timm model with another attention, what became of each layer, and what is left of the exponentials."""
+
+import ast
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from softless.cli.options import assignments
+from softless.convert import Swapped
+from softless.convert import swap as exchange
+from softless.errors import DataError, UsageError
+from softless.measure import Audit
+from softless.measure import audit as watch
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """The report of a swap between two audits."""
+
+    model: str
+    swapped: Swapped
+    before: Audit
+    after: Audit
+    loaded: str  # what load_weights said
+    out: Path | None
+
+    def to_dict(self) -> dict[str, Any]:
+        told = self.swapped
+        return {
+            "model": self.model,
+            "op": told.op,
+            "swapped": dict(told.swapped),
+            "kept": dict(told.kept),
+            "lost": dict(told.lost),
+            "gains": dict(told.gains),
+            "kinds_before": dict(self.before.kinds),
+            "kinds_after": dict(self.after.kinds),
+            "exp_free": self.after.exp_free,
+            "out": None if self.out is None else str(self.out),
+        }
+
+    def __str__(self) -> str:
+        kinds = sorted({*self.before.kinds, *self.after.kinds})
+        width = max((len(kind) for kind in kinds), default=0)
+        lines = [self.loaded] if self.loaded else []
+        lines += [str(self.swapped), "", "evaluations for one image, before and after:"]
+        lines += [f"  {kind:<{width}}  {self.before.kinds.get(kind, 0):>14,}  {self.after.kinds.get(kind, 0):>14,}" for kind in kinds]  # fmt: skip
+        lines += [] if self.out is None else ["", f"weights: {self.out}"]
+        return "\n".join(lines)
+
+
+def swap(
+    model: str,
+    op: str = "sima",
+    *,
+    weights: str | Path | None = None,
+    pretrained: bool = False,
+    layers: Sequence[str] = ("*",),
+    force: Sequence[str] = (),
+    calibrate: str | Path | None = None,
+    images: int = 8,
+    set: Sequence[str] = (),  # the command says --set
+    out: str | Path | None = None,
+) -> Exchange:
+    """Exchange the attention of a timm model, keep its projections, and say what was swapped, what was kept and why.
+
+    The Python function softless.swap takes a module. A swapped model has to be trained before it is of use. To load the weights that --out
+    writes: make the model, softless.swap it alike, softless.load_weights; the file's metadata name model, operator, options and layers.
+
+    Args:
+        model: the name of a timm model.
+        op: the operator.
+        weights: a checkpoint for the model as it is before the swap.
+        pretrained: start from the weights that timm knows for the name (downloads).
+        layers: patterns of the paths of attention modules ("blocks.[0-5].*"); the others are kept.
+        force: patterns of the paths at which what an operator cannot keep (a relative position bias) may be lost.
+        calibrate: a folder of images, or one image: each branch gets the size on them that it had.
+        images: how many of them, the first by name.
+        set: options of the operator, as in token_scale=tokens.
+        out: a .safetensors file for the weights of the swapped model.
+
+    Raises:
+        UsageError: an unknown model, operator or option, patterns that fit nothing, or a model in which nothing can be swapped.
+        DataError: weights or images that cannot be read.
+    """
+    import timm
+
+    from softless.models import create_model, load_weights
+
+    options = {name: _value(text) for name, text in assignments(set).items()}
+    target = None if out is None else _checked(Path(out).expanduser())
+    if pretrained and weights is not None:
+        raise UsageError("--pretrained and --weights both say where the weights come from: choose one")
+    made = create_model(model, pretrained=pretrained).eval()
+    loaded = "" if weights is None else str(load_weights(made, weights))
+    batch = None if calibrate is None else _images(Path(calibrate).expanduser(), images, timm.data.resolve_model_data_config(made))  # fmt: skip
+    before = watch(made)
+    swapped = exchange(made, op, layers=layers, force=force, calibrate=batch, **options)
+    if target is not None:
+        told = {"model": model, "op": swapped.op, "options": options, "layers": list(layers), "force": list(force)}
+        _write(made, target, told)
+    return Exchange(model, swapped, before, watch(made), loaded, target)
+
+
+def _value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _checked(path: Path) -> Path:
+    if path.suffix != ".safetensors":
+        raise UsageError(f"--out {path}: the weights are written as .safetensors; give the file that ending")
+    if not path.parent.is_dir():
+        raise UsageError(f"--out {path}: there is no folder {path.parent}; make it first")
+    return path
+
+
+def _images(folder: Path, number: int, config: dict[str, Any]) -> Tensor:
+    """(number, C, H, W), framed as the model's evaluation does."""
+    import torch
+    from timm.data import create_transform
+
+    from softless.data.folder import images_at
+
+    if number < 1:
+        raise UsageError(f"images={number}: at least one image to calibrate on")
+    samples = images_at(folder, config["input_size"][0])
+    transform = create_transform(**config, is_training=False)
+    return torch.stack([transform(samples.image(index)) for index in range(min(number, len(samples)))])
+
+
+def _write(model: nn.Module, path: Path, told: dict[str, Any]) -> None:
+    """The state dict, whole or not at all."""
+    from safetensors.torch import save_file
+
+    beside = path.with_name(path.name + ".tmp")
+    state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
+    try:
+        save_file(state, beside, metadata={"format": "pt", "softless.swap": json.dumps(told)})
+        beside.replace(path)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror or error}") from error
