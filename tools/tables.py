@@ -28,7 +28,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """A Markdown table; columns whose cells are all numbers are aligned to the right."""
     cells = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
     numbers = [
-        bool(cells) and all(re.fullmatch(r"[-+]?[\d.,]+(e[-+]\d+)?( ?[%kMGB])?|refused|not here|", row[i]) for row in cells)
+        bool(cells)
+        and all(re.fullmatch(r"[-+]?[\d.,]+(e[-+]\d+)?( ?[%kMGB])?|refused|not here|", row[i]) for row in cells)
         for i in range(len(head))
     ]
     rule = ["---:" if right else "---" for right in numbers]

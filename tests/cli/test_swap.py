@@ -1,6 +1,7 @@
 """`softless swap`: the report with its two audits, the file it leaves, and what it refuses."""
 
 import json
+from typing import Any
 
 import pytest
 import timm
@@ -41,7 +42,7 @@ def test_the_report_and_the_weights_that_it_leaves(tmp_path, photos, capsys):
     again = timm.create_model(stored["model"]).eval()
     softless.swap(again, stored["op"], layers=stored["layers"], **stored["options"])
     softless.load_weights(again, out)
-    first = again.blocks[0].attn
+    first: Any = again.get_submodule("blocks.0.attn")
     assert first.options == {"token_scale": "tokens"}
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in softless_state(out).items())
 
@@ -53,7 +54,7 @@ def softless_state(path):
 
 
 def test_weights_from_before_the_swap(tmp_path, capsys):
-    model = timm.create_model(NAME)
+    model: Any = timm.create_model(NAME)
     with torch.no_grad():
         model.blocks[0].attn.proj.weight.fill_(0.25)
     torch.save({"model": model.state_dict()}, tmp_path / "deit.pth")
