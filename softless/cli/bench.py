@@ -1,25 +1,28 @@
 """`softless bench`: measured comparisons."""
 
-from collections.abc import Sequence
+import importlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from softless.errors import UsageError
 
-TAKES = {
-    "twins": {"recipe", "op", "seeds", "out", "overwrite", "resume", "record", "device"},
-    "compare": {"recipe", "ops", "data", "epochs", "seeds", "out", "overwrite", "resume", "record", "device"},
-    "runs": {"runs", "name", "record"},
-    "operators": {"ops", "long", "record"},
-    "inverse": {"record"},
-    "models": {"record"},
-    "papers": {"record"},
-    "resolution": {"recipe", "data", "image_size", "epochs", "seeds", "out", "overwrite", "resume", "record", "device"},
+TRAINED = {"recipe", "seeds", "out", "overwrite", "resume", "record", "device"}
+KINDS: Mapping[str, tuple[str, set[str]]] = {  # the function that measures, and the options that it has
+    "twins": ("softless.benching.comparison:twins", TRAINED | {"op"}),
+    "compare": ("softless.benching.comparison:compare", TRAINED | {"ops", "data", "epochs"}),
+    "resolution": ("softless.benching.resolution:resolution", TRAINED | {"data", "image_size", "epochs"}),
+    "runs": ("softless.benching.finished:finished", {"runs", "name", "record"}),
+    "operators": ("softless.benching.operators:operators", {"ops", "long", "record"}),
+    "inverse": ("softless.benching.inverses:compare_inverses", {"record"}),
+    "models": ("softless.benching.sizes:models", {"record"}),
+    "papers": ("softless.benching.papers:papers", {"record"}),
+    "swaps": ("softless.benching.swaps:families", {"op", "record"}),
 }
 
 
 def bench(
-    what: Literal["twins", "compare", "runs", "operators", "inverse", "models", "papers", "resolution"],
+    what: Literal["twins", "compare", "resolution", "runs", "operators", "inverse", "models", "papers", "swaps"],
     *,
     recipe: str = "digits",
     op: str | None = None,
@@ -41,17 +44,18 @@ def bench(
 
     twins      trains a recipe with its own operator and with softmax, everything else alike, and writes out/report.html
     compare    trains every operator, or those of --ops, in one small ViT under a recipe: accuracy, time per step, memory, exponentials
+    resolution trains a recipe's model per operator at one image size and evaluates it at 0.5 to 4 times that size
     runs       puts finished runs of one model together: mean test accuracy over their seeds, with its interval
     operators  value and gradient errors of every operator, backend and dtype against float64, from 1 to 65,536 tokens
-    models     counts parameters, multiply-adds and exponentials of every named model
-    resolution trains a recipe's model per operator at one image size and evaluates it at 0.5 to 4 times that size
-    papers     counts the models of the papers' tables, the printed sizes beside the measured ones
     inverse    errors of SOFT's inverse and of the published one on kernel matrices from spread tokens to a flat image region
+    models     counts parameters, multiply-adds and exponentials of every named model
+    papers     counts the models of the papers' tables, the printed sizes beside the measured ones
+    swaps      exchanges attention in a model of each family of timm that has an adapter or is refused one
 
     Args:
-        what: twins, compare, runs, operators, inverse, models, papers or resolution.
+        what: twins, compare, resolution, runs, operators, inverse, models, papers or swaps.
         recipe: what to train.
-        op: the operator beside softmax in twins; the recipe's own by default.
+        op: the operator beside softmax in twins, the recipe's own by default; the one that swaps puts in, sima by default.
         ops: operators for compare and operators; all by default.
         data: folder of class folders or .npz file, for compare and resolution with a recipe that takes one.
         image_size: of training in resolution, in pixels; the recipe's own by default.
@@ -72,37 +76,12 @@ def bench(
     given: dict[str, Any] = {"recipe": recipe, "op": op, "ops": ops, "data": data, "image_size": image_size, "epochs": epochs, "runs": runs, "name": name, "seeds": seeds, "out": out, "overwrite": overwrite, "resume": resume,
              "record": record, "long": long, "device": device}  # fmt: skip
     standard = {"recipe": "digits", "seeds": 1, "device": "auto"}
+    target, takes = KINDS[what]
     unused = sorted(
-        name for name, value in given.items() if name not in TAKES[what] and value != standard.get(name) and value
+        name for name, value in given.items() if name not in takes and value != standard.get(name) and value
     )
     if unused:
         listed = ", ".join("--" + name.replace("_", "-") for name in unused)
         raise UsageError(f"bench {what} has no use for {listed}: leave {'it' if len(unused) == 1 else 'them'} out")
-    options = {name: value for name, value in given.items() if name in TAKES[what]}
-    if what == "operators":
-        from softless.benching.operators import operators
-
-        return operators(**options)
-    if what == "inverse":
-        from softless.benching.inverses import compare_inverses
-
-        return compare_inverses(**options)
-    if what == "models":
-        from softless.benching.sizes import models
-
-        return models(**options)
-    if what == "papers":
-        from softless.benching.papers import papers
-
-        return papers(**options)
-    if what == "runs":
-        from softless.benching.finished import finished
-
-        return finished(**options)
-    if what == "resolution":
-        from softless.benching.resolution import resolution
-
-        return resolution(**options)
-    from softless.benching import compare, twins
-
-    return twins(**options) if what == "twins" else compare(**options)
+    module, _, function = target.partition(":")
+    return getattr(importlib.import_module(module), function)(**{name: given[name] for name in takes})

@@ -174,13 +174,25 @@ ADAPTERS: Mapping[type, Adapter] = {
 }  # fmt: skip
 
 WINDOWS = "it attends within windows that its blocks cut and shift, so it never sees all tokens"
-FOREIGN: Mapping[str, str] = {  # classes without an adapter, by name, and why
+BIASED = "a bias by relative position is added to its scores, which a sum over tokens does not have"
+FOREIGN: Mapping[str, str] = {  # classes without an adapter, by name (or module and name), and why
     "WindowAttention": WINDOWS,
     "WindowMultiHeadAttention": WINDOWS,
     "AttentionCl": WINDOWS,
+    "PartitionAttentionCl": WINDOWS,
+    "PartitionAttention2d": WINDOWS,
+    "timm.models.levit.Attention": BIASED,
+    "timm.models.levit.AttentionDownsample": BIASED,
     "Attention2d": WINDOWS,
     "CrossCovarianceAttn": "its channels attend to channels inside a block that has no place for tokens",
 }
+
+
+def no_adapter(module: nn.Module) -> str:
+    """Why a class without an adapter is kept."""
+    name = type(module).__name__
+    whole = f"{type(module).__module__}.{name}"
+    return FOREIGN.get(whole, FOREIGN.get(name, f"no adapter for {whole}"))
 
 
 def looks_like_attention(module: nn.Module) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from softless.attention import Operator, get
 from softless.attention.attend import check_options
-from softless.convert.adapters import ADAPTERS, FOREIGN, looks_like_attention
+from softless.convert.adapters import ADAPTERS, looks_like_attention, no_adapter
 from softless.convert.modules import ReducedAttention
 from softless.errors import UsageError
 from softless.layers import Attention, SharedGrid
@@ -111,8 +111,7 @@ def _in_the_way(module: nn.Module, record: Operator, options: Mapping[str, Any])
     """Why a module cannot be exchanged at all."""
     adapter = ADAPTERS.get(type(module))
     if adapter is None:
-        name = type(module).__name__
-        return FOREIGN.get(name, f"no adapter for {type(module).__module__}.{name}")
+        return no_adapter(module)
     return adapter.cannot(module, record, options)
 
 

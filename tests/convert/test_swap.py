@@ -174,7 +174,7 @@ def test_talking_heads_are_kept_and_class_attention_follows_the_operator() -> No
     ("name", "op", "message"),
     [
         ("swin_tiny_patch4_window7_224", "sima", "nothing to swap in SwinTransformer: it attends within windows"),
-        ("levit_128s", "sima", "nothing to swap in LevitDistilled: no adapter for timm.models.levit.Attention"),
+        ("levit_128s", "sima", "nothing to swap in LevitDistilled: a bias by relative position"),
         ("edgenext_xx_small", "sima", "its channels attend to channels"),
         ("resnet18", "sima", "it has no attention module that softless knows"),
         ("pvt_v2_b0", "soft", "many queries attend to few keys here"),
