@@ -21,6 +21,26 @@ class DataError(UsageError):
     """Data that cannot be read or does not fit: missing folder, unreadable image, class without images."""
 
 
+class StorageError(UsageError):
+    """A file could not be written: full disk, read-only folder, quota. What was there before is whole."""
+
+
+class CheckpointError(UsageError):
+    """There are checkpoints, and none of them is good."""
+
+
+class ResumeMismatch(UsageError):
+    """The run to continue had another model, optimiser, class list, data or recipe."""
+
+
+class Interrupted(SoftlessError):
+    """A signal ended the run after its state was saved; `exit_code` is the shell's for that signal."""
+
+    def __init__(self, said: str, exit_code: int) -> None:
+        super().__init__(said)
+        self.exit_code = exit_code
+
+
 class PrecisionError(UsageError):
     """The output dtype cannot hold the answer at this number of tokens (design §2)."""
 

@@ -15,6 +15,7 @@ from softless.errors import SoftlessError, unknown
 VERBS = {
     "list": "softless.cli.list:list",
     "train": "softless.cli.train:train",
+    "runs": "softless.cli.runs:runs",
     "eval": "softless.cli.eval:eval",
     "predict": "softless.cli.predict:predict",
     "explain": "softless.cli.explain:explain",

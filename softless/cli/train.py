@@ -29,7 +29,7 @@ def train(
         data: folder of class folders, or .npz file, for recipes that take one.
         out: the run folder; runs/RECIPE by default.
         set: fields of the recipe as field=value, for example optim.lr=3e-4 schedule.epochs=30.
-        resume: continue the run in the folder after its last finished epoch.
+        resume: continue the run in the folder from its newest good checkpoint.
         overwrite: delete the run in the folder first.
         device: auto, cpu, cuda, cuda:1, mps.
         amp: compute in bfloat16 or float16 where that is safe.

@@ -5,6 +5,7 @@ augmentation draws its own randomness.
 """
 
 import random
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from softless.data.transforms import Pipeline
 from softless.errors import UsageError
 
 CACHE_BYTES = 512 * 2**20  # decoded images are kept up to this size, over all workers of a loader
+LEFT_OVER = 30  # seconds that a loader's process outlives a SIGTERM, if its parent does not end it
 _MASK = 2**64 - 1
 
 
@@ -102,18 +104,18 @@ class EpochOrder(Sampler[list[int]]):
         if n < batch:
             raise UsageError(f"batch_size={batch} is more than the {n} training images: set batch_size={n} or less")
         self.n, self.batch, self.seed, self.rank, self.world, self.repeats = n, batch, seed, rank, world, repeats
-        self.epoch = 0
+        self.epoch = self.start = 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """The epoch that the order derives from."""
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """The epoch that the order derives from, and the step at which the next pass starts: a resumed epoch has done some."""
+        self.epoch, self.start = epoch, start
 
     def __len__(self) -> int:
         return self.n // self.batch
 
     def __iter__(self) -> Iterator[list[int]]:
         order = self.positions()
-        for start in range(0, len(self) * self.batch, self.batch):
+        for start in range(self.start * self.batch, len(self) * self.batch, self.batch):
             yield order[start + self.rank : start + self.batch : self.world].tolist()
 
     def positions(self) -> np.ndarray:
@@ -133,11 +135,12 @@ class EpochLoader(DataLoader[Any]):
 
     positions: Sequence[int] = ()
 
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of the order and of the augmentations."""
-        for part in (self.batch_sampler, self.dataset):
-            if isinstance(part, EpochOrder | TransformedSamples):
-                part.set_epoch(epoch)
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Set the epoch of the order and of the augmentations, and the step at which the next pass starts."""
+        if isinstance(self.batch_sampler, EpochOrder):
+            self.batch_sampler.set_epoch(epoch, start)
+        if isinstance(self.dataset, TransformedSamples):
+            self.dataset.set_epoch(epoch)
 
 
 def train_loader(
@@ -207,7 +210,15 @@ def _loader(samples: Samples, transform: Pipeline, order: Any, seed: int, worker
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(seed),  # a loader otherwise draws from the caller's generator
+        worker_init_fn=_outlive_signals,
     )
+
+
+def _outlive_signals(_: int) -> None:
+    """A signal to the whole group of processes is the parent's: it saves its state and ends its loaders. One that is left over ends by itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LEFT_OVER))
 
 
 def _bytes(prepared: Any) -> int:

@@ -1,68 +1,97 @@
-"""The state of a run at the end of an epoch: written whole, read without running code, refused if it is another run's.
+"""The state of a run between two steps: everything that the next step depends on, refused if it is another run's.
 
-No generator state is stored: every epoch seeds its own from (seed, epoch, rank), and data and mixing derive from
-(seed, epoch, index) and (seed, epoch, step). So the next epoch is the same whether the run was interrupted or not.
+No generator state is stored: each step seeds its own from (seed, epoch, step, rank), and data and mixing derive from (seed, epoch, index) and
+(seed, epoch, step). So the next step is the same whether the run was interrupted or not, and whatever the number of loader workers.
 """
 
-from pathlib import Path
-from pickle import UnpicklingError
+import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from softless.errors import UsageError
-from softless.evaluation.run import fill
-from softless.training.run_folder import few, write_whole
+from softless.errors import ResumeMismatch
+from softless.training.run_folder import few
 
 if TYPE_CHECKING:
     from softless.training.setup import Run
 
 
 def save(run: "Run") -> None:
-    """Write checkpoint.pt after the epoch `run.epoch - 1`."""
-    state = {
+    """Write the state after `run.step` steps of epoch `run.epoch`."""
+    place = (run.updates, run.epoch)
+    if run.saved != place:
+        run.checkpoints.save(state(run), place, {"epoch_step": run.step, "versions": versions()})
+    run.saved, run.saved_at = place, time.monotonic()
+
+
+def state(run: "Run") -> dict[str, Any]:
+    """All that a continued run needs."""
+    return {
         "model": run.model.state_dict(),
         "ema": None if run.ema is None else run.ema.module.state_dict(),
         "optimizer": run.optimizer.state_dict(),
         "scheduler": run.scheduler.state_dict(),
         "scaler": run.scaler.state_dict(),
         "epoch": run.epoch,
+        "step": run.step,
         "updates": run.updates,
+        "partial": vars(run.partial),
+        "left_out": sorted(run.left_out),
         "best": run.best,
+        "best_weights": run.best_weights,
         "classes": list(run.splits.classes),
         "fingerprint": run.splits.fingerprint,
     }
-    write_whole(run.folder.path / "checkpoint.pt", lambda path: torch.save(state, path))
 
 
-def restore(run: "Run") -> None:
-    """Continue from checkpoint.pt.
+def restore(run: "Run", stored: Mapping[str, Any]) -> None:
+    """Put the run where the state was taken.
 
     Raises:
-        UsageError: unreadable, or of another model, class list or data.
+        ResumeMismatch: the state is of another model, optimiser, class list or data.
     """
-    path = run.folder.path / "checkpoint.pt"
-    state = read(path)
-    fill(run.model, state["model"], path)
-    if state["classes"] != list(run.splits.classes):
-        both = set(state["classes"]) ^ set(run.splits.classes)
-        raise UsageError(f"cannot resume {path}: the data has other classes ({few(sorted(both)) or 'another order'})")
-    if state["fingerprint"] != run.splits.fingerprint:
-        keys = [key for key, value in state["fingerprint"].items() if run.splits.fingerprint.get(key) != value]
-        raise UsageError(f"cannot resume {path}: the data changed since ({few(keys) or 'new entries'})")
+    where = run.checkpoints.folder
+    if stored["classes"] != list(run.splits.classes):
+        both = set(stored["classes"]) ^ set(run.splits.classes)
+        raise ResumeMismatch(
+            f"cannot resume from {where}: the data has other classes ({few(sorted(both)) or 'another order'})"
+        )
+    if stored["fingerprint"] != run.splits.fingerprint:
+        keys = [key for key, value in stored["fingerprint"].items() if run.splits.fingerprint.get(key) != value]
+        raise ResumeMismatch(f"cannot resume from {where}: the data changed since ({few(keys) or 'new entries'})")
+    _check_tensors(run, stored["model"], where)
+    if (run.ema is None) != (stored["ema"] is None):
+        raise ResumeMismatch(f"cannot resume from {where}: one of the runs averages its weights and the other does not")
+    run.model.load_state_dict(stored["model"])
     if run.ema is not None:
-        run.ema.module.load_state_dict(state["ema"])
-    run.optimizer.load_state_dict(state["optimizer"])
-    run.scheduler.load_state_dict(state["scheduler"])
-    run.scaler.load_state_dict(state["scaler"])
-    run.epoch, run.updates, run.best = state["epoch"], state["updates"], state["best"]
-
-
-def read(path: Path) -> dict[str, Any]:
-    """The stored state; only tensors, numbers, texts and containers are accepted."""
+        run.ema.module.load_state_dict(stored["ema"])
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UsageError(f"cannot read the checkpoint {path}: {first}; start anew with --overwrite") from error
-    return state
+        run.optimizer.load_state_dict(stored["optimizer"])
+    except (ValueError, KeyError) as error:
+        raise ResumeMismatch(f"cannot resume from {where}: the optimiser is another one ({error})") from error
+    run.scheduler.load_state_dict(stored["scheduler"])
+    run.scaler.load_state_dict(stored["scaler"])
+    run.epoch, run.step, run.updates = stored["epoch"], stored["step"], stored["updates"]
+    vars(run.partial).update(stored["partial"])
+    run.left_out = {tuple(place) for place in stored["left_out"]}
+    run.best, run.best_weights = stored["best"], stored["best_weights"]
+    run.saved = (run.updates, run.epoch)
+
+
+def versions() -> dict[str, str]:
+    """Of what decides a run's numbers."""
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("softless", "torch", "timm")}
+
+
+def _check_tensors(run: "Run", stored: Mapping[str, Any], where: Any) -> None:
+    own = run.model.state_dict()
+    wrong = [f"{name} is missing" for name in own if name not in stored]
+    wrong += [f"{name} is unknown" for name in stored if name not in own]
+    wrong += [
+        f"{name} has shape {tuple(stored[name].shape)}, the model {tuple(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in stored and stored[name].shape != tensor.shape
+    ]
+    if wrong:
+        raise ResumeMismatch(f"cannot resume from {where}: it is another model's ({few(wrong)})")

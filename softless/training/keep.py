@@ -10,17 +10,18 @@ from torch import Tensor
 
 from softless.errors import DivergedError, UsageError
 from softless.evaluation import Evaluation
-from softless.evaluation.run import read_weights
 from softless.training import checkpoint
+from softless.training.best import take_best
+from softless.training.durable import write_whole
 from softless.training.result import Result
-from softless.training.run_folder import BEST, PREDICTIONS, RESULT, WEIGHTS, write_whole
-from softless.training.setup import Run, rebuild_facts
+from softless.training.run_folder import PREDICTIONS, RESULT
+from softless.training.setup import Run
 
 
 def epoch(run: Run, line: dict[str, Any]) -> None:
-    """Log the epoch, keep its weights if they are the best, then the whole state.
+    """Log the epoch, keep its weights if they are the best, then the whole state with the next epoch's start.
 
-    The state comes last: a crash before it repeats the epoch, which writes the same line and the same weights again.
+    The state comes last: a crash before it repeats the end of the epoch, which writes the same line and the same weights again.
     """
     run.folder.log(line)
     candidate = score(run, line)
@@ -31,7 +32,7 @@ def epoch(run: Run, line: dict[str, Any]) -> None:
         )
     if better(candidate, run.best):
         run.best = candidate
-        _save_best(run)
+        take_best(run)
     checkpoint.save(run)
 
 
@@ -60,26 +61,17 @@ def _rank(found: dict[str, Any]) -> tuple[float, float]:
     return sign * found["value"], -found["loss"]
 
 
-def _save_best(run: Run) -> None:
-    from safetensors.torch import save_file
-
-    source = run.ema.module if run.ema is not None and run.recipe.ema_evaluate else run.model
-    state = {name: value.detach().cpu().contiguous().clone() for name, value in source.state_dict().items()}
-    write_whole(run.folder.path / WEIGHTS, lambda path: save_file(state, path))
-    run.folder.write_json(BEST, {**(run.best or {}), **rebuild_facts(run)})
-
-
 def best_weights(run: Run) -> dict[str, Tensor]:
     """The weights of the best epoch.
 
     Raises:
         DivergedError: no epoch had a finite validation loss.
     """
-    if run.best is None:
+    if run.best is None or run.best_weights is None:
         raise DivergedError(
             f"no epoch of {run.folder.path} has a finite validation loss: nothing can be chosen. Try a lower optim.lr or amp=none"
         )
-    return read_weights(run.folder.path / WEIGHTS)
+    return run.best_weights
 
 
 def result(run: Run, outcome: Evaluation | None) -> Result:

@@ -1,27 +1,32 @@
 """Training, as an algorithm: set up; per epoch train, validate, keep; at the end test the best epoch once."""
 
-import math
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from softless.errors import DivergedError
+from softless.errors import DataError, DivergedError, Interrupted
 from softless.evaluation import evaluate
 from softless.evaluation.evaluate import autocast
-from softless.training import keep
+from softless.training import checkpoint, keep
+from softless.training.faults import Rewind, Seen, buffers, judge, leave_out
 from softless.training.progress import Progress
 from softless.training.recipe import Recipe
 from softless.training.result import Result, stored
 from softless.training.run_folder import RunFolder
 from softless.training.scalars import Scalars
-from softless.training.setup import Run, set_up, share
+from softless.training.setup import Partial, Run, continue_newest, set_up, share
+from softless.training.signals import Signals, Stop
 from softless.training.world import join
 
-PATIENCE = 20  # steps in a row that the float16 scaler may leave out before the run counts as diverged
+LOADER = "DataLoader worker"  # how torch's message of a dead one begins
 
 
 def fit(
@@ -35,49 +40,107 @@ def fit(
 ) -> Result:
     """Train a recipe and leave everything in its run folder; under torchrun, as one of its processes.
 
-    The best epoch is chosen on the validation split; the test split is read once, at the end. On the same CPU and software
-    a run that was interrupted and resumed equals, bit for bit, one that was not.
+    The best epoch is chosen on the validation split; the test split is read once, at the end. The whole state is kept at the end of every
+    epoch and as `recipe.save` says; SIGTERM and SIGINT save it too. On the same CPU and software a run that was interrupted
+    anywhere and resumed equals, bit for bit, one that was not.
 
     Args:
         recipe: the run.
         run_dir: its folder, made if missing.
-        resume: continue from the last finished epoch; a finished run is returned as it is.
+        resume: continue from the newest good checkpoint; a finished run is returned as it is.
         overwrite: delete the run that the folder holds.
         device: auto (cuda, mps or cpu, whichever is there), or a name.
         progress: show a bar, or lines where stderr is no terminal.
 
     Raises:
-        UsageError: the recipe, the folder or the data cannot be used (DataError), or its checkpoint is another run's.
+        UsageError: the recipe, the folder or the data (DataError) cannot be used, another process trains in the folder, it cannot be
+            written (StorageError), its checkpoint is another run's (ResumeMismatch), or none is good (CheckpointError).
         DivergedError: loss or gradient is not finite; the last and best states on disk are from before.
+        Interrupted: a signal came; the state is saved, and the error's exit_code is 143 or 130.
     """
     folder = RunFolder(Path(run_dir))
-    with join(device, recipe.threads) as world:
+    with join(device, recipe.threads) as world, Signals() as signals:
         world.first(lambda: folder.check(recipe, resume=resume, overwrite=overwrite))
         finished = world.first(lambda: stored(folder)) if resume else None
         if finished is not None:
             return finished
-        run = set_up(recipe, folder.path, world, resume=resume, overwrite=overwrite)
-        show = progress and world.is_first
-        with Progress(run.epochs, len(run.loader), run.epoch, show=show) as bar, Scalars(run) as scalars:
-            while run.epoch < run.epochs:
-                line = run_epoch(run, bar)
+        try:
+            run = set_up(recipe, folder.path, world, signals, resume=resume, overwrite=overwrite)
+        except Stop as stop:
+            raise Interrupted("a signal came before the first step: there was nothing to save", 128 + (signals.received or signal.SIGTERM)) from stop  # fmt: skip
+        with ended(run):
+            try:
+                return train(run, progress=progress)
+            except Stop:
+                leave(run)
+
+
+@contextmanager
+def ended(run: Run) -> Iterator[None]:
+    """However the run ends, its folder says so and is given back."""
+    state, said = "finished", ""
+    try:
+        yield
+    except BaseException as error:
+        states = {Interrupted: "stopped", DivergedError: "diverged"}
+        state, said = next((name for kind, name in states.items() if isinstance(error, kind)), "failed"), str(error)
+        raise
+    finally:
+        if run.claim is not None:
+            run.claim.end(state, said, epoch=run.epoch, epochs=run.epochs)
+
+
+def train(run: Run, *, progress: bool) -> Result:
+    """The epochs that are left, and the test."""
+    show = progress and run.world.is_first
+    if run.recipe.divergence.policy == "rewind" and run.saved is None:
+        run.world.first(lambda: checkpoint.save(run))
+    with Progress(run.epochs, len(run.loader), run.updates, show=show) as bar, Scalars(run) as scalars:
+        while run.epoch < run.epochs:
+            line = run_epoch_or_rewind(run, bar)
+            if line is not None:
                 bar.epoch(line["epoch"], keep.summary(run, line))
                 scalars.write(line)
+    with run.rest():
         return finish(run)
 
 
+def run_epoch_or_rewind(run: Run, bar: Progress) -> dict[str, Any] | None:
+    """An epoch's line, or None where the run went back to its last checkpoint.
+
+    Raises:
+        DataError: a process that loads images died; torch says so in the middle of whatever runs, so the last checkpoint stands.
+    """
+    try:
+        return run_epoch(run, bar)
+    except Rewind:
+        rewind(run)
+        return None
+    except RuntimeError as error:
+        if LOADER not in str(error):
+            raise
+        raise DataError(
+            f"a process that loads images died at step {run.step + 1} of epoch {run.epoch + 1} ({str(error).splitlines()[0]}): it was killed, often "
+            "for want of memory; continue with --resume and fewer data.workers"
+        ) from error
+
+
 def run_epoch(run: Run, bar: Progress) -> dict[str, Any]:
-    """Train one epoch, validate, keep what was reached; returns the epoch's line of the log."""
-    start = time.perf_counter()
-    line: dict[str, Any] = {"epoch": run.epoch, **train_epoch(run, bar)}
-    with bar.paused():
+    """Train what is left of an epoch, validate, keep what was reached; returns the epoch's line of the log."""
+    start = time.perf_counter() - run.partial.seconds
+    line: dict[str, Any] = {"epoch": run.epoch, **train_epoch(run, bar, start)}
+    with bar.paused(), run.rest():
         line["val"] = validate(run, run.model)
         if run.ema is not None and run.recipe.ema_evaluate:
             line["val_ema"] = validate(run, run.ema.module)
     line["seconds"] = time.perf_counter() - start
     move_plateau(run, line)
-    run.epoch += 1
+    run.epoch, run.step, run.partial = run.epoch + 1, 0, Partial()
+    if run.recipe.divergence.policy == "rewind":
+        run.faults = 0
     run.world.first(lambda: keep.epoch(run, line))
+    if run.signals.received is not None and run.world.size == 1:
+        raise Stop
     return line
 
 
@@ -86,23 +149,51 @@ def validate(run: Run, model: nn.Module) -> dict[str, Any]:
     return evaluate(model, run.val_loader, run.splits.classes, amp=run.recipe.amp, label="validating").summary()
 
 
-def train_epoch(run: Run, bar: Progress) -> dict[str, float]:
-    """One pass over the training split."""
-    run.seed_epoch()
-    run.loader.set_epoch(run.epoch)
+def train_epoch(run: Run, bar: Progress, start: float) -> dict[str, float]:
+    """The steps that are left of a pass over the training split."""
+    run.loader.set_epoch(run.epoch, run.step)
     run.parallel.train()
-    total, rate, start = 0.0, 0.0, time.perf_counter()
-    for step, (images, targets) in enumerate(run.loader):
-        lr = max(group["lr"] for group in run.optimizer.param_groups)
-        loss = train_step(run, images, targets, step)
-        total += loss
-        rate = (step + 1) * run.recipe.batch_size / (time.perf_counter() - start)
-        bar.step(run.epoch, step, loss, lr, rate)
-    return {"train_loss": total / len(run.loader), "lr": lr, "images_per_second": rate}
+    first, began, rate = run.step, time.perf_counter(), 0.0
+    for images, targets in batches(run):
+        step, lr = run.step, max(group["lr"] for group in run.optimizer.param_groups)
+        seen = train_step(run, images, targets, step)
+        run.partial.loss += seen.loss
+        run.partial.lr, run.partial.seconds = lr, time.perf_counter() - start
+        rate = (run.step - first) * run.recipe.batch_size / (time.perf_counter() - began)
+        bar.step(run.epoch, step, seen.loss, lr, rate)
+        if seen.stop:
+            raise Stop
+        if seen.save:
+            run.world.first(lambda: checkpoint.save(run))
+    taken = len(run.loader) - sum(epoch == run.epoch for epoch, _ in run.left_out)
+    return {"train_loss": run.partial.loss / max(taken, 1), "lr": run.partial.lr, "images_per_second": rate}
 
 
-def train_step(run: Run, images: Tensor, targets: Tensor, step: int) -> float:
-    """Forward, backward, and the update if loss and gradient are finite; returns the loss over all ranks."""
+def batches(run: Run) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches that are left of the epoch. A signal may come while one is awaited."""
+    source: Iterator[tuple[Tensor, Tensor]] | None = None
+    while True:
+        try:
+            with run.rest():
+                source = source or iter(run.loader)
+                batch = next(source, None)
+        except RuntimeError as error:
+            if LOADER in str(error):
+                time.sleep(0.2)  # a signal to all processes may reach a loader first
+                if run.signals.received is not None:
+                    raise Stop from error
+            raise
+        if batch is None:
+            return
+        yield batch
+
+
+def train_step(run: Run, images: Tensor, targets: Tensor, step: int) -> Seen:
+    """Forward, backward, and the update if loss and gradient are finite; what was seen is the same on all ranks."""
+    run.seed_step(step)
+    if (run.epoch, step) in run.left_out:
+        return moved_on(run, look(run, None, None))
+    before = buffers(run)
     images = images.to(run.device, non_blocking=True)
     targets = targets.to(run.device, non_blocking=True)
     images, targets = run.task.mix(images, targets, epoch=run.epoch, step=step)
@@ -111,14 +202,25 @@ def train_step(run: Run, images: Tensor, targets: Tensor, step: int) -> float:
     run.optimizer.zero_grad(set_to_none=True)
     run.scaler.scale(loss).backward()
     run.scaler.unscale_(run.optimizer)
-    value = checked(run, loss, clip(run), step)
-    run.scaler.step(run.optimizer)
-    run.scaler.update()
+    seen = look(run, loss, clip(run))
+    if judge(run, seen, step):
+        run.scaler.step(run.optimizer)
+        run.scaler.update()
+        if run.ema is not None:
+            run.ema.update(run.model)
+    else:
+        leave_out(run, before)
+        run.left_out.add((run.epoch, step))
+        seen = replace(seen, loss=0.0)
+    return moved_on(run, seen)
+
+
+def moved_on(run: Run, seen: Seen) -> Seen:
+    """The step is done, taken or left out."""
     run.updates += 1
+    run.step += 1
     run.scheduler.step_update(run.updates)
-    if run.ema is not None:
-        run.ema.update(run.model)
-    return value
+    return seen
 
 
 def clip(run: Run) -> Tensor:
@@ -130,21 +232,40 @@ def clip(run: Run) -> Tensor:
     return norm
 
 
-def checked(run: Run, loss: Tensor, norm: Tensor, step: int) -> float:
-    """The loss as a number; raises before the optimiser moves if it, or the gradient, is not finite.
+def look(run: Run, loss: Tensor | None, norm: Tensor | None) -> Seen:
+    """Loss and gradient over all ranks, and whether one of them wants to save or to stop, in one exchange."""
+    wishes = (float(due(run)), float(run.signals.received is not None))
+    mine = torch.tensor([0.0, *wishes], device=run.device)
+    if loss is not None:
+        mine[0] = loss.detach().float()
+    length = torch.zeros((), device=run.device) if norm is None else norm.float()
+    value, save, stop, found = torch.cat([run.world.mean(mine), length.reshape(1)]).tolist()
+    return Seen(value, found, save > 0, stop > 0)
 
-    A float16 gradient may overflow: the scaler then leaves the step out and halves its scale.
-    """
-    value, length = torch.stack([run.world.mean(loss.detach().float()), norm.float()]).tolist()
-    overflow = run.scaler.is_enabled() and not math.isfinite(length)
-    run.skipped = run.skipped + 1 if overflow else 0
-    if math.isfinite(value) and (math.isfinite(length) or (overflow and run.skipped <= PATIENCE)):
-        return float(value)
-    what = f"loss is {value}" if not math.isfinite(value) else f"gradient norm is {length}"
-    raise DivergedError(
-        f"{what} at step {step + 1} of epoch {run.epoch + 1} (lr {run.optimizer.param_groups[0]['lr']:.2e}); nothing of "
-        f"this step was kept, the states in {run.folder.path} are from before. Try a lower optim.lr, optim.clip_grad=1, "
-        "or amp=none"
+
+def due(run: Run) -> bool:
+    """Whether this process wants a checkpoint after the step under way."""
+    spec = run.recipe.save
+    by_steps = spec.every_steps is not None and (run.updates + 1) % spec.every_steps == 0
+    by_time = spec.every_seconds is not None and time.monotonic() - run.saved_at > spec.every_seconds
+    return run.world.is_first and (by_steps or by_time)
+
+
+def rewind(run: Run) -> None:
+    """Back to the last checkpoint, with the step that was not finite marked to be left out."""
+    left_out, faults = run.left_out | {(run.epoch, run.step)}, run.faults
+    continue_newest(run)
+    run.left_out, run.faults, run.skipped = left_out, faults, 0
+    run.world.first(lambda: run.folder.rewind_log(run.epoch))
+
+
+def leave(run: Run) -> NoReturn:
+    """Save where the run stands and end it, as the signal asked."""
+    run.world.first(lambda: checkpoint.save(run))
+    number = run.signals.received or signal.SIGTERM  # of another rank
+    raise Interrupted(
+        f"{number.name} at step {run.step} of epoch {min(run.epoch + 1, run.epochs)}: the state is saved in {run.checkpoints.folder}; continue with --resume",
+        128 + number,
     )
 
 

@@ -17,7 +17,7 @@ class Progress:
     Args:
         epochs: of the whole run.
         steps: per epoch.
-        first: the epoch at which this process starts (a resumed run starts later).
+        first: steps that were done before this process (a resumed run starts later).
         show: False shows nothing.
         stream: stderr by default, so that stdout stays for results.
     """
@@ -32,7 +32,7 @@ class Progress:
 
     def __enter__(self) -> "Progress":  # noqa: PYI034 - typing.Self is younger than Python 3.10
         if self.show and self.stream.isatty():
-            self.bar, self.task = _rich_bar(self.stream, self.epochs * self.steps, self.first * self.steps)
+            self.bar, self.task = _rich_bar(self.stream, self.epochs * self.steps, self.first)
         return self
 
     def __exit__(
@@ -48,7 +48,7 @@ class Progress:
             return
         self.last = now
         done = epoch * self.steps + step + 1
-        text = f"epoch {epoch + 1}/{self.epochs}  loss {loss:.3f}  lr {lr:.1e}  {images_per_second:,.0f} images/s"
+        text = f"epoch {epoch + 1}/{self.epochs}  loss {loss:.3f}  lr {lr:.1e}  {images_per_second:,.0f} images/s  {memory()}"
         if self.bar is None:
             self._line(f"{text}  step {step + 1}/{self.steps}  {self._left(done)}")
         else:
@@ -77,13 +77,27 @@ class Progress:
             self.bar.start()
 
     def _left(self, done: int) -> str:
-        passed = done - self.first * self.steps
+        passed = done - self.first
         seconds = (self.last - self.start) * (self.epochs * self.steps - done) / max(passed, 1)
         return f"{clock(seconds)} left"
 
     def _line(self, text: str) -> None:
         self.stream.write(text + "\n")
         self.stream.flush()
+
+
+def memory() -> str:
+    """The most memory that this process has held: on the GPU where there is one, otherwise resident."""
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB on the GPU"
+    try:
+        import resource
+    except ImportError:  # Windows
+        return ""
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kibibytes elsewhere
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.1f} GiB"
 
 
 def clock(seconds: float) -> str:

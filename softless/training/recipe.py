@@ -98,6 +98,27 @@ class ScheduleSpec:
 
 
 @dataclass(frozen=True)
+class SaveSpec:
+    """When the whole state is written, beside the end of every epoch; no number of the run depends on it."""
+
+    every_seconds: float | None = 600.0
+    every_steps: int | None = None
+    keep: int = 2  # checkpoints
+
+
+@dataclass(frozen=True)
+class DivergenceSpec:
+    """What happens when a loss or a gradient is not finite; it never reaches optimiser, average, last or best.
+
+    stop ends the run. skip leaves the step out, at most `patience` in a row. rewind goes back to the last checkpoint and leaves that step out
+    when it comes again, at most `patience` times without an epoch between.
+    """
+
+    policy: Literal["stop", "skip", "rewind"] = "stop"
+    patience: int = 3
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One run, complete. `quick` is the same run on generated data with a small model and two steps."""
 
@@ -108,6 +129,8 @@ class Recipe:
     augment: AugmentSpec = field(default_factory=AugmentSpec)
     optim: OptimSpec = field(default_factory=OptimSpec)
     schedule: ScheduleSpec = field(default_factory=ScheduleSpec)
+    save: SaveSpec = field(default_factory=SaveSpec)
+    divergence: DivergenceSpec = field(default_factory=DivergenceSpec)
     batch_size: int = 1024  # global: over all ranks
     drop_path: float = 0.0
     ema_decay: float | None = None

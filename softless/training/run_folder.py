@@ -1,28 +1,37 @@
-"""The folder a run leaves: which files it holds, who may write into it, and how a file is written whole or not at all."""
+"""The folder a run leaves: which files it holds, and who may write into it."""
 
 import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from softless.errors import UsageError
+from softless.errors import CheckpointError, ResumeMismatch, StorageError, UsageError
+from softless.training.durable import size, storage_error, write_whole
 from softless.training.recipe import Recipe
 
 RECIPE, CLASSES, LOG = "recipe.json", "classes.json", "log.jsonl"
-CHECKPOINT, WEIGHTS, BEST = "checkpoint.pt", "best.safetensors", "best.json"
+CHECKPOINTS, WEIGHTS, BEST = "checkpoints", "best.safetensors", "best.json"
+DUMPS = "diverged-*.json"
 RESULT, PREDICTIONS, REPORT, SCALARS = "result.json", "predictions.npz", "report.html", "tensorboard"
-FILES = (RECIPE, CLASSES, LOG, CHECKPOINT, WEIGHTS, BEST, RESULT, PREDICTIONS, REPORT)
+STATE, LOCK = "state.json", "lock"
+FILES = (RECIPE, CLASSES, LOG, WEIGHTS, BEST, RESULT, PREDICTIONS, REPORT, STATE)
+FOLDERS = (CHECKPOINTS, SCALARS)
 
 MAY_CHANGE = frozenset({
     "data.path",
     "data.workers",
     "threads",
+    "save.every_steps",
+    "save.every_seconds",
+    "save.keep",
+    "divergence.policy",
+    "divergence.patience",
 })  # fields that a resumed run may set anew: no number moves
-COPIES = 10  # disk needed, in parameter bytes: two checkpoints (weights, average, two moments) and two best weights
+COPIES = 5  # of the parameters in one checkpoint: weights, average, two moments, best weights
 _log = logging.getLogger("softless.training")
 
 
@@ -43,7 +52,7 @@ class RunFolder:
             raise UsageError("resume continues the run in the folder, overwrite deletes it: choose one")
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"run folder {self.path} is a file: choose another --out")
-        held = any(self.has(name) for name in FILES)
+        held = any(self.has(name) for name in (*FILES, CHECKPOINTS))
         if held and resume:
             self._check_same(recipe)
         elif held and not overwrite:
@@ -54,21 +63,41 @@ class RunFolder:
         elif resume:
             _log.warning("nothing to resume in %s: the run starts at its first epoch", self.path)
 
-    def open(self, parameter_bytes: int, *, overwrite: bool = False) -> None:
-        """Make the folder if it is missing, with room for the checkpoints; delete the run it held if that was asked."""
-        if overwrite:
-            for name in FILES:
-                (self.path / name).unlink(missing_ok=True)
-            shutil.rmtree(self.path / SCALARS, ignore_errors=True)
+    def make(self) -> None:
+        """Make the folder if it is missing, and try that files can be written there.
+
+        Raises:
+            StorageError: it cannot be made or written.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UsageError(
+            raise StorageError(
                 f"cannot make the run folder {self.path}: {error.strerror}; choose another --out"
             ) from error
-        needed, free = COPIES * parameter_bytes, shutil.disk_usage(self.path).free
+        for name in FILES:  # what a killed process left half written
+            (self.path / f"{name}.tmp").unlink(missing_ok=True)
+        write_whole(self.path / "trial", lambda path: path.write_bytes(b"x" * 4096))
+        (self.path / "trial").unlink()
+
+    def clear(self) -> None:
+        """Delete the run that the folder holds, and nothing else."""
+        for name in FILES:
+            (self.path / name).unlink(missing_ok=True)
+        for path in self.path.glob(DUMPS):
+            path.unlink()
+        for name in FOLDERS:
+            shutil.rmtree(self.path / name, ignore_errors=True)
+
+    def check_room(self, parameter_bytes: int, keep: int) -> None:
+        """Whether the disk has room for the checkpoints.
+
+        Raises:
+            StorageError: it has not.
+        """
+        needed, free = ((keep + 1) * COPIES + 2) * parameter_bytes, shutil.disk_usage(self.path).free
         if free < needed:
-            raise UsageError(
+            raise StorageError(
                 f"run folder {self.path} needs about {size(needed)} for checkpoints and its disk has {size(free)} "
                 "free: make room or choose another --out"
             )
@@ -84,9 +113,19 @@ class RunFolder:
         return (self.path / name).exists()
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """Append one epoch to the log."""
-        with (self.path / LOG).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        """Append one epoch to the log; it is on disk afterwards.
+
+        Raises:
+            StorageError: the disk is full or the file cannot be written.
+        """
+        text = json.dumps(line) + "\n"
+        try:
+            with (self.path / LOG).open("a", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise storage_error(self.path / LOG, error, len(text)) from error
 
     def epochs(self) -> list[dict[str, Any]]:
         """The logged epochs, in order."""
@@ -98,10 +137,18 @@ class RunFolder:
         """Drop what was logged from `epoch` on: an epoch whose checkpoint was not written runs again.
 
         A last line cut short by a crash is such an epoch too.
+
+        Raises:
+            CheckpointError: epochs before it are missing.
         """
         if not self.has(LOG):
             return
         lines = (self.path / LOG).read_text(encoding="utf-8").splitlines(keepends=True)
+        if len(lines) < epoch:
+            raise CheckpointError(
+                f"cannot resume {self.path}: its {LOG} has {len(lines)} lines and {epoch} epochs are done; bring it back from a backup, "
+                "or start anew with --overwrite"
+            )
         kept = "".join(lines[:epoch])
         write_whole(self.path / LOG, lambda path: path.write_text(kept, encoding="utf-8"))
 
@@ -115,7 +162,7 @@ class RunFolder:
             raise UsageError(f"cannot resume {self.path}: its recipe.json is missing; start anew with --overwrite")
         changed = differences(self.read_json(RECIPE), as_json(recipe))
         if changed:
-            raise UsageError(
+            raise ResumeMismatch(
                 f"cannot resume {self.path}: its recipe differs in {few(changed)}; give the same fields, or another --out"
             )
 
@@ -128,7 +175,10 @@ def as_json(recipe: Recipe) -> dict[str, Any]:
 
 def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
     """`optim.lr (0.001 there, 0.002 asked)` for each field of `asked` that differs and matters."""
-    there, here = _flat(stored), _flat(asked)
+    there, here = (
+        _flat(as_json(Recipe("", ""))) | _flat(stored),
+        _flat(asked),
+    )  # what an older softless did not have is at its default
     heads = {name.split(".")[0] for name in here}
     names = [name for name in {**here, **there} if name.split(".")[0] in heads and name not in MAY_CHANGE]
     missing = "unset"
@@ -151,25 +201,3 @@ def few(items: Iterable[str], show: int = 10) -> str:
     listed = list(items)
     rest = f" and {len(listed) - show} more" if len(listed) > show else ""
     return ", ".join(listed[:show]) + rest
-
-
-def size(count: int) -> str:
-    """Bytes for people."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
-
-
-def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write beside, flush to disk, rename: a reader sees the old file or the new one, never half of one.
-
-    Raises:
-        UsageError: the disk is full or the folder cannot be written; the old file stays.
-    """
-    beside = path.with_name(path.name + ".tmp")
-    try:
-        write(beside)
-        with beside.open("rb") as file:
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error

@@ -2,25 +2,42 @@
 
 import os
 import platform
-from dataclasses import dataclass
+import time
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from softless.data import EpochLoader, Samples, Splits, build_transforms, eval_loader, open_splits, train_loader
+from softless.data.loader import mix
+from softless.errors import CheckpointError
 from softless.tasks import Classification
 from softless.training import checkpoint, optim
-from softless.training.model import build_model, model_args
+from softless.training.best import write_best
+from softless.training.claim import Claim
+from softless.training.model import build_model
 from softless.training.recipe import Recipe
-from softless.training.run_folder import CHECKPOINT, CLASSES, RECIPE, RunFolder, as_json
+from softless.training.run_folder import CHECKPOINTS, CLASSES, RECIPE, RunFolder, as_json
+from softless.training.signals import Signals
+from softless.training.store import Checkpoints
 from softless.training.world import World
 
 if TYPE_CHECKING:
     from timm.scheduler.scheduler import Scheduler
     from timm.utils import ModelEmaV3
+
+
+@dataclass
+class Partial:
+    """What the log will say of the epoch under way."""
+
+    loss: float = 0.0  # summed over its steps
+    lr: float = 0.0  # of its last step
+    seconds: float = 0.0  # spent on it by processes before this one
 
 
 @dataclass
@@ -41,34 +58,61 @@ class Run:
     loader: EpochLoader
     val_loader: EpochLoader
     epochs: int
-    epoch: int = 0  # the next one
-    updates: int = 0
+    signals: Signals
+    checkpoints: Checkpoints
+    claim: Claim | None = None  # of the first rank
+    epoch: int = 0  # the one under way
+    step: int = 0  # steps done of it
+    updates: int = 0  # steps done in all
+    partial: Partial = field(default_factory=Partial)
     skipped: int = 0  # steps in a row that the float16 scaler left out
+    faults: int = 0  # steps in a row that were left out because they were not finite, or rewinds since the last epoch
+    left_out: set[tuple[int, int]] = field(default_factory=set)  # (epoch, step) that a rewind left out
     best: dict[str, Any] | None = None
+    best_weights: dict[str, Tensor] | None = None  # on the processor
+    saved: tuple[int, int] | None = None  # (updates, epoch) of the last checkpoint
+    saved_at: float = field(default_factory=time.monotonic)
 
     @property
     def device(self) -> torch.device:
         return self.world.device
 
-    def seed_epoch(self) -> None:
-        """Dropout and stochastic depth draw from (seed, epoch, rank)."""
-        key = np.random.SeedSequence((self.recipe.seed, self.epoch, self.world.rank)).generate_state(1, np.uint64)
-        torch.manual_seed(int(key[0] >> np.uint64(1)))
+    def seed_step(self, step: int) -> None:
+        """Dropout and stochastic depth draw from (seed, epoch, step, rank)."""
+        torch.manual_seed(mix(self.recipe.seed, self.epoch, step, self.world.rank) >> 1)
+
+    def rest(self) -> AbstractContextManager[None]:
+        """A stretch in which nothing of the state moves, so that a signal may break it off."""
+        return self.signals.interruptible(alone=self.world.size == 1)
 
 
-def set_up(recipe: Recipe, path: Path, world: World, *, resume: bool, overwrite: bool) -> Run:
+def set_up(recipe: Recipe, path: Path, world: World, signals: Signals, *, resume: bool, overwrite: bool) -> Run:
     """Open the data, build the model, take the folder; continue from its checkpoint if `resume`.
 
     Nothing in the folder is touched before data and model are known to be usable.
     """
-    folder = RunFolder(path)
+    with signals.interruptible(alone=world.size == 1):
+        run = _made(recipe, RunFolder(path), world, signals)
+    world.first(lambda: _take(run, overwrite=overwrite))
+    try:
+        if resume:
+            continue_newest(run)
+        world.first(lambda: _describe(run))
+    except BaseException as error:
+        if run.claim is not None:
+            run.claim.end("failed", str(error))
+        raise
+    return run
+
+
+def _made(recipe: Recipe, folder: RunFolder, world: World, signals: Signals) -> Run:
     splits = open_splits(recipe.data, recipe.seed)
     task = Classification(recipe, splits.classes, np.bincount(splits.train.targets, minlength=len(splits.classes)))
     model = build_model(recipe, len(splits.classes), splits.in_chans).to(world.device)
     optimizer = optim.optimizer(recipe, model)
     loader = _train_loader(recipe, splits, world)
     scheduler, epochs = optim.scheduler(recipe, optimizer, len(loader))
-    run = Run(
+    return Run(
         recipe=recipe,
         folder=folder,
         world=world,
@@ -83,13 +127,41 @@ def set_up(recipe: Recipe, path: Path, world: World, *, resume: bool, overwrite:
         loader=loader,
         val_loader=share(recipe, splits, splits.val, world),
         epochs=epochs,
+        signals=signals,
+        checkpoints=Checkpoints(folder.path / CHECKPOINTS, recipe.save.keep),
     )
-    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    world.first(lambda: folder.open(size, overwrite=overwrite))
-    if resume and world.first(lambda: folder.has(CHECKPOINT)):
-        checkpoint.restore(run)
-    world.first(lambda: _describe(run))
-    return run
+
+
+def continue_newest(run: Run) -> bool:
+    """Put the run where its newest good checkpoint is; whether there is one.
+
+    Raises:
+        CheckpointError: none of those that are there is good, or the ranks do not see the same.
+        ResumeMismatch: it is another run's.
+    """
+    stored = run.checkpoints.newest()
+    if stored is not None:
+        checkpoint.restore(run, stored)
+    if run.world.first(lambda: run.updates) != run.updates:
+        raise CheckpointError(
+            f"the processes of this run see different checkpoints in {run.checkpoints.folder}: give them one folder"
+        )
+    return stored is not None
+
+
+def _take(run: Run, *, overwrite: bool) -> None:
+    """Take the folder, with room for the checkpoints; delete the run it held if that was asked."""
+    run.folder.make()
+    run.claim = Claim.take(run.folder.path)
+    try:
+        if overwrite:
+            run.folder.clear()
+        run.checkpoints.sweep()
+        size = sum(parameter.numel() * parameter.element_size() for parameter in run.model.parameters())
+        run.folder.check_room(size, run.checkpoints.keep)
+    except BaseException as error:
+        run.claim.end("failed", str(error))
+        raise
 
 
 def share(recipe: Recipe, splits: Splits, samples: Samples, world: World) -> EpochLoader:
@@ -114,31 +186,12 @@ def _train_loader(recipe: Recipe, splits: Splits, world: World) -> EpochLoader:
 
 
 def _describe(run: Run) -> None:
+    """What the folder says of the run; logs and best weights go back to where the state is."""
     run.folder.rewind_log(run.epoch)
-    run.folder.write_json(RECIPE, {**as_json(run.recipe), **versions(), "machine": machine(run.device)})
+    run.folder.write_json(RECIPE, {**as_json(run.recipe), **checkpoint.versions(), "machine": machine(run.device)})
     run.folder.write_json(CLASSES, list(run.splits.classes))
-
-
-def rebuild_facts(run: Run) -> dict[str, Any]:
-    """What evaluation needs to rebuild model and transform without the recipe."""
-    splits, data = run.splits, run.recipe.data
-    return {
-        "architecture": run.recipe.model.name,
-        "model_args": model_args(run.recipe, len(splits.classes), splits.in_chans),
-        "mean": list(splits.mean),
-        "std": list(splits.std),
-        "image_size": data.image_size,
-        "in_chans": splits.in_chans,
-        "classes": list(splits.classes),
-        "crop_pct": data.crop_pct,
-        "interpolation": data.interpolation,
-    }
-
-
-def versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("softless", "torch", "timm")}
+    if run.best is not None:
+        write_best(run)
 
 
 def machine(device: torch.device) -> dict[str, Any]:

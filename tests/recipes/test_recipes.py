@@ -17,6 +17,7 @@ from softless.tasks import Classification
 from softless.training import Recipe, fit
 from softless.training.model import build_model
 from softless.training.optim import averaged, optimizer, scheduler
+from softless.training.store import Checkpoints
 
 every = pytest.mark.parametrize("name", RECIPES)
 PAPERS = {"imagenet_sima_deit_small": 300, "imagenet_sima_xcit_small": 400}
@@ -46,7 +47,9 @@ def test_quick(name: str, tmp_path: Path):
     assert result.test is not None
     assert result.test["seen"] == result.test["expected"] == 8
     assert math.isfinite(result.val["loss"])
-    assert torch.load(tmp_path / "run/checkpoint.pt", weights_only=True)["updates"] == 2
+    state = Checkpoints(tmp_path / "run/checkpoints").newest()
+    assert state is not None
+    assert state["updates"] == 2
 
 
 @every

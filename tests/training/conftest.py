@@ -1,9 +1,11 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from softless.training.recipe import AugmentSpec, DataSpec, ModelSpec, OptimSpec, Recipe, ScheduleSpec
+from tests.training.zygote import Zygote
 
 COUNTS = {"train": 48, "val": 18, "test": 15}
 CLASSES = 3
@@ -23,6 +25,10 @@ def write_npz(path: Path, seed: int = 0, classes: int = CLASSES, pixels: int = 1
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> Recipe:
+    return tiny_recipe(write_npz(tmp_path / "images.npz"))
+
+
+def tiny_recipe(path: Path) -> Recipe:
     """Four steps an epoch of a ViT with 5 tokens, with every source of randomness on: dropping, affine, erasing, mixing, EMA."""
     return Recipe(
         name="tiny",
@@ -32,9 +38,7 @@ def tiny(tmp_path: Path) -> Recipe:
             op="sima",
             args={"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2},
         ),
-        data=DataSpec(
-            source="npz", path=str(write_npz(tmp_path / "images.npz")), image_size=16, in_chans=1, crop_pct=1.0
-        ),
+        data=DataSpec(source="npz", path=str(path), image_size=16, in_chans=1, crop_pct=1.0),
         augment=AugmentSpec(
             affine=(10.0, 0.1, 0.1), color_jitter=None, auto_augment=None, reprob=0.3, mixup=0.4, cutmix=0.4
         ),
@@ -46,3 +50,11 @@ def tiny(tmp_path: Path) -> Recipe:
         ema_evaluate=True,
         threads=1,
     )
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    """Forks one process per training."""
+    parent = Zygote()
+    yield parent
+    parent.close()

@@ -17,7 +17,8 @@ from softless.errors import DivergedError, UsageError
 from softless.evaluation import load_run, wilson
 from softless.tasks import Classification
 from softless.training import Recipe, fit
-from softless.training.run_folder import FILES, REPORT
+from softless.training.run_folder import CHECKPOINTS, FILES, REPORT
+from softless.training.store import Checkpoints
 
 UNTIMED = ("seconds", "images_per_second")
 
@@ -31,7 +32,13 @@ def untimed(path: Path) -> list[dict]:
 
 
 def state(path: Path) -> dict:
-    return torch.load(path / "checkpoint.pt", weights_only=True)
+    found = Checkpoints(path / "checkpoints").newest()
+    assert found is not None
+    return untimed_state(found)
+
+
+def untimed_state(found: dict) -> dict:
+    return {**found, "partial": {**found["partial"], "seconds": 0.0}}
 
 
 def same(a: object, b: object) -> bool:
@@ -48,7 +55,7 @@ def same(a: object, b: object) -> bool:
 def test_a_run_leaves_its_folder(tiny: Recipe, tmp_path: Path):
     out = tmp_path / "run"
     result = fit(tiny, out, device="cpu", progress=False)
-    assert {path.name for path in out.iterdir()} - {"tensorboard"} == set(FILES) - {REPORT}
+    assert {path.name for path in out.iterdir()} - {"tensorboard"} == {*FILES, CHECKPOINTS} - {REPORT}
     log = lines(out)
     assert [line["epoch"] for line in log] == [0, 1, 2]
     assert all({"loss", "top1", "balanced_accuracy", "auc", "seen", "expected"} <= set(line["val_ema"]) for line in log)
@@ -97,7 +104,7 @@ def test_it_learns_brightness(tiny: Recipe, tmp_path: Path):
 
 
 def test_resumed_equals_uninterrupted(tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A run killed in its second epoch, just before its state is written, continues bit for bit."""
+    """A run killed at the end of its second epoch, just before its state is written, continues bit for bit."""
     fit(tiny, tmp_path / "whole", device="cpu", progress=False)
     save = softless.training.checkpoint.save
 
@@ -170,7 +177,7 @@ def test_what_is_not_finite_reaches_nothing(tiny: Recipe, tmp_path: Path, monkey
     assert (len(calls), len(steps)) == (7, 6), "the optimiser did not move in the seventh"
     assert len(lines(tmp_path / "run")) == 1
     kept = state(tmp_path / "run")
-    assert kept["epoch"] == 1
+    assert (kept["epoch"], kept["step"]) == (1, 0)
     tensors = [*kept["model"].values(), *kept["ema"].values(), *load_file(tmp_path / "run/best.safetensors").values()]
     assert all(tensor.isfinite().all() for tensor in tensors)
     assert not (tmp_path / "run/result.json").exists()

@@ -11,9 +11,11 @@ import pytest
 import torch
 
 import softless.training.run_folder as module
-from softless.errors import UsageError
+from softless.errors import CheckpointError, ResumeMismatch, StorageError, UsageError
 from softless.training import Recipe, fit
-from softless.training.run_folder import FILES, RunFolder, differences, few, write_whole
+from softless.training.durable import write_whole
+from softless.training.run_folder import RunFolder, as_json, differences, few
+from softless.training.store import Checkpoints
 
 Usage = namedtuple("Usage", "total used free")  # noqa: PYI024 - what shutil.disk_usage returns
 
@@ -58,9 +60,9 @@ def test_overwrite_keeps_the_old_run_when_the_new_one_cannot_start(short: Recipe
 
 def test_resume_of_a_finished_run_returns_it(short: Recipe, tmp_path: Path):
     first = run(short, tmp_path / "run")
-    stamp = (tmp_path / "run/checkpoint.pt").stat().st_mtime_ns
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
     assert run(short, tmp_path / "run", resume=True) == first
-    assert (tmp_path / "run/checkpoint.pt").stat().st_mtime_ns == stamp
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
 
 
 def test_resume_names_the_fields_that_differ(short: Recipe, tmp_path: Path):
@@ -89,16 +91,17 @@ def test_a_file_is_no_run_folder(short: Recipe, tmp_path: Path):
 
 def test_a_folder_that_cannot_be_made(short: Recipe, tmp_path: Path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="cannot make the run folder"):
+    with pytest.raises(StorageError, match="cannot make the run folder"):
         run(short, tmp_path / "file" / "run")
 
 
 def test_no_free_disk(short: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: Usage(10**9, 10**9 - 5000, 5000))
     out = tmp_path / "run"
-    with pytest.raises(UsageError, match=r"run needs about 0\.\d MB for checkpoints and its disk has 0\.0 MB free"):
+    with pytest.raises(StorageError, match=r"run needs about 0\.\d MB for checkpoints and its disk has 0\.0 MB free"):
         run(short, out)
-    assert not any((out / name).exists() for name in FILES)
+    assert [path.name for path in out.iterdir()] == ["state.json"]
+    assert json.loads((out / "state.json").read_text())["state"] == "failed"
 
 
 def test_a_disk_that_fills_keeps_the_old_file(tmp_path: Path):
@@ -109,39 +112,36 @@ def test_a_disk_that_fills_keeps_the_old_file(tmp_path: Path):
         beside.write_text("ne")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(UsageError, match=r"cannot write .*state: No space left"):
+    with pytest.raises(
+        StorageError,
+        match=r"cannot write .*state: No space left on device; more than 0.0 MB are needed and [\d.]+ .B are free",
+    ):
         write_whole(path, full)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
 
-def unfinished(recipe: Recipe, out: Path) -> Path:
+def unfinished(recipe: Recipe, out: Path) -> Checkpoints:
     run(recipe, out)
     (out / "result.json").unlink()
-    return out / "checkpoint.pt"
-
-
-def test_a_damaged_checkpoint_is_named(short: Recipe, tmp_path: Path):
-    path = unfinished(short, tmp_path / "run")
-    path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(UsageError, match=r"cannot read the checkpoint .*checkpoint.pt"):
-        run(short, tmp_path / "run", resume=True)
+    return Checkpoints(out / "checkpoints")
 
 
 def test_a_checkpoint_runs_no_code(short: Recipe, tmp_path: Path):
-    path = unfinished(short, tmp_path / "run")
-    torch.save({"epoch": Path("would be unpickled")}, path)
-    with pytest.raises(UsageError, match="cannot read the checkpoint"):
+    unfinished(short, tmp_path / "run").save({"epoch": Path("would be unpickled")}, (99, 9), {})
+    (tmp_path / "run/checkpoints").joinpath("step-000000004-epoch-0001.pt").unlink()
+    with pytest.raises(CheckpointError, match=r"none of the 2 checkpoints .* is good .*pathlib"):
         run(short, tmp_path / "run", resume=True)
 
 
 def test_a_checkpoint_of_another_model(short: Recipe, tmp_path: Path):
-    path = unfinished(short, tmp_path / "run")
-    state = torch.load(path, weights_only=True)
+    store = unfinished(short, tmp_path / "run")
+    state = store.newest()
+    assert state is not None
     state["model"]["head.weight"] = torch.zeros(7, 16)
     state["model"]["extra"] = torch.zeros(1)
-    torch.save(state, path)
-    with pytest.raises(UsageError, match=r"checkpoint of another model.*extra is unknown.*head.weight has shape"):
+    store.save(state, (99, 9), {})
+    with pytest.raises(ResumeMismatch, match=r"another model's.*extra is unknown.*head.weight has shape"):
         run(short, tmp_path / "run", resume=True)
 
 
@@ -150,7 +150,7 @@ def test_resume_on_changed_data(short: Recipe, tmp_path: Path):
     arrays = dict(np.load(str(short.data.path)))
     arrays["train_images"][0] = 0
     np.savez(str(short.data.path), **arrays)
-    with pytest.raises(UsageError, match="the data changed since"):
+    with pytest.raises(ResumeMismatch, match="the data changed since"):
         run(short, tmp_path / "run", resume=True)
 
 
@@ -167,3 +167,11 @@ def test_few():
     assert few("abc") == "a, b, c"
     assert few(map(str, range(12))) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more"
     assert differences({"a": {"b": 1}, "machine": 2}, {"a": {"b": 1, "c": 3}}) == ["a.c (unset there, 3 asked)"]
+
+
+def test_fields_that_an_older_softless_did_not_write_are_at_their_defaults(short: Recipe):
+    stored = {name: value for name, value in as_json(short).items() if name not in {"divergence", "grad_checkpointing"}}
+    assert differences(stored, as_json(short)) == []
+    assert differences(stored, as_json(replace(short, grad_checkpointing=True))) == [
+        "grad_checkpointing (False there, True asked)"
+    ]

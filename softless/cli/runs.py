@@ -1,0 +1,148 @@
+"""`softless runs`: the runs below a folder, how each stands, and how to go on with it."""
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from softless.benching.record import table
+from softless.errors import DataError
+from softless.training.claim import holder
+from softless.training.run_folder import CHECKPOINTS, LOG, RECIPE, RESULT, STATE
+from softless.training.store import Checkpoints
+
+
+@dataclass(frozen=True)
+class RunState:
+    """One run."""
+
+    run: str
+    recipe: str
+    state: str  # running, finished, stopped, diverged, failed, killed
+    epoch: int  # finished ones
+    epochs: int
+    steps: int  # updates in the newest checkpoint
+    value: float | None  # of the metric that chooses, at its best
+    metric: str
+    since: str  # of the state, UTC
+    how: str  # to continue, or what it said
+
+
+@dataclass(frozen=True)
+class Runs:
+    """All of them; prints as a table."""
+
+    folder: str
+    runs: tuple[RunState, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"folder": self.folder, "runs": [asdict(run) for run in self.runs]}
+
+    def __str__(self) -> str:
+        if not self.runs:
+            return f"no runs below {self.folder}"
+        rows = [
+            [
+                run.run,
+                run.state,
+                f"{run.epoch}/{run.epochs}",
+                run.steps,
+                "" if run.value is None else f"{run.metric} {run.value:.4f}",
+                run.since.replace("T", " ").removesuffix("+00:00"),
+            ]
+            for run in self.runs
+        ]
+        said = [f"{run.run}: {run.how}" for run in self.runs if run.how]
+        return "\n".join([
+            table(["run", "state", "epochs", "steps", "best", "since (UTC)"], rows),
+            *([""] if said else []),
+            *said,
+        ])
+
+
+def runs(folder: str | Path = "runs") -> Runs:
+    """List the runs below a folder: running, finished, stopped by a signal, diverged, failed or killed, and how to continue.
+
+    Args:
+        folder: a run's folder, or one that holds some at any depth.
+
+    Raises:
+        DataError: there is no such folder.
+    """
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise DataError(f"no folder at {root}: name the one that `softless train --out` wrote into")
+    found = sorted(path.parent for path in root.rglob(RECIPE))
+    return Runs(str(root), tuple(_state(path) for path in found))
+
+
+def _state(path: Path) -> RunState:
+    recipe, noted = _json(path / RECIPE), _json(path / STATE)
+    lines = _lines(path / LOG)
+    best = max(
+        (line for line in lines if _value(line, recipe) is not None), key=lambda line: _rank(line, recipe), default=None
+    )
+    state = _how_it_stands(path, noted)
+    places = Checkpoints(path / CHECKPOINTS).places()
+    return RunState(
+        run=str(path),
+        recipe=str(recipe.get("name", "?")),
+        state=state,
+        epoch=len(lines),
+        epochs=int(recipe.get("schedule", {}).get("epochs", 0)),
+        steps=places[0][0] if places else 0,
+        value=None if best is None else _value(best, recipe),
+        metric=str(recipe.get("metric", "")),
+        since=str(noted.get("since", "")),
+        how=_how(path, state, recipe, noted),
+    )
+
+
+def _how_it_stands(path: Path, noted: Mapping[str, Any]) -> str:
+    if holder(path) is not None:
+        return "running"
+    if (path / RESULT).exists():
+        return "finished"
+    state = str(noted.get("state", "killed"))
+    return "killed" if state == "running" else state
+
+
+def _how(path: Path, state: str, recipe: Mapping[str, Any], noted: Mapping[str, Any]) -> str:
+    command = f"softless train --recipe {recipe.get('name')} --out {shlex.quote(str(path))} --resume, with the fields that it was started with"
+    said = str(noted.get("said", ""))
+    return {
+        "running": f"process {noted.get('pid')} on {noted.get('host')}",
+        "finished": "",
+        "stopped": f"continue with {command}",
+        "killed": f"its process is gone; continue with {command}",
+        "diverged": said,
+    }.get(state, f"{said}; then {command}")
+
+
+def _value(line: Mapping[str, Any], recipe: Mapping[str, Any]) -> float | None:
+    value = line.get("val_ema" if recipe.get("ema_evaluate") else "val", {}).get(recipe.get("metric", "top1"))
+    return None if value is None else float(value)
+
+
+def _rank(line: Mapping[str, Any], recipe: Mapping[str, Any]) -> float:
+    value = _value(line, recipe) or 0.0
+    return -value if recipe.get("metric") == "loss" else value
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The epochs of a log; a last line that a crash cut short is none."""
+    try:
+        whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
+        return [json.loads(line) for line in whole.splitlines()]
+    except (OSError, ValueError):
+        return []

@@ -1,0 +1,134 @@
+"""Files that are written whole or not at all: beside, digested, flushed, renamed, and the folder's entry flushed as well."""
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from softless.errors import StorageError
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_BLOCK = 2**22
+
+
+@dataclass(frozen=True)
+class Digest:
+    """What a file holds."""
+
+    bytes: int
+    sha256: str
+
+
+class Hashing:
+    """A file that is hashed while it is written; the first error of the disk is kept, since a writer above may rename it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.hash, self.count = file, hashlib.sha256(), 0
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            written = self.file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+        self.hash.update(data)
+        self.count += written
+        return written
+
+    def flush(self) -> None:
+        self.file.flush()
+
+    def digest(self) -> Digest:
+        return Digest(self.count, self.hash.hexdigest())
+
+
+def write_digested(path: Path, write: Callable[[Hashing], Any]) -> Digest:
+    """Write a file through a hash; a reader sees the old file or the new one, never half of one.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written; the old file stays.
+    """
+    beside = path.with_name(path.name + ".tmp")
+    hashing: Hashing | None = None
+    try:
+        with beside.open("wb") as file:
+            hashing = Hashing(file)
+            write(hashing)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+        sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:
+        found = (hashing.error if hashing else None) or error
+        if not isinstance(found, OSError):
+            raise
+        count = hashing.count if hashing else 0
+        beside.unlink(missing_ok=True)
+        raise storage_error(path, found, count) from error
+    return hashing.digest()
+
+
+def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """As `write_digested`, for a writer that takes a path.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written; the old file stays.
+    """
+    beside = path.with_name(path.name + ".tmp")
+    try:
+        write(beside)
+        with beside.open("rb") as file:
+            os.fsync(file.fileno())
+        beside.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        written = beside.stat().st_size if beside.exists() else 0
+        beside.unlink(missing_ok=True)
+        raise storage_error(path, error, written) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries: a rename is on disk after this."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # not every system opens folders
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:
+            raise
+    finally:
+        os.close(handle)
+
+
+def storage_error(path: Path, error: OSError, written: int = 0) -> StorageError:
+    """The error in words: path, reason, and for a full disk how much went in and how much room is left."""
+    reason = error.strerror or str(error)
+    if error.errno not in FULL:
+        return StorageError(f"cannot write {path}: {reason}; mend the folder or choose another --out")
+    free = shutil.disk_usage(path.parent).free
+    return StorageError(
+        f"cannot write {path}: {reason}; more than {size(written)} are needed and {size(free)} are free. Make room and continue "
+        "with --resume: what was kept before is whole"
+    )
+
+
+def digest_of(path: Path) -> Digest:
+    """Size and SHA-256 of a file."""
+    found, count = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            found.update(block)
+            count += len(block)
+    return Digest(count, found.hexdigest())
+
+
+def size(count: int) -> str:
+    """Bytes for people."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -1,0 +1,183 @@
+"""The checkpoints of a run: each whole, digested and on disk before it counts; the newest good one is found, the others are named.
+
+    checkpoints/step-000000123-epoch-0004.pt      the state
+    checkpoints/step-000000123-epoch-0004.json    its manifest: size, SHA-256, place, versions, and a digest of the manifest itself
+
+The manifest is written after the state is on disk, and a state without one does not count.
+"""
+
+import hashlib
+import json
+import logging
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, cast
+
+import torch
+
+from softless.errors import CheckpointError
+from softless.training.durable import Digest, digest_of, size, sync_folder, write_digested, write_whole
+
+FORMAT = 1
+NAME = re.compile(r"step-(\d{9,})-epoch-(\d{4,})\.(pt|json)")
+Place = tuple[
+    int, int
+]  # updates done, and the epoch under way: the end of an epoch is another place than its last step
+ROOM = 1.2  # a warning is given when the disk has less free than so many times the last state
+_log = logging.getLogger("softless.training")
+
+
+class _BadError(Exception):
+    """Why a checkpoint does not count."""
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The folder of checkpoints; the last `keep` are kept."""
+
+    folder: Path
+    keep: int = 2
+
+    def save(self, state: Mapping[str, Any], place: Place, facts: Mapping[str, Any]) -> Path:
+        """Write a state; when this returns it is on disk and counts. Older ones beyond `keep` are deleted afterwards.
+
+        Args:
+            state: tensors, numbers, texts and containers of them.
+            place: updates done and epoch; names the files.
+            facts: what the manifest says beside the digest.
+
+        Raises:
+            StorageError: it could not be written; the others are as they were.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        data, manifest = self._files(place)
+        manifest.unlink(missing_ok=True)  # a state that is written anew does not count meanwhile
+        digest = write_digested(data, lambda file: torch.save(dict(state), cast("Any", file)))
+        told = {
+            "format": FORMAT,
+            "file": data.name,
+            "step": place[0],
+            "epoch": place[1],
+            "bytes": digest.bytes,
+            "sha256": digest.sha256,
+            **facts,
+        }
+        text = json.dumps({**told, "manifest_sha256": _digest(told)}, indent=1) + "\n"
+        write_whole(manifest, lambda path: path.write_text(text, encoding="utf-8"))
+        self._prune()
+        self._warn_of_room(digest)
+        return data
+
+    def newest(self) -> dict[str, Any] | None:
+        """The newest state whose digest is right, or None where there is none at all; newer ones that are not are named in a warning.
+
+        Raises:
+            CheckpointError: there are checkpoints and none is good; each is named with its reason.
+        """
+        reasons = []
+        for place in self.places():
+            try:
+                state = self._read(place)
+            except _BadError as reason:
+                reasons.append(f"{self._files(place)[0].name}: {reason}")
+                continue
+            for line in reasons:
+                _log.warning("passed over the checkpoint %s", line)
+            if reasons:
+                _log.warning("continuing from %s; %d newer passed over", self._files(place)[0], len(reasons))
+            return state
+        if reasons:
+            raise CheckpointError(
+                f"none of the {len(reasons)} checkpoints in {self.folder} is good ({'; '.join(reasons[:10])}): bring one back from a "
+                "backup, or start anew with --overwrite"
+            )
+        return None
+
+    def places(self) -> list[Place]:
+        """The places of which there is a state or a manifest, newest first."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(
+            {(int(found[1]), int(found[2])) for path in self.folder.iterdir() if (found := NAME.fullmatch(path.name))},
+            reverse=True,
+        )
+
+    def clear(self) -> None:
+        """Delete all of them."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def sweep(self) -> None:
+        """Delete what a killed process left half written."""
+        for path in self.folder.glob("*.tmp") if self.folder.is_dir() else ():
+            path.unlink(missing_ok=True)
+
+    def _files(self, place: Place) -> tuple[Path, Path]:
+        stem = f"step-{place[0]:09d}-epoch-{place[1]:04d}"
+        return self.folder / f"{stem}.pt", self.folder / f"{stem}.json"
+
+    def _read(self, place: Place) -> dict[str, Any]:
+        data, manifest = self._files(place)
+        told = _manifest(manifest)
+        try:
+            found = digest_of(data)
+        except OSError as error:
+            raise _BadError(f"cannot be read ({error.strerror})") from error
+        if found != Digest(told["bytes"], told["sha256"]):
+            raise _BadError(
+                f"{found.bytes} bytes with SHA-256 {found.sha256[:12]}…, its manifest says {told['bytes']} with {told['sha256'][:12]}…"
+            )
+        try:
+            state: dict[str, Any] = torch.load(data, map_location="cpu", weights_only=True)
+        except UnpicklingError as error:
+            blocked = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+            raise _BadError(
+                f"it holds more than tensors, numbers and texts ({blocked[1] if blocked else 'code'})"
+            ) from error
+        except (RuntimeError, EOFError, OSError, ValueError) as error:
+            raise _BadError(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+        return state
+
+    def _prune(self) -> None:
+        """Delete whole ones beyond the newest `keep`, and unfinished ones older than those. The newest was written just now."""
+        places = self.places()
+        whole = [place for place in places if all(path.exists() for path in self._files(place))]
+        for place in places:
+            if whole and place not in whole[: self.keep] and place < whole[0]:
+                data, manifest = self._files(place)
+                manifest.unlink(missing_ok=True)
+                data.unlink(missing_ok=True)
+        sync_folder(self.folder)
+
+    def _warn_of_room(self, last: Digest) -> None:
+        free = shutil.disk_usage(self.folder).free
+        if free < ROOM * last.bytes:
+            _log.warning(
+                "the disk of %s has %s free, and the next checkpoint needs %s",
+                self.folder,
+                size(free),
+                size(last.bytes),
+            )
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    try:
+        told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        stated = told.pop("manifest_sha256")
+        kind = told["format"]
+    except FileNotFoundError as error:
+        raise _BadError("it has no manifest: its writing was not finished") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _BadError("its manifest cannot be read") from error
+    if stated != _digest(told):
+        raise _BadError("its manifest is not what was written")
+    if kind != FORMAT:
+        raise _BadError(f"it has format {kind}, and this softless reads format {FORMAT}")
+    return told
+
+
+def _digest(told: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,244 @@
+"""Checkpoints on disk: whole or not counted, the newest good one found, the others named, whatever the disk did."""
+
+import errno
+import json
+import logging
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from softless.errors import CheckpointError, StorageError
+from softless.training import store as module
+from softless.training.durable import Digest, digest_of, write_digested, write_whole
+from softless.training.store import Checkpoints
+from tests.training.zygote import ROOT, Zygote
+
+
+def save(store: Checkpoints, step: int) -> Path:
+    return store.save(
+        {"step": step, "weights": torch.full((300,), float(step))}, (step, 0), {"versions": {"softless": "0"}}
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Checkpoints:
+    found = Checkpoints(tmp_path / "checkpoints")
+    for step in (1, 2, 3):
+        save(found, step)
+    return found
+
+
+def newest_step(store: Checkpoints) -> int:
+    state = store.newest()
+    assert state is not None
+    assert torch.equal(state["weights"], torch.full((300,), float(state["step"])))
+    return int(state["step"])
+
+
+def test_the_last_two_are_kept_with_their_manifests(store: Checkpoints):
+    assert store.places() == [(3, 0), (2, 0)]
+    assert newest_step(store) == 3
+    told = json.loads((store.folder / "step-000000003-epoch-0000.json").read_text())
+    assert (told["step"], told["versions"]) == (3, {"softless": "0"})
+    assert Digest(told["bytes"], told["sha256"]) == digest_of(store.folder / told["file"])
+    assert sorted(path.suffix for path in store.folder.iterdir()) == [".json", ".json", ".pt", ".pt"]
+
+
+def test_an_empty_folder_has_none(tmp_path: Path):
+    assert Checkpoints(tmp_path / "nothing").newest() is None
+
+
+def test_every_crash_point_of_a_save_loses_nothing_acknowledged(zygote: Zygote, tmp_path: Path):
+    """SIGKILL before each call that touches the disk; with keep=1, so that pruning would take the only other one."""
+    seen: dict[str, int] = {}
+    for point in range(1, 500):
+        folder = tmp_path / str(point)
+        code = zygote.crash(folder, point)
+        found = newest_of(folder)
+        if code == 0:
+            assert found == 3
+            break
+        assert code == -signal.SIGKILL, (folder / "said.txt").read_text()
+        assert found in {2, 3}
+        at = (folder / "at.txt").read_text()
+        seen[at] = seen.get(at, 0) + 1
+        Checkpoints(folder / "checkpoints").sweep()
+        assert not list((folder / "checkpoints").glob("*.tmp"))
+    assert {"fsync", "replace", "unlink", "write", "write_text"} <= set(seen)
+    assert seen["fsync"] >= 5, "state, manifest, and the folder after each rename and after pruning"
+
+
+def newest_of(folder: Path) -> int:
+    state = Checkpoints(folder / "checkpoints").newest()
+    assert state is not None
+    assert (state["weights"] == state["step"]).all()
+    return int(state["step"])
+
+
+def test_300_bit_flips_are_seen_and_the_older_one_used(store: Checkpoints, caplog: pytest.LogCaptureFixture):
+    rng = random.Random(0)
+    files = sorted(store.folder.glob("step-000000003*"))
+    for _ in range(300):
+        path = rng.choice(files)
+        whole = path.read_bytes()
+        bad = bytearray(whole)
+        bad[rng.randrange(len(bad))] ^= 1 << rng.randrange(8)
+        path.write_bytes(bad)
+        caplog.clear()
+        assert newest_step(store) == 2
+        assert "passed over the checkpoint step-000000003-epoch-0000.pt" in caplog.text
+        path.write_bytes(whole)
+    assert newest_step(store) == 3
+
+
+def cut(path: Path, share: float) -> None:
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+
+
+DAMAGES: dict[str, tuple[Any, str]] = {
+    "empty": (lambda data, _: data.write_bytes(b""), "0 bytes with SHA-256 e3b0c44298fc…, its manifest says"),
+    "1 %": (lambda data, _: cut(data, 0.01), "its manifest says"),
+    "half": (lambda data, _: cut(data, 0.5), "its manifest says"),
+    "99 %": (lambda data, _: cut(data, 0.99), "its manifest says"),
+    "zeroed": (lambda data, _: data.write_bytes(bytes(data.stat().st_size)), "its manifest says"),
+    "gone": (lambda data, _: data.unlink(), "No such file"),
+    "no manifest": (lambda _, manifest: manifest.unlink(), "has no manifest: its writing was not finished"),
+    "half a manifest": (lambda _, manifest: cut(manifest, 0.5), "manifest cannot be read"),
+    "a list": (lambda _, manifest: manifest.write_text("[]"), "manifest cannot be read"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_one_is_named_with_its_reason_and_passed_over(
+    store: Checkpoints, caplog: pytest.LogCaptureFixture, damage: str
+):
+    harm, reason = DAMAGES[damage]
+    harm(*(store.folder / f"step-000000003-epoch-0000.{kind}" for kind in ("pt", "json")))
+    assert newest_step(store) == 2
+    assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
+    assert "step-000000003-epoch-0000.pt" in caplog.records[0].getMessage()
+    assert reason in caplog.records[0].getMessage()
+    assert "1 newer passed over" in caplog.records[1].getMessage()
+
+
+def test_all_bad_is_an_error_that_names_each(store: Checkpoints):
+    for path in store.folder.glob("*.pt"):
+        cut(path, 0.9)
+    with pytest.raises(
+        CheckpointError, match=r"none of the 2 checkpoints in .*step-000000003.*step-000000002.*--overwrite"
+    ):
+        store.newest()
+
+
+def test_a_newer_format_is_named(store: Checkpoints, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    monkeypatch.setattr(module, "FORMAT", 2)
+    save(store, 4)
+    monkeypatch.undo()
+    assert newest_step(store) == 3
+    assert "it has format 2, and this softless reads format 1" in caplog.text
+
+
+def test_unfinished_ones_do_not_push_good_ones_out(tmp_path: Path):
+    store = Checkpoints(tmp_path / "checkpoints", keep=2)
+    save(store, 1)
+    for step in (2, 3, 4):
+        save(store, step)
+        (store.folder / f"step-{step:09d}-epoch-0000.json").unlink()
+    assert newest_step(store) == 1
+    save(store, 5)
+    assert store.places() == [(5, 0), (1, 0)], "older than the newest, unfinished ones go; the good one stays"
+
+
+def test_writing_the_same_place_again_counts_when_it_is_done(store: Checkpoints):
+    store.save({"step": 3, "weights": torch.full((300,), 3.0), "more": 1}, (3, 0), {})
+    state = store.newest()
+    assert state is not None
+    assert state["more"] == 1
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_disk_that_takes_no_more_keeps_what_it_has(store: Checkpoints, monkeypatch: pytest.MonkeyPatch, number: int):
+    """torch.save would say "unexpected pos"; the message has path and reason, for a full disk also needed and free."""
+    inner = module.write_digested.__globals__["Hashing"].write
+
+    def full(self: Any, data: Any) -> int:
+        if self.count > 500:
+            raise_first(self, OSError(number, os.strerror(number)))
+        return int(inner(self, data))
+
+    monkeypatch.setattr("softless.training.durable.Hashing.write", full)
+    with pytest.raises(StorageError, match=os.strerror(number)) as raised:
+        save(store, 4)
+    said = str(raised.value)
+    assert "step-000000004-epoch-0000.pt" in said
+    assert ("are needed and" in said and "are free" in said) == (number != errno.EROFS)
+    monkeypatch.undo()
+    assert newest_step(store) == 3
+    assert not list(store.folder.glob("*.tmp"))
+
+
+def raise_first(hashing: Any, error: OSError) -> None:
+    hashing.error = hashing.error or error
+    raise error
+
+
+LIMITED = """
+import resource, sys, torch
+from pathlib import Path
+from softless.training.store import Checkpoints
+store = Checkpoints(Path(sys.argv[1]))
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
+store.save({"weights": torch.zeros(1_000_000)}, (9, 0), {})
+"""
+
+
+def test_a_real_limit_on_the_size_of_files(store: Checkpoints):
+    """The system's own error in the middle of a write; `ulimit -f` stands for a quota."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(store.folder)], env=env, capture_output=True, text=True, check=False
+    )
+    assert "StorageError: cannot write" in done.stderr
+    assert "File too large" in done.stderr
+    assert newest_step(store) == 3
+    assert not list(store.folder.glob("*.tmp"))
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 200_000
+
+
+def test_little_room_is_said_before_it_is_needed(
+    store: Checkpoints, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    save(store, 4)
+    assert "has" not in caplog.text
+    usage = shutil._ntuple_diskusage(10**9, 10**9 - 3000, 3000)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage)
+    save(store, 5)
+    assert "has 0.0 MB free, and the next checkpoint needs 0.0 MB" in caplog.text
+
+
+def test_other_errors_of_a_writer_are_not_taken_for_the_disks(tmp_path: Path):
+    def broken(_: Any) -> None:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        write_digested(tmp_path / "file", broken)
+    with pytest.raises(StorageError, match=r"cannot write .*file: No such file or directory"):
+        write_whole(tmp_path / "nowhere" / "file", lambda path: path.write_text(""))
+
+
+def test_the_digest_is_that_of_the_file(tmp_path: Path):
+    told = write_digested(tmp_path / "file", lambda file: [file.write(b"abc"), file.write(b"")])
+    assert (
+        told
+        == digest_of(tmp_path / "file")
+        == Digest(3, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad")
+    )

@@ -1,0 +1,240 @@
+"""A process with everything imported that forks one child per training: a real process to kill, without its seconds of imports.
+
+Reads one JSON line per request and answers with one:  {"run": folder} -> {"pid": n};  {"wait": pid} -> {"code": exit code, negative for a signal}.
+The folder holds recipe.pickle and spec.json: {"options": of fit, "hook": a name of HOOKS or null}. The child writes said.txt.
+"""
+
+import json
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def send(number: int = signal.SIGTERM) -> None:
+    os.kill(os.getpid(), number)
+
+
+def send_twice() -> None:
+    send()
+    send()
+
+
+def on_call(owner: Any, name: str, count: int, act: Callable[[], None]) -> None:
+    """Do something at the start of the count-th call of owner.name."""
+    inner, calls = getattr(owner, name), []
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == count:
+            act()
+        return inner(*args, **kwargs)
+
+    setattr(owner, name, wrapped)
+
+
+def unseeded() -> None:
+    """The negative control: each process draws its own random numbers, as after a resume without generator states."""
+    import torch
+
+    from softless.training.setup import Run
+
+    first: list[Any] = []
+
+    def seed_step(self: Any, step: int) -> None:
+        if not first:
+            first.append(torch.manual_seed(random.SystemRandom().getrandbits(32) if self.updates else 1))
+
+    Run.seed_step = seed_step  # type: ignore[method-assign]
+
+
+def kill_a_loader() -> None:
+    import multiprocessing
+    import time
+
+    os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)  # type: ignore[arg-type]
+    time.sleep(0.2)
+
+
+def slow_step() -> None:
+    import time
+
+    from softless.training import loop
+
+    inner = loop.train_step
+
+    def wrapped(*args: Any) -> Any:
+        time.sleep(0.03)
+        return inner(*args)
+
+    loop.train_step = wrapped  # type: ignore[assignment]
+
+
+def hooks() -> dict[str, Callable[[], None]]:
+    """Where a signal, or death, comes."""
+    import torch
+
+    from softless.data import EpochLoader
+    from softless.training import checkpoint, keep, loop
+
+    def at(owner: Any, name: str, count: int, act: Callable[[], None] = send) -> Callable[[], None]:
+        return lambda: on_call(owner, name, count, act)
+
+    return {
+        "loader": at(
+            EpochLoader, "__iter__", 4
+        ),  # training, two validations, training: the second epoch's workers start
+        "batch": lambda: on_call(loop, "train_step", 5, send),
+        "step": at(torch.optim.AdamW, "step", 6),
+        "validation": at(loop, "validate", 3),
+        "save": at(torch, "save", 2),
+        "test": at(loop, "finish", 1),
+        "interrupt": at(torch.optim.AdamW, "step", 6, lambda: send(signal.SIGINT)),
+        "die in keep": at(keep, "score", 4, lambda: send(signal.SIGKILL)),
+        "die in save": at(checkpoint, "state", 5, lambda: send(signal.SIGKILL)),
+        "twice": at(torch.optim.AdamW, "step", 6, send_twice),
+        "loader dies": lambda: on_call(loop, "train_step", 7, kill_a_loader),
+        "unseeded": unseeded,
+        "slow": slow_step,
+    }
+
+
+def crash(folder: Path, point: int) -> int:
+    """Save twice (acknowledged in acked.txt) and once more, dying before the point-th call that touches the disk; 0 where there are fewer."""
+    import torch
+
+    from softless.training import durable
+    from softless.training.store import Checkpoints
+
+    store = Checkpoints(folder / "checkpoints", keep=1)
+    for step in (1, 2):
+        store.save({"step": step, "weights": torch.full((1000,), step)}, (step, 0), {})
+        (folder / "acked.txt").write_text(str(step))
+    calls: list[str] = []
+
+    def watch(owner: Any, name: str) -> None:
+        inner = getattr(owner, name)
+
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            calls.append(name)
+            if len(calls) == point:
+                (folder / "at.txt").write_bytes(name.encode())
+                send(signal.SIGKILL)
+            return inner(*args, **kwargs)
+
+        setattr(owner, name, wrapped)
+
+    for name in ("fsync", "replace", "rename", "unlink"):
+        watch(os, name)
+    watch(durable.Hashing, "write")
+    watch(Path, "write_text")
+    store.save({"step": 3, "weights": torch.full((1000,), 3)}, (3, 0), {})
+    (folder / "calls.txt").write_bytes(" ".join(calls).encode())
+    return 0
+
+
+def child(folder: Path) -> int:
+    from softless.errors import SoftlessError
+    from softless.training import fit
+
+    spec = json.loads((folder / "spec.json").read_text())
+    if "crash" in spec:
+        return crash(folder, spec["crash"])
+    for hook in spec.get("hooks", []):
+        hooks()[hook]()
+    recipe = pickle.loads((folder / "recipe.pickle").read_bytes())
+    try:
+        fit(recipe, folder / "run", device="cpu", progress=False, **spec.get("options", {}))
+    except SoftlessError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def serve() -> None:
+    import timm  # noqa: F401
+    import torch
+    import torch._dynamo  # noqa: F401 - what the first step would import
+
+    import softless.training  # noqa: F401
+
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        if "run" in asked:
+            pid = os.fork()
+            if pid == 0:
+                os.setsid()
+                code = 70
+                folder = Path(asked["run"])
+                said = os.open(folder / "said.txt", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+                os.dup2(said, 2)
+                os.dup2(said, 1)
+                try:
+                    code = child(folder)
+                except BaseException:  # noqa: BLE001 - whatever it is, the test is told
+                    traceback.print_exc()
+                finally:
+                    sys.stderr.flush()
+                    os._exit(code)
+            answer = {"pid": pid}
+        else:
+            _, status = os.waitpid(asked["wait"], 0)
+            answer = {"code": os.waitstatus_to_exitcode(status)}
+        print(json.dumps(answer), flush=True)
+
+
+class Zygote:
+    """The other end."""
+
+    def __init__(self) -> None:
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        self.process = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
+        )
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        found: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return found
+
+    def start(self, folder: Path, recipe: Any, *hooks: str, **options: Any) -> int:
+        """Start fit(recipe, folder/run, **options) in a process of its own."""
+        folder.mkdir(exist_ok=True)
+        (folder / "recipe.pickle").write_bytes(pickle.dumps(recipe))
+        (folder / "spec.json").write_text(json.dumps({"hooks": hooks, "options": options}))
+        return int(self.ask(run=str(folder))["pid"])
+
+    def crash(self, folder: Path, point: int) -> int:
+        """Die at a point of a save; the exit code."""
+        folder.mkdir()
+        (folder / "spec.json").write_text(json.dumps({"crash": point}))
+        return self.wait(int(self.ask(run=str(folder))["pid"]))
+
+    def wait(self, pid: int) -> int:
+        return int(self.ask(wait=pid)["code"])
+
+    def run(self, folder: Path, recipe: Any, *hooks: str, **options: Any) -> int:
+        return self.wait(self.start(folder, recipe, *hooks, **options))
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.close()
+        self.process.wait(10)
+        self.process.stdout.close()
+
+
+if __name__ == "__main__":
+    serve()
