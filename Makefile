@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test quick lint bench tables clean
+.PHONY: demo test quick soak lint bench tables clean
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -19,7 +19,11 @@ test: lint               ## what CI runs
 	$(BIN)/python -m pytest
 
 quick: $(STAMP)          ## the tests that take less than ten seconds each
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not soak"
+
+soak: $(STAMP)           ## minutes of kills and several ranks, and the counts behind docs/reliability.md
+	$(BIN)/python -m pytest -m "soak or not soak" tests/training tests/data tests/models/test_weight_files.py tests/models/test_publish.py --count benchmarks/reliability.csv
+	$(BIN)/softless bench survival --record
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

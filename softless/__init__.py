@@ -31,6 +31,7 @@ _VERBS = {
     "explain": "softless.saliency",
     "swap": "softless.convert",
     "bench": "softless.cli.bench",
+    "runs": "softless.cli.runs",
 }
 
 globals().update(CLASSES)  # SimA, XCA, …: the module with the operator fixed, for timm's attn_layer=

@@ -32,6 +32,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests.counting import pytest_addoption, pytest_runtest_makereport, pytest_sessionfinish  # noqa: F401 - hooks
+
 ROOT = Path(__file__).resolve().parents[1]
 SEED = 0
 

@@ -18,11 +18,14 @@ KINDS: Mapping[str, tuple[str, set[str]]] = {  # the function that measures, and
     "models": ("softless.benching.sizes:models", {"record"}),
     "papers": ("softless.benching.papers:papers", {"record"}),
     "swaps": ("softless.benching.swaps:families", {"op", "record"}),
+    "survival": ("softless.benching.survival:survival", {"record"}),
 }
 
 
 def bench(
-    what: Literal["twins", "compare", "resolution", "runs", "operators", "inverse", "models", "papers", "swaps"],
+    what: Literal[
+        "twins", "compare", "resolution", "runs", "operators", "inverse", "models", "papers", "swaps", "survival"
+    ],
     *,
     recipe: str = "digits",
     op: str | None = None,
@@ -51,9 +54,10 @@ def bench(
     models     counts parameters, multiply-adds and exponentials of every named model
     papers     counts the models of the papers' tables, the printed sizes beside the measured ones
     swaps      exchanges attention in a model of each family of timm that has an adapter or is refused one
+    survival   what checkpoints and the loop's watching cost, beside plain torch.save and a plain step
 
     Args:
-        what: twins, compare, resolution, runs, operators, inverse, models, papers or swaps.
+        what: twins, compare, resolution, runs, operators, inverse, models, papers, swaps or survival.
         recipe: what to train.
         op: the operator beside softmax in twins, the recipe's own by default; the one that swaps puts in, sima by default.
         ops: operators for compare and operators; all by default.

@@ -5,6 +5,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,6 +13,7 @@ from typing import Any, BinaryIO
 from softless.errors import StorageError
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+SMALL = 2**16  # bytes; blocks up to it are hashed where they are written
 _BLOCK = 2**22
 
 
@@ -24,19 +26,27 @@ class Digest:
 
 
 class Hashing:
-    """A file that is hashed while it is written; the first error of the disk is kept, since a writer above may rename it."""
+    """A file that is hashed while it is written; the first error of the disk is kept, since a writer above may rename it.
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.hash, self.count = file, hashlib.sha256(), 0
+    A large block is hashed by `helper` while this thread writes it.
+    """
+
+    def __init__(self, file: BinaryIO, helper: ThreadPoolExecutor | None = None) -> None:
+        self.file, self.helper, self.hash, self.count = file, helper, hashlib.sha256(), 0
         self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
+        hashed = self.helper.submit(self.hash.update, data) if self.helper and len(data) > SMALL else None
         try:
             written = self.file.write(data)
         except OSError as error:
             self.error = self.error or error
             raise
-        self.hash.update(data)
+        finally:
+            if hashed is not None:
+                hashed.result()
+        if hashed is None:
+            self.hash.update(data)
         self.count += written
         return written
 
@@ -56,8 +66,8 @@ def write_digested(path: Path, write: Callable[[Hashing], Any]) -> Digest:
     beside = path.with_name(path.name + ".tmp")
     hashing: Hashing | None = None
     try:
-        with beside.open("wb") as file:
-            hashing = Hashing(file)
+        with beside.open("wb") as file, ThreadPoolExecutor(1) as helper:
+            hashing = Hashing(file, helper)
             write(hashing)
             file.flush()
             os.fsync(file.fileno())

@@ -13,6 +13,7 @@ from softless.errors import UsageError
 from softless.training.claim import Claim, alive, holder
 
 
+@pytest.mark.bar("A19", "two processes in one folder: the second is refused")
 def test_a_second_process_is_told_who_holds_the_folder(tmp_path: Path):
     claim = Claim.take(tmp_path)
     with pytest.raises(
@@ -28,6 +29,7 @@ def test_a_second_process_is_told_who_holds_the_folder(tmp_path: Path):
     Claim.take(tmp_path).end("finished")
 
 
+@pytest.mark.bar("A19", "the lock of a dead process: taken over with a warning")
 def test_a_dead_one_is_taken_over_from_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     code = (
         "import sys; from pathlib import Path; from softless.training.claim import Claim; Claim.take(Path(sys.argv[1]))"

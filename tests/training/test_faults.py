@@ -56,6 +56,10 @@ def finite(run: Path) -> bool:
     return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
+@pytest.mark.bar(
+    "A13",
+    "loss not finite, policy stop: exit code 3, the dump names the step, its images, rate and scale; last and best are finite",
+)
 def test_the_dump_names_step_images_rate_and_scale(tiny: Recipe, tmp_path: Path, broken: Any):
     broken({7})
     with pytest.raises(DivergedError, match=r"diverged-e0001-s000002\.json names its images"):
@@ -68,6 +72,7 @@ def test_the_dump_names_step_images_rate_and_scale(tiny: Recipe, tmp_path: Path,
     assert finite(tmp_path / "run")
 
 
+@pytest.mark.bar("A13", "loss or gradient not finite, policy skip: the step is left out, everything kept is finite")
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_skip_leaves_the_step_out_and_nothing_else(
     tiny: Recipe, tmp_path: Path, broken: Any, monkeypatch: pytest.MonkeyPatch, what: str
@@ -91,6 +96,7 @@ def test_skip_leaves_the_step_out_and_nothing_else(
     assert all(math.isfinite(line["train_loss"]) for line in lines)
 
 
+@pytest.mark.bar("A13", "NaN images before BatchNorm, policy skip: running means are undone")
 def test_skip_undoes_what_the_forward_pass_did_to_running_means(
     tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -124,6 +130,7 @@ def test_skipped_steps_that_are_not_in_a_row_do_not_add_up(tiny: Recipe, tmp_pat
     assert fit(policy(tiny, "skip"), tmp_path / "run", device="cpu", progress=False).epochs == 3
 
 
+@pytest.mark.bar("A13", "loss not finite, policy rewind: ends where a run ends that skipped the step")
 @pytest.mark.parametrize("bad", [2, 7])
 def test_rewind_goes_back_and_leaves_that_step_out(
     tiny: Recipe, tmp_path: Path, broken: Any, caplog: pytest.LogCaptureFixture, bad: int

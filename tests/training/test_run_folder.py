@@ -65,6 +65,7 @@ def test_resume_of_a_finished_run_returns_it(short: Recipe, tmp_path: Path):
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
 
 
+@pytest.mark.bar("A20", "resume with another recipe: the fields are named")
 def test_resume_names_the_fields_that_differ(short: Recipe, tmp_path: Path):
     run(short, tmp_path / "run")
     other = short.with_fields(**{"optim.lr": 0.5, "model.args.depth": 3, "data.workers": 1})
@@ -134,6 +135,7 @@ def test_a_checkpoint_runs_no_code(short: Recipe, tmp_path: Path):
         run(short, tmp_path / "run", resume=True)
 
 
+@pytest.mark.bar("A20", "resume with another model: the differing tensors are named")
 def test_a_checkpoint_of_another_model(short: Recipe, tmp_path: Path):
     store = unfinished(short, tmp_path / "run")
     state = store.newest()
@@ -145,6 +147,7 @@ def test_a_checkpoint_of_another_model(short: Recipe, tmp_path: Path):
         run(short, tmp_path / "run", resume=True)
 
 
+@pytest.mark.bar("A20", "resume on changed data: named")
 def test_resume_on_changed_data(short: Recipe, tmp_path: Path):
     unfinished(short, tmp_path / "run")
     arrays = dict(np.load(str(short.data.path)))

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,10 @@ def test_an_empty_folder_has_none(tmp_path: Path):
     assert Checkpoints(tmp_path / "nothing").newest() is None
 
 
-def test_every_crash_point_of_a_save_loses_nothing_acknowledged(zygote: Zygote, tmp_path: Path):
+@pytest.mark.bar("A1", "SIGKILL before each call of a save that touches the disk: no acknowledged step lost")
+def test_every_crash_point_of_a_save_loses_nothing_acknowledged(
+    zygote: Zygote, tmp_path: Path, record_property: Callable[[str, object], None]
+):
     """SIGKILL before each call that touches the disk; with keep=1, so that pruning would take the only other one."""
     seen: dict[str, int] = {}
     for point in range(1, 500):
@@ -74,6 +78,7 @@ def test_every_crash_point_of_a_save_loses_nothing_acknowledged(zygote: Zygote, 
         Checkpoints(folder / "checkpoints").sweep()
         assert not list((folder / "checkpoints").glob("*.tmp"))
     assert {"fsync", "replace", "unlink", "write", "write_text"} <= set(seen)
+    record_property("cases", (sum(seen.values()), sum(seen.values())))
     assert seen["fsync"] >= 5, "state, manifest, and the folder after each rename and after pruning"
 
 
@@ -84,10 +89,14 @@ def newest_of(folder: Path) -> int:
     return int(state["step"])
 
 
-def test_300_bit_flips_are_seen_and_the_older_one_used(store: Checkpoints, caplog: pytest.LogCaptureFixture):
+@pytest.mark.bar("A8", "one bit flipped in the newest checkpoint or its manifest: named, the older one used")
+def test_300_bit_flips_are_seen_and_the_older_one_used(
+    store: Checkpoints, caplog: pytest.LogCaptureFixture, record_property: Callable[[str, object], None]
+):
     rng = random.Random(0)
     files = sorted(store.folder.glob("step-000000003*"))
-    for _ in range(300):
+    for done in range(300):
+        record_property("cases", (done, 300))
         path = rng.choice(files)
         whole = path.read_bytes()
         bad = bytearray(whole)
@@ -98,6 +107,7 @@ def test_300_bit_flips_are_seen_and_the_older_one_used(store: Checkpoints, caplo
         assert "passed over the checkpoint step-000000003-epoch-0000.pt" in caplog.text
         path.write_bytes(whole)
     assert newest_step(store) == 3
+    record_property("cases", (300, 300))
 
 
 def cut(path: Path, share: float) -> None:
@@ -117,6 +127,10 @@ DAMAGES: dict[str, tuple[Any, str]] = {
 }
 
 
+@pytest.mark.bar(
+    "A8",
+    "newest checkpoint truncated, zeroed, gone, or without a good manifest: named with the reason, the older one used",
+)
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_one_is_named_with_its_reason_and_passed_over(
     store: Checkpoints, caplog: pytest.LogCaptureFixture, damage: str
@@ -130,6 +144,7 @@ def test_a_damaged_one_is_named_with_its_reason_and_passed_over(
     assert "1 newer passed over" in caplog.records[1].getMessage()
 
 
+@pytest.mark.bar("A9", "all checkpoints bad: an error that names each")
 def test_all_bad_is_an_error_that_names_each(store: Checkpoints):
     for path in store.folder.glob("*.pt"):
         cut(path, 0.9)
@@ -139,6 +154,7 @@ def test_all_bad_is_an_error_that_names_each(store: Checkpoints):
         store.newest()
 
 
+@pytest.mark.bar("A21", "a newer format: named")
 def test_a_newer_format_is_named(store: Checkpoints, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
     monkeypatch.setattr(module, "FORMAT", 2)
     save(store, 4)
@@ -147,6 +163,7 @@ def test_a_newer_format_is_named(store: Checkpoints, monkeypatch: pytest.MonkeyP
     assert "it has format 2, and this softless reads format 1" in caplog.text
 
 
+@pytest.mark.bar("A18", "unfinished checkpoints: do not push a good one out")
 def test_unfinished_ones_do_not_push_good_ones_out(tmp_path: Path):
     store = Checkpoints(tmp_path / "checkpoints", keep=2)
     save(store, 1)
@@ -165,6 +182,10 @@ def test_writing_the_same_place_again_counts_when_it_is_done(store: Checkpoints)
     assert state["more"] == 1
 
 
+@pytest.mark.bar(
+    "A10",
+    "disk full, quota, read-only: the previous checkpoint holds, nothing half written is left, the message says what is needed and free",
+)
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
 def test_a_disk_that_takes_no_more_keeps_what_it_has(store: Checkpoints, monkeypatch: pytest.MonkeyPatch, number: int):
     """torch.save would say "unexpected pos"; the message has path and reason, for a full disk also needed and free."""
@@ -201,6 +222,7 @@ store.save({"weights": torch.zeros(1_000_000)}, (9, 0), {})
 """
 
 
+@pytest.mark.bar("A12", "the system's own limit on file size: the previous checkpoint holds")
 def test_a_real_limit_on_the_size_of_files(store: Checkpoints):
     """The system's own error in the middle of a write; `ulimit -f` stands for a quota."""
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -214,6 +236,7 @@ def test_a_real_limit_on_the_size_of_files(store: Checkpoints):
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 200_000
 
 
+@pytest.mark.bar("A11", "less room than the next checkpoint needs: said beforehand")
 def test_little_room_is_said_before_it_is_needed(
     store: Checkpoints, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):

@@ -21,6 +21,10 @@ SECONDS = 10.0  # between a signal and the end of the process (reliability.md A1
 
 @pytest.fixture
 def long(tiny: Recipe) -> Recipe:
+    return long_recipe(tiny)
+
+
+def long_recipe(tiny: Recipe) -> Recipe:
     """Five epochs of four steps with RandAugment, erasing, mixup, dropout, stochastic depth and averaging; the state is kept every second step."""
     return replace(tiny, schedule=replace(tiny.schedule, epochs=5)).with_fields(**{
         "save.every_steps": 2,
@@ -74,6 +78,7 @@ def progress(folder: Path) -> tuple[int, int]:
     return max(Checkpoints(folder / "run/checkpoints").places(), default=(-1, -1))
 
 
+@pytest.mark.bar("A3", "SIGKILL three times at random in a run, 0 and 2 workers: the same last bit")
 @pytest.mark.parametrize("workers", WORKERS)
 def test_killed_three_times_is_the_same_run(
     long: Recipe, zygote: Zygote, ends: dict[str, str], tmp_path: Path, workers: int
@@ -84,6 +89,7 @@ def test_killed_three_times_is_the_same_run(
     assert end == expected
 
 
+@pytest.mark.bar("A4", "negative control: random numbers that are not continued end elsewhere")
 def test_the_comparison_sees_random_numbers_that_are_not_continued(
     long: Recipe, zygote: Zygote, ends: dict[str, str], tmp_path: Path
 ):
@@ -93,6 +99,7 @@ def test_the_comparison_sees_random_numbers_that_are_not_continued(
     assert killed_three_times(zygote, tmp_path / "killed", long, random.Random(0), "unseeded")[0] not in {expected, end_of(tmp_path / "unseeded/run")}  # fmt: skip
 
 
+@pytest.mark.bar("A16", "SIGTERM in six phases, 0 and 2 workers: saved within 10 s, exit code 143, the same last bit")
 @pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.parametrize("phase", ["loader", "batch", "step", "validation", "save", "test"])
 def test_sigterm_saves_and_the_run_continues_exactly(
@@ -117,6 +124,7 @@ def test_sigterm_saves_and_the_run_continues_exactly(
     assert finish(zygote, folder, recipe) == expected
 
 
+@pytest.mark.bar("A17", "SIGINT once and a signal twice: saved, or ended at once; the same last bit")
 def test_ctrl_c_saves_too_and_a_second_signal_ends_at_once(
     long: Recipe, zygote: Zygote, ends: dict[str, str], tmp_path: Path
 ):
@@ -130,6 +138,7 @@ def test_ctrl_c_saves_too_and_a_second_signal_ends_at_once(
     assert finish(zygote, tmp_path / "twice", long) == expected
 
 
+@pytest.mark.bar("A1", "death between log, best weights and state: the same last bit")
 @pytest.mark.parametrize("hook", ["die in keep", "die in save"])
 def test_death_between_log_best_and_state(
     long: Recipe, zygote: Zygote, ends: dict[str, str], tmp_path: Path, hook: str
@@ -140,6 +149,7 @@ def test_death_between_log_best_and_state(
     assert "is gone: taking over" in (tmp_path / "dead/said.txt").read_text()
 
 
+@pytest.mark.bar("A5", "1, then 4, then 2 workers along one run: the same last bit")
 def test_other_numbers_of_workers_along_the_way(long: Recipe, zygote: Zygote, ends: dict[str, str], tmp_path: Path):
     expected = whole(ends, zygote, tmp_path, long)
     folder = tmp_path / "workers"
@@ -148,6 +158,7 @@ def test_other_numbers_of_workers_along_the_way(long: Recipe, zygote: Zygote, en
     assert finish(zygote, folder, with_workers(long, 2)) == expected
 
 
+@pytest.mark.bar("A16", "SIGTERM to the whole group of processes: saved, the same last bit")
 def test_a_signal_to_the_whole_group_ends_the_loaders_first(
     long: Recipe, zygote: Zygote, ends: dict[str, str], tmp_path: Path
 ):
@@ -163,6 +174,7 @@ def test_a_signal_to_the_whole_group_ends_the_loaders_first(
     assert finish(zygote, folder, recipe) == expected
 
 
+@pytest.mark.bar("B17", "a loader process killed: one sentence, and the run continues to the same last bit")
 def test_a_loader_that_dies_is_said_and_the_run_continues(
     long: Recipe, zygote: Zygote, ends: dict[str, str], tmp_path: Path
 ):

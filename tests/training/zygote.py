@@ -141,11 +141,31 @@ def crash(folder: Path, point: int) -> int:
     return 0
 
 
+def save_forever(folder: Path, megabytes: int) -> int:
+    """Save one state after another, and note each one that is acknowledged."""
+    import torch
+
+    from softless.training.store import Checkpoints
+
+    store = Checkpoints(folder / "checkpoints")
+    store.sweep()
+    newest = store.newest()
+    step = 0 if newest is None else int(newest["step"])
+    while True:
+        step += 1
+        weights = torch.full((megabytes * 250_000,), float(step))
+        store.save({"step": step, "weights": weights}, (step, 0), {})
+        (folder / "acked.tmp").write_text(str(step))
+        (folder / "acked.tmp").replace(folder / "acked.txt")
+
+
 def child(folder: Path) -> int:
     from softless.errors import SoftlessError
     from softless.training import fit
 
     spec = json.loads((folder / "spec.json").read_text())
+    if "save" in spec:
+        return save_forever(folder, spec["save"])
     if "crash" in spec:
         return crash(folder, spec["crash"])
     for hook in spec.get("hooks", []):
@@ -221,6 +241,12 @@ class Zygote:
         folder.mkdir()
         (folder / "spec.json").write_text(json.dumps({"crash": point}))
         return self.wait(int(self.ask(run=str(folder))["pid"]))
+
+    def save_forever(self, folder: Path, megabytes: int) -> int:
+        """Start a process that saves without pause; its number."""
+        folder.mkdir(exist_ok=True)
+        (folder / "spec.json").write_text(json.dumps({"save": megabytes}))
+        return int(self.ask(run=str(folder))["pid"])
 
     def wait(self, pid: int) -> int:
         return int(self.ask(wait=pid)["code"])
