@@ -23,6 +23,7 @@ VERBS = {
     "cost": "softless.cli.cost:cost",
     "audit": "softless.cli.audit:audit",
     "swap": "softless.cli.swap:swap",
+    "data": "softless.cli.data:data",
 }
 
 

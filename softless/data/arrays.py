@@ -1,6 +1,7 @@
 """Images that come as arrays: scikit-learn's handwritten digits, and npz files with MedMNIST's keys."""
 
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,19 @@ from softless.errors import DataError, MissingExtra
 
 DIGITS_TEST_FRACTION = 0.2
 DIGITS_SPLIT_SEED = 0
+
+# MemoryError: a header that claims more than there is
+NOT_AN_NPZ = (
+    OSError,
+    ValueError,
+    EOFError,
+    AttributeError,
+    TypeError,
+    MemoryError,
+    SyntaxError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 _ORGANS = (
     "bladder", "femur-left", "femur-right", "heart", "kidney-left", "kidney-right", "liver", "lung-left", "lung-right",
@@ -97,7 +111,7 @@ def _read_npz(file: Path) -> dict[str, np.ndarray]:
         # numpy 2.4 leaves the file open when it is no whole archive, so it is opened here
         with file.open("rb") as handle, np.load(handle, allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files}
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+    except NOT_AN_NPZ as error:
         raise DataError(f"cannot read {file} as an npz file of plain arrays: {error}") from error
 
 

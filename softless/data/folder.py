@@ -5,7 +5,9 @@ exactly these: an index never shifts because a folder is missing. Sub-folders of
 """
 
 import os
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from softless.data.images import IMAGE_TYPES
@@ -18,11 +20,21 @@ _LAYOUT = "expected root/{train,val,test}/class/images, or root/class/images"
 
 
 @dataclass(frozen=True)
+class Listing:
+    """What a folder and its sub-folders hold."""
+
+    files: list[str] = field(default_factory=list)  # images by their ending, sorted paths relative to the folder
+    other: Counter[str] = field(default_factory=Counter)  # ending -> files that are no images by it
+    hidden: int = 0  # files and folders whose name starts with a dot
+    links: int = 0  # links to folders: they are not followed, so a loop of links ends
+
+
+@dataclass(frozen=True)
 class Scan:
     """What one folder of class folders holds: files per class relative to the folder, and what was passed over."""
 
     files: dict[str, list[str]]
-    other: int  # files that are no images by their ending
+    other: Counter[str]  # ending -> files that are no images by it
     hidden: int  # files and folders whose name starts with a dot
 
 
@@ -75,28 +87,44 @@ def check_classes(expected: tuple[str, ...], found: tuple[str, ...], there: str,
     )
 
 
-def image_files(root: Path) -> tuple[list[str], int, int]:
-    """All images below a folder as sorted relative paths, the number of other files, and of hidden entries."""
+def _refuse(error: OSError) -> None:
+    raise DataError(f"cannot list the folder {error.filename}: {error.strerror}") from error
+
+
+def listing(root: Path, failed: Callable[[OSError], None] = _refuse) -> Listing:
+    """Everything below a folder; `failed` is called with a folder that cannot be listed, and raises by default."""
     files: list[str] = []
-    other = hidden = 0
-    for folder, folders, names in os.walk(root):  # does not follow links, so a loop of links ends
+    other: Counter[str] = Counter()
+    hidden = links = 0
+    for folder, folders, names in os.walk(root, onerror=failed):
         hidden += sum(name.startswith(".") for name in (*folders, *names))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        links += sum((Path(folder) / name).is_symlink() for name in folders)
         for name in names:
             if name.startswith("."):
                 continue
-            if Path(name).suffix.lower() in IMAGE_TYPES:
+            ending = Path(name).suffix.lower()
+            if ending in IMAGE_TYPES:
                 files.append((Path(folder) / name).relative_to(root).as_posix())
             else:
-                other += 1
-    return sorted(files), other, hidden
+                other[ending or "(no ending)"] += 1
+    return Listing(sorted(files), other, hidden, links)
 
 
-def report_passed_over(root: Path, other: int, hidden: int) -> None:
+def image_files(root: Path) -> tuple[list[str], Counter[str], int]:
+    """All images below a folder as sorted relative paths, the other files by ending, and the number of hidden entries."""
+    found = listing(root)
+    return found.files, found.other, found.hidden
+
+
+def report_passed_over(root: Path, other: Counter[str], hidden: int) -> None:
     """Say once how many files were not read, and why."""
     if other:
+        endings = ", ".join(f"{ending} {count}" for ending, count in other.most_common(10))
+        endings += ", …" if len(other) > 10 else ""
         notice(
-            f"{root}: {other} files are not images by their ending and are not read ({', '.join(sorted(IMAGE_TYPES))})"
+            f"{root}: {other.total()} files are not images by their ending and are not read: {endings} "
+            f"(images end in {', '.join(sorted(IMAGE_TYPES))})"
         )
     if hidden:
         notice(f"{root}: {hidden} hidden files or folders (name starts with a dot) are not read")
@@ -125,7 +153,9 @@ def _scan(root: Path) -> Scan:
     if len(folders) == 1:
         raise DataError(f"{root} holds only one class ('{folders[0]}'): a classifier needs at least two class folders")
     _refuse_case_clash(root, folders)
-    files, other, hidden = {}, 0, 0
+    files: dict[str, list[str]] = {}
+    other: Counter[str] = Counter()
+    hidden = 0
     for name in folders:
         found, others, dots = image_files(root / name)
         files[name], other, hidden = [f"{name}/{file}" for file in found], other + others, hidden + dots

@@ -1,17 +1,35 @@
-"""Reading one image file: every failure names the file, and no pixel value is changed in silence."""
+"""Reading one image file: every failure names the file, and no pixel value is changed in silence.
 
+Two limits are checked on the header, before a pixel is decoded; environment variables set them for every reader, workers included:
+SOFTLESS_MAX_PIXELS (width x height of the largest image; 89,478,485, where Pillow begins to warn, about 9,459 x 9,459) and
+SOFTLESS_MIN_SIDE (the shorter side of the smallest; 8).
+"""
+
+import os
+import re
+import stat
 import struct
+import threading
+import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.Image import Transpose
 
 from softless.data.notices import notice
-from softless.errors import DataError
+from softless.errors import DataError, UsageError
 
 IMAGE_TYPES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM", "GIF")  # no others: Pillow hands EPS to another program
 MODES = {1: "L", 3: "RGB"}  # what Pillow calls an 8-bit image of so many channels
+MAX_PIXELS = 89_478_485
+MIN_SIDE = 8
 
 # What Pillow's decoders are seen to raise on damaged files; anything else is a bug and keeps its traceback.
 _DAMAGED = (
@@ -21,6 +39,9 @@ _DAMAGED = (
     ValueError,
     EOFError,
     IndexError,
+    KeyError,
+    TypeError,
+    MemoryError,  # sizes inside the file that no allocation serves
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
@@ -34,6 +55,42 @@ _TURNS = {  # EXIF orientation -> what makes the picture upright
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }
+_MAGIC = {
+    b"\xff\xd8\xff": "JPEG",
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"BM": "BMP",
+    b"RIFF": "WebP",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"GIF8": "GIF",
+}
+_DEEP = re.compile(r"(?<!BGR);16")  # raw modes with 16 bits per channel; BGR;16 has 16 per pixel
+_TILE_SIDES, _SAMPLE_FORMAT, _SIGNED, _ORIENTATION = (322, 323), 339, 2, 0x0112  # TIFF tags
+_ONE = threading.Lock()
+
+
+class BadImage(DataError):
+    """A file that is not read, with why in one word and in one sentence."""
+
+    kind = ""  # missing, empty, no image, damaged, too many pixels, too small, pixel format, not finite
+    reason = ""
+
+
+class Remark(NamedTuple):
+    """What a reader should know of an image that was read."""
+
+    kind: str  # several pictures, EXIF, header
+    text: str
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """An upright 8-bit image, and what was seen on the way."""
+
+    image: Image.Image
+    format: str  # as Pillow names it
+    stored_size: tuple[int, int]  # width and height before the EXIF orientation
+    remarks: tuple[Remark, ...]
 
 
 def read_image(path: Path, channels: int = 3) -> Image.Image:
@@ -41,20 +98,133 @@ def read_image(path: Path, channels: int = 3) -> Image.Image:
 
     EXIF orientation is applied. Palettes are expanded, an alpha channel is dropped (transparent pixels keep their
     stored colour), CMYK becomes RGB, colour becomes grey by Pillow's ITU-R 601 weights. Of a file with several
-    pictures the first is read.
+    pictures the first is read, with a notice.
 
     Raises:
-        DataError: the file is unreadable, or has more than 8 bits per channel (Pillow would clip or truncate those).
+        BadImage: the file is unreadable, larger or smaller than the limits, or has more than 8 bits per channel (Pillow
+            would clip or truncate those).
+    """
+    decoded = decode(path, channels)
+    for remark in decoded.remarks:
+        notice(f"{path}: {remark.text}")
+    return decoded.image
+
+
+def decode(path: Path, channels: int = 3, *, max_pixels: int | None = None, min_side: int | None = None) -> Decoded:
+    """`read_image` with its remarks returned instead of said.
+
+    Args:
+        path: the file.
+        channels: 1 or 3.
+        max_pixels: refuse more, from the header; SOFTLESS_MAX_PIXELS by default.
+        min_side: refuse a shorter side below this; SOFTLESS_MIN_SIDE by default.
     """
     try:
-        with Image.open(path) as image:
+        _refuse_no_file(path)
+        with _open(path) as (image, said):
+            _refuse_size(image, path, limit("SOFTLESS_MAX_PIXELS", MAX_PIXELS, max_pixels))
             _refuse_deep_pixels(image, path)
-            image.load()
-            return _upright(_convert(image, MODES[channels]), image, path)
-    except DataError:
+            _refuse_small(image, path, limit("SOFTLESS_MIN_SIDE", MIN_SIDE, min_side))
+            stored = _stored_size(image)
+            with _heard(said) if image.format == "TIFF" else nullcontext():  # a TIFF's loading reads its tags again
+                image.load()
+            turn = _turn(image, said)
+            upright = _convert(image, path, MODES[channels])
+            upright = upright if turn is None else upright.transpose(turn)
+            _count_pictures(image, said)
+            return Decoded(upright, image.format or "", stored, tuple(dict.fromkeys(said)))
+    except BadImage:
         raise
     except _DAMAGED as error:
-        raise DataError(f"cannot read the image {path}: {_reason(error)}; replace or remove the file") from error
+        raise _unreadable(path, error) from error
+
+
+def verify(path: Path) -> None:
+    """Hold a PNG against its checksums, which Pillow's decoder passes over; other types have none.
+
+    Raises:
+        BadImage: they differ.
+    """
+    try:
+        with _open(path) as (image, _):
+            if image.format == "PNG":
+                image.verify()
+    except _DAMAGED as error:
+        raise _bad(path, "damaged", f"{error}; the pixels are not those that were stored") from error
+
+
+def limit(variable: str, default: int, given: int | None = None) -> int:
+    """A limit as given, else as the environment says, else the default.
+
+    Raises:
+        UsageError: it is no whole number, or below 1.
+    """
+    text = os.environ.get(variable, str(default)) if given is None else str(given)
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise UsageError(f"{variable}={text}: the limit is a whole number of pixels, at least 1")
+    return int(text)
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[tuple[Image.Image, list[Remark]]]:
+    """The file opened, no pixel decoded, and what Pillow warned of."""
+    said: list[Remark] = []
+    with _heard(said):
+        image = Image.open(path, formats=FORMATS)
+    with image:
+        yield image, said
+
+
+@contextmanager
+def _heard(said: list[Remark]) -> Iterator[None]:
+    """Pillow's warnings as remarks, and our limit in the place of its own, which warns up to twice its value and names no file.
+
+    Both belong to the process, so one thread at a time is in here.
+    """
+    with _ONE, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = usual
+    said += [Remark("header", " ".join(str(one.message).split())) for one in caught]
+
+
+def _refuse_no_file(path: Path) -> None:
+    status = path.stat()  # follows links; raises where there is nothing
+    if not stat.S_ISREG(status.st_mode):
+        raise _bad(path, "no image", "it is no file" + (" but a folder" if stat.S_ISDIR(status.st_mode) else ""))
+    if not status.st_size:
+        raise _bad(path, "empty", "it is empty or no image (0 bytes); replace or remove the file")
+
+
+def _refuse_size(image: Image.Image, path: Path, most: int) -> None:
+    width, height = image.size
+    tile = 1
+    for tag in _TILE_SIDES if image.format == "TIFF" else ():
+        side = image.tag_v2.get(tag, 1)  # type: ignore[attr-defined]  # TIFF's class has it
+        tile *= side if isinstance(side, int) else 1
+    if width * height > most or tile > most:
+        what = f"{width} x {height} = {width * height}" if width * height > most else f"one tile of {tile}"
+        more = max(width * height, tile)
+        raise _bad(
+            path,
+            "too many pixels",
+            f"its header says {what} pixels, and at most {most} are decoded; make it smaller, or set "
+            f"SOFTLESS_MAX_PIXELS={more} if you trust it",
+        )
+
+
+def _refuse_small(image: Image.Image, path: Path, least: int) -> None:
+    width, height = image.size
+    if min(width, height) < least:
+        raise _bad(
+            path,
+            "too small",
+            f"it is {width} x {height} pixels, and both sides must have at least {least}; remove it, or set "
+            f"SOFTLESS_MIN_SIDE={min(width, height)} to have it enlarged",
+        )
 
 
 def _refuse_deep_pixels(image: Image.Image, path: Path) -> None:
@@ -62,35 +232,99 @@ def _refuse_deep_pixels(image: Image.Image, path: Path) -> None:
     tiles = getattr(image, "tile", ())  # how the decoder will read the file: (codec, extents, offset, args)
     args = tiles[0][3] if tiles else ""
     depth = args[1] if image.format == "PPM" and isinstance(args, tuple) else 255
-    deep_colour = ";16" in str(args) or (isinstance(depth, int) and depth > 255)
-    if image.mode in {"I", "F"} or image.mode.startswith("I;16") or deep_colour:
-        kind = {"F": "floating-point", "I": "32-bit integer"}.get(image.mode, "16-bit")
-        kind = "16-bit" if deep_colour else kind
-        raise DataError(
-            f"{path} holds {kind} pixels (mode {image.mode}): only 8-bit images are read; "
-            "scale it to 8 bits with the range you mean, for example 0..4095 to 0..255"
+    deep_colour = _DEEP.search(str(args)) is not None or (isinstance(depth, int) and depth > 255)
+    signed = image.format == "TIFF" and _SIGNED in image.tag_v2.get(_SAMPLE_FORMAT, ())  # type: ignore[attr-defined]
+    if not (image.mode in {"I", "F"} or image.mode.startswith("I;16") or deep_colour or signed):
+        return
+    if image.mode == "F":
+        _refuse_not_finite(image, path)
+    kind = {"F": "floating-point", "I": "32-bit integer"}.get(image.mode, "signed" if signed else "16-bit")
+    kind = "16-bit" if deep_colour else kind
+    raise _bad(
+        path,
+        "pixel format",
+        f"{kind} pixels (mode {image.mode}): only 8-bit images are read; "
+        "scale it to 8 bits with the range you mean, for example 0..4095 to 0..255",
+        f"{path} holds ",
+    )
+
+
+def _refuse_not_finite(image: Image.Image, path: Path) -> None:
+    with _heard([]):
+        wrong = int((~np.isfinite(np.asarray(image))).sum())
+    if wrong:
+        raise _bad(
+            path,
+            "not finite",
+            f"floating-point pixels, {wrong} of them NaN or infinite: only 8-bit images are read; "
+            "mend those and scale it to 8 bits",
+            f"{path} holds ",
         )
 
 
-def _convert(image: Image.Image, mode: str) -> Image.Image:
+def _convert(image: Image.Image, path: Path, mode: str) -> Image.Image:
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # Pillow warns when a palette with transparent entries goes to RGB directly
-    return image.copy() if image.mode == mode else image.convert(mode)
-
-
-def _upright(converted: Image.Image, original: Image.Image, path: Path) -> Image.Image:
     try:
-        orientation = original.getexif().get(0x0112, 1)
-    except (*_DAMAGED, KeyError, TypeError):
-        notice(f"{path}: its EXIF block cannot be read, so it is taken as upright")
-        return converted
-    turn = _TURNS.get(orientation)
-    return converted if turn is None else converted.transpose(turn)
+        return image.copy() if image.mode == mode else image.convert(mode)
+    except ValueError as error:
+        raise _bad(path, "pixel format", f"{error}; convert it to RGB with a colour profile first") from error
 
 
-def _reason(error: Exception) -> str:
+def _stored_size(image: Image.Image) -> tuple[int, int]:
+    """A TIFF's size is given upright from the start."""
+    tags = image.tag_v2 if image.format == "TIFF" else {}  # type: ignore[attr-defined]
+    width, height = image.size
+    return (height, width) if tags.get(_ORIENTATION) in {5, 6, 7, 8} else (width, height)
+
+
+def _turn(image: Image.Image, said: list[Remark]) -> Transpose | None:
+    """What makes the loaded image upright; Pillow has turned a TIFF already."""
+    try:
+        with _heard(said):
+            return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    except _DAMAGED:
+        said.append(Remark("EXIF", "its EXIF block cannot be read, so it is taken as upright"))
+        return None
+
+
+def _count_pictures(image: Image.Image, said: list[Remark]) -> None:
+    """An MPO is a photograph with its previews or depth behind it: the first picture is the photograph."""
+    if image.format == "MPO" or not getattr(image, "is_animated", False):
+        return
+    try:
+        with _heard([]):
+            count = f"{image.n_frames} "  # type: ignore[attr-defined]
+    except _DAMAGED:
+        count = ""  # a later one is damaged
+    said.append(Remark("several pictures", f"it holds {count}pictures, and only the first is read"))
+
+
+def _unreadable(path: Path, error: Exception) -> BadImage:
     if isinstance(error, FileNotFoundError):
-        return "no such file"
+        return _bad(path, "missing", "no such file" + (" (a link to nothing)" if path.is_symlink() else ""))
     if isinstance(error, UnidentifiedImageError):
-        return "it is empty or no image"
-    return str(error) or type(error).__name__
+        return _bad(path, *_unknown_type(path))
+    if isinstance(error, OSError) and error.errno:
+        return _bad(path, "unreadable", f"{error.strerror}; its rights or the disk stand in the way")
+    return _bad(path, "damaged", f"{str(error) or type(error).__name__}; replace or remove the file")
+
+
+def _unknown_type(path: Path) -> tuple[str, str]:
+    with path.open("rb") as file:
+        begins = file.read(16)
+    for magic, name in _MAGIC.items():
+        if begins.startswith(magic):
+            return (
+                "damaged",
+                f"it begins as a {name} file, but its header is damaged or of a kind that Pillow cannot read",
+            )
+    types = ", ".join(sorted(IMAGE_TYPES))
+    return "no image", f"it is empty or no image of the types read ({types}): it begins with {begins!r}"
+
+
+def _bad(path: Path, kind: str, reason: str, opening: str = "") -> BadImage:
+    # torch raises an error of a worker again with its message alone, so the constructor takes nothing else
+    error = BadImage((opening or f"cannot read the image {path}: ") + reason)
+    error.kind, error.reason = kind, (f"it holds {reason}" if opening else reason)
+    return error

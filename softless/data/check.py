@@ -1,0 +1,266 @@
+"""A whole data set read once, before anything is trained on it: every fault by its file, and what was not read.
+
+What is read here is what training reads, by the same functions; but the first fault does not end it.
+"""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from softless.data import coco
+from softless.data.arrays import NOT_AN_NPZ
+from softless.data.findings import DataCheck, Fault, Gathering, not_there
+from softless.data.folder import PARTS, Listing, listing
+from softless.data.images import IMAGE_TYPES, MAX_PIXELS, MIN_SIDE, limit
+from softless.data.progress import track
+from softless.errors import DataError, UsageError
+
+__all__ = ["DataCheck", "Fault", "check"]
+
+
+def check(
+    path: str | Path,
+    *,
+    images: str | Path | None = None,
+    min_side: int | None = None,
+    max_pixels: int | None = None,
+    strict: bool = False,
+) -> DataCheck:
+    """Read a data set in full and report all that is wrong with it.
+
+    Args:
+        path: a folder `root/{train,val,test}/class/*`, `root/class/*` or of images alone; a COCO json, or a folder with several
+            in `annotations/`; an npz file with MedMNIST's keys.
+        images: folder that a COCO json's file names start from; looked for by the usual layouts without it.
+        min_side: images with a shorter side below this are bad; 8, or SOFTLESS_MIN_SIDE, by default.
+        max_pixels: images with more pixels are bad and not decoded; 89,478,485, or SOFTLESS_MAX_PIXELS, by default.
+        strict: warnings and duplicates fail the check too.
+
+    Returns:
+        Every bad file as [path, reason] (COCO: [file, annotation id, reason]), counts, and duplicates across splits.
+
+    Raises:
+        DataError: nothing is there, or nothing that can be checked.
+        UsageError: a limit below 1, or `images` for data that are not COCO.
+    """
+    root = Path(path).expanduser()
+    if not root.exists():
+        raise not_there(root)
+    for variable, default, given in (
+        ("SOFTLESS_MIN_SIDE", MIN_SIDE, min_side),
+        ("SOFTLESS_MAX_PIXELS", MAX_PIXELS, max_pixels),
+    ):
+        limit(variable, default, given)
+    found = Gathering(root if root.is_dir() else root.parent, max_pixels, min_side)
+    annotations = _annotation_files(root)
+    if images is not None and not annotations:
+        raise UsageError(f"images={images} is for COCO annotations, and {root} holds none")
+    if annotations:
+        coco.check_files(annotations, None if images is None else Path(images).expanduser(), found)
+        return found.report(root, "COCO", strict=strict)
+    if root.is_file():
+        if root.suffix.lower() != ".npz":
+            raise DataError(f"{root} is neither a folder, a COCO json file (.json) nor an npz file (.npz)")
+        _check_npz(root, found)
+        return found.report(root, "npz", strict=strict)
+    return found.report(root, _check_folder(root, found), strict=strict)
+
+
+def _annotation_files(root: Path) -> list[Path]:
+    if root.is_file():
+        return [root] if root.suffix.lower() == ".json" else []
+    return sorted((root / "annotations").glob("*.json"))
+
+
+def _check_folder(root: Path, found: Gathering) -> str:
+    """Returns the layout."""
+    folders = _folders(root)
+    if not folders:
+        return _check_images(root, found)
+    _pass_beside(root, found)
+    parts = _parts(root, folders)
+    if not parts:
+        _check_part(root, "all", found)
+        return "class folders"
+    if "train" not in parts:
+        found.fault(root, "layout", f"it has {' and '.join(parts)} but no train")
+    for name in (name for name in folders if name not in parts):
+        found.warn(root / name, "layout", "a folder beside the splits, not read (splits are named train, val, test)")
+    classes = {part: _check_part(root / part, part, found) for part in parts}
+    first, *others = parts
+    for part in others:
+        for name in sorted(classes[first] - classes[part]):
+            found.fault(root / part / name, "classes", f"the class is missing: {part} must have the classes of {first}")
+        for name in sorted(classes[part] - classes[first]):
+            found.fault(root / part / name, "classes", f"the class is extra: {part} must have the classes of {first}")
+    return "splits of class folders"
+
+
+def _parts(root: Path, folders: list[str]) -> list[str]:
+    """The splits, as training sees them: a folder `train` with files in it is a class of that name."""
+    if "train" in folders and (_folders(root / "train") or not any((root / "train").iterdir())):
+        return [part for part in PARTS if part in folders]
+    return [] if "train" in folders else [part for part in PARTS if part in folders and _folders(root / part)]
+
+
+def _folders(root: Path) -> list[str]:
+    return sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _check_images(root: Path, found: Gathering) -> str:
+    listed = _listed(root, found)
+    if not listed.files:
+        raise DataError(
+            f"{root} holds no class folders and no images ({', '.join(sorted(IMAGE_TYPES))}): "
+            "expected root/{train,val,test}/class/images, or root/class/images"
+        )
+    found.counts["all"] = {"(no class)": len(listed.files)}
+    for file in track(listed.files, len(listed.files), "reading"):
+        found.image(root / file, "all", "")
+    return "images"
+
+
+def _pass_beside(folder: Path, found: Gathering) -> None:
+    """What lies beside class folders or splits, where nothing reads it."""
+    entries = list(folder.iterdir())
+    found.hidden += sum(entry.name.startswith(".") for entry in entries)
+    files = [entry.name for entry in entries if not entry.is_dir() and not entry.name.startswith(".")]
+    endings = Counter(Path(name).suffix.lower() or "(no ending)" for name in files)
+    images = sum(endings.pop(ending, 0) for ending in IMAGE_TYPES)
+    found.passed_over += endings
+    if images:
+        found.warn(folder, "layout", f"{images} images lie outside the class folders and are not read")
+
+
+def _check_part(folder: Path, part: str, found: Gathering) -> set[str]:
+    """Read the class folders of one part; returns their names."""
+    names = _folders(folder)
+    if part != "all":
+        _pass_beside(folder, found)
+    if len(names) < 2:
+        found.fault(folder, "classes", f"it holds {len(names)} class folders, and a classifier needs at least two")
+    twins: dict[str, str] = {}
+    for name in names:
+        twin = twins.setdefault(name.casefold(), name)
+        if twin != name:
+            found.fault(folder / name, "classes", f"its name differs from '{twin}' only in case; rename or merge them")
+    listed = {name: _listed(folder / name, found) for name in names}
+    found.counts[part] = {name: len(inside.files) for name, inside in listed.items()}
+    files = [(name, file) for name, inside in listed.items() for file in inside.files]
+    for name, file in track(files, len(files), f"reading {part}"):
+        found.image(folder / name / file, part, name)
+    return set(names)
+
+
+def _listed(folder: Path, found: Gathering) -> Listing:
+    """What lies below a folder, with its faults reported."""
+
+    def unlisted(error: OSError) -> None:
+        found.fault(Path(error.filename), "unreadable", f"the folder cannot be listed: {error.strerror}")
+
+    listed = listing(folder, unlisted)
+    found.passed_over += listed.other
+    found.hidden += listed.hidden
+    if not listed.files and folder != found.root:
+        found.fault(folder, "classes", "the class folder holds no images; remove it or fill it")
+    if listed.links:
+        found.warn(folder, "layout", f"{listed.links} links to folders are not followed")
+    return listed
+
+
+def _check_npz(file: Path, found: Gathering) -> None:
+    try:
+        with file.open("rb") as handle, np.load(handle, allow_pickle=False) as archive:
+            keys = list(archive.files)
+            arrays = {key: array for key in keys if (array := _array(archive, key, file, found)) is not None}
+    except NOT_AN_NPZ as error:
+        found.fault(file, "damaged", f"it is no npz file of plain arrays: {error}")
+        return
+    for key in sorted(set(keys) - {f"{part}_{what}" for part in PARTS for what in ("images", "labels")}):
+        found.warn(f"{file.name}/{key}", "layout", "not read: the keys read are {train,val,test}_images and _labels")
+    if not {"train_images", "train_labels"} <= set(keys):
+        found.fault(file, "layout", f"no train_images and train_labels; it holds {', '.join(keys) or 'nothing'}")
+    classes: dict[str, set[int]] = {}
+    for part in PARTS:
+        if part != "train" and (f"{part}_images" in keys) != (f"{part}_labels" in keys):
+            found.fault(file, "layout", f"{part}_images and {part}_labels come in pairs, and one is missing")
+        labels = _check_labels(file, part, arrays, found, classes)
+        _check_arrays(file, part, arrays, found, labels)
+    _check_classes(file, classes, found)
+
+
+def _array(archive: Any, key: str, file: Path, found: Gathering) -> np.ndarray | None:
+    try:
+        array = archive[key]
+    except NOT_AN_NPZ as error:
+        found.fault(f"{file.name}/{key}", "damaged", f"the array cannot be read: {error}")
+        return None
+    if isinstance(array, np.ndarray):
+        return array
+    found.fault(f"{file.name}/{key}", "damaged", "it is no array")  # numpy gives such a member as bytes
+    return None
+
+
+def _check_classes(file: Path, classes: dict[str, set[int]], found: Gathering) -> None:
+    if "train" not in classes:
+        return
+    known = classes["train"]
+    for label in sorted(set(range(max(known, default=0) + 1)) - known):
+        found.fault(f"{file.name}/train_labels", "classes", f"class {label} has no training images")
+    if len(known) < 2:
+        found.fault(f"{file.name}/train_labels", "classes", "only one class; a classifier needs at least two")
+    for part, labels in classes.items():
+        for label in sorted(known ^ labels):
+            text = f"class {label} is unknown to train" if label in labels else f"class {label} of train has no images"
+            found.fault(f"{file.name}/{part}_labels", "classes", text)
+
+
+def _check_labels(
+    file: Path, part: str, arrays: dict[str, np.ndarray], found: Gathering, classes: dict[str, set[int]]
+) -> list[str]:
+    """The class of each image as text; empty where the labels cannot be used."""
+    labels, key = arrays.get(f"{part}_labels"), f"{file.name}/{part}_labels"
+    if labels is None:
+        return []
+    if labels.ndim not in {1, 2} or (labels.ndim == 2 and labels.shape[1] != 1):
+        found.fault(key, "labels", f"labels have shape {labels.shape}; one label per image is read: (n,) or (n, 1)")
+        return []
+    if labels.dtype.kind not in "biu":
+        found.fault(key, "labels", f"labels are {labels.dtype}, and must be whole numbers from 0")
+        return []
+    values: list[int] = labels.reshape(-1).astype(np.int64).tolist()
+    for index, value in enumerate(values):
+        if value < 0:
+            found.fault(f"{part}/{index}", "labels", f"its label is {value}, and labels are whole numbers from 0")
+    classes[part] = {value for value in values if value >= 0}
+    found.counts[part] = {str(value): count for value, count in sorted(Counter(values).items())}
+    return [str(value) for value in values]
+
+
+def _check_arrays(file: Path, part: str, arrays: dict[str, np.ndarray], found: Gathering, labels: list[str]) -> None:
+    images, key = arrays.get(f"{part}_images"), f"{file.name}/{part}_images"
+    if images is None:
+        return
+    if images.ndim not in {3, 4} or not images.size:
+        found.fault(key, "shape", f"images have shape {images.shape}; expected (n, H, W) or (n, H, W, C), n > 0")
+        return
+    found.seen += len(images)
+    if labels and len(labels) != len(images):
+        found.fault(key, "labels", f"{len(images)} images and {len(labels)} labels: the counts must agree")
+    sides = images.shape[1:3]
+    if min(sides) < (found.min_side or 1):
+        found.fault(key, "too small", f"images are {sides[1]} x {sides[0]} pixels, and min_side is {found.min_side}")
+        return
+    if images.dtype != np.uint8:
+        found.fault(key, "pixel format", f"images are {images.dtype}, and only uint8 pixels are read; scale to 0..255")
+        if images.dtype.kind == "f":
+            wrong = (~np.isfinite(images)).reshape(len(images), -1).sum(1)
+            for index in np.flatnonzero(wrong).tolist():
+                found.fault(f"{part}/{index}", "not finite", f"{wrong[index]} of its values are NaN or infinite")
+        return
+    found.good += len(images)
+    for index, pixels in enumerate(track(images, len(images), f"reading {part}")):
+        label = labels[index] if index < len(labels) else ""
+        found.content(pixels.tobytes(), pixels.shape, f"{part}/{index}", part, label)

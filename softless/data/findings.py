@@ -1,0 +1,222 @@
+"""What a check of data gathers in its one pass, and the report it becomes."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from softless.data.images import BadImage, Decoded, decode, verify
+from softless.errors import DataError
+
+SHOWN = 20  # warnings and duplicates of one kind in the printed report; to_dict has all
+_ENDINGS = {  # what Pillow calls the content of a file that ends so
+    ".jpg": {"JPEG", "MPO"}, ".jpeg": {"JPEG", "MPO"}, ".png": {"PNG"}, ".bmp": {"BMP"}, ".webp": {"WEBP"},
+    ".tif": {"TIFF"}, ".tiff": {"TIFF"}, ".ppm": {"PPM"}, ".pgm": {"PPM"},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong, and where."""
+
+    path: str  # relative to what was checked, if it lies in it
+    reason: str
+    kind: str  # the reason in a word or two, to count by
+    annotation: int | str | None = None  # id of a COCO annotation; None for a file
+
+    def row(self, *, annotated: bool) -> list[Any]:
+        """[path, reason], or [path, annotation, reason]."""
+        return [self.path, self.annotation, self.reason] if annotated else [self.path, self.reason]
+
+    def __str__(self) -> str:
+        place = self.path if self.annotation is None else f"{self.path}, annotation {self.annotation}"
+        return _one_line(f"{place}: {self.reason}")
+
+
+@dataclass(frozen=True)
+class DataCheck:
+    """What was found in one pass over a data set; prints as a report."""
+
+    path: str
+    layout: str  # splits of class folders, class folders, images, npz, COCO
+    seen: int  # images
+    good: int  # images that are read without an error; faults of annotations are counted apart
+    annotations: int  # of COCO
+    bad: tuple[Fault, ...]  # what keeps a file or an annotation from being used
+    warnings: tuple[Fault, ...]  # what is read, but perhaps not as meant
+    duplicates: tuple[tuple[str, str], ...]  # the same pixels in two splits, or in two classes of one
+    passed_over: Mapping[str, int]  # ending -> files not read because of it
+    hidden: int  # files and folders whose name starts with a dot
+    counts: Mapping[str, Mapping[str, int]]  # part -> class -> images, or annotations of COCO
+    strict: bool = False  # warnings and duplicates fail the check too
+
+    @property
+    def by_reason(self) -> Mapping[str, int]:
+        """How many faults of each kind."""
+        return dict(Counter(fault.kind for fault in self.bad).most_common())
+
+    @property
+    def exit_code(self) -> int:
+        return 1 if self.bad or (self.strict and (self.warnings or self.duplicates)) else 0
+
+    def to_dict(self) -> dict[str, Any]:
+        annotated = self.layout == "COCO"
+        return {
+            "path": self.path,
+            "layout": self.layout,
+            "clean": self.exit_code == 0,
+            "seen": self.seen,
+            "good": self.good,
+            "annotations": self.annotations,
+            "bad": [fault.row(annotated=annotated) for fault in self.bad],
+            "by_reason": self.by_reason,
+            "warnings": [fault.row(annotated=annotated) for fault in self.warnings],
+            "duplicates": [list(pair) for pair in self.duplicates],
+            "passed_over": dict(self.passed_over),
+            "hidden": self.hidden,
+            "counts": {part: dict(classes) for part, classes in self.counts.items()},
+            "strict": self.strict,
+        }
+
+    def __str__(self) -> str:
+        total = f"{self.seen:,} images seen, {self.good:,} good"
+        total += f", {self.annotations:,} annotations" if self.layout == "COCO" else ""
+        said = [_one_line(f"{self.path} ({self.layout}): {total}")]
+        said += [_one_line(f"  {part}: {_classes(classes)}") for part, classes in self.counts.items()]
+        said += _section("bad", [str(fault) for fault in self.bad], self.by_reason)
+        said += _section("warnings", *_shortened(self.warnings))
+        pairs = [_one_line(f"{one} = {other}") for one, other in self.duplicates]
+        said += _section("the same pixels in two splits or two classes", _cut(pairs))
+        if self.passed_over:
+            said += ["", "not read because of their ending: " + _one_line(_counted(self.passed_over))]
+        if self.hidden:
+            said += ["", f"hidden files and folders, not read: {self.hidden:,}"]
+        return "\n".join([*said, "", self._verdict()])
+
+    def _verdict(self) -> str:
+        if self.bad:
+            return f"not clean: {len(self.bad):,} faults"
+        doubts = f"{len(self.warnings):,} warnings, {len(self.duplicates):,} pairs of duplicates"
+        if not (self.warnings or self.duplicates):
+            return "clean"
+        return f"not clean: {doubts}, and the check is strict" if self.strict else f"clean, with {doubts}"
+
+
+@dataclass
+class Gathering:
+    """What has been found so far."""
+
+    root: Path  # paths are given relative to it
+    max_pixels: int | None = None
+    min_side: int | None = None
+    seen: int = 0
+    good: int = 0
+    annotations: int = 0
+    bad: list[Fault] = field(default_factory=list)
+    warnings: list[Fault] = field(default_factory=list)
+    duplicates: list[tuple[str, str]] = field(default_factory=list)
+    passed_over: Counter[str] = field(default_factory=Counter)
+    hidden: int = 0
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    first: dict[bytes, dict[str, tuple[str, str]]] = field(default_factory=dict)  # digest -> part -> (name, class)
+
+    def name(self, path: Path) -> str:
+        """How the report calls a file."""
+        return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)
+
+    def fault(self, path: Path | str, kind: str, reason: str, annotation: int | str | None = None) -> None:
+        """Something that cannot be used."""
+        self.bad.append(Fault(self._named(path), reason, kind, annotation))
+
+    def warn(self, path: Path | str, kind: str, reason: str, annotation: int | str | None = None) -> None:
+        """Something that is read, but perhaps not as meant."""
+        self.warnings.append(Fault(self._named(path), reason, kind, annotation))
+
+    def image(self, path: Path, part: str, label: str) -> Decoded | None:
+        """Read an image file in full; None if it cannot be."""
+        self.seen += 1
+        try:
+            decoded = decode(path, 3, max_pixels=self.max_pixels, min_side=self.min_side)
+            if decoded.format == "PNG":
+                verify(path)
+        except BadImage as error:
+            self.fault(path, error.kind, error.reason)
+            return None
+        self.good += 1
+        for kind, text in decoded.remarks:
+            self.warn(path, kind, text)
+        if decoded.format not in _ENDINGS.get(path.suffix.lower(), {decoded.format}):
+            self.warn(path, "wrong ending", f"it is a {decoded.format} file by its content, and is read as one")
+        self.content(decoded.image.tobytes(), decoded.image.size, self.name(path), part, label)
+        return decoded
+
+    def content(self, pixels: bytes, shape: tuple[int, ...], name: str, part: str, label: str) -> None:
+        """Remember the pixels, and pair them with the same ones in another split, or in another class of this one."""
+        digest = hashlib.blake2b(pixels, digest_size=16, key=repr(shape).encode()).digest()
+        places = self.first.setdefault(digest, {})
+        others = [twin for there, (twin, _) in places.items() if there != part]
+        if not others and part in places and places[part][1] != label:
+            others = [places[part][0]]
+        if others:
+            self.duplicates.append((others[0], name))
+        places.setdefault(part, (name, label))
+
+    def report(self, path: Path, layout: str, *, strict: bool) -> DataCheck:
+        return DataCheck(
+            path=str(path),
+            layout=layout,
+            seen=self.seen,
+            good=self.good,
+            annotations=self.annotations,
+            bad=tuple(self.bad),
+            warnings=tuple(self.warnings),
+            duplicates=tuple(self.duplicates),
+            passed_over=dict(self.passed_over.most_common()),
+            hidden=self.hidden,
+            counts=self.counts,
+            strict=strict,
+        )
+
+    def _named(self, path: Path | str) -> str:
+        return path if isinstance(path, str) else self.name(path)
+
+
+def not_there(path: Path) -> DataError:
+    """For a path that leads nowhere."""
+    return DataError(
+        f"no data at {path}: give a folder of class folders, a COCO json file, or an npz file with MedMNIST's keys"
+    )
+
+
+def _one_line(text: str) -> str:
+    """Names may hold line breaks, and bytes that are no text."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name}: {count:,}" for name, count in counts.items())
+
+
+def _classes(classes: Mapping[str, int]) -> str:
+    total = f"{sum(classes.values()):,} in {len(classes)} class{'es' if len(classes) != 1 else ''}"
+    return f"{total} ({_counted(classes)})" if 0 < len(classes) <= SHOWN else total
+
+
+def _cut(lines: list[str]) -> list[str]:
+    more = len(lines) - SHOWN
+    return [*lines[:SHOWN], f"… and {more:,} more (--json lists all)"] if more > 0 else lines
+
+
+def _shortened(warnings: tuple[Fault, ...]) -> tuple[list[str], Mapping[str, int]]:
+    by_kind: dict[str, list[str]] = {}
+    for one in warnings:
+        by_kind.setdefault(one.kind, []).append(str(one))
+    return [line for lines in by_kind.values() for line in _cut(lines)], {k: len(v) for k, v in by_kind.items()}
+
+
+def _section(title: str, lines: list[str], counts: Mapping[str, int] | None = None) -> list[str]:
+    if not lines:
+        return []
+    return ["", f"{title}: {_counted(counts)}" if counts else f"{title}:", *(f"  {line}" for line in lines)]
