@@ -32,6 +32,7 @@ _VERBS = {
     "swap": "softless.convert",
     "bench": "softless.cli.bench",
     "runs": "softless.cli.runs",
+    "save_weights": "softless.models.publish",
 }
 
 globals().update(CLASSES)  # SimA, XCA, …: the module with the operator fixed, for timm's attn_layer=

@@ -58,6 +58,7 @@ def swap(
     op: str = "sima",
     *,
     weights: str | Path | None = None,
+    allow_nonfinite: bool = False,
     pretrained: bool = False,
     layers: Sequence[str] = ("*",),
     force: Sequence[str] = (),
@@ -75,6 +76,7 @@ def swap(
         model: the name of a timm model.
         op: the operator.
         weights: a checkpoint for the model as it is before the swap.
+        allow_nonfinite: take NaN and infinity in it.
         pretrained: start from the weights that timm knows for the name (downloads).
         layers: patterns of the paths of attention modules ("blocks.[0-5].*"); the others are kept.
         force: patterns of the paths at which what an operator cannot keep (a relative position bias) may be lost.
@@ -96,7 +98,7 @@ def swap(
     if pretrained and weights is not None:
         raise UsageError("--pretrained and --weights both say where the weights come from: choose one")
     made = create_model(model, pretrained=pretrained).eval()
-    loaded = "" if weights is None else str(load_weights(made, weights))
+    loaded = "" if weights is None else str(load_weights(made, weights, allow_nonfinite=allow_nonfinite))
     batch = None if calibrate is None else _images(Path(calibrate).expanduser(), images, timm.data.resolve_model_data_config(made))  # fmt: skip
     before = watch(made)
     swapped = exchange(made, op, layers=layers, force=force, calibrate=batch, **options)

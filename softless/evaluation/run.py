@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from softless.data.transforms import Pipeline, eval_transform
 from softless.errors import DataError, UsageError
+from softless.models import digests
+from softless.models.files import read_safetensors
 
 BEST, WEIGHTS, CLASSES, RECIPE = "best.json", "best.safetensors", "classes.json", "recipe.json"
 
@@ -61,6 +63,7 @@ def load_run(run_dir: str | Path, device: str | torch.device = "cpu") -> LoadedR
     except (KeyError, TypeError) as error:
         raise DataError(f"{path / BEST} is not a run's: the entry {error} is missing or of another type") from error
     _check_same_classes(path, classes)
+    _check_same_weights(path / WEIGHTS, best.get("weights_sha256"))
     model = create_model(architecture, **args)
     fill(model, read_weights(path / WEIGHTS), path / WEIGHTS)
     return LoadedRun(path, model.to(device).eval(), classes, transform, _recipe(path / RECIPE, best), best)
@@ -68,13 +71,7 @@ def load_run(run_dir: str | Path, device: str | torch.device = "cpu") -> LoadedR
 
 def read_weights(file: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file; DataError names the file when it is damaged."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"{file} is not a readable safetensors file: {error}") from error
+    return read_safetensors(file)
 
 
 def fill(model: nn.Module, state: Mapping[str, Tensor], file: Path) -> None:
@@ -114,6 +111,15 @@ def _recipe(file: Path, best: Mapping[str, Any]) -> SimpleNamespace:
 def _check_same_classes(path: Path, classes: tuple[str, ...]) -> None:
     if (path / CLASSES).is_file() and tuple(_read_json(path / CLASSES)) != classes:
         raise DataError(f"{path}: {CLASSES} and {BEST} list other classes; one of them is another run's")
+
+
+def _check_same_weights(file: Path, expected: str | None) -> None:
+    """Against the digest that training wrote beside the epoch's score; runs of an older softless have none."""
+    if expected is not None and (found := digests.of_file(file)) != expected:
+        raise DataError(
+            f"{file} is not what {BEST} beside it describes: SHA-256 {found[:12]}… and not {expected[:12]}…. A copy was damaged, or the run was cut "
+            "while it wrote them: `softless train --resume` writes both anew"
+        )
 
 
 def _read_json(file: Path) -> Any:

@@ -1,5 +1,6 @@
 """`create_model`: a registered name, or any timm host with its attention exchanged at construction."""
 
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -7,12 +8,15 @@ from timm.models import is_model, model_entrypoint
 from torch import nn
 
 from softless.attention import get
-from softless.errors import UsageError, nearest
+from softless.errors import DataError, UsageError, nearest
 from softless.layers import Attention
-from softless.models import vit
-from softless.models.options import COMPANIONS, host_arguments
+from softless.models import config, digests, vit
+from softless.models.files import CONFIG
+from softless.models.options import COMPANIONS, constructed, host_arguments
 from softless.models.variants import ENTRIES, VARIANTS, Entry
+from softless.models.weights import load_weights
 
+FOLDER = "local-dir:"  # as timm says it
 VIT_MODULES = ("vision_transformer", "deit")  # timm modules whose models take attn_layer=
 
 
@@ -21,9 +25,9 @@ def create_model(name: str, op: str | None = None, *, pretrained: bool = False, 
 
     Args:
         name: A registered model ("sima_deit_small_patch16_224") or a host: a ViT or DeiT of timm, an XCiT, CvT ("cvt_13_224") or SOFT's
-            pyramid ("soft_pyramid_tiny_224").
+            pyramid ("soft_pyramid_tiny_224"). "local-dir:FOLDER" is what `save_weights` wrote there.
         op: Operator for a host; None keeps a registered model's own, and gives a host timm's own attention.
-        pretrained: Load the weights that timm knows for this name (downloads). Hosts with exchanged attention keep the layout of
+        pretrained: Load the weights that timm knows for this name (downloads), or those of the folder. Hosts with exchanged attention keep the layout of
             their projections, so a ViT's softmax weights load.
         **kwargs: Options of the operator (token_scale, order, …); v_conv, the side of a depthwise convolution of v; act ("relu", "gelu", "hard_swish", "silu"); num_heads; lpi (XCiT);
             and every argument of the timm model (num_classes, in_chans, img_size, drop_path_rate, features_only, …).
@@ -32,9 +36,14 @@ def create_model(name: str, op: str | None = None, *, pretrained: bool = False, 
         A timm model: forward (B, C, H, W) -> (B, num_classes).
 
     Raises:
+        DataError: a folder whose files are damaged, or whose config.json says more than a model.
         UsageError: unknown model (nearest name offered) or operator, an option that does not fit, a host whose attention has no place
             for another.
     """
+    if name.startswith(FOLDER):
+        if op is not None:
+            raise UsageError(f"'{name}' says its operator itself: leave op='{op}' out")
+        return _from_folder(Path(name.removeprefix(FOLDER)).expanduser(), pretrained, kwargs)
     if op is not None:
         get(op)
     kwargs = {
@@ -49,19 +58,22 @@ def create_model(name: str, op: str | None = None, *, pretrained: bool = False, 
     if name in ENTRIES and op is None:  # a host of ours with its own operator
         op = ENTRIES[name].op
     if op is None:
-        if name in {variant.name for variant in VARIANTS if variant.host == "pyramid"}:
-            raise UsageError(f"'{name}' is a host without an operator of its own: pass op=, for example op='soft'")
-        _known(name)
-        if wrong := [companion for companion in COMPANIONS if companion in kwargs]:
-            raise UsageError(
-                f"{wrong[0]} is an option of hosts with a named operator: pass op=, for example op='softmax'"
-            )
-        if "lpi" in kwargs:
-            raise UsageError(
-                f"lpi is an option of XCiT hosts with a named operator: create_model('{name}', op='xca', lpi=…) for XCiT's own"
-            )
-        return timm.create_model(name, pretrained=pretrained, **host_arguments(kwargs))
+        return _timms(name, pretrained, kwargs)
     return _host(name, op, pretrained, kwargs)
+
+
+def _timms(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+    """A host as timm builds it."""
+    if name in {variant.name for variant in VARIANTS if variant.host == "pyramid"}:
+        raise UsageError(f"'{name}' is a host without an operator of its own: pass op=, for example op='soft'")
+    _known(name)
+    if wrong := [companion for companion in COMPANIONS if companion in kwargs]:
+        raise UsageError(f"{wrong[0]} is an option of hosts with a named operator: pass op=, for example op='softmax'")
+    if "lpi" in kwargs:
+        raise UsageError(
+            f"lpi is an option of XCiT hosts with a named operator: create_model('{name}', op='xca', lpi=…) for XCiT's own"
+        )
+    return constructed(timm.create_model(name, pretrained=pretrained, **host_arguments({**kwargs})), name, None, kwargs)
 
 
 def _host(name: str, op: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
@@ -79,7 +91,25 @@ def _host(name: str, op: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Mo
         raise UsageError(
             f"'{name}' has no place for another attention. Hosts: ViT and DeiT models of timm, and {', '.join(sorted(ours))}"
         )
-    return vit.connect(timm.create_model(name, pretrained=pretrained, **vit.arguments(op, kwargs)))  # type: ignore[arg-type]  # a VisionTransformer
+    made: Any = timm.create_model(name, pretrained=pretrained, **vit.arguments(op, {**kwargs}))
+    return constructed(vit.connect(made), name, op, kwargs)
+
+
+def _from_folder(folder: Path, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+    """A model of `save_weights`."""
+    digests.check(folder / CONFIG)
+    found = config.read(folder / CONFIG)
+    try:
+        model = create_model(found.built.name, found.built.op, **{**found.built.arguments, **kwargs})
+    except UsageError:
+        raise
+    except Exception as error:
+        raise DataError(f"{folder / CONFIG} with {kwargs or 'nothing else'} builds no model: {error}") from error
+    model.pretrained_cfg |= found.about  # type: ignore[operator]
+    if pretrained:
+        same = kwargs.get("num_classes") in {None, found.built.arguments.get("num_classes")}
+        load_weights(model, folder, head="same" if same else "new")
+    return model
 
 
 def _known(name: str) -> None:

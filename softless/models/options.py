@@ -1,6 +1,7 @@
 """What every host takes besides timm's own arguments: the operator, its options, the activation, the number of heads."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -43,6 +44,30 @@ def take_operator_options(op: str, kwargs: dict[str, Any]) -> dict[str, Any]:
             f"operator '{op}' has no option {', '.join(sorted(wrong))}; it has: {', '.join(record.options) or 'none'}"
         )
     return check_options(record, {name: kwargs.pop(name) for name in record.options if name in kwargs})
+
+
+@dataclass(frozen=True)
+class Construction:
+    """How a model was made, `create_model(name, op, **arguments)`; the model has it as `construction`."""
+
+    name: str
+    op: str | None
+    arguments: Mapping[str, Any]
+
+
+PLACES = frozenset({
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "pretrained_model_args",
+    "cache_dir",
+})  # of weights, for timm
+
+
+def constructed(model: nn.Module, name: str, op: str | None, kwargs: Mapping[str, Any]) -> nn.Module:
+    """The model, which knows from now on how it was made."""
+    arguments = {key: value for key, value in kwargs.items() if key not in PLACES}
+    model.construction = Construction(name, op, arguments)  # type: ignore[assignment]
+    return model
 
 
 COMPANIONS = ("v_conv",)  # arguments of layers.Attention that every host hands on

@@ -11,6 +11,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from softless.models import cvt, soft, vit, xcit
+from softless.models.options import constructed
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,8 @@ class Entry:
     alias_of: str | None = None
 
     def __call__(self, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        return HOSTS[self.variant.host].build(self.name, self.op, pretrained, **{**self.variant.arguments, **kwargs})
+        model = HOSTS[self.variant.host].build(self.name, self.op, pretrained, **{**self.variant.arguments, **kwargs})
+        return constructed(model, self.name, self.op, kwargs)
 
     @property
     def configuration(self) -> dict[str, Any]:

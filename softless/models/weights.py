@@ -16,6 +16,8 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from softless.errors import DataError, UsageError
+from softless.models import digests
+from softless.models.files import CONFIG, FILE, check_finite, read_tensors
 from softless.models.pyramid import Pyramid, Stage
 
 Tensors = dict[str, Tensor]
@@ -85,23 +87,27 @@ class Loaded:
         return "\n".join(said)
 
 
-def load_weights(model: nn.Module, source: str | Path | Mapping[str, Any], *, averaged: bool | None = None, head: Literal["same", "new"] = "same") -> Loaded:  # fmt: skip
+def load_weights(model: nn.Module, source: str | Path | Mapping[str, Any], *, averaged: bool | None = None, head: Literal["same", "new"] = "same", allow_nonfinite: bool = False) -> Loaded:  # fmt: skip
     """Load a checkpoint into a model, whatever of these layouts it has: ours, timm's (ViT, DeiT, XCiT), or that of the code of SimA, XCiT, SOFT, CvT or DeiT.
 
-    Files are read without executing anything in them. Tables of positions are resized to the model's size. On an error the model is as it was.
+    Files are read without executing anything in them, and compared with the digests that `save_weights` left beside them. Tables of positions
+    are resized to the model's size. On an error the model is as it was.
 
     Args:
         model: from `softless.create_model` or timm, of the file's sizes.
-        source: a .safetensors file, a .pth or .pt file, or a state dict; also wrapped in "state_dict", "model" or "module", or with
+        source: a folder of `save_weights`, a .safetensors file, a .pth or .pt file, or a state dict; also wrapped in "state_dict", "model" or "module", or with
             DataParallel's "module." before every name.
         averaged: of a file that holds averaged weights too, take those. None takes them where they lie beside "state_dict", as SOFT is evaluated.
         head: "same" loads the classifier; "new" leaves the model's, for other classes.
+        allow_nonfinite: load NaN and infinity too.
 
     Raises:
-        DataError: no file, or one that is not a checkpoint.
+        DataError: no file, one that is not a checkpoint or not as it was saved, or tensors with NaN or infinity.
         UsageError: tensors that do not fit, lack, or have no place; the message names the first few.
     """
     state, where = _unwrapped(_read(source), averaged)
+    if not allow_nonfinite:
+        check_finite(state.items(), where)
     layout = next((one for one in LAYOUTS if any(re.fullmatch(one.told_by, name) for name in state)), None)
     wanted = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     persistent = {name: wanted[name] for name in model.state_dict() if name in wanted}
@@ -138,22 +144,10 @@ def _read(source: str | Path | Mapping[str, Any]) -> tuple[Mapping[str, Any], st
     if isinstance(source, Mapping):
         return source, "the state dict"
     path = Path(source)
-    if not path.is_file():
-        raise DataError(f"no file {path}: name a .safetensors, .pth or .pt checkpoint")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path), str(path)
-        held = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise DataError(
-            f"{path} is not a checkpoint of plain tensors ({str(error).splitlines()[0][:120]}): nothing in a file is executed here, "
-            "so save its state dict alone, as .safetensors at best"
-        ) from error
-    if not isinstance(held, Mapping):
-        raise DataError(f"{path} holds a {type(held).__name__}, not a state dict: save model.state_dict()")
-    return held, str(path)
+    if path.is_dir():
+        digests.check(path / CONFIG)
+        path /= FILE
+    return read_tensors(path, allow_nonfinite=True), str(path)
 
 
 def _unwrapped(read: tuple[Mapping[str, Any], str], averaged: bool | None) -> tuple[Tensors, str]:

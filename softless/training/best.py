@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from softless.training.durable import write_whole
+from softless.training.durable import digest_of, write_whole
 from softless.training.model import model_args
 from softless.training.run_folder import BEST, WEIGHTS
 
@@ -25,7 +25,8 @@ def write_best(run: "Run") -> None:
 
     held: dict[str, Tensor] = run.best_weights or {}
     write_whole(run.folder.path / WEIGHTS, lambda path: save_file(held, path))
-    run.folder.write_json(BEST, {**(run.best or {}), **rebuild_facts(run)})
+    digest = digest_of(run.folder.path / WEIGHTS)
+    run.folder.write_json(BEST, {**(run.best or {}), **rebuild_facts(run), "weights_sha256": digest.sha256})
 
 
 def rebuild_facts(run: "Run") -> dict[str, Any]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from softless.errors import UsageError
 from softless.evaluation.run import fill, read_weights
+from softless.models.files import FILE
 from softless.training.recipe import Recipe
 from softless.training.run_folder import WEIGHTS
 
@@ -53,16 +54,20 @@ def _try(model: nn.Module, recipe: Recipe, in_chans: int) -> None:
 
 
 def load_start(model: nn.Module, path: Path) -> None:
-    """Start from the weights of a file (or of a run folder): fine-tuning.
+    """Start from the weights of a file, of a run folder or of a folder of `save_weights`: fine-tuning.
 
     A head of another number of classes stays new, and position embeddings of another image size are resampled; both are said.
 
     Raises:
         UsageError: no such file, not safetensors, or the weights of another model.
     """
-    file = path / WEIGHTS if path.is_dir() else path
+    file = path
+    if path.is_dir():
+        file = path / FILE if (path / FILE).is_file() else path / WEIGHTS
     if not file.is_file():
-        raise UsageError(f"no weights at {file}: model.weights takes a .safetensors file or a run folder")
+        raise UsageError(
+            f"no weights at {file}: model.weights takes a .safetensors file, a run folder or a folder of save_weights"
+        )
     state = _fitted(read_weights(file), model, file)
     new = [name for name in model.state_dict() if name.startswith(_heads(model)) and name not in state]
     fill(model, {**state, **{name: model.state_dict()[name] for name in new}}, file)

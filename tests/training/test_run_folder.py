@@ -2,7 +2,9 @@
 
 import errno
 import json
+import random
 from collections import namedtuple
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +13,8 @@ import pytest
 import torch
 
 import softless.training.run_folder as module
-from softless.errors import CheckpointError, ResumeMismatch, StorageError, UsageError
+from softless.errors import CheckpointError, DataError, ResumeMismatch, StorageError, UsageError
+from softless.evaluation import load_run
 from softless.training import Recipe, fit
 from softless.training.durable import write_whole
 from softless.training.run_folder import RunFolder, as_json, differences, few
@@ -178,3 +181,22 @@ def test_fields_that_an_older_softless_did_not_write_are_at_their_defaults(short
     assert differences(stored, as_json(replace(short, grad_checkpointing=True))) == [
         "grad_checkpointing (False there, True asked)"
     ]
+
+
+@pytest.mark.bar("C4", "one bit flipped in the best weights of a run: refused")
+def test_300_bit_flips_in_the_best_weights_are_refused(
+    short: Recipe, tmp_path: Path, record_property: Callable[[str, object], None]
+):
+    run(short, tmp_path / "run")
+    path, rng = tmp_path / "run/best.safetensors", random.Random(0)
+    whole = path.read_bytes()
+    for done in range(300):
+        record_property("cases", (done, 300))
+        bad = bytearray(whole)
+        bad[rng.randrange(len(bad))] ^= 1 << rng.randrange(8)
+        path.write_bytes(bad)
+        with pytest.raises(DataError, match=r"best.safetensors is not what best.json beside it describes"):
+            load_run(tmp_path / "run")
+    record_property("cases", (300, 300))
+    path.write_bytes(whole)
+    assert load_run(tmp_path / "run").classes == ("0", "1", "2")

@@ -1,0 +1,205 @@
+"""Archives of torch.save (.pth, .pt), opened without running anything in them and within the memory of their size.
+
+Two things are checked before torch reads them: that the zip archive holds what it says, stored as it is, and that the pickle in it calls
+only what tensors need. Then the file is mapped, so that no storage is allocated for what a pickle claims.
+"""
+
+import io
+import pickletools
+import struct
+import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING  # the names of Python 2, which protocol 2 writes
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from softless.errors import DataError
+
+DIRECTORY = 4 << 20  # bytes of the archive's directory
+PICKLE = 16 << 20  # bytes of the pickle in it
+STEPS = 400_000  # of that pickle; a tensor takes about 45
+PROTOCOL = 2
+DEPTH = 32  # containers in one another
+REPEATS = 16  # how often tensors may share the bytes of a file
+STORAGES = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool", "ComplexFloat", "ComplexDouble")  # fmt: skip
+DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
+ALLOWED = frozenset({
+    "collections.OrderedDict", "collections.Counter", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter",
+    "torch.Size", "torch.device", *(f"torch.{name}Storage" for name in STORAGES), *(f"torch.{name}" for name in DTYPES),
+})  # fmt: skip
+MEND = "save the model's state dict alone, as .safetensors at best"
+
+
+def read_archive(path: Path) -> dict[str, Any]:
+    """What an archive holds: tensors, numbers and texts in dicts, lists and tuples.
+
+    Raises:
+        DataError: anything else in it, or a torch that is not safe for it.
+    """
+    if torch.__version__ < "2.10":
+        raise DataError(
+            f"{path}: torch {torch.__version__} is not safe for pickled files of others (CVE-2026-24747, mended in 2.10): "
+            "update torch, or convert the file to .safetensors with a newer one"
+        )
+    try:
+        with path.open("rb") as file:
+            pickled = _checked_archive(file, path.stat().st_size)
+    except Exception as error:
+        raise DataError(
+            f"{path} is not an archive of torch.save that can be trusted: {first_line(error)}; copy it again, or {MEND}"
+        ) from error
+    _check_pickle(path, pickled)
+    try:
+        # mapped: a storage is a part of the file, whatever the pickle claims
+        held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        _check_views(held, path.stat().st_size)
+    except Exception as error:
+        raise DataError(
+            f"{path} is not a checkpoint of plain tensors ({first_line(error)}): nothing in a file is executed here, so {MEND}"
+        ) from error
+    if not isinstance(held, dict):
+        raise DataError(f"{path} holds a {type(held).__name__}, not a state dict: save model.state_dict()")
+    return held
+
+
+def _checked_archive(file: BinaryIO, size: int) -> bytes:
+    """The pickle of an archive in which every member is stored as it is, lies in the file, and has its checksum.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    _check_end(file, size)
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        names = [member.filename for member in members]
+        roots = {name.partition("/")[0] for name in names}
+        for member in members:
+            name = member.filename
+            if name != member.orig_filename or "\\" in name or not {"", ".", ".."}.isdisjoint(name.split("/")):
+                raise ValueError(f"its member {member.orig_filename!r} has a name that leads out of it")
+            if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
+                raise ValueError(
+                    f"its member {name} is compressed ({member.compress_size} to {member.file_size} bytes), "
+                    "and torch.save compresses nothing"
+                )
+        if len({name.lower() for name in names}) < len(names):
+            raise ValueError("two of its members have one name")
+        if sum(member.file_size for member in members) > size:
+            raise ValueError(f"its members claim more bytes than the {size} of the file")
+        if len(roots) != 1 or f"{names[0].partition('/')[0]}/data.pkl" not in names:
+            raise ValueError("it holds no data.pkl in one folder")
+        pickled = archive.getinfo(f"{roots.pop()}/data.pkl")
+        if pickled.file_size > PICKLE:
+            raise ValueError(f"its pickle has {pickled.file_size} bytes, and at most {PICKLE} are read")
+        if (damaged := archive.testzip()) is not None:
+            raise ValueError(f"its member {damaged} has another checksum than was written")
+        return archive.read(pickled)
+
+
+def _check_end(file: BinaryIO, size: int) -> None:
+    """The directory ends the file, so that torch's reader and zipfile see the same one, and is not too long to be read."""
+    file.seek(max(size - 98, 0))
+    tail = file.read().rjust(98, b"\0")
+    signature, *_, length, start, comment = struct.unpack("<4s4H2IH", tail[76:])
+    end = size - 22
+    if tail[56:60] == b"PK\x06\x07":  # zip64
+        end = size - 98
+        (told,) = struct.unpack("<8xQ4x", tail[56:76])
+        *_, length, start = struct.unpack("<4sQ2H2I4Q", tail[:56])
+        if told != end or tail[:4] != b"PK\x06\x06":
+            raise ValueError("its directory is not where its end says")
+    if signature != b"PK\x05\x06" or comment or start + length != end:
+        raise ValueError("it does not end with its directory")
+    if length > DIRECTORY:
+        raise ValueError(f"its directory has {length} bytes, and at most {DIRECTORY} are read")
+
+
+def _check_pickle(path: Path, pickled: bytes) -> None:
+    """One pickle of a bounded number of steps, which calls only what tensors need."""
+    called, problem = scan(pickled)
+    if any(name not in ALLOWED for name in called):
+        raise DataError(f"{path} calls {first_name(called)}, and nothing in a file is executed here: {MEND}")
+    if problem:
+        raise DataError(
+            f"{path} is not a checkpoint of plain tensors ({problem}): nothing in a file is executed here, so {MEND}"
+        )
+
+
+def scan(pickled: bytes) -> tuple[list[str], str]:
+    """The names that a pickle would import, in order, those of pickles after it too; and what is wrong with it. Nothing is imported."""
+    stream, texts, steps, problem = io.BytesIO(pickled), ("?", "?"), 0, ""
+    called: list[str] = []
+    try:
+        while stream.tell() < len(pickled):
+            if steps:
+                problem = "something follows its pickle"
+            for operation, value, _ in pickletools.genops(stream):
+                steps += 1
+                if steps > STEPS:
+                    return called, f"its pickle takes more than {STEPS} steps"
+                if operation.proto > PROTOCOL:
+                    problem = problem or f"its pickle is not of protocol {PROTOCOL}, which torch.save writes"
+                if name := _imported(operation.name, value, texts):
+                    called.append(name)
+                elif isinstance(value, str):
+                    texts = (texts[1], value)
+    except (ValueError, OverflowError, struct.error) as error:
+        problem = problem or f"its pickle is broken: {first_line(error)}"
+    return called, problem
+
+
+def _imported(operation: str, value: Any, texts: tuple[str, str]) -> str:
+    """What an operation of a pickle imports, if it does; `texts` are the last two before it."""
+    if operation in {"GLOBAL", "INST"}:
+        module, _, name = str(value).partition(" ")
+        return ".".join(
+            NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+        )  # as torch reads it
+    if operation == "STACK_GLOBAL":
+        return ".".join(texts)
+    return f"extension {value}" if operation.startswith("EXT") else ""
+
+
+def first_name(called: list[str]) -> str:
+    """The first name that a tensor does not need, else the first."""
+    return repr(next((name for name in called if name not in ALLOWED), called[0]))[1:-1][:100]
+
+
+def tensors_of(held: Any) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of nested containers with their paths, each container once however often it is held."""
+    waiting, seen = [(0, "", held)], set()
+    while waiting:
+        depth, path, value = waiting.pop()
+        if isinstance(value, Tensor):
+            yield path, value
+        if not isinstance(value, dict | list | tuple) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        if depth == DEPTH:
+            raise ValueError(f"it nests more than {DEPTH} containers")
+        if set(getattr(value, "__dict__", ())) - {"_metadata"}:
+            raise ValueError(f"{path or 'its dict'} has attributes of its own")
+        items = dict.items(value) if isinstance(value, dict) else enumerate(value)
+        waiting += [(depth + 1, f"{path}.{name}" if path else str(name), inner) for name, inner in items][::-1]
+
+
+def _check_views(held: Any, size: int) -> None:
+    """No tensor claims more than its storage holds, nor all of them many times the file."""
+    total = 0
+    for name, tensor in tensors_of(held):
+        if tensor.layout != torch.strided or tensor.device.type != "cpu":
+            raise ValueError(f"{name} is {tensor.layout} on {tensor.device}, and only plain tensors are read")
+        claimed, stored = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
+        if claimed > stored:
+            raise ValueError(f"{name} of shape {tuple(tensor.shape)} claims {claimed} bytes and {stored} are stored")
+        total += claimed
+    if total > REPEATS * size:
+        raise ValueError(f"its tensors claim {total} bytes of a file of {size}")
+
+
+def first_line(error: BaseException) -> str:
+    """The first sentence of an error of another library."""
+    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
