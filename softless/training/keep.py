@@ -1,5 +1,7 @@
 """What a run keeps: a line per epoch, the last state, the best weights, and at the end its result."""
 
+import logging
+import shutil
 import statistics
 from dataclasses import asdict
 from pathlib import Path
@@ -10,12 +12,15 @@ from torch import Tensor
 
 from softless.errors import DivergedError, UsageError
 from softless.evaluation import Evaluation
+from softless.models.publish import save_weights
 from softless.training import checkpoint
 from softless.training.best import take_best
 from softless.training.durable import write_whole
 from softless.training.result import Result
-from softless.training.run_folder import PREDICTIONS, RESULT
+from softless.training.run_folder import MODEL, PREDICTIONS, RESULT
 from softless.training.setup import Run
+
+_log = logging.getLogger("softless.training")
 
 
 def epoch(run: Run, line: dict[str, Any]) -> None:
@@ -90,8 +95,26 @@ def result(run: Run, outcome: Evaluation | None) -> Result:
     )
     if outcome is not None:
         write_whole(run.folder.path / PREDICTIONS, lambda path: _save_predictions(run, outcome, path))
+    publish(run)
     run.folder.write_json(RESULT, {key: value for key, value in asdict(reached).items() if key != "run_dir"})
     return reached
+
+
+def publish(run: Run) -> None:
+    """The best weights, which the model holds now, as a folder for timm's `local-dir:`."""
+    folder, data = run.folder.path / MODEL, run.recipe.data
+    shutil.rmtree(folder, ignore_errors=True)
+    about = {
+        "input_size": (run.splits.in_chans, data.image_size, data.image_size),
+        "mean": tuple(run.splits.mean),
+        "std": tuple(run.splits.std),
+        "crop_pct": data.crop_pct,
+        "interpolation": data.interpolation,
+    }
+    try:
+        save_weights(run.model, folder, data=about)
+    except UsageError as error:  # the run itself is whole
+        _log.warning("no folder for timm's local-dir: is left: %s", error)
 
 
 def _save_predictions(run: Run, outcome: Evaluation, path: Path) -> None:

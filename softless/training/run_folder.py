@@ -19,7 +19,8 @@ DUMPS = "diverged-*.json"
 RESULT, PREDICTIONS, REPORT, SCALARS = "result.json", "predictions.npz", "report.html", "tensorboard"
 STATE, LOCK = "state.json", "lock"
 FILES = (RECIPE, CLASSES, LOG, WEIGHTS, BEST, RESULT, PREDICTIONS, REPORT, STATE)
-FOLDERS = (CHECKPOINTS, SCALARS)
+MODEL = "model"  # the best weights as `save_weights` writes them
+FOLDERS = (CHECKPOINTS, SCALARS, MODEL)
 
 MAY_CHANGE = frozenset({
     "data.path",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file
 
@@ -17,7 +18,7 @@ from softless.errors import DivergedError, UsageError
 from softless.evaluation import load_run, wilson
 from softless.tasks import Classification
 from softless.training import Recipe, fit
-from softless.training.run_folder import CHECKPOINTS, FILES, REPORT
+from softless.training.run_folder import CHECKPOINTS, FILES, MODEL, REPORT
 from softless.training.store import Checkpoints
 
 UNTIMED = ("seconds", "images_per_second")
@@ -55,7 +56,7 @@ def same(a: object, b: object) -> bool:
 def test_a_run_leaves_its_folder(tiny: Recipe, tmp_path: Path):
     out = tmp_path / "run"
     result = fit(tiny, out, device="cpu", progress=False)
-    assert {path.name for path in out.iterdir()} - {"tensorboard"} == {*FILES, CHECKPOINTS} - {REPORT}
+    assert {path.name for path in out.iterdir()} - {"tensorboard"} == {*FILES, CHECKPOINTS, MODEL} - {REPORT}
     log = lines(out)
     assert [line["epoch"] for line in log] == [0, 1, 2]
     assert all({"loss", "top1", "balanced_accuracy", "auc", "seen", "expected"} <= set(line["val_ema"]) for line in log)
@@ -93,6 +94,25 @@ def test_the_test_split_is_scored_with_the_best_weights_and_read_once(
     assert result.test["top1"] == pytest.approx(right / 15)
     assert tuple(result.test["interval"]) == wilson(right, 15)
     assert list(kept["names"]) == [test.name(i) for i in range(15)]
+
+
+def test_the_best_weights_are_left_for_timm(tiny: Recipe, tmp_path: Path):
+    fit(tiny.with_fields(**{"model.name": "deit_tiny_patch16_224"}), tmp_path / "run", device="cpu", progress=False)
+    loaded = load_run(tmp_path / "run")
+    model = timm.create_model(f"local-dir:{tmp_path / 'run/model'}", pretrained=True).eval()
+    image = torch.rand(2, 1, 16, 16)
+    assert torch.equal(model(image), loaded.model(image))
+    config = timm.data.resolve_model_data_config(model)
+    assert tuple(config["input_size"]) == (1, 16, 16)
+    assert list(config["mean"]) == loaded.best["mean"]
+    assert (config["crop_pct"], config["interpolation"]) == (1.0, tiny.data.interpolation)
+
+
+def test_a_model_that_cannot_be_described_ends_no_run(tiny: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    odd = tiny.with_fields(**{"model.args.weight_init": "jax"})
+    assert fit(odd, tmp_path / "run", device="cpu", progress=False).epochs == 3
+    assert "no folder for timm's local-dir: is left: cannot say weight_init='jax'" in caplog.text
+    assert not (tmp_path / "run/model").exists()
 
 
 def test_it_learns_brightness(tiny: Recipe, tmp_path: Path):
