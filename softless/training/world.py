@@ -69,7 +69,11 @@ def join(device: str = "auto", threads: int | None = None) -> Iterator[World]:
     opened = size > 1 and not dist.is_initialized()
     if opened:
         backend = "nccl" if place.type == "cuda" else "gloo"
-        dist.init_process_group(backend, device_id=place if place.type == "cuda" else None)
+        store = _store_of_attempt(size)
+        mine = (-1, -1) if store is None else (rank, size)  # -1: from the environment
+        dist.init_process_group(
+            backend, store=store, rank=mine[0], world_size=mine[1], device_id=place if place.type == "cuda" else None
+        )
     before = torch.get_num_threads()
     if threads and place.type == "cpu":
         torch.set_num_threads(threads)
@@ -80,6 +84,18 @@ def join(device: str = "auto", threads: int | None = None) -> Iterator[World]:
         torch.set_num_threads(before)
         if opened:
             dist.destroy_process_group()
+
+
+def _store_of_attempt(size: int) -> dist.Store | None:
+    """torchrun's store under a prefix of this attempt, or None where torchrun serves none.
+
+    After a restart torch 2.15 finds the addresses of the dead attempt in it, connects to them, and fails or waits for ever.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"softless/attempt-{attempt}", dist.TCPStore(*place, size, is_master=False))
 
 
 def choose_device(name: str = "auto", local_rank: int = 0) -> torch.device:
