@@ -1,13 +1,16 @@
 """Models evaluated at other sizes than they were trained at: the arms, their branches, the chart, the refusals."""
 
+import csv
 import importlib
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import softless
 from softless.benching.resolution import ARMS, in_arm, resolution
 from softless.cli.main import main
 from softless.errors import UsageError
@@ -154,3 +157,19 @@ def test_data_without_a_test_split_are_refused(monkeypatch):
     monkeypatch.setattr(module, "open_parts", lambda _: ({"train": None}, ("a", "b")))
     with pytest.raises(UsageError, match="no test split"):
         resolution(short(), device="cpu")
+
+
+@pytest.mark.parametrize("name", ["digits", "folder"])
+def test_what_the_documents_recommend(name):
+    """docs/results.md: rescaled, the paper's form is as good or better at every other size; its branch loses nine tenths otherwise."""
+    path = Path(softless.__file__).parents[1] / "benchmarks" / f"resolution_{name}.csv"
+    with path.open(encoding="utf-8") as file:
+        rows = {(row["arm"], float(row["factor"])): row for row in csv.DictReader(file)}
+    factors = sorted({factor for _, factor in rows})
+    assert 4.0 in factors
+    for factor in factors:
+        plain, rescaled = (float(rows[arm, factor]["accuracy"]) for arm in ("sima", "sima_rescaled"))
+        assert rescaled > plain or (factor == 1 and rescaled == plain)
+    assert float(rows["sima", 4.0]["branch"]) < 0.1
+    assert 0.5 < float(rows["sima_rescaled", 4.0]["branch"]) < 2
+    assert float(rows["sima_tokens", 1.0]["accuracy"]) <= float(rows["sima", 1.0]["accuracy"])

@@ -72,6 +72,19 @@ def test_four_more_runs_killed_three_times(
         record_property("cases", (seed + 1, 4))
 
 
+@pytest.mark.bar("A4", "negative control: random numbers that are not continued end elsewhere")
+def test_seven_more_negative_controls(
+    tiny: Recipe, zygote: Zygote, tmp_path: Path, record_property: Callable[[str, object], None]
+):
+    recipe = long_recipe(tiny)
+    expected, elsewhere = finish(zygote, tmp_path / "whole", recipe), 0
+    for seed in range(7):
+        end, _ = killed_three_times(zygote, tmp_path / f"killed{seed}", recipe, random.Random(seed), "unseeded")
+        elsewhere += end != expected
+    record_property("cases", (elsewhere, 7))
+    assert elsewhere == 7
+
+
 def torchrun(folder: Path, recipe: Recipe, ranks: int, restarts: int = 0, **spec: Any) -> int:
     folder.mkdir(exist_ok=True)
     (folder / "recipe.pickle").write_bytes(pickle.dumps(recipe))
