@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from softless.cli.options import assignments
 from softless.convert import Swapped
 from softless.convert import swap as exchange
-from softless.errors import DataError, UsageError
+from softless.errors import UsageError
 from softless.measure import Audit
 from softless.measure import audit as watch
+from softless.training.durable import write_tensors
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ def swap(
     swapped = exchange(made, op, layers=layers, force=force, calibrate=batch, **options)
     if target is not None:
         told = {"model": model, "op": swapped.op, "options": options, "layers": list(layers), "force": list(force)}
-        _write(made, target, told)
+        state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in made.state_dict().items()}
+        write_tensors(target, state, {"format": "pt", "softless.swap": json.dumps(told)})
     return Exchange(model, swapped, before, watch(made), loaded, target)
 
 
@@ -135,16 +137,3 @@ def _images(folder: Path, number: int, config: dict[str, Any]) -> Tensor:
     samples = images_at(folder, config["input_size"][0])
     transform = create_transform(**config, is_training=False)
     return torch.stack([transform(samples.image(index)) for index in range(min(number, len(samples)))])
-
-
-def _write(model: nn.Module, path: Path, told: dict[str, Any]) -> None:
-    """The state dict, whole or not at all."""
-    from safetensors.torch import save_file
-
-    beside = path.with_name(path.name + ".tmp")
-    state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
-    try:
-        save_file(state, beside, metadata={"format": "pt", "softless.swap": json.dumps(told)})
-        beside.replace(path)
-    except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror or error}") from error

@@ -80,21 +80,27 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], file: Path) -> None:
     Raises:
         UsageError: tensors missing, unknown or of another shape: it is another model's file.
     """
-    own = model.state_dict()
-    wrong = [f"{name} is missing" for name in own if name not in state]
-    wrong += [f"{name} is unknown" for name in state if name not in own]
-    wrong += [
-        f"{name} has shape {tuple(state[name].shape)}, the model {tuple(tensor.shape)}"
-        for name, tensor in own.items()
-        if name in state and state[name].shape != tensor.shape
-    ]
-    if wrong:
+    if wrong := mismatches(model, state):
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise UsageError(f"{file} is a checkpoint of another model: {', '.join(wrong[:5])}{more}")
     bad = [name for name, tensor in state.items() if not tensor.isfinite().all()]
     if bad:
         raise DataError(f"{file} holds numbers that are not finite, first in {bad[0]}: the file is of no use")
     model.load_state_dict(dict(state))
+
+
+def mismatches(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+    """A clause for each tensor in which a state is not that of the model: missing, unknown, of another shape."""
+    own = model.state_dict()
+    return [
+        *(f"{name} is missing" for name in own if name not in state),
+        *(f"{name} is unknown" for name in state if name not in own),
+        *(
+            f"{name} has shape {tuple(state[name].shape)}, the model {tuple(tensor.shape)}"
+            for name, tensor in own.items()
+            if name in state and state[name].shape != tensor.shape
+        ),
+    ]
 
 
 def _recipe(file: Path, best: Mapping[str, Any]) -> SimpleNamespace:

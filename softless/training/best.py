@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from softless.training.durable import digest_of, write_whole
+from softless.training.durable import digest_of, write_tensors
 from softless.training.model import model_args
 from softless.training.run_folder import BEST, WEIGHTS
 
@@ -21,10 +21,8 @@ def take_best(run: "Run") -> None:
 
 def write_best(run: "Run") -> None:
     """Write the best weights that the run holds: after an epoch that beat the others, and where a run is continued."""
-    from safetensors.torch import save_file
-
     held: dict[str, Tensor] = run.best_weights or {}
-    write_whole(run.folder.path / WEIGHTS, lambda path: save_file(held, path))
+    write_tensors(run.folder.path / WEIGHTS, held)
     digest = digest_of(run.folder.path / WEIGHTS)
     run.folder.write_json(BEST, {**(run.best or {}), **rebuild_facts(run), "weights_sha256": digest.sha256})
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from softless.errors import ResumeMismatch
+from softless.evaluation.run import mismatches
 from softless.training.run_folder import few
 
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ def restore(run: "Run", stored: Mapping[str, Any]) -> None:
     if stored["fingerprint"] != run.splits.fingerprint:
         keys = [key for key, value in stored["fingerprint"].items() if run.splits.fingerprint.get(key) != value]
         raise ResumeMismatch(f"cannot resume from {where}: the data changed since ({few(keys) or 'new entries'})")
-    _check_tensors(run, stored["model"], where)
+    if wrong := mismatches(run.model, stored["model"]):
+        raise ResumeMismatch(f"cannot resume from {where}: it is another model's ({few(wrong)})")
     if (run.ema is None) != (stored["ema"] is None):
         raise ResumeMismatch(f"cannot resume from {where}: one of the runs averages its weights and the other does not")
     run.model.load_state_dict(stored["model"])
@@ -82,16 +84,3 @@ def versions() -> dict[str, str]:
     from importlib.metadata import version
 
     return {name: version(name) for name in ("softless", "torch", "timm")}
-
-
-def _check_tensors(run: "Run", stored: Mapping[str, Any], where: Any) -> None:
-    own = run.model.state_dict()
-    wrong = [f"{name} is missing" for name in own if name not in stored]
-    wrong += [f"{name} is unknown" for name in stored if name not in own]
-    wrong += [
-        f"{name} has shape {tuple(stored[name].shape)}, the model {tuple(tensor.shape)}"
-        for name, tensor in own.items()
-        if name in stored and stored[name].shape != tensor.shape
-    ]
-    if wrong:
-        raise ResumeMismatch(f"cannot resume from {where}: it is another model's ({few(wrong)})")

@@ -3,18 +3,21 @@
 import errno
 import hashlib
 import os
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from torch import Tensor
+
 from softless.errors import StorageError
+from softless.models.digests import of_file
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 SMALL = 2**16  # bytes; blocks up to it are hashed where they are written
-_BLOCK = 2**22
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,27 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
         raise storage_error(path, error, written) from error
 
 
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """As `write_whole`, a safetensors file.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written; the old file stays.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    def write(beside: Path) -> None:
+        try:
+            save_file(dict(tensors), beside, metadata=metadata)
+        except SafetensorError as error:
+            found = re.search(r"os error (\d+)", str(error))
+            if found is None:
+                raise
+            raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
+
+    write_whole(path, write)
+
+
 def sync_folder(folder: Path) -> None:
     """Flush a folder's entries: a rename is on disk after this."""
     try:
@@ -131,12 +155,7 @@ def storage_error(path: Path, error: OSError, written: int = 0) -> StorageError:
 
 def digest_of(path: Path) -> Digest:
     """Size and SHA-256 of a file."""
-    found, count = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            found.update(block)
-            count += len(block)
-    return Digest(count, found.hexdigest())
+    return Digest(path.stat().st_size, of_file(path))
 
 
 def size(count: int) -> str:

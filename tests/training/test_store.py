@@ -16,10 +16,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from softless.errors import CheckpointError, StorageError
 from softless.training import store as module
-from softless.training.durable import Digest, digest_of, write_digested, write_whole
+from softless.training.durable import Digest, digest_of, write_digested, write_tensors, write_whole
 from softless.training.store import Checkpoints
 from tests.training.zygote import ROOT, Zygote
 
@@ -265,3 +266,19 @@ def test_the_digest_is_that_of_the_file(tmp_path: Path):
         == digest_of(tmp_path / "file")
         == Digest(3, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad")
     )
+
+
+def test_a_full_disk_under_safetensors_is_the_disks_error_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """safetensors says it in words: "I/O error: No space left on device (os error 28)"."""
+    write_tensors(tmp_path / "w.safetensors", {"a": torch.ones(2)})
+    before = (tmp_path / "w.safetensors").read_bytes()
+
+    def full(tensors: Any, path: Path, metadata: Any = None) -> None:
+        path.write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(StorageError, match=r"w\.safetensors: No space left on device; more than .* are needed"):
+        write_tensors(tmp_path / "w.safetensors", {"a": torch.zeros(2)})
+    assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
+    assert (tmp_path / "w.safetensors").read_bytes() == before
