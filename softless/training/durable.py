@@ -86,8 +86,8 @@ def write_digested(path: Path, write: Callable[[Hashing], Any]) -> Digest:
     return hashing.digest()
 
 
-def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """As `write_digested`, for a writer that takes a path.
+def write_whole(path: Path, write: Callable[[Path], Any], needed: int = 0) -> None:
+    """As `write_digested`, for a writer that takes a path; `needed` is what it will write, where that is known.
 
     Raises:
         StorageError: the disk is full or the folder cannot be written; the old file stays.
@@ -102,7 +102,7 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     except OSError as error:
         written = beside.stat().st_size if beside.exists() else 0
         beside.unlink(missing_ok=True)
-        raise storage_error(path, error, written) from error
+        raise storage_error(path, error, max(written, needed)) from error
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -123,7 +123,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
                 raise
             raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
 
-    write_whole(path, write)
+    write_whole(path, write, sum(tensor.nbytes for tensor in tensors.values()))
 
 
 def sync_folder(folder: Path) -> None:
