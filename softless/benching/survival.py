@@ -114,19 +114,18 @@ def _steps(folder: Path) -> dict[str, Callable[[], Any]]:
         set_up(recipe, folder / name, world, Signals(), resume=False, overwrite=False) for name in ("ours", "plain")
     ]
     images, targets = next(iter(runs[0].loader))
-    runs[0].parallel.train()
-    runs[1].parallel.train()
+    runs[0].learner.train()
+    runs[1].learner.train()
 
     def ours(run: Run) -> None:
         for step in range(STEPS):
             with run.rest():
                 pass
-            loop.train_step(run, images.clone(), targets, step)
+            loop.train_step(run, (images.clone(), targets), step)
 
     def plain(run: Run) -> None:
         for step in range(STEPS):
-            mixed, soft = run.task.mix(images.clone(), targets, epoch=0, step=step)
-            loss = run.task.loss(run.model(mixed), soft)
+            loss = run.learner(*run.task.prepare((images.clone(), targets), run.device, epoch=0, step=step))
             run.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(run.model.parameters(), recipe.optim.clip_grad or 1.0)

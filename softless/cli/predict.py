@@ -1,38 +1,10 @@
-"""`softless predict`: the classes of a folder of images, and where the model looked."""
+"""`softless predict`: what a run says of a folder of images, and pictures of it."""
 
-import csv
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from softless.data.samples import FileSamples
 from softless.errors import UsageError
-from softless.evaluation import LoadedRun
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """Where the answers lie, and how often each class was given."""
-
-    csv: Path
-    overlays: Path | None
-    images: int
-    counts: dict[str, int]
-
-    def to_dict(self) -> dict[str, Any]:
-        overlays = None if self.overlays is None else str(self.overlays)
-        return {"csv": str(self.csv), "overlays": overlays, "images": self.images, "counts": self.counts}
-
-    def __str__(self) -> str:
-        width = max(len(name) for name in self.counts)
-        lines = [f"{self.images} images: {self.csv}"]
-        lines += [] if self.overlays is None else [f"saliency maps: {self.overlays}"]
-        return "\n".join([*lines, *(f"  {name:<{width}}  {count}" for name, count in self.counts.items())])
 
 
 def predict(
@@ -43,24 +15,24 @@ def predict(
     overlays: bool = True,
     device: str = "auto",
     batch_size: int = 64,
-) -> Predictions:
-    """Classify the images of a folder with the best epoch of a run.
+) -> Any:
+    """Answer the images of a folder with the best epoch of a run.
 
-    Writes `out/predictions.csv` (file, predicted class, probability of each class) and, with overlays,
-    `out/saliency/FILE.png`: what the model saw with its query and key maps over it. The images are framed as in
+    A classifier writes `out/predictions.csv` (file, predicted class, probability of each class) and, with overlays,
+    `out/saliency/FILE.png`: what the model saw with its query and key maps over it; the images are framed as in
     evaluation. Every image is read before a file is written, so an unreadable one leaves nothing half done.
 
     Args:
         run: the run's folder.
         images: a folder, searched with its sub-folders, or one image.
         out: a folder for the results, made if missing.
-        overlays: draw the saliency maps too.
+        overlays: draw the pictures too.
         device: auto, cpu, cuda, mps.
         batch_size: images at once.
 
     Raises:
         DataError: no images, or one that cannot be read (its path is named).
-        UsageError: `out` cannot be a folder, or the run cannot be loaded.
+        UsageError: `out` cannot be a folder, the run cannot be loaded, or its task gives no answers to images.
     """
     from softless.data.folder import images_at
     from softless.evaluation import load_run
@@ -70,20 +42,14 @@ def predict(
         raise UsageError(f"batch_size={batch_size}: at least one image at once")
     place = choose_device(device)
     loaded = load_run(run, place)
+    if loaded.task == "dino":
+        raise UsageError(
+            f"{loaded.path} learned features without labels, so it names nothing: see `softless eval --knn`"
+        )
     samples = images_at(Path(images).expanduser(), loaded.in_chans)
     folder = _made(Path(out).expanduser())
-    probabilities = _probabilities(loaded, samples, place, batch_size)
-    _write_csv(folder / "predictions.csv", samples.files, probabilities, loaded.classes)
-    said = probabilities.argmax(1)
-    if overlays:
-        _draw(loaded, samples, folder / "saliency", probabilities, min(batch_size, 16))
-    counts = Counter(loaded.classes[index] for index in said)
-    return Predictions(
-        csv=folder / "predictions.csv",
-        overlays=folder / "saliency" if overlays else None,
-        images=len(samples),
-        counts={name: counts[name] for name in loaded.classes},
-    )
+    answer: Any = import_module(f"softless.prediction.{loaded.task}").predict
+    return answer(loaded, samples, folder, overlays=overlays, device=place, batch_size=batch_size)
 
 
 def _made(folder: Path) -> Path:
@@ -92,59 +58,3 @@ def _made(folder: Path) -> Path:
     except OSError as error:
         raise UsageError(f"cannot make the folder {folder} for the results: {error.strerror}") from error
     return folder
-
-
-def _probabilities(loaded: LoadedRun, samples: FileSamples, device: torch.device, batch_size: int) -> np.ndarray:
-    """(n, K) float64."""
-    from softless.data import eval_loader
-    from softless.evaluation import forward_all
-
-    loader = eval_loader(samples, loaded.transform, batch=batch_size)
-    logits, _ = forward_all(loaded.model, loader, len(samples), device, label="predicting")
-    bad = (~logits.isfinite()).any(1).nonzero().flatten().tolist()
-    if bad:
-        raise UsageError(
-            f"the model's output is not finite for {len(bad)} of {len(samples)} images, first for "
-            f"{samples.root / samples.files[bad[0]]}: the weights in {loaded.path} are of no use"
-        )
-    return logits.double().softmax(1).numpy()
-
-
-def _write_csv(path: Path, files: Sequence[str], probabilities: np.ndarray, classes: Sequence[str]) -> None:
-    beside = path.with_name(path.name + ".tmp")
-    try:
-        # Names that are not UTF-8 are kept as escapes, and quoting keeps a name with a line break one record.
-        with beside.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            writer = csv.writer(file)
-            writer.writerow(["file", "predicted", *classes])
-            for name, row in zip(files, probabilities, strict=True):
-                writer.writerow([name, classes[int(row.argmax())], *(f"{p:.6f}" for p in row)])
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
-
-
-def _draw(loaded: LoadedRun, samples: FileSamples, folder: Path, probabilities: np.ndarray, batch_size: int) -> None:
-    from softless.data.progress import track
-    from softless.saliency import explain, figure, picture
-
-    starts = range(0, len(samples), batch_size)
-    for start in track(starts, len(starts), "drawing batches"):
-        indices = range(start, min(start + batch_size, len(samples)))
-        inputs = torch.stack([loaded.transform(samples.image(index)) for index in indices])
-        maps = explain(loaded.model, inputs)
-        for place, index in enumerate(indices):
-            row = probabilities[index]
-            name = " ".join(samples.files[index].encode("utf-8", "replace").decode().split())  # one line, printable
-            title = f"{loaded.classes[int(row.argmax())]}, {row.max():.0%}: {name}"
-            seen = picture(inputs[place], loaded.best["mean"], loaded.best["std"])
-            _save(figure(seen, maps, place, title=title), folder / f"{samples.files[index]}.png")
-
-
-def _save(image: Any, path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(path)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error

@@ -15,7 +15,7 @@ from softless.convert import swap as exchange
 from softless.errors import UsageError
 from softless.measure import Audit
 from softless.measure import audit as watch
-from softless.training.durable import write_tensors
+from softless.models.durable import write_tensors
 
 
 @dataclass(frozen=True)

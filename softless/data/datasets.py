@@ -1,6 +1,7 @@
 """From a recipe's `data` to three lists of labelled images: train, validation, test."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -50,10 +51,10 @@ def open_splits(spec: "DataSpec", seed: int) -> Splits:
         train, val = train.take(kept), train.take(cut)
     if spec.limit is not None:
         train = train.take(_thinned(train.targets, spec.limit, seed))
-    mean, std = _scaling(spec, train)
+    mean, std = scaling(spec, train)
     test = parts.get("test")
-    fingerprint = _fingerprint(spec.source, classes, {"train": train, "val": val, "test": test})
-    return Splits(train, val, test, classes, spec.in_chans, mean, std, fingerprint)
+    told = fingerprint(spec.source, classes, {"train": train, "val": val, "test": test})
+    return Splits(train, val, test, classes, spec.in_chans, mean, std, told)
 
 
 def open_parts(spec: "DataSpec") -> tuple[dict[str, Samples], tuple[str, ...]]:
@@ -118,7 +119,8 @@ def pixel_statistics(samples: Samples) -> tuple[tuple[float, ...], tuple[float, 
     return tuple(round(float(x), 6) for x in mean), tuple(round(float(x), 6) for x in std)
 
 
-def _scaling(spec: "DataSpec", train: Samples) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def scaling(spec: "DataSpec", train: Samples) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel: those of `spec`, or measured on the training images."""
     if (spec.mean is None) != (spec.std is None):
         raise UsageError("set data.mean and data.std together, or neither to have them measured on the training images")
     if spec.mean is None or spec.std is None:
@@ -142,14 +144,12 @@ def _thinned(targets: np.ndarray, limit: int, seed: int) -> np.ndarray:
     return np.sort(shuffled[np.argsort(turn[shuffled], kind="stable")][:limit])
 
 
-def _fingerprint(source: str, classes: tuple[str, ...], parts: dict[str, Samples | None]) -> dict[str, Any]:
+def fingerprint(source: str, classes: tuple[str, ...], parts: Mapping[str, Samples | None]) -> dict[str, Any]:
+    """Says whether two runs saw the same images and targets; holds no path."""
     digest = hashlib.sha256()
     for part, samples in parts.items():
         digest.update(part.encode())
         if samples is not None:
-            digest.update("\n".join(samples.name(i) for i in range(len(samples))).encode(errors="surrogateescape"))
-            digest.update(samples.targets.tobytes())
-            if isinstance(samples, ArraySamples):
-                digest.update(np.ascontiguousarray(samples.images).tobytes())
+            samples.update(digest)
     counts = {part: 0 if samples is None else len(samples) for part, samples in parts.items()}
     return {"source": source, "classes": len(classes), **counts, "sha256": digest.hexdigest()}

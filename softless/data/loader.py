@@ -7,7 +7,7 @@ augmentation draws its own randomness.
 import random
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,8 +24,8 @@ LEFT_OVER = 30  # seconds that a loader's process outlives a SIGTERM, if its par
 _MASK = 2**64 - 1
 
 
-class TransformedSamples(Dataset[tuple[torch.Tensor, int]]):
-    """(tensor, class) of each position, its randomness drawn from (seed, epoch, position) alone.
+class TransformedSamples(Dataset[tuple[Any, Any]]):
+    """(tensor, target) of each position, its randomness drawn from (seed, epoch, position) alone.
 
     Python's, numpy's and torch's generators are seeded for the call and restored after it.
 
@@ -47,10 +47,10 @@ class TransformedSamples(Dataset[tuple[torch.Tensor, int]]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, position: int) -> tuple[torch.Tensor, int]:
+    def __getitem__(self, position: int) -> tuple[Any, Any]:
         return self.__getitems__([position])[0]
 
-    def __getitems__(self, positions: Sequence[int]) -> list[tuple[torch.Tensor, int]]:
+    def __getitems__(self, positions: Sequence[int]) -> list[tuple[Any, Any]]:
         if self.transform.fixed:
             return [self._item(position) for position in positions]
         epoch = int(self._epoch)
@@ -64,14 +64,18 @@ class TransformedSamples(Dataset[tuple[torch.Tensor, int]]):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": {}}  # a worker started afresh decodes for itself
 
-    def _item(self, position: int) -> tuple[torch.Tensor, int]:
+    def _item(self, position: int) -> tuple[Any, Any]:
         index = position % len(self.samples)
-        return self.transform.finish(self._prepared(index)), int(self.samples.targets[index])
+        if self.transform.joint:
+            pair: tuple[Any, Any] = self.transform.finish(self._prepared(index))
+            return pair
+        return self.transform.finish(self._prepared(index)), self.samples.target(index)
 
     def _prepared(self, index: int) -> Any:
         if index in self._cache:
             return self._cache[index]
-        prepared = self.transform.prepare(self.samples.image(index))
+        image = self.samples.image(index)
+        prepared = self.transform.prepare((image, self.samples.target(index)) if self.transform.joint else image)
         size = _bytes(prepared)
         if size <= self._room:
             self._room -= size
@@ -128,7 +132,7 @@ class EpochOrder(Sampler[list[int]]):
 
 
 class EpochLoader(DataLoader[Any]):
-    """A DataLoader of (images (B, C, S, S), targets (B,)) that is told the epoch before each pass.
+    """A DataLoader of (images, targets) that is told the epoch before each pass: (B, C, S, S) and (B,), or lists of a joint pipeline.
 
     `positions` are the places in the data set of the images this loader yields in evaluation, in order.
     """
@@ -211,7 +215,13 @@ def _loader(samples: Samples, transform: Pipeline, order: Any, seed: int, worker
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(seed),  # a loader otherwise draws from the caller's generator
         worker_init_fn=_outlive_signals,
+        collate_fn=lists if transform.joint else None,
     )
+
+
+def lists(items: Sequence[tuple[Any, Any]]) -> tuple[list[Any], list[Any]]:
+    """(images, targets): images of several sizes, and targets of several lengths, make no tensor."""
+    return [image for image, _ in items], [target for _, target in items]
 
 
 def _outlive_signals(_: int) -> None:
@@ -224,6 +234,10 @@ def _outlive_signals(_: int) -> None:
 def _bytes(prepared: Any) -> int:
     if isinstance(prepared, torch.Tensor | np.ndarray):
         return prepared.nbytes
+    if isinstance(prepared, Mapping):
+        return sum(map(_bytes, prepared.values()))
+    if isinstance(prepared, tuple | list):
+        return sum(map(_bytes, prepared))
     if hasattr(prepared, "size") and hasattr(prepared, "getbands"):  # Pillow stores RGB in four bytes per pixel
         width, height = prepared.size
         return width * height * (1 if len(prepared.getbands()) == 1 else 4)

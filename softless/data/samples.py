@@ -18,13 +18,22 @@ Picture: TypeAlias = Any  # PIL.Image.Image ("L" or "RGB"), or a numpy array (H,
 
 
 class Samples(ABC):
-    """Labelled images. `targets` (n,) int64 holds class indices; `channels` is what `image` returns."""
+    """Labelled images. `targets` (n,) int64 holds class indices, or zeros where an image has no single one; `channels` is what `image` returns."""
 
     targets: np.ndarray
     channels: int
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    def target(self, index: int) -> Any:
+        """What the image is to be answered with: its class index."""
+        return int(self.targets[index])
+
+    def update(self, digest: Any) -> None:
+        """Feed what tells these samples from others into a hashlib digest: names and targets, no path."""
+        digest.update("\n".join(self.name(i) for i in range(len(self))).encode(errors="surrogateescape"))
+        digest.update(self.targets.tobytes())
 
     @abstractmethod
     def image(self, index: int) -> Picture:
@@ -64,6 +73,10 @@ class ArraySamples(Samples):
 
     def name(self, index: int) -> str:
         return self.names[index]
+
+    def update(self, digest: Any) -> None:
+        super().update(digest)
+        digest.update(np.ascontiguousarray(self.images).tobytes())
 
     def take(self, indices: Sequence[int] | np.ndarray) -> "ArraySamples":
         chosen = np.asarray(indices, dtype=np.int64)

@@ -5,6 +5,7 @@ with `augment.affine` (small images, where a crop would lose the object) frame t
 turn and scale it.
 """
 
+import copy
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -29,7 +30,12 @@ Step = Callable[[Any], Any]
 
 
 class Pipeline:
-    """Steps applied in order. `head` has no randomness and can be cached; with `fixed`, neither has the tail."""
+    """Steps applied in order. `head` has no randomness and can be cached; with `fixed`, neither has the tail.
+
+    A pipeline that is `joint` takes and returns pairs, (image, target): what moves pixels moves boxes and label images too.
+    """
+
+    joint = False
 
     def __init__(self, head: Sequence[Step], tail: Sequence[Step], *, fixed: bool) -> None:
         self.head = tuple(head)
@@ -47,15 +53,15 @@ class Pipeline:
             image = step(image)
         return image
 
-    def finish(self, prepared: Any) -> torch.Tensor:
+    def finish(self, prepared: Any) -> Any:
         """The rest: the tail, or a copy of what `prepare` made."""
         if self.fixed:
-            return prepared.clone()
+            return copy.deepcopy(prepared) if self.joint else prepared.clone()
         for step in self.tail:
             prepared = step(prepared)
         return prepared
 
-    def __call__(self, image: Any) -> torch.Tensor:
+    def __call__(self, image: Any) -> Any:
         return self.finish(self.prepare(image))
 
     def __repr__(self) -> str:
@@ -97,6 +103,16 @@ def eval_transform(
         crop_pct=crop_pct,
     ).transforms
     return Pipeline(steps, [], fixed=True)
+
+
+def plain_transform(
+    image_size: int, crop_pct: float, interpolation: str, mean: Sequence[float], std: Sequence[float], in_chans: int
+) -> Pipeline:
+    """The whole image, normalised and of its own size: for models that take any. The first three arguments have no effect."""
+    del image_size, crop_pct, interpolation
+    if in_chans not in MODES:
+        return Pipeline([array_to_tensor], [tv.Normalize(list(mean), list(std))], fixed=True)
+    return Pipeline([Normalised(mean, std)], [], fixed=True)
 
 
 def _timm_pipeline(recipe: "Recipe", mean: Sequence[float], std: Sequence[float]) -> Pipeline:

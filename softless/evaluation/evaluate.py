@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,14 @@ from torch import Tensor, nn
 
 from softless.data.loader import EpochLoader
 from softless.data.progress import track
+from softless.data.samples import Samples
 from softless.errors import UsageError
 from softless.evaluation.intervals import wilson
 from softless.evaluation.metrics import Metrics, measure
 from softless.evaluation.run import LoadedRun
+from softless.models.durable import write_whole
 
+PREDICTIONS = "predictions.npz"
 AMP = {"none": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -58,6 +62,16 @@ class Evaluation:
             "classes": list(self.classes),
             "confusion": self.metrics.confusion.tolist(),
         }
+
+    def write(self, folder: Path, samples: Samples) -> None:
+        """predictions.npz: logits, targets and the samples' names."""
+        names = np.array([samples.name(index) for index in range(len(samples))])
+
+        def save(path: Path) -> None:
+            with path.open("wb") as file:  # given a name, numpy would append .npz to it
+                np.savez(file, logits=self.logits, targets=self.targets, names=names)
+
+        write_whole(folder / PREDICTIONS, save)
 
     def __str__(self) -> str:
         m, (low, high) = self.metrics, self.interval

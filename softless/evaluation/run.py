@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from softless.data.transforms import Pipeline, eval_transform
+from softless.data.transforms import Pipeline, eval_transform, plain_transform
 from softless.errors import DataError, UsageError
 from softless.models import digests
+from softless.models.assemble import assemble
 from softless.models.files import read_safetensors
 
+DENSE = frozenset({"detection", "segmentation"})  # tasks whose models take whole images of any size
 BEST, WEIGHTS, CLASSES, RECIPE = "best.json", "best.safetensors", "classes.json", "recipe.json"
 
 
@@ -28,6 +30,10 @@ class LoadedRun:
     transform: Pipeline  # image -> (C, S, S)
     recipe: Any  # recipe.json by attributes, as in recipe.data.source; data.mean and data.std are what the run measured
     best: dict[str, Any]  # best.json: epoch, metric, value, architecture, image size, scaling
+
+    @property
+    def task(self) -> str:
+        return str(self.best.get("task", "classification"))
 
     @property
     def in_chans(self) -> int:
@@ -45,8 +51,6 @@ def load_run(run_dir: str | Path, device: str | torch.device = "cpu") -> LoadedR
         DataError: no such folder, no finished epoch in it, a file of it damaged, or class lists that disagree.
         UsageError: the weights are those of another model.
     """
-    from softless.models import create_model
-
     path = Path(run_dir).expanduser()
     if not path.is_dir():
         raise DataError(f"no run folder at {path}: give the folder that `softless train --out` wrote")
@@ -55,8 +59,11 @@ def load_run(run_dir: str | Path, device: str | torch.device = "cpu") -> LoadedR
     best = _read_json(path / BEST)
     try:
         classes = tuple(best["classes"])
-        args = {"num_classes": len(classes), "in_chans": best["in_chans"], **best["model_args"]}
-        transform = eval_transform(
+        task = best.get("task", "classification")  # which older runs do not say
+        args = best["model_args"]
+        if task == "classification":
+            args = {"num_classes": len(classes), "in_chans": best["in_chans"], **args}
+        transform = (plain_transform if task in DENSE else eval_transform)(
             best["image_size"], best["crop_pct"], best["interpolation"], best["mean"], best["std"], best["in_chans"]
         )
         architecture = best["architecture"]
@@ -64,7 +71,7 @@ def load_run(run_dir: str | Path, device: str | torch.device = "cpu") -> LoadedR
         raise DataError(f"{path / BEST} is not a run's: the entry {error} is missing or of another type") from error
     _check_same_classes(path, classes)
     _check_same_weights(path / WEIGHTS, best.get("weights_sha256"))
-    model = create_model(architecture, **args)
+    model = assemble(task, architecture, args, best.get("head"))
     fill(model, read_weights(path / WEIGHTS), path / WEIGHTS)
     return LoadedRun(path, model.to(device).eval(), classes, transform, _recipe(path / RECIPE, best), best)
 

@@ -1,5 +1,29 @@
-"""What a batch is trained for: each task turns model outputs and targets into a loss."""
+"""What a model is trained for: its data, its loss, its measures. One file per task; the training loop knows `Task` alone."""
 
+from typing import TYPE_CHECKING
+
+from softless.errors import UsageError, unknown
 from softless.tasks.classification import Classification
+from softless.tasks.task import Outcome, Place, Task, facts
 
-__all__ = ["Classification"]
+if TYPE_CHECKING:
+    from softless.training.recipe import Recipe
+
+TASKS: dict[str, type[Task]] = {task.name: task for task in (Classification,)}
+
+__all__ = ["TASKS", "Classification", "Outcome", "Place", "Task", "facts", "open_task"]
+
+
+def open_task(recipe: "Recipe") -> Task:
+    """The task of a recipe, its data opened and checked.
+
+    Raises:
+        DataError: what is wrong with the data.
+        UsageError: a field of the recipe that does not fit, or a measure that the task does not have.
+    """
+    kind = TASKS[recipe.task]
+    if recipe.metric not in kind.measures:
+        raise unknown(f"measure of {kind.name}", recipe.metric, kind.measures)
+    if recipe.class_weights != "none" and kind is not Classification:
+        raise UsageError(f"class_weights={recipe.class_weights} is for classification; this recipe is for {kind.name}")
+    return kind.open(recipe)

@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from softless.data import EpochLoader, Pipeline, build_transforms, open_splits
 from softless.errors import UsageError, unknown
+from softless.evaluation import Evaluation, evaluate
+from softless.tasks.task import Loss, Task
 
 if TYPE_CHECKING:  # the recipe lives above this layer (softless.training)
     from softless.training.recipe import AugmentSpec, Recipe
@@ -23,7 +26,7 @@ if TYPE_CHECKING:  # the recipe lives above this layer (softless.training)
 MIXUP_MODES = ("batch", "pair", "elem")
 
 
-class Classification:
+class Classification(Task):
     """Turns a batch of images and labels into a loss.
 
     Args:
@@ -32,12 +35,43 @@ class Classification:
         class_counts: training images per class, same order; needed for balanced weights.
     """
 
+    name = "classification"
+    measures = ("top1", "balanced_accuracy", "auc", "loss")
+
     def __init__(self, recipe: "Recipe", classes: Sequence[str], class_counts: Sequence[int] | np.ndarray) -> None:
+        self.recipe = recipe
         self.classes = tuple(classes)
         self.seed = recipe.seed
         self.smoothing = recipe.augment.smoothing
         self.weight = class_weights(class_counts) if recipe.class_weights == "balanced" else None
         self.mixer = _mixer(recipe.augment, len(self.classes))
+
+    @classmethod
+    def open(cls, recipe: "Recipe") -> "Classification":
+        splits = open_splits(recipe.data, recipe.seed)
+        task = cls(recipe, splits.classes, np.bincount(splits.train.targets, minlength=len(splits.classes)))
+        task.splits = splits
+        return task
+
+    def construction(self) -> dict[str, Any]:
+        args = model_args(self.recipe, len(self.classes), self.splits.in_chans)
+        return {"architecture": self.recipe.model.name, "model_args": args}
+
+    def learner(self, model: nn.Module) -> nn.Module:
+        return Loss(model, self.loss)
+
+    def transform(self, *, train: bool) -> Pipeline:
+        return build_transforms(self.recipe, self.splits.mean, self.splits.std, train=train)
+
+    def evaluate(self, model: nn.Module, loader: EpochLoader, *, amp: str, label: str) -> Evaluation:
+        return evaluate(model, loader, self.classes, amp=amp, label=label)
+
+    def published(self, model: nn.Module) -> nn.Module:
+        return model
+
+    def prepare(self, batch: Any, device: torch.device, *, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+        images, targets = (part.to(device, non_blocking=True) for part in batch)
+        return self.mix(images, targets, epoch=epoch, step=step)
 
     def to(self, device: torch.device) -> "Classification":
         self.weight = None if self.weight is None else self.weight.to(device)
@@ -69,6 +103,21 @@ class Classification:
         """Mean loss of logits (B, K) against probabilities (B, K), in float32 at least."""
         wide = torch.promote_types(logits.dtype, torch.float32)
         return F.cross_entropy(logits.to(wide), targets.to(wide), weight=self.weight)
+
+
+def model_args(recipe: "Recipe", classes: int, in_chans: int) -> dict[str, Any]:
+    """The keyword arguments of `create_model` that rebuild the model for evaluation.
+
+    Raises:
+        UsageError: the model's image size is not the data's.
+    """
+    pixels = recipe.data.image_size
+    args = {"img_size": pixels, **recipe.model.args, "num_classes": classes, "in_chans": in_chans}
+    if args["img_size"] not in {pixels, (pixels, pixels)}:
+        raise UsageError(
+            f"model.args.img_size={args['img_size']} and data.image_size={pixels} differ: set both to the same pixels"
+        )
+    return args if recipe.model.op is None else {"op": recipe.model.op, **args}
 
 
 def class_weights(class_counts: Sequence[int] | np.ndarray) -> Tensor:

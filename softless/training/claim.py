@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from softless.errors import UsageError
-from softless.training.durable import write_whole
+from softless.models.durable import write_whole
 from softless.training.run_folder import LOCK, STATE
 
 _log = logging.getLogger("softless.training")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from softless.errors import DivergedError
-from softless.training.durable import write_whole
+from softless.models.durable import write_whole
 
 if TYPE_CHECKING:
     from softless.training.setup import Run

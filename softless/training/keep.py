@@ -4,20 +4,19 @@ import logging
 import shutil
 import statistics
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from softless.errors import DivergedError, UsageError
-from softless.evaluation import Evaluation
+from softless.evaluation.measures import MEASURES
 from softless.models.publish import save_weights
+from softless.tasks import Outcome
 from softless.training import checkpoint
 from softless.training.best import take_best
-from softless.training.durable import write_whole
 from softless.training.result import Result
-from softless.training.run_folder import MODEL, PREDICTIONS, RESULT
+from softless.training.run_folder import MODEL, RESULT
 from softless.training.setup import Run
 
 _log = logging.getLogger("softless.training")
@@ -44,13 +43,15 @@ def epoch(run: Run, line: dict[str, Any]) -> None:
 def score(run: Run, line: dict[str, Any]) -> dict[str, Any]:
     """The epoch's value of `recipe.metric` on the validation split, of the weights that the recipe evaluates."""
     val = line["val_ema" if run.recipe.ema_evaluate else "val"]
-    return {"epoch": line["epoch"], "metric": run.recipe.metric, "value": val[run.recipe.metric], "loss": val["loss"]}
+    value = line["epoch"] if run.recipe.metric == "last" else val[run.recipe.metric]
+    return {"epoch": line["epoch"], "metric": run.recipe.metric, "value": value, "loss": val.get("loss", 0.0)}
 
 
 def better(new: dict[str, Any], old: dict[str, Any] | None) -> bool:
     """Whether the epoch beats the best so far; equal values are decided by the loss. What is not finite never wins.
 
-    On a few hundred validation images several epochs reach the same accuracy, and the one of lower loss is the surer.
+    On a few hundred validation images several epochs reach the same accuracy, and the one of lower loss is the surer. Tasks that
+    measure no loss in validation keep the earlier epoch.
     """
     if not _finite(new, "value", "loss"):
         return False
@@ -62,7 +63,7 @@ def _finite(found: dict[str, Any], *keys: str) -> bool:
 
 
 def _rank(found: dict[str, Any]) -> tuple[float, float]:
-    sign = -1.0 if found["metric"] == "loss" else 1.0
+    sign = 1.0 if MEASURES[found["metric"]].higher else -1.0
     return sign * found["value"], -found["loss"]
 
 
@@ -79,8 +80,8 @@ def best_weights(run: Run) -> dict[str, Tensor]:
     return run.best_weights
 
 
-def result(run: Run, outcome: Evaluation | None) -> Result:
-    """Write result.json and, of the test split, predictions.npz."""
+def result(run: Run, outcome: Outcome | None) -> Result:
+    """Write result.json and the answers to the test split."""
     assert run.best is not None
     lines = run.folder.epochs()
     reached = Result(
@@ -88,13 +89,14 @@ def result(run: Run, outcome: Evaluation | None) -> Result:
         best_epoch=run.best["epoch"],
         epochs=run.epochs,
         val=lines[run.best["epoch"]]["val_ema" if run.recipe.ema_evaluate else "val"],
-        test=None if outcome is None else {**outcome.summary(), "interval": list(outcome.interval)},
+        test=None if outcome is None else {**outcome.summary(), **_interval(outcome)},
         seconds=sum(line["seconds"] for line in lines),
         images_per_second=statistics.median(line["images_per_second"] for line in lines),
         parameters=sum(parameter.numel() for parameter in run.model.parameters()),
     )
     if outcome is not None:
-        write_whole(run.folder.path / PREDICTIONS, lambda path: _save_predictions(run, outcome, path))
+        assert run.splits.test is not None
+        outcome.write(run.folder.path, run.splits.test)
     publish(run)
     run.folder.write_json(RESULT, {key: value for key, value in asdict(reached).items() if key != "run_dir"})
     return reached
@@ -103,6 +105,9 @@ def result(run: Run, outcome: Evaluation | None) -> Result:
 def publish(run: Run) -> None:
     """The best weights, which the model holds now, as a folder for timm's `local-dir:`."""
     folder, data = run.folder.path / MODEL, run.recipe.data
+    model = run.task.published(run.task.evaluated(run.model))
+    if model is None:
+        return
     shutil.rmtree(folder, ignore_errors=True)
     about = {
         "input_size": (run.splits.in_chans, data.image_size, data.image_size),
@@ -112,26 +117,25 @@ def publish(run: Run) -> None:
         "interpolation": data.interpolation,
     }
     try:
-        save_weights(run.model, folder, data=about)
+        save_weights(model, folder, data=about)
     except UsageError as error:  # the run itself is whole
         _log.warning("no folder for timm's local-dir: is left: %s", error)
 
 
-def _save_predictions(run: Run, outcome: Evaluation, path: Path) -> None:
-    samples = run.splits.test
-    assert samples is not None
-    names = np.array([samples.name(index) for index in range(len(samples))])
-    with path.open("wb") as file:  # given a name, numpy would append .npz to it
-        np.savez(file, logits=outcome.logits, targets=outcome.targets, names=names)
+def _interval(outcome: Outcome) -> dict[str, Any]:
+    interval = outcome.to_dict().get("interval")
+    return {} if interval is None else {"interval": interval}
 
 
 def summary(run: Run, line: dict[str, Any]) -> str:
     """The epoch for people: losses, the metric that chooses, the rate."""
     val = line["val_ema" if run.recipe.ema_evaluate else "val"]
-    value = val[run.recipe.metric]
-    mark = "  best" if run.best is not None and run.best["epoch"] == line["epoch"] else ""
-    return (
-        f"loss {line['train_loss']:.3f}  val loss {val['loss']:.3f}  val {run.recipe.metric} "
-        f"{'n/a' if value is None else format(value, '.4f')}{mark}  lr {line['lr']:.1e}  "
-        f"{line['images_per_second']:,.0f} images/s"
-    )
+    loss = f"  val loss {val['loss']:.3f}" if "loss" in val else ""
+    metric = run.recipe.metric
+    if metric == "last":
+        chosen = ""
+    else:
+        value = val[metric]
+        chosen = f"  val {metric} {'n/a' if value is None else format(value, '.4f')}"
+    mark = "  best" if run.best is not None and run.best["epoch"] == line["epoch"] and metric != "last" else ""
+    return f"loss {line['train_loss']:.3f}{loss}{chosen}{mark}  lr {line['lr']:.1e}  {line['images_per_second']:,.0f} images/s"

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from softless.errors import DataError, DivergedError, Interrupted
-from softless.evaluation import evaluate
 from softless.evaluation.evaluate import autocast
 from softless.training import checkpoint, keep
 from softless.training.faults import Rewind, Seen, buffers, judge, leave_out
@@ -22,7 +21,7 @@ from softless.training.recipe import Recipe
 from softless.training.result import Result, stored
 from softless.training.run_folder import RunFolder
 from softless.training.scalars import Scalars
-from softless.training.setup import Partial, Run, continue_newest, set_up, share
+from softless.training.setup import Partial, Run, continue_newest, set_up
 from softless.training.signals import Signals, Stop
 from softless.training.world import join
 
@@ -146,17 +145,18 @@ def run_epoch(run: Run, bar: Progress) -> dict[str, Any]:
 
 def validate(run: Run, model: nn.Module) -> dict[str, Any]:
     """Scores on the validation split."""
-    return evaluate(model, run.val_loader, run.splits.classes, amp=run.recipe.amp, label="validating").summary()
+    measured = run.task.evaluated(model)
+    return run.task.evaluate(measured, run.val_loader, amp=run.recipe.amp, label="validating").summary()
 
 
 def train_epoch(run: Run, bar: Progress, start: float) -> dict[str, float]:
     """The steps that are left of a pass over the training split."""
     run.loader.set_epoch(run.epoch, run.step)
-    run.parallel.train()
+    run.learner.train()
     first, began, rate = run.step, time.perf_counter(), 0.0
-    for images, targets in batches(run):
+    for batch in batches(run):
         step, lr = run.step, max(group["lr"] for group in run.optimizer.param_groups)
-        seen = train_step(run, images, targets, step)
+        seen = train_step(run, batch, step)
         run.partial.loss += seen.loss
         run.partial.lr, run.partial.seconds = lr, time.perf_counter() - start
         rate = (run.step - first) * run.recipe.batch_size / (time.perf_counter() - began)
@@ -169,9 +169,9 @@ def train_epoch(run: Run, bar: Progress, start: float) -> dict[str, float]:
     return {"train_loss": run.partial.loss / max(taken, 1), "lr": run.partial.lr, "images_per_second": rate}
 
 
-def batches(run: Run) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(run: Run) -> Iterator[Any]:
     """The batches that are left of the epoch. A signal may come while one is awaited."""
-    source: Iterator[tuple[Tensor, Tensor]] | None = None
+    source: Iterator[Any] | None = None
     while True:
         try:
             with run.rest():
@@ -188,24 +188,24 @@ def batches(run: Run) -> Iterator[tuple[Tensor, Tensor]]:
         yield batch
 
 
-def train_step(run: Run, images: Tensor, targets: Tensor, step: int) -> Seen:
+def train_step(run: Run, batch: Any, step: int) -> Seen:
     """Forward, backward, and the update if loss and gradient are finite; what was seen is the same on all ranks."""
     run.seed_step(step)
     if (run.epoch, step) in run.left_out:
         return moved_on(run, look(run, None, None))
     before = buffers(run)
-    images = images.to(run.device, non_blocking=True)
-    targets = targets.to(run.device, non_blocking=True)
-    images, targets = run.task.mix(images, targets, epoch=run.epoch, step=step)
+    given = run.task.prepare(batch, run.device, epoch=run.epoch, step=step)
     with autocast(run.device, run.recipe.amp):
-        loss = run.task.loss(run.parallel(images), targets)
+        loss = run.learner(*given)
     run.optimizer.zero_grad(set_to_none=True)
     run.scaler.scale(loss).backward()
     run.scaler.unscale_(run.optimizer)
+    run.task.before_step(run.model, run.optimizer, run.place)
     seen = look(run, loss, clip(run))
     if judge(run, seen, step):
         run.scaler.step(run.optimizer)
         run.scaler.update()
+        run.task.after_step(run.model, run.place)
         if run.ema is not None:
             run.ema.update(run.model)
     else:
@@ -276,9 +276,10 @@ def move_plateau(run: Run, line: dict[str, Any]) -> None:
 
 def finish(run: Run) -> Result:
     """Read the test split once with the best weights and write the result."""
-    run.model.load_state_dict(run.world.first(lambda: keep.best_weights(run)))
+    measured = run.task.evaluated(run.model)
+    measured.load_state_dict(run.world.first(lambda: keep.best_weights(run)))
     outcome = None
     if run.splits.test is not None:
-        loader = share(run.recipe, run.splits, run.splits.test, run.world)
-        outcome = evaluate(run.model, loader, run.splits.classes, amp=run.recipe.amp, label="testing")
+        loader = run.task.eval_loader(run.splits.test, run.world.rank, run.world.size)
+        outcome = run.task.evaluate(measured, loader, amp=run.recipe.amp, label="testing")
     return run.world.first(lambda: keep.result(run, outcome))

@@ -1,6 +1,7 @@
 """The model of a recipe, and the weights it may start from."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,48 +10,41 @@ from torch import Tensor, nn
 
 from softless.errors import UsageError
 from softless.evaluation.run import fill, read_weights
+from softless.models.assemble import assemble
 from softless.models.files import FILE
+from softless.tasks import Task
+from softless.tasks.classification import model_args
 from softless.training.recipe import Recipe
 from softless.training.run_folder import WEIGHTS
 
 _log = logging.getLogger("softless.training")
 
 
-def model_args(recipe: Recipe, classes: int, in_chans: int) -> dict[str, Any]:
-    """The keyword arguments of `create_model` that rebuild the model for evaluation.
-
-    Raises:
-        UsageError: the model's image size is not the data's.
-    """
-    pixels = recipe.data.image_size
-    args = {"img_size": pixels, **recipe.model.args, "num_classes": classes, "in_chans": in_chans}
-    if args["img_size"] not in {pixels, (pixels, pixels)}:
-        raise UsageError(
-            f"model.args.img_size={args['img_size']} and data.image_size={pixels} differ: set both to the same pixels"
-        )
-    return args if recipe.model.op is None else {"op": recipe.model.op, **args}
-
-
 def build_model(recipe: Recipe, classes: int, in_chans: int) -> nn.Module:
-    """The model with new weights drawn from the recipe's seed, or with those of `model.weights`."""
-    from softless.models import create_model
-
-    torch.manual_seed(recipe.seed)
+    """A classifier with new weights drawn from the recipe's seed, or with those of `model.weights`."""
     args = model_args(recipe, classes, in_chans)
-    model: nn.Module = create_model(recipe.model.name, drop_path_rate=recipe.drop_path, **args)
+    return made(recipe, {"architecture": recipe.model.name, "model_args": args}, "classification", in_chans)
+
+
+def build_for(task: Task) -> nn.Module:
+    """The model of a task, with new weights drawn from the recipe's seed, or with those of `model.weights`."""
+    return made(task.recipe, task.construction(), task.name, task.splits.in_chans)
+
+
+def made(recipe: Recipe, construction: Mapping[str, Any], task: str, in_chans: int) -> nn.Module:
+    """Assemble, start and try a model: a size that it refuses is refused before a folder is made."""
+    torch.manual_seed(recipe.seed)
+    args = {"drop_path_rate": recipe.drop_path, **construction["model_args"]}
+    model = assemble(task, **{**construction, "model_args": args})
     if recipe.model.weights:
         load_start(model, Path(recipe.model.weights))
-    _try(model, recipe, in_chans)
-    if recipe.grad_checkpointing:
-        model.set_grad_checkpointing(True)  # type: ignore[operator]
-    return model
-
-
-@torch.no_grad()
-def _try(model: nn.Module, recipe: Recipe, in_chans: int) -> None:
-    """One blank image, so that a size the model refuses is refused before a folder is made."""
-    model.eval()(torch.zeros(1, in_chans, recipe.data.image_size, recipe.data.image_size))
+    with torch.no_grad():
+        model.eval()(torch.zeros(1, in_chans, recipe.data.image_size, recipe.data.image_size))
     model.train()
+    if recipe.grad_checkpointing:
+        host: Any = getattr(model, "host", model)
+        host.set_grad_checkpointing(True)
+    return model
 
 
 def load_start(model: nn.Module, path: Path) -> None:
@@ -68,9 +62,27 @@ def load_start(model: nn.Module, path: Path) -> None:
         raise UsageError(
             f"no weights at {file}: model.weights takes a .safetensors file, a run folder or a folder of save_weights"
         )
-    state = _fitted(read_weights(file), model, file)
+    state = read_weights(file)
+    host = getattr(model, "host", None)  # of detectors and segmenters; a classifier's weights start it
+    if isinstance(host, nn.Module) and not any(name.startswith(_prefix(model, host)) for name in state):
+        model, state = host, _without_surplus(state, host, file)
+    state = _fitted(state, model, file)
     new = [name for name in model.state_dict() if name.startswith(_heads(model)) and name not in state]
     fill(model, {**state, **{name: model.state_dict()[name] for name in new}}, file)
+
+
+def _prefix(model: nn.Module, host: nn.Module) -> str:
+    return next(f"{name}." for name, module in model.named_modules() if module is host)
+
+
+def _without_surplus(state: dict[str, Tensor], host: nn.Module, file: Path) -> dict[str, Tensor]:
+    """What a host without head and class attention has a place for; the rest is said."""
+    own = host.state_dict()
+    if surplus := [name for name in state if name not in own]:
+        _log.warning(
+            "%s: %d tensors have no place in the host and are left out, the first %s", file, len(surplus), surplus[0]
+        )
+    return {name: value for name, value in state.items() if name in own}
 
 
 def _heads(model: nn.Module) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """Any recipe, shrunk to seconds: generated images, a small model, two steps. Shows that the recipe runs, not that it learns."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,10 @@ def quick(recipe: Recipe, folder: Path) -> Recipe:
     All else stays: host and operator, augmentation, optimiser, averaging, class weights, metric, AMP (float16 becomes
     bfloat16, which every CPU has).
     """
+    return SHRINK[recipe.task](recipe, folder)
+
+
+def _classification(recipe: Recipe, folder: Path) -> Recipe:
     pixels = min(recipe.data.image_size, 32)
     args = {**recipe.model.args, **SMALL}
     if "img_size" in args:
@@ -68,3 +73,5 @@ def _class_folders(root: Path, pixels: int, channels: int) -> Path:
 
 
 _COUNTS = {"train": BATCH * STEPS, "val": BATCH, "test": BATCH}
+
+SHRINK: dict[str, Callable[[Recipe, Path], Recipe]] = {"classification": _classification}

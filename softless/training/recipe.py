@@ -30,7 +30,7 @@ class ModelSpec:
 class DataSpec:
     """Which images, and the size and scaling at which the model sees them."""
 
-    source: Literal["digits", "folder", "npz"] = "folder"
+    source: Literal["digits", "folder", "npz", "coco", "masks"] = "folder"
     path: str | None = None
     image_size: int = 224  # pixels, both sides
     in_chans: int = 3
@@ -119,8 +119,31 @@ class DivergenceSpec:
 
 
 @dataclass(frozen=True)
+class DetectionSpec:
+    """Detection, and instance segmentation where the head has masks."""
+
+    head: Literal["maskrcnn", "retinanet"] = "maskrcnn"
+    layers: tuple[int, ...] | None = None  # of a host of one grid, from 1: those whose tokens are taken
+
+
+@dataclass(frozen=True)
+class SegmentationSpec:
+    """Semantic segmentation: a class for each pixel."""
+
+    decoder: Literal["upernet", "dpt"] = "upernet"
+    layers: tuple[int, ...] | None = None  # of a host of one grid, from 1: those whose tokens are taken
+
+
+@dataclass(frozen=True)
+class DinoSpec:
+    """Self-supervision by DINO."""
+
+    outputs: int = 65536  # of the projection heads
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """One run, complete. `quick` is the same run on generated data with a small model and two steps."""
+    """One run, complete. At most one of `detection`, `segmentation` and `dino` is set; without, the run classifies. `quick` is the same run on generated data with a small model and two steps."""
 
     name: str
     summary: str
@@ -129,6 +152,9 @@ class Recipe:
     augment: AugmentSpec = field(default_factory=AugmentSpec)
     optim: OptimSpec = field(default_factory=OptimSpec)
     schedule: ScheduleSpec = field(default_factory=ScheduleSpec)
+    detection: DetectionSpec | None = None
+    segmentation: SegmentationSpec | None = None
+    dino: DinoSpec | None = None
     save: SaveSpec = field(default_factory=SaveSpec)
     divergence: DivergenceSpec = field(default_factory=DivergenceSpec)
     batch_size: int = 1024  # global: over all ranks
@@ -136,13 +162,19 @@ class Recipe:
     ema_decay: float | None = None
     ema_evaluate: bool = False  # select and test the averaged weights; otherwise they are only tracked and stored
     class_weights: Literal["none", "balanced"] = "none"
-    metric: Literal["top1", "balanced_accuracy", "auc", "loss"] = (
-        "top1"  # what picks the best epoch on the validation split
-    )
+    metric: str = "top1"  # what picks the best epoch on the validation split: a measure of the task (softless.evaluation.MEASURES)
     amp: Literal["none", "bfloat16", "float16"] = "none"
     seed: int = 0
     threads: int = 2
     grad_checkpointing: bool = False
+
+    @property
+    def task(self) -> str:
+        """The task: the group that is set, or classification."""
+        named = [name for name in ("detection", "segmentation", "dino") if getattr(self, name) is not None]
+        if len(named) > 1:
+            raise UsageError(f"recipe '{self.name}' sets {' and '.join(named)}: a run has one task")
+        return named[0] if named else "classification"
 
     @property
     def effective_lr(self) -> float:
@@ -177,6 +209,8 @@ def _replace(spec: Any, path: list[str], value: Any, whole: str) -> Any:
         prefix = whole[: len(whole) - len(".".join(path))]
         raise unknown("field", whole, (prefix + name for name in hints))
     if rest:
+        if getattr(spec, head) is None:
+            raise UsageError(f"'{whole}' is a field of {head} recipes, and this one is for {spec.task}")
         return replace(spec, **{head: _replace(getattr(spec, head), rest, value, whole)})
     if dataclasses.is_dataclass(getattr(spec, head)) or isinstance(getattr(spec, head), Mapping):
         raise UsageError(

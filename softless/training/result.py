@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from softless.evaluation.measures import describe
 from softless.training.run_folder import RESULT, RunFolder
 
 
@@ -11,8 +12,8 @@ from softless.training.run_folder import RESULT, RunFolder
 class Result:
     """Scores of the best epoch (chosen on the validation split) and the cost of getting there.
 
-    `val` and `test` hold top1, balanced_accuracy, auc, loss, seen and expected; `test` also the 95 % interval of top1, and
-    is None where the data has no test split. `seconds` counts training and validation, `images_per_second` training alone.
+    `val` and `test` hold the task's measures, seen and expected; `test` of a classifier also the 95 % interval of top1. `test` is
+    None where the data has no test split. `seconds` counts training and validation, `images_per_second` training alone.
     """
 
     run_dir: Path
@@ -27,20 +28,13 @@ class Result:
     def __str__(self) -> str:
         lines = [f"best epoch {self.best_epoch + 1} of {self.epochs}: validation {describe(self.val)}"]
         if self.test is not None:
-            low, high = self.test["interval"]
-            lines.append(f"test {describe(self.test)}, 95 % interval {low:.1%} to {high:.1%}")
+            low, high = self.test.get("interval", (None, None))
+            interval = "" if low is None else f", 95 % interval {low:.1%} to {high:.1%}"
+            lines.append(f"test {describe(self.test)}{interval}")
         lines.append(
             f"{self.parameters:,} parameters, {self.seconds:.0f} s, {self.images_per_second:,.0f} images/s in training"
         )
         return "\n".join([*lines, f"run folder {self.run_dir}"])
-
-
-def describe(scores: dict[str, Any]) -> str:
-    """Scores in a line for people."""
-    parts = [f"top-1 {scores['top1']:.1%}", f"balanced {scores['balanced_accuracy']:.1%}"]
-    if scores.get("auc") is not None:
-        parts.append(f"AUC {scores['auc']:.3f}")
-    return ", ".join([*parts, f"loss {scores['loss']:.3f} ({scores['seen']} of {scores['expected']} images)"])
 
 
 def stored(folder: RunFolder) -> Result | None:

@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from softless.errors import CheckpointError, ResumeMismatch, StorageError, UsageError
-from softless.training.durable import size, storage_error, write_whole
+from softless.models.durable import size, storage_error, write_whole
 from softless.training.recipe import Recipe
 
 RECIPE, CLASSES, LOG = "recipe.json", "classes.json", "log.jsonl"
 CHECKPOINTS, WEIGHTS, BEST = "checkpoints", "best.safetensors", "best.json"
 DUMPS = "diverged-*.json"
-RESULT, PREDICTIONS, REPORT, SCALARS = "result.json", "predictions.npz", "report.html", "tensorboard"
+RESULT, REPORT, SCALARS = "result.json", "report.html", "tensorboard"
+PREDICTIONS = ("predictions.npz", "predictions.json")  # of classification and of detection
+LABELS = "predictions"  # of segmentation, a label image each
 STATE, LOCK = "state.json", "lock"
-FILES = (RECIPE, CLASSES, LOG, WEIGHTS, BEST, RESULT, PREDICTIONS, REPORT, STATE)
+FILES = (RECIPE, CLASSES, LOG, WEIGHTS, BEST, RESULT, *PREDICTIONS, REPORT, STATE)
 MODEL = "model"  # the best weights as `save_weights` writes them
-FOLDERS = (CHECKPOINTS, SCALARS, MODEL)
+FOLDERS = (CHECKPOINTS, SCALARS, MODEL, LABELS)
 
 MAY_CHANGE = frozenset({
     "data.path",

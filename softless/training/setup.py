@@ -8,18 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from softless.data import EpochLoader, Samples, Splits, build_transforms, eval_loader, open_splits, train_loader
+from softless.data import EpochLoader, Splits
 from softless.data.loader import mix
 from softless.errors import CheckpointError
-from softless.tasks import Classification
+from softless.tasks import Place, Task, open_task
 from softless.training import checkpoint, optim
 from softless.training.best import write_best
 from softless.training.claim import Claim
-from softless.training.model import build_model
+from softless.training.model import build_for
 from softless.training.recipe import Recipe
 from softless.training.run_folder import CHECKPOINTS, CLASSES, RECIPE, RunFolder, as_json
 from softless.training.signals import Signals
@@ -47,10 +46,9 @@ class Run:
     recipe: Recipe
     folder: RunFolder
     world: World
-    splits: Splits
-    task: Classification
+    task: Task
     model: nn.Module
-    parallel: nn.Module  # the model, averaging gradients over the ranks
+    learner: nn.Module  # a batch to the loss, averaging gradients over the ranks
     ema: "ModelEmaV3 | None"
     optimizer: torch.optim.Optimizer
     scheduler: "Scheduler"
@@ -72,6 +70,15 @@ class Run:
     best_weights: dict[str, Tensor] | None = None  # on the processor
     saved: tuple[int, int] | None = None  # (updates, epoch) of the last checkpoint
     saved_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def splits(self) -> Splits:
+        return self.task.splits
+
+    @property
+    def place(self) -> Place:
+        steps = len(self.loader)
+        return Place(self.updates, self.epochs * steps, self.epoch, self.epochs, self.step)
 
     @property
     def device(self) -> torch.device:
@@ -106,26 +113,25 @@ def set_up(recipe: Recipe, path: Path, world: World, signals: Signals, *, resume
 
 
 def _made(recipe: Recipe, folder: RunFolder, world: World, signals: Signals) -> Run:
-    splits = open_splits(recipe.data, recipe.seed)
-    task = Classification(recipe, splits.classes, np.bincount(splits.train.targets, minlength=len(splits.classes)))
-    model = build_model(recipe, len(splits.classes), splits.in_chans).to(world.device)
+    task = open_task(recipe)
+    model = world.synced(build_for(task).to(world.device))
     optimizer = optim.optimizer(recipe, model)
-    loader = _train_loader(recipe, splits, world)
+    loader = task.train_loader(world.rank, world.size)
     scheduler, epochs = optim.scheduler(recipe, optimizer, len(loader))
+    task.to(world.device)
     return Run(
         recipe=recipe,
         folder=folder,
         world=world,
-        splits=splits,
-        task=task.to(world.device),
+        task=task,
         model=model,
-        parallel=world.parallel(model),
+        learner=world.parallel(task.learner(model)),
         ema=optim.averaged(recipe, model),
         optimizer=optimizer,
         scheduler=scheduler,
         scaler=torch.amp.GradScaler(world.device.type, enabled=recipe.amp == "float16"),
         loader=loader,
-        val_loader=share(recipe, splits, splits.val, world),
+        val_loader=task.eval_loader(task.splits.val, world.rank, world.size),
         epochs=epochs,
         signals=signals,
         checkpoints=Checkpoints(folder.path / CHECKPOINTS, recipe.save.keep),
@@ -162,27 +168,6 @@ def _take(run: Run, *, overwrite: bool) -> None:
     except BaseException as error:
         run.claim.end("failed", str(error))
         raise
-
-
-def share(recipe: Recipe, splits: Splits, samples: Samples, world: World) -> EpochLoader:
-    """This rank's share of the samples for evaluation, every image once."""
-    transform = build_transforms(recipe, splits.mean, splits.std, train=False)
-    batch = max(recipe.batch_size // world.size, 1)
-    return eval_loader(samples, transform, batch=batch, workers=recipe.data.workers, rank=world.rank, world=world.size)
-
-
-def _train_loader(recipe: Recipe, splits: Splits, world: World) -> EpochLoader:
-    transform = build_transforms(recipe, splits.mean, splits.std, train=True)
-    return train_loader(
-        splits.train,
-        transform,
-        batch=recipe.batch_size,
-        seed=recipe.seed,
-        rank=world.rank,
-        world=world.size,
-        repeats=recipe.augment.repeats,
-        workers=recipe.data.workers,
-    )
 
 
 def _describe(run: Run) -> None:

@@ -20,7 +20,7 @@ from typing import Any, cast
 import torch
 
 from softless.errors import CheckpointError
-from softless.training.durable import Digest, digest_of, size, sync_folder, write_digested, write_whole
+from softless.models.durable import Digest, digest_of, size, sync_folder, write_digested, write_whole
 
 FORMAT = 1
 NAME = re.compile(r"step-(\d{9,})-epoch-(\d{4,})\.(pt|json)")

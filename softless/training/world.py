@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from softless.errors import SoftlessError, UsageError
+from softless.training.batch_norm import synchronised
 
 T = TypeVar("T")
 
@@ -33,6 +34,10 @@ class World:
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(model, device_ids=ids)
+
+    def synced(self, model: nn.Module) -> nn.Module:
+        """The model whose BatchNorms in training see the batch of all ranks, as one process would; keys stay the same."""
+        return model if self.size == 1 else synchronised(model)
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean over the ranks; not finite on one rank means not finite on all."""

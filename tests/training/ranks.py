@@ -26,7 +26,7 @@ def main(folder: Path) -> int:
         seen.append([int(position) for position in positions])
         return fetch(self, positions)
 
-    def stepped(run: Any, images: Any, targets: Any, number: int) -> Any:
+    def stepped(run: Any, batch: Any, number: int) -> Any:
         line = {"epoch": run.epoch, "step": number, "rank": rank, "world": run.world.size, "positions": seen[-1]}
         with (folder / f"seen{rank}.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
@@ -34,7 +34,7 @@ def main(folder: Path) -> int:
             os.kill(os.getpid(), signal.SIGKILL)
         if spec.get("stop") == run.updates:
             os.kill(os.getpid(), signal.SIGTERM)
-        found = step(run, images, targets, number)
+        found = step(run, batch, number)
         with (folder / f"loss{rank}.jsonl").open("a") as file:
             file.write(json.dumps({"epoch": run.epoch, "step": number, "loss": found.loss}) + "\n")
         return found

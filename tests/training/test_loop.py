@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file
 
 import softless.training.keep
-import softless.training.loop
 from softless.data import open_splits
 from softless.errors import DivergedError, UsageError
 from softless.evaluation import load_run, wilson
@@ -56,7 +55,10 @@ def same(a: object, b: object) -> bool:
 def test_a_run_leaves_its_folder(tiny: Recipe, tmp_path: Path):
     out = tmp_path / "run"
     result = fit(tiny, out, device="cpu", progress=False)
-    assert {path.name for path in out.iterdir()} - {"tensorboard"} == {*FILES, CHECKPOINTS, MODEL} - {REPORT}
+    assert {path.name for path in out.iterdir()} - {"tensorboard"} == {*FILES, CHECKPOINTS, MODEL} - {
+        REPORT,
+        "predictions.json",
+    }
     log = lines(out)
     assert [line["epoch"] for line in log] == [0, 1, 2]
     assert all({"loss", "top1", "balanced_accuracy", "auc", "seen", "expected"} <= set(line["val_ema"]) for line in log)
@@ -73,13 +75,13 @@ def test_the_test_split_is_scored_with_the_best_weights_and_read_once(
     tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     read = []
-    inner = softless.training.loop.evaluate
+    inner = Classification.evaluate
 
-    def watched(model, loader, *rest, **options):
+    def watched(self, model, loader, **options):
         read.append(len(loader.dataset))
-        return inner(model, loader, *rest, **options)
+        return inner(self, model, loader, **options)
 
-    monkeypatch.setattr(softless.training.loop, "evaluate", watched)
+    monkeypatch.setattr(Classification, "evaluate", watched)
     result = fit(tiny, tmp_path / "run", device="cpu", progress=False)
     assert read == [18, 18] * 3 + [15]
     kept = np.load(tmp_path / "run" / "predictions.npz")

@@ -15,8 +15,8 @@ import torch
 import softless.training.run_folder as module
 from softless.errors import CheckpointError, DataError, ResumeMismatch, StorageError, UsageError
 from softless.evaluation import load_run
+from softless.models.durable import write_whole
 from softless.training import Recipe, fit
-from softless.training.durable import write_whole
 from softless.training.run_folder import RunFolder, as_json, differences, few
 from softless.training.store import Checkpoints
 

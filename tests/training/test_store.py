@@ -19,8 +19,8 @@ import torch
 from safetensors import SafetensorError
 
 from softless.errors import CheckpointError, StorageError
+from softless.models.durable import Digest, digest_of, write_digested, write_tensors, write_whole
 from softless.training import store as module
-from softless.training.durable import Digest, digest_of, write_digested, write_tensors, write_whole
 from softless.training.store import Checkpoints
 from tests.training.zygote import ROOT, Zygote
 
@@ -197,7 +197,7 @@ def test_a_disk_that_takes_no_more_keeps_what_it_has(store: Checkpoints, monkeyp
             raise_first(self, OSError(number, os.strerror(number)))
         return int(inner(self, data))
 
-    monkeypatch.setattr("softless.training.durable.Hashing.write", full)
+    monkeypatch.setattr("softless.models.durable.Hashing.write", full)
     with pytest.raises(StorageError, match=os.strerror(number)) as raised:
         save(store, 4)
     said = str(raised.value)

@@ -111,7 +111,7 @@ def crash(folder: Path, point: int) -> int:
     """Save twice (acknowledged in acked.txt) and once more, dying before the point-th call that touches the disk; 0 where there are fewer."""
     import torch
 
-    from softless.training import durable
+    from softless.models import durable
     from softless.training.store import Checkpoints
 
     store = Checkpoints(folder / "checkpoints", keep=1)

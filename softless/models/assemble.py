@@ -1,0 +1,39 @@
+"""A model of any task from what a run notes of it: `best.json` holds the arguments of `assemble`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from softless.errors import unknown
+
+TASKS = ("classification", "detection", "segmentation", "dino")
+
+
+def assemble(
+    task: str, architecture: str, model_args: Mapping[str, Any], head: Mapping[str, Any] | None = None
+) -> nn.Module:
+    """The model of a task.
+
+    Args:
+        task: "classification", "detection", "segmentation" or "dino" (the backbone that it trained, without a head).
+        architecture: a registered model or a host.
+        model_args: further arguments of `create_model`, among them `op`, `num_classes` and `in_chans`.
+        head: what is built around a host for dense prediction: arguments of `detector` or `segmenter`.
+
+    Raises:
+        UsageError: no such task or model, or arguments that do not fit.
+    """
+    if task in {"classification", "dino"}:
+        from softless.models.create import create_model
+
+        return create_model(architecture, **model_args)
+    if task == "detection":
+        from softless.models.detectors import detector
+
+        return detector(architecture, model_args, **(head or {}))
+    if task == "segmentation":
+        from softless.models.segmenters import segmenter
+
+        return segmenter(architecture, model_args, **(head or {}))
+    raise unknown("task", task, TASKS)

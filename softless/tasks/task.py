@@ -1,0 +1,163 @@
+"""What the one training loop needs to know of a kind of work: its data, its model, its loss, its measures.
+
+The loop opens a task, asks it for model and batches, moves the weights down the gradient of its loss, and keeps what it measures; it never
+asks which task it runs.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from softless.data import EpochLoader, Pipeline, Samples, Splits, eval_loader, train_loader
+
+if TYPE_CHECKING:  # the recipe lives above this layer (softless.training)
+    from softless.training.recipe import Recipe
+
+
+class Outcome(Protocol):
+    """What was measured on one split."""
+
+    def summary(self) -> dict[str, Any]:
+        """What a log keeps of an epoch: numbers by the names of `evaluation.measures`, with `seen` and `expected` images."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything that JSON can hold; with `interval` where there is one."""
+
+    def write(self, folder: Path, samples: Samples) -> None:
+        """Leave the answers to these samples in a run folder."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a training is: steps of the whole run that are done, of how many, and the epoch under way."""
+
+    updates: int
+    total: int
+    epoch: int
+    epochs: int
+    step: int  # of the epoch
+
+    @property
+    def share(self) -> float:
+        """Of the run, 0..1."""
+        return self.updates / max(self.total, 1)
+
+
+class Task(ABC):
+    """One kind of work on one data set, as a recipe asks for it."""
+
+    name: ClassVar[str]  # the group of the recipe that holds its settings; "classification" has none
+    measures: ClassVar[tuple[str, ...]]  # of `evaluation.measures`, that may choose the best epoch
+
+    recipe: "Recipe"
+    splits: Splits
+
+    @classmethod
+    @abstractmethod
+    def open(cls, recipe: "Recipe") -> "Task":
+        """Open the data, checked whole: what is wrong with it is said before the first step.
+
+        Raises:
+            DataError: all faults, each with its file.
+            UsageError: a field of the recipe that cannot be used.
+        """
+
+    @abstractmethod
+    def construction(self) -> dict[str, Any]:
+        """The keyword arguments of `models.assemble` that build the model, of JSON's types."""
+
+    @abstractmethod
+    def learner(self, model: nn.Module) -> nn.Module:
+        """A module that holds the model: a batch of `prepare` to the loss (), the mean over its images.
+
+        Gradients are averaged over ranks at its border, so a loss that is no mean over images would depend on the number of ranks.
+        """
+
+    @abstractmethod
+    def transform(self, *, train: bool) -> Pipeline:
+        """What happens to a sample before it is collated."""
+
+    @abstractmethod
+    def evaluate(self, model: nn.Module, loader: EpochLoader, *, amp: str, label: str) -> Outcome:
+        """Measure the model on what an evaluation loader yields; under torch.distributed all ranks get the result of the whole."""
+
+    def prepare(self, batch: Any, device: torch.device, *, epoch: int, step: int) -> tuple[Any, ...]:
+        """A batch of the loader as arguments of the learner; what is drawn here derives from (seed, epoch, step)."""
+        raise NotImplementedError
+
+    def to(self, device: torch.device) -> "Task":  # noqa: ARG002 - hooks that most tasks leave as they are
+        """Move what the task holds itself."""
+        return self
+
+    def before_step(self, model: nn.Module, optimizer: torch.optim.Optimizer, place: Place) -> None:  # noqa: B027
+        """Called with the gradients at hand, before the optimiser moves."""
+
+    def after_step(self, model: nn.Module, place: Place) -> None:  # noqa: B027
+        """Called when the optimiser has moved."""
+
+    def evaluated(self, model: nn.Module) -> nn.Module:
+        """The part of the trained module that is measured, kept as the best and loaded again."""
+        return model
+
+    def published(self, model: nn.Module) -> nn.Module | None:  # noqa: ARG002
+        """The model that `save_weights` can write for timm's `local-dir:`, or None where timm has no place for it."""
+        return None
+
+    def pixels(self) -> tuple[int, int]:
+        """Height and width of a typical image: what cost and speed are counted at."""
+        return (self.recipe.data.image_size, self.recipe.data.image_size)
+
+    def train_loader(self, rank: int, world: int) -> EpochLoader:
+        """This rank's share of each global batch."""
+        recipe = self.recipe
+        return train_loader(
+            self.splits.train,
+            self.transform(train=True),
+            batch=recipe.batch_size,
+            seed=recipe.seed,
+            rank=rank,
+            world=world,
+            repeats=recipe.augment.repeats,
+            workers=recipe.data.workers,
+        )
+
+    def eval_loader(self, samples: Samples, rank: int, world: int) -> EpochLoader:
+        """This rank's share of the samples, every one once."""
+        batch = max(self.recipe.batch_size // world, 1)
+        return eval_loader(
+            samples, self.transform(train=False), batch=batch, workers=self.recipe.data.workers, rank=rank, world=world
+        )
+
+
+def facts(task: Task) -> Mapping[str, Any]:
+    """What `load_run` needs to rebuild model and transform without the recipe: the content of best.json beside the score."""
+    splits, data = task.splits, task.recipe.data
+    return {
+        "task": task.name,
+        **task.construction(),
+        "mean": list(splits.mean),
+        "std": list(splits.std),
+        "image_size": data.image_size,
+        "pixels": list(task.pixels()),
+        "in_chans": splits.in_chans,
+        "classes": list(splits.classes),
+        "crop_pct": data.crop_pct,
+        "interpolation": data.interpolation,
+    }
+
+
+class Loss(nn.Module):
+    """A learner for models that are simply called: loss(model(images), targets)."""
+
+    def __init__(self, model: nn.Module, loss: Any) -> None:
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
+        value: Tensor = self.loss(self.model(images), targets)
+        return value
