@@ -36,8 +36,7 @@ def throughput(
     torch.set_num_threads(threads or int(first.recipe.threads))
     try:
         calls = {
-            str(folder): _call(run.model, (batch, run.in_chans, run.image_size, run.image_size), place)
-            for folder, run in runs.items()
+            str(folder): _call(run.model, (batch, run.in_chans, *run.pixels), place) for folder, run in runs.items()
         }
         synchronise = torch.cuda.synchronize if place.type == "cuda" else lambda: None
         timed = interleaved(calls, rounds=rounds, synchronise=synchronise)

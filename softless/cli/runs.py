@@ -9,6 +9,7 @@ from typing import Any
 
 from softless.benching.record import table
 from softless.errors import DataError
+from softless.evaluation.measures import MEASURES
 from softless.training.claim import holder
 from softless.training.run_folder import CHECKPOINTS, LOG, RECIPE, RESULT, STATE
 from softless.training.store import Checkpoints
@@ -123,12 +124,15 @@ def _how(path: Path, state: str, recipe: Mapping[str, Any], noted: Mapping[str, 
 
 def _value(line: Mapping[str, Any], recipe: Mapping[str, Any]) -> float | None:
     value = line.get("val_ema" if recipe.get("ema_evaluate") else "val", {}).get(recipe.get("metric", "top1"))
+    if recipe.get("metric") == "last":
+        return float(line["epoch"])
     return None if value is None else float(value)
 
 
 def _rank(line: Mapping[str, Any], recipe: Mapping[str, Any]) -> float:
     value = _value(line, recipe) or 0.0
-    return -value if recipe.get("metric") == "loss" else value
+    measure = MEASURES.get(str(recipe.get("metric", "top1")))
+    return value if measure is None or measure.higher else -value
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -58,7 +58,8 @@ def train(
         from softless.benching import throughput
         from softless.training.world import choose_device
 
-        speeds = throughput([run_dir], batch=16, rounds=5, device=choose_device(device))
+        batch = 16 if chosen.task in {"classification", "dino"} else 1  # whole images are large, and of several sizes
+        speeds = throughput([run_dir], batch=batch, rounds=5, device=choose_device(device))
         report.write([run_dir], run_dir / "report.html", title=f"{chosen.name}: {chosen.summary}", speeds=speeds)
     return result
 

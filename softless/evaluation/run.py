@@ -40,6 +40,12 @@ class LoadedRun:
         return int(self.best["in_chans"])
 
     @property
+    def pixels(self) -> tuple[int, int]:
+        """Height and width of a typical image."""
+        height, width = self.best.get("pixels", (self.image_size, self.image_size))
+        return int(height), int(width)
+
+    @property
     def image_size(self) -> int:
         return int(self.best["image_size"])
 

@@ -1,7 +1,7 @@
 """What one image costs each model: parameters, multiply-adds, exponentials, and the time that was measured."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +79,10 @@ def _counted(groups: Sequence[Group]) -> list[Row]:
 
 
 def _cost(group: Group) -> Cost:
-    best = group.first.best
-    return cost(load_run(group.first.folder, "cpu").model, (best["in_chans"], best["image_size"], best["image_size"]))
+    """Of the whole model, or of the part that does the same for every image; all parameters count."""
+    model = load_run(group.first.folder, "cpu").model
+    counted = cost(getattr(model, "counted", model), group.first.pixels)
+    return replace(counted, parameters=sum(parameter.numel() for parameter in model.parameters()))
 
 
 def _timed(groups: Sequence[Group], speeds: Mapping[Path, Speed]) -> list[Row]:

@@ -1,8 +1,9 @@
-"""Loss, validation accuracy and learning rate over the epochs."""
+"""Loss, the measure that chose the best epoch, and learning rate over the epochs."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from softless.evaluation.measures import MEASURES
 from softless.report.charts import Line, LineChart
 from softless.report.groups import FEW, Group
 from softless.report.html import Html, details, table, tag
@@ -10,18 +11,19 @@ from softless.report.numbers import percent, plain
 
 
 def draw_curves(groups: Sequence[Group]) -> Html:
-    accuracy, rate = _lines(groups, _validation, mark_best=True), _lines(groups, _rate)
-    start = _late(accuracy)
+    measure = MEASURES[groups[0].first.measure]
+    scores, rate = _lines(groups, _validation, mark_best=True), _lines(groups, _rate)
+    start = _late(scores) if measure.percent else None
     charts = [
         LineChart("Training loss", _lines(groups, _loss), plain, plain, better="lower"),
         LineChart(
-            "Validation accuracy",
-            accuracy,
-            percent,
-            lambda value: percent(value, 0 if start is None or start < 0.9 else 1),
+            _title(groups),
+            scores,
+            percent if measure.percent else plain,
+            (lambda value: percent(value, 0 if start is None or start < 0.9 else 1)) if measure.percent else plain,
             low=start,
-            better="higher",
-            note=_accuracy_note(accuracy, start),
+            better="higher" if measure.higher else "lower",
+            note=_score_note(scores, start),
         ),
         LineChart("Learning rate", rate, plain, plain, low=0, note=_same(rate)),
     ]
@@ -34,20 +36,26 @@ def draw_curves(groups: Sequence[Group]) -> Html:
     )
 
 
+def _title(groups: Sequence[Group]) -> str:
+    name = groups[0].first.measure
+    return "Validation accuracy" if name == "top1" else f"Validation: {MEASURES[name].title}"
+
+
 def _validation(group: Group) -> Callable[[dict[str, Any]], float | None]:
-    """Accuracy of the weights that are kept: the averaged ones where the recipe says so."""
+    """The measure of the weights that are kept: the averaged ones where the recipe says so."""
+    name = group.first.measure
     key = "val_ema" if group.first.recipe.get("ema_evaluate") else "val"
-    return lambda epoch: (epoch.get(key) or epoch.get("val") or {}).get("top1")
+    return lambda epoch: (epoch.get(key) or epoch.get("val") or {}).get(name)
 
 
 def _late(lines: Sequence[Line]) -> float | None:
-    """Where the axis of accuracy starts: at what every model has after a sixth of the epochs, so that the end can be told apart."""
+    """Where the axis of a share starts: at what every model has after a sixth of the epochs, so that the end can be told apart."""
     after = max(len(line.values) for line in lines) // 6
     values = [v for line in lines for v in line.values[after:] if v is not None]
     return min(values, default=None) if after else None
 
 
-def _accuracy_note(lines: Sequence[Line], start: float | None) -> str:
+def _score_note(lines: Sequence[Line], start: float | None) -> str:
     said = ["The ring is the epoch whose weights were kept."] if any(line.mark for line in lines) else []
     if start is not None and any(v < start for line in lines for v in line.values if v is not None):
         said.append("The first epochs lie below the axis.")
@@ -101,13 +109,18 @@ def _as_table(groups: Sequence[Group]) -> Html:
     longest = max(len(run.epochs) for group in groups for run in group.runs)
     step = max(1, -(-longest // 40))
     shown = sorted({*range(1, longest + 1, step), longest})
+    score = percent if MEASURES[groups[0].first.measure].percent else plain
     head: list[Any] = ["epoch"]
     columns: list[list[str]] = []
     for group in groups:
-        for name, part, write in (("loss", _loss, plain), ("validation", _validation, percent), ("rate", _rate, plain)):
+        for name, part, write in (("loss", _loss, plain), ("validation", _validation, score), ("rate", _rate, plain)):
             value = part(group)
             means = _mean([[value(epoch) for epoch in run.epochs] for run in group.runs])
             head.append(f"{group.label}: {name}")
             columns.append(["" if mean is None else write(mean) for mean in means])
     rows = [[epoch, *(column[epoch - 1] if epoch <= len(column) else "" for column in columns)] for epoch in shown]
-    return table(head, rows, caption="Training loss, validation accuracy and learning rate by epoch (mean over seeds)")
+    return table(
+        head,
+        rows,
+        caption=f"Training loss, {_title(groups)[:1].lower()}{_title(groups)[1:]} and learning rate by epoch (mean over seeds)",
+    )

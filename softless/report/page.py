@@ -1,20 +1,19 @@
 """One page for one run or several side by side: readable, printable, and with nothing to load."""
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import softless
 from softless.errors import UsageError
-from softless.report.confusion import confusion, draw_confusion
 from softless.report.cost import Speed, draw_cost
 from softless.report.curves import draw_curves
 from softless.report.groups import FEW, Group, grouped
-from softless.report.headline import headline
 from softless.report.html import Html, section, tag
 from softless.report.provenance import draw_provenance
 from softless.report.recipes import draw_recipes
 from softless.report.runs import read_run
-from softless.report.samples import draw_samples
 
 # The browser is told to fetch nothing, so that a page cannot call home even if a name in it tried to.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -65,28 +64,29 @@ def render(groups: Sequence[Group], title: str, speeds: Mapping[Path, Speed] | N
 
 
 def _sections(groups: Sequence[Group], speeds: Mapping[Path, Speed] | None) -> list[Html]:
-    several = len(groups) > 1
-    matrices = [draw_confusion(group, confusion(group)) for group in groups]
+    view = _view(groups)
     return [
-        section("result", "Result", headline(groups)),
+        section("result", "Result", view.headline(groups)),
         section("curves", "Learning", draw_curves(groups), lead=_curves_lead(groups)),
         section("cost", "Cost", draw_cost(groups, speeds), lead="Counted on one image; speeds are measured."),
-        section(
-            "samples",
-            "Test images",
-            draw_samples(groups),
-            lead="First the mistakes made with most confidence, then right answers class by class. "
-            "Bright is where the last layer's queries and keys are large.",
-        ),
-        section(
-            "confusion",
-            "Confusion",
-            tag("div", matrices, class_="matrices"),
-            lead="All seeds together." if len(groups[0].runs) > 1 else None,
-        ),
-        section("recipe", "Recipes" if several else "Recipe", draw_recipes(groups)),
-        section("method", "Method", draw_provenance(groups)),
+        section("samples", "Test images", view.samples(groups), lead=view.SAMPLES),
+        *(view.further(groups) if hasattr(view, "further") else []),
+        section("recipe", "Recipes" if len(groups) > 1 else "Recipe", draw_recipes(groups)),
+        section("method", "Method", draw_provenance(groups, view.method(groups))),
     ]
+
+
+def _view(groups: Sequence[Group]) -> Any:
+    """The module of the runs' task: `headline`, `samples`, SAMPLES (how to read them), `method` (how the measures came about), and `further` sections
+    where it has some.
+
+    Raises:
+        UsageError: runs of several tasks.
+    """
+    tasks = sorted({run.task for group in groups for run in group.runs})
+    if len(tasks) > 1:
+        raise UsageError(f"a page shows runs of one task, and these are for {' and '.join(tasks)}: give each its own")
+    return import_module(f"softless.report.{tasks[0]}")
 
 
 def _curves_lead(groups: Sequence[Group]) -> str | None:
@@ -96,10 +96,9 @@ def _curves_lead(groups: Sequence[Group]) -> str | None:
 
 
 def _top(groups: Sequence[Group], title: str) -> Html:
-    links = [
-        ("result", "Result"), ("curves", "Learning"), ("cost", "Cost"), ("samples", "Test images"), ("confusion", "Confusion"),
-        ("recipe", "Recipe"), ("method", "Method"),
-    ]  # fmt: skip
+    links = [("result", "Result"), ("curves", "Learning"), ("cost", "Cost"), ("samples", "Test images")]
+    links += [("confusion", "Confusion")] if groups[0].first.task == "classification" else []
+    links += [("recipe", "Recipe"), ("method", "Method")]
     return tag(
         "header",
         tag("p", "Softless report", class_="eyebrow"),

@@ -3,38 +3,29 @@
 from collections.abc import Sequence
 from typing import Any
 
+from softless.evaluation.measures import MEASURES
 from softless.report.groups import Group
 from softless.report.html import Html, table, tag
 
-METRICS = {
-    "top1": "highest accuracy",
-    "balanced_accuracy": "highest balanced accuracy",
-    "auc": "highest AUC",
-    "loss": "lowest loss",
-}
+COUNTED = "Parameters, multiply-adds and exponentials are counted by running the model on one image, not estimated."
 
 
-def draw_provenance(groups: Sequence[Group]) -> Html:
-    return tag("div", tag("div", _method(groups), _machine(groups), class_="columns"), _folders(groups))
+def draw_provenance(groups: Sequence[Group], method: Sequence[str]) -> Html:
+    """`method` says how the measures of the task came about."""
+    return tag("div", tag("div", _method(groups, method), _machine(groups), class_="columns"), _folders(groups))
 
 
-def _method(groups: Sequence[Group]) -> Html:
+def _method(groups: Sequence[Group], method: Sequence[str]) -> Html:
     first = groups[0].first
-    metric = METRICS[str(first.recipe.get("metric", "top1"))]
+    metric = MEASURES[str(first.recipe.get("metric", "top1"))].best
     averaged = " (of the averaged weights)" if first.recipe.get("ema_evaluate") else ""
-    said = [
-        f"The best epoch is the one with the {metric}{averaged} on validation images. The test split is read once, at the end of each run.",
-        "The interval of a single run's accuracy is Wilson's at 95 %. Over several seeds it is a bootstrap that draws seeds and images together.",
-        "Parameters, multiply-adds and exponentials are counted by running the model on one image, not estimated.",
-        "Query and key maps are the l2 norm over channels of each token of q^ and k^ in the last attention layer, rescaled to 0..1 per image.",
-        "They show where queries and keys are large, not why an answer was given.",
-    ]
-    if len(groups) > 1:
-        said.insert(
-            2,
-            "The interval of a difference is a paired bootstrap: both models' answers to the same images, under the same seeds, are drawn together.",
-        )
-    return tag("div", tag("h3", "How it was measured"), tag("ul", [tag("li", text) for text in said]))
+    chosen = (
+        "The weights are those of the last epoch"
+        if metric == MEASURES["last"].best
+        else f"The best epoch is the one with the {metric}{averaged} on validation images"
+    )
+    said = [f"{chosen}. The test split is read once, at the end of each run.", COUNTED]
+    return tag("div", tag("h3", "How it was measured"), tag("ul", [tag("li", text) for text in (*said, *method)]))
 
 
 def _machine(groups: Sequence[Group]) -> Html:

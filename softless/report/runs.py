@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softless.errors import UsageError
+from softless.evaluation.measures import MEASURES
 
 KEPT_APART = (
     "softless",
@@ -65,6 +66,26 @@ class RunRecord:
     @property
     def seed(self) -> int:
         return int(self.recipe["seed"])
+
+    @property
+    def task(self) -> str:
+        """classification, detection, segmentation or dino."""
+        return str(self.best.get("task", "classification"))
+
+    @property
+    def pixels(self) -> tuple[int, int, int]:
+        """Channels, height and width of a typical image."""
+        side = self.best["image_size"]
+        height, width = self.best.get("pixels", (side, side))
+        return int(self.best["in_chans"]), int(height), int(width)
+
+    @property
+    def measure(self) -> str:
+        """What validation shows over the epochs: the measure that chose the best one, or the first where the last epoch is kept."""
+        metric = str(self.recipe.get("metric", "top1"))
+        key = "val_ema" if self.recipe.get("ema_evaluate") else "val"
+        told = self.epochs[0].get(key, {})
+        return metric if metric in told else next((name for name in MEASURES if name in told), "loss")
 
     @cached_property
     def operator(self) -> str:

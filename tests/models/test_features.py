@@ -1,5 +1,7 @@
 """Four maps at strides 4, 8, 16 and 32 from hosts of one grid and from pyramids."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,7 @@ from softless.models.features import Features, adapter, pad
 
 SMALL_XCIT = {"op": "sima", "embed_dim": 32, "depth": 6, "num_heads": 2}
 SMALL_VIT = {"op": "sima", "embed_dim": 32, "depth": 4, "num_heads": 2, "dynamic_img_size": True}
-HOSTS = {
+HOSTS: dict[str, dict[str, Any]] = {
     "xcit_tiny_12_p16_224": SMALL_XCIT,
     "xcit_tiny_12_p8_224": SMALL_XCIT,
     "deit_tiny_patch16_224": SMALL_VIT,

@@ -54,5 +54,5 @@ def test_two_ranks_have_the_statistics_and_gradients_of_one(tmp_path: Path):
 def test_keys_stay_and_alone_it_is_batch_norm():
     plain, synced = model(), synchronised(model())
     assert list(plain.state_dict()) == list(synced.state_dict())
-    assert isinstance(synced[1], SyncedBatchNorm2d)
+    assert isinstance(synced.get_submodule("1"), SyncedBatchNorm2d)
     assert torch.equal(plain(batch()), synced(batch()))
