@@ -11,6 +11,7 @@ TRAINED = {"recipe", "seeds", "out", "overwrite", "resume", "record", "device"}
 KINDS: Mapping[str, tuple[str, set[str]]] = {  # the function that measures, and the options that it has
     "twins": ("softless.benching.comparison:twins", TRAINED | {"op"}),
     "compare": ("softless.benching.comparison:compare", TRAINED | {"ops", "data", "epochs"}),
+    "uses": ("softless.benching.uses:uses", TRAINED | {"ops", "data", "epochs"}),
     "resolution": ("softless.benching.resolution:resolution", TRAINED | {"data", "image_size", "epochs"}),
     "runs": ("softless.benching.finished:finished", {"runs", "name", "record"}),
     "operators": ("softless.benching.operators:operators", {"ops", "long", "record"}),
@@ -24,7 +25,17 @@ KINDS: Mapping[str, tuple[str, set[str]]] = {  # the function that measures, and
 
 def bench(
     what: Literal[
-        "twins", "compare", "resolution", "runs", "operators", "inverse", "models", "papers", "swaps", "survival"
+        "twins",
+        "compare",
+        "uses",
+        "resolution",
+        "runs",
+        "operators",
+        "inverse",
+        "models",
+        "papers",
+        "swaps",
+        "survival",
     ],
     *,
     recipe: str = "digits",
@@ -47,6 +58,7 @@ def bench(
 
     twins      trains a recipe with its own operator and with softmax, everything else alike, and writes out/report.html
     compare    trains every operator, or those of --ops, in one small ViT under a recipe: accuracy, time per step, memory, exponentials
+    uses       trains a recipe of any task (detection, segmentation, …) with its own operator and softmax, or those of --ops
     resolution trains a recipe's model per operator at one image size and evaluates it at 0.5 to 4 times that size
     runs       puts finished runs of one model together: mean test accuracy over their seeds, with its interval
     operators  value and gradient errors of every operator, backend and dtype against float64, from 1 to 65,536 tokens
@@ -57,22 +69,22 @@ def bench(
     survival   what checkpoints and the loop's watching cost, beside plain torch.save and a plain step
 
     Args:
-        what: twins, compare, resolution, runs, operators, inverse, models, papers, swaps or survival.
+        what: twins, compare, uses, resolution, runs, operators, inverse, models, papers, swaps or survival.
         recipe: what to train.
         op: the operator beside softmax in twins, the recipe's own by default; the one that swaps puts in, sima by default.
-        ops: operators for compare and operators; all by default.
-        data: folder of class folders or .npz file, for compare and resolution with a recipe that takes one.
+        ops: operators for compare, uses and operators; all by default (uses: the recipe's own and softmax).
+        data: folder of data or .npz file, for compare, uses and resolution with a recipe that takes one.
         image_size: of training in resolution, in pixels; the recipe's own by default.
-        epochs: how long each run of compare and resolution trains; the recipe's own length by default.
+        epochs: how long each run of compare, uses and resolution trains; the recipe's own length by default.
         runs: run folders that differ in their seed alone.
         name: what runs are recorded as.
-        seeds: how many, for twins, compare and resolution.
+        seeds: how many, for twins, compare, uses and resolution.
         out: folder for runs and report.
         overwrite: delete the runs that the folder holds.
         resume: keep finished runs and continue those that were stopped.
         record: also write the rows to benchmarks/ of the repository.
         long: operators at a million tokens (some minutes an operator, 6 GB).
-        device: auto, cpu, cuda, mps (twins, compare and resolution).
+        device: auto, cpu, cuda, mps (twins, compare, uses and resolution).
 
     Raises:
         UsageError: an unknown name, an option that this comparison does not have, or a folder that already holds runs.

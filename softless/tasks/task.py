@@ -26,7 +26,7 @@ class Outcome(Protocol):
         """What a log keeps of an epoch: numbers by the names of `evaluation.measures`, with `seen` and `expected` images."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything that JSON can hold; with `interval` where there is one."""
+        """Everything that JSON can hold; with `interval` where there is one, and `per_class`: measure -> class -> value, where there are such."""
 
     def write(self, folder: Path, samples: Samples) -> None:
         """Leave the answers to these samples in a run folder."""
@@ -107,6 +107,10 @@ class Task(ABC):
     def published(self, model: nn.Module) -> nn.Module | None:  # noqa: ARG002
         """The model that `save_weights` can write for timm's `local-dir:`, or None where timm has no place for it."""
         return None
+
+    def baselines(self, samples: Samples) -> Mapping[str, Mapping[str, Any]]:  # noqa: ARG002
+        """Measures on these samples that need no training (the commonest class, another human), by name: what a score is held against."""
+        return {}
 
     def pixels(self) -> tuple[int, int]:
         """Height and width of a typical image: what cost and speed are counted at."""

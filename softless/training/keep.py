@@ -89,7 +89,7 @@ def result(run: Run, outcome: Outcome | None) -> Result:
         best_epoch=run.best["epoch"],
         epochs=run.epochs,
         val=lines[run.best["epoch"]]["val_ema" if run.recipe.ema_evaluate else "val"],
-        test=None if outcome is None else {**outcome.summary(), **_interval(outcome)},
+        test=None if outcome is None else {**outcome.summary(), **_details(outcome)},
         seconds=sum(line["seconds"] for line in lines),
         images_per_second=statistics.median(line["images_per_second"] for line in lines),
         parameters=sum(parameter.numel() for parameter in run.model.parameters()),
@@ -122,9 +122,10 @@ def publish(run: Run) -> None:
         _log.warning("no folder for timm's local-dir: is left: %s", error)
 
 
-def _interval(outcome: Outcome) -> dict[str, Any]:
-    interval = outcome.to_dict().get("interval")
-    return {} if interval is None else {"interval": interval}
+def _details(outcome: Outcome) -> dict[str, Any]:
+    """What the result says beside the summary."""
+    told = outcome.to_dict()
+    return {name: told[name] for name in ("interval", "per_class") if told.get(name) is not None}
 
 
 def summary(run: Run, line: dict[str, Any]) -> str:

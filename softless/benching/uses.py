@@ -1,0 +1,219 @@
+"""The papers' uses under one recipe and several operators: what each reaches on test images, and what a step of it takes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from softless.benching.comparison import as_recipe, trained, with_data
+from softless.benching.measure import Spread, interleaved
+from softless.benching.models import checked_operators, host_and_operator, left_out, with_operator
+from softless.benching.record import record_path, table, write_csv
+from softless.benching.steps import peak_bytes
+from softless.evaluation.measures import MEASURES
+from softless.report.groups import operator_title
+from softless.report.runs import RunRecord, read_run
+from softless.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Step:
+    """One training step on the first batch of the recipe, of the whole task: forward, loss, backward, optimiser."""
+
+    seconds: Spread
+    peak_bytes: int  # most held at once beyond what lay there before it
+
+
+@dataclass(frozen=True)
+class Used:
+    """Runs of one recipe that differ in operator and seed, and numbers that need no training to compare them with."""
+
+    recipe: Recipe
+    runs: tuple[RunRecord, ...]
+    steps: Mapping[str, Step]
+    baselines: Mapping[str, Mapping[str, float]]  # name -> measure -> value, on the test split
+    only: Mapping[str, Mapping[str, Any]]  # operator -> options of the recipe that it does not have
+    diverged: Mapping[str, str]
+    report: Path
+    recorded: Path | None
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row per run, then one per baseline."""
+        rows = []
+        for run in self.runs:
+            step = self.steps[run.operator]
+            rows.append({
+                "model": operator_title(run.operator),
+                "operator": run.operator,
+                "seed": run.seed,
+                **numbers(run.result["test"] or run.result["val"]),
+                "split": "test" if run.result["test"] else "val",
+                "epochs": run.result["epochs"],
+                "best_epoch": run.result["best_epoch"] + 1,
+                "still_rising": rising(run),
+                "minutes": round(run.result["seconds"] / 60, 1),
+                "step_s": round(step.seconds.median, 3),
+                "step_quarters": f"{step.seconds.low:.3f} to {step.seconds.high:.3f}",
+                "peak_mib": round(step.peak_bytes / 2**20),
+                "parameters": run.result["parameters"],
+                "amp": run.recipe["amp"],
+            })
+        for name, found in self.baselines.items():
+            rows.append({"model": name, **numbers(found), "split": "test"})
+        rows += [{"model": name, "still_rising": f"diverged: {why}"} for name, why in self.diverged.items()]
+        return rows
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "rows": self.rows(),
+            "left_out": {op: dict(options) for op, options in self.only.items()},
+            "report": str(self.report),
+        }
+
+    def __str__(self) -> str:
+        rows = self.rows()
+        names = [name for name in MEASURES if any(name in row for row in rows)] + [
+            "best_epoch",
+            "epochs",
+            "minutes",
+            "step_s",
+            "peak_mib",
+        ]
+        cells = [[row["model"], *(_cell(name, row.get(name)) for name in names)] for row in rows]
+        head = ["", *(MEASURES[name].title if name in MEASURES else name.replace("_", " ") for name in names)]
+        said = [
+            f"{op} does not have, and so ran without: {', '.join(map(str, options))}"
+            for op, options in self.only.items()
+        ]
+        said += [f"{name} diverged: {why}" for name, why in self.diverged.items()]
+        said += [f"report: {self.report}", *([f"recorded: {self.recorded}"] if self.recorded else [])]
+        return "\n".join([table(head, cells), "", *said])
+
+
+def uses(
+    recipe: str | Recipe, ops: Sequence[str] = (), *, data: str | Path | None = None, epochs: int | None = None, seeds: int = 1,
+    out: str | Path | None = None, overwrite: bool = False, resume: bool = False, record: bool = False, device: str = "auto",
+) -> Used:  # fmt: skip
+    """Train a recipe of any task with several operators, everything else alike, and put their test scores and costs in one table.
+
+    Args:
+        recipe: name, or a Recipe.
+        ops: operators; the recipe's own and softmax by default.
+        data: folder of the data, for recipes that take one.
+        epochs: how long each trains; the recipe's own length by default.
+        seeds: how many, from the recipe's own seed on.
+        out: folder for the runs and report.html; runs/RECIPE-uses by default.
+        overwrite: delete the runs that the folder holds.
+        resume: keep finished runs and continue those that were stopped.
+        record: also write benchmarks/uses_RECIPE.csv of the repository.
+        device: auto, cpu, cuda, mps.
+
+    Raises:
+        UsageError: unknown recipe or operator, fewer than two operators, or a folder that already holds these runs.
+    """
+    from softless import report
+    from softless.training.world import choose_device
+
+    chosen = with_data(as_recipe(recipe), data)
+    if epochs is not None:
+        chosen = chosen.with_fields(**{"schedule.epochs": epochs})
+    target = record_path(f"uses_{chosen.name}") if record else None
+    recipes = {
+        op: with_operator(chosen, op)
+        for op in checked_operators(ops or (host_and_operator(chosen.model)[1], "softmax"))
+    }
+    folder = Path(out or Path("runs") / f"{chosen.name}-uses")
+    places, diverged = trained(recipes, folder, seeds, resume=resume, overwrite=overwrite, device=device)
+    runs = [read_run(place) for place in places]
+    finished = {op: one for op, one in recipes.items() if any(run.operator == op for run in runs)}
+    used = Used(
+        recipe=chosen,
+        runs=tuple(runs),
+        steps=training_steps(finished, choose_device(device)),
+        baselines=_baselines(chosen),
+        only={op: options for op in recipes if (options := left_out(chosen, op))},
+        diverged=diverged,
+        report=report.write(places, folder / "report.html"),
+        recorded=target,
+    )
+    if target is not None:
+        write_csv(target, used.rows())
+    return used
+
+
+def training_steps(recipes: Mapping[str, Recipe], device: torch.device, rounds: int = 5) -> dict[str, Step]:
+    """A training step of each recipe on its first batch, in turns: seconds and the most memory held."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(next(iter(recipes.values())).threads)
+    try:
+        calls = {name: _step(recipe, device) for name, recipe in recipes.items()}
+        synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+        timed = interleaved(calls, rounds=rounds, warmup=1, synchronise=synchronise)
+        return {name: Step(timed.spread(name), peak_bytes(call, device)) for name, call in calls.items()}
+    finally:
+        torch.set_num_threads(before)
+
+
+def _step(recipe: Recipe, device: torch.device) -> Callable[[], None]:
+    from softless.evaluation.evaluate import autocast
+    from softless.tasks import open_task
+    from softless.training.model import build_for
+    from softless.training.optim import optimizer
+
+    task = open_task(recipe).to(device)
+    model = build_for(task).to(device)
+    learner, mover = task.learner(model).train(), optimizer(recipe, model)
+    loader = task.train_loader(0, 1)
+    loader.set_epoch(0)
+    batch = next(iter(loader))
+
+    def step() -> None:
+        mover.zero_grad(set_to_none=True)
+        given = task.prepare(batch, device, epoch=0, step=0)
+        with autocast(device, recipe.amp):
+            loss = learner(*given)
+        loss.backward()
+        mover.step()
+
+    return step
+
+
+def _baselines(recipe: Recipe) -> Mapping[str, Mapping[str, float]]:
+    """What no training reaches on the test split, where the task knows such numbers."""
+    from softless.tasks import open_task
+
+    task = open_task(recipe)
+    return task.baselines(task.splits.test) if task.splits.test is not None else {}
+
+
+def rising(run: RunRecord) -> str:
+    """How much of the validation measure the last quarter of the epochs added: how far the curve was from flat."""
+    measure = MEASURES[run.measure]
+    key = "val_ema" if run.recipe.get("ema_evaluate") else "val"
+    values = [value for line in run.epochs if (value := line[key].get(run.measure)) is not None]
+    if len(values) < 4:
+        return ""
+    cut = len(values) - len(values) // 4
+    sign, best = (1, max) if measure.higher else (-1, min)
+    gain = sign * (best(values) - best(values[:cut]))
+    return f"{100 * gain:+.1f} points of {measure.title}" if measure.percent else f"{gain:+.3g} of {measure.title}"
+
+
+def numbers(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """The measures among the scores, and those of each class, rounded."""
+    found = {name: _rounded(scores[name]) for name in MEASURES if scores.get(name) is not None}
+    for measure, by_class in scores.get("per_class", {}).items():
+        found |= {f"{measure}_{name}": _rounded(value) for name, value in by_class.items() if value is not None}
+    return found
+
+
+def _rounded(value: float) -> float:
+    return round(value, 4)
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None:
+        return "–"
+    return MEASURES[name].write(value) if name in MEASURES else str(value)
