@@ -1,7 +1,9 @@
 """The size columns of the papers' tables: what they print, and what the models measure here."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from softless.benching.record import record_path, table, write_csv
 from softless.benching.sizes import counted
 from softless.data.progress import track
 from softless.errors import unknown
+from softless.models.assemble import assemble
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,10 @@ class Row:
     args: Mapping[str, Any] = field(default_factory=dict)
     size: int = 224
     note: str = ""
+    task: str = (
+        ""  # of dense prediction: the backbone stands in a detector or segmenter, and parameters alone are counted
+    )
+    head: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,40 @@ def _attentions(group: str) -> tuple[Row, ...]:
         Row(group, "Nystroemformer", "13M", "2.0B", "HN", PYRAMID, {"op": "nystrom", "pooling": "grid"}),
         Row(group, "SOFT", "13M", "1.9B", "HN^2", "soft_tiny_224"),
     )  # fmt: skip
+
+
+COCO = 80  # classes
+TORCHVISION = "torchvision's predictors have boxes and a mask for the background too: 4,357 parameters more"
+UPERNET = (
+    "smp's UPerNet has one classifier where the published code adds an auxiliary one, and other widths in the decoder"
+)
+
+
+def _mask_rcnn(
+    name: str, params: str, exps: str, model: str, args: Mapping[str, Any] | None = None, note: str = ""
+) -> Row:
+    return Row(
+        "Mask R-CNN",
+        name,
+        params,
+        "",
+        exps,
+        model,
+        args or {},
+        0,
+        note or TORCHVISION,
+        "detection",
+        {"head": "maskrcnn", "classes": COCO},
+    )
+
+
+def _retinanet(name: str, params: str, model: str) -> Row:
+    return Row("RetinaNet", name, params, "", "", model, {}, 0, "", "detection", {"head": "retinanet", "classes": COCO})
+
+
+def _upernet(name: str, params: str, model: str) -> Row:
+    head = {"decoder": "upernet", "width": 512, "classes": 150}
+    return Row("UperNet", name, params, "", "", model, {}, 0, UPERNET, "segmentation", head)
 
 
 TABLES: Mapping[str, Table] = {
@@ -87,6 +128,15 @@ TABLES: Mapping[str, Table] = {
         Row("XCiT", "cosFormer without re-weighting", "22M", "4.8B", "0", "xcit_small_12_p16_224", {"op": "cosformer", "reweight": False}, note=SLIP),
         Row("XCiT", "XCiT-S12/16 -> SimA", "22M", "4.8B", "0", "sima_xcit_small_12_p16_224", note=SLIP),
     )),
+    "sima-table3": Table("SimA (arXiv:2206.08898), Table 3: Mask R-CNN on COCO, parameters", (
+        _mask_rcnn("XCiT-S12/16", "44.3M", "yes", "xcit_small_12_p16_224", {"op": "xca"}),
+        _mask_rcnn("XCiT-S12/8", "43.1M", "yes", "xcit_small_12_p8_224", {"op": "xca"}),
+        _mask_rcnn("XCiT-S12/16 -> SimA", "44.3M", "no", "sima_xcit_small_12_p16_224"),
+        Row("Mask R-CNN", "Swin-T", "47.8M", "", "yes", "swin_tiny_patch4_window7_224", {"strict_img_size": False}, 0, "", "detection", {"head": "maskrcnn", "classes": COCO}),
+        Row("Mask R-CNN", "ResNet50", "44.2M", "", "no"),
+        Row("Mask R-CNN", "PVT-Small", "44.1M", "", "yes"),
+        Row("Mask R-CNN", "ViL-Small", "45.0M", "", "yes"),
+    )),
     "sima-table4": Table("SimA (arXiv:2206.08898), Table 4: backbones of self-supervision, without their heads", (
         Row("DINO", "ResNet50", "23M", "4.1B", "no", "resnet50", {"num_classes": 0}),
         Row("DINO", "ResMLP-S24", "30M", "6.0B", "no", "resmlp_24_224", {"num_classes": 0}),
@@ -114,6 +164,18 @@ TABLES: Mapping[str, Table] = {
         Row("large", "PVT-Large", "61M", "10.1G"),
         Row("large", "T2T-ViTt-24", "64M", "13.2G"),
         Row("large", "SOFT-Large", "64M", "11.0G", model="soft_large_224"),
+    )),
+    "soft-dense": Table("Normalised SOFT (arXiv:2207.03341; README of the published code): detectors and segmenters, parameters", (
+        _retinanet("Tiny, RetinaNet", "23M", "softnorm_tiny_224"),
+        _retinanet("Small, RetinaNet", "34M", "softnorm_small_224"),
+        _retinanet("Medium, RetinaNet", "55M", "softnorm_medium_224"),
+        _retinanet("Large, RetinaNet", "74M", "softnorm_large_224"),
+        _mask_rcnn("Tiny, Mask R-CNN", "33M", "", "softnorm_tiny_224"),
+        _mask_rcnn("Small, Mask R-CNN", "44M", "", "softnorm_small_224"),
+        _mask_rcnn("Medium, Mask R-CNN", "65M", "", "softnorm_medium_224"),
+        _mask_rcnn("Large, Mask R-CNN", "84M", "", "softnorm_large_224"),
+        _upernet("Small, UperNet", "54M", "softnorm_small_224"),
+        _upernet("Medium, UperNet", "76M", "softnorm_medium_224"),
     )),
     "soft-readme": Table("SOFT: sizes in the README of the published code", (
         Row("SOFT", "Tiny", "13M", "1.9G", model="soft_tiny_224"),
@@ -164,6 +226,8 @@ class PaperTable:
             counts = ["not here"] * 4
             if row.parameters is not None and row.macs is not None:
                 counts = [f"{row.parameters:,}", f"{row.macs / 1e9:.3f} G", f"{row.exps:,}", f"{row.activation_exps:,}"]
+            elif row.parameters is not None:
+                counts = [f"{row.parameters:,}", *["not counted"] * 3]
             printed = [row.printed_exps] if exps else []
             shown = " ".join(filter(None, (row.model, row.options)))
             cells.append([row.name, row.printed_params, counts[0], row.printed_flops, counts[1], *printed, *counts[2:], shown])  # fmt: skip
@@ -178,7 +242,7 @@ def paper_table(name: str) -> PaperTable:
     """Count every model of a paper's table that softless or timm has.
 
     Args:
-        name: sima-table1, sima-table2, sima-table4, soft-table2, soft-table3 or soft-readme.
+        name: sima-table1, sima-table2, sima-table3, sima-table4, soft-table2, soft-table3, soft-readme or soft-dense.
 
     Raises:
         UsageError: unknown table.
@@ -220,8 +284,35 @@ class Papers:
 
 
 def _measured(paper: str, row: Row) -> Measured:
-    parameters, macs, exps, others = counted(row.model, row.size, **row.args) if row.model else (None,) * 4
-    options = ", ".join(f"{name}={value}" for name, value in row.args.items())
+    parameters, macs, exps, others = _of_parts(row) if row.task else _of_model(row)
+    options = ", ".join(f"{name}={value}" for name, value in {**row.args, **row.head}.items())
     return Measured(
-        paper, row.group, row.name, row.params, row.flops, row.exps, row.model, options, row.size, parameters, macs, exps, others, row.note,
+        paper, row.group, row.name, row.params, row.flops, row.exps, row.model, options, row.size, parameters, macs, exps, others,
+        "; ".join(filter(None, (_in_parts(row), row.note))),
     )  # fmt: skip
+
+
+def _of_model(row: Row) -> tuple[int | None, ...]:
+    return counted(row.model, row.size, **row.args) if row.model else (None,) * 4
+
+
+def _of_parts(row: Row) -> tuple[int | None, ...]:
+    return sum(_parts(row).values()), None, None, None
+
+
+def _in_parts(row: Row) -> str:
+    """What a detector or segmenter is made of."""
+    found = _parts(row) if row.task else {}
+    return ", ".join(f"{part} {number / 1e6:.2f}M" for part, number in found.items() if number)
+
+
+@cache
+def _built(task: str, model: str, args: str, head: str) -> dict[str, int]:
+    from softless.models import detectors, segmenters
+
+    made: Any = assemble(task, model, json.loads(args), json.loads(head))
+    return detectors.parameter_parts(made) if task == "detection" else segmenters.parameter_parts(made)
+
+
+def _parts(row: Row) -> dict[str, int]:
+    return _built(row.task, row.model, json.dumps(dict(row.args)), json.dumps(dict(row.head)))

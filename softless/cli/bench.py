@@ -12,6 +12,7 @@ KINDS: Mapping[str, tuple[str, set[str]]] = {  # the function that measures, and
     "twins": ("softless.benching.comparison:twins", TRAINED | {"op"}),
     "compare": ("softless.benching.comparison:compare", TRAINED | {"ops", "data", "epochs"}),
     "uses": ("softless.benching.uses:uses", TRAINED | {"ops", "data", "epochs"}),
+    "dino": ("softless.benching.dino:dino", TRAINED | {"ops", "data", "epochs"}),
     "resolution": ("softless.benching.resolution:resolution", TRAINED | {"data", "image_size", "epochs"}),
     "runs": ("softless.benching.finished:finished", {"runs", "name", "record"}),
     "operators": ("softless.benching.operators:operators", {"ops", "long", "record"}),
@@ -28,6 +29,7 @@ def bench(
         "twins",
         "compare",
         "uses",
+        "dino",
         "resolution",
         "runs",
         "operators",
@@ -59,6 +61,7 @@ def bench(
     twins      trains a recipe with its own operator and with softmax, everything else alike, and writes out/report.html
     compare    trains every operator, or those of --ops, in one small ViT under a recipe: accuracy, time per step, memory, exponentials
     uses       trains a recipe of any task (detection, segmentation, …) with its own operator and softmax, or those of --ops
+    dino       trains a recipe of dino without labels and measures frozen features, against untrained networks and pixels
     resolution trains a recipe's model per operator at one image size and evaluates it at 0.5 to 4 times that size
     runs       puts finished runs of one model together: mean test accuracy over their seeds, with its interval
     operators  value and gradient errors of every operator, backend and dtype against float64, from 1 to 65,536 tokens
@@ -69,22 +72,22 @@ def bench(
     survival   what checkpoints and the loop's watching cost, beside plain torch.save and a plain step
 
     Args:
-        what: twins, compare, uses, resolution, runs, operators, inverse, models, papers, swaps or survival.
+        what: twins, compare, uses, dino, resolution, runs, operators, inverse, models, papers, swaps or survival.
         recipe: what to train.
         op: the operator beside softmax in twins, the recipe's own by default; the one that swaps puts in, sima by default.
-        ops: operators for compare, uses and operators; all by default (uses: the recipe's own and softmax).
-        data: folder of data or .npz file, for compare, uses and resolution with a recipe that takes one.
+        ops: operators for compare, uses, dino and operators; all by default (uses: the recipe's own and softmax; dino: sima and xca).
+        data: folder of data or .npz file, for compare, uses, dino and resolution with a recipe that takes one.
         image_size: of training in resolution, in pixels; the recipe's own by default.
-        epochs: how long each run of compare, uses and resolution trains; the recipe's own length by default.
+        epochs: how long each run of compare, uses, dino and resolution trains; the recipe's own length by default.
         runs: run folders that differ in their seed alone.
         name: what runs are recorded as.
-        seeds: how many, for twins, compare, uses and resolution.
+        seeds: how many, for twins, compare, uses, dino and resolution.
         out: folder for runs and report.
         overwrite: delete the runs that the folder holds.
         resume: keep finished runs and continue those that were stopped.
         record: also write the rows to benchmarks/ of the repository.
         long: operators at a million tokens (some minutes an operator, 6 GB).
-        device: auto, cpu, cuda, mps (twins, compare, uses and resolution).
+        device: auto, cpu, cuda, mps (twins, compare, uses, dino and resolution).
 
     Raises:
         UsageError: an unknown name, an option that this comparison does not have, or a folder that already holds runs.

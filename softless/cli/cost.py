@@ -22,8 +22,8 @@ def cost(model: str | None = None, input_size: int | None = None, *, height: int
         width: of an image that is not square, with height.
         op: operator for a host (`softless cost deit_small_patch16_224 --op sima`).
         act: activation: gelu, relu, hard_swish or silu.
-        paper: in place of a model, a table of a paper, its printed sizes beside the measured ones: sima-table1, sima-table2, sima-table4,
-            soft-table2, soft-table3 or soft-readme.
+        paper: in place of a model, a table of a paper, its printed sizes beside the measured ones: sima-table1, sima-table2, sima-table3, sima-table4,
+            soft-table2, soft-table3, soft-readme or soft-dense.
 
     Raises:
         UsageError: neither model nor paper, or both; unknown model, paper, operator or activation, a size the model refuses, height without width.

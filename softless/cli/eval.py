@@ -1,17 +1,24 @@
-"""`softless eval`: what the best epoch of a run is worth on a labelled split."""
+"""`softless eval`: what the best epoch of a run is worth on a split of data."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from softless.data.samples import Samples
 from softless.errors import DataError, UsageError, unknown
 from softless.evaluation import Evaluation, LoadedRun
+from softless.evaluation.measures import MEASURES
+from softless.evaluation.run import DENSE
 
 if TYPE_CHECKING:
+    from softless.evaluation.features import Probe
+    from softless.evaluation.linear import LinearSettings
+    from softless.tasks import Outcome
     from softless.training.recipe import DataSpec
 
 SPLITS = ("train", "val", "test")
+BATCH = 256  # images at once of classifiers and features
 
 
 @dataclass(frozen=True)
@@ -33,29 +40,81 @@ class RunEvaluation:
         return "\n".join(parts)
 
 
+@dataclass(frozen=True)
+class DenseEvaluation:
+    """What a detector or segmenter is worth."""
+
+    run: str
+    data: str
+    split: str
+    outcome: "Outcome"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"run": self.run, "data": self.data, "split": self.split, **self.outcome.to_dict()}
+
+    def __str__(self) -> str:
+        return f"{self.run} on {self.split} of {self.data}\n\n{self.outcome}"
+
+
+@dataclass(frozen=True)
+class FeatureEvaluation:
+    """What the frozen features of a run are worth: classifiers over those of labelled images."""
+
+    run: str
+    data: str
+    split: str
+    probes: "tuple[Probe, ...]"
+
+    def to_dict(self) -> dict[str, Any]:
+        probes = {probe.measure: probe.to_dict() for probe in self.probes}
+        return {"run": self.run, "data": self.data, "split": self.split, **probes}
+
+    def __str__(self) -> str:
+        lines = [f"frozen features of {self.run} on {self.split} of {self.data}", ""]
+        for probe in self.probes:
+            low, high = probe.interval
+            name = f"{probe.how.split()[0]}-NN" if probe.measure == "knn" else MEASURES[probe.measure].title
+            lines.append(
+                f"{name:<22} {probe.accuracy:.4f}  (95 % interval {low:.4f} to {high:.4f}; {len(probe.targets)} images)"
+            )
+            lines.append(f"{'':<22} balanced {probe.balanced_accuracy:.4f}; {probe.width} features; {probe.how}")
+        return "\n".join(lines)
+
+
 def eval(
     run: str | Path,
     data: str | Path | None = None,
     *,
     split: Literal["train", "val", "test"] = "test",
+    knn: int | None = None,
+    linear: bool = False,
+    set: Sequence[str] = (),
     device: str = "auto",
-    batch_size: int = 256,
+    batch_size: int | None = None,
     workers: int = 0,
-) -> RunEvaluation:
-    """Measure the best epoch of a run: accuracy with its 95 % interval, balanced accuracy, AUC, confusion.
+) -> Any:
+    """Measure the best epoch of a run: a classifier's accuracy, a detector's AP, a segmenter's Dice, or what frozen features are worth.
+
+    Of a classifier: accuracy with its 95 % interval, balanced accuracy, AUC, confusion. With --knn or --linear, of any run but detectors and
+    segmenters: accuracy of a classifier over frozen features, those of the train folder against those of the split. A run of DINO alone has no
+    classes, and is measured by its 20 nearest neighbours where nothing else is asked for.
 
     Args:
         run: the run's folder.
         data: a folder or npz file with the same classes, in place of the run's own data; class folders without splits
-            are taken whole.
+            are taken whole. Frozen features take any labelled data with a train part.
         split: which part of the data.
+        knn: how many nearest neighbours vote, weighted by their similarity; 20 in the papers.
+        linear: train a linear classifier as the papers do (100 epochs of random crops: hours on a CPU for large data).
+        set: fields of that training as field=value: lr, epochs, batch, weight_decay, seed, and views=fixed, which computes the features
+            of each image once and so takes seconds for small data.
         device: auto, cpu, cuda, mps.
-        batch_size: images at once.
+        batch_size: images at once; 256, or as in training for detectors and segmenters.
         workers: processes that load images; 0 loads in this one.
 
     Raises:
         DataError: the run or the data cannot be read, or its classes are not the run's.
-        UsageError: no such split or device.
+        UsageError: no such split, device or field, or features of a detector or segmenter.
     """
     from softless.data import eval_loader
     from softless.evaluation import evaluate, load_run
@@ -63,12 +122,28 @@ def eval(
 
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise UsageError(f"batch_size={batch_size}: at least one image at once")
+    if set and not linear:
+        raise UsageError("--set changes how the linear classifier is trained: give --linear too")
     loaded = load_run(run, choose_device(device))
-    samples, part = _samples(loaded, None if data is None else str(data), split)
-    loader = eval_loader(samples, loaded.transform, batch=batch_size, workers=workers)
-    where = str(data) if data is not None else str(loaded.recipe.data.path or loaded.recipe.data.source)
+    elsewhere = None if data is None else str(data)
+    where = elsewhere or str(loaded.recipe.data.path or loaded.recipe.data.source)
+    if loaded.task in DENSE:
+        if knn is not None or linear:
+            raise UsageError(
+                f"{loaded.path} is a run of {loaded.task}: frozen features are measured of classifiers and of dino"
+            )
+        outcome = _dense(loaded, elsewhere, split, device, batch_size, workers)
+        return DenseEvaluation(str(loaded.path), where, f"the {split} split", outcome)
+    if knn is not None or linear or loaded.task == "dino":
+        asked = 20 if knn is None and not linear else knn
+        probes = _probes(
+            loaded, elsewhere, split, asked, _linear(set) if linear else None, batch_size or BATCH, workers
+        )
+        return FeatureEvaluation(str(loaded.path), where, f"the {split} split", probes)
+    samples, part = _samples(loaded, elsewhere, split)
+    loader = eval_loader(samples, loaded.transform, batch=batch_size or BATCH, workers=workers)
     return RunEvaluation(str(loaded.path), where, part, evaluate(loaded, loader))
 
 
@@ -87,10 +162,8 @@ def _samples(loaded: LoadedRun, data: str | None, split: str) -> tuple[Samples, 
     """The images asked for and what to call them."""
     from softless.data import open_parts, open_splits
     from softless.data.folder import check_classes
-    from softless.training.recipe import DataSpec
 
-    stored = DataSpec(**vars(loaded.recipe.data))
-    spec = stored if data is None else _elsewhere(stored, data)
+    spec = _spec(loaded, data)
     where = str(spec.path or spec.source)
     parts, classes = open_parts(spec)
     check_classes(loaded.classes, classes, f"the run {loaded.path}", where)
@@ -104,8 +177,100 @@ def _samples(loaded: LoadedRun, data: str | None, split: str) -> tuple[Samples, 
     return (splits.val if split == "val" else splits.train), f"the {split} split"
 
 
-def _elsewhere(spec: "DataSpec", data: str) -> "DataSpec":
-    """The run's data spec pointed at another place: an npz file (or the one in a folder), or class folders."""
+def _dense(
+    loaded: LoadedRun, data: str | None, split: str, device: str, batch_size: int | None, workers: int
+) -> "Outcome":
+    """Measured by the run's own task on the data asked for, scaled as in training."""
+    from softless.data.folder import check_classes
+    from softless.tasks import open_task
+    from softless.training.recipe import recipe_from
+    from softless.training.run_folder import RunFolder
+    from softless.training.world import choose_device
+
+    stored = recipe_from(RunFolder(loaded.path).read_json("recipe.json"))
+    spec = replace(
+        stored.data,
+        path=data or stored.data.path,
+        mean=tuple(loaded.best["mean"]),
+        std=tuple(loaded.best["std"]),
+        workers=workers,
+    )
+    task = open_task(replace(stored, data=spec, batch_size=batch_size or stored.batch_size)).to(choose_device(device))
+    check_classes(loaded.classes, task.splits.classes, f"the run {loaded.path}", str(spec.path or spec.source))
+    samples = {"train": task.splits.train, "val": task.splits.val, "test": task.splits.test}[split]
+    if samples is None:
+        raise DataError(f"{spec.path} has no test split: choose --split val, or give other images with --data")
+    return task.evaluate(loaded.model, task.eval_loader(samples, 0, 1), amp=stored.amp, label="evaluating")
+
+
+def _probes(
+    loaded: LoadedRun, data: str | None, split: str, knn: int | None, linear: "LinearSettings | None", batch: int, workers: int
+) -> "tuple[Probe, ...]":  # fmt: skip
+    """Classifiers over the features of the train part, asked about those of the split."""
+    from softless.data import eval_loader, open_parts, open_splits
+    from softless.data.crops import one_crop
+    from softless.evaluation.features import extract, output
+    from softless.evaluation.knn import nearest
+    from softless.evaluation.linear import probe
+
+    spec = _spec(loaded, data)
+    parts, classes = open_parts(spec)
+    if split == "train" or (split == "test" and not {"train", "test"} <= parts.keys()):
+        raise UsageError(
+            f"features of a train part answer a val or test part: {spec.path or spec.source} has {', '.join(parts)} and --split {split} was asked for"
+        )
+    if split == "test":
+        train, asked = parts["train"], parts["test"]
+    else:
+        splits = open_splits(replace(spec, limit=None), loaded.recipe.seed)
+        train, asked = splits.train, splits.val
+    found = []
+    if knn is not None:
+        bank, queries = (
+            extract(loaded.model, eval_loader(samples, loaded.transform, batch=batch, workers=workers), output)
+            for samples in (train, asked)
+        )
+        found.append(nearest(bank, queries, classes, knn))
+    if linear is not None:
+        best = loaded.best
+        views = one_crop(loaded.image_size, best["interpolation"], best["mean"], best["std"], loaded.in_chans)
+        found.append(
+            probe(
+                loaded.model, train, asked, classes, views=views, transform=loaded.transform, settings=linear,
+                batch_size=batch, workers=workers,
+            )
+        )  # fmt: skip
+    return tuple(found)
+
+
+def _linear(pairs: Sequence[str]) -> "LinearSettings":
+    """The papers' settings with these fields changed."""
+    from softless.cli.options import assignments
+    from softless.evaluation.linear import LinearSettings
+
+    kinds = {field.name: type(getattr(LinearSettings(), field.name)) for field in fields(LinearSettings)}
+    given: dict[str, Any] = {}
+    for name, text in assignments(pairs).items():
+        if name not in kinds:
+            raise unknown("field of the linear classifier", name, kinds)
+        try:
+            given[name] = kinds[name](text)
+        except ValueError:
+            raise UsageError(
+                f"{name}={text} does not fit: the field takes {'a whole number' if kinds[name] is int else 'a number'}"
+            ) from None
+    if given.get("views", "fixed") not in {"random", "fixed"}:
+        raise unknown("kind of views", given["views"], ("random", "fixed"))
+    return LinearSettings(**given)
+
+
+def _spec(loaded: LoadedRun, data: str | None) -> "DataSpec":
+    """The run's data spec, pointed at another place: an npz file (or the one in a folder), or class folders."""
+    from softless.training.recipe import DataSpec
+
+    stored = DataSpec(**vars(loaded.recipe.data))
+    if data is None:
+        return stored
     path = Path(data).expanduser()
-    is_npz = path.suffix == ".npz" or (spec.source == "npz" and any(path.glob("*.npz")))
-    return replace(spec, path=data, source="npz" if is_npz else "folder")
+    is_npz = path.suffix == ".npz" or (stored.source == "npz" and any(path.glob("*.npz")))
+    return replace(stored, path=data, source="npz" if is_npz else "folder")

@@ -14,6 +14,7 @@ from softless.data.arrays import NOT_AN_NPZ
 from softless.data.findings import DataCheck, Fault, Gathering, not_there
 from softless.data.folder import PARTS, Listing, listing
 from softless.data.images import IMAGE_TYPES, MAX_PIXELS, MIN_SIDE, limit
+from softless.data.label_images import is_label_layout, label_folders, layout_of, read_parts
 from softless.data.progress import track
 from softless.errors import DataError, UsageError
 
@@ -31,8 +32,9 @@ def check(
     """Read a data set in full and report all that is wrong with it.
 
     Args:
-        path: a folder `root/{train,val,test}/class/*`, `root/class/*` or of images alone; a COCO json, or a folder with several
-            in `annotations/`; an npz file with MedMNIST's keys.
+        path: a folder `root/{train,val,test}/class/*`, `root/class/*` or of images alone; images with label images, `root/images/{train,val,test}`
+            and `root/labels*/{train,val,test}`, or as ADE20K has them; a COCO json, or a folder with several in `annotations/`; an npz file
+            with MedMNIST's keys.
         images: folder that a COCO json's file names start from; looked for by the usual layouts without it.
         min_side: images with a shorter side below this are bad; 8, or SOFTLESS_MIN_SIDE, by default.
         max_pixels: images with more pixels are bad and not decoded; 89,478,485, or SOFTLESS_MAX_PIXELS, by default.
@@ -60,12 +62,30 @@ def check(
     if annotations:
         coco.check_files(annotations, None if images is None else Path(images).expanduser(), found)
         return found.report(root, "COCO", strict=strict)
+    if root.is_dir() and is_label_layout(root):
+        _check_label_images(root, found)
+        return found.report(root, "label images", strict=strict)
     if root.is_file():
         if root.suffix.lower() != ".npz":
             raise DataError(f"{root} is neither a folder, a COCO json file (.json) nor an npz file (.npz)")
         _check_npz(root, found)
         return found.report(root, "npz", strict=strict)
     return found.report(root, _check_folder(root, found), strict=strict)
+
+
+def _check_label_images(root: Path, found: Gathering) -> None:
+    """Each folder of label images against the images."""
+    folders = label_folders(root)
+    if not folders:
+        found.fault(
+            root, "layout", "there are images and classes.json but no label images: labels/{train,val,test}/NAME.png"
+        )
+    for number, labels in enumerate(folders):
+        here = found if number == 0 else Gathering(root, found.max_pixels, found.min_side)  # images are counted once
+        read_parts(layout_of(root, here, labels), here)
+        if here is not found:
+            found.bad += [fault for fault in here.bad if fault not in found.bad]
+            found.counts |= here.counts
 
 
 def _annotation_files(root: Path) -> list[Path]:

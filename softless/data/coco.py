@@ -35,18 +35,23 @@ class _Entry:
     size: tuple[int, int] | None  # width, height; None where neither the json nor the file says it
 
 
-def check_files(files: Sequence[Path], images: Path | None, found: Gathering) -> None:
+def check_files(files: Sequence[Path], images: Path | None, found: Gathering) -> dict[Path, dict[str, list[Any]]]:
     """Check annotation files of one data set: each alone, and that their categories are the same.
 
     Args:
         files: the json files.
         images: the folder their file names start from; looked for without it.
         found: takes the faults.
+
+    Returns:
+        What the files that could be read hold: images, annotations and categories.
     """
+    contents: dict[Path, dict[str, list[Any]]] = {}
     categories: dict[str, dict[Any, str]] = {}
     for file in files:
         content = _read(file, found)
         if content is not None:
+            contents[file] = content
             categories[file.name] = _check(file, content, images, found)
     first = next(iter(categories), "")
     expected = categories.get(first, {})
@@ -55,6 +60,7 @@ def check_files(files: Sequence[Path], images: Path | None, found: Gathering) ->
             differing = sorted({f"{key}: {value}" for key, value in here.items() ^ expected.items()})
             text = f"its categories are not those of {first}; they differ in {', '.join(differing[:10])}"
             found.fault(name, "categories", text)
+    return contents
 
 
 def _read(file: Path, found: Gathering) -> dict[str, list[Any]] | None:
@@ -88,7 +94,7 @@ def _check(file: Path, content: Mapping[str, list[Any]], images: Path | None, fo
     """Returns the categories, id -> name."""
     part = file.stem
     names = _check_categories(file, content["categories"], found)
-    folder = images or _image_folder(file, content["images"])
+    folder = images or image_folder(file, content["images"])
     entries = _check_images(file, content["images"], folder, found)
     used: Counter[Any] = Counter()
     seen: set[int] = set()
@@ -130,7 +136,7 @@ def _check_categories(file: Path, categories: Sequence[Mapping[str, Any]], found
     return names
 
 
-def _image_folder(file: Path, images: Sequence[Mapping[str, Any]]) -> Path:
+def image_folder(file: Path, images: Sequence[Mapping[str, Any]]) -> Path:
     """Of the usual places the one that holds most of the first images; `annotations/x_train.json` has them in `images/train`."""
     root, part = file.parent.parent, file.stem.rpartition("_")[2]
     places = [file.parent, file.parent / "images", file.parent / part]

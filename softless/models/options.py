@@ -35,10 +35,12 @@ def take_operator_options(op: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Removes the operator's options from kwargs and returns them.
 
     Raises:
-        UsageError: an option that another operator has and this one does not, or a value outside its rule.
+        UsageError: an option that another operator has and this one does not (unless it is None), or a value outside its rule.
     """
     record = get(op)
     foreign = {name for other in OPERATORS.values() for name in other.options} - set(record.options)
+    for name in [name for name in foreign if name in kwargs and kwargs[name] is None]:
+        del kwargs[name]  # a recipe of another operator says that it is not set
     if wrong := foreign & set(kwargs):
         raise UsageError(
             f"operator '{op}' has no option {', '.join(sorted(wrong))}; it has: {', '.join(record.options) or 'none'}"

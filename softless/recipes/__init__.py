@@ -1,7 +1,24 @@
 """One experiment per file; each module has `recipe()`, which returns a complete frozen Recipe."""
 
 from softless.errors import unknown
-from softless.recipes import digits, folder, imagenet_sima_deit_small, imagenet_sima_xcit_small, medmnist
+from softless.recipes import (
+    ade20k_softnorm_upernet,
+    aerial,
+    arteries,
+    cards,
+    coco_sima_maskrcnn,
+    coco_softnorm_maskrcnn,
+    coco_softnorm_retinanet,
+    digits,
+    dino,
+    folder,
+    imagenet_sima_deit_small,
+    imagenet_sima_dino,
+    imagenet_sima_xcit_small,
+    medmnist,
+    nuclei,
+    vessels,
+)
 from softless.training.recipe import Recipe
 
 RECIPES = {
@@ -10,6 +27,17 @@ RECIPES = {
     "medmnist": medmnist.recipe,
     "imagenet_sima_deit_small": imagenet_sima_deit_small.recipe,
     "imagenet_sima_xcit_small": imagenet_sima_xcit_small.recipe,
+    "dino": dino.recipe,
+    "imagenet_sima_dino": imagenet_sima_dino.recipe,
+    "ade20k_softnorm_upernet": ade20k_softnorm_upernet.recipe,
+    "vessels": vessels.recipe,
+    "arteries": arteries.recipe,
+    "aerial": aerial.recipe,
+    "nuclei": nuclei.recipe,
+    "cards": cards.recipe,
+    "coco_sima_maskrcnn": coco_sima_maskrcnn.recipe,
+    "coco_softnorm_maskrcnn": coco_softnorm_maskrcnn.recipe,
+    "coco_softnorm_retinanet": coco_softnorm_retinanet.recipe,
 }
 
 __all__ = ["RECIPES", "get_recipe"]

@@ -59,7 +59,8 @@ def render(groups: Sequence[Group], title: str, speeds: Mapping[Path, Speed] | N
         tag("title", title),
         tag("style", Html(_style())),
     )
-    body = tag("body", _top(groups, title), tag("main", _sections(groups, speeds)), _foot())
+    main = tag("main", _sections(groups, speeds))
+    body = tag("body", _top(groups, title, main), main, _foot())
     return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
 
 
@@ -95,10 +96,12 @@ def _curves_lead(groups: Sequence[Group]) -> str | None:
     return "Means over seeds." if len(groups) > FEW else "Thick lines are means over seeds, thin lines the seeds."
 
 
-def _top(groups: Sequence[Group], title: str) -> Html:
-    links = [("result", "Result"), ("curves", "Learning"), ("cost", "Cost"), ("samples", "Test images")]
-    links += [("confusion", "Confusion")] if groups[0].first.task == "classification" else []
-    links += [("recipe", "Recipe"), ("method", "Method")]
+LINKS = {"result": "Result", "curves": "Learning", "cost": "Cost", "samples": "Test images", "confusion": "Confusion", "classes": "Classes",
+         "recipe": "Recipe", "method": "Method"}  # fmt: skip
+
+
+def _top(groups: Sequence[Group], title: str, main: Html) -> Html:
+    links = [(to, name) for to, name in LINKS.items() if f'id="{to}"' in main]
     return tag(
         "header",
         tag("p", "Softless report", class_="eyebrow"),
@@ -120,7 +123,8 @@ def _subtitle(groups: Sequence[Group]) -> str:
     first = groups[0].first
     runs = sum(len(group.runs) for group in groups)
     test = (first.result.get("test") or {}).get("seen")
-    parts = [str(first.recipe.get("summary", "")), f"{len(first.classes)} classes"]
+    classes = len(first.classes)
+    parts = [str(first.recipe.get("summary", "")), f"{classes} class{'es' * (classes > 1)}" if classes else ""]
     parts += [f"{test} test images"] if test else []
     parts += [f"{runs} run{'s' * (runs > 1)}", f"{first.result['epochs']} epochs"]
     return " · ".join(part for part in parts if part)

@@ -4,14 +4,28 @@ from typing import TYPE_CHECKING
 
 from softless.errors import UsageError, unknown
 from softless.tasks.classification import Classification
+from softless.tasks.detection import Detection
+from softless.tasks.dino import Dino
+from softless.tasks.segmentation import Segmentation
 from softless.tasks.task import Outcome, Place, Task, facts
 
 if TYPE_CHECKING:
     from softless.training.recipe import Recipe
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (Classification,)}
+TASKS: dict[str, type[Task]] = {task.name: task for task in (Classification, Detection, Segmentation, Dino)}
 
-__all__ = ["TASKS", "Classification", "Outcome", "Place", "Task", "facts", "open_task"]
+__all__ = [
+    "TASKS",
+    "Classification",
+    "Detection",
+    "Dino",
+    "Outcome",
+    "Place",
+    "Segmentation",
+    "Task",
+    "facts",
+    "open_task",
+]
 
 
 def open_task(recipe: "Recipe") -> Task:

@@ -71,6 +71,10 @@ class Task(ABC):
     def construction(self) -> dict[str, Any]:
         """The keyword arguments of `models.assemble` that build the model, of JSON's types."""
 
+    def surround(self, model: nn.Module) -> nn.Module:
+        """The module that is trained and continued after an interruption: the model, or what training puts around it."""
+        return model
+
     @abstractmethod
     def learner(self, model: nn.Module) -> nn.Module:
         """A module that holds the model: a batch of `prepare` to the loss (), the mean over its images.

@@ -92,7 +92,7 @@ def result(run: Run, outcome: Outcome | None) -> Result:
         test=None if outcome is None else {**outcome.summary(), **_details(outcome)},
         seconds=sum(line["seconds"] for line in lines),
         images_per_second=statistics.median(line["images_per_second"] for line in lines),
-        parameters=sum(parameter.numel() for parameter in run.model.parameters()),
+        parameters=sum(parameter.numel() for parameter in run.task.evaluated(run.model).parameters()),
     )
     if outcome is not None:
         assert run.splits.test is not None

@@ -27,8 +27,8 @@ def build_model(recipe: Recipe, classes: int, in_chans: int) -> nn.Module:
 
 
 def build_for(task: Task) -> nn.Module:
-    """The model of a task, with new weights drawn from the recipe's seed, or with those of `model.weights`."""
-    return made(task.recipe, task.construction(), task.name, task.splits.in_chans)
+    """What a task trains: its model, with new weights drawn from the recipe's seed or those of `model.weights`, and what it puts around it."""
+    return task.surround(made(task.recipe, task.construction(), task.name, task.splits.in_chans))
 
 
 def made(recipe: Recipe, construction: Mapping[str, Any], task: str, in_chans: int) -> nn.Module:

@@ -89,6 +89,11 @@ def scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, steps_per_epoch:
             f"schedule of {spec.epochs} epochs with {spec.warmup_epochs} of warm-up: epochs must be at least 1 and "
             "warm-up shorter than the run, for example schedule.warmup_epochs=0"
         )
+    if (spec.name == "multistep") != bool(spec.decay_epochs):
+        raise UsageError(
+            f"schedule.name={spec.name} with schedule.decay_epochs={spec.decay_epochs}: multistep needs the epochs after which the rate falls, "
+            "and no other schedule takes them"
+        )
     created, epochs = create_scheduler_v2(
         optimizer,
         sched=spec.name,
@@ -97,6 +102,10 @@ def scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, steps_per_epoch:
         warmup_lr=spec.warmup_lr,
         min_lr=spec.min_lr,
         cooldown_epochs=spec.cooldown_epochs,
+        decay_milestones=list(spec.decay_epochs),
+        decay_rate=1.0
+        if spec.name == "poly"
+        else 0.1,  # timm's name for poly's power: 1, a straight line, in every recipe of UPerNet
         step_on_epochs=spec.name == "plateau",
         updates_per_epoch=steps_per_epoch,
         plateau_mode="min" if recipe.metric == "loss" else "max",

@@ -95,6 +95,7 @@ class ScheduleSpec:
     warmup_lr: float = 1e-6
     min_lr: float = 1e-5
     cooldown_epochs: int = 0
+    decay_epochs: tuple[int, ...] = ()  # of multistep: after these the rate is a tenth
 
 
 @dataclass(frozen=True)
@@ -122,23 +123,82 @@ class DivergenceSpec:
 class DetectionSpec:
     """Detection, and instance segmentation where the head has masks."""
 
-    head: Literal["maskrcnn", "retinanet"] = "maskrcnn"
+    head: Literal["maskrcnn", "fasterrcnn", "retinanet"] = "maskrcnn"
     layers: tuple[int, ...] | None = None  # of a host of one grid, from 1: those whose tokens are taken
+    width: int = 256  # of pyramid and heads
+    norm: Literal["none", "group"] = "none"  # of pyramid and convolutional heads
+    anchors: tuple[float, ...] | None = None  # sides in pixels on the five maps; None: 32, 64, 128, 256, 512
+    proposals: int = 1000  # of an image after the first stage, in evaluation; twice as many in training
+    regions: int = 512  # of them, those that the second stage learns from
+    detections: int = 100  # the most that are answered for an image, and that AP looks at
+    min_score: float = 0.05
+    resize: int | None = 800  # the shorter side in evaluation; None leaves images at their size
+    longest: int = 1333  # the longer side at most, in evaluation and in training by shortest side
+    canvas: tuple[int, int] | None = None  # height and width in training; None draws the shortest side, as DETR does
+    scale: tuple[float, float] = (0.5, 2.0)  # on a canvas: range of the random scale
+    shortest: tuple[int, ...] = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)  # without a canvas
+    crop_share: float = 0.5  # of the images that are cropped before, without a canvas
+    hflip: float = 0.5
+    vflip: float = 0.0
+    quarter_turns: bool = False
+    photometric: bool = False  # SSD's distortion of colours
+    faults: Literal["stop", "drop", "clip"] = (
+        "stop"  # annotations that cannot be used: stop, leave them out, or cut those that reach outside
+    )
 
 
 @dataclass(frozen=True)
 class SegmentationSpec:
-    """Semantic segmentation: a class for each pixel."""
+    """Semantic segmentation: a class for each pixel. The images' changes in training are here; the fields of `augment` are for classification."""
 
     decoder: Literal["upernet", "dpt"] = "upernet"
+    width: int = 256  # of the decoder
     layers: tuple[int, ...] | None = None  # of a host of one grid, from 1: those whose tokens are taken
+    labels: str | None = None  # the folder of label images; None is `labels`, or ADE20K's `annotations`
+    ignore: tuple[
+        str | int, ...
+    ] = ()  # classes by name, or values, that count nowhere and that the model has no output for
+    fov: str | None = None  # a folder of masks: pixels where they are 0 count nowhere
+    observer: str | None = None  # a folder of label images by another person: what `bench uses` holds scores against
+    crop: tuple[int, int] | None = None  # height and width of a random crop in training; None trains on whole images
+    crop_share: float = 1.0  # a crop in which one class has more of the pixels is drawn again, ten times at most
+    scale: tuple[float, float] = (1.0, 1.0)  # range of the random scale in training
+    hflip: float = 0.5
+    vflip: float = 0.0
+    quarter_turns: bool = False
+    color_jitter: float | None = None  # of brightness, contrast and saturation
+    photometric: bool = False  # SSD's distortion of colours
+    dice: float = 0.0  # weight of the soft Dice loss beside cross-entropy
+    class_weights: Literal["none", "balanced"] = "none"  # of the cross-entropy, by the training split's pixels
 
 
 @dataclass(frozen=True)
 class DinoSpec:
-    """Self-supervision by DINO."""
+    """Self-supervision by DINO. The crops and colours of its views are here; the fields of `augment` are for classification."""
 
-    outputs: int = 65536  # of the projection heads
+    outputs: int = 65536  # of the projection head
+    hidden: int = 2048  # width inside it
+    bottleneck: int = 256  # width ahead of its last layer
+    norm_last_layer: bool = True  # whether the rows of the last layer keep length 1
+    freeze_last_layer: int = 1  # epochs in which the last layer does not move
+    momentum: tuple[float, float] = (0.996, 1.0)  # of the teacher, at the first step and the last; a cosine between
+    teacher_temp: tuple[float, float] = (0.04, 0.07)  # at first, and from `teacher_temp_epochs` on; a line between
+    teacher_temp_epochs: int = 30
+    student_temp: float = 0.1
+    center_momentum: float = 0.9
+    weight_decay_end: float | None = 0.4  # reached from optim.weight_decay along a cosine; None stays there
+    local_crops: int = 8  # beside two global ones of data.image_size
+    local_size: int = 96  # pixels
+    reduce: int | None = None  # pixels of the short side to which larger images are reduced ahead of the crops, once
+    global_scale: tuple[float, float] = (0.4, 1.0)  # share of the image's area
+    local_scale: tuple[float, float] = (0.05, 0.4)
+    hflip: float = 0.5
+    vflip: float = 0.0
+    color_jitter: float = 0.5  # strength; 0.5 is brightness 0.4, contrast 0.4, saturation 0.2, hue 0.1
+    grayscale: float = 0.2  # chance of a view without colours
+    blur: tuple[float, float, float] = (1.0, 0.1, 0.5)  # chance for the first, the second global crop and local ones
+    blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
+    solarize: float = 0.2  # chance for the second global crop
 
 
 @dataclass(frozen=True)
@@ -198,6 +258,31 @@ class Recipe:
         for name, value in fields.items():
             recipe = _replace(recipe, name.split("."), value, name)
         return recipe
+
+
+def recipe_from(stored: Mapping[str, Any]) -> Recipe:
+    """The recipe that recipe.json holds, whatever stands beside it there.
+
+    Raises:
+        UsageError: a field that recipes do not have, or a value of another type.
+    """
+    names = {entry.name for entry in dataclasses.fields(Recipe)}
+    recipe: Recipe = _from_json(Recipe, {name: value for name, value in stored.items() if name in names}, "")
+    return recipe
+
+
+def _from_json(kind: Any, content: Mapping[str, Any], prefix: str) -> Any:
+    hints = typing.get_type_hints(kind)
+    given = {}
+    for name, value in content.items():
+        if name not in hints:
+            raise unknown("field", prefix + name, (prefix + known for known in hints))
+        kinds = [hint for hint in (hints[name], *typing.get_args(hints[name])) if dataclasses.is_dataclass(hint)]
+        if kinds and value is not None:
+            given[name] = _from_json(kinds[0], value, f"{prefix}{name}.")
+        else:
+            given[name] = value if isinstance(value, Mapping) else _typed(value, hints[name], prefix + name)
+    return kind(**given)
 
 
 def _replace(spec: Any, path: list[str], value: Any, whole: str) -> Any:

@@ -33,6 +33,7 @@ MAY_CHANGE = frozenset({
     "save.keep",
     "divergence.policy",
     "divergence.patience",
+    "segmentation.observer",
 })  # fields that a resumed run may set anew: no number moves
 COPIES = 5  # of the parameters in one checkpoint: weights, average, two moments, best weights
 _log = logging.getLogger("softless.training")
@@ -178,10 +179,9 @@ def as_json(recipe: Recipe) -> dict[str, Any]:
 
 def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
     """`optim.lr (0.001 there, 0.002 asked)` for each field of `asked` that differs and matters."""
-    there, here = (
-        _flat(as_json(Recipe("", ""))) | _flat(stored),
-        _flat(asked),
-    )  # what an older softless did not have is at its default
+    standard = _flat(as_json(Recipe("", "")))  # what an older softless did not write is at its default
+    set_ = {name for name, value in stored.items() if isinstance(value, Mapping)}  # a task's group is null by default
+    there, here = {name: value for name, value in standard.items() if name not in set_} | _flat(stored), _flat(asked)
     heads = {name.split(".")[0] for name in here}
     names = [name for name in {**here, **there} if name.split(".")[0] in heads and name not in MAY_CHANGE]
     missing = "unset"

@@ -2,14 +2,19 @@
 
 import csv
 import json
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 
 from softless.cli.eval import eval as eval_run
 from softless.cli.predict import predict
+from softless.data import open_splits
 from softless.errors import DataError, UsageError
+from softless.models import create_model
 from softless.training.recipe import DataSpec
 from tests.data.making import class_folders, medmnist, noise, split_folders
 from tests.evaluation.runs import run_folder
@@ -78,6 +83,111 @@ def test_eval_asked_for_what_is_not_there(world, tmp_path):
     run_folder(tmp_path / "other", CLASSES, flat)
     with pytest.raises(DataError, match="flat has no test split: choose --split val"):
         eval_run(tmp_path / "other", device="cpu")
+
+
+def test_frozen_features_of_a_classifier(world):
+    """A classifier's features answer by their neighbours and by a line; the whole train folder is the bank."""
+    outcome = eval_run(world / "run", knn=3, linear=True, set=["views=fixed", "epochs=2", "batch=4"], device="cpu")
+    by_neighbours, by_line = outcome.probes
+    assert (by_neighbours.measure, by_neighbours.train_images, by_neighbours.width) == ("knn", 12, 16)
+    assert (by_line.measure, by_line.train_images, by_line.width) == ("linear", 12, 32)
+    assert len(by_neighbours.targets) == len(by_line.targets) == 8
+    content = json.loads(json.dumps(outcome.to_dict()))
+    assert content["knn"]["knn"] == by_neighbours.accuracy
+    assert content["linear"]["interval"][0] <= content["linear"]["linear"] <= content["linear"]["interval"][1]
+    text = str(outcome)
+    assert "3-NN" in text
+    assert "SGD, lr 0.001 at a batch of 256, batch 4, 2 epochs, fixed views" in text
+    assert "95 % interval" in text
+    validation = eval_run(world / "run", knn=3, split="val", device="cpu").probes[0]
+    assert (validation.train_images, len(validation.targets)) == (6, 6)
+
+
+def test_frozen_features_of_other_classes(world):
+    split_folders(world / "birds", {p: {"duck": n, "owl": n, "wren": n} for p, n in (("train", 4), ("test", 2))})
+    probe = eval_run(world / "run", world / "birds", knn=2, device="cpu").probes[0]
+    assert probe.classes == ("duck", "owl", "wren")
+    class_folders(world / "flat", {"cat": 3, "dog": 2})
+    with pytest.raises(UsageError, match="flat has all and --split test was asked for"):
+        eval_run(world / "run", world / "flat", knn=2, device="cpu")
+    with pytest.raises(UsageError, match="99 nearest of 12 training images"):
+        eval_run(world / "run", knn=99, device="cpu")
+    with pytest.raises(UsageError, match="give --linear too"):
+        eval_run(world / "run", knn=2, set=["lr=1"], device="cpu")
+    with pytest.raises(UsageError, match=r"no field of the linear classifier named 'lrr'\. Did you mean 'lr'"):
+        eval_run(world / "run", linear=True, set=["lrr=1"], device="cpu")
+    with pytest.raises(UsageError, match="epochs=many does not fit: the field takes a whole number"):
+        eval_run(world / "run", linear=True, set=["epochs=many"], device="cpu")
+
+
+def test_a_run_of_dino_is_measured_by_its_neighbours_and_names_nothing(tmp_path):
+    split_folders(tmp_path / "data", {p: {"cat": n, "dog": n} for p, n in (("train", 12), ("test", 4))})
+    data = DataSpec(source="folder", path=str(tmp_path / "data"), image_size=16)
+    args: dict[str, Any] = {
+        "op": "sima",
+        "img_size": 16,
+        "embed_dim": 16,
+        "depth": 2,
+        "num_heads": 2,
+        "in_chans": 3,
+        "num_classes": 0,
+    }
+    folder = run_folder(tmp_path / "run", CLASSES, data, **dino_of(args))
+    save_file(create_model("xcit_nano_12_p8_224", **args).state_dict(), folder / "best.safetensors")
+    outcome = eval_run(folder, device="cpu")
+    assert [probe.measure for probe in outcome.probes] == ["knn"]
+    assert "20-NN" in str(outcome)
+    assert eval_run(folder, linear=True, set=["epochs=1"], device="cpu").probes[0].width == 64
+    with pytest.raises(UsageError, match="learned features without labels"):
+        predict(folder, tmp_path / "data" / "test", tmp_path / "out", device="cpu")
+
+
+def dino_of(args):
+    return {"task": "dino", "architecture": "xcit_nano_12_p8_224", "model_args": args}
+
+
+def test_a_detector_or_segmenter_is_measured_by_its_own_task(world, monkeypatch):
+    """Against the contract alone: the recipe is rebuilt, its data read elsewhere, scaled as the run was."""
+    import softless.evaluation
+    import softless.tasks
+
+    loaded = softless.evaluation.load_run(world / "run")
+    seen: dict[str, Any] = {}
+
+    class Outcome:
+        def to_dict(self):
+            return {"miou": 0.5}
+
+        def __str__(self):
+            return "mIoU 0.5"
+
+    class Stand:
+        def __init__(self, recipe):
+            self.recipe, self.splits = recipe, open_splits(recipe.data, recipe.seed)
+
+        def to(self, _):
+            return self
+
+        def eval_loader(self, samples, *_):
+            return samples
+
+        def evaluate(self, model, loader, **_):
+            seen.update(model=model, images=len(loader), recipe=self.recipe)
+            return Outcome()
+
+    dense = replace(loaded, best={**loaded.best, "task": "segmentation"})
+    monkeypatch.setattr(softless.evaluation, "load_run", lambda *_: dense)
+    monkeypatch.setattr(softless.tasks, "open_task", Stand)
+    split_folders(world / "other", {p: {"cat": n, "dog": n} for p, n in (("train", 5), ("test", 3))})
+    outcome = eval_run(world / "run", world / "other", device="cpu", workers=0)
+    assert str(outcome).endswith("mIoU 0.5")
+    assert outcome.to_dict()["miou"] == 0.5
+    assert seen["images"] == 6
+    assert seen["model"] is loaded.model
+    assert seen["recipe"].data.mean == (0.5, 0.5, 0.5)
+    assert seen["recipe"].batch_size == 1024
+    with pytest.raises(UsageError, match="a run of segmentation: frozen features"):
+        eval_run(world / "run", knn=5, device="cpu")
 
 
 def rows(path):

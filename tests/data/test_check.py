@@ -7,13 +7,15 @@ import zipfile
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from softless.data import open_splits
 from softless.data.check import check
 from softless.errors import DataError, UsageError
 from softless.training.recipe import DataSpec
-from tests.data import test_folder
+from tests.data import test_folder, test_label_images
 from tests.data.corpus import BAD, GOOD, ODD, put_bad
+from tests.data.labelled import label_set
 from tests.data.making import class_folders, medmnist, noise, split_folders
 
 
@@ -334,3 +336,32 @@ def test_pneumoniamnist_has_its_known_duplicates(data_root):
     assert (found.seen, found.good, len(found.bad)) == (5856, 5856, 0)
     assert len(found.duplicates) == 8
     assert all(one.startswith("train/") and other.startswith("val/") for one, other in found.duplicates)
+
+
+def test_label_images_come_out_clean(tmp_path):
+    found = check(label_set(tmp_path))
+    assert (found.layout, found.seen, found.good, found.exit_code) == ("label images", 9, 9, 0)
+    assert list(found.counts) == ["train", "val", "test"]
+    assert sum(found.counts["train"].values()) == 4 * 48 * 64, "pixels"
+    assert found.counts["train"].keys() == {"ground", "water", "unknown"}
+
+
+@pytest.mark.bar("B16", "data check names label values and sizes that do not fit, in every folder of label images")
+def test_faults_of_label_images_are_named(tmp_path):
+    expected = test_label_images.spoil(label_set(tmp_path))
+    label_set(tmp_path / "more")
+    (tmp_path / "more/labels").rename(tmp_path / "labels_second")
+    Image.fromarray(np.full((48, 64), 8, dtype=np.uint8)).save(tmp_path / "labels_second/train/3.png")
+    found = check(tmp_path)
+    reasons = [(fault.path, fault.reason) for fault in found.bad]
+    for path, said in {**expected, "labels_second/train/3.png": "the values 8 (3072 pixels)"}.items():
+        assert any(path == where and said in why for where, why in reasons), path
+    assert len(reasons) == len(set(reasons))
+    assert found.seen == 8, "each image once"
+    assert found.exit_code == 1
+
+
+def test_images_without_label_images(tmp_path):
+    label_set(tmp_path)
+    (tmp_path / "labels").rename(tmp_path / "masks")
+    assert "no label images" in check(tmp_path).bad[0].reason

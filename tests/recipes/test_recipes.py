@@ -46,7 +46,7 @@ def test_quick(name: str, tmp_path: Path):
     assert result.epochs == 1
     assert result.test is not None
     assert result.test["seen"] == result.test["expected"] == 8
-    assert math.isfinite(result.val["loss"])
+    assert math.isfinite(result.val.get("loss", 0.0))  # which not every task has in validation
     state = Checkpoints(tmp_path / "run/checkpoints").newest()
     assert state is not None
     assert state["updates"] == 2

@@ -1,0 +1,264 @@
+"""Self-supervision under one recipe and several operators: what frozen features are worth, against the same networks untrained and against pixels."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from softless.benching.comparison import as_recipe, run_folder, trained, with_data
+from softless.benching.models import checked_operators, left_out, with_operator
+from softless.benching.record import record_path, table, write_csv
+from softless.data import Pipeline, Samples, eval_loader, open_parts
+from softless.errors import MissingExtra, UsageError
+from softless.evaluation import load_run, wilson
+from softless.evaluation.features import Reading, extract, layers, output
+from softless.evaluation.knn import K, nearest
+from softless.report.groups import operator_title
+from softless.report.runs import read_run
+from softless.training.recipe import Recipe
+
+PIXELS = 32  # side to which images are reduced where their pixels are the features
+STRENGTHS = tuple(10.0**power for power in range(-5, 2))  # C of the linear classifier, chosen on the validation part
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kind of features of the test images, and what they are worth."""
+
+    model: str
+    operator: str
+    trained: bool
+    seed: int | None
+    knn: float
+    knn_interval: tuple[float, float]
+    linear: float
+    linear_interval: tuple[float, float]
+    strength: float  # C that the validation part chose
+    spread: float | None
+    epochs: int
+    seconds: float  # of training
+    width: int  # of the features of the linear classifier
+
+
+@dataclass(frozen=True)
+class SelfSupervised:
+    """Pixels, untrained networks, and the same networks after DINO."""
+
+    recipe: str
+    rows_: tuple[Row, ...]
+    images: Mapping[str, int]  # part -> number
+    only: Mapping[str, Mapping[str, Any]]  # operator -> options of the recipe that it does not have
+    diverged: Mapping[str, str]
+    report: Path | None
+    recorded: Path | None
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row per kind of features, with the numbers of images."""
+        return [
+            {
+                "model": row.model,
+                "operator": row.operator,
+                "trained": "dino" if row.trained else "no",
+                "seed": "" if row.seed is None else row.seed,
+                "knn": round(row.knn, 4),
+                "knn_low": round(row.knn_interval[0], 4),
+                "knn_high": round(row.knn_interval[1], 4),
+                "linear": round(row.linear, 4),
+                "linear_low": round(row.linear_interval[0], 4),
+                "linear_high": round(row.linear_interval[1], 4),
+                "linear_C": f"{row.strength:g}",
+                "spread": "" if row.spread is None else round(row.spread, 3),
+                "epochs": row.epochs,
+                "seconds": round(row.seconds, 1),
+                "width": row.width,
+                "recipe": self.recipe,
+                "train": self.images["train"],
+                "test": self.images["test"],
+            }
+            for row in self.rows_
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        left = {op: dict(options) for op, options in self.only.items()}
+        return {"rows": self.rows(), "left_out": left, "report": str(self.report), "diverged": dict(self.diverged)}
+
+    def __str__(self) -> str:
+        cells = []
+        for row in self.rows_:
+            name = row.model if row.seed is None or not row.trained else f"{row.model}, seed {row.seed}"
+            spread = "–" if row.spread is None else f"{row.spread:.2f}"
+            cells.append([
+                name, _with(row.knn, row.knn_interval), _with(row.linear, row.linear_interval), spread, row.epochs, f"{row.seconds:.0f}",
+            ])  # fmt: skip
+        head = ["", f"{K}-NN (95 % interval)", "linear (95 % interval)", "spread", "epochs", "seconds"]
+        said = [
+            f"{op} does not have, and so ran without: {', '.join(map(str, options))}"
+            for op, options in self.only.items()
+        ]
+        said += [f"{name} diverged: {why}" for name, why in self.diverged.items()]
+        said += [f"report: {self.report}"] if self.report else []
+        said += [f"recorded: {self.recorded}"] if self.recorded else []
+        return "\n".join([table(head, cells), "", *said])
+
+
+def dino(
+    recipe: str | Recipe = "dino", ops: Sequence[str] = (), *, data: str | Path | None = None, epochs: int | None = None, seeds: int = 1,
+    out: str | Path | None = None, overwrite: bool = False, resume: bool = False, record: bool = False, device: str = "auto",
+) -> SelfSupervised:  # fmt: skip
+    """Train a recipe of DINO with several operators, labels unused, and measure what the frozen features are worth.
+
+    All rows are measured alike: 20-NN as in DINO; and multinomial logistic regression on standardised features (those of `features.layers`, or the
+    pixels), whose C the validation part chooses among powers of ten, as SGD with the papers' settings makes too few steps on small data.
+
+    Args:
+        recipe: name, or a Recipe.
+        ops: operators; sima and xca by default.
+        data: class folders with train and test.
+        epochs: how long each trains; the recipe's own length by default.
+        seeds: how many, from the recipe's own seed on.
+        out: folder for the runs and report.html; runs/RECIPE-bench by default.
+        overwrite: delete the runs that the folder holds.
+        resume: keep finished runs and continue those that were stopped.
+        record: also write benchmarks/dino.csv of the repository.
+        device: auto, cpu, cuda, mps.
+
+    Raises:
+        UsageError: a recipe of another task, data without labels or without a test part, or a folder that already holds these runs.
+    """
+    from softless import report
+    from softless.tasks import open_task
+    from softless.training.world import choose_device
+
+    chosen = with_data(as_recipe(recipe), data)
+    if chosen.task != "dino":
+        raise UsageError(f"recipe '{chosen.name}' is for {chosen.task}: bench dino takes one of self-supervision")
+    if epochs is not None:
+        chosen = chosen.with_fields(**{"schedule.epochs": epochs})
+    target = record_path("dino") if record else None
+    recipes = {op: with_operator(chosen, op) for op in checked_operators(ops or ("sima", "xca"))}
+    task = open_task(chosen)
+    labelled = Labelled.of(chosen, task.splits.train, task.splits.val)
+    rows = [labelled.pixels()]
+    place = choose_device(device)
+    for op, one in recipes.items():
+        seeded = [replace(one, seed=one.seed + number) for number in range(seeds)]
+        rows += [labelled.row(each, op, _untrained(each, place), task.transform(train=False)) for each in seeded]
+    folder = Path(out or Path("runs") / f"{chosen.name}-bench")
+    runs, diverged = trained(recipes, folder, seeds, resume=resume, overwrite=overwrite, device=device)
+    for op, one in recipes.items():
+        for seed in range(one.seed, one.seed + seeds):
+            if (where := run_folder(folder, op, seed)) in runs:
+                loaded = load_run(where, place)
+                rows.append(labelled.row(replace(one, seed=seed), op, loaded.model, loaded.transform, where))
+    compared = SelfSupervised(
+        recipe=chosen.name,
+        rows_=tuple(rows),
+        images={"train": len(labelled.train), "val": len(labelled.val), "test": len(labelled.test)},
+        only={op: options for op in recipes if (options := left_out(chosen, op))},
+        diverged=diverged,
+        report=report.write(runs, folder / "report.html"),
+        recorded=target,
+    )
+    if target is not None:
+        write_csv(target, compared.rows())
+    return compared
+
+
+def _untrained(recipe: Recipe, device: torch.device) -> nn.Module:
+    """The network from which the run of this seed starts."""
+    from softless.tasks import open_task
+    from softless.training.model import build_for
+
+    task = open_task(recipe)
+    return task.evaluated(build_for(task)).to(device).eval()
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Images whose labels measure the features: the train folder whole, the part that chooses C, and the test folder."""
+
+    train: Samples
+    kept: Samples  # of the train folder, without what was cut off for validation
+    val: Samples
+    test: Samples
+    classes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, recipe: Recipe, kept: Samples, val: Samples) -> "Labelled":
+        parts, classes = open_parts(recipe.data)
+        if not {"train", "test"} <= parts.keys():
+            raise UsageError(
+                f"{recipe.data.path} has no train and test parts: features of a train part answer a test part"
+            )
+        return cls(parts["train"], kept, val, parts["test"], classes)
+
+    def row(self, recipe: Recipe, op: str, model: nn.Module, transform: Pipeline, folder: Path | None = None) -> Row:
+        """A network's features."""
+
+        def of(read: Reading) -> list[tuple[Tensor, Tensor]]:
+            loaders = [eval_loader(part, transform, batch=64) for part in (self.train, self.kept, self.val, self.test)]
+            return [extract(model, loader, read, label=f"features of {op}") for loader in loaders]
+
+        run = None if folder is None else read_run(folder)
+        name = f"{operator_title(op)}, {'untrained' if run is None else 'DINO'}"
+        seconds = 0.0 if run is None else float(run.result["seconds"])
+        epochs = 0 if run is None else int(run.result["epochs"])
+        return self._measured(name, op, recipe.seed, run is not None, of(output), of(layers), epochs, seconds)
+
+    def pixels(self) -> Row:
+        """The images themselves, reduced."""
+        parts = [self.train, self.kept, self.val, self.test]
+        raw = [
+            torch.from_numpy(np.stack([_reduced(part, place) for place in range(len(part))])).float() for part in parts
+        ]
+        mean, std = raw[0].mean(0), raw[0].std(0).clamp_min(1e-6)
+        features = [((x - mean) / std, torch.from_numpy(part.targets)) for x, part in zip(raw, parts, strict=True)]
+        return self._measured(f"pixels, {PIXELS} x {PIXELS}", "", None, False, features, features, 0, 0.0)  # noqa: FBT003
+
+    def _measured(self, name: str, op: str, seed: int | None, trained: bool, shallow: Any, deep: Any, epochs: int, seconds: float) -> Row:  # fmt: skip
+        from softless.models.self_supervised import spread
+
+        bank, _, _, asked = shallow
+        probe = nearest(bank, asked, self.classes, min(K, len(bank[0])))
+        right, images, strength = logistic(*deep)
+        return Row(
+            model=name, operator=op, trained=trained, seed=seed, knn=probe.accuracy, knn_interval=probe.interval, linear=right / images,
+            linear_interval=wilson(right, images), strength=strength, spread=spread(asked[0]) if op else None, epochs=epochs, seconds=seconds,
+            width=deep[0][0].shape[1],
+        )  # fmt: skip
+
+
+def logistic(
+    train: tuple[Tensor, Tensor], kept: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]
+) -> tuple[int, int, float]:
+    """Logistic regression on standardised features (n, D): how many of how many test images are right, and C.
+
+    C is what a classifier of `kept` answers `val` best with (the smallest of equals); the classifier of `train` with that C answers `test`.
+    """
+    try:
+        from sklearn.linear_model import LogisticRegression
+    except ImportError as error:
+        raise MissingExtra("scikit-learn", "train") from error
+    mean, std = train[0].mean(0), train[0].std(0).clamp_min(1e-6)
+    scaled = [(((x - mean) / std).double().numpy(), y.numpy()) for x, y in (train, kept, val, test)]
+
+    def classifier(strength: float, part: tuple[np.ndarray, np.ndarray]) -> Any:
+        return LogisticRegression(C=strength, max_iter=5000).fit(*part)
+
+    best = max(STRENGTHS, key=lambda strength: (classifier(strength, scaled[1]).score(*scaled[2]), -strength))
+    said = classifier(best, scaled[0]).predict(scaled[3][0])
+    return int((said == scaled[3][1]).sum()), len(said), best
+
+
+def _reduced(samples: Samples, place: int) -> np.ndarray:
+    image = samples.image(place).resize((PIXELS, PIXELS), Image.Resampling.BICUBIC)
+    return np.asarray(image, dtype=np.float32).reshape(-1) / 255
+
+
+def _with(value: float, interval: tuple[float, float]) -> str:
+    return f"{value:.3f} ({interval[0]:.3f} to {interval[1]:.3f})"

@@ -1,0 +1,325 @@
+"""Images with boxes and masks in COCO's layout, read in one pass in which every fault is found before the first step.
+
+    root/annotations/instances_{train,val,test}.json    root/images/{train,val,test}/NAME.jpg
+
+or COCO's own: `annotations/instances_{train2017,val2017}.json` beside `train2017/` and `val2017/`. The annotations are read in full; of the images the headers,
+as decoding those of COCO takes minutes (`softless data check` does it). Crowds are no objects to learn: they are kept for who measures.
+"""
+
+import re
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from softless.data.coco import check_files, image_folder
+from softless.data.datasets import Splits, fingerprint, scaling
+from softless.data.findings import Fault, Gathering, not_there
+from softless.data.images import FORMATS, Decoded
+from softless.data.notices import notice
+from softless.data.samples import FileSamples
+from softless.errors import DataError, MissingExtra, UsageError, unknown
+
+if TYPE_CHECKING:  # training lies above data: its recipe is read here by its field names only
+    from softless.training.recipe import DataSpec
+
+POLICIES = ("stop", "drop", "clip")
+OUTSIDE = frozenset({"box outside", "polygon outside"})  # faults that cutting mends
+UNMENDABLE = frozenset({
+    "unknown category"
+})  # a class that is misspelt is missing from training, so it is never passed over
+SHOWN = 50  # faults in an error
+ORIENTATION = 0x0112  # EXIF's
+FILES = re.compile(r"instances_(train|val|test)\d*")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An image and its annotations, as COCO says them; boxes lie in the image."""
+
+    id: int
+    file: str  # below the root
+    width: int
+    height: int
+    annotations: tuple[Mapping[str, Any], ...]
+
+
+class BoxSamples(FileSamples):
+    """Images of a COCO file.
+
+    Args:
+        root: folder that the entries' files start from.
+        entries: the images.
+        categories: id -> name; class indices are their places.
+        channels: 1 or 3.
+        masks: whether targets hold masks.
+    """
+
+    def __init__(self, root: Path, entries: Sequence[Entry], categories: Mapping[int, str], channels: int, *, masks: bool) -> None:  # fmt: skip
+        super().__init__(root, [entry.file for entry in entries], np.zeros(len(entries), np.int64), channels)
+        self.entries, self.categories, self.masks = list(entries), dict(categories), masks
+        self.index_of = {key: place for place, key in enumerate(self.categories)}
+
+    def target(self, index: int) -> dict[str, Any]:
+        """Its objects, crowds left out: boxes (n, 4) float32 as corners, labels (n,) int64, and run-length masks where they are asked for."""
+        entry = self.entries[index]
+        objects = [one for one in entry.annotations if not one.get("iscrowd")]
+        boxes = np.array([one["bbox"] for one in objects], dtype=np.float32).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        labels = np.array([self.index_of[one["category_id"]] for one in objects], dtype=np.int64)
+        target: dict[str, Any] = {"boxes": boxes, "labels": labels}
+        if self.masks:
+            target["runs"] = [runs(one["segmentation"], entry.height, entry.width) for one in objects]
+        return target
+
+    def update(self, digest: Any) -> None:
+        super().update(digest)
+        for entry in self.entries:
+            numbers = [
+                [one["category_id"], one.get("iscrowd", 0), one.get("area", 0), *one["bbox"]]
+                for one in entry.annotations
+            ]
+            digest.update(np.array([entry.id, len(numbers)]).tobytes() + np.array(numbers, dtype=np.float64).tobytes())
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> "BoxSamples":
+        chosen = [self.entries[int(index)] for index in indices]
+        return BoxSamples(self.root, chosen, self.categories, self.channels, masks=self.masks)
+
+    def document(self) -> dict[str, Any]:
+        """The samples as COCO's evaluation takes them, annotations numbered from 1."""
+        images = [
+            {"id": one.id, "file_name": one.file, "width": one.width, "height": one.height} for one in self.entries
+        ]
+        annotations = [
+            {"area": one["bbox"][2] * one["bbox"][3], "iscrowd": 0, **one}
+            for entry in self.entries
+            for one in entry.annotations
+        ]
+        return {
+            "images": images,
+            "annotations": [{**one, "id": number} for number, one in enumerate(annotations, 1)],
+            "categories": [{"id": key, "name": name} for key, name in self.categories.items()],
+        }
+
+
+def open_boxes(spec: "DataSpec", seed: int, *, masks: bool, faults: str = "stop") -> Splits:
+    """Open a folder in COCO's layout, checked whole, and cut it.
+
+    Where there is no validation file, `spec.val_fraction` of the training images is cut off, drawn by `seed`. `spec.limit` thins the training images alone.
+
+    Args:
+        spec: data of a recipe.
+        seed: of what is drawn.
+        masks: each object must have a mask.
+        faults: "stop" at annotations that cannot be used; "drop" leaves them out; "clip" cuts those that reach outside their image and leaves the others out.
+
+    Raises:
+        DataError: all that is wrong: files, and annotations unless `faults` lets them pass. An annotation of an unknown class never passes.
+        UsageError: a field of `spec` that cannot be used.
+    """
+    if faults not in POLICIES:
+        raise unknown("policy for faults", faults, POLICIES)
+    if not spec.path:
+        raise DataError("the data source 'coco' needs a path: give --data PATH or set data.path=PATH")
+    root = Path(spec.path).expanduser()
+    files = annotation_files(root)
+    found = Headers(root)
+    contents = check_files(list(files.values()), None, found)
+    if masks:
+        _check_masks(contents, found)
+    mending = _Mending(_faulty(root, found.bad, faults), faults, found)
+    parts = {
+        part: _samples(root, file, contents[file], mending, spec.in_chans, masks=masks) for part, file in files.items()
+    }
+    mending.say(root)
+    train, val = parts["train"], parts.get("val")
+    if val is None:
+        train, val = _cut(train, spec.val_fraction, seed)
+    if spec.limit is not None:
+        if spec.limit < 1:
+            raise UsageError(f"data.limit={spec.limit}: keep at least one training image, or none for no limit")
+        train = train.take(np.sort(np.random.default_rng(seed).permutation(len(train))[: spec.limit]))
+    classes = tuple(train.categories.values())
+    mean, std = scaling(spec, train)
+    test = parts.get("test")
+    told = fingerprint(spec.source, classes, {"train": train, "val": val, "test": test})
+    return Splits(train, val, test, classes, spec.in_chans, mean, std, told)
+
+
+def annotation_files(root: Path) -> dict[str, Path]:
+    """train and, where they are there, val and test: their json files.
+
+    Raises:
+        DataError: none for training, or two for one part.
+    """
+    if not root.exists():
+        raise not_there(root)
+    named = [
+        (match[1], file)
+        for file in sorted((root / "annotations").glob("*.json"))
+        if (match := FILES.fullmatch(file.stem))
+    ]
+    twice = [part for part, count in Counter(part for part, _ in named).items() if count > 1]
+    if twice:
+        names = ", ".join(file.name for part, file in named if part == twice[0])
+        raise DataError(f"{root / 'annotations'} has several files for {twice[0]}: {names}; keep one")
+    files = dict(named)
+    if "train" not in files:
+        raise DataError(
+            f"{root} is not in COCO's layout: expected annotations/instances_train.json (val, test) with images/train/, or COCO's own "
+            "annotations/instances_train2017.json with train2017/"
+        )
+    return {part: files[part] for part in ("train", "val", "test") if part in files}
+
+
+class Headers(Gathering):
+    """A gathering that opens images without decoding them; those with a turn, or of unusual pixels, are decoded."""
+
+    def image(self, path: Path, part: str, label: str) -> Decoded | None:
+        try:
+            with Image.open(path, formats=FORMATS) as image:
+                if image.mode in {"L", "RGB"} and image.getexif().get(ORIENTATION, 1) == 1:
+                    self.seen, self.good = self.seen + 1, self.good + 1
+                    return Decoded(image, image.format or "", image.size, ())
+        except (OSError, SyntaxError, ValueError):
+            pass  # decoding it says what is wrong
+        return super().image(path, part, label)
+
+
+def runs(segmentation: Any, height: int, width: int) -> dict[str, Any]:
+    """Polygons, or a mask in either of COCO's forms, as one compressed run-length mask.
+
+    Raises:
+        MissingExtra: pycocotools is not installed.
+    """
+    from pycocotools import mask as coding
+
+    if isinstance(segmentation, list):
+        merged: dict[str, Any] = coding.merge(coding.frPyObjects(segmentation, height, width))
+        return merged
+    if isinstance(segmentation["counts"], list):
+        coded: dict[str, Any] = coding.frPyObjects(segmentation, height, width)
+        return coded
+    return dict(segmentation)
+
+
+def pixels_of(coded: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """(h, w, n) uint8 of n run-length masks of one size."""
+    from pycocotools import mask as coding
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # pycocotools 2.0 copies as numpy 1 did
+        decoded: np.ndarray = coding.decode(list(coded))
+    return decoded
+
+
+def need_pycocotools() -> None:
+    """Say what to install before anything is opened."""
+    try:
+        import pycocotools  # noqa: F401
+    except ImportError as error:
+        raise MissingExtra("pycocotools", "detect") from error
+
+
+def _check_masks(contents: Mapping[Path, Mapping[str, list[Any]]], found: Gathering) -> None:
+    for file, content in contents.items():
+        for place, one in enumerate(content["annotations"]):
+            if not one.get("segmentation") and not one.get("iscrowd"):
+                found.fault(file, "no mask", "it has no segmentation, and this head learns masks; detection.head=retinanet or fasterrcnn needs none", _id(one, place))  # fmt: skip
+
+
+def _faulty(root: Path, bad: Sequence[Fault], policy: str) -> dict[tuple[str, Any], set[str]]:
+    """(path, annotation) and its kinds of faults, where the policy lets those pass.
+
+    Raises:
+        DataError: it does not.
+    """
+    fatal = [fault for fault in bad if policy == "stop" or fault.annotation is None or fault.kind in UNMENDABLE]
+    if fatal:
+        lines = [f"  {fault}" for fault in fatal[:SHOWN]]
+        if len(fatal) > SHOWN:
+            lines.append(f"  … and {len(fatal) - SHOWN:,} more: `softless data check {root} --json` lists all")
+        passable = any(fault.annotation is not None and fault.kind not in UNMENDABLE for fault in fatal)
+        way = "mend them, or leave such annotations out with detection.faults=drop" if passable else "mend them"
+        raise DataError("\n".join([f"{root}: {len(fatal):,} faults before the first step; {way}:", *lines]))
+    kinds: dict[tuple[str, Any], set[str]] = {}
+    for fault in bad:
+        kinds.setdefault((fault.path, fault.annotation), set()).add(fault.kind)
+    return kinds
+
+
+@dataclass
+class _Mending:
+    """What becomes of annotations with faults, and how often it did."""
+
+    kinds: Mapping[tuple[str, Any], set[str]]
+    policy: str
+    found: Gathering
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def mended(
+        self, one: Mapping[str, Any], place: int, names: Sequence[Path], size: tuple[int, int]
+    ) -> Mapping[str, Any] | None:
+        """The annotation as it is used; None leaves it out."""
+        keys = [(self.found.name(name), _id(one, place)) for name in names]
+        kinds = set().union(*(self.kinds.get(key, ()) for key in keys))
+        if not kinds:
+            return one
+        cut = _cut_to(one["bbox"], size) if self.policy == "clip" and kinds <= OUTSIDE else None
+        self.counts["cut to the image" if cut else f"left out ({', '.join(sorted(kinds))})"] += 1
+        return {**one, "bbox": cut} if cut else None
+
+    def say(self, root: Path) -> None:
+        """The counts, once."""
+        if self.counts:
+            told = ", ".join(f"{count:,} {what}" for what, count in self.counts.most_common())
+            notice(f"{root}: annotations with faults, detection.faults={self.policy}: {told}")
+
+
+def _cut_to(box: Sequence[float], size: tuple[int, int]) -> list[float] | None:
+    left, top = max(box[0], 0), max(box[1], 0)
+    right, bottom = min(box[0] + box[2], size[0]), min(box[1] + box[3], size[1])
+    return [left, top, right - left, bottom - top] if right > left and bottom > top else None
+
+
+def _samples(root: Path, file: Path, content: Mapping[str, list[Any]], mending: _Mending, channels: int, *, masks: bool) -> BoxSamples:  # fmt: skip
+    folder = image_folder(file, content["images"])
+    images = {one["id"]: one for one in content["images"]}
+    held: dict[int, list[Mapping[str, Any]]] = {key: [] for key in images}
+    for place, one in enumerate(content["annotations"]):
+        image = images.get(one.get("image_id"))
+        names = [file] if image is None else [file, folder / image["file_name"]]
+        size = (0, 0) if image is None else (image["width"], image["height"])
+        used = mending.mended(one, place, names, size)
+        if used is not None:
+            held[used["image_id"]].append(used)
+    entries = [
+        Entry(
+            key, (folder / one["file_name"]).relative_to(root).as_posix(), one["width"], one["height"], tuple(held[key])
+        )
+        for key, one in images.items()
+    ]
+    categories = {one["id"]: one["name"] for one in content["categories"]}
+    return BoxSamples(root, entries, categories, channels, masks=masks)
+
+
+def _cut(train: BoxSamples, fraction: float, seed: int) -> tuple[BoxSamples, BoxSamples]:
+    if not 0 < fraction < 1:
+        raise UsageError(f"data.val_fraction={fraction}: the share cut off for validation lies between 0 and 1")
+    order, count = np.random.default_rng(seed).permutation(len(train)), round(fraction * len(train))
+    if not 0 < count < len(train):
+        raise DataError(
+            f"{len(train)} training images leave none for training or for validation at data.val_fraction={fraction}: add images"
+        )
+    return train.take(np.sort(order[count:])), train.take(np.sort(order[:count]))
+
+
+def _id(one: Mapping[str, Any], place: int) -> int | str:
+    """How the check calls an annotation."""
+    key = one.get("id")
+    return key if isinstance(key, int) and not isinstance(key, bool) else f"annotations[{place}]"

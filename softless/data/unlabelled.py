@@ -1,0 +1,64 @@
+"""Images whose labels are not used: class folders, arrays, or one folder of images without classes."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from softless.data.datasets import Splits, fingerprint, open_splits, scaling, stratified_cut
+from softless.data.folder import PARTS, existing_folder, images_at
+from softless.data.images import IMAGE_TYPES
+from softless.data.samples import FileSamples, Samples
+from softless.errors import DataError, UsageError
+
+if TYPE_CHECKING:  # the recipe lives above this layer (softless.training)
+    from softless.training.recipe import DataSpec
+
+
+def open_unlabelled(spec: "DataSpec", seed: int) -> Splits:
+    """The splits of `open_splits`; and, without classes, those of `root/*` or `root/{train,val,test}/*`, where images lie in the folder itself.
+
+    Images in folders below such a folder are taken too. Its targets are all zero, and `classes` is empty.
+
+    Raises:
+        DataError: whatever is wrong with the data, with its path.
+        UsageError: a field of `spec` that cannot be used.
+    """
+    root = Path(spec.path).expanduser() if spec.path else None
+    if spec.source != "folder" or root is None:
+        return open_splits(spec, seed)
+    existing_folder(root)
+    if _holds_images(root):
+        parts: dict[str, FileSamples] = {"train": images_at(root, spec.in_chans)}
+    elif _holds_images(root / "train"):
+        parts = {part: _below(root, part, spec.in_chans) for part in PARTS if (root / part).is_dir()}
+    else:
+        return open_splits(spec, seed)
+    train: Samples = parts["train"]
+    if "val" in parts:
+        val: Samples = parts["val"]
+    elif len(train) > 1:
+        kept, cut = stratified_cut(train.targets, spec.val_fraction, seed)
+        train, val = train.take(kept), train.take(cut)
+    else:
+        raise DataError(f"{root} holds one image: self-supervision compares several")
+    if spec.limit is not None:
+        if spec.limit < 1:
+            raise UsageError(f"data.limit={spec.limit}: keep at least one training image, or none for no limit")
+        train = train.take(np.sort(np.random.default_rng(seed).permutation(len(train))[: spec.limit]))
+    mean, std = scaling(spec, train)
+    test = parts.get("test")
+    told = fingerprint(spec.source, (), {"train": train, "val": val, "test": test})
+    return Splits(train, val, test, (), spec.in_chans, mean, std, told)
+
+
+def _holds_images(folder: Path) -> bool:
+    return folder.is_dir() and any(
+        entry.suffix.lower() in IMAGE_TYPES and not entry.name.startswith(".") and entry.is_file()
+        for entry in folder.iterdir()
+    )
+
+
+def _below(root: Path, part: str, channels: int) -> FileSamples:
+    found = images_at(root / part, channels)
+    return FileSamples(root, [f"{part}/{file}" for file in found.files], found.targets, channels)

@@ -1,0 +1,146 @@
+"""Frozen features of images: what a model knows of them ahead of its head, or without one."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from softless.data.loader import EpochLoader
+from softless.errors import DivergedError
+from softless.evaluation.evaluate import _gathered, forward_all
+from softless.evaluation.intervals import wilson
+
+Reading: TypeAlias = Callable[[nn.Module, Tensor], Tensor]
+LAST_BLOCKS = 4  # of a ViT, as DINO takes for ViT-S
+LAST_PAIR = 2  # class-attention layers, and blocks, of an XCiT, as SimA takes
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a classifier over frozen features answers on one split."""
+
+    measure: str  # "knn" or "linear", of `evaluation.measures`
+    how: str  # its settings, for people
+    predicted: np.ndarray  # (n,)
+    targets: np.ndarray  # (n,)
+    classes: tuple[str, ...]
+    train_images: int
+    width: int  # of the features
+
+    @property
+    def correct(self) -> np.ndarray:
+        """(n,) bool."""
+        return self.predicted == self.targets
+
+    @property
+    def accuracy(self) -> float:
+        return float(self.correct.mean())
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval of the accuracy."""
+        return wilson(int(self.correct.sum()), len(self.targets))
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """Mean over the classes that occur of the share of their images that are classified rightly."""
+        return float(np.mean([self.correct[self.targets == label].mean() for label in np.unique(self.targets)]))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            self.measure: self.accuracy,
+            "interval": list(self.interval),
+            "balanced_accuracy": self.balanced_accuracy,
+            "how": self.how,
+            "width": self.width,
+            "train_images": self.train_images,
+            "images": len(self.targets),
+            "classes": list(self.classes),
+        }
+
+
+def as_it_is(model: nn.Module, images: Tensor) -> Tensor:
+    """(B, C, h, w) -> (B, D): what a model without classes gives."""
+    features: Tensor = model(images)
+    return features
+
+
+def output(model: nn.Module, images: Tensor) -> Tensor:
+    """(B, C, h, w) -> (B, D): what the head of a model would take, in a ViT or XCiT the class token. For k-NN, as in DINO."""
+    host: Any = model
+    features: Tensor = host.forward_head(host.forward_features(images), pre_logits=True)
+    return features
+
+
+def layers(model: nn.Module, images: Tensor) -> Tensor:
+    """(B, C, h, w) -> (B, D): features of the last layers, for a linear probe.
+
+    XCiT: class tokens of the last two class-attention layers and means of the tokens of the last two blocks, 4 x width (SimA,
+    arXiv:2206.08898, section 4.3). ViT with a class token: that of the last four blocks (DINO, arXiv:2104.14294, for ViT-S). All others:
+    `output`. Each part is normalised by the model's last norm, as in DINO. A model with fewer layers gives those it has.
+    """
+    host: Any = model
+    if hasattr(host, "cls_attn_blocks"):
+        with _outputs([*host.blocks[-LAST_PAIR:], *host.cls_attn_blocks[-LAST_PAIR:]]) as found:
+            host.forward_features(images)
+        tokens = len(host.blocks[-LAST_PAIR:])
+        means = [host.norm(part).mean(1) for part in found[:tokens]]
+        return torch.cat([*(host.norm(part)[:, 0] for part in found[tokens:]), *means], dim=1)
+    if getattr(host, "num_prefix_tokens", 0) and getattr(host, "cls_token", None) is not None:
+        last = min(LAST_BLOCKS, len(host.blocks))
+        pairs = host.forward_intermediates(
+            images, indices=last, norm=True, return_prefix_tokens=True, intermediates_only=True
+        )
+        return torch.cat([prefix[:, 0] for _, prefix in pairs], dim=1)
+    return output(model, images)
+
+
+def extract(
+    model: nn.Module,
+    loader: EpochLoader,
+    read: Reading = output,
+    *,
+    device: torch.device | None = None,
+    amp: str = "none",
+    label: str = "extracting features",
+) -> tuple[Tensor, Tensor]:
+    """Features (n, D) float32 and targets (n,) of what a loader yields, on the processor; with several ranks all get the whole.
+
+    Raises:
+        DivergedError: features that are not finite.
+    """
+    place = device or next(model.parameters()).device
+    features, targets = forward_all(_Reader(model, read), loader, len(loader.positions), place, amp, label)
+    features, targets = _gathered(loader, features, targets)
+    bad = int((~features.isfinite()).any(1).sum())
+    if bad:
+        raise DivergedError(f"the features of {bad} of {len(features)} images are not finite: the weights diverged")
+    return features, targets
+
+
+class _Reader(nn.Module):
+    """A model called through a reading of it, in the mode that the model is in."""
+
+    def __init__(self, model: nn.Module, read: Reading) -> None:
+        super().__init__()
+        self.model, self.read = model, read
+        self.training = model.training
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.read(self.model, images)
+
+
+@contextmanager
+def _outputs(modules: list[nn.Module]) -> Iterator[list[Tensor]]:
+    """What these modules give, in the order in which they are run."""
+    found: list[Tensor] = []
+    handles = [module.register_forward_hook(lambda _module, _given, gave: found.append(gave)) for module in modules]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,102 @@
+"""Objects in images of any size: one COCO file, and pictures of them over the photographs."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from softless.data.boxes import need_pycocotools
+from softless.data.progress import track
+from softless.data.samples import FileSamples
+from softless.errors import UsageError
+from softless.evaluation import LoadedRun
+from softless.evaluation.detection import PREDICTIONS, answers_to, write_json
+from softless.prediction.box_pictures import SURE, draw
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Where the answers lie, and how many sure ones each class has."""
+
+    json: Path
+    overlays: Path | None
+    images: int
+    answers: int
+    counts: dict[str, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        overlays = None if self.overlays is None else str(self.overlays)
+        return {
+            "json": str(self.json),
+            "overlays": overlays,
+            "images": self.images,
+            "answers": self.answers,
+            "counts": self.counts,
+        }
+
+    def __str__(self) -> str:
+        width = max(len(name) for name in self.counts)
+        lines = [f"{self.images} images, {self.answers:,} answers: {self.json}"]
+        lines += [] if self.overlays is None else [f"pictures: {self.overlays}"]
+        lines.append(f"answers with a score of {SURE} or more:")
+        return "\n".join([*lines, *(f"  {name:<{width}}  {count:,}" for name, count in self.counts.items())])
+
+
+def predict(
+    loaded: LoadedRun, samples: FileSamples, out: Path, *, overlays: bool, device: torch.device, batch_size: int
+) -> Predictions:
+    """Write `predictions.json`, a COCO file whose annotations have scores, and with overlays `overlays/FILE.png`, in which answers of at least SURE are drawn.
+
+    Images run one by one, so `batch_size` has no effect.
+
+    Raises:
+        MissingExtra: pycocotools is not installed.
+        UsageError: the folder cannot be written.
+    """
+    del device, batch_size
+    need_pycocotools()
+    indices = range(len(samples))
+    sizes = [
+        samples.image(index).size for index in track(indices, len(samples), "reading")
+    ]  # one that cannot be read leaves nothing half done
+    categories: tuple[int, ...] = loaded.model.categories  # type: ignore[assignment]
+    classes = dict(zip(categories, loaded.classes, strict=True))
+    annotations: list[dict[str, Any]] = []
+    tensors = (loaded.transform(samples.image(index)) for index in track(indices, len(samples), "predicting"))
+    for index, answers in enumerate(answers_to(loaded.model, tensors)):
+        for answer in answers:
+            area = answer["bbox"][2] * answer["bbox"][3]
+            annotations.append({
+                "id": len(annotations) + 1,
+                "image_id": index + 1,
+                **answer,
+                "area": area,
+                "iscrowd": 0,
+            })
+        if overlays:
+            _save(draw(samples.image(index), answers, classes), out / "overlays" / f"{samples.files[index]}.png")
+    images = [
+        {"id": index + 1, "file_name": samples.files[index], "width": width, "height": height}
+        for index, (width, height) in enumerate(sizes)
+    ]
+    named = [{"id": key, "name": name} for key, name in classes.items()]
+    write_json(out / PREDICTIONS, {"images": images, "categories": named, "annotations": annotations})
+    sure = Counter(classes[one["category_id"]] for one in annotations if one["score"] >= SURE)
+    return Predictions(
+        json=out / PREDICTIONS,
+        overlays=out / "overlays" if overlays else None,
+        images=len(samples),
+        answers=len(annotations),
+        counts={name: sure[name] for name in loaded.classes},
+    )
+
+
+def _save(image: Image.Image, path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
