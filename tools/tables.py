@@ -214,24 +214,26 @@ def paper(name: str, root: Path = ROOT) -> str:
     rows = [row for row in read_csv(root / "benchmarks" / "papers.csv") if row["paper"] == name]
     if not rows:
         raise BlockError(f"papers.csv has no table {name}")
-    exps = any(row["printed_exps"] for row in rows)
-    shown = [
+    columns = [
+        ("row", lambda row: row["name"]),
+        ("params", lambda row: row["printed_params"]),
+        ("measured", lambda row: f"{int(row['parameters']):,}" if row["parameters"] else ""),
+        ("FLOPs", lambda row: row["printed_flops"]),
+        ("measured [G]", lambda row: f"{int(row['macs']) / 1e9:.3f}" if row["macs"] else ""),
+        ("exps", lambda row: row["printed_exps"].replace("^2", "²")),
+        ("measured", lambda row: f"{int(row['exps']):,}" if row["exps"] else ""),
+        ("activations and positions", lambda row: f"{int(row['activation_exps']):,}" if row["activation_exps"] else ""),
         (
-            row["name"],
-            row["printed_params"],
-            f"{int(row['parameters']):,}" if row["parameters"] else "",
-            row["printed_flops"],
-            f"{int(row['macs']) / 1e9:.3f}" if row["macs"] else "",
-            *([row["printed_exps"].replace("^2", "²")] if exps else []),
-            f"{int(row['exps']):,}" if row["exps"] else "",
-            f"{int(row['activation_exps']):,}" if row["activation_exps"] else "",
-            f"`{row['model']}`" + f" {row['options']}" * bool(row["options"]) if row["model"] else "not here",
-        )
-        for row in rows
+            "model",
+            lambda row: (
+                f"`{row['model']}`" + f" {row['options']}" * bool(row["options"]) if row["model"] else "not here"
+            ),
+        ),
     ]
-    head = ["row", "params", "measured", "FLOPs", "measured [G]", *(["exps"] if exps else []), "measured", "activations and positions", "model"]  # fmt: skip
+    filled = [(name, write) for name, write in columns if any(write(row) for row in rows)]
     notes = "".join(f"\n- {row['name']}: {row['note']}." for row in rows if row["note"])
-    return table(head, shown) + f"\n{notes}" * bool(notes) + origin(rows)
+    shown = table([name for name, _ in filled], [[write(row) for _, write in filled] for row in rows])
+    return shown + f"\n{notes}" * bool(notes) + origin(rows)
 
 
 PROVENANCE = ("commit", "command", "machine", "threads", "versions", "date")

@@ -59,28 +59,11 @@ def _attentions(group: str) -> tuple[Row, ...]:
 
 
 COCO = 80  # classes
-TORCHVISION = "torchvision's predictors have boxes and a mask for the background too: 4,357 parameters more"
-UPERNET = (
-    "smp's UPerNet has one classifier where the published code adds an auxiliary one, and other widths in the decoder"
-)
 
 
-def _mask_rcnn(
-    name: str, params: str, exps: str, model: str, args: Mapping[str, Any] | None = None, note: str = ""
-) -> Row:
-    return Row(
-        "Mask R-CNN",
-        name,
-        params,
-        "",
-        exps,
-        model,
-        args or {},
-        0,
-        note or TORCHVISION,
-        "detection",
-        {"head": "maskrcnn", "classes": COCO},
-    )
+def _mask_rcnn(name: str, params: str, exps: str, model: str, args: Mapping[str, Any] | None = None) -> Row:
+    head = {"head": "maskrcnn", "classes": COCO}
+    return Row("Mask R-CNN", name, params, "", exps, model, args or {}, 0, "", "detection", head)
 
 
 def _retinanet(name: str, params: str, model: str) -> Row:
@@ -89,7 +72,7 @@ def _retinanet(name: str, params: str, model: str) -> Row:
 
 def _upernet(name: str, params: str, model: str) -> Row:
     head = {"decoder": "upernet", "width": 512, "classes": 150}
-    return Row("UperNet", name, params, "", "", model, {}, 0, UPERNET, "segmentation", head)
+    return Row("UperNet", name, params, "", "", model, {}, 0, "", "segmentation", head)
 
 
 TABLES: Mapping[str, Table] = {
