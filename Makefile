@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+WORKERS ?= 2
 
 .PHONY: demo test quick soak lint bench tables clean
 
@@ -16,7 +17,7 @@ demo: $(STAMP)           ## train SimA and its softmax twin on real handwritten 
 	$(BIN)/softless bench twins --recipe digits --out runs/demo --overwrite
 
 test: lint               ## what CI runs
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 quick: $(STAMP)          ## the tests that take less than ten seconds each
 	$(BIN)/python -m pytest -m "not slow and not soak"
