@@ -1,7 +1,7 @@
 """Features of one's own images, learned without labels: class folders (labels unused) or one folder of images.
 
 Reaches: depends on the images and on patience: self-supervision needs many more steps than labels do. A thousand photographs of ten kinds of
-         clothes: docs/results.md, and `softless bench dino --data IMAGES` puts untrained networks and pixels beside it.
+         clothes: docs/uses.md, and `softless bench dino --data IMAGES` puts untrained networks and pixels beside it.
 Takes:   15 ms of one CPU core with avx512_bf16 per image and epoch: 25 minutes for 100 epochs of a
          thousand images. On a GPU take larger images: --set data.image_size=96 dino.local_size=48 dino.reduce=none batch_size=128
 Paper:   DINO (arXiv:2104.14294) on XCiT's host with SimA (arXiv:2206.08898), for small sets and short runs: milder crops and blur, stronger colours (or

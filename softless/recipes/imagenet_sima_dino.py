@@ -10,7 +10,7 @@ Command: torchrun --nproc-per-node 4 -m softless train --recipe imagenet_sima_di
          (XCiT itself: --set model.name=xcit_small_12_p16_224 model.op=xca)
 """
 
-from softless.training.recipe import AugmentSpec, DataSpec, DinoSpec, ModelSpec, OptimSpec, Recipe, ScheduleSpec
+from softless.training.recipe import DataSpec, DinoSpec, ModelSpec, OptimSpec, Recipe, ScheduleSpec
 
 
 def recipe() -> Recipe:
@@ -21,7 +21,6 @@ def recipe() -> Recipe:
         data=DataSpec(
             source="folder", image_size=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), workers=10
         ),
-        augment=AugmentSpec(),
         optim=OptimSpec(lr=2.5e-4, base_batch=256, weight_decay=0.04, clip_grad=3.0),
         schedule=ScheduleSpec(epochs=100, warmup_epochs=10, warmup_lr=0.0, min_lr=1e-6),
         dino=DinoSpec(

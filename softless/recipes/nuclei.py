@@ -1,6 +1,6 @@
 """Nuclei in microscopy, boxes and masks: Mask R-CNN on a small XCiT with SimA, from random weights.
 
-Reaches: 14.5 % box AP (AP50 40.5 %) and 18.3 % mask AP (AP50 41.7 %) on test after a trial of 12 epochs, one seed; the whole run: docs/results.md.
+Reaches: box and mask AP on test, one seed, beside its twin: docs/uses.md.
 Takes:   about half a minute of one CPU core an epoch with its validation (61 s beside two other jobs on two cores, bfloat16): a quarter of an hour.
 Paper:   XCiT's detector (arXiv:2106.09681) with SimA (arXiv:2206.08898, section 4.2), at a fraction of its size. The images are BBBC038's.
 Command: softless train --recipe nuclei --data NUCLEI_DSB2018

@@ -200,3 +200,12 @@ def test_attn_drop_is_refused_where_there_is_nothing_to_drop() -> None:
         else:
             with pytest.raises(UsageError, match="no attention weights to drop"):
                 create_model(name, op=op, attn_drop_rate=0.1, depth=1)
+
+
+def test_an_option_of_another_operator_may_be_unset() -> None:
+    """What a recipe sets for SimA is unset for its softmax twin with --set model.args.token_scale=None."""
+    model = create_model("deit_tiny_patch16_224", op="softmax", token_scale=None, **TINY)
+    found = next(module for module in model.modules() if isinstance(module, Attention))
+    assert found.options == {}
+    with pytest.raises(UsageError, match="operator 'softmax' has no option token_scale"):
+        create_model("deit_tiny_patch16_224", op="softmax", token_scale="tokens", **TINY)

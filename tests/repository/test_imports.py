@@ -30,6 +30,7 @@ IMPORTED_AS = {
     "openvino": "openvino",
     "pycocotools": "pycocotools",
     "pytest": "pytest",
+    "pytest-xdist": "xdist",
     "python-multipart": "python_multipart",
     "rich": "rich",
     "ruff": "ruff",
