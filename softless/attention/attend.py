@@ -14,7 +14,7 @@ from torch import Tensor
 from softless.attention.learned import given_or_starting
 from softless.attention.packed import unpacked
 from softless.attention.registry import get
-from softless.attention.spec import Backend, Dims, Grid, Operator
+from softless.attention.spec import Backend, Dims, Grid, Operator, no_reason
 from softless.errors import BackendRefused, PrecisionError, UsageError, unknown
 
 HALF = (torch.float16, torch.bfloat16)
@@ -91,14 +91,15 @@ def attend_packed(
         BackendRefused: as `attend`.
     """
     record = get(op)
-    options = check_options(record, options)
-    q, k, v = unpacked(qkv, num_heads)
-    plan = _plan(record, q, _keys(record, q, k, options), v, mask, mask, grid, learned, out_dtype, backend, options)
+    checked = check_options(record, options)
+    if mask is None and grid is None and learned is None and not torch.compiler.is_compiling():
+        plan = _remembered(record, qkv, num_heads, out_dtype, backend, checked)
+    else:
+        plan = _packed_plan(record, qkv, num_heads, mask, grid, learned, out_dtype, backend, checked)
     if plan.backend.packed is None or plan.widened:
-        return (
-            attend(q, k, v, record, mask, mask, grid, learned, out_dtype, backend, **options).transpose(1, 2).flatten(2)
-        )
-    with autocast_off(q.device.type):
+        o = attend(*unpacked(qkv, num_heads), record, mask, mask, grid, learned, out_dtype, backend, **options)
+        return o.transpose(1, 2).flatten(2)
+    with autocast_off(qkv.device.type):
         o = plan.backend.packed(qkv, num_heads, mask=mask, **plan.extras)
     return o if o.dtype == plan.out_dtype else o.to(plan.out_dtype)
 
@@ -143,6 +144,29 @@ class _Plan:
     widened: bool
 
 
+def _packed_plan(record: Operator, qkv: Tensor, num_heads: int, mask: Tensor | None, grid: Grid | None, learned: Mapping[str, Tensor] | None, out_dtype: torch.dtype | None, backend: str, options: Mapping[str, Any]) -> _Plan:  # fmt: skip
+    q, k, v = unpacked(qkv, num_heads)
+    return _plan(record, q, _keys(record, q, k, options), v, mask, mask, grid, learned, out_dtype, backend, options)
+
+
+REMEMBERED = 512
+_plans: dict[Any, _Plan] = {}  # by shape and dtype: on few tokens, looking at a call takes longer than the call
+
+
+def _remembered(record: Operator, qkv: Tensor, num_heads: int, out_dtype: torch.dtype | None, backend: str, options: Mapping[str, Any]) -> _Plan:  # fmt: skip
+    """The plan of a call without masks, grid and tensors of the operator's own, which its shapes decide."""
+    key = (record, qkv.shape, qkv.dtype, qkv.device.type, num_heads, out_dtype, backend, *options.items())
+    plan = _plans.get(key)
+    if plan is None:
+        plan = _packed_plan(record, qkv, num_heads, None, None, None, out_dtype, backend, options)
+        if record.learned:
+            return plan  # it holds tensors
+        if len(_plans) >= REMEMBERED:
+            _plans.clear()
+        _plans[key] = plan
+    return plan
+
+
 def _plan(record: Operator, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, query_mask: Tensor | None, grid: Grid | None, learned: Mapping[str, Tensor] | None, out_dtype: torch.dtype | None, backend: str, options: Mapping[str, Any]) -> _Plan:  # fmt: skip
     """Checks a call and chooses its backend."""
     _check(record, q, k, v, mask, query_mask)
@@ -150,11 +174,11 @@ def _plan(record: Operator, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
         _check_cells(record, k.shape[2], grid, options)
     filled = record.filled(options)
     extras = _extras(record, k, v, grid, learned, filled)
-    dims = Dims.of(q, k, v, grid, filled)
-    if why := record.limits(dims, **extras):
-        raise UsageError(f"operator '{record.name}': {why}")
     out_dtype = out_dtype or q.dtype
-    if out_dtype == torch.float16 and record.half_refusal and (why := record.half_refusal(dims, **extras)):
+    if record.limits is not no_reason and (why := record.limits(Dims.of(q, k, v, grid, filled), **extras)):
+        raise UsageError(f"operator '{record.name}': {why}")
+    half = record.half_refusal if out_dtype == torch.float16 else None
+    if half is not None and (why := half(Dims.of(q, k, v, grid, filled), **extras)):
         raise PrecisionError(f"operator '{record.name}': {why}")
     wide = q.dtype in HALF and out_dtype not in HALF
     chosen = _choose(record, backend, q, k, v, mask, query_mask, extras)

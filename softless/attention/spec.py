@@ -196,7 +196,7 @@ class Backend:
     tolerance: Mapping[torch.dtype, float] = field(default_factory=lambda: TOLERANCE)
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)  # a record is itself: it holds functions
 class Operator:
     """An attention operator and what it claims.
 
@@ -248,8 +248,13 @@ class Operator:
     half_lift: Callable[[Dims], float] | None = None
     own: tuple[Backend, ...] = ()  # fastest first
     differs: str = ""  # where ours differs from the published code, for docs/operators.md
+    # every backend, the preferred first and the reference last, which is held to no more than the one before it
+    backends: tuple[Backend, ...] = field(init=False)
 
     def __post_init__(self) -> None:
+        tolerance = self.own[-1].tolerance if self.own else TOLERANCE
+        last = Backend(name="reference", fn=self.reference, tolerance=tolerance)
+        object.__setattr__(self, "backends", (*self.own, last))
         assert (self.streaming is None) == bool(self.no_stream), f"{self.name}: a streaming form, or why there is none"
 
     def __repr__(self) -> str:
@@ -258,12 +263,6 @@ class Operator:
     def __reduce__(self) -> tuple[Callable[[str], "Operator"], tuple[str]]:
         """Copies and pickles of a model refer to the record by name: it holds functions, and there is one of it."""
         return by_name, (self.name,)
-
-    @property
-    def backends(self) -> tuple[Backend, ...]:
-        """Every backend, the preferred first and the reference last, which is held to no more than the one before it."""
-        tolerance = self.own[-1].tolerance if self.own else TOLERANCE
-        return (*self.own, Backend(name="reference", fn=self.reference, tolerance=tolerance))
 
     @property
     def has_matrix(self) -> bool:

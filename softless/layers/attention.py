@@ -116,6 +116,8 @@ class Attention(nn.Module):
             raise UsageError(
                 f"v_conv={v_conv} convolves v on the grid, and the reduction by {side} leaves v no grid: choose one of them"
             )
+        ours = type(self).sides is Attention.sides and type(self).project is Attention.project
+        self._plain = ours and len(self.parts) == 3 and self.reduction is None and self.v_conv is None
         self.shared_grid: SharedGrid | None = None
         if self.op.own_tensors(self.options) and (tokens or not self.op.wants("tokens", self.options)):
             self.learned = OwnTensors(self.op, num_heads, self.head_dim, self.options, tokens, **place)
@@ -198,7 +200,7 @@ class Attention(nn.Module):
         found = dict(self.options)
         if self.op.wants("grid", self.options):
             found["grid"] = self.grid_of(tokens, grid)
-        if self.op.own_tensors(self.options):
+        if self.op.learned and self.op.own_tensors(self.options):
             if not hasattr(self, "learned"):
                 raise UsageError(
                     f"operator '{self.op.name}' learns a row per token and was not told how many there are: build the model with "
@@ -251,9 +253,7 @@ class Attention(nn.Module):
     @property
     def reads_the_buffer(self) -> bool:
         """Whether nothing comes between the projection to q, k and v, the operator, and the joined heads."""
-        plain = type(self).sides is Attention.sides and type(self).project is Attention.project
-        bare = isinstance(self.q_norm, nn.Identity) and isinstance(self.k_norm, nn.Identity)
-        return plain and bare and len(self.parts) == 3 and self.reduction is None and self.v_conv is None
+        return self._plain and type(self.q_norm) is nn.Identity and type(self.k_norm) is nn.Identity
 
     def _self_attention(self, x: Tensor, mask: Tensor | None, extras: dict[str, Any]) -> Tensor:
         """`forward` where q, k and v are read from the buffer that their projection wrote."""
@@ -268,11 +268,13 @@ class Attention(nn.Module):
 
     def _merges(self, qkv: Tensor, mask: Tensor | None) -> bool:
         """Whether the output projection takes the operator's matrix into its own: in inference, where the tokens are many."""
-        if torch.is_grad_enabled() or mask is not None or qkv.dtype == torch.float16 or torch.compiler.is_exporting():
+        if qkv.shape[1] < MERGED_FROM * self.num_heads * self.head_dim or torch.is_grad_enabled() or mask is not None:
+            return False
+        if qkv.dtype == torch.float16 or torch.compiler.is_exporting():
             return False
         plain = self.gate is None and isinstance(self.norm, nn.Identity) and type(self.proj) is nn.Linear
         watched = self.proj._forward_hooks or self.proj._forward_pre_hooks  # a hook must see the projection called
-        return plain and not watched and qkv.shape[1] >= MERGED_FROM * self.num_heads * self.head_dim
+        return plain and not watched
 
     def path(self, x: Tensor) -> str:
         """How tokens x (B,N,dim) would go now: the operator's backend, and where the output projection stands."""

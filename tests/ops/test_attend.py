@@ -1,5 +1,6 @@
 """What `attend` refuses, and how it says so."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,7 +8,6 @@ import torch
 
 from softless import OPERATORS, BackendRefused, UsageError
 from softless.attention import Backend
-from softless.attention.spec import Operator
 from tests.ops.draw import attend
 
 Q = torch.randn(2, 3, 10, 8)
@@ -45,7 +45,7 @@ def test_backends_say_why_they_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
         fn=sima.own[0].fn,
         refuses=lambda q, *_, **__: [f"head dim {q.shape[-1]} > 4"] if q.shape[-1] > 4 else [],
     )
-    record = Operator(**{**vars(sima), "own": (picky, *sima.own)})
+    record = replace(sima, own=(picky, *sima.own))
     assert torch.equal(attend(Q, Q, Q, op=record), attend(Q, Q, Q))  # auto goes on to the next
     with pytest.raises(
         BackendRefused,

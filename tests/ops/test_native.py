@@ -3,6 +3,7 @@
 The kernels without Python, under sanitizers and with emulated tiles, are in tests/native.
 """
 
+import importlib
 from typing import Any
 
 import pytest
@@ -137,6 +138,7 @@ def no_library(monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(native, "LIBRARY", None)
     monkeypatch.setattr(native, "WHY_NOT", why)
     monkeypatch.setattr(native, "PATHS", dict.fromkeys(native.DTYPES, ()))
+    monkeypatch.setattr(importlib.import_module("softless.attention.attend"), "_plans", {})
     return why
 
 

@@ -10,7 +10,6 @@ formula. In self-attention q, k and v are read from the buffer that their projec
 # B batch, H heads, N query tokens, M key tokens, D features of q and k, E features of v
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +18,6 @@ from torch.utils.flop_counter import register_flop_formula
 
 from softless.attention.features import STILL, Norm
 from softless.attention.kernels import native
-from softless.attention.packed import unpacked
 from softless.errors import UsageError
 
 NORMS: dict[str, int] = {"none": 0, "l1": 1, "l2": 2}
@@ -46,67 +44,64 @@ library.define(
 )
 
 
-def _gain(q: Tensor, query_mask: Tensor | None, token_scale: float | None) -> Tensor | None:
+def _dense(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def _room(B: int, H: int, D: int, E: int, norm: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Empty sums: sizes (B,H,D) of q and of k, which stay zero without a norm, and context (B,H,D,E)."""
+    size = torch.empty if norm else torch.zeros
+    return (
+        size(B, H, D, dtype=torch.float32, device=device),
+        size(B, H, D, dtype=torch.float32, device=device),
+        torch.empty(B, H, D, E, dtype=torch.float32, device=device),
+    )
+
+
+def _whole(mask: Tensor | None) -> Tensor | None:
+    return None if mask is None else mask.contiguous()
+
+
+def _sizes(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, int, int, int, int, int]:
+    B, H, N, D = q.shape
+    return B, H, N, k.shape[2], D, v.shape[3]
+
+
+def _gain(images: int, queries: int, query_mask: Tensor | None, token_scale: float | None) -> Tensor | None:
     """(B) float32: what the outputs of each image are multiplied by."""
     if token_scale is None:
         return None
     by = 1.0 if token_scale == BY_COUNT else 1.0 / token_scale
     if query_mask is None:
-        return torch.full((q.shape[0],), q.shape[2] * by, dtype=torch.float32)
+        return torch.full((images,), queries * by, dtype=torch.float32)
     return query_mask.sum(-1).float() * by
-
-
-def _dense(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
-
-
-def _room(q: Tensor, v: Tensor, norm: int) -> dict[str, Tensor]:
-    """Empty sums: sizes (B,H,D) of q and of k, which stay zero without a norm, and context (B,H,D,E)."""
-    B, H, _, D = q.shape
-    make = partial(torch.empty, dtype=torch.float32, device=q.device)
-    size = make if norm else partial(torch.zeros, dtype=torch.float32, device=q.device)
-    return {"q_size": size(B, H, D), "k_size": size(B, H, D), "context": make(B, H, D, v.shape[3])}
-
-
-def _masks(mask: Tensor | None, query_mask: Tensor | None) -> dict[str, Tensor]:
-    return {name: x.contiguous() for name, x in (("mask", mask), ("query_mask", query_mask)) if x is not None}
 
 
 def sums(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, query_mask: Tensor | None, norm: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sums over tokens of |q|, |k| (l2: squares) and k^T v, float32."""
-    q, k, v = _dense(q), _dense(k), _dense(v)
-    made, masks = _room(q, v, norm), _masks(mask, query_mask)
-    native.run("sums", native.call(q, k, v, norm=norm, **masks, **made))
-    return made["q_size"], made["k_size"], made["context"]
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, o: Tensor, mask: Tensor | None, query_mask: Tensor | None, norm: int, token_scale: float | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Fill o (B,H,N,E); the sums."""
-    made, masks, gain = _room(q, v, norm), _masks(mask, query_mask), _gain(q, query_mask, token_scale)
-    given = {} if gain is None else {"gain": gain}
-    native.run("attend", native.call(q, k, v, norm=norm, eps=eps, out=native.at(o), **masks, **made, **given))
-    return made["q_size"], made["k_size"], made["context"]
-
-
-def _backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, into: tuple[Tensor, Tensor, Tensor], mask: Tensor | None, query_mask: Tensor | None, q_size: Tensor, k_size: Tensor, context: Tensor, norm: int, token_scale: float | None, eps: float) -> None:  # fmt: skip
-    """Fill the gradients of q, k and v."""
-    masks, gain = _masks(mask, query_mask), _gain(q, query_mask, token_scale)
-    given = {} if gain is None else {"gain": gain}
-    dq, dk, dv = (native.at(x) for x in into)
-    made = native.call(
-        q, k, v, norm=norm, eps=eps, still=STILL, grad_out=native.at(grad), grad_q=dq, grad_k=dk, grad_v=dv,
-        q_size=q_size, k_size=k_size, context=context, **masks, **given,
+    q, k, v, mask, query_mask = _dense(q), _dense(k), _dense(v), _whole(mask), _whole(query_mask)
+    B, H, _, D = q.shape
+    q_size, k_size, context = _room(B, H, D, v.shape[3], norm, q.device)
+    native.run(
+        "sums", _sizes(q, k, v), q.dtype, norm=norm, q=native.at(q), k=native.at(k), v=native.at(v), mask=mask, query_mask=query_mask,
+        q_size=q_size, k_size=k_size, context=context,
     )  # fmt: skip
-    native.run("backward", made)
+    return q_size, k_size, context
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, query_mask: Tensor | None, norm: int, token_scale: float | None, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Output (B,H,N,E), laid out by tokens, and the sums."""
-    q, k, v = _dense(q), _dense(k), _dense(v)
-    o = _by_tokens(q, v)
-    return o, *_attend(q, k, v, o, mask, query_mask, norm, token_scale, eps)
+    q, k, v, mask, query_mask = _dense(q), _dense(k), _dense(v), _whole(mask), _whole(query_mask)
+    B, H, N, D = q.shape
+    o, gain = _by_tokens(q, v), _gain(B, N, query_mask, token_scale)
+    q_size, k_size, context = _room(B, H, D, v.shape[3], norm, q.device)
+    native.run(
+        "attend", _sizes(q, k, v), q.dtype, norm=norm, q=native.at(q), k=native.at(k), v=native.at(v), out=native.at(o), mask=mask,
+        query_mask=query_mask, q_size=q_size, k_size=k_size, context=context, gain=gain, eps=eps,
+    )  # fmt: skip
+    return o, q_size, k_size, context
 
 
 def _by_tokens(q: Tensor, v: Tensor) -> Tensor:
@@ -116,26 +111,50 @@ def _by_tokens(q: Tensor, v: Tensor) -> Tensor:
 
 def attend_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, query_mask: Tensor | None, q_size: Tensor, k_size: Tensor, context: Tensor, norm: int, token_scale: float | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k and v."""
-    q, k, v, grad = _dense(q), _dense(k), _dense(v), _dense(grad)
-    into = tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-    _backward(grad, q, k, v, into, mask, query_mask, q_size, k_size, context, norm, token_scale, eps)  # type: ignore[arg-type]
-    return into  # type: ignore[return-value]
+    q, k, v, grad, mask, query_mask = _dense(q), _dense(k), _dense(v), _dense(grad), _whole(mask), _whole(query_mask)
+    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    gain = _gain(q.shape[0], q.shape[2], query_mask, token_scale)
+    native.run(
+        "backward", _sizes(q, k, v), q.dtype, norm=norm, q=native.at(q), k=native.at(k), v=native.at(v), mask=mask, query_mask=query_mask,
+        q_size=q_size, k_size=k_size, context=context, gain=gain, eps=eps, still=STILL, grad_out=native.at(grad), grad_q=native.at(dq),
+        grad_k=native.at(dk), grad_v=native.at(dv),
+    )  # fmt: skip
+    return dq, dk, dv
+
+
+def _parts(buffer: Tensor, heads: int, number: int) -> list[native.At]:
+    """Where each part (B,H,N,D) of a buffer (B,N,number H D) lies."""
+    image, token, _ = buffer.stride()
+    width, first = buffer.shape[2] // number, buffer.data_ptr()
+    size = width * buffer.element_size()
+    return [(first + part * size, image, width // heads, token) for part in range(number)]
 
 
 def attend_packed(qkv: Tensor, heads: int, mask: Tensor | None, norm: int, token_scale: float | None, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Output (B,N,H D) of self-attention, and the sums."""
-    q, k, v = unpacked(_dense(qkv), heads)
-    o = torch.empty(*qkv.shape[:2], qkv.shape[2] // 3, dtype=qkv.dtype, device=qkv.device)
-    found = _attend(q, k, v, o.unflatten(-1, (heads, -1)).transpose(1, 2), mask, mask, norm, token_scale, eps)
-    return o, *found
+    qkv, mask = _dense(qkv), _whole(mask)
+    B, N, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
+    D = width // heads
+    o, gain = torch.empty(B, N, width, dtype=qkv.dtype, device=qkv.device), _gain(B, N, mask, token_scale)
+    q_size, k_size, context = _room(B, heads, D, D, norm, qkv.device)
+    (q, k, v), (out,) = _parts(qkv, heads, 3), _parts(o, heads, 1)
+    native.run(
+        "attend", (B, heads, N, N, D, D), qkv.dtype, norm=norm, q=q, k=k, v=v, out=out, mask=mask, query_mask=mask, q_size=q_size, k_size=k_size,
+        context=context, gain=gain, eps=eps,
+    )  # fmt: skip
+    return o, q_size, k_size, context
 
 
 def attend_packed_backward(grad: Tensor, qkv: Tensor, heads: int, mask: Tensor | None, q_size: Tensor, k_size: Tensor, context: Tensor, norm: int, token_scale: float | None, eps: float) -> Tensor:  # fmt: skip
     """The gradient of the buffer, written in place of three."""
+    qkv, grad, mask = _dense(qkv), _dense(grad), _whole(mask)
+    B, N, D = qkv.shape[0], qkv.shape[1], qkv.shape[2] // (3 * heads)
     made = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
-    by_heads = _dense(grad).unflatten(-1, (heads, -1)).transpose(1, 2)
-    parts, into = unpacked(_dense(qkv), heads), unpacked(made, heads)
-    _backward(by_heads, *parts, into, mask, mask, q_size, k_size, context, norm, token_scale, eps)
+    (q, k, v), (dq, dk, dv), (do,) = _parts(qkv, heads, 3), _parts(made, heads, 3), _parts(grad, heads, 1)
+    native.run(
+        "backward", (B, heads, N, N, D, D), qkv.dtype, norm=norm, q=q, k=k, v=v, mask=mask, query_mask=mask, q_size=q_size, k_size=k_size,
+        context=context, gain=_gain(B, N, mask, token_scale), eps=eps, still=STILL, grad_out=do, grad_q=dq, grad_k=dk, grad_v=dv,
+    )  # fmt: skip
     return made
 
 
@@ -147,16 +166,18 @@ for function in (sums, attend, attend_backward, attend_packed, attend_packed_bac
 
 
 def _fake_attend(q: Tensor, _k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _by_tokens(q, v), *_room(q, v, 1).values()  # type: ignore[return-value]
+    return _by_tokens(q, v), *_fake_sums(q, _k, v)
 
 
 def _fake_packed(qkv: Tensor, heads: int, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    q, _, v = unpacked(qkv, heads)
-    return qkv.new_empty(*qkv.shape[:2], qkv.shape[2] // 3), *_room(q, v, 1).values()  # type: ignore[return-value]
+    B, N, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
+    D = width // heads
+    return qkv.new_empty(B, N, width), *_room(B, heads, D, D, 1, qkv.device)
 
 
-def _fake_sums(q: Tensor, _k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, ...]:
-    return tuple(_room(q, v, 1).values())
+def _fake_sums(q: Tensor, _k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    B, H, _n, D = q.shape
+    return _room(B, H, D, v.shape[3], 1, q.device)
 
 
 def _fake_backward(_grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, ...]:

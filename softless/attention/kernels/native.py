@@ -6,9 +6,11 @@ It is plain C++ behind a C interface (native/softless.h), built when the package
 import contextlib
 import ctypes
 import importlib
+import struct
 from collections.abc import Iterator
-from ctypes import POINTER, Structure, byref, c_char_p, c_float, c_int32, c_int64, c_void_p
+from ctypes import c_char_p, c_int32
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,24 +22,13 @@ DTYPES = (torch.float32, torch.bfloat16)
 OK, NO_PATH = 0, 1
 
 
-class TensorAt(Structure):
-    """A tensor (image, head, token, channel) whose channels are contiguous."""
-
-    _fields_ = (("data", c_void_p), ("image", c_int64), ("head", c_int64), ("token", c_int64))
-
-
-class Call(Structure):
-    """`SoftlessCall` of native/softless.h, field by field."""
-
-    _fields_ = (
-        *((name, c_int64) for name in ("B", "H", "N", "M", "D", "E")),
-        *((name, c_int32) for name in ("bf16", "norm", "threads", "fresh")),
-        ("path", c_char_p),
-        *((name, TensorAt) for name in ("q", "k", "v", "out")),
-        *((name, c_void_p) for name in ("mask", "query_mask", "q_size", "k_size", "context", "gain")),
-        *((name, c_float) for name in ("eps", "still")),
-        *((name, TensorAt) for name in ("grad_out", "grad_q", "grad_k", "grad_v")),
-    )
+At = tuple[
+    int, int, int, int
+]  # where a tensor (image, head, token, channel) lies: address, and steps; its channels are contiguous
+NOWHERE: At = (0, 0, 0, 0)
+# `SoftlessCall` of native/softless.h: six sizes, four integers and the path; q, k, v, out; six addresses, eps and still; four gradients.
+# Packed and not built field by field: a call on few tokens takes no longer than its arguments.
+CALL = struct.Struct("@6q4iP" + 4 * "P3q" + "6P2f" + 4 * "P3q")
 
 
 def _load() -> tuple[ctypes.CDLL | None, str]:
@@ -53,10 +44,10 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     except OSError as error:
         return None, f"the native library does not load: {error}"
     for name in ("softless_sums", "softless_attend", "softless_backward"):
-        getattr(library, name).argtypes = [POINTER(Call)]
+        getattr(library, name).argtypes = [c_char_p]
         getattr(library, name).restype = c_int32
     library.softless_paths.argtypes, library.softless_paths.restype = [c_int32], c_char_p
-    library.softless_path.argtypes, library.softless_path.restype = [POINTER(Call)], c_char_p
+    library.softless_path.argtypes, library.softless_path.restype = [c_char_p], c_char_p
     return library, ""
 
 
@@ -71,6 +62,7 @@ def _paths(dtype: torch.dtype) -> tuple[str, ...]:
 
 
 PATHS = {dtype: _paths(dtype) for dtype in DTYPES}  # the ways of this processor, the fastest first
+_names = {name: ctypes.create_string_buffer(name.encode()) for paths in PATHS.values() for name in paths}
 _forced: list[str] = []
 
 
@@ -95,41 +87,43 @@ def path_of(dtype: torch.dtype, D: int, E: int) -> str:
     """The way that q and k of D and v of E channels per head go; empty where there is none."""
     if LIBRARY is None or dtype not in DTYPES:
         return ""
-    name = LIBRARY.softless_path(byref(Call(D=D, E=E, bf16=dtype == torch.bfloat16, path=_path(dtype))))
+    name = LIBRARY.softless_path(_packed((1, 1, 1, 1, D, E), dtype))
     return name.decode() if name else ""
 
 
-def _path(dtype: torch.dtype) -> bytes | None:
-    """The way that was asked for, where this dtype has it."""
-    return _forced[-1].encode() if _forced and _forced[-1] in PATHS[dtype] else None
-
-
-def at(x: Tensor | None) -> TensorAt:
+def at(x: Tensor) -> At:
     """Where a tensor (B,H,N,D) lies."""
-    if x is None:
-        return TensorAt()
     image, head, token, _ = x.stride()
-    return TensorAt(x.data_ptr(), image, head, token)
+    return x.data_ptr(), image, head, token
 
 
-def call(q: Tensor, k: Tensor, v: Tensor, **fields: object) -> Call:
-    """A call on q (B,H,N,D), k (B,H,M,D) and v (B,H,M,E) whose channels are contiguous."""
-    B, H, N, D = q.shape
-    given = {name: value.data_ptr() if isinstance(value, Tensor) else value for name, value in fields.items()}
-    return Call(
-        B=B, H=H, N=N, M=k.shape[2], D=D, E=v.shape[3], bf16=q.dtype == torch.bfloat16, threads=torch.get_num_threads(), fresh=1,
-        path=_path(q.dtype), q=at(q), k=at(k), v=at(v), **given,
-    )  # fmt: skip
-
-
-def run(name: str, made: Call) -> None:
-    """Run `softless_NAME`.
+def run(name: str, sizes: tuple[int, int, int, int, int, int], dtype: torch.dtype, **fields: Any) -> None:
+    """Run `softless_NAME` on sizes (B, H, N, M, D, E); the fields are those of `SoftlessCall`, tensors by their address.
 
     Raises:
         MemoryError: the sums do not fit.
     """
     assert LIBRARY is not None
-    status = getattr(LIBRARY, f"softless_{name}")(byref(made))
+    status = getattr(LIBRARY, f"softless_{name}")(_packed(sizes, dtype, **fields))
     assert status != NO_PATH, "path_of was not asked"
     if status != OK:
         raise MemoryError(f"softless_{name}: no memory for the sums over tokens")
+
+
+def _packed(
+    sizes: tuple[int, int, int, int, int, int], dtype: torch.dtype, *, norm: int = 0, fresh: bool = True, q: At = NOWHERE, k: At = NOWHERE, v: At = NOWHERE,
+    out: At = NOWHERE, mask: Tensor | None = None, query_mask: Tensor | None = None, q_size: Tensor | None = None, k_size: Tensor | None = None,
+    context: Tensor | None = None, gain: Tensor | None = None, eps: float = 0.0, still: float = 0.0, grad_out: At = NOWHERE, grad_q: At = NOWHERE,
+    grad_k: At = NOWHERE, grad_v: At = NOWHERE,
+) -> bytes:  # fmt: skip
+    """The bytes of a `SoftlessCall`."""
+    path = _names[_forced[-1]] if _forced and _forced[-1] in PATHS[dtype] else None
+    return CALL.pack(
+        *sizes, dtype == torch.bfloat16, norm, torch.get_num_threads(), fresh, ctypes.addressof(path) if path else 0, *q, *k, *v, *out,
+        _address(mask), _address(query_mask), _address(q_size), _address(k_size), _address(context), _address(gain), eps, still,
+        *grad_out, *grad_q, *grad_k, *grad_v,
+    )  # fmt: skip
+
+
+def _address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
