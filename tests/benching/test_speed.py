@@ -338,6 +338,13 @@ def test_the_crossover_is_in_the_chart(tmp_path):
     time, held = FIGURES["training"].panels(step, FIGURES["training"].crossovers(step))
     assert (len(time.marks), len(held.marks)) == (1, 0)
     assert [value.median for _, value in held.lines[0].points] == [1.0, 1.0]  # MiB
+    alone = replace(
+        case(sima=[1.0]), work=Work("float32", 1, 9216), peaks={"sima": 2**20}
+    )  # where softmax takes no part
+    lines = {
+        line.name: [at for at, _ in line.points] for line in FIGURES["training"].panels([*step, alone], [])[0].lines
+    }
+    assert (lines["softmax"], lines["sima"]) == ([144, 576], [144, 576, 9216])
 
 
 @pytest.mark.parametrize(

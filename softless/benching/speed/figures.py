@@ -68,7 +68,7 @@ def _of(case: Case, name: str, quantity: str) -> Spread | None:
     """What is drawn of a rival: time of one image, peak memory, or the ratio to another rival."""
     if quantity == "memory":
         return Spread.of([case.peaks[name] / 2**20]) if name in case.peaks else None
-    if case.timings is None:
+    if case.timings is None or name not in case.timings.seconds:
         return None
     if quantity != "time":
         return case.ratio(name, quantity)
