@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+KERNELS := CMakeLists.txt $(wildcard softless/attention/kernels/native/*)
 WORKERS ?= 2
 
 .PHONY: demo test quick soak lint bench tables clean
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml $(KERNELS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=24"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"

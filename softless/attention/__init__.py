@@ -1,8 +1,20 @@
 """Attention operators: pure functions with a record of claims about each (docs/architecture.md)."""
 
-from softless.attention.attend import attend
+from softless.attention.attend import attend, attend_packed, output_matrix
 from softless.attention.chunks import attend_chunks, implied_matrix
 from softless.attention.registry import OPERATORS, get
 from softless.attention.spec import Backend, Dims, Operator, Tokens
 
-__all__ = ["OPERATORS", "Backend", "Dims", "Operator", "Tokens", "attend", "attend_chunks", "get", "implied_matrix"]
+__all__ = [
+    "OPERATORS",
+    "Backend",
+    "Dims",
+    "Operator",
+    "Tokens",
+    "attend",
+    "attend_chunks",
+    "attend_packed",
+    "get",
+    "implied_matrix",
+    "output_matrix",
+]

@@ -5,14 +5,16 @@
 import contextlib
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from softless.attention.learned import given_or_starting
+from softless.attention.packed import unpacked
 from softless.attention.registry import get
-from softless.attention.spec import Backend, Dims, Grid, Operator
+from softless.attention.spec import Backend, Dims, Grid, Operator, no_reason
 from softless.errors import BackendRefused, PrecisionError, UsageError, unknown
 
 HALF = (torch.float16, torch.bfloat16)
@@ -60,22 +62,130 @@ def attend(
     record = get(op)
     options = check_options(record, options)
     k = _keys(record, q, k, options)
+    plan = _plan(record, q, k, v, mask, query_mask, grid, learned, out_dtype, backend, options)
+    if plan.widened:
+        q, k, v = q.float(), k.float(), v.float()
+    with autocast_off(q.device.type):
+        o = plan.backend.fn(q, k, v, mask=mask, query_mask=query_mask, **plan.extras)
+    return o if o.dtype == plan.out_dtype else o.to(plan.out_dtype)
+
+
+def attend_packed(
+    qkv: Tensor,
+    num_heads: int,
+    op: str | Operator = "sima",
+    mask: Tensor | None = None,
+    grid: Grid | None = None,
+    learned: Mapping[str, Tensor] | None = None,
+    out_dtype: torch.dtype | None = None,
+    backend: str = "auto",
+    **options: Any,
+) -> Tensor:
+    """Self-attention of the buffer (B, N, 3 H D) that one projection wrote, heads joined again: (B, N, H D).
+
+    The same value as `attend` on its three parts. A backend that reads the buffer itself also writes its gradient as one.
+
+    Raises:
+        UsageError: as `attend`; an operator with tied q and k.
+        PrecisionError: as `attend`.
+        BackendRefused: as `attend`.
+    """
+    record = get(op)
+    checked = check_options(record, options)
+    if mask is None and grid is None and learned is None and not torch.compiler.is_compiling():
+        plan = _remembered(record, qkv, num_heads, out_dtype, backend, checked)
+    else:
+        plan = _packed_plan(record, qkv, num_heads, mask, grid, learned, out_dtype, backend, checked)
+    if plan.backend.packed is None or plan.widened:
+        o = attend(*unpacked(qkv, num_heads), record, mask, mask, grid, learned, out_dtype, backend, **options)
+        return o.transpose(1, 2).flatten(2)
+    with autocast_off(qkv.device.type):
+        o = plan.backend.packed(qkv, num_heads, mask=mask, **plan.extras)
+    return o if o.dtype == plan.out_dtype else o.to(plan.out_dtype)
+
+
+def output_matrix(
+    qkv: Tensor, num_heads: int, op: str | Operator = "sima", backend: str = "auto", **options: Any
+) -> Tensor | None:
+    """The matrix (B, H, D, D), float32, that turns each raw query of a buffer (B, N, 3 H D) into its output; None where there is none.
+
+    An output projection can absorb it: q A W is q (A W), and A W has as many rows as q has channels, however many tokens there are.
+    """
+    record = get(op)
+    if not record.has_matrix:
+        return None
+    options = check_options(record, options)
+    q, k, v = unpacked(qkv, num_heads)
+    plan = _plan(record, q, k, v, None, None, None, None, None, backend, options)
+    if plan.backend.matrix is None:
+        return None
+    if plan.widened:
+        q, k, v = q.float(), k.float(), v.float()
+    with autocast_off(q.device.type):
+        return plan.backend.matrix(q, k, v, **plan.extras)
+
+
+def backend_of(q: Tensor, k: Tensor, v: Tensor, op: str | Operator, **call: Any) -> Backend:
+    """The backend that `attend` would take for these tensors, masks and extras."""
+    record = get(op)
+    masks = {name: call.pop(name, None) for name in ("mask", "query_mask")}
+    return _choose(
+        record, call.pop("backend", "auto"), q, k, v, masks["mask"], masks["query_mask"], record.filled(call)
+    )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How a call goes: by which backend, with what beside q, k, v and masks, to which dtype, and whether in float32."""
+
+    backend: Backend
+    extras: dict[str, Any]
+    out_dtype: torch.dtype
+    widened: bool
+
+
+def _packed_plan(record: Operator, qkv: Tensor, num_heads: int, mask: Tensor | None, grid: Grid | None, learned: Mapping[str, Tensor] | None, out_dtype: torch.dtype | None, backend: str, options: Mapping[str, Any]) -> _Plan:  # fmt: skip
+    q, k, v = unpacked(qkv, num_heads)
+    return _plan(record, q, _keys(record, q, k, options), v, mask, mask, grid, learned, out_dtype, backend, options)
+
+
+REMEMBERED = 512
+_plans: dict[Any, _Plan] = {}  # by shape and dtype: on few tokens, looking at a call takes longer than the call
+
+
+def _remembered(record: Operator, qkv: Tensor, num_heads: int, out_dtype: torch.dtype | None, backend: str, options: Mapping[str, Any]) -> _Plan:  # fmt: skip
+    """The plan of a call without masks, grid and tensors of the operator's own, which its shapes decide."""
+    key = (record, qkv.shape, qkv.dtype, qkv.device.type, num_heads, out_dtype, backend, *options.items())
+    plan = _plans.get(key)
+    if plan is None:
+        plan = _packed_plan(record, qkv, num_heads, None, None, None, out_dtype, backend, options)
+        if record.learned:
+            return plan  # it holds tensors
+        if len(_plans) >= REMEMBERED:
+            _plans.clear()
+        _plans[key] = plan
+    return plan
+
+
+def _plan(record: Operator, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, query_mask: Tensor | None, grid: Grid | None, learned: Mapping[str, Tensor] | None, out_dtype: torch.dtype | None, backend: str, options: Mapping[str, Any]) -> _Plan:  # fmt: skip
+    """Checks a call and chooses its backend."""
     _check(record, q, k, v, mask, query_mask)
     if "grid" in record.needs:
         _check_cells(record, k.shape[2], grid, options)
-    extras = extras_of(record, k, v, grid, learned, options)
-    dims = Dims.of(q, k, v, grid, record.filled(options))
-    if why := record.limits(dims, **extras):
-        raise UsageError(f"operator '{record.name}': {why}")
+    filled = record.filled(options)
+    extras = _extras(record, k, v, grid, learned, filled)
     out_dtype = out_dtype or q.dtype
-    if out_dtype == torch.float16 and record.half_refusal and (why := record.half_refusal(dims, **extras)):
+    if record.limits is not no_reason and (why := record.limits(Dims.of(q, k, v, grid, filled), **extras)):
+        raise UsageError(f"operator '{record.name}': {why}")
+    half = record.half_refusal if out_dtype == torch.float16 else None
+    if half is not None and (why := half(Dims.of(q, k, v, grid, filled), **extras)):
         raise PrecisionError(f"operator '{record.name}': {why}")
+    wide = q.dtype in HALF and out_dtype not in HALF
     chosen = _choose(record, backend, q, k, v, mask, query_mask, extras)
-    if q.dtype in HALF and (not chosen.native_half or out_dtype not in HALF):
-        q, k, v = q.float(), k.float(), v.float()
-        extras = {name: widen(value) for name, value in extras.items()}
-    with autocast_off(q.device.type):
-        return chosen.fn(q, k, v, mask=mask, query_mask=query_mask, **extras).to(out_dtype)
+    widened = q.dtype in HALF and (wide or not chosen.native_half)
+    return _Plan(
+        chosen, {name: widen(value) for name, value in extras.items()} if widened else extras, out_dtype, widened
+    )
 
 
 def autocast_off(device_type: str) -> contextlib.AbstractContextManager[Any]:
@@ -108,10 +218,15 @@ def extras_of(
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What the operator takes besides q, k, v and the masks; anything it does not have is an error."""
-    extras = record.filled(check_options(record, options))
-    own = given_or_starting(record, learned, options, k, v)
-    if record.learned:
-        extras["learned"] = own
+    return _extras(record, k, v, grid, learned, record.filled(check_options(record, options)))
+
+
+def _extras(record: Operator, k: Tensor, v: Tensor, grid: Grid | None, learned: Mapping[str, Tensor] | None, options: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
+    extras = dict(options)
+    if record.learned or learned:
+        own = given_or_starting(record, learned, options, k, v)
+        if record.learned:
+            extras["learned"] = own
     if "grid" in record.needs:
         extras["grid"] = check_grid(record, grid, options)
     return extras
@@ -149,13 +264,12 @@ def check_options(record: Operator, options: Mapping[str, Any]) -> dict[str, Any
 
 
 def _check(record: Operator, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, query_mask: Tensor | None) -> None:
-    shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
     if not (q.ndim == k.ndim == v.ndim == 4):
-        raise UsageError(f"{shapes}: all three must have four dimensions (batch, heads, tokens, features)")
+        raise UsageError(f"{_shapes(q, k, v)}: all three must have four dimensions (batch, heads, tokens, features)")
     if q.shape[:2] != k.shape[:2] or k.shape[:3] != v.shape[:3] or q.shape[3] != k.shape[3]:
-        raise UsageError(f"{shapes}: batch and heads must agree, k and v in tokens, q and k in features")
+        raise UsageError(f"{_shapes(q, k, v)}: batch and heads must agree, k and v in tokens, q and k in features")
     if not record.cross and q.shape[2] != k.shape[2]:
-        raise UsageError(f"{shapes}: operator '{record.name}' needs as many queries as keys")
+        raise UsageError(f"{_shapes(q, k, v)}: operator '{record.name}' needs as many queries as keys")
     if not (q.dtype == k.dtype == v.dtype) or not q.is_floating_point():
         raise UsageError(f"q {q.dtype}, k {k.dtype}, v {v.dtype}: all three must have one floating-point dtype")
     for name, given, length in (("mask", mask, k.shape[2]), ("query_mask", query_mask, q.shape[2])):
@@ -164,7 +278,11 @@ def _check(record: Operator, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Non
                 f"{name} is {given.dtype} {tuple(given.shape)}: it must be torch.bool of shape ({q.shape[0]}, {length}), True where a token counts"
             )
     if mask is not None and mask.device.type == "cpu" and not torch.compiler.is_compiling() and not mask.any(-1).all():
-        warnings.warn("a sample has all its tokens masked: its output is 0", stacklevel=3)
+        warnings.warn("a sample has all its tokens masked: its output is 0", stacklevel=4)
+
+
+def _shapes(q: Tensor, k: Tensor, v: Tensor) -> str:
+    return f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
 
 
 def _check_cells(record: Operator, tokens: int, grid: Grid | None, options: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ The norms divide the small D x E product instead of the tokens:
 
 # B batch, H heads, N query tokens, M key tokens, D features of q and k, E features of v
 
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,8 @@ import torch
 from torch import Tensor
 
 from softless.attention.features import Norm, keep, magnitude, normalise, product, root, settle
-from softless.attention.spec import EPS, Dims, Option, Streaming, Summary, Sweep, Tokens
+from softless.attention.kernels import linear as kernel
+from softless.attention.spec import EPS, TOLERANCE, Backend, Dims, Option, Streaming, Summary, Sweep, Tokens
 
 HALF_TOKENS = 2048  # up to here float16 holds the answer in the paper's scale (reference: reliability.md D3)
 
@@ -103,6 +105,15 @@ def eager(q: Tensor, k: Tensor, v: Tensor, *, norm: Norm, mask: Tensor | None, q
     return (q @ k.mT) @ v * gain(count(q, query_mask), token_scale)
 
 
+def matrix(q: Tensor, k: Tensor, v: Tensor, *, norm: Norm, token_scale: str | float | None, eps: float, summed: Callable[..., Summary] | None = None, **_: Any) -> Tensor:  # fmt: skip
+    """The D x E matrix that turns each raw query into its output, (B,H,D,E); `summed` is a faster way to the norms and the context."""
+    if summed is None:
+        summary = summarise(Tokens(q, k, v), None, norm=norm, token_scale=token_scale)
+    else:
+        summary = summed(q, k, v, norm=norm) | {"queries": torch.tensor(q.shape[2], dtype=torch.float64)}
+    return finish(summary, norm=norm, token_scale=token_scale, eps=eps)
+
+
 def tokens_first(d: Dims, order: str) -> bool:
     """Whether (q k^T) v is taken before q (k^T v): by name, or by the multiply-adds of each; a tie is linear."""
     if order != "auto":
@@ -110,6 +121,15 @@ def tokens_first(d: Dims, order: str) -> bool:
     if torch.compiler.is_exporting():
         return False  # an exported graph must not depend on the number of tokens it was traced at
     return d.N * d.M * (d.D + d.E) < d.D * d.E * (d.N + d.M)
+
+
+def native_refuses(q: Tensor, k: Tensor, v: Tensor, *, order: str, **_: Any) -> list[str]:
+    """Why the native kernels cannot run a call: what they are, and the order of the products."""
+    reasons = kernel.refuses(q, k, v)
+    if not reasons and tokens_first(Dims.of(q, k, v), order):
+        why = "order='tokens' was asked for" if order == "tokens" else "q^ k^^T is the cheaper product at this size"
+        reasons.append(f"sums over tokens first, and {why}")
+    return reasons
 
 
 def half_refusal(d: Dims, *, token_scale: str | float | None, **_: Any) -> str | None:
@@ -134,7 +154,11 @@ def power_of_two(tokens: int) -> float:
 
 def class_row(q: Tensor, k: Tensor, *, norm: Norm, eps: float) -> Tensor:
     """The first query's weights over all tokens, its norm taken over all queries: (B,H,N,D) twice -> (B,H,1,N)."""
-    return normalise(q, norm, eps=eps)[:, :, :1] @ normalise(k, norm, eps=eps).mT
+    q, k = settle(q, norm), settle(k, norm)
+    first = q[:, :, :1]
+    for x in (q, k) if norm != "none" else ():
+        first = first / root(magnitude(x, norm), norm).clamp_min(eps)
+    return first @ k.mT
 
 
 def streaming(norm: Norm, **fixed: Any) -> Streaming:
@@ -145,6 +169,24 @@ def streaming(norm: Norm, **fixed: Any) -> Streaming:
         read=partial(read, **fixed),
         holds="k^T v (D x E)" if norm == "none" else "|q| (D), |k| (D) and k^T v (D x E), sums over tokens",
         merges="plain addition",
+    )
+
+
+def backends(norm: Norm, tolerance: Mapping[torch.dtype, float] = TOLERANCE, **fixed: Any) -> tuple[Backend, ...]:
+    """The backends of a member of the family; `fixed` are options that the operator does not offer."""
+    fixed["norm"] = norm
+    native = Backend(
+        name="native",
+        fn=partial(kernel.run, **fixed),
+        packed=partial(kernel.run_packed, **fixed),
+        matrix=partial(matrix, **fixed, summed=kernel.summed),
+        refuses=native_refuses,
+        native_half=True,
+        here=kernel.here,
+        tolerance=tolerance,
+    )
+    return native, Backend(
+        name="eager", fn=partial(eager, **fixed), matrix=partial(matrix, **fixed), tolerance=tolerance
     )
 
 

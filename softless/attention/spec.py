@@ -186,12 +186,17 @@ class Backend:
     name: str
     fn: Callable[..., Tensor]
     refuses: Callable[..., list[str]] = never
-    native_half: bool = False  # takes float16 and bfloat16 as they are; the others are given float32
+    native_half: bool = False  # takes the half precision it does not refuse as it is; the others are given float32
+    # (qkv, heads, *, mask, **extras) -> (B,N,H D): self-attention read from the buffer (B,N,3 H D) that one projection wrote
+    packed: Callable[..., Tensor] | None = None
+    # as fn -> (B,H,D,E) float32: the matrix that turns a raw query into its output, for operators that have one; without masks
+    matrix: Callable[..., Tensor] | None = None
+    here: Callable[[], str] | None = None  # what it has on this machine, in words
     # largest relative error (Frobenius) against the float64 reference
     tolerance: Mapping[torch.dtype, float] = field(default_factory=lambda: TOLERANCE)
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)  # a record is itself: it holds functions
 class Operator:
     """An attention operator and what it claims.
 
@@ -243,8 +248,13 @@ class Operator:
     half_lift: Callable[[Dims], float] | None = None
     own: tuple[Backend, ...] = ()  # fastest first
     differs: str = ""  # where ours differs from the published code, for docs/operators.md
+    # every backend, the preferred first and the reference last, which is held to no more than the one before it
+    backends: tuple[Backend, ...] = field(init=False)
 
     def __post_init__(self) -> None:
+        tolerance = self.own[-1].tolerance if self.own else TOLERANCE
+        last = Backend(name="reference", fn=self.reference, tolerance=tolerance)
+        object.__setattr__(self, "backends", (*self.own, last))
         assert (self.streaming is None) == bool(self.no_stream), f"{self.name}: a streaming form, or why there is none"
 
     def __repr__(self) -> str:
@@ -255,10 +265,9 @@ class Operator:
         return by_name, (self.name,)
 
     @property
-    def backends(self) -> tuple[Backend, ...]:
-        """Every backend, the preferred first and the reference last, which is held to no more than the one before it."""
-        tolerance = self.own[-1].tolerance if self.own else TOLERANCE
-        return (*self.own, Backend(name="reference", fn=self.reference, tolerance=tolerance))
+    def has_matrix(self) -> bool:
+        """Whether one small matrix turns every raw query into its output, so that a projection can absorb it."""
+        return any(backend.matrix for backend in self.own)
 
     def wants(self, need: str, options: Options) -> bool:
         """Whether the caller must provide "grid", "tokens" or tied q and k ("tied_qk") under these options."""

@@ -5,14 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from softless.benching.measure import Spread
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from softless.benching.resolution import Point
 
 INK, SOFT, GRID = "#1c1e22", "#5d626c", "#ebe8e1"
-COLOURS = ("#1c1e22", "#2f5fd0", "#7fa3f7", "#d9730d", "#0d8a7b", "#b0358f", "#7a6a12", "#6b52c8")
-MARKS = ("o", "s", "D", "^", "v", "P", "X", "*")
+COLOURS = ("#1c1e22", "#2f5fd0", "#7fa3f7", "#d9730d", "#0d8a7b", "#b0358f", "#7a6a12", "#6b52c8", "#a8a29a")
+MARKS = ("o", "s", "D", "^", "v", "P", "X", "*", "<")
 STYLE: Any = {
     "font.family": "sans-serif", "font.size": 10, "text.color": INK, "axes.labelcolor": SOFT, "axes.edgecolor": GRID, "xtick.color": SOFT, "ytick.color": SOFT,
     "axes.grid": True, "grid.color": GRID, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "softless", "figure.facecolor": "white",
@@ -72,3 +74,82 @@ def draw_resolution(points: Sequence["Point"], names: Mapping[str, str]) -> Draw
         figure.legend(loc="lower left", ncols=2, frameon=False, bbox_to_anchor=(0.05, -0.17))
         figure.tight_layout()
     return Drawing(figure)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One rival's line: (size, value with its quarters)."""
+
+    name: str
+    points: Sequence[tuple[float, Spread]]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes, both logarithmic; `marks` are vertical lines with a word."""
+
+    title: str
+    axis: str
+    lines: Sequence[Line]
+    marks: Sequence[tuple[float, str]] = ()
+
+
+def draw_panels(panels: Sequence[Panel], columns: int = 2) -> Drawing:
+    """Panels in rows of two; a name has the same colour in all of them."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(line.name for panel in panels for line in panel.lines))
+    height = -(-len(panels) // columns)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(10, 4.2 * height))
+        places = figure.subplots(height, min(columns, len(panels)), squeeze=False).flatten()
+        for axes in places[len(panels) :]:
+            axes.set_visible(False)
+        for axes, panel in zip(places, panels, strict=False):
+            _draw(axes, panel, names)
+        handles = {line.get_label(): line for axes in places for line in axes.get_lines() if line.get_label() in names}
+        figure.tight_layout()
+        figure.legend(
+            [handles[name] for name in names],
+            names,
+            loc="upper left",
+            ncols=5,
+            frameon=False,
+            bbox_to_anchor=(0.03, 0.0),
+        )
+    return Drawing(figure)
+
+
+def _draw(axes: Any, panel: Panel, names: Sequence[str]) -> None:
+    from matplotlib.ticker import LogLocator
+
+    sizes = sorted({size for line in panel.lines for size, _ in line.points})
+    for line in panel.lines:
+        number = names.index(line.name)
+        look: dict[str, Any] = {"color": COLOURS[number], "marker": MARKS[number], "markersize": 5, "linewidth": 1.8}
+        places, values = [size for size, _ in line.points], [value for _, value in line.points]
+        axes.plot(places, [value.median for value in values], label=line.name, **look)
+        axes.fill_between(
+            places, [v.low for v in values], [v.high for v in values], color=COLOURS[number], alpha=0.12, linewidth=0
+        )
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.minorticks_off()
+    axes.set_xticks(sizes, [f"{size:,.0f}" for size in sizes])
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:,g}")
+    for place, word in panel.marks:
+        axes.axvline(place, color=SOFT, linewidth=0.9, linestyle=(0, (2, 3)))
+        axes.annotate(
+            word,
+            (place, 0.97),
+            xycoords=("data", "axes fraction"),
+            ha="right",
+            va="top",
+            fontsize=8,
+            color=SOFT,
+            rotation=90,
+        )
+    axes.set_title(panel.title, loc="left", fontsize=11, color=INK)
+    axes.set_xlabel(panel.axis)

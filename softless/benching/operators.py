@@ -210,7 +210,8 @@ def _measure(record: Operator, tokens: int, family: str, seed: int, *, gradient:
             if key not in exact:
                 exact[key] = _exact(asked, form.options, gradient=gradient)
             for out in _outputs(form, dtype):
-                yield _line(form, asked, exact[key], out, dtype_name, family)
+                if line := _line(form, asked, exact[key], out, dtype_name, family):
+                    yield line
 
 
 def _exact(asked: Call, options: Mapping[str, Any], *, gradient: bool) -> Exact:
@@ -228,7 +229,8 @@ def _outputs(form: Form, dtype: torch.dtype) -> list[torch.dtype | None]:
     return [None, torch.float32] if dtype == torch.float16 and form.name != "published" and not form.options else [None]
 
 
-def _line(form: Form, asked: Call, exact: Exact, out: torch.dtype | None, dtype: str, family: str) -> Line:
+def _line(form: Form, asked: Call, exact: Exact, out: torch.dtype | None, dtype: str, family: str) -> Line | None:
+    """One measurement; None where the backend does not take such calls (`softless list --backends`)."""
     found: Deviation | None = None
     slope: float | None = None
     reason = ""
@@ -239,7 +241,9 @@ def _line(form: Form, asked: Call, exact: Exact, out: torch.dtype | None, dtype:
         else:
             value = form.run(asked, out)
         found = deviation(value, exact.value)
-    except (PrecisionError, BackendRefused, UsageError) as error:
+    except BackendRefused:
+        return None
+    except (PrecisionError, UsageError) as error:
         reason = str(error)
     given, top = torch.finfo(out or DTYPES[dtype]), float(exact.value.abs().max())
     fits = top == 0 or given.tiny <= top <= given.max
@@ -270,7 +274,7 @@ def forms(record: Operator, *, reference: bool = True) -> list[Form]:
     if reference:
         made.append(_backend_form(record, "reference", {}, {}))  # the meaning, in float64; below that it claims nothing
     if record.name == "sima":
-        made.append(_backend_form(record, made[0].name, {"token_scale": "tokens"}, record.backends[0].tolerance))
+        made += [_backend_form(record, one.name, {"token_scale": "tokens"}, one.tolerance) for one in record.own]
         made.append(Form("sima", "published", {}, lambda one, _: published(one.q, one.k, one.v), {}))
     if record.name == "performer":  # the same ratio with the published stabilisers
         made.append(Form(record.name, "published", {}, lambda one, out: one.run(out=out, parity=True), {}))

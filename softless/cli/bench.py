@@ -21,6 +21,7 @@ KINDS: Mapping[str, tuple[str, set[str]]] = {  # the function that measures, and
     "papers": ("softless.benching.papers:papers", {"record"}),
     "swaps": ("softless.benching.swaps:families", {"op", "record"}),
     "survival": ("softless.benching.survival:survival", {"record"}),
+    "speed": ("softless.benching.speed:speed", {"figure", "threads", "out", "record"}),
 }
 
 
@@ -38,6 +39,7 @@ def bench(
         "papers",
         "swaps",
         "survival",
+        "speed",
     ],
     *,
     recipe: str = "digits",
@@ -48,6 +50,8 @@ def bench(
     epochs: int | None = None,
     runs: Sequence[str] = (),
     name: str | None = None,
+    figure: str | None = None,
+    threads: int | None = None,
     seeds: int = 1,
     out: str | Path | None = None,
     overwrite: bool = False,
@@ -70,9 +74,10 @@ def bench(
     papers     counts the models of the papers' tables, the printed sizes beside the measured ones
     swaps      exchanges attention in a model of each family of timm that has an adapter or is refused one
     survival   what checkpoints and the loop's watching cost, beside plain torch.save and a plain step
+    speed      times attention, its training step and whole models on the processor: one --figure at a time, two to eight minutes each
 
     Args:
-        what: twins, compare, uses, dino, resolution, runs, operators, inverse, models, papers, swaps or survival.
+        what: twins, compare, uses, dino, resolution, runs, operators, inverse, models, papers, swaps, survival or speed.
         recipe: what to train.
         op: the operator beside softmax in twins, the recipe's own by default; the one that swaps puts in, sima by default.
         ops: operators for compare, uses, dino and operators; all by default (uses: the recipe's own and softmax; dino: sima and xca).
@@ -81,8 +86,10 @@ def bench(
         epochs: how long each run of compare, uses, dino and resolution trains; the recipe's own length by default.
         runs: run folders that differ in their seed alone.
         name: what runs are recorded as.
+        figure: of speed: block, compiled, deit, xcit, training, tokens, width or memory.
+        threads: of the processor in speed; torch's own number by default.
         seeds: how many, for twins, compare, uses, dino and resolution.
-        out: folder for runs and report.
+        out: folder for runs and report; of speed, for its rows and chart.
         overwrite: delete the runs that the folder holds.
         resume: keep finished runs and continue those that were stopped.
         record: also write the rows to benchmarks/ of the repository.
@@ -92,7 +99,7 @@ def bench(
     Raises:
         UsageError: an unknown name, an option that this comparison does not have, or a folder that already holds runs.
     """
-    given: dict[str, Any] = {"recipe": recipe, "op": op, "ops": ops, "data": data, "image_size": image_size, "epochs": epochs, "runs": runs, "name": name, "seeds": seeds, "out": out, "overwrite": overwrite, "resume": resume,
+    given: dict[str, Any] = {"recipe": recipe, "op": op, "ops": ops, "data": data, "image_size": image_size, "epochs": epochs, "runs": runs, "name": name, "figure": figure, "threads": threads, "seeds": seeds, "out": out, "overwrite": overwrite, "resume": resume,
              "record": record, "long": long, "device": device}  # fmt: skip
     standard = {"recipe": "digits", "seeds": 1, "device": "auto"}
     target, takes = KINDS[what]

@@ -7,13 +7,23 @@ KINDS = ("models", "operators", "recipes", "backends")
 
 def list(
     what: Literal["models", "operators", "recipes", "backends"] | None = None,
+    *,
+    backends: bool = False,
 ) -> dict[str, str] | dict[str, dict[str, str]]:
     """List models, operators, recipes and backends.
 
     Args:
         what: one of the four kinds; all of them without it.
+        backends: the backends of each operator, with what they have on this machine or why they cannot run here.
+
+    Raises:
+        UsageError: another kind, or two kinds at once.
     """
-    from softless.errors import unknown
+    from softless.errors import UsageError, unknown
+
+    if backends and what not in {None, "backends"}:
+        raise UsageError(f"list {what} --backends asks for two kinds at once: leave one out")
+    what = "backends" if backends else what
 
     names = {"models": _models, "operators": _operators, "recipes": _recipes, "backends": _backends}
     if what is None:
@@ -39,9 +49,22 @@ def _operators() -> dict[str, str]:
 
 
 def _backends() -> dict[str, str]:
-    from softless import OPERATORS
+    import torch
 
-    return {name: ", ".join(backend.name for backend in operator.backends) for name, operator in OPERATORS.items()}
+    from softless import OPERATORS
+    from softless.attention import Backend, Operator
+
+    sample = torch.ones(1, 1, 4, 2)
+
+    def said(operator: Operator, backend: Backend) -> str:
+        if why := backend.refuses(sample, sample, sample, **operator.filled({})):
+            return f"{backend.name} not here: {' and '.join(why)}"
+        return f"{backend.name} ({backend.here()})" if backend.here else backend.name
+
+    return {
+        name: ", ".join(said(operator, backend) for backend in operator.backends)
+        for name, operator in OPERATORS.items()
+    }
 
 
 def _recipes() -> dict[str, str]:

@@ -12,14 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from softless.attention import OPERATORS, Operator, attend, get
-from softless.attention.attend import autocast_off, check_options
+from softless.attention import OPERATORS, Operator, attend, attend_packed, get, output_matrix
+from softless.attention.attend import autocast_off, backend_of, check_options
+from softless.attention.kernels import native
+from softless.attention.packed import unpacked
 from softless.attention.spec import Dims, Grid
 from softless.errors import UsageError
 from softless.layers.companions import HeadConv, Reduction
 from softless.layers.grid import SharedGrid
 from softless.layers.masks import token_mask
 from softless.layers.own_tensors import OwnTensors
+
+MERGED_FROM = 2  # tokens, in widths of the tokens, from which the output projection takes the operator's matrix into its own (measured)
 
 
 class Attention(nn.Module):
@@ -112,6 +116,8 @@ class Attention(nn.Module):
             raise UsageError(
                 f"v_conv={v_conv} convolves v on the grid, and the reduction by {side} leaves v no grid: choose one of them"
             )
+        ours = type(self).sides is Attention.sides and type(self).project is Attention.project
+        self._plain = ours and len(self.parts) == 3 and self.reduction is None and self.v_conv is None
         self.shared_grid: SharedGrid | None = None
         if self.op.own_tensors(self.options) and (tokens or not self.op.wants("tokens", self.options)):
             self.learned = OwnTensors(self.op, num_heads, self.head_dim, self.options, tokens, **place)
@@ -194,7 +200,7 @@ class Attention(nn.Module):
         found = dict(self.options)
         if self.op.wants("grid", self.options):
             found["grid"] = self.grid_of(tokens, grid)
-        if self.op.own_tensors(self.options):
+        if self.op.learned and self.op.own_tensors(self.options):
             if not hasattr(self, "learned"):
                 raise UsageError(
                     f"operator '{self.op.name}' learns a row per token and was not told how many there are: build the model with "
@@ -223,20 +229,62 @@ class Attention(nn.Module):
         extras = self.extras(x.shape[1], grid, counts=self.training) | taken
         if self.attn_drop and self.training:
             extras["dropout"] = self.attn_drop
+        if self.reads_the_buffer:
+            return self._self_attention(x, mask, extras)
         q, k, v, key_mask = self.sides(x, mask, grid, **passed)
-        wide = self._needs_more_than_half(q)
+        wide = self._needs_more_than_half(q.transpose(1, 2))
         o = attend(
             q, k, v, op=self.op, mask=key_mask, query_mask=mask, out_dtype=torch.float32 if wide else None, **extras
         )
         if self.v_conv is not None:
             o = o + self.v_conv(v, mask, self.grid_of(x.shape[1], grid))
-        lift = self.op.half_lift(Dims.of(q, q, q)) if wide and self.op.half_lift else None
-        o = self.norm((o * lift).to(q.dtype).transpose(1, 2).flatten(2) if lift else o.transpose(1, 2).flatten(2))
+        return self._project_out(x, o.transpose(1, 2).flatten(2), wide)
+
+    def _project_out(self, x: Tensor, o: Tensor, wide: bool) -> Tensor:
+        """Past the norm, the gate and the output projection: joined heads (B,N,H D) -> (B,N,dim_out); a wide o is float32."""
+        lift = self.op.half_lift(self._dims(x)) if wide and self.op.half_lift else None
+        o = self.norm((o * lift).to(torch.float16) if lift else o)
         if self.gate is not None:
             o = o * self.gate(x).sigmoid()
         if lift:
             return self.proj_drop(lowered(self.proj, o, lift, x.dtype))
         return self.proj_drop(widened(self.proj, o).to(x.dtype) if wide else self.proj(o))
+
+    @property
+    def reads_the_buffer(self) -> bool:
+        """Whether nothing comes between the projection to q, k and v, the operator, and the joined heads."""
+        return self._plain and type(self.q_norm) is nn.Identity and type(self.k_norm) is nn.Identity
+
+    def _self_attention(self, x: Tensor, mask: Tensor | None, extras: dict[str, Any]) -> Tensor:
+        """`forward` where q, k and v are read from the buffer that their projection wrote."""
+        qkv = self.qkv(x)
+        if self._merges(qkv, mask):
+            matrix = output_matrix(qkv, self.num_heads, self.op, **extras)
+            if matrix is not None:
+                return self.proj_drop(merged(qkv, matrix, self.proj))
+        wide = self._needs_more_than_half(qkv)
+        o = attend_packed(qkv, self.num_heads, self.op, mask, out_dtype=torch.float32 if wide else None, **extras)
+        return self._project_out(x, o, wide)
+
+    def _merges(self, qkv: Tensor, mask: Tensor | None) -> bool:
+        """Whether the output projection takes the operator's matrix into its own: in inference, where the tokens are many."""
+        if qkv.shape[1] < MERGED_FROM * self.num_heads * self.head_dim or torch.is_grad_enabled() or mask is not None:
+            return False
+        if qkv.dtype == torch.float16 or torch.compiler.is_exporting():
+            return False
+        plain = self.gate is None and isinstance(self.norm, nn.Identity) and type(self.proj) is nn.Linear
+        watched = self.proj._forward_hooks or self.proj._forward_pre_hooks  # a hook must see the projection called
+        return plain and not watched
+
+    def path(self, x: Tensor) -> str:
+        """How tokens x (B,N,dim) would go now: the operator's backend, and where the output projection stands."""
+        qkv = torch.empty(*x.shape[:2], 3 * self.num_heads * self.head_dim, dtype=x.dtype, device=x.device)
+        q, k, v = unpacked(qkv, self.num_heads)
+        chosen = backend_of(q, k, v, self.op, **self.options).name
+        if chosen == "native":
+            chosen += f" {native.path_of(q.dtype, q.shape[-1], v.shape[-1])}"
+        merges = self.reads_the_buffer and self._merges(qkv, None) and self.op.has_matrix
+        return f"{chosen}, {'merged projection' if merges else 'projection apart'}"
 
     def grid_of(self, tokens: int, given: Grid | None = None) -> Grid:
         """Where so many tokens stand, as passed or as the host told.
@@ -258,16 +306,33 @@ class Attention(nn.Module):
             )
         return grid
 
-    def _needs_more_than_half(self, q: Tensor) -> bool:
-        """Whether float16 cannot hold the operator's output: it then stays float32 until it is past the projection."""
+    def _needs_more_than_half(self, x: Tensor) -> bool:
+        """Whether float16 cannot hold the operator's output on projected tokens (B,N,·): it then stays float32 until it is past `proj`."""
         rule = self.op.half_refusal
-        if q.dtype != torch.float16 or rule is None or not isinstance(self.norm, nn.Identity):
+        if x.dtype != torch.float16 or rule is None or not isinstance(self.norm, nn.Identity):
             return False
-        return rule(Dims.of(q, q, q), **self.op.filled(self.options)) is not None
+        return rule(self._dims(x), **self.op.filled(self.options)) is not None
+
+    def _dims(self, x: Tensor) -> Dims:
+        return Dims(x.shape[0], self.num_heads, x.shape[1], x.shape[1], self.head_dim, self.head_dim)
 
     def extra_repr(self) -> str:
         told = "".join(f", {name}={value!r}" for name, value in self.options.items())
         return f"op={self.op.name!r}, num_heads={self.num_heads}{told}"
+
+
+def merged(qkv: Tensor, matrix: Tensor, proj: nn.Linear) -> Tensor:
+    """q (A W) + b for the queries of a buffer (B,N,3 H D) and the operator's matrix A (B,H,D,D): the projection's product without q A."""
+    heads, width = matrix.shape[1], matrix.shape[3]
+    weight = proj.weight.to(matrix.dtype).T.unflatten(0, (heads, width))
+    whole = (matrix @ weight).flatten(1, 2).to(qkv.dtype)
+    q = qkv[..., : heads * width]
+    y = (
+        (q[0] @ whole[0])[None]
+        if len(q) == 1
+        else torch.stack([one @ theirs for one, theirs in zip(q, whole, strict=True)])
+    )
+    return y if proj.bias is None else y.add_(proj.bias)
 
 
 def widened(proj: nn.Linear, o: Tensor) -> Tensor:

@@ -2,20 +2,24 @@
 
     a_m = sum_c q^_0c k^_mc,    o = sum_m a_m v_m
 
-q^ of the class token needs the queries of all tokens for its norm, so q, k and v stay one projection of every token.
+q^ of the class token needs the queries of all tokens for its norm, so q, k and v stay one projection of every token. Of the queries
+nothing else is read: the norms divide the class token's alone.
 Koohpayegani and Pirsiavash, arXiv:2206.08898; eps 1e-6 as in the official code.
 """
 
 # B batch, H heads, N tokens (the class token first), D features per head
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from softless.attention import Operator, get
+from softless.attention import Operator, get, output_matrix
 from softless.attention.attend import autocast_off, check_options
 from softless.attention.linear import gain, power_of_two
+from softless.attention.packed import unpacked
 from softless.errors import UsageError
-from softless.layers.attention import lowered
+from softless.layers.attention import MERGED_FROM, lowered
 
 EPS = 1e-6
 LIFTED = 2048  # tokens above which float16 cannot hold the row's output (reliability.md D3)
@@ -51,15 +55,33 @@ class ClassAttention(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        assert self.op.class_row is not None
         scale = self.options.get("token_scale")
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        dtype, wide = q.dtype, torch.promote_types(q.dtype, torch.float32)
-        with autocast_off(q.device.type):
-            row = self.op.class_row(q.to(wide), k.to(wide), eps=EPS)
-            o = self.attn_drop(row * gain(x.shape[1] - 1, scale)) @ v.to(wide)
-        o = o.transpose(1, 2).flatten(2)
+        qkv = self.qkv(x)
+        dtype = qkv.dtype
+        with autocast_off(qkv.device.type):
+            o = self._by_matrix(qkv) if self._takes_matrix(qkv) else self._by_row(qkv)
+            o = (o * gain(x.shape[1] - 1, scale)).transpose(1, 2).flatten(2)
         if dtype == torch.float16 and x.shape[1] > LIFTED and scale != "tokens":
             lift = power_of_two(x.shape[1])
             return self.proj_drop(lowered(self.proj, (o * lift).to(dtype), lift, x.dtype))
         return self.proj_drop(self.proj(o.to(dtype)))
+
+    def _by_row(self, qkv: Tensor) -> Tensor:
+        """The class token's weights over all tokens, times v: (B,H,1,D)."""
+        assert self.op.class_row is not None
+        q, k, v = unpacked(qkv, self.num_heads)
+        wide = torch.promote_types(qkv.dtype, torch.float32)
+        return self.attn_drop(self.op.class_row(q.to(wide), k.to(wide), eps=EPS)) @ v.to(wide)
+
+    def _by_matrix(self, qkv: Tensor) -> Tensor:
+        """The same as q^ (k^^T v), all tokens read once: (B,H,1,D)."""
+        options: dict[str, Any] = {"eps": EPS} if "eps" in self.op.options else {}
+        matrix = output_matrix(qkv, self.num_heads, self.op, **options)
+        assert matrix is not None
+        q, _, _ = unpacked(qkv[:, :1], self.num_heads)
+        return q.to(matrix.dtype) @ matrix
+
+    def _takes_matrix(self, qkv: Tensor) -> bool:
+        """In inference, where the tokens are many; an exported graph holds the row, whatever their number."""
+        many = qkv.shape[1] >= MERGED_FROM * qkv.shape[2] // 3
+        return many and self.op.has_matrix and not (torch.is_grad_enabled() or torch.compiler.is_exporting())

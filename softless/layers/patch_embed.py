@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from softless.errors import UsageError
@@ -57,5 +58,7 @@ class ConvPatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         check_size(x.shape[-2], x.shape[-1], (self.patch_size, self.patch_size))
+        if not self.training:  # faster, and the last map is tokens as it lies; in training the ranks' smaller batches would round differently
+            x = x.contiguous(memory_format=torch.channels_last)
         x = self.proj(x)
         return x.flatten(2).transpose(1, 2), (x.shape[2], x.shape[3])

@@ -25,7 +25,8 @@ from softless.measure.cost import input_size_of, undisturbed
 from softless.measure.exps import KINDS
 
 ROOTS = frozenset({"sqrt", "rsqrt", "linalg_vector_norm", "linalg_cholesky_ex", "native_layer_norm", "native_group_norm", "layer_norm", "batch_norm", "_native_batch_norm_legit_no_training", "native_batch_norm"})  # fmt: skip
-DIVISIONS = frozenset({"div", "true_divide", "reciprocal", "mean", "rsqrt"})
+OURS = "softless"  # native kernels: products, sums and one division by the norms; nothing transcendental
+DIVISIONS = frozenset({"attend", "attend_packed", "div", "true_divide", "reciprocal", "mean", "rsqrt"})
 
 
 @dataclass(frozen=True)
@@ -204,6 +205,8 @@ def _plain(name: str) -> str:
 
 def _kind(namespace: str, name: str, args: tuple[Any, ...]) -> tuple[str, int] | None:
     """Kind and number of evaluations of an operator, or None where it has none."""
+    if namespace == OURS:
+        return None
     if namespace not in {"aten", "prim", "prims", "profiler"}:
         return "opaque", 1
     kind = KINDS.get(name) or KINDS.get(_plain(name))

@@ -64,7 +64,8 @@ def cost(model: nn.Module, input_size: int | tuple[int, ...] | None = None) -> C
     first = next(model.parameters(), torch.zeros(()))
     with undisturbed(model), FakeTensorMode(allow_non_fake_inputs=True) as fake:
         image = torch.empty(1, *size, dtype=first.dtype, device=first.device)
-        with torch.no_grad(), FlopCounterMode(display=False) as flops, TranscendentalCounter() as counter:
+        # with gradients on: without them attention may merge its output projection, and what is counted is the model as it is written
+        with torch.enable_grad(), FlopCounterMode(display=False) as flops, TranscendentalCounter() as counter:
             model(image)
         with _saved_bytes(model, fake) as kept, torch.enable_grad():
             model(image)

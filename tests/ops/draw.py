@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import softless
-from softless.attention import OPERATORS, Operator, get
+from softless.attention import OPERATORS, Backend, Operator, get
 from softless.attention.learned import starting
 from softless.attention.spec import Sizes
 
@@ -92,6 +92,12 @@ def draw(
             for name, x in own.items()
         }
     return (q, q if op.wants("tied_qk", extras) else k, v), extras
+
+
+def able(op: Operator, call: Any, extras: dict[str, Any], **masks: Tensor) -> list[Backend]:
+    """The backends that run a call; that the native ones do is tests/ops/test_native.py's to see."""
+    filled = op.filled({name: value for name, value in extras.items() if name in op.options})
+    return [backend for backend in op.backends if not backend.refuses(*call, **{**extras, **filled}, **masks)]
 
 
 def exact(op: Operator, call: Any, extras: dict[str, Any], **masks: Tensor) -> Tensor:

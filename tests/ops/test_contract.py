@@ -20,6 +20,7 @@ from tests.ops.draw import (
     CROSS,
     DTYPES,
     SHAPES,
+    able,
     assert_near,
     attend,
     draw,
@@ -230,7 +231,7 @@ def test_learned_tensors_are_learned(op: Operator) -> None:
 def test_backends_equal_the_reference(op: Operator, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     call, extras = draw(op, shape, dtype, gain=1.0)
     expected = exact(op, call, extras)
-    for backend in op.backends:
+    for backend in able(op, call, extras):
         o = attend(*call, op=op, backend=backend.name, **extras)
         assert o.dtype == dtype
         assert_near(o, expected, backend.tolerance[dtype], backend.name)
@@ -250,7 +251,7 @@ def test_gradients_of_the_backends(op: Operator, dtype: torch.dtype) -> None:
 
     truth = gradients([x.double() for x in call], lambda *x: exact(op, x, extras))
     plain = gradients(call, lambda *x: reference(op, *x, **extras))
-    for backend in op.backends:
+    for backend in able(op, call, extras):
         ours = gradients(call, lambda *x, name=backend.name: attend(*x, op=op, backend=name, **extras))
         names = "qkv" if len(ours) == 3 else "qv"
         for name, own, rough, exactly in zip(names, ours, plain, truth, strict=True):
@@ -328,7 +329,7 @@ def test_masked_tokens_are_gone(op: Operator, dtype: torch.dtype) -> None:
     else:
         expected = exact(op, (q[..., keep, :], k[..., keep, :], v[..., keep, :]), extras)
     q, k, v = (x.masked_fill(~keep[:, None], float("nan")) for x in (q, k, v))
-    for backend in op.backends:
+    for backend in able(op, (q, k, v), extras):
         o = attend(q, k, v, op=op, mask=mask, query_mask=mask, backend=backend.name, **extras)
         assert_near(o[..., keep, :], expected, backend.tolerance[dtype], backend.name)
         assert not bool(o[..., ~keep, :].any())

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from softless.attention import linear
 from softless.attention.features import normalise
-from softless.attention.spec import EPS, Backend, Operator
+from softless.attention.spec import EPS, Operator
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, query_mask: Tensor | None = None, token_scale: str | float | None = None, order: str = "auto", eps: float = EPS) -> Tensor:  # fmt: skip
@@ -43,5 +43,5 @@ SPEC = Operator(
     half_refusal=linear.half_refusal,
     half_lift=lambda d: linear.power_of_two(d.N),
     class_row=partial(linear.class_row, norm="l1"),
-    own=(Backend(name="eager", fn=partial(linear.eager, norm="l1")),),
+    own=linear.backends("l1"),
 )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from softless.attention import linear
 from softless.attention.features import normalise
-from softless.attention.spec import EPS, Backend, Operator
+from softless.attention.spec import EPS, Operator
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, query_mask: Tensor | None = None, order: str = "auto", eps: float = EPS) -> Tensor:  # fmt: skip
@@ -40,5 +40,5 @@ SPEC = Operator(
     options={"order": linear.ORDER, "eps": linear.FLOOR},
     hat=partial(normalise, norm="l2"),
     class_row=partial(linear.class_row, norm="l2"),
-    own=(Backend(name="eager", fn=partial(linear.eager, norm="l2", token_scale=None)),),
+    own=linear.backends("l2", token_scale=None),
 )

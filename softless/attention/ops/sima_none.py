@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from softless.attention import linear
-from softless.attention.spec import EPS, TOLERANCE, Backend, Operator
+from softless.attention.spec import EPS, TOLERANCE, Operator
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, query_mask: Tensor | None = None, order: str = "auto") -> Tensor:  # fmt: skip
@@ -39,11 +39,10 @@ SPEC = Operator(
     streaming=linear.streaming("none", token_scale=None, eps=EPS),
     options={"order": linear.ORDER},
     class_row=partial(linear.class_row, norm="none"),
-    own=(
-        Backend(
-            name="eager",
-            fn=partial(linear.eager, norm="none", token_scale=None, eps=EPS),
-            tolerance={**TOLERANCE, torch.float32: 5e-6},  # without norms, channels of all sizes cancel in one sum
-        ),
+    own=linear.backends(
+        "none",
+        {**TOLERANCE, torch.float32: 5e-6},  # without norms, channels of all sizes cancel in one sum
+        token_scale=None,
+        eps=EPS,
     ),
 )

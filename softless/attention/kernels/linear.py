@@ -1,0 +1,328 @@
+"""The norm-over-tokens family in one pass over q, k and v: native kernels as operators of torch, with gradients.
+
+    forward:    |q|, |k| and k^T v of all tokens in one sweep, then o = q (k^T v gain / |q| / |k|)
+    backward:   dA = q^T do in one sweep, D x E algebra, then dq, dk and dv in one sweep; saved are q, k, v, the norms and k^T v
+
+Each is one node of a graph: `torch.compile`, the FLOP counter and the counter of exponentials see `softless::…`, with a fake form and a
+formula. In self-attention q, k and v are read from the buffer that their projection wrote (`packed`), and the gradient is written as one.
+"""
+
+# B batch, H heads, N query tokens, M key tokens, D features of q and k, E features of v
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from softless.attention.features import STILL, Norm
+from softless.attention.kernels import native
+from softless.errors import UsageError
+
+NORMS: dict[str, int] = {"none": 0, "l1": 1, "l2": 2}
+BY_COUNT = 0.0  # token_scale "tokens" as a number: multiply by N
+
+library = torch.library.Library("softless", "DEF")
+library.define(
+    "sums(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? query_mask, int norm) -> (Tensor, Tensor, Tensor)"
+)
+library.define(
+    "attend(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? query_mask, int norm, float? token_scale, float eps) "
+    "-> (Tensor, Tensor, Tensor, Tensor)"
+)
+library.define(
+    "attend_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? query_mask, Tensor q_size, Tensor k_size, "
+    "Tensor context, int norm, float? token_scale, float eps) -> (Tensor, Tensor, Tensor)"
+)
+library.define(
+    "attend_packed(Tensor qkv, int heads, Tensor? mask, int norm, float? token_scale, float eps) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+library.define(
+    "attend_packed_backward(Tensor grad, Tensor qkv, int heads, Tensor? mask, Tensor q_size, Tensor k_size, Tensor context, int norm, "
+    "float? token_scale, float eps) -> Tensor"
+)
+
+
+def _dense(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def _room(B: int, H: int, D: int, E: int, norm: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Empty sums: sizes (B,H,D) of q and of k, which stay zero without a norm, and context (B,H,D,E)."""
+    size = torch.empty if norm else torch.zeros
+    return (
+        size(B, H, D, dtype=torch.float32, device=device),
+        size(B, H, D, dtype=torch.float32, device=device),
+        torch.empty(B, H, D, E, dtype=torch.float32, device=device),
+    )
+
+
+def _whole(mask: Tensor | None) -> Tensor | None:
+    return None if mask is None else mask.contiguous()
+
+
+def _sizes(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, int, int, int, int, int]:
+    B, H, N, D = q.shape
+    return B, H, N, k.shape[2], D, v.shape[3]
+
+
+def _gain(images: int, queries: int, query_mask: Tensor | None, token_scale: float | None) -> Tensor | None:
+    """(B) float32: what the outputs of each image are multiplied by."""
+    if token_scale is None:
+        return None
+    by = 1.0 if token_scale == BY_COUNT else 1.0 / token_scale
+    if query_mask is None:
+        return torch.full((images,), queries * by, dtype=torch.float32)
+    return query_mask.sum(-1).float() * by
+
+
+def sums(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, query_mask: Tensor | None, norm: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums over tokens of |q|, |k| (l2: squares) and k^T v, float32."""
+    q, k, v, mask, query_mask = _dense(q), _dense(k), _dense(v), _whole(mask), _whole(query_mask)
+    B, H, _, D = q.shape
+    q_size, k_size, context = _room(B, H, D, v.shape[3], norm, q.device)
+    native.run(
+        "sums", _sizes(q, k, v), q.dtype, norm=norm, q=native.at(q), k=native.at(k), v=native.at(v), mask=mask, query_mask=query_mask,
+        q_size=q_size, k_size=k_size, context=context,
+    )  # fmt: skip
+    return q_size, k_size, context
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, query_mask: Tensor | None, norm: int, token_scale: float | None, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Output (B,H,N,E), laid out by tokens, and the sums."""
+    q, k, v, mask, query_mask = _dense(q), _dense(k), _dense(v), _whole(mask), _whole(query_mask)
+    B, H, N, D = q.shape
+    o, gain = _by_tokens(q, v), _gain(B, N, query_mask, token_scale)
+    q_size, k_size, context = _room(B, H, D, v.shape[3], norm, q.device)
+    native.run(
+        "attend", _sizes(q, k, v), q.dtype, norm=norm, q=native.at(q), k=native.at(k), v=native.at(v), out=native.at(o), mask=mask,
+        query_mask=query_mask, q_size=q_size, k_size=k_size, context=context, gain=gain, eps=eps,
+    )  # fmt: skip
+    return o, q_size, k_size, context
+
+
+def _by_tokens(q: Tensor, v: Tensor) -> Tensor:
+    B, H, N, _ = q.shape
+    return torch.empty(B, N, H, v.shape[3], dtype=q.dtype, device=q.device).transpose(1, 2)
+
+
+def attend_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, query_mask: Tensor | None, q_size: Tensor, k_size: Tensor, context: Tensor, norm: int, token_scale: float | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of q, k and v."""
+    q, k, v, grad, mask, query_mask = _dense(q), _dense(k), _dense(v), _dense(grad), _whole(mask), _whole(query_mask)
+    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    gain = _gain(q.shape[0], q.shape[2], query_mask, token_scale)
+    native.run(
+        "backward", _sizes(q, k, v), q.dtype, norm=norm, q=native.at(q), k=native.at(k), v=native.at(v), mask=mask, query_mask=query_mask,
+        q_size=q_size, k_size=k_size, context=context, gain=gain, eps=eps, still=STILL, grad_out=native.at(grad), grad_q=native.at(dq),
+        grad_k=native.at(dk), grad_v=native.at(dv),
+    )  # fmt: skip
+    return dq, dk, dv
+
+
+def _parts(buffer: Tensor, heads: int, number: int) -> list[native.At]:
+    """Where each part (B,H,N,D) of a buffer (B,N,number H D) lies."""
+    image, token, _ = buffer.stride()
+    width, first = buffer.shape[2] // number, buffer.data_ptr()
+    size = width * buffer.element_size()
+    return [(first + part * size, image, width // heads, token) for part in range(number)]
+
+
+def attend_packed(qkv: Tensor, heads: int, mask: Tensor | None, norm: int, token_scale: float | None, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Output (B,N,H D) of self-attention, and the sums."""
+    qkv, mask = _dense(qkv), _whole(mask)
+    B, N, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
+    D = width // heads
+    o, gain = torch.empty(B, N, width, dtype=qkv.dtype, device=qkv.device), _gain(B, N, mask, token_scale)
+    q_size, k_size, context = _room(B, heads, D, D, norm, qkv.device)
+    (q, k, v), (out,) = _parts(qkv, heads, 3), _parts(o, heads, 1)
+    native.run(
+        "attend", (B, heads, N, N, D, D), qkv.dtype, norm=norm, q=q, k=k, v=v, out=out, mask=mask, query_mask=mask, q_size=q_size, k_size=k_size,
+        context=context, gain=gain, eps=eps,
+    )  # fmt: skip
+    return o, q_size, k_size, context
+
+
+def attend_packed_backward(grad: Tensor, qkv: Tensor, heads: int, mask: Tensor | None, q_size: Tensor, k_size: Tensor, context: Tensor, norm: int, token_scale: float | None, eps: float) -> Tensor:  # fmt: skip
+    """The gradient of the buffer, written in place of three."""
+    qkv, grad, mask = _dense(qkv), _dense(grad), _whole(mask)
+    B, N, D = qkv.shape[0], qkv.shape[1], qkv.shape[2] // (3 * heads)
+    made = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
+    (q, k, v), (dq, dk, dv), (do,) = _parts(qkv, heads, 3), _parts(made, heads, 3), _parts(grad, heads, 1)
+    native.run(
+        "backward", (B, heads, N, N, D, D), qkv.dtype, norm=norm, q=q, k=k, v=v, mask=mask, query_mask=mask, q_size=q_size, k_size=k_size,
+        context=context, gain=_gain(B, N, mask, token_scale), eps=eps, still=STILL, grad_out=do, grad_q=dq, grad_k=dk, grad_v=dv,
+    )  # fmt: skip
+    return made
+
+
+for function in (sums, attend, attend_backward, attend_packed, attend_packed_backward):
+    library.impl(function.__name__, function, "CPU")
+
+
+# Shapes for tracing
+
+
+def _fake_attend(q: Tensor, _k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _by_tokens(q, v), *_fake_sums(q, _k, v)
+
+
+def _fake_packed(qkv: Tensor, heads: int, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    B, N, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
+    D = width // heads
+    return qkv.new_empty(B, N, width), *_room(B, heads, D, D, 1, qkv.device)
+
+
+def _fake_sums(q: Tensor, _k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    B, H, _n, D = q.shape
+    return _room(B, H, D, v.shape[3], 1, q.device)
+
+
+def _fake_backward(_grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    return tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+
+
+def _fake_packed_backward(_grad: Tensor, qkv: Tensor, *_: Any) -> Tensor:
+    return torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
+
+
+FAKES: dict[str, Callable[..., Any]] = {
+    "sums": _fake_sums,
+    "attend": _fake_attend,
+    "attend_backward": _fake_backward,
+    "attend_packed": _fake_packed,
+    "attend_packed_backward": _fake_packed_backward,
+}
+for name, fake in FAKES.items():
+    torch.library.register_fake(f"softless::{name}", fake, lib=library)
+
+
+# Gradients
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    q, k, v, mask, query_mask, *ctx.settings = inputs
+    ctx.save_for_backward(q, k, v, mask, query_mask, *output[1:])
+    ctx.set_materialize_grads(False)  # the sums have no gradient, and need no zeros for one
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _slope(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
+    slopes = torch.ops.softless.attend_backward(grad, *ctx.saved_tensors, *ctx.settings)
+    return (*slopes, None, None, None, None, None)
+
+
+def _keep_packed(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    qkv, ctx.heads, mask, *ctx.settings = inputs
+    ctx.save_for_backward(qkv, mask, *output[1:])
+    ctx.set_materialize_grads(False)  # the sums have no gradient, and need no zeros for one
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _slope_packed(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
+    qkv, mask, *found = ctx.saved_tensors
+    slope = torch.ops.softless.attend_packed_backward(grad, qkv, ctx.heads, mask, *found, *ctx.settings)
+    return slope, None, None, None, None, None
+
+
+def _no_second(_: Any, *__: Any) -> Any:
+    raise UsageError('the native kernels have no second derivative: pass backend="eager" to softless.attend')
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    """There is nothing to keep for what raises."""
+
+
+torch.library.register_autograd("softless::attend", _slope, setup_context=_keep, lib=library)
+torch.library.register_autograd("softless::attend_packed", _slope_packed, setup_context=_keep_packed, lib=library)
+for name in ("sums", "attend_backward", "attend_packed_backward"):
+    torch.library.register_autograd(f"softless::{name}", _no_second, setup_context=_nothing, lib=library)
+
+
+# FLOPs, 2 per multiply-add
+
+
+def _products(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], queries: int, keys: int) -> int:
+    B, H, N, D = q
+    return 2 * B * H * D * v[3] * (queries * N + keys * k[2])
+
+
+def _split(qkv: tuple[int, ...], heads: int) -> tuple[int, ...]:
+    return qkv[0], heads, qkv[1], qkv[2] // (3 * heads)
+
+
+@register_flop_formula(torch.ops.softless.attend)
+def _attend_flops(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+    return _products(q, k, v, 1, 1)
+
+
+@register_flop_formula(torch.ops.softless.sums)
+def _sums_flops(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+    return _products(q, k, v, 0, 1)
+
+
+@register_flop_formula(torch.ops.softless.attend_backward)
+def _backward_flops(_: Any, q: Any, k: Any, v: Any, *__: Any, **___: Any) -> int:
+    return _products(q, k, v, 2, 2)
+
+
+@register_flop_formula(torch.ops.softless.attend_packed)
+def _packed_flops(qkv: Any, heads: int, *_: Any, **__: Any) -> int:
+    one = _split(qkv, heads)
+    return _products(one, one, one, 1, 1)
+
+
+@register_flop_formula(torch.ops.softless.attend_packed_backward)
+def _packed_backward_flops(_: Any, qkv: Any, heads: int, *__: Any, **___: Any) -> int:
+    one = _split(qkv, heads)
+    return _products(one, one, one, 2, 2)
+
+
+# The backend
+
+
+def _number(token_scale: str | float | None) -> float | None:
+    return BY_COUNT if isinstance(token_scale, str) else token_scale
+
+
+def run(q: Tensor, k: Tensor, v: Tensor, *, norm: Norm, mask: Tensor | None, query_mask: Tensor | None, token_scale: str | float | None, eps: float, **_: Any) -> Tensor:  # fmt: skip
+    """(B,H,N,E): the operator's value."""
+    return torch.ops.softless.attend(q, k, v, mask, query_mask, NORMS[norm], _number(token_scale), eps)[0]
+
+
+def run_packed(qkv: Tensor, heads: int, *, norm: Norm, mask: Tensor | None, token_scale: str | float | None, eps: float, **_: Any) -> Tensor:  # fmt: skip
+    """(B,N,H D): self-attention of the buffer (B,N,3 H D) that holds q, k and v."""
+    return torch.ops.softless.attend_packed(qkv, heads, mask, NORMS[norm], _number(token_scale), eps)[0]
+
+
+def summed(q: Tensor, k: Tensor, v: Tensor, *, norm: Norm) -> dict[str, Tensor]:
+    """The summary of `softless.attention.linear`, in one sweep: "q" and "k" (B,H,1,D), "context" (B,H,D,E)."""
+    q_size, k_size, context = torch.ops.softless.sums(q, k, v, None, None, NORMS[norm])
+    return {"context": context, "q": q_size[:, :, None], "k": k_size[:, :, None]}
+
+
+def refuses(q: Tensor, k: Tensor, v: Tensor) -> list[str]:
+    """Why the native kernels cannot run a call."""
+    reasons = []
+    if torch.compiler.is_exporting():
+        return ["an exported graph holds nodes that every runtime knows"]
+    if native.LIBRARY is None:
+        return [native.WHY_NOT]
+    if not native.PATHS[torch.float32]:
+        return ["this processor has neither AVX-512 nor AVX2 with FMA"]
+    if q.device.type != "cpu":
+        reasons.append(f"runs on the processor, got {q.device}")
+    if q.dtype not in native.DTYPES:
+        reasons.append(f"takes float32 and bfloat16, got {q.dtype}")
+    if q.numel() == 0 or k.numel() == 0 or v.numel() == 0:
+        reasons.append("there is nothing to sum")
+    return reasons
+
+
+def here() -> str:
+    """The ways of this processor by dtype, the fastest first."""
+    return "; ".join(
+        f"{str(dtype).removeprefix('torch.')}: {', '.join(paths)}" for dtype, paths in native.PATHS.items()
+    )

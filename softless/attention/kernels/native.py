@@ -1,0 +1,129 @@
+"""The native library: found and loaded once, called with pointers; why it is not there, where it is not.
+
+It is plain C++ behind a C interface (native/softless.h), built when the package is installed. What it computes is in kernels/linear.py.
+"""
+
+import contextlib
+import ctypes
+import importlib
+import struct
+from collections.abc import Iterator
+from ctypes import c_char_p, c_int32
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softless.errors import UsageError
+
+NAME = "native/libsoftless_native.so"  # beside its sources: in the package itself it would pass for a module
+DTYPES = (torch.float32, torch.bfloat16)
+OK, NO_PATH = 0, 1
+
+
+At = tuple[
+    int, int, int, int
+]  # where a tensor (image, head, token, channel) lies: address, and steps; its channels are contiguous
+NOWHERE: At = (0, 0, 0, 0)
+# `SoftlessCall` of native/softless.h: six sizes, four integers and the path; q, k, v, out; six addresses, eps and still; four gradients.
+# Packed and not built field by field: a call on few tokens takes no longer than its arguments.
+CALL = struct.Struct("@6q4iP" + 4 * "P3q" + "6P2f" + 4 * "P3q")
+
+
+def _load() -> tuple[ctypes.CDLL | None, str]:
+    """The library, or why there is none."""
+    package = importlib.import_module(__package__)
+    found = [path for folder in package.__path__ if (path := Path(folder) / NAME).is_file()]
+    if not found:
+        return None, (
+            "this installation has no native library: it is built for Linux on x86-64 where a C++ compiler is there; install again with one"
+        )
+    try:
+        library = ctypes.CDLL(str(found[0]))
+    except OSError as error:
+        return None, f"the native library does not load: {error}"
+    for name in ("softless_sums", "softless_attend", "softless_backward"):
+        getattr(library, name).argtypes = [c_char_p]
+        getattr(library, name).restype = c_int32
+    library.softless_paths.argtypes, library.softless_paths.restype = [c_int32], c_char_p
+    library.softless_path.argtypes, library.softless_path.restype = [c_char_p], c_char_p
+    return library, ""
+
+
+LIBRARY, WHY_NOT = _load()
+
+
+def _paths(dtype: torch.dtype) -> tuple[str, ...]:
+    if LIBRARY is None:
+        return ()
+    names = LIBRARY.softless_paths(dtype == torch.bfloat16).decode()
+    return tuple(names.split(",")) if names else ()
+
+
+PATHS = {dtype: _paths(dtype) for dtype in DTYPES}  # the ways of this processor, the fastest first
+_names = {name: ctypes.create_string_buffer(name.encode()) for paths in PATHS.values() for name in paths}
+_forced: list[str] = []
+
+
+@contextlib.contextmanager
+def using(path: str) -> Iterator[None]:
+    """Take one way of this processor instead of the fastest, for tests and comparisons.
+
+    Raises:
+        UsageError: this processor has no such way.
+    """
+    known = sorted({name for paths in PATHS.values() for name in paths})
+    if path not in known:
+        raise UsageError(f"no native path named {path!r} on this processor. It has: {', '.join(known) or 'none'}")
+    _forced.append(path)
+    try:
+        yield
+    finally:
+        _forced.pop()
+
+
+def path_of(dtype: torch.dtype, D: int, E: int) -> str:
+    """The way that q and k of D and v of E channels per head go; empty where there is none."""
+    if LIBRARY is None or dtype not in DTYPES:
+        return ""
+    name = LIBRARY.softless_path(_packed((1, 1, 1, 1, D, E), dtype))
+    return name.decode() if name else ""
+
+
+def at(x: Tensor) -> At:
+    """Where a tensor (B,H,N,D) lies."""
+    image, head, token, _ = x.stride()
+    return x.data_ptr(), image, head, token
+
+
+def run(name: str, sizes: tuple[int, int, int, int, int, int], dtype: torch.dtype, **fields: Any) -> None:
+    """Run `softless_NAME` on sizes (B, H, N, M, D, E); the fields are those of `SoftlessCall`, tensors by their address.
+
+    Raises:
+        MemoryError: the sums do not fit.
+    """
+    assert LIBRARY is not None
+    status = getattr(LIBRARY, f"softless_{name}")(_packed(sizes, dtype, **fields))
+    assert status != NO_PATH, "path_of was not asked"
+    if status != OK:
+        raise MemoryError(f"softless_{name}: no memory for the sums over tokens")
+
+
+def _packed(
+    sizes: tuple[int, int, int, int, int, int], dtype: torch.dtype, *, norm: int = 0, fresh: bool = True, q: At = NOWHERE, k: At = NOWHERE, v: At = NOWHERE,
+    out: At = NOWHERE, mask: Tensor | None = None, query_mask: Tensor | None = None, q_size: Tensor | None = None, k_size: Tensor | None = None,
+    context: Tensor | None = None, gain: Tensor | None = None, eps: float = 0.0, still: float = 0.0, grad_out: At = NOWHERE, grad_q: At = NOWHERE,
+    grad_k: At = NOWHERE, grad_v: At = NOWHERE,
+) -> bytes:  # fmt: skip
+    """The bytes of a `SoftlessCall`."""
+    path = _names[_forced[-1]] if _forced and _forced[-1] in PATHS[dtype] else None
+    return CALL.pack(
+        *sizes, dtype == torch.bfloat16, norm, torch.get_num_threads(), fresh, ctypes.addressof(path) if path else 0, *q, *k, *v, *out,
+        _address(mask), _address(query_mask), _address(q_size), _address(k_size), _address(context), _address(gain), eps, still,
+        *grad_out, *grad_q, *grad_k, *grad_v,
+    )  # fmt: skip
+
+
+def _address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()

@@ -1,0 +1,185 @@
+// Inner loops in float32 over vectors of one width: float32 as it is, bfloat16 widened on the way in and rounded on the way out.
+//
+// Included by one file per instruction set, after it has defined `Vec`. All of it is local to that file: two files compiled for
+// different processors must not share an inline function.
+//
+//   Vec::W             floats in a vector
+//   Vec::R[c - 1]      rows of a register tile that is c vectors wide; Vec::C is the widest
+//   load, load_bf16, load_some(p, n), store, store_some(p, v, n), store_bf16(p, v, n), set1, zero, fma, add, mul, abs, sign_times(y, f)
+#include <cstring>
+
+#include "arithmetic.h"
+
+namespace {
+using namespace softless;
+using V = Vec::T;
+constexpr int W = Vec::W;
+using bf16 = uint16_t;
+
+inline float widened(float x) { return x; }
+inline float widened(bf16 x) {
+  const uint32_t bits = static_cast<uint32_t>(x) << 16;
+  float wide;
+  memcpy(&wide, &bits, 4);
+  return wide;
+}
+inline V load(const float* p) { return Vec::load(p); }
+inline V load(const bf16* p) { return Vec::load_bf16(p); }
+template <class T> inline V load_some(const T* p, int64_t n) {
+  alignas(64) float whole[W] = {0};
+  for (int64_t i = 0; i < n; i++) whole[i] = widened(p[i]);
+  return Vec::load(whole);
+}
+inline void store(float* p, V v) { Vec::store(p, v); }
+inline void store(bf16* p, V v) { Vec::store_bf16(p, v); }
+template <class T> inline void store_some(T* p, V v, int64_t n) {
+  alignas(64) T whole[W];
+  store(whole, v);
+  memcpy(p, whole, static_cast<size_t>(n) * sizeof(T));
+}
+
+inline V grown(V total, V x, Norm norm) { return norm == L1 ? Vec::add(total, Vec::abs(x)) : Vec::fma(x, x, total); }
+
+template <class T, int C> inline void magnitude_columns(const T* x, int64_t step, int64_t n, const uint8_t* keep, Norm norm, float* total) {
+  V sum[C];
+  for (int j = 0; j < C; j++) sum[j] = Vec::zero();
+  for (int64_t t = 0; t < n; t++) {
+    if (keep && !keep[t]) continue;
+    for (int j = 0; j < C; j++) sum[j] = grown(sum[j], load(x + t * step + j * W), norm);
+  }
+  for (int j = 0; j < C; j++) Vec::store(total + j * W, Vec::add(sum[j], Vec::load(total + j * W)));
+}
+
+template <class T> void magnitude(const void* data, int64_t step, int64_t n, const uint8_t* keep, int64_t width, Norm norm, float* total) {
+  const T* x = static_cast<const T*>(data);
+  int64_t c = 0;
+  for (; c + 4 * W <= width; c += 4 * W) magnitude_columns<T, 4>(x + c, step, n, keep, norm, total + c);
+  for (; c + W <= width; c += W) magnitude_columns<T, 1>(x + c, step, n, keep, norm, total + c);
+  for (; c < width; c++) {
+    float sum = 0;
+    for (int64_t t = 0; t < n; t++) {
+      if (keep && !keep[t]) continue;
+      const float one = widened(x[t * step + c]);
+      sum += norm == L1 ? __builtin_fabsf(one) : one * one;
+    }
+    total[c] += sum;
+  }
+}
+
+// rows of a panel: contiguous float32, zero where a token does not count and beyond the width
+template <class T> void widen(const T* x, int64_t step, int64_t n, const uint8_t* keep, int64_t width, float* panel) {
+  const int64_t pitch = round_up(width, W);
+  for (int64_t t = 0; t < n; t++, panel += pitch, x += step) {
+    int64_t c = 0;
+    if (keep && !keep[t]) {
+      memset(panel, 0, static_cast<size_t>(pitch) * sizeof(float));
+      continue;
+    }
+    for (; c + W <= width; c += W) Vec::store(panel + c, load(x + c));
+    if (c < width) Vec::store(panel + c, load_some(x + c, width - c));
+  }
+}
+
+// a register tile: acc[i][j] = sum over l of a[i * row + l * next] * b[l * pitch + j]
+template <int R, int C, class A> inline void multiply(V (&acc)[R][C], const A* a, int64_t row, int64_t next, const float* b, int64_t pitch, int64_t n) {
+  for (int i = 0; i < R; i++)
+    for (int j = 0; j < C; j++) acc[i][j] = Vec::zero();
+  for (int64_t l = 0; l < n; l++) {
+    V right[C];
+    for (int j = 0; j < C; j++) right[j] = Vec::load(b + l * pitch + j * W);
+    for (int i = 0; i < R; i++) {
+      const V left = Vec::set1(widened(a[i * row + l * next]));
+      for (int j = 0; j < C; j++) acc[i][j] = Vec::fma(left, right[j], acc[i][j]);
+    }
+  }
+}
+
+struct Adding {  // the tile joins a float32 sum
+  float* m;
+  int64_t pitch;
+  template <int R, int C> void operator()(V (&acc)[R][C], int64_t row, int64_t column) const {
+    for (int i = 0; i < R; i++)
+      for (int j = 0; j < C; j++) {
+        float* place = m + (row + i) * pitch + column + j * W;
+        Vec::store(place, Vec::add(acc[i][j], Vec::load(place)));
+      }
+  }
+};
+
+template <class T> struct Writing {  // the tile becomes output, with its slope
+  const Apply& call;
+  template <int R, int C> void operator()(V (&acc)[R][C], int64_t row, int64_t column) const {
+    for (int j = 0; j < C; j++) {
+      const int64_t at = column + j * W, left = least(W, call.columns - at);
+      const V factor = call.slope == FLAT ? Vec::zero() : left == W ? Vec::load(call.factor + at) : load_some(call.factor + at, left);
+      for (int i = 0; i < R; i++) {
+        V value = acc[i][j];
+        if (call.slope != FLAT) {
+          const T* other = static_cast<const T*>(call.y) + (row + i) * call.y_step + at;
+          const V y = left == W ? load(other) : load_some(other, left);
+          value = call.slope == SIGN ? Vec::add(value, Vec::sign_times(y, factor)) : Vec::fma(y, factor, value);
+        }
+        T* place = static_cast<T*>(call.out) + (row + i) * call.out_step + at;
+        if (left == W) store(place, value);
+        else store_some(place, value, left);
+      }
+    }
+  }
+};
+
+// rows of a band of C vectors, R at a time and then the few that are left
+template <int R, int C, class A, class End> inline void few(const A* a, int64_t row, int64_t next, const float* b, int64_t pitch, int64_t n, int64_t from, int64_t rows, int64_t column, const End& end) {
+  if constexpr (R > 0) {
+    if (rows == R) {
+      V acc[R][C];
+      multiply<R, C>(acc, a + from * row, row, next, b + column, pitch, n);
+      end(acc, from, column);
+    } else {
+      few<R - 1, C>(a, row, next, b, pitch, n, from, rows, column, end);
+    }
+  }
+}
+
+template <int C, class A, class End> void band(const A* a, int64_t row, int64_t next, const float* b, int64_t pitch, int64_t n, int64_t rows, int64_t column, const End& end) {
+  constexpr int R = Vec::R[C - 1];
+  int64_t from = 0;
+  for (; from + R <= rows; from += R) few<R, C>(a, row, next, b, pitch, n, from, R, column, end);
+  few<R - 1, C>(a, row, next, b, pitch, n, from, rows - from, column, end);
+}
+
+template <int C, class A, class End> int64_t bands(const A* a, int64_t row, int64_t next, const float* b, int64_t pitch, int64_t n, int64_t rows, int64_t column, const End& end) {
+  for (; column + C * W <= pitch; column += C * W) band<C>(a, row, next, b, pitch, n, rows, column, end);
+  if constexpr (C > 1) return bands<C - 1>(a, row, next, b, pitch, n, rows, column, end);
+  return column;
+}
+
+int64_t pitch_f32(int64_t width) { return round_up(width, W); }
+
+template <class T> void product(const void* k, int64_t k_step, const void* v, int64_t v_step, int64_t n, const uint8_t* keep, int64_t D, int64_t E, void* scratch, float* m) {
+  const int64_t left = pitch_f32(D), right = pitch_f32(E);
+  float* keys = static_cast<float*>(scratch);
+  float* values = keys + n * left;
+  widen(static_cast<const T*>(k), k_step, n, keep, D, keys);
+  widen(static_cast<const T*>(v), v_step, n, keep, E, values);
+  bands<Vec::C>(keys, 1, left, values, right, n, D, 0, Adding{m, right});
+}
+
+int64_t packed_f32(int64_t rows, int64_t columns) { return rows * pitch_f32(columns) * static_cast<int64_t>(sizeof(float)); }
+
+void pack_f32(const float* matrix, int64_t rows, int64_t columns, void* packed) {
+  widen(matrix, columns, rows, nullptr, columns, static_cast<float*>(packed));
+}
+
+template <class T> void apply(const Apply& call) {
+  bands<Vec::C>(static_cast<const T*>(call.x), call.x_step, 1, static_cast<const float*>(call.packed), pitch_f32(call.columns), call.rows, call.n, 0, Writing<T>{call});
+}
+
+constexpr int64_t TILE = 64;
+int64_t scratch_f32(int64_t D, int64_t E) { return TILE * (pitch_f32(D) + pitch_f32(E)) * static_cast<int64_t>(sizeof(float)); }
+int64_t any_width() { return 1; }
+
+template <class T> constexpr Arithmetic float32_arithmetic(const char* name) {
+  return {name, TILE, magnitude<T>, product<T>, pitch_f32, scratch_f32, packed_f32, pack_f32, apply<T>, any_width, nullptr, nullptr};
+}
+
+}  // namespace

@@ -1,0 +1,381 @@
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <string>
+#include <vector>
+
+#include "parallel.h"
+#include "processor.h"
+#include "softless.h"
+
+namespace softless {
+namespace {
+
+template <class T> using Buffer = std::unique_ptr<T[], decltype(&std::free)>;
+
+template <class T> Buffer<T> buffer(int64_t count) {
+  void* memory = std::aligned_alloc(64, static_cast<size_t>(round_up(std::max<int64_t>(count, 1) * static_cast<int64_t>(sizeof(T)), 64)));
+  if (!memory) throw std::bad_alloc();
+  return Buffer<T>(static_cast<T*>(memory), &std::free);
+}
+
+struct Place {  // a tensor of `size` bytes an element
+  const SoftlessTensor& tensor;
+  int64_t size;
+  char* at(int64_t b, int64_t h, int64_t t) const {
+    return static_cast<char*>(tensor.data) + (b * tensor.image + h * tensor.head + t * tensor.token) * size;
+  }
+};
+
+// Memory that a thread keeps from call to call: fresh pages cost as much as the sums of a small image.
+template <class T> class Kept {
+ public:
+  T* room(int64_t count) {  // zero where it is new
+    if (count > size_) {
+      memory_ = buffer<T>(count);
+      std::fill_n(memory_.get(), count, T{});
+      size_ = count;
+    }
+    return memory_.get();
+  }
+
+ private:
+  Buffer<T> memory_{nullptr, &std::free};
+  int64_t size_ = 0;
+};
+thread_local Kept<double> kept_totals;
+thread_local Kept<float> kept_group;
+thread_local Kept<char> kept_scratch;
+
+// Tokens that are summed in float32 before they join the double totals. The borders depend on the tokens alone, never on the batch or on
+// the number of threads.
+int64_t group_of(int64_t tokens) {
+  return tokens >= 8192 ? 1024 : tokens >= 2048 ? 256 : tokens >= 512 ? 128 : tokens > 64 ? round_up((tokens + 3) / 4, 8) : 64;
+}
+
+// How the sums of one image lie: |q| and |k| of all heads, then k^T v, whose rows have a pitch in float32.
+struct Layout {
+  int64_t sizes, rows, E, pitch;
+  Layout(const SoftlessCall& call, const Arithmetic& way)
+      : sizes(call.norm == NONE ? 0 : call.H * call.D), rows(call.H * call.D), E(call.E), pitch(way.pitch(call.E)) {}
+  int64_t totals() const { return 2 * sizes + rows * E; }
+  int64_t group() const { return 2 * sizes + rows * pitch; }
+};
+
+// The float32 sums of a group join the double totals, and are zero again, columns beyond the width too: NaN times their zero is NaN.
+void close_group(const Layout& layout, float* group, double* totals, bool first) {
+  const auto close = [first](const float* from, double* to, int64_t n) {
+    if (first)
+      for (int64_t i = 0; i < n; i++) to[i] = from[i];
+    else
+      for (int64_t i = 0; i < n; i++) to[i] += from[i];
+  };
+  float* const start = group;
+  close(group, totals, 2 * layout.sizes);
+  group += 2 * layout.sizes;
+  totals += 2 * layout.sizes;
+  for (int64_t row = 0; row < layout.rows; row++) close(group + row * layout.pitch, totals + row * layout.E, layout.E);
+  std::fill_n(start, layout.group(), 0.0f);
+}
+
+void write(const SoftlessCall& call, const Layout& layout, int64_t image, const double* totals) {
+  const auto narrow = [](const double* from, int64_t n, float* to) {
+    for (int64_t i = 0; i < n; i++) to[i] = static_cast<float>(from[i]);
+  };
+  if (layout.sizes) {
+    narrow(totals, layout.sizes, call.q_size + image * layout.sizes);
+    narrow(totals + layout.sizes, layout.sizes, call.k_size + image * layout.sizes);
+  }
+  narrow(totals + 2 * layout.sizes, layout.rows * layout.E, call.context + image * layout.rows * layout.E);
+}
+
+// The tokens from `first` up to `last` of one image join the sums of a group.
+void add_tokens(const SoftlessCall& call, const Arithmetic& way, const Layout& layout, int64_t image, int64_t first, int64_t last, void* scratch, float* group) {
+  const int64_t size = call.bf16 ? 2 : 4;
+  const Place q{call.q, size}, k{call.k, size}, v{call.v, size};
+  const Norm norm = static_cast<Norm>(call.norm);
+  float *q_size = group, *k_size = group + layout.sizes, *context = group + 2 * layout.sizes;
+  for (int64_t t = first; t < last; t += way.tile) {
+    const int64_t end = least(last, t + way.tile), queries = least(end, call.N) - t, keys = least(end, call.M) - t;
+    const uint8_t* query_mask = call.query_mask ? call.query_mask + image * call.N + t : nullptr;
+    const uint8_t* mask = call.mask ? call.mask + image * call.M + t : nullptr;
+    for (int64_t h = 0; h < call.H; h++) {
+      if (norm != NONE && queries > 0) way.magnitude(q.at(image, h, t), call.q.token, queries, query_mask, call.D, norm, q_size + h * call.D);
+      if (keys <= 0) continue;
+      if (norm != NONE) way.magnitude(k.at(image, h, t), call.k.token, keys, mask, call.D, norm, k_size + h * call.D);
+      way.product(k.at(image, h, t), call.k.token, v.at(image, h, t), call.v.token, keys, mask, call.D, call.E, scratch, context + h * call.D * layout.pitch);
+    }
+  }
+}
+
+class Session {  // a thread's use of an arithmetic
+ public:
+  explicit Session(const Arithmetic& way) : way_(way) {
+    if (way_.begin) way_.begin();
+  }
+  ~Session() {
+    if (way_.end) way_.end();
+  }
+
+ private:
+  const Arithmetic& way_;
+};
+
+// work(thread, of) on each of some threads; what runs out of memory on one of them runs out here
+template <class Work> void share(int threads, const Arithmetic& way, const Work& work) {
+  std::atomic<bool> failed{false};
+  on_threads(threads, [&](int thread, int of) {
+    try {
+      const Session session(way);
+      work(thread, of);
+    } catch (const std::bad_alloc&) {
+      failed = true;
+    }
+  });
+  if (failed) throw std::bad_alloc();
+}
+
+int threads_for(const SoftlessCall& call, int64_t items) { return static_cast<int>(std::max<int64_t>(1, least(call.threads, items))); }
+
+// Each thread takes a stretch of (image, group of tokens). An image that it has whole is written at once; its first and its last may be
+// shared with its neighbours, and are joined at the end in the order of their tokens.
+void sums(const SoftlessCall& call, const Arithmetic& way) {
+  const Layout layout(call, way);
+  const int64_t tokens = std::max(call.N, call.M), step = group_of(tokens), groups = (tokens + step - 1) / step, items = call.B * groups;
+  const int threads = threads_for(call, items);
+  double* const room = kept_totals.room(2 * threads * layout.totals());
+  std::vector<int64_t> shared(static_cast<size_t>(2 * threads), -1);  // the image that each piece of `room` holds a part of
+  share(threads, way, [&](int thread, int of) {
+    float* group = kept_group.room(layout.group());
+    char* scratch = kept_scratch.room(way.scratch_bytes(call.D, call.E));
+    const int64_t last = items * (thread + 1) / of;
+    int64_t piece = 2 * thread;
+    for (int64_t item = items * thread / of; item < last;) {
+      const int64_t image = item / groups, from = item % groups, to = least(groups, from + last - item);
+      double* totals = room + piece * layout.totals();
+      for (int64_t g = from; g < to; g++) {
+        add_tokens(call, way, layout, image, g * step, least(tokens, (g + 1) * step), scratch, group);
+        close_group(layout, group, totals, g == from);
+      }
+      item += to - from;
+      if (to - from == groups) write(call, layout, image, totals);
+      else shared[static_cast<size_t>(piece++)] = image;
+    }
+  });
+  double* whole = nullptr;
+  int64_t image = -1;
+  for (int64_t piece = 0; piece < 2 * threads; piece++) {
+    const int64_t of = shared[static_cast<size_t>(piece)];
+    if (of < 0) continue;
+    double* part = room + piece * layout.totals();
+    if (of == image) {
+      for (int64_t i = 0; i < layout.totals(); i++) whole[i] += part[i];
+      continue;
+    }
+    if (whole) write(call, layout, image, whole);
+    whole = part;
+    image = of;
+  }
+  if (whole) write(call, layout, image, whole);
+}
+
+double norm_of(const SoftlessCall& call, float size) { return call.norm == L2 ? std::sqrt(static_cast<double>(size)) : size; }
+
+// what a channel's row of the context is multiplied by: gain / (|q| |k|)
+double factor(const SoftlessCall& call, int64_t image, int64_t channel) {
+  const double gain = call.gain ? call.gain[image] : 1.0, eps = call.eps;
+  if (call.norm == NONE) return gain;
+  const int64_t at = image * call.H * call.D + channel;
+  return gain / (std::max(norm_of(call, call.q_size[at]), eps) * std::max(norm_of(call, call.k_size[at]), eps));
+}
+
+struct Matrices {  // one packed matrix per image and head
+  Buffer<char> data;
+  int64_t size;
+  const void* of(int64_t image, int64_t head, int64_t heads) const { return data.get() + (image * heads + head) * size; }
+};
+
+struct Product {  // rows x columns, filled by (image, head, out)
+  int64_t rows, columns;
+  template <class Fill> Matrices pack(const SoftlessCall& call, const Arithmetic& way, const Fill& fill) const {
+    const int64_t size = round_up(way.packed_bytes(rows, columns), 64);
+    Matrices made{buffer<char>(call.B * call.H * size), size};
+    auto plain = buffer<float>(rows * columns);
+    for (int64_t image = 0; image < call.B; image++)
+      for (int64_t head = 0; head < call.H; head++) {
+        fill(image, head, plain.get());
+        way.pack(plain.get(), rows, columns, made.data.get() + (image * call.H + head) * size);
+      }
+    return made;
+  }
+};
+
+void blank(const SoftlessTensor& out, int64_t size, int64_t image, int64_t head, int64_t first, int64_t n, int64_t width, const uint8_t* keep) {
+  for (int64_t t = 0; keep && t < n; t++)
+    if (!keep[first + t]) std::fill_n(Place{out, size}.at(image, head, first + t), width * size, '\0');
+}
+
+struct Reading {  // out = x matrix + slope, for all tokens of all images
+  const SoftlessTensor &x, &out;
+  const Matrices& matrices;
+  int64_t tokens, rows, columns;
+  const uint8_t* keep;  // (B, tokens) or null
+  const SoftlessTensor* y;
+  const float* factor;  // (B, H, columns)
+  Slope slope;
+};
+
+void read(const SoftlessCall& call, const Arithmetic& way, const std::vector<Reading>& readings) {
+  constexpr int64_t BLOCK = 64;
+  const int64_t size = call.bf16 ? 2 : 4;
+  int64_t most = 0;
+  for (const Reading& one : readings) most = std::max(most, (one.tokens + BLOCK - 1) / BLOCK);
+  const int threads = threads_for(call, call.B * most);
+  // Few tokens divide evenly too; but not below the 16 of a tile, which would go another way, to other bits, beside more images.
+  const int64_t step = call.B * most >= 4 * threads ? BLOCK : 16, blocks = (most * BLOCK + step - 1) / step;
+  share(threads, way, [&](int thread, int of) {
+    char* scratch = kept_scratch.room(way.scratch_bytes(call.D, call.E));
+    for (int64_t item = call.B * blocks * thread / of; item < call.B * blocks * (thread + 1) / of; item++) {
+      const int64_t image = item / blocks, first = item % blocks * step;
+      for (const Reading& one : readings) {
+        const int64_t n = least(step, one.tokens - first);
+        if (n <= 0) continue;
+        for (int64_t head = 0; head < call.H; head++) {
+          way.apply({Place{one.x, size}.at(image, head, first), one.x.token, n, one.matrices.of(image, head, call.H), one.rows, one.columns,
+                     Place{one.out, size}.at(image, head, first), one.out.token,
+                     one.y ? Place{*one.y, size}.at(image, head, first) : nullptr, one.y ? one.y->token : 0,
+                     one.factor ? one.factor + (image * call.H + head) * one.columns : nullptr, one.slope, scratch});
+          if (one.keep) blank(one.out, size, image, head, first, n, one.columns, one.keep + image * one.tokens);
+        }
+      }
+    }
+  });
+}
+
+void attend(const SoftlessCall& call, const Arithmetic& way) {
+  if (call.fresh) sums(call, way);
+  const Matrices matrices = Product{call.D, call.E}.pack(call, way, [&](int64_t image, int64_t head, float* out) {
+    const float* context = call.context + (image * call.H + head) * call.D * call.E;
+    for (int64_t d = 0; d < call.D; d++) {
+      const double by = factor(call, image, head * call.D + d);
+      for (int64_t e = 0; e < call.E; e++) *out++ = static_cast<float>(by * *context++);
+    }
+  });
+  read(call, way, {{call.q, call.out, matrices, call.N, call.D, call.E, call.query_mask, nullptr, nullptr, FLAT}});
+}
+
+// Which channels of a head get a gradient: those whose norm exceeds a share of the head's median norm, and eps at its smallest.
+std::vector<char> moving(const SoftlessCall& call, const float* sizes) {
+  std::vector<char> moves(static_cast<size_t>(call.D), 1);
+  if (call.norm == NONE) return moves;
+  std::vector<double> norms(static_cast<size_t>(call.D));
+  for (int64_t d = 0; d < call.D; d++) norms[static_cast<size_t>(d)] = norm_of(call, sizes[d]);
+  std::vector<double> sorted = norms;
+  const auto middle = sorted.begin() + (call.D - 1) / 2;
+  std::nth_element(sorted.begin(), middle, sorted.end());
+  const double least_norm = std::max(static_cast<double>(call.still) * *middle, 1e-12);
+  for (size_t d = 0; d < moves.size(); d++) moves[d] = norms[d] > least_norm;
+  return moves;
+}
+
+// With A = r C, C = k^T v, r_d = gain / (|q_d| |k_d|), o = q A and dA = q^T do:
+//   dq = do A^T + slope_q,  dk = v (r dA)^T + slope_k,  dv = k (r dA),  slope_x = d|x| * sign(x) (l1) or d|x| / |x| * x (l2),
+//   d|x_d| = -(sum_e dA_de C_de) r_d / |x_d|, zero where |x_d| is below eps.
+void backward(const SoftlessCall& call, const Arithmetic& way) {
+  const int64_t D = call.D, E = call.E, heads = call.B * call.H;
+  auto slope_of_a = buffer<float>(heads * D * E);
+  SoftlessCall outer = call;  // dA is the context of (q, do) over the queries
+  outer.k = call.q;
+  outer.v = call.grad_out;
+  outer.M = call.N;
+  outer.mask = call.query_mask;
+  outer.norm = NONE;
+  outer.context = slope_of_a.get();
+  sums(outer, way);
+
+  auto slope_q = buffer<float>(heads * D), slope_k = buffer<float>(heads * D);
+  std::vector<char> moves_q(static_cast<size_t>(heads * D)), moves_k(static_cast<size_t>(heads * D));
+  for (int64_t head = 0; head < heads; head++) {
+    const float *q_size = call.q_size + head * D, *k_size = call.k_size + head * D;
+    const std::vector<char> q_moves = moving(call, q_size), k_moves = moving(call, k_size);
+    std::copy(q_moves.begin(), q_moves.end(), moves_q.begin() + head * D);
+    std::copy(k_moves.begin(), k_moves.end(), moves_k.begin() + head * D);
+    for (int64_t d = 0; d < D; d++) {
+      const int64_t at = head * D + d;
+      slope_q[at] = slope_k[at] = 0;
+      if (call.norm == NONE) continue;
+      double along = 0;
+      for (int64_t e = 0; e < E; e++) along += static_cast<double>(slope_of_a[at * E + e]) * call.context[at * E + e];
+      along *= -factor(call, head / call.H, at - head / call.H * call.H * D);
+      const double q_norm = norm_of(call, q_size[d]), k_norm = norm_of(call, k_size[d]);
+      const auto slope = [&](double norm, bool moves) {
+        if (!moves || norm <= call.eps) return 0.0f;
+        return static_cast<float>(along / (call.norm == L2 ? norm * norm : norm));
+      };
+      slope_q[at] = slope(q_norm, q_moves[static_cast<size_t>(d)]);
+      slope_k[at] = slope(k_norm, k_moves[static_cast<size_t>(d)]);
+    }
+  }
+
+  const auto turned = [&](const float* from, const std::vector<char>& moves) {  // (r from)^T, still channels left out
+    return [&call, &moves, from, D, E](int64_t image, int64_t head, float* out) {
+      for (int64_t d = 0; d < D; d++) {
+        const int64_t at = (image * call.H + head) * D + d;
+        const double by = moves[static_cast<size_t>(at)] ? factor(call, image, head * D + d) : 0.0;
+        for (int64_t e = 0; e < E; e++) out[e * D + d] = static_cast<float>(by * from[at * E + e]);
+      }
+    };
+  };
+  const Matrices to_q = Product{E, D}.pack(call, way, turned(call.context, moves_q));
+  const Matrices to_k = Product{E, D}.pack(call, way, turned(slope_of_a.get(), moves_k));
+  const Matrices to_v = Product{D, E}.pack(call, way, [&](int64_t image, int64_t head, float* out) {
+    for (int64_t d = 0; d < D; d++) {
+      const double by = factor(call, image, head * D + d);
+      for (int64_t e = 0; e < E; e++) *out++ = static_cast<float>(by * slope_of_a[((image * call.H + head) * D + d) * E + e]);
+    }
+  });
+  const Slope slope = call.norm == L1 ? SIGN : call.norm == L2 ? SELF : FLAT;
+  read(call, way,
+       {{call.grad_out, call.grad_q, to_q, call.N, E, D, call.query_mask, &call.q, slope_q.get(), slope},
+        {call.v, call.grad_k, to_k, call.M, E, D, call.mask, &call.k, slope_k.get(), slope},
+        {call.k, call.grad_v, to_v, call.M, D, E, call.mask, nullptr, nullptr, FLAT}});
+}
+
+template <class Work> int32_t guarded(const SoftlessCall* call, const Work& work) {
+  const Arithmetic* way = choose(call->bf16, call->path, call->D, call->E);
+  if (!way) return 1;
+  try {
+    work(*call, *way);
+  } catch (const std::bad_alloc&) {
+    return 2;
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace softless
+
+extern "C" {
+
+const char* softless_paths(int32_t bf16) {
+  static const auto named = [](bool half) {
+    std::string names;
+    for (const softless::Arithmetic* const* one = softless::arithmetics(half); *one; one++) names += (names.empty() ? "" : ",") + std::string((*one)->name);
+    return names;
+  };
+  static const std::string wide = named(false), narrow = named(true);
+  return bf16 ? narrow.c_str() : wide.c_str();
+}
+
+const char* softless_path(const SoftlessCall* call) {
+  const softless::Arithmetic* way = softless::choose(call->bf16, call->path, call->D, call->E);
+  return way ? way->name : nullptr;
+}
+
+int32_t softless_sums(const SoftlessCall* call) { return softless::guarded(call, softless::sums); }
+int32_t softless_attend(const SoftlessCall* call) { return softless::guarded(call, softless::attend); }
+int32_t softless_backward(const SoftlessCall* call) { return softless::guarded(call, softless::backward); }
+}

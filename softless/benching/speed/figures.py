@@ -1,0 +1,109 @@
+"""The figures by name: what work each is about, how it is measured, what its chart shows."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from softless.benching.charts import Line, Panel
+from softless.benching.measure import Spread
+from softless.benching.speed import block, memory, models, products, training
+from softless.benching.speed.crossover import Crossover, crossovers
+from softless.benching.speed.work import Case, Work, words
+
+MEASURES = {
+    "time": "milliseconds an image",
+    "memory": "most memory held [MiB]",
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One table with its chart."""
+
+    title: str
+    works: tuple[Work, ...]
+    measure: Callable[[Work, float], Case]
+    axis: str  # pixels, tokens or dim: what the chart runs over
+    bases: tuple[str, ...] = ()
+    drawn: tuple[str, ...] = ("time",)  # time, memory, or the rival to which the others' time is told
+    against: str | None = None  # whose being faster is told: softmax
+    apart: tuple[str, ...] = ("dtype",)  # what has a panel each
+
+    def crossovers(self, cases: Sequence[Case]) -> list[Crossover]:
+        """Where softmax is the faster choice."""
+        return crossovers(cases, "sima", self.against, self.axis, self.apart) if self.against else []
+
+    def panels(self, cases: Sequence[Case], marks: Sequence[Crossover]) -> list[Panel]:
+        """What `charts.draw_panels` draws: a panel for each thing drawn and each setting, where it has more than one size."""
+        groups: dict[tuple[object, ...], list[Case]] = {}
+        for case in cases:
+            groups.setdefault(tuple(getattr(case.work, name) for name in self.apart), []).append(case)
+        lines = {setting: found for setting, found in groups.items() if len(found) > 1} or groups
+        return [
+            self._panel(setting, found, quantity, marks) for quantity in self.drawn for setting, found in lines.items()
+        ]
+
+    def _panel(
+        self, setting: tuple[object, ...], cases: Sequence[Case], quantity: str, marks: Sequence[Crossover]
+    ) -> Panel:
+        told = dict(zip(self.apart, setting, strict=True))
+        lines = []
+        for name in dict.fromkeys(name for case in cases for name in case.rivals):
+            found = [
+                (getattr(case.work, self.axis), spread)
+                for case in cases
+                if (spread := _of(case, name, quantity)) is not None
+            ]
+            if found:
+                lines.append(Line(name, tuple(sorted(found, key=lambda point: point[0]))))
+        here = [one for one in marks if one.setting == told and quantity != "memory"]
+        return Panel(
+            title=f"{MEASURES.get(quantity, f'time, {quantity} = 1')}, {words(told)}",
+            axis={"pixels": "image size [pixels along a side]", "tokens": "tokens", "dim": "width"}[self.axis],
+            lines=tuple(lines),
+            marks=tuple((one.at, f"← {one.rival} is faster") for one in here if one.at is not None),
+        )
+
+
+def _of(case: Case, name: str, quantity: str) -> Spread | None:
+    """What is drawn of a rival: time of one image, peak memory, or the ratio to another rival."""
+    if quantity == "memory":
+        return Spread.of([case.peaks[name] / 2**20]) if name in case.peaks else None
+    if case.timings is None or name not in case.timings.seconds:
+        return None
+    if quantity != "time":
+        return case.ratio(name, quantity)
+    return Spread.of([1e3 * seconds / case.work.batch for seconds in case.timings.seconds[name]])
+
+
+FIGURES: Mapping[str, Figure] = {
+    "block": Figure(
+        "The attention block: width 384, 8 heads", block.WORKS, block.measure, "tokens", bases=("bare", "sima"), drawn=("bare",),
+        against="softmax", apart=("dtype", "batch"),
+    ),
+    "compiled": Figure(
+        "The published block under torch.compile", block.COMPILED, block.measure_compiled, "tokens", bases=("bare", "sima"), drawn=("bare",),
+    ),
+    "deit": Figure(
+        "DeiT-S over the image size", models.DEIT_WORKS, models.measure_deit, "pixels", bases=("bare", "sima"), against="softmax",
+        apart=("dtype", "batch"),
+    ),
+    "xcit": Figure(
+        "XCiT-S12/16 over the image size", models.XCIT_WORKS, models.measure_xcit, "pixels", bases=("sima",), against="xca", apart=("dtype", "batch"),
+    ),
+    "training": Figure(
+        "A training step of the attention block: width 384, 8 heads", training.WORKS, training.measure, "tokens", bases=("published",),
+        drawn=("time", "memory"), against="softmax",
+    ),
+    "tokens": Figure(
+        "Attention alone over the number of tokens: width 384, 6 heads", products.TOKENS_WORKS, products.over_tokens, "tokens",
+        bases=("sima", "published_tokens"), against="softmax",
+    ),
+    "width": Figure(
+        "Attention alone over the width: 196 tokens", products.WIDTH_WORKS, products.over_width, "dim", bases=("sima", "published_channels"),
+        against="xca", apart=("dtype", "heads"),
+    ),
+    "memory": Figure(
+        "Most memory of attention, forward and backward: width 384, 12 heads, 49 bottleneck tokens", memory.WORKS, memory.measure, "tokens",
+        bases=("sima",), drawn=("memory",),
+    ),
+}  # fmt: skip

@@ -1,0 +1,60 @@
+"""The training step of the attention block: forward, and the gradients of the tokens and of every weight."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from softless.benching.errors_of import deviation
+from softless.benching.speed.block import tokens
+from softless.benching.speed.contract import bounded, exact
+from softless.benching.speed.pace import paced
+from softless.benching.speed.rivals import OPERATOR, attention_modules, path_of
+from softless.benching.speed.work import DTYPES, Case, Work
+from softless.benching.steps import peak_bytes
+
+SOFTMAX_TOKENS = 2304
+WORKS = tuple(Work(dtype, batch, tokens) for dtype in DTYPES for batch, tokens in ((8, 196), (1, 2304), (1, 9216)))
+BOUND = {torch.float32: 3e-4, torch.bfloat16: 3e-2}  # relative error of a gradient: sums over N tokens in the dtype
+
+
+def measure(work: Work, seconds: float) -> Case:
+    """Time and peak memory of the step: ours, published, timm's softmax."""
+    names = ["sima", "published", *(["softmax"] if work.tokens <= SOFTMAX_TOKENS else [])]
+    modules = {
+        name: module.train() for name, module in attention_modules(work.dim, work.heads, names, work.kind).items()
+    }
+    x = tokens(work).requires_grad_()
+    weights = torch.randn(x.shape, generator=torch.Generator().manual_seed(2)).to(
+        work.kind
+    )  # the gradient that arrives
+    calls = {name: step(module, x, weights) for name, module in modules.items()}
+    errors = {name: _error(name, modules[name], call, x, weights, work) for name, call in calls.items()}
+    paths = {name: path_of(module, x) for name, module in modules.items()}
+    return Case(
+        work, errors, paths, paced(calls, seconds), {name: peak_bytes(call, x.device) for name, call in calls.items()}
+    )
+
+
+def step(module: nn.Module, x: Tensor, weights: Tensor) -> Callable[[], tuple[Tensor, ...]]:
+    """A call that returns the gradients: of x, then of the parameters in the module's order."""
+    leaves = [x, *module.parameters()]
+    return lambda: torch.autograd.grad(module(x), leaves, weights)
+
+
+def _error(
+    name: str, module: Any, call: Callable[[], tuple[Tensor, ...]], x: Tensor, weights: Tensor, work: Work
+) -> float:
+    """The largest relative error of the gradients of x and of the projections' weights, of one image."""
+    wide = deepcopy(module).double()
+    few = x[-1:].detach().requires_grad_()
+    double = few.detach().double().requires_grad_()
+    leaves = [double, wide.qkv.weight, wide.proj.weight]
+    true = torch.autograd.grad(exact(OPERATOR[name], wide, double, whole=True), leaves, weights[-1:].double())
+    found = torch.autograd.grad(module(few), [few, module.qkv.weight, module.proj.weight], weights[-1:])
+    error = max(deviation(ours, theirs).frobenius for ours, theirs in zip(found, true, strict=True))
+    whole = call()[0][-1:]  # images know nothing of each other: the whole batch gives this image the same gradient
+    error = max(error, deviation(whole, true[0]).frobenius)
+    return bounded(name, error, work, BOUND[work.kind], "gradient")
