@@ -407,6 +407,14 @@ def test_compiling_needs_a_compiler(tmp_path, monkeypatch):
 def test_the_record_goes_to_the_repository(tmp_path, monkeypatch):
     (tmp_path / "benchmarks").mkdir()
     monkeypatch.setattr(package, "record_path", lambda name: tmp_path / "benchmarks" / f"{name}.csv")
+    chart = tmp_path / "docs" / "figures" / "speed_training.svg"
+    write = package.write_csv
+
+    def first(path, rows):
+        assert not chart.exists()  # a chart changes the tree, and the rows say whether it was clean
+        return write(path, rows)
+
+    monkeypatch.setattr(package, "write_csv", first)
     study = speed("training", works=SMALL["training"], seconds=0.0, record=True)
     assert study.recorded == tmp_path / "benchmarks" / "speed_training.csv"
     assert study.chart == tmp_path / "docs" / "figures" / "speed_training.svg"

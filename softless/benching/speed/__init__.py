@@ -68,10 +68,12 @@ def speed(
     try:
         cases = tuple(chosen.measure(work, seconds) for work in track(planned, len(planned), "timing"))
         marks = chosen.crossovers(cases)
-        chart = draw_panels(chosen.panels(cases, marks)).save(place / f"speed_{figure}.svg")
-        verdicts = tuple(judge(figure, cases))
+        verdicts, chart = tuple(judge(figure, cases)), place / f"speed_{figure}.svg"
         study = Study(figure, chosen.title, cases, chosen.bases, verdicts, tuple(marks), load, chart, target)
-        write_csv(target, study.rows())
+        write_csv(
+            target, study.rows()
+        )  # before the chart: that one changes the tree, and the rows say whether it was clean
+        draw_panels(chosen.panels(cases, marks)).save(chart)
     finally:
         torch.set_num_threads(before)
     return study
