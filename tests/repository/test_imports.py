@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # What each optional distribution is imported as. An extra that is not here fails test_every_extra_is_blocked.
 IMPORTED_AS = {
     "build": "build",
+    "cmake": "cmake",
     "executorch": "executorch",
     "fastapi": "fastapi",
     "hypothesis": "hypothesis",
@@ -21,6 +22,7 @@ IMPORTED_AS = {
     "lightly": "lightly",
     "matplotlib": "matplotlib",
     "mypy": "mypy",
+    "ninja": "ninja",
     "nncf": "nncf",
     "onnx": "onnx",
     "onnxruntime": "onnxruntime",
