@@ -62,12 +62,9 @@ def attend(
     record = get(op)
     options = check_options(record, options)
     k = _keys(record, q, k, options)
-    plan = _plan(record, q, k, v, mask, query_mask, grid, learned, out_dtype, backend, options)
-    if plan.widened:
-        q, k, v = q.float(), k.float(), v.float()
-    with autocast_off(q.device.type):
-        o = plan.backend.fn(q, k, v, mask=mask, query_mask=query_mask, **plan.extras)
-    return o if o.dtype == plan.out_dtype else o.to(plan.out_dtype)
+    return _run(
+        _plan(record, q, k, v, mask, query_mask, grid, learned, out_dtype, backend, options), q, k, v, mask, query_mask
+    )
 
 
 def attend_packed(
@@ -97,8 +94,7 @@ def attend_packed(
     else:
         plan = _packed_plan(record, qkv, num_heads, mask, grid, learned, out_dtype, backend, checked)
     if plan.backend.packed is None or plan.widened:
-        o = attend(*unpacked(qkv, num_heads), record, mask, mask, grid, learned, out_dtype, backend, **options)
-        return o.transpose(1, 2).flatten(2)
+        return _run(plan, *unpacked(qkv, num_heads), mask, mask).transpose(1, 2).flatten(2)
     with autocast_off(qkv.device.type):
         o = plan.backend.packed(qkv, num_heads, mask=mask, **plan.extras)
     return o if o.dtype == plan.out_dtype else o.to(plan.out_dtype)
@@ -144,7 +140,20 @@ class _Plan:
     widened: bool
 
 
+def _run(plan: _Plan, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, query_mask: Tensor | None) -> Tensor:
+    if plan.widened:
+        q, k, v = q.float(), k.float(), v.float()
+    with autocast_off(q.device.type):
+        o = plan.backend.fn(q, k, v, mask=mask, query_mask=query_mask, **plan.extras)
+    return o if o.dtype == plan.out_dtype else o.to(plan.out_dtype)
+
+
 def _packed_plan(record: Operator, qkv: Tensor, num_heads: int, mask: Tensor | None, grid: Grid | None, learned: Mapping[str, Tensor] | None, out_dtype: torch.dtype | None, backend: str, options: Mapping[str, Any]) -> _Plan:  # fmt: skip
+    """Checks the buffer, and plans the call on its parts."""
+    if qkv.ndim != 3 or qkv.shape[2] % (3 * num_heads):
+        raise UsageError(
+            f"qkv {tuple(qkv.shape)} with num_heads={num_heads}: it must be (batch, tokens, 3 x num_heads x features)"
+        )
     q, k, v = unpacked(qkv, num_heads)
     return _plan(record, q, _keys(record, q, k, options), v, mask, mask, grid, learned, out_dtype, backend, options)
 

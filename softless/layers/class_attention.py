@@ -82,6 +82,7 @@ class ClassAttention(nn.Module):
         return q.to(matrix.dtype) @ matrix
 
     def _takes_matrix(self, qkv: Tensor) -> bool:
-        """In inference, where the tokens are many; an exported graph holds the row, whatever their number."""
+        """In inference, where the tokens are many; dropout acts on the row, and an exported graph holds it, whatever their number."""
         many = qkv.shape[1] >= MERGED_FROM * qkv.shape[2] // 3
-        return many and self.op.has_matrix and not (torch.is_grad_enabled() or torch.compiler.is_exporting())
+        drops = self.training and self.attn_drop.p > 0
+        return many and self.op.has_matrix and not (drops or torch.is_grad_enabled() or torch.compiler.is_exporting())

@@ -7,7 +7,7 @@ from torch import nn
 
 from softless import UsageError
 from softless.layers import LPI, ClassAttention, ConvPatchEmbed, FourierPosition, check_size
-from tests.ops.draw import assert_near
+from tests.ops.draw import assert_near, error
 
 
 @pytest.mark.parametrize("grid", [(5, 7), (1, 1), (14, 14)])
@@ -88,6 +88,20 @@ def test_class_attention_is_the_formula(op: str) -> None:
     row = (q[:, :, 0, None] * k).sum(-1)
     expected = module.proj((row[..., None] * v).sum(2).reshape(2, 1, 16))
     assert_near(module(x), expected, 1e-12)
+
+
+@pytest.mark.parametrize("op", ["sima", "sima_l2", "sima_none"])
+def test_class_attention_by_matrix_is_that_by_row(op: str) -> None:
+    """In inference many tokens are read once; not where dropout must act on the row."""
+    torch.manual_seed(0)
+    module, x = ClassAttention(16, 2, op, qkv_bias=True, attn_drop=0.5).eval(), torch.randn(2, 40, 16)
+    by_row = module(x).detach()
+    with torch.no_grad():
+        assert module._takes_matrix(module.qkv(x))
+        assert_near(module(x), by_row, 1e-5)
+        module.train()
+        assert not module._takes_matrix(module.qkv(x))
+        assert error(module(x), by_row) > 1e-2
 
 
 def test_class_attention_needs_a_class_row() -> None:

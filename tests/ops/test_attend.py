@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from softless import OPERATORS, BackendRefused, UsageError
-from softless.attention import Backend
+from softless.attention import Backend, attend_packed
 from tests.ops.draw import attend
 
 Q = torch.randn(2, 3, 10, 8)
@@ -56,3 +56,9 @@ def test_backends_say_why_they_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(attend(small, small, small, op=record, backend="picky"), attend(small, small, small))
     with pytest.raises(BackendRefused, match=r"no backend 'triton'. It has: native, eager, reference"):
         attend(Q, Q, Q, backend="triton")
+
+
+@pytest.mark.parametrize("shape", [(2, 10, 25), (2, 3, 10, 24), (10, 24)])
+def test_a_buffer_that_holds_no_three_parts(shape: tuple[int, ...]) -> None:
+    with pytest.raises(UsageError, match=r"it must be \(batch, tokens, 3 x num_heads x features\)"):
+        attend_packed(torch.randn(shape), 2)
