@@ -1,9 +1,12 @@
 """The processes of a run and the device each computes on: one process, or the ranks that torchrun started."""
 
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -74,11 +77,8 @@ def join(device: str = "auto", threads: int | None = None) -> Iterator[World]:
     opened = size > 1 and not dist.is_initialized()
     if opened:
         backend = "nccl" if place.type == "cuda" else "gloo"
-        store = _store_of_attempt(size)
-        mine = (-1, -1) if store is None else (rank, size)  # -1: from the environment
-        dist.init_process_group(
-            backend, store=store, rank=mine[0], world_size=mine[1], device_id=place if place.type == "cuda" else None
-        )
+        bound = place if place.type == "cuda" else None
+        dist.init_process_group(backend, store=_meeting_place(rank, size), rank=rank, world_size=size, device_id=bound)
     before = torch.get_num_threads()
     if threads and place.type == "cpu":
         torch.set_num_threads(threads)
@@ -91,16 +91,31 @@ def join(device: str = "auto", threads: int | None = None) -> Iterator[World]:
             dist.destroy_process_group()
 
 
-def _store_of_attempt(size: int) -> dist.Store | None:
-    """torchrun's store under a prefix of this attempt, or None where torchrun serves none.
+@cache
+def _store(address: str, port: int, rank: int, size: int) -> dist.Store:
+    """torchrun's store, or that of rank 0; kept for the life of the process."""
+    served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return dist.TCPStore(address, port, size, is_master=rank == 0 and not served, timeout=timedelta(minutes=30))
 
-    After a restart torch 2.15 finds the addresses of the dead attempt in it, connects to them, and fails or waits for ever.
+
+_groups = itertools.count()
+
+
+def _meeting_place(rank: int, size: int) -> dist.Store:
+    """The ranks' store under names that no other group takes; ranks open their groups in the same order.
+
+    Torch opens MASTER_PORT anew for each group, so a rank that is early at its second one meets the store of the first, just before it
+    closes, and waits for ever. In torchrun's store a second group, or one after a restart, finds the addresses of the one before it.
     """
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return None
-    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise UsageError(
+            f"WORLD_SIZE={size} says that this is one of several processes, but {' and '.join(missing)} do not say where they meet: "
+            f"start them with torchrun, or unset WORLD_SIZE"
+        )
+    store = _store(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), rank, size)
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return dist.PrefixStore(f"softless/attempt-{attempt}", dist.TCPStore(*place, size, is_master=False))
+    return dist.PrefixStore(f"softless/attempt-{attempt}/group-{next(_groups)}", store)
 
 
 def choose_device(name: str = "auto", local_rank: int = 0) -> torch.device:

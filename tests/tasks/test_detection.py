@@ -1,11 +1,7 @@
 """Detection: what AP says, that a run learns, predicts and reports, and that two processes are one run."""
 
 import json
-import os
 import pickle
-import subprocess
-import sys
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +26,8 @@ from softless.tasks.detection import Detection
 from softless.training import Recipe, fit
 from softless.training.model import build_for
 from softless.training.recipe import AugmentSpec, DetectionSpec
-from tests.training.test_world import free_port, logged
+from tests.processes import run_ranks
+from tests.training.test_world import logged
 
 
 def small(name: str, folder: Path) -> Recipe:
@@ -277,27 +274,11 @@ for name in ("nuclei", "cards"):
 @pytest.mark.slow
 def test_two_processes_train_like_one(tmp_path: Path):
     """Anchors and regions are drawn by each image's key and losses are means over images, so ranks make no difference beyond rounding."""
-    (tmp_path / "rank.py").write_text(RANK)
     for name in ("nuclei", "cards"):
         recipe = small(name, tmp_path / name).with_fields(**{"schedule.epochs": 2, "detection.min_score": 0.0})
         (tmp_path / f"{name}.pickle").write_bytes(pickle.dumps(recipe))
         fit(recipe, tmp_path / f"{name}-one", device="cpu", progress=False)
-    shared = {
-        **os.environ,
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "OMP_NUM_THREADS": "1",
-    }
-    with ExitStack() as stack:
-        ranks = []
-        for rank in range(2):
-            env = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"}
-            command = [sys.executable, str(tmp_path / "rank.py"), str(tmp_path)]
-            ranks.append(stack.enter_context(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)))
-            stack.callback(ranks[-1].kill)
-        said = [process.communicate(timeout=120)[1] for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], "\n".join(said)
+    run_ranks("-c", RANK, str(tmp_path))
     for name in ("nuclei", "cards"):
         for one, two in zip(logged(tmp_path / f"{name}-one"), logged(tmp_path / f"{name}-two"), strict=True):
             assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-4)

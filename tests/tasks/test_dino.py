@@ -2,12 +2,8 @@
 
 import json
 import math
-import os
 import pickle
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,9 +22,10 @@ from softless.training.model import build_for
 from softless.training.optim import optimizer
 from softless.training.recipe import DataSpec, DinoSpec, ModelSpec, OptimSpec, Recipe, ScheduleSpec
 from tests.data.making import noise
+from tests.processes import run_ranks
 from tests.training.conftest import write_npz
 from tests.training.ends import end_of
-from tests.training.test_world import free_port, logged
+from tests.training.test_world import logged
 from tests.training.zygote import Zygote
 
 
@@ -279,7 +276,8 @@ def test_two_processes_train_like_one(tiny: Recipe, tmp_path: Path):
     """The same global batches: losses, spread and the teacher's entropy agree; XCiT's BatchNorm and the centre see both ranks."""
     recipe = replace(tiny, drop_path=0.0)
     one = fit(recipe, tmp_path / "one", device="cpu", progress=False)
-    run_two(recipe, tmp_path)
+    (tmp_path / "recipe.pickle").write_bytes(pickle.dumps(recipe))
+    run_ranks("-c", SCRIPT, str(tmp_path))
     for a, b in zip(logged(tmp_path / "one"), logged(tmp_path / "two"), strict=True):
         assert b["train_loss"] == pytest.approx(a["train_loss"], rel=1e-4)
         for name in ("spread", "entropy", "used"):
@@ -298,18 +296,3 @@ from softless.training import fit
 folder = Path(sys.argv[1])
 fit(pickle.loads((folder / "recipe.pickle").read_bytes()), folder / "two", device="cpu", progress=False)
 """
-
-
-def run_two(recipe: Recipe, folder: Path) -> None:
-    (folder / "recipe.pickle").write_bytes(pickle.dumps(recipe))
-    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    shared |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, "-c", SCRIPT, str(folder)]
-    with ExitStack() as stack:
-        ranks = []
-        for rank in range(2):
-            env = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            ranks.append(stack.enter_context(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)))
-            stack.callback(ranks[-1].kill)
-        said = [process.communicate(timeout=120)[1] for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], "\n".join(said)

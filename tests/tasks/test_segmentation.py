@@ -25,8 +25,10 @@ from softless.training import fit
 from softless.training.optim import scheduler
 from softless.training.recipe import AugmentSpec
 from tests.data.labelled import label_of, label_set, segmentation_recipe
-from tests.training.test_world import logged, run_two
+from tests.processes import run_ranks
+from tests.training.test_world import logged
 
+TWO = str(Path(__file__).parents[1] / "training/rank.py")
 TRAINED = {"schedule.epochs": 12, "batch_size": 1, "optim.lr": 1e-2, "segmentation.ignore": ()}
 SIZES = ((48, 64), (64, 48), (40, 40))
 
@@ -282,7 +284,7 @@ def test_two_processes_train_like_one(tmp_path: Path, kind: str):
     recipe = segmentation_recipe(root, fields, host="vit_tiny_patch16_224" if mixed else "xcit_tiny_12_p16_224")
     (tmp_path / "recipe.pickle").write_bytes(pickle.dumps(recipe))
     one = fit(recipe, tmp_path / "one", device="cpu", progress=False)
-    run_two(tmp_path)
+    run_ranks(TWO, str(tmp_path))
     for a, b in zip(logged(tmp_path / "one"), logged(tmp_path / "two"), strict=True):
         assert b["train_loss"] == pytest.approx(a["train_loss"], rel=1e-4)
         assert b["val"] == pytest.approx(a["val"], rel=1e-4)

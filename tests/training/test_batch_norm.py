@@ -1,15 +1,12 @@
 """BatchNorm over two ranks against one BatchNorm over the whole batch: values, gradients, running statistics."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from softless.training.batch_norm import SyncedBatchNorm2d, synchronised
-from tests.training.test_world import free_port
+from tests.processes import run_ranks
 
 
 def batch() -> torch.Tensor:
@@ -37,11 +34,9 @@ def rank(folder: Path) -> None:
 
 
 def test_two_ranks_have_the_statistics_and_gradients_of_one(tmp_path: Path):
-    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    shared |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    code = f"import pathlib; from tests.training.test_batch_norm import rank; rank(pathlib.Path({str(tmp_path)!r}))"
-    ranks = [subprocess.Popen([sys.executable, "-c", code], env={**shared, "RANK": str(n)}) for n in range(2)]
-    assert [process.wait(120) for process in ranks] == [0, 0]
+    run_ranks(
+        "-c", f"import pathlib; from tests.training.test_batch_norm import rank; rank(pathlib.Path({str(tmp_path)!r}))"
+    )
     one = model()
     one(batch()).square().mean().backward()
     for number in range(2):

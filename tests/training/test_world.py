@@ -1,12 +1,7 @@
 """Several processes are one run: same losses, one folder, one fate."""
 
 import json
-import os
 import pickle
-import socket
-import subprocess
-import sys
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,27 +12,7 @@ from softless.errors import UsageError
 from softless.training import Recipe, fit
 from softless.training.recipe import ModelSpec
 from softless.training.world import choose_device, join
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def run_two(folder: Path) -> None:
-    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    shared |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    script = str(Path(__file__).with_name("rank.py"))
-    with ExitStack() as stack:
-        ranks = []
-        for rank in range(2):
-            env = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            command = [sys.executable, script, str(folder)]
-            ranks.append(stack.enter_context(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)))
-            stack.callback(ranks[-1].kill)
-        said = [process.communicate(timeout=120)[1] for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], "\n".join(said)
+from tests.processes import run_ranks
 
 
 def logged(path: Path) -> list[dict]:
@@ -56,7 +31,7 @@ def test_two_processes_train_like_one(tiny: Recipe, tmp_path: Path):
     recipe = replace(tiny, model=host, augment=plain, drop_path=0.0, class_weights="balanced")
     (tmp_path / "recipe.pickle").write_bytes(pickle.dumps(recipe))
     one = fit(recipe, tmp_path / "one", device="cpu", progress=False)
-    run_two(tmp_path)
+    run_ranks(str(Path(__file__).with_name("rank.py")), str(tmp_path))
     for a, b in zip(logged(tmp_path / "one"), logged(tmp_path / "two"), strict=True):
         assert b["train_loss"] == pytest.approx(a["train_loss"], rel=1e-5)
         for part in ("val", "val_ema"):
@@ -69,6 +44,31 @@ def test_two_processes_train_like_one(tiny: Recipe, tmp_path: Path):
         assert rank["test"]["top1"] == one.test["top1"]
         assert rank["again"] == "UsageError", "both ranks learn that the folder is taken"
         assert rank["diverged"] == "DivergedError", "not finite on rank 1 stops rank 0 as well"
+
+
+GROUPS = """
+import random, time, torch
+from softless.training.world import join
+for _ in range(20):
+    with join("cpu") as world:
+        total = torch.ones(1)
+        torch.distributed.all_reduce(total)
+        assert total == world.size
+        time.sleep(random.random() / 50 if world.is_first else 0)
+print("joined 20 times")
+"""
+
+
+def test_a_process_joins_again_and_again():
+    """Rank 1 is early at each next group, where rank 0 has not yet left the one before."""
+    assert ["joined 20 times" in said for said in run_ranks("-c", GROUPS)] == [True, True]
+
+
+def test_a_world_without_a_place_to_meet(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(UsageError, match=r"MASTER_ADDR .* torchrun"), join("cpu"):
+        pass
 
 
 def test_alone_there_is_no_group():
