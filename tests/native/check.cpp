@@ -348,7 +348,7 @@ Run run(const Case& c, const Inputs& in, bool bf16, const char* path, int thread
 
   SoftlessCall call{};
   call.B = c.B, call.H = c.H, call.N = c.N, call.M = c.M, call.D = c.D, call.E = c.E;
-  call.bf16 = bf16, call.norm = c.norm, call.threads = threads, call.fresh = 1, call.path = path;
+  call.bf16 = bf16, call.norm = c.norm, call.threads = threads, call.path = path;
   call.q = given[0].given(), call.k = given[1].given(), call.v = given[2].given(), call.out = beside[0].given();
   if (!in.mask.empty()) call.mask = reinterpret_cast<uint8_t*>(mask->data());
   if (!in.query_mask.empty()) call.query_mask = reinterpret_cast<uint8_t*>(query_mask->data());
@@ -361,12 +361,8 @@ Run run(const Case& c, const Inputs& in, bool bf16, const char* path, int thread
 
   check(softless_sums(&call) == 0, "sums refuses");
   const std::string sums = made.context->bytes();
-  call.fresh = 0;
   check(softless_attend(&call) == 0, "attend refuses");
-  const std::string out = beside[0].block->bytes();
-  call.fresh = 1;
-  check(softless_attend(&call) == 0, "attend with fresh sums refuses");
-  check(sums == made.context->bytes() && out == beside[0].block->bytes(), "other bits with fresh sums");
+  check(sums == made.context->bytes(), "other sums in attend");
   check(softless_backward(&call) == 0, "backward refuses");
   for (const Tensor& one : made.written)
     if (&one == &made.written[0] || c.layout != PACKED) check(one.gaps_kept(), "wrote between tokens");

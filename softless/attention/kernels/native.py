@@ -26,9 +26,9 @@ At = tuple[
     int, int, int, int
 ]  # where a tensor (image, head, token, channel) lies: address, and steps; its channels are contiguous
 NOWHERE: At = (0, 0, 0, 0)
-# `SoftlessCall` of native/softless.h: six sizes, four integers and the path; q, k, v, out; six addresses, eps and still; four gradients.
+# `SoftlessCall` of native/softless.h: six sizes, three integers and the path; q, k, v, out; six addresses, eps and still; four gradients.
 # Packed and not built field by field: a call on few tokens takes no longer than its arguments.
-CALL = struct.Struct("@6q4iP" + 4 * "P3q" + "6P2f" + 4 * "P3q")
+CALL = struct.Struct("@6q3iP" + 4 * "P3q" + "6P2f" + 4 * "P3q")
 
 
 def _load() -> tuple[ctypes.CDLL | None, str]:
@@ -111,7 +111,7 @@ def run(name: str, sizes: tuple[int, int, int, int, int, int], dtype: torch.dtyp
 
 
 def _packed(
-    sizes: tuple[int, int, int, int, int, int], dtype: torch.dtype, *, norm: int = 0, fresh: bool = True, q: At = NOWHERE, k: At = NOWHERE, v: At = NOWHERE,
+    sizes: tuple[int, int, int, int, int, int], dtype: torch.dtype, *, norm: int = 0, q: At = NOWHERE, k: At = NOWHERE, v: At = NOWHERE,
     out: At = NOWHERE, mask: Tensor | None = None, query_mask: Tensor | None = None, q_size: Tensor | None = None, k_size: Tensor | None = None,
     context: Tensor | None = None, gain: Tensor | None = None, eps: float = 0.0, still: float = 0.0, grad_out: At = NOWHERE, grad_q: At = NOWHERE,
     grad_k: At = NOWHERE, grad_v: At = NOWHERE,
@@ -119,7 +119,7 @@ def _packed(
     """The bytes of a `SoftlessCall`."""
     path = _names[_forced[-1]] if _forced and _forced[-1] in PATHS[dtype] else None
     return CALL.pack(
-        *sizes, dtype == torch.bfloat16, norm, torch.get_num_threads(), fresh, ctypes.addressof(path) if path else 0, *q, *k, *v, *out,
+        *sizes, dtype == torch.bfloat16, norm, torch.get_num_threads(), ctypes.addressof(path) if path else 0, *q, *k, *v, *out,
         _address(mask), _address(query_mask), _address(q_size), _address(k_size), _address(context), _address(gain), eps, still,
         *grad_out, *grad_q, *grad_k, *grad_v,
     )  # fmt: skip

@@ -148,11 +148,9 @@ void apply_tiles(const Apply& call) {
   }
 }
 
-int64_t tile_width() { return 16; }
-
 }  // namespace
 
 namespace softless {
 const Arithmetic amx_bf16 = {"amx",        DEEP,       magnitude<uint16_t>, product_tiles, pitch_f32,   scratch_tiles,
-                             packed_pairs, pack_pairs, apply_tiles,         tile_width,    tiles_begin, tiles_end};
+                             packed_pairs, pack_pairs, apply_tiles,         16,            tiles_begin, tiles_end};
 }  // namespace softless

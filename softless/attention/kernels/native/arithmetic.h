@@ -38,7 +38,7 @@ struct Arithmetic {
   int64_t (*packed_bytes)(int64_t rows, int64_t columns);
   void (*pack)(const float* matrix, int64_t rows, int64_t columns, void* packed);  // rows lie `columns` apart
   void (*apply)(const Apply& call);                                  // out = x matrix + slope
-  int64_t (*width_unit)();                                           // D and E must be multiples of it
+  int64_t width_unit;                                                // D and E must be multiples of it
   void (*begin)();                                                   // on each thread, before and after its calls; may be null
   void (*end)();
 };

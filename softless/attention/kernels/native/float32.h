@@ -5,7 +5,7 @@
 //
 //   Vec::W             floats in a vector
 //   Vec::R[c - 1]      rows of a register tile that is c vectors wide; Vec::C is the widest
-//   load, load_bf16, load_some(p, n), store, store_some(p, v, n), store_bf16(p, v, n), set1, zero, fma, add, mul, abs, sign_times(y, f)
+//   load, load_bf16, load_some(p, n), store, store_some(p, v, n), store_bf16(p, v, n), set1, zero, fma, add, abs, sign_times(y, f)
 #include <cstring>
 
 #include "arithmetic.h"
@@ -80,19 +80,26 @@ template <class T> void widen(const T* x, int64_t step, int64_t n, const uint8_t
   }
 }
 
-// a register tile: acc[i][j] = sum over l of a[i * row + l * next] * b[l * pitch + j]
-template <int R, int C, class A> inline void multiply(V (&acc)[R][C], const A* a, int64_t row, int64_t next, const float* b, int64_t pitch, int64_t n) {
-  for (int i = 0; i < R; i++)
-    for (int j = 0; j < C; j++) acc[i][j] = Vec::zero();
-  for (int64_t l = 0; l < n; l++) {
-    V right[C];
-    for (int j = 0; j < C; j++) right[j] = Vec::load(b + l * pitch + j * W);
-    for (int i = 0; i < R; i++) {
-      const V left = Vec::set1(widened(a[i * row + l * next]));
-      for (int j = 0; j < C; j++) acc[i][j] = Vec::fma(left, right[j], acc[i][j]);
+// Fills a register tile: acc[i][j] = sum over l of a[i * row + l * next] * b[l * pitch + j].
+template <class A> struct Multiplying {
+  const A* a;
+  int64_t row, next;
+  const float* b;
+  int64_t pitch, n;
+  template <int R, int C> void operator()(V (&acc)[R][C], int64_t from, int64_t column) const {
+    for (int i = 0; i < R; i++)
+      for (int j = 0; j < C; j++) acc[i][j] = Vec::zero();
+    const A* left = a + from * row;
+    for (int64_t l = 0; l < n; l++) {
+      V right[C];
+      for (int j = 0; j < C; j++) right[j] = Vec::load(b + column + l * pitch + j * W);
+      for (int i = 0; i < R; i++) {
+        const V one = Vec::set1(widened(left[i * row + l * next]));
+        for (int j = 0; j < C; j++) acc[i][j] = Vec::fma(one, right[j], acc[i][j]);
+      }
     }
   }
-}
+};
 
 struct Adding {  // the tile joins a float32 sum
   float* m;
@@ -127,30 +134,28 @@ template <class T> struct Writing {  // the tile becomes output, with its slope
   }
 };
 
-// rows of a band of C vectors, R at a time and then the few that are left
-template <int R, int C, class A, class End> inline void few(const A* a, int64_t row, int64_t next, const float* b, int64_t pitch, int64_t n, int64_t from, int64_t rows, int64_t column, const End& end) {
+// Rows from `from` on of a band of C vectors, as one register tile.
+template <int R, int C, class Fill, class End> inline void tile(const Fill& fill, int64_t from, int64_t rows, int64_t column, const End& end) {
   if constexpr (R > 0) {
     if (rows == R) {
       V acc[R][C];
-      multiply<R, C>(acc, a + from * row, row, next, b + column, pitch, n);
+      fill(acc, from, column);
       end(acc, from, column);
     } else {
-      few<R - 1, C>(a, row, next, b, pitch, n, from, rows, column, end);
+      tile<R - 1, C>(fill, from, rows, column, end);
     }
   }
 }
 
-template <int C, class A, class End> void band(const A* a, int64_t row, int64_t next, const float* b, int64_t pitch, int64_t n, int64_t rows, int64_t column, const End& end) {
+// All rows and columns up to the pitch: bands of C vectors, of fewer at the end; tiles of R rows, of fewer at the end.
+template <int C, class Fill, class End> void tiles_of(const Fill& fill, int64_t pitch, int64_t rows, int64_t column, const End& end) {
   constexpr int R = Vec::R[C - 1];
-  int64_t from = 0;
-  for (; from + R <= rows; from += R) few<R, C>(a, row, next, b, pitch, n, from, R, column, end);
-  few<R - 1, C>(a, row, next, b, pitch, n, from, rows - from, column, end);
-}
-
-template <int C, class A, class End> int64_t bands(const A* a, int64_t row, int64_t next, const float* b, int64_t pitch, int64_t n, int64_t rows, int64_t column, const End& end) {
-  for (; column + C * W <= pitch; column += C * W) band<C>(a, row, next, b, pitch, n, rows, column, end);
-  if constexpr (C > 1) return bands<C - 1>(a, row, next, b, pitch, n, rows, column, end);
-  return column;
+  for (; column + C * W <= pitch; column += C * W) {
+    int64_t from = 0;
+    for (; from + R <= rows; from += R) tile<R, C>(fill, from, R, column, end);
+    tile<R - 1, C>(fill, from, rows - from, column, end);
+  }
+  if constexpr (C > 1) tiles_of<C - 1>(fill, pitch, rows, column, end);
 }
 
 int64_t pitch_f32(int64_t width) { return round_up(width, W); }
@@ -161,7 +166,7 @@ template <class T> void product(const void* k, int64_t k_step, const void* v, in
   float* values = keys + n * left;
   widen(static_cast<const T*>(k), k_step, n, keep, D, keys);
   widen(static_cast<const T*>(v), v_step, n, keep, E, values);
-  bands<Vec::C>(keys, 1, left, values, right, n, D, 0, Adding{m, right});
+  tiles_of<Vec::C>(Multiplying<float>{keys, 1, left, values, right, n}, right, D, 0, Adding{m, right});
 }
 
 int64_t packed_f32(int64_t rows, int64_t columns) { return rows * pitch_f32(columns) * static_cast<int64_t>(sizeof(float)); }
@@ -171,15 +176,16 @@ void pack_f32(const float* matrix, int64_t rows, int64_t columns, void* packed) 
 }
 
 template <class T> void apply(const Apply& call) {
-  bands<Vec::C>(static_cast<const T*>(call.x), call.x_step, 1, static_cast<const float*>(call.packed), pitch_f32(call.columns), call.rows, call.n, 0, Writing<T>{call});
+  const int64_t pitch = pitch_f32(call.columns);
+  const Multiplying<T> fill{static_cast<const T*>(call.x), call.x_step, 1, static_cast<const float*>(call.packed), pitch, call.rows};
+  tiles_of<Vec::C>(fill, pitch, call.n, 0, Writing<T>{call});
 }
 
 constexpr int64_t TILE = 64;
 int64_t scratch_f32(int64_t D, int64_t E) { return TILE * (pitch_f32(D) + pitch_f32(E)) * static_cast<int64_t>(sizeof(float)); }
-int64_t any_width() { return 1; }
 
 template <class T> constexpr Arithmetic float32_arithmetic(const char* name) {
-  return {name, TILE, magnitude<T>, product<T>, pitch_f32, scratch_f32, packed_f32, pack_f32, apply<T>, any_width, nullptr, nullptr};
+  return {name, TILE, magnitude<T>, product<T>, pitch_f32, scratch_f32, packed_f32, pack_f32, apply<T>, 1, nullptr, nullptr};
 }
 
 }  // namespace

@@ -55,6 +55,6 @@ void pack_pairs(const float* matrix, int64_t rows, int64_t columns, void* packed
     }
 }
 
-int64_t even_width() { return 2; }  // a pair must not reach into the next head
+constexpr int64_t PAIR = 2;  // widths are whole pairs: one must not reach into the next head
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 
 #include <atomic>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -35,7 +36,10 @@ void on_threads(int threads, void (*body)(void*, int, int), void* state) {
   Team team{body, state, threads, {0}};
   if (parallel) return parallel(member, &team, static_cast<unsigned>(threads), 0);
   std::vector<std::thread> others;
-  for (int i = 1; i < threads; i++) others.emplace_back(member, &team);
+  try {
+    for (int i = 1; i < threads; i++) others.emplace_back(member, &team);
+  } catch (const std::system_error&) {  // no more threads to be had: those that are there take all parts
+  }
   member(&team);
   for (std::thread& other : others) other.join();
 }

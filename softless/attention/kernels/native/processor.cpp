@@ -50,7 +50,7 @@ const Arithmetic* choose(bool bf16, const char* name, int64_t D, int64_t E) {
   for (const Arithmetic* const* one = arithmetics(bf16); *one; one++) {
     reached = reached || strcmp(name, (*one)->name) == 0;
     if (!reached) continue;
-    if (D % (*one)->width_unit() == 0 && E % (*one)->width_unit() == 0) return *one;
+    if (D % (*one)->width_unit == 0 && E % (*one)->width_unit == 0) return *one;
   }
   return nullptr;
 }

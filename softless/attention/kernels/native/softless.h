@@ -18,7 +18,6 @@ struct SoftlessCall {
   int32_t bf16;     // 0: float32
   int32_t norm;     // 0 none, 1 l1, 2 l2
   int32_t threads;
-  int32_t fresh;    // `attend` makes the sums; 0: they are given
   const char* path;  // of softless_paths, from which the first that fits is taken; null: from the fastest
   SoftlessTensor q, k, v, out;
   const uint8_t* mask;        // (B, M) over keys, or null

@@ -30,25 +30,36 @@ struct Place {  // a tensor of `size` bytes an element
   }
 };
 
-// Memory that a thread keeps from call to call: fresh pages cost as much as the sums of a small image.
-template <class T> class Kept {
+// Memory of a call, zero where it is new. A thread keeps a little from call to call, since fresh pages cost as much as the sums of a small
+// image; more than that is given back.
+template <class T> class Room {
  public:
-  T* room(int64_t count) {  // zero where it is new
-    if (count > size_) {
-      memory_ = buffer<T>(count);
-      std::fill_n(memory_.get(), count, T{});
-      size_ = count;
+  Room(Buffer<T>& kept, int64_t& kept_count, int64_t count) {
+    if (count <= kept_count) {
+      data_ = kept.get();
+      return;
     }
-    return memory_.get();
+    own_ = buffer<T>(count);
+    data_ = own_.get();
+    std::fill_n(data_, count, T{});
+    if (count * static_cast<int64_t>(sizeof(T)) <= KEPT_BYTES) {
+      kept = std::move(own_);
+      kept_count = count;
+    }
   }
+  T* get() const { return data_; }
 
  private:
-  Buffer<T> memory_{nullptr, &std::free};
-  int64_t size_ = 0;
+  static constexpr int64_t KEPT_BYTES = 8 << 20;
+  Buffer<T> own_{nullptr, &std::free};
+  T* data_;
 };
-thread_local Kept<double> kept_totals;
-thread_local Kept<float> kept_group;
-thread_local Kept<char> kept_scratch;
+
+template <class T> Room<T> room(int64_t count) {  // one of each type at a time
+  thread_local Buffer<T> kept{nullptr, &std::free};
+  thread_local int64_t kept_count = 0;
+  return Room<T>(kept, kept_count, count);
+}
 
 // Tokens that are summed in float32 before they join the double totals. The borders depend on the tokens alone, never on the batch or on
 // the number of threads.
@@ -146,19 +157,19 @@ void sums(const SoftlessCall& call, const Arithmetic& way) {
   const Layout layout(call, way);
   const int64_t tokens = std::max(call.N, call.M), step = group_of(tokens), groups = (tokens + step - 1) / step, items = call.B * groups;
   const int threads = threads_for(call, items);
-  double* const room = kept_totals.room(2 * threads * layout.totals());
-  std::vector<int64_t> shared(static_cast<size_t>(2 * threads), -1);  // the image that each piece of `room` holds a part of
+  const Room<double> pieces = room<double>(2 * threads * layout.totals());
+  std::vector<int64_t> shared(static_cast<size_t>(2 * threads), -1);  // the image that each piece holds a part of
   share(threads, way, [&](int thread, int of) {
-    float* group = kept_group.room(layout.group());
-    char* scratch = kept_scratch.room(way.scratch_bytes(call.D, call.E));
+    const Room<float> group = room<float>(layout.group());
+    const Room<char> scratch = room<char>(way.scratch_bytes(call.D, call.E));
     const int64_t last = items * (thread + 1) / of;
     int64_t piece = 2 * thread;
     for (int64_t item = items * thread / of; item < last;) {
       const int64_t image = item / groups, from = item % groups, to = least(groups, from + last - item);
-      double* totals = room + piece * layout.totals();
+      double* totals = pieces.get() + piece * layout.totals();
       for (int64_t g = from; g < to; g++) {
-        add_tokens(call, way, layout, image, g * step, least(tokens, (g + 1) * step), scratch, group);
-        close_group(layout, group, totals, g == from);
+        add_tokens(call, way, layout, image, g * step, least(tokens, (g + 1) * step), scratch.get(), group.get());
+        close_group(layout, group.get(), totals, g == from);
       }
       item += to - from;
       if (to - from == groups) write(call, layout, image, totals);
@@ -170,7 +181,7 @@ void sums(const SoftlessCall& call, const Arithmetic& way) {
   for (int64_t piece = 0; piece < 2 * threads; piece++) {
     const int64_t of = shared[static_cast<size_t>(piece)];
     if (of < 0) continue;
-    double* part = room + piece * layout.totals();
+    double* part = pieces.get() + piece * layout.totals();
     if (of == image) {
       for (int64_t i = 0; i < layout.totals(); i++) whole[i] += part[i];
       continue;
@@ -237,7 +248,7 @@ void read(const SoftlessCall& call, const Arithmetic& way, const std::vector<Rea
   // Few tokens divide evenly too; but not below the 16 of a tile, which would go another way, to other bits, beside more images.
   const int64_t step = call.B * most >= 4 * threads ? BLOCK : 16, blocks = (most * BLOCK + step - 1) / step;
   share(threads, way, [&](int thread, int of) {
-    char* scratch = kept_scratch.room(way.scratch_bytes(call.D, call.E));
+    const Room<char> scratch = room<char>(way.scratch_bytes(call.D, call.E));
     for (int64_t item = call.B * blocks * thread / of; item < call.B * blocks * (thread + 1) / of; item++) {
       const int64_t image = item / blocks, first = item % blocks * step;
       for (const Reading& one : readings) {
@@ -247,7 +258,7 @@ void read(const SoftlessCall& call, const Arithmetic& way, const std::vector<Rea
           way.apply({Place{one.x, size}.at(image, head, first), one.x.token, n, one.matrices.of(image, head, call.H), one.rows, one.columns,
                      Place{one.out, size}.at(image, head, first), one.out.token,
                      one.y ? Place{*one.y, size}.at(image, head, first) : nullptr, one.y ? one.y->token : 0,
-                     one.factor ? one.factor + (image * call.H + head) * one.columns : nullptr, one.slope, scratch});
+                     one.factor ? one.factor + (image * call.H + head) * one.columns : nullptr, one.slope, scratch.get()});
           if (one.keep) blank(one.out, size, image, head, first, n, one.columns, one.keep + image * one.tokens);
         }
       }
@@ -256,7 +267,7 @@ void read(const SoftlessCall& call, const Arithmetic& way, const std::vector<Rea
 }
 
 void attend(const SoftlessCall& call, const Arithmetic& way) {
-  if (call.fresh) sums(call, way);
+  sums(call, way);
   const Matrices matrices = Product{call.D, call.E}.pack(call, way, [&](int64_t image, int64_t head, float* out) {
     const float* context = call.context + (image * call.H + head) * call.D * call.E;
     for (int64_t d = 0; d < call.D; d++) {
