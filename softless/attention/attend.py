@@ -121,13 +121,11 @@ def output_matrix(
         return plan.backend.matrix(q, k, v, **plan.extras)
 
 
-def backend_of(q: Tensor, k: Tensor, v: Tensor, op: str | Operator, **call: Any) -> Backend:
-    """The backend that `attend` would take for these tensors, masks and extras."""
+def backend_of(q: Tensor, k: Tensor, v: Tensor, op: str | Operator, grid: Grid | None = None, learned: Mapping[str, Tensor] | None = None, **options: Any) -> Backend:  # fmt: skip
+    """The backend that `attend` would take for these tensors without masks."""
     record = get(op)
-    masks = {name: call.pop(name, None) for name in ("mask", "query_mask")}
-    return _choose(
-        record, call.pop("backend", "auto"), q, k, v, masks["mask"], masks["query_mask"], record.filled(call)
-    )
+    extras = _extras(record, k, v, grid, learned, record.filled(check_options(record, options)))
+    return _choose(record, "auto", q, k, v, None, None, extras)
 
 
 @dataclass(frozen=True)
@@ -168,8 +166,8 @@ def _remembered(record: Operator, qkv: Tensor, num_heads: int, out_dtype: torch.
     plan = _plans.get(key)
     if plan is None:
         plan = _packed_plan(record, qkv, num_heads, None, None, None, out_dtype, backend, options)
-        if record.learned:
-            return plan  # it holds tensors
+        if record.learned or not plan.backend.differentiable:
+            return plan  # it holds tensors, or is for calls without gradients
         if len(_plans) >= REMEMBERED:
             _plans.clear()
         _plans[key] = plan
@@ -304,6 +302,10 @@ def _check_cells(record: Operator, tokens: int, grid: Grid | None, options: Mapp
             )
 
 
+def _wants_gradient(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+
+
 def _choose(
     record: Operator, name: str, q: Tensor, k: Tensor, v: Tensor, mask: Any, query_mask: Any, extras: Any
 ) -> Backend:
@@ -311,6 +313,8 @@ def _choose(
     reasons: dict[str, list[str]] = {}
     for candidate in record.backends:
         why = candidate.refuses(q, k, v, mask=mask, query_mask=query_mask, **extras)
+        if not candidate.differentiable and _wants_gradient(q, k, v, *(extras.get("learned") or {}).values()):
+            why = [*why, "has no gradients: it is for torch.no_grad() and torch.inference_mode()"]
         if name in {"auto", candidate.name} and not why:
             return candidate
         reasons[candidate.name] = why or ["can run"]

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from softless.attention.features import Norm, keep, magnitude, normalise, product, root, settle
 from softless.attention.kernels import linear as kernel
+from softless.attention.kernels import native
 from softless.attention.spec import EPS, TOLERANCE, Backend, Dims, Option, Streaming, Summary, Sweep, Tokens
 
 HALF_TOKENS = 2048  # up to here float16 holds the answer in the paper's scale (reference: reliability.md D3)
@@ -125,7 +126,7 @@ def tokens_first(d: Dims, order: str) -> bool:
 
 def native_refuses(q: Tensor, k: Tensor, v: Tensor, *, order: str, **_: Any) -> list[str]:
     """Why the native kernels cannot run a call: what they are, and the order of the products."""
-    reasons = kernel.refuses(q, k, v)
+    reasons = native.refuses(q, k, v)
     if not reasons and tokens_first(Dims.of(q, k, v), order):
         why = "order='tokens' was asked for" if order == "tokens" else "q^ k^^T is the cheaper product at this size"
         reasons.append(f"sums over tokens first, and {why}")
@@ -175,17 +176,17 @@ def streaming(norm: Norm, **fixed: Any) -> Streaming:
 def backends(norm: Norm, tolerance: Mapping[torch.dtype, float] = TOLERANCE, **fixed: Any) -> tuple[Backend, ...]:
     """The backends of a member of the family; `fixed` are options that the operator does not offer."""
     fixed["norm"] = norm
-    native = Backend(
+    swept = Backend(
         name="native",
         fn=partial(kernel.run, **fixed),
         packed=partial(kernel.run_packed, **fixed),
         matrix=partial(matrix, **fixed, summed=kernel.summed),
         refuses=native_refuses,
         native_half=True,
-        here=kernel.here,
+        here=native.here,
         tolerance=tolerance,
     )
-    return native, Backend(
+    return swept, Backend(
         name="eager", fn=partial(eager, **fixed), matrix=partial(matrix, **fixed), tolerance=tolerance
     )
 

@@ -187,6 +187,7 @@ class Backend:
     fn: Callable[..., Tensor]
     refuses: Callable[..., list[str]] = never
     native_half: bool = False  # takes the half precision it does not refuse as it is; the others are given float32
+    differentiable: bool = True  # False: it is refused where a gradient is wanted
     # (qkv, heads, *, mask, **extras) -> (B,N,H D): self-attention read from the buffer (B,N,3 H D) that one projection wrote
     packed: Callable[..., Tensor] | None = None
     # as fn -> (B,H,D,E) float32: the matrix that turns a raw query into its output, for operators that have one; without masks

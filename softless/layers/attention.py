@@ -23,8 +23,6 @@ from softless.layers.grid import SharedGrid
 from softless.layers.masks import token_mask
 from softless.layers.own_tensors import OwnTensors
 
-MERGED_FROM = 2  # tokens, in widths of the tokens, from which the output projection takes the operator's matrix into its own (measured)
-
 
 class Attention(nn.Module):
     """Multi-head self-attention with a named operator: (B, N, dim) -> (B, N, dim_out).
@@ -55,6 +53,9 @@ class Attention(nn.Module):
     """
 
     fixed_op: ClassVar[str | None] = None
+    merged_from: ClassVar[float] = (
+        2  # tokens, in widths of the tokens, from which the output projection is merged: bench speed --figure merging
+    )
     qkv: nn.Linear  # "qv" where q and k are tied
 
     def __init__(
@@ -268,7 +269,11 @@ class Attention(nn.Module):
 
     def _merges(self, qkv: Tensor, mask: Tensor | None) -> bool:
         """Whether the output projection takes the operator's matrix into its own: in inference, where the tokens are many."""
-        if qkv.shape[1] < MERGED_FROM * self.num_heads * self.head_dim or torch.is_grad_enabled() or mask is not None:
+        if (
+            qkv.shape[1] < self.merged_from * self.num_heads * self.head_dim
+            or torch.is_grad_enabled()
+            or mask is not None
+        ):
             return False
         if qkv.dtype == torch.float16 or torch.compiler.is_exporting():
             return False
@@ -280,7 +285,7 @@ class Attention(nn.Module):
         """How tokens x (B,N,dim) would go now: the operator's backend, and where the output projection stands."""
         qkv = torch.empty(*x.shape[:2], 3 * self.num_heads * self.head_dim, dtype=x.dtype, device=x.device)
         q, k, v = unpacked(qkv, self.num_heads)
-        chosen = backend_of(q, k, v, self.op, **self.options).name
+        chosen = backend_of(q, k, v, self.op, **self.extras(x.shape[1])).name
         if chosen == "native":
             chosen += f" {native.path_of(q.dtype, q.shape[-1], v.shape[-1])}"
         merges = self.reads_the_buffer and self._merges(qkv, None) and self.op.has_matrix

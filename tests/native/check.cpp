@@ -182,10 +182,10 @@ Inputs draw(const Case& c, bool bf16, uint64_t seed) {
   return made;
 }
 
-constexpr double EPS = 1e-12, STILL = 1e-6;
+constexpr double EPS = 1e-12, STILL = 1e-6, OFFSET = 0.5;
 
 struct Results {
-  Numbers q_size, k_size, context, out, grad_q, grad_k, grad_v;
+  Numbers q_size, k_size, context, out, grad_q, grad_k, grad_v, moments, centred;
   double terms_q = 0, terms_k = 0;  // what dq and dk are sums of, which may cancel: to which their errors are relative
 };
 
@@ -224,6 +224,47 @@ Numbers through_norm(const Side& s, const Numbers& slope, int64_t tokens, int64_
     terms += slope[i] / divisor * slope[i] / divisor + bend * bend;
   }
   return found;
+}
+
+// Means, sums of squares about them, and products about them, of one image; and (q - its mean) products.
+void plain_moments(const Case& c, const Inputs& in, int64_t b, Results& made) {
+  const Numbers* xs[] = {&in.q, &in.k, &in.v};
+  Numbers middles[3], squares[3], apart[3];
+  for (int i = 0; i < 3; i++) {
+    const int64_t T = i ? c.M : c.N, W = i < 2 ? c.D : c.E;
+    const std::vector<char>& mask = i ? in.mask : in.query_mask;
+    for (int64_t h = 0; h < c.H; h++) {
+      const double* x = &(*xs[i])[(b * c.H + h) * T * W];
+      Numbers middle(W), square(W);
+      double count = 0;
+      const auto counts = [&](int64_t t) { return mask.empty() || mask[b * T + t]; };
+      for (int64_t t = 0; t < T; t++) count += counts(t);
+      for (int64_t t = 0; t < T; t++)
+        for (int64_t j = 0; counts(t) && j < W; j++) middle[j] += x[t * W + j] / count;
+      for (int64_t t = 0; t < T; t++)
+        for (int64_t j = 0; j < W; j++) {
+          apart[i].push_back(counts(t) ? x[t * W + j] - middle[j] : 0.0);
+          square[j] += apart[i].back() * apart[i].back();
+        }
+      middles[i].insert(middles[i].end(), middle.begin(), middle.end());
+      squares[i].insert(squares[i].end(), square.begin(), square.end());
+    }
+    made.moments.insert(made.moments.end(), middles[i].begin(), middles[i].end());
+    made.moments.insert(made.moments.end(), squares[i].begin(), squares[i].end());
+  }
+  for (int64_t h = 0; h < c.H; h++) {
+    Numbers products(c.D * c.E);
+    for (int64_t t = 0; t < c.M; t++)
+      for (int64_t i = 0; i < c.D * c.E; i++) products[i] += apart[1][(h * c.M + t) * c.D + i / c.E] * apart[2][(h * c.M + t) * c.E + i % c.E];
+    made.moments.insert(made.moments.end(), products.begin(), products.end());
+    for (int64_t t = 0; t < c.N; t++)
+      for (int64_t e = 0; e < c.E; e++) {
+        const bool counts = in.query_mask.empty() || in.query_mask[b * c.N + t];
+        double sum = counts ? OFFSET : 0;
+        for (int64_t d = 0; d < c.D; d++) sum += apart[0][(h * c.N + t) * c.D + d] * products[d * c.E + e];
+        made.centred.push_back(sum);
+      }
+  }
 }
 
 // o = gain q^ (k^^T v) and its gradients, by way of the normalised q and k.
@@ -267,6 +308,7 @@ Results plainly(const Case& c, const Inputs& in) {
       append(made.grad_k, through_norm(k, slope_k, c.M, c.D, c.norm, made.terms_k));
       append(made.grad_v, slope_v);
     }
+  for (int64_t b = 0; b < c.B; b++) plain_moments(c, in, b, made);
   made.terms_q = std::sqrt(made.terms_q);
   made.terms_k = std::sqrt(made.terms_k);
   return made;
@@ -305,8 +347,8 @@ void near(const Numbers& found, const Numbers& expected, double bound, const cha
 }
 
 struct Run {  // one call of each entry, and what it wrote
-  std::shared_ptr<Block> q_size, k_size, context;
-  std::vector<Tensor> written;  // out, dq, dk, dv
+  std::shared_ptr<Block> q_size, k_size, context, moments;
+  std::vector<Tensor> written;  // out, dq, dk, dv, centred
   std::string bytes;
 };
 
@@ -318,6 +360,13 @@ Numbers floats(const Block& block) {
     memcpy(&one, &bytes[i], 4);
     found.push_back(one);
   }
+  return found;
+}
+
+Numbers doubles(const Block& block) {
+  const std::string bytes = block.bytes();
+  Numbers found(bytes.size() / 8);
+  memcpy(found.data(), bytes.data(), bytes.size());
   return found;
 }
 
@@ -333,7 +382,7 @@ template <class T, class From> std::shared_ptr<Block> copied(const From& from, b
 Run run(const Case& c, const Inputs& in, bool bf16, const char* path, int threads, bool guarded) {
   const auto given = tensors(c.layout, c.B, c.H, {{c.N, c.D}, {c.M, c.D}, {c.M, c.E}}, bf16, guarded);
   const auto slopes = tensors(c.layout, c.B, c.H, {{c.N, c.D}, {c.M, c.D}, {c.M, c.E}}, bf16, guarded);
-  const auto beside = tensors(c.layout == PACKED ? BY_TOKENS : c.layout, c.B, c.H, {{c.N, c.E}, {c.N, c.E}}, bf16, guarded);
+  const auto beside = tensors(c.layout == PACKED ? BY_TOKENS : c.layout, c.B, c.H, {{c.N, c.E}, {c.N, c.E}, {c.N, c.E}}, bf16, guarded);
   const Numbers* from[] = {&in.q, &in.k, &in.v};
   for (int i = 0; i < 3; i++) given[i].fill(*from[i]);
   beside[1].fill(in.grad);
@@ -344,7 +393,9 @@ Run run(const Case& c, const Inputs& in, bool bf16, const char* path, int thread
   made.q_size = std::make_shared<Block>(heads * c.D * 4, guarded);
   made.k_size = std::make_shared<Block>(heads * c.D * 4, guarded);
   made.context = std::make_shared<Block>(heads * c.D * c.E * 4, guarded);
-  made.written = {beside[0], slopes[0], slopes[1], slopes[2]};
+  const size_t moments = heads * static_cast<size_t>(4 * c.D + 2 * c.E + c.D * c.E);
+  made.moments = std::make_shared<Block>(moments * 8, guarded);
+  made.written = {beside[0], slopes[0], slopes[1], slopes[2], beside[2]};
 
   SoftlessCall call{};
   call.B = c.B, call.H = c.H, call.N = c.N, call.M = c.M, call.D = c.D, call.E = c.E;
@@ -364,8 +415,26 @@ Run run(const Case& c, const Inputs& in, bool bf16, const char* path, int thread
   check(softless_attend(&call) == 0, "attend refuses");
   check(sums == made.context->bytes(), "other sums in attend");
   check(softless_backward(&call) == 0, "backward refuses");
+
+  call.moments = reinterpret_cast<double*>(made.moments->data());
+  check(softless_moments(&call) == 0, "moments refuses");
+  const size_t of_image = moments / static_cast<size_t>(c.B), squared = 2 * static_cast<size_t>(c.H * (2 * c.D + c.E));
+  Numbers middles, products;
+  for (int64_t b = 0; b < c.B; b++) {
+    const double* image = call.moments + static_cast<size_t>(b) * of_image;
+    middles.insert(middles.end(), image, image + c.H * c.D);
+    products.insert(products.end(), image + squared, image + of_image);
+  }
+  const auto middle = copied<double>(middles, guarded);
+  const auto matrix = copied<float>(products, guarded), offset = copied<float>(Numbers(heads * c.E, OFFSET), guarded);
+  SoftlessCall reading = call;
+  reading.middle = reinterpret_cast<double*>(middle->data());
+  reading.context = reinterpret_cast<float*>(matrix->data());
+  reading.offset = reinterpret_cast<float*>(offset->data());
+  reading.out = beside[2].given();
+  check(softless_centred(&reading) == 0, "centred refuses");
   for (const Tensor& one : made.written)
-    if (&one == &made.written[0] || c.layout != PACKED) check(one.gaps_kept(), "wrote between tokens");
+    if (&one == &made.written[0] || &one == &made.written[4] || c.layout != PACKED) check(one.gaps_kept(), "wrote between tokens");
   made.bytes = made.context->bytes();
   if (c.norm) made.bytes += made.q_size->bytes() + made.k_size->bytes();
   for (const Tensor& one : made.written) made.bytes += one.block->bytes();
@@ -383,6 +452,8 @@ void compare(const Case& c, const Run& found, const Results& expected, bool bf16
   near(found.written[1].read(), expected.grad_q, bound, "dq", expected.terms_q);
   near(found.written[2].read(), expected.grad_k, bound, "dk", expected.terms_k);
   near(found.written[3].read(), expected.grad_v, bound, "dv");
+  near(doubles(*found.moments), expected.moments, sums, "the moments");
+  near(found.written[4].read(), expected.centred, bound, "the centred reading");
 }
 
 // The first image alone.

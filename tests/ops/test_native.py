@@ -15,18 +15,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import softless
-from softless.attention import OPERATORS, Operator, attend_packed
+from softless.attention import OPERATORS, Operator, attend_packed, output_matrix
 from softless.attention.attend import backend_of
 from softless.attention.kernels import native
 from softless.attention.packed import unpacked
 from softless.errors import BackendRefused, UsageError
 from softless.layers import Attention
-from softless.layers.attention import MERGED_FROM
 from softless.measure import TranscendentalCounter
 from tests.building import no_kernels
 from tests.ops.draw import CROSS, SHAPES, assert_near, attend, draw, error, exact, reference
 
-FAMILY = [op for op in OPERATORS.values() if any(backend.name == "native" for backend in op.backends)]
+FAMILY = [
+    op for op in OPERATORS.values() if any(backend.packed for backend in op.backends)
+]  # one product and two norms
 WAYS = [(dtype, path) for dtype, paths in native.PATHS.items() for path in paths]
 # head widths of the hosts, and a head that is the whole width; 65 fills no vector
 WIDTHS = {
@@ -295,6 +296,20 @@ def test_borders_of_tiles_groups_and_threads(dtype: torch.dtype, path: str, toke
 
 @here
 @each_family
+def test_the_matrix_alone_has_no_gradient(op: Operator) -> None:
+    qkv = torch.randn(1, 200, 3 * 16, requires_grad=True)
+    matrix = output_matrix(qkv, 2, op)
+    assert matrix is not None
+    with pytest.raises(UsageError, match=r"sums over tokens have no gradient of their own: take softless\.attend"):
+        matrix.sum().backward()
+    eager = output_matrix(qkv, 2, op, backend="eager")
+    assert eager is not None
+    assert_near(eager, matrix, 1e-5)
+    eager.sum().backward()
+
+
+@here
+@each_family
 def test_no_second_derivative(op: Operator) -> None:
     call, _ = draw(op, SHAPES["square"], torch.float32)
     leaves = [x.requires_grad_() for x in call]
@@ -495,9 +510,9 @@ def test_the_merged_projection(op: Operator, dtype: torch.dtype, scale: Any) -> 
         pytest.skip(f"{op.name} has no token_scale")
     options = {} if scale is None else {"token_scale": scale}
     module = Attention(48, 3, op=op, proj_bias=False, qkv_bias=True, dtype=dtype, **options)
-    for tokens in (MERGED_FROM * 48 - 1, MERGED_FROM * 48, 300):
+    for tokens in (95, 96, 300):
         x = torch.randn(2, tokens, 48).to(dtype)
-        merges = tokens >= MERGED_FROM * 48
+        merges = tokens >= 2 * 48
         with torch.no_grad():
             assert module.path(x).endswith("merged projection" if merges else "projection apart")
             y = module(x)

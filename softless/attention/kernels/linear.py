@@ -18,7 +18,6 @@ from torch.utils.flop_counter import register_flop_formula
 
 from softless.attention.features import STILL, Norm
 from softless.attention.kernels import native
-from softless.errors import UsageError
 
 NORMS: dict[str, int] = {"none": 0, "l1": 1, "l2": 2}
 BY_COUNT = 0.0  # token_scale "tokens" as a number: multiply by N
@@ -44,10 +43,6 @@ library.define(
 )
 
 
-def _dense(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
-
-
 def _room(B: int, H: int, D: int, E: int, norm: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Empty sums: sizes (B,H,D) of q and of k, which stay zero without a norm, and context (B,H,D,E)."""
     size = torch.empty if norm else torch.zeros
@@ -56,15 +51,6 @@ def _room(B: int, H: int, D: int, E: int, norm: int, device: torch.device) -> tu
         size(B, H, D, dtype=torch.float32, device=device),
         torch.empty(B, H, D, E, dtype=torch.float32, device=device),
     )
-
-
-def _whole(mask: Tensor | None) -> Tensor | None:
-    return None if mask is None else mask.contiguous()
-
-
-def _sizes(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, int, int, int, int, int]:
-    B, H, N, D = q.shape
-    return B, H, N, k.shape[2], D, v.shape[3]
 
 
 def _gain(images: int, queries: int, query_mask: Tensor | None, token_scale: float | None) -> Tensor | None:
@@ -81,11 +67,17 @@ def sums(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, query_mask: Tensor | None, norm: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sums over tokens of |q|, |k| (l2: squares) and k^T v, float32."""
-    q, k, v, mask, query_mask = _dense(q), _dense(k), _dense(v), _whole(mask), _whole(query_mask)
+    q, k, v, mask, query_mask = (
+        native.dense(q),
+        native.dense(k),
+        native.dense(v),
+        native.whole(mask),
+        native.whole(query_mask),
+    )
     B, H, _, D = q.shape
     q_size, k_size, context = _room(B, H, D, v.shape[3], norm, q.device)
     native.run(
-        "sums", _sizes(q, k, v), q.dtype, norm=norm, q=native.at(q), k=native.at(k), v=native.at(v), mask=mask, query_mask=query_mask,
+        "sums", native.sizes(q, k, v), q.dtype, norm=norm, q=native.at(q), k=native.at(k), v=native.at(v), mask=mask, query_mask=query_mask,
         q_size=q_size, k_size=k_size, context=context,
     )  # fmt: skip
     return q_size, k_size, context
@@ -93,29 +85,37 @@ def sums(
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, query_mask: Tensor | None, norm: int, token_scale: float | None, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Output (B,H,N,E), laid out by tokens, and the sums."""
-    q, k, v, mask, query_mask = _dense(q), _dense(k), _dense(v), _whole(mask), _whole(query_mask)
+    q, k, v, mask, query_mask = (
+        native.dense(q),
+        native.dense(k),
+        native.dense(v),
+        native.whole(mask),
+        native.whole(query_mask),
+    )
     B, H, N, D = q.shape
-    o, gain = _by_tokens(q, v), _gain(B, N, query_mask, token_scale)
+    o, gain = native.by_tokens(q, v), _gain(B, N, query_mask, token_scale)
     q_size, k_size, context = _room(B, H, D, v.shape[3], norm, q.device)
     native.run(
-        "attend", _sizes(q, k, v), q.dtype, norm=norm, q=native.at(q), k=native.at(k), v=native.at(v), out=native.at(o), mask=mask,
+        "attend", native.sizes(q, k, v), q.dtype, norm=norm, q=native.at(q), k=native.at(k), v=native.at(v), out=native.at(o), mask=mask,
         query_mask=query_mask, q_size=q_size, k_size=k_size, context=context, gain=gain, eps=eps,
     )  # fmt: skip
     return o, q_size, k_size, context
 
 
-def _by_tokens(q: Tensor, v: Tensor) -> Tensor:
-    B, H, N, _ = q.shape
-    return torch.empty(B, N, H, v.shape[3], dtype=q.dtype, device=q.device).transpose(1, 2)
-
-
 def attend_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, query_mask: Tensor | None, q_size: Tensor, k_size: Tensor, context: Tensor, norm: int, token_scale: float | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k and v."""
-    q, k, v, grad, mask, query_mask = _dense(q), _dense(k), _dense(v), _dense(grad), _whole(mask), _whole(query_mask)
+    q, k, v, grad, mask, query_mask = (
+        native.dense(q),
+        native.dense(k),
+        native.dense(v),
+        native.dense(grad),
+        native.whole(mask),
+        native.whole(query_mask),
+    )
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     gain = _gain(q.shape[0], q.shape[2], query_mask, token_scale)
     native.run(
-        "backward", _sizes(q, k, v), q.dtype, norm=norm, q=native.at(q), k=native.at(k), v=native.at(v), mask=mask, query_mask=query_mask,
+        "backward", native.sizes(q, k, v), q.dtype, norm=norm, q=native.at(q), k=native.at(k), v=native.at(v), mask=mask, query_mask=query_mask,
         q_size=q_size, k_size=k_size, context=context, gain=gain, eps=eps, still=STILL, grad_out=native.at(grad), grad_q=native.at(dq),
         grad_k=native.at(dk), grad_v=native.at(dv),
     )  # fmt: skip
@@ -132,7 +132,7 @@ def _parts(buffer: Tensor, heads: int, number: int) -> list[native.At]:
 
 def attend_packed(qkv: Tensor, heads: int, mask: Tensor | None, norm: int, token_scale: float | None, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Output (B,N,H D) of self-attention, and the sums."""
-    qkv, mask = _dense(qkv), _whole(mask)
+    qkv, mask = native.dense(qkv), native.whole(mask)
     B, N, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
     D = width // heads
     o, gain = torch.empty(B, N, width, dtype=qkv.dtype, device=qkv.device), _gain(B, N, mask, token_scale)
@@ -147,7 +147,7 @@ def attend_packed(qkv: Tensor, heads: int, mask: Tensor | None, norm: int, token
 
 def attend_packed_backward(grad: Tensor, qkv: Tensor, heads: int, mask: Tensor | None, q_size: Tensor, k_size: Tensor, context: Tensor, norm: int, token_scale: float | None, eps: float) -> Tensor:  # fmt: skip
     """The gradient of the buffer, written in place of three."""
-    qkv, grad, mask = _dense(qkv), _dense(grad), _whole(mask)
+    qkv, grad, mask = native.dense(qkv), native.dense(grad), native.whole(mask)
     B, N, D = qkv.shape[0], qkv.shape[1], qkv.shape[2] // (3 * heads)
     made = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
     (q, k, v), (dq, dk, dv), (do,) = _parts(qkv, heads, 3), _parts(made, heads, 3), _parts(grad, heads, 1)
@@ -166,7 +166,7 @@ for function in (sums, attend, attend_backward, attend_packed, attend_packed_bac
 
 
 def _fake_attend(q: Tensor, _k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _by_tokens(q, v), *_fake_sums(q, _k, v)
+    return native.by_tokens(q, v), *_fake_sums(q, _k, v)
 
 
 def _fake_packed(qkv: Tensor, heads: int, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -227,18 +227,17 @@ def _slope_packed(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
     return slope, None, None, None, None, None
 
 
-def _no_second(_: Any, *__: Any) -> Any:
-    raise UsageError('the native kernels have no second derivative: pass backend="eager" to softless.attend')
-
-
-def _nothing(*_: Any, **__: Any) -> None:
-    """There is nothing to keep for what raises."""
-
-
 torch.library.register_autograd("softless::attend", _slope, setup_context=_keep, lib=library)
 torch.library.register_autograd("softless::attend_packed", _slope_packed, setup_context=_keep_packed, lib=library)
-for name in ("sums", "attend_backward", "attend_packed_backward"):
-    torch.library.register_autograd(f"softless::{name}", _no_second, setup_context=_nothing, lib=library)
+for name in ("attend_backward", "attend_packed_backward"):
+    native.without_gradient(
+        library, name, 'the native kernels have no second derivative: pass backend="eager" to softless.attend'
+    )
+native.without_gradient(
+    library,
+    "sums",
+    'the native kernels\' sums over tokens have no gradient of their own: take softless.attend, or backend="eager"',
+)
 
 
 # FLOPs, 2 per multiply-add
@@ -301,28 +300,3 @@ def summed(q: Tensor, k: Tensor, v: Tensor, *, norm: Norm) -> dict[str, Tensor]:
     """The summary of `softless.attention.linear`, in one sweep: "q" and "k" (B,H,1,D), "context" (B,H,D,E)."""
     q_size, k_size, context = torch.ops.softless.sums(q, k, v, None, None, NORMS[norm])
     return {"context": context, "q": q_size[:, :, None], "k": k_size[:, :, None]}
-
-
-def refuses(q: Tensor, k: Tensor, v: Tensor) -> list[str]:
-    """Why the native kernels cannot run a call."""
-    reasons = []
-    if torch.compiler.is_exporting():
-        return ["an exported graph holds nodes that every runtime knows"]
-    if native.LIBRARY is None:
-        return [native.WHY_NOT]
-    if not native.PATHS[torch.float32]:
-        return ["this processor has neither AVX-512 nor AVX2 with FMA"]
-    if q.device.type != "cpu":
-        reasons.append(f"runs on the processor, got {q.device}")
-    if q.dtype not in native.DTYPES:
-        reasons.append(f"takes float32 and bfloat16, got {q.dtype}")
-    if q.numel() == 0 or k.numel() == 0 or v.numel() == 0:
-        reasons.append("there is nothing to sum")
-    return reasons
-
-
-def here() -> str:
-    """The ways of this processor by dtype, the fastest first."""
-    return "; ".join(
-        f"{str(dtype).removeprefix('torch.')}: {', '.join(paths)}" for dtype, paths in native.PATHS.items()
-    )

@@ -26,9 +26,10 @@ At = tuple[
     int, int, int, int
 ]  # where a tensor (image, head, token, channel) lies: address, and steps; its channels are contiguous
 NOWHERE: At = (0, 0, 0, 0)
-# `SoftlessCall` of native/softless.h: six sizes, three integers and the path; q, k, v, out; six addresses, eps and still; four gradients.
+# `SoftlessCall` of native/softless.h: six sizes, three integers and the path; q, k, v, out; six addresses, eps and still; four gradients; moments,
+# middle and offset.
 # Packed and not built field by field: a call on few tokens takes no longer than its arguments.
-CALL = struct.Struct("@6q3iP" + 4 * "P3q" + "6P2f" + 4 * "P3q")
+CALL = struct.Struct("@6q3iP" + 4 * "P3q" + "6P2f" + 4 * "P3q" + "3P")
 
 
 def _load() -> tuple[ctypes.CDLL | None, str]:
@@ -43,9 +44,9 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         library = ctypes.CDLL(str(found[0]))
     except OSError as error:
         return None, f"the native library does not load: {error}"
-    for name in ("softless_sums", "softless_attend", "softless_backward"):
-        getattr(library, name).argtypes = [c_char_p]
-        getattr(library, name).restype = c_int32
+    for name in ("sums", "attend", "backward", "moments", "centred"):
+        entry = getattr(library, f"softless_{name}")
+        entry.argtypes, entry.restype = [c_char_p], c_int32
     library.softless_paths.argtypes, library.softless_paths.restype = [c_int32], c_char_p
     library.softless_path.argtypes, library.softless_path.restype = [c_char_p], c_char_p
     return library, ""
@@ -114,16 +115,73 @@ def _packed(
     sizes: tuple[int, int, int, int, int, int], dtype: torch.dtype, *, norm: int = 0, q: At = NOWHERE, k: At = NOWHERE, v: At = NOWHERE,
     out: At = NOWHERE, mask: Tensor | None = None, query_mask: Tensor | None = None, q_size: Tensor | None = None, k_size: Tensor | None = None,
     context: Tensor | None = None, gain: Tensor | None = None, eps: float = 0.0, still: float = 0.0, grad_out: At = NOWHERE, grad_q: At = NOWHERE,
-    grad_k: At = NOWHERE, grad_v: At = NOWHERE,
+    grad_k: At = NOWHERE, grad_v: At = NOWHERE, moments: Tensor | None = None, middle: Tensor | None = None, offset: Tensor | None = None,
 ) -> bytes:  # fmt: skip
     """The bytes of a `SoftlessCall`."""
     path = _names[_forced[-1]] if _forced and _forced[-1] in PATHS[dtype] else None
     return CALL.pack(
         *sizes, dtype == torch.bfloat16, norm, torch.get_num_threads(), ctypes.addressof(path) if path else 0, *q, *k, *v, *out,
         _address(mask), _address(query_mask), _address(q_size), _address(k_size), _address(context), _address(gain), eps, still,
-        *grad_out, *grad_q, *grad_k, *grad_v,
+        *grad_out, *grad_q, *grad_k, *grad_v, _address(moments), _address(middle), _address(offset),
     )  # fmt: skip
 
 
 def _address(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
+
+
+def dense(x: Tensor) -> Tensor:
+    """x with contiguous channels."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def whole(mask: Tensor | None) -> Tensor | None:
+    """A mask as the kernels read it."""
+    return None if mask is None else mask.contiguous()
+
+
+def sizes(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, int, int, int, int, int]:
+    """B, H, N, M, D, E."""
+    B, H, N, D = q.shape
+    return B, H, N, k.shape[2], D, v.shape[3]
+
+
+def by_tokens(q: Tensor, v: Tensor) -> Tensor:
+    """Room for an output (B,H,N,E) that lies by tokens, so that its heads join without a copy."""
+    B, H, N, _ = q.shape
+    return torch.empty(B, N, H, v.shape[3], dtype=q.dtype, device=q.device).transpose(1, 2)
+
+
+def refuses(q: Tensor, k: Tensor, v: Tensor, **_: Any) -> list[str]:
+    """Why the native kernels cannot run a call."""
+    reasons = []
+    if torch.compiler.is_exporting():
+        return ["an exported graph holds nodes that every runtime knows"]
+    if LIBRARY is None:
+        return [WHY_NOT]
+    if not PATHS[torch.float32]:
+        return ["this processor has neither AVX-512 nor AVX2 with FMA"]
+    if q.device.type != "cpu":
+        reasons.append(f"runs on the processor, got {q.device}")
+    if q.dtype not in DTYPES:
+        reasons.append(f"takes float32 and bfloat16, got {q.dtype}")
+    if q.numel() == 0 or k.numel() == 0 or v.numel() == 0:
+        reasons.append("there is nothing to sum")
+    return reasons
+
+
+def here() -> str:
+    """The ways of this processor by dtype, the fastest first."""
+    return "; ".join(f"{str(dtype).removeprefix('torch.')}: {', '.join(paths)}" for dtype, paths in PATHS.items())
+
+
+def without_gradient(library: torch.library.Library, name: str, sentence: str) -> None:
+    """Let the backward pass through `softless::NAME` raise UsageError with a sentence."""
+
+    def backward(_: Any, *__: Any) -> Any:
+        raise UsageError(sentence)
+
+    def keep(*_: Any, **__: Any) -> None:
+        """There is nothing to keep for what raises."""
+
+    torch.library.register_autograd(f"softless::{name}", backward, setup_context=keep, lib=library)

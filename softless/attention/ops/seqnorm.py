@@ -23,6 +23,8 @@ from torch import Tensor
 
 from softless.attention import moments
 from softless.attention.features import keep
+from softless.attention.kernels import moments as kernel
+from softless.attention.kernels import native
 from softless.attention.linear import FLOOR
 from softless.attention.spec import (  # fmt: skip
     TOLERANCE,
@@ -112,6 +114,13 @@ def read(tokens: Tokens, reader: tuple[Tensor, Tensor, Tensor], **_: Any) -> Ten
     return keep(q @ matrix.to(q.dtype) + offset.to(q.dtype), tokens.query_mask)
 
 
+def native_sweep(q: Tensor, k: Tensor, v: Tensor, *, learned: dict[str, Tensor], mask: Tensor | None, query_mask: Tensor | None, eps: float) -> Tensor:  # fmt: skip
+    """The same by the native kernels: one sweep over q, k and v, the algebra of D x E numbers, one sweep over q."""
+    counts = {"queries": moments.number(q, query_mask), "keys": moments.number(k, mask)}
+    summary = counts | kernel.summed(q, k, v, mask, query_mask)
+    return kernel.read(q, v, *finish(summary, learned=learned, eps=eps), query_mask)
+
+
 def flops(d: Dims) -> int:
     """Both products, 2 FLOPs per multiply-add."""
     return 2 * d.B * d.H * d.D * d.E * (d.N + d.M)
@@ -152,7 +161,18 @@ SPEC = Operator(
     learned={
         f"{side}_{name}": _affine(side, start) for side in "qkv" for name, start in (("weight", 1.0), ("bias", 0.0))
     },
-    own=(Backend(name="eager", fn=at_once(STREAMING), tolerance={**TOLERANCE, torch.float32: 1e-5}),),
+    own=(
+        Backend(
+            name="native",
+            fn=native_sweep,
+            refuses=native.refuses,
+            native_half=True,
+            differentiable=False,
+            here=native.here,
+            tolerance={**TOLERANCE, torch.float32: 1e-5},
+        ),
+        Backend(name="eager", fn=at_once(STREAMING), tolerance={**TOLERANCE, torch.float32: 1e-5}),
+    ),
     differs="No code was published, and the body of the paper was not available: eps = 1e-5 inside the root, the biased variance, separate affines for "
     "q, k and v, and 1/N on the product of keys and values are a reconstruction.",
 )

@@ -6,10 +6,10 @@
 
 namespace softless {
 
-enum Norm : int32_t { NONE = 0, L1 = 1, L2 = 2 };
+enum Norm : int32_t { NONE = 0, L1 = 1, L2 = 2, PLAIN = 3 };  // PLAIN: the sum itself
 
-// What is added to each output of `apply` beside the matrix product: nothing, factor * sign(y) or factor * y.
-enum Slope : int32_t { FLAT = 0, SIGN = 1, SELF = 2 };
+// What is added to each output of `apply` beside the matrix product: nothing, factor * sign(y), factor * y, or factor alone.
+enum Slope : int32_t { FLAT = 0, SIGN = 1, SELF = 2, OFFSET = 3 };
 
 struct Apply {
   const void* x;          // n rows of `rows` channels
@@ -19,7 +19,7 @@ struct Apply {
   int64_t rows, columns;
   void* out;              // n rows of `columns` channels
   int64_t out_step;
-  const void* y;          // n rows of `columns` channels, where slope is not FLAT
+  const void* y;          // n rows of `columns` channels, where slope is SIGN or SELF
   int64_t y_step;
   const float* factor;    // (columns)
   Slope slope;
@@ -29,7 +29,7 @@ struct Apply {
 struct Arithmetic {
   const char* name;
   int64_t tile;  // most tokens that one call of `product` takes
-  // total[c] += sum over the tokens that count of |x_c| (L1) or x_c^2 (L2); keep may be null: all count
+  // total[c] += sum over the tokens that count of |x_c| (L1), x_c^2 (L2) or x_c (PLAIN); keep may be null: all count
   void (*magnitude)(const void* x, int64_t step, int64_t n, const uint8_t* keep, int64_t width, Norm norm, float* total);
   // m (D rows of pitch(E) columns) += k^T v over n tokens
   void (*product)(const void* k, int64_t k_step, const void* v, int64_t v_step, int64_t n, const uint8_t* keep, int64_t D, int64_t E, void* scratch, float* m);
@@ -38,6 +38,11 @@ struct Arithmetic {
   int64_t (*packed_bytes)(int64_t rows, int64_t columns);
   void (*pack)(const float* matrix, int64_t rows, int64_t columns, void* packed);  // rows lie `columns` apart
   void (*apply)(const Apply& call);                                  // out = x matrix + slope
+  // panel (n rows of pitch(width) float32) = x - high - low, zero where a token does not count; low may be null. Its sums over tokens join
+  // `rest`, those of its squares `squares`, where these are not null.
+  void (*centre)(const void* x, int64_t step, int64_t n, const uint8_t* keep, int64_t width, const float* high, const float* low, float* panel, float* rest, float* squares);
+  void (*panels)(const float* k, const float* v, int64_t n, int64_t D, int64_t E, float* m);  // as `product`, of panels
+  void (*apply_panel)(const Apply& call);                            // as `apply`, x a panel and the matrix float32 with rows of pitch(columns)
   int64_t width_unit;                                                // D and E must be multiples of it
   void (*begin)();                                                   // on each thread, before and after its calls; may be null
   void (*end)();

@@ -27,6 +27,7 @@ struct Vec {
   static T zero() { return _mm256_setzero_ps(); }
   static T fma(T a, T b, T c) { return _mm256_fmadd_ps(a, b, c); }
   static T add(T a, T b) { return _mm256_add_ps(a, b); }
+  static T sub(T a, T b) { return _mm256_sub_ps(a, b); }
   static T abs(T a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
   static T sign_times(T y, T f) {
     const T signed_f = _mm256_xor_ps(f, _mm256_and_ps(y, _mm256_set1_ps(-0.0f)));

@@ -49,6 +49,6 @@ void apply_pairs(const Apply& call) {
 }  // namespace
 
 namespace softless {
-const Arithmetic avx512bf16_bf16 = {"avx512_bf16", TILE,         magnitude<uint16_t>, product_pairs, pitch_f32, scratch_f32,
-                                    packed_pairs,  pack_pairs,   apply_pairs,         PAIR, nullptr,   nullptr};
+const Arithmetic avx512bf16_bf16 = {"avx512_bf16", TILE, magnitude<bf16>, product_pairs, pitch_f32, scratch_f32, packed_pairs, pack_pairs, apply_pairs,
+                                    centre<bf16>, panels_f32, apply<float, bf16>, PAIR, nullptr, nullptr};
 }  // namespace softless

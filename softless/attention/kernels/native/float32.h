@@ -5,7 +5,7 @@
 //
 //   Vec::W             floats in a vector
 //   Vec::R[c - 1]      rows of a register tile that is c vectors wide; Vec::C is the widest
-//   load, load_bf16, load_some(p, n), store, store_some(p, v, n), store_bf16(p, v, n), set1, zero, fma, add, abs, sign_times(y, f)
+//   load, load_bf16, load_some(p, n), store, store_some(p, v, n), store_bf16(p, v, n), set1, zero, fma, add, sub, abs, sign_times(y, f)
 #include <cstring>
 
 #include "arithmetic.h"
@@ -38,7 +38,7 @@ template <class T> inline void store_some(T* p, V v, int64_t n) {
   memcpy(p, whole, static_cast<size_t>(n) * sizeof(T));
 }
 
-inline V grown(V total, V x, Norm norm) { return norm == L1 ? Vec::add(total, Vec::abs(x)) : Vec::fma(x, x, total); }
+inline V grown(V total, V x, Norm norm) { return norm == L2 ? Vec::fma(x, x, total) : Vec::add(total, norm == L1 ? Vec::abs(x) : x); }
 
 template <class T, int C> inline void magnitude_columns(const T* x, int64_t step, int64_t n, const uint8_t* keep, Norm norm, float* total) {
   V sum[C];
@@ -60,7 +60,7 @@ template <class T> void magnitude(const void* data, int64_t step, int64_t n, con
     for (int64_t t = 0; t < n; t++) {
       if (keep && !keep[t]) continue;
       const float one = widened(x[t * step + c]);
-      sum += norm == L1 ? __builtin_fabsf(one) : one * one;
+      sum += norm == L1 ? __builtin_fabsf(one) : norm == L2 ? one * one : one;
     }
     total[c] += sum;
   }
@@ -77,6 +77,32 @@ template <class T> void widen(const T* x, int64_t step, int64_t n, const uint8_t
     }
     for (; c + W <= width; c += W) Vec::store(panel + c, load(x + c));
     if (c < width) Vec::store(panel + c, load_some(x + c, width - c));
+  }
+}
+
+// A panel less what is taken off each channel, with its sums over the tokens.
+template <class T> void centre(const void* data, int64_t step, int64_t n, const uint8_t* keep, int64_t width, const float* high, const float* low, float* panel, float* rest, float* squares) {
+  const T* x = static_cast<const T*>(data);
+  const int64_t pitch = round_up(width, W);
+  for (int64_t c = 0; c < pitch; c += W) {
+    const int64_t left = least(W, width - c);
+    const auto part = [left, c](const auto* p) { return left == W ? load(p + c) : load_some(p + c, left); };
+    const V first = part(high), second = low ? part(low) : Vec::zero();
+    V sum = Vec::zero(), square = Vec::zero();
+    for (int64_t t = 0; t < n; t++) {
+      V one = Vec::zero();
+      if (!keep || keep[t]) one = Vec::sub(Vec::sub(part(x + t * step), first), second);
+      Vec::store(panel + t * pitch + c, one);
+      sum = Vec::add(sum, one);
+      square = Vec::fma(one, one, square);
+    }
+    const auto join = [&](float* total, V more) {
+      if (!total) return;
+      if (left == W) Vec::store(total + c, Vec::add(more, Vec::load(total + c)));
+      else store_some(total + c, Vec::add(more, load_some(total + c, left)), left);
+    };
+    join(rest, sum);
+    join(squares, square);
   }
 }
 
@@ -121,7 +147,9 @@ template <class T> struct Writing {  // the tile becomes output, with its slope
       const V factor = call.slope == FLAT ? Vec::zero() : left == W ? Vec::load(call.factor + at) : load_some(call.factor + at, left);
       for (int i = 0; i < R; i++) {
         V value = acc[i][j];
-        if (call.slope != FLAT) {
+        if (call.slope == OFFSET) {
+          value = Vec::add(value, factor);
+        } else if (call.slope != FLAT) {
           const T* other = static_cast<const T*>(call.y) + (row + i) * call.y_step + at;
           const V y = left == W ? load(other) : load_some(other, left);
           value = call.slope == SIGN ? Vec::add(value, Vec::sign_times(y, factor)) : Vec::fma(y, factor, value);
@@ -160,13 +188,17 @@ template <int C, class Fill, class End> void tiles_of(const Fill& fill, int64_t 
 
 int64_t pitch_f32(int64_t width) { return round_up(width, W); }
 
+void panels_f32(const float* k, const float* v, int64_t n, int64_t D, int64_t E, float* m) {
+  const int64_t right = pitch_f32(E);
+  tiles_of<Vec::C>(Multiplying<float>{k, 1, pitch_f32(D), v, right, n}, right, D, 0, Adding{m, right});
+}
+
 template <class T> void product(const void* k, int64_t k_step, const void* v, int64_t v_step, int64_t n, const uint8_t* keep, int64_t D, int64_t E, void* scratch, float* m) {
-  const int64_t left = pitch_f32(D), right = pitch_f32(E);
   float* keys = static_cast<float*>(scratch);
-  float* values = keys + n * left;
+  float* values = keys + n * pitch_f32(D);
   widen(static_cast<const T*>(k), k_step, n, keep, D, keys);
   widen(static_cast<const T*>(v), v_step, n, keep, E, values);
-  tiles_of<Vec::C>(Multiplying<float>{keys, 1, left, values, right, n}, right, D, 0, Adding{m, right});
+  panels_f32(keys, values, n, D, E, m);
 }
 
 int64_t packed_f32(int64_t rows, int64_t columns) { return rows * pitch_f32(columns) * static_cast<int64_t>(sizeof(float)); }
@@ -175,9 +207,9 @@ void pack_f32(const float* matrix, int64_t rows, int64_t columns, void* packed) 
   widen(matrix, columns, rows, nullptr, columns, static_cast<float*>(packed));
 }
 
-template <class T> void apply(const Apply& call) {
+template <class X, class T> void apply(const Apply& call) {
   const int64_t pitch = pitch_f32(call.columns);
-  const Multiplying<T> fill{static_cast<const T*>(call.x), call.x_step, 1, static_cast<const float*>(call.packed), pitch, call.rows};
+  const Multiplying<X> fill{static_cast<const X*>(call.x), call.x_step, 1, static_cast<const float*>(call.packed), pitch, call.rows};
   tiles_of<Vec::C>(fill, pitch, call.n, 0, Writing<T>{call});
 }
 
@@ -185,7 +217,7 @@ constexpr int64_t TILE = 64;
 int64_t scratch_f32(int64_t D, int64_t E) { return TILE * (pitch_f32(D) + pitch_f32(E)) * static_cast<int64_t>(sizeof(float)); }
 
 template <class T> constexpr Arithmetic float32_arithmetic(const char* name) {
-  return {name, TILE, magnitude<T>, product<T>, pitch_f32, scratch_f32, packed_f32, pack_f32, apply<T>, 1, nullptr, nullptr};
+  return {name, TILE, magnitude<T>, product<T>, pitch_f32, scratch_f32, packed_f32, pack_f32, apply<T, T>, centre<T>, panels_f32, apply<float, T>, 1, nullptr, nullptr};
 }
 
 }  // namespace

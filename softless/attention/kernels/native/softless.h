@@ -29,6 +29,9 @@ struct SoftlessCall {
   float eps;                  // smallest norm that is divided by
   float still;                // a channel below this share of the head's median norm gets no gradient
   SoftlessTensor grad_out, grad_q, grad_k, grad_v;
+  double* moments;       // (B, H (4 D + 2 E + D E)): of q its means and sums of squares about them (H D each), of k, of v (H E each), then k^T v so
+  const double* middle;  // (B, H, D): what `centred` takes off q
+  const float* offset;   // (B, H, E): what it adds to every output
 };
 
 // names of the ways this processor has for a dtype, the fastest first, with commas; "" where there is none
@@ -41,5 +44,7 @@ const char* softless_path(const SoftlessCall* call);
 int32_t softless_sums(const SoftlessCall* call);      // q_size, k_size, context
 int32_t softless_attend(const SoftlessCall* call);    // the sums, then out = q (context gain / |q| / |k|)
 int32_t softless_backward(const SoftlessCall* call);  // grad_q, grad_k, grad_v from grad_out and the sums
+int32_t softless_moments(const SoftlessCall* call);   // moments
+int32_t softless_centred(const SoftlessCall* call);   // out = (q - middle) context + offset
 }
 #pragma GCC visibility pop

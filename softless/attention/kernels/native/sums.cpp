@@ -1,197 +1,70 @@
-#include <algorithm>
-#include <atomic>
 #include <cmath>
-#include <cstdlib>
-#include <memory>
-#include <new>
 #include <string>
-#include <vector>
 
-#include "parallel.h"
-#include "processor.h"
-#include "softless.h"
+#include "driver.h"
 
 namespace softless {
 namespace {
 
-template <class T> using Buffer = std::unique_ptr<T[], decltype(&std::free)>;
-
-template <class T> Buffer<T> buffer(int64_t count) {
-  void* memory = std::aligned_alloc(64, static_cast<size_t>(round_up(std::max<int64_t>(count, 1) * static_cast<int64_t>(sizeof(T)), 64)));
-  if (!memory) throw std::bad_alloc();
-  return Buffer<T>(static_cast<T*>(memory), &std::free);
-}
-
-struct Place {  // a tensor of `size` bytes an element
-  const SoftlessTensor& tensor;
-  int64_t size;
-  char* at(int64_t b, int64_t h, int64_t t) const {
-    return static_cast<char*>(tensor.data) + (b * tensor.image + h * tensor.head + t * tensor.token) * size;
-  }
-};
-
-// Memory of a call, zero where it is new. A thread keeps a little from call to call, since fresh pages cost as much as the sums of a small
-// image; more than that is given back.
-template <class T> class Room {
+// |q| and |k| of all heads, then k^T v, whose rows have a pitch in float32.
+class Sums {
  public:
-  Room(Buffer<T>& kept, int64_t& kept_count, int64_t count) {
-    if (count <= kept_count) {
-      data_ = kept.get();
-      return;
-    }
-    own_ = buffer<T>(count);
-    data_ = own_.get();
-    std::fill_n(data_, count, T{});
-    if (count * static_cast<int64_t>(sizeof(T)) <= KEPT_BYTES) {
-      kept = std::move(own_);
-      kept_count = count;
-    }
-  }
-  T* get() const { return data_; }
+  Sums(const SoftlessCall& call, const Arithmetic& way)
+      : call_(call), way_(way), sizes_(call.norm == NONE ? 0 : call.H * call.D), rows_(call.H * call.D), pitch_(way.pitch(call.E)) {}
 
- private:
-  static constexpr int64_t KEPT_BYTES = 8 << 20;
-  Buffer<T> own_{nullptr, &std::free};
-  T* data_;
-};
+  int64_t totals() const { return 2 * sizes_ + rows_ * call_.E; }
+  int64_t group() const { return 2 * sizes_ + rows_ * pitch_; }
+  int64_t scratch() const { return way_.scratch_bytes(call_.D, call_.E); }
 
-template <class T> Room<T> room(int64_t count) {  // one of each type at a time
-  thread_local Buffer<T> kept{nullptr, &std::free};
-  thread_local int64_t kept_count = 0;
-  return Room<T>(kept, kept_count, count);
-}
-
-// Tokens that are summed in float32 before they join the double totals. The borders depend on the tokens alone, never on the batch or on
-// the number of threads.
-int64_t group_of(int64_t tokens) {
-  return tokens >= 8192 ? 1024 : tokens >= 2048 ? 256 : tokens >= 512 ? 128 : tokens > 64 ? round_up((tokens + 3) / 4, 8) : 64;
-}
-
-// How the sums of one image lie: |q| and |k| of all heads, then k^T v, whose rows have a pitch in float32.
-struct Layout {
-  int64_t sizes, rows, E, pitch;
-  Layout(const SoftlessCall& call, const Arithmetic& way)
-      : sizes(call.norm == NONE ? 0 : call.H * call.D), rows(call.H * call.D), E(call.E), pitch(way.pitch(call.E)) {}
-  int64_t totals() const { return 2 * sizes + rows * E; }
-  int64_t group() const { return 2 * sizes + rows * pitch; }
-};
-
-// The float32 sums of a group join the double totals, and are zero again, columns beyond the width too: NaN times their zero is NaN.
-void close_group(const Layout& layout, float* group, double* totals, bool first) {
-  const auto close = [first](const float* from, double* to, int64_t n) {
-    if (first)
-      for (int64_t i = 0; i < n; i++) to[i] = from[i];
-    else
-      for (int64_t i = 0; i < n; i++) to[i] += from[i];
-  };
-  float* const start = group;
-  close(group, totals, 2 * layout.sizes);
-  group += 2 * layout.sizes;
-  totals += 2 * layout.sizes;
-  for (int64_t row = 0; row < layout.rows; row++) close(group + row * layout.pitch, totals + row * layout.E, layout.E);
-  std::fill_n(start, layout.group(), 0.0f);
-}
-
-void write(const SoftlessCall& call, const Layout& layout, int64_t image, const double* totals) {
-  const auto narrow = [](const double* from, int64_t n, float* to) {
-    for (int64_t i = 0; i < n; i++) to[i] = static_cast<float>(from[i]);
-  };
-  if (layout.sizes) {
-    narrow(totals, layout.sizes, call.q_size + image * layout.sizes);
-    narrow(totals + layout.sizes, layout.sizes, call.k_size + image * layout.sizes);
-  }
-  narrow(totals + 2 * layout.sizes, layout.rows * layout.E, call.context + image * layout.rows * layout.E);
-}
-
-// The tokens from `first` up to `last` of one image join the sums of a group.
-void add_tokens(const SoftlessCall& call, const Arithmetic& way, const Layout& layout, int64_t image, int64_t first, int64_t last, void* scratch, float* group) {
-  const int64_t size = call.bf16 ? 2 : 4;
-  const Place q{call.q, size}, k{call.k, size}, v{call.v, size};
-  const Norm norm = static_cast<Norm>(call.norm);
-  float *q_size = group, *k_size = group + layout.sizes, *context = group + 2 * layout.sizes;
-  for (int64_t t = first; t < last; t += way.tile) {
-    const int64_t end = least(last, t + way.tile), queries = least(end, call.N) - t, keys = least(end, call.M) - t;
-    const uint8_t* query_mask = call.query_mask ? call.query_mask + image * call.N + t : nullptr;
-    const uint8_t* mask = call.mask ? call.mask + image * call.M + t : nullptr;
-    for (int64_t h = 0; h < call.H; h++) {
-      if (norm != NONE && queries > 0) way.magnitude(q.at(image, h, t), call.q.token, queries, query_mask, call.D, norm, q_size + h * call.D);
-      if (keys <= 0) continue;
-      if (norm != NONE) way.magnitude(k.at(image, h, t), call.k.token, keys, mask, call.D, norm, k_size + h * call.D);
-      way.product(k.at(image, h, t), call.k.token, v.at(image, h, t), call.v.token, keys, mask, call.D, call.E, scratch, context + h * call.D * layout.pitch);
-    }
-  }
-}
-
-class Session {  // a thread's use of an arithmetic
- public:
-  explicit Session(const Arithmetic& way) : way_(way) {
-    if (way_.begin) way_.begin();
-  }
-  ~Session() {
-    if (way_.end) way_.end();
-  }
-
- private:
-  const Arithmetic& way_;
-};
-
-// work(thread, of) on each of some threads; what runs out of memory on one of them runs out here
-template <class Work> void share(int threads, const Arithmetic& way, const Work& work) {
-  std::atomic<bool> failed{false};
-  on_threads(threads, [&](int thread, int of) {
-    try {
-      const Session session(way);
-      work(thread, of);
-    } catch (const std::bad_alloc&) {
-      failed = true;
-    }
-  });
-  if (failed) throw std::bad_alloc();
-}
-
-int threads_for(const SoftlessCall& call, int64_t items) { return static_cast<int>(std::max<int64_t>(1, least(call.threads, items))); }
-
-// Each thread takes a stretch of (image, group of tokens). An image that it has whole is written at once; its first and its last may be
-// shared with its neighbours, and are joined at the end in the order of their tokens.
-void sums(const SoftlessCall& call, const Arithmetic& way) {
-  const Layout layout(call, way);
-  const int64_t tokens = std::max(call.N, call.M), step = group_of(tokens), groups = (tokens + step - 1) / step, items = call.B * groups;
-  const int threads = threads_for(call, items);
-  const Room<double> pieces = room<double>(2 * threads * layout.totals());
-  std::vector<int64_t> shared(static_cast<size_t>(2 * threads), -1);  // the image that each piece holds a part of
-  share(threads, way, [&](int thread, int of) {
-    const Room<float> group = room<float>(layout.group());
-    const Room<char> scratch = room<char>(way.scratch_bytes(call.D, call.E));
-    const int64_t last = items * (thread + 1) / of;
-    int64_t piece = 2 * thread;
-    for (int64_t item = items * thread / of; item < last;) {
-      const int64_t image = item / groups, from = item % groups, to = least(groups, from + last - item);
-      double* totals = pieces.get() + piece * layout.totals();
-      for (int64_t g = from; g < to; g++) {
-        add_tokens(call, way, layout, image, g * step, least(tokens, (g + 1) * step), scratch.get(), group.get());
-        close_group(layout, group.get(), totals, g == from);
+  void add(int64_t image, int64_t first, int64_t last, void* scratch, float* group) const {
+    const int64_t size = call_.bf16 ? 2 : 4;
+    const Place q{call_.q, size}, k{call_.k, size}, v{call_.v, size};
+    const Norm norm = static_cast<Norm>(call_.norm);
+    float *q_size = group, *k_size = group + sizes_, *context = group + 2 * sizes_;
+    for (int64_t t = first; t < last; t += way_.tile) {
+      const int64_t end = least(last, t + way_.tile), queries = least(end, call_.N) - t, keys = least(end, call_.M) - t;
+      const uint8_t* query_mask = call_.query_mask ? call_.query_mask + image * call_.N + t : nullptr;
+      const uint8_t* mask = call_.mask ? call_.mask + image * call_.M + t : nullptr;
+      for (int64_t h = 0; h < call_.H; h++) {
+        if (norm != NONE && queries > 0) way_.magnitude(q.at(image, h, t), call_.q.token, queries, query_mask, call_.D, norm, q_size + h * call_.D);
+        if (keys <= 0) continue;
+        if (norm != NONE) way_.magnitude(k.at(image, h, t), call_.k.token, keys, mask, call_.D, norm, k_size + h * call_.D);
+        way_.product(k.at(image, h, t), call_.k.token, v.at(image, h, t), call_.v.token, keys, mask, call_.D, call_.E, scratch, context + h * call_.D * pitch_);
       }
-      item += to - from;
-      if (to - from == groups) write(call, layout, image, totals);
-      else shared[static_cast<size_t>(piece++)] = image;
     }
-  });
-  double* whole = nullptr;
-  int64_t image = -1;
-  for (int64_t piece = 0; piece < 2 * threads; piece++) {
-    const int64_t of = shared[static_cast<size_t>(piece)];
-    if (of < 0) continue;
-    double* part = pieces.get() + piece * layout.totals();
-    if (of == image) {
-      for (int64_t i = 0; i < layout.totals(); i++) whole[i] += part[i];
-      continue;
-    }
-    if (whole) write(call, layout, image, whole);
-    whole = part;
-    image = of;
   }
-  if (whole) write(call, layout, image, whole);
-}
+
+  // Columns beyond the width become zero again too: NaN times their zero is NaN.
+  void close(float* group, double* totals, bool first) const {
+    const auto join = [first](const float* from, double* to, int64_t n) {
+      if (first)
+        for (int64_t i = 0; i < n; i++) to[i] = from[i];
+      else
+        for (int64_t i = 0; i < n; i++) to[i] += from[i];
+    };
+    join(group, totals, 2 * sizes_);
+    for (int64_t row = 0; row < rows_; row++) join(group + 2 * sizes_ + row * pitch_, totals + 2 * sizes_ + row * call_.E, call_.E);
+    std::fill_n(group, this->group(), 0.0f);
+  }
+
+  void write(int64_t image, const double* totals) const {
+    const auto narrow = [](const double* from, int64_t n, float* to) {
+      for (int64_t i = 0; i < n; i++) to[i] = static_cast<float>(from[i]);
+    };
+    if (sizes_) {
+      narrow(totals, sizes_, call_.q_size + image * sizes_);
+      narrow(totals + sizes_, sizes_, call_.k_size + image * sizes_);
+    }
+    narrow(totals + 2 * sizes_, rows_ * call_.E, call_.context + image * rows_ * call_.E);
+  }
+
+ private:
+  const SoftlessCall& call_;
+  const Arithmetic& way_;
+  const int64_t sizes_, rows_, pitch_;
+};
+
+void sums(const SoftlessCall& call, const Arithmetic& way) { sweep(call, way, Sums(call, way)); }
 
 double norm_of(const SoftlessCall& call, float size) { return call.norm == L2 ? std::sqrt(static_cast<double>(size)) : size; }
 
@@ -223,11 +96,6 @@ struct Product {  // rows x columns, filled by (image, head, out)
     return made;
   }
 };
-
-void blank(const SoftlessTensor& out, int64_t size, int64_t image, int64_t head, int64_t first, int64_t n, int64_t width, const uint8_t* keep) {
-  for (int64_t t = 0; keep && t < n; t++)
-    if (!keep[first + t]) std::fill_n(Place{out, size}.at(image, head, first + t), width * size, '\0');
-}
 
 struct Reading {  // out = x matrix + slope, for all tokens of all images
   const SoftlessTensor &x, &out;
@@ -353,17 +221,6 @@ void backward(const SoftlessCall& call, const Arithmetic& way) {
        {{call.grad_out, call.grad_q, to_q, call.N, E, D, call.query_mask, &call.q, slope_q.get(), slope},
         {call.v, call.grad_k, to_k, call.M, E, D, call.mask, &call.k, slope_k.get(), slope},
         {call.k, call.grad_v, to_v, call.M, D, E, call.mask, nullptr, nullptr, FLAT}});
-}
-
-template <class Work> int32_t guarded(const SoftlessCall* call, const Work& work) {
-  const Arithmetic* way = choose(call->bf16, call->path, call->D, call->E);
-  if (!way) return 1;
-  try {
-    work(*call, *way);
-  } catch (const std::bad_alloc&) {
-    return 2;
-  }
-  return 0;
 }
 
 }  // namespace
