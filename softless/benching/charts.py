@@ -78,10 +78,11 @@ def draw_resolution(points: Sequence["Point"], names: Mapping[str, str]) -> Draw
 
 @dataclass(frozen=True)
 class Line:
-    """One rival's line: (size, value with its quarters)."""
+    """One rival's line: (size, value with its quarters), and which of the colours and marks it has."""
 
     name: str
     points: Sequence[tuple[float, Spread]]
+    look: int
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Panel:
 
 
 def draw_panels(panels: Sequence[Panel], columns: int = 2) -> Drawing:
-    """Panels in rows of two; a name has the same colour in all of them."""
+    """Panels in rows of two, one legend below them."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -107,7 +108,7 @@ def draw_panels(panels: Sequence[Panel], columns: int = 2) -> Drawing:
         for axes in places[len(panels) :]:
             axes.set_visible(False)
         for axes, panel in zip(places, panels, strict=False):
-            _draw(axes, panel, names)
+            _draw(axes, panel)
         handles = {line.get_label(): line for axes in places for line in axes.get_lines() if line.get_label() in names}
         figure.tight_layout()
         figure.legend(
@@ -121,17 +122,17 @@ def draw_panels(panels: Sequence[Panel], columns: int = 2) -> Drawing:
     return Drawing(figure)
 
 
-def _draw(axes: Any, panel: Panel, names: Sequence[str]) -> None:
+def _draw(axes: Any, panel: Panel) -> None:
     from matplotlib.ticker import LogLocator
 
     sizes = sorted({size for line in panel.lines for size, _ in line.points})
     for line in panel.lines:
-        number = names.index(line.name)
-        look: dict[str, Any] = {"color": COLOURS[number], "marker": MARKS[number], "markersize": 5, "linewidth": 1.8}
+        colour = COLOURS[line.look]
+        look: dict[str, Any] = {"color": colour, "marker": MARKS[line.look], "markersize": 5, "linewidth": 1.8}
         places, values = [size for size, _ in line.points], [value for _, value in line.points]
         axes.plot(places, [value.median for value in values], label=line.name, **look)
         axes.fill_between(
-            places, [v.low for v in values], [v.high for v in values], color=COLOURS[number], alpha=0.12, linewidth=0
+            places, [v.low for v in values], [v.high for v in values], color=colour, alpha=0.12, linewidth=0
         )
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")

@@ -32,6 +32,8 @@ SMALL = {
     "training": [Work("float32", 2, 9, 32, 4), Work("bfloat16", 1, 49, 32, 4)],
     "tokens": [Work("float32", 2, 9, 32, 4), Work("bfloat16", 1, 49, 32, 4)],
     "width": [Work("float32", 2, 9, 32, 4), Work("float32", 1, 9, 64, 1)],
+    "merging": [Work("float32", 2, 9, 32, 4), Work("bfloat16", 1, 49, 32, 4)],
+    "seqnorm": [Work("float32", 2, 9, 32, 4), Work("bfloat16", 1, 49, 32, 4)],
     "memory": [Work("float32", 1, 49, 24, 3), Work("float32", 1, 196, 24, 3)],
 }
 SOFTMAX = {"bare", "sima", "published", "softmax"}
@@ -43,6 +45,8 @@ TAKES_PART = {
     "training": {"sima", "published", "softmax"},
     "tokens": {"sima", "published", "published_tokens", "softmax", "softmax_matrix"},
     "width": {"sima", "published", "published_channels", "xca"},
+    "merging": {"bare", "merged", "apart"},
+    "seqnorm": {"seqnorm", "seqnorm_torch", "sima"},
     "memory": {*memory.OPERATORS, "softmax_matrix"},
 }
 
@@ -76,6 +80,18 @@ def test_every_figure_is_a_table_a_chart_and_rows(name, tmp_path, monkeypatch):
     drawn = study.chart.read_text(encoding="utf-8")
     assert all(f"<!-- {rival} -->" in drawn for rival in TAKES_PART[name])
     assert all(line in str(study) for line in (study.title, *(f"\n{rival} " for rival in TAKES_PART[name])))
+
+
+def test_rivals_of_a_figure_look_different():
+    assert set(figures.LOOKS) == set().union(*TAKES_PART.values())
+    for taking in TAKES_PART.values():
+        assert len({figures.LOOKS[rival] for rival in taking}) == len(taking)
+
+
+def test_merged_and_apart_are_what_they_are_called():
+    case = block.measure_merging(Work("float32", 1, 9, 32, 4), 0.0)
+    assert case.paths["merged"].endswith("merged projection")
+    assert case.paths["apart"].endswith("projection apart")
 
 
 def test_every_figure_was_tried():
@@ -329,7 +345,7 @@ def test_the_crossover_is_in_the_chart(tmp_path):
     first, second = (draw_panels([panel]).save(tmp_path / name).read_bytes() for name in ("a.svg", "b.svg"))
     assert first == second
     assert b"softmax is faster" in first
-    assert all(colour.encode() in first for colour in COLOURS[:3])  # one for each line
+    assert all(COLOURS[figures.LOOKS[name]].encode() in first for name in ("softmax", "sima", "bare"))
     eight = [replace(one, work=replace(one.work, batch=8, pixels=224)) for one in cases[:1]]
     (timed,) = FIGURES["deit"].panels(eight, [])
     assert [value.median for _, value in timed.lines[1].points] == [125.0]  # ms of one image of eight

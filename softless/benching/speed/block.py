@@ -24,6 +24,13 @@ WORKS = tuple(
     for tokens in TOKENS
     if batch == 1 or tokens <= BATCHED_TOKENS
 )
+MERGING = tuple(
+    Work(dtype, batch, tokens)
+    for dtype in DTYPES
+    for batch in (1, 8)
+    for tokens in (196, 384, 576, 768, 1152, 2304, 9216)
+    if batch == 1 or tokens < BATCHED_TOKENS
+)
 COMPILED = tuple(Work(dtype, 1, tokens) for dtype in DTYPES for tokens in (196, 2304, 9216))
 
 
@@ -46,6 +53,11 @@ def measure_compiled(work: Work, seconds: float) -> Case:
     modules = attention_modules(work.dim, work.heads, ["bare", "sima", "published"], work.kind)
     compiled = torch.compile(modules["published"], fullgraph=True, dynamic=False, options={"freezing": True})
     return timed(work, modules, seconds, {"compiled": compiled})
+
+
+def measure_merging(work: Work, seconds: float) -> Case:
+    """Our block with the merged output projection and without, whatever the number of tokens."""
+    return timed(work, attention_modules(work.dim, work.heads, ["bare", "merged", "apart"], work.kind), seconds)
 
 
 def timed(

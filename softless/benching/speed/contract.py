@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from softless.attention import get
+from softless.attention.learned import given_or_starting
 from softless.benching.errors_of import deviation
 from softless.benching.speed.work import Work
 from softless.errors import SoftlessError
@@ -40,13 +41,13 @@ def exact(op: str | None, module: Any, x: Tensor, *, whole: bool = False) -> Ten
 
 
 def exact_of(op: str, q: Tensor, k: Tensor, v: Tensor, module: Any = None, *, whole: bool = False) -> Tensor:
-    """The operator's reference on float64 q, k and v; the temperature of XCA is the module's, or one."""
+    """The operator's reference on float64 q, k and v, with the module's temperature (XCA) or the operator's own tensors as they start."""
     record = get(op)
     few = q[:, :, :ROWS] if record.growth == "N^2" and q.shape[2] > WHOLE and not whole else q
     extras: dict[str, Any] = {}
     if record.learned:
         told = getattr(module, "temperature", None)
-        extras["learned"] = {"temperature": torch.ones(q.shape[1], 1, 1).to(q) if told is None else told.to(q)}
+        extras["learned"] = given_or_starting(record, told if told is None else {"temperature": told.to(q)}, {}, k, v)
     return record.reference(few, k, v, **extras)
 
 

@@ -15,6 +15,13 @@ MEASURES = {
 }
 
 
+# which colour of the charts a rival has, the same in every figure
+LOOKS: Mapping[str, int] = {
+    "bare": 0, "sima": 1, "published": 2, "softmax": 3, "xca": 4, "compiled": 5, "published_tokens": 5, "published_channels": 5, "softmax_matrix": 6,
+    "soft": 0, "softnorm": 2, "linformer": 5, "nystrom": 7, "performer": 8, "merged": 1, "apart": 2, "seqnorm": 4, "seqnorm_torch": 5,
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Figure:
     """One table with its chart."""
@@ -54,7 +61,7 @@ class Figure:
                 if (spread := _of(case, name, quantity)) is not None
             ]
             if found:
-                lines.append(Line(name, tuple(sorted(found, key=lambda point: point[0]))))
+                lines.append(Line(name, tuple(sorted(found, key=lambda point: point[0])), LOOKS[name]))
         here = [one for one in marks if one.setting == told and quantity != "memory"]
         return Panel(
             title=f"{MEASURES.get(quantity, f'time, {quantity} = 1')}, {words(told)}",
@@ -101,6 +108,14 @@ FIGURES: Mapping[str, Figure] = {
     "width": Figure(
         "Attention alone over the width: 196 tokens", products.WIDTH_WORKS, products.over_width, "dim", bases=("sima", "published_channels"),
         against="xca", apart=("dtype", "heads"),
+    ),
+    "merging": Figure(
+        "The attention block with the operator's matrix taken into its output projection, and apart: width 384, 8 heads", block.MERGING,
+        block.measure_merging, "tokens", bases=("apart",), drawn=("apart",), apart=("dtype", "batch"),
+    ),
+    "seqnorm": Figure(
+        "Sequence normalisation alone, natively and by torch, over the number of tokens: width 384, 8 heads", products.SEQNORM_WORKS,
+        products.seqnorm, "tokens", bases=("seqnorm", "sima"),
     ),
     "memory": Figure(
         "Most memory of attention, forward and backward: width 384, 12 heads, 49 bottleneck tokens", memory.WORKS, memory.measure, "tokens",

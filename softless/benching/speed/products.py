@@ -33,6 +33,9 @@ def _batch(entries: int) -> int:
 
 
 TOKENS_WORKS = tuple(Work(dtype, _batch(6 * n * n), n, heads=6) for dtype in DTYPES for n in TOKENS)
+SEQNORM_WORKS = tuple(
+    Work(dtype, batch, n) for dtype in DTYPES for batch in (1, 8) for n in (196, 576, 2304, 9216) if batch * n <= 9216
+)
 WIDTH_WORKS = tuple(
     Work(dtype, _batch(width * width // heads), 196, dim=width, heads=heads)
     for dtype in DTYPES
@@ -74,7 +77,13 @@ OVER_WIDTH: Mapping[str, tuple[str, Product]] = {
     "published_channels": ("sima", partial(in_order, tokens=False)),
     "xca": ("xca", xca),
 }
+SEQNORM: Mapping[str, tuple[str, Product]] = {
+    "seqnorm": ("seqnorm", partial(attend, op="seqnorm")),
+    "seqnorm_torch": ("seqnorm", partial(attend, op="seqnorm", backend="eager")),
+    "sima": ("sima", partial(attend, op="sima")),
+}
 SAID = {
+    "seqnorm_torch": "attend, eager",
     "published": "published formula, torch",
     "published_tokens": "published formula, (q kᵀ) v",
     "published_channels": "published formula, q (kᵀ v)",
@@ -102,6 +111,7 @@ def measure(work: Work, seconds: float, rivals: Mapping[str, tuple[str, Product]
 
 over_tokens = partial(measure, rivals=OVER_TOKENS)
 over_width = partial(measure, rivals=OVER_WIDTH)
+seqnorm = partial(measure, rivals=SEQNORM)
 
 
 def way(op: str, q: Tensor, k: Tensor, v: Tensor) -> str:

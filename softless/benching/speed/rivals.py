@@ -5,6 +5,7 @@
 
 # B batch, H heads, N tokens, D channels of a head
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -60,14 +61,32 @@ class SoftmaxMatrix(TimmAttention):
         self.fused_attn = False  # type: ignore[misc]  # timm calls it final for TorchScript; it is this very switch
 
 
+class Merged(operator_class("sima")):  # type: ignore[misc]
+    """Ours, its output projection merged from the first token on."""
+
+    merged_from = 0
+
+
+class Apart(operator_class("sima")):  # type: ignore[misc]
+    """Ours, its output projection never merged."""
+
+    merged_from = math.inf
+
+
 MODULES: Mapping[str, type[nn.Module]] = {
     "bare": Bare,
     "sima": operator_class("sima"),
     "published": Published,
     "softmax": TimmAttention,
     "xca": XCA,
+    "merged": Merged,
+    "apart": Apart,
 }
-OPERATOR = {"sima": "sima", "published": "sima", "compiled": "sima", "softmax": "softmax", "xca": "xca"}  # its meaning
+OPERATOR = {  # its meaning
+    **dict.fromkeys(("sima", "published", "compiled", "merged", "apart"), "sima"),
+    "softmax": "softmax",
+    "xca": "xca",
+}
 PATHS: Mapping[type[nn.Module], str] = {
     Bare: "linear layers alone",
     Published: "published formula, torch",
