@@ -22,10 +22,11 @@ def precise(x: Tensor) -> Tensor:
 
 
 def number(x: Tensor, mask: Tensor | None) -> Tensor:
-    """How many tokens of x (B,H,N,D) count: (B,1,1,1) or (1,1,1,1)."""
+    """How many tokens of x (B,H,N,D) count: (B,1,1,1) or (1,1,1,1), whatever the dtype of x can count to."""
+    dtype = torch.float32 if x.device.type == "mps" else torch.float64
     if mask is None:
-        return precise(torch.full((1, 1, 1, 1), x.shape[-2], device=x.device, dtype=x.dtype))
-    return precise(mask.sum(-1)[:, None, None, None].to(x.dtype))
+        return torch.full((1, 1, 1, 1), x.shape[-2], device=x.device, dtype=dtype)
+    return mask.sum(-1)[:, None, None, None].to(dtype)
 
 
 def mean(x: Tensor, mask: Tensor | None, count: Tensor) -> Tensor:

@@ -79,6 +79,22 @@ def test_borders_of_panels_groups_and_threads(dtype: torch.dtype, path: str, tok
 
 @here
 @each_way
+@pytest.mark.parametrize("far", [1e2, 1e4])
+@pytest.mark.parametrize("few", [1, 64, 300])
+def test_a_group_that_begins_elsewhere(dtype: torch.dtype, path: str, far: float, few: int) -> None:
+    """Groups are centred on their first tokens: the worst for that are tokens unlike all that follow."""
+    call, extras = draw(SEQNORM, (1, 2, 9000, 9000, 16, 16), torch.float32)
+    call = tuple(x.to(dtype) for x in call)
+    for x in call:
+        x[:, :, :few] += far
+        x[:, :, 1024 : 1024 + few] -= far
+    with native.using(path):
+        o = attend(*call, op="seqnorm", backend="native", **extras)
+    assert_near(o, exact(SEQNORM, call, extras), tolerance(SEQNORM, dtype))
+
+
+@here
+@each_way
 def test_what_a_mask_leaves_out_may_be_anything(dtype: torch.dtype, path: str) -> None:
     call, extras = draw(SEQNORM, (2, 2, 65, 65, 48, 48), dtype)
     masks = masks_of("both", 2, 65, 65)

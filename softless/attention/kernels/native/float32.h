@@ -106,17 +106,49 @@ template <class T> void centre(const void* data, int64_t step, int64_t n, const 
   }
 }
 
+// Asks for what is read next while a register tile of R rows is filled: the rows of the tile are channels, and those channels of the next
+// tokens are asked for, one token at a time.
+class Asking {
+ public:
+  Asking(const Ahead* ahead, int64_t from, int64_t rows, int64_t column) : due_(column == 0 && from * ahead->size % LINE < rows * ahead->size) {
+    for (int i = 0; i < 3; i++) {
+      at_[i] = ahead->at[i] + from * ahead->size;
+      step_[i] = ahead->step[i];
+    }
+  }
+  void token() {
+    for (int i = 0; due_ && i < 3; i++) {
+      __builtin_prefetch(at_[i], 0, 2);
+      at_[i] += step_[i];
+    }
+  }
+
+ private:
+  static constexpr int64_t LINE = 64;
+  const bool due_;  // these channels reach a line that no tile before has asked for
+  const char* at_[3];
+  int64_t step_[3];
+};
+
+struct Silent {  // asks for nothing
+  Silent(const Ahead*, int64_t, int64_t, int64_t) {}
+  void token() {}
+};
+
 // Fills a register tile: acc[i][j] = sum over l of a[i * row + l * next] * b[l * pitch + j].
-template <class A> struct Multiplying {
+template <class A, class Ask> struct Multiplying {
   const A* a;
   int64_t row, next;
   const float* b;
   int64_t pitch, n;
+  const Ahead* ahead;
   template <int R, int C> void operator()(V (&acc)[R][C], int64_t from, int64_t column) const {
     for (int i = 0; i < R; i++)
       for (int j = 0; j < C; j++) acc[i][j] = Vec::zero();
     const A* left = a + from * row;
+    Ask ask(ahead, from, R, column);
     for (int64_t l = 0; l < n; l++) {
+      ask.token();
       V right[C];
       for (int j = 0; j < C; j++) right[j] = Vec::load(b + column + l * pitch + j * W);
       for (int i = 0; i < R; i++) {
@@ -188,17 +220,18 @@ template <int C, class Fill, class End> void tiles_of(const Fill& fill, int64_t 
 
 int64_t pitch_f32(int64_t width) { return round_up(width, W); }
 
-void panels_f32(const float* k, const float* v, int64_t n, int64_t D, int64_t E, float* m) {
-  const int64_t right = pitch_f32(E);
-  tiles_of<Vec::C>(Multiplying<float>{k, 1, pitch_f32(D), v, right, n}, right, D, 0, Adding{m, right});
+void panels_f32(const float* k, const float* v, int64_t n, int64_t D, int64_t E, float* m, const Ahead* ahead) {
+  const int64_t left = pitch_f32(D), right = pitch_f32(E);
+  if (ahead) tiles_of<Vec::C>(Multiplying<float, Asking>{k, 1, left, v, right, n, ahead}, right, D, 0, Adding{m, right});
+  else tiles_of<Vec::C>(Multiplying<float, Silent>{k, 1, left, v, right, n, nullptr}, right, D, 0, Adding{m, right});
 }
 
-template <class T> void product(const void* k, int64_t k_step, const void* v, int64_t v_step, int64_t n, const uint8_t* keep, int64_t D, int64_t E, void* scratch, float* m) {
+template <class T> void product(const void* k, int64_t k_step, const void* v, int64_t v_step, int64_t n, const uint8_t* keep, int64_t D, int64_t E, void* scratch, float* m, const Ahead* ahead) {
   float* keys = static_cast<float*>(scratch);
   float* values = keys + n * pitch_f32(D);
   widen(static_cast<const T*>(k), k_step, n, keep, D, keys);
   widen(static_cast<const T*>(v), v_step, n, keep, E, values);
-  panels_f32(keys, values, n, D, E, m);
+  panels_f32(keys, values, n, D, E, m, ahead);
 }
 
 int64_t packed_f32(int64_t rows, int64_t columns) { return rows * pitch_f32(columns) * static_cast<int64_t>(sizeof(float)); }
@@ -207,10 +240,29 @@ void pack_f32(const float* matrix, int64_t rows, int64_t columns, void* packed) 
   widen(matrix, columns, rows, nullptr, columns, static_cast<float*>(packed));
 }
 
+// Asks for the rows of the next call that lie where those of a register tile do in this one, and fills the tile.
+template <class X, class T, class Fill> struct Fetching {
+  const Fill& fill;
+  const Apply& call;
+  template <int R, int C> void operator()(V (&acc)[R][C], int64_t from, int64_t column) const {
+    constexpr int64_t LINE = 64;
+    const auto ask = [from](const auto* rows, int64_t step, int64_t width) {
+      for (int i = 0; rows && i < R; i++)
+        for (int64_t c = 0; c < width; c += LINE / static_cast<int64_t>(sizeof(*rows))) __builtin_prefetch(rows + (from + i) * step + c, 0, 2);
+    };
+    if (column == 0) {
+      ask(static_cast<const X*>(call.next_x), call.x_step, call.rows);
+      ask(static_cast<const T*>(call.next_y), call.y_step, call.columns);
+      ask(static_cast<const T*>(call.next_out), call.out_step, call.columns);
+    }
+    fill(acc, from, column);
+  }
+};
+
 template <class X, class T> void apply(const Apply& call) {
   const int64_t pitch = pitch_f32(call.columns);
-  const Multiplying<X> fill{static_cast<const X*>(call.x), call.x_step, 1, static_cast<const float*>(call.packed), pitch, call.rows};
-  tiles_of<Vec::C>(fill, pitch, call.n, 0, Writing<T>{call});
+  const Multiplying<X, Silent> fill{static_cast<const X*>(call.x), call.x_step, 1, static_cast<const float*>(call.packed), pitch, call.rows, nullptr};
+  tiles_of<Vec::C>(Fetching<X, T, Multiplying<X, Silent>>{fill, call}, pitch, call.n, 0, Writing<T>{call});
 }
 
 constexpr int64_t TILE = 64;

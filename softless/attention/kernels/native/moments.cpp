@@ -1,7 +1,7 @@
 // Means, sums of squares and products about the means, for sequence normalisation; they merge however large the means are beside the spread.
 //
-// In a group of tokens everything is taken about the group's mean as float32 has it; what that is off, the sums of the rest say. Groups join in
-// double by the formulas of Chan, Golub and LeVeque (1979).
+// In a group of tokens everything is taken about the mean of its first few, in float32; what that is off, the sums of the rest say. Those few are
+// part of the group, so its spread is never small beside what they are off. Groups join in double by the formulas of Chan, Golub and LeVeque (1979).
 #include "driver.h"
 
 namespace softless {
@@ -13,7 +13,7 @@ constexpr int64_t PANEL = 64;  // tokens that are centred at a time
 // far a group's means are off.
 class Moments {
  public:
-  Moments(const SoftlessCall& call, const Arithmetic& way) : call_(call), way_(way), pitch_(way.pitch(call.E)) {}
+  Moments(const SoftlessCall& call, const Arithmetic& way) : call_(call), way_(way), pitch_(way.pitch(call.E)), large_(is_large(call)) {}
 
   int64_t moments() const { return 2 * side(3) + rows() * call_.E; }
   int64_t totals() const { return COUNTS + moments() + side(3); }
@@ -28,19 +28,20 @@ class Moments {
     for (int i = 0; i < 3; i++) {
       const int64_t n = tokens_of(i, first, last);
       const uint8_t* keep = mask_of(i, image, first);
-      const float count = static_cast<float>(keep ? n - std::count(keep, keep + n, uint8_t{0}) : n);
-      group[i > 0] = count;
-      for (int64_t h = 0; n && h < call_.H; h++) way_.magnitude(Place{*tensors[i], size}.at(image, h, first), tensors[i]->token, n, keep, width(i), PLAIN, middle + side(i) + h * width(i));
-      for (int64_t c = side(i); count > 0 && c < side(i + 1); c++) middle[c] /= count;
+      const int64_t count = keep ? n - std::count(keep, keep + n, uint8_t{0}) : n, some = keep ? n : least(n, PANEL), counted = keep ? count : some;
+      group[i > 0] = static_cast<float>(count);
+      for (int64_t h = 0; n && h < call_.H; h++) way_.magnitude(Place{*tensors[i], size}.at(image, h, first), tensors[i]->token, some, keep, width(i), PLAIN, middle + side(i) + h * width(i));
+      for (int64_t c = side(i); counted && c < side(i + 1); c++) middle[c] /= static_cast<float>(counted);
     }
-    for (int64_t h = 0; h < call_.H; h++)
-      for (int64_t t = first; t < last; t += PANEL) {
+    for (int64_t t = first; t < last; t += PANEL)
+      for (int64_t h = 0; h < call_.H; h++) {
         const int64_t end = least(last, t + PANEL), keys = tokens_of(1, t, end);
         for (int i = 0; i < 3; i++) {  // q's panel is read by nobody: k's takes its place
           const int64_t c = side(i) + h * width(i), n = tokens_of(i, t, end);
           if (n) way_.centre(Place{*tensors[i], size}.at(image, h, t), tensors[i]->token, n, mask_of(i, image, t), width(i), middle + c, nullptr, panels[i], rest + c, squares + c);
         }
-        if (keys) way_.panels(panels[1], panels[2], keys, call_.D, call_.E, products + h * call_.D * pitch_);
+        const Ahead ahead = after(call_, image, h, t, end);
+        if (keys) way_.panels(panels[1], panels[2], keys, call_.D, call_.E, products + h * call_.D * pitch_, large_ ? &ahead : nullptr);
       }
   }
 
@@ -78,6 +79,7 @@ class Moments {
   const SoftlessCall& call_;
   const Arithmetic& way_;
   const int64_t pitch_;
+  const bool large_;
 
   int64_t width(int i) const { return i < 2 ? call_.D : call_.E; }
   int64_t rows() const { return call_.H * call_.D; }
@@ -111,7 +113,7 @@ void centred(const SoftlessCall& call, const Arithmetic& way) {
         const int64_t at = image * call.H + head;
         way.centre(Place{call.q, size}.at(image, head, first), call.q.token, n, nullptr, call.D, &high[at * call.D], &low[at * call.D], panel, nullptr, nullptr);
         way.apply_panel({panel, way.pitch(call.D), n, &matrices[at * call.D * pitch], call.D, call.E, Place{call.out, size}.at(image, head, first), call.out.token,
-                         nullptr, 0, call.offset + at * call.E, OFFSET, nullptr});
+                         nullptr, 0, call.offset + at * call.E, OFFSET, nullptr, nullptr, nullptr, nullptr});
         if (call.query_mask) blank(call.out, size, image, head, first, n, call.E, call.query_mask + image * call.N);
       }
     }
