@@ -1,6 +1,6 @@
 """Land cover on aerial images of 509 x 544 to 2149 x 1480 pixels, from random weights (Dubai).
 
-Reaches: mIoU on test, beside its softmax twin: docs/uses.md. A trial of 10 epochs (2.5 minutes): 0.29; always the commonest class, land, has 0.09.
+Reaches: mIoU 0.32 on test, one seed; beside its softmax twin: docs/uses.md. Always the commonest class, land, has 0.09.
 Takes:   15 s an epoch of 10 steps of one CPU core with avx512_bf16. A crop has 784 tokens, so its softmax twin takes hardly longer.
 Paper:   none; XCiT's host with SimA (arXiv:2206.08898) and UPerNet (arXiv:1807.10221). Crops in training, whole images in evaluation.
 Command: softless train --recipe aerial --data dubai_aerial
