@@ -60,7 +60,7 @@ template <int I, int J> inline void tile_product(const uint32_t* left, const uin
 
 constexpr int64_t DEEP = 256;  // tokens at a time
 
-void product_tiles(const void* k, int64_t k_step, const void* v, int64_t v_step, int64_t n, const uint8_t* keep, int64_t D, int64_t E, void* scratch, float* m, const Ahead*) {
+void product_tiles(const void* k, int64_t k_step, const void* v, int64_t v_step, int64_t n, const uint8_t* keep, int64_t D, int64_t E, void* scratch, float* m, const Ahead&) {
   const int64_t pairs = depth(n), blocks = pairs / 16;
   uint32_t* keys = static_cast<uint32_t*>(scratch);
   uint32_t* values = keys + pairs * D;

@@ -24,7 +24,7 @@ struct Apply {
   const float* factor;    // (columns)
   Slope slope;
   void* scratch;
-  const void *next_x, *next_y, *next_out;  // where the rows of the call after this begin, to be fetched ahead; null: they are not
+  const void *next_x, *next_y, *next_out;  // where the rows of the call after this begin, to be fetched ahead; may be null
 };
 
 // Rows of q, k and v that are read next: a product asks for their cache lines between its multiplications. Heads and tokens lie too far apart
@@ -34,14 +34,15 @@ struct Ahead {
   int64_t step[3];  // bytes from one row to the next
   int64_t size;     // bytes of a channel
 };
+constexpr Ahead NOTHING = {};
 
 struct Arithmetic {
   const char* name;
   int64_t tile;  // most tokens that one call of `product` takes
   // total[c] += sum over the tokens that count of |x_c| (L1), x_c^2 (L2) or x_c (PLAIN); keep may be null: all count
   void (*magnitude)(const void* x, int64_t step, int64_t n, const uint8_t* keep, int64_t width, Norm norm, float* total);
-  // m (D rows of pitch(E) columns) += k^T v over n tokens; ahead may be null
-  void (*product)(const void* k, int64_t k_step, const void* v, int64_t v_step, int64_t n, const uint8_t* keep, int64_t D, int64_t E, void* scratch, float* m, const Ahead* ahead);
+  // m (D rows of pitch(E) columns) += k^T v over n tokens
+  void (*product)(const void* k, int64_t k_step, const void* v, int64_t v_step, int64_t n, const uint8_t* keep, int64_t D, int64_t E, void* scratch, float* m, const Ahead& ahead);
   int64_t (*pitch)(int64_t width);                                   // floats in a row of m
   int64_t (*scratch_bytes)(int64_t D, int64_t E);                    // for `product` and `apply`
   int64_t (*packed_bytes)(int64_t rows, int64_t columns);
@@ -50,7 +51,7 @@ struct Arithmetic {
   // panel (n rows of pitch(width) float32) = x - high - low, zero where a token does not count; low may be null. Its sums over tokens join
   // `rest`, those of its squares `squares`, where these are not null.
   void (*centre)(const void* x, int64_t step, int64_t n, const uint8_t* keep, int64_t width, const float* high, const float* low, float* panel, float* rest, float* squares);
-  void (*panels)(const float* k, const float* v, int64_t n, int64_t D, int64_t E, float* m, const Ahead* ahead);  // as `product`, of panels
+  void (*panels)(const float* k, const float* v, int64_t n, int64_t D, int64_t E, float* m, const Ahead& ahead);  // as `product`, of panels
   void (*apply_panel)(const Apply& call);                            // as `apply`, x a panel and the matrix float32 with rows of pitch(columns)
   int64_t width_unit;                                                // D and E must be multiples of it
   void (*begin)();                                                   // on each thread, before and after its calls; may be null

@@ -11,7 +11,7 @@ template <int P, class Ask> struct MultiplyingPairs {
   int64_t row, next;
   const uint32_t* b;
   int64_t pitch, n;
-  const Ahead* ahead;
+  const Ahead& ahead;
   template <int R, int C> void operator()(V (&acc)[R][C], int64_t from, int64_t column) const {
     for (int i = 0; i < R; i++)
       for (int j = 0; j < C; j++) acc[i][j] = Vec::zero();
@@ -33,20 +33,19 @@ template <int P, class Ask> struct MultiplyingPairs {
   }
 };
 
-void product_pairs(const void* k, int64_t k_step, const void* v, int64_t v_step, int64_t n, const uint8_t* keep, int64_t D, int64_t E, void* scratch, float* m, const Ahead* ahead) {
+void product_pairs(const void* k, int64_t k_step, const void* v, int64_t v_step, int64_t n, const uint8_t* keep, int64_t D, int64_t E, void* scratch, float* m, const Ahead& ahead) {
   const int64_t left = pitch_f32(D), right = pitch_f32(E), pairs = (n + 1) / 2;
   uint32_t* keys = static_cast<uint32_t*>(scratch);
   uint32_t* values = keys + pairs * left;
   interleave_rows(static_cast<const uint16_t*>(k), k_step, n, keep, D, pairs, keys);
   interleave_rows(static_cast<const uint16_t*>(v), v_step, n, keep, E, pairs, values);
   const char* rows = reinterpret_cast<const char*>(keys);
-  if (ahead) tiles_of<Vec::C>(MultiplyingPairs<1, Asking>{rows, 4, 4 * left, values, right, pairs, ahead}, right, D, 0, Adding{m, right});
-  else tiles_of<Vec::C>(MultiplyingPairs<1, Silent>{rows, 4, 4 * left, values, right, pairs, nullptr}, right, D, 0, Adding{m, right});
+  tiles_of<Vec::C>(MultiplyingPairs<1, Asking>{rows, 4, 4 * left, values, right, pairs, ahead}, right, D, 0, Adding{m, right});
 }
 
 void apply_pairs(const Apply& call) {
   const int64_t pitch = pitch_f32(call.columns);
-  const MultiplyingPairs<PARTS, Silent> fill{static_cast<const char*>(call.x), 2 * call.x_step, 4, static_cast<const uint32_t*>(call.packed), pitch, call.rows / 2, nullptr};
+  const MultiplyingPairs<PARTS, Silent> fill{static_cast<const char*>(call.x), 2 * call.x_step, 4, static_cast<const uint32_t*>(call.packed), pitch, call.rows / 2, NOTHING};
   tiles_of<Vec::C>(Fetching<bf16, bf16, MultiplyingPairs<PARTS, Silent>>{fill, call}, pitch, call.n, 0, Writing<uint16_t>{call});
 }
 

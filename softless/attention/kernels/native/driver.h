@@ -67,9 +67,6 @@ int64_t group_of(int64_t tokens) {
   return tokens >= 8192 ? 1024 : tokens >= 2048 ? 256 : tokens >= 512 ? 128 : tokens > 64 ? round_up((tokens + 3) / 4, 8) : 64;
 }
 
-// Whether an image is more than a core's cache holds from when it was written: then what is read next is fetched ahead.
-bool is_large(const SoftlessCall& call) { return std::max(call.N, call.M) * call.H * (2 * call.D + call.E) * (call.bf16 ? 2 : 4) > 1 << 20; }
-
 // What a sweep reads when it is through with a head of the tokens from `first` up to `last`.
 Ahead after(const SoftlessCall& call, int64_t image, int64_t head, int64_t first, int64_t last) {
   const int64_t size = call.bf16 ? 2 : 4, next = (head + 1) % call.H, then = next ? first : last;

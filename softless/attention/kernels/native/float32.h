@@ -110,10 +110,10 @@ template <class T> void centre(const void* data, int64_t step, int64_t n, const 
 // tokens are asked for, one token at a time.
 class Asking {
  public:
-  Asking(const Ahead* ahead, int64_t from, int64_t rows, int64_t column) : due_(column == 0 && from * ahead->size % LINE < rows * ahead->size) {
+  Asking(const Ahead& ahead, int64_t from, int64_t rows, int64_t column) : due_(column == 0 && from * ahead.size % LINE < rows * ahead.size) {
     for (int i = 0; i < 3; i++) {
-      at_[i] = ahead->at[i] + from * ahead->size;
-      step_[i] = ahead->step[i];
+      at_[i] = ahead.at[i] + from * ahead.size;
+      step_[i] = ahead.step[i];
     }
   }
   void token() {
@@ -131,7 +131,7 @@ class Asking {
 };
 
 struct Silent {  // asks for nothing
-  Silent(const Ahead*, int64_t, int64_t, int64_t) {}
+  Silent(const Ahead&, int64_t, int64_t, int64_t) {}
   void token() {}
 };
 
@@ -141,7 +141,7 @@ template <class A, class Ask> struct Multiplying {
   int64_t row, next;
   const float* b;
   int64_t pitch, n;
-  const Ahead* ahead;
+  const Ahead& ahead;
   template <int R, int C> void operator()(V (&acc)[R][C], int64_t from, int64_t column) const {
     for (int i = 0; i < R; i++)
       for (int j = 0; j < C; j++) acc[i][j] = Vec::zero();
@@ -220,13 +220,12 @@ template <int C, class Fill, class End> void tiles_of(const Fill& fill, int64_t 
 
 int64_t pitch_f32(int64_t width) { return round_up(width, W); }
 
-void panels_f32(const float* k, const float* v, int64_t n, int64_t D, int64_t E, float* m, const Ahead* ahead) {
+void panels_f32(const float* k, const float* v, int64_t n, int64_t D, int64_t E, float* m, const Ahead& ahead) {
   const int64_t left = pitch_f32(D), right = pitch_f32(E);
-  if (ahead) tiles_of<Vec::C>(Multiplying<float, Asking>{k, 1, left, v, right, n, ahead}, right, D, 0, Adding{m, right});
-  else tiles_of<Vec::C>(Multiplying<float, Silent>{k, 1, left, v, right, n, nullptr}, right, D, 0, Adding{m, right});
+  tiles_of<Vec::C>(Multiplying<float, Asking>{k, 1, left, v, right, n, ahead}, right, D, 0, Adding{m, right});
 }
 
-template <class T> void product(const void* k, int64_t k_step, const void* v, int64_t v_step, int64_t n, const uint8_t* keep, int64_t D, int64_t E, void* scratch, float* m, const Ahead* ahead) {
+template <class T> void product(const void* k, int64_t k_step, const void* v, int64_t v_step, int64_t n, const uint8_t* keep, int64_t D, int64_t E, void* scratch, float* m, const Ahead& ahead) {
   float* keys = static_cast<float*>(scratch);
   float* values = keys + n * pitch_f32(D);
   widen(static_cast<const T*>(k), k_step, n, keep, D, keys);
@@ -261,7 +260,7 @@ template <class X, class T, class Fill> struct Fetching {
 
 template <class X, class T> void apply(const Apply& call) {
   const int64_t pitch = pitch_f32(call.columns);
-  const Multiplying<X, Silent> fill{static_cast<const X*>(call.x), call.x_step, 1, static_cast<const float*>(call.packed), pitch, call.rows, nullptr};
+  const Multiplying<X, Silent> fill{static_cast<const X*>(call.x), call.x_step, 1, static_cast<const float*>(call.packed), pitch, call.rows, NOTHING};
   tiles_of<Vec::C>(Fetching<X, T, Multiplying<X, Silent>>{fill, call}, pitch, call.n, 0, Writing<T>{call});
 }
 

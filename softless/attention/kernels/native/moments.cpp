@@ -13,7 +13,7 @@ constexpr int64_t PANEL = 64;  // tokens that are centred at a time
 // far a group's means are off.
 class Moments {
  public:
-  Moments(const SoftlessCall& call, const Arithmetic& way) : call_(call), way_(way), pitch_(way.pitch(call.E)), large_(is_large(call)) {}
+  Moments(const SoftlessCall& call, const Arithmetic& way) : call_(call), way_(way), pitch_(way.pitch(call.E)) {}
 
   int64_t moments() const { return 2 * side(3) + rows() * call_.E; }
   int64_t totals() const { return COUNTS + moments() + side(3); }
@@ -41,7 +41,7 @@ class Moments {
           if (n) way_.centre(Place{*tensors[i], size}.at(image, h, t), tensors[i]->token, n, mask_of(i, image, t), width(i), middle + c, nullptr, panels[i], rest + c, squares + c);
         }
         const Ahead ahead = after(call_, image, h, t, end);
-        if (keys) way_.panels(panels[1], panels[2], keys, call_.D, call_.E, products + h * call_.D * pitch_, large_ ? &ahead : nullptr);
+        if (keys) way_.panels(panels[1], panels[2], keys, call_.D, call_.E, products + h * call_.D * pitch_, ahead);
       }
   }
 
@@ -79,7 +79,6 @@ class Moments {
   const SoftlessCall& call_;
   const Arithmetic& way_;
   const int64_t pitch_;
-  const bool large_;
 
   int64_t width(int i) const { return i < 2 ? call_.D : call_.E; }
   int64_t rows() const { return call_.H * call_.D; }

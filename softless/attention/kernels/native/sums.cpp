@@ -10,8 +10,7 @@ namespace {
 class Sums {
  public:
   Sums(const SoftlessCall& call, const Arithmetic& way)
-      : call_(call), way_(way), sizes_(call.norm == NONE ? 0 : call.H * call.D), rows_(call.H * call.D), pitch_(way.pitch(call.E)),
-        large_(is_large(call)) {}
+      : call_(call), way_(way), sizes_(call.norm == NONE ? 0 : call.H * call.D), rows_(call.H * call.D), pitch_(way.pitch(call.E)) {}
 
   int64_t totals() const { return 2 * sizes_ + rows_ * call_.E; }
   int64_t group() const { return 2 * sizes_ + rows_ * pitch_; }
@@ -32,7 +31,7 @@ class Sums {
         if (norm != NONE) way_.magnitude(k.at(image, h, t), call_.k.token, keys, mask, call_.D, norm, k_size + h * call_.D);
         const Ahead ahead = after(call_, image, h, t, end);
         way_.product(k.at(image, h, t), call_.k.token, v.at(image, h, t), call_.v.token, keys, mask, call_.D, call_.E, scratch, context + h * call_.D * pitch_,
-                     large_ ? &ahead : nullptr);
+                     ahead);
       }
     }
   }
@@ -65,7 +64,6 @@ class Sums {
   const SoftlessCall& call_;
   const Arithmetic& way_;
   const int64_t sizes_, rows_, pitch_;
-  const bool large_;
 };
 
 void sums(const SoftlessCall& call, const Arithmetic& way) { sweep(call, way, Sums(call, way)); }
@@ -119,7 +117,6 @@ void read(const SoftlessCall& call, const Arithmetic& way, const std::vector<Rea
   const int threads = threads_for(call, call.B * most);
   // Few tokens divide evenly too; but not below the 16 of a tile, which would go another way, to other bits, beside more images.
   const int64_t step = call.B * most >= 4 * threads ? BLOCK : 16, blocks = (most * BLOCK + step - 1) / step;
-  const bool large = is_large(call);
   share(threads, way, [&](int thread, int of) {
     const Room<char> scratch = room<char>(way.scratch_bytes(call.D, call.E));
     for (int64_t item = call.B * blocks * thread / of; item < call.B * blocks * (thread + 1) / of; item++) {
@@ -130,7 +127,7 @@ void read(const SoftlessCall& call, const Arithmetic& way, const std::vector<Rea
         for (int64_t head = 0; head < call.H; head++) {
           const int64_t next = (head + 1) % call.H, then = next ? first : first + step;
           const auto here = [&](const SoftlessTensor* x) { return x ? Place{*x, size}.at(image, head, first) : nullptr; };
-          const auto ahead = [&](const SoftlessTensor* x) { return x && large ? Place{*x, size}.at(image, next, then) : nullptr; };
+          const auto ahead = [&](const SoftlessTensor* x) { return x ? Place{*x, size}.at(image, next, then) : nullptr; };
           way.apply({here(&one.x), one.x.token, n, one.matrices.of(image, head, call.H), one.rows, one.columns, here(&one.out), one.out.token, here(one.y),
                      one.y ? one.y->token : 0, one.factor ? one.factor + (image * call.H + head) * one.columns : nullptr, one.slope, scratch.get(),
                      ahead(&one.x), ahead(one.y), ahead(&one.out)});
