@@ -19,9 +19,10 @@ from softless.attention.attend import autocast_off, check_options
 from softless.attention.linear import gain, power_of_two
 from softless.attention.packed import unpacked
 from softless.errors import UsageError
-from softless.layers.attention import Attention, lowered
+from softless.layers.attention import lowered
 
 EPS = 1e-6
+MATRIX_FROM = 2  # tokens, in widths of the tokens, from which the class token's row is read from the D x E matrix of all
 LIFTED = 2048  # tokens above which float16 cannot hold the row's output (reliability.md D3)
 
 
@@ -83,6 +84,6 @@ class ClassAttention(nn.Module):
 
     def _takes_matrix(self, qkv: Tensor) -> bool:
         """In inference, where the tokens are many; dropout acts on the row, and an exported graph holds it, whatever their number."""
-        many = qkv.shape[1] >= Attention.merged_from * qkv.shape[2] // 3
+        many = qkv.shape[1] >= MATRIX_FROM * qkv.shape[2] // 3
         drops = self.training and self.attn_drop.p > 0
         return many and self.op.has_matrix and not (drops or torch.is_grad_enabled() or torch.compiler.is_exporting())

@@ -510,9 +510,9 @@ def test_the_merged_projection(op: Operator, dtype: torch.dtype, scale: Any) -> 
         pytest.skip(f"{op.name} has no token_scale")
     options = {} if scale is None else {"token_scale": scale}
     module = Attention(48, 3, op=op, proj_bias=False, qkv_bias=True, dtype=dtype, **options)
-    for tokens in (95, 96, 300):
+    for tokens in (191, 192, 300):
         x = torch.randn(2, tokens, 48).to(dtype)
-        merges = tokens >= 2 * 48
+        merges = tokens >= 4 * 48
         with torch.no_grad():
             assert module.path(x).endswith("merged projection" if merges else "projection apart")
             y = module(x)
