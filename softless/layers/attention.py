@@ -53,9 +53,8 @@ class Attention(nn.Module):
     """
 
     fixed_op: ClassVar[str | None] = None
-    merged_from: ClassVar[float] = (
-        2  # tokens, in widths of the tokens, from which the output projection is merged: bench speed --figure merging
-    )
+    # tokens, in widths of the tokens, from which the output projection is merged: softless bench speed --figure merging
+    merged_from: ClassVar[float] = 4
     qkv: nn.Linear  # "qv" where q and k are tied
 
     def __init__(
