@@ -17,7 +17,7 @@ from softless.benching.speed.study import Study
 from softless.benching.speed.work import Case, Work
 from softless.errors import UsageError, unknown
 
-SECONDS = 4.0  # of timing per case; slow ones take three rounds, whatever they need
+SECONDS = 4.0  # of timing per case; slow ones take seven rounds, whatever they need
 
 __all__ = ["Case", "Study", "Work", "speed"]
 

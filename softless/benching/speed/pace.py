@@ -6,13 +6,16 @@ from typing import Any
 
 from softless.benching.measure import Timings, interleaved
 
-LEAST, MOST = 3, 101  # rounds; odd, so that the median is one of them
+LEAST, MOST = (
+    7,
+    101,
+)  # rounds; odd, so that the median is one of them, and enough that its quarters are not the extremes
 
 
 def paced(
     calls: Mapping[str, Callable[[], Any]], seconds: float, *, clock: Callable[[], float] = time.perf_counter
 ) -> Timings:
-    """Time the calls in turns for about so many seconds, at least three rounds and at most 101; a round or two before are dropped.
+    """Time the calls in turns for about so many seconds, at least seven rounds and at most 101; a round or two before are dropped.
 
     Args:
         calls: what to time, by name.
