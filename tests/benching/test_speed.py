@@ -364,7 +364,7 @@ def test_the_crossover_is_in_the_chart(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("each", "seconds", "rounds"), [(0.001, 4.0, 101), (0.25, 4.0, 7), (9.0, 4.0, 3), (0.5, 0.0, 3)]
+    ("each", "seconds", "rounds"), [(0.001, 4.0, 101), (0.2, 4.0, 9), (9.0, 4.0, 7), (0.5, 0.0, 7)]
 )
 def test_rounds_fit_into_the_seconds(each, seconds, rounds):
     now, called = 0.0, {"a": 0, "b": 0}

@@ -6,10 +6,8 @@ from typing import Any
 
 from softless.benching.measure import Timings, interleaved
 
-LEAST, MOST = (
-    7,
-    101,
-)  # rounds; odd, so that the median is one of them, and enough that its quarters are not the extremes
+# rounds: odd, so that the median is one of them, and so many that their quarters are not the extremes
+LEAST, MOST = 7, 101
 
 
 def paced(
