@@ -88,6 +88,24 @@ def test_rivals_of_a_figure_look_different():
         assert len({figures.LOOKS[rival] for rival in taking}) == len(taking)
 
 
+@pytest.mark.parametrize("name", FIGURES)
+def test_no_size_is_drawn_twice_in_a_panel(name):
+    figure = FIGURES[name]
+    places = [
+        (*(getattr(work, setting) for setting in figure.apart), getattr(work, figure.axis)) for work in figure.works
+    ]
+    assert len(set(places)) == len(places)
+
+
+def test_a_narrow_axis_has_more_than_one_tick(tmp_path):
+    from softless.benching.charts import Line, Panel, draw_panels
+    from softless.benching.measure import Spread
+
+    points = [(size, Spread.of([value])) for size, value in ((10, 0.9), (20, 1.0), (40, 1.15))]
+    drawn = draw_panels([Panel("ratio", "tokens", [Line("a", points, 0)])]).save(tmp_path / "a.svg").read_text()
+    assert all(f"<!-- {tick} -->" in drawn for tick in ("0.9", "1", "1.1"))
+
+
 def test_merged_and_apart_are_what_they_are_called():
     case = block.measure_merging(Work("float32", 1, 9, 32, 4), 0.0)
     assert case.paths["merged"].endswith("merged projection")

@@ -115,7 +115,7 @@ FIGURES: Mapping[str, Figure] = {
     ),
     "seqnorm": Figure(
         "Sequence normalisation alone, natively and by torch, over the number of tokens: width 384, 8 heads", products.SEQNORM_WORKS,
-        products.seqnorm, "tokens", bases=("seqnorm", "sima"),
+        products.seqnorm, "tokens", bases=("seqnorm", "sima"), apart=("dtype", "batch"),
     ),
     "memory": Figure(
         "Most memory of attention, forward and backward: width 384, 12 heads, 49 bottleneck tokens", memory.WORKS, memory.measure, "tokens",
