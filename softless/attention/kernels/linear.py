@@ -67,13 +67,7 @@ def sums(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, query_mask: Tensor | None, norm: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sums over tokens of |q|, |k| (l2: squares) and k^T v, float32."""
-    q, k, v, mask, query_mask = (
-        native.dense(q),
-        native.dense(k),
-        native.dense(v),
-        native.whole(mask),
-        native.whole(query_mask),
-    )
+    q, k, v = map(native.dense, (q, k, v))
     B, H, _, D = q.shape
     q_size, k_size, context = _room(B, H, D, v.shape[3], norm, q.device)
     native.run(
@@ -85,13 +79,7 @@ def sums(
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, query_mask: Tensor | None, norm: int, token_scale: float | None, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Output (B,H,N,E), laid out by tokens, and the sums."""
-    q, k, v, mask, query_mask = (
-        native.dense(q),
-        native.dense(k),
-        native.dense(v),
-        native.whole(mask),
-        native.whole(query_mask),
-    )
+    q, k, v = map(native.dense, (q, k, v))
     B, H, N, D = q.shape
     o, gain = native.by_tokens(q, v), _gain(B, N, query_mask, token_scale)
     q_size, k_size, context = _room(B, H, D, v.shape[3], norm, q.device)
@@ -104,14 +92,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, query_mask: Ten
 
 def attend_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, query_mask: Tensor | None, q_size: Tensor, k_size: Tensor, context: Tensor, norm: int, token_scale: float | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k and v."""
-    q, k, v, grad, mask, query_mask = (
-        native.dense(q),
-        native.dense(k),
-        native.dense(v),
-        native.dense(grad),
-        native.whole(mask),
-        native.whole(query_mask),
-    )
+    q, k, v, grad = map(native.dense, (q, k, v, grad))
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     gain = _gain(q.shape[0], q.shape[2], query_mask, token_scale)
     native.run(
@@ -132,7 +113,7 @@ def _parts(buffer: Tensor, heads: int, number: int) -> list[native.At]:
 
 def attend_packed(qkv: Tensor, heads: int, mask: Tensor | None, norm: int, token_scale: float | None, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Output (B,N,H D) of self-attention, and the sums."""
-    qkv, mask = native.dense(qkv), native.whole(mask)
+    qkv = native.dense(qkv)
     B, N, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
     D = width // heads
     o, gain = torch.empty(B, N, width, dtype=qkv.dtype, device=qkv.device), _gain(B, N, mask, token_scale)
@@ -147,7 +128,7 @@ def attend_packed(qkv: Tensor, heads: int, mask: Tensor | None, norm: int, token
 
 def attend_packed_backward(grad: Tensor, qkv: Tensor, heads: int, mask: Tensor | None, q_size: Tensor, k_size: Tensor, context: Tensor, norm: int, token_scale: float | None, eps: float) -> Tensor:  # fmt: skip
     """The gradient of the buffer, written in place of three."""
-    qkv, grad, mask = native.dense(qkv), native.dense(grad), native.whole(mask)
+    qkv, grad = native.dense(qkv), native.dense(grad)
     B, N, D = qkv.shape[0], qkv.shape[1], qkv.shape[2] // (3 * heads)
     made = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
     (q, k, v), (dq, dk, dv), (do,) = _parts(qkv, heads, 3), _parts(made, heads, 3), _parts(grad, heads, 1)

@@ -26,11 +26,11 @@ def _room(q: Tensor, v: Tensor) -> Tensor:
 
 def moments(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, query_mask: Tensor | None) -> Tensor:
     """What `split` takes apart."""
-    q, k, v = native.dense(q), native.dense(k), native.dense(v)
+    q, k, v = map(native.dense, (q, k, v))
     found = _room(q, v)
     native.run(
-        "moments", native.sizes(q, k, v), q.dtype, q=native.at(q), k=native.at(k), v=native.at(v), mask=native.whole(mask),
-        query_mask=native.whole(query_mask), moments=found,
+        "moments", native.sizes(q, k, v), q.dtype, q=native.at(q), k=native.at(k), v=native.at(v), mask=mask,
+        query_mask=query_mask, moments=found,
     )  # fmt: skip
     return found
 
@@ -40,7 +40,7 @@ def centred(q: Tensor, v: Tensor, middle: Tensor, matrix: Tensor, offset: Tensor
     q, o = native.dense(q), native.by_tokens(q, v)
     middle, matrix, offset = middle.double().contiguous(), matrix.float().contiguous(), offset.float().contiguous()
     native.run(
-        "centred", native.sizes(q, q, v), q.dtype, q=native.at(q), out=native.at(o), query_mask=native.whole(query_mask), context=matrix, middle=middle,
+        "centred", native.sizes(q, q, v), q.dtype, q=native.at(q), out=native.at(o), query_mask=query_mask, context=matrix, middle=middle,
         offset=offset,
     )  # fmt: skip
     return o

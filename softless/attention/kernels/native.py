@@ -98,14 +98,15 @@ def at(x: Tensor) -> At:
     return x.data_ptr(), image, head, token
 
 
-def run(name: str, sizes: tuple[int, int, int, int, int, int], dtype: torch.dtype, **fields: Any) -> None:
+def run(name: str, sizes: tuple[int, int, int, int, int, int], dtype: torch.dtype, *, mask: Tensor | None = None, query_mask: Tensor | None = None, **fields: Any) -> None:  # fmt: skip
     """Run `softless_NAME` on sizes (B, H, N, M, D, E); the fields are those of `SoftlessCall`, tensors by their address.
 
     Raises:
         MemoryError: the sums do not fit.
     """
     assert LIBRARY is not None
-    status = getattr(LIBRARY, f"softless_{name}")(_packed(sizes, dtype, **fields))
+    mask, query_mask = (None if x is None else x.contiguous() for x in (mask, query_mask))
+    status = getattr(LIBRARY, f"softless_{name}")(_packed(sizes, dtype, mask=mask, query_mask=query_mask, **fields))
     assert status != NO_PATH, "path_of was not asked"
     if status != OK:
         raise MemoryError(f"softless_{name}: no memory for the sums over tokens")
@@ -133,11 +134,6 @@ def _address(x: Tensor | None) -> int:
 def dense(x: Tensor) -> Tensor:
     """x with contiguous channels."""
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
-
-
-def whole(mask: Tensor | None) -> Tensor | None:
-    """A mask as the kernels read it."""
-    return None if mask is None else mask.contiguous()
 
 
 def sizes(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, int, int, int, int, int]:
