@@ -15,10 +15,8 @@ if TYPE_CHECKING:
 INK, SOFT, GRID = "#1c1e22", "#5d626c", "#ebe8e1"
 COLOURS = ("#1c1e22", "#2f5fd0", "#7fa3f7", "#d9730d", "#0d8a7b", "#b0358f", "#7a6a12", "#6b52c8", "#a8a29a")
 MARKS = ("o", "s", "D", "^", "v", "P", "X", "*", "<")
-NARROW, FINE = (
-    3,
-    (1, 1.1, 1.2, 1.3, 1.5, 1.7, 2, 2.5, 3, 4, 5, 6, 7, 8, 9),
-)  # ticks of a logarithmic axis that spans little
+# ticks of a logarithmic axis whose ends are less than so many times apart
+NARROW, FINE = 3, (1, 1.1, 1.2, 1.3, 1.5, 1.7, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
 STYLE: Any = {
     "font.family": "sans-serif", "font.size": 10, "text.color": INK, "axes.labelcolor": SOFT, "axes.edgecolor": GRID, "xtick.color": SOFT, "ytick.color": SOFT,
     "axes.grid": True, "grid.color": GRID, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "softless", "figure.facecolor": "white",

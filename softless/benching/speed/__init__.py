@@ -70,9 +70,7 @@ def speed(
         marks = chosen.crossovers(cases)
         verdicts, chart = tuple(judge(figure, cases)), place / f"speed_{figure}.svg"
         study = Study(figure, chosen.title, cases, chosen.bases, verdicts, tuple(marks), load, chart, target)
-        write_csv(
-            target, study.rows()
-        )  # before the chart: that one changes the tree, and the rows say whether it was clean
+        write_csv(target, study.rows())  # before the chart, which changes the tree: the rows say whether it was clean
         draw_panels(chosen.panels(cases, marks)).save(chart)
     finally:
         torch.set_num_threads(before)
