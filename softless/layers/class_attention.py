@@ -22,9 +22,8 @@ from softless.errors import UsageError
 from softless.layers.attention import lowered
 
 EPS = 1e-6
-MATRIX_FROM = (
-    2  # tokens, in widths of the tokens, from which the class token's row is read from the D x E matrix of all
-)
+# tokens, in widths of the tokens, from which the class token's output is read from the D x E matrix of all
+MATRIX_FROM = 2
 LIFTED = 2048  # tokens above which float16 cannot hold the row's output (reliability.md D3)
 
 

@@ -64,9 +64,8 @@ def with_published(model: Any) -> Any:
         assert isinstance(old, XCA | ClassAttn)
         made = Published if isinstance(old, XCA) else PublishedClass
         block.attn = made(old.proj.in_features, old.num_heads, qkv_bias=old.proj.bias is not None)
-        nn.init.zeros_(
-            block.attn.proj.bias
-        )  # as timm begins; beside a bias, in bfloat16 the attention of many tokens could not be checked
+        # as timm begins; beside a bias, in bfloat16 the attention of many tokens could not be checked
+        nn.init.zeros_(block.attn.proj.bias)
     return model
 
 
