@@ -82,7 +82,8 @@ class InferenceModel(nn.Module):
         return super()._apply(fn, recurse)
 
     def __reduce_ex__(self, _: Any) -> Any:
-        return empty, (type(self).__mro__[2],), self.__dict__
+        mixed, kind = type(self).__bases__
+        return empty, (kind, mixed is FirstTokenViT), self.__dict__
 
 
 class FirstTokenViT(InferenceModel):
@@ -129,7 +130,7 @@ def inference_class(kind: type, first: bool) -> type:
     return type(f"Optimized{kind.__name__}", (mixed, kind), {"__module__": __name__, "__doc__": f"{kind.__name__}, optimized."})
 
 
-def empty(kind: type) -> nn.Module:
-    """A model of a kind before it is given its state, as pickle asks."""
-    made: nn.Module = kind.__new__(kind)
-    return made
+def empty(kind: type, first: bool) -> nn.Module:
+    """An optimized model of a kind before it is given its state, as pickle asks."""
+    made = inference_class(kind, first)
+    return made.__new__(made)  # type: ignore[no-any-return]

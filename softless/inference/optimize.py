@@ -92,7 +92,7 @@ def optimize(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> Any:
     notes = [f"nothing is packed: {why}"] if why else []
     first = reads_first(made)
     if first:
-        notes.append(f"  the last block computes what the first of {type(model).__name__}'s tokens needs; forward_features still gives all")
+        notes.append("  the last block computes what the class token needs; forward_features still gives every token")
     made.__class__ = inference_class(type(made), first)
     made.optimized = Optimized(dtype, device, work.blocks, () if why else tuple(work.packed), work.folded, work.fused, work.kept, tuple(notes))  # fmt: skip
     return made
@@ -108,13 +108,14 @@ class _Work:
     folded: dict[str, str] = field(default_factory=dict)
     fused: dict[str, str] = field(default_factory=dict)
     kept: dict[str, str] = field(default_factory=dict)
-    made: dict[int, nn.Module] = field(default_factory=dict)  # by the module that was there: two paths may share one
+    # what was there and what is now, by identity: two paths may share a module
+    made: dict[int, tuple[nn.Module, nn.Module]] = field(default_factory=dict)
     heads: tuple[nn.Module, ...] = ()
 
     def replaced(self, path: str, module: nn.Module) -> nn.Module:
         """What stands in a module's place: another, or itself with its parts replaced."""
         if id(module) in self.made:
-            return self.made[id(module)]
+            return self.made[id(module)][1]
         if not path:
             self.heads = tuple(_heads(module))
         kind = type(module)
@@ -132,7 +133,7 @@ class _Work:
             for name, child in module.named_children():
                 setattr(module, name, self.replaced(f"{path}.{name}" if path else name, child))
             found = module
-        self.made[id(module)] = found
+        self.made[id(module)] = (module, found)
         return found
 
     def _name(self, path: str, module: nn.Module) -> None:
