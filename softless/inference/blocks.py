@@ -25,13 +25,13 @@ class PackedBlock(nn.Module):
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         x = self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=is_causal, onto=x)
-        return self.mlp(self.norm2(x), onto=x)  # type: ignore[no-any-return]
+        return self.mlp(self.norm2(x), onto=x)
 
     def first(self, x: Tensor) -> Tensor:
         """The first token of `forward`, for a model that reads no other: (B,N,dim) -> (B,1,dim)."""
         assert isinstance(self.attn, PackedAttention)
         x = self.attn.first(self.norm1(x), onto=x[:, :1])
-        return self.mlp(self.norm2(x), onto=x)  # type: ignore[no-any-return]
+        return self.mlp(self.norm2(x), onto=x)
 
 
 class GridBlock(PackedBlock):
@@ -39,7 +39,7 @@ class GridBlock(PackedBlock):
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:  # type: ignore[override]
         x = self.attn(self.norm1(x), grid=grid, onto=x)
-        return self.mlp(self.norm2(x), onto=x)  # type: ignore[no-any-return]
+        return self.mlp(self.norm2(x), onto=x)
 
 
 class XcitBlock(PackedBlock):
@@ -57,4 +57,4 @@ class XcitBlock(PackedBlock):
         x = self.attn(self.norm1(x), onto=x, **where)
         if self.local_mp is not None and self.norm3 is not None:
             x = self.local_mp(self.norm3(x), height, width, onto=x)
-        return self.mlp(self.norm2(x), onto=x)  # type: ignore[no-any-return]
+        return self.mlp(self.norm2(x), onto=x)

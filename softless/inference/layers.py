@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from softless.attention import attend_packed, output_matrix
 from softless.attention.packed import unpacked
 from softless.attention.spec import Grid
-from softless.inference.packed import PLAIN, Activation, FusedConv, PackedLinear
+from softless.inference.packed import Activation, FusedConv, PackedLinear
 from softless.layers import Attention
 from softless.layers.attention import merged
 
-# tokens of a chunk of the MLP, whose widest activations then stay in the cache and need no new memory
-CHUNK = 2048
+# tokens, in widths of the tokens, from which the output projection is merged: later than in `Attention`, since the packed one is faster
+MERGED_FROM = 12
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,12 @@ class PackedAttention(Attention):
             y = super().forward(x, attn_mask, is_causal, mask, grid, **passed)
             return y if onto is None else onto + y
         qkv, extras = self.qkv(x), self.extras(x.shape[1], grid)
-        if self.dense is not None and x.shape[1] >= self.merged_from * self.num_heads * self.head_dim:
+        if self.dense is not None and x.shape[1] >= MERGED_FROM * self.num_heads * self.head_dim:
             matrix = output_matrix(qkv, self.num_heads, self.op, **extras)
             if matrix is not None:
                 y = merged(qkv, matrix, cast("nn.Linear", self.dense))
                 return y if onto is None else y.add_(onto)
-        return self.proj(attend_packed(qkv, self.num_heads, self.op, **extras), onto)  # type: ignore[no-any-return]
+        return self.proj(attend_packed(qkv, self.num_heads, self.op, **extras), onto)
 
     def first(self, x: Tensor, onto: Tensor) -> Tensor:
         """The first token's row of `forward`: (B,N,dim) and (B,1,dim) -> (B,1,dim)."""
@@ -76,24 +76,18 @@ class PackedAttention(Attention):
         else:
             q, _, _ = unpacked(qkv[:, :1], self.num_heads)
             o = (q.to(matrix.dtype) @ matrix).transpose(1, 2).flatten(2).to(qkv.dtype)
-        return self.proj(o, onto)  # type: ignore[no-any-return]
+        return self.proj(o, onto)
 
 
 class PackedMlp(nn.Module):
-    """act(x W1ᵀ + b1) W2ᵀ + b2 + onto, the layer scale in the second layer: (B,N,dim) -> (B,N,dim), many tokens chunk by chunk."""
+    """act(x W1ᵀ + b1) W2ᵀ + b2 + onto, the layer scale in the second layer: (B,N,dim) -> (B,N,dim)."""
 
     def __init__(self, fc1: PackedLinear, act: nn.Module, fc2: PackedLinear) -> None:
         super().__init__()
         self.fc1, self.act, self.fc2 = fc1, act, fc2
 
     def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
-        if x.shape[1] < 2 * CHUNK:
-            return self.fc2(self.act(self.fc1(x)), onto)  # type: ignore[no-any-return]
-        out = torch.empty(*x.shape[:2], self.fc2.out_features, dtype=self.fc2.dtype, device=x.device)
-        for start in range(0, x.shape[1], CHUNK):
-            here = slice(start, start + CHUNK)
-            out[:, here] = self.fc2(self.act(self.fc1(x[:, here])), None if onto is None else onto[:, here])
-        return out
+        return self.fc2(self.act(self.fc1(x)), onto)
 
 
 class PackedLPI(nn.Module):
@@ -168,8 +162,10 @@ class PatchProjection(nn.Module):
         rows, columns = self.stride
         image = image[..., : image.shape[-2] // rows * rows, : image.shape[-1] // columns * columns]
         B, C, H, W = image.shape
-        patches = image.to(self.linear.dtype).reshape(B, C, H // rows, rows, W // columns, columns).permute(0, 2, 4, 3, 5, 1)
-        return self.linear(patches.flatten(3)).permute(0, 3, 1, 2)  # type: ignore[no-any-return]
+        patches = (
+            image.to(self.linear.dtype).reshape(B, C, H // rows, rows, W // columns, columns).permute(0, 2, 4, 3, 5, 1)
+        )
+        return self.linear(patches.flatten(3)).permute(0, 3, 1, 2)
 
 
 class KeptPositions(nn.Module):
@@ -185,6 +181,3 @@ class KeptPositions(nn.Module):
             made = self.positions(1, height, width).contiguous(memory_format=torch.channels_last)
             self.kept = {(height, width): made}  # one grid: sizes rarely alternate
         return self.kept[height, width].expand(batch, -1, -1, -1)
-
-
-__all__ = ["PLAIN", "Added", "KeptPositions", "PackedAttention", "PackedLPI", "PackedMlp", "PatchProjection", "factors"]

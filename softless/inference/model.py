@@ -39,7 +39,7 @@ class InferenceModel(nn.Module):
             raise UsageError(
                 "an optimized model cannot be trained: train the model it was made of, and optimize that again"
             )
-        return super().train(False)
+        return super().train(mode=False)
 
     def requires_grad_(self, requires_grad: bool = True) -> Any:
         """No gradients.
@@ -49,7 +49,7 @@ class InferenceModel(nn.Module):
         """
         if requires_grad:
             raise UsageError("an optimized model has no gradients: take them of the model it was made of")
-        return super().requires_grad_(False)
+        return super().requires_grad_(requires_grad=False)
 
     def state_dict(self, *_: Any, **__: Any) -> Any:
         """None: packed weights are no tensors that another model could load.
@@ -89,18 +89,16 @@ class InferenceModel(nn.Module):
 class FirstTokenViT(InferenceModel):
     """A ViT whose head reads the class token alone: in the last block nothing else is computed past the attention's sums."""
 
-    blocks: nn.Sequential
-
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """(B,C,H,W) -> (B,num_classes), as timm's."""
         me: Any = self
-        *blocks, last = self.blocks
+        *blocks, last = me.blocks
         if attn_mask is not None or is_causal or not reads_first(self) or watched(last):
-            return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)  # type: ignore[no-any-return, misc]
+            return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
         x = me.norm_pre(me.patch_drop(me._pos_embed(me.patch_embed(x))))
         for block in blocks:
             x = block(x)
-        return me.forward_head(me.norm(last.first(x)))  # type: ignore[no-any-return]
+        return me.forward_head(me.norm(last.first(x)))
 
 
 def reads_first(model: Any) -> bool:
@@ -124,13 +122,15 @@ def hooked(module: nn.Module) -> bool:
 
 
 @functools.cache
-def inference_class(kind: type, first: bool) -> type:
+def inference_class(kind: Any, first: bool) -> type:
     """The class of a model of some kind once it is optimized."""
     mixed = FirstTokenViT if first else InferenceModel
-    return type(f"Optimized{kind.__name__}", (mixed, kind), {"__module__": __name__, "__doc__": f"{kind.__name__}, optimized."})
+    return type(
+        f"Optimized{kind.__name__}", (mixed, kind), {"__module__": __name__, "__doc__": f"{kind.__name__}, optimized."}
+    )
 
 
 def empty(kind: type, first: bool) -> nn.Module:
     """An optimized model of a kind before it is given its state, as pickle asks."""
-    made = inference_class(kind, first)
-    return made.__new__(made)  # type: ignore[no-any-return]
+    made: Any = inference_class(kind, first)
+    return made.__new__(made)

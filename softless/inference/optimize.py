@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -19,10 +20,18 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from softless.convert.adapters import looks_like_attention
 from softless.errors import UsageError
 from softless.inference.blocks import GridBlock, PackedBlock, XcitBlock
-from softless.inference.layers import Added, KeptPositions, PackedAttention, PackedLPI, PackedMlp, PatchProjection, factors
+from softless.inference.layers import (
+    Added,
+    KeptPositions,
+    PackedAttention,
+    PackedLPI,
+    PackedMlp,
+    PatchProjection,
+    factors,
+)
 from softless.inference.model import InferenceModel, hooked, inference_class, reads_first, watched
 from softless.inference.packed import DTYPES, NONE, FusedConv, PackedLinear, activation_of, why_not
-from softless.layers import LPI, Attention, ClassAttention, FourierPosition
+from softless.layers import LPI, Attention, FourierPosition
 from softless.layers.conv_attention import ConvProjection
 from softless.models import vit, xcit
 from softless.models.pyramid import PreNormBlock
@@ -82,7 +91,7 @@ def optimize(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> Any:
         raise UsageError(f"dtype={dtype}: an optimized model computes in torch.bfloat16 or torch.float32")
     if isinstance(model, InferenceModel):
         raise UsageError("the model is optimized already: optimize the one it was made of")
-    made: Any = copy.deepcopy(model).eval().requires_grad_(False)
+    made: Any = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
     device = next((one.device for one in made.parameters()), torch.device("cpu"))
     work = _Work(dtype)
     with torch.no_grad():
@@ -93,7 +102,7 @@ def optimize(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> Any:
     first = reads_first(made)
     if first:
         notes.append("  the last block computes what the class token needs; forward_features still gives every token")
-    made.__class__ = inference_class(type(made), first)
+    made.__class__ = inference_class(type(made), first=first)
     made.optimized = Optimized(dtype, device, work.blocks, () if why else tuple(work.packed), work.folded, work.fused, work.kept, tuple(notes))  # fmt: skip
     return made
 
@@ -143,7 +152,9 @@ class _Work:
         if looks_like_attention(module):
             self.kept[path] = f"{type(module).__name__} is no attention of softless: only its linear layers are packed"
         elif isinstance(module, Attention):
-            self.kept[path] = "something stands between its projection and its operator: only its linear layers are packed"
+            self.kept[path] = (
+                "something stands between its projection and its operator: only its linear layers are packed"
+            )
         elif isinstance(module, nn.BatchNorm2d):
             self.kept[path] = "no convolution stands right before it"
         elif "Block" in type(module).__name__:
@@ -178,7 +189,11 @@ class _Work:
         activation = activation_of(theirs.act)
         factor, _ = factors(theirs.bn)
         if activation is None or not bool((factor.abs() > 0).all()):
-            self.kept[path] = "a channel of its BatchNorm is switched off" if activation else f"oneDNN has no {type(theirs.act).__name__}"
+            self.kept[path] = (
+                "a channel of its BatchNorm is switched off"
+                if activation
+                else f"oneDNN has no {type(theirs.act).__name__}"
+            )
             return Added(theirs, scale)
         self.folded[f"{path}.bn"] = f"{path}.conv2"
         self.fused[f"{path}.act"] = f"{path}.conv1"
@@ -232,24 +247,34 @@ def _xcit(work: _Work, path: str, module: Any) -> nn.Module | None:
     if not isinstance(module.attn, Attention | XCA):
         return None
     scales = (work.scale(path, "gamma1", module), work.scale(path, "gamma2", module))
-    lpi = None if module.local_mp is None else work.lpi(f"{path}.local_mp", module.local_mp, work.scale(path, "gamma3", module))
+    lpi = (
+        None
+        if module.local_mp is None
+        else work.lpi(f"{path}.local_mp", module.local_mp, work.scale(path, "gamma3", module))
+    )
     return _block(work, path, module, XcitBlock, scales, module.norm3, lpi)
 
 
-def _block(work: _Work, path: str, module: Any, kind: Any, scales: tuple[Tensor | None, Tensor | None], *more: Any) -> nn.Module:
+def _block(
+    work: _Work, path: str, module: Any, kind: Any, scales: tuple[Tensor | None, Tensor | None], *more: Any
+) -> nn.Module:
     """A block whose branches add themselves."""
     attn = work.attention(f"{path}.attn", module.attn, scales[0])
     mlp = work.mlp(f"{path}.mlp", module.mlp, scales[1])
-    names = {"attention": attn, "MLP": mlp, **({"local patch interaction": more[1]} if more and more[1] is not None else {})}
+    names = {
+        "attention": attn,
+        "MLP": mlp,
+        **({"local patch interaction": more[1]} if more and more[1] is not None else {}),
+    }
     told = [name for name, branch in names.items() if not isinstance(branch, Added)]
     work.blocks[path] = (", ".join(told) or "nothing") + " added to the residual in place"
-    return kind(module.norm1, attn, module.norm2, mlp, *more)  # type: ignore[no-any-return]
+    return kind(module.norm1, attn, module.norm2, mlp, *more)
 
 
 def _sequence(work: _Work, path: str, module: nn.Sequential) -> nn.Module | None:
     """Convolutions of a sequence with the BatchNorm and the activation that follow."""
     names = [name for name, child in module.named_children()]
-    for before, name in zip(names, names[1:], strict=False):
+    for before, name in pairwise(names):
         conv, norm = module.get_submodule(before), module.get_submodule(name)
         if folds(conv, norm):
             setattr(module, before, fuse_conv_bn_eval(conv, norm))  # type: ignore[type-var, arg-type]
@@ -269,7 +294,7 @@ def _stem(work: _Work, path: str, module: nn.Sequential) -> nn.Module | None:
         else:
             items.append((module, name, f"{path}.{name}"))
     parts = [(owner, name, where) for owner, name, where in items if type(getattr(owner, name)) is not nn.Identity]
-    for (owner, name, where), (after, act_name, act_where) in zip(parts, parts[1:], strict=False):
+    for (owner, name, where), (after, act_name, act_where) in pairwise(parts):
         conv, act = getattr(owner, name), getattr(after, act_name)
         activation = activation_of(act)
         if type(conv) is nn.Conv2d and activation is not None and not hooked(conv) and not hooked(act):
@@ -332,7 +357,12 @@ def is_plain_mlp(module: nn.Module) -> bool:
 
 def folds(conv: nn.Module, norm: nn.Module) -> bool:
     """Whether BatchNorm in evaluation is a factor and a shift that a convolution before it can take."""
-    return type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d and norm.track_running_stats and not (hooked(conv) or hooked(norm))
+    return (
+        type(conv) is nn.Conv2d
+        and type(norm) is nn.BatchNorm2d
+        and norm.track_running_stats
+        and not (hooked(conv) or hooked(norm))
+    )
 
 
 def _heads(model: Any) -> Iterator[nn.Module]:
@@ -345,6 +375,3 @@ def _heads(model: Any) -> Iterator[nn.Module]:
 def _passes(module: nn.Module) -> bool:
     """Whether a module's hooks still see it called: it is kept, and only its parts are replaced."""
     return type(module) in {nn.Sequential, PatchEmbed, vit.PatchEmbed, ConvProjection}
-
-
-__all__ = ["ClassAttention", "Optimized", "optimize"]

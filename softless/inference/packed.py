@@ -17,8 +17,6 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from softless.errors import UsageError
 
 DTYPES = (torch.bfloat16, torch.float32)
-# rows up to which the sum rides along in the product: beyond, an addition in place is the faster one
-FUSED_ROWS = 1024
 # (name, variant) of oneDNN, and the same by torch
 Activation = tuple[str, str]
 PLAIN: dict[Activation, Callable[[Tensor], Tensor]] = {
@@ -68,9 +66,7 @@ class PackedLinear(nn.Module):
         activation: what follows.
     """
 
-    def __init__(
-        self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, activation: Activation = NONE
-    ) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, activation: Activation = NONE) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.activation, self.dtype = activation, dtype
@@ -113,12 +109,9 @@ class PackedLinear(nn.Module):
             raise UsageError(
                 "an optimized model has no gradients: take them of the model it was made of, or call this one under torch.inference_mode()"
             )
-        if onto is None or self.activation != NONE:
-            y: Tensor = _linear(x, self.packed, self.bias, self.activation[0], [], self.activation[1])
-            return y if onto is None else y.add_(onto)
-        if x.numel() <= FUSED_ROWS * self.in_features:
-            return _linear_added(x, onto, self.packed, self.bias, "add")  # type: ignore[no-any-return]
-        return _linear(x, self.packed, self.bias, "none", [], "").add_(onto)  # type: ignore[no-any-return]
+        y: Tensor = _linear(x, self.packed, self.bias, self.activation[0], [], self.activation[1])
+        # oneDNN could add within the product; with few rows that is no faster, with many it is slower
+        return y if onto is None else y.add_(onto)
 
     def _plainly(self, x: Tensor, onto: Tensor | None) -> Tensor:
         y = PLAIN[self.activation](F.linear(x, self.weight, self.bias))
@@ -153,5 +146,4 @@ class FusedConv(nn.Module):
 
 # by overload: torch looks for the right one at every call otherwise, and on few tokens that shows
 _linear = torch.ops.mkldnn._linear_pointwise.default
-_linear_added = torch.ops.mkldnn._linear_pointwise.binary
 _conv = torch.ops.mkldnn._convolution_pointwise.default
