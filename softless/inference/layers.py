@@ -60,12 +60,16 @@ class PackedAttention(Attention):
             y = super().forward(x, attn_mask, is_causal, mask, grid, **passed)
             return y if onto is None else onto + y
         qkv, extras = self.qkv(x), self.extras(x.shape[1], grid)
-        if self.dense is not None and x.shape[1] >= MERGED_FROM * self.num_heads * self.head_dim:
+        if self._merges(qkv, None):
             matrix = output_matrix(qkv, self.num_heads, self.op, **extras)
             if matrix is not None:
                 y = merged(qkv, matrix, cast("nn.Linear", self.dense))
                 return y if onto is None else y.add_(onto)
         return self.proj(attend_packed(qkv, self.num_heads, self.op, **extras), onto)
+
+    def _merges(self, qkv: Tensor, mask: Tensor | None) -> bool:
+        many = qkv.shape[1] >= MERGED_FROM * self.num_heads * self.head_dim
+        return many and self.dense is not None and mask is None
 
     def first(self, x: Tensor, onto: Tensor) -> Tensor:
         """The first token's row of `forward`: (B,N,dim) and (B,1,dim) -> (B,1,dim)."""

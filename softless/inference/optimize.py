@@ -102,7 +102,8 @@ def optimize(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> Any:
     first = reads_first(made)
     if first:
         notes.append("  the last block computes what the class token needs; forward_features still gives every token")
-    made.__class__ = inference_class(type(made), first=first)
+    kind: Any = type(made)
+    made.__class__ = inference_class(kind, first=first)
     made.optimized = Optimized(dtype, device, work.blocks, () if why else tuple(work.packed), work.folded, work.fused, work.kept, tuple(notes))  # fmt: skip
     return made
 

@@ -66,6 +66,8 @@ class PackedLinear(nn.Module):
         activation: what follows.
     """
 
+    bias: Tensor | None
+
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, activation: Activation = NONE) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
@@ -121,7 +123,7 @@ class PackedLinear(nn.Module):
         return {**self.__dict__, "packed": self.weight}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        super().__setstate__(state)
         self._take(self.packed)
 
     def extra_repr(self) -> str:
@@ -141,7 +143,7 @@ class FusedConv(nn.Module):
         x = x.to(conv.weight.dtype)
         if why_not(conv.weight.dtype, x.device) or x.numel() == 0 or counted():
             return PLAIN[self.activation](conv(x))
-        return _conv(x, conv.weight, conv.bias, conv.padding, conv.stride, conv.dilation, conv.groups, self.activation[0], [], self.activation[1])  # type: ignore[no-any-return]  # fmt: skip
+        return _conv(x, conv.weight, conv.bias, conv.padding, conv.stride, conv.dilation, conv.groups, self.activation[0], [], self.activation[1])  # fmt: skip
 
 
 # by overload: torch looks for the right one at every call otherwise, and on few tokens that shows
