@@ -96,14 +96,14 @@ def optimize(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> Any:
     work = _Work(dtype)
     with torch.no_grad():
         made = work.replaced("", made)
-        made.to(dtype)
+        made.to(dtype).eval().requires_grad_(requires_grad=False)  # parts that are new too
     why = why_not(dtype, device)
     notes = [f"nothing is packed: {why}"] if why else []
     first = reads_first(made)
     if first:
         notes.append("  the last block computes what the class token needs; forward_features still gives every token")
     kind: Any = type(made)
-    made.__class__ = inference_class(kind, first=first)
+    made.__class__ = inference_class(kind, first)
     made.optimized = Optimized(dtype, device, work.blocks, () if why else tuple(work.packed), work.folded, work.fused, work.kept, tuple(notes))  # fmt: skip
     return made
 
@@ -140,8 +140,9 @@ class _Work:
             found = RULES.get(kind, _none)(self, path, module)
         if found is None:
             self._name(path, module)
-            for name, child in module.named_children():
-                setattr(module, name, self.replaced(f"{path}.{name}" if path else name, child))
+            for name, child in module._modules.items():  # named_children would pass over a part that is there twice
+                if child is not None:
+                    setattr(module, name, self.replaced(f"{path}.{name}" if path else name, child))
             found = module
         self.made[id(module)] = (module, found)
         return found
