@@ -19,7 +19,7 @@ MEASURES = {
 LOOKS: Mapping[str, int] = {
     "bare": 0, "sima": 1, "published": 2, "softmax": 3, "xca": 4, "compiled": 5, "published_tokens": 5, "published_channels": 5, "softmax_matrix": 6,
     "soft": 0, "softnorm": 2, "linformer": 5, "nystrom": 7, "performer": 8, "merged": 1, "apart": 2, "seqnorm": 4, "seqnorm_torch": 5,
-    "optimized": 4, "openvino_published": 5, "openvino_softmax": 6, "openvino_bare": 7, "openvino_linear": 8, "openvino_xca": 6,
+    "optimized": 3, "openvino_published": 5, "openvino_softmax": 6, "openvino_bare": 7, "openvino_linear": 8, "openvino_xca": 6,
 }  # fmt: skip
 
 

@@ -141,10 +141,10 @@ def of_torch(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
 
 def of_openvino(model: nn.Module, images: Tensor, work: Work) -> Callable[[], Tensor]:
     """A call of the same model as OpenVINO compiles it, in the dtype of the work."""
-    import openvino
-
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the tracer's, about shapes that are fixed here
+        import openvino
+
         graph = openvino.convert_model(deepcopy(model), example_input=images, input=list(images.shape))
     how = {
         "INFERENCE_PRECISION_HINT": {torch.bfloat16: "bf16", torch.float32: "f32"}[work.kind],
