@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from softless.errors import UsageError
 from softless.inference.blocks import PackedBlock
 from softless.inference.layers import PackedAttention
+from softless.inference.packed import NO_GRADIENTS
 from softless.models.vit import ViT
 
 if TYPE_CHECKING:
@@ -23,11 +24,18 @@ class InferenceModel(nn.Module):
 
     optimized: "Optimized"
 
-    def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        """As torch calls a model; images of another floating-point dtype are cast to the model's."""
-        if isinstance(x, Tensor) and x.is_floating_point():
-            x = x.to(self.optimized.dtype)
-        return super().__call__(x, *args, **kwargs)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As torch calls a model, without gradients; images of another floating-point dtype are cast to the model's.
+
+        Raises:
+            UsageError: a gradient by the images is asked for, or the model is exported.
+        """
+        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args):
+            raise UsageError(NO_GRADIENTS)
+        dtype = self.optimized.dtype
+        args = tuple(x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in args)
+        with torch.no_grad():
+            return super().__call__(*args, **kwargs)
 
     def train(self, mode: bool = True) -> Any:
         """Evaluation only.
@@ -48,7 +56,7 @@ class InferenceModel(nn.Module):
             UsageError: gradients are asked for.
         """
         if requires_grad:
-            raise UsageError("an optimized model has no gradients: take them of the model it was made of")
+            raise UsageError(NO_GRADIENTS)
         return super().requires_grad_(requires_grad=False)
 
     def state_dict(self, *_: Any, **__: Any) -> Any:

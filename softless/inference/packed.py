@@ -26,6 +26,10 @@ PLAIN: dict[Activation, Callable[[Tensor], Tensor]] = {
     ("none", ""): lambda x: x,
 }
 NONE: Activation = ("none", "")
+NOT_EXPORTED = (
+    "an optimized model is not exported, since no graph holds its packed weights: take the model it was made of"
+)
+NO_GRADIENTS = "an optimized model has no gradients: take them of the model it was made of"
 
 
 def activation_of(module: nn.Module) -> Activation | None:
@@ -101,16 +105,16 @@ class PackedLinear(nn.Module):
         """act(x Wᵀ + b), plus `onto` (…, out).
 
         Raises:
-            UsageError: a gradient is asked for.
+            UsageError: a gradient is asked for, or the layer is exported.
         """
+        if torch.compiler.is_compiling():  # torch.compile goes round it, and calls this layer as it is
+            raise UsageError(NOT_EXPORTED)
         if x.dtype != self.dtype:
             x = x.to(self.dtype)
         if not self.packs or x.numel() == 0 or counted():
             return self._plainly(x, onto)
         if x.requires_grad and torch.is_grad_enabled():
-            raise UsageError(
-                "an optimized model has no gradients: take them of the model it was made of, or call this one under torch.inference_mode()"
-            )
+            raise UsageError(NO_GRADIENTS)
         y: Tensor = _linear(x, self.packed, self.bias, self.activation[0], [], self.activation[1])
         # oneDNN could add within the product; with few rows that is no faster, with many it is slower
         return y if onto is None else y.add_(onto)

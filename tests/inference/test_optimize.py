@@ -134,6 +134,7 @@ def test_bfloat16_is_no_worse_than_the_plain_model_in_bfloat16(name: str) -> Non
     images = image(224, 224, 6) if name == "pyramid" else image(number=6)
     model = made(name, images)
     ours = optimize(model)
+    assert not ours(images).requires_grad
     with torch.inference_mode():
         true = copy.deepcopy(model).double()(images.double())
         plain = error(copy.deepcopy(model).to(torch.bfloat16)(images.to(torch.bfloat16)), true)
@@ -258,6 +259,8 @@ def test_what_an_optimized_model_cannot_do() -> None:
         (lambda: ours.load_state_dict({}), "takes no weights"),
         (ours.double, "stays torch.float32 on cpu"),
         (lambda: ours(images.requires_grad_()), "has no gradients"),
+        (lambda: ours.patch_embed(images.requires_grad_()), "has no gradients"),
+        (lambda: torch.export.export(ours, (image(),)), "is not exported"),
         (lambda: optimize(ours), "optimized already"),
         (lambda: optimize(vit(), torch.float16), "torch.bfloat16 or torch.float32"),
     ):
