@@ -30,6 +30,7 @@ _VERBS = {
     "list": "softless.cli.list",
     "explain": "softless.saliency",
     "swap": "softless.convert",
+    "optimize": "softless.inference",
     "bench": "softless.cli.bench",
     "runs": "softless.cli.runs",
     "save_weights": "softless.models.publish",

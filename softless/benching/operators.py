@@ -293,4 +293,4 @@ def _backend_form(
 def published(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """SimA as its authors' code has it: normalise in the input's dtype, then multiply (sima.md §2)."""
     q, k = F.normalize(q, p=1.0, dim=-2), F.normalize(k, p=1.0, dim=-2)
-    return (q @ k.mT) @ v if q.shape[-2] < q.shape[-1] else q @ (k.mT @ v)
+    return (q @ k.transpose(-2, -1)) @ v if q.shape[-2] < q.shape[-1] else q @ (k.transpose(-2, -1) @ v)

@@ -3,7 +3,9 @@
 import csv
 import importlib
 import json
+import warnings
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from softless.benching.speed import (
     figures,
     memory,
     models,
+    optimized,
     pace,
     products,
     rivals,
@@ -48,6 +51,8 @@ SMALL = {
     "merging": [Work("float32", 2, 9, 32, 4), Work("bfloat16", 1, 49, 32, 4)],
     "projected": [Work("float32", 2, 9, 32, 4), Work("bfloat16", 1, 49, 32, 4)],
     "seqnorm": [Work("float32", 2, 9, 32, 4), Work("bfloat16", 1, 49, 32, 4)],
+    "optimized": [Work("float32", 1, 5, 192, 3, 32, DEIT)],
+    "optimized_xcit": [Work("float32", 1, 4, 128, 4, 32, XCIT)],
     "memory": [Work("float32", 1, 49, 24, 3), Work("float32", 1, 196, 24, 3)],
 }
 SOFTMAX = {"bare", "sima", "published", "softmax"}
@@ -62,8 +67,20 @@ TAKES_PART = {
     "merging": {"bare", "merged", "apart"},
     "projected": {"bare", "inside", "apart"},
     "seqnorm": {"seqnorm", "seqnorm_torch", "sima"},
+    "optimized": {
+        "optimized",
+        "sima",
+        "bare",
+        *(f"openvino_{name}" for name in ("published", "softmax", "bare", "linear")),
+    },
+    "optimized_xcit": {"optimized", "sima", "xca", "openvino_published", "openvino_xca"},
     "memory": {*memory.OPERATORS, "softmax_matrix"},
 }
+
+
+def taking(name):
+    """Who takes part here: OpenVINO is an extra."""
+    return {rival for rival in TAKES_PART[name] if optimized.has_openvino() or not rival.startswith(optimized.OPENVINO)}
 
 
 def small(name, tmp_path, **given):
@@ -79,22 +96,24 @@ def test_every_figure_is_a_table_a_chart_and_rows(name, tmp_path, monkeypatch):
         return module
 
     monkeypatch.setattr(torch, "compile", compiled)
+    for module in (optimized.timm, optimized) if name.startswith("optimized") else ():  # OpenVINO takes its time
+        monkeypatch.setattr(module, "create_model", partial(module.create_model, depth=2))
     study = small(name, tmp_path)
     assert bool(asked) == (name == "compiled")
     assert len(study.cases) == len(SMALL[name])
     for case in study.cases:
-        assert set(case.rivals) == set(case.paths) == set(case.errors) == TAKES_PART[name]
+        assert set(case.rivals) == set(case.paths) == set(case.errors) == taking(name)
         assert all(0 <= error < contract.BOUND[case.work.kind] for error in case.errors.values())
     assert study.recorded is not None
     with study.recorded.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(study.rows())
-    assert {row["rival"] for row in rows if row["kind"] == "rival"} == TAKES_PART[name]
+    assert {row["rival"] for row in rows if row["kind"] == "rival"} == taking(name)
     assert all(row["commit"] and row["threads"] == "1" and row["load"] for row in rows)
     assert all(row["path"] for row in rows if row["kind"] == "rival")
     drawn = study.chart.read_text(encoding="utf-8")
-    assert all(f"<!-- {rival} -->" in drawn for rival in TAKES_PART[name])
-    assert all(line in str(study) for line in (study.title, *(f"\n{rival} " for rival in TAKES_PART[name])))
+    assert all(f"<!-- {rival} -->" in drawn for rival in taking(name))
+    assert all(line in str(study) for line in (study.title, *(f"\n{rival} " for rival in taking(name))))
 
 
 def test_rivals_of_a_figure_look_different():
@@ -228,6 +247,63 @@ def test_memory_is_that_of_the_right_answer(op, tmp_path, monkeypatch):
         small("memory", tmp_path)
 
 
+@pytest.mark.parametrize("name", ["optimized", "optimized_xcit"])
+def test_an_optimized_model_that_answers_something_else_is_refused(name, tmp_path, monkeypatch):
+    """One block of twelve loses its attention, after every branch was brought to a size that counts."""
+    right = optimized.optimize
+    monkeypatch.setattr(optimized, "has_openvino", lambda: False)
+
+    def broken(*args):
+        model: Any = right(*args)
+        model.blocks[5].attn.forward = lambda _, onto, **__: onto
+        return model
+
+    monkeypatch.setattr(optimized, "optimize", broken)
+    for dtype in ("float32", "bfloat16"):
+        with pytest.raises(WrongAnswer, match="logits of 'optimized'"):
+            speed(name, works=[replace(SMALL[name][0], dtype=dtype)], seconds=0.0, out=tmp_path)
+
+
+def test_openvino_is_left_out_in_so_many_words(tmp_path, monkeypatch):
+    monkeypatch.setattr(optimized, "has_openvino", lambda: False)
+    study = small("optimized", tmp_path)
+    assert {*study.cases[0].rivals} == {"optimized", "sima", "bare"}
+    assert 'OpenVINO is left out: pip install "softless[openvino]"' in str(study)
+    assert study.to_dict()["note"]
+    assert "left out" not in str(small("training", tmp_path))
+
+
+def test_openvino_computes_all_linear_layers_where_they_are_read():
+    """Of the bare model it leaves out the projection that nobody reads; `linear` is bare without that gift."""
+    openvino = pytest.importorskip("openvino")
+    sizes = {}
+    for kind in (rivals.Bare, optimized.Linear):
+        module = kind(32, 4, qkv_bias=True).eval()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the tracer's
+            graph = openvino.convert_model(module, example_input=torch.randn(1, 9, 32))
+        sizes[kind] = sum(op.get_type_name() == "MatMul" for op in graph.get_ordered_ops())
+    assert sizes == {rivals.Bare: 1, optimized.Linear: 2}
+
+
+def test_every_branch_is_brought_to_a_size_that_counts():
+    from softless.models.create import create_model
+
+    model: Any = create_model(XCIT, op="sima", depth=2).eval()
+    images = torch.rand(1, 3, 32, 32)
+    optimized.enliven(model, images)
+    found = []
+    for layer in [*model.blocks, *model.cls_attn_blocks]:
+        layer.attn.register_forward_hook(
+            lambda module, given, out: found.append(
+                float((out - module.proj.bias).norm() / out.numel() ** 0.5 / given[0].square().mean().sqrt())
+            )
+        )
+    with torch.inference_mode():
+        model(images)
+    assert found == pytest.approx([optimized.SHARE] * 4, rel=1e-3)
+
+
 @pytest.mark.parametrize("name", ["tokens", "width"])
 def test_a_wrong_product_is_refused(name):
     table = {
@@ -347,7 +423,16 @@ def test_the_bars_are_those_of_the_issue():
     fitting = {(work.dtype, work.batch, work.tokens) for work in block.WORKS if against.fits(work)}
     assert {tokens for _, _, tokens in fitting} == {49, 196, 576, 2304, 9216, 65_536}
     assert {(dtype, batch) for dtype, batch, _ in fitting} == {(d, b) for d in ("float32", "bfloat16") for b in (1, 8)}
-    assert len(BARS) == 6 + 1 + 1 + 7 + 4 + 4
+    optimize = {(bar.under, bar.where["pixels"]): bar.bound for bar in BARS if bar.figure == "optimized"}
+    assert optimize == {
+        **{
+            (f"openvino_{name}", pixels): bound
+            for pixels in (224, 768)
+            for name, bound in (("published", 1.0), ("bare", 1.1), ("linear", 1.1))
+        },
+        ("bare", 1536): 0.8,
+    }
+    assert len(BARS) == 6 + 1 + 1 + 7 + 4 + 4 + 7
 
 
 def test_where_softmax_is_faster():

@@ -36,7 +36,7 @@ def speed(
     On a quiet machine of two cores a figure takes about two to eight minutes.
 
     Args:
-        figure: block, compiled, deit, xcit, training, tokens, width, merging, projected, seqnorm or memory.
+        figure: block, compiled, deit, xcit, training, tokens, width, merging, projected, seqnorm, optimized, optimized_xcit or memory.
         threads: of the processor; torch's own number by default.
         out: folder for the chart and the rows; runs/speed by default, or docs/figures and benchmarks with `record`.
         record: write benchmarks/speed_FIGURE.csv and docs/figures/speed_FIGURE.svg of the repository.
@@ -69,7 +69,9 @@ def speed(
         cases = tuple(chosen.measure(work, seconds) for work in track(planned, len(planned), "timing"))
         marks = chosen.crossovers(cases)
         verdicts, chart = tuple(judge(figure, cases)), place / f"speed_{figure}.svg"
-        study = Study(figure, chosen.title, cases, chosen.bases, verdicts, tuple(marks), load, chart, target)
+        study = Study(
+            figure, chosen.title, cases, chosen.bases, verdicts, tuple(marks), load, chart, target, chosen.note()
+        )
         write_csv(target, study.rows())  # before the chart, which changes the tree: the rows say whether it was clean
         draw_panels(chosen.panels(cases, marks)).save(chart)
     finally:

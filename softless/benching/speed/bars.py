@@ -36,6 +36,11 @@ def _deit(dtype: str, pixels: int, over: str, under: str, rule: Literal["<=", ">
     return Bar("deit", over, under, rule, bound, {"host": DEIT, "dtype": dtype, "pixels": pixels})
 
 
+def _optimized(pixels: int, under: str, bound: float) -> Bar:
+    where = {"host": DEIT, "dtype": "bfloat16", "pixels": pixels}
+    return Bar("optimized", "optimized", under, "<=", bound, where)
+
+
 def _step(dtype: str, quantity: Literal["time", "memory"], bound: float) -> Bar:
     return Bar("training", "sima", "published", "<=", bound, {"dtype": dtype, "tokens": 9216, "dim": 384}, quantity)
 
@@ -58,6 +63,12 @@ BARS = (
         for pixels, bound in ((1536, 2.7), (768, 1.6))
         for rival in ("published", "xca")
     ),
+    *(
+        _optimized(pixels, under, bound)
+        for pixels in (224, 768)
+        for under, bound in (("openvino_published", 1.00), ("openvino_bare", 1.10), ("openvino_linear", 1.10))
+    ),
+    _optimized(1536, "bare", 0.80),
     _step("float32", "time", 0.50),
     _step("float32", "memory", 0.55),
     _step("bfloat16", "time", 0.40),

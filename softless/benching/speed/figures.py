@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from softless.benching.charts import Line, Panel
 from softless.benching.measure import Spread
-from softless.benching.speed import block, memory, models, products, training
+from softless.benching.speed import block, memory, models, optimized, products, training
 from softless.benching.speed.crossover import Crossover, crossovers
 from softless.benching.speed.work import Case, Work, words
 
@@ -19,6 +19,7 @@ MEASURES = {
 LOOKS: Mapping[str, int] = {
     "bare": 0, "sima": 1, "published": 2, "softmax": 3, "xca": 4, "compiled": 5, "published_tokens": 5, "published_channels": 5, "softmax_matrix": 6,
     "soft": 0, "softnorm": 2, "linformer": 5, "nystrom": 7, "performer": 8, "merged": 1, "apart": 2, "inside": 1, "seqnorm": 4, "seqnorm_torch": 5,
+    "optimized": 3, "openvino_published": 5, "openvino_softmax": 6, "openvino_bare": 7, "openvino_linear": 8, "openvino_xca": 6,
 }  # fmt: skip
 
 
@@ -34,6 +35,7 @@ class Figure:
     drawn: tuple[str, ...] = ("time",)  # time, memory, or the rival to which the others' time is told
     against: str | None = None  # whose being faster is told: softmax
     apart: tuple[str, ...] = ("dtype",)  # what has a panel each
+    note: Callable[[], str] = str  # what there is to say of rivals that could not take part
 
     def crossovers(self, cases: Sequence[Case]) -> list[Crossover]:
         """Where softmax is the faster choice."""
@@ -120,6 +122,14 @@ FIGURES: Mapping[str, Figure] = {
     "seqnorm": Figure(
         "Sequence normalisation alone, natively and by torch, over the number of tokens: width 384, 8 heads", products.SEQNORM_WORKS,
         products.seqnorm, "tokens", bases=("seqnorm", "sima"), apart=("dtype", "batch"),
+    ),
+    "optimized": Figure(
+        "DeiT-S with SimA, optimized, beside OpenVINO", optimized.DEIT_WORKS, optimized.measure_deit, "pixels",
+        bases=("openvino_published", "openvino_bare", "openvino_linear", "bare"), drawn=("time", "bare"), note=optimized.left_out,
+    ),
+    "optimized_xcit": Figure(
+        "XCiT-S12/16 with SimA, optimized, beside OpenVINO", optimized.XCIT_WORKS, optimized.measure_xcit, "pixels",
+        bases=("openvino_published", "openvino_xca", "sima"), drawn=("time", "sima"), note=optimized.left_out,
     ),
     "memory": Figure(
         "Most memory of attention, forward and backward: width 384, 12 heads, 49 bottleneck tokens", memory.WORKS, memory.measure, "tokens",

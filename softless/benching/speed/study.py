@@ -27,6 +27,7 @@ class Study:
     load: float  # of the machine, before anything ran: other work that was going on
     chart: Path
     recorded: Path | None = None
+    note: str = ""  # of rivals that could not take part
 
     def rows(self) -> list[dict[str, Any]]:
         """A row per rival and case, then the bars, then the crossovers."""
@@ -41,6 +42,7 @@ class Study:
             "met": all(verdict.met for verdict in self.verdicts),
             "missed": [verdict.row() for verdict in self.verdicts if not verdict.met],
             "chart": str(self.chart),
+            **({"note": self.note} if self.note else {}),
         }
 
     def __str__(self) -> str:
@@ -49,6 +51,8 @@ class Study:
             parts.append(self._bars())
         if self.crossovers:
             parts.append("\n".join(f"{words(one.setting)}: {one.said}" for one in self.crossovers))
+        if self.note:
+            parts.append(self.note)
         if self.load > BUSY:
             parts.append(f"the machine was busy (load {self.load}): trust ratios more than times, and record neither")
         files = [f"chart: {self.chart}", *([f"recorded: {self.recorded}"] if self.recorded else [])]

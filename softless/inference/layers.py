@@ -1,0 +1,187 @@
+"""The parts of a block for inference: each takes the normalised tokens and the residual, and returns the residual with its branch added."""
+
+# B batch, H heads, N tokens, D features per head
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from softless.attention import attend_packed, output_matrix
+from softless.attention.packed import unpacked
+from softless.attention.spec import Grid
+from softless.inference.packed import Activation, FusedConv, PackedLinear
+from softless.layers import Attention
+from softless.layers.attention import merged
+
+# tokens, in widths of the tokens, from which the output projection is merged: later than in `Attention`, since the packed one is faster
+MERGED_FROM = 12
+
+
+@dataclass(frozen=True)
+class Dense:
+    """The output projection as it must be where the operator's matrix is taken into it: not packed, in float32."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+
+class PackedAttention(Attention):
+    """`softless.Attention` in inference: both projections packed, the layer scale in the second, the residual added to its output.
+
+    Made of a module by `of`, never by its constructor.
+    """
+
+    qkv: PackedLinear  # type: ignore[assignment]
+    proj: PackedLinear  # type: ignore[assignment]
+    dense: Dense | None
+
+    @classmethod
+    def of(cls, theirs: Attention, dtype: torch.dtype, scale: Tensor | None) -> "PackedAttention":
+        """A module that reads the buffer of its projection, its output multiplied by scale (dim)."""
+        made = cls.__new__(cls)
+        made.__dict__.update(theirs.__dict__)
+        made._modules = dict(theirs._modules)
+        made.qkv = PackedLinear.of(theirs.qkv, dtype)
+        made.proj = PackedLinear.of(theirs.proj, dtype, scale)
+        made.dense = None
+        if theirs.op.has_matrix:
+            weight, bias = theirs.proj.weight.detach(), made.proj.bias
+            made.dense = Dense((weight if scale is None else weight * scale.detach()[:, None]).float(), bias)
+        return made
+
+    def forward(
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, mask: Tensor | None = None, grid: Grid | None = None,
+        onto: Tensor | None = None, **passed: Any,
+    ) -> Tensor:  # fmt: skip
+        """Attention over the tokens x (B,N,dim), plus `onto`; the rest as `Attention.forward`."""
+        if attn_mask is not None or is_causal or mask is not None or passed:
+            y = super().forward(x, attn_mask, is_causal, mask, grid, **passed)
+            return y if onto is None else onto + y
+        qkv, extras = self.qkv(x), self.extras(x.shape[1], grid)
+        if self._merges(qkv, None):
+            matrix = output_matrix(qkv, self.num_heads, self.op, **extras)
+            if matrix is not None:
+                y = merged(qkv, matrix, cast("nn.Linear", self.dense))
+                return y if onto is None else y.add_(onto)
+        return self.proj(attend_packed(qkv, self.num_heads, self.op, **extras), onto)
+
+    def _merges(self, qkv: Tensor, mask: Tensor | None) -> bool:
+        many = qkv.shape[1] >= MERGED_FROM * self.num_heads * self.head_dim
+        return many and self.dense is not None and mask is None
+
+    def first(self, x: Tensor, onto: Tensor) -> Tensor:
+        """The first token's row of `forward`: (B,N,dim) and (B,1,dim) -> (B,1,dim)."""
+        qkv, extras = self.qkv(x), self.extras(x.shape[1])
+        matrix = None if self.dense is None else output_matrix(qkv, self.num_heads, self.op, **extras)
+        if matrix is None:
+            o = attend_packed(qkv, self.num_heads, self.op, **extras)[:, :1]
+        else:
+            q, _, _ = unpacked(qkv[:, :1], self.num_heads)
+            o = (q.to(matrix.dtype) @ matrix).transpose(1, 2).flatten(2).to(qkv.dtype)
+        return self.proj(o, onto)
+
+
+class PackedMlp(nn.Module):
+    """act(x W1ᵀ + b1) W2ᵀ + b2 + onto, the layer scale in the second layer: (B,N,dim) -> (B,N,dim)."""
+
+    def __init__(self, fc1: PackedLinear, act: nn.Module, fc2: PackedLinear) -> None:
+        super().__init__()
+        self.fc1, self.act, self.fc2 = fc1, act, fc2
+
+    def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
+        return self.fc2(self.act(self.fc1(x)), onto)
+
+
+class PackedLPI(nn.Module):
+    """XCiT's local patch interaction: the scale of BatchNorm and the layer scale in the second convolution, its shift an addition before it.
+
+        conv2(s a + t) = conv2'(a + t / s),    conv2' = s conv2        a = act(conv1(x))
+
+    The shift cannot go into the second convolution's bias: at the border the image is padded with zeros after it.
+    """
+
+    def __init__(self, first: FusedConv, shift: Tensor, second: nn.Conv2d) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+        self.register_buffer("shift", shift)
+
+    @classmethod
+    def of(cls, theirs: Any, activation: Activation, scale: Tensor | None) -> "PackedLPI":
+        """Ours or timm's, its output multiplied by scale (dim)."""
+        norm, second = theirs.bn, theirs.conv2
+        factor, shift = factors(norm)
+        after = torch.ones_like(factor) if scale is None else scale.detach().double()
+        made = nn.Conv2d(
+            second.in_channels, second.out_channels, second.kernel_size, second.stride, second.padding, groups=second.groups,
+            device=second.weight.device, dtype=second.weight.dtype,
+        )  # fmt: skip
+        with torch.no_grad():
+            made.weight.copy_(second.weight.double() * (factor * after)[:, None, None, None])
+            bias = 0 if second.bias is None else second.bias.double()
+            cast("Tensor", made.bias).copy_(bias * after)
+        return cls(FusedConv(theirs.conv1, activation), (shift / factor)[:, None, None].to(second.weight.dtype), made)
+
+    def forward(self, x: Tensor, height: int, width: int, onto: Tensor | None = None) -> Tensor:
+        grid = x.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+        grid = self.second(self.first(grid).add_(self.shift))
+        y = grid.permute(0, 2, 3, 1).flatten(1, 2)
+        return y if onto is None else y.add_(onto)
+
+
+def factors(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """What BatchNorm multiplies by in evaluation, and adds: (C), float64."""
+    assert norm.running_var is not None
+    assert norm.running_mean is not None
+    factor = (norm.running_var.double() + norm.eps).rsqrt()
+    factor = factor if norm.weight is None else factor * norm.weight.detach().double()
+    shift = -norm.running_mean.double() * factor
+    return factor, shift if norm.bias is None else shift + norm.bias.detach().double()
+
+
+class Added(nn.Module):
+    """A branch as it is, multiplied by its layer scale and added to the residual."""
+
+    def __init__(self, branch: nn.Module, scale: Tensor | None) -> None:
+        super().__init__()
+        self.branch = branch
+        self.register_buffer("scale", None if scale is None else scale.detach())
+
+    def forward(self, x: Tensor, *args: Any, onto: Tensor, **kwargs: Any) -> Tensor:
+        y = self.branch(x, *args, **kwargs)
+        return onto + (y if self.scale is None else y * self.scale)
+
+
+class PatchProjection(nn.Module):
+    """A convolution whose stride is its side, as one product: (B,C,H,W) -> (B,C',H/side,W/side), channels last."""
+
+    def __init__(self, conv: nn.Conv2d, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.kernel_size = self.stride = (conv.kernel_size[0], conv.kernel_size[1])
+        weight = conv.weight.detach().permute(0, 2, 3, 1).flatten(1)  # a patch's rows, its columns, its colours
+        self.linear = PackedLinear(weight, conv.bias, dtype)
+
+    def forward(self, image: Tensor) -> Tensor:
+        rows, columns = self.stride
+        image = image[..., : image.shape[-2] // rows * rows, : image.shape[-1] // columns * columns]
+        B, C, H, W = image.shape
+        patches = (
+            image.to(self.linear.dtype).reshape(B, C, H // rows, rows, W // columns, columns).permute(0, 2, 4, 3, 5, 1)
+        )
+        return self.linear(patches.flatten(3)).permute(0, 3, 1, 2)
+
+
+class KeptPositions(nn.Module):
+    """XCiT's positions, projected once for each grid and kept as tokens lie: (batch, height, width) -> (batch, dim, height, width)."""
+
+    def __init__(self, positions: nn.Module) -> None:
+        super().__init__()
+        self.positions = positions
+        self.kept: dict[tuple[int, int], Tensor] = {}
+
+    def forward(self, batch: int, height: int, width: int) -> Tensor:
+        if (height, width) not in self.kept:
+            made = self.positions(1, height, width).contiguous(memory_format=torch.channels_last)
+            self.kept = {(height, width): made}  # one grid: sizes rarely alternate
+        return self.kept[height, width].expand(batch, -1, -1, -1)

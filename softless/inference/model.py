@@ -1,0 +1,144 @@
+"""What an optimized model is besides a model: it refuses what it cannot do, and reads no token that its answer does not need."""
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from softless.errors import UsageError
+from softless.inference.blocks import PackedBlock
+from softless.inference.layers import PackedAttention
+from softless.inference.packed import NO_GRADIENTS
+from softless.models.vit import ViT
+
+if TYPE_CHECKING:
+    from softless.inference.optimize import Optimized
+
+VITS = (VisionTransformer, ViT)  # whose forward pass `FirstTokenViT` repeats
+
+
+class InferenceModel(nn.Module):
+    """Mixed into the class of a model that `optimize` made. `optimized` tells what was done."""
+
+    optimized: "Optimized"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As torch calls a model, without gradients; images of another floating-point dtype are cast to the model's.
+
+        Raises:
+            UsageError: a gradient by the images is asked for, or the model is exported.
+        """
+        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args):
+            raise UsageError(NO_GRADIENTS)
+        dtype = self.optimized.dtype
+        args = tuple(x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in args)
+        with torch.no_grad():
+            return super().__call__(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> Any:
+        """Evaluation only.
+
+        Raises:
+            UsageError: training is asked for.
+        """
+        if mode:
+            raise UsageError(
+                "an optimized model cannot be trained: train the model it was made of, and optimize that again"
+            )
+        return super().train(mode=False)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Any:
+        """No gradients.
+
+        Raises:
+            UsageError: gradients are asked for.
+        """
+        if requires_grad:
+            raise UsageError(NO_GRADIENTS)
+        return super().requires_grad_(requires_grad=False)
+
+    def state_dict(self, *_: Any, **__: Any) -> Any:
+        """None: packed weights are no tensors that another model could load.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError(
+            "an optimized model has no state dict, since its weights are packed and folded: keep that of the model it was made of, "
+            "or store the whole with torch.save(model, path)"
+        )
+
+    def load_state_dict(self, *_: Any, **__: Any) -> Any:
+        """As `state_dict`.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError(
+            "an optimized model takes no weights, since its own are packed and folded: load them into the plain model, and optimize that"
+        )
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        here = torch.empty(0, dtype=self.optimized.dtype, device=self.optimized.device)
+        there = fn(here)
+        if there.dtype != here.dtype or there.device != here.device:
+            raise UsageError(
+                f"an optimized model stays {here.dtype} on {here.device}: move or convert the model it was made of, and optimize that"
+            )
+        return super()._apply(fn, recurse)
+
+    def __reduce_ex__(self, _: Any) -> Any:
+        mixed, kind = type(self).__bases__
+        return empty, (kind, mixed is FirstTokenViT), self.__dict__
+
+
+class FirstTokenViT(InferenceModel):
+    """A ViT whose head reads the class token alone: in the last block nothing else is computed past the attention's sums."""
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """(B,C,H,W) -> (B,num_classes), as timm's."""
+        me: Any = self
+        *blocks, last = me.blocks
+        if attn_mask is not None or is_causal or not reads_first(self) or watched(last):
+            return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
+        x = me.norm_pre(me.patch_drop(me._pos_embed(me.patch_embed(x))))
+        for block in blocks:
+            x = block(x)
+        return me.forward_head(me.norm(last.first(x)))
+
+
+def reads_first(model: Any) -> bool:
+    """Whether a model's answer is made of its first token, and its last block can give that alone."""
+    if type(model) not in VITS and not isinstance(model, FirstTokenViT):
+        return False
+    last = model.blocks[-1] if len(model.blocks) else None
+    plain = model.global_pool == "token" and model.attn_pool is None and model.num_prefix_tokens > 0
+    return plain and type(last) is PackedBlock and isinstance(last.attn, PackedAttention)
+
+
+def watched(module: nn.Module) -> bool:
+    """Whether hooks wait for a call of a module or of a part of it."""
+    return any(hooked(part) for part in module.modules())
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether a module has hooks of its own, or weights that are computed at every use."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or nn.utils.parametrize.is_parametrized(module)
+
+
+@functools.cache
+def inference_class(kind: Any, first: bool) -> type:
+    """The class of a model of some kind once it is optimized."""
+    mixed = FirstTokenViT if first else InferenceModel
+    return type(
+        f"Optimized{kind.__name__}", (mixed, kind), {"__module__": __name__, "__doc__": f"{kind.__name__}, optimized."}
+    )
+
+
+def empty(kind: type, first: bool) -> nn.Module:
+    """An optimized model of a kind before it is given its state, as pickle asks."""
+    made: Any = inference_class(kind, first)
+    return made.__new__(made)

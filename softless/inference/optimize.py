@@ -1,0 +1,379 @@
+"""`optimize`: a copy of a model for inference on the processor, and what was done to it."""
+
+import copy
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import torch
+from timm.layers import Attention as TimmAttention
+from timm.layers import LayerScale, Mlp, PatchEmbed
+from timm.models.vision_transformer import Block as TimmBlock
+from timm.models.xcit import LPI as TimmLPI
+from timm.models.xcit import XCA, PositionalEncodingFourier, XCABlock
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from softless.convert.adapters import looks_like_attention
+from softless.errors import UsageError
+from softless.inference.blocks import GridBlock, PackedBlock, XcitBlock
+from softless.inference.layers import (
+    Added,
+    KeptPositions,
+    PackedAttention,
+    PackedLPI,
+    PackedMlp,
+    PatchProjection,
+    factors,
+)
+from softless.inference.model import InferenceModel, hooked, inference_class, reads_first, watched
+from softless.inference.packed import DTYPES, NONE, FusedConv, PackedLinear, activation_of, why_not
+from softless.layers import LPI, Attention, FourierPosition
+from softless.layers.conv_attention import ConvProjection
+from softless.models import vit, xcit
+from softless.models.pyramid import PreNormBlock
+
+HOOKED = "it has hooks, or weights that are computed at every use"
+
+
+@dataclass(frozen=True)
+class Optimized:
+    """What `optimize` did to each part of a model, by path; prints as lines."""
+
+    dtype: torch.dtype
+    device: torch.device
+    blocks: Mapping[str, str]  # path -> which branches add themselves to the residual
+    packed: tuple[str, ...]  # linear layers
+    folded: Mapping[str, str]  # path of a BatchNorm or layer scale -> where it went
+    fused: Mapping[str, str]  # path of an activation -> the layer that computes it
+    kept: Mapping[str, str]  # path -> why it is as it was
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        kind = str(self.dtype).removeprefix("torch.")
+        packed = f"{len(self.packed)} linear layers packed" if self.packed else "no linear layer packed"
+        said = [f"{kind}: {packed}, {len(self.blocks)} blocks fused, {len(self.folded)} scales folded, {len(self.kept)} parts left alone"]  # fmt: skip
+        said += _lines("block", self.blocks, ": ") + _lines("folded", self.folded, " into ")
+        said += _lines("fused", self.fused, " into ") + _lines("kept", self.kept, ": ")
+        return "\n".join([*said, *self.notes])
+
+
+def _lines(word: str, told: Mapping[str, str], between: str) -> list[str]:
+    """A line for all paths that differ in their numbers alone and have the same told of them."""
+    alike = Counter(re.sub(r"\b\d+\b", "*", f"{path}{between}{what}") for path, what in told.items())
+    return [f"  {word:8} {line}" + (f" ({number} times)" if number > 1 else "") for line, number in alike.items()]
+
+
+def optimize(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> Any:
+    """A copy of a model for inference on the processor: the same answers, sooner.
+
+    Weights are packed once for oneDNN; GELU and residuals are computed with the linear layers beside them; BatchNorm (in evaluation) and layer
+    scales are folded into weights; attention runs natively, its output projection merged where the tokens are many. A ViT that is read by its
+    class token computes of the last block what that token needs. The copy takes images of any number and size, and returns `dtype`.
+
+    ViT (ours, timm's, swapped), XCiT, CvT and the SOFT pyramid have blocks that are rewritten; of other models the linear layers and
+    BatchNorms. Layers with hooks stay as they are. Call it under `torch.inference_mode()`.
+
+    Args:
+        model: the model; it is not touched.
+        dtype: bfloat16 or float32.
+
+    Returns:
+        The copy, in evaluation; its `optimized` says what was done.
+
+    Raises:
+        UsageError: another dtype, or a model that is optimized already.
+    """
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype={dtype}: an optimized model computes in torch.bfloat16 or torch.float32")
+    if isinstance(model, InferenceModel):
+        raise UsageError("the model is optimized already: optimize the one it was made of")
+    made: Any = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
+    device = next((one.device for one in made.parameters()), torch.device("cpu"))
+    work = _Work(dtype)
+    with torch.no_grad():
+        made = work.replaced("", made)
+        made.to(dtype).eval().requires_grad_(requires_grad=False)  # parts that are new too
+    why = why_not(dtype, device)
+    notes = [f"nothing is packed: {why}"] if why else []
+    first = reads_first(made)
+    if first:
+        notes.append("  the last block computes what the class token needs; forward_features still gives every token")
+    kind: Any = type(made)
+    made.__class__ = inference_class(kind, first)
+    made.optimized = Optimized(dtype, device, work.blocks, () if why else tuple(work.packed), work.folded, work.fused, work.kept, tuple(notes))  # fmt: skip
+    return made
+
+
+@dataclass
+class _Work:
+    """One walk through a model. Everything is folded in the precision that the model came in, and rounded once."""
+
+    dtype: torch.dtype
+    blocks: dict[str, str] = field(default_factory=dict)
+    packed: list[str] = field(default_factory=list)
+    folded: dict[str, str] = field(default_factory=dict)
+    fused: dict[str, str] = field(default_factory=dict)
+    kept: dict[str, str] = field(default_factory=dict)
+    # what was there and what is now, by identity: two paths may share a module
+    made: dict[int, tuple[nn.Module, nn.Module]] = field(default_factory=dict)
+    heads: tuple[nn.Module, ...] = ()
+
+    def replaced(self, path: str, module: nn.Module) -> nn.Module:
+        """What stands in a module's place: another, or itself with its parts replaced."""
+        if id(module) in self.made:
+            return self.made[id(module)][1]
+        if not path:
+            self.heads = tuple(_heads(module))
+        kind = type(module)
+        if hooked(module) and not _passes(module):
+            if kind in RULES or kind is nn.Linear:
+                self.kept[path] = HOOKED
+            found = None
+        elif kind in WHOLE and watched(module):
+            self.kept[path] = "a part of it has hooks"
+            found = None
+        else:
+            found = RULES.get(kind, _none)(self, path, module)
+        if found is None:
+            self._name(path, module)
+            for name, child in module._modules.items():  # named_children would pass over a part that is there twice
+                if child is not None:
+                    setattr(module, name, self.replaced(f"{path}.{name}" if path else name, child))
+            found = module
+        self.made[id(module)] = (module, found)
+        return found
+
+    def _name(self, path: str, module: nn.Module) -> None:
+        """Why a part that a reader would ask for is as it was."""
+        if path in self.kept:
+            return
+        if looks_like_attention(module):
+            self.kept[path] = f"{type(module).__name__} is no attention of softless: only its linear layers are packed"
+        elif isinstance(module, Attention):
+            self.kept[path] = (
+                "something stands between its projection and its operator: only its linear layers are packed"
+            )
+        elif isinstance(module, nn.BatchNorm2d):
+            self.kept[path] = "no convolution stands right before it"
+        elif "Block" in type(module).__name__:
+            self.kept[path] = f"no rule for {type(module).__name__}: only its linear layers are packed"
+
+    def linear(self, path: str, linear: nn.Module, scale: Tensor | None = None, activation: Any = NONE) -> PackedLinear:
+        assert isinstance(linear, nn.Linear)
+        self.packed.append(path)
+        return PackedLinear.of(linear, self.dtype, scale, activation)
+
+    def attention(self, path: str, theirs: nn.Module, scale: Tensor | None) -> nn.Module:
+        """Attention that adds itself: ours natively, any other as it is."""
+        if isinstance(theirs, Attention) and reads_its_buffer(theirs):
+            self.packed += [f"{path}.qkv", f"{path}.proj"]
+            return PackedAttention.of(theirs, self.dtype, scale)
+        return Added(self.replaced(path, theirs), scale)
+
+    def mlp(self, path: str, theirs: nn.Module, scale: Tensor | None) -> nn.Module:
+        """An MLP that adds itself."""
+        if not is_plain_mlp(theirs):
+            return Added(self.replaced(path, theirs), scale)
+        them: Any = theirs
+        activation, act = activation_of(them.act), them.act
+        if activation is not None:
+            self.fused[f"{path}.act"] = f"{path}.fc1"
+            act = nn.Identity()
+        fc1 = self.linear(f"{path}.fc1", them.fc1, activation=activation or NONE)
+        return PackedMlp(fc1, act, self.linear(f"{path}.fc2", them.fc2, scale))
+
+    def lpi(self, path: str, theirs: Any, scale: Tensor | None) -> nn.Module:
+        """Local patch interaction that adds itself."""
+        activation = activation_of(theirs.act)
+        factor, _ = factors(theirs.bn)
+        if activation is None or not bool((factor.abs() > 0).all()):
+            self.kept[path] = (
+                "a channel of its BatchNorm is switched off"
+                if activation
+                else f"oneDNN has no {type(theirs.act).__name__}"
+            )
+            return Added(theirs, scale)
+        self.folded[f"{path}.bn"] = f"{path}.conv2"
+        self.fused[f"{path}.act"] = f"{path}.conv1"
+        return PackedLPI.of(theirs, activation, scale)
+
+    def scale(self, path: str, name: str, module: nn.Module) -> Tensor | None:
+        """The layer scale of a branch, which goes into its last layer; None without one."""
+        found = getattr(module, name)
+        if isinstance(found, LayerScale):
+            found = found.gamma
+        if not isinstance(found, Tensor):
+            return None
+        self.folded[f"{path}.{name}"] = "the last layer of its branch"
+        return found.detach()
+
+
+Rule = Callable[["_Work", str, Any], "nn.Module | None"]
+
+
+def _none(*_: Any) -> None:
+    """What has no rule of its own."""
+
+
+def _linear(work: _Work, path: str, module: nn.Linear) -> nn.Module | None:
+    if any(module is head for head in work.heads):
+        work.kept[path] = "it reads one row an image"
+        return module
+    return work.linear(path, module)
+
+
+def _mlp(work: _Work, path: str, module: Mlp) -> nn.Module | None:
+    return work.mlp(path, module, None) if is_plain_mlp(module) else None
+
+
+def _attention(work: _Work, path: str, module: Attention) -> nn.Module | None:
+    return work.attention(path, module, None) if reads_its_buffer(module) else None
+
+
+def _vit(work: _Work, path: str, module: Any) -> nn.Module | None:
+    if not isinstance(module.attn, Attention | TimmAttention):
+        return None
+    scales = (work.scale(path, "ls1", module), work.scale(path, "ls2", module))
+    return _block(work, path, module, PackedBlock, scales)
+
+
+def _grid(work: _Work, path: str, module: Any) -> nn.Module | None:
+    return _block(work, path, module, GridBlock, (None, None))
+
+
+def _xcit(work: _Work, path: str, module: Any) -> nn.Module | None:
+    if not isinstance(module.attn, Attention | XCA):
+        return None
+    scales = (work.scale(path, "gamma1", module), work.scale(path, "gamma2", module))
+    lpi = (
+        None
+        if module.local_mp is None
+        else work.lpi(f"{path}.local_mp", module.local_mp, work.scale(path, "gamma3", module))
+    )
+    return _block(work, path, module, XcitBlock, scales, module.norm3, lpi)
+
+
+def _block(
+    work: _Work, path: str, module: Any, kind: Any, scales: tuple[Tensor | None, Tensor | None], *more: Any
+) -> nn.Module:
+    """A block whose branches add themselves."""
+    attn = work.attention(f"{path}.attn", module.attn, scales[0])
+    mlp = work.mlp(f"{path}.mlp", module.mlp, scales[1])
+    names = {
+        "attention": attn,
+        "MLP": mlp,
+        **({"local patch interaction": more[1]} if more and more[1] is not None else {}),
+    }
+    told = [name for name, branch in names.items() if not isinstance(branch, Added)]
+    work.blocks[path] = (", ".join(told) or "nothing") + " added to the residual in place"
+    return kind(module.norm1, attn, module.norm2, mlp, *more)
+
+
+def _sequence(work: _Work, path: str, module: nn.Sequential) -> nn.Module | None:
+    """Convolutions of a sequence with the BatchNorm and the activation that follow."""
+    names = [name for name, child in module.named_children()]
+    for before, name in pairwise(names):
+        conv, norm = module.get_submodule(before), module.get_submodule(name)
+        if folds(conv, norm):
+            setattr(module, before, fuse_conv_bn_eval(conv, norm))  # type: ignore[type-var, arg-type]
+            setattr(module, name, nn.Identity())
+            work.folded[f"{path}.{name}"] = f"{path}.{before}"
+    return None
+
+
+def _stem(work: _Work, path: str, module: nn.Sequential) -> nn.Module | None:
+    """As `_sequence`, then the activations behind convolutions, one level down too (XCiT's stem)."""
+    _sequence(work, path, module)
+    items: list[tuple[nn.Sequential, str, str]] = []
+    for name, child in module.named_children():
+        if type(child) is nn.Sequential and not hooked(child):
+            _sequence(work, f"{path}.{name}", child)
+            items += [(child, inner, f"{path}.{name}.{inner}") for inner, _ in child.named_children()]
+        else:
+            items.append((module, name, f"{path}.{name}"))
+    parts = [(owner, name, where) for owner, name, where in items if type(getattr(owner, name)) is not nn.Identity]
+    for (owner, name, where), (after, act_name, act_where) in pairwise(parts):
+        conv, act = getattr(owner, name), getattr(after, act_name)
+        activation = activation_of(act)
+        if type(conv) is nn.Conv2d and activation is not None and not hooked(conv) and not hooked(act):
+            setattr(owner, name, FusedConv(conv, activation))
+            setattr(after, act_name, nn.Identity())
+            work.fused[act_where] = where
+    return None
+
+
+def _projection(work: _Work, path: str, module: ConvProjection) -> nn.Module | None:
+    if folds(module.conv, module.bn):
+        module.conv, module.bn = fuse_conv_bn_eval(module.conv, module.bn), nn.Identity()  # type: ignore[assignment]
+        work.folded[f"{path}.bn"] = f"{path}.conv"
+    return None
+
+
+def _patches(work: _Work, path: str, module: Any) -> nn.Module | None:
+    conv = module.proj
+    whole = type(conv) is nn.Conv2d and conv.stride == conv.kernel_size and conv.groups == 1 and conv.dilation == (1, 1)
+    if whole and conv.padding == (0, 0) and not hooked(conv):
+        module.proj = PatchProjection(conv, work.dtype)
+        work.packed.append(f"{path}.proj")
+    return None
+
+
+def _positions(_: _Work, __: str, module: nn.Module) -> nn.Module | None:
+    return KeptPositions(module)
+
+
+RULES: Mapping[type, Rule] = {
+    nn.Linear: _linear,
+    nn.Sequential: _stem,
+    Mlp: _mlp,
+    TimmBlock: _vit,
+    PreNormBlock: _grid,
+    xcit.Block: _xcit,
+    XCABlock: _xcit,
+    ConvProjection: _projection,
+    PatchEmbed: _patches,
+    vit.PatchEmbed: _patches,
+    FourierPosition: _positions,
+    PositionalEncodingFourier: _positions,
+}
+# modules whose parts are called no more once they are replaced: a hook of a part keeps the whole
+WHOLE = {Mlp, TimmBlock, PreNormBlock, xcit.Block, XCABlock, LPI, TimmLPI, FourierPosition, PositionalEncodingFourier}
+
+
+def reads_its_buffer(module: Attention) -> bool:
+    """Whether an attention is no more than a projection, its operator and a projection."""
+    own = type(module).forward is Attention.forward and module.reads_the_buffer
+    return own and module.gate is None and type(module.norm) is nn.Identity and not watched(module)
+
+
+def is_plain_mlp(module: nn.Module) -> bool:
+    """Whether it is two linear layers and an activation."""
+    if type(module) is not Mlp or watched(module):
+        return False
+    return type(module.fc1) is nn.Linear and type(module.fc2) is nn.Linear and type(module.norm) is nn.Identity
+
+
+def folds(conv: nn.Module, norm: nn.Module) -> bool:
+    """Whether BatchNorm in evaluation is a factor and a shift that a convolution before it can take."""
+    return (
+        type(conv) is nn.Conv2d
+        and type(norm) is nn.BatchNorm2d
+        and norm.track_running_stats
+        and not (hooked(conv) or hooked(norm))
+    )
+
+
+def _heads(model: Any) -> Iterator[nn.Module]:
+    """The layers behind the pooling."""
+    for name in ("get_classifier",):
+        if callable(found := getattr(model, name, None)) and isinstance(head := found(), nn.Module):
+            yield from head.modules()
+
+
+def _passes(module: nn.Module) -> bool:
+    """Whether a module's hooks still see it called: it is kept, and only its parts are replaced."""
+    return type(module) in {nn.Sequential, PatchEmbed, vit.PatchEmbed, ConvProjection}
