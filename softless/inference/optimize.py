@@ -139,7 +139,8 @@ class _Work:
             self.kept[path] = "a part of it has hooks"
             found = None
         else:
-            found = (RULES.get(kind) or (_attention if isinstance(module, Attention) else _none))(self, path, module)
+            rule: Rule = RULES.get(kind) or (_attention if isinstance(module, Attention) else _none)
+            found = rule(self, path, module)
         if found is None:
             self._name(path, module)
             for name, child in module._modules.items():  # named_children would pass over a part that is there twice
