@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from timm.layers import Attention as TimmAttention
 from timm.layers import LayerScale, Mlp, PatchEmbed
+from timm.models.beit import Attention as BeitAttention
+from timm.models.eva import EvaAttention
 from timm.models.vision_transformer import Block as TimmBlock
 from timm.models.xcit import LPI as TimmLPI
 from timm.models.xcit import XCA, PositionalEncodingFourier, XCABlock
@@ -130,19 +132,20 @@ class _Work:
             self.heads = tuple(_heads(module))
         kind = type(module)
         if hooked(module) and not _passes(module):
-            if kind in RULES or kind is nn.Linear:
+            if kind in RULES or isinstance(module, Attention):
                 self.kept[path] = HOOKED
             found = None
         elif kind in WHOLE and watched(module):
             self.kept[path] = "a part of it has hooks"
             found = None
         else:
-            found = RULES.get(kind, _none)(self, path, module)
+            rule: Rule = RULES.get(kind) or (_attention if isinstance(module, Attention) else _none)
+            found = rule(self, path, module)
         if found is None:
             self._name(path, module)
             for name, child in module._modules.items():  # named_children would pass over a part that is there twice
                 if child is not None:
-                    setattr(module, name, self.replaced(f"{path}.{name}" if path else name, child))
+                    setattr(module, name, self.replaced(below(path, name), child))
             found = module
         self.made[id(module)] = (module, found)
         return found
@@ -158,7 +161,7 @@ class _Work:
                 "something stands between its projection and its operator: only its linear layers are packed"
             )
         elif isinstance(module, nn.BatchNorm2d):
-            self.kept[path] = "no convolution stands right before it"
+            self.kept[path] = "no rule says which convolution stands before it"
         elif "Block" in type(module).__name__:
             self.kept[path] = f"no rule for {type(module).__name__}: only its linear layers are packed"
 
@@ -231,7 +234,17 @@ def _mlp(work: _Work, path: str, module: Mlp) -> nn.Module | None:
 
 
 def _attention(work: _Work, path: str, module: Attention) -> nn.Module | None:
+    if module.reduction is not None:
+        return _apart(work, path, module)
     return work.attention(path, module, None) if reads_its_buffer(module) else None
+
+
+def _apart(work: _Work, path: str, module: Any) -> nn.Module | None:
+    """Attention that multiplies by the weight of its projection itself."""
+    if isinstance(module.qkv, nn.Linear):
+        work.kept[below(path, "qkv")] = "its weight is read apart from it"
+        work.made[id(module.qkv)] = (module.qkv, module.qkv)
+    return None
 
 
 def _vit(work: _Work, path: str, module: Any) -> nn.Module | None:
@@ -281,7 +294,7 @@ def _sequence(work: _Work, path: str, module: nn.Sequential) -> nn.Module | None
         if folds(conv, norm):
             setattr(module, before, fuse_conv_bn_eval(conv, norm))  # type: ignore[type-var, arg-type]
             setattr(module, name, nn.Identity())
-            work.folded[f"{path}.{name}"] = f"{path}.{before}"
+            work.folded[below(path, name)] = below(path, before)
     return None
 
 
@@ -291,15 +304,15 @@ def _stem(work: _Work, path: str, module: nn.Sequential) -> nn.Module | None:
     items: list[tuple[nn.Sequential, str, str]] = []
     for name, child in module.named_children():
         if type(child) is nn.Sequential and not hooked(child):
-            _sequence(work, f"{path}.{name}", child)
-            items += [(child, inner, f"{path}.{name}.{inner}") for inner, _ in child.named_children()]
+            _sequence(work, below(path, name), child)
+            items += [(child, inner, below(path, f"{name}.{inner}")) for inner, _ in child.named_children()]
         else:
-            items.append((module, name, f"{path}.{name}"))
+            items.append((module, name, below(path, name)))
     parts = [(owner, name, where) for owner, name, where in items if type(getattr(owner, name)) is not nn.Identity]
     for (owner, name, where), (after, act_name, act_where) in pairwise(parts):
         conv, act = getattr(owner, name), getattr(after, act_name)
         activation = activation_of(act)
-        if type(conv) is nn.Conv2d and activation is not None and not hooked(conv) and not hooked(act):
+        if fuses(conv) and activation is not None and not hooked(act):
             setattr(owner, name, FusedConv(conv, activation))
             setattr(after, act_name, nn.Identity())
             work.fused[act_where] = where
@@ -330,6 +343,8 @@ RULES: Mapping[type, Rule] = {
     nn.Linear: _linear,
     nn.Sequential: _stem,
     Mlp: _mlp,
+    BeitAttention: _apart,
+    EvaAttention: _apart,
     TimmBlock: _vit,
     PreNormBlock: _grid,
     xcit.Block: _xcit,
@@ -355,6 +370,17 @@ def is_plain_mlp(module: nn.Module) -> bool:
     if type(module) is not Mlp or watched(module):
         return False
     return type(module.fc1) is nn.Linear and type(module.fc2) is nn.Linear and type(module.norm) is nn.Identity
+
+
+def fuses(conv: nn.Module) -> bool:
+    """Whether oneDNN can compute a convolution together with what follows."""
+    plain = type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+    return plain and not hooked(conv)
+
+
+def below(path: str, name: str) -> str:
+    """The path of a part."""
+    return f"{path}.{name}" if path else name
 
 
 def folds(conv: nn.Module, norm: nn.Module) -> bool:

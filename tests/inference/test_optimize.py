@@ -62,6 +62,18 @@ MODELS: dict[str, Any] = {
     "xcit, its own attention": lambda: create_model("xcit_tiny_12_p16_224", op="xca", depth=2, num_classes=10),
     "xcit, swapped": lambda: swapped("xcit_nano_12_p16_224", depth=2),
     "cvt": lambda: create_model("cvt_13_224", op="sima", depths=(1, 1, 2), num_classes=10),
+    "vit, linformer's reduction": lambda: create_model(
+        "deit_tiny_patch16_224",
+        op="linformer",
+        reduction="grid",
+        ratio=2,
+        depth=2,
+        num_classes=10,
+        dynamic_img_size=True,
+    ),
+    "pyramid without a convolution of v": lambda: create_model(
+        "soft_pyramid_tiny_224", op="sima", v_conv=0, depths=(1, 1, 1, 1), num_classes=10
+    ),
     "pyramid": lambda: create_model("soft_pyramid_tiny_224", op="sima", depths=(1, 1, 1, 1), num_classes=10),
 }
 every_model = pytest.mark.parametrize("name", MODELS)
@@ -110,7 +122,7 @@ def scaled(model: Any, path: str, branch: Tensor) -> Tensor:
 
 @every_model
 def test_float32_gives_the_plain_answers_branch_by_branch(name: str) -> None:
-    images = image(224, 224) if name == "pyramid" else image()
+    images = image(224, 224) if name.startswith("pyramid") else image()
     model = made(name, images)
     ours = optimize(model, torch.float32)
     with torch.inference_mode():
@@ -131,7 +143,7 @@ def test_float32_gives_the_plain_answers_branch_by_branch(name: str) -> None:
 
 @every_model
 def test_bfloat16_is_no_worse_than_the_plain_model_in_bfloat16(name: str) -> None:
-    images = image(224, 224, 6) if name == "pyramid" else image(number=6)
+    images = image(224, 224, 6) if name.startswith("pyramid") else image(number=6)
     model = made(name, images)
     ours = optimize(model)
     assert not ours(images).requires_grad
@@ -221,7 +233,7 @@ def test_the_report_says_what_was_done() -> None:
 
 def test_every_linear_layer_of_the_report_is_packed_and_no_other() -> None:
     for name in MODELS:
-        ours = optimize(made(name, image(224, 224) if name == "pyramid" else image()))
+        ours = optimize(made(name, image(224, 224) if name.startswith("pyramid") else image()))
         found = {path for path, module in ours.named_modules() if isinstance(module, PackedLinear)}
         # the patches' convolution is a linear layer of its own; a branch that is kept stands one level lower
         said = {path.replace("patch_embed.proj", "patch_embed.proj.linear") for path in ours.optimized.packed}
@@ -375,6 +387,34 @@ def test_the_border_of_the_patch_interaction() -> None:
     with torch.inference_mode():
         expected = model.blocks[0].local_mp(x, 4, 6) * model.blocks[0].gamma3
         assert_near(ours.blocks[0].local_mp(x, 4, 6), expected, FLOAT)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{"padding": 1, "padding_mode": "reflect"}, {"padding": "same"}, {"dilation": 2}, {"groups": 3, "bias": False}],
+)
+def test_convolutions_of_any_kind(how: dict[str, Any]) -> None:
+    norm = nn.BatchNorm2d(6)
+    nn.init.normal_(norm.running_mean)  # type: ignore[arg-type]
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 6, 3, **how), norm), nn.ReLU(), nn.Conv2d(6, 4, 1)).eval()
+    images = image(32, 32)
+    ours = optimize(model, torch.float32)
+    with torch.inference_mode():
+        assert_near(ours(images), model(images), FLOAT)
+    assert ours.optimized.folded == {"0.1": "0.0"}
+
+
+def test_weights_that_are_read_apart_are_not_packed() -> None:
+    theirs: Any = timm.create_model(
+        "beitv2_base_patch16_224", depth=1, num_classes=10, embed_dim=96, num_heads=3, img_size=64
+    ).eval()
+    ours = optimize(theirs, torch.float32)
+    images = image(64, 64)
+    with torch.inference_mode():
+        assert_near(ours(images), theirs(images), FLOAT)
+    assert type(ours.blocks[0].attn.qkv) is nn.Linear
+    assert ours.optimized.kept["blocks.0.attn.qkv"] == "its weight is read apart from it"
+    assert isinstance(ours.blocks[0].mlp.fc1, PackedLinear)
 
 
 @pytest.mark.parametrize("act", [nn.GELU(), nn.GELU(approximate="tanh"), nn.ReLU(), nn.SiLU(), timm.layers.GELU(), timm.layers.GELUTanh()])  # fmt: skip

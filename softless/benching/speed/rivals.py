@@ -20,7 +20,7 @@ from softless.layers import Attention, operator_class
 
 
 class Bare(nn.Module):
-    """What any attention block must do: qkv(x) is computed and left, x is projected; with gradients, which every weight must get, q is."""
+    """What any attention block must do: qkv(x) is computed and left, x is projected; in training, where every weight must get a gradient, q is."""
 
     def __init__(self, dim: int, num_heads: int = 8, qkv_bias: bool = False, **_: Any) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Bare(nn.Module):
 
     def forward(self, x: Tensor, **_: Any) -> Tensor:
         qkv = self.qkv(x)
-        return self.proj(qkv[..., : x.shape[-1]] if torch.is_grad_enabled() else x)
+        return self.proj(qkv[..., : x.shape[-1]] if self.training else x)
 
 
 class Published(Bare):
