@@ -29,6 +29,7 @@ _VERBS = {
     "predict": "softless.cli.predict",
     "list": "softless.cli.list",
     "explain": "softless.saliency",
+    "stream": "softless.slides",
     "swap": "softless.convert",
     "bench": "softless.cli.bench",
     "runs": "softless.cli.runs",
