@@ -176,8 +176,9 @@ class ViTHost(Host):
 
 def _resampling(old: int, new: int, device: torch.device) -> Tensor:
     """(new, old): what one axis of timm's resampling does, read off the unit vectors."""
-    units = torch.eye(old, device=device)[None, :, :, None]
-    return F.interpolate(units, size=(new, 1), mode="bicubic", antialias=True)[0, :, :, 0].T.contiguous()
+    # two columns: of one, torch 2.15 takes the channels for the columns and resamples those
+    units = torch.eye(old, device=device)[None, :, :, None].repeat(1, 1, 1, 2)
+    return F.interpolate(units, size=(new, 2), mode="bicubic", antialias=True)[0, :, :, 0].T.contiguous()
 
 
 def _vit_parts(name: str, block: Any) -> Parts:
