@@ -120,9 +120,9 @@ class Engine:
                 jobs.append(Job(before, Sweeping(layer, sweep)))
                 before = None
             before = layer
-        first, *later = self.tail.stages or [None]
-        jobs.append(Job(before, first, draws=draws, answers=not later))
-        jobs += [Job(stage=stage, answers=stage is later[-1]) for stage in later]
+        stages: list[Stage | None] = [*self.tail.stages] or [None]
+        jobs.append(Job(before, stages[0], draws=draws, answers=len(stages) == 1))
+        jobs += [Job(stage=stage, answers=stage is stages[-1]) for stage in stages[1:]]
         if draws and self.tail.row is not None:
             jobs.append(Job(row=self.tail.row))
         return [*jobs, Job(finishes=True)] if finishes else jobs
@@ -385,10 +385,7 @@ class Step:
         if stage is None:
             return state if self.layer is None else {}
         total = {name: x.to(self.kinds[name]) for name, x in self.total.items()}
-        closed = stage.close(total, self.handed)
-        if isinstance(stage, Sweeping) and stage.sweep:
-            closed = closed | {f"before.{name}": x for name, x in self.summary.items()}
-        return closed
+        return stage.close(total, self.handed)
 
 
 def in_memory(device: torch.device) -> Callable[[str, int, int, torch.dtype], Rows]:

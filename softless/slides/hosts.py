@@ -113,7 +113,9 @@ class ViTHost(Host):
     def __init__(self, model: Any) -> None:
         embed = model.patch_embed
         if type(embed) not in {TimmPatchEmbed, vit.PatchEmbed}:
-            raise UsageError(f"patch_embed is a {type(embed).__name__}, and the engine cuts timm's PatchEmbed into blocks alone")
+            raise UsageError(
+                f"patch_embed is a {type(embed).__name__}, and the engine cuts timm's PatchEmbed into blocks alone"
+            )
         super().__init__(model, tuple(_vit_parts(f"blocks.{i}", block) for i, block in enumerate(model.blocks)))
         self.distilled = isinstance(model, VisionTransformerDistilled)
         self.prefix = model.num_prefix_tokens
@@ -183,7 +185,9 @@ def _resampling(old: int, new: int, device: torch.device) -> Tensor:
 
 def _vit_parts(name: str, block: Any) -> Parts:
     if type(block) is not TimmBlock:
-        raise UsageError(f"{name} is a {type(block).__name__}, and the engine knows timm's Block alone (norm, attention, norm, MLP)")
+        raise UsageError(
+            f"{name} is a {type(block).__name__}, and the engine knows timm's Block alone (norm, attention, norm, MLP)"
+        )
     scales = []
     for side in ("ls1", "ls2"):
         scale = getattr(block, side)
@@ -201,16 +205,25 @@ class XcitHost(Host):
     def __init__(self, model: Any) -> None:
         embed = model.patch_embed
         if type(embed) not in {ConvPatchEmbed, timm_xcit.ConvPatchEmbed}:
-            raise UsageError(f"patch_embed is a {type(embed).__name__}, and the engine cuts XCiT's ConvPatchEmbed into blocks alone")
+            raise UsageError(
+                f"patch_embed is a {type(embed).__name__}, and the engine cuts XCiT's ConvPatchEmbed into blocks alone"
+            )
         if model.pos_embed is not None and type(model.pos_embed) not in {FourierPosition, timm_xcit.PositionalEncodingFourier}:  # fmt: skip
-            raise UsageError(f"pos_embed is a {type(model.pos_embed).__name__}, and the engine knows XCiT's Fourier positions alone")
+            raise UsageError(
+                f"pos_embed is a {type(model.pos_embed).__name__}, and the engine knows XCiT's Fourier positions alone"
+            )
         super().__init__(model, tuple(_xcit_parts(f"blocks.{i}", block) for i, block in enumerate(model.blocks)))
         if model.global_pool not in {"token", "avg"}:
             raise UsageError(f"global_pool='{model.global_pool}' cannot be streamed: build the model with global_pool='token' or 'avg'")  # fmt: skip
         for number, block in enumerate(model.cls_attn_blocks):
             name = f"cls_attn_blocks.{number}"
-            if type(block) is not timm_xcit.ClassAttentionBlock or type(block.attn) not in {ClassAttention, timm_xcit.ClassAttn}:
-                raise UsageError(f"{name} is a {type(block).__name__} with {type(block.attn).__name__}, which the engine does not know")
+            if type(block) is not timm_xcit.ClassAttentionBlock or type(block.attn) not in {
+                ClassAttention,
+                timm_xcit.ClassAttn,
+            }:
+                raise UsageError(
+                    f"{name} is a {type(block).__name__} with {type(block.attn).__name__}, which the engine does not know"
+                )
             _unhooked(name, block.attn)
             for part in ("norm1", "norm2", "mlp"):
                 _token_wise(f"{name}.{part}", getattr(block, part))
@@ -230,7 +243,10 @@ class XcitHost(Host):
         down, across = rows.stop - rows.start, columns.stop - columns.start
         x = x[..., -down:, -across:]
         if self.rows is not None and self.columns is not None:
-            sides = (self.rows[:, rows, None].expand(-1, -1, across), self.columns[:, None, columns].expand(-1, down, -1))
+            sides = (
+                self.rows[:, rows, None].expand(-1, -1, across),
+                self.columns[:, None, columns].expand(-1, down, -1),
+            )
             x = x + self.model.pos_embed.token_projection(torch.cat(sides)[None].to(self.dtype))
         return x[0].permute(1, 2, 0)
 
@@ -253,7 +269,9 @@ def _parts(name: str, block: Any, scale1: Tensor | None, scale2: Tensor | None, 
         )
     for companion in ("v_conv", "reduction"):
         if getattr(attention, companion) is not None:
-            raise UsageError(f"{name}.attn has {companion}, a convolution over the whole grid, which is not streamed: build it without")
+            raise UsageError(
+                f"{name}.attn has {companion}, a convolution over the whole grid, which is not streamed: build it without"
+            )
     _unhooked(name, block)
     _unhooked(f"{name}.attn", attention)
     for part in ("norm1", "norm2", "mlp"):
@@ -265,11 +283,15 @@ def _token_wise(name: str, module: nn.Module) -> None:
     """Refuse a module that may look at more than one token at a time."""
     linear = not isinstance(module, Mlp | GluMlp) or isinstance(module.fc1, nn.Linear)
     if type(module) not in TOKEN_WISE or not linear:
-        raise UsageError(f"{name} is a {type(module).__name__}, which may mix tokens: the engine knows norms and MLPs of single tokens")
+        raise UsageError(
+            f"{name} is a {type(module).__name__}, which may mix tokens: the engine knows norms and MLPs of single tokens"
+        )
     _unhooked(name, module)
 
 
 def _unhooked(name: str, module: nn.Module) -> None:
     """Refuse a module whose hooks would be given chunks, or nothing, in place of the whole."""
     if module._forward_hooks or module._forward_pre_hooks:
-        raise UsageError(f"{name} has hooks, which would see chunks in place of the whole: remove them before streaming")
+        raise UsageError(
+            f"{name} has hooks, which would see chunks in place of the whole: remove them before streaming"
+        )

@@ -70,11 +70,15 @@ class Layer:
             raise UsageError(f"{self.name}: operator '{self.record.name}' cannot be streamed: {self.record.no_stream}")
         weight = self.attention.proj.weight
         if weight.dtype == torch.float16:
-            raise PrecisionError(f"{self.name}: float16 cannot hold the output of many tokens: stream the model in bfloat16 or float32")
+            raise PrecisionError(
+                f"{self.name}: float16 cannot hold the output of many tokens: stream the model in bfloat16 or float32"
+            )
         self.streaming, self.sweeps = self.record.streaming, self.record.streaming.sweeps
         heads, width = self.attention.num_heads, self.attention.head_dim
         long = weight.new_zeros(()).expand(1, heads, whole.tokens, width)  # shape and dtype of all keys, and no memory
-        told = self.attention.extras(whole.tokens, whole.grid if self.record.wants("grid", self.attention.options) else None)
+        told = self.attention.extras(
+            whole.tokens, whole.grid if self.record.wants("grid", self.attention.options) else None
+        )
         grid, learned = told.pop("grid", None), told.pop("learned", None)
         self.extras: dict[str, Any] = {
             name: widen(value) for name, value in extras_of(self.record, long, long, grid, learned, told).items()
@@ -133,7 +137,9 @@ class Layer:
         """G (D,D) and b' (D) in the model's dtype, from the operator's matrix A (1,H,d,d); products in float64."""
         attention, scale = self.attention, self.parts.scale1
         inner = attention.num_heads * attention.head_dim
-        P = (matrix[0].double() @ attention.proj.weight.double().T.unflatten(0, (attention.num_heads, -1))).flatten(0, 1)
+        P = (matrix[0].double() @ attention.proj.weight.double().T.unflatten(0, (attention.num_heads, -1))).flatten(
+            0, 1
+        )
         G, bias = attention.qkv.weight[:inner].double().T @ P, None
         if attention.qkv.bias is not None:
             bias = attention.qkv.bias[:inner].double() @ P
@@ -150,7 +156,9 @@ class Layer:
         if self.norm is not None:
             matrix, bias = reader
             x += h @ matrix
-            return x if bias is None else x.add_(bias)  # after the product: a sum that starts from a large bias loses a small product
+            return (
+                x if bias is None else x.add_(bias)
+            )  # after the product: a sum that starts from a large bias loses a small product
         o = self.streaming.read(self._tokens(h[None], span), reader, **self.extras)
         if x.dtype in HALF:
             o = o.to(x.dtype)

@@ -30,9 +30,17 @@ class Unreadable(Exception):
 class Pixels(Protocol):
     """An image of bytes: (height, width), and regions of it (h, w, C)."""
 
-    size: tuple[int, int]
-    level: int
-    tile: tuple[int, int] | None  # height and width of the tiles it is stored in, where it is
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+
+    @property
+    def level(self) -> int:
+        """Which level of a slide it is."""
+
+    @property
+    def tile(self) -> tuple[int, int] | None:
+        """Height and width of the tiles it is stored in, where it is."""
 
     def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
         """A region inside the image."""
@@ -107,9 +115,9 @@ class Scaled:
     """Pixels at a coarser resolution; neighbouring regions fit without a seam, since each is made with the pixels around it."""
 
     def __init__(self, fine: Pixels, factors: tuple[float, float]) -> None:
-        self.fine, self.factors, self.level = fine, factors, fine.level
-        self.size = tuple(max(1, round(side / by)) for side, by in zip(fine.size, factors, strict=True))  # type: ignore[assignment]
-        self.tile = None if fine.tile is None else tuple(max(1, int(t / f)) for t, f in zip(fine.tile, factors, strict=True))  # type: ignore[assignment]  # fmt: skip
+        self.fine, self.level = fine, fine.level
+        self.size = _divided(fine.size, factors)
+        self.tile = None if fine.tile is None else _divided(fine.tile, factors)
 
     def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
         spans, boxes = [], []
@@ -124,6 +132,10 @@ class Scaled:
         image = Image.fromarray(pixels[..., 0] if grey else pixels)
         box = (boxes[1][0], boxes[0][0], boxes[1][1], boxes[0][1])
         return _array(image.resize((width, height), Image.Resampling.BICUBIC, box=box), pixels.shape[-1])
+
+
+def _divided(sides: tuple[int, int], factors: tuple[float, float]) -> tuple[int, int]:
+    return max(1, round(sides[0] / factors[0])), max(1, round(sides[1] / factors[1]))
 
 
 @dataclass(frozen=True)
@@ -172,7 +184,9 @@ def _of_tensor(image: Tensor, channels: int, level: int, mpp: float | None) -> S
             f"image has shape {tuple(image.shape)}: one image ({channels}, height, width) as the model takes it, or (1, {channels}, height, width)"
         )
     if not whole.is_floating_point():
-        raise UsageError(f"image is {image.dtype}: a tensor is taken as the model takes it, normalised; give bytes as a numpy array (height, width, C)")
+        raise UsageError(
+            f"image is {image.dtype}: a tensor is taken as the model takes it, normalised; give bytes as a numpy array (height, width, C)"
+        )
     _no_level("a tensor", level, mpp)
     return Source(
         (whole.shape[2], whole.shape[3]), 0, None, lambda top, left, height, width: whole[:, :, top : top + height, left : left + width],
@@ -189,7 +203,9 @@ def _pixels(image: Any, channels: int, level: int) -> tuple[Pixels, str]:
     if isinstance(image, np.ndarray):
         whole = image[..., None] if image.ndim == 2 else image
         if whole.dtype != np.uint8 or whole.ndim != 3 or whole.shape[-1] != channels or not whole.size:
-            raise UsageError(f"image is an array {image.shape} of {image.dtype}: give bytes (uint8) of shape (height, width, {channels})")
+            raise UsageError(
+                f"image is an array {image.shape} of {image.dtype}: give bytes (uint8) of shape (height, width, {channels})"
+            )
         _no_level("an array", level, None)
         return Bytes(whole), "array"
     if not isinstance(image, str | Path):
@@ -250,7 +266,9 @@ def _colour(text: str | None) -> tuple[int, int, int]:
 def _at(pixels: Pixels, mpp: float, slide_mpp: float | None, name: str) -> Pixels:
     """The pixels at `mpp` micrometres each: a level that has them, or the next finer one, scaled."""
     if not PLAUSIBLE[0] <= mpp <= PLAUSIBLE[1]:
-        raise UsageError(f"mpp={mpp}: give micrometres per pixel, between {PLAUSIBLE[0]} and {PLAUSIBLE[1]}, for example 0.5")
+        raise UsageError(
+            f"mpp={mpp}: give micrometres per pixel, between {PLAUSIBLE[0]} and {PLAUSIBLE[1]}, for example 0.5"
+        )
     told = (slide_mpp, slide_mpp) if slide_mpp else (pixels.resolution() if isinstance(pixels, Slide) else None)
     if told is None:
         raise MissingResolution(
@@ -267,5 +285,7 @@ def _at(pixels: Pixels, mpp: float, slide_mpp: float | None, name: str) -> Pixel
             told = (told[0] * pixels.step[1], told[1] * pixels.step[0])
     factors = (mpp / told[0], mpp / told[1])
     if min(factors) < 1 - SAME:
-        raise UsageError(f"mpp={mpp} is finer than {name}, which has {min(told):.4g} micrometres per pixel: give a coarser one")
+        raise UsageError(
+            f"mpp={mpp} is finer than {name}, which has {min(told):.4g} micrometres per pixel: give a coarser one"
+        )
     return pixels if max(abs(factor - 1) for factor in factors) <= SAME else Scaled(pixels, factors)

@@ -90,7 +90,7 @@ class InFile:
 
     def read(self, start: int, stop: int) -> Tensor:
         values = torch.empty(stop - start, self.width, dtype=self.dtype)
-        view, at = memoryview(values.view(torch.uint8).numpy()).cast("B"), start * self.pitch
+        view, at = _bytes(values), start * self.pitch
         while view:
             count = os.preadv(self.handle, [view], at)
             if not count:
@@ -99,7 +99,7 @@ class InFile:
         return values.to(self.device)
 
     def write(self, start: int, values: Tensor) -> None:
-        view, at = memoryview(_bytes(values)).cast("B"), start * self.pitch
+        view, at = _bytes(values.detach().cpu().contiguous()), start * self.pitch
         try:
             while view:
                 count = os.pwrite(self.handle, view, at)
@@ -119,8 +119,8 @@ class InFile:
             self.path.unlink()
 
 
-def _bytes(values: Tensor) -> Any:
-    return values.detach().cpu().contiguous().view(torch.uint8).numpy()
+def _bytes(values: Tensor) -> memoryview:
+    return memoryview(values.flatten().view(torch.uint8).numpy() if values.numel() else b"")
 
 
 def _allocate(handle: int, needed: int) -> None:
@@ -141,7 +141,9 @@ def full(path: Path, error: OSError, needed: int = 0) -> StorageError:
         return StorageError(f"cannot write {path}: {reason}; mend the folder or choose another store")
     free = size(shutil.disk_usage(path.parent).free)
     room = f"; {size(needed)} are needed and {free} are free" if needed else f"; {free} are free"
-    return StorageError(f"cannot write {path}: {reason}{room}. The blocks that are finished are kept: make room and run the same again")
+    return StorageError(
+        f"cannot write {path}: {reason}{room}. The blocks that are finished are kept: make room and run the same again"
+    )
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@
 import hashlib
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,9 @@ class StreamResult:
     logits: Tensor  # (1, classes)
     features: Tensor  # (1, D): what the head is given
     saliency: Saliency | None  # of the last attention layer, over the whole grid
-    tokens: Tensor | None  # (N, D) as `forward_features` leaves them, the ones ahead of the patches first; mapped from the store's file
+    tokens: (
+        Tensor | None
+    )  # (N, D) as `forward_features` leaves them, the ones ahead of the patches first; mapped from the store's file
     unreadable: tuple[BadTile, ...]
     size: tuple[int, int]  # height and width of the image at the level that was read
     grid: tuple[int, int]  # of patches; its last row and column may reach beyond the image
@@ -105,7 +106,9 @@ def stream(
     start, training = time.monotonic(), model.training
     host = host_of(model)
     own_mean, own_std = normalisation(model)
-    source = source_of(image, host.channels, mean or own_mean, std or own_std, level=level, mpp=mpp, slide_mpp=slide_mpp)
+    source = source_of(
+        image, host.channels, mean or own_mean, std or own_std, level=level, mpp=mpp, slide_mpp=slide_mpp
+    )
     try:
         model.eval()
         run = _Run(host, source, chunk, store, _mask(mask, host, source), saliency, tokens, order)
@@ -128,7 +131,9 @@ class _Run:
         if self.folder is None:
             return self._done(self._engine(), quiet, start)
         options = {"chunk": self.chunk, "saliency": self.saliency, "tokens": self.tokens, "mask": _print(self.mask)}
-        stores.same_run(self.folder, {**about, "model": _model_print(self.host), "options": options, "version": VERSION})
+        stores.same_run(
+            self.folder, {**about, "model": _model_print(self.host), "options": options, "version": VERSION}
+        )
         with stores.held(self.folder):
             return self._done(self._engine(), quiet, start)
 

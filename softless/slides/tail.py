@@ -27,7 +27,7 @@ State = dict[str, Tensor]  # what one job hands to the next
 class Stage(ABC):
     """A sum over all tokens and what is made of it."""
 
-    def begin(self, state: State) -> None:
+    def begin(self, state: State) -> None:  # noqa: B027  # most stages prepare nothing
         """Prepare what every chunk needs of the state."""
 
     @abstractmethod
@@ -54,14 +54,14 @@ class Sweeping(Stage):
         """The reader of the sweep before, whose summary the state is."""
         self.reader = self.layer.finish(state, self.sweep - 1) if self.sweep else None
 
-    def part(self, x: Tensor, span: slice, state: State) -> Summary:  # noqa: ARG002  # the reader holds what it needs of the state
+    def part(self, x: Tensor, span: slice, _: State) -> Summary:
         return self.layer.summarise(x, span, self.sweep, self.reader)
 
     def merge(self, a: Summary, b: Summary) -> Summary:
         return self.layer.sweeps[self.sweep].merge(a, b)
 
     def close(self, total: Summary, state: State) -> State:
-        return total
+        return total | ({f"before.{name}": x for name, x in state.items()} if self.sweep else {})
 
 
 class ClassBlock(Stage):
@@ -131,7 +131,7 @@ class ClassBlock(Stage):
         """q^ / |k| of the class token, (1,H,1,d): its product with a token's k is the weight of that token."""
         if "q" not in total:
             return q
-        norm = self.sweep.summarise.keywords["norm"]  # type: ignore[attr-defined]  # the linear family's
+        norm = self.sweep.summarise.keywords["norm"]
         for side in ("q", "k"):
             q = q / root(total[side].double(), norm).clamp_min(EPS)
         return q
@@ -149,8 +149,8 @@ class Mean(Stage):
     def __init__(self, tail: "Tail", first: int) -> None:
         self.tail, self.first = tail, first  # tokens ahead of `first` are left out
 
-    def part(self, x: Tensor, span: slice, state: State) -> Summary:
-        mask, _ = self.tail.whole.part(span)
+    def part(self, x: Tensor, span: slice, _: State) -> Summary:
+        mask = self.tail.whole.part(span)[0]
         there = torch.ones(len(x), dtype=torch.bool, device=x.device) if mask is None else mask[0].clone()
         there[: max(0, self.first - span.start)] = False
         finished = self.tail.finished(x).masked_fill(~there[:, None], 0)
