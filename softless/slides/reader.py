@@ -45,6 +45,9 @@ class Pixels(Protocol):
     def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
         """A region inside the image."""
 
+    def close(self) -> None:
+        """Give the file back."""
+
 
 @dataclass(frozen=True)
 class Bytes:
@@ -60,6 +63,9 @@ class Bytes:
 
     def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
         return self.values[top : top + height, left : left + width]
+
+    def close(self) -> None:
+        """There is no file."""
 
 
 class Slide:
@@ -77,7 +83,7 @@ class Slide:
         self.properties: Mapping[str, str] = dict(self.handle.properties)
         across, down = (self._number(f"openslide.level[{level}].tile-{side}") for side in ("width", "height"))
         self.tile = (int(down or 256), int(across or 256))
-        self.step = self.handle.level_dimensions[0][0] / width, self.handle.level_dimensions[0][1] / height
+        self.step = float(self.handle.level_downsamples[level])
         self.background = _colour(self.properties.get("openslide.background-color"))
 
     def _opened(self) -> Any:
@@ -85,6 +91,10 @@ class Slide:
             return self.lib.OpenSlide(str(self.path))
         except (self.lib.OpenSlideError, OSError) as error:
             raise DataError(f"{self.path} cannot be opened as a slide: {error}; replace or remove the file") from error
+
+    def close(self) -> None:
+        """Give the file back."""
+        self.handle.close()
 
     def _number(self, name: str) -> float | None:
         try:
@@ -100,7 +110,7 @@ class Slide:
         return float(found[0] or 0), float(found[1] or 0)
 
     def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
-        corner = round(left * self.step[0]), round(top * self.step[1])  # openslide takes places of level 0
+        corner = round(left * self.step), round(top * self.step)  # openslide takes places of level 0
         try:
             region = self.handle.read_region(corner, self.level, (width, height))
         except self.lib.OpenSlideError as error:
@@ -131,7 +141,12 @@ class Scaled:
         grey = pixels.shape[-1] == 1
         image = Image.fromarray(pixels[..., 0] if grey else pixels)
         box = (boxes[1][0], boxes[0][0], boxes[1][1], boxes[0][1])
-        return _array(image.resize((width, height), Image.Resampling.BICUBIC, box=box), pixels.shape[-1])
+        resized = image.resize((width, height), Image.Resampling.BICUBIC, box=box)
+        return _array(resized, pixels.shape[-1])
+
+    def close(self) -> None:
+        """Give the file back."""
+        self.fine.close()
 
 
 def _divided(sides: tuple[int, int], factors: tuple[float, float]) -> tuple[int, int]:
@@ -170,11 +185,12 @@ def source_of(
     scale = [torch.tensor(list(side), dtype=torch.float32)[:, None, None] for side in (mean, std)]
 
     def read(top: int, left: int, height: int, width: int) -> Tensor:
-        values = torch.from_numpy(np.ascontiguousarray(pixels.read(top, left, height, width)))
+        values = torch.from_numpy(
+            np.array(pixels.read(top, left, height, width))
+        )  # a copy: a file's bytes are read-only
         return values.permute(2, 0, 1).float().div_(255).sub_(scale[0]).div_(scale[1])[None]
 
-    close = pixels.handle.close if isinstance(pixels, Slide) else lambda: None
-    return Source(pixels.size, pixels.level, pixels.tile, read, exact=False, name=name, close=close)
+    return Source(pixels.size, pixels.level, pixels.tile, read, exact=False, name=name, close=pixels.close)
 
 
 def _of_tensor(image: Tensor, channels: int, level: int, mpp: float | None) -> Source:
@@ -282,7 +298,7 @@ def _at(pixels: Pixels, mpp: float, slide_mpp: float | None, name: str) -> Pixel
         fitting = [i for i, step in enumerate(steps) if max(told) * step <= mpp * (1 + SAME)]
         if fitting and fitting[-1]:
             pixels = Slide(pixels.path, fitting[-1], pixels.channels)
-            told = (told[0] * pixels.step[1], told[1] * pixels.step[0])
+            told = (told[0] * pixels.step, told[1] * pixels.step)
     factors = (mpp / told[0], mpp / told[1])
     if min(factors) < 1 - SAME:
         raise UsageError(

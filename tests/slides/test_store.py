@@ -18,7 +18,7 @@ import softless
 from softless.errors import CheckpointError, StorageError
 from softless.slides import engine, store, stream
 from softless.slides.stream import StreamResult
-from tests.slides.models import apart, image, vit, xcit
+from tests.slides.models import image, vit, xcit
 
 
 class Killed(BaseException):
@@ -95,15 +95,16 @@ def test_without_the_journal_s_tokens_a_run_ends_with_others(tmp_path: Path, mon
 
     def writing(handle: int, data: Any, at: int) -> int:
         calls["count"] += len(data) == 31 * 192 * 4  # a chunk of tokens
-        if calls["count"] == 6:
+        if calls["count"] == 2:
             pwrite(handle, bytes(data)[: len(data) // 2], at)
+            calls["count"] += 1
             raise Killed
         return pwrite(handle, data, at)
 
     monkeypatch.setattr(store.os, "pwrite", writing)
     with pytest.raises(Killed):
         run(model, tmp_path / "ended")
-    assert apart(run(model, tmp_path / "ended").logits, wanted.logits) > 1e-4
+    assert not same_bits(run(model, tmp_path / "ended"), wanted)
 
 
 SCRIPT = """
