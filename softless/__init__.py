@@ -30,6 +30,7 @@ _VERBS = {
     "list": "softless.cli.list",
     "explain": "softless.saliency",
     "stream": "softless.slides",
+    "slide": "softless.cli.slide",
     "swap": "softless.convert",
     "bench": "softless.cli.bench",
     "runs": "softless.cli.runs",

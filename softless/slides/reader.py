@@ -210,6 +210,25 @@ def _of_tensor(image: Tensor, channels: int, level: int, mpp: float | None) -> S
     )  # fmt: skip
 
 
+def pixels_of(image: Any, channels: int, level: int, coarse: int | None = None) -> Pixels:
+    """An image in bytes: an array or a file; of a slide the level, or the coarsest one whose longer side has `coarse` pixels.
+
+    Raises:
+        DataError: the file is no image that can be read.
+        UsageError: a shape or a level that does not fit.
+        MissingExtra: it is a slide, and openslide is not installed.
+    """
+    pixels, _ = _pixels(image, channels, level)
+    if coarse is None or not isinstance(pixels, Slide):
+        return pixels
+    sizes = [max(size) for size in pixels.handle.level_dimensions]
+    fitting = [number for number, size in enumerate(sizes) if size >= coarse]
+    if not fitting or fitting[-1] == level:
+        return pixels
+    pixels.close()
+    return Slide(pixels.path, fitting[-1], channels)
+
+
 def _no_level(what: str, level: int, mpp: float | None) -> None:
     if level or mpp is not None:
         raise UsageError(f"{what} has one level and no resolution: leave level= and mpp= out")
