@@ -116,7 +116,7 @@ class ViTHost(Host):
             raise UsageError(
                 f"patch_embed is a {type(embed).__name__}, and the engine cuts timm's PatchEmbed into blocks alone"
             )
-        super().__init__(model, tuple(_vit_parts(f"blocks.{i}", block) for i, block in enumerate(model.blocks)))
+        super().__init__(model, tuple(parts_of(f"blocks.{i}", block) for i, block in enumerate(model.blocks)))
         self.distilled = isinstance(model, VisionTransformerDistilled)
         self.prefix = model.num_prefix_tokens
         if not self.distilled and model.global_pool not in {"token", "avg"}:
@@ -183,7 +183,12 @@ def _resampling(old: int, new: int, device: torch.device) -> Tensor:
     return F.interpolate(units, size=(new, 2), mode="bicubic", antialias=True)[0, :, :, 0].T.contiguous()
 
 
-def _vit_parts(name: str, block: Any) -> Parts:
+def parts_of(name: str, block: Any) -> Parts:
+    """The modules of a block of timm's ViT.
+
+    Raises:
+        UsageError: another block, or a module that may mix tokens; it is named.
+    """
     if type(block) is not TimmBlock:
         raise UsageError(
             f"{name} is a {type(block).__name__}, and the engine knows timm's Block alone (norm, attention, norm, MLP)"

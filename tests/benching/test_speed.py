@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from softless.benching.measure import Timings
 from softless.benching.speed import Work, bars, block, contract, figures, memory, models, pace, products, rivals, speed
+from softless.benching.speed import stream as streaming
 from softless.benching.speed.bars import BARS, Bar, judge
 from softless.benching.speed.contract import WrongAnswer
 from softless.benching.speed.crossover import crossovers
@@ -20,7 +21,7 @@ from softless.benching.speed.figures import FIGURES
 from softless.benching.speed.study import Study
 from softless.benching.speed.work import Case
 from softless.cli.main import main
-from softless.errors import UsageError
+from softless.errors import SoftlessError, UsageError
 
 package = importlib.import_module("softless.benching.speed")
 DEIT, XCIT = "deit_tiny_patch16_224", "xcit_nano_12_p16_224"
@@ -35,6 +36,8 @@ SMALL = {
     "merging": [Work("float32", 2, 9, 32, 4), Work("bfloat16", 1, 49, 32, 4)],
     "seqnorm": [Work("float32", 2, 9, 32, 4), Work("bfloat16", 1, 49, 32, 4)],
     "memory": [Work("float32", 1, 49, 24, 3), Work("float32", 1, 196, 24, 3)],
+    "layer": [Work("float32", 1, 5000, 32, 4), Work("bfloat16", 1, 5000, 32, 4)],
+    "stream": [Work("float32", 1, 5, 192, 3, 32, DEIT)],
 }
 SOFTMAX = {"bare", "sima", "published", "softmax"}
 TAKES_PART = {
@@ -48,7 +51,20 @@ TAKES_PART = {
     "merging": {"bare", "merged", "apart"},
     "seqnorm": {"seqnorm", "seqnorm_torch", "sima"},
     "memory": {*memory.OPERATORS, "softmax_matrix"},
+    "layer": {"streamed", "published"},
+    "stream": {"streamed", "sima", "published"},
 }
+
+
+def in_this_process(name, work, rounds):
+    asked = {
+        "dtype": work.dtype,
+        "pixels": work.pixels,
+        "host": work.host,
+        "rounds": rounds,
+        "threads": torch.get_num_threads(),
+    }
+    return streaming.alone(rival=name, **asked)
 
 
 def small(name, tmp_path, **given):
@@ -64,6 +80,7 @@ def test_every_figure_is_a_table_a_chart_and_rows(name, tmp_path, monkeypatch):
         return module
 
     monkeypatch.setattr(torch, "compile", compiled)
+    monkeypatch.setattr(streaming, "in_a_process", in_this_process)
     study = small(name, tmp_path)
     assert bool(asked) == (name == "compiled")
     assert len(study.cases) == len(SMALL[name])
@@ -314,7 +331,7 @@ def test_a_bar_of_at_least_and_one_of_memory():
 def test_every_bar_is_about_work_that_is_measured(bar):
     fitting = [work for work in FIGURES[bar.figure].works if bar.fits(work)]
     assert fitting
-    assert {bar.over, bar.under} <= TAKES_PART[bar.figure]
+    assert {bar.over, bar.under} - {""} <= TAKES_PART[bar.figure]
     assert bar.under != "softmax"
 
 
@@ -328,7 +345,7 @@ def test_the_bars_are_those_of_the_issue():
     fitting = {(work.dtype, work.batch, work.tokens) for work in block.WORKS if against.fits(work)}
     assert {tokens for _, _, tokens in fitting} == {49, 196, 576, 2304, 9216, 65_536}
     assert {(dtype, batch) for dtype, batch, _ in fitting} == {(d, b) for d in ("float32", "bfloat16") for b in (1, 8)}
-    assert len(BARS) == 6 + 1 + 1 + 7 + 4 + 4
+    assert len(BARS) == 6 + 1 + 1 + 7 + 4 + 4 + 2
 
 
 def test_where_softmax_is_faster():
@@ -459,3 +476,25 @@ def test_the_record_goes_to_the_repository(tmp_path, monkeypatch):
 def test_the_bars_module_knows_no_other_figures():
     assert {bar.figure for bar in BARS} <= set(FIGURES)
     assert isinstance(bars.BARS[0], Bar)
+
+
+def test_a_bar_of_megabytes_is_about_one_rival() -> None:
+    bar = Bar("layer", "streamed", "", "<=", 32, {"tokens": 9}, "memory")
+    for peak, met in ((31_000_000, True), (33_000_000, False)):
+        case = Case(Work("bfloat16", 1, 9), {}, {}, None, {"streamed": peak})
+        (verdict,) = judge("layer", [case], [bar])
+        assert verdict.met == met
+        assert (verdict.row()["ratio"], verdict.row()["of"], verdict.row()["measured"]) == (
+            "streamed",
+            "MB",
+            peak / 1e6,
+        )
+
+
+@pytest.mark.slow
+def test_a_process_of_its_own_counts_its_memory() -> None:
+    """The residual stream of 4,097 tokens and a chunk, and not the 38 MB of a layer's MLP; a process that fails is an error that names it."""
+    work = Work("float32", 1, 4097, 192, 3, 1024, DEIT)
+    assert 3e6 < streaming.in_a_process("streamed", work, 1)["peak"] < 32e6
+    with pytest.raises(SoftlessError, match="the process of 'sima'"):
+        streaming.in_a_process("sima", replace(work, pixels=1000), 1)

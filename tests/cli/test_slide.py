@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,7 +92,7 @@ def test_the_only_image_that_fails_is_the_error(tmp_path: Path, capsys: pytest.C
 def test_weights_and_a_store(tmp_path: Path, weights: Path) -> None:
     image = tmp_path / "image.png"
     Image.fromarray(pixels((150, 170))).save(image)
-    given = {"weights": weights, "store": tmp_path / "store", "pictures": False, "quiet": True}
+    given: dict[str, Any] = {"weights": weights, "store": tmp_path / "store", "pictures": False, "quiet": True}
     first = slide(MODEL, str(image), out=tmp_path / "out", **given)
     again = slide(MODEL, str(image), str(image), out=tmp_path / "out", **given)
     assert first.exit_code == again.exit_code == 0

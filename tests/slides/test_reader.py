@@ -149,7 +149,7 @@ def test_a_level_and_a_resolution(tmp_path: Path) -> None:
     model = vit()
     half = stream(model, values[::2, ::2], chunk=64)
     for options in ({"level": 1}, {"mpp": 1.0}):
-        found = stream(model, path, chunk=64, **options)  # type: ignore[arg-type]
+        found = stream(model, path, chunk=64, **options)
         assert found.size == (350, 450)
         assert torch.equal(found.logits, half.logits)
     assert stream(model, path, chunk=64, mpp=0.8).size == (438, 562)

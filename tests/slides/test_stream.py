@@ -232,7 +232,12 @@ def test_no_chunk_is_larger_than_asked_for(monkeypatch: pytest.MonkeyPatch) -> N
 
     seen: list[int] = []
     project = Attention.project
-    monkeypatch.setattr(Attention, "project", lambda self, x: seen.append(x.shape[1]) or project(self, x))
+
+    def projecting(self: Attention, x: torch.Tensor) -> Any:
+        seen.append(x.shape[1])
+        return project(self, x)
+
+    monkeypatch.setattr(Attention, "project", projecting)
     model = vit("efficient")
     seen.clear()
     stream(model, image(), chunk=23)
