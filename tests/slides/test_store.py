@@ -3,9 +3,6 @@
 import os
 import resource
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -105,42 +102,6 @@ def test_without_the_journal_s_tokens_a_run_ends_with_others(tmp_path: Path, mon
     with pytest.raises(Killed):
         run(model, tmp_path / "ended")
     assert not same_bits(run(model, tmp_path / "ended"), wanted)
-
-
-SCRIPT = """
-import sys, torch
-from softless.slides import stream
-from tests.slides.models import image, vit
-torch.set_num_threads(1)
-found = stream(vit(depth=6), image((320, 320)), chunk=29, store=sys.argv[1], tokens=True)
-torch.save([found.logits, found.tokens.clone(), found.saliency.query], sys.argv[1] + ".pt")
-"""
-
-
-@pytest.mark.slow
-def test_killed_three_times_a_process_ends_with_the_same_bits(tmp_path: Path) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    _process(whole).wait(60)
-    journal = killed / store.JOURNAL
-    for _ in range(3):
-        process = _process(killed)
-        before = journal.stat().st_mtime_ns if journal.exists() else 0
-        for _ in range(6000):
-            if journal.exists() and journal.stat().st_mtime_ns != before:
-                break
-            assert process.poll() is None or process.returncode == 0
-            time.sleep(0.01)
-        time.sleep(0.05)
-        process.send_signal(signal.SIGKILL)
-        process.wait(30)
-    assert not (tmp_path / "killed.pt").exists()
-    _process(killed).wait(60)
-    for a, b in zip(torch.load(tmp_path / "whole.pt"), torch.load(tmp_path / "killed.pt"), strict=True):
-        assert torch.equal(a, b)
-
-
-def _process(folder: Path) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder)], env={**os.environ, "PYTHONPATH": "."})
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
