@@ -43,7 +43,6 @@ IMPORTED_AS = {
     "tifffile": "tifffile",
     "torchmetrics": "torchmetrics",
     "uvicorn": "uvicorn",
-    "zarr": "zarr",
 }
 
 BLOCKED = """
