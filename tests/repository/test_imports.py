@@ -43,6 +43,7 @@ IMPORTED_AS = {
     "tifffile": "tifffile",
     "torchmetrics": "torchmetrics",
     "uvicorn": "uvicorn",
+    "zarr": "zarr",
 }
 
 BLOCKED = """
