@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from softless.attention.spec import Summary
+from softless.data.notices import notice
 from softless.slides.hosts import Host
 from softless.slides.layer import Layer, Whole, joined
 from softless.slides.reader import Source, Unreadable
@@ -248,9 +249,11 @@ class Engine:
         mask = torch.ones(self.grid, dtype=torch.bool) if self.given is None else self.given.clone()
         for top, bottom, left, right in self.found.patches:
             mask[top:bottom, left:right] = False
+        if not mask.any():
+            notice(f"{self.source.name}: no patch counts, so the answer says nothing of the image")
         if not mask.all():
             there = torch.ones(self.host.prefix, dtype=torch.bool)
-            self.whole.mask = torch.cat([there, mask.flatten()]).to(self.host.device)
+            self.whole.know(torch.cat([there, mask.flatten()]).to(self.host.device))
 
     # The journal
 

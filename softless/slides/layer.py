@@ -11,7 +11,7 @@ Every other operator with a streaming form takes the general way: project, `summ
 # n tokens of a chunk, N of all, D width, H heads, d width of a head
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -37,13 +37,27 @@ class Whole:
     tokens: int
     grid: Grid
     mask: Tensor | None = None  # (N,)
+    ahead: dict[int, Tensor] = field(
+        default_factory=dict
+    )  # how many count ahead of a token, for those that were asked for
+
+    def know(self, mask: Tensor) -> None:
+        """Which tokens count."""
+        self.mask, self.ahead = mask, {}
 
     def part(self, span: slice) -> tuple[Tensor | None, Place]:
         """The mask of a chunk (1, n), and its place."""
         if self.mask is None:
             return None, Place(span.start, self.tokens)
-        before, counted = self.mask[: span.start].sum()[None], self.mask.sum()[None]
-        return self.mask[None, span], Place(span.start, self.tokens, before, counted)
+        return self.mask[None, span], Place(span.start, self.tokens, self._count(span.start), self._count(self.tokens))
+
+    def _count(self, stop: int) -> Tensor:
+        if (
+            stop not in self.ahead
+        ):  # over millions of tokens a count takes a millisecond, and every pass asks for the same ones
+            assert self.mask is not None
+            self.ahead[stop] = self.mask[:stop].sum()[None]
+        return self.ahead[stop]
 
 
 def joined(a: Summary, b: Summary, merge: Any) -> Summary:

@@ -12,7 +12,7 @@ from torch import nn
 
 import softless
 from softless import PrecisionError, UsageError
-from softless.slides import stream
+from softless.slides import engine, stream
 from tests.models.lively import lively, zeroed
 from tests.slides.models import SIZE, STREAMED, VIT, answer, apart, image, swapped, vit, xcit
 
@@ -120,6 +120,16 @@ def test_masked_patches_are_removed() -> None:
     assert float(found.saliency.query[0][~mask].max()) == 0
 
 
+def test_the_mean_is_that_of_the_patches_that_count() -> None:
+    model: Any = vit(global_pool="avg", fc_norm=False)  # a norm of the mean would not see its size
+    mask = torch.rand(10, 11, generator=torch.Generator().manual_seed(2)) > 0.4
+    with torch.no_grad():
+        told = torch.cat([torch.ones(1, dtype=torch.bool), mask.flatten()])
+        tokens = model.forward_features(image(), attn_mask=told[None, None, None])[:, 1:]
+        wanted = model.head(tokens[:, mask.flatten()].mean(1))
+    assert apart(stream(model, image(), chunk=23, mask=mask).logits, wanted) < 1e-5
+
+
 @pytest.mark.parametrize("op", STREAMED)
 def test_a_mask_of_every_second_column_is_the_same_for_every_chunk(op: str) -> None:
     mask = torch.ones(10, 11, dtype=torch.bool)
@@ -140,8 +150,11 @@ def test_local_patch_interaction_does_not_see_masked_patches() -> None:
 
 
 @pytest.mark.parametrize("make", [lambda: vit(global_pool="avg"), vit, xcit], ids=["mean", "class token", "xcit"])
-def test_no_patch_counts(make: Any) -> None:
+def test_no_patch_counts(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(engine, "notice", said.append)
     found = stream(make(), image(), chunk=23, mask=np.zeros((10, 11), dtype=bool))
+    assert said == ["tensor: no patch counts, so the answer says nothing of the image"]
     assert found.logits.isfinite().all()
     assert found.saliency is not None
     assert float(found.saliency.query.abs().sum()) == 0
