@@ -87,7 +87,7 @@ def stream(
         saliency: Whether to draw the maps of `softless.explain` for the last attention layer.
         tokens: Whether to return the tokens that the last norm leaves.
         quiet: No progress line.
-        order: In which order a pass takes its chunks, given their number; any order gives the same result.
+        order: In which order a pass takes its chunks, given their number; any order gives the same result. Not with a store.
 
     Returns:
         Logits, features, maps, and the tiles that could not be read: their tokens are masked, which is removal.
@@ -103,6 +103,8 @@ def stream(
     """
     if chunk < 1:
         raise UsageError(f"chunk={chunk}: at least one token at once")
+    if store is not None and order is not None:
+        raise UsageError("order= is for runs in memory: one in a folder goes on in the order in which the chunks lie")
     start, training = time.monotonic(), model.training
     host = host_of(model)
     own_mean, own_std = normalisation(model)

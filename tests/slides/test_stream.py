@@ -235,6 +235,10 @@ def test_sizes_are_refused_as_the_model_refuses_them() -> None:
         stream(vit(), image(), mask=np.ones((3, 3), dtype=bool))
     with pytest.raises(UsageError, match="one image"):
         stream(vit(), image().repeat(2, 1, 1, 1))
+    with pytest.raises(UsageError, match="order= is for runs in memory"):
+        stream(vit(), image(), order=range, store="run")
+    with pytest.raises(UsageError, match="at least one token"):
+        stream(vit(), image(), chunk=0)
     with pytest.raises(UsageError, match="give bytes"):
         stream(vit(), np.zeros((32, 32, 3)))
 
