@@ -29,6 +29,8 @@ _VERBS = {
     "predict": "softless.cli.predict",
     "list": "softless.cli.list",
     "explain": "softless.saliency",
+    "stream": "softless.slides",
+    "slide": "softless.cli.slide",
     "swap": "softless.convert",
     "optimize": "softless.inference",
     "bench": "softless.cli.bench",

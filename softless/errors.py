@@ -21,6 +21,10 @@ class DataError(UsageError):
     """Data that cannot be read or does not fit: missing folder, unreadable image, class without images."""
 
 
+class MissingResolution(DataError):
+    """A resolution is asked for, and the slide does not say its own, or nothing that can be."""
+
+
 class StorageError(UsageError):
     """A file could not be written: full disk, read-only folder, quota. What was there before is whole."""
 

@@ -19,6 +19,7 @@ VERBS = {
     "eval": "softless.cli.eval:eval",
     "predict": "softless.cli.predict:predict",
     "explain": "softless.cli.explain:explain",
+    "slide": "softless.cli.slide:slide",
     "bench": "softless.cli.bench:bench",
     "cost": "softless.cli.cost:cost",
     "audit": "softless.cli.audit:audit",
@@ -28,7 +29,7 @@ VERBS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a verb; returns the exit code (0 done, 2 usage, 3 diverged, 130 interrupted)."""
+    """Run a verb; returns the exit code (0 done, 2 usage, 3 diverged, 4 partial result, 130 interrupted)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]

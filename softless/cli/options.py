@@ -54,6 +54,10 @@ def fill(parser: Parser, verb: Callable[..., Any], words: Sequence[str]) -> Call
         UsageError: an unknown option (nearest name offered), a value of another type, or a missing argument.
     """
     found, rest = parser.parse_known_args(list(words))
+    several = next((one.name for one in parameters(verb) if one.kind is one.VAR_POSITIONAL), None)
+    if several:  # argparse takes those ahead of the first option only
+        vars(found)[several] = [*getattr(found, several, []), *(word for word in rest if not word.startswith("-"))]
+        rest = [word for word in rest if word.startswith("-")]
     if rest:
         raise _surplus(parser, rest)
     given = {key: value for key, value in vars(found).items() if value is not ABSENT and key not in {"json", "debug"}}
@@ -64,8 +68,9 @@ def fill(parser: Parser, verb: Callable[..., Any], words: Sequence[str]) -> Call
         given[name] = given.pop(key)
     positional: list[Any] = []
     for parameter in parameters(verb):
-        if parameter.kind is parameter.VAR_POSITIONAL:
-            positional += given.pop(parameter.name, [])
+        if parameter.kind is parameter.VAR_POSITIONAL:  # whatever stands ahead of it must go by place as well
+            ahead = [one.name for one in parameters(verb) if one.kind is one.POSITIONAL_OR_KEYWORD]
+            positional += [given.pop(name) for name in ahead] + given.pop(parameter.name, [])
         elif parameter.name not in given and parameter.default is parameter.empty:
             raise UsageError(f"{parser.prog} needs --{_dashed(parameter.name)}; {parser.prog} --help tells what it is")
     return partial(verb, *positional, **given)

@@ -26,14 +26,17 @@ def picture(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Image
     return Image.fromarray(bytes_HWC.mean(-1).round().astype(np.uint8)).convert("RGB")
 
 
-def figure(image: Image.Image, saliency: Saliency, index: int = 0, *, title: str = "") -> Image.Image:
-    """The panels for image `index` of the batch, side by side with titles and colour bars."""
+def figure(
+    image: Image.Image, saliency: Saliency, index: int = 0, *, title: str = "", seen: tuple[int, int] | None = None
+) -> Image.Image:
+    """The panels for image `index` of the batch, side by side with titles and colour bars; `seen` is the width and height of what the model saw."""
+    wide, tall = seen or image.size
     size = _panel_size(image.size)
     enlarged = image.convert("RGB").resize(
         size, Image.Resampling.NEAREST if max(image.size) < 96 else Image.Resampling.BICUBIC
     )
     panels = [
-        ("what the model sees", f"{image.width} x {image.height} pixels", enlarged, None),
+        ("what the model sees", f"{wide} x {tall} pixels", enlarged, None),
         ("query map", "norm of q^ per token" if saliency.normalised else "norm of q per token",
          overlay(enlarged, saliency.query[index]), False),
         ("key map", "norm of k^ per token" if saliency.normalised else "norm of k per token",

@@ -153,12 +153,12 @@ def _maps(model: nn.Module, batch: Tensor, attention: Attention, number: int, co
     hat = attention.op.hat
     if hat is not None:
         q, k = hat(q), hat(k)
-    query, key = (_unit(_norm(x)[:, prefix:].unflatten(-1, grid)) for x in (q, k))
+    query, key = (unit(_norm(x)[:, prefix:].unflatten(-1, grid)) for x in (q, k))
     return Saliency(
         query=query,
         key=key,
         grid=grid,
-        class_row=None if row is None else _signed_unit(row.unflatten(-1, grid)),
+        class_row=None if row is None else signed_unit(row.unflatten(-1, grid)),
         operator=attention.op.name,
         layer=number,
         layers=count,
@@ -171,12 +171,12 @@ def _norm(x_BHND: Tensor) -> Tensor:
     return wide.square().sum((1, 3)).sqrt()
 
 
-def _unit(x: Tensor) -> Tensor:
+def unit(x: Tensor) -> Tensor:
     """Rescaled to [0, 1] per image; a constant map becomes zero."""
     low, high = x.amin((1, 2), keepdim=True), x.amax((1, 2), keepdim=True)
     return torch.where(high > low, (x - low) / (high - low).clamp_min(torch.finfo(x.dtype).tiny), 0).float().cpu()
 
 
-def _signed_unit(x: Tensor) -> Tensor:
+def signed_unit(x: Tensor) -> Tensor:
     largest = x.abs().amax((1, 2), keepdim=True)
     return torch.where(largest > 0, x / largest.clamp_min(torch.finfo(x.dtype).tiny), 0).float().cpu()

@@ -29,6 +29,7 @@ from softless.benching.speed import (
     speed,
     training,
 )
+from softless.benching.speed import stream as streaming
 from softless.benching.speed.bars import BARS, Bar, judge
 from softless.benching.speed.contract import WrongAnswer
 from softless.benching.speed.crossover import crossovers
@@ -36,7 +37,7 @@ from softless.benching.speed.figures import FIGURES
 from softless.benching.speed.study import Study
 from softless.benching.speed.work import Case
 from softless.cli.main import main
-from softless.errors import UsageError
+from softless.errors import SoftlessError, UsageError
 
 package = importlib.import_module("softless.benching.speed")
 DEIT, XCIT = "deit_tiny_patch16_224", "xcit_nano_12_p16_224"
@@ -54,6 +55,8 @@ SMALL = {
     "optimized": [Work("float32", 1, 5, 192, 3, 32, DEIT)],
     "optimized_xcit": [Work("float32", 1, 4, 128, 4, 32, XCIT)],
     "memory": [Work("float32", 1, 49, 24, 3), Work("float32", 1, 196, 24, 3)],
+    "layer": [Work("float32", 1, 5000, 32, 4), Work("bfloat16", 1, 5000, 32, 4)],
+    "stream": [Work("float32", 1, 5, 192, 3, 32, DEIT)],
 }
 SOFTMAX = {"bare", "sima", "published", "softmax"}
 TAKES_PART = {
@@ -75,12 +78,25 @@ TAKES_PART = {
     },
     "optimized_xcit": {"optimized", "sima", "xca", "openvino_published", "openvino_xca"},
     "memory": {*memory.OPERATORS, "softmax_matrix"},
+    "layer": {"streamed", "published"},
+    "stream": {"streamed", "sima", "published"},
 }
 
 
 def taking(name):
     """Who takes part here: OpenVINO is an extra."""
     return {rival for rival in TAKES_PART[name] if optimized.has_openvino() or not rival.startswith(optimized.OPENVINO)}
+
+
+def in_this_process(name, work, rounds):
+    asked = {
+        "dtype": work.dtype,
+        "pixels": work.pixels,
+        "host": work.host,
+        "rounds": rounds,
+        "threads": torch.get_num_threads(),
+    }
+    return streaming.alone(rival=name, **asked)
 
 
 def small(name, tmp_path, **given):
@@ -98,6 +114,7 @@ def test_every_figure_is_a_table_a_chart_and_rows(name, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", compiled)
     for module in (optimized.timm, optimized) if name.startswith("optimized") else ():  # OpenVINO takes its time
         monkeypatch.setattr(module, "create_model", partial(module.create_model, depth=2))
+    monkeypatch.setattr(streaming, "in_a_process", in_this_process)
     study = small(name, tmp_path)
     assert bool(asked) == (name == "compiled")
     assert len(study.cases) == len(SMALL[name])
@@ -409,7 +426,7 @@ def test_a_bar_of_at_least_and_one_of_memory():
 def test_every_bar_is_about_work_that_is_measured(bar):
     fitting = [work for work in FIGURES[bar.figure].works if bar.fits(work)]
     assert fitting
-    assert {bar.over, bar.under} <= TAKES_PART[bar.figure]
+    assert {bar.over, bar.under} - {""} <= TAKES_PART[bar.figure]
     assert bar.under != "softmax"
 
 
@@ -430,9 +447,9 @@ def test_the_bars_are_those_of_the_issue():
             for pixels in (224, 768)
             for name, bound in (("published", 1.0), ("bare", 1.1), ("linear", 1.1))
         },
-        ("bare", 1536): 0.8,
-    }
+    assert len(BARS) == 6 + 1 + 1 + 7 + 4 + 4 + 7 + 2
     assert len(BARS) == 6 + 1 + 1 + 7 + 4 + 4 + 7
+    assert len(BARS) == 6 + 1 + 1 + 7 + 4 + 4 + 2
 
 
 def test_where_softmax_is_faster():
@@ -563,3 +580,25 @@ def test_the_record_goes_to_the_repository(tmp_path, monkeypatch):
 def test_the_bars_module_knows_no_other_figures():
     assert {bar.figure for bar in BARS} <= set(FIGURES)
     assert isinstance(bars.BARS[0], Bar)
+
+
+def test_a_bar_of_megabytes_is_about_one_rival() -> None:
+    bar = Bar("layer", "streamed", "", "<=", 32, {"tokens": 9}, "memory")
+    for peak, met in ((31_000_000, True), (33_000_000, False)):
+        case = Case(Work("bfloat16", 1, 9), {}, {}, None, {"streamed": peak})
+        (verdict,) = judge("layer", [case], [bar])
+        assert verdict.met == met
+        assert (verdict.row()["ratio"], verdict.row()["of"], verdict.row()["measured"]) == (
+            "streamed",
+            "MB",
+            peak / 1e6,
+        )
+
+
+@pytest.mark.slow
+def test_a_process_of_its_own_counts_its_memory() -> None:
+    """The residual stream of 4,097 tokens and a chunk, and not the 38 MB of a layer's MLP; a process that fails is an error that names it."""
+    work = Work("float32", 1, 4097, 192, 3, 1024, DEIT)
+    assert 3e6 < streaming.in_a_process("streamed", work, 1)["peak"] < 32e6
+    with pytest.raises(SoftlessError, match="the process of 'sima'"):
+        streaming.in_a_process("sima", replace(work, pixels=1000), 1)

@@ -33,10 +33,10 @@ def speed(
 ) -> Study:
     """Measure one figure on the processor: its table, its chart, its bars, and where softmax is faster.
 
-    On a quiet machine of two cores a figure takes about two to eight minutes.
+    On a quiet machine of two cores a figure takes about two to ten minutes.
 
     Args:
-        figure: block, compiled, deit, xcit, training, tokens, width, merging, projected, seqnorm, optimized, optimized_xcit or memory.
+        figure: block, compiled, deit, xcit, training, tokens, width, merging, projected, seqnorm, optimized, optimized_xcit, memory, layer or stream.
         threads: of the processor; torch's own number by default.
         out: folder for the chart and the rows; runs/speed by default, or docs/figures and benchmarks with `record`.
         record: write benchmarks/speed_FIGURE.csv and docs/figures/speed_FIGURE.svg of the repository.

@@ -11,7 +11,7 @@ from softless.benching.speed.work import Case, Work
 
 @dataclass(frozen=True)
 class Bar:
-    """The ratio `over` / `under` must be at most, or at least, `bound` in all work that `where` fits."""
+    """The ratio `over` / `under` must be at most, or at least, `bound` in all work that `where` fits; without an `under`, the MB of `over`."""
 
     figure: str
     over: str
@@ -23,6 +23,12 @@ class Bar:
 
     def fits(self, work: Work) -> bool:
         return all(getattr(work, name) == value for name, value in self.where.items())
+
+    def measured(self, case: Case) -> Spread | None:
+        """What a case says of it; None where one of the rivals took no part."""
+        if self.under:
+            return case.ratio(self.over, self.under, self.quantity)
+        return Spread.of([case.peaks[self.over] / 1e6]) if self.over in case.peaks else None
 
     def met(self, ratio: float) -> bool:
         return ratio <= self.bound if self.rule == "<=" else ratio >= self.bound
@@ -73,6 +79,8 @@ BARS = (
     _step("float32", "memory", 0.55),
     _step("bfloat16", "time", 0.40),
     _step("bfloat16", "memory", 0.45),
+    Bar("layer", "streamed", "", "<=", 32, {"dtype": "bfloat16", "tokens": 262_144}, "memory"),
+    Bar("layer", "streamed", "published", "<=", 0.27, {"dtype": "bfloat16", "tokens": 262_144}),
 )
 
 
@@ -93,8 +101,8 @@ class Verdict:
         return {
             "kind": "bar",
             **self.work.columns(),
-            "ratio": f"{self.bar.over} / {self.bar.under}",
-            "of": self.bar.quantity,
+            "ratio": f"{self.bar.over} / {self.bar.under}" if self.bar.under else self.bar.over,
+            "of": self.bar.quantity if self.bar.under else "MB",
             "bar": f"{self.bar.rule.replace('<=', '≤').replace('>=', '≥')} {self.bar.bound:.2f}",
             "measured": round(self.measured.median, 3),
             "quarters": f"{self.measured.low:.3f} to {self.measured.high:.3f}",
@@ -107,9 +115,7 @@ def judge(figure: str, cases: Sequence[Case], bars: Sequence[Bar] = BARS) -> lis
     found = []
     for bar in bars:
         for case in cases:
-            measured = (
-                case.ratio(bar.over, bar.under, bar.quantity) if bar.figure == figure and bar.fits(case.work) else None
-            )
+            measured = bar.measured(case) if bar.figure == figure and bar.fits(case.work) else None
             if measured is not None:
                 found.append(Verdict(bar, case.work, measured))
     return found

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from softless.benching.charts import Line, Panel
 from softless.benching.measure import Spread
-from softless.benching.speed import block, memory, models, optimized, products, training
+from softless.benching.speed import block, memory, models, optimized, products, stream, training
 from softless.benching.speed.crossover import Crossover, crossovers
 from softless.benching.speed.work import Case, Work, words
 
@@ -19,6 +19,7 @@ MEASURES = {
 LOOKS: Mapping[str, int] = {
     "bare": 0, "sima": 1, "published": 2, "softmax": 3, "xca": 4, "compiled": 5, "published_tokens": 5, "published_channels": 5, "softmax_matrix": 6,
     "soft": 0, "softnorm": 2, "linformer": 5, "nystrom": 7, "performer": 8, "merged": 1, "apart": 2, "inside": 1, "seqnorm": 4, "seqnorm_torch": 5,
+    "streamed": 4,
     "optimized": 3, "openvino_published": 5, "openvino_softmax": 6, "openvino_bare": 7, "openvino_linear": 8, "openvino_xca": 6,
 }  # fmt: skip
 
@@ -134,5 +135,13 @@ FIGURES: Mapping[str, Figure] = {
     "memory": Figure(
         "Most memory of attention, forward and backward: width 384, 12 heads, 49 bottleneck tokens", memory.WORKS, memory.measure, "tokens",
         bases=("sima",), drawn=("memory",),
+    ),
+    "layer": Figure(
+        "One layer over 262,144 tokens, in chunks and whole: width 384, 8 heads", stream.LAYER_WORKS, stream.measure_layer, "tokens",
+        bases=("published",), drawn=("time", "memory"),
+    ),
+    "stream": Figure(
+        "DeiT-S over the image size, from bytes to logits, streamed and whole", stream.MODEL_WORKS, stream.measure_model, "pixels",
+        bases=("streamed", "published"), drawn=("time", "memory"),
     ),
 }  # fmt: skip

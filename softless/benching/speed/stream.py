@@ -1,0 +1,199 @@
+"""Streaming: one layer over a quarter of a million tokens, and a whole model over the image's side, in time and in memory.
+
+The layer's rivals take turns in this process. A whole model runs in a process of its own, whose peak of memory is the system's own count, pixels and
+decoding included, beyond what lay there before: the bytes of the image, the weights, and what a small image left behind.
+"""
+
+# N tokens, D width
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from softless.benching.errors_of import deviation
+from softless.benching.measure import Timings
+from softless.benching.speed.contract import BOUND, bounded
+from softless.benching.speed.models import DEIT, LOGITS
+from softless.benching.speed.pace import paced
+from softless.benching.speed.rivals import Published, share_weights
+from softless.benching.speed.work import DTYPES, Case, Work
+from softless.benching.steps import peak_bytes
+from softless.errors import SoftlessError
+from softless.layers import operator_class
+from softless.models import create_model
+from softless.slides.stream import CHUNK, stream
+from softless.slides.sweeps import layer_in_chunks
+
+LAYER_WORKS = tuple(Work(dtype, 1, 262_144) for dtype in DTYPES)
+SIDES = (224, 512, 1024, 2048, 4096, 8192, 16384)
+MODEL_WORKS = tuple(Work("bfloat16", 1, (side // 16) ** 2 + 1, heads=6, pixels=side, host=DEIT) for side in SIDES)
+WHOLE = 8192  # pixels above which a model that holds all activations takes more than 12 GB
+CHECKED = 4096  # tokens at which a layer is compared with float64, pixels up to which a model is: 512
+ROUNDS, FEW = 5, 2048  # how often a model of up to so many pixels is timed; larger ones once
+STATUS, FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def measure_layer(work: Work, seconds: float) -> Case:
+    """One layer of a ViT over the residual stream: ours in chunks and in place, and the published form over all tokens at once."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        blocks: dict[str, Any] = {
+            name: Block(work.dim, work.heads, qkv_bias=True, attn_layer=kind)
+            for name, kind in (("streamed", operator_class("sima")), ("published", Published))
+        }
+        x = torch.randn(work.tokens, work.dim).to(work.kind)
+    share_weights(blocks["streamed"], blocks["published"])
+    blocks = {name: block.to(work.kind).eval() for name, block in blocks.items()}
+    calls: dict[str, Callable[[Tensor], Tensor]] = {
+        "streamed": lambda y: layer_in_chunks(blocks["streamed"], y, CHUNK),
+        "published": lambda y: blocks["published"](y[None])[0],
+    }
+    errors = _errors_of_layers(blocks, calls, x[:CHECKED], work)
+    mine = x.clone()  # the streamed layer works in place
+
+    @torch.inference_mode()
+    def run(name: str) -> Any:
+        return calls[name](mine if name == "streamed" else x)
+
+    timings = paced({name: lambda name=name: run(name) for name in calls}, seconds)  # type: ignore[misc]
+    peaks = {name: peak_bytes(lambda name=name: run(name), x.device) for name in calls}  # type: ignore[misc]
+    paths = {"streamed": f"chunks of {CHUNK} tokens", "published": "published formula, torch"}
+    return Case(work, errors, paths, timings, peaks)
+
+
+@torch.inference_mode()
+def _errors_of_layers(blocks: Mapping[str, Any], calls: Mapping[str, Callable[[Tensor], Tensor]], x: Tensor, work: Work) -> dict[str, float]:  # fmt: skip
+    exact = Block(work.dim, work.heads, qkv_bias=True, attn_layer=Published).double().eval()
+    exact.load_state_dict({name: value.double() for name, value in blocks["published"].state_dict().items()})
+    true = exact(x[None].double())[0]
+    return {
+        name: bounded(name, deviation(call(x.clone()), true).frobenius, work, BOUND[work.kind])
+        for name, call in calls.items()
+    }
+
+
+def measure_model(work: Work, seconds: float) -> Case:
+    """A DeiT from bytes to logits: streamed, ours over all tokens at once, and the published form."""
+    assert work.pixels is not None
+    names = ["streamed", *(["sima", "published"] if work.pixels <= WHOLE else [])]
+    rounds = ROUNDS if seconds and work.pixels <= FEW else 1
+    found = {name: in_a_process(name, work, rounds) for name in names}
+    logits = {name: torch.tensor(one["logits"], dtype=torch.float64) for name, one in found.items()}
+    errors = {}
+    if work.pixels <= 512:
+        true = torch.tensor(
+            in_a_process("sima", Work(**{**vars(work), "dtype": "float64"}), 1)["logits"], dtype=torch.float64
+        )
+        errors = {
+            name: bounded(name, deviation(own, true).frobenius, work, LOGITS[work.kind], "logits")
+            for name, own in logits.items()
+        }
+    for name in names[1:]:
+        bounded(
+            "streamed",
+            deviation(logits["streamed"], logits[name]).frobenius,
+            work,
+            LOGITS[work.kind],
+            f"logits beside those of '{name}'",
+        )
+    paths = {
+        "streamed": f"chunks of {CHUNK} tokens",
+        "sima": "all tokens at once",
+        "published": "published formula, torch",
+    }
+    return Case(
+        work, errors, {name: paths[name] for name in names}, Timings({name: one["seconds"] for name, one in found.items()}),
+        {name: one["peak"] for name, one in found.items()},
+    )  # fmt: skip
+
+
+def in_a_process(name: str, work: Work, rounds: int) -> dict[str, Any]:
+    """What a process of its own found: seconds of each round, peak bytes, logits."""
+    asked = {
+        "rival": name,
+        "dtype": work.dtype,
+        "pixels": work.pixels,
+        "host": work.host,
+        "rounds": rounds,
+        "threads": torch.get_num_threads(),
+    }
+    done = subprocess.run(  # noqa: S603  # this very module
+        [sys.executable, "-m", __name__, json.dumps(asked)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise SoftlessError(
+            f"the process of '{name}' at {work} ended with {done.returncode}: {done.stderr.strip()[-300:]}"
+        )
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def alone(*, rival: str, dtype: str, pixels: int, host: str, rounds: int, threads: int) -> dict[str, Any]:
+    """The work of such a process."""
+    torch.set_num_threads(threads)
+    kind = getattr(torch, dtype)
+    model = _model(rival, host).to(kind).eval()
+    image = np.random.default_rng(3).integers(0, 256, (pixels, pixels, 3), dtype=np.uint8)
+
+    @torch.inference_mode()
+    def whole(values: np.ndarray) -> Tensor:
+        scaled = torch.from_numpy(values).permute(2, 0, 1)[None].to(kind).div_(127.5).sub_(1)
+        found: Tensor = model(scaled)
+        return found
+
+    def streamed(values: np.ndarray) -> Tensor:
+        return stream(model, values, mean=(0.5,) * 3, std=(0.5,) * 3, saliency=False, quiet=True).logits
+
+    call = streamed if rival == "streamed" else whole
+    call(image[:224, :224].copy())
+    before = _forget()
+    seconds = []
+    for number in range(rounds + (rounds > 1)):
+        start = time.perf_counter()
+        logits = call(image)
+        taken = time.perf_counter() - start
+        if number or rounds == 1:
+            seconds.append(taken)
+    return {"seconds": seconds, "peak": max(1, _peak() - before), "logits": logits[0].double().tolist()}
+
+
+def _model(rival: str, host: str) -> nn.Module:
+    torch.manual_seed(0)
+    ours = create_model(host, op="sima")
+    if rival != "published":
+        return ours
+    published = timm.create_model(host, attn_layer=Published, dynamic_img_size=True)
+    share_weights(ours, published)
+    return published
+
+
+def _forget() -> int:
+    """Bytes that the process holds now; the system's count of its peak begins anew."""
+    if not FORGET.exists():
+        return _peak()
+    FORGET.write_text("5")
+    return _told("VmRSS")
+
+
+def _peak() -> int:
+    return _told("VmHWM") if FORGET.exists() else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _told(name: str) -> int:
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024
+
+
+if __name__ == "__main__":
+    print(json.dumps(alone(**json.loads(sys.argv[1]))))

@@ -1,0 +1,246 @@
+"""`softless slide`: what a model says of slides and other large images, each looked at as a whole."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from softless.benching.record import table
+from softless.cli.output import plain
+from softless.errors import DataError, SoftlessError, UsageError
+from softless.models.durable import write_whole
+from softless.slides.stream import CHUNK, StreamResult, stream
+
+TOP = 5  # classes that are told of one image
+RESULT, PICTURE, SUMMARY = "result.json", "saliency.png", "summary.json"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of one image."""
+
+    image: str
+    folder: Path | None
+    classes: Mapping[str, float]  # probability by class, the largest first
+    result: StreamResult | None
+    failed: str = ""  # why there is no result
+
+    @property
+    def note(self) -> str:
+        """What is wrong with it, in words."""
+        if self.result is None:
+            return self.failed
+        bad = len(self.result.unreadable)
+        return f"{bad} tile{'s' if bad > 1 else ''} could not be read and did not count" if bad else ""
+
+    def to_dict(self) -> dict[str, Any]:
+        if self.result is None:
+            return {"image": self.image, "failed": self.failed}
+        found = self.result
+        return {
+            "image": self.image,
+            "classes": dict(self.classes),
+            "logits": found.logits[0].float().tolist(),
+            "size": found.size,
+            "grid": found.grid,
+            "patch": found.patch,
+            "tokens": found.counted,
+            "unreadable": [vars(tile) for tile in found.unreadable],
+            "seconds": round(found.seconds, 3),
+            "folder": None if self.folder is None else str(self.folder),
+        }
+
+
+@dataclass(frozen=True)
+class Slides:
+    """What became of all of them."""
+
+    answers: tuple[Answer, ...]
+    out: Path
+
+    @property
+    def exit_code(self) -> int:
+        """4 where an image failed, or a tile of one could not be read."""
+        return 4 if any(answer.note for answer in self.answers) else 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "images": [answer.to_dict() for answer in self.answers],
+            "out": str(self.out),
+            "exit_code": self.exit_code,
+        }
+
+    def __str__(self) -> str:
+        if len(self.answers) == 1 and self.answers[0].result is not None:
+            return self._one(self.answers[0], self.answers[0].result)
+        cells = [self._cells(answer) for answer in self.answers]
+        return f"{table(['image', 'pixels', 'tokens', 'says', '', 'seconds', ''], cells)}\n\nresults and pictures: {self.out}"
+
+    def _one(self, answer: Answer, found: StreamResult) -> str:
+        lines = [
+            f"{answer.image}: {found.size[1]:,} x {found.size[0]:,} pixels, {found.counted:,} tokens, {found.seconds:.1f} s"
+        ]
+        width = max(len(name) for name in answer.classes)
+        lines += [f"  {name:<{width}}  {share:6.1%}" for name, share in list(answer.classes.items())[:TOP]]
+        return "\n".join([*lines, *([answer.note] if answer.note else []), f"result and picture: {answer.folder}"])
+
+    @staticmethod
+    def _cells(answer: Answer) -> list[str]:
+        found = answer.result
+        if found is None:
+            return [answer.image, "", "", "", "", "", f"failed: {answer.failed}"]
+        name, share = next(iter(answer.classes.items()))
+        size = f"{found.size[1]:,} x {found.size[0]:,}"
+        return [answer.image, size, f"{found.counted:,}", name, f"{share:.1%}", f"{found.seconds:.1f}", answer.note]
+
+
+def slide(
+    model: str,
+    *images: str,
+    out: str | Path = "slides",
+    op: str | None = None,
+    weights: str | Path | None = None,
+    level: int = 0,
+    mpp: float | None = None,
+    slide_mpp: float | None = None,
+    chunk: int = CHUNK,
+    store: str | Path | None = None,
+    pictures: bool = True,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    device: str = "auto",
+    quiet: bool = False,
+) -> Slides:
+    """Look at slides, or other images of any size, as wholes: exact attention over all their tokens, in memory bounded by a chunk.
+
+    Writes OUT/NAME/result.json (classes, tiles that could not be read, sizes) and OUT/NAME/saliency.png for each image, and OUT/summary.json. An image that
+    fails does not stop the others. The exit code is 4 where one failed or a tile of one could not be read. softless.stream is the Python function.
+
+    Args:
+        model: the folder of a run, or the name of a model.
+        images: image files, tiled TIFF or slides (SVS, NDPI, MRXS, …); a slide is read region by region.
+        out: a folder for the results, made if missing.
+        op: operator for a host (`--op sima` with a timm ViT).
+        weights: a checkpoint for the name of a model; without it the weights are new, and said to be.
+        level: of a slide, 0 the finest.
+        mpp: micrometres per pixel to look with, in place of a level.
+        slide_mpp: micrometres per pixel of level 0, for a file that does not say.
+        chunk: tokens worked on at once.
+        store: a folder for what is too large for the memory; a run that was killed goes on there.
+        pictures: draw the saliency maps.
+        dtype: float32 or bfloat16.
+        device: auto, cpu, cuda, mps.
+        quiet: no progress line.
+
+    Raises:
+        UsageError: no such model, one that cannot be streamed, or options that do not fit; the error of the only image, or of all.
+        DataError: the only image, or every one, cannot be read.
+    """
+    from softless.training.world import choose_device
+
+    if not images:
+        raise UsageError("softless slide MODEL IMAGE …: name one image or more")
+    looker = _looker(model, op, weights, choose_device(device), getattr(torch, dtype))
+    root = _made(Path(out).expanduser())
+    options: dict[str, Any] = {
+        "level": level,
+        "mpp": mpp,
+        "slide_mpp": slide_mpp,
+        "chunk": chunk,
+        "saliency": pictures,
+        "quiet": quiet,
+    }
+    answers, errors = [], []
+    for image, name in zip(images, _names(images), strict=True):
+        place = None if store is None else Path(store).expanduser() / name
+        try:
+            found = stream(looker.model, image, store=place, mean=looker.mean, std=looker.std, **options)
+            answers.append(_written(image, root / name, looker, found, pictures=pictures, level=level))
+        except SoftlessError as error:
+            errors.append(error)
+            answers.append(Answer(image, None, {}, None, " ".join(str(error).split())))
+    if len(errors) == len(images):
+        raise errors[0]
+    slides = Slides(tuple(answers), root)
+    _write(root / SUMMARY, slides)
+    return slides
+
+
+@dataclass(frozen=True)
+class Looker:
+    """A model, what its classes are called, and how its images are normalised."""
+
+    model: nn.Module
+    classes: Sequence[str] | None
+    mean: Sequence[float]
+    std: Sequence[float]
+
+
+def _looker(name: str, op: str | None, weights: str | Path | None, device: torch.device, dtype: torch.dtype) -> Looker:
+    from softless.data.notices import notice
+    from softless.evaluation import load_run
+    from softless.models import create_model, load_weights
+    from softless.slides.stream import normalisation
+
+    if Path(name).expanduser().is_dir():
+        if op is not None or weights is not None:
+            raise UsageError(
+                f"'{name}' is a run: its operator and weights are its own; --op and --weights go with the name of a model"
+            )
+        run = load_run(name, device)
+        if run.task != "classification":
+            raise UsageError(
+                f"'{name}' is a run of {run.task}, and slides are classified: give the run of a classifier"
+            )
+        return Looker(run.model.to(dtype), run.classes, run.best["mean"], run.best["std"])
+    torch.manual_seed(0)
+    model = create_model(name, op=op, pretrained=name.startswith("local-dir:")).eval()
+    if weights is not None:
+        load_weights(model, weights)
+    elif not name.startswith("local-dir:"):
+        notice(f"'{name}' is a model with new weights, not a trained one: give --weights, or the folder of a run")
+    return Looker(model.to(device, dtype), None, *normalisation(model))
+
+
+def _names(images: Sequence[str]) -> list[str]:
+    """A folder's name for each image: its file's, numbered where two have the same."""
+    names: list[str] = []
+    for image in images:
+        base = Path(image).name
+        count = sum(name == base or name.startswith(f"{base}-") for name in names)
+        names.append(f"{base}-{count + 1}" if count else base)
+    return names
+
+
+def _written(image: str, folder: Path, looker: Looker, found: StreamResult, *, pictures: bool, level: int) -> Answer:
+    from softless.slides.pictures import sheet, thumbnail
+
+    if not found.logits.isfinite().all():
+        raise UsageError(
+            f"the model's output is not finite for {image}: its weights are of no use, or its dtype is too narrow for them"
+        )
+    shares = found.logits[0].double().softmax(0).tolist()
+    names = looker.classes or [f"class {number}" for number in range(len(shares))]
+    classes = dict(sorted(zip(names, shares, strict=True), key=lambda pair: -pair[1]))
+    answer = Answer(image, _made(folder), classes, found)
+    _write(folder / RESULT, answer)
+    if pictures:
+        first = next(iter(classes))
+        drawn = sheet(thumbnail(image, level=level), found, f"{Path(image).name}: {first}, {classes[first]:.0%}")
+        write_whole(folder / PICTURE, lambda path: drawn.save(path, format="png"))
+    return answer
+
+
+def _write(path: Path, what: Answer | Slides) -> None:
+    write_whole(path, lambda beside: beside.write_text(json.dumps(plain(what), indent=1) + "\n", encoding="utf-8"))
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot make the folder {folder} for the results: {error.strerror}") from error
+    return folder

@@ -1,0 +1,265 @@
+"""One layer over tokens in chunks: what a chunk adds to the summary of its attention, and what the finished summary does to a chunk.
+
+Operators of the linear family take a shorter way where nothing stands between the projection and the operator. Their sums are read from the buffer
+of q, k and v by the native kernel, and what the summary does to a normalised token is one D x D matrix (reference: performance.md §5):
+
+    x += norm1(x) G + b',    P = blockdiag(A) W_o,    G = W_q P s,    b' = (b_o + b_q P) s
+
+Every other operator with a streaming form takes the general way: project, `summarise`, `merge`, `finish`, `read`.
+"""
+
+# n tokens of a chunk, N of all, D width, H heads, d width of a head
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from softless.attention import linear
+from softless.attention.attend import HALF, extras_of, widen
+from softless.attention.chunks import wide
+from softless.attention.features import keep, root
+from softless.attention.kernels import linear as kernel
+from softless.attention.kernels import native
+from softless.attention.packed import unpacked
+from softless.attention.spec import EPS, Dims, Grid, Place, Summary, Tokens
+from softless.errors import PrecisionError, UsageError
+from softless.slides.hosts import Parts
+
+
+@dataclass
+class Whole:
+    """All tokens of an image: how many there are, where they stand, and which count (None: all)."""
+
+    tokens: int
+    grid: Grid
+    mask: Tensor | None = None  # (N,)
+    ahead: dict[int, Tensor] = field(
+        default_factory=dict
+    )  # how many count ahead of a token, for those that were asked for
+
+    def know(self, mask: Tensor) -> None:
+        """Which tokens count."""
+        self.mask, self.ahead = mask, {}
+
+    def part(self, span: slice) -> tuple[Tensor | None, Place]:
+        """The mask of a chunk (1, n), and its place."""
+        if self.mask is None:
+            return None, Place(span.start, self.tokens)
+        return self.mask[None, span], Place(span.start, self.tokens, self._count(span.start), self._count(self.tokens))
+
+    def _count(self, stop: int) -> Tensor:
+        if (
+            stop not in self.ahead
+        ):  # over millions of tokens a count takes a millisecond, and every pass asks for the same ones
+            assert self.mask is not None
+            self.ahead[stop] = self.mask[:stop].sum()[None]
+        return self.ahead[stop]
+
+
+def joined(a: Summary, b: Summary, merge: Any) -> Summary:
+    """Both summaries together, in float64: so joined, the size of the chunks and their order do not show."""
+    return merge({name: _precise(x) for name, x in a.items()}, {name: _precise(x) for name, x in b.items()})
+
+
+def _precise(x: Tensor) -> Tensor:
+    return x.double() if x.is_floating_point() else x
+
+
+class Layer:
+    """The attention, the local patch interaction and the MLP of one layer.
+
+    Raises:
+        UsageError: the operator has no streaming form (the reason is given), or not for this image.
+        PrecisionError: a model in float16.
+    """
+
+    def __init__(self, parts: Parts, whole: Whole) -> None:
+        self.parts, self.attention, self.whole = parts, parts.attention, whole
+        self.record, self.name = parts.attention.op, parts.name
+        if self.record.streaming is None:
+            raise UsageError(f"{self.name}: operator '{self.record.name}' cannot be streamed: {self.record.no_stream}")
+        weight = self.attention.proj.weight
+        if weight.dtype == torch.float16:
+            raise PrecisionError(
+                f"{self.name}: float16 cannot hold the output of many tokens: stream the model in bfloat16 or float32"
+            )
+        self.streaming, self.sweeps = self.record.streaming, self.record.streaming.sweeps
+        heads, width = self.attention.num_heads, self.attention.head_dim
+        long = weight.new_zeros(()).expand(1, heads, whole.tokens, width)  # shape and dtype of all keys, and no memory
+        told = self.attention.extras(
+            whole.tokens, whole.grid if self.record.wants("grid", self.attention.options) else None
+        )
+        grid, learned = told.pop("grid", None), told.pop("learned", None)
+        self.extras: dict[str, Any] = {
+            name: widen(value) for name, value in extras_of(self.record, long, long, grid, learned, told).items()
+        }
+        dims = Dims.of(long, long, long, grid, self.record.filled(self.attention.options))
+        if why := self.streaming.refuses(**self.extras) or self.record.limits(dims, **self.extras):
+            raise UsageError(f"{self.name}: operator '{self.record.name}' cannot be streamed: {why}")
+        self.norm = self._norm_of_the_family()
+
+    def _norm_of_the_family(self) -> str | None:
+        """The norm over tokens of an operator of the linear family whose matrix the projections can absorb; None for the general way."""
+        first = self.sweeps[0].summarise
+        if not (isinstance(first, partial) and first.func is linear.summarise and self.attention.reads_the_buffer):
+            return None
+        plain = self.attention.gate is None and type(self.attention.norm) is nn.Identity
+        own = all(type(layer) is nn.Linear and not layer._forward_hooks for layer in (self.attention.qkv, self.attention.proj))  # fmt: skip
+        return str(first.keywords["norm"]) if plain and own else None
+
+    # Sums over tokens
+
+    def summarise(self, x: Tensor, span: slice, sweep: int = 0, reader: Any = None) -> Summary:
+        """What the tokens x (n,D) of a chunk add to a sweep's summary."""
+        h = self.parts.norm1(x)[None]
+        if self.norm is None:
+            return self.sweeps[sweep].summarise(self._tokens(h, span), reader, **self.extras)
+        mask, _ = self.whole.part(span)
+        q, k, v = unpacked(self.attention.qkv(h), self.attention.num_heads)
+        if native.refuses(q, k, v):
+            return self.sweeps[0].summarise(wide(Tokens(q, k, v, mask, mask)), None, **self.extras)
+        q_size, k_size, context = torch.ops.softless.sums(q, k, v, mask, mask, kernel.NORMS[self.norm])
+        summary = {"context": context}
+        if self.norm != "none":
+            summary |= {"q": q_size[:, :, None], "k": k_size[:, :, None]}
+        if self.extras.get("token_scale") is not None:
+            summary["queries"] = torch.tensor(float(len(x) if mask is None else mask.sum()), dtype=torch.float64)
+        return summary
+
+    def _tokens(self, h: Tensor, span: slice) -> Tokens:
+        """q, k and v of normalised tokens (1,n,D), told where they stand; half precision raised to float32."""
+        q, k, v = self.attention.project(h)
+        mask, place = self.whole.part(span)
+        return wide(Tokens(q, q if k is None else k, v, mask, mask, place, place))
+
+    def finish(self, total: Summary, sweep: int = 0) -> Any:
+        """The reader of a sweep."""
+        return self.sweeps[sweep].finish(total, **self.extras)
+
+    # What the summary does to a chunk
+
+    def reads(self, total: Summary) -> Any:
+        """What `attend` needs of the last sweep's summary: the matrix and its bias, or the operator's reader."""
+        reader = self.finish(total, len(self.sweeps) - 1)
+        return reader if self.norm is None else self._absorbed(reader)
+
+    def _absorbed(self, matrix: Tensor) -> tuple[Tensor, Tensor | None]:
+        """G (D,D) and b' (D) in the model's dtype, from the operator's matrix A (1,H,d,d); products in float64."""
+        attention, scale = self.attention, self.parts.scale1
+        inner = attention.num_heads * attention.head_dim
+        P = (matrix[0].double() @ attention.proj.weight.double().T.unflatten(0, (attention.num_heads, -1))).flatten(
+            0, 1
+        )
+        G, bias = attention.qkv.weight[:inner].double().T @ P, None
+        if attention.qkv.bias is not None:
+            bias = attention.qkv.bias[:inner].double() @ P
+        if attention.proj.bias is not None:
+            bias = attention.proj.bias.double() + (0 if bias is None else bias)
+        if scale is not None:
+            G, bias = G * scale.double(), None if bias is None else bias * scale.double()
+        dtype = attention.proj.weight.dtype
+        return G.to(dtype), None if bias is None else bias.to(dtype)
+
+    def attend(self, x: Tensor, span: slice, reader: Any) -> Tensor:
+        """Add the attention of the tokens x (n,D) of a chunk to them, in place."""
+        h = self.parts.norm1(x)
+        if self.norm is not None:
+            matrix, bias = reader
+            x += h @ matrix
+            return (
+                x if bias is None else x.add_(bias)
+            )  # after the product: a sum that starts from a large bias loses a small product
+        o = self.streaming.read(self._tokens(h[None], span), reader, **self.extras)
+        if x.dtype in HALF:
+            o = o.to(x.dtype)
+        branch = self.attention._project_out(h[None], o.transpose(1, 2).flatten(2), wide=False)[0]
+        return x.add_(branch if self.parts.scale1 is None else branch * self.parts.scale1)
+
+    def interact(self, x: Tensor, width: int, mask: Tensor | None) -> Tensor:
+        """The local patch interaction of whole rows of tokens x (n,D), whose first and last rows lack what lies beyond them.
+
+        A masked token (mask (n,), True where one counts) is to its neighbours what lies outside of the image: zero ahead of both convolutions.
+        """
+        lpi, norm = self.parts.lpi, self.parts.norm3
+        assert norm is not None
+        h, rows = norm(x)[None], len(x) // width
+        if mask is None:
+            branch = lpi(h, rows, width)[0]
+        else:
+            there = mask.unflatten(0, (rows, width))[None, None]
+            grid = h.unflatten(1, (rows, width)).permute(0, 3, 1, 2).masked_fill(~there, 0)
+            grid = lpi.conv2(lpi.bn(lpi.act(lpi.conv1(grid))).masked_fill(~there, 0))
+            branch = grid[0].permute(1, 2, 0).flatten(0, 1)
+        return branch if self.parts.scale3 is None else branch * self.parts.scale3
+
+    def transform(self, x: Tensor) -> Tensor:
+        """Add the MLP of the tokens x (n,D) to them, in place."""
+        branch = self.parts.mlp(self.parts.norm2(x))
+        return x.add_(branch if self.parts.scale2 is None else branch * self.parts.scale2)
+
+    # Where queries and keys are large
+
+    def sizes(self, x: Tensor, span: slice, total: Summary) -> tuple[Tensor, Tensor]:
+        """Norms over the channels of q^ and k^ of the tokens x (n,D): (n,) each, as `softless.explain` draws them."""
+        q, k, _ = self.attention.project(self.parts.norm1(x)[None])
+        mask, _ = self.whole.part(span)
+        sides = {"q": q, "k": q if k is None else k}
+        if self.record.hat is not None:
+            norm = self.record.hat.keywords["norm"]  # type: ignore[attr-defined]  # a hat is `normalise` with its norm
+            sides = {side: y / root(total[side], norm).clamp_min(EPS).to(y.dtype) for side, y in sides.items()}
+        first, second = (keep(y, mask).double().square().sum((0, 1, 3)).sqrt() for y in sides.values())
+        return first, second
+
+    @property
+    def has_class_row(self) -> bool:
+        """Whether the first token's row of the attention matrix is drawn: o = A(q, k) v, and there is a token ahead of the patches."""
+        return self.record.implied_matrix and self.whole.grid[0] > 0
+
+    def pull(self, first: Tensor, total: Summary) -> Summary:
+        """How the first token's output depends on each entry of the last sweep's summary: its row of A, before the keys are known.
+
+        The operator is linear in v, so a token's weight is the slope of that output in its v, through what it adds to the summary. `first` is the
+        token (1,D) as it enters the layer.
+        """
+        last = len(self.sweeps) - 1
+        with torch.enable_grad():
+            leaves = {name: _leaf(x) for name, x in total.items()}
+            tokens = self._tokens(self.parts.norm1(first)[None].detach(), slice(0, 1))
+            reader = self.sweeps[last].finish(leaves, **{name: _apart(x) for name, x in self.extras.items()})
+            out = self.streaming.read(_detached(tokens), reader, **{name: _apart(x) for name, x in self.extras.items()})
+            wanted = {name: x for name, x in leaves.items() if x.requires_grad}
+            slopes = torch.autograd.grad(out[..., 0, 0].sum(), list(wanted.values()), allow_unused=True)
+        return {name: slope.detach() for name, slope in zip(wanted, slopes, strict=True) if slope is not None}
+
+    def row(self, x: Tensor, span: slice, total: Summary, pull: Summary, reader: Any) -> Tensor:
+        """The first token's weights over the tokens x (n,D) of a chunk: (n,), signed, mean over heads."""
+        last = len(self.sweeps) - 1
+        tokens = _detached(self._tokens(self.parts.norm1(x)[None], span))
+        extras = {name: _apart(value) for name, value in self.extras.items()}
+        with torch.enable_grad():
+            v = tokens.v.requires_grad_()
+            summary = self.sweeps[last].summarise(replace(tokens, v=v), reader, **extras)
+            whole = self.sweeps[last].merge(total, {name: y.to(total[name].dtype) for name, y in summary.items()})
+            pulled = sum((whole[name] * slope).sum() for name, slope in pull.items())
+            (row,) = torch.autograd.grad(pulled, v)  # type: ignore[arg-type]
+        return row[0, :, :, 0].mean(0)
+
+
+def _leaf(x: Tensor) -> Tensor:
+    x = x.detach().clone()
+    return x.requires_grad_() if x.is_floating_point() else x
+
+
+def _detached(tokens: Tokens) -> Tokens:
+    return replace(tokens, q=tokens.q.detach(), k=tokens.k.detach(), v=tokens.v.detach().clone())
+
+
+def _apart(value: Any) -> Any:
+    """A tensor, or a mapping of them, without gradients."""
+    if isinstance(value, Mapping):
+        return {name: _apart(entry) for name, entry in value.items()}
+    return value.detach() if isinstance(value, Tensor) else value

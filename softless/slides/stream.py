@@ -1,0 +1,249 @@
+"""`softless.stream`: a model's answer to an image of any size, in memory bounded by the chunk."""
+
+# N tokens, D width, h x w grid of patches
+
+import hashlib
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+
+from softless.data.progress import track
+from softless.errors import UsageError
+from softless.saliency.maps import Saliency, signed_unit, unit
+from softless.slides import store as stores
+from softless.slides.engine import KEY, QUERY, ROW, BadTile, Engine, Order, in_memory
+from softless.slides.hosts import Host, host_of
+from softless.slides.reader import Source, source_of
+
+CHUNK = 2048
+VERSION = 1  # of what a store holds
+
+
+@dataclass(frozen=True)
+class StreamResult:
+    """What a model says of an image that was streamed."""
+
+    logits: Tensor  # (1, classes)
+    features: Tensor  # (1, D): what the head is given
+    saliency: Saliency | None  # of the last attention layer, over the whole grid
+    tokens: (
+        Tensor | None
+    )  # (N, D) as `forward_features` leaves them, the ones ahead of the patches first; mapped from the store's file
+    unreadable: tuple[BadTile, ...]
+    size: tuple[int, int]  # height and width of the image at the level that was read
+    grid: tuple[int, int]  # of patches; its last row and column may reach beyond the image
+    patch: tuple[int, int]
+    counted: int  # tokens that counted
+    seconds: float
+
+    @property
+    def exit_code(self) -> int:
+        """4 where some tiles could not be read, else 0."""
+        return 4 if self.unreadable else 0
+
+
+def stream(
+    model: nn.Module,
+    image: Tensor | np.ndarray | str | Path,
+    *,
+    chunk: int = CHUNK,
+    store: str | Path | None = None,
+    level: int = 0,
+    mpp: float | None = None,
+    slide_mpp: float | None = None,
+    mask: ArrayLike | Tensor | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    saliency: bool = True,
+    tokens: bool = False,
+    quiet: bool = False,
+    order: Order | None = None,
+) -> StreamResult:
+    """The same result as model(image), in memory bounded by the chunk: exact attention over all tokens of an image of any size.
+
+    The residual stream is all that is kept of the whole image, in memory or in a folder; each layer goes over it chunk by chunk, with the summary of its
+    attention in between (docs/streaming.md). The model computes in its own dtype, as in evaluation, and is left as it was.
+
+    Args:
+        model: A ViT or DeiT of timm with softless attention (`softless.create_model`, `softless.swap`), or an XCiT.
+        image: A tensor (C,H,W) or (1,C,H,W) as the model takes it, its size one that the model takes; bytes (H,W,C) as a numpy array; or the path
+            of an image file or a slide. Bytes and files are normalised by `mean` and `std`, never resized; where the last patches reach beyond
+            the image they are filled up with the mean colour. A slide, or a tiled TIFF, is read region by region; an image file whole, as bytes.
+        chunk: Tokens worked on at once. A layer with local patch interaction works on whole rows of the grid, one at least.
+        store: A folder for the residual stream; None is memory. A run that was killed goes on there and ends with the same bits.
+        level: Level of a slide, 0 the finest.
+        mpp: Micrometres per pixel to look at a slide with, in place of a level; it is scaled down from the next finer level.
+        slide_mpp: Micrometres per pixel of level 0, for a file that does not say.
+        mask: (h,w) boolean over patches, True where one counts; the others are as if they were not there.
+        mean: Of the normalisation; the model's by default.
+        std: Of the normalisation; the model's by default.
+        saliency: Whether to draw the maps of `softless.explain` for the last attention layer.
+        tokens: Whether to return the tokens that the last norm leaves.
+        quiet: No progress line.
+        order: In which order a pass takes its chunks, given their number; any order gives the same result. Not with a store.
+
+    Returns:
+        Logits, features, maps, and the tiles that could not be read: their tokens are masked, which is removal.
+
+    Raises:
+        UsageError: a model, an operator or a size that cannot be streamed; what is in the way is named.
+        PrecisionError: a model in float16.
+        DataError: no such image, or one that cannot be read at all.
+        MissingResolution: `mpp` for a file that does not say its resolution.
+        MissingExtra: a slide without openslide.
+        StorageError: the disk of the store is full; what is finished is kept.
+        CheckpointError: the store holds another run, or is damaged.
+    """
+    if chunk < 1:
+        raise UsageError(f"chunk={chunk}: at least one token at once")
+    if store is not None and order is not None:
+        raise UsageError("order= is for runs in memory: one in a folder goes on in the order in which the chunks lie")
+    start, training = time.monotonic(), model.training
+    host = host_of(model)
+    own_mean, own_std = normalisation(model)
+    source = source_of(
+        image, host.channels, mean or own_mean, std or own_std, level=level, mpp=mpp, slide_mpp=slide_mpp
+    )
+    try:
+        model.eval()
+        run = _Run(host, source, chunk, store, _mask(mask, host, source), saliency, tokens, order)
+        about = {} if store is None else {"image": _image_print(image), "level": [level, mpp, slide_mpp], "scale": [list(mean or own_mean), list(std or own_std)]}  # fmt: skip
+        return run.result(about, quiet=quiet, start=start)
+    finally:
+        model.train(training)
+        source.close()
+
+
+class _Run:
+    """An engine in its folder."""
+
+    def __init__(self, host: Host, source: Source, chunk: int, store: str | Path | None, mask: Tensor | None, saliency: bool, tokens: bool, order: Order | None) -> None:  # fmt: skip
+        self.host, self.source, self.chunk, self.mask = host, source, chunk, mask
+        self.saliency, self.tokens, self.order = saliency, tokens, order
+        self.folder = None if store is None else Path(store).expanduser()
+
+    def result(self, about: dict[str, Any], *, quiet: bool, start: float) -> StreamResult:
+        if self.folder is None:
+            return self._done(self._engine(), quiet, start)
+        options = {"chunk": self.chunk, "saliency": self.saliency, "tokens": self.tokens, "mask": _print(self.mask)}
+        stores.same_run(
+            self.folder, {**about, "model": _model_print(self.host), "options": options, "version": VERSION}
+        )
+        with stores.held(self.folder):
+            return self._done(self._engine(), quiet, start)
+
+    def _engine(self) -> Engine:
+        journal = log = None
+        rows = in_memory(self.host.device)
+        if self.folder is not None:
+            folder, journal, log = self.folder, stores.Journal(self.folder), stores.Log(self.folder)
+
+            def rows(name: str, count: int, width: int, dtype: torch.dtype) -> stores.Rows:
+                return stores.InFile(folder / f"{name}.bin", count, width, dtype, self.host.device)
+
+        return Engine(
+            self.host, self.source, chunk=self.chunk, rows=rows, journal=journal, log=log, mask=self.mask, draws=self.saliency,
+            finishes=self.tokens, order=self.order,
+        )  # fmt: skip
+
+    def _done(self, engine: Engine, quiet: bool, start: float) -> StreamResult:
+        steps: Iterable[None] = engine.run()
+        for _ in steps if quiet else track(steps, engine.steps, "streaming"):
+            pass
+        whole = engine.whole
+        found = StreamResult(
+            logits=engine.state["logits"],
+            features=engine.state["features"],
+            saliency=_saliency(engine) if self.saliency else None,
+            tokens=engine.tokens.whole() if self.tokens else None,
+            unreadable=tuple(engine.found.tiles.values()),
+            size=self.source.size,
+            grid=engine.grid,
+            patch=self.host.patch,
+            counted=whole.tokens if whole.mask is None else int(whole.mask.sum()),
+            seconds=time.monotonic() - start,
+        )
+        engine.close()
+        return found
+
+
+def _saliency(engine: Engine) -> Saliency:
+    """The maps as `softless.explain` gives them; a patch that does not count has nothing in them."""
+    assert engine.maps is not None
+    prefix, layer = engine.host.prefix, engine.layers[-1]
+    values = engine.maps.whole()[prefix:].T.unflatten(1, engine.grid)[:, None].cpu()
+    mask = None if engine.whole.mask is None else engine.whole.mask[prefix:].unflatten(0, engine.grid).cpu()
+
+    def low(x: Tensor) -> Tensor:
+        if mask is None or not mask.any():
+            return x
+        return torch.where(mask, x, x[..., mask].min())
+
+    row = values[ROW] if layer.has_class_row or engine.tail.row is not None else None
+    return Saliency(
+        query=unit(low(values[QUERY])),
+        key=unit(low(values[KEY])),
+        grid=engine.grid,
+        class_row=None if row is None else signed_unit(row if mask is None else row.masked_fill(~mask, 0)),
+        operator=layer.record.name,
+        layer=len(engine.layers) - 1,
+        layers=len(engine.layers),
+        normalised=layer.record.hat is not None,
+    )
+
+
+def normalisation(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of the images that a model takes, from its `pretrained_cfg`."""
+    import timm.data
+
+    config = timm.data.resolve_model_data_config(model)
+    return tuple(config["mean"]), tuple(config["std"])
+
+
+def _mask(mask: ArrayLike | Tensor | None, host: Host, source: Source) -> Tensor | None:
+    if mask is None:
+        return None
+    given = torch.as_tensor(mask) if isinstance(mask, Tensor) else torch.from_numpy(np.array(mask))
+    grid = tuple(-(-side // patch) for side, patch in zip(source.size, host.patch, strict=True))
+    if given.dtype != torch.bool or tuple(given.shape) != grid:
+        raise UsageError(
+            f"mask has shape {tuple(given.shape)} and dtype {given.dtype}: give booleans of shape {grid}, one for each patch of {host.patch[0]} x "
+            f"{host.patch[1]} pixels, True where it counts"
+        )
+    return given
+
+
+# What a folder is told of its run
+
+
+def _print(values: Tensor | None) -> str:
+    return "" if values is None else hashlib.sha256(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()).hexdigest()  # fmt: skip
+
+
+def _model_print(host: Host) -> str:
+    """A digest of the weights, their names, and what the model computes with them."""
+    found = hashlib.sha256(repr(host.model).encode())
+    for name, values in host.model.state_dict().items():
+        found.update(f"{name} {values.dtype} {tuple(values.shape)} {_print(values)}\n".encode())
+    return found.hexdigest()
+
+
+def _image_print(image: Any) -> str:
+    """A digest of pixels in memory; of a file its size, its date and its ends, since a slide has gigabytes."""
+    if isinstance(image, Tensor):
+        return f"{tuple(image.shape)} {_print(image)}"
+    if isinstance(image, np.ndarray):
+        return f"{image.shape} {hashlib.sha256(np.ascontiguousarray(image)).hexdigest()}"
+    path, ends = Path(image).expanduser(), 2**16
+    told = path.stat()
+    with path.open("rb") as file:
+        first = file.read(ends)
+        file.seek(max(0, told.st_size - ends))
+        return f"{told.st_size} {told.st_mtime_ns} {hashlib.sha256(first + file.read(ends)).hexdigest()}"

@@ -1,0 +1,199 @@
+"""What follows the last layer: class attention, the final norm, pooling and the head, over tokens in chunks.
+
+A class attention block of XCiT changes the patch tokens one by one, so nothing of it is written back: a later sweep repeats it on the way.
+"""
+
+# n tokens of a chunk, D width, H heads, d width of a head
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softless.attention import exponents, linear
+from softless.attention.chunks import wide
+from softless.attention.features import root
+from softless.attention.packed import unpacked
+from softless.attention.spec import Summary, Tokens, add
+from softless.layers import ClassAttention
+from softless.layers.class_attention import EPS
+from softless.slides.hosts import Host, ViTHost
+from softless.slides.layer import Layer, Whole
+
+State = dict[str, Tensor]  # what one job hands to the next
+
+
+class Stage(ABC):
+    """A sum over all tokens and what is made of it."""
+
+    def begin(self, state: State) -> None:  # noqa: B027  # most stages prepare nothing
+        """Prepare what every chunk needs of the state."""
+
+    @abstractmethod
+    def part(self, x: Tensor, span: slice, state: State) -> Summary:
+        """What the tokens x (n,D) of a chunk add."""
+
+    @abstractmethod
+    def close(self, total: Summary, state: State) -> State:
+        """What the next job is given."""
+
+    def merge(self, a: Summary, b: Summary) -> Summary:
+        """Two sums together."""
+        return add(a, b)
+
+
+class Sweeping(Stage):
+    """One sweep of a layer's attention; the state is its summary."""
+
+    def __init__(self, layer: Layer, sweep: int) -> None:
+        self.layer, self.sweep = layer, sweep
+        self.reader: Any = None
+
+    def begin(self, state: State) -> None:
+        """The reader of the sweep before, whose summary the state is."""
+        self.reader = self.layer.finish(state, self.sweep - 1) if self.sweep else None
+
+    def part(self, x: Tensor, span: slice, _: State) -> Summary:
+        return self.layer.summarise(x, span, self.sweep, self.reader)
+
+    def merge(self, a: Summary, b: Summary) -> Summary:
+        return self.layer.sweeps[self.sweep].merge(a, b)
+
+    def close(self, total: Summary, state: State) -> State:
+        return total | ({f"before.{name}": x for name, x in state.items()} if self.sweep else {})
+
+
+class ClassBlock(Stage):
+    """A class attention block of XCiT: the class token, which alone attends, is the state."""
+
+    def __init__(self, block: Any, before: "tuple[ClassBlock, ...]", whole: Whole) -> None:
+        self.block, self.before, self.whole = block, before, whole
+        self.ours = isinstance(block.attn, ClassAttention)
+        self.extras: dict[str, Any] = {}
+        if self.ours:
+            self.record = block.attn.op
+            assert self.record.streaming is not None, "operators with a class row are sums over tokens"
+            self.sweep = self.record.streaming.sweeps[0]
+            self.extras = self.record.filled({"eps": EPS} if "eps" in self.record.options else {})
+
+    def change(self, x: Tensor) -> Tensor:
+        """What the block makes of patch tokens (n,D)."""
+        x = x + self.block.gamma1 * self.block.norm1(x)
+        x = self.block.norm2(x) if self.block.tokens_norm else x
+        return x + x
+
+    def entering(self, x: Tensor) -> Tensor:
+        """Patch tokens (n,D) of the last layer as they enter this block."""
+        for block in self.before:
+            x = block.change(x)
+        return x
+
+    def part(self, x: Tensor, span: slice, state: State) -> Summary:
+        return self._sums(self.entering(x), self.whole.part(span)[0], state["class"])
+
+    def _sums(self, x: Tensor, mask: Tensor | None, token: Tensor) -> Summary:
+        h = self.block.norm1(x)[None]
+        if self.ours:
+            q, k, v = unpacked(self.block.attn.qkv(h), self.block.attn.num_heads)
+            return self.sweep.summarise(wide(Tokens(q, k, v, mask, mask)), None, **self.extras)
+        attention = self.block.attn
+        heads = attention.num_heads
+        q, k, v = (
+            made.unflatten(-1, (heads, -1)).transpose(0, 1)[None]
+            for made in (attention.q(self.block.norm1(token)), attention.k(h[0]), attention.v(h[0]))
+        )
+        wider = torch.promote_types(q.dtype, torch.float32)
+        return exponents.weigh(k.to(wider) @ q.to(wider).mT * attention.scale, v.to(wider), mask)
+
+    def merge(self, a: Summary, b: Summary) -> Summary:
+        return self.sweep.merge(a, b) if self.ours else exponents.merge(a, b)
+
+    def close(self, total: Summary, state: State) -> State:
+        block, token = self.block, state["class"]
+        own = self._sums(token, None, token)
+        total = self.merge(total, {name: x.to(total[name].dtype) for name, x in own.items()})
+        found: State = {}
+        if self.ours:
+            matrix = self.sweep.finish(total, **self.extras)
+            q, _, _ = unpacked(block.attn.qkv(block.norm1(token))[None], block.attn.num_heads)
+            counted = self.whole.tokens if self.whole.mask is None else int(self.whole.mask.sum())
+            o = q.to(matrix.dtype) @ matrix * linear.gain(counted, block.attn.options.get("token_scale"))
+            found["pull"] = self._pull(q.double(), total)
+        else:
+            o = exponents.averages(total)
+        joined = o.transpose(1, 2).flatten(2)[0].to(token.dtype)
+        token = token + block.gamma1 * block.attn.proj(joined)
+        token = block.norm2(token)
+        return found | {"class": token + block.gamma2 * block.mlp(token)}
+
+    def _pull(self, q: Tensor, total: Summary) -> Tensor:
+        """q^ / |k| of the class token, (1,H,1,d): its product with a token's k is the weight of that token."""
+        if "q" not in total:
+            return q
+        norm = self.sweep.summarise.keywords["norm"]
+        for side in ("q", "k"):
+            q = q / root(total[side].double(), norm).clamp_min(EPS)
+        return q
+
+    def row(self, x: Tensor, state: State) -> Tensor:
+        """The class token's weights over patch tokens x (n,D) of the last layer: (n,), signed, mean over heads."""
+        h = self.block.norm1(self.entering(x))[None]
+        _, k, _ = unpacked(self.block.attn.qkv(h), self.block.attn.num_heads)
+        return (state["pull"] @ k.double().mT)[0, :, 0].mean(0)
+
+
+class Mean(Stage):
+    """The mean of the finished tokens."""
+
+    def __init__(self, tail: "Tail", first: int) -> None:
+        self.tail, self.first = tail, first  # tokens ahead of `first` are left out
+
+    def part(self, x: Tensor, span: slice, _: State) -> Summary:
+        mask = self.tail.whole.part(span)[0]
+        there = torch.ones(len(x), dtype=torch.bool, device=x.device) if mask is None else mask[0].clone()
+        there[: max(0, self.first - span.start)] = False
+        finished = self.tail.finished(x).masked_fill(~there[:, None], 0)
+        return {"sum": finished.double().sum(0, keepdim=True), "count": there.sum().double()}
+
+    def close(self, total: Summary, state: State) -> State:
+        return state | {"mean": total["sum"] / total["count"].clamp_min(1)}
+
+
+class Tail:
+    """The stages behind the last layer of a host, and the head."""
+
+    def __init__(self, host: Host, whole: Whole) -> None:
+        self.host, self.model, self.whole = host, host.model, whole
+        blocks: tuple[ClassBlock, ...] = ()
+        for block in () if isinstance(host, ViTHost) else self.model.cls_attn_blocks:
+            blocks += (ClassBlock(block, blocks, whole),)
+        self.blocks = blocks
+        self.averages = not getattr(host, "distilled", False) and self.model.global_pool == "avg"
+        inside = getattr(self.model, "pool_include_prefix", False)
+        self.stages: list[Stage] = [*blocks, *([Mean(self, 0 if inside else host.prefix)] if self.averages else [])]
+
+    def start(self) -> State:
+        """What the first stage is given."""
+        return {"class": self.model.cls_token[0]} if self.blocks else {}
+
+    def finished(self, x: Tensor) -> Tensor:
+        """Tokens of the last layer (n,D) as `forward_features` gives them."""
+        for block in self.blocks:
+            x = block.change(x)
+        return self.model.norm(x)
+
+    @property
+    def row(self) -> ClassBlock | None:
+        """The class attention whose row is drawn."""
+        return next((block for block in reversed(self.blocks) if block.ours), None)
+
+    def head(self, prefix: Tensor, state: State) -> tuple[Tensor, Tensor]:
+        """Pooled features (1,D) and logits (1,classes) from the tokens ahead of the patches, as they leave the last layer, and the state."""
+        model = self.model
+        if self.averages:
+            features = state["mean"].to(self.host.dtype)
+            features = getattr(model, "fc_norm", torch.nn.Identity())(features)
+            return features, model.head(features)
+        tokens = model.norm(state["class"] if self.blocks else prefix)[None]
+        return model.forward_head(tokens, pre_logits=True), model.forward_head(tokens)

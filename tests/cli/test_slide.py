@@ -1,0 +1,129 @@
+"""`softless slide`: several images, of which some are bad, and what is left of each."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import softless
+from softless.cli.main import main
+from softless.cli.slide import PICTURE, RESULT, SUMMARY, slide
+from softless.data.images import read_image
+from softless.errors import DataError, UsageError
+from softless.slides.pictures import LOST, fitted, thumbnail
+from softless.slides.reader import Bytes, Scaled
+from tests.slides.test_reader import SIZE, pixels, spoil, write
+
+MODEL = "sima_deit_tiny_patch16_224"
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    torch.manual_seed(4)
+    path = tmp_path / "weights.safetensors"
+    softless.save_weights(softless.create_model(MODEL, num_classes=1000), path)
+    return path
+
+
+def test_one_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.fromarray(pixels((150, 170))).save(tmp_path / "image.png")
+    assert main(["slide", MODEL, str(tmp_path / "image.png"), "--out", str(tmp_path / "out"), "--quiet"]) == 0
+    said = capsys.readouterr()
+    assert "170 x 150 pixels, 111 tokens" in said.out
+    assert "model with new weights" in said.err
+    found = json.loads((tmp_path / "out" / "image.png" / RESULT).read_text())
+    torch.manual_seed(0)
+    wanted = softless.stream(softless.create_model(MODEL).eval(), pixels((150, 170)))
+    assert np.allclose(found["logits"], wanted.logits[0].tolist(), rtol=1e-5, atol=1e-6)
+    assert sum(found["classes"].values()) == pytest.approx(1)
+    assert list(found["classes"].values()) == sorted(found["classes"].values(), reverse=True)
+    assert (found["size"], found["grid"], found["unreadable"]) == ([150, 170], [10, 11], [])
+    sheet = read_image(tmp_path / "out" / "image.png" / PICTURE)
+    assert sheet.width < 1700
+    assert sheet.height < 700
+
+
+def test_of_three_slides_one_is_bad(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The others finish, the table says which, and the exit code is 4."""
+    good = write(tmp_path / "good.tif", pixels())
+    (tmp_path / "bad.svs").write_bytes(b"no slide")
+    spoilt = spoil(good, [9])
+    words = [
+        "slide",
+        MODEL,
+        str(good),
+        "--out",
+        str(tmp_path / "out"),
+        str(tmp_path / "bad.svs"),
+        str(spoilt),
+        "--dtype",
+        "bfloat16",
+    ]
+    assert main(words) == 4
+    said = capsys.readouterr().out
+    assert "failed: " in said
+    assert "1 tile could not be read" in said
+    told = json.loads((tmp_path / "out" / SUMMARY).read_text())
+    assert [("failed" in one, len(one.get("unreadable", []))) for one in told["images"]] == [
+        (False, 0),
+        (True, 0),
+        (False, 1),
+    ]
+    assert told["images"][2]["unreadable"][0].keys() == {"level", "x", "y", "reason"}
+    for name in ("good.tif", "spoilt.tif"):
+        assert (tmp_path / "out" / name / PICTURE).is_file()
+
+
+def test_the_only_image_that_fails_is_the_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["slide", MODEL, str(tmp_path / "none.svs"), "--out", str(tmp_path / "out")]) == 2
+    assert "no image at" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="name one image or more"):
+        slide(MODEL)
+    with pytest.raises(UsageError, match="cannot be streamed"):
+        slide("deit_tiny_patch16_224", str(write(tmp_path / "good.tif", pixels())), op="softmax", out=tmp_path / "out")
+    with pytest.raises(DataError, match="no image at"):
+        slide(MODEL, str(tmp_path / "a.svs"), str(tmp_path / "b.svs"), out=tmp_path / "out")
+
+
+def test_weights_and_a_store(tmp_path: Path, weights: Path) -> None:
+    image = tmp_path / "image.png"
+    Image.fromarray(pixels((150, 170))).save(image)
+    given: dict[str, Any] = {"weights": weights, "store": tmp_path / "store", "pictures": False, "quiet": True}
+    first = slide(MODEL, str(image), out=tmp_path / "out", **given)
+    again = slide(MODEL, str(image), str(image), out=tmp_path / "out", **given)
+    assert first.exit_code == again.exit_code == 0
+    assert [answer.classes for answer in again.answers] == [first.answers[0].classes] * 2
+    assert {file.name for file in (tmp_path / "store").iterdir()} == {"image.png", "image.png-2"}
+    assert not (tmp_path / "out" / "image.png" / PICTURE).exists()
+    torch.manual_seed(4)
+    wanted = softless.stream(softless.create_model(MODEL).eval(), pixels((150, 170))).logits
+    assert np.allclose(
+        json.loads((tmp_path / "out" / "image.png" / RESULT).read_text())["logits"], wanted[0].tolist(), atol=1e-6
+    )
+
+
+def test_a_thumbnail_is_the_image_scaled_down_and_grey_where_it_cannot_be_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "slide.tif", pixels(), levels=2)
+    small = np.asarray(thumbnail(path, side=300))
+    assert small.shape == (233, 300, 3)
+    half = Scaled(Bytes(pixels()[::2, ::2]), (1.5, 1.5)).read(0, 0, 233, 300)  # the coarsest level with more pixels
+    assert np.abs(small.astype(int) - half).max() <= 1
+    spoilt = np.asarray(thumbnail(spoil(write(tmp_path / "one.tif", pixels()), [9]), side=225))
+    lost = (spoilt == LOST).all(-1)
+    assert lost[36:60, 36:60].all()
+    assert lost.sum() < 50 * 50
+
+
+def test_maps_end_where_the_image_ends() -> None:
+    found = softless.stream(softless.create_model(MODEL, depth=1).eval(), pixels((33, 40)))
+    assert found.grid == (3, 3)
+    assert found.saliency is not None
+    whole = fitted(found.saliency, found, (40, 33))
+    assert whole.query.shape == (1, 33, 40)
+    assert whole.class_row is not None
+    assert whole.class_row.shape == (1, 33, 40)
+    assert SIZE == (700, 900)

@@ -1,0 +1,137 @@
+"""A slide whose process is killed three times ends with the same bits, and its memory does not grow with the slide.
+
+A slide of 2,048 pixels a side in `make test`; one of 32,768, 4.2 million tokens, in `make soak` (some twenty minutes and 6 GB of disk).
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from softless.slides import store
+
+pytest.importorskip("openslide")
+tifffile = pytest.importorskip("tifffile")
+TILE = 512
+ROOT = Path(__file__).parents[2]
+SCRIPT = """
+import json, os, sys, torch
+from pathlib import Path
+import softless
+from softless.slides import stream
+
+def work(slide, folder, out, depth):
+    torch.manual_seed(0)
+    model = softless.create_model("deit_tiny_patch16_224", op="sima", num_classes=10, depth=depth).bfloat16()
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attn.proj.weight *= 3000  # the attention of many tokens is small at the start: here it counts
+    found = stream(model, slide, store=folder, saliency=False, quiet=True)
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    torch.save([found.logits, found.features, int(peak.split()[1])], out)
+
+for line in sys.stdin:
+    asked = json.loads(line)
+    if isinstance(asked, int):
+        print(os.waitstatus_to_exitcode(os.waitpid(asked, 0)[1]), flush=True)
+        continue
+    pid = os.fork()
+    if not pid:
+        work(*asked)
+        os._exit(0)
+    print(pid, flush=True)
+"""
+
+
+class Forking:
+    """A process with everything imported that forks one child per run: a real process to kill, without its seconds of imports."""
+
+    def __init__(self, depth: int) -> None:
+        self.depth = depth
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SCRIPT], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )  # fmt: skip
+
+    def ask(self, what: object) -> int:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(what) + "\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def start(self, *words: Path) -> int:
+        return self.ask([*map(str, words), self.depth])
+
+    def end(self) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.close()
+        self.process.wait(30)
+        self.process.stdout.close()
+
+
+def tiles(side: int) -> Iterator[np.ndarray]:
+    """Tiles of smooth colours with some noise, made one by one."""
+    noise = np.random.default_rng(1).integers(0, 24, (TILE, TILE, 3), dtype=np.uint8)
+    for number in range((side // TILE) ** 2):
+        colour = np.random.default_rng(number).integers(60, 230, 3, dtype=np.uint8)
+        yield colour + noise
+
+
+def generated(path: Path, side: int) -> Path:
+    tifffile.imwrite(
+        path,
+        tiles(side),
+        shape=(side, side, 3),
+        dtype=np.uint8,
+        tile=(TILE, TILE),
+        photometric="rgb",
+        compression="deflate",
+        bigtiff=True,
+    )
+    return path
+
+
+def killed(forking: Forking, pid: int, journal: Path, pause: float) -> None:
+    """End a process once it has gone so many seconds beyond its first step."""
+    before, end = _when(journal), time.monotonic() + 120
+    while _when(journal) == before and time.monotonic() < end:
+        time.sleep(0.002)
+    time.sleep(pause)
+    os.kill(pid, signal.SIGKILL)
+    assert forking.ask(pid) == -signal.SIGKILL, "it ended before it could be killed"
+
+
+def _when(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+@pytest.mark.parametrize(
+    ("side", "depth", "pause"), [(2048, 3, 0.2), pytest.param(32768, 12, 90, marks=pytest.mark.soak)]
+)
+def test_killed_three_times_a_slide_ends_with_the_same_bits(
+    side: int, depth: int, pause: float, tmp_path: Path
+) -> None:
+    slide, small = generated(tmp_path / "slide.tif", side), generated(tmp_path / "small.tif", 1024)
+    chance, forking = random.Random(2), Forking(depth)
+    ours, whole, little = ([tmp_path / name, tmp_path / f"{name}.pt"] for name in ("killed", "whole", "little"))
+    try:
+        for _ in range(3):
+            killed(forking, forking.start(slide, *ours), ours[0] / store.JOURNAL, pause * chance.uniform(0.3, 1))
+        assert not ours[1].exists()
+        for pair, image in ((ours, slide), (whole, slide), (little, small)):
+            assert forking.ask(forking.start(image, *pair)) == 0
+    finally:
+        forking.end()
+    (*found, _), (*wanted, peak), (*_, least) = (torch.load(pair[1]) for pair in (ours, whole, little))
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+    assert peak - least < 64_000  # kB
