@@ -1,6 +1,6 @@
 """Attention operators: pure functions with a record of claims about each (docs/architecture.md)."""
 
-from softless.attention.attend import attend, attend_packed, output_matrix
+from softless.attention.attend import attend, attend_packed, attend_projected, output_matrix
 from softless.attention.chunks import attend_chunks, implied_matrix
 from softless.attention.registry import OPERATORS, get
 from softless.attention.spec import Backend, Dims, Operator, Tokens
@@ -14,6 +14,7 @@ __all__ = [
     "attend",
     "attend_chunks",
     "attend_packed",
+    "attend_projected",
     "get",
     "implied_matrix",
     "output_matrix",

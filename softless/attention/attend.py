@@ -121,6 +121,31 @@ def output_matrix(
         return plan.backend.matrix(q, k, v, **plan.extras)
 
 
+def attend_projected(
+    x: Tensor,
+    qkv: tuple[Tensor, Tensor | None],
+    proj: tuple[Tensor, Tensor | None],
+    num_heads: int,
+    op: str | Operator = "sima",
+    backend: str = "auto",
+    **options: Any,
+) -> Tensor | None:
+    """Self-attention of tokens x (B, N, dim) with both its projections, (weight, bias) each: (B, N, dim_out); None where no backend does that.
+
+    The same value as the projection, `attend_packed` and the other projection, for training on many tokens: what lies between is not kept.
+    """
+    record = get(op)
+    tensors = [one for one in (x, *qkv, *proj) if one is not None]
+    if record.learned or "grid" in record.needs or len({one.dtype for one in tensors}) > 1:
+        return None
+    buffer = x.new_empty(()).expand(*x.shape[:2], len(qkv[0]))  # its shape decides; it is not there yet
+    plan = _packed_plan(record, buffer, num_heads, None, None, None, None, backend, check_options(record, options))
+    if plan.backend.projected is None or plan.widened:
+        return None
+    with autocast_off(x.device.type):
+        return plan.backend.projected(x, *qkv, *proj, num_heads, **plan.extras)
+
+
 def backend_of(q: Tensor, k: Tensor, v: Tensor, op: str | Operator, grid: Grid | None = None, learned: Mapping[str, Tensor] | None = None, **options: Any) -> Backend:  # fmt: skip
     """The backend that `attend` would take for these tensors without masks."""
     record = get(op)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from softless.attention.features import Norm, keep, magnitude, normalise, product, root, settle
 from softless.attention.kernels import linear as kernel
-from softless.attention.kernels import native
+from softless.attention.kernels import native, projected
 from softless.attention.spec import EPS, TOLERANCE, Backend, Dims, Option, Streaming, Summary, Sweep, Tokens
 
 HALF_TOKENS = 2048  # up to here float16 holds the answer in the paper's scale (reference: reliability.md D3)
@@ -181,6 +181,7 @@ def backends(norm: Norm, tolerance: Mapping[torch.dtype, float] = TOLERANCE, **f
         fn=partial(kernel.run, **fixed),
         packed=partial(kernel.run_packed, **fixed),
         matrix=partial(matrix, **fixed, summed=kernel.summed),
+        projected=partial(projected.run, **fixed),
         refuses=native_refuses,
         native_half=True,
         here=native.here,

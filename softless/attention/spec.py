@@ -192,6 +192,9 @@ class Backend:
     packed: Callable[..., Tensor] | None = None
     # as fn -> (B,H,D,E) float32: the matrix that turns a raw query into its output, for operators that have one; without masks
     matrix: Callable[..., Tensor] | None = None
+    # (x, weight, bias, proj, proj_bias, heads, **extras) -> (B,N,dim_out): self-attention of tokens x (B,N,dim) with both its projections,
+    # in training, in less memory than one after the other
+    projected: Callable[..., Tensor] | None = None
     here: Callable[[], str] | None = None  # what it has on this machine, in words
     # largest relative error (Frobenius) against the float64 reference
     tolerance: Mapping[torch.dtype, float] = field(default_factory=lambda: TOLERANCE)

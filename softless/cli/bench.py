@@ -86,7 +86,7 @@ def bench(
         epochs: how long each run of compare, uses, dino and resolution trains; the recipe's own length by default.
         runs: run folders that differ in their seed alone.
         name: what runs are recorded as.
-        figure: of speed: block, compiled, deit, xcit, training, tokens, width, merging, seqnorm, memory, layer or stream.
+        figure: of speed: block, compiled, deit, xcit, training, tokens, width, merging, projected, seqnorm, memory, layer or stream.
         threads: of the processor in speed; torch's own number by default.
         seeds: how many, for twins, compare, uses, dino and resolution.
         out: folder for runs and report; of speed, for its rows and chart.

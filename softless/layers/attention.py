@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from softless.attention import OPERATORS, Operator, attend, attend_packed, get, output_matrix
+from softless.attention import OPERATORS, Operator, attend, attend_packed, attend_projected, get, output_matrix
 from softless.attention.attend import autocast_off, backend_of, check_options
 from softless.attention.kernels import native
 from softless.attention.packed import unpacked
@@ -55,6 +55,8 @@ class Attention(nn.Module):
     fixed_op: ClassVar[str | None] = None
     # tokens, in widths of the tokens, from which the output projection is merged: softless bench speed --figure merging
     merged_from: ClassVar[float] = 4
+    # tokens from which both projections are taken into one node in training: softless bench speed --figure projected
+    projected_from: ClassVar[float] = 6144
     qkv: nn.Linear  # "qv" where q and k are tied
 
     def __init__(
@@ -257,6 +259,8 @@ class Attention(nn.Module):
 
     def _self_attention(self, x: Tensor, mask: Tensor | None, extras: dict[str, Any]) -> Tensor:
         """`forward` where q, k and v are read from the buffer that their projection wrote."""
+        if self._projects(x, mask) and (y := self._projected(x, extras)) is not None:
+            return self.proj_drop(y)
         qkv = self.qkv(x)
         if self._merges(qkv, mask):
             matrix = output_matrix(qkv, self.num_heads, self.op, **extras)
@@ -268,25 +272,42 @@ class Attention(nn.Module):
 
     def _merges(self, qkv: Tensor, mask: Tensor | None) -> bool:
         """Whether the output projection takes the operator's matrix into its own: in inference, where the tokens are many."""
-        if (
-            qkv.shape[1] < self.merged_from * self.num_heads * self.head_dim
-            or torch.is_grad_enabled()
-            or mask is not None
-        ):
+        if qkv.shape[1] < self.merged_from * self.num_heads * self.head_dim or torch.is_grad_enabled():
             return False
-        if qkv.dtype == torch.float16 or torch.compiler.is_exporting():
+        return qkv.dtype != torch.float16 and self._is_all(mask, self.proj)
+
+    def _projects(self, x: Tensor, mask: Tensor | None) -> bool:
+        """Whether both projections become part of the attention: in training, where the tokens are many."""
+        if x.shape[1] < self.projected_from or not torch.is_grad_enabled():
             return False
-        plain = self.gate is None and isinstance(self.norm, nn.Identity) and type(self.proj) is nn.Linear
-        watched = self.proj._forward_hooks or self.proj._forward_pre_hooks  # a hook must see the projection called
-        return plain and not watched
+        return dtype_of_products(x) != torch.float16 and self._is_all(mask, self.qkv, self.proj)
+
+    def _is_all(self, mask: Tensor | None, *projections: nn.Module) -> bool:
+        """Whether nothing stands between the operator and these projections, and nobody would miss their being called."""
+        if mask is not None or torch.compiler.is_exporting() or self.gate is not None:
+            return False
+        plain = isinstance(self.norm, nn.Identity) and all(type(one) is nn.Linear for one in projections)
+        return plain and not any(map(watched, projections))
+
+    def _projected(self, x: Tensor, extras: dict[str, Any]) -> Tensor | None:
+        """`attend_projected` of the module's own weights, in autocast's dtype where that is on."""
+        tensors = (x, self.qkv.weight, self.qkv.bias, self.proj.weight, self.proj.bias)
+        dtype = dtype_of_products(x)
+        if dtype != x.dtype:
+            tensors = tuple(None if one is None else one.to(dtype) for one in tensors)
+        x, weight, bias, proj, proj_bias = tensors
+        return attend_projected(x, (weight, bias), (proj, proj_bias), self.num_heads, self.op, **extras)
 
     def path(self, x: Tensor) -> str:
         """How tokens x (B,N,dim) would go now: the operator's backend, and where the output projection stands."""
         qkv = torch.empty(*x.shape[:2], 3 * self.num_heads * self.head_dim, dtype=x.dtype, device=x.device)
         q, k, v = unpacked(qkv, self.num_heads)
-        chosen = backend_of(q, k, v, self.op, **self.extras(x.shape[1])).name
+        backend = backend_of(q, k, v, self.op, **self.extras(x.shape[1]))
+        chosen = backend.name
         if chosen == "native":
             chosen += f" {native.path_of(q.dtype, q.shape[-1], v.shape[-1])}"
+        if self.reads_the_buffer and self._projects(x, None) and backend.projected is not None:
+            return f"{chosen}, both projections inside"
         merges = self.reads_the_buffer and self._merges(qkv, None) and self.op.has_matrix
         return f"{chosen}, {'merged projection' if merges else 'projection apart'}"
 
@@ -323,6 +344,17 @@ class Attention(nn.Module):
     def extra_repr(self) -> str:
         told = "".join(f", {name}={value!r}" for name, value in self.options.items())
         return f"op={self.op.name!r}, num_heads={self.num_heads}{told}"
+
+
+def dtype_of_products(x: Tensor) -> torch.dtype:
+    """What a linear layer computes x in: autocast's dtype where that is on."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def watched(module: nn.Module) -> bool:
+    """Whether a hook must see the module called."""
+    return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
 
 
 def merged(qkv: Tensor, matrix: Tensor, proj: nn.Linear) -> Tensor:

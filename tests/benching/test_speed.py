@@ -12,7 +12,20 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from softless.benching.measure import Timings
-from softless.benching.speed import Work, bars, block, contract, figures, memory, models, pace, products, rivals, speed
+from softless.benching.speed import (
+    Work,
+    bars,
+    block,
+    contract,
+    figures,
+    memory,
+    models,
+    pace,
+    products,
+    rivals,
+    speed,
+    training,
+)
 from softless.benching.speed import stream as streaming
 from softless.benching.speed.bars import BARS, Bar, judge
 from softless.benching.speed.contract import WrongAnswer
@@ -34,6 +47,7 @@ SMALL = {
     "tokens": [Work("float32", 2, 9, 32, 4), Work("bfloat16", 1, 49, 32, 4)],
     "width": [Work("float32", 2, 9, 32, 4), Work("float32", 1, 9, 64, 1)],
     "merging": [Work("float32", 2, 9, 32, 4), Work("bfloat16", 1, 49, 32, 4)],
+    "projected": [Work("float32", 2, 9, 32, 4), Work("bfloat16", 1, 49, 32, 4)],
     "seqnorm": [Work("float32", 2, 9, 32, 4), Work("bfloat16", 1, 49, 32, 4)],
     "memory": [Work("float32", 1, 49, 24, 3), Work("float32", 1, 196, 24, 3)],
     "layer": [Work("float32", 1, 5000, 32, 4), Work("bfloat16", 1, 5000, 32, 4)],
@@ -45,10 +59,11 @@ TAKES_PART = {
     "compiled": {"bare", "sima", "published", "compiled"},
     "deit": SOFTMAX,
     "xcit": {"sima", "published", "xca"},
-    "training": {"sima", "published", "softmax"},
+    "training": SOFTMAX,
     "tokens": {"sima", "published", "published_tokens", "softmax", "softmax_matrix"},
     "width": {"sima", "published", "published_channels", "xca"},
     "merging": {"bare", "merged", "apart"},
+    "projected": {"bare", "inside", "apart"},
     "seqnorm": {"seqnorm", "seqnorm_torch", "sima"},
     "memory": {*memory.OPERATORS, "softmax_matrix"},
     "layer": {"streamed", "published"},
@@ -127,6 +142,10 @@ def test_merged_and_apart_are_what_they_are_called():
     case = block.measure_merging(Work("float32", 1, 9, 32, 4), 0.0)
     assert case.paths["merged"].endswith("merged projection")
     assert case.paths["apart"].endswith("projection apart")
+    step = training.measure_projected(Work("float32", 1, 4000, 32, 4), 0.0)
+    assert step.paths["inside"].endswith("both projections inside")
+    assert step.paths["apart"].endswith("projection apart")
+    assert step.peaks["inside"] < step.peaks["apart"]
 
 
 def test_every_figure_was_tried():

@@ -185,7 +185,7 @@ Inputs draw(const Case& c, bool bf16, uint64_t seed) {
 constexpr double EPS = 1e-12, STILL = 1e-6, OFFSET = 0.5;
 
 struct Results {
-  Numbers q_size, k_size, context, out, grad_q, grad_k, grad_v, moments, centred;
+  Numbers q_size, k_size, context, out, grad_q, grad_k, grad_v, moments, centred, spread_k, spread_v;
   double terms_q = 0, terms_k = 0;  // what dq and dk are sums of, which may cancel: to which their errors are relative
 };
 
@@ -224,6 +224,27 @@ Numbers through_norm(const Side& s, const Numbers& slope, int64_t tokens, int64_
     terms += slope[i] / divisor * slope[i] / divisor + bend * bend;
   }
   return found;
+}
+
+// A gradient that arrives at the i-th of the sums, which no other entry has a hand in.
+double arriving(int64_t i) { return static_cast<double>(i * 37 % 101 - 50) / 64; }
+
+// What arrives at the sums over the keys of one head, carried to k and to v.
+void plain_spread(const Case& c, const Numbers& k, const double* v, const char* keep, int64_t head, Results& made) {
+  for (int64_t m = 0; m < c.M; m++) {
+    const bool counts = !keep || keep[m];
+    for (int64_t d = 0; d < c.D; d++) {
+      const double x = k[m * c.D + d], slope = c.norm == 2 ? x : c.norm == 1 ? (x > 0) - (x < 0) : 0;
+      double sum = slope * arriving(head * c.D + d);
+      for (int64_t e = 0; e < c.E; e++) sum += v[m * c.E + e] * arriving((head * c.D + d) * c.E + e);
+      made.spread_k.push_back(counts ? sum : 0.0);
+    }
+    for (int64_t e = 0; e < c.E; e++) {
+      double sum = 0;
+      for (int64_t d = 0; d < c.D; d++) sum += k[m * c.D + d] * arriving((head * c.D + d) * c.E + e);
+      made.spread_v.push_back(counts ? sum : 0.0);
+    }
+  }
 }
 
 // Means, sums of squares about them, and products about them, of one image; and (q - its mean) products.
@@ -307,6 +328,7 @@ Results plainly(const Case& c, const Inputs& in) {
       append(made.grad_q, through_norm(q, slope_q, c.N, c.D, c.norm, made.terms_q));
       append(made.grad_k, through_norm(k, slope_k, c.M, c.D, c.norm, made.terms_k));
       append(made.grad_v, slope_v);
+      plain_spread(c, k.x, v, keep_k, head, made);
     }
   for (int64_t b = 0; b < c.B; b++) plain_moments(c, in, b, made);
   made.terms_q = std::sqrt(made.terms_q);
@@ -348,7 +370,7 @@ void near(const Numbers& found, const Numbers& expected, double bound, const cha
 
 struct Run {  // one call of each entry, and what it wrote
   std::shared_ptr<Block> q_size, k_size, context, moments;
-  std::vector<Tensor> written;  // out, dq, dk, dv, centred
+  std::vector<Tensor> written;  // out, dq, dk, dv, centred, dk and dv of the sums
   std::string bytes;
 };
 
@@ -382,6 +404,7 @@ template <class T, class From> std::shared_ptr<Block> copied(const From& from, b
 Run run(const Case& c, const Inputs& in, bool bf16, const char* path, int threads, bool guarded) {
   const auto given = tensors(c.layout, c.B, c.H, {{c.N, c.D}, {c.M, c.D}, {c.M, c.E}}, bf16, guarded);
   const auto slopes = tensors(c.layout, c.B, c.H, {{c.N, c.D}, {c.M, c.D}, {c.M, c.E}}, bf16, guarded);
+  const auto spread = tensors(c.layout, c.B, c.H, {{c.N, c.D}, {c.M, c.D}, {c.M, c.E}}, bf16, guarded);
   const auto beside = tensors(c.layout == PACKED ? BY_TOKENS : c.layout, c.B, c.H, {{c.N, c.E}, {c.N, c.E}, {c.N, c.E}}, bf16, guarded);
   const Numbers* from[] = {&in.q, &in.k, &in.v};
   for (int i = 0; i < 3; i++) given[i].fill(*from[i]);
@@ -395,7 +418,7 @@ Run run(const Case& c, const Inputs& in, bool bf16, const char* path, int thread
   made.context = std::make_shared<Block>(heads * c.D * c.E * 4, guarded);
   const size_t moments = heads * static_cast<size_t>(4 * c.D + 2 * c.E + c.D * c.E);
   made.moments = std::make_shared<Block>(moments * 8, guarded);
-  made.written = {beside[0], slopes[0], slopes[1], slopes[2], beside[2]};
+  made.written = {beside[0], slopes[0], slopes[1], slopes[2], beside[2], spread[1], spread[2]};
 
   SoftlessCall call{};
   call.B = c.B, call.H = c.H, call.N = c.N, call.M = c.M, call.D = c.D, call.E = c.E;
@@ -415,6 +438,16 @@ Run run(const Case& c, const Inputs& in, bool bf16, const char* path, int thread
   check(softless_attend(&call) == 0, "attend refuses");
   check(sums == made.context->bytes(), "other sums in attend");
   check(softless_backward(&call) == 0, "backward refuses");
+
+  Numbers at_sizes(heads * c.D), at_context(heads * c.D * c.E);
+  for (size_t i = 0; i < at_sizes.size(); i++) at_sizes[i] = arriving(static_cast<int64_t>(i));
+  for (size_t i = 0; i < at_context.size(); i++) at_context[i] = arriving(static_cast<int64_t>(i));
+  const auto slope_of_sizes = copied<float>(at_sizes, guarded), slope_of_context = copied<float>(at_context, guarded);
+  SoftlessCall spreading = call;
+  spreading.k_size = reinterpret_cast<float*>(slope_of_sizes->data());
+  spreading.context = reinterpret_cast<float*>(slope_of_context->data());
+  spreading.grad_k = spread[1].given(), spreading.grad_v = spread[2].given();
+  check(softless_spread(&spreading) == 0, "spread refuses");
 
   call.moments = reinterpret_cast<double*>(made.moments->data());
   check(softless_moments(&call) == 0, "moments refuses");
@@ -454,6 +487,8 @@ void compare(const Case& c, const Run& found, const Results& expected, bool bf16
   near(found.written[3].read(), expected.grad_v, bound, "dv");
   near(doubles(*found.moments), expected.moments, sums, "the moments");
   near(found.written[4].read(), expected.centred, bound, "the centred reading");
+  near(found.written[5].read(), expected.spread_k, bound, "dk of the sums");
+  near(found.written[6].read(), expected.spread_v, bound, "dv of the sums");
 }
 
 // The first image alone.

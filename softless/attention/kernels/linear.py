@@ -43,7 +43,7 @@ library.define(
 )
 
 
-def _room(B: int, H: int, D: int, E: int, norm: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def room(B: int, H: int, D: int, E: int, norm: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Empty sums: sizes (B,H,D) of q and of k, which stay zero without a norm, and context (B,H,D,E)."""
     size = torch.empty if norm else torch.zeros
     return (
@@ -69,7 +69,7 @@ def sums(
     """Sums over tokens of |q|, |k| (l2: squares) and k^T v, float32."""
     q, k, v = map(native.dense, (q, k, v))
     B, H, _, D = q.shape
-    q_size, k_size, context = _room(B, H, D, v.shape[3], norm, q.device)
+    q_size, k_size, context = room(B, H, D, v.shape[3], norm, q.device)
     native.run(
         "sums", native.sizes(q, k, v), q.dtype, norm=norm, q=native.at(q), k=native.at(k), v=native.at(v), mask=mask, query_mask=query_mask,
         q_size=q_size, k_size=k_size, context=context,
@@ -82,7 +82,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, query_mask: Ten
     q, k, v = map(native.dense, (q, k, v))
     B, H, N, D = q.shape
     o, gain = native.by_tokens(q, v), _gain(B, N, query_mask, token_scale)
-    q_size, k_size, context = _room(B, H, D, v.shape[3], norm, q.device)
+    q_size, k_size, context = room(B, H, D, v.shape[3], norm, q.device)
     native.run(
         "attend", native.sizes(q, k, v), q.dtype, norm=norm, q=native.at(q), k=native.at(k), v=native.at(v), out=native.at(o), mask=mask,
         query_mask=query_mask, q_size=q_size, k_size=k_size, context=context, gain=gain, eps=eps,
@@ -103,7 +103,7 @@ def attend_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor 
     return dq, dk, dv
 
 
-def _parts(buffer: Tensor, heads: int, number: int) -> list[native.At]:
+def parts(buffer: Tensor, heads: int, number: int) -> list[native.At]:
     """Where each part (B,H,N,D) of a buffer (B,N,number H D) lies."""
     image, token, _ = buffer.stride()
     width, first = buffer.shape[2] // number, buffer.data_ptr()
@@ -117,8 +117,8 @@ def attend_packed(qkv: Tensor, heads: int, mask: Tensor | None, norm: int, token
     B, N, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
     D = width // heads
     o, gain = torch.empty(B, N, width, dtype=qkv.dtype, device=qkv.device), _gain(B, N, mask, token_scale)
-    q_size, k_size, context = _room(B, heads, D, D, norm, qkv.device)
-    (q, k, v), (out,) = _parts(qkv, heads, 3), _parts(o, heads, 1)
+    q_size, k_size, context = room(B, heads, D, D, norm, qkv.device)
+    (q, k, v), (out,) = parts(qkv, heads, 3), parts(o, heads, 1)
     native.run(
         "attend", (B, heads, N, N, D, D), qkv.dtype, norm=norm, q=q, k=k, v=v, out=out, mask=mask, query_mask=mask, q_size=q_size, k_size=k_size,
         context=context, gain=gain, eps=eps,
@@ -131,7 +131,7 @@ def attend_packed_backward(grad: Tensor, qkv: Tensor, heads: int, mask: Tensor |
     qkv, grad = native.dense(qkv), native.dense(grad)
     B, N, D = qkv.shape[0], qkv.shape[1], qkv.shape[2] // (3 * heads)
     made = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
-    (q, k, v), (dq, dk, dv), (do,) = _parts(qkv, heads, 3), _parts(made, heads, 3), _parts(grad, heads, 1)
+    (q, k, v), (dq, dk, dv), (do,) = parts(qkv, heads, 3), parts(made, heads, 3), parts(grad, heads, 1)
     native.run(
         "backward", (B, heads, N, N, D, D), qkv.dtype, norm=norm, q=q, k=k, v=v, mask=mask, query_mask=mask, q_size=q_size, k_size=k_size,
         context=context, gain=_gain(B, N, mask, token_scale), eps=eps, still=STILL, grad_out=do, grad_q=dq, grad_k=dk, grad_v=dv,
@@ -153,12 +153,12 @@ def _fake_attend(q: Tensor, _k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Ten
 def _fake_packed(qkv: Tensor, heads: int, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     B, N, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
     D = width // heads
-    return qkv.new_empty(B, N, width), *_room(B, heads, D, D, 1, qkv.device)
+    return qkv.new_empty(B, N, width), *room(B, heads, D, D, 1, qkv.device)
 
 
 def _fake_sums(q: Tensor, _k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     B, H, _n, D = q.shape
-    return _room(B, H, D, v.shape[3], 1, q.device)
+    return room(B, H, D, v.shape[3], 1, q.device)
 
 
 def _fake_backward(_grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, ...]:
@@ -263,18 +263,18 @@ def _packed_backward_flops(_: Any, qkv: Any, heads: int, *__: Any, **___: Any) -
 # The backend
 
 
-def _number(token_scale: str | float | None) -> float | None:
+def number(token_scale: str | float | None) -> float | None:
     return BY_COUNT if isinstance(token_scale, str) else token_scale
 
 
 def run(q: Tensor, k: Tensor, v: Tensor, *, norm: Norm, mask: Tensor | None, query_mask: Tensor | None, token_scale: str | float | None, eps: float, **_: Any) -> Tensor:  # fmt: skip
     """(B,H,N,E): the operator's value."""
-    return torch.ops.softless.attend(q, k, v, mask, query_mask, NORMS[norm], _number(token_scale), eps)[0]
+    return torch.ops.softless.attend(q, k, v, mask, query_mask, NORMS[norm], number(token_scale), eps)[0]
 
 
 def run_packed(qkv: Tensor, heads: int, *, norm: Norm, mask: Tensor | None, token_scale: str | float | None, eps: float, **_: Any) -> Tensor:  # fmt: skip
     """(B,N,H D): self-attention of the buffer (B,N,3 H D) that holds q, k and v."""
-    return torch.ops.softless.attend_packed(qkv, heads, mask, NORMS[norm], _number(token_scale), eps)[0]
+    return torch.ops.softless.attend_packed(qkv, heads, mask, NORMS[norm], number(token_scale), eps)[0]
 
 
 def summed(q: Tensor, k: Tensor, v: Tensor, *, norm: Norm) -> dict[str, Tensor]:

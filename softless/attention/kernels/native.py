@@ -44,7 +44,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         library = ctypes.CDLL(str(found[0]))
     except OSError as error:
         return None, f"the native library does not load: {error}"
-    for name in ("sums", "attend", "backward", "moments", "centred"):
+    for name in ("sums", "attend", "backward", "spread", "moments", "centred"):
         entry = getattr(library, f"softless_{name}")
         entry.argtypes, entry.restype = [c_char_p], c_int32
     library.softless_paths.argtypes, library.softless_paths.restype = [c_int32], c_char_p

@@ -36,7 +36,7 @@ def speed(
     On a quiet machine of two cores a figure takes about two to ten minutes.
 
     Args:
-        figure: block, compiled, deit, xcit, training, tokens, width, merging, seqnorm, memory, layer or stream.
+        figure: block, compiled, deit, xcit, training, tokens, width, merging, projected, seqnorm, memory, layer or stream.
         threads: of the processor; torch's own number by default.
         out: folder for the chart and the rows; runs/speed by default, or docs/figures and benchmarks with `record`.
         record: write benchmarks/speed_FIGURE.csv and docs/figures/speed_FIGURE.svg of the repository.

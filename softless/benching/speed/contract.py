@@ -31,12 +31,13 @@ def exact(op: str | None, module: Any, x: Tensor, *, whole: bool = False) -> Ten
     Of softmax the first queries alone where N is large, unless the whole is asked for.
     """
     x = x[-1:].double()
-    if op is None:
+    if op is None and not x.requires_grad:
         return F.linear(x, module.proj.weight.double())
     bias = None if module.qkv.bias is None else module.qkv.bias.double()
-    q, k, v = (
-        F.linear(x, module.qkv.weight.double(), bias).unflatten(-1, (3, module.num_heads, -1)).permute(2, 0, 3, 1, 4)
-    )
+    qkv = F.linear(x, module.qkv.weight.double(), bias)
+    if op is None:
+        return F.linear(qkv[..., : x.shape[-1]], module.proj.weight.double())
+    q, k, v = qkv.unflatten(-1, (3, module.num_heads, -1)).permute(2, 0, 3, 1, 4)
     return F.linear(exact_of(op, q, k, v, module, whole=whole).transpose(1, 2).flatten(2), module.proj.weight.double())
 
 

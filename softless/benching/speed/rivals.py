@@ -20,7 +20,7 @@ from softless.layers import Attention, operator_class
 
 
 class Bare(nn.Module):
-    """What any attention block must do: qkv(x) is computed and left, x is projected."""
+    """What any attention block must do: qkv(x) is computed and left, x is projected; with gradients, which every weight must get, q is."""
 
     def __init__(self, dim: int, num_heads: int = 8, qkv_bias: bool = False, **_: Any) -> None:
         super().__init__()
@@ -29,8 +29,8 @@ class Bare(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, **_: Any) -> Tensor:
-        self.qkv(x)
-        return self.proj(x)
+        qkv = self.qkv(x)
+        return self.proj(qkv[..., : x.shape[-1]] if torch.is_grad_enabled() else x)
 
 
 class Published(Bare):
@@ -68,9 +68,15 @@ class Merged(operator_class("sima")):  # type: ignore[misc]
 
 
 class Apart(operator_class("sima")):  # type: ignore[misc]
-    """Ours, its output projection never merged."""
+    """Ours, no projection ever taken into its attention."""
 
-    merged_from = math.inf
+    merged_from = projected_from = math.inf
+
+
+class Inside(operator_class("sima")):  # type: ignore[misc]
+    """Ours, in training both projections taken into its attention from the first token on."""
+
+    projected_from = 0
 
 
 MODULES: Mapping[str, type[nn.Module]] = {
@@ -81,9 +87,10 @@ MODULES: Mapping[str, type[nn.Module]] = {
     "xca": XCA,
     "merged": Merged,
     "apart": Apart,
+    "inside": Inside,
 }
 OPERATOR = {  # its meaning
-    **dict.fromkeys(("sima", "published", "compiled", "merged", "apart"), "sima"),
+    **dict.fromkeys(("sima", "published", "compiled", "merged", "apart", "inside"), "sima"),
     "softmax": "softmax",
     "xca": "xca",
 }

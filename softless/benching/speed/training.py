@@ -20,9 +20,29 @@ WORKS = tuple(Work(dtype, batch, tokens) for dtype in DTYPES for batch, tokens i
 BOUND = {torch.float32: 3e-4, torch.bfloat16: 3e-2}  # relative error of a gradient: sums over N tokens in the dtype
 
 
+PROJECTED = tuple(
+    Work(dtype, batch, tokens)
+    for dtype in DTYPES
+    for batch, most in ((1, 9216), (8, 2304))
+    for tokens in (1152, 2304, 4608, 6144, 9216)
+    if tokens <= most
+)
+
+
 def measure(work: Work, seconds: float) -> Case:
-    """Time and peak memory of the step: ours, published, timm's softmax."""
-    names = ["sima", "published", *(["softmax"] if work.tokens <= SOFTMAX_TOKENS else [])]
+    """Time and peak memory of the step: the products of its linear layers, ours, published, timm's softmax."""
+    return measured(
+        work, seconds, ["bare", "sima", "published", *(["softmax"] if work.tokens <= SOFTMAX_TOKENS else [])]
+    )
+
+
+def measure_projected(work: Work, seconds: float) -> Case:
+    """Our step with both projections taken into its attention and without, whatever the number of tokens."""
+    return measured(work, seconds, ["bare", "inside", "apart"])
+
+
+def measured(work: Work, seconds: float, names: list[str]) -> Case:
+    """Time and peak memory of the rivals' steps."""
     modules = {
         name: module.train() for name, module in attention_modules(work.dim, work.heads, names, work.kind).items()
     }
@@ -52,7 +72,7 @@ def _error(
     few = x[-1:].detach().requires_grad_()
     double = few.detach().double().requires_grad_()
     leaves = [double, wide.qkv.weight, wide.proj.weight]
-    true = torch.autograd.grad(exact(OPERATOR[name], wide, double, whole=True), leaves, weights[-1:].double())
+    true = torch.autograd.grad(exact(OPERATOR.get(name), wide, double, whole=True), leaves, weights[-1:].double())
     found = torch.autograd.grad(module(few), [few, module.qkv.weight, module.proj.weight], weights[-1:])
     error = max(deviation(ours, theirs).frobenius for ours, theirs in zip(found, true, strict=True))
     whole = call()[0][-1:]  # images know nothing of each other: the whole batch gives this image the same gradient

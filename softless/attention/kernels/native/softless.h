@@ -44,6 +44,7 @@ const char* softless_path(const SoftlessCall* call);
 int32_t softless_sums(const SoftlessCall* call);      // q_size, k_size, context
 int32_t softless_attend(const SoftlessCall* call);    // the sums, then out = q (context gain / |q| / |k|)
 int32_t softless_backward(const SoftlessCall* call);  // grad_q, grad_k, grad_v from grad_out and the sums
+int32_t softless_spread(const SoftlessCall* call);    // grad_k, grad_v from what arrives at the sums: k_size and context
 int32_t softless_moments(const SoftlessCall* call);   // moments
 int32_t softless_centred(const SoftlessCall* call);   // out = (q - middle) context + offset
 }

@@ -227,6 +227,22 @@ void backward(const SoftlessCall& call, const Arithmetic& way) {
         {call.k, call.grad_v, to_v, call.M, D, E, call.mask, nullptr, nullptr, FLAT}});
 }
 
+// What arrives at the sums goes back to the tokens: context and k_size hold the gradients of k^T v and of the sums over k.
+//   dk = v context^T + slope,  dv = k context,  slope = k_size * sign(k) (l1) or k_size * k (l2)
+void spread(const SoftlessCall& call, const Arithmetic& way) {
+  const int64_t D = call.D, E = call.E;
+  const auto of = [&](int64_t image, int64_t head) { return call.context + (image * call.H + head) * D * E; };
+  const Matrices to_k = Product{E, D}.pack(call, way, [&](int64_t image, int64_t head, float* out) {
+    for (int64_t d = 0; d < D; d++)
+      for (int64_t e = 0; e < E; e++) out[e * D + d] = of(image, head)[d * E + e];
+  });
+  const Matrices to_v = Product{D, E}.pack(call, way, [&](int64_t image, int64_t head, float* out) { std::copy_n(of(image, head), D * E, out); });
+  const Slope slope = call.norm == L1 ? SIGN : call.norm == L2 ? SELF : FLAT;
+  read(call, way,
+       {{call.v, call.grad_k, to_k, call.M, E, D, call.mask, slope == FLAT ? nullptr : &call.k, slope == FLAT ? nullptr : call.k_size, slope},
+        {call.k, call.grad_v, to_v, call.M, D, E, call.mask, nullptr, nullptr, FLAT}});
+}
+
 }  // namespace
 }  // namespace softless
 
@@ -250,4 +266,5 @@ const char* softless_path(const SoftlessCall* call) {
 int32_t softless_sums(const SoftlessCall* call) { return softless::guarded(call, softless::sums); }
 int32_t softless_attend(const SoftlessCall* call) { return softless::guarded(call, softless::attend); }
 int32_t softless_backward(const SoftlessCall* call) { return softless::guarded(call, softless::backward); }
+int32_t softless_spread(const SoftlessCall* call) { return softless::guarded(call, softless::spread); }
 }
