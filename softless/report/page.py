@@ -116,7 +116,8 @@ def _title(groups: Sequence[Group]) -> str:
     name = groups[0].first.recipe["name"]
     if len(groups) > FEW:
         return f"{len(groups)} models on {name}"
-    return f"{' and '.join(group.label for group in groups)} on {name}"
+    *before, last = (group.label for group in groups)
+    return f"{', '.join(before)}{' and ' if before else ''}{last} on {name}"
 
 
 def _subtitle(groups: Sequence[Group]) -> str:

@@ -135,6 +135,12 @@ def test_unfinished_and_missing_runs_are_refused(tmp_path):
     assert not (tmp_path / "report.html").exists()
 
 
+def test_three_models_are_a_list_of_words(tmp_path):
+    runs = [write_run(tmp_path / op, op) for op in ("sima", "xca", "softmax")]
+    for count, title in ((1, "SimA on digits"), (2, "SimA and XCA on digits"), (3, "SimA, XCA and softmax on digits")):
+        assert f"<h1>{title}</h1>" in write(runs[:count], tmp_path / "report.html").read_text(encoding="utf-8")
+
+
 def test_many_models_are_listed_one_below_the_other(tmp_path):
     """Six models: a line each in the result and in the costs, on one axis, with a colour of its own, and no claim beyond the intervals."""
     shares = {"sima": 0.97, "xca": 0.97, "sima_l2": 0.40, "sima_none": 0.97, "efficient": 0.97, "softmax": 0.96}
