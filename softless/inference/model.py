@@ -11,6 +11,7 @@ from softless.errors import UsageError
 from softless.inference.blocks import PackedBlock
 from softless.inference.layers import PackedAttention
 from softless.inference.packed import NO_GRADIENTS
+from softless.layers.hooks import has_hooks
 from softless.models.vit import ViT
 
 if TYPE_CHECKING:
@@ -125,8 +126,7 @@ def watched(module: nn.Module) -> bool:
 
 def hooked(module: nn.Module) -> bool:
     """Whether a module has hooks of its own, or weights that are computed at every use."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks) or nn.utils.parametrize.is_parametrized(module)
+    return has_hooks(module) or nn.utils.parametrize.is_parametrized(module)
 
 
 @functools.cache

@@ -20,6 +20,7 @@ from softless.attention.spec import Dims, Grid
 from softless.errors import UsageError
 from softless.layers.companions import HeadConv, Reduction
 from softless.layers.grid import SharedGrid
+from softless.layers.hooks import has_hooks
 from softless.layers.masks import token_mask
 from softless.layers.own_tensors import OwnTensors
 
@@ -287,7 +288,7 @@ class Attention(nn.Module):
         if mask is not None or torch.compiler.is_exporting() or self.gate is not None:
             return False
         plain = isinstance(self.norm, nn.Identity) and all(type(one) is nn.Linear for one in projections)
-        return plain and not any(map(watched, projections))
+        return plain and not any(map(has_hooks, projections))
 
     def _projected(self, x: Tensor, extras: dict[str, Any]) -> Tensor | None:
         """`attend_projected` of the module's own weights, in autocast's dtype where that is on."""
@@ -349,12 +350,8 @@ class Attention(nn.Module):
 def dtype_of_products(x: Tensor) -> torch.dtype:
     """What a linear layer computes x in: autocast's dtype where that is on."""
     kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-
-
-def watched(module: nn.Module) -> bool:
-    """Whether a hook must see the module called."""
-    return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if on else x.dtype
 
 
 def merged(qkv: Tensor, matrix: Tensor, proj: nn.Linear) -> Tensor:

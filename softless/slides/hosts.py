@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from softless.errors import UsageError
 from softless.layers import Attention, ClassAttention, ConvPatchEmbed
 from softless.layers.attention import CLASSES
+from softless.layers.hooks import has_hooks
 from softless.layers.patch_embed import check_size
 from softless.layers.position import FourierPosition, fourier_table
 from softless.models import vit, xcit
@@ -91,6 +92,7 @@ def host_of(model: nn.Module) -> Host:
     Raises:
         UsageError: a class, a block or a module that is not known; it is named.
     """
+    _unhooked(model)
     if _does_as(model, VisionTransformer, "forward", "forward_features", "pool", "_pos_embed", "forward_head"):
         return ViTHost(model)
     distilled = ("_pos_embed", "forward_head")
@@ -103,8 +105,11 @@ def host_of(model: nn.Module) -> Host:
 
 def _does_as(model: nn.Module, kind: type, *methods: str) -> bool:
     """Whether a model is of a kind, with its forward passes unchanged."""
-    unhooked = not (model._forward_hooks or model._forward_pre_hooks or "forward" in vars(model))
-    return isinstance(model, kind) and unhooked and all(getattr(type(model), m) is getattr(kind, m) for m in methods)
+    return (
+        isinstance(model, kind)
+        and "forward" not in vars(model)
+        and all(getattr(type(model), m) is getattr(kind, m) for m in methods)
+    )
 
 
 class ViTHost(Host):
@@ -229,7 +234,6 @@ class XcitHost(Host):
                 raise UsageError(
                     f"{name} is a {type(block).__name__} with {type(block.attn).__name__}, which the engine does not know"
                 )
-            _unhooked(name, block.attn)
             for part in ("norm1", "norm2", "mlp"):
                 _token_wise(f"{name}.{part}", getattr(block, part))
         _token_wise("norm", model.norm)
@@ -261,7 +265,6 @@ def _xcit_parts(name: str, block: Any) -> Parts:
         raise UsageError(f"{name} is a {type(block).__name__}, and the engine knows XCiT's blocks alone")
     if block.local_mp is None:
         return _parts(name, block, block.gamma1, block.gamma2)
-    _unhooked(f"{name}.local_mp", block.local_mp)
     _token_wise(f"{name}.norm3", block.norm3)
     return _parts(name, block, block.gamma1, block.gamma2, norm3=block.norm3, lpi=block.local_mp, scale3=block.gamma3)
 
@@ -277,8 +280,6 @@ def _parts(name: str, block: Any, scale1: Tensor | None, scale2: Tensor | None, 
             raise UsageError(
                 f"{name}.attn has {companion}, a convolution over the whole grid, which is not streamed: build it without"
             )
-    _unhooked(name, block)
-    _unhooked(f"{name}.attn", attention)
     for part in ("norm1", "norm2", "mlp"):
         _token_wise(f"{name}.{part}", getattr(block, part))
     return Parts(name, block.norm1, attention, scale1, block.norm2, block.mlp, scale2, **more)
@@ -291,12 +292,12 @@ def _token_wise(name: str, module: nn.Module) -> None:
         raise UsageError(
             f"{name} is a {type(module).__name__}, which may mix tokens: the engine knows norms and MLPs of single tokens"
         )
-    _unhooked(name, module)
 
 
-def _unhooked(name: str, module: nn.Module) -> None:
-    """Refuse a module whose hooks would be given chunks, or nothing, in place of the whole."""
-    if module._forward_hooks or module._forward_pre_hooks:
-        raise UsageError(
-            f"{name} has hooks, which would see chunks in place of the whole: remove them before streaming"
-        )
+def _unhooked(model: nn.Module) -> None:
+    """Refuse hooks anywhere: they would be given chunks, or nothing, in place of the whole."""
+    for name, module in model.named_modules():
+        if has_hooks(module):
+            raise UsageError(
+                f"{name or type(model).__name__} has hooks, which would see chunks in place of the whole: remove them before streaming"
+            )

@@ -108,7 +108,7 @@ class Layer:
         if not (isinstance(first, partial) and first.func is linear.summarise and self.attention.reads_the_buffer):
             return None
         plain = self.attention.gate is None and type(self.attention.norm) is nn.Identity
-        own = all(type(layer) is nn.Linear and not layer._forward_hooks for layer in (self.attention.qkv, self.attention.proj))  # fmt: skip
+        own = all(type(layer) is nn.Linear for layer in (self.attention.qkv, self.attention.proj))  # fmt: skip
         return str(first.keywords["norm"]) if plain and own else None
 
     # Sums over tokens

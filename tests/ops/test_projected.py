@@ -192,6 +192,12 @@ def test_from_how_many_tokens_on() -> None:
             assert module.path(torch.zeros(1, 4 * projected.STRETCH, width)).endswith("merged projection")
 
 
+def test_shapes_alone() -> None:
+    """On a device without autocast, as whoever counts a model has it."""
+    module = Attention(24, 3, op="sima", device="meta")
+    assert module(torch.zeros(1, 4 * projected.STRETCH, 24, device="meta")).shape == (1, 4 * projected.STRETCH, 24)
+
+
 def test_no_second_derivative() -> None:
     module, x = attention(), tokens()
     (slope,) = torch.autograd.grad(module(x).square().sum(), x, create_graph=True)

@@ -224,6 +224,16 @@ def test_what_cannot_be_honoured_is_refused(case: str) -> None:
         stream(model, image())
 
 
+@pytest.mark.parametrize("path", ["blocks.0.attn.proj", "blocks.1.mlp.fc1", "patch_embed.proj", "norm", ""])
+@pytest.mark.parametrize("kind", ["forward_hook", "forward_pre_hook"])
+def test_a_hook_anywhere_is_refused(path: str, kind: str) -> None:
+    """The matrix of a projection is taken without calling it: a hook there would be passed by in silence."""
+    model = vit()
+    getattr(model.get_submodule(path), f"register_{kind}")(lambda *_: None)
+    with pytest.raises(UsageError, match=rf"^{path or 'ViT|VisionTransformer'}.* has hooks"):
+        stream(model, image())
+
+
 def test_sizes_are_refused_as_the_model_refuses_them() -> None:
     with pytest.raises(UsageError, match="multiples of 16"):
         stream(vit(), image((150, 176)))
