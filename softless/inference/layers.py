@@ -2,7 +2,6 @@
 
 # B batch, H heads, N tokens, D features per head
 
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -19,14 +18,6 @@ from softless.layers.attention import merged
 MERGED_FROM = 12
 
 
-@dataclass(frozen=True)
-class Dense:
-    """The output projection as it must be where the operator's matrix is taken into it: not packed, in float32."""
-
-    weight: Tensor
-    bias: Tensor | None
-
-
 class PackedAttention(Attention):
     """`softless.Attention` in inference: both projections packed, the layer scale in the second, the residual added to its output.
 
@@ -35,7 +26,7 @@ class PackedAttention(Attention):
 
     qkv: PackedLinear  # type: ignore[assignment]
     proj: PackedLinear  # type: ignore[assignment]
-    dense: Dense | None
+    dense: Tensor | None  # the projection's weight where the operator's matrix is taken into it: not packed, in float32
 
     @classmethod
     def of(cls, theirs: Attention, dtype: torch.dtype, scale: Tensor | None) -> "PackedAttention":
@@ -47,8 +38,8 @@ class PackedAttention(Attention):
         made.proj = PackedLinear.of(theirs.proj, dtype, scale)
         made.dense = None
         if theirs.op.has_matrix:
-            weight, bias = theirs.proj.weight.detach(), made.proj.bias
-            made.dense = Dense((weight if scale is None else weight * scale.detach()[:, None]).float(), bias)
+            weight = theirs.proj.weight.detach()
+            made.dense = (weight if scale is None else weight * scale.detach()[:, None]).float()
         return made
 
     def forward(
@@ -62,8 +53,8 @@ class PackedAttention(Attention):
         qkv, extras = self.qkv(x), self.extras(x.shape[1], grid)
         if self._merges(qkv, None):
             matrix = output_matrix(qkv, self.num_heads, self.op, **extras)
-            if matrix is not None:
-                y = merged(qkv, matrix, cast("nn.Linear", self.dense))
+            if matrix is not None and self.dense is not None:
+                y = merged(qkv, matrix, self.dense, self.proj.bias)
                 return y if onto is None else y.add_(onto)
         return self.proj(attend_packed(qkv, self.num_heads, self.op, **extras), onto)
 

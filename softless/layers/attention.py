@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from softless.attention import OPERATORS, Operator, attend, attend_packed, attend_projected, get, output_matrix
 from softless.attention.attend import autocast_off, backend_of, check_options
 from softless.attention.kernels import native
-from softless.attention.packed import unpacked
+from softless.attention.packed import absorbed, unpacked
 from softless.attention.spec import Dims, Grid
 from softless.errors import UsageError
 from softless.layers.companions import HeadConv, Reduction
@@ -266,7 +266,7 @@ class Attention(nn.Module):
         if self._merges(qkv, mask):
             matrix = output_matrix(qkv, self.num_heads, self.op, **extras)
             if matrix is not None:
-                return self.proj_drop(merged(qkv, matrix, self.proj))
+                return self.proj_drop(merged(qkv, matrix, self.proj.weight, self.proj.bias))
         wide = self._needs_more_than_half(qkv)
         o = attend_packed(qkv, self.num_heads, self.op, mask, out_dtype=torch.float32 if wide else None, **extras)
         return self._project_out(x, o, wide)
@@ -354,18 +354,16 @@ def dtype_of_products(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if on else x.dtype
 
 
-def merged(qkv: Tensor, matrix: Tensor, proj: nn.Linear) -> Tensor:
+def merged(qkv: Tensor, matrix: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """q (A W) + b for the queries of a buffer (B,N,3 H D) and the operator's matrix A (B,H,D,D): the projection's product without q A."""
-    heads, width = matrix.shape[1], matrix.shape[3]
-    weight = proj.weight.to(matrix.dtype).T.unflatten(0, (heads, width))
-    whole = (matrix @ weight).flatten(1, 2).to(qkv.dtype)
-    q = qkv[..., : heads * width]
+    whole = absorbed(matrix, weight).to(qkv.dtype)
+    q = qkv[..., : whole.shape[1]]
     y = (
         (q[0] @ whole[0])[None]
         if len(q) == 1
         else torch.stack([one @ theirs for one, theirs in zip(q, whole, strict=True)])
     )
-    return y if proj.bias is None else y.add_(proj.bias)
+    return y if bias is None else y.add_(bias)
 
 
 def widened(proj: nn.Linear, o: Tensor) -> Tensor:

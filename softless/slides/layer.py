@@ -24,7 +24,7 @@ from softless.attention.chunks import wide
 from softless.attention.features import keep, root
 from softless.attention.kernels import linear as kernel
 from softless.attention.kernels import native
-from softless.attention.packed import unpacked
+from softless.attention.packed import absorbed, unpacked
 from softless.attention.spec import EPS, Dims, Grid, Place, Summary, Tokens
 from softless.errors import PrecisionError, UsageError
 from softless.slides.hosts import Parts
@@ -151,9 +151,7 @@ class Layer:
         """G (D,D) and b' (D) in the model's dtype, from the operator's matrix A (1,H,d,d); products in float64."""
         attention, scale = self.attention, self.parts.scale1
         inner = attention.num_heads * attention.head_dim
-        P = (matrix[0].double() @ attention.proj.weight.double().T.unflatten(0, (attention.num_heads, -1))).flatten(
-            0, 1
-        )
+        P = absorbed(matrix.double(), attention.proj.weight)[0]
         G, bias = attention.qkv.weight[:inner].double().T @ P, None
         if attention.qkv.bias is not None:
             bias = attention.qkv.bias[:inner].double() @ P

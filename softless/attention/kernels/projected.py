@@ -20,6 +20,7 @@ from torch.utils.flop_counter import register_flop_formula
 from softless.attention.features import STILL, Norm
 from softless.attention.kernels import native
 from softless.attention.kernels.linear import BY_COUNT, NORMS, library, number, parts, room
+from softless.attention.packed import absorbed
 from softless.attention.spec import EPS
 
 STRETCH = (
@@ -56,7 +57,7 @@ def self_attention(x: Tensor, weight: Tensor, bias: Tensor | None, proj: Tensor,
         context=sums[2],
     )
     matrix = sums[2] * _factor(*sums[:2], N, norm, token_scale, eps)
-    whole = _stacked(matrix, proj).to(x.dtype)
+    whole = absorbed(matrix, proj).to(x.dtype)
     y = torch.empty(B, N, len(proj), dtype=x.dtype, device=x.device)
     for image in range(B):
         torch.mm(qkv[image, :, :width], whole[image], out=y[image])
@@ -72,7 +73,7 @@ def self_attention_backward(grad: Tensor, x: Tensor, weight: Tensor, proj: Tenso
 
     factor = _factor(q_size, k_size, N, norm, token_scale, eps)
     matrix = context * factor
-    whole = _stacked(matrix, proj)
+    whole = absorbed(matrix, proj)
     slope_of_whole = torch.zeros_like(whole)
     for image, at in stretches:
         slope_of_whole[image] += qkv[image, at, :width].T @ grad[image, at]
@@ -114,11 +115,6 @@ def self_attention_backward(grad: Tensor, x: Tensor, weight: Tensor, proj: Tenso
         return dx, *(x.new_empty(0) for _ in range(4))
     dproj = torch.einsum("bhde,bhdo->ohe", matrix, slope_of_heads).flatten(1)
     return dx, dweight.to(dtype), dbias.to(dtype), dproj.to(dtype), dproj_bias.to(dtype)
-
-
-def _stacked(matrix: Tensor, proj: Tensor) -> Tensor:
-    """A W_o^T of each head, the heads' rows below each other: (B,H,D,D) and (dim_out,W) -> (B,W,dim_out), float32."""
-    return (matrix @ proj.float().unflatten(1, matrix.shape[1:3]).permute(1, 2, 0)).flatten(1, 2)
 
 
 def _norms(size: Tensor, norm: int) -> Tensor:
