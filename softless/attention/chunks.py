@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from softless.attention.attend import HALF, attend, extras_of, widen
+from softless.attention.kernels import native
 from softless.attention.registry import get
-from softless.attention.spec import Dims, Grid, Operator, Place, Tokens
+from softless.attention.spec import Dims, Grid, Operator, Place, Summary, Sweep, Tokens
 from softless.errors import PrecisionError, UsageError
 
 
@@ -73,6 +74,13 @@ def attend_chunks(
 def _as_long(k: Tensor, total: int) -> Tensor:
     """A stand-in for the keys of all chunks: their shape, dtype and place, and no memory."""
     return k.new_zeros(()).expand(k.shape[0], k.shape[1], total, k.shape[3])
+
+
+def summed(sweep: Sweep, tokens: Tokens, reader: Any, **extras: Any) -> Summary:
+    """What a chunk adds to a sweep's summary, natively where that can be; without gradients."""
+    if sweep.native is None or native.refuses(tokens.q, tokens.k, tokens.v):
+        return sweep.summarise(wide(tokens), reader, **extras)
+    return sweep.native(tokens, **extras)
 
 
 def wide(tokens: Tokens) -> Tokens:

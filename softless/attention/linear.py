@@ -19,6 +19,7 @@ from torch import Tensor
 from softless.attention.features import Norm, keep, magnitude, normalise, product, root, settle
 from softless.attention.kernels import linear as kernel
 from softless.attention.kernels import native, projected
+from softless.attention.moments import number
 from softless.attention.spec import EPS, TOLERANCE, Backend, Dims, Option, Streaming, Summary, Sweep, Tokens
 
 HALF_TOKENS = 2048  # up to here float16 holds the answer in the paper's scale (reference: reliability.md D3)
@@ -79,6 +80,14 @@ def summarise(tokens: Tokens, _: None, *, norm: Norm, token_scale: str | float |
     return summary
 
 
+def native_sums(tokens: Tokens, *, norm: Norm, token_scale: str | float | None, **_: Any) -> Summary:
+    """`summarise` by the native kernels."""
+    summary = kernel.summed(tokens.q, tokens.k, tokens.v, tokens.mask, tokens.query_mask, norm=norm)
+    if token_scale is not None:
+        summary["queries"] = number(tokens.q, tokens.query_mask)
+    return summary
+
+
 def finish(summary: Summary, *, norm: Norm, token_scale: str | float | None, eps: float, **_: Any) -> Tensor:
     """The D x E matrix that turns a raw query into its output: (B,H,D,E)."""
     matrix = summary["context"]
@@ -111,7 +120,7 @@ def matrix(q: Tensor, k: Tensor, v: Tensor, *, norm: Norm, token_scale: str | fl
     if summed is None:
         summary = summarise(Tokens(q, k, v), None, norm=norm, token_scale=token_scale)
     else:
-        summary = summed(q, k, v, norm=norm) | {"queries": torch.tensor(q.shape[2], dtype=torch.float64)}
+        summary = summed(q, k, v, None, None, norm=norm) | {"queries": torch.tensor(q.shape[2], dtype=torch.float64)}
     return finish(summary, norm=norm, token_scale=token_scale, eps=eps)
 
 
@@ -166,7 +175,7 @@ def streaming(norm: Norm, **fixed: Any) -> Streaming:
     """One sweep, D + D + D x E sums per head; `fixed` are options the operator does not offer."""
     fixed["norm"] = norm
     return Streaming(
-        sweeps=(Sweep(partial(summarise, **fixed), partial(finish, **fixed)),),
+        sweeps=(Sweep(partial(summarise, **fixed), partial(finish, **fixed), native=partial(native_sums, **fixed)),),
         read=partial(read, **fixed),
         holds="k^T v (D x E)" if norm == "none" else "|q| (D), |k| (D) and k^T v (D x E), sums over tokens",
         merges="plain addition",

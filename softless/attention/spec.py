@@ -87,6 +87,8 @@ class Sweep:
     summarise: Callable[..., Summary]  # (tokens, reader of the sweep before or None, **extras) -> summary
     finish: Callable[..., Any]  # (summary, **extras) -> reader
     merge: Callable[[Summary, Summary], Summary] = add
+    # (tokens, **extras) -> summary by the native kernels, where they do not refuse: half precision as it is, and no gradients
+    native: Callable[..., Summary] | None = None
 
 
 @dataclass(frozen=True)

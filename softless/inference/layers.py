@@ -114,9 +114,13 @@ class PackedLPI(nn.Module):
             cast("Tensor", made.bias).copy_(bias * after)
         return cls(FusedConv(theirs.conv1, activation), (shift / factor)[:, None, None].to(second.weight.dtype), made)
 
+    def ahead(self, grid: Tensor) -> Tensor:
+        """What the second convolution is given: (B,dim,h,w) -> (B,dim,h,w)."""
+        return self.first(grid).add_(self.shift)
+
     def forward(self, x: Tensor, height: int, width: int, onto: Tensor | None = None) -> Tensor:
         grid = x.unflatten(1, (height, width)).permute(0, 3, 1, 2)
-        grid = self.second(self.first(grid).add_(self.shift))
+        grid = self.second(self.ahead(grid))
         y = grid.permute(0, 2, 3, 1).flatten(1, 2)
         return y if onto is None else y.add_(onto)
 
@@ -134,6 +138,8 @@ def factors(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 class Added(nn.Module):
     """A branch as it is, multiplied by its layer scale and added to the residual."""
 
+    scale: Tensor | None
+
     def __init__(self, branch: nn.Module, scale: Tensor | None) -> None:
         super().__init__()
         self.branch = branch
@@ -149,6 +155,7 @@ class PatchProjection(nn.Module):
 
     def __init__(self, conv: nn.Conv2d, dtype: torch.dtype) -> None:
         super().__init__()
+        self.in_channels = conv.in_channels
         self.kernel_size = self.stride = (conv.kernel_size[0], conv.kernel_size[1])
         weight = conv.weight.detach().permute(0, 2, 3, 1).flatten(1)  # a patch's rows, its columns, its colours
         self.linear = PackedLinear(weight, conv.bias, dtype)

@@ -7,6 +7,7 @@ tokens in a way that chunks would lose.
 # D width of the tokens, h x w the whole grid of patches
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,15 +23,27 @@ from timm.models.vision_transformer import LayerScale, VisionTransformer
 from torch import Tensor, nn
 
 from softless.errors import UsageError
-from softless.layers import Attention, ClassAttention, ConvPatchEmbed
+from softless.inference.blocks import PackedBlock, XcitBlock
+from softless.inference.layers import (
+    Added,
+    KeptPositions,
+    PackedAttention,
+    PackedLPI,
+    PackedMlp,
+    PatchProjection,
+)
+from softless.inference.model import InferenceModel
+from softless.inference.packed import PackedLinear
+from softless.layers import LPI, Attention, ClassAttention, ConvPatchEmbed
 from softless.layers.attention import CLASSES
 from softless.layers.hooks import has_hooks
 from softless.layers.patch_embed import check_size
 from softless.layers.position import FourierPosition, fourier_table
 from softless.models import vit, xcit
 
-TOKEN_WISE = (nn.Identity, nn.LayerNorm, TimmLayerNorm, nn.RMSNorm, RmsNorm, Mlp, GluMlp, SwiGLU)
-KNOWN = "a ViT or DeiT of timm (softless.create_model, or one that softless.swap has changed) or an XCiT"
+TOKEN_WISE = (nn.Identity, nn.LayerNorm, TimmLayerNorm, nn.RMSNorm, RmsNorm, Mlp, GluMlp, SwiGLU, PackedMlp)
+KNOWN = "a ViT or DeiT of timm (softless.create_model, or one that softless.swap has changed) or an XCiT, plain or from softless.optimize"
+Branch = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -45,7 +58,7 @@ class Parts:
     mlp: nn.Module
     scale2: Tensor | None
     norm3: nn.Module | None = None
-    lpi: Any = None
+    lpi: tuple[Branch, Branch] | None = None  # up to its second convolution, and that: (1,D,h,w) -> (1,D,h,w) each
     scale3: Tensor | None = None
 
 
@@ -59,7 +72,8 @@ class Host(ABC):
         self.model, self.parts = model, parts
         first = next(model.parameters())
         self.dtype, self.device, self.dim = first.dtype, first.device, int(model.embed_dim)
-        self.channels = int(next(m.in_channels for m in model.patch_embed.modules() if isinstance(m, nn.Conv2d)))
+        convolutions = (m for m in model.patch_embed.modules() if isinstance(m, nn.Conv2d | PatchProjection))
+        self.channels = int(next(convolutions).in_channels)
         side = model.patch_embed.patch_size
         self.patch: tuple[int, int] = (side, side) if isinstance(side, int) else (int(side[0]), int(side[1]))
 
@@ -104,11 +118,12 @@ def host_of(model: nn.Module) -> Host:
 
 
 def _does_as(model: nn.Module, kind: type, *methods: str) -> bool:
-    """Whether a model is of a kind, with its forward passes unchanged."""
+    """Whether a model, or the one that it was optimized from, is of a kind, with its forward passes unchanged."""
+    own = type(model).__bases__[1] if isinstance(model, InferenceModel) else type(model)
     return (
-        isinstance(model, kind)
+        issubclass(own, kind)
         and "forward" not in vars(model)
-        and all(getattr(type(model), m) is getattr(kind, m) for m in methods)
+        and all(getattr(own, m) is getattr(kind, m) for m in methods)
     )
 
 
@@ -189,11 +204,13 @@ def _resampling(old: int, new: int, device: torch.device) -> Tensor:
 
 
 def parts_of(name: str, block: Any) -> Parts:
-    """The modules of a block of timm's ViT.
+    """The modules of a block of timm's ViT, plain or optimized.
 
     Raises:
         UsageError: another block, or a module that may mix tokens; it is named.
     """
+    if type(block) is PackedBlock:
+        return _parts(name, block, None, None)
     if type(block) is not TimmBlock:
         raise UsageError(
             f"{name} is a {type(block).__name__}, and the engine knows timm's Block alone (norm, attention, norm, MLP)"
@@ -218,9 +235,10 @@ class XcitHost(Host):
             raise UsageError(
                 f"patch_embed is a {type(embed).__name__}, and the engine cuts XCiT's ConvPatchEmbed into blocks alone"
             )
-        if model.pos_embed is not None and type(model.pos_embed) not in {FourierPosition, timm_xcit.PositionalEncodingFourier}:  # fmt: skip
+        self.place: Any = model.pos_embed.positions if type(model.pos_embed) is KeptPositions else model.pos_embed
+        if self.place is not None and type(self.place) not in {FourierPosition, timm_xcit.PositionalEncodingFourier}:
             raise UsageError(
-                f"pos_embed is a {type(model.pos_embed).__name__}, and the engine knows XCiT's Fourier positions alone"
+                f"pos_embed is a {type(self.place).__name__}, and the engine knows XCiT's Fourier positions alone"
             )
         super().__init__(model, tuple(_xcit_parts(f"blocks.{i}", block) for i, block in enumerate(model.blocks)))
         if model.global_pool not in {"token", "avg"}:
@@ -240,7 +258,7 @@ class XcitHost(Host):
 
     def positions(self, height: int, width: int) -> None:
         """The sines and cosines of rows (features, h) and of columns (features, w)."""
-        features = 0 if self.model.pos_embed is None else self.model.pos_embed.token_projection.in_channels // 2
+        features = 0 if self.place is None else self.place.token_projection.in_channels // 2
         self.rows = fourier_table(height, 1, features, device=self.device)[0, :features, :, 0] if features else None
         self.columns = fourier_table(1, width, features, device=self.device)[0, features:, 0] if features else None
 
@@ -256,22 +274,41 @@ class XcitHost(Host):
                 self.rows[:, rows, None].expand(-1, -1, across),
                 self.columns[:, None, columns].expand(-1, down, -1),
             )
-            x = x + self.model.pos_embed.token_projection(torch.cat(sides)[None].to(self.dtype))
+            x = x + self.place.token_projection(torch.cat(sides)[None].to(self.dtype))
         return x[0].permute(1, 2, 0)
 
 
 def _xcit_parts(name: str, block: Any) -> Parts:
-    if type(block) not in {xcit.Block, timm_xcit.XCABlock}:
+    if type(block) not in {xcit.Block, timm_xcit.XCABlock, XcitBlock}:
         raise UsageError(f"{name} is a {type(block).__name__}, and the engine knows XCiT's blocks alone")
+    scales = [getattr(block, f"gamma{side}", None) for side in (1, 2, 3)]
     if block.local_mp is None:
-        return _parts(name, block, block.gamma1, block.gamma2)
+        return _parts(name, block, scales[0], scales[1])
     _token_wise(f"{name}.norm3", block.norm3)
-    return _parts(name, block, block.gamma1, block.gamma2, norm3=block.norm3, lpi=block.local_mp, scale3=block.gamma3)
+    lpi, scale = _branch(block.local_mp, scales[2])
+    return _parts(name, block, scales[0], scales[1], norm3=block.norm3, lpi=_convolutions(f"{name}.local_mp", lpi), scale3=scale)  # fmt: skip
+
+
+def _convolutions(name: str, lpi: Any) -> tuple[Branch, Branch]:
+    """Local patch interaction up to its second convolution, and that convolution."""
+    if type(lpi) is PackedLPI:
+        return lpi.ahead, lpi.second
+    if type(lpi) not in {LPI, timm_xcit.LPI}:
+        raise UsageError(f"{name} is a {type(lpi).__name__}, and the engine knows XCiT's local patch interaction alone")
+    return lambda grid: lpi.bn(lpi.act(lpi.conv1(grid))), lpi.conv2
+
+
+def _branch(module: Any, scale: Tensor | None) -> tuple[Any, Tensor | None]:
+    """A branch and its layer scale, which in an optimized model lie in one module where the scale could not be folded."""
+    if not isinstance(module, Added):
+        return module, scale
+    return module.branch, module.scale
 
 
 def _parts(name: str, block: Any, scale1: Tensor | None, scale2: Tensor | None, **more: Any) -> Parts:
-    attention = block.attn
-    if type(attention) not in {Attention, *CLASSES.values()}:
+    attention, scale1 = _branch(block.attn, scale1)
+    mlp, scale2 = _branch(block.mlp, scale2)
+    if type(attention) not in {Attention, PackedAttention, *CLASSES.values()}:
         raise UsageError(
             f"{name}.attn is a {type(attention).__name__}: only softless attention is streamed; exchange it with softless.swap(model, op=…)"
         )
@@ -280,14 +317,14 @@ def _parts(name: str, block: Any, scale1: Tensor | None, scale2: Tensor | None, 
             raise UsageError(
                 f"{name}.attn has {companion}, a convolution over the whole grid, which is not streamed: build it without"
             )
-    for part in ("norm1", "norm2", "mlp"):
-        _token_wise(f"{name}.{part}", getattr(block, part))
-    return Parts(name, block.norm1, attention, scale1, block.norm2, block.mlp, scale2, **more)
+    for part, module in (("norm1", block.norm1), ("norm2", block.norm2), ("mlp", mlp)):
+        _token_wise(f"{name}.{part}", module)
+    return Parts(name, block.norm1, attention, scale1, block.norm2, mlp, scale2, **more)
 
 
 def _token_wise(name: str, module: nn.Module) -> None:
     """Refuse a module that may look at more than one token at a time."""
-    linear = not isinstance(module, Mlp | GluMlp) or isinstance(module.fc1, nn.Linear)
+    linear = not isinstance(module, Mlp | GluMlp) or isinstance(module.fc1, nn.Linear | PackedLinear)
     if type(module) not in TOKEN_WISE or not linear:
         raise UsageError(
             f"{name} is a {type(module).__name__}, which may mix tokens: the engine knows norms and MLPs of single tokens"

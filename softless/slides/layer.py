@@ -1,32 +1,29 @@
 """One layer over tokens in chunks: what a chunk adds to the summary of its attention, and what the finished summary does to a chunk.
 
-Operators of the linear family take a shorter way where nothing stands between the projection and the operator. Their sums are read from the buffer
-of q, k and v by the native kernel, and what the summary does to a normalised token is one D x D matrix (reference: performance.md §5):
+Where nothing stands between the projections and an operator whose last reader is a matrix A (the SimA family), what the summary does to a
+normalised token is one D x D matrix (reference: performance.md §5):
 
     x += norm1(x) G + b',    P = blockdiag(A) W_o,    G = W_q P s,    b' = (b_o + b_q P) s
 
-Every other operator with a streaming form takes the general way: project, `summarise`, `merge`, `finish`, `read`.
+Every other operator with a streaming form takes the general way: project, `summarise`, `merge`, `finish`, `read`. Sums are native where they can be.
 """
 
 # n tokens of a chunk, N of all, D width, H heads, d width of a head
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from softless.attention import linear
 from softless.attention.attend import HALF, extras_of, widen
-from softless.attention.chunks import wide
+from softless.attention.chunks import summed, wide
 from softless.attention.features import keep, root
-from softless.attention.kernels import linear as kernel
-from softless.attention.kernels import native
-from softless.attention.packed import absorbed, unpacked
+from softless.attention.packed import absorbed
 from softless.attention.spec import EPS, Dims, Grid, Place, Summary, Tokens
 from softless.errors import PrecisionError, UsageError
+from softless.inference.packed import PackedLinear
 from softless.slides.hosts import Parts
 
 
@@ -100,41 +97,28 @@ class Layer:
         dims = Dims.of(long, long, long, grid, self.record.filled(self.attention.options))
         if why := self.streaming.refuses(**self.extras) or self.record.limits(dims, **self.extras):
             raise UsageError(f"{self.name}: operator '{self.record.name}' cannot be streamed: {why}")
-        self.norm = self._norm_of_the_family()
+        self.merges = self._merges()
 
-    def _norm_of_the_family(self) -> str | None:
-        """The norm over tokens of an operator of the linear family whose matrix the projections can absorb; None for the general way."""
-        first = self.sweeps[0].summarise
-        if not (isinstance(first, partial) and first.func is linear.summarise and self.attention.reads_the_buffer):
-            return None
+    def _merges(self) -> bool:
+        """Whether both projections can absorb the matrix that the operator's last reader is."""
+        if not (self.record.has_matrix and self.attention.reads_the_buffer):
+            return False
         plain = self.attention.gate is None and type(self.attention.norm) is nn.Identity
-        own = all(type(layer) is nn.Linear for layer in (self.attention.qkv, self.attention.proj))  # fmt: skip
-        return str(first.keywords["norm"]) if plain and own else None
+        return plain and all(
+            type(one) in {nn.Linear, PackedLinear} for one in (self.attention.qkv, self.attention.proj)
+        )
 
     # Sums over tokens
 
     def summarise(self, x: Tensor, span: slice, sweep: int = 0, reader: Any = None) -> Summary:
         """What the tokens x (n,D) of a chunk add to a sweep's summary."""
-        h = self.parts.norm1(x)[None]
-        if self.norm is None:
-            return self.sweeps[sweep].summarise(self._tokens(h, span), reader, **self.extras)
-        mask, _ = self.whole.part(span)
-        q, k, v = unpacked(self.attention.qkv(h), self.attention.num_heads)
-        if native.refuses(q, k, v):
-            return self.sweeps[0].summarise(wide(Tokens(q, k, v, mask, mask)), None, **self.extras)
-        q_size, k_size, context = torch.ops.softless.sums(q, k, v, mask, mask, kernel.NORMS[self.norm])
-        summary = {"context": context}
-        if self.norm != "none":
-            summary |= {"q": q_size[:, :, None], "k": k_size[:, :, None]}
-        if self.extras.get("token_scale") is not None:
-            summary["queries"] = torch.tensor(float(len(x) if mask is None else mask.sum()), dtype=torch.float64)
-        return summary
+        return summed(self.sweeps[sweep], self._tokens(self.parts.norm1(x)[None], span), reader, **self.extras)
 
     def _tokens(self, h: Tensor, span: slice) -> Tokens:
-        """q, k and v of normalised tokens (1,n,D), told where they stand; half precision raised to float32."""
+        """q, k and v of normalised tokens (1,n,D), told where they stand."""
         q, k, v = self.attention.project(h)
         mask, place = self.whole.part(span)
-        return wide(Tokens(q, q if k is None else k, v, mask, mask, place, place))
+        return Tokens(q, q if k is None else k, v, mask, mask, place, place)
 
     def finish(self, total: Summary, sweep: int = 0) -> Any:
         """The reader of a sweep."""
@@ -145,7 +129,7 @@ class Layer:
     def reads(self, total: Summary) -> Any:
         """What `attend` needs of the last sweep's summary: the matrix and its bias, or the operator's reader."""
         reader = self.finish(total, len(self.sweeps) - 1)
-        return reader if self.norm is None else self._absorbed(reader)
+        return self._absorbed(reader) if self.merges else reader
 
     def _absorbed(self, matrix: Tensor) -> tuple[Tensor, Tensor | None]:
         """G (D,D) and b' (D) in the model's dtype, from the operator's matrix A (1,H,d,d); products in float64."""
@@ -165,13 +149,13 @@ class Layer:
     def attend(self, x: Tensor, span: slice, reader: Any) -> Tensor:
         """Add the attention of the tokens x (n,D) of a chunk to them, in place."""
         h = self.parts.norm1(x)
-        if self.norm is not None:
+        if self.merges:
             matrix, bias = reader
             x += h @ matrix
             return (
                 x if bias is None else x.add_(bias)
             )  # after the product: a sum that starts from a large bias loses a small product
-        o = self.streaming.read(self._tokens(h[None], span), reader, **self.extras)
+        o = self.streaming.read(wide(self._tokens(h[None], span)), reader, **self.extras)
         if x.dtype in HALF:
             o = o.to(x.dtype)
         branch = self.attention._project_out(h[None], o.transpose(1, 2).flatten(2), wide=False)[0]
@@ -183,15 +167,13 @@ class Layer:
         A masked token (mask (n,), True where one counts) is to its neighbours what lies outside of the image: zero ahead of both convolutions.
         """
         lpi, norm = self.parts.lpi, self.parts.norm3
+        assert lpi is not None
         assert norm is not None
-        h, rows = norm(x)[None], len(x) // width
-        if mask is None:
-            branch = lpi(h, rows, width)[0]
-        else:
-            there = mask.unflatten(0, (rows, width))[None, None]
-            grid = h.unflatten(1, (rows, width)).permute(0, 3, 1, 2).masked_fill(~there, 0)
-            grid = lpi.conv2(lpi.bn(lpi.act(lpi.conv1(grid))).masked_fill(~there, 0))
-            branch = grid[0].permute(1, 2, 0).flatten(0, 1)
+        grid = norm(x)[None].unflatten(1, (len(x) // width, width)).permute(0, 3, 1, 2)
+        away = None if mask is None else ~mask.view(1, 1, -1, width)
+        for convolution in lpi:
+            grid = convolution(grid if away is None else grid.masked_fill(away, 0))
+        branch = grid[0].permute(1, 2, 0).flatten(0, 1)
         return branch if self.parts.scale3 is None else branch * self.parts.scale3
 
     def transform(self, x: Tensor) -> Tensor:
@@ -226,7 +208,7 @@ class Layer:
         last = len(self.sweeps) - 1
         with torch.enable_grad():
             leaves = {name: _leaf(x) for name, x in total.items()}
-            tokens = self._tokens(self.parts.norm1(first)[None].detach(), slice(0, 1))
+            tokens = wide(self._tokens(self.parts.norm1(first)[None].detach(), slice(0, 1)))
             reader = self.sweeps[last].finish(leaves, **{name: _apart(x) for name, x in self.extras.items()})
             out = self.streaming.read(_detached(tokens), reader, **{name: _apart(x) for name, x in self.extras.items()})
             wanted = {name: x for name, x in leaves.items() if x.requires_grad}
@@ -236,7 +218,7 @@ class Layer:
     def row(self, x: Tensor, span: slice, total: Summary, pull: Summary, reader: Any) -> Tensor:
         """The first token's weights over the tokens x (n,D) of a chunk: (n,), signed, mean over heads."""
         last = len(self.sweeps) - 1
-        tokens = _detached(self._tokens(self.parts.norm1(x)[None], span))
+        tokens = _detached(wide(self._tokens(self.parts.norm1(x)[None], span)))
         extras = {name: _apart(value) for name, value in self.extras.items()}
         with torch.enable_grad():
             v = tokens.v.requires_grad_()

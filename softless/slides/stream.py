@@ -4,7 +4,7 @@
 
 import hashlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from softless.data.progress import track
 from softless.errors import UsageError
+from softless.inference.packed import PackedLinear
 from softless.saliency.maps import Saliency, signed_unit, unit
 from softless.slides import store as stores
 from softless.slides.engine import KEY, QUERY, ROW, BadTile, Engine, Order, in_memory
@@ -23,7 +24,7 @@ from softless.slides.hosts import Host, host_of
 from softless.slides.reader import Source, source_of
 
 CHUNK = 2048
-VERSION = 1  # of what a store holds
+VERSION = 2  # of what a store holds
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ def stream(
     attention in between (docs/streaming.md). The model computes in its own dtype, as in evaluation, and is left as it was.
 
     Args:
-        model: A ViT or DeiT of timm with softless attention (`softless.create_model`, `softless.swap`), or an XCiT.
+        model: A ViT or DeiT of timm with softless attention (`softless.create_model`, `softless.swap`), or an XCiT; `softless.optimize` makes
+            one that is faster here too.
         image: A tensor (C,H,W) or (1,C,H,W) as the model takes it, its size one that the model takes; bytes (H,W,C) as a numpy array; or the path
             of an image file or a slide. Bytes and files are normalised by `mean` and `std`, never resized; where the last patches reach beyond
             the image they are filled up with the mean colour. A slide, or a tiled TIFF, is read region by region; an image file whole, as bytes.
@@ -230,9 +232,18 @@ def _print(values: Tensor | None) -> str:
 def _model_print(host: Host) -> str:
     """A digest of the weights, their names, and what the model computes with them."""
     found = hashlib.sha256(repr(host.model).encode())
-    for name, values in host.model.state_dict().items():
+    for name, values in _weights(host.model):
         found.update(f"{name} {values.dtype} {tuple(values.shape)} {_print(values)}\n".encode())
     return found.hexdigest()
+
+
+def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters, buffers and packed weights."""
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+    for path, module in model.named_modules():
+        if isinstance(module, PackedLinear):
+            yield path, module.weight
 
 
 def _image_print(image: Any) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from softless.attention import exponents, linear
-from softless.attention.chunks import wide
+from softless.attention.chunks import summed
 from softless.attention.features import root
 from softless.attention.packed import unpacked
 from softless.attention.spec import Summary, Tokens, add
@@ -96,7 +96,7 @@ class ClassBlock(Stage):
         h = self.block.norm1(x)[None]
         if self.ours:
             q, k, v = unpacked(self.block.attn.qkv(h), self.block.attn.num_heads)
-            return self.sweep.summarise(wide(Tokens(q, k, v, mask, mask)), None, **self.extras)
+            return summed(self.sweep, Tokens(q, k, v, mask, mask), None, **self.extras)
         attention = self.block.attn
         heads = attention.num_heads
         q, k, v = (

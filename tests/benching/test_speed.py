@@ -80,7 +80,7 @@ TAKES_PART = {
     "optimized_xcit": {"optimized", "sima", "xca", "openvino_published", "openvino_xca"},
     "memory": {*memory.OPERATORS, "softmax_matrix"},
     "layer": {"streamed", "published"},
-    "stream": {"streamed", "sima", "published"},
+    "stream": {"streamed", "optimized", "published"},
 }
 
 

@@ -1,6 +1,5 @@
 """Slides: read region by region and never whole, tiles that cannot be read, and the resolution they are looked at with."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -69,10 +68,8 @@ def test_a_slide_answers_as_its_pixels_do(make: Any, tmp_path: Path, monkeypatch
     assert found.size == SIZE
 
 
-def test_a_real_slide_read_in_regions_is_the_slide_read_whole() -> None:
-    folder = os.environ.get("SOFTLESS_DATA")
-    if not folder or not (path := Path(folder) / "cmu_wsi" / "CMU-1-Small-Region.svs").is_file():
-        pytest.skip("SOFTLESS_DATA has no cmu_wsi/CMU-1-Small-Region.svs")
+def test_a_real_slide_read_in_regions_is_the_slide_read_whole(data_root: Path) -> None:
+    path = data_root / "cmu_wsi" / "CMU-1-Small-Region.svs"
     slide = Slide(path, 0, 3)
     height, width = slide.size
     whole = np.asarray(openslide.OpenSlide(str(path)).read_region((0, 0), 0, (width, height)).convert("RGB"))

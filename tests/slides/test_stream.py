@@ -1,6 +1,7 @@
 """What `softless.stream` answers is what the model answers, whatever the chunks, the host and the operator."""
 
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import nn
 
 import softless
 from softless import PrecisionError, UsageError
+from softless.errors import CheckpointError
 from softless.slides import engine, stream
 from tests.models.lively import lively, zeroed
 from tests.slides.models import SIZE, STREAMED, VIT, answer, apart, image, swapped, vit, xcit
@@ -87,6 +89,44 @@ def _same(model: nn.Module) -> None:
     assert apart(stream(zeroed(model), image(), chunk=23).logits, whole) > 0.05
 
 
+OPTIMIZED = {
+    **{name: HOSTS[name] for name in ("average pooling", "registers", "layer scale", "norm of q and k", "norm ahead of the projection", "gate", "token scale", "distilled", "swapped XCiT", "XCiT by average", "XCiT with softmax class attention", "XCiT with a grid")},
+    "plain": vit,
+    "seqnorm": lambda: vit("seqnorm"),
+    "two sweeps": lambda: vit("efficient"),
+    "XCiT with an activation that oneDNN does not know": lambda: xcit(act="silu"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("host", OPTIMIZED)
+def test_an_optimized_model_answers_as_the_plain_one_does(host: str) -> None:
+    plain = OPTIMIZED[host]()
+    fast = softless.optimize(plain, torch.float32)
+    mask = torch.rand(10, 11, generator=torch.Generator().manual_seed(2)) > 0.4
+    for counts in (None, mask):
+        wanted, found = (stream(model, image(), chunk=23, mask=counts, tokens=True) for model in (plain, fast))
+        assert apart(found.logits, wanted.logits) < 1e-5
+        assert apart(found.tokens, wanted.tokens) < 1e-5  # type: ignore[arg-type]
+        for name in ("query", "key", "class_row"):
+            ours, theirs = getattr(found.saliency, name), getattr(wanted.saliency, name)
+            assert (ours is None) == (theirs is None), name
+            assert theirs is None or apart(ours, theirs) < 1e-5, name
+    assert apart(stream(fast, image(), chunk=23).logits, fast(image())) < 1e-5
+    assert apart(stream(zeroed(plain), image(), chunk=23).logits, wanted.logits) > 0.05
+
+
+def test_an_optimized_model_goes_on_in_its_folder_and_no_other_does(tmp_path: Path) -> None:
+    plain = vit()
+    fast, other = softless.optimize(plain), softless.optimize(vit(num_classes=8))
+    with torch.no_grad():
+        plain.blocks[1].mlp.fc2.weight[0, 0] += 1  # type: ignore[union-attr, index]
+    found = stream(fast, image(), chunk=23, store=tmp_path)
+    assert torch.equal(stream(fast, image(), chunk=23, store=tmp_path).logits, found.logits)
+    for model in (other, softless.optimize(plain)):
+        with pytest.raises(CheckpointError, match="model"):
+            stream(model, image(), chunk=23, store=tmp_path)
+
+
 @pytest.mark.parametrize("make", [vit, lambda: vit("seqnorm"), xcit, lambda: xcit("xca", lpi=False)], ids=["vit", "seqnorm", "xcit", "xca"])  # fmt: skip
 def test_the_size_of_the_chunks_does_not_show(make: Any) -> None:
     model = make()
@@ -102,6 +142,26 @@ def test_the_order_of_the_chunks_does_not_show(op: str) -> None:
 
     model = vit(op)
     assert apart(stream(model, image(), chunk=9, order=shuffled).logits, stream(model, image(), chunk=9).logits) < 1e-6
+
+
+@pytest.mark.soak
+def test_a_deit_small_sees_a_crop_of_a_slide_as_the_whole_does(data_root: Path) -> None:
+    """The issue's own sizes: 2,048 pixels a side, 12 layers of width 384, float32. token_scale keeps the attention as strong as on the small image it was scaled on."""
+    openslide = pytest.importorskip("openslide")
+    torch.set_num_threads(2)
+    slide = openslide.OpenSlide(str(data_root / "cmu_wsi" / "CMU-1-Small-Region.svs"))
+    pixels = np.asarray(slide.read_region((0, 0), 0, (2048, 2048)).convert("RGB"))
+    crop = (torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None] / 255 - 0.5) / 0.5
+    model = softless.create_model("deit_small_patch16_224", op="sima", token_scale="tokens")
+    lively(model, crop[..., 512:736, 512:736])
+    whole = answer(model, crop)
+    given: dict[str, Any] = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "saliency": False}
+    found = stream(model, pixels, **given).logits
+    assert apart(found, whole) < 1e-5
+    for how in ({"chunk": 700}, {"chunk": 5000}, {"order": lambda count: range(count - 1, -1, -1)}):
+        assert apart(stream(model, pixels, **given, **how).logits, found) < 1e-6
+    assert apart(stream(softless.optimize(model, torch.float32), pixels, **given).logits, whole) < 1e-5
+    assert apart(answer(zeroed(model), crop), whole) > 0.05
 
 
 def test_masked_patches_are_removed() -> None:
@@ -170,11 +230,15 @@ def test_a_blank_image_of_any_size_has_an_answer(make: Any, size: tuple[int, int
 
 
 def test_bfloat16_is_as_near_as_the_model_itself() -> None:
-    model = vit()
-    exact = answer(model, image())
-    model.bfloat16()
-    plain = apart(answer(model, image().bfloat16()).float(), exact)
-    assert apart(stream(model, image(), chunk=23).logits.float(), exact) < 2 * plain
+    model: Any = vit()
+    with torch.no_grad():
+        exact = model.forward_features(image())[0]
+        model.bfloat16()
+        plain = apart(model.forward_features(image().bfloat16())[0].float(), exact)
+    for one in (model, softless.optimize(model)):
+        tokens = stream(one, image(), chunk=23, tokens=True).tokens
+        assert tokens is not None
+        assert apart(tokens.float(), exact) < 1.2 * plain
 
 
 def test_an_array_and_a_file_are_normalised_and_filled_up_with_the_mean_colour(tmp_path: Any) -> None:

@@ -277,7 +277,9 @@ def run_packed(qkv: Tensor, heads: int, *, norm: Norm, mask: Tensor | None, toke
     return torch.ops.softless.attend_packed(qkv, heads, mask, NORMS[norm], number(token_scale), eps)[0]
 
 
-def summed(q: Tensor, k: Tensor, v: Tensor, *, norm: Norm) -> dict[str, Tensor]:
-    """The summary of `softless.attention.linear`, in one sweep: "q" and "k" (B,H,1,D), "context" (B,H,D,E)."""
-    q_size, k_size, context = torch.ops.softless.sums(q, k, v, None, None, NORMS[norm])
+def summed(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, query_mask: Tensor | None, *, norm: Norm) -> dict[str, Tensor]:  # fmt: skip
+    """The summary of `softless.attention.linear`, in one sweep: "context" (B,H,D,E), and under a norm "q" and "k" (B,H,1,D)."""
+    q_size, k_size, context = torch.ops.softless.sums(q, k, v, mask, query_mask, NORMS[norm])
+    if norm == "none":
+        return {"context": context}
     return {"context": context, "q": q_size[:, :, None], "k": k_size[:, :, None]}

@@ -114,10 +114,15 @@ def read(tokens: Tokens, reader: tuple[Tensor, Tensor, Tensor], **_: Any) -> Ten
     return keep(q @ matrix.to(q.dtype) + offset.to(q.dtype), tokens.query_mask)
 
 
+def native_sums(tokens: Tokens, **_: Any) -> Summary:
+    """`summarise` by the native kernels."""
+    counts = {"queries": moments.number(tokens.q, tokens.query_mask), "keys": moments.number(tokens.k, tokens.mask)}
+    return counts | kernel.summed(tokens.q, tokens.k, tokens.v, tokens.mask, tokens.query_mask)
+
+
 def native_sweep(q: Tensor, k: Tensor, v: Tensor, *, learned: dict[str, Tensor], mask: Tensor | None, query_mask: Tensor | None, eps: float) -> Tensor:  # fmt: skip
     """The same by the native kernels: one sweep over q, k and v, the algebra of D x E numbers, one sweep over q."""
-    counts = {"queries": moments.number(q, query_mask), "keys": moments.number(k, mask)}
-    summary = counts | kernel.summed(q, k, v, mask, query_mask)
+    summary = native_sums(Tokens(q, k, v, mask, query_mask))
     return kernel.read(q, v, *finish(summary, learned=learned, eps=eps), query_mask)
 
 
@@ -127,7 +132,7 @@ def flops(d: Dims) -> int:
 
 
 STREAMING = Streaming(
-    sweeps=(Sweep(summarise, finish, merge),),
+    sweeps=(Sweep(summarise, finish, merge, native=native_sums),),
     read=read,
     holds="counts, means and centred Σx² of q, k and v (D each), centred Σkᵀv (D x E)",
     merges="Chan's formula: means by their counts, moments with the product of the means' differences",

@@ -137,7 +137,7 @@ FIGURES: Mapping[str, Figure] = {
         bases=("sima",), drawn=("memory",),
     ),
     "layer": Figure(
-        "One layer over 262,144 tokens, in chunks and whole: width 384, 8 heads", stream.LAYER_WORKS, stream.measure_layer, "tokens",
+        "One layer over the number of tokens, in chunks and whole: width 384, 8 heads", stream.LAYER_WORKS, stream.measure_layer, "tokens",
         bases=("published",), drawn=("time", "memory"),
     ),
     "stream": Figure(

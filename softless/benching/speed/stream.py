@@ -30,12 +30,13 @@ from softless.benching.speed.rivals import Published, share_weights
 from softless.benching.speed.work import DTYPES, Case, Work
 from softless.benching.steps import peak_bytes
 from softless.errors import SoftlessError
+from softless.inference import optimize
 from softless.layers import operator_class
 from softless.models import create_model
 from softless.slides.stream import CHUNK, stream
 from softless.slides.sweeps import layer_in_chunks
 
-LAYER_WORKS = tuple(Work(dtype, 1, 262_144) for dtype in DTYPES)
+LAYER_WORKS = tuple(Work(dtype, 1, tokens) for dtype in DTYPES for tokens in (16_384, 65_536, 262_144))
 SIDES = (224, 512, 1024, 2048, 4096, 8192, 16384)
 MODEL_WORKS = tuple(Work("bfloat16", 1, (side // 16) ** 2 + 1, heads=6, pixels=side, host=DEIT) for side in SIDES)
 WHOLE = 8192  # pixels above which a model that holds all activations takes more than 12 GB
@@ -45,7 +46,7 @@ STATUS, FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def measure_layer(work: Work, seconds: float) -> Case:
-    """One layer of a ViT over the residual stream: ours in chunks and in place, and the published form over all tokens at once."""
+    """One layer of a ViT over the residual stream: ours, optimized, in chunks and in place, and the published form over all tokens at once."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         blocks: dict[str, Any] = {
@@ -54,7 +55,8 @@ def measure_layer(work: Work, seconds: float) -> Case:
         }
         x = torch.randn(work.tokens, work.dim).to(work.kind)
     share_weights(blocks["streamed"], blocks["published"])
-    blocks = {name: block.to(work.kind).eval() for name, block in blocks.items()}
+    blocks["streamed"] = optimize(nn.Sequential(blocks["streamed"]), work.kind)[0]
+    blocks["published"].to(work.kind).eval()
     calls: dict[str, Callable[[Tensor], Tensor]] = {
         "streamed": lambda y: layer_in_chunks(blocks["streamed"], y, CHUNK),
         "published": lambda y: blocks["published"](y[None])[0],
@@ -68,7 +70,7 @@ def measure_layer(work: Work, seconds: float) -> Case:
 
     timings = paced({name: lambda name=name: run(name) for name in calls}, seconds)  # type: ignore[misc]
     peaks = {name: peak_bytes(lambda name=name: run(name), x.device) for name in calls}  # type: ignore[misc]
-    paths = {"streamed": f"chunks of {CHUNK} tokens", "published": "published formula, torch"}
+    paths = {"streamed": f"optimized, chunks of {CHUNK} tokens", "published": "published formula, torch"}
     return Case(work, errors, paths, timings, peaks)
 
 
@@ -84,9 +86,9 @@ def _errors_of_layers(blocks: Mapping[str, Any], calls: Mapping[str, Callable[[T
 
 
 def measure_model(work: Work, seconds: float) -> Case:
-    """A DeiT from bytes to logits: streamed, ours over all tokens at once, and the published form."""
+    """A DeiT from bytes to logits: ours, optimized, streamed and over all tokens at once, and the published form."""
     assert work.pixels is not None
-    names = ["streamed", *(["sima", "published"] if work.pixels <= WHOLE else [])]
+    names = ["streamed", *(["optimized", "published"] if work.pixels <= WHOLE else [])]
     rounds = ROUNDS if seconds and work.pixels <= FEW else 1
     found = {name: in_a_process(name, work, rounds) for name in names}
     logits = {name: torch.tensor(one["logits"], dtype=torch.float64) for name, one in found.items()}
@@ -108,8 +110,8 @@ def measure_model(work: Work, seconds: float) -> Case:
             f"logits beside those of '{name}'",
         )
     paths = {
-        "streamed": f"chunks of {CHUNK} tokens",
-        "sima": "all tokens at once",
+        "streamed": f"optimized, chunks of {CHUNK} tokens",
+        "optimized": "optimized, all tokens at once",
         "published": "published formula, torch",
     }
     return Case(
@@ -144,6 +146,8 @@ def alone(*, rival: str, dtype: str, pixels: int, host: str, rounds: int, thread
     torch.set_num_threads(threads)
     kind = getattr(torch, dtype)
     model = _model(rival, host).to(kind).eval()
+    if rival in {"streamed", "optimized"}:
+        model = optimize(model, kind)
     image = np.random.default_rng(3).integers(0, 256, (pixels, pixels, 3), dtype=np.uint8)
 
     @torch.inference_mode()
