@@ -98,7 +98,8 @@ def optimize(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> Any:
     work = _Work(dtype)
     with torch.no_grad():
         made = work.replaced("", made)
-        made.to(dtype).eval().requires_grad_(requires_grad=False)  # parts that are new too
+        # parts that are new too; the weights of convolutions as their images lie, or each call would copy them
+        made.to(dtype, memory_format=torch.channels_last).eval().requires_grad_(requires_grad=False)
     why = why_not(dtype, device)
     notes = [f"nothing is packed: {why}"] if why else []
     first = reads_first(made)

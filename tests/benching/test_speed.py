@@ -79,7 +79,7 @@ TAKES_PART = {
     },
     "optimized_xcit": {"optimized", "sima", "xca", "openvino_published", "openvino_xca"},
     "memory": {*memory.OPERATORS, "softmax_matrix"},
-    "layer": {"streamed", "published"},
+    "layer": {"streamed", "published", "linear"},
     "stream": {"streamed", "optimized", "published"},
 }
 

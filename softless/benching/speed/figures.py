@@ -19,7 +19,7 @@ MEASURES = {
 LOOKS: Mapping[str, int] = {
     "bare": 0, "sima": 1, "published": 2, "softmax": 3, "xca": 4, "compiled": 5, "published_tokens": 5, "published_channels": 5, "softmax_matrix": 6,
     "soft": 0, "softnorm": 2, "linformer": 5, "nystrom": 7, "performer": 8, "merged": 1, "apart": 2, "inside": 1, "seqnorm": 4, "seqnorm_torch": 5,
-    "streamed": 4,
+    "streamed": 4, "linear": 0,
     "optimized": 3, "openvino_published": 5, "openvino_softmax": 6, "openvino_bare": 7, "openvino_linear": 8, "openvino_xca": 6,
 }  # fmt: skip
 
@@ -138,7 +138,7 @@ FIGURES: Mapping[str, Figure] = {
     ),
     "layer": Figure(
         "One layer over the number of tokens, in chunks and whole: width 384, 8 heads", stream.LAYER_WORKS, stream.measure_layer, "tokens",
-        bases=("published",), drawn=("time", "memory"),
+        bases=("published", "linear"), drawn=("time", "memory"),
     ),
     "stream": Figure(
         "DeiT-S over the image size, from bytes to logits, streamed and whole", stream.MODEL_WORKS, stream.measure_model, "pixels",

@@ -6,6 +6,7 @@ decoding included, beyond what lay there before: the bytes of the image, the wei
 
 # N tokens, D width
 
+import copy
 import json
 import resource
 import subprocess
@@ -25,6 +26,7 @@ from softless.benching.errors_of import deviation
 from softless.benching.measure import Timings
 from softless.benching.speed.contract import BOUND, bounded
 from softless.benching.speed.models import DEIT, LOGITS
+from softless.benching.speed.optimized import Linear
 from softless.benching.speed.pace import paced
 from softless.benching.speed.rivals import Published, share_weights
 from softless.benching.speed.work import DTYPES, Case, Work
@@ -46,43 +48,57 @@ STATUS, FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def measure_layer(work: Work, seconds: float) -> Case:
-    """One layer of a ViT over the residual stream: ours, optimized, in chunks and in place, and the published form over all tokens at once."""
+    """One layer of a ViT over the residual stream: ours, optimized, in chunks and in place; the published form over all tokens at once; and the floor.
+
+    The floor, "linear", is the streamed layer without its attention: the same packed linear layers over the same chunks.
+    """
+    kinds = {"streamed": operator_class("sima"), "published": Published, "linear": Linear}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        blocks: dict[str, Any] = {
-            name: Block(work.dim, work.heads, qkv_bias=True, attn_layer=kind)
-            for name, kind in (("streamed", operator_class("sima")), ("published", Published))
-        }
+        blocks = {name: Block(work.dim, work.heads, qkv_bias=True, attn_layer=kind) for name, kind in kinds.items()}
         x = torch.randn(work.tokens, work.dim).to(work.kind)
-    share_weights(blocks["streamed"], blocks["published"])
-    blocks["streamed"] = optimize(nn.Sequential(blocks["streamed"]), work.kind)[0]
-    blocks["published"].to(work.kind).eval()
+    for block in blocks.values():
+        share_weights(blocks["streamed"], block.eval())
+    true = _exact_layers(blocks, x[:CHECKED])
+    packed = {name: optimize(nn.Sequential(blocks[name]), work.kind)[0] for name in ("streamed", "linear")}
+    whole = blocks["published"].to(work.kind)
     calls: dict[str, Callable[[Tensor], Tensor]] = {
-        "streamed": lambda y: layer_in_chunks(blocks["streamed"], y, CHUNK),
-        "published": lambda y: blocks["published"](y[None])[0],
+        "streamed": lambda y: layer_in_chunks(packed["streamed"], y, CHUNK),
+        "published": lambda y: whole(y[None])[0],
+        "linear": lambda y: _chunk_by_chunk(packed["linear"], y),
     }
-    errors = _errors_of_layers(blocks, calls, x[:CHECKED], work)
-    mine = x.clone()  # the streamed layer works in place
+    with torch.inference_mode():
+        errors = {
+            name: bounded(name, deviation(call(x[:CHECKED].clone()), true[name]).frobenius, work, BOUND[work.kind])
+            for name, call in calls.items()
+        }
+    mine = x.clone()  # for those that work in place
 
     @torch.inference_mode()
     def run(name: str) -> Any:
-        return calls[name](mine if name == "streamed" else x)
+        return calls[name](x if name == "published" else mine)
 
     timings = paced({name: lambda name=name: run(name) for name in calls}, seconds)  # type: ignore[misc]
     peaks = {name: peak_bytes(lambda name=name: run(name), x.device) for name in calls}  # type: ignore[misc]
-    paths = {"streamed": f"optimized, chunks of {CHUNK} tokens", "published": "published formula, torch"}
+    streamed = f"optimized, chunks of {CHUNK} tokens"
+    paths = {"streamed": streamed, "published": "published formula, torch", "linear": streamed}
     return Case(work, errors, paths, timings, peaks)
 
 
 @torch.inference_mode()
-def _errors_of_layers(blocks: Mapping[str, Any], calls: Mapping[str, Callable[[Tensor], Tensor]], x: Tensor, work: Work) -> dict[str, float]:  # fmt: skip
-    exact = Block(work.dim, work.heads, qkv_bias=True, attn_layer=Published).double().eval()
-    exact.load_state_dict({name: value.double() for name, value in blocks["published"].state_dict().items()})
-    true = exact(x[None].double())[0]
-    return {
-        name: bounded(name, deviation(call(x.clone()), true).frobenius, work, BOUND[work.kind])
-        for name, call in calls.items()
-    }
+def _exact_layers(blocks: Mapping[str, nn.Module], x: Tensor) -> dict[str, Tensor]:
+    """What float64 gives of the weights and tokens as they are rounded to their dtype."""
+    found = {}
+    for name, block in blocks.items():
+        exact = copy.deepcopy(block).to(x.dtype).double()
+        found[name] = exact(x[None].double())[0]
+    return found
+
+
+def _chunk_by_chunk(block: nn.Module, x: Tensor) -> Tensor:
+    for chunk in x.split(CHUNK):
+        chunk.copy_(block(chunk[None])[0])
+    return x
 
 
 def measure_model(work: Work, seconds: float) -> Case:

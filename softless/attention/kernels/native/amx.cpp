@@ -152,5 +152,5 @@ void apply_tiles(const Apply& call) {
 
 namespace softless {
 const Arithmetic amx_bf16 = {"amx", DEEP, magnitude<bf16>, product_tiles, pitch_f32, scratch_tiles, packed_pairs, pack_pairs, apply_tiles,
-                             centre<bf16>, panels_f32, apply<float, bf16>, 16, tiles_begin, tiles_end};
+                             centre<bf16>, panels_f32, apply<float, bf16>, join_f32, scale_f32, 16, tiles_begin, tiles_end};
 }  // namespace softless

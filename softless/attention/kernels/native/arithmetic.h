@@ -53,6 +53,8 @@ struct Arithmetic {
   void (*centre)(const void* x, int64_t step, int64_t n, const uint8_t* keep, int64_t width, const float* high, const float* low, float* panel, float* rest, float* squares);
   void (*panels)(const float* k, const float* v, int64_t n, int64_t D, int64_t E, float* m, const Ahead& ahead);  // as `product`, of panels
   void (*apply_panel)(const Apply& call);                            // as `apply`, x a panel and the matrix float32 with rows of pitch(columns)
+  void (*join)(const float* from, int64_t n, bool first, double* to);      // to = from, or to += from
+  void (*scale)(const float* from, int64_t n, double by, float* to);       // to = by * from, rounded once
   int64_t width_unit;                                                // D and E must be multiples of it
   void (*begin)();                                                   // on each thread, before and after its calls; may be null
   void (*end)();

@@ -53,5 +53,5 @@ void apply_pairs(const Apply& call) {
 
 namespace softless {
 const Arithmetic avx512bf16_bf16 = {"avx512_bf16", TILE, magnitude<bf16>, product_pairs, pitch_f32, scratch_f32, packed_pairs, pack_pairs, apply_pairs,
-                                    centre<bf16>, panels_f32, apply<float, bf16>, PAIR, nullptr, nullptr};
+                                    centre<bf16>, panels_f32, apply<float, bf16>, join_f32, scale_f32, PAIR, nullptr, nullptr};
 }  // namespace softless

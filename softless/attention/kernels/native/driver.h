@@ -30,7 +30,7 @@ struct Place {  // a tensor of `size` bytes an element
   }
 };
 
-// Memory of a call, zero where it is new. A thread keeps a little from call to call, since fresh pages cost as much as the sums of a small
+// Memory of a call, zero where it is new, and so whoever asks for zeros leaves it as zeros. A thread keeps a little from call to call, since fresh pages cost as much as the sums of a small
 // image; more than that is given back.
 template <class T> class Room {
  public:

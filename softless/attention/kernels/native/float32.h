@@ -218,6 +218,17 @@ template <int C, class Fill, class End> void tiles_of(const Fill& fill, int64_t 
   if constexpr (C > 1) tiles_of<C - 1>(fill, pitch, rows, column, end);
 }
 
+void join_f32(const float* from, int64_t n, bool first, double* to) {
+  if (first)
+    for (int64_t i = 0; i < n; i++) to[i] = from[i];
+  else
+    for (int64_t i = 0; i < n; i++) to[i] += from[i];
+}
+
+void scale_f32(const float* from, int64_t n, double by, float* to) {
+  for (int64_t i = 0; i < n; i++) to[i] = static_cast<float>(by * from[i]);
+}
+
 int64_t pitch_f32(int64_t width) { return round_up(width, W); }
 
 void panels_f32(const float* k, const float* v, int64_t n, int64_t D, int64_t E, float* m, const Ahead& ahead) {
@@ -268,7 +279,7 @@ constexpr int64_t TILE = 64;
 int64_t scratch_f32(int64_t D, int64_t E) { return TILE * (pitch_f32(D) + pitch_f32(E)) * static_cast<int64_t>(sizeof(float)); }
 
 template <class T> constexpr Arithmetic float32_arithmetic(const char* name) {
-  return {name, TILE, magnitude<T>, product<T>, pitch_f32, scratch_f32, packed_f32, pack_f32, apply<T, T>, centre<T>, panels_f32, apply<float, T>, 1, nullptr, nullptr};
+  return {name, TILE, magnitude<T>, product<T>, pitch_f32, scratch_f32, packed_f32, pack_f32, apply<T, T>, centre<T>, panels_f32, apply<float, T>, join_f32, scale_f32, 1, nullptr, nullptr};
 }
 
 }  // namespace

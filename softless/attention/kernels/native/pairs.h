@@ -40,17 +40,22 @@ int64_t packed_pairs(int64_t rows, int64_t columns) { return PARTS * rows / 2 * 
 
 void pack_pairs(const float* matrix, int64_t rows, int64_t columns, void* packed) {
   const int64_t pitch = pitch_f32(columns);
-  uint16_t* out = static_cast<uint16_t*>(packed);
-  for (int64_t r = 0; r < rows; r++)
+  uint32_t* out = static_cast<uint32_t*>(packed);
+  for (int64_t r = 0; r < rows; r += 2)
     for (int64_t c = 0; c < pitch; c += W) {
       const int64_t left = least(W, columns - c);
-      V rest = left == W ? Vec::load(matrix + r * columns + c) : load_some(matrix + r * columns + c, left);
+      V rest[2];
+      for (int i = 0; i < 2; i++) {
+        const float* row = matrix + (r + i) * columns + c;
+        rest[i] = left == W ? Vec::load(row) : load_some(row, left);
+      }
       for (int part = 0; part < PARTS; part++) {
-        alignas(32) uint16_t rounded[W];
-        Vec::store_bf16(rounded, rest);
-        uint16_t* place = out + 2 * ((part * rows / 2 + r / 2) * pitch + c) + r % 2;
-        for (int j = 0; j < W; j++) place[2 * j] = rounded[j];
-        rest = Vec::sub(rest, Vec::load_bf16(rounded));
+        alignas(32) uint16_t rounded[2][W];
+        for (int i = 0; i < 2; i++) {
+          Vec::store_bf16(rounded[i], rest[i]);
+          rest[i] = Vec::sub(rest[i], Vec::load_bf16(rounded[i]));
+        }
+        _mm512_storeu_si512(out + (part * rows / 2 + r / 2) * pitch + c, interleave(sixteen(rounded[0], W), sixteen(rounded[1], W)));
       }
     }
 }

@@ -38,14 +38,12 @@ class Sums {
 
   // Columns beyond the width become zero again too: NaN times their zero is NaN.
   void close(float* group, double* totals, bool first) const {
-    const auto join = [first](const float* from, double* to, int64_t n) {
-      if (first)
-        for (int64_t i = 0; i < n; i++) to[i] = from[i];
-      else
-        for (int64_t i = 0; i < n; i++) to[i] += from[i];
-    };
-    join(group, totals, 2 * sizes_);
-    for (int64_t row = 0; row < rows_; row++) join(group + 2 * sizes_ + row * pitch_, totals + 2 * sizes_ + row * call_.E, call_.E);
+    way_.join(group, 2 * sizes_, first, totals);
+    const float* context = group + 2 * sizes_;
+    double* to = totals + 2 * sizes_;
+    if (pitch_ == call_.E) way_.join(context, rows_ * call_.E, first, to);
+    else
+      for (int64_t row = 0; row < rows_; row++) way_.join(context + row * pitch_, call_.E, first, to + row * call_.E);
     std::fill_n(group, this->group(), 0.0f);
   }
 
@@ -89,12 +87,13 @@ struct Product {  // rows x columns, filled by (image, head, out)
   template <class Fill> Matrices pack(const SoftlessCall& call, const Arithmetic& way, const Fill& fill) const {
     const int64_t size = round_up(way.packed_bytes(rows, columns), 64);
     Matrices made{buffer<char>(call.B * call.H * size), size};
-    auto plain = buffer<float>(rows * columns);
-    for (int64_t image = 0; image < call.B; image++)
-      for (int64_t head = 0; head < call.H; head++) {
-        fill(image, head, plain.get());
-        way.pack(plain.get(), rows, columns, made.data.get() + (image * call.H + head) * size);
+    share(threads_for(call, call.B * call.H), way, [&](int thread, int of) {
+      const Room<float> plain = room<float, 2>(rows * columns);  // the rooms of `sweep` are left as zeros
+      for (int64_t item = call.B * call.H * thread / of; item < call.B * call.H * (thread + 1) / of; item++) {
+        fill(item / call.H, item % call.H, plain.get());
+        way.pack(plain.get(), rows, columns, made.data.get() + item * size);
       }
+    });
     return made;
   }
 };
@@ -142,10 +141,7 @@ void attend(const SoftlessCall& call, const Arithmetic& way) {
   sums(call, way);
   const Matrices matrices = Product{call.D, call.E}.pack(call, way, [&](int64_t image, int64_t head, float* out) {
     const float* context = call.context + (image * call.H + head) * call.D * call.E;
-    for (int64_t d = 0; d < call.D; d++) {
-      const double by = factor(call, image, head * call.D + d);
-      for (int64_t e = 0; e < call.E; e++) *out++ = static_cast<float>(by * *context++);
-    }
+    for (int64_t d = 0; d < call.D; d++) way.scale(context + d * call.E, call.E, factor(call, image, head * call.D + d), out + d * call.E);
   });
   read(call, way, {{call.q, call.out, matrices, call.N, call.D, call.E, call.query_mask, nullptr, nullptr, FLAT}});
 }
