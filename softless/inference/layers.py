@@ -14,9 +14,6 @@ from softless.inference.packed import Activation, FusedConv, PackedLinear
 from softless.layers import Attention
 from softless.layers.attention import merged
 
-# tokens, in widths of the tokens, from which the output projection is merged: later than in `Attention`, since the packed one is faster
-MERGED_FROM = 12
-
 
 class PackedAttention(Attention):
     """`softless.Attention` in inference: both projections packed, the layer scale in the second, the residual added to its output.
@@ -27,6 +24,7 @@ class PackedAttention(Attention):
     qkv: PackedLinear  # type: ignore[assignment]
     proj: PackedLinear  # type: ignore[assignment]
     dense: Tensor | None  # the projection's weight where the operator's matrix is taken into it: not packed, in float32
+    merged_from = 12  # later than in `Attention`, since the packed projection is faster: the figure merging
 
     @classmethod
     def of(cls, theirs: Attention, dtype: torch.dtype, scale: Tensor | None) -> "PackedAttention":
@@ -59,7 +57,7 @@ class PackedAttention(Attention):
         return self.proj(attend_packed(qkv, self.num_heads, self.op, **extras), onto)
 
     def _merges(self, qkv: Tensor, mask: Tensor | None) -> bool:
-        many = qkv.shape[1] >= MERGED_FROM * self.num_heads * self.head_dim
+        many = qkv.shape[1] >= self.merged_from * self.num_heads * self.head_dim
         return many and self.dense is not None and mask is None
 
     def first(self, x: Tensor, onto: Tensor) -> Tensor:

@@ -164,7 +164,7 @@ def test_a_merged_projection_changes_nothing(monkeypatch: pytest.MonkeyPatch) ->
         x = torch.empty(2, 24, model.embed_dim)
         assert ours.blocks[0].attn.path(x).endswith("projection apart")
         with monkeypatch.context() as patch, torch.inference_mode():
-            patch.setattr(layers, "MERGED_FROM", 0)
+            patch.setattr(layers.PackedAttention, "merged_from", 0)
             assert ours.blocks[0].attn.path(x).endswith("merged projection")
             assert_near(ours(images), model(images), FLOAT, name)
 

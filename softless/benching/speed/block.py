@@ -13,6 +13,7 @@ from softless.benching.speed.pace import paced
 from softless.benching.speed.rivals import OPERATOR, attention_modules, path_of
 from softless.benching.speed.work import DTYPES, Case, Work
 from softless.errors import UsageError
+from softless.inference import optimize
 
 TOKENS = (49, 196, 576, 2304, 9216, 65_536)
 SOFTMAX_TOKENS = 9216  # above, its N^2 takes minutes a call
@@ -56,8 +57,13 @@ def measure_compiled(work: Work, seconds: float) -> Case:
 
 
 def measure_merging(work: Work, seconds: float) -> Case:
-    """Our block with the merged output projection and without, whatever the number of tokens."""
-    return timed(work, attention_modules(work.dim, work.heads, ["bare", "merged", "apart"], work.kind), seconds)
+    """Our block with the merged output projection and without, whatever the number of tokens; and both as `optimize` packs them."""
+    modules = attention_modules(work.dim, work.heads, ["bare", "merged", "apart"], work.kind)
+    for name in ("merged", "apart"):
+        packed = optimize(nn.Sequential(modules[name]), work.kind)[0]
+        packed.merged_from = modules[name].merged_from
+        modules[f"packed_{name}"] = packed
+    return timed(work, modules, seconds)
 
 
 def timed(
