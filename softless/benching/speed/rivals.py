@@ -90,7 +90,9 @@ MODULES: Mapping[str, type[nn.Module]] = {
     "inside": Inside,
 }
 OPERATOR = {  # its meaning
-    **dict.fromkeys(("sima", "published", "compiled", "merged", "apart", "packed_merged", "packed_apart", "inside"), "sima"),
+    **dict.fromkeys(
+        ("sima", "published", "compiled", "merged", "apart", "packed_merged", "packed_apart", "inside"), "sima"
+    ),
     "softmax": "softmax",
     "xca": "xca",
 }
