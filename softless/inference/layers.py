@@ -12,7 +12,6 @@ from softless.attention.packed import unpacked
 from softless.attention.spec import Grid
 from softless.inference.packed import Activation, FusedConv, PackedLinear
 from softless.layers import Attention
-from softless.layers.attention import merged
 
 
 class PackedAttention(Attention):
@@ -23,8 +22,6 @@ class PackedAttention(Attention):
 
     qkv: PackedLinear  # type: ignore[assignment]
     proj: PackedLinear  # type: ignore[assignment]
-    dense: Tensor | None  # the projection's weight where the operator's matrix is taken into it: not packed, in float32
-    merged_from = 12  # later than in `Attention`, since the packed projection is faster: the figure merging
 
     @classmethod
     def of(cls, theirs: Attention, dtype: torch.dtype, scale: Tensor | None) -> "PackedAttention":
@@ -34,10 +31,6 @@ class PackedAttention(Attention):
         made._modules = dict(theirs._modules)
         made.qkv = PackedLinear.of(theirs.qkv, dtype)
         made.proj = PackedLinear.of(theirs.proj, dtype, scale)
-        made.dense = None
-        if theirs.op.has_matrix:
-            weight = theirs.proj.weight.detach()
-            made.dense = (weight if scale is None else weight * scale.detach()[:, None]).float()
         return made
 
     def forward(
@@ -48,22 +41,13 @@ class PackedAttention(Attention):
         if attn_mask is not None or is_causal or mask is not None or passed:
             y = super().forward(x, attn_mask, is_causal, mask, grid, **passed)
             return y if onto is None else onto + y
-        qkv, extras = self.qkv(x), self.extras(x.shape[1], grid)
-        if self._merges(qkv, None):
-            matrix = output_matrix(qkv, self.num_heads, self.op, **extras)
-            if matrix is not None and self.dense is not None:
-                y = merged(qkv, matrix, self.dense, self.proj.bias)
-                return y if onto is None else y.add_(onto)
-        return self.proj(attend_packed(qkv, self.num_heads, self.op, **extras), onto)
-
-    def _merges(self, qkv: Tensor, mask: Tensor | None) -> bool:
-        many = qkv.shape[1] >= self.merged_from * self.num_heads * self.head_dim
-        return many and self.dense is not None and mask is None
+        # the projection stays apart: packed it is faster than a product with the operator's matrix inside (the figure merging)
+        return self.proj(attend_packed(self.qkv(x), self.num_heads, self.op, **self.extras(x.shape[1], grid)), onto)
 
     def first(self, x: Tensor, onto: Tensor) -> Tensor:
         """The first token's row of `forward`: (B,N,dim) and (B,1,dim) -> (B,1,dim)."""
         qkv, extras = self.qkv(x), self.extras(x.shape[1])
-        matrix = None if self.dense is None else output_matrix(qkv, self.num_heads, self.op, **extras)
+        matrix = output_matrix(qkv, self.num_heads, self.op, **extras) if self.op.has_matrix else None
         if matrix is None:
             o = attend_packed(qkv, self.num_heads, self.op, **extras)[:, :1]
         else:

@@ -68,7 +68,7 @@ TAKES_PART = {
     "training": SOFTMAX,
     "tokens": {"sima", "published", "published_tokens", "softmax", "softmax_matrix"},
     "width": {"sima", "published", "published_channels", "xca"},
-    "merging": {"bare", "merged", "apart", "packed_merged", "packed_apart"},
+    "merging": {"bare", "merged", "apart", "packed"},
     "projected": {"bare", "inside", "apart"},
     "seqnorm": {"seqnorm", "seqnorm_torch", "sima"},
     "optimized": {
@@ -160,9 +160,9 @@ def test_a_narrow_axis_has_more_than_one_tick(tmp_path):
 
 def test_merged_and_apart_are_what_they_are_called():
     case = block.measure_merging(Work("float32", 1, 9, 32, 4), 0.0)
-    for form in ("", "packed_"):
-        assert case.paths[f"{form}merged"].endswith("merged projection")
-        assert case.paths[f"{form}apart"].endswith("projection apart")
+    assert case.paths["merged"].endswith("merged projection")
+    assert case.paths["apart"].endswith("projection apart")
+    assert case.paths["packed"].endswith("projection apart")
     step = training.measure_projected(Work("float32", 1, 4000, 32, 4), 0.0)
     assert step.paths["inside"].endswith("both projections inside")
     assert step.paths["apart"].endswith("projection apart")

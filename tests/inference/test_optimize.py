@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import softless
 from softless.errors import UsageError
-from softless.inference import layers, optimize, packed
+from softless.inference import optimize, packed
 from softless.inference.layers import Added, PackedAttention
 from softless.inference.packed import FusedConv, PackedLinear
 from softless.layers import LPI
@@ -154,19 +154,6 @@ def test_bfloat16_is_no_worse_than_the_plain_model_in_bfloat16(name: str) -> Non
         assert found.dtype == torch.bfloat16
         assert error(found, true) <= 2 * plain
         assert error(zeroed(copy.deepcopy(model))(images), true) > 3 * plain
-
-
-def test_a_merged_projection_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    images = image()
-    for name in ("vit, layer scale", "xcit"):
-        model = made(name, images)
-        ours = optimize(model, torch.float32)
-        x = torch.empty(2, 24, model.embed_dim)
-        assert ours.blocks[0].attn.path(x).endswith("projection apart")
-        with monkeypatch.context() as patch, torch.inference_mode():
-            patch.setattr(layers.PackedAttention, "merged_from", 0)
-            assert ours.blocks[0].attn.path(x).endswith("merged projection")
-            assert_near(ours(images), model(images), FLOAT, name)
 
 
 def test_the_last_block_computes_what_the_class_token_needs() -> None:

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from softless.attention import OPERATORS, Operator, Tokens
-from softless.attention.chunks import split
+from softless.attention.chunks import split, wide
+from softless.attention.kernels import native
 from softless.attention.spec import Place
 from softless.errors import UsageError
 from tests.ops.draw import CROSS, DTYPES, assert_near, attend, attend_chunks, draw, every, exact
@@ -47,6 +48,30 @@ def test_any_split_gives_the_whole(op: Operator, data: st.DataObject) -> None:
     outputs = attend_chunks([chunks[i] for i in order], op, **extras)
     joined = torch.cat([outputs[order.index(i)] for i in range(len(chunks))], dim=2)
     assert_near(joined, exact(op, call, extras, mask=mask, query_mask=mask), 1e-11)
+
+
+@pytest.mark.parametrize("op", [op for op in OPERATORS.values() if op.streaming and op.streaming.sweeps[0].native], ids=lambda op: op.name)  # fmt: skip
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("scale", [None, "tokens"])
+def test_native_sums_are_the_sums(op: Operator, dtype: torch.dtype, scale: str | None) -> None:
+    """Every entry, under masks that differ and under none, so that chunks summed either way join."""
+    (q, k, v), _ = draw(op, (2, 3, 50, 50, 16, 16), dtype)
+    if scale and "token_scale" not in op.options:
+        pytest.skip(f"{op.name} has no token_scale")
+    if why := native.refuses(q, k, v):
+        pytest.skip(why[0])
+    extras = op.filled({"token_scale": scale} if scale else {})
+    assert op.streaming is not None
+    (sweep,) = op.streaming.sweeps
+    assert sweep.native is not None
+    mask, query_mask = torch.rand(2, 2, 50, generator=torch.Generator().manual_seed(1)) < 0.6
+    for masks in ((None, None), (mask, query_mask)):
+        tokens = Tokens(q, k, v, *masks)
+        found, wanted = sweep.native(tokens, **extras), sweep.summarise(wide(tokens), None, **extras)
+        assert found.keys() == wanted.keys()
+        for name, value in wanted.items():
+            ours, theirs = torch.broadcast_tensors(found[name].double(), value.double())
+            assert_near(ours, theirs, 1e-6, name)
 
 
 @streamed

@@ -90,9 +90,7 @@ MODULES: Mapping[str, type[nn.Module]] = {
     "inside": Inside,
 }
 OPERATOR = {  # its meaning
-    **dict.fromkeys(
-        ("sima", "published", "compiled", "merged", "apart", "packed_merged", "packed_apart", "inside"), "sima"
-    ),
+    **dict.fromkeys(("sima", "published", "compiled", "merged", "apart", "packed", "inside"), "sima"),
     "softmax": "softmax",
     "xca": "xca",
 }
