@@ -55,7 +55,7 @@ class Attention(nn.Module):
 
     fixed_op: ClassVar[str | None] = None
     # tokens, in widths of the tokens, from which the output projection is merged: softless bench speed --figure merging
-    merged_from: ClassVar[float] = 4
+    merged_from: ClassVar[float] = 12
     # tokens from which both projections are taken into one node in training: softless bench speed --figure projected
     projected_from: ClassVar[float] = 6144
     qkv: nn.Linear  # "qv" where q and k are tied

@@ -510,9 +510,9 @@ def test_the_merged_projection(op: Operator, dtype: torch.dtype, scale: Any) -> 
         pytest.skip(f"{op.name} has no token_scale")
     options = {} if scale is None else {"token_scale": scale}
     module = Attention(48, 3, op=op, proj_bias=False, qkv_bias=True, dtype=dtype, **options)
-    for tokens in (191, 192, 300):
+    for tokens in (575, 576, 700):
         x = torch.randn(2, tokens, 48).to(dtype)
-        merges = tokens >= 4 * 48
+        merges = tokens >= 12 * 48
         with torch.no_grad():
             assert module.path(x).endswith("merged projection" if merges else "projection apart")
             y = module(x)
@@ -526,7 +526,7 @@ def test_the_merged_projection(op: Operator, dtype: torch.dtype, scale: Any) -> 
 def test_the_merged_projection_adds_its_bias() -> None:
     module = Attention(48, 3, op="sima", token_scale="tokens")
     torch.nn.init.normal_(module.proj.bias)
-    x = torch.randn(1, 200, 48)
+    x = torch.randn(1, 600, 48)
     with torch.no_grad():
         assert module.path(x).endswith("merged projection")
         assert_near(module(x), apart(module, x), 1e-5)
