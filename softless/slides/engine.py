@@ -156,7 +156,6 @@ class Engine:
             for _ in range(ahead):
                 yield
             yield from self._pass(number, job, spans, ahead, carried if number == at["job"] else {})
-        self._note(len(self.jobs), -1)
 
     def _pass(self, number: int, job: Job, spans: list[slice], ahead: int, carried: State) -> Iterator[None]:
         step = Step(self, job, carried)
@@ -272,6 +271,10 @@ class Engine:
     def _resumed(self) -> tuple[dict[str, Any], State]:
         """Where the run stands, with the tokens of the last step in their place; -1 is the embedding."""
         entry = None if self.journal is None else self.journal.read()
+        if entry is None or entry.at["job"] < len(self.jobs):  # a finished run is its answer, and needs no room
+            for rows in (self.tokens, self.maps):
+                if rows is not None:
+                    rows.open()
         self.found.back_to(0 if entry is None else entry.at["log"])
         if entry is None:
             return {"job": -1, "step": -1}, {}

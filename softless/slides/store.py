@@ -40,6 +40,9 @@ class Rows(Protocol):
     width: int
     dtype: torch.dtype
 
+    def open(self) -> None:
+        """Take the room that they need, before the first is read or written."""
+
     def read(self, start: int, stop: int) -> Tensor:
         """Rows start to stop; to change them in place is allowed, `write` makes it last."""
 
@@ -57,6 +60,9 @@ class InMemory:
         self.rows, self.width, self.dtype = rows, width, dtype
         self.values = torch.zeros(rows, width, dtype=dtype, device=device)
 
+    def open(self) -> None:
+        """The room is there."""
+
     def read(self, start: int, stop: int) -> Tensor:
         return self.values[start:stop]
 
@@ -71,24 +77,30 @@ class InMemory:
 
 
 class InFile:
-    """Rows in a file of a folder, whose room is taken when it is made.
+    """Rows in a file of a folder."""
 
-    Raises:
-        StorageError: the disk has no room for them.
-    """
+    handle: int | None = None
 
     def __init__(self, path: Path, rows: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
         self.path, self.rows, self.width, self.dtype, self.device = path, rows, width, dtype, device
         self.pitch = width * torch.empty(0, dtype=dtype).element_size()
-        needed = rows * self.pitch
+
+    def open(self) -> None:
+        """Take the room on the disk.
+
+        Raises:
+            StorageError: the disk has no room for them.
+        """
+        needed = self.rows * self.pitch
         try:
-            self.handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            self.handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
             if os.fstat(self.handle).st_size != needed:
                 _allocate(self.handle, needed)
         except OSError as error:
-            raise full(path, error, needed) from error
+            raise full(self.path, error, needed) from error
 
     def read(self, start: int, stop: int) -> Tensor:
+        assert self.handle is not None
         values = torch.empty(stop - start, self.width, dtype=self.dtype)
         view, at = _bytes(values), start * self.pitch
         while view:
@@ -99,6 +111,7 @@ class InFile:
         return values.to(self.device)
 
     def write(self, start: int, values: Tensor) -> None:
+        assert self.handle is not None
         view, at = _bytes(values.detach().cpu().contiguous()), start * self.pitch
         try:
             while view:
@@ -114,9 +127,10 @@ class InFile:
 
     def close(self, *, remove: bool) -> None:
         """Give the file back, and its room on the disk."""
-        os.close(self.handle)
+        if self.handle is not None:
+            os.close(self.handle)
         if remove:
-            self.path.unlink()
+            self.path.unlink(missing_ok=True)
 
 
 def _bytes(values: Tensor) -> memoryview:

@@ -73,7 +73,7 @@ def test_ended_again_and_again_a_run_ends_with_the_same_bits(
     wanted = run(model, None)
     assert same_bits(run(model, tmp_path / "whole"), wanted)
     ends = 0
-    for _ in instants(monkeypatch, every=17):
+    for _ in instants(monkeypatch, every=13):
         for _ in range(100):
             try:
                 found = run(model, tmp_path / "ended")
@@ -213,10 +213,22 @@ class limited:  # noqa: N801  # a context
 
 def test_the_tokens_take_their_room_on_the_disk(tmp_path: Path) -> None:
     rows = store.InFile(tmp_path / "tokens.bin", 1000, 64, torch.float32, torch.device("cpu"))
+    rows.open()
     assert (tmp_path / "tokens.bin").stat().st_blocks * 512 >= 1000 * 64 * 4
     rows.write(3, torch.ones(2, 64))
     assert torch.equal(rows.read(2, 6).sum(1), torch.tensor([0.0, 64, 64, 0]))
     rows.close(remove=True)
+
+
+def test_a_finished_run_is_told_again_without_room(tmp_path: Path) -> None:
+    model, pixels = vit(), np.zeros((160, 176, 3), dtype=np.uint8)
+    found = stream(model, pixels, chunk=31, store=tmp_path / "run")
+    with limited(1):
+        again = stream(model, pixels, chunk=31, store=tmp_path / "run")
+    assert torch.equal(again.logits, found.logits)
+    assert again.saliency is not None
+    assert found.saliency is not None
+    assert torch.equal(again.saliency.query, found.saliency.query)
 
 
 def test_what_is_left_of_a_finished_run_is_small(tmp_path: Path) -> None:
