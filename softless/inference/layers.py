@@ -47,7 +47,7 @@ class PackedAttention(Attention):
     def first(self, x: Tensor, onto: Tensor) -> Tensor:
         """The first token's row of `forward`: (B,N,dim) and (B,1,dim) -> (B,1,dim)."""
         qkv, extras = self.qkv(x), self.extras(x.shape[1])
-        matrix = output_matrix(qkv, self.num_heads, self.op, **extras) if self.op.has_matrix else None
+        matrix = output_matrix(qkv, self.num_heads, self.op, **extras)
         if matrix is None:
             o = attend_packed(qkv, self.num_heads, self.op, **extras)[:, :1]
         else:

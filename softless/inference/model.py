@@ -91,8 +91,7 @@ class InferenceModel(nn.Module):
         return super()._apply(fn, recurse)
 
     def __reduce_ex__(self, _: Any) -> Any:
-        mixed, kind = type(self).__bases__
-        return empty, (kind, mixed is FirstTokenViT), self.__dict__
+        return empty, (kind_of(self), isinstance(self, FirstTokenViT)), self.__dict__
 
 
 class FirstTokenViT(InferenceModel):
@@ -127,6 +126,11 @@ def watched(module: nn.Module) -> bool:
 def hooked(module: nn.Module) -> bool:
     """Whether a module has hooks of its own, or weights that are computed at every use."""
     return has_hooks(module) or nn.utils.parametrize.is_parametrized(module)
+
+
+def kind_of(model: nn.Module) -> type:
+    """The class of a model, or of the one that it was optimized from."""
+    return type(model).__bases__[1] if isinstance(model, InferenceModel) else type(model)
 
 
 @functools.cache

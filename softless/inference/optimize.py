@@ -73,8 +73,8 @@ def optimize(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> Any:
     """A copy of a model for inference on the processor: the same answers, sooner.
 
     Weights are packed once for oneDNN; GELU and residuals are computed with the linear layers beside them; BatchNorm (in evaluation) and layer
-    scales are folded into weights; attention runs natively. A ViT that is read by its
-    class token computes of the last block what that token needs. The copy takes images of any number and size, and returns `dtype`.
+    scales are folded into weights; attention runs natively. A ViT that is read by its class token computes of the last block what that token
+    needs. The copy takes images of any number and size, and returns `dtype`.
 
     ViT (ours, timm's, swapped), XCiT, CvT and the SOFT pyramid have blocks that are rewritten; of other models the linear layers and
     BatchNorms. Layers with hooks stay as they are. Call it under `torch.inference_mode()`.

@@ -32,7 +32,7 @@ from softless.inference.layers import (
     PackedMlp,
     PatchProjection,
 )
-from softless.inference.model import InferenceModel
+from softless.inference.model import kind_of
 from softless.inference.packed import PackedLinear
 from softless.layers import LPI, Attention, ClassAttention, ConvPatchEmbed
 from softless.layers.attention import CLASSES
@@ -119,7 +119,7 @@ def host_of(model: nn.Module) -> Host:
 
 def _does_as(model: nn.Module, kind: type, *methods: str) -> bool:
     """Whether a model, or the one that it was optimized from, is of a kind, with its forward passes unchanged."""
-    own = type(model).__bases__[1] if isinstance(model, InferenceModel) else type(model)
+    own = kind_of(model)
     return (
         issubclass(own, kind)
         and "forward" not in vars(model)

@@ -156,6 +156,14 @@ def test_bfloat16_is_no_worse_than_the_plain_model_in_bfloat16(name: str) -> Non
         assert error(zeroed(copy.deepcopy(model))(images), true) > 3 * plain
 
 
+def test_weights_of_convolutions_lie_as_their_images_do() -> None:
+    """No call copies them: of as many channels the weight is larger than a small image."""
+    ours = optimize(made("xcit", image()), torch.float32)
+    weights = [part.weight for part in ours.modules() if isinstance(part, nn.Conv2d) and part.groups == 1 and part.kernel_size != (1, 1)]  # fmt: skip
+    assert len(weights) >= 4
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
+
+
 def test_the_last_block_computes_what_the_class_token_needs() -> None:
     images = image()
     model = made("vit", images)

@@ -30,8 +30,8 @@ struct Place {  // a tensor of `size` bytes an element
   }
 };
 
-// Memory of a call, zero where it is new, and so whoever asks for zeros leaves it as zeros. A thread keeps a little from call to call, since fresh pages cost as much as the sums of a small
-// image; more than that is given back.
+// Memory of a call, zero where it is new; whoever counts on zeros leaves zeros behind. A thread keeps a little from call to call, since fresh
+// pages cost as much as the sums of a small image; more than that is given back.
 template <class T> class Room {
  public:
   Room(Buffer<T>& kept, int64_t& kept_count, int64_t count) {
