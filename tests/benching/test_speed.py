@@ -597,6 +597,15 @@ def test_a_bar_of_megabytes_is_about_one_rival() -> None:
         )
 
 
+def test_a_streamed_layer_without_its_attention_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without(block: Any, x: torch.Tensor, _: int) -> torch.Tensor:
+        return block.mlp(block.norm2(x), onto=x)
+
+    monkeypatch.setattr(streaming, "layer_in_chunks", without)
+    with pytest.raises(SoftlessError, match="'streamed'"):
+        streaming.measure_layer(Work("bfloat16", 1, 700, 48, 4), 0.0)
+
+
 @pytest.mark.slow
 def test_a_process_of_its_own_counts_its_memory() -> None:
     """The residual stream of 16,385 tokens and a chunk are less than half of what all tokens at once take; a process that fails is an error that names it."""

@@ -168,8 +168,8 @@ def of_openvino(model: nn.Module, images: Tensor, work: Work) -> Callable[[], Te
 
 
 @torch.no_grad()
-def enliven(model: Any, images: Tensor) -> None:
-    """Scale the output projection of each attention so that on these images its branch is 30 % of its input.
+def enliven(model: Any, images: Tensor, blocks: Iterable[Any] | None = None) -> None:
+    """Scale the output projection of each attention (of some blocks; all of the model) so that on these images its branch is 30 % of its input.
 
     As models start, SimA's branch is so small beside the residual that logits would not show an attention that is switched off.
     """
@@ -180,7 +180,7 @@ def enliven(model: Any, images: Tensor) -> None:
         module.proj.weight.mul_(factor)
         return branch * factor + module.proj.bias
 
-    blocks = [*model.blocks, *(getattr(model, "cls_attn_blocks", None) or ())]
+    blocks = blocks or [*model.blocks, *(getattr(model, "cls_attn_blocks", None) or ())]
     hooks = [block.attn.register_forward_hook(scale) for block in blocks]
     try:
         model(images)

@@ -26,7 +26,7 @@ from softless.benching.errors_of import deviation
 from softless.benching.measure import Timings
 from softless.benching.speed.contract import BOUND, bounded
 from softless.benching.speed.models import DEIT, LOGITS
-from softless.benching.speed.optimized import Linear
+from softless.benching.speed.optimized import Linear, enliven
 from softless.benching.speed.pace import paced
 from softless.benching.speed.rivals import Published, share_weights
 from softless.benching.speed.work import DTYPES, Case, Work
@@ -57,6 +57,7 @@ def measure_layer(work: Work, seconds: float) -> Case:
         torch.manual_seed(0)
         blocks = {name: Block(work.dim, work.heads, qkv_bias=True, attn_layer=kind) for name, kind in kinds.items()}
         x = torch.randn(work.tokens, work.dim).to(work.kind)
+    enliven(blocks["streamed"].eval(), x[None, :CHECKED].float(), [blocks["streamed"]])
     for block in blocks.values():
         share_weights(blocks["streamed"], block.eval())
     true = _exact_layers(blocks, x[:CHECKED])
