@@ -15,6 +15,7 @@ from softless.benching.steps import peak_bytes
 from softless.evaluation.measures import MEASURES
 from softless.report.groups import operator_title
 from softless.report.runs import RunRecord, read_run
+from softless.training.epochs import described, gain
 from softless.training.recipe import Recipe
 
 
@@ -52,6 +53,7 @@ class Used:
                 "split": "test" if run.result["test"] else "val",
                 "epochs": run.result["epochs"],
                 "best_epoch": run.result["best_epoch"] + 1,
+                "weights": run.result.get("weights", ""),
                 "still_rising": rising(run),
                 "minutes": round(run.result["seconds"] / 60, 1),
                 "step_s": round(step.seconds.median, 3),
@@ -190,15 +192,8 @@ def _baselines(recipe: Recipe) -> Mapping[str, Mapping[str, float]]:
 
 def rising(run: RunRecord) -> str:
     """How much of the validation measure the last quarter of the epochs added: how far the curve was from flat."""
-    measure = MEASURES[run.measure]
-    key = "val_ema" if run.recipe.get("ema_evaluate") else "val"
-    values = [value for line in run.epochs if (value := line[key].get(run.measure)) is not None]
-    if len(values) < 4:
-        return ""
-    cut = len(values) - len(values) // 4
-    sign, best = (1, max) if measure.higher else (-1, min)
-    gain = sign * (best(values) - best(values[:cut]))
-    return f"{100 * gain:+.1f} points of {measure.title}" if measure.percent else f"{gain:+.3g} of {measure.title}"
+    added = gain(run.epochs, run.measure)
+    return "" if added is None else described(added, run.measure)
 
 
 def numbers(scores: Mapping[str, Any]) -> dict[str, Any]:

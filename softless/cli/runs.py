@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from softless.benching.record import table
 from softless.errors import DataError
 from softless.evaluation.measures import MEASURES
 from softless.training.claim import holder
+from softless.training.epochs import Candidate, best_of, better
 from softless.training.run_folder import CHECKPOINTS, LOG, RECIPE, RESULT, STATE
 from softless.training.store import Checkpoints
 
@@ -82,9 +83,7 @@ def runs(folder: str | Path = "runs") -> Runs:
 def _state(path: Path) -> RunState:
     recipe, noted = _json(path / RECIPE), _json(path / STATE)
     lines = _lines(path / LOG)
-    best = max(
-        (line for line in lines if _value(line, recipe) is not None), key=lambda line: _rank(line, recipe), default=None
-    )
+    best = _best(lines, str(recipe.get("metric", "top1")))
     state = _how_it_stands(path, noted)
     places = Checkpoints(path / CHECKPOINTS).places()
     return RunState(
@@ -94,7 +93,7 @@ def _state(path: Path) -> RunState:
         epoch=len(lines),
         epochs=int(recipe.get("schedule", {}).get("epochs", 0)),
         steps=places[0][0] if places else 0,
-        value=None if best is None else _value(best, recipe),
+        value=None if best is None else float(best["value"]),
         metric=str(recipe.get("metric", "")),
         since=str(noted.get("since", "")),
         how=_how(path, state, recipe, noted),
@@ -122,17 +121,13 @@ def _how(path: Path, state: str, recipe: Mapping[str, Any], noted: Mapping[str, 
     }.get(state, f"{said}; then {command}")
 
 
-def _value(line: Mapping[str, Any], recipe: Mapping[str, Any]) -> float | None:
-    value = line.get("val_ema" if recipe.get("ema_evaluate") else "val", {}).get(recipe.get("metric", "top1"))
-    if recipe.get("metric") == "last":
-        return float(line["epoch"])
-    return None if value is None else float(value)
-
-
-def _rank(line: Mapping[str, Any], recipe: Mapping[str, Any]) -> float:
-    value = _value(line, recipe) or 0.0
-    measure = MEASURES.get(str(recipe.get("metric", "top1")))
-    return value if measure is None or measure.higher else -value
+def _best(lines: Sequence[Mapping[str, Any]], metric: str) -> Candidate | None:
+    """The best epoch so far, as the run itself chooses it."""
+    best: Candidate | None = None
+    for line in lines if metric in MEASURES else ():
+        if better(found := best_of(line, metric), best):
+            best = found
+    return best
 
 
 def _json(path: Path) -> dict[str, Any]:

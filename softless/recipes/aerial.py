@@ -36,7 +36,9 @@ def recipe() -> Recipe:
             class_weights="balanced",
         ),
         optim=OptimSpec(lr=2e-3, base_batch=None, weight_decay=0.05, clip_grad=1.0),
-        schedule=ScheduleSpec(epochs=40, warmup_epochs=2, warmup_lr=1e-5, min_lr=1e-5),
+        schedule=ScheduleSpec(
+            epochs=40, warmup_epochs=2, warmup_lr=1e-5, min_lr=1e-5, min_steps=400, min_epoch_steps=10
+        ),
         batch_size=4,
         amp="bfloat16",
         metric="miou",

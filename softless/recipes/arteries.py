@@ -28,7 +28,7 @@ def recipe() -> Recipe:
             decoder="dpt", width=32, ignore=("uncertain_or_crossing",), fov="fov", vflip=0.5, color_jitter=0.3, dice=1.0
         ),
         optim=OptimSpec(lr=2e-3, base_batch=None, weight_decay=0.05, clip_grad=1.0),
-        schedule=ScheduleSpec(epochs=10, warmup_epochs=1, warmup_lr=1e-5, min_lr=1e-5),
+        schedule=ScheduleSpec(epochs=10, warmup_epochs=1, warmup_lr=1e-5, min_lr=1e-5, min_steps=210),
         batch_size=1,
         amp="bfloat16",
         metric="dice",

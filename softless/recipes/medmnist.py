@@ -38,7 +38,9 @@ def recipe() -> Recipe:
             smoothing=0.1,
         ),
         optim=OptimSpec(lr=1e-3, base_batch=None, weight_decay=0.05, clip_grad=1.0),
-        schedule=ScheduleSpec(epochs=16, warmup_epochs=1, warmup_lr=1e-5, min_lr=1e-5),
+        schedule=ScheduleSpec(
+            epochs=16, warmup_epochs=1, warmup_lr=1e-5, min_lr=1e-5, min_steps=600, min_epoch_steps=10
+        ),
         batch_size=128,
         drop_path=0.05,
         ema_decay=0.98,

@@ -38,7 +38,7 @@ def recipe() -> Recipe:
             photometric=True,
         ),
         optim=OptimSpec(lr=1e-3, base_batch=None, weight_decay=0.05, clip_grad=1.0),
-        schedule=ScheduleSpec(epochs=40, warmup_epochs=2),
+        schedule=ScheduleSpec(epochs=40, warmup_epochs=2, min_steps=600, min_epoch_steps=10),
         batch_size=4,
         ema_decay=0.99,
         ema_evaluate=True,

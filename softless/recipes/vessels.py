@@ -35,7 +35,7 @@ def recipe() -> Recipe:
             dice=1.0,
         ),
         optim=OptimSpec(lr=2e-3, base_batch=None, weight_decay=0.05, clip_grad=1.0),
-        schedule=ScheduleSpec(epochs=40, warmup_epochs=2, warmup_lr=1e-5, min_lr=1e-5),
+        schedule=ScheduleSpec(epochs=40, warmup_epochs=2, warmup_lr=1e-5, min_lr=1e-5, min_steps=640),
         batch_size=1,
         amp="bfloat16",
         metric="dice",

@@ -12,12 +12,13 @@ LEFT, RIGHT, TOP, BOTTOM = 54, 14, 12, 36
 
 @dataclass(frozen=True)
 class Line:
-    """One curve over epochs, numbered from 1; `faint` is one seed behind the mean of its model."""
+    """One curve over epochs, numbered from 1; `faint` is one seed behind the mean of its model, `second` the other weights of the same run."""
 
     label: str
     colour: str
     values: Sequence[float | None]
     faint: bool = False
+    second: bool = False
     mark: int | None = None  # epoch to point out
 
 
@@ -82,8 +83,9 @@ class LineChart:
         return "; ".join(parts) + "."
 
     def _in_order(self) -> list[Line]:
-        """Seeds behind means, and the model compared with behind the others."""
-        return [line for faint in (True, False) for line in reversed(self.lines) if line.faint == faint]
+        """Seeds behind means, raw weights behind averaged ones, and the model compared with behind the others."""
+        backwards = list(reversed(self.lines))
+        return sorted(backwards, key=lambda line: (not line.faint, not line.second))
 
     def _grid(self, places: list[float], y: Callable[[float], float]) -> list[Html]:
         return [
@@ -127,7 +129,7 @@ def _curve(line: Line, x: Callable[[float], float], y: Callable[[float], float])
         tag(
             "polyline",
             points=" ".join(f"{_n(a)},{_n(b)}" for a, b in dots),
-            class_="curve faint" if line.faint else "curve",
+            class_="curve" + " faint" * line.faint + " second" * line.second,
         )
     ]
     if len(dots) == 1:

@@ -1,6 +1,7 @@
 """Loss, the measure that chose the best epoch, and learning rate over the epochs."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from softless.evaluation.measures import MEASURES
@@ -8,11 +9,12 @@ from softless.report.charts import Line, LineChart
 from softless.report.groups import FEW, Group
 from softless.report.html import Html, details, table, tag
 from softless.report.numbers import percent, plain
+from softless.training.epochs import KEYS, measured
 
 
 def draw_curves(groups: Sequence[Group]) -> Html:
     measure = MEASURES[groups[0].first.measure]
-    scores, rate = _lines(groups, _validation, mark_best=True), _lines(groups, _rate)
+    scores, rate = _scores(groups), _lines(groups, _rate)
     start = _late(scores) if measure.percent else None
     charts = [
         LineChart("Training loss", _lines(groups, _loss), plain, plain, better="lower"),
@@ -41,11 +43,29 @@ def _title(groups: Sequence[Group]) -> str:
     return "Validation accuracy" if name == "top1" else f"Validation: {MEASURES[name].title}"
 
 
-def _validation(group: Group) -> Callable[[dict[str, Any]], float | None]:
-    """The measure of the weights that are kept: the averaged ones where the recipe says so."""
-    name = group.first.measure
-    key = "val_ema" if group.first.recipe.get("ema_evaluate") else "val"
-    return lambda epoch: (epoch.get(key) or epoch.get("val") or {}).get(name)
+def _validation(kind: str) -> Callable[[Group], Callable[[dict[str, Any]], float | None]]:
+    """The measure of one kind of weights, raw or averaged."""
+    return lambda group: lambda epoch: measured(epoch).get(kind, {}).get(group.first.measure)
+
+
+def _kinds(groups: Sequence[Group]) -> list[str]:
+    """The kinds of weights that were measured, averaged ones first."""
+    found = {kind for group in groups for run in group.runs for line in run.epochs for kind in measured(line)}
+    return [kind for kind in KEYS if kind in found]
+
+
+def _scores(groups: Sequence[Group]) -> list[Line]:
+    """Averaged weights, and behind them the raw ones of the same runs."""
+    kinds = _kinds(groups)
+    lines: list[Line] = []
+    for number, kind in enumerate(kinds):
+        drawn = _lines(groups, _validation(kind), mark_best=kind)
+        if len(kinds) > 1:
+            drawn = [replace(line, label=f"{line.label}, {kind} weights") for line in drawn]
+        if number:  # of the second kind the means alone: seeds of both would hide them
+            drawn = [replace(line, second=True) for line in drawn if not line.faint]
+        lines += [line for line in drawn if any(value is not None for value in line.values)]
+    return lines
 
 
 def _late(lines: Sequence[Line]) -> float | None:
@@ -57,6 +77,8 @@ def _late(lines: Sequence[Line]) -> float | None:
 
 def _score_note(lines: Sequence[Line], start: float | None) -> str:
     said = ["The ring is the epoch whose weights were kept."] if any(line.mark for line in lines) else []
+    if any(line.second for line in lines):
+        said.insert(0, "Full lines are averaged weights, thin dashed ones the raw weights of the same run.")
     if start is not None and any(v < start for line in lines for v in line.values if v is not None):
         said.append("The first epochs lie below the axis.")
     return " ".join(said)
@@ -80,13 +102,15 @@ def _rate(_: Group) -> Callable[[dict[str, Any]], float | None]:
 
 
 def _lines(
-    groups: Sequence[Group], part: Callable[[Group], Callable[..., float | None]], *, mark_best: bool = False
+    groups: Sequence[Group], part: Callable[[Group], Callable[..., float | None]], *, mark_best: str = ""
 ) -> list[Line]:
+    """A curve for each group; `mark_best` is the kind of weights that the curve is of, and rings the epoch that was kept of it."""
     lines = []
     for group in groups:
         value = part(group)
         seeds = [[value(epoch) for epoch in run.epochs] for run in group.runs]
-        best = int(group.first.result["best_epoch"]) + 1 if mark_best and len(seeds) == 1 else None
+        kept = mark_best and len(seeds) == 1 and group.first.weights == mark_best
+        best = int(group.first.result["best_epoch"]) + 1 if kept else None
         lines.append(Line(group.label, group.colour, _mean(seeds), mark=best))
         if len(seeds) > 1 and len(groups) <= FEW:
             lines += [  # with more models the seeds' own curves would hide them
@@ -112,8 +136,12 @@ def _as_table(groups: Sequence[Group]) -> Html:
     score = percent if MEASURES[groups[0].first.measure].percent else plain
     head: list[Any] = ["epoch"]
     columns: list[list[str]] = []
+    kinds = _kinds(groups)
+    validation = [
+        (f"validation ({kind} weights)" if len(kinds) > 1 else "validation", _validation(kind), score) for kind in kinds
+    ]
     for group in groups:
-        for name, part, write in (("loss", _loss, plain), ("validation", _validation, score), ("rate", _rate, plain)):
+        for name, part, write in (("loss", _loss, plain), *validation, ("rate", _rate, plain)):
             value = part(group)
             means = _mean([[value(epoch) for epoch in run.epochs] for run in group.runs])
             head.append(f"{group.label}: {name}")

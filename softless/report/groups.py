@@ -28,6 +28,12 @@ class Group:
     def seeds(self) -> tuple[int, ...]:
         return tuple(run.seed for run in self.runs)
 
+    @property
+    def best_epochs(self) -> str:
+        """The epochs whose weights were kept, and which weights of them, seed by seed."""
+        told = [f"{int(run.result['best_epoch']) + 1} ({run.weights} weights)" for run in self.runs]
+        return ", ".join(told) if self.first.recipe.get("ema_evaluate") else ", ".join(one.split()[0] for one in told)
+
 
 def grouped(runs: Sequence[RunRecord]) -> list[Group]:
     """Groups in the order in which their first run was given, softmax last: it is the one compared with."""

@@ -18,7 +18,7 @@ def draw_provenance(groups: Sequence[Group], method: Sequence[str]) -> Html:
 def _method(groups: Sequence[Group], method: Sequence[str]) -> Html:
     first = groups[0].first
     metric = MEASURES[str(first.recipe.get("metric", "top1"))].best
-    averaged = " (of the averaged weights)" if first.recipe.get("ema_evaluate") else ""
+    averaged = ", of the raw or the averaged weights, whichever are better," if first.recipe.get("ema_evaluate") else ""
     chosen = (
         "The weights are those of the last epoch"
         if metric == MEASURES["last"].best

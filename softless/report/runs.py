@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from softless.errors import UsageError
 from softless.evaluation.measures import MEASURES
+from softless.training.epochs import AVERAGED, RAW
 
 KEPT_APART = (
     "softless",
@@ -20,6 +21,7 @@ KEPT_APART = (
     "numpy",
     "python",
     "machine",
+    "fitted",
 )  # what recipe.json holds beside the recipe
 
 
@@ -73,6 +75,12 @@ class RunRecord:
         return str(self.best.get("task", "classification"))
 
     @property
+    def weights(self) -> str:
+        """Which weights of the best epoch are kept: raw or averaged."""
+        told = self.result.get("weights")  # an older softless does not say: its averaged weights stood alone
+        return str(told or (AVERAGED if self.recipe.get("ema_evaluate") else RAW))
+
+    @property
     def pixels(self) -> tuple[int, int, int]:
         """Channels, height and width of a typical image."""
         side = self.best["image_size"]
@@ -83,8 +91,7 @@ class RunRecord:
     def measure(self) -> str:
         """What validation shows over the epochs: the measure that chose the best one, or the first where the last epoch is kept."""
         metric = str(self.recipe.get("metric", "top1"))
-        key = "val_ema" if self.recipe.get("ema_evaluate") else "val"
-        told = self.epochs[0].get(key, {})
+        told = self.epochs[0]["val"]
         return metric if metric in told else next((name for name in MEASURES if name in told), "loss")
 
     @cached_property

@@ -6,6 +6,7 @@ from softless.errors import UsageError, unknown
 from softless.tasks.classification import Classification
 from softless.tasks.detection import Detection
 from softless.tasks.dino import Dino
+from softless.tasks.lengths import fitted
 from softless.tasks.segmentation import Segmentation
 from softless.tasks.task import Outcome, Place, Task, facts
 
@@ -29,7 +30,7 @@ __all__ = [
 
 
 def open_task(recipe: "Recipe") -> Task:
-    """The task of a recipe, its data opened and checked.
+    """The task of a recipe, its data opened and checked; the task's own recipe has the length that fits them.
 
     Raises:
         DataError: what is wrong with the data.
@@ -40,4 +41,7 @@ def open_task(recipe: "Recipe") -> Task:
         raise unknown(f"measure of {kind.name}", recipe.metric, kind.measures)
     if recipe.class_weights != "none" and kind is not Classification:
         raise UsageError(f"class_weights={recipe.class_weights} is for classification; this recipe is for {kind.name}")
-    return kind.open(recipe)
+    task = kind.open(recipe)
+    task.fitted = fitted(recipe, len(task.splits.train))
+    task.recipe = task.fitted.recipe
+    return task

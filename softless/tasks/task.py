@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from softless.data import EpochLoader, Pipeline, Samples, Splits, eval_loader, train_loader
 
 if TYPE_CHECKING:  # the recipe lives above this layer (softless.training)
+    from softless.tasks.lengths import Fitted
     from softless.training.recipe import Recipe
 
 
@@ -54,8 +55,9 @@ class Task(ABC):
     name: ClassVar[str]  # the group of the recipe that holds its settings; "classification" has none
     measures: ClassVar[tuple[str, ...]]  # of `evaluation.measures`, that may choose the best epoch
 
-    recipe: "Recipe"
+    recipe: "Recipe"  # of the length that fits the data, once `open_task` gave it
     splits: Splits
+    fitted: "Fitted"  # what was changed for that
 
     @classmethod
     @abstractmethod

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from softless.models.durable import digest_of, write_tensors
 from softless.tasks import facts
+from softless.training.epochs import AVERAGED
 from softless.training.run_folder import BEST, WEIGHTS
 
 if TYPE_CHECKING:
@@ -13,8 +14,10 @@ if TYPE_CHECKING:
 
 
 def take_best(run: "Run") -> None:
-    """Hold the weights that the recipe evaluates, on the processor, and write them."""
-    source = run.task.evaluated(run.ema.module if run.ema is not None and run.recipe.ema_evaluate else run.model)
+    """Hold the weights that were the best, raw or averaged, on the processor, and write them."""
+    assert run.best is not None
+    averaged = run.best["weights"] == AVERAGED and run.ema is not None
+    source = run.task.evaluated(run.ema.module if averaged and run.ema is not None else run.model)
     run.best_weights = {name: value.detach().cpu().contiguous().clone() for name, value in source.state_dict().items()}
     write_best(run)
 

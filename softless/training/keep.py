@@ -10,11 +10,11 @@ import numpy as np
 from torch import Tensor
 
 from softless.errors import DivergedError, UsageError
-from softless.evaluation.measures import MEASURES
 from softless.models.publish import save_weights
 from softless.tasks import Outcome
 from softless.training import checkpoint
 from softless.training.best import take_best
+from softless.training.epochs import KEYS, best_of, better, finite, gain, still_rising
 from softless.training.result import Result
 from softless.training.run_folder import MODEL, RESULT
 from softless.training.setup import Run
@@ -27,44 +27,18 @@ def epoch(run: Run, line: dict[str, Any]) -> None:
 
     The state comes last: a crash before it repeats the end of the epoch, which writes the same line and the same weights again.
     """
-    run.folder.log(line)
-    candidate = score(run, line)
-    if _finite(candidate, "loss") and not _finite(candidate, "value"):
+    candidate = best_of(line, run.recipe.metric)
+    if np.isfinite(candidate["loss"]) and not finite(candidate):
         raise UsageError(
             f"{run.recipe.metric} cannot be computed on this validation split of {line['val']['seen']} images, so no epoch "
             "can be chosen by it: set metric=loss or metric=top1"
         )
-    if better(candidate, run.best):
+    line["kept"] = better(candidate, run.best)
+    run.folder.log(line)
+    if line["kept"]:
         run.best = candidate
         take_best(run)
     checkpoint.save(run)
-
-
-def score(run: Run, line: dict[str, Any]) -> dict[str, Any]:
-    """The epoch's value of `recipe.metric` on the validation split, of the weights that the recipe evaluates."""
-    val = line["val_ema" if run.recipe.ema_evaluate else "val"]
-    value = line["epoch"] if run.recipe.metric == "last" else val[run.recipe.metric]
-    return {"epoch": line["epoch"], "metric": run.recipe.metric, "value": value, "loss": val.get("loss", 0.0)}
-
-
-def better(new: dict[str, Any], old: dict[str, Any] | None) -> bool:
-    """Whether the epoch beats the best so far; equal values are decided by the loss. What is not finite never wins.
-
-    On a few hundred validation images several epochs reach the same accuracy, and the one of lower loss is the surer. Tasks that
-    measure no loss in validation keep the earlier epoch.
-    """
-    if not _finite(new, "value", "loss"):
-        return False
-    return old is None or _rank(new) > _rank(old)
-
-
-def _finite(found: dict[str, Any], *keys: str) -> bool:
-    return all(found[key] is not None and np.isfinite(found[key]) for key in keys)
-
-
-def _rank(found: dict[str, Any]) -> tuple[float, float]:
-    sign = 1.0 if MEASURES[found["metric"]].higher else -1.0
-    return sign * found["value"], -found["loss"]
 
 
 def best_weights(run: Run) -> dict[str, Tensor]:
@@ -88,11 +62,15 @@ def result(run: Run, outcome: Outcome | None) -> Result:
         run_dir=run.folder.path,
         best_epoch=run.best["epoch"],
         epochs=run.epochs,
-        val=lines[run.best["epoch"]]["val_ema" if run.recipe.ema_evaluate else "val"],
+        weights=run.best["weights"],
+        val=lines[run.best["epoch"]][KEYS[run.best["weights"]]],
         test=None if outcome is None else {**outcome.summary(), **_details(outcome)},
         seconds=sum(line["seconds"] for line in lines),
         images_per_second=statistics.median(line["images_per_second"] for line in lines),
         parameters=sum(parameter.numel() for parameter in run.task.evaluated(run.model).parameters()),
+        gained=None if run.recipe.metric == "last" else gain(lines, run.recipe.metric),
+        rising=run.recipe.metric != "last" and still_rising(lines, run.recipe.metric),
+        metric=run.recipe.metric,
     )
     if outcome is not None:
         assert run.splits.test is not None
@@ -130,13 +108,15 @@ def _details(outcome: Outcome) -> dict[str, Any]:
 
 def summary(run: Run, line: dict[str, Any]) -> str:
     """The epoch for people: losses, the metric that chooses, the rate."""
-    val = line["val_ema" if run.recipe.ema_evaluate else "val"]
-    loss = f"  val loss {val['loss']:.3f}" if "loss" in val else ""
     metric = run.recipe.metric
+    found = best_of(line, metric)
+    val = line[KEYS[found["weights"]]]
+    loss = f"  val loss {val['loss']:.3f}" if "loss" in val else ""
+    whose = f" ({found['weights']})" if run.recipe.ema_evaluate else ""
     if metric == "last":
         chosen = ""
     else:
         value = val[metric]
-        chosen = f"  val {metric} {'n/a' if value is None else format(value, '.4f')}"
-    mark = "  best" if run.best is not None and run.best["epoch"] == line["epoch"] and metric != "last" else ""
+        chosen = f"  val {metric} {'n/a' if value is None else format(value, '.4f')}{whose}"
+    mark = "  best" if line["kept"] and metric != "last" else ""
     return f"loss {line['train_loss']:.3f}{loss}{chosen}{mark}  lr {line['lr']:.1e}  {line['images_per_second']:,.0f} images/s"

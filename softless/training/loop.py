@@ -15,6 +15,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from softless.errors import DataError, DivergedError, Interrupted
 from softless.evaluation.evaluate import autocast
 from softless.training import checkpoint, keep
+from softless.training.epochs import best_of
 from softless.training.faults import Rewind, Seen, buffers, judge, leave_out
 from softless.training.progress import Progress
 from softless.training.recipe import Recipe
@@ -133,7 +134,10 @@ def run_epoch(run: Run, bar: Progress) -> dict[str, Any]:
         if run.ema is not None and run.recipe.ema_evaluate:
             line["val_ema"] = validate(run, run.ema.module)
     line["seconds"] = time.perf_counter() - start
-    move_plateau(run, line)
+    line["weights"] = None  # both kinds stand for election
+    found = best_of(line, run.recipe.metric)
+    line["weights"] = found["weights"]
+    run.scheduler.step(run.epoch + 1, found["value"])  # the one schedule that follows the score; the others ignore this
     run.epoch, run.step, run.partial = run.epoch + 1, 0, Partial()
     if run.recipe.divergence.policy == "rewind":
         run.faults = 0
@@ -207,7 +211,7 @@ def train_step(run: Run, batch: Any, step: int) -> Seen:
         run.scaler.update()
         run.task.after_step(run.model, run.place)
         if run.ema is not None:
-            run.ema.update(run.model)
+            run.ema.update(run.model, run.updates)
     else:
         leave_out(run, before)
         run.left_out.add((run.epoch, step))
@@ -267,11 +271,6 @@ def leave(run: Run) -> NoReturn:
         f"{number.name} at step {run.step} of epoch {min(run.epoch + 1, run.epochs)}: the state is saved in {run.checkpoints.folder}; continue with --resume",
         128 + number,
     )
-
-
-def move_plateau(run: Run, line: dict[str, Any]) -> None:
-    """The one schedule that follows the validation score; the others ignore this."""
-    run.scheduler.step(run.epoch + 1, keep.score(run, line)["value"])
 
 
 def finish(run: Run) -> Result:

@@ -120,7 +120,14 @@ def own_tensors(model: nn.Module) -> list[OwnTensors]:
 
 
 def averaged(recipe: Recipe, model: nn.Module) -> "ModelEmaV3 | None":
-    """The exponential moving average of the weights, of constant decay from the first step on as in the papers."""
+    """The exponential moving average of the weights, which follows from the first step on.
+
+    The decay of step t, counted from 0, is min(ema_decay, (1 + t) / (10 + t)): a constant one keeps ema_decay^steps of the random start,
+    half of it in a short run. The papers' runs have a thousand times the steps, and there the two are the same.
+
+    Raises:
+        UsageError: a decay outside [0, 1), or none where the average is to be evaluated.
+    """
     if recipe.ema_decay is None:
         if recipe.ema_evaluate:
             raise UsageError("ema_evaluate=true needs averaged weights: set ema_decay, for example ema_decay=0.99")
@@ -131,6 +138,9 @@ def averaged(recipe: Recipe, model: nn.Module) -> "ModelEmaV3 | None":
 
     class Averaged(ModelEmaV3):
         """Random tensors that an operator draws anew are taken over: the mean of two draws is no draw."""
+
+        def get_decay(self, step: int | None = None) -> float:
+            return self.decay if step is None else min(self.decay, (1 + step) / (10 + step))
 
         @torch.no_grad()
         def update(self, model: nn.Module, step: int | None = None) -> None:

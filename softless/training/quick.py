@@ -41,7 +41,7 @@ def _classification(recipe: Recipe, folder: Path) -> Recipe:
         recipe,
         model=replace(recipe.model, args=args, weights=None),
         data=data,
-        schedule=replace(recipe.schedule, epochs=1, warmup_epochs=0),
+        schedule=replace(recipe.schedule, epochs=1, warmup_epochs=0, min_steps=None, min_epoch_steps=None),
         batch_size=BATCH,
         amp="bfloat16" if recipe.amp == "float16" else recipe.amp,
         threads=1,
@@ -85,7 +85,7 @@ def _segmentation(recipe: Recipe, folder: Path) -> Recipe:
         model=replace(recipe.model, args={**recipe.model.args, **_small_host(recipe.model.name)}, weights=None),
         data=replace(recipe.data, path=str(_label_images(folder / "images")), image_size=64, workers=0),
         segmentation=replace(recipe.segmentation, width=16, layers=None, labels=None, ignore=(), fov=None, crop=crop),
-        schedule=replace(recipe.schedule, epochs=1, warmup_epochs=0),
+        schedule=replace(recipe.schedule, epochs=1, warmup_epochs=0, min_steps=None, min_epoch_steps=None),
         batch_size=BATCH,
         amp="bfloat16" if recipe.amp == "float16" else recipe.amp,
         threads=1,
@@ -115,7 +115,7 @@ def _detection(recipe: Recipe, folder: Path) -> Recipe:
         detection=replace(
             recipe.detection, width=32, layers=None, proposals=50, regions=16, detections=10, resize=64, **sizes
         ),
-        schedule=replace(recipe.schedule, epochs=1, warmup_epochs=0),
+        schedule=replace(recipe.schedule, epochs=1, warmup_epochs=0, min_steps=None, min_epoch_steps=None),
         batch_size=BATCH,
         amp="bfloat16" if recipe.amp == "float16" else recipe.amp,
         threads=1,

@@ -96,6 +96,8 @@ class ScheduleSpec:
     min_lr: float = 1e-5
     cooldown_epochs: int = 0
     decay_epochs: tuple[int, ...] = ()  # of multistep: after these the rate is a tenth
+    min_steps: int | None = None  # of the run: on few images the epochs rise until it has so many (tasks/lengths.py)
+    min_epoch_steps: int | None = None  # on few images the batch is halved until an epoch has so many
 
 
 @dataclass(frozen=True)
@@ -219,8 +221,10 @@ class Recipe:
     divergence: DivergenceSpec = field(default_factory=DivergenceSpec)
     batch_size: int = 1024  # global: over all ranks
     drop_path: float = 0.0
-    ema_decay: float | None = None
-    ema_evaluate: bool = False  # select and test the averaged weights; otherwise they are only tracked and stored
+    ema_decay: float | None = None  # reached from below: (1 + t) / (10 + t) at step t while that is less
+    ema_evaluate: bool = (
+        False  # measure the averaged weights too and keep the better; otherwise they are only tracked and stored
+    )
     class_weights: Literal["none", "balanced"] = "none"
     metric: str = "top1"  # what picks the best epoch on the validation split: a measure of the task (softless.evaluation.MEASURES)
     amp: Literal["none", "bfloat16", "float16"] = "none"
@@ -257,6 +261,14 @@ class Recipe:
         recipe = self
         for name, value in fields.items():
             recipe = _replace(recipe, name.split("."), value, name)
+        for given, floor in (("schedule.epochs", "min_steps"), ("batch_size", "min_epoch_steps")):
+            if given not in fields:
+                continue
+            if getattr(recipe.schedule, floor) is not None and f"schedule.{floor}" in fields:
+                raise UsageError(
+                    f"{given} and schedule.{floor} are both set, and each decides the other: set one of them"
+                )
+            recipe = replace(recipe, schedule=replace(recipe.schedule, **{floor: None}))  # what is set stays as it is
         return recipe
 
 

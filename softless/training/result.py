@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from softless.evaluation.measures import describe
+from softless.training.epochs import described
 from softless.training.run_folder import RESULT, RunFolder
 
 
@@ -12,7 +13,8 @@ from softless.training.run_folder import RESULT, RunFolder
 class Result:
     """Scores of the best epoch (chosen on the validation split) and the cost of getting there.
 
-    `val` and `test` hold the task's measures, seen and expected; `test` of a classifier also the 95 % interval of top1. `test` is
+    `weights` says which weights of that epoch were the better on the validation split: raw or averaged. `gained` is what the last quarter of
+    the epochs added to `metric` there, `rising` whether a longer run would reach more. `val` and `test` hold the task's measures, seen and expected; `test` of a classifier also the 95 % interval of top1. `test` is
     None where the data has no test split. `seconds` counts training and validation, `images_per_second` training alone.
     """
 
@@ -24,9 +26,14 @@ class Result:
     seconds: float
     images_per_second: float
     parameters: int
+    weights: str = ""  # a result of an older softless does not say
+    metric: str = ""
+    gained: float | None = None
+    rising: bool = False
 
     def __str__(self) -> str:
-        lines = [f"best epoch {self.best_epoch + 1} of {self.epochs}: validation {describe(self.val)}"]
+        whose = f", {self.weights} weights" if self.weights else ""
+        lines = [f"best epoch {self.best_epoch + 1} of {self.epochs}{whose}: validation {describe(self.val)}"]
         if self.test is not None:
             low, high = self.test.get("interval", (None, None))
             interval = "" if low is None else f", 95 % interval {low:.1%} to {high:.1%}"
@@ -34,6 +41,11 @@ class Result:
         lines.append(
             f"{self.parameters:,} parameters, {self.seconds:.0f} s, {self.images_per_second:,.0f} images/s in training"
         )
+        if self.rising and self.gained is not None:
+            lines.append(
+                f"still rising: the last quarter of the epochs added {described(self.gained, self.metric)}; make it longer with "
+                f"--resume --set schedule.epochs={2 * self.epochs}"
+            )
         return "\n".join([*lines, f"run folder {self.run_dir}"])
 
 

@@ -43,7 +43,8 @@ class Partial:
 class Run:
     """A training under way: what it was made from, what it moves, and how far it is."""
 
-    recipe: Recipe
+    asked: Recipe  # as it was given
+    recipe: Recipe  # of the length that fits the data
     folder: RunFolder
     world: World
     task: Task
@@ -112,14 +113,16 @@ def set_up(recipe: Recipe, path: Path, world: World, signals: Signals, *, resume
     return run
 
 
-def _made(recipe: Recipe, folder: RunFolder, world: World, signals: Signals) -> Run:
-    task = open_task(recipe)
+def _made(asked: Recipe, folder: RunFolder, world: World, signals: Signals) -> Run:
+    task = open_task(asked)
+    recipe = task.recipe
     model = world.synced(build_for(task).to(world.device))
     optimizer = optim.optimizer(recipe, model)
     loader = task.train_loader(world.rank, world.size)
     scheduler, epochs = optim.scheduler(recipe, optimizer, len(loader))
     task.to(world.device)
     return Run(
+        asked=asked,
         recipe=recipe,
         folder=folder,
         world=world,
@@ -173,7 +176,9 @@ def _take(run: Run, *, overwrite: bool) -> None:
 def _describe(run: Run) -> None:
     """What the folder says of the run; logs and best weights go back to where the state is."""
     run.folder.rewind_log(run.epoch)
-    run.folder.write_json(RECIPE, {**as_json(run.recipe), **checkpoint.versions(), "machine": machine(run.device)})
+    fitted = {name: taken for name, (_, taken) in run.task.fitted.changed.items()}
+    asked = {**as_json(run.asked), "fitted": fitted}
+    run.folder.write_json(RECIPE, {**asked, **checkpoint.versions(), "machine": machine(run.device)})
     run.folder.write_json(CLASSES, list(run.splits.classes))
     if run.best is not None:
         write_best(run)

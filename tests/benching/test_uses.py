@@ -27,7 +27,7 @@ def test_a_row_per_operator_with_its_test_scores_and_costs(used):
 
 
 def record(values: list[float], metric: str) -> RunRecord:
-    epochs = [{"val": {metric: value}} for value in values]
+    epochs = [{"epoch": epoch, "val": {metric: value}} for epoch, value in enumerate(values)]
     empty: dict = {
         "folder": None,
         "versions": {},

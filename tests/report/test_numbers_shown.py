@@ -157,14 +157,20 @@ def test_models_of_one_operator_are_told_apart_by_folder(tmp_path):
     assert [group.label for group in grouped([read_run(folder) for folder in folders])] == ["narrow", "broad"]
 
 
-def test_averaged_weights_are_the_curve_where_they_are_kept(tmp_path):
+def test_both_kinds_of_weights_are_drawn(tmp_path):
     from softless.report.curves import draw_curves
 
     folder = write_run(tmp_path / "run", epochs=3)
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     for line in lines:
+        line["val"] = {**line["val"], "top1": 0.456}
         line["val_ema"] = {**line["val"], "top1": 0.123}
-    (folder / "log.jsonl").write_text("\n".join(json.dumps(line) for line in lines) + "\n")
-    run = read_run(folder)
-    assert "12.3" not in draw_curves(grouped([run]))
-    assert "12.3" in draw_curves(grouped([replace(run, recipe={**run.recipe, "ema_evaluate": True})]))
+    run = replace(read_run(folder), epochs=lines)
+    old = draw_curves(grouped([run]))  # of an older softless, which chose from the average alone
+    assert "12.3" in old
+    assert "45.6" not in old
+    both = draw_curves(grouped([replace(run, epochs=[{**line, "weights": "raw"} for line in lines])]))
+    assert "12.3" in both
+    assert "45.6" in both
+    assert "averaged weights, thin dashed ones the raw weights" in both
+    assert both.count("curve second") == 1

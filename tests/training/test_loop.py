@@ -64,7 +64,12 @@ def test_a_run_leaves_its_folder(tiny: Recipe, tmp_path: Path):
     assert all({"loss", "top1", "balanced_accuracy", "auc", "seen", "expected"} <= set(line["val_ema"]) for line in log)
     stored = json.loads((out / "result.json").read_text())
     assert stored["test"] == result.test
-    assert stored["val"] == log[result.best_epoch]["val_ema"]
+    kept = log[result.best_epoch]
+    assert stored["val"] == kept[{"averaged": "val_ema", "raw": "val"}[result.weights]]
+    assert kept["kept"]
+    assert (
+        stored["weights"] == kept["weights"] == result.weights == json.loads((out / "best.json").read_text())["weights"]
+    )
     recipe = json.loads((out / "recipe.json").read_text())
     assert recipe["optim"]["lr"] == tiny.optim.lr
     assert {"softless", "torch", "timm", "machine"} <= set(recipe)
@@ -234,31 +239,6 @@ def test_amp_trains(tiny: Recipe, tmp_path: Path, amp: str):
     assert math.isfinite(result.val["loss"])
     weights = load_file(tmp_path / "run/best.safetensors").values()
     assert all(value.dtype == torch.float32 for value in weights)
-
-
-@pytest.mark.parametrize(
-    ("new", "old", "wins"),
-    [
-        ((0.9, 1.0), None, True),
-        ((0.9, 1.0), (0.8, 0.1), True),
-        ((0.9, 1.0), (0.9, 1.1), True),
-        ((0.9, 1.1), (0.9, 1.0), False),
-        ((math.nan, 1.0), None, False),
-        ((0.9, math.nan), None, False),
-        ((None, 1.0), None, False),
-    ],
-)
-def test_what_is_better(new, old, wins: bool):
-    def score(pair):
-        return pair and {"epoch": 0, "metric": "top1", "value": pair[0], "loss": pair[1]}
-
-    assert softless.training.keep.better(score(new), score(old)) is wins
-
-
-def test_the_metric_loss_is_better_when_small():
-    low, high = ({"epoch": 0, "metric": "loss", "value": v, "loss": v} for v in (0.1, 0.2))
-    assert softless.training.keep.better(low, high)
-    assert not softless.training.keep.better(high, low)
 
 
 def test_a_metric_that_the_data_cannot_give_is_said_at_once(tiny: Recipe, tmp_path: Path):

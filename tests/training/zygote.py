@@ -98,7 +98,7 @@ def hooks() -> dict[str, Callable[[], None]]:
         "save": at(torch, "save", 2),
         "test": at(loop, "finish", 1),
         "interrupt": at(torch.optim.AdamW, "step", 6, lambda: send(signal.SIGINT)),
-        "die in keep": at(keep, "score", 4, lambda: send(signal.SIGKILL)),
+        "die in keep": at(keep, "take_best", 2, lambda: send(signal.SIGKILL)),
         "die in save": at(checkpoint, "state", 5, lambda: send(signal.SIGKILL)),
         "twice": at(torch.optim.AdamW, "step", 6, send_twice),
         "loader dies": lambda: on_call(loop, "train_step", 7, kill_a_loader),
