@@ -8,13 +8,12 @@ from torch import nn
 
 from softless.errors import UsageError, unknown
 from softless.layers.own_tensors import OwnTensors
-from softless.training.recipe import OptimSpec, Recipe
+from softless.training.recipe import SCHEDULES, OptimSpec, Recipe
 
 if TYPE_CHECKING:
     from timm.scheduler.scheduler import Scheduler
     from timm.utils import ModelEmaV3
 
-SCHEDULES = ("constant", "cosine", "multistep", "plateau", "poly", "step", "tanh")
 FUSED = {"adam", "adamw"}  # one kernel for all tensors, on CPU too: 5 times less time per step for a small model
 
 
