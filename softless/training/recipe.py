@@ -6,6 +6,7 @@ numbers, its unit. Checks, messages and tables follow from that.
 """
 
 import dataclasses
+import logging
 import tempfile
 import typing
 from collections.abc import Mapping
@@ -14,10 +15,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from softless.errors import UsageError
+from softless.training import rules
 from softless.training.fields import KEY, Setting, group_of, literal, no_field, setting, typed, walk
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 SCHEDULES = ("constant", "cosine", "multistep", "plateau", "poly", "step", "tanh")
+_log = logging.getLogger("softless.training")
 CHANCE, SHARE, SIDE = "[0, 1]", "(0, 1]", "[1, 65536]"
 COUNT, SOME = "[1, 1000000000]", "[0, 1000000000]"  # of things: one at least, or none
 
@@ -301,16 +304,30 @@ class Recipe:
         recipe = self
         for name, value in fields.items():
             recipe = _replace(recipe, name.split("."), value, name)
-        return recipe
+        return _with_warmup_scaled(recipe, self.schedule, fields)
 
     def check(self) -> None:
-        """Whether every field has its type and lies in its range, as a run finds it before any work.
+        """Whether every field has its type, lies in its range and goes with the others (`training.rules`): held before any work.
 
         Raises:
             UsageError: the first that does not.
         """
         for row in walk(self):
             typed(row.value, row.hint, row.name, row.about)
+        rules.check(self)
+
+
+def _with_warmup_scaled(recipe: Recipe, own: ScheduleSpec, given: Mapping[str, Any]) -> Recipe:
+    """A run that was made shorter than its warm-up has one in proportion, unless the warm-up was set too; it is said."""
+    spec = recipe.schedule
+    if "schedule.epochs" not in given or "schedule.warmup_epochs" in given or spec.warmup_epochs < spec.epochs:
+        return recipe
+    scaled = min(round(spec.warmup_epochs * spec.epochs / own.epochs), spec.epochs - 1)
+    _log.warning(
+        "schedule.epochs=%d is no longer than the recipe's warm-up of %d epochs: schedule.warmup_epochs=%d, in proportion",
+        spec.epochs, spec.warmup_epochs, scaled,
+    )  # fmt: skip
+    return replace(recipe, schedule=replace(spec, warmup_epochs=scaled))
 
 
 def recipe_from(stored: Mapping[str, Any]) -> Recipe:
