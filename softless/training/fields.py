@@ -13,7 +13,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -184,7 +184,7 @@ def typed(value: Any, hint: Any, name: str, about: Setting) -> Any:
     Raises:
         UsageError: another type, or out of range.
     """
-    found = next((one for one in _readings(value, hint) if fits(one, hint)), UNFIT)
+    found = next((one for one in readings(value, hint) if fits(one, hint)), UNFIT)
     if found is UNFIT:
         raise UsageError(f"{name}={value!r} does not fit: the field takes {about.takes(hint)}")
     found = _widened(found, hint)
@@ -195,7 +195,7 @@ def typed(value: Any, hint: Any, name: str, about: Setting) -> Any:
     return found
 
 
-def _readings(value: Any, hint: Any) -> list[Any]:
+def readings(value: Any, hint: Any) -> list[Any]:
     """What a value may mean, the likeliest first."""
     read = [*_word(value, hint), literal(value), value] if isinstance(value, str) else [value]
     read += [tuple(one) for one in read if isinstance(one, list)]
@@ -236,7 +236,7 @@ def _parts(hint: Any) -> Iterator[Any]:
 
 
 def _any_number(hint: Any) -> bool:
-    return any(typing.get_origin(part) is tuple and typing.get_args(part)[-1] is ... for part in _parts(hint))
+    return any(typing.get_origin(part) is tuple and typing.get_args(part)[-1:] == (...,) for part in _parts(hint))
 
 
 def fits(value: Any, hint: Any) -> bool:
@@ -246,7 +246,7 @@ def fits(value: Any, hint: Any) -> bool:
         return any(fits(value, arg) for arg in args)
     if origin is Literal:
         return value in args
-    if origin is tuple:
+    if origin is tuple and args:
         if not isinstance(value, tuple):
             return False
         items = args[:1] * len(value) if args[-1] is ... else args
@@ -257,6 +257,19 @@ def fits(value: Any, hint: Any) -> bool:
         return value is None
     if hint is float:
         return _is_number(value)
+    return _is_foreign(value, hint, origin, args)
+
+
+def _is_foreign(value: Any, hint: Any, origin: Any, args: tuple[Any, ...]) -> bool:
+    """`fits` for types that recipes do not use and models do; what cannot be asked is let pass."""
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        return isinstance(value, list | tuple) and all(fits(one, part) for part in args[:1] for one in value)
+    if origin is Callable:
+        return callable(value)
+    if isinstance(origin, type):
+        return isinstance(value, origin)
+    if not isinstance(hint, type):
+        return True
     return isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool)
 
 
@@ -283,12 +296,11 @@ def described(hint: Any) -> str:
         return " or ".join(described(arg) for arg in args)
     if origin is Literal:
         return " or ".join(repr(arg) for arg in args)
-    if origin is tuple and args[-1] is ...:
+    if args[-1:] == (...,) or (isinstance(origin, type) and issubclass(origin, Sequence) and origin is not tuple):
         return f"several of: {described(args[0])}"
     if origin is tuple:
         return "(" + ", ".join(described(arg) for arg in args) + ")"
     if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
         return "names with values"
-    return {type(None): "none", str: "a text", int: "a whole number", float: "a number", bool: "true or false"}.get(
-        hint, str(hint)
-    )
+    words = {NONE: "none", str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+    return words.get(hint, "a class or function of Python")

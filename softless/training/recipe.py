@@ -296,15 +296,24 @@ class Recipe:
         return quick(self, Path(folder or tempfile.mkdtemp(prefix="softless-quick-")))
 
     def with_fields(self, **fields: Any) -> "Recipe":
-        """A copy with dotted fields replaced (`optim.lr`), values given as text or typed.
+        """A copy with dotted fields replaced (`optim.lr`), values given as text or typed, in any order.
+
+        A group takes a mapping of its fields: `optim={"lr": 1e-3}`. `model.args` is set whole by one, cleared by `{}`.
 
         Raises:
             UsageError: no such field (nearest name offered), a value of another type or out of its range.
         """
+        given = _flat(fields)
         recipe = self
-        for name, value in fields.items():
-            recipe = _replace(recipe, name.split("."), value, name)
-        return _with_warmup_scaled(recipe, self.schedule, fields)
+        for name, value in given.items():
+            if name != "model.args" and not name.startswith("model.args."):
+                recipe = _replace(recipe, name.split("."), value, name)
+        if any(name.startswith("model.") for name in given):
+            from softless.training import model_fields
+
+            recipe = replace(recipe, model=model_fields.chosen(self.model, recipe.model, given))
+            recipe = model_fields.with_depths(recipe, given)
+        return _with_warmup_scaled(recipe, self.schedule, given)
 
     def check(self) -> None:
         """Whether every field has its type, lies in its range and goes with the others (`training.rules`): held before any work.
@@ -315,6 +324,19 @@ class Recipe:
         for row in walk(self):
             typed(row.value, row.hint, row.name, row.about)
         rules.check(self)
+
+
+def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted names; a mapping for a group stands for its fields."""
+    groups = {name for name, hint in typing.get_type_hints(Recipe).items() if group_of(hint)}
+    flat: dict[str, Any] = {}
+    for name, value in fields.items():
+        inner = literal(value) if prefix + name in groups else value
+        one = _flat(inner, f"{name}.") if prefix + name in groups and isinstance(inner, Mapping) else {name: value}
+        for inner_name, inner_value in one.items():
+            if flat.setdefault(prefix + inner_name, inner_value) != inner_value:
+                raise UsageError(f"{prefix}{inner_name} is set twice, to different values")
+    return flat
 
 
 def _with_warmup_scaled(recipe: Recipe, own: ScheduleSpec, given: Mapping[str, Any]) -> Recipe:
@@ -358,8 +380,6 @@ def _from_json(kind: Any, content: Mapping[str, Any], prefix: str) -> Any:
 
 def _replace(spec: Any, path: list[str], value: Any, whole: str) -> Any:
     head, *rest = path
-    if isinstance(spec, Mapping):  # model.args.depth=4: open keys, the value read as a Python literal where it is one
-        return {**spec, head: _replace(spec.get(head, {}), rest, value, whole) if rest else literal(value)}
     hints = typing.get_type_hints(type(spec))
     if head not in hints:
         raise no_field(whole, (row.name for row in walk(Recipe)))
@@ -367,14 +387,8 @@ def _replace(spec: Any, path: list[str], value: Any, whole: str) -> Any:
         if getattr(spec, head) is None:
             raise UsageError(f"'{whole}' is a field of {head} recipes, and this one is for {spec.task}")
         return replace(spec, **{head: _replace(getattr(spec, head), rest, value, whole)})
-    if dataclasses.is_dataclass(getattr(spec, head)) or isinstance(getattr(spec, head), Mapping):
-        raise UsageError(
-            f"'{whole}' is a group of fields: set one of them, for example {whole}.{_first_key(spec, head)}=…"
-        )
+    if dataclasses.is_dataclass(inner := getattr(spec, head)):
+        first = dataclasses.fields(inner)[0].name
+        raise UsageError(f"'{whole}' is a group of fields: set one of them, for example {whole}.{first}=…")
     about = next(entry.metadata.get(KEY, Setting("")) for entry in dataclasses.fields(spec) if entry.name == head)
     return replace(spec, **{head: typed(value, hints[head], whole, about)})
-
-
-def _first_key(spec: Any, head: str) -> str:
-    inner = getattr(spec, head)
-    return next(iter(inner), "depth") if isinstance(inner, Mapping) else dataclasses.fields(inner)[0].name

@@ -50,6 +50,17 @@ def averages(recipe: "Recipe") -> None:
         raise UsageError("ema_evaluate=true needs averaged weights: set ema_decay, for example ema_decay=0.99")
 
 
+def model(recipe: "Recipe") -> None:
+    """The model is known and takes its arguments, and stochastic depth where it is set."""
+    from softless.models.arguments import takes
+    from softless.training.model_fields import judged
+
+    spec = recipe.model
+    judged(spec, spec.args)
+    if recipe.drop_path and not takes(spec.name, spec.op, "drop_path_rate"):
+        raise UsageError(f"drop_path={recipe.drop_path:g}: '{spec.name}' has no stochastic depth; set drop_path=0")
+
+
 def scaling(recipe: "Recipe") -> None:
     """Mean and standard deviation come together, one for each channel."""
     from softless.data.datasets import check_scaling
@@ -86,7 +97,7 @@ def _pairs(recipe: "Recipe") -> None:
         )
 
 
-RULES: tuple[Callable[["Recipe"], None], ...] = (rates, lengths, averages, scaling, optimiser, augmentation)
+RULES: tuple[Callable[["Recipe"], None], ...] = (model, rates, lengths, averages, scaling, optimiser, augmentation)
 
 
 def check(recipe: "Recipe") -> None:

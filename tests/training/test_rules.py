@@ -55,7 +55,9 @@ def test_what_does_not_go_together_is_refused_before_any_work(
 
 @pytest.mark.parametrize("name", ["constant", "step"])
 def test_a_floor_that_a_schedule_has_not_is_no_fault(name: str):
-    with_("digits", optim__lr=2e-6, schedule__name=name, schedule__warmup_lr=0).check()
+    recipe = with_("digits", optim__lr=2e-6, schedule__name=name, schedule__warmup_lr=0)
+    recipe.check()
+    assert recipe.schedule.min_lr > recipe.effective_lr
 
 
 @pytest.mark.parametrize("name", RECIPES)
