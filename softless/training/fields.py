@@ -140,6 +140,15 @@ def walk(spec: Any, prefix: str = "") -> Iterator[Row]:
             yield Row(f"{prefix}{entry.name}", hints[entry.name], value, entry.metadata[KEY])
 
 
+def shown(value: Any) -> str:
+    """A value as `--set` takes it."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return f"({', '.join(map(shown, value))})" if isinstance(value, tuple) else str(value)
+
+
 def group_of(hint: Any) -> type | None:
     """The dataclass that a hint is, or may be."""
     kinds = [kind for kind in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(kind)]
