@@ -66,9 +66,9 @@ class MissingExtra(SoftlessError, ImportError):
         super().__init__(f'this needs {package}, which is not installed: pip install "softless[{extra}]"')
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
     """«Did you mean 'sima'? » for the closest known word, or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
     return f"Did you mean '{close[0]}'? " if close else ""
 
 

@@ -321,12 +321,30 @@ def _errors(rows: list[dict[str, str]], column: str) -> str:
 NAMED = 10  # an error so many times the claim names the data it comes from
 
 
+def settings() -> str:
+    """Every field of a recipe: its default, what it takes and what it is (`softless.training.recipe`)."""
+    from softless.training.fields import shown, walk
+    from softless.training.recipe import Recipe
+
+    groups: dict[str, list[tuple[str, ...]]] = {}
+    for row in walk(Recipe):
+        group, _, _ = row.name.rpartition(".")
+        cells = (f"`{row.name}`", f"`{shown(row.value)}`", row.about.takes(row.hint), row.about.says)
+        groups.setdefault(group, []).append(cells)
+    head = ["field", "default", "takes", "what it is"]
+    return "\n\n".join(
+        f"### {group or 'the run'}\n\n{table(head, rows)}"
+        for group, rows in sorted(groups.items(), key=lambda item: bool(item[0]))
+    )
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "operators": operators,
     "claims": claims,
     "sections": sections,
     "models": models,
     "errors": errors,
+    "settings": settings,
 }
 
 

@@ -21,6 +21,7 @@ KINDS: Mapping[str, tuple[str, set[str]]] = {  # the function that measures, and
     "papers": ("softless.benching.papers:papers", {"record"}),
     "swaps": ("softless.benching.swaps:families", {"op", "record"}),
     "survival": ("softless.benching.survival:survival", {"record"}),
+    "settings": ("softless.benching.settings:settings", {"record"}),
     "speed": ("softless.benching.speed:speed", {"figure", "threads", "out", "record"}),
 }
 
@@ -39,6 +40,7 @@ def bench(
         "papers",
         "swaps",
         "survival",
+        "settings",
         "speed",
     ],
     *,
@@ -74,10 +76,11 @@ def bench(
     papers     counts the models of the papers' tables, the printed sizes beside the measured ones
     swaps      exchanges attention in a model of each family of timm that has an adapter or is refused one
     survival   what checkpoints and the loop's watching cost, beside plain torch.save and a plain step
+    settings   sets every field of every recipe to what it cannot be, and counts what is refused before any work
     speed      times attention, its training step and whole models on the processor: one --figure at a time, two to eight minutes each
 
     Args:
-        what: twins, compare, uses, dino, resolution, runs, operators, inverse, models, papers, swaps, survival or speed.
+        what: twins, compare, uses, dino, resolution, runs, operators, inverse, models, papers, swaps, survival, settings or speed.
         recipe: what to train.
         op: the operator beside softmax in twins, the recipe's own by default; the one that swaps puts in, sima by default.
         ops: operators for compare, uses, dino and operators; all by default (uses: the recipe's own and softmax; dino: sima and xca).

@@ -1,23 +1,63 @@
 """`softless list`: what there is, by name."""
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from softless.training.fields import Row
 
 KINDS = ("models", "operators", "recipes", "backends")
 
 
+@dataclass(frozen=True)
+class Settings:
+    """Every field of a recipe: its value there, what it takes and what it is."""
+
+    recipe: str
+    summary: str
+    rows: "tuple[Row, ...]"
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """By dotted name."""
+        return {
+            row.name: {
+                "default": row.value,
+                "takes": row.about.takes(row.hint),
+                "range": row.about.range,
+                "unit": row.about.unit,
+                "says": row.about.says,
+            }
+            for row in self.rows
+        }
+
+    def __str__(self) -> str:
+        from softless.training.fields import shown
+
+        cells = [(row.name, shown(row.value), row.about.takes(row.hint), row.about.says) for row in self.rows]
+        name, value = (max(len(row[column]) for row in cells) for column in (0, 1))
+        lines = [f"{a:<{name}}  {b:<{min(value, WIDE)}}  {d}: {c}" for a, b, c, d in cells]
+        return "\n".join([f"{self.recipe}: {self.summary}", "set with --set NAME=VALUE", "", *lines])
+
+
+WIDE = 24  # characters of a column of values
+
+
 def list(
     what: Literal["models", "operators", "recipes", "backends"] | None = None,
+    pattern: str | None = None,
     *,
     backends: bool = False,
-) -> dict[str, str] | dict[str, dict[str, str]]:
-    """List models, operators, recipes and backends.
+) -> dict[str, str] | dict[str, dict[str, str]] | Settings:
+    """List models, operators, recipes and backends; `softless list recipes NAME` tells every field of a recipe.
 
     Args:
         what: one of the four kinds; all of them without it.
+        pattern: only names that hold this text, or that it fits (`sima_*_224`). A recipe's whole name: all its fields, with default, range,
+            unit and one line. An operator's: its formula, paper and options.
         backends: the backends of each operator, with what they have on this machine or why they cannot run here.
 
     Raises:
-        UsageError: another kind, or two kinds at once.
+        UsageError: another kind, two kinds at once, or no such name.
     """
     from softless.errors import UsageError, unknown
 
@@ -30,7 +70,44 @@ def list(
         return {kind: names[kind]() for kind in KINDS}
     if what not in names:
         raise unknown("kind of names", what, KINDS)
-    return names[what]()
+    if pattern is None:
+        return names[what]()
+    if what == "recipes" and pattern in names[what]():
+        return _fields(pattern)
+    if what == "operators" and pattern in names[what]():
+        return _operator(pattern)
+    return _fitting(what, names[what](), pattern)
+
+
+def _fitting(what: str, named: dict[str, str], pattern: str) -> dict[str, str]:
+    from fnmatch import fnmatch
+
+    from softless.errors import unknown
+
+    some = any(sign in pattern for sign in "*?[")
+    found = {name: said for name, said in named.items() if (fnmatch(name, pattern) if some else pattern in name)}
+    if not found:
+        raise unknown(what.removesuffix("s"), pattern, named)
+    return found
+
+
+def _fields(recipe: str) -> Settings:
+    from softless.recipes import get_recipe
+    from softless.training.fields import walk
+
+    made = get_recipe(recipe)
+    return Settings(recipe, made.summary, tuple(walk(made)))
+
+
+def _operator(name: str) -> dict[str, str]:
+    from softless import OPERATORS
+
+    op = OPERATORS[name]
+    options = {
+        f"option {key}": f"{option.says}; {option.values}; {option.default!r} by default"
+        for key, option in op.options.items()
+    }
+    return {"what": op.summary, "formula": op.formula, "paper": op.paper, "grows with": op.growth, **options}
 
 
 def _models() -> dict[str, str]:

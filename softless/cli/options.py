@@ -171,18 +171,45 @@ def _surplus(parser: Parser, rest: Sequence[str]) -> UsageError:
     known = [option for action in parser._actions for option in action.option_strings]
     word = rest[0].partition("=")[0]
     if word.startswith("-"):
+        if (
+            {"--recipe", "--set"} <= set(known)
+            and (field := _field_meant(word))
+            and not nearest(word, known, cutoff=0.8)
+        ):
+            return UsageError(
+                f"{parser.prog} has no option '{word}'. Did you mean --set {field}=…? Fields of a recipe are set so"
+            )
         listed = ", ".join(sorted(known))
         return UsageError(f"{parser.prog} has no option '{word}'. {nearest(word, known)}Known: {listed}")
     return UsageError(f"{parser.prog} takes no further argument '{word}'; {parser.prog} --help lists what it takes")
+
+
+def _field_meant(option: str) -> str:
+    """The field of a recipe that an option is named after, or nothing."""
+    from softless.training.fields import nearest_field, walk
+    from softless.training.recipe import Recipe
+
+    return nearest_field(option.lstrip("-").replace("-", "_"), [row.name for row in walk(Recipe)])
 
 
 def _dashed(name: str) -> str:
     return name.rstrip("_").replace("_", "-")
 
 
-def assignments(pairs: Sequence[str]) -> Mapping[str, str]:
-    """`field=value` words as a mapping."""
+def assignments(pairs: str | Sequence[str] | Mapping[str, Any]) -> Mapping[str, Any]:
+    """`field=value` words as a mapping: several, or one; a mapping is one already.
+
+    Raises:
+        UsageError: a word without `=`, or a field that is set twice to different values.
+    """
+    if isinstance(pairs, Mapping):
+        return pairs
+    pairs = [pairs] if isinstance(pairs, str) else pairs
     wrong = [pair for pair in pairs if "=" not in pair]
     if wrong:
         raise UsageError(f"--set takes field=value, for example --set optim.lr=3e-4; got '{wrong[0]}'")
-    return {field: value for field, _, value in (pair.partition("=") for pair in pairs)}
+    found: dict[str, str] = {}
+    for field, _, value in (pair.partition("=") for pair in pairs):
+        if found.setdefault(field, value) != value:
+            raise UsageError(f"{field} is set twice, to '{found[field]}' and to '{value}': leave one out")
+    return found

@@ -1,10 +1,10 @@
 """`softless train`: one recipe, one run folder, one report."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from softless.training import Recipe, Result
@@ -15,7 +15,7 @@ def train(
     *,
     data: str | Path | None = None,
     out: str | Path | None = None,
-    set: Sequence[str] = (),
+    set: str | Sequence[str] | Mapping[str, Any] = (),
     resume: bool = False,
     overwrite: bool = False,
     device: str = "auto",
@@ -28,7 +28,8 @@ def train(
         recipe: a name that `softless list recipes` tells (in Python also a Recipe).
         data: folder of class folders, or .npz file, for recipes that take one.
         out: the run folder; runs/RECIPE by default.
-        set: fields of the recipe as field=value, for example optim.lr=3e-4 schedule.epochs=30.
+        set: fields of the recipe as field=value, for example optim.lr=3e-4 schedule.epochs=30; `softless list recipes NAME`
+            tells them all. In Python also one text, or a mapping.
         resume: continue the run in the folder from its newest good checkpoint.
         overwrite: delete the run in the folder first.
         device: auto, cpu, cuda, cuda:1, mps.

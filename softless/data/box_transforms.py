@@ -43,7 +43,7 @@ def train_pipeline(spec: "DetectionSpec", mean: Sequence[float], std: Sequence[f
     Raises:
         UsageError: a setting that cannot be used.
     """
-    _check(spec)
+    check(spec)
     steps: list[Step] = [Window(spec.canvas, spec.scale)] if spec.canvas else [decoded, *_shortest_side(spec)]
     chances = ((spec.hflip, v2.RandomHorizontalFlip), (spec.vflip, v2.RandomVerticalFlip))
     steps += [Both(flip(chance)) for chance, flip in chances if chance > 0]
@@ -243,7 +243,12 @@ def _turned(value: Any) -> Any:
     return F.rotate(value, 90, expand=True) if isinstance(value, tv_tensors.TVTensor) else value
 
 
-def _check(spec: "DetectionSpec") -> None:
+def check(spec: "DetectionSpec") -> None:
+    """Whether the fields of training go together.
+
+    Raises:
+        UsageError: they do not.
+    """
     if spec.canvas is not None and (min(spec.canvas) < 32 or any(side % 32 for side in spec.canvas)):
         raise UsageError(
             f"detection.canvas={spec.canvas}: height and width are multiples of 32, or none for DETR's sizes"

@@ -121,14 +121,23 @@ def pixel_statistics(samples: Samples) -> tuple[tuple[float, ...], tuple[float, 
 
 def scaling(spec: "DataSpec", train: Samples) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel: those of `spec`, or measured on the training images."""
-    if (spec.mean is None) != (spec.std is None):
-        raise UsageError("set data.mean and data.std together, or neither to have them measured on the training images")
+    check_scaling(spec)
     if spec.mean is None or spec.std is None:
         return pixel_statistics(train)
-    for field, values in (("mean", spec.mean), ("std", spec.std)):
-        if len(values) != spec.in_chans:
-            raise UsageError(f"data.{field} has {len(values)} numbers for data.in_chans={spec.in_chans} channels")
     return tuple(spec.mean), tuple(spec.std)
+
+
+def check_scaling(spec: "DataSpec") -> None:
+    """Whether mean and standard deviation are both given or both measured, with a number for each channel.
+
+    Raises:
+        UsageError: they are not.
+    """
+    if (spec.mean is None) != (spec.std is None):
+        raise UsageError("set data.mean and data.std together, or neither to have them measured on the training images")
+    for field, values in (("mean", spec.mean), ("std", spec.std)):
+        if values is not None and len(values) != spec.in_chans:
+            raise UsageError(f"data.{field} has {len(values)} numbers for data.in_chans={spec.in_chans} channels")
 
 
 def _thinned(targets: np.ndarray, limit: int, seed: int) -> np.ndarray:

@@ -36,7 +36,7 @@ def train_pipeline(spec: "SegmentationSpec", mean: Sequence[float], std: Sequenc
     Raises:
         UsageError: a setting that cannot be used.
     """
-    _check(spec)
+    check(spec)
     steps: list[Step] = []
     if spec.scale != (1.0, 1.0):
         steps.append(RandomScale(*spec.scale))
@@ -147,7 +147,12 @@ class Plain:
         return "Plain()"
 
 
-def _check(spec: "SegmentationSpec") -> None:
+def check(spec: "SegmentationSpec") -> None:
+    """Whether the fields of training go together.
+
+    Raises:
+        UsageError: they do not.
+    """
     if spec.crop is not None and min(spec.crop) < 32:
         raise UsageError(
             f"segmentation.crop={spec.crop}: height and width of at least 32 pixels, or none for whole images"

@@ -77,7 +77,7 @@ def build_transforms(recipe: "Recipe", mean: Sequence[float], std: Sequence[floa
     data = recipe.data
     if not train:
         return eval_transform(data.image_size, data.crop_pct, data.interpolation, mean, std, data.in_chans)
-    _check_augment(recipe)
+    check_augment(recipe)
     if recipe.augment.affine is not None:
         return _affine_pipeline(recipe, mean, std)
     if data.in_chans in MODES:
@@ -172,7 +172,12 @@ def _many_channel_pipeline(recipe: "Recipe", mean: Sequence[float], std: Sequenc
     return Pipeline([array_to_tensor], tail, fixed=False)
 
 
-def _check_augment(recipe: "Recipe") -> None:
+def check_augment(recipe: "Recipe") -> None:
+    """Whether the fields of `augment` go together, and with the images.
+
+    Raises:
+        UsageError: they do not, or timm has no such policy.
+    """
     augment, channels = recipe.augment, recipe.data.in_chans
     if channels not in MODES and (augment.auto_augment or augment.color_jitter):
         raise UsageError(
@@ -184,6 +189,20 @@ def _check_augment(recipe: "Recipe") -> None:
             f"augment.auto_augment='{augment.auto_augment}' cannot be combined with augment.affine: "
             "only RandAugment ('rand-…') can"
         )
+    if augment.auto_augment:
+        _policy(augment.auto_augment)
+
+
+def _policy(text: str) -> None:
+    """Whether timm reads this policy. Its parser asserts, or takes what it does not know in silence."""
+    kinds = {"rand": rand_augment_transform, "augmix": auto_augment.augment_and_mix_transform}
+    read = next((kind for begin, kind in kinds.items() if text.startswith(begin)), auto_augment.auto_augment_transform)
+    try:
+        read(text, {"translate_const": 1, "img_mean": (0, 0, 0)})
+    except (AssertionError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise UsageError(
+            f"augment.auto_augment='{text}' is no policy of timm: for example rand-m9-mstd0.5-inc1, or none"
+        ) from error
 
 
 def _frame(size: int, crop_pct: float, interpolation: str) -> list[Step]:

@@ -44,16 +44,11 @@ def create_model(name: str, op: str | None = None, *, pretrained: bool = False, 
         if op is not None:
             raise UsageError(f"'{name}' says its operator itself: leave op='{op}' out")
         return _from_folder(Path(name.removeprefix(FOLDER)).expanduser(), pretrained, kwargs)
-    if op is not None:
-        get(op)
+    check_host(name, op)
     kwargs = {
         key: value for key, value in kwargs.items() if value is not None or key not in {"act", "num_heads", "lpi"}
     }
     if name in ENTRIES and ENTRIES[name].name != ENTRIES[name].variant.name:
-        if op not in {None, ENTRIES[name].op}:
-            raise UsageError(
-                f"'{name}' has operator '{ENTRIES[name].op}': for op='{op}' name the host, '{ENTRIES[name].variant.name}'"
-            )
         return timm.create_model(name, pretrained=pretrained, **kwargs)
     if name in ENTRIES and op is None:  # a host of ours with its own operator
         op = ENTRIES[name].op
@@ -62,11 +57,35 @@ def create_model(name: str, op: str | None = None, *, pretrained: bool = False, 
     return _host(name, op, pretrained, kwargs)
 
 
+def check_host(name: str, op: str | None) -> None:
+    """Whether there are such a model and such an operator, and one has a place for the other.
+
+    Raises:
+        UsageError: there are not (nearest name offered), or it has none.
+    """
+    if op is not None:
+        get(op)
+    if name in ENTRIES:
+        entry = ENTRIES[name]
+        if entry.name != entry.variant.name and op not in {None, entry.op}:
+            raise UsageError(f"'{name}' has operator '{entry.op}': for op='{op}' name the host, '{entry.variant.name}'")
+        return
+    hosts = {variant.name: variant.host for variant in VARIANTS if variant.host != "vit"}
+    if op is None:
+        if hosts.get(name) == "pyramid":
+            raise UsageError(f"'{name}' is a host without an operator of its own: pass op=, for example op='soft'")
+        _known(name)
+    elif name not in hosts:
+        _known(name)
+        if model_entrypoint(name).__module__.rsplit(".", 1)[-1] not in VIT_MODULES:
+            listed = ", ".join(sorted(hosts))
+            raise UsageError(
+                f"'{name}' has no place for another attention. Hosts: ViT and DeiT models of timm, and {listed}"
+            )
+
+
 def _timms(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
     """A host as timm builds it."""
-    if name in {variant.name for variant in VARIANTS if variant.host == "pyramid"}:
-        raise UsageError(f"'{name}' is a host without an operator of its own: pass op=, for example op='soft'")
-    _known(name)
     if wrong := [companion for companion in COMPANIONS if companion in kwargs]:
         raise UsageError(f"{wrong[0]} is an option of hosts with a named operator: pass op=, for example op='softmax'")
     if "lpi" in kwargs:
@@ -86,11 +105,6 @@ def _host(name: str, op: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Mo
             raise UsageError(f"'{name}' with op='{op}' has no released weights: pass pretrained=False")
         entry = Entry(name, ours[name], op)
         return entry(pretrained_cfg=entry.configuration, **kwargs)
-    _known(name)
-    if model_entrypoint(name).__module__.rsplit(".", 1)[-1] not in VIT_MODULES:
-        raise UsageError(
-            f"'{name}' has no place for another attention. Hosts: ViT and DeiT models of timm, and {', '.join(sorted(ours))}"
-        )
     made: Any = timm.create_model(name, pretrained=pretrained, **vit.arguments(op, {**kwargs}))
     return constructed(vit.connect(made), name, op, kwargs)
 

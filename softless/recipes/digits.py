@@ -20,7 +20,6 @@ def recipe() -> Recipe:
             name="vit_tiny_patch16_224",
             op="sima",
             args={
-                "img_size": 32,
                 "patch_size": 8,
                 "embed_dim": 96,
                 "depth": 5,

@@ -23,7 +23,7 @@ def recipe() -> Recipe:
         model=ModelSpec(
             name="xcit_nano_12_p8_224",
             op="sima",
-            args={"img_size": 56, "embed_dim": 96, "depth": 4, "num_heads": 4, "cls_attn_layers": 1},
+            args={"embed_dim": 96, "depth": 4, "num_heads": 4, "cls_attn_layers": 1},
         ),
         data=DataSpec(source="npz", image_size=56, in_chans=1, interpolation="bilinear", crop_pct=1.0),
         augment=AugmentSpec(

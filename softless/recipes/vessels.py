@@ -8,7 +8,7 @@ Command: softless train --recipe vessels --data chase_db1
 
 Images are 60 x 64 = 3,840 tokens of 16 x 16 pixels, never cut into tiles; DPT brings them back to 2 x 2 pixels. The twin's command adds
     --set model.op=softmax model.args.token_scale=None
-With patches of 8 (model.name=xcit_tiny_12_p8_224), 15,360 tokens, a step takes 1.2 s with SimA and 17 s with softmax. token_scale="tokens"
+With patches of 8 (model.args.patch_size=8), 15,360 tokens, a step takes 1.2 s with SimA and 17 s with softmax. token_scale="tokens"
 keeps the attention alive at such sizes: trained in the paper's scale, switching it off changed nothing.
 """
 

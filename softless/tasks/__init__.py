@@ -36,6 +36,7 @@ def open_task(recipe: "Recipe") -> Task:
         DataError: what is wrong with the data.
         UsageError: a field of the recipe that does not fit, or a measure that the task does not have.
     """
+    recipe.check()
     kind = TASKS[recipe.task]
     if recipe.metric not in kind.measures:
         raise unknown(f"measure of {kind.name}", recipe.metric, kind.measures)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from softless.data import EpochLoader, Pipeline, build_transforms, open_splits
 from softless.errors import UsageError, unknown
 from softless.evaluation import Evaluation, evaluate
+from softless.models.arguments import takes
 from softless.tasks.task import Loss, Task
 
 if TYPE_CHECKING:  # the recipe lives above this layer (softless.training)
@@ -112,12 +113,14 @@ def model_args(recipe: "Recipe", classes: int, in_chans: int) -> dict[str, Any]:
         UsageError: the model's image size is not the data's.
     """
     pixels = recipe.data.image_size
-    args = {"img_size": pixels, **recipe.model.args, "num_classes": classes, "in_chans": in_chans}
-    if args["img_size"] not in {pixels, (pixels, pixels)}:
+    spec = recipe.model
+    size = {"img_size": pixels} if takes(spec.name, spec.op, "img_size") else {}  # convolutional networks have none
+    args = {**size, **spec.args, "num_classes": classes, "in_chans": in_chans}
+    if args.get("img_size", pixels) not in {pixels, (pixels, pixels)}:
         raise UsageError(
             f"model.args.img_size={args['img_size']} and data.image_size={pixels} differ: set both to the same pixels"
         )
-    return args if recipe.model.op is None else {"op": recipe.model.op, **args}
+    return args if spec.op is None else {"op": spec.op, **args}
 
 
 def class_weights(class_counts: Sequence[int] | np.ndarray) -> Tensor:

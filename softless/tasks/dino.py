@@ -7,7 +7,7 @@ Caron et al., arXiv:2104.14294; with SimA in XCiT as in arXiv:2206.08898, sectio
 cosine reaches its end at the last step. What is measured, kept as best and published is the teacher's backbone of the last epoch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -220,19 +220,3 @@ def _check(recipe: "Recipe") -> None:
             f"weight decay rises from optim.weight_decay={recipe.optim.weight_decay} to dino.weight_decay_end={spec.weight_decay_end}: the first must be above 0 "
             "and not above the second; weight_decay_end=none keeps it as it is"
         )
-    rules: Mapping[str, tuple[bool, str]] = {
-        "local_crops": (spec.local_crops >= 0, "0 or more"),
-        "momentum": (
-            all(0 <= value <= 1 for value in spec.momentum),
-            "two numbers in [0, 1], for example (0.996, 1.0)",
-        ),
-        "teacher_temp": (min(spec.teacher_temp) > 0, "two numbers above 0, for example (0.04, 0.07)"),
-        "student_temp": (spec.student_temp > 0, "above 0"),
-        "center_momentum": (0 <= spec.center_momentum < 1, "in [0, 1), for example 0.9"),
-        "outputs": (spec.outputs > 1, "at least 2"),
-        "global_scale": (0 < spec.global_scale[0] <= spec.global_scale[1] <= 1, "two rising shares of the area"),
-        "local_scale": (0 < spec.local_scale[0] <= spec.local_scale[1] <= 1, "two rising shares of the area"),
-    }
-    for name, (holds, rule) in rules.items():
-        if not holds:
-            raise UsageError(f"dino.{name}={getattr(spec, name)}: {rule}")

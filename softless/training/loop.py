@@ -58,6 +58,7 @@ def fit(
         DivergedError: loss or gradient is not finite; the last and best states on disk are from before.
         Interrupted: a signal came; the state is saved, and the error's exit_code is 143 or 130.
     """
+    recipe.check()
     folder = RunFolder(Path(run_dir))
     with join(device, recipe.threads) as world, Signals() as signals:
         world.first(lambda: folder.check(recipe, resume=resume, overwrite=overwrite))

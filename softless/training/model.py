@@ -1,15 +1,18 @@
 """The model of a recipe, and the weights it may start from."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from softless.errors import UsageError
+from softless.errors import SoftlessError, UsageError
 from softless.evaluation.run import fill, read_weights
+from softless.layers import check_size
+from softless.models.arguments import takes
 from softless.models.assemble import assemble
 from softless.models.files import FILE
 from softless.tasks import Task
@@ -28,23 +31,52 @@ def build_model(recipe: Recipe, classes: int, in_chans: int) -> nn.Module:
 
 def build_for(task: Task) -> nn.Module:
     """What a task trains: its model, with new weights drawn from the recipe's seed or those of `model.weights`, and what it puts around it."""
-    return task.surround(made(task.recipe, task.construction(), task.name, task.splits.in_chans))
+    with _in_one_sentence(task.recipe):
+        construction = task.construction()
+    return task.surround(made(task.recipe, construction, task.name, task.splits.in_chans))
+
+
+@contextmanager
+def _in_one_sentence(recipe: Recipe) -> Iterator[None]:
+    """Whatever a constructor says of sizes that do not go together is said as the recipe's fault."""
+    try:
+        yield
+    except SoftlessError:
+        raise
+    except Exception as error:
+        spec, pixels = recipe.model, recipe.data.image_size
+        given = ", ".join(f"model.args.{name}={value}" for name, value in spec.args.items()) or "its own arguments"
+        raise UsageError(
+            f"'{spec.name}' cannot be built for images of {pixels} x {pixels} with {given}: {' '.join(str(error).split())}"
+        ) from error
 
 
 def made(recipe: Recipe, construction: Mapping[str, Any], task: str, in_chans: int) -> nn.Module:
     """Assemble, start and try a model: a size that it refuses is refused before a folder is made."""
     torch.manual_seed(recipe.seed)
-    args = {"drop_path_rate": recipe.drop_path, **construction["model_args"]}
-    model = assemble(task, **{**construction, "model_args": args})
+    deep = {"drop_path_rate": recipe.drop_path} if takes(recipe.model.name, recipe.model.op, "drop_path_rate") else {}
+    with _in_one_sentence(recipe):
+        model = assemble(task, **{**construction, "model_args": {**deep, **construction["model_args"]}})
+    _whole_patches(model, recipe.data.image_size)
     if recipe.model.weights:
         load_start(model, Path(recipe.model.weights))
-    with torch.no_grad():
+    with torch.no_grad(), _in_one_sentence(recipe):
         model.eval()(torch.zeros(1, in_chans, recipe.data.image_size, recipe.data.image_size))
     model.train()
     if recipe.grad_checkpointing:
         host: Any = getattr(model, "host", model)
-        host.set_grad_checkpointing(True)
+        with _in_one_sentence(recipe):
+            host.set_grad_checkpointing(True)
     return model
+
+
+def _whole_patches(model: nn.Module, pixels: int) -> None:
+    """timm's own embedding drops what is left of an image beyond its last whole patch, in silence."""
+    from timm.layers import PatchEmbed
+
+    embed = getattr(model, "patch_embed", None)
+    if isinstance(embed, PatchEmbed) and not embed.dynamic_img_pad:
+        check_size(pixels, pixels, embed.patch_size)
 
 
 def load_start(model: nn.Module, path: Path) -> None:

@@ -8,13 +8,13 @@ from torch import nn
 
 from softless.errors import UsageError, unknown
 from softless.layers.own_tensors import OwnTensors
-from softless.training.recipe import OptimSpec, Recipe
+from softless.training import rules
+from softless.training.recipe import SCHEDULES, OptimSpec, Recipe
 
 if TYPE_CHECKING:
     from timm.scheduler.scheduler import Scheduler
     from timm.utils import ModelEmaV3
 
-SCHEDULES = ("constant", "cosine", "multistep", "plateau", "poly", "step", "tanh")
 FUSED = {"adam", "adamw"}  # one kernel for all tensors, on CPU too: 5 times less time per step for a small model
 
 
@@ -35,7 +35,7 @@ def optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
         opt=spec.name,
         lr=recipe.effective_lr,
         param_group_fn=partial(_groups, spec=spec),
-        **_accepted(spec),
+        **accepted(spec),
     )
 
 
@@ -53,8 +53,12 @@ def _groups(model: nn.Module, spec: OptimSpec) -> list[dict[str, Any]]:
     return list(param_groups_layer_decay(model, layer_decay=spec.layer_decay, **common))
 
 
-def _accepted(spec: OptimSpec) -> dict[str, Any]:
-    """eps and betas where the optimiser has them; set to something else where it has not, they are refused."""
+def accepted(spec: OptimSpec) -> dict[str, Any]:
+    """eps and betas where the optimiser has them; set to something else where it has not, they are refused.
+
+    Raises:
+        UsageError: that, or no such optimiser.
+    """
     from timm.optim import get_optimizer_info, list_optimizers
 
     name = spec.name.lower().split("_")[-1]
@@ -84,16 +88,7 @@ def scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, steps_per_epoch:
     spec = recipe.schedule
     if spec.name not in SCHEDULES:
         raise unknown("schedule", spec.name, SCHEDULES)
-    if not 0 <= spec.warmup_epochs < spec.epochs:
-        raise UsageError(
-            f"schedule of {spec.epochs} epochs with {spec.warmup_epochs} of warm-up: epochs must be at least 1 and "
-            "warm-up shorter than the run, for example schedule.warmup_epochs=0"
-        )
-    if (spec.name == "multistep") != bool(spec.decay_epochs):
-        raise UsageError(
-            f"schedule.name={spec.name} with schedule.decay_epochs={spec.decay_epochs}: multistep needs the epochs after which the rate falls, "
-            "and no other schedule takes them"
-        )
+    rules.lengths(recipe)
     created, epochs = create_scheduler_v2(
         optimizer,
         sched=spec.name,
@@ -128,12 +123,9 @@ def averaged(recipe: Recipe, model: nn.Module) -> "ModelEmaV3 | None":
     Raises:
         UsageError: a decay outside [0, 1), or none where the average is to be evaluated.
     """
+    rules.averages(recipe)
     if recipe.ema_decay is None:
-        if recipe.ema_evaluate:
-            raise UsageError("ema_evaluate=true needs averaged weights: set ema_decay, for example ema_decay=0.99")
         return None
-    if not 0 <= recipe.ema_decay < 1:
-        raise UsageError(f"ema_decay={recipe.ema_decay}: must lie in [0, 1), for example 0.99")
     from timm.utils import ModelEmaV3
 
     class Averaged(ModelEmaV3):

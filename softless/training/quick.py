@@ -20,7 +20,7 @@ BATCH, STEPS, CLASSES = 8, 2, 2
 def quick(recipe: Recipe, folder: Path) -> Recipe:
     """The same run with two steps of eight generated images, written into `folder`, and a model of width 32, depth 2.
 
-    All else stays: host and operator, augmentation, optimiser, averaging, class weights, metric, AMP (float16 becomes
+    All else stays: host and operator, augmentation, optimiser, averaging, class weights, metric, effective rate, AMP (float16 becomes
     bfloat16, which every CPU has).
     """
     return SHRINK[recipe.task](recipe, folder)
@@ -42,6 +42,7 @@ def _classification(recipe: Recipe, folder: Path) -> Recipe:
         model=replace(recipe.model, args=args, weights=None),
         data=data,
         schedule=replace(recipe.schedule, epochs=1, warmup_epochs=0, min_steps=None, min_epoch_steps=None),
+        optim=replace(recipe.optim, lr=recipe.effective_lr, base_batch=None),
         batch_size=BATCH,
         amp="bfloat16" if recipe.amp == "float16" else recipe.amp,
         threads=1,
@@ -86,6 +87,7 @@ def _segmentation(recipe: Recipe, folder: Path) -> Recipe:
         data=replace(recipe.data, path=str(_label_images(folder / "images")), image_size=64, workers=0),
         segmentation=replace(recipe.segmentation, width=16, layers=None, labels=None, ignore=(), fov=None, crop=crop),
         schedule=replace(recipe.schedule, epochs=1, warmup_epochs=0, min_steps=None, min_epoch_steps=None),
+        optim=replace(recipe.optim, lr=recipe.effective_lr, base_batch=None),
         batch_size=BATCH,
         amp="bfloat16" if recipe.amp == "float16" else recipe.amp,
         threads=1,
@@ -116,6 +118,7 @@ def _detection(recipe: Recipe, folder: Path) -> Recipe:
             recipe.detection, width=32, layers=None, proposals=50, regions=16, detections=10, resize=64, **sizes
         ),
         schedule=replace(recipe.schedule, epochs=1, warmup_epochs=0, min_steps=None, min_epoch_steps=None),
+        optim=replace(recipe.optim, lr=recipe.effective_lr, base_batch=None),
         batch_size=BATCH,
         amp="bfloat16" if recipe.amp == "float16" else recipe.amp,
         threads=1,

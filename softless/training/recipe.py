@@ -1,112 +1,134 @@
 """A recipe: everything that decides how a run trains, frozen and printable.
 
 A recipe names *what* is done; `training/` and `data/` turn it into optimiser, schedule and transforms. Fields are set from the
-command line as `--set optim.lr=3e-4`; `with_fields` checks the name and the type.
+command line as `--set optim.lr=3e-4`. Each field is described once, where it stands (`setting`): its default, what it is, the range of its
+numbers, its unit. Checks, messages and tables follow from that.
 """
 
 import dataclasses
+import logging
 import tempfile
-import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from softless.errors import UsageError, unknown
+from softless.errors import UsageError
+from softless.training import rules
+from softless.training.fields import KEY, Setting, group_of, literal, no_field, setting, typed, walk
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+SCHEDULES = ("constant", "cosine", "multistep", "plateau", "poly", "step", "tanh")
+_log = logging.getLogger("softless.training")
+CHANCE, SHARE, SIDE = "[0, 1]", "(0, 1]", "[1, 65536]"
+COUNT, SOME = "[1, 1000000000]", "[0, 1000000000]"  # of things: one at least, or none
 
 
 @dataclass(frozen=True)
 class ModelSpec:
     """Which model: a registered name, or a timm host and the operator that replaces its attention."""
 
-    name: str = "sima_deit_tiny_patch16_224"
-    op: str | None = None
-    args: Mapping[str, Any] = field(default_factory=dict)  # further keyword arguments of softless.create_model
-    weights: str | None = None  # a file to start from (fine-tuning); None starts from random weights
+    name: str = setting("sima_deit_tiny_patch16_224", "registered model, or host of timm")
+    op: str | None = setting(None, "operator in place of the host's attention; none keeps the model's own")
+    args: Mapping[str, Any] = setting(dict, "further arguments of softless.create_model, as model.args.NAME; {} clears")
+    weights: str | None = setting(None, "file or run to start from (fine-tuning); none starts from random weights")
 
 
 @dataclass(frozen=True)
 class DataSpec:
     """Which images, and the size and scaling at which the model sees them."""
 
-    source: Literal["digits", "folder", "npz", "coco", "masks"] = "folder"
-    path: str | None = None
-    image_size: int = 224  # pixels, both sides
-    in_chans: int = 3
-    mean: tuple[float, ...] | None = None  # per channel, of pixels scaled to 0..1; None: measured on the training split
-    std: tuple[float, ...] | None = None
-    interpolation: str = "bicubic"
-    crop_pct: float = (
-        0.875  # evaluation: resize to image_size / crop_pct, then centre crop; 1.0 is the papers' --full_crop
+    source: Literal["digits", "folder", "npz", "coco", "masks"] = setting("folder", "what kind of data")
+    path: str | None = setting(None, "where they are")
+    image_size: int = setting(224, "side of the square that the model sees", SIDE, unit="pixels")
+    in_chans: int = setting(3, "number of channels", "[1, 4096]")
+    mean: tuple[float, ...] | None = setting(
+        None, "mean of each channel, of pixels scaled to 0..1; none is measured on the training split", CHANCE
     )
-    val_fraction: float = 0.15  # cut from the training split, stratified, where the source has no validation split
-    workers: int = 0
-    limit: int | None = None  # at most so many training images (trial runs); evaluation splits stay whole
+    std: tuple[float, ...] | None = setting(None, "standard deviation of each channel, likewise", SHARE)
+    interpolation: str = setting("bicubic", "resizing in evaluation", known=INTERPOLATIONS)
+    crop_pct: float = setting(0.875, "share of the side that the centre crop of evaluation keeps; 1.0 keeps all", SHARE)
+    val_fraction: float = setting(
+        0.15, "share cut from the training split, where the source has no validation split", "(0, 1)"
+    )
+    workers: int = setting(0, "loading processes; 0 loads in the training process", "[0, 1024]")
+    limit: int | None = setting(None, "training images at most (trial runs); evaluation splits stay whole", COUNT)
 
 
 @dataclass(frozen=True)
 class AugmentSpec:
     """What happens to a training image and to a batch of them."""
 
-    scale: tuple[float, float] = (0.08, 1.0)  # random resized crop: share of the area
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    hflip: float = 0.5
-    vflip: float = 0.0
-    affine: tuple[float, float, float] | None = (
-        None  # degrees, shift (share of the side), scale change; replaces the random crop
+    scale: tuple[float, float] = setting((0.08, 1.0), "share of the area in a random resized crop", SHARE, rising=True)
+    ratio: tuple[float, float] = setting((3 / 4, 4 / 3), "width to height of that crop", "[0.01, 100]", rising=True)
+    hflip: float = setting(0.5, "chance of a horizontal flip", CHANCE)
+    vflip: float = setting(0.0, "chance of a vertical flip", CHANCE)
+    affine: tuple[float, float, float] | None = setting(
+        None,
+        "largest turn in degrees, shift as a share of the side, change of scale; replaces the random crop",
+        ("[0, 180]", CHANCE, "[0, 1)"),
     )
-    color_jitter: float | None = 0.4
-    auto_augment: str | None = "rand-m9-mstd0.5-inc1"
-    interpolation: str = "bicubic"
-    reprob: float = 0.25
-    remode: str = "pixel"
-    recount: int = 1
-    mixup: float = 0.8
-    cutmix: float = 1.0
-    mixup_prob: float = 1.0
-    mixup_switch_prob: float = 0.5
-    mixup_mode: str = "batch"
-    smoothing: float = 0.1
-    repeats: int = 1  # repeated augmentation: each image so many times in an epoch of unchanged length
+    color_jitter: float | None = setting(0.4, "strength of changes of brightness, contrast and saturation", "[0, 10]")
+    auto_augment: str | None = setting("rand-m9-mstd0.5-inc1", "policy, as timm writes it")
+    interpolation: str = setting("bicubic", "resizing in training", known=(*INTERPOLATIONS, "random"))
+    reprob: float = setting(0.25, "chance of random erasing", CHANCE)
+    remode: str = setting("pixel", "what stands in an erased part", known=("const", "rand", "pixel"))
+    recount: int = setting(1, "erased parts of an image at most", "[1, 1000]")
+    mixup: float = setting(0.8, "alpha of mixup; 0 is without", "[0, 1000]")
+    cutmix: float = setting(1.0, "alpha of cutmix; 0 is without", "[0, 1000]")
+    mixup_prob: float = setting(1.0, "chance that a batch is mixed", CHANCE)
+    mixup_switch_prob: float = setting(0.5, "chance of cutmix where both are on", CHANCE)
+    mixup_mode: str = setting("batch", "what draws its own mixing", known=("batch", "pair", "elem"))
+    smoothing: float = setting(0.1, "label smoothing", "[0, 1)")
+    repeats: int = setting(1, "times each image stands in an epoch of unchanged length", "[1, 1000]")
 
 
 @dataclass(frozen=True)
 class OptimSpec:
     """The optimiser. The effective rate is lr * global batch / base_batch."""
 
-    name: str = "adamw"
-    lr: float = 5e-4
-    base_batch: int | None = 512  # None: lr is the effective rate whatever the batch
-    weight_decay: float = 0.05
-    eps: float = 1e-8
-    betas: tuple[float, float] = (0.9, 0.999)
-    clip_grad: float | None = None  # largest global gradient norm
-    layer_decay: float | None = None
+    name: str = setting("adamw", "optimiser, as timm names it")
+    lr: float = setting(5e-4, "learning rate for a batch of `base_batch`", "(0, inf)")
+    base_batch: int | None = setting(512, "batch that lr is for; none: lr is the rate whatever the batch", COUNT)
+    weight_decay: float = setting(0.05, "weight decay", "[0, inf)")
+    eps: float = setting(1e-8, "added to the denominator", "(0, 1]")
+    betas: tuple[float, float] = setting((0.9, 0.999), "decay of the running moments", "[0, 1)")
+    clip_grad: float | None = setting(None, "largest global gradient norm; none does not clip", "(0, inf)")
+    layer_decay: float | None = setting(None, "rate of a layer relative to the one above it (fine-tuning)", SHARE)
 
 
 @dataclass(frozen=True)
 class ScheduleSpec:
     """How the rate moves over the epochs."""
 
-    name: str = "cosine"
-    epochs: int = 300
-    warmup_epochs: int = 5
-    warmup_lr: float = 1e-6
-    min_lr: float = 1e-5
-    cooldown_epochs: int = 0
-    decay_epochs: tuple[int, ...] = ()  # of multistep: after these the rate is a tenth
-    min_steps: int | None = None  # of the run: on few images the epochs rise until it has so many (tasks/lengths.py)
-    min_epoch_steps: int | None = None  # on few images the batch is halved until an epoch has so many
+    name: str = setting("cosine", "course of the rate", known=SCHEDULES)
+    epochs: int = setting(300, "length of the run", "[1, 1000000]", unit="epochs")
+    warmup_epochs: int = setting(5, "length of the warm-up, shorter than the run", "[0, 1000000]", unit="epochs")
+    warmup_lr: float = setting(1e-6, "rate at the start of the warm-up, at most the effective rate", "[0, inf)")
+    min_lr: float = setting(1e-5, "rate at the end, at most the effective rate", "[0, inf)")
+    cooldown_epochs: int = setting(0, "epochs at the last rate, after the others", "[0, 1000000]", unit="epochs")
+    decay_epochs: tuple[int, ...] = setting(
+        (), "of multistep: after these the rate is a tenth", "[1, 1000000]", unit="epochs", rising=True
+    )
+    min_steps: int | None = setting(
+        None, "least length of the run: on few images the epochs rise until it is reached", COUNT, unit="steps"
+    )
+    min_epoch_steps: int | None = setting(
+        None,
+        "least length of an epoch: on few images the batch is halved until it is reached",
+        "[1, inf)",
+        unit="steps",
+    )
 
 
 @dataclass(frozen=True)
 class SaveSpec:
     """When the whole state is written, beside the end of every epoch; no number of the run depends on it."""
 
-    every_seconds: float | None = 600.0
-    every_steps: int | None = None
-    keep: int = 2  # checkpoints
+    every_seconds: float | None = setting(600.0, "time between checkpoints; none: not by time", "[0, inf)", unit="s")
+    every_steps: int | None = setting(None, "steps between checkpoints; none: not by steps", COUNT)
+    keep: int = setting(2, "checkpoints that are kept", "[1, 1000000]")
 
 
 @dataclass(frozen=True)
@@ -117,35 +139,49 @@ class DivergenceSpec:
     when it comes again, at most `patience` times without an epoch between.
     """
 
-    policy: Literal["stop", "skip", "rewind"] = "stop"
-    patience: int = 3
+    policy: Literal["stop", "skip", "rewind"] = setting("stop", "what happens to a step that is not finite")
+    patience: int = setting(3, "steps in a row that skip or rewind leave out", SOME)
 
 
 @dataclass(frozen=True)
 class DetectionSpec:
     """Detection, and instance segmentation where the head has masks."""
 
-    head: Literal["maskrcnn", "fasterrcnn", "retinanet"] = "maskrcnn"
-    layers: tuple[int, ...] | None = None  # of a host of one grid, from 1: those whose tokens are taken
-    width: int = 256  # of pyramid and heads
-    norm: Literal["none", "group"] = "none"  # of pyramid and convolutional heads
-    anchors: tuple[float, ...] | None = None  # sides in pixels on the five maps; None: 32, 64, 128, 256, 512
-    proposals: int = 1000  # of an image after the first stage, in evaluation; twice as many in training
-    regions: int = 512  # of them, those that the second stage learns from
-    detections: int = 100  # the most that are answered for an image, and that AP looks at
-    min_score: float = 0.05
-    resize: int | None = 800  # the shorter side in evaluation; None leaves images at their size
-    longest: int = 1333  # the longer side at most, in evaluation and in training by shortest side
-    canvas: tuple[int, int] | None = None  # height and width in training; None draws the shortest side, as DETR does
-    scale: tuple[float, float] = (0.5, 2.0)  # on a canvas: range of the random scale
-    shortest: tuple[int, ...] = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)  # without a canvas
-    crop_share: float = 0.5  # of the images that are cropped before, without a canvas
-    hflip: float = 0.5
-    vflip: float = 0.0
-    quarter_turns: bool = False
-    photometric: bool = False  # SSD's distortion of colours
-    faults: Literal["stop", "drop", "clip"] = (
-        "stop"  # annotations that cannot be used: stop, leave them out, or cut those that reach outside
+    head: Literal["maskrcnn", "fasterrcnn", "retinanet"] = setting("maskrcnn", "head on the pyramid")
+    layers: tuple[int, ...] | None = setting(
+        None, "of a host of one grid, from 1: those whose tokens are taken", "[1, 10000]", rising=True
+    )
+    width: int = setting(256, "channels of pyramid and heads", "[1, 65536]")
+    norm: Literal["none", "group"] = setting("none", "norm of pyramid and convolutional heads")
+    anchors: tuple[float, ...] | None = setting(
+        None, "sides of the anchors on the five maps; none: 32, 64, 128, 256, 512", "(0, 65536]", unit="pixels"
+    )
+    proposals: int = setting(1000, "proposals of an image in evaluation; twice as many in training", COUNT)
+    regions: int = setting(512, "proposals that the second stage learns from", COUNT)
+    detections: int = setting(100, "answers for an image at most, and what AP looks at", COUNT)
+    min_score: float = setting(0.05, "lowest score of an answer", CHANCE)
+    resize: int | None = setting(800, "shorter side in evaluation; none leaves the size", SIDE, unit="pixels")
+    longest: int = setting(1333, "longer side at most", SIDE, unit="pixels")
+    canvas: tuple[int, int] | None = setting(
+        None,
+        "height and width in training, multiples of 32; none draws the shortest side",
+        "[32, 65536]",
+        unit="pixels",
+    )
+    scale: tuple[float, float] = setting((0.5, 2.0), "random scale on a canvas", "(0, 1000]", rising=True)
+    shortest: tuple[int, ...] = setting(
+        (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800),
+        "shorter sides to draw from, without a canvas",
+        "[32, 65536]",
+        unit="pixels",
+    )
+    crop_share: float = setting(0.5, "share of the images that are cropped before, without a canvas", CHANCE)
+    hflip: float = setting(0.5, "chance of a horizontal flip", CHANCE)
+    vflip: float = setting(0.0, "chance of a vertical flip", CHANCE)
+    quarter_turns: bool = setting(default=False, says="random quarter turns of a square canvas")
+    photometric: bool = setting(default=False, says="SSD's distortion of colours")
+    faults: Literal["stop", "drop", "clip"] = setting(
+        "stop", "annotations that cannot be used: stop, leave them out, or cut those that reach outside"
     )
 
 
@@ -153,54 +189,70 @@ class DetectionSpec:
 class SegmentationSpec:
     """Semantic segmentation: a class for each pixel. The images' changes in training are here; the fields of `augment` are for classification."""
 
-    decoder: Literal["upernet", "dpt"] = "upernet"
-    width: int = 256  # of the decoder
-    layers: tuple[int, ...] | None = None  # of a host of one grid, from 1: those whose tokens are taken
-    labels: str | None = None  # the folder of label images; None is `labels`, or ADE20K's `annotations`
-    ignore: tuple[
-        str | int, ...
-    ] = ()  # classes by name, or values, that count nowhere and that the model has no output for
-    fov: str | None = None  # a folder of masks: pixels where they are 0 count nowhere
-    observer: str | None = None  # a folder of label images by another person: what `bench uses` holds scores against
-    crop: tuple[int, int] | None = None  # height and width of a random crop in training; None trains on whole images
-    crop_share: float = 1.0  # a crop in which one class has more of the pixels is drawn again, ten times at most
-    scale: tuple[float, float] = (1.0, 1.0)  # range of the random scale in training
-    hflip: float = 0.5
-    vflip: float = 0.0
-    quarter_turns: bool = False
-    color_jitter: float | None = None  # of brightness, contrast and saturation
-    photometric: bool = False  # SSD's distortion of colours
-    dice: float = 0.0  # weight of the soft Dice loss beside cross-entropy
-    class_weights: Literal["none", "balanced"] = "none"  # of the cross-entropy, by the training split's pixels
+    decoder: Literal["upernet", "dpt"] = setting("upernet", "decoder on the host's maps")
+    width: int = setting(256, "channels of the decoder", "[1, 65536]")
+    layers: tuple[int, ...] | None = setting(
+        None, "of a host of one grid, from 1: those whose tokens are taken", "[1, 10000]", rising=True
+    )
+    labels: str | None = setting(None, "folder of label images; none is labels, or ADE20K's annotations")
+    ignore: tuple[str | int, ...] = setting(
+        (), "classes by name, or values, that count nowhere and have no output", "[0, 65535]"
+    )
+    fov: str | None = setting(None, "folder of masks: pixels where they are 0 count nowhere")
+    observer: str | None = setting(None, "folder of label images by another person, to hold scores against")
+    crop: tuple[int, int] | None = setting(
+        None, "height and width of a random crop in training; none trains on whole images", "[32, 65536]", unit="pixels"
+    )
+    crop_share: float = setting(1.0, "most of the pixels that one class may have in a crop; ten draws at most", SHARE)
+    scale: tuple[float, float] = setting((1.0, 1.0), "random scale in training", "(0, 1000]", rising=True)
+    hflip: float = setting(0.5, "chance of a horizontal flip", CHANCE)
+    vflip: float = setting(0.0, "chance of a vertical flip", CHANCE)
+    quarter_turns: bool = setting(default=False, says="random quarter turns")
+    color_jitter: float | None = setting(None, "strength of changes of brightness, contrast and saturation", "[0, 10]")
+    photometric: bool = setting(default=False, says="SSD's distortion of colours")
+    dice: float = setting(0.0, "weight of the soft Dice loss beside cross-entropy", "[0, inf)")
+    class_weights: Literal["none", "balanced"] = setting("none", "weights of cross-entropy, by the training pixels")
 
 
 @dataclass(frozen=True)
 class DinoSpec:
     """Self-supervision by DINO. The crops and colours of its views are here; the fields of `augment` are for classification."""
 
-    outputs: int = 65536  # of the projection head
-    hidden: int = 2048  # width inside it
-    bottleneck: int = 256  # width ahead of its last layer
-    norm_last_layer: bool = True  # whether the rows of the last layer keep length 1
-    freeze_last_layer: int = 1  # epochs in which the last layer does not move
-    momentum: tuple[float, float] = (0.996, 1.0)  # of the teacher, at the first step and the last; a cosine between
-    teacher_temp: tuple[float, float] = (0.04, 0.07)  # at first, and from `teacher_temp_epochs` on; a line between
-    teacher_temp_epochs: int = 30
-    student_temp: float = 0.1
-    center_momentum: float = 0.9
-    weight_decay_end: float | None = 0.4  # reached from optim.weight_decay along a cosine; None stays there
-    local_crops: int = 8  # beside two global ones of data.image_size
-    local_size: int = 96  # pixels
-    reduce: int | None = None  # pixels of the short side to which larger images are reduced ahead of the crops, once
-    global_scale: tuple[float, float] = (0.4, 1.0)  # share of the image's area
-    local_scale: tuple[float, float] = (0.05, 0.4)
-    hflip: float = 0.5
-    vflip: float = 0.0
-    color_jitter: float = 0.5  # strength; 0.5 is brightness 0.4, contrast 0.4, saturation 0.2, hue 0.1
-    grayscale: float = 0.2  # chance of a view without colours
-    blur: tuple[float, float, float] = (1.0, 0.1, 0.5)  # chance for the first, the second global crop and local ones
-    blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
-    solarize: float = 0.2  # chance for the second global crop
+    outputs: int = setting(65536, "outputs of the projection head", "[2, 1000000000]")
+    hidden: int = setting(2048, "width inside it", COUNT)
+    bottleneck: int = setting(256, "width ahead of its last layer", COUNT)
+    norm_last_layer: bool = setting(default=True, says="whether the rows of the last layer keep length 1")
+    freeze_last_layer: int = setting(1, "epochs in which the last layer does not move", SOME, unit="epochs")
+    momentum: tuple[float, float] = setting(
+        (0.996, 1.0), "momentum of the teacher at the first step and the last; a cosine between", CHANCE
+    )
+    teacher_temp: tuple[float, float] = setting(
+        (0.04, 0.07), "temperature of the teacher at first and after its warm-up; a line between", "(0, 1000]"
+    )
+    teacher_temp_epochs: int = setting(30, "warm-up of the teacher's temperature", SOME, unit="epochs")
+    student_temp: float = setting(0.1, "temperature of the student", "(0, 1000]")
+    center_momentum: float = setting(0.9, "momentum of the centre", "[0, 1)")
+    weight_decay_end: float | None = setting(
+        0.4, "weight decay at the end, along a cosine from optim.weight_decay; none stays there", "(0, inf)"
+    )
+    local_crops: int = setting(8, "crops beside two global ones of data.image_size", "[0, 1000]")
+    local_size: int = setting(96, "side of a local crop", SIDE, unit="pixels")
+    reduce: int | None = setting(
+        None, "short side to which larger images are reduced ahead of the crops, once", SIDE, unit="pixels"
+    )
+    global_scale: tuple[float, float] = setting((0.4, 1.0), "share of the area in a global crop", SHARE, rising=True)
+    local_scale: tuple[float, float] = setting((0.05, 0.4), "share of the area in a local crop", SHARE, rising=True)
+    hflip: float = setting(0.5, "chance of a horizontal flip", CHANCE)
+    vflip: float = setting(0.0, "chance of a vertical flip", CHANCE)
+    color_jitter: float = setting(
+        0.5, "strength; 0.5 is brightness 0.4, contrast 0.4, saturation 0.2, hue 0.1", "[0, 2.5]"
+    )
+    grayscale: float = setting(0.2, "chance of a view without colours", CHANCE)
+    blur: tuple[float, float, float] = setting(
+        (1.0, 0.1, 0.5), "chance of a blur for the first, the second global crop and local ones", CHANCE
+    )
+    blur_sigma: tuple[float, float] = setting((0.1, 2.0), "width of the blur", "(0, 1000]", unit="pixels", rising=True)
+    solarize: float = setting(0.2, "chance of solarisation for the second global crop", CHANCE)
 
 
 @dataclass(frozen=True)
@@ -219,18 +271,20 @@ class Recipe:
     dino: DinoSpec | None = None
     save: SaveSpec = field(default_factory=SaveSpec)
     divergence: DivergenceSpec = field(default_factory=DivergenceSpec)
-    batch_size: int = 1024  # global: over all ranks
-    drop_path: float = 0.0
-    ema_decay: float | None = None  # reached from below: (1 + t) / (10 + t) at step t while that is less
-    ema_evaluate: bool = (
-        False  # measure the averaged weights too and keep the better; otherwise they are only tracked and stored
+    batch_size: int = setting(1024, "images of a step, over all processes", COUNT)
+    drop_path: float = setting(0.0, "rate of stochastic depth", "[0, 1)")
+    ema_decay: float | None = setting(
+        None, "decay of the averaged weights, reached from below; none keeps none", "[0, 1)"
     )
-    class_weights: Literal["none", "balanced"] = "none"
-    metric: str = "top1"  # what picks the best epoch on the validation split: a measure of the task (softless.evaluation.MEASURES)
-    amp: Literal["none", "bfloat16", "float16"] = "none"
-    seed: int = 0
-    threads: int = 2
-    grad_checkpointing: bool = False
+    ema_evaluate: bool = setting(
+        default=False, says="measure the averaged weights too and keep the better; otherwise they are only stored"
+    )
+    class_weights: Literal["none", "balanced"] = setting("none", "weights of the classes in the loss")
+    metric: str = setting("top1", "measure of the task that picks the best epoch on the validation split")
+    amp: Literal["none", "bfloat16", "float16"] = setting("none", "numbers of lower precision where that is safe")
+    seed: int = setting(0, "of weights, order and augmentation", "[0, 4294967295]")
+    threads: int = setting(2, "threads of the processor", "[1, 4096]")
+    grad_checkpointing: bool = setting(default=False, says="compute activations twice rather than hold them")
 
     @property
     def task(self) -> str:
@@ -253,23 +307,71 @@ class Recipe:
         return quick(self, Path(folder or tempfile.mkdtemp(prefix="softless-quick-")))
 
     def with_fields(self, **fields: Any) -> "Recipe":
-        """A copy with dotted fields replaced (`optim.lr`), values given as text or typed.
+        """A copy with dotted fields replaced (`optim.lr`), values given as text or typed, in any order.
+
+        A group takes a mapping of its fields: `optim={"lr": 1e-3}`. `model.args` is set whole by one, cleared by `{}`.
 
         Raises:
-            UsageError: no such field (nearest name offered), or a value of another type.
+            UsageError: no such field (nearest name offered), a value of another type or out of its range.
         """
+        given = _flat(fields)
         recipe = self
-        for name, value in fields.items():
-            recipe = _replace(recipe, name.split("."), value, name)
-        for given, floor in (("schedule.epochs", "min_steps"), ("batch_size", "min_epoch_steps")):
-            if given not in fields:
-                continue
-            if getattr(recipe.schedule, floor) is not None and f"schedule.{floor}" in fields:
-                raise UsageError(
-                    f"{given} and schedule.{floor} are both set, and each decides the other: set one of them"
-                )
-            recipe = replace(recipe, schedule=replace(recipe.schedule, **{floor: None}))  # what is set stays as it is
+        for name, value in given.items():
+            if name != "model.args" and not name.startswith("model.args."):
+                recipe = _replace(recipe, name.split("."), value, name)
+        if any(name.startswith("model.") for name in given):
+            from softless.training import model_fields
+
+            recipe = replace(recipe, model=model_fields.chosen(self.model, recipe.model, given))
+            recipe = model_fields.with_depths(recipe, given)
+        return _with_length_kept(_with_warmup_scaled(recipe, self.schedule, given), given)
+
+    def check(self) -> None:
+        """Whether every field has its type, lies in its range and goes with the others (`training.rules`): held before any work.
+
+        Raises:
+            UsageError: the first that does not.
+        """
+        for row in walk(self):
+            typed(row.value, row.hint, row.name, row.about)
+        rules.check(self)
+
+
+def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted names; a mapping for a group stands for its fields."""
+    groups = {name for name, hint in typing.get_type_hints(Recipe).items() if group_of(hint)}
+    flat: dict[str, Any] = {}
+    for name, value in fields.items():
+        inner = literal(value) if prefix + name in groups else value
+        one = _flat(inner, f"{name}.") if prefix + name in groups and isinstance(inner, Mapping) else {name: value}
+        for inner_name, inner_value in one.items():
+            if flat.setdefault(prefix + inner_name, inner_value) != inner_value:
+                raise UsageError(f"{prefix}{inner_name} is set twice, to different values")
+    return flat
+
+
+def _with_length_kept(recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
+    """Epochs and batch that are set stay as they are, however few the images (`tasks.lengths`)."""
+    for name, floor in (("schedule.epochs", "min_steps"), ("batch_size", "min_epoch_steps")):
+        if name not in given:
+            continue
+        if getattr(recipe.schedule, floor) is not None and f"schedule.{floor}" in given:
+            raise UsageError(f"{name} and schedule.{floor} are both set, and each decides the other: set one of them")
+        recipe = replace(recipe, schedule=replace(recipe.schedule, **{floor: None}))
+    return recipe
+
+
+def _with_warmup_scaled(recipe: Recipe, own: ScheduleSpec, given: Mapping[str, Any]) -> Recipe:
+    """A run that was made shorter than its warm-up has one in proportion, unless the warm-up was set too; it is said."""
+    spec = recipe.schedule
+    if "schedule.epochs" not in given or "schedule.warmup_epochs" in given or spec.warmup_epochs < spec.epochs:
         return recipe
+    scaled = min(round(spec.warmup_epochs * spec.epochs / own.epochs), spec.epochs - 1)
+    _log.warning(
+        "schedule.epochs=%d is no longer than the recipe's warm-up of %d epochs: schedule.warmup_epochs=%d, in proportion",
+        spec.epochs, spec.warmup_epochs, scaled,
+    )  # fmt: skip
+    return replace(recipe, schedule=replace(spec, warmup_epochs=scaled))
 
 
 def recipe_from(stored: Mapping[str, Any]) -> Recipe:
@@ -285,103 +387,30 @@ def recipe_from(stored: Mapping[str, Any]) -> Recipe:
 
 def _from_json(kind: Any, content: Mapping[str, Any], prefix: str) -> Any:
     hints = typing.get_type_hints(kind)
+    abouts = {entry.name: entry.metadata.get(KEY, Setting("")) for entry in dataclasses.fields(kind)}
     given = {}
     for name, value in content.items():
         if name not in hints:
-            raise unknown("field", prefix + name, (prefix + known for known in hints))
-        kinds = [hint for hint in (hints[name], *typing.get_args(hints[name])) if dataclasses.is_dataclass(hint)]
-        if kinds and value is not None:
-            given[name] = _from_json(kinds[0], value, f"{prefix}{name}.")
+            raise no_field(prefix + name, (prefix + known for known in hints))
+        inner = group_of(hints[name])
+        if inner is not None and value is not None:
+            given[name] = _from_json(inner, value, f"{prefix}{name}.")
         else:
-            given[name] = value if isinstance(value, Mapping) else _typed(value, hints[name], prefix + name)
+            given[name] = typed(value, hints[name], prefix + name, abouts[name])
     return kind(**given)
 
 
 def _replace(spec: Any, path: list[str], value: Any, whole: str) -> Any:
     head, *rest = path
-    if isinstance(spec, Mapping):  # model.args.depth=4: open keys, the value read as a Python literal where it is one
-        return {**spec, head: _replace(spec.get(head, {}), rest, value, whole) if rest else _literal(value)}
     hints = typing.get_type_hints(type(spec))
     if head not in hints:
-        prefix = whole[: len(whole) - len(".".join(path))]
-        raise unknown("field", whole, (prefix + name for name in hints))
+        raise no_field(whole, (row.name for row in walk(Recipe)))
     if rest:
         if getattr(spec, head) is None:
             raise UsageError(f"'{whole}' is a field of {head} recipes, and this one is for {spec.task}")
         return replace(spec, **{head: _replace(getattr(spec, head), rest, value, whole)})
-    if dataclasses.is_dataclass(getattr(spec, head)) or isinstance(getattr(spec, head), Mapping):
-        raise UsageError(
-            f"'{whole}' is a group of fields: set one of them, for example {whole}.{_first_key(spec, head)}=…"
-        )
-    return replace(spec, **{head: _typed(value, hints[head], whole)})
-
-
-def _first_key(spec: Any, head: str) -> str:
-    inner = getattr(spec, head)
-    return next(iter(inner), "depth") if isinstance(inner, Mapping) else dataclasses.fields(inner)[0].name
-
-
-def _literal(value: Any) -> Any:
-    import ast
-
-    if not isinstance(value, str):
-        return value
-    try:
-        return ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return value
-
-
-def _typed(value: Any, hint: Any, name: str) -> Any:
-    value = _literal(value)
-    if isinstance(value, str) and value.lower() in {"none", "null"} and _fits(None, hint):
-        return None
-    if _fits(value, hint):
-        return value
-    for convert, kind in ((float, float), (tuple, tuple)):  # 1 for a float field, [1, 2] for a tuple field
-        if (
-            isinstance(value, int | list)
-            and not isinstance(value, bool)
-            and _fits(candidate := _convert(convert, value), hint)
-        ):
-            assert isinstance(candidate, kind)
-            return candidate
-    raise UsageError(f"{name}={value!r} does not fit: the field takes {_describe(hint)}")
-
-
-def _convert(convert: Callable[[Any], Any], value: Any) -> Any:
-    try:
-        return convert(value)
-    except TypeError:
-        return value
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in {types.UnionType, typing.Union}:
-        return any(_fits(value, arg) for arg in args)
-    if origin is Literal:
-        return value in args
-    if origin is tuple:
-        items = args[:1] * len(value) if isinstance(value, tuple) and args[-1:] == (...,) else args
-        return (
-            isinstance(value, tuple)
-            and len(value) == len(items)
-            and all(_fits(v, a) or (a is float and _fits(v, int)) for v, a in zip(value, items, strict=True))
-        )
-    if hint is type(None):
-        return value is None
-    return isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool)
-
-
-def _describe(hint: Any) -> str:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in {types.UnionType, typing.Union}:
-        return " or ".join(_describe(arg) for arg in args)
-    if origin is Literal:
-        return " or ".join(repr(arg) for arg in args)
-    if origin is tuple:
-        return "(" + ", ".join("…" if arg is ... else _describe(arg) for arg in args) + ")"
-    return {type(None): "none", str: "a text", int: "a whole number", float: "a number", bool: "true or false"}.get(
-        hint, str(hint)
-    )
+    if dataclasses.is_dataclass(inner := getattr(spec, head)):
+        first = dataclasses.fields(inner)[0].name
+        raise UsageError(f"'{whole}' is a group of fields: set one of them, for example {whole}.{first}=…")
+    about = next(entry.metadata.get(KEY, Setting("")) for entry in dataclasses.fields(spec) if entry.name == head)
+    return replace(spec, **{head: typed(value, hints[head], whole, about)})

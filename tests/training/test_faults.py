@@ -101,10 +101,8 @@ def test_skip_undoes_what_the_forward_pass_did_to_running_means(
     tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """A NaN image spoils BatchNorm's running mean before the loss is known."""
-    recipe = policy(tiny, "skip", **{"model.name": "xcit_nano_12_p8_224"}).with_fields(**{"data.image_size": 16})
-    object.__setattr__(
-        recipe.model, "args", {"embed_dim": 16, "depth": 1, "num_heads": 2, "cls_attn_layers": 1, "img_size": 16}
-    )
+    args = {"embed_dim": 16, "depth": 1, "num_heads": 2, "cls_attn_layers": 1}
+    recipe = policy(tiny, "skip", **{"model.name": "xcit_nano_12_p8_224", "model.op": "sima", "model.args": args})
     inner, calls = Classification.mix, []
 
     def mix(self: Classification, images: torch.Tensor, targets: torch.Tensor, **where: int) -> Any:

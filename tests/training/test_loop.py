@@ -104,7 +104,8 @@ def test_the_test_split_is_scored_with_the_best_weights_and_read_once(
 
 
 def test_the_best_weights_are_left_for_timm(tiny: Recipe, tmp_path: Path):
-    fit(tiny.with_fields(**{"model.name": "deit_tiny_patch16_224"}), tmp_path / "run", device="cpu", progress=False)
+    deit = replace(tiny, model=replace(tiny.model, name="deit_tiny_patch16_224"))
+    fit(deit, tmp_path / "run", device="cpu", progress=False)
     loaded = load_run(tmp_path / "run")
     model = timm.create_model(f"local-dir:{tmp_path / 'run/model'}", pretrained=True).eval()
     image = torch.rand(2, 1, 16, 16)

@@ -59,10 +59,10 @@ def test_layer_decay_lowers_early_layers(tiny: Recipe):
     [
         ({"optim.name": "adamv"}, "no optimiser named 'adamv'. Did you mean 'adam"),
         ({"optim.name": "sgd", "optim.betas": (0.8, 0.9)}, "optimiser 'sgd' takes no optim.betas"),
-        ({"schedule.name": "cosin"}, "no schedule named 'cosin'. Did you mean 'cosine'"),
+        ({"schedule.name": "cosin"}, "schedule.name='cosin' is not known. Did you mean 'cosine'"),
         ({"schedule.epochs": 2, "schedule.warmup_epochs": 2}, "warm-up shorter than the run"),
-        ({"schedule.epochs": 0}, "epochs must be at least 1"),
-        ({"ema_decay": 1.5}, "must lie in"),
+        ({"schedule.epochs": 0}, "schedule.epochs=0 is out of range"),
+        ({"ema_decay": 1.5}, "ema_decay=1.5 is out of range"),
         ({"ema_decay": None, "ema_evaluate": True}, "needs averaged weights"),
     ],
 )

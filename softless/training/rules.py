@@ -1,0 +1,110 @@
+"""Rules between the fields of a recipe, held before any work. The range of a field by itself stands with the field."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from softless.errors import UsageError
+
+if TYPE_CHECKING:
+    from softless.training.recipe import Recipe
+
+FLOORED = ("cosine", "plateau", "poly", "tanh")  # schedules that end at min_lr
+
+
+def rates(recipe: "Recipe") -> None:
+    """Neither end of the schedule lies above its top."""
+    spec, top = recipe.schedule, recipe.effective_lr
+    ends = [("min_lr", spec.min_lr, "end")] if spec.name in FLOORED else []
+    ends += [("warmup_lr", spec.warmup_lr, "start")] if spec.warmup_epochs else []
+    for name, rate, place in ends:
+        if rate > top:
+            raise UsageError(
+                f"schedule.{name}={rate:g}, the rate at the {place}, is above the effective rate {top:g} "
+                f"(optim.lr={recipe.optim.lr:g}{_scaled(recipe)}): set schedule.{name}={top / 100:.1g} or another up to {top:g}"
+            )
+
+
+def _scaled(recipe: "Recipe") -> str:
+    base = recipe.optim.base_batch
+    return f" times batch_size={recipe.batch_size} / optim.base_batch={base}" if base else ""
+
+
+def lengths(recipe: "Recipe") -> None:
+    """The warm-up leaves an epoch; multistep has its epochs, and no other schedule."""
+    spec = recipe.schedule
+    if spec.warmup_epochs >= spec.epochs:
+        raise UsageError(
+            f"schedule of {spec.epochs} epochs with {spec.warmup_epochs} of warm-up: epochs must be at least 1 and "
+            "warm-up shorter than the run, for example schedule.warmup_epochs=0"
+        )
+    if (spec.name == "multistep") != bool(spec.decay_epochs):
+        raise UsageError(
+            f"schedule.name={spec.name} with schedule.decay_epochs={spec.decay_epochs}: multistep needs the epochs after which the rate falls, "
+            "and no other schedule takes them"
+        )
+
+
+def averages(recipe: "Recipe") -> None:
+    """Averaged weights can be tested where they are kept."""
+    if recipe.ema_evaluate and recipe.ema_decay is None:
+        raise UsageError("ema_evaluate=true needs averaged weights: set ema_decay, for example ema_decay=0.99")
+
+
+def model(recipe: "Recipe") -> None:
+    """The model is known and takes its arguments, and stochastic depth where it is set."""
+    from softless.models.arguments import takes
+    from softless.training.model_fields import judged
+
+    spec = recipe.model
+    judged(spec, spec.args)
+    if recipe.drop_path and not takes(spec.name, spec.op, "drop_path_rate"):
+        raise UsageError(f"drop_path={recipe.drop_path:g}: '{spec.name}' has no stochastic depth; set drop_path=0")
+
+
+def scaling(recipe: "Recipe") -> None:
+    """Mean and standard deviation come together, one for each channel."""
+    from softless.data.datasets import check_scaling
+
+    check_scaling(recipe.data)
+
+
+def optimiser(recipe: "Recipe") -> None:
+    """timm has the optimiser, and it takes what is set."""
+    from softless.training.optim import accepted
+
+    accepted(recipe.optim)
+
+
+def augmentation(recipe: "Recipe") -> None:
+    """The changes of the images fit each other and the images."""
+    from softless.data import box_transforms, label_transforms, transforms
+
+    if recipe.detection is not None:
+        box_transforms.check(recipe.detection)
+    elif recipe.segmentation is not None:
+        label_transforms.check(recipe.segmentation)
+    elif recipe.dino is None:
+        transforms.check_augment(recipe)
+        _pairs(recipe)
+
+
+def _pairs(recipe: "Recipe") -> None:
+    augment = recipe.augment
+    if (augment.mixup or augment.cutmix) and augment.mixup_prob and recipe.batch_size % 2:
+        raise UsageError(
+            f"mixup and cutmix mix pairs, and batch_size={recipe.batch_size} is odd: set batch_size={recipe.batch_size + 1}, or "
+            "augment.mixup=0 and augment.cutmix=0"
+        )
+
+
+RULES: tuple[Callable[["Recipe"], None], ...] = (model, rates, lengths, averages, scaling, optimiser, augmentation)
+
+
+def check(recipe: "Recipe") -> None:
+    """Every rule in turn.
+
+    Raises:
+        UsageError: the first that does not hold.
+    """
+    for rule in RULES:
+        rule(recipe)
