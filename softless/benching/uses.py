@@ -146,7 +146,7 @@ def uses(
 def training_steps(recipes: Mapping[str, Recipe], device: torch.device, rounds: int = 5) -> dict[str, Step]:
     """A training step of each recipe on its first batch, in turns: seconds and the most memory held."""
     before = torch.get_num_threads()
-    torch.set_num_threads(next(iter(recipes.values())).threads)
+    torch.set_num_threads(next(iter(recipes.values())).threads or before)
     try:
         calls = {name: _step(recipe, device) for name, recipe in recipes.items()}
         synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None

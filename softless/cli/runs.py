@@ -97,7 +97,7 @@ def _state(path: Path) -> RunState:
         value=None if best is None else _value(best, recipe),
         metric=str(recipe.get("metric", "")),
         since=str(noted.get("since", "")),
-        how=_how(path, state, recipe, noted),
+        how=_how(path, state, noted),
     )
 
 
@@ -110,8 +110,8 @@ def _how_it_stands(path: Path, noted: Mapping[str, Any]) -> str:
     return "killed" if state == "running" else state
 
 
-def _how(path: Path, state: str, recipe: Mapping[str, Any], noted: Mapping[str, Any]) -> str:
-    command = f"softless train --recipe {recipe.get('name')} --out {shlex.quote(str(path))} --resume, with the fields that it was started with"
+def _how(path: Path, state: str, noted: Mapping[str, Any]) -> str:
+    command = f"softless train --out {shlex.quote(str(path))} --resume"
     said = str(noted.get("said", ""))
     return {
         "running": f"process {noted.get('pid')} on {noted.get('host')}",

@@ -41,7 +41,7 @@ class DataSpec:
         0.875  # evaluation: resize to image_size / crop_pct, then centre crop; 1.0 is the papers' --full_crop
     )
     val_fraction: float = 0.15  # cut from the training split, stratified, where the source has no validation split
-    workers: int = 0
+    workers: int | None = None  # processes that load images; None: by data and machine, once, at the run's start
     limit: int | None = None  # at most so many training images (trial runs); evaluation splits stay whole
 
 
@@ -225,7 +225,7 @@ class Recipe:
     metric: str = "top1"  # what picks the best epoch on the validation split: a measure of the task (softless.evaluation.MEASURES)
     amp: Literal["none", "bfloat16", "float16"] = "none"
     seed: int = 0
-    threads: int = 2
+    threads: int | None = None  # of each process on a CPU; None: OMP_NUM_THREADS, or its share of the cores
     grad_checkpointing: bool = False
 
     @property

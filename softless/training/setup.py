@@ -21,6 +21,7 @@ from softless.training.claim import Claim
 from softless.training.model import build_for
 from softless.training.recipe import Recipe
 from softless.training.run_folder import CHECKPOINTS, CLASSES, RECIPE, RunFolder, as_json
+from softless.training.settle import data_are_there, with_loaders
 from softless.training.signals import Signals
 from softless.training.store import Checkpoints
 from softless.training.world import World
@@ -98,6 +99,8 @@ def set_up(recipe: Recipe, path: Path, world: World, signals: Signals, *, resume
 
     Nothing in the folder is touched before data and model are known to be usable.
     """
+    if resume:
+        data_are_there(recipe, path)
     with signals.interruptible(alone=world.size == 1):
         run = _made(recipe, RunFolder(path), world, signals)
     world.first(lambda: _take(run, overwrite=overwrite))
@@ -114,6 +117,7 @@ def set_up(recipe: Recipe, path: Path, world: World, signals: Signals, *, resume
 
 def _made(recipe: Recipe, folder: RunFolder, world: World, signals: Signals) -> Run:
     task = open_task(recipe)
+    recipe = task.recipe = world.first(lambda: with_loaders(recipe, task, world))
     model = world.synced(build_for(task).to(world.device))
     optimizer = optim.optimizer(recipe, model)
     loader = task.train_loader(world.rank, world.size)
