@@ -51,7 +51,7 @@ class Used:
                 **numbers(run.result["test"] or run.result["val"]),
                 "split": "test" if run.result["test"] else "val",
                 "epochs": run.result["epochs"],
-                "best_epoch": run.result["best_epoch"] + 1,
+                "best_epoch": run.result["best_epoch"],
                 "still_rising": rising(run),
                 "minutes": round(run.result["seconds"] / 60, 1),
                 "step_s": round(step.seconds.median, 3),

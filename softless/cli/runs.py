@@ -9,6 +9,7 @@ from typing import Any
 
 from softless.benching.record import table
 from softless.errors import DataError
+from softless.evaluation.epochs import numbered
 from softless.evaluation.measures import MEASURES
 from softless.training.claim import holder
 from softless.training.run_folder import CHECKPOINTS, LOG, RECIPE, RESULT, STATE
@@ -30,6 +31,13 @@ class RunState:
     since: str  # of the state, UTC
     how: str  # to continue, or what it said
 
+    @property
+    def best(self) -> str:
+        """The value in words."""
+        if self.value is None:
+            return ""
+        return f"epoch {self.value:.0f}, the last" if self.metric == "last" else f"{self.metric} {self.value:.4f}"
+
 
 @dataclass(frozen=True)
 class Runs:
@@ -50,7 +58,7 @@ class Runs:
                 run.state,
                 f"{run.epoch}/{run.epochs}",
                 run.steps,
-                "" if run.value is None else f"{run.metric} {run.value:.4f}",
+                run.best,
                 run.since.replace("T", " ").removesuffix("+00:00"),
             ]
             for run in self.runs
@@ -147,6 +155,6 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     """The epochs of a log; a last line that a crash cut short is none."""
     try:
         whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
-        return [json.loads(line) for line in whole.splitlines()]
+        return numbered([json.loads(line) for line in whole.splitlines()])
     except (OSError, ValueError):
         return []

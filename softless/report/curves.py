@@ -86,7 +86,7 @@ def _lines(
     for group in groups:
         value = part(group)
         seeds = [[value(epoch) for epoch in run.epochs] for run in group.runs]
-        best = int(group.first.result["best_epoch"]) + 1 if mark_best and len(seeds) == 1 else None
+        best = int(group.first.result["best_epoch"]) if mark_best and len(seeds) == 1 else None
         lines.append(Line(group.label, group.colour, _mean(seeds), mark=best))
         if len(seeds) > 1 and len(groups) <= FEW:
             lines += [  # with more models the seeds' own curves would hide them

@@ -130,7 +130,7 @@ def _card(group: Group, measure: str) -> Html:
         ))
     else:
         rows.append(("seed", str(group.first.seed)))
-    rows.append(("best epoch", ", ".join(str(int(run.result["best_epoch"]) + 1) for run in group.runs)))
+    rows.append(("best epoch", ", ".join(str(run.result["best_epoch"]) for run in group.runs)))
     rows.append(("training", duration(sum(run.result["seconds"] for run in group.runs) / len(group.runs))))
     value = _value(group, measure)
     return tag(

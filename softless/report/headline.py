@@ -80,7 +80,7 @@ def _ranking(
             percent(estimate.value, 2) if estimate else "–",
             draw(_accuracy_strip(group, estimate), places, f"strip-{number}") if estimate else "–",
             f"{points(apart.value, 2)} ({points(apart.low)} to {points(apart.high)})" if apart else "–",
-            ", ".join(str(int(run.result["best_epoch"]) + 1) for run in group.runs),
+            ", ".join(str(run.result["best_epoch"]) for run in group.runs),
         ])
     seeds = len(groups[0].seeds)
     head = [
@@ -198,7 +198,7 @@ def _facts(group: Group) -> Html:
             rows.append((name, percent(mean) if key != "auc" else f"{mean:.4f}"))
     seeds = ", ".join(map(str, group.seeds))
     rows.append(("seeds" if len(group.seeds) > 1 else "seed", seeds))
-    rows.append(("best epoch", ", ".join(str(int(run.result["best_epoch"]) + 1) for run in group.runs)))
+    rows.append(("best epoch", ", ".join(str(run.result["best_epoch"]) for run in group.runs)))
     rows.append((
         "training",
         duration(sum(run.result["seconds"] for run in group.runs) / len(group.runs))

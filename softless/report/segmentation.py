@@ -217,7 +217,7 @@ def _card(group: Group, runs: Sequence[Counts], strip: Strip, places: Sequence[f
         (_title(group, name), percent(_value(runs, name))) for name in ("miou", "dice", "pixel_accuracy")
     ]
     rows.append(("seeds" if len(group.seeds) > 1 else "seed", ", ".join(map(str, group.seeds))))
-    rows.append(("best epoch", ", ".join(str(int(run.result["best_epoch"]) + 1) for run in group.runs)))
+    rows.append(("best epoch", ", ".join(str(run.result["best_epoch"]) for run in group.runs)))
     rows.append(("training", duration(sum(run.result["seconds"] for run in group.runs) / len(group.runs))))
     return tag(
         "article",

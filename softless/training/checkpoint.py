@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from softless.errors import ResumeMismatch
+from softless.evaluation.epochs import from_one
 from softless.evaluation.run import mismatches
 from softless.training.run_folder import few
 
@@ -76,6 +77,8 @@ def restore(run: "Run", stored: Mapping[str, Any]) -> None:
     vars(run.partial).update(stored["partial"])
     run.left_out = {tuple(place) for place in stored["left_out"]}
     run.best, run.best_weights = stored["best"], stored["best_weights"]
+    if run.best is not None:
+        run.best = from_one(run.best, "epoch")
     run.saved = (run.updates, run.epoch)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from softless.errors import DivergedError, UsageError
+from softless.evaluation.epochs import COUNTED
 from softless.evaluation.measures import MEASURES
 from softless.models.publish import save_weights
 from softless.tasks import Outcome
@@ -44,7 +45,8 @@ def score(run: Run, line: dict[str, Any]) -> dict[str, Any]:
     """The epoch's value of `recipe.metric` on the validation split, of the weights that the recipe evaluates."""
     val = line["val_ema" if run.recipe.ema_evaluate else "val"]
     value = line["epoch"] if run.recipe.metric == "last" else val[run.recipe.metric]
-    return {"epoch": line["epoch"], "metric": run.recipe.metric, "value": value, "loss": val.get("loss", 0.0)}
+    found = {"metric": run.recipe.metric, "value": value, "loss": val.get("loss", 0.0)}
+    return {"epoch": line["epoch"], **COUNTED, **found}
 
 
 def better(new: dict[str, Any], old: dict[str, Any] | None) -> bool:
@@ -88,7 +90,7 @@ def result(run: Run, outcome: Outcome | None) -> Result:
         run_dir=run.folder.path,
         best_epoch=run.best["epoch"],
         epochs=run.epochs,
-        val=lines[run.best["epoch"]]["val_ema" if run.recipe.ema_evaluate else "val"],
+        val=lines[run.best["epoch"] - 1]["val_ema" if run.recipe.ema_evaluate else "val"],
         test=None if outcome is None else {**outcome.summary(), **_details(outcome)},
         seconds=sum(line["seconds"] for line in lines),
         images_per_second=statistics.median(line["images_per_second"] for line in lines),
@@ -98,7 +100,9 @@ def result(run: Run, outcome: Outcome | None) -> Result:
         assert run.splits.test is not None
         outcome.write(run.folder.path, run.splits.test)
     publish(run)
-    run.folder.write_json(RESULT, {key: value for key, value in asdict(reached).items() if key != "run_dir"})
+    run.folder.write_json(
+        RESULT, {**{key: value for key, value in asdict(reached).items() if key != "run_dir"}, **COUNTED}
+    )
     return reached
 
 

@@ -130,7 +130,7 @@ def run_epoch_or_rewind(run: Run, bar: Progress) -> dict[str, Any] | None:
 def run_epoch(run: Run, bar: Progress) -> dict[str, Any]:
     """Train what is left of an epoch, validate, keep what was reached; returns the epoch's line of the log."""
     start = time.perf_counter() - run.partial.seconds
-    line: dict[str, Any] = {"epoch": run.epoch, **train_epoch(run, bar, start)}
+    line: dict[str, Any] = {"epoch": run.epoch + 1, **train_epoch(run, bar, start)}
     with bar.paused(), run.rest():
         line["val"] = validate(run, run.model)
         if run.ema is not None and run.recipe.ema_evaluate:

@@ -55,12 +55,12 @@ class Progress:
             self.bar.update(self.task, completed=done, description=text)
 
     def epoch(self, epoch: int, scores: str) -> None:
-        """An epoch is done and validated: one line that stays."""
+        """An epoch, counted from 1, is done and validated: one line that stays."""
         if not self.show:
             return
         self.last = time.monotonic()
-        done = (epoch + 1) * self.steps
-        line = f"epoch {epoch + 1:>{len(str(self.epochs))}}/{self.epochs}  {scores}"
+        done = epoch * self.steps
+        line = f"epoch {epoch:>{len(str(self.epochs))}}/{self.epochs}  {scores}"
         if self.bar is None:
             self._line(f"{line}  {self._left(done)}")
         else:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from softless.evaluation.epochs import KEY, from_one
 from softless.evaluation.measures import describe
 from softless.training.run_folder import RESULT, RunFolder
 
@@ -12,7 +13,7 @@ from softless.training.run_folder import RESULT, RunFolder
 class Result:
     """Scores of the best epoch (chosen on the validation split) and the cost of getting there.
 
-    `val` and `test` hold the task's measures, seen and expected; `test` of a classifier also the 95 % interval of top1. `test` is
+    `best_epoch` counts from 1. `val` and `test` hold the task's measures, seen and expected; `test` of a classifier also the 95 % interval of top1. `test` is
     None where the data has no test split. `seconds` counts training and validation, `images_per_second` training alone.
     """
 
@@ -26,7 +27,7 @@ class Result:
     parameters: int
 
     def __str__(self) -> str:
-        lines = [f"best epoch {self.best_epoch + 1} of {self.epochs}: validation {describe(self.val)}"]
+        lines = [f"best epoch {self.best_epoch} of {self.epochs}: validation {describe(self.val)}"]
         if self.test is not None:
             low, high = self.test.get("interval", (None, None))
             interval = "" if low is None else f", 95 % interval {low:.1%} to {high:.1%}"
@@ -39,4 +40,7 @@ class Result:
 
 def stored(folder: RunFolder) -> Result | None:
     """The result of a run that is finished, or None."""
-    return Result(run_dir=folder.path, **folder.read_json(RESULT)) if folder.has(RESULT) else None
+    if not folder.has(RESULT):
+        return None
+    told = from_one(folder.read_json(RESULT), "best_epoch")
+    return Result(run_dir=folder.path, **{name: value for name, value in told.items() if name != KEY})

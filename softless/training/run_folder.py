@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from softless.errors import CheckpointError, ResumeMismatch, StorageError, UsageError
+from softless.evaluation.epochs import numbered
 from softless.models.durable import size, storage_error, write_whole
 from softless.training.recipe import Recipe, recipe_from
 
@@ -156,10 +157,10 @@ class RunFolder:
             raise storage_error(self.path / LOG, error, len(text)) from error
 
     def epochs(self) -> list[dict[str, Any]]:
-        """The logged epochs, in order."""
+        """The logged epochs, in order, counted from 1."""
         if not self.has(LOG):
             return []
-        return [json.loads(line) for line in (self.path / LOG).read_text(encoding="utf-8").splitlines()]
+        return numbered([json.loads(line) for line in (self.path / LOG).read_text(encoding="utf-8").splitlines()])
 
     def rewind_log(self, epoch: int) -> None:
         """Drop what was logged from `epoch` on: an epoch whose checkpoint was not written runs again.
@@ -171,13 +172,19 @@ class RunFolder:
         """
         if not self.has(LOG):
             return
-        lines = (self.path / LOG).read_text(encoding="utf-8").splitlines(keepends=True)
+        lines = (self.path / LOG).read_text(encoding="utf-8").splitlines()
         if len(lines) < epoch:
             raise CheckpointError(
                 f"cannot resume {self.path}: its {LOG} has {len(lines)} lines and {epoch} epochs are done; bring it back from a backup, "
                 "or start anew with --overwrite"
             )
-        kept = "".join(lines[:epoch])
+        try:
+            kept = "".join(json.dumps(line) + "\n" for line in numbered([json.loads(line) for line in lines[:epoch]]))
+        except ValueError as error:
+            raise CheckpointError(
+                f"cannot resume {self.path}: a line of its {LOG} cannot be read ({error}); bring it back from a backup, or start anew with "
+                "--overwrite"
+            ) from error
         write_whole(self.path / LOG, lambda path: path.write_text(kept, encoding="utf-8"))
 
     def _whose(self) -> str:
