@@ -19,6 +19,7 @@ from softless.training.best import take_best
 from softless.training.result import Result
 from softless.training.run_folder import MODEL, RESULT
 from softless.training.setup import Run
+from softless.words import rate
 
 _log = logging.getLogger("softless.training")
 
@@ -143,4 +144,4 @@ def summary(run: Run, line: dict[str, Any]) -> str:
         value = val[metric]
         chosen = f"  val {metric} {'n/a' if value is None else format(value, '.4f')}"
     mark = "  best" if run.best is not None and run.best["epoch"] == line["epoch"] and metric != "last" else ""
-    return f"loss {line['train_loss']:.3f}{loss}{chosen}{mark}  lr {line['lr']:.1e}  {line['images_per_second']:,.0f} images/s"
+    return f"loss {line['train_loss']:.3f}{loss}{chosen}{mark}  lr {line['lr']:.1e}  {rate(line['images_per_second'])} images/s"

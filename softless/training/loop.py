@@ -15,7 +15,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from softless.errors import DataError, DivergedError, Interrupted
 from softless.evaluation.evaluate import autocast
-from softless.training import checkpoint, keep
+from softless.training import checkpoint, keep, opening
 from softless.training.faults import Rewind, Seen, buffers, judge, leave_out
 from softless.training.progress import Progress
 from softless.training.recipe import Recipe
@@ -97,6 +97,7 @@ def train(run: Run, *, progress: bool) -> Result:
     show = progress and run.world.is_first
     if run.recipe.divergence.policy == "rewind" and run.saved is None:
         run.world.first(lambda: checkpoint.save(run))
+    opening.tell(run, show=progress)
     with Progress(run.epochs, len(run.loader), run.updates, show=show) as bar, Scalars(run) as scalars:
         while run.epoch < run.epochs:
             line = run_epoch_or_rewind(run, bar)

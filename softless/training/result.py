@@ -6,7 +6,8 @@ from typing import Any
 
 from softless.evaluation.epochs import KEY, from_one
 from softless.evaluation.measures import describe
-from softless.training.run_folder import RESULT, RunFolder
+from softless.training.run_folder import REPORT, RESULT, RunFolder
+from softless.words import rate
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,11 @@ class Result:
             interval = "" if low is None else f", 95 % interval {low:.1%} to {high:.1%}"
             lines.append(f"test {describe(self.test)}{interval}")
         lines.append(
-            f"{self.parameters:,} parameters, {self.seconds:.0f} s, {self.images_per_second:,.0f} images/s in training"
+            f"{self.parameters:,} parameters, {self.seconds:.0f} s, {rate(self.images_per_second)} images/s in training"
         )
-        return "\n".join([*lines, f"run folder {self.run_dir}"])
+        page = self.run_dir / REPORT
+        lines.append(f"run folder {self.run_dir}")
+        return "\n".join([*lines, f"page {page.resolve()}"] if page.is_file() else lines)
 
 
 def stored(folder: RunFolder) -> Result | None:

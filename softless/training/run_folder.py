@@ -13,6 +13,7 @@ from softless.errors import CheckpointError, ResumeMismatch, StorageError, Usage
 from softless.evaluation.epochs import numbered
 from softless.models.durable import size, storage_error, write_whole
 from softless.training.recipe import Recipe, recipe_from
+from softless.words import counted
 
 RECIPE, CLASSES, LOG = "recipe.json", "classes.json", "log.jsonl"
 CHECKPOINTS, WEIGHTS, BEST = "checkpoints", "best.safetensors", "best.json"
@@ -175,7 +176,7 @@ class RunFolder:
         lines = (self.path / LOG).read_text(encoding="utf-8").splitlines()
         if len(lines) < epoch:
             raise CheckpointError(
-                f"cannot resume {self.path}: its {LOG} has {len(lines)} lines and {epoch} epochs are done; bring it back from a backup, "
+                f"cannot resume {self.path}: its {LOG} has {counted(len(lines), 'line')} and {counted(epoch, 'epoch')} should be there; bring it back from a backup, "
                 "or start anew with --overwrite"
             )
         try:
