@@ -25,6 +25,8 @@ from softless.report.runs import read_run
 from softless.report.statistics import Estimate, accuracy, difference
 from softless.training.recipe import Recipe
 
+THREADS = 2  # where the recipe leaves it open: those of the recorded tables, which a machine with more cores repeats
+
 _log = logging.getLogger("softless.benching")
 
 
@@ -171,9 +173,12 @@ def _place(device: str) -> str:
 
 
 def as_recipe(recipe: str | Recipe) -> Recipe:
+    """The recipe to compare models under, with a number of threads and loaders that is the same on every machine."""
     from softless.recipes import get_recipe
 
-    return get_recipe(recipe) if isinstance(recipe, str) else recipe
+    chosen = get_recipe(recipe) if isinstance(recipe, str) else recipe
+    workers = 0 if chosen.data.workers is None else chosen.data.workers
+    return replace(chosen, data=replace(chosen.data, workers=workers), threads=chosen.threads or THREADS)
 
 
 def _known(estimate: Estimate | None, recipe: Recipe) -> Estimate:

@@ -90,7 +90,7 @@ def _run_row(recipe: str, group: Group, run: RunRecord, speeds: Mapping[Path, Sp
         "balanced_accuracy": run.result["test"].get("balanced_accuracy"),
         "auc": run.result["test"].get("auc"),
         "validation_accuracy": run.result["val"]["top1"],
-        "best_epoch": run.result["best_epoch"] + 1,
+        "best_epoch": run.result["best_epoch"],
         "epochs": run.result["epochs"],
         "seconds": round(run.result["seconds"], 1),
         "parameters": run.result["parameters"],

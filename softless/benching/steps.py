@@ -44,13 +44,13 @@ def steps(
         in_chans: of the images.
         rounds: how often each step is timed.
         device: where.
-        threads: of the processor; None takes the number of the recipes.
+        threads: of the processor; None takes the number of the recipes, or torch's own where they leave it open.
     """
     from softless.measure import cost
 
     place = torch.device(device)
     before = torch.get_num_threads()
-    torch.set_num_threads(threads or next(iter(recipes.values())).threads)
+    torch.set_num_threads(threads or next(iter(recipes.values())).threads or before)
     try:
         models = {name: build_model(recipe, classes, in_chans).to(place) for name, recipe in recipes.items()}
         calls = {name: _step(models[name], recipe, classes, in_chans) for name, recipe in recipes.items()}

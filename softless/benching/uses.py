@@ -15,7 +15,7 @@ from softless.benching.steps import peak_bytes
 from softless.evaluation.measures import MEASURES
 from softless.report.groups import operator_title
 from softless.report.runs import RunRecord, read_run
-from softless.training.epochs import described, gain
+from softless.training.candidates import described, gain
 from softless.training.recipe import Recipe
 
 
@@ -52,7 +52,7 @@ class Used:
                 **numbers(run.result["test"] or run.result["val"]),
                 "split": "test" if run.result["test"] else "val",
                 "epochs": run.result["epochs"],
-                "best_epoch": run.result["best_epoch"] + 1,
+                "best_epoch": run.result["best_epoch"],
                 "weights": run.result.get("weights", ""),
                 "still_rising": rising(run),
                 "minutes": round(run.result["seconds"] / 60, 1),
@@ -148,7 +148,7 @@ def uses(
 def training_steps(recipes: Mapping[str, Recipe], device: torch.device, rounds: int = 5) -> dict[str, Step]:
     """A training step of each recipe on its first batch, in turns: seconds and the most memory held."""
     before = torch.get_num_threads()
-    torch.set_num_threads(next(iter(recipes.values())).threads)
+    torch.set_num_threads(next(iter(recipes.values())).threads or before)
     try:
         calls = {name: _step(recipe, device) for name, recipe in recipes.items()}
         synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None

@@ -128,6 +128,7 @@ def eval(
         raise UsageError("--set changes how the linear classifier is trained: give --linear too")
     loaded = load_run(run, choose_device(device))
     elsewhere = None if data is None else str(data)
+    _check_there(loaded, elsewhere)
     where = elsewhere or str(loaded.recipe.data.path or loaded.recipe.data.source)
     if loaded.task in DENSE:
         if knn is not None or linear:
@@ -156,6 +157,15 @@ def confusion_table(evaluation: Evaluation) -> str:
     for name, row in zip(names, evaluation.metrics.confusion.tolist(), strict=True):
         lines.append(name.ljust(max(width, 14)) + "  ".join(str(c).rjust(w) for c, w in zip(row, columns, strict=True)))
     return "\n".join(lines)
+
+
+def _check_there(loaded: LoadedRun, data: str | None) -> None:
+    """Whether the run's own data lie where it found them, if no others are given."""
+    path = loaded.recipe.data.path
+    if data is None and path and not Path(path).expanduser().exists():
+        raise DataError(
+            f"the data of the run {loaded.path} are not at {path}: pass their place, softless eval RUN DATA"
+        )
 
 
 def _samples(loaded: LoadedRun, data: str | None, split: str) -> tuple[Samples, str]:

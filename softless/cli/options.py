@@ -35,6 +35,7 @@ def parser_of(name: str, verb: Callable[..., Any]) -> Parser:
     text, helps = read_docstring(inspect.getdoc(verb) or "")
     parser = Parser(
         prog=f"softless {name}",
+        usage=_usage(name, verb),
         description=text,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
@@ -119,8 +120,24 @@ def read_docstring(text: str) -> tuple[str, dict[str, str]]:
     return body.strip(), helps
 
 
+def _usage(name: str, verb: Callable[..., Any]) -> str:
+    """The first line of the help: what must be given as it is, what may be given in brackets."""
+    words = [f"softless {name}"]
+    for one in parameters(verb):
+        shown = one.name.upper()
+        if one.kind is one.VAR_POSITIONAL:
+            words.append(f"[{shown} ...]")
+        elif one.kind is not one.KEYWORD_ONLY:
+            words.append(shown if one.default is one.empty else f"[{shown}]")
+        elif one.default is one.empty:
+            words.append(f"--{_dashed(one.name)} {shown}")
+    return " ".join([*words, "[options]"])
+
+
 def _add(parser: Parser, parameter: inspect.Parameter, hint: Any, text: str) -> None:
     default = "" if parameter.default in {parameter.empty, None, "", (), False} else f" (default {parameter.default})"
+    if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_POSITIONAL:
+        default = " (required)"
     common: dict[str, Any] = {"help": text + default.replace("%", "%%"), "default": argparse.SUPPRESS}
     option = f"--{_dashed(parameter.name)}"
     if hint is bool:
@@ -134,7 +151,8 @@ def _add(parser: Parser, parameter: inspect.Parameter, hint: Any, text: str) -> 
     if "choices" not in kind:
         kind["metavar"] = parameter.name.upper()
     if parameter.kind is not parameter.KEYWORD_ONLY and "action" not in kind:
-        place = {"nargs": "?", "metavar": parameter.name.upper(), **kind, "default": ABSENT}
+        named = f"{text}{default.replace('%', '%%')} Also {option} {parameter.name.upper()}."
+        place = {"nargs": "?", "metavar": parameter.name.upper(), **kind, "default": ABSENT, "help": named.strip()}
         parser.add_argument(parameter.name + PLACE, **place)
         common["help"] = argparse.SUPPRESS
         kind = {**kind, **common}

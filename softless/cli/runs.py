@@ -9,9 +9,10 @@ from typing import Any
 
 from softless.benching.record import table
 from softless.errors import DataError
+from softless.evaluation.epochs import numbered
 from softless.evaluation.measures import MEASURES
+from softless.training.candidates import Candidate, best_of, better
 from softless.training.claim import holder
-from softless.training.epochs import Candidate, best_of, better
 from softless.training.run_folder import CHECKPOINTS, LOG, RECIPE, RESULT, STATE
 from softless.training.store import Checkpoints
 
@@ -30,6 +31,13 @@ class RunState:
     metric: str
     since: str  # of the state, UTC
     how: str  # to continue, or what it said
+
+    @property
+    def best(self) -> str:
+        """The value in words."""
+        if self.value is None:
+            return ""
+        return f"epoch {self.value:.0f}, the last" if self.metric == "last" else f"{self.metric} {self.value:.4f}"
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,7 @@ class Runs:
                 run.state,
                 f"{run.epoch}/{run.epochs}",
                 run.steps,
-                "" if run.value is None else f"{run.metric} {run.value:.4f}",
+                run.best,
                 run.since.replace("T", " ").removesuffix("+00:00"),
             ]
             for run in self.runs
@@ -96,7 +104,7 @@ def _state(path: Path) -> RunState:
         value=None if best is None else float(best["value"]),
         metric=str(recipe.get("metric", "")),
         since=str(noted.get("since", "")),
-        how=_how(path, state, recipe, noted),
+        how=_how(path, state, noted),
     )
 
 
@@ -109,8 +117,8 @@ def _how_it_stands(path: Path, noted: Mapping[str, Any]) -> str:
     return "killed" if state == "running" else state
 
 
-def _how(path: Path, state: str, recipe: Mapping[str, Any], noted: Mapping[str, Any]) -> str:
-    command = f"softless train --recipe {recipe.get('name')} --out {shlex.quote(str(path))} --resume, with the fields that it was started with"
+def _how(path: Path, state: str, noted: Mapping[str, Any]) -> str:
+    command = f"softless train --out {shlex.quote(str(path))} --resume"
     said = str(noted.get("said", ""))
     return {
         "running": f"process {noted.get('pid')} on {noted.get('host')}",
@@ -142,6 +150,6 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     """The epochs of a log; a last line that a crash cut short is none."""
     try:
         whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
-        return [json.loads(line) for line in whole.splitlines()]
+        return numbered([json.loads(line) for line in whole.splitlines()])
     except (OSError, ValueError):
         return []

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def train(
-    recipe: "str | Recipe",
+    recipe: "str | Recipe | None" = None,
     *,
     data: str | Path | None = None,
     out: str | Path | None = None,
@@ -24,9 +24,11 @@ def train(
 ) -> "Result":
     """Train a recipe and write its run folder and report.
 
+    A run is continued by `--resume --out RUN` alone: recipe, data and fields are those that it was started with.
+
     Args:
-        recipe: a name that `softless list recipes` tells (in Python also a Recipe).
-        data: folder of class folders, or .npz file, for recipes that take one.
+        recipe: a name that `softless list recipes` tells (in Python also a Recipe); a run that is continued knows its own.
+        data: folder of class folders, or .npz file, for recipes that take one; of a run that is continued, where its data lie now.
         out: the run folder; runs/RECIPE by default.
         set: fields of the recipe as field=value, for example optim.lr=3e-4 schedule.epochs=30; `softless list recipes NAME`
             tells them all. In Python also one text, or a mapping.
@@ -38,13 +40,13 @@ def train(
 
     Raises:
         UsageError: recipe, field, folder or data cannot be used.
+        ResumeMismatch: the run to continue has another recipe, or other fields than are given.
         DivergedError: the loss is not finite (exit code 3).
     """
     from softless.cli.options import assignments
-    from softless.recipes import get_recipe
     from softless.training import fit
 
-    chosen = get_recipe(recipe) if isinstance(recipe, str) else recipe
+    chosen = _chosen(recipe, None if out is None else Path(out), resume=resume)
     chosen = chosen.with_fields(**assignments(set))
     if data is not None:
         chosen = _with_data(chosen, Path(data))
@@ -63,6 +65,32 @@ def train(
         speeds = throughput([run_dir], batch=batch, rounds=5, device=choose_device(device))
         report.write([run_dir], run_dir / "report.html", title=f"{chosen.name}: {chosen.summary}", speeds=speeds)
     return result
+
+
+def _chosen(recipe: "str | Recipe | None", out: Path | None, *, resume: bool) -> "Recipe":
+    """The recipe as it is before fields are set: that of the run to continue, where one is there and no whole recipe is given."""
+    from softless.errors import ResumeMismatch, UsageError
+    from softless.recipes import get_recipe
+    from softless.training.run_folder import RunFolder
+
+    if recipe is not None and not isinstance(recipe, str):
+        return recipe
+    named = None if recipe is None else get_recipe(recipe)
+    if named is None and not resume:
+        raise UsageError("softless train needs --recipe; `softless list recipes` tells what there is")
+    if named is None and out is None:
+        raise UsageError("softless train --resume needs --out RUN, the folder of the run to continue")
+    where = out if out is not None else Path("runs") / (named.name if named else "")
+    held = RunFolder(where).recipe() if resume else None
+    if held is None:
+        if named is None:
+            raise UsageError(f"no run to continue in {where}: name its folder, or start one there with --recipe")
+        return named
+    if named is not None and named.name != held.name:
+        raise ResumeMismatch(
+            f"cannot resume {where}: it is a run of recipe '{held.name}', and '{named.name}' was asked; leave --recipe out, or choose another --out"
+        )
+    return held
 
 
 def _with_data(recipe: "Recipe", path: Path) -> "Recipe":

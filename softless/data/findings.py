@@ -9,6 +9,7 @@ from typing import Any
 
 from softless.data.images import BadImage, Decoded, decode, verify
 from softless.errors import DataError
+from softless.words import counted
 
 SHOWN = 20  # warnings and duplicates of one kind in the printed report; to_dict has all
 _ENDINGS = {  # what Pillow calls the content of a file that ends so
@@ -81,8 +82,8 @@ class DataCheck:
         }
 
     def __str__(self) -> str:
-        total = f"{self.seen:,} images seen, {self.good:,} good"
-        total += f", {self.annotations:,} annotations" if self.layout == "COCO" else ""
+        total = f"{counted(self.seen, 'image')} seen, {self.good:,} good"
+        total += f", {counted(self.annotations, 'annotation')}" if self.layout == "COCO" else ""
         said = [_one_line(f"{self.path} ({self.layout}): {total}")]
         said += [_one_line(f"  {part}: {_classes(classes)}") for part, classes in self.counts.items()]
         said += _section("bad", [str(fault) for fault in self.bad], self.by_reason)
@@ -97,8 +98,8 @@ class DataCheck:
 
     def _verdict(self) -> str:
         if self.bad:
-            return f"not clean: {len(self.bad):,} faults"
-        doubts = f"{len(self.warnings):,} warnings, {len(self.duplicates):,} pairs of duplicates"
+            return f"not clean: {counted(len(self.bad), 'fault')}"
+        doubts = f"{counted(len(self.warnings), 'warning')}, {counted(len(self.duplicates), 'pair')} of duplicates"
         if not (self.warnings or self.duplicates):
             return "clean"
         return f"not clean: {doubts}, and the check is strict" if self.strict else f"clean, with {doubts}"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from softless.data.transforms import Pipeline, eval_transform, plain_transform
 from softless.errors import DataError, UsageError
+from softless.evaluation.epochs import from_one
 from softless.models import digests
 from softless.models.assemble import assemble
 from softless.models.files import read_safetensors
@@ -29,7 +30,7 @@ class LoadedRun:
     classes: tuple[str, ...]
     transform: Pipeline  # image -> (C, S, S)
     recipe: Any  # recipe.json by attributes, as in recipe.data.source; data.mean and data.std are what the run measured
-    best: dict[str, Any]  # best.json: epoch, metric, value, architecture, image size, scaling
+    best: dict[str, Any]  # best.json: epoch (from 1), metric, value, architecture, image size, scaling
 
     @property
     def task(self) -> str:
@@ -63,6 +64,7 @@ def load_run(run_dir: str | Path, device: str | torch.device = "cpu") -> LoadedR
     if not (path / BEST).is_file() or not (path / WEIGHTS).is_file():
         raise DataError(f"{path} holds no finished epoch ({BEST} and {WEIGHTS} are not both there): train first")
     best = _read_json(path / BEST)
+    best = from_one(best, "epoch") if isinstance(best, dict) else best
     try:
         classes = tuple(best["classes"])
         task = best.get("task", "classification")  # which older runs do not say

@@ -13,6 +13,7 @@ import torch
 from softless.data.samples import FileSamples
 from softless.errors import UsageError
 from softless.evaluation import LoadedRun
+from softless.words import counted
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Predictions:
 
     def __str__(self) -> str:
         width = max(len(name) for name in self.counts)
-        lines = [f"{self.images} images: {self.csv}"]
+        lines = [f"{counted(self.images, 'image')}: {self.csv}"]
         lines += [] if self.overlays is None else [f"saliency maps: {self.overlays}"]
         return "\n".join([*lines, *(f"  {name:<{width}}  {count}" for name, count in self.counts.items())])
 

@@ -15,6 +15,7 @@ from softless.errors import UsageError
 from softless.evaluation import LoadedRun
 from softless.evaluation.detection import PREDICTIONS, answers_to, write_json
 from softless.prediction.box_pictures import SURE, draw
+from softless.words import counted
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Predictions:
 
     def __str__(self) -> str:
         width = max(len(name) for name in self.counts)
-        lines = [f"{self.images} images, {self.answers:,} answers: {self.json}"]
+        lines = [f"{counted(self.images, 'image')}, {counted(self.answers, 'answer')}: {self.json}"]
         lines += [] if self.overlays is None else [f"pictures: {self.overlays}"]
         lines.append(f"answers with a score of {SURE} or more:")
         return "\n".join([*lines, *(f"  {name:<{width}}  {count:,}" for name, count in self.counts.items())])

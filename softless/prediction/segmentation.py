@@ -15,6 +15,7 @@ from softless.data.samples import FileSamples
 from softless.errors import UsageError
 from softless.evaluation import LoadedRun
 from softless.prediction.label_pictures import colours, overlay, palette
+from softless.words import counted
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Predictions:
 
     def __str__(self) -> str:
         width = max(len(name) for name in self.shares)
-        lines = [f"{self.images} images: {self.labels}"]
+        lines = [f"{counted(self.images, 'image')}: {self.labels}"]
         lines += [] if self.overlays is None else [f"pictures: {self.overlays}"]
         return "\n".join([
             *lines,

@@ -9,7 +9,7 @@ from softless.report.charts import Line, LineChart
 from softless.report.groups import FEW, Group
 from softless.report.html import Html, details, table, tag
 from softless.report.numbers import percent, plain
-from softless.training.epochs import KEYS, measured
+from softless.training.candidates import KEYS, measured
 
 
 def draw_curves(groups: Sequence[Group]) -> Html:
@@ -110,7 +110,7 @@ def _lines(
         value = part(group)
         seeds = [[value(epoch) for epoch in run.epochs] for run in group.runs]
         kept = mark_best and len(seeds) == 1 and group.first.weights == mark_best
-        best = int(group.first.result["best_epoch"]) + 1 if kept else None
+        best = int(group.first.result["best_epoch"]) if kept else None
         lines.append(Line(group.label, group.colour, _mean(seeds), mark=best))
         if len(seeds) > 1 and len(groups) <= FEW:
             lines += [  # with more models the seeds' own curves would hide them

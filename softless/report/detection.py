@@ -18,6 +18,7 @@ from softless.prediction.box_pictures import SURE, draw
 from softless.report.groups import Group
 from softless.report.html import Html, table, tag
 from softless.report.numbers import MINUS, THIN, duration, percent, points
+from softless.report.places import without_places
 from softless.training.recipe import DataSpec
 
 __all__ = ["SAMPLES", "further", "headline", "method", "samples"]
@@ -68,7 +69,7 @@ def samples(groups: Sequence[Group]) -> Html:
         answers = [_answers(group) for group in groups]
         rows = [_row(groups, answers, test, place) for place in _chosen(test, answers)]
     except (SoftlessError, OSError) as error:
-        return tag("p", f"The test images cannot be shown: {error}", class_="note")
+        return tag("p", f"The test images cannot be shown: {without_places(error, groups)}", class_="note")
     return tag("div", rows, class_="samples", style="grid-template-columns:1fr")
 
 

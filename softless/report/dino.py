@@ -18,6 +18,7 @@ from softless.report.groups import Group
 from softless.report.html import Html, tag
 from softless.report.numbers import THIN, duration, percent, plain
 from softless.report.pictures import inline
+from softless.report.places import without_places
 from softless.tasks.dino import COLLAPSED
 from softless.training.recipe import recipe_from
 
@@ -54,7 +55,7 @@ def samples(groups: Sequence[Group]) -> Html:
     known = [look for look in looks if not isinstance(look, str)]
     if len(known) < len(looks):
         why = next(look for look in looks if isinstance(look, str))
-        return tag("p", f"Nearest neighbours cannot be shown: {why}", class_="note")
+        return tag("p", f"Nearest neighbours cannot be shown: {without_places(why, groups)}", class_="note")
     names = [[look.test.name(place) for place in range(len(look.test))] for look in known]
     if any(other != names[0] for other in names):
         return tag("p", "The models have different test images, so none can be shown side by side.", class_="note")

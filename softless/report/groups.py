@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from softless.report.places import shortened
 from softless.report.runs import RunRecord
 
 COLOURS = 14  # of page.css
@@ -31,7 +32,7 @@ class Group:
     @property
     def best_epochs(self) -> str:
         """The epochs whose weights were kept, and which weights of them, seed by seed."""
-        told = [f"{int(run.result['best_epoch']) + 1} ({run.weights} weights)" for run in self.runs]
+        told = [f"{run.result['best_epoch']} ({run.weights} weights)" for run in self.runs]
         return ", ".join(told) if self.first.recipe.get("ema_evaluate") else ", ".join(one.split()[0] for one in told)
 
 
@@ -58,10 +59,10 @@ def _labels(firsts: list[RunRecord]) -> list[str]:
         lambda run: operator_title(run.operator),
         lambda run: str(run.recipe["model"]["name"]),
         lambda run: run.folder.name,
-        lambda run: str(run.folder),
+        lambda run: str(run.folder.resolve()),
     ]
     for choose in choices:
-        labels = [choose(run) for run in firsts]
+        labels = shortened([choose(run) for run in firsts])
         if len(set(labels)) == len(labels):
             return labels
     return [f"run {number + 1}" for number in range(len(firsts))]
@@ -91,7 +92,7 @@ class Comparison:
 
 
 def compare_recipes(groups: Sequence[Group]) -> Comparison:
-    """The recipes of the groups field by field; seeds and descriptions left out."""
+    """The recipes of the groups field by field; seeds and descriptions left out, paths shortened."""
     fields = [flat(group.first.recipe) for group in groups]
     names = [
         name for name in dict.fromkeys(name for held in fields for name in held) if name not in {"seed", "summary"}
@@ -99,7 +100,7 @@ def compare_recipes(groups: Sequence[Group]) -> Comparison:
     differing: dict[str, list[Any]] = {}
     shared: dict[str, Any] = {}
     for name in names:
-        values = [held.get(name) for held in fields]
+        values = shortened([held.get(name) for held in fields])
         if all(value == values[0] for value in values):
             shared[name] = values[0]
         else:

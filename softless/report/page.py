@@ -14,6 +14,7 @@ from softless.report.html import Html, section, tag
 from softless.report.provenance import draw_provenance
 from softless.report.recipes import draw_recipes
 from softless.report.runs import read_run
+from softless.words import counted
 
 # The browser is told to fetch nothing, so that a page cannot call home even if a name in it tried to.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -125,9 +126,9 @@ def _subtitle(groups: Sequence[Group]) -> str:
     runs = sum(len(group.runs) for group in groups)
     test = (first.result.get("test") or {}).get("seen")
     classes = len(first.classes)
-    parts = [str(first.recipe.get("summary", "")), f"{classes} class{'es' * (classes > 1)}" if classes else ""]
-    parts += [f"{test} test images"] if test else []
-    parts += [f"{runs} run{'s' * (runs > 1)}", f"{first.result['epochs']} epochs"]
+    parts = [str(first.recipe.get("summary", "")), counted(classes, "class", "classes") if classes else ""]
+    parts += [counted(test, "test image")] if test else []
+    parts += [counted(runs, "run"), counted(int(first.result["epochs"]), "epoch")]
     return " · ".join(part for part in parts if part)
 
 

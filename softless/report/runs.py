@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softless.errors import UsageError
+from softless.evaluation.epochs import from_one, numbered
 from softless.evaluation.measures import MEASURES
-from softless.training.epochs import AVERAGED, RAW
+from softless.training.candidates import AVERAGED, RAW
 
 KEPT_APART = (
     "softless",
@@ -124,9 +125,9 @@ def read_run(folder: Path) -> RunRecord:
         versions={key: str(stored[key]) for key in KEPT_APART if key in stored and key != "machine"},
         machine=stored.get("machine", {}),
         classes=tuple(_json(folder / "classes.json")),
-        epochs=[json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()],
-        result=_json(folder / "result.json"),
-        best=_json(folder / "best.json"),
+        epochs=numbered([json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]),
+        result=from_one(_json(folder / "result.json"), "best_epoch"),
+        best=from_one(_json(folder / "best.json"), "epoch"),
         predictions=_predictions(folder / "predictions.npz"),
     )
 

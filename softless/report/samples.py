@@ -15,6 +15,7 @@ from softless.report.groups import Group
 from softless.report.html import Html, tag
 from softless.report.numbers import percent
 from softless.report.pictures import inline
+from softless.report.places import without_places
 from softless.report.runs import Predictions
 from softless.saliency import Saliency, explain, overlay, picture
 from softless.training.recipe import DataSpec
@@ -45,7 +46,7 @@ def draw_samples(groups: Sequence[Group], count: int = 12) -> Html:
     try:
         looks = [_look(group, answer, indices) for group, answer in zip(groups, known, strict=True)]
     except (SoftlessError, OSError) as error:
-        return tag("p", f"The test images cannot be shown: {error}", class_="note")
+        return tag("p", f"The test images cannot be shown: {without_places(error, groups)}", class_="note")
     cards = [_card(looks, place, index) for place, index in enumerate(indices)]
     missing = {f"{look.group.label}: {look.why_no_maps}" for look in looks if look.why_no_maps}
     notes = [tag("p", f"No saliency maps for {text}", class_="note") for text in sorted(missing)]
@@ -63,7 +64,7 @@ def _look(group: Group, answers: Predictions, indices: Sequence[int]) -> Looks:
     try:
         return Looks(group, answers, inputs, explain(loaded.model, inputs))
     except SoftlessError as error:
-        return Looks(group, answers, inputs, None, str(error))
+        return Looks(group, answers, inputs, None, without_places(error, [group]))
 
 
 def _test_split(recipe: Mapping[str, Any]) -> Samples:

@@ -20,6 +20,7 @@ from softless.report.groups import Group
 from softless.report.html import Html, table, tag
 from softless.report.intervals import Strip, axis, draw
 from softless.report.numbers import MINUS, THIN, duration, percent, points
+from softless.report.places import without_places
 from softless.report.statistics import Estimate
 
 __all__ = ["SAMPLES", "further", "headline", "method", "samples"]
@@ -92,7 +93,7 @@ def samples(groups: Sequence[Group]) -> Html:
             for index in _chosen(firsts, _measure(groups[0]))
         ]
     except (SoftlessError, OSError, KeyError) as error:
-        return tag("p", f"The test images cannot be shown: {error}", class_="note")
+        return tag("p", f"The test images cannot be shown: {without_places(error, groups)}", class_="note")
     return tag(
         "div", _legend(groups[0].first.classes), tag("div", rows, class_="samples", style="grid-template-columns:1fr")
     )

@@ -133,15 +133,14 @@ class Task(ABC):
             rank=rank,
             world=world,
             repeats=recipe.augment.repeats,
-            workers=recipe.data.workers,
+            workers=recipe.data.workers or 0,
         )
 
     def eval_loader(self, samples: Samples, rank: int, world: int) -> EpochLoader:
         """This rank's share of the samples, every one once."""
         batch = max(self.recipe.batch_size // world, 1)
-        return eval_loader(
-            samples, self.transform(train=False), batch=batch, workers=self.recipe.data.workers, rank=rank, world=world
-        )
+        workers = self.recipe.data.workers or 0
+        return eval_loader(samples, self.transform(train=False), batch=batch, workers=workers, rank=rank, world=world)
 
 
 def facts(task: Task) -> Mapping[str, Any]:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from softless.models.durable import digest_of, write_tensors
 from softless.tasks import facts
-from softless.training.epochs import AVERAGED
+from softless.training.candidates import AVERAGED
 from softless.training.run_folder import BEST, WEIGHTS
 
 if TYPE_CHECKING:

@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from softless.errors import ResumeMismatch
+from softless.evaluation.epochs import from_one
 from softless.evaluation.run import mismatches
+from softless.training.candidates import AVERAGED, RAW
 from softless.training.run_folder import few
 
 if TYPE_CHECKING:
@@ -76,7 +78,14 @@ def restore(run: "Run", stored: Mapping[str, Any]) -> None:
     vars(run.partial).update(stored["partial"])
     run.left_out = {tuple(place) for place in stored["left_out"]}
     run.best, run.best_weights = stored["best"], stored["best_weights"]
+    if run.best is not None:
+        run.best = {**from_one(run.best, "epoch"), "weights": run.best.get("weights", _alone(run))}
     run.saved = (run.updates, run.epoch)
+
+
+def _alone(run: "Run") -> str:
+    """The weights that an older softless chose from."""
+    return AVERAGED if run.recipe.ema_evaluate else RAW
 
 
 def versions() -> dict[str, str]:

@@ -87,8 +87,8 @@ def _write_down(run: "Run", seen: Seen, step: int) -> str:
     positions = order.positions()[step * order.batch : (step + 1) * order.batch].tolist()
     samples = run.splits.train
     content = {
-        "epoch": run.epoch,
-        "step": step,
+        "epoch": run.epoch + 1,
+        "step": step + 1,
         "updates": run.updates,
         "loss": str(seen.loss),
         "gradient_norm": str(seen.norm),
@@ -97,7 +97,7 @@ def _write_down(run: "Run", seen: Seen, step: int) -> str:
         "policy": run.recipe.divergence.policy,
         "samples": [samples.name(position % len(samples)) for position in positions],
     }
-    name = f"diverged-e{run.epoch:04d}-s{step:06d}.json"
+    name = f"diverged-e{run.epoch + 1:04d}-s{step + 1:06d}.json"
     write_whole(
         run.folder.path / name, lambda path: path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     )

@@ -10,14 +10,16 @@ import numpy as np
 from torch import Tensor
 
 from softless.errors import DivergedError, UsageError
+from softless.evaluation.epochs import COUNTED
 from softless.models.publish import save_weights
 from softless.tasks import Outcome
 from softless.training import checkpoint
 from softless.training.best import take_best
-from softless.training.epochs import KEYS, best_of, better, finite, gain, still_rising
+from softless.training.candidates import KEYS, best_of, better, finite, gain, still_rising
 from softless.training.result import Result
 from softless.training.run_folder import MODEL, RESULT
 from softless.training.setup import Run
+from softless.words import rate
 
 _log = logging.getLogger("softless.training")
 
@@ -63,7 +65,7 @@ def result(run: Run, outcome: Outcome | None) -> Result:
         best_epoch=run.best["epoch"],
         epochs=run.epochs,
         weights=run.best["weights"],
-        val=lines[run.best["epoch"]][KEYS[run.best["weights"]]],
+        val=lines[run.best["epoch"] - 1][KEYS[run.best["weights"]]],
         test=None if outcome is None else {**outcome.summary(), **_details(outcome)},
         seconds=sum(line["seconds"] for line in lines),
         images_per_second=statistics.median(line["images_per_second"] for line in lines),
@@ -76,7 +78,9 @@ def result(run: Run, outcome: Outcome | None) -> Result:
         assert run.splits.test is not None
         outcome.write(run.folder.path, run.splits.test)
     publish(run)
-    run.folder.write_json(RESULT, {key: value for key, value in asdict(reached).items() if key != "run_dir"})
+    run.folder.write_json(
+        RESULT, {**{key: value for key, value in asdict(reached).items() if key != "run_dir"}, **COUNTED}
+    )
     return reached
 
 
@@ -119,4 +123,4 @@ def summary(run: Run, line: dict[str, Any]) -> str:
         value = val[metric]
         chosen = f"  val {metric} {'n/a' if value is None else format(value, '.4f')}{whose}"
     mark = "  best" if line["kept"] and metric != "last" else ""
-    return f"loss {line['train_loss']:.3f}{loss}{chosen}{mark}  lr {line['lr']:.1e}  {line['images_per_second']:,.0f} images/s"
+    return f"loss {line['train_loss']:.3f}{loss}{chosen}{mark}  lr {line['lr']:.1e}  {rate(line['images_per_second'])} images/s"

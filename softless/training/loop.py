@@ -1,5 +1,6 @@
 """Training, as an algorithm: set up; per epoch train, validate, keep; at the end test the best epoch once."""
 
+import shlex
 import signal
 import time
 from collections.abc import Iterator
@@ -14,14 +15,15 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from softless.errors import DataError, DivergedError, Interrupted
 from softless.evaluation.evaluate import autocast
-from softless.training import checkpoint, keep
-from softless.training.epochs import best_of
+from softless.training import checkpoint, keep, opening
+from softless.training.candidates import best_of
 from softless.training.faults import Rewind, Seen, buffers, judge, leave_out
 from softless.training.progress import Progress
 from softless.training.recipe import Recipe
 from softless.training.result import Result, stored
 from softless.training.run_folder import RunFolder
 from softless.training.scalars import Scalars
+from softless.training.settle import settled
 from softless.training.setup import Partial, Run, continue_newest, set_up
 from softless.training.signals import Signals, Stop
 from softless.training.world import join
@@ -30,7 +32,7 @@ LOADER = "DataLoader worker"  # how torch's message of a dead one begins
 
 
 def fit(
-    recipe: Recipe,
+    recipe: Recipe | None,
     run_dir: str | Path,
     *,
     resume: bool = False,
@@ -42,10 +44,10 @@ def fit(
 
     The best epoch is chosen on the validation split; the test split is read once, at the end. The whole state is kept at the end of every
     epoch and as `recipe.save` says; SIGTERM and SIGINT save it too. On the same CPU and software a run that was interrupted
-    anywhere and resumed equals, bit for bit, one that was not.
+    anywhere and resumed equals, bit for bit, one that was not. Another number of threads moves last bits, so a run keeps its own.
 
     Args:
-        recipe: the run.
+        recipe: the run; None continues the one in the folder with the recipe it has, which needs `resume`.
         run_dir: its folder, made if missing.
         resume: continue from the newest good checkpoint; a finished run is returned as it is.
         overwrite: delete the run that the folder holds.
@@ -58,10 +60,12 @@ def fit(
         DivergedError: loss or gradient is not finite; the last and best states on disk are from before.
         Interrupted: a signal came; the state is saved, and the error's exit_code is 143 or 130.
     """
-    recipe.check()
+    if recipe is not None:
+        recipe.check()
     folder = RunFolder(Path(run_dir))
-    with join(device, recipe.threads) as world, Signals() as signals:
-        world.first(lambda: folder.check(recipe, resume=resume, overwrite=overwrite))
+    with join(device) as world, Signals() as signals:
+        recipe = world.first(lambda: settled(recipe, folder, resume=resume, overwrite=overwrite))
+        world.compute_with(recipe.threads)
         finished = world.first(lambda: stored(folder)) if resume else None
         if finished is not None:
             return finished
@@ -96,6 +100,7 @@ def train(run: Run, *, progress: bool) -> Result:
     show = progress and run.world.is_first
     if run.recipe.divergence.policy == "rewind" and run.saved is None:
         run.world.first(lambda: checkpoint.save(run))
+    opening.tell(run, show=progress)
     with Progress(run.epochs, len(run.loader), run.updates, show=show) as bar, Scalars(run) as scalars:
         while run.epoch < run.epochs:
             line = run_epoch_or_rewind(run, bar)
@@ -129,7 +134,7 @@ def run_epoch_or_rewind(run: Run, bar: Progress) -> dict[str, Any] | None:
 def run_epoch(run: Run, bar: Progress) -> dict[str, Any]:
     """Train what is left of an epoch, validate, keep what was reached; returns the epoch's line of the log."""
     start = time.perf_counter() - run.partial.seconds
-    line: dict[str, Any] = {"epoch": run.epoch, **train_epoch(run, bar, start)}
+    line: dict[str, Any] = {"epoch": run.epoch + 1, **train_epoch(run, bar, start)}
     with bar.paused(), run.rest():
         line["val"] = validate(run, run.model)
         if run.ema is not None and run.recipe.ema_evaluate:
@@ -269,7 +274,8 @@ def leave(run: Run) -> NoReturn:
     run.world.first(lambda: checkpoint.save(run))
     number = run.signals.received or signal.SIGTERM  # of another rank
     raise Interrupted(
-        f"{number.name} at step {run.step} of epoch {min(run.epoch + 1, run.epochs)}: the state is saved in {run.checkpoints.folder}; continue with --resume",
+        f"{number.name} at step {run.step} of epoch {min(run.epoch + 1, run.epochs)}: the state is saved in {run.checkpoints.folder}; "
+        f"continue with `softless train --resume --out {shlex.quote(str(run.folder.path))}`",
         128 + number,
     )
 

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, TextIO
 
+from softless.words import rate
+
 BAR_SECONDS = 0.2  # between two states of the bar
 LINE_SECONDS = 20.0  # between two plain lines within a long epoch
 
@@ -48,19 +50,19 @@ class Progress:
             return
         self.last = now
         done = epoch * self.steps + step + 1
-        text = f"epoch {epoch + 1}/{self.epochs}  loss {loss:.3f}  lr {lr:.1e}  {images_per_second:,.0f} images/s  {memory()}"
+        text = f"epoch {epoch + 1}/{self.epochs}  loss {loss:.3f}  lr {lr:.1e}  {rate(images_per_second)} images/s  {memory()}"
         if self.bar is None:
             self._line(f"{text}  step {step + 1}/{self.steps}  {self._left(done)}")
         else:
             self.bar.update(self.task, completed=done, description=text)
 
     def epoch(self, epoch: int, scores: str) -> None:
-        """An epoch is done and validated: one line that stays."""
+        """An epoch, counted from 1, is done and validated: one line that stays."""
         if not self.show:
             return
         self.last = time.monotonic()
-        done = (epoch + 1) * self.steps
-        line = f"epoch {epoch + 1:>{len(str(self.epochs))}}/{self.epochs}  {scores}"
+        done = epoch * self.steps
+        line = f"epoch {epoch:>{len(str(self.epochs))}}/{self.epochs}  {scores}"
         if self.bar is None:
             self._line(f"{line}  {self._left(done)}")
         else:

@@ -52,7 +52,9 @@ class DataSpec:
     val_fraction: float = setting(
         0.15, "share cut from the training split, where the source has no validation split", "(0, 1)"
     )
-    workers: int = setting(0, "loading processes; 0 loads in the training process", "[0, 1024]")
+    workers: int | None = setting(
+        None, "loading processes; 0 loads in the training process, none follows data and machine", "[0, 1024]"
+    )
     limit: int | None = setting(None, "training images at most (trial runs); evaluation splits stay whole", COUNT)
 
 
@@ -283,7 +285,9 @@ class Recipe:
     metric: str = setting("top1", "measure of the task that picks the best epoch on the validation split")
     amp: Literal["none", "bfloat16", "float16"] = setting("none", "numbers of lower precision where that is safe")
     seed: int = setting(0, "of weights, order and augmentation", "[0, 4294967295]")
-    threads: int = setting(2, "threads of the processor", "[1, 4096]")
+    threads: int | None = setting(
+        None, "threads of each process on a CPU; none: OMP_NUM_THREADS, or its share of the cores", "[1, 4096]"
+    )
     grad_checkpointing: bool = setting(default=False, says="compute activations twice rather than hold them")
 
     @property

@@ -4,16 +4,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from softless.evaluation.epochs import KEY, from_one
 from softless.evaluation.measures import describe
-from softless.training.epochs import described
-from softless.training.run_folder import RESULT, RunFolder
+from softless.training.candidates import described
+from softless.training.run_folder import REPORT, RESULT, RunFolder
+from softless.words import rate
 
 
 @dataclass(frozen=True)
 class Result:
     """Scores of the best epoch (chosen on the validation split) and the cost of getting there.
 
-    `weights` says which weights of that epoch were the better on the validation split: raw or averaged. `gained` is what the last quarter of
+    `best_epoch` counts from 1. `weights` says which weights of that epoch were the better on the validation split: raw or averaged. `gained` is what the last quarter of
     the epochs added to `metric` there, `rising` whether a longer run would reach more. `val` and `test` hold the task's measures, seen and expected; `test` of a classifier also the 95 % interval of top1. `test` is
     None where the data has no test split. `seconds` counts training and validation, `images_per_second` training alone.
     """
@@ -33,22 +35,27 @@ class Result:
 
     def __str__(self) -> str:
         whose = f", {self.weights} weights" if self.weights else ""
-        lines = [f"best epoch {self.best_epoch + 1} of {self.epochs}{whose}: validation {describe(self.val)}"]
+        lines = [f"best epoch {self.best_epoch} of {self.epochs}{whose}: validation {describe(self.val)}"]
         if self.test is not None:
             low, high = self.test.get("interval", (None, None))
             interval = "" if low is None else f", 95 % interval {low:.1%} to {high:.1%}"
             lines.append(f"test {describe(self.test)}{interval}")
         lines.append(
-            f"{self.parameters:,} parameters, {self.seconds:.0f} s, {self.images_per_second:,.0f} images/s in training"
+            f"{self.parameters:,} parameters, {self.seconds:.0f} s, {rate(self.images_per_second)} images/s in training"
         )
         if self.rising and self.gained is not None:
             lines.append(
                 f"still rising: the last quarter of the epochs added {described(self.gained, self.metric)}; make it longer with "
                 f"--resume --set schedule.epochs={2 * self.epochs}"
             )
-        return "\n".join([*lines, f"run folder {self.run_dir}"])
+        page = self.run_dir / REPORT
+        lines.append(f"run folder {self.run_dir}")
+        return "\n".join([*lines, f"page {page.resolve()}"] if page.is_file() else lines)
 
 
 def stored(folder: RunFolder) -> Result | None:
     """The result of a run that is finished, or None."""
-    return Result(run_dir=folder.path, **folder.read_json(RESULT)) if folder.has(RESULT) else None
+    if not folder.has(RESULT):
+        return None
+    told = from_one(folder.read_json(RESULT), "best_epoch")
+    return Result(run_dir=folder.path, **{name: value for name, value in told.items() if name != KEY})

@@ -5,13 +5,15 @@ import logging
 import os
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from softless.errors import CheckpointError, ResumeMismatch, StorageError, UsageError
+from softless.evaluation.epochs import numbered
 from softless.models.durable import size, storage_error, write_whole
-from softless.training.recipe import Recipe
+from softless.training.recipe import Recipe, recipe_from
+from softless.words import counted
 
 RECIPE, CLASSES, LOG = "recipe.json", "classes.json", "log.jsonl"
 CHECKPOINTS, WEIGHTS, BEST = "checkpoints", "best.safetensors", "best.json"
@@ -35,6 +37,7 @@ MAY_CHANGE = frozenset({
     "divergence.patience",
     "segmentation.observer",
 })  # fields that a resumed run may set anew: no number moves
+PLACES = frozenset({"data.path", "model.weights"})  # fields that hold a path on this machine
 COPIES = 5  # of the parameters in one checkpoint: weights, average, two moments, best weights
 _log = logging.getLogger("softless.training")
 
@@ -56,7 +59,7 @@ class RunFolder:
             raise UsageError("resume continues the run in the folder, overwrite deletes it: choose one")
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"run folder {self.path} is a file: choose another --out")
-        held = any(self.has(name) for name in (*FILES, CHECKPOINTS))
+        held = self.holds_run()
         if held and resume:
             self._check_same(recipe)
         elif held and not overwrite:
@@ -66,6 +69,29 @@ class RunFolder:
             )
         elif resume:
             _log.warning("nothing to resume in %s: the run starts at its first epoch", self.path)
+
+    def holds_run(self) -> bool:
+        """Whether anything of a run lies in the folder."""
+        return any(self.has(name) for name in (*FILES, CHECKPOINTS))
+
+    def recipe(self) -> Recipe | None:
+        """The recipe of the run in the folder, or None where there is no run.
+
+        Raises:
+            UsageError: there is one, and its recipe.json is missing, damaged or of another softless.
+        """
+        if not self.holds_run():
+            return None
+        if not self.has(RECIPE):
+            raise UsageError(f"cannot resume {self.path}: its recipe.json is missing; start anew with --overwrite")
+        try:
+            stored = recipe_from(self.read_json(RECIPE))
+        except (UsageError, ValueError, TypeError, AttributeError) as error:
+            raise UsageError(
+                f"cannot resume {self.path}: its {RECIPE} cannot be read ({error}); bring it back from a backup, or start anew with --overwrite"
+            ) from error
+        args = {name: _tuples(value) for name, value in stored.model.args.items()}  # JSON has lists alone
+        return replace(stored, model=replace(stored.model, args=args))
 
     def make(self) -> None:
         """Make the folder if it is missing, and try that files can be written there.
@@ -132,10 +158,10 @@ class RunFolder:
             raise storage_error(self.path / LOG, error, len(text)) from error
 
     def epochs(self) -> list[dict[str, Any]]:
-        """The logged epochs, in order."""
+        """The logged epochs, in order, counted from 1."""
         if not self.has(LOG):
             return []
-        return [json.loads(line) for line in (self.path / LOG).read_text(encoding="utf-8").splitlines()]
+        return numbered([json.loads(line) for line in (self.path / LOG).read_text(encoding="utf-8").splitlines()])
 
     def rewind_log(self, epoch: int) -> None:
         """Drop what was logged from `epoch` on: an epoch whose checkpoint was not written runs again.
@@ -147,13 +173,19 @@ class RunFolder:
         """
         if not self.has(LOG):
             return
-        lines = (self.path / LOG).read_text(encoding="utf-8").splitlines(keepends=True)
+        lines = (self.path / LOG).read_text(encoding="utf-8").splitlines()
         if len(lines) < epoch:
             raise CheckpointError(
-                f"cannot resume {self.path}: its {LOG} has {len(lines)} lines and {epoch} epochs are done; bring it back from a backup, "
+                f"cannot resume {self.path}: its {LOG} has {counted(len(lines), 'line')} and {counted(epoch, 'epoch')} should be there; bring it back from a backup, "
                 "or start anew with --overwrite"
             )
-        kept = "".join(lines[:epoch])
+        try:
+            kept = "".join(json.dumps(line) + "\n" for line in numbered([json.loads(line) for line in lines[:epoch]]))
+        except ValueError as error:
+            raise CheckpointError(
+                f"cannot resume {self.path}: a line of its {LOG} cannot be read ({error}); bring it back from a backup, or start anew with "
+                "--overwrite"
+            ) from error
         write_whole(self.path / LOG, lambda path: path.write_text(kept, encoding="utf-8"))
 
     def _whose(self) -> str:
@@ -162,9 +194,8 @@ class RunFolder:
         return f"recipe '{self.read_json(RECIPE).get('name')}', {'finished' if self.has(RESULT) else 'not finished'}"
 
     def _check_same(self, recipe: Recipe) -> None:
-        if not self.has(RECIPE):
-            raise UsageError(f"cannot resume {self.path}: its recipe.json is missing; start anew with --overwrite")
-        changed = differences(self.read_json(RECIPE), as_json(recipe))
+        held = self.recipe()
+        changed = [] if held is None else differences(self.read_json(RECIPE), as_json(recipe))
         if changed:
             raise ResumeMismatch(
                 f"cannot resume {self.path}: its recipe differs in {few(changed)}; give the same fields, or another --out"
@@ -177,19 +208,44 @@ def as_json(recipe: Recipe) -> dict[str, Any]:
     return content
 
 
+def may_change(name: str, there: Any, asked: Any) -> bool:  # noqa: ARG001 - a rule of its own may look at the values
+    """Whether a run that is continued may have this value of a field in place of the one it started with."""
+    return name in MAY_CHANGE
+
+
+def changes(held: Recipe, kept: Recipe) -> list[str]:
+    """`data.path is B now, A before` for each field that may change and did."""
+    there, here = _flat(as_json(held)), _flat(as_json(kept))
+    return [
+        f"{name} is {value} now, {there.get(name)} before"
+        for name, value in here.items()
+        if value != there.get(name) and may_change(name, there.get(name), value)
+    ]
+
+
 def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
     """`optim.lr (0.001 there, 0.002 asked)` for each field of `asked` that differs and matters."""
     standard = _flat(as_json(Recipe("", "")))  # what an older softless did not write is at its default
     set_ = {name for name, value in stored.items() if isinstance(value, Mapping)}  # a task's group is null by default
     there, here = {name: value for name, value in standard.items() if name not in set_} | _flat(stored), _flat(asked)
     heads = {name.split(".")[0] for name in here}
-    names = [name for name in {**here, **there} if name.split(".")[0] in heads and name not in MAY_CHANGE]
+    names = [name for name in {**here, **there} if name.split(".")[0] in heads]
     missing = "unset"
+    pairs = {name: (there.get(name, missing), here.get(name, missing)) for name in names}
     return [
-        f"{name} ({there.get(name, missing)} there, {here.get(name, missing)} asked)"
-        for name in names
-        if there.get(name, missing) != here.get(name, missing)
+        f"{name} ({old} there, {new} asked)"
+        for name, (old, new) in pairs.items()
+        if old != new and not may_change(name, old, new) and not _same_place(name, old, new)
     ]
+
+
+def _same_place(name: str, there: Any, asked: Any) -> bool:
+    """Older runs wrote a path as it was given, from the folder they were started in."""
+    return name in PLACES and None not in {there, asked} and Path(there).expanduser().resolve() == Path(asked).resolve()
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

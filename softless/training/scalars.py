@@ -36,7 +36,7 @@ def _writer(run: "Run") -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(run.folder.path / SCALARS), purge_step=run.epoch)
+    return SummaryWriter(str(run.folder.path / SCALARS), purge_step=run.epoch + 1)
 
 
 def _flat(line: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -4,7 +4,7 @@ import os
 import platform
 import time
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from softless.training.claim import Claim
 from softless.training.model import build_for
 from softless.training.recipe import Recipe
 from softless.training.run_folder import CHECKPOINTS, CLASSES, RECIPE, RunFolder, as_json
+from softless.training.settle import data_are_there, with_loaders
 from softless.training.signals import Signals
 from softless.training.store import Checkpoints
 from softless.training.world import World
@@ -99,6 +100,8 @@ def set_up(recipe: Recipe, path: Path, world: World, signals: Signals, *, resume
 
     Nothing in the folder is touched before data and model are known to be usable.
     """
+    if resume:
+        data_are_there(recipe, path)
     with signals.interruptible(alone=world.size == 1):
         run = _made(recipe, RunFolder(path), world, signals)
     world.first(lambda: _take(run, overwrite=overwrite))
@@ -115,7 +118,8 @@ def set_up(recipe: Recipe, path: Path, world: World, signals: Signals, *, resume
 
 def _made(asked: Recipe, folder: RunFolder, world: World, signals: Signals) -> Run:
     task = open_task(asked)
-    recipe = task.recipe
+    recipe = task.recipe = world.first(lambda: with_loaders(task.recipe, task, world))
+    asked = replace(asked, data=recipe.data)  # with the loaders that were settled on
     model = world.synced(build_for(task).to(world.device))
     optimizer = optim.optimizer(recipe, model)
     loader = task.train_loader(world.rank, world.size)

@@ -31,6 +31,11 @@ class World:
     def is_first(self) -> bool:
         return self.rank == 0
 
+    def compute_with(self, threads: int | None) -> None:
+        """Compute with so many threads until the world ends, where the processor computes."""
+        if threads and self.device.type == "cpu":
+            torch.set_num_threads(threads)
+
     def parallel(self, model: nn.Module) -> nn.Module:
         """The model whose backward pass averages gradients over the ranks (the model itself when alone)."""
         if self.size == 1:
@@ -67,7 +72,7 @@ class World:
 
 
 @contextmanager
-def join(device: str = "auto", threads: int | None = None) -> Iterator[World]:
+def join(device: str = "auto") -> Iterator[World]:
     """The world of this run; the process group of torchrun is opened here and closed at the end.
 
     The caller's random generators and number of threads are put back afterwards.
@@ -80,8 +85,6 @@ def join(device: str = "auto", threads: int | None = None) -> Iterator[World]:
         bound = place if place.type == "cuda" else None
         dist.init_process_group(backend, store=_meeting_place(rank, size), rank=rank, world_size=size, device_id=bound)
     before = torch.get_num_threads()
-    if threads and place.type == "cpu":
-        torch.set_num_threads(threads)
     try:
         with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
             yield World(rank, size, place)

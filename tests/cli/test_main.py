@@ -206,6 +206,40 @@ def test_interrupt(capsys: pytest.CaptureFixture[str], verb):
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "usage", "parts"),
+    [
+        (
+            "predict",
+            "softless predict RUN IMAGES OUT [options]",
+            ("(required) Also --images IMAGES.", "Also --run RUN."),
+        ),
+        ("train", "softless train [RECIPE] [options]", ("knows its own. Also --recipe RECIPE.",)),
+        ("eval", "softless eval RUN [DATA] [options]", ("(required) Also --run RUN.",)),
+        ("slide", "softless slide MODEL [IMAGES ...] [options]", ("(required) Also --model MODEL.",)),
+    ],
+)
+def test_help_says_what_is_required_and_its_option(name: str, usage: str, parts: tuple[str, ...]):
+    """Without brackets stands what must be given; what may be given by place names its option too."""
+    text = parser_of(name, module.load(name)).format_help()
+    assert text.splitlines()[0] == f"usage: {usage}"
+    for part in parts:
+        assert part in " ".join(text.split())
+
+
+def test_help_of_an_option_that_must_be_given():
+    def verb(*, out_dir: Path) -> None:
+        """Write.
+
+        Args:
+            out_dir: where.
+        """
+
+    text = " ".join(parser_of("verb", verb).format_help().split())
+    assert text.startswith("usage: softless verb --out-dir OUT_DIR [options]")
+    assert "where. (required)" in text
+
+
 def test_overview_and_help(capsys: pytest.CaptureFixture[str]):
     for words in ([], ["--help"]):
         assert main(words) == 0

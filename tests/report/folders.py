@@ -40,7 +40,7 @@ def write_run(
     classes: list[str] | None = None,
     **args: Any,
 ) -> Path:
-    """A finished run on the digits: real test images, invented answers, new weights."""
+    """A finished run on the digits as an older softless left it, epochs counted from 0: real test images, invented answers, new weights."""
     from softless.models import create_model
 
     held = recipe(op, seed, **args)

@@ -113,7 +113,8 @@ def test_data_that_have_gone_are_said(tmp_path, monkeypatch):
     recipe.write_text(text)
     page = write([folder], tmp_path / "report.html").read_text(encoding="utf-8")
     assert "The test images cannot be shown: " in page
-    assert "/no/such/folder" in page
+    assert "no data folder at folder" in page
+    assert "/no/such" not in page, "a page is passed on and tells nobody where files lay"
     assert "<img" not in page
 
 

@@ -1,107 +1,121 @@
+"""Epochs count from 1 wherever somebody reads one: files, API, text, page, table, TensorBoard; older runs are read so as well."""
+
 import json
-import math
+import re
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from safetensors.torch import load_file
 
+import softless
+import softless.training.keep
+from softless.benching.finished import finished
+from softless.cli.main import main
+from softless.errors import CheckpointError
+from softless.evaluation import load_run
+from softless.report import read_run, write
 from softless.training import Recipe, fit
-from softless.training.epochs import best_of, better, candidates, described, gain, measured, still_rising
-from softless.training.optim import averaged
+from softless.training.run_folder import RunFolder
+from softless.training.store import Checkpoints
+
+SCORES = {1: 0.25, 2: 0.75, 3: 0.5}  # the second epoch is the best
 
 
-def pair(value, loss=1.0, weights="averaged", metric="top1"):
-    return {"epoch": 0, "weights": weights, "metric": metric, "value": value, "loss": loss}
+@pytest.fixture
+def second_is_best(tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    inner = softless.training.keep.best_of
+
+    def best_of(line, metric):
+        return {**inner(line, metric), "value": SCORES[line["epoch"]]}
+
+    monkeypatch.setattr(softless.training.keep, "best_of", best_of)
+    softless.train(replace(tiny, name="mine"), out=tmp_path / "run", device="cpu")
+    return tmp_path / "run"
 
 
-def line(epoch: int, raw: float, average: float | None = None, *, raw_loss: float = 1.0) -> dict:
-    both = {} if average is None else {"val_ema": {"top1": average, "loss": 1.0}}
-    return {"epoch": epoch, "weights": None, "val": {"top1": raw, "loss": raw_loss}, **both}
+def older(run: Path) -> None:
+    """The files as softless 0.1.0 wrote them: from 0, and without a word about it."""
+    result, best = (json.loads((run / name).read_text()) for name in ("result.json", "best.json"))
+    assert (result.pop("counted_from"), best.pop("counted_from")) == (1, 1)
+    (run / "result.json").write_text(json.dumps({**result, "best_epoch": result["best_epoch"] - 1}))
+    (run / "best.json").write_text(json.dumps({**best, "epoch": best["epoch"] - 1}))
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    (run / "log.jsonl").write_text("".join(json.dumps({**line, "epoch": line["epoch"] - 1}) + "\n" for line in lines))
+    store = Checkpoints(run / "checkpoints")
+    state = store.newest()
+    assert state is not None
+    state["best"].pop("counted_from")
+    state["best"]["epoch"] -= 1
+    store.save(state, (99, 3), {})
 
 
-@pytest.mark.parametrize(
-    ("new", "old", "wins"),
-    [
-        (pair(0.9), None, True),
-        (pair(0.9), pair(0.8, 0.1), True),
-        (pair(0.9, 1.0), pair(0.9, 1.1), True),
-        (pair(0.9, 1.1), pair(0.9, 1.0), False),
-        (pair(math.nan), None, False),
-        (pair(0.9, math.nan), None, False),
-        (pair(None), None, False),
-        (pair(0.9, 0.1, "raw"), pair(0.9, 1.0), False),  # a tie goes to the average, whatever the loss
-        (pair(0.9, 1.0), pair(0.9, 0.1, "raw"), True),
-        (pair(0.91, 1.0, "raw"), pair(0.9, 0.1), True),
-        (pair(0.1, 0.1, metric="loss"), pair(0.2, 0.2, metric="loss"), True),
-        (pair(0.2, 0.2, metric="loss"), pair(0.1, 0.1, metric="loss"), False),
-    ],
-)
-def test_what_is_better(new, old, wins: bool):
-    assert better(new, old) is wins
+def read_everywhere(run: Path, say: Callable[[], str]) -> dict[str, int]:
+    """The best epoch as each door tells it."""
+    page = write([run], run / "report.html").read_text()
+    text = str(fit(None, run, resume=True))
+    assert main(["runs", str(run), "--json"]) == 0
+    assert json.loads(say())["runs"][0]["epoch"] == 3
+    (row,) = [row for row in finished([run]).rows() if row.get("kind", "run") == "run"]
+    shown = re.search(r"best epoch</dt><dd>(\d+)\b", page)
+    assert shown is not None
+    return {
+        "fit": fit(None, run, resume=True).best_epoch,
+        "text": int(text.split("best epoch ")[1].split(maxsplit=1)[0]),
+        "read_run": read_run(run).result["best_epoch"],
+        "its best.json": read_run(run).best["epoch"],
+        "load_run": load_run(run).best["epoch"],
+        "page": int(shown[1]),
+        "table": row["best_epoch"],
+    }
 
 
-def test_an_epoch_offers_both_kinds_of_weights():
-    assert [one["weights"] for one in candidates(line(3, 0.5, 0.4), "top1")] == ["averaged", "raw"]
-    assert best_of(line(3, 0.5, 0.4), "top1")["weights"] == "raw"
-    assert best_of(line(3, 0.4, 0.5), "top1")["weights"] == "averaged"
-    assert best_of(line(3, 0.5, 0.5, raw_loss=0.1), "top1")["weights"] == "averaged"
-    assert best_of(line(3, 0.5, math.nan), "top1")["weights"] == "raw"
-    assert best_of(line(3, 0.5), "top1")["weights"] == "raw"
-    assert best_of(line(3, 0.5, 0.9), "last") == pair(3, weights="averaged", metric="last") | {"epoch": 3}
+def test_the_best_epoch_is_the_same_everywhere(second_is_best: Path, capsys: pytest.CaptureFixture[str]):
+    run = second_is_best
+    capsys.readouterr()
+    assert json.loads((run / "result.json").read_text())["best_epoch"] == 2
+    assert json.loads((run / "best.json").read_text())["epoch"] == 2
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in log] == [1, 2, 3]
+    assert json.loads((run / "result.json").read_text())["val"] == log[1]["val_ema"]
+    assert json.loads((run / "state.json").read_text())["epoch"] == 3
+    assert set(read_everywhere(run, lambda: capsys.readouterr().out).values()) == {2}
 
 
-def test_a_line_of_an_older_softless_chose_from_the_average_alone():
-    old = {"epoch": 0, "val": {"top1": 0.9}, "val_ema": {"top1": 0.3}}
-    assert measured(old) == {"averaged": {"top1": 0.3}}
-    assert measured({"epoch": 0, "val": {"top1": 0.9}}) == {"raw": {"top1": 0.9}}
+def test_tensorboard_counts_from_one(second_is_best: Path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    held = accumulator.EventAccumulator(str(second_is_best / "tensorboard"))
+    held.Reload()
+    assert [event.step for event in held.Scalars("train_loss")] == [1, 2, 3]
 
 
-def test_still_rising_is_what_the_last_quarter_added():
-    flat = [line(epoch, min(0.5, 0.1 * epoch)) for epoch in range(12)]
-    assert gain(flat, "top1") == 0
-    assert not still_rising(flat, "top1")
-    steep = [line(epoch, 0.02 * epoch) for epoch in range(12)]
-    assert gain(steep, "top1") == pytest.approx(0.06)
-    assert still_rising(steep, "top1")
-    assert described(0.06, "top1") == "+6.0 points of top-1"
-    assert gain(steep[:3], "top1") is None
-    assert not still_rising(steep[:3], "top1")
+def test_an_older_run_is_read_right(second_is_best: Path, capsys: pytest.CaptureFixture[str]):
+    older(second_is_best)
+    capsys.readouterr()
+    assert set(read_everywhere(second_is_best, lambda: capsys.readouterr().out).values()) == {2}
 
 
-@pytest.mark.parametrize("decay", [0.98, 0.995, 0.9999])
-def test_no_average_keeps_much_of_the_random_start(tiny: Recipe, decay: float):
-    """After 40 steps a constant 0.995 would hold 82 % of the start, and the average would answer at random."""
-    model = torch.nn.Linear(1, 1, bias=False)
-    model.weight.data.fill_(1.0)  # the random start
-    ema = averaged(tiny.with_fields(ema_decay=decay), model)
-    assert ema is not None
-    model.weight.data.fill_(0.0)  # all that comes after
-    for step in range(40):
-        ema.update(model, step)
-    assert float(ema.module.weight.detach()) < 1e-3
+def test_an_older_run_that_is_continued_is_written_right(second_is_best: Path, capsys: pytest.CaptureFixture[str]):
+    older(second_is_best)
+    (second_is_best / "result.json").unlink()
+    assert fit(None, second_is_best, resume=True, device="cpu", progress=False).best_epoch == 2
+    assert json.loads((second_is_best / "best.json").read_text())["epoch"] == 2
+    log = [json.loads(line) for line in (second_is_best / "log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in log] == [1, 2, 3]
+    capsys.readouterr()
+    assert set(read_everywhere(second_is_best, lambda: capsys.readouterr().out).values()) == {2}
 
 
-def test_the_decay_rises_to_the_recipe_s(tiny: Recipe):
-    ema = averaged(tiny.with_fields(ema_decay=0.98), torch.nn.Linear(1, 1))
-    assert ema is not None
-    assert [ema.get_decay(step) for step in (0, 8, 98)] == [1 / 10, 9 / 18, 99 / 108]
-    assert ema.get_decay(1000) == 0.98
+def test_the_last_epoch_by_name(tiny: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """A run that keeps its last epoch has no best value: `runs` names the epoch."""
+    fit(tiny, tmp_path / "run", device="cpu", progress=False)
+    stored = json.loads((tmp_path / "run/recipe.json").read_text())
+    (tmp_path / "run/recipe.json").write_text(json.dumps({**stored, "metric": "last"}))
+    assert main(["runs", str(tmp_path)]) == 0
+    assert "epoch 3, the last" in capsys.readouterr().out
 
 
-def test_the_better_of_both_weights_is_kept_published_and_tested(tiny: Recipe, tmp_path: Path):
-    out = tmp_path / "run"
-    asked = tiny.with_fields(**{"schedule.epochs": 6, "metric": "loss"})
-    result = fit(asked, out, device="cpu", progress=False)
-    log = [json.loads(text) for text in (out / "log.jsonl").read_text().splitlines()]
-    both = np.array([(epoch["val_ema"]["loss"], epoch["val"]["loss"]) for epoch in log])
-    epoch, kind = np.unravel_index(np.argmin(both), both.shape)
-    assert (result.best_epoch, result.weights) == (epoch, ["averaged", "raw"][kind])
-    assert result.val["loss"] == both.min()
-    assert [line["kept"] for line in log] == [both[: n + 1].min() < both[:n].min(initial=9) for n in range(6)]
-    raw = fit(asked.with_fields(ema_evaluate=False), tmp_path / "raw", device="cpu", progress=False)
-    assert (raw.best_epoch, raw.weights) == (both[:, 1].argmin(), "raw")
-    assert raw.val["loss"] == both[:, 1].min()
-    ours, theirs = load_file(out / "best.safetensors"), load_file(tmp_path / "raw" / "best.safetensors")
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs) == (result.weights == "raw")
+def test_a_log_that_cannot_be_read_is_one_sentence(tmp_path: Path):
+    (tmp_path / "log.jsonl").write_text('{"epoch": 1}\n{"ep\n{"epoch": 3}\n')
+    with pytest.raises(CheckpointError, match=r"line of its log.jsonl .*--overwrite"):
+        RunFolder(tmp_path).rewind_log(2)

@@ -62,10 +62,10 @@ def finite(run: Path) -> bool:
 )
 def test_the_dump_names_step_images_rate_and_scale(tiny: Recipe, tmp_path: Path, broken: Any):
     broken({7})
-    with pytest.raises(DivergedError, match=r"diverged-e0001-s000002\.json names its images"):
+    with pytest.raises(DivergedError, match=r"diverged-e0002-s000003\.json names its images"):
         fit(tiny, tmp_path / "run", device="cpu", progress=False)
-    told = json.loads((tmp_path / "run/diverged-e0001-s000002.json").read_text())
-    assert (told["epoch"], told["step"], told["updates"], told["loss"], told["scale"]) == (1, 2, 6, "nan", 1.0)
+    told = json.loads((tmp_path / "run/diverged-e0002-s000003.json").read_text())
+    assert (told["epoch"], told["step"], told["updates"], told["loss"], told["scale"]) == (2, 3, 6, "nan", 1.0)
     assert 0 < told["lr"] <= tiny.effective_lr
     assert len(told["samples"]) == tiny.batch_size
     assert json.loads((tmp_path / "run/state.json").read_text())["state"] == "diverged"

@@ -60,11 +60,11 @@ def test_a_run_leaves_its_folder(tiny: Recipe, tmp_path: Path):
         "predictions.json",
     }
     log = lines(out)
-    assert [line["epoch"] for line in log] == [0, 1, 2]
+    assert [line["epoch"] for line in log] == [1, 2, 3]
     assert all({"loss", "top1", "balanced_accuracy", "auc", "seen", "expected"} <= set(line["val_ema"]) for line in log)
     stored = json.loads((out / "result.json").read_text())
     assert stored["test"] == result.test
-    kept = log[result.best_epoch]
+    kept = log[result.best_epoch - 1]
     assert stored["val"] == kept[{"averaged": "val_ema", "raw": "val"}[result.weights]]
     assert kept["kept"]
     assert (

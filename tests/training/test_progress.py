@@ -30,7 +30,7 @@ def test_lines_in_a_file_say_rate_and_remaining_time(now):
         now["now"] = LINE_SECONDS
         bar.step(0, 4, 1.25, 1e-3, 1500.0)
         now["now"] = 40.0
-        bar.epoch(0, "val top1 0.5")
+        bar.epoch(1, "val top1 0.5")
     first, second = stream.getvalue().splitlines()
     assert re.fullmatch(
         r"epoch 1/4  loss 1.250  lr 1.0e-03  1,500 images/s  \d\.\d GiB( on the GPU)?  step 5/10  2:20 left", first
@@ -42,7 +42,7 @@ def test_a_resumed_run_counts_its_own_time(now):
     stream = io.StringIO()
     with Progress(4, 10, first=20, stream=stream) as bar:
         now["now"] = 30.0
-        bar.epoch(2, "")
+        bar.epoch(3, "")
     assert stream.getvalue().endswith("0:30 left\n")
 
 
@@ -53,11 +53,11 @@ def test_a_bar_on_a_terminal_and_nothing_when_not_asked():
         bar.step(0, 0, 0.5, 1e-3, 10.0)
         with bar.paused():
             stream.write("validation's own line\n")
-        bar.epoch(0, "val top1 0.9")
+        bar.epoch(1, "val top1 0.9")
     assert "val top1 0.9" in stream.getvalue()
     assert "loss 0.500" in stream.getvalue()
     with Progress(1, 2, show=False, stream=silent) as bar:
-        bar.epoch(0, "val top1 0.9")
+        bar.epoch(1, "val top1 0.9")
     assert not silent.getvalue()
 
 

@@ -162,11 +162,11 @@ def test_resume_on_changed_data(short: Recipe, tmp_path: Path):
 
 def test_a_half_line_of_the_log_is_dropped(tmp_path: Path):
     folder = RunFolder(tmp_path)
-    folder.log({"epoch": 0})
+    folder.log({"epoch": 1})
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write('{"epo')
     folder.rewind_log(1)
-    assert folder.epochs() == [{"epoch": 0}]
+    assert folder.epochs() == [{"epoch": 1}]
 
 
 def test_few():

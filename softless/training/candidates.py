@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from softless.evaluation.epochs import COUNTED
 from softless.evaluation.measures import MEASURES
 
 AVERAGED, RAW = "averaged", "raw"
@@ -28,6 +29,7 @@ def candidates(line: Mapping[str, Any], metric: str) -> list[Candidate]:
     return [
         {
             "epoch": line["epoch"],
+            **COUNTED,
             "weights": kind,
             "metric": metric,
             "value": line["epoch"] if metric == "last" else scores.get(metric),

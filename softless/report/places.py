@@ -1,0 +1,44 @@
+"""Paths of this machine by as little of them as tells them apart: a page is passed on, and is nobody's map of a disk."""
+
+from collections.abc import Sequence
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from softless.report.groups import Group
+
+
+def is_place(value: Any) -> bool:
+    """Whether a recipe's value is a whole path."""
+    return isinstance(value, str) and PurePath(value).is_absolute()
+
+
+def shortened(values: Sequence[Any]) -> list[Any]:
+    """The values with each whole path cut to its last parts, as many as it takes to tell those of the list apart.
+
+    >>> shortened(["/disk/a/images", "/disk/b/images", None])
+    ['a/images', 'b/images', None]
+    """
+    places = {value: PurePath(value).parts[1:] for value in values if is_place(value)}
+    deepest = max(map(len, places.values()), default=0)
+    for parts in range(1, deepest + 1):
+        cut = {value: "/".join(whole[-parts:]) for value, whole in places.items()}
+        if len(set(cut.values())) == len(cut):
+            break
+    else:
+        cut = dict.fromkeys(places, "")  # the root alone
+    return [cut.get(value, value) if is_place(value) else value for value in values]
+
+
+def without_places(text: Any, groups: "Sequence[Group]") -> str:
+    """What an error says, the places of the runs and their data in it by their names alone."""
+    runs = [run for group in groups for run in group.runs]
+    recipes = [
+        run.recipe.get(part, {}).get(name) for run in runs for part, name in (("data", "path"), ("model", "weights"))
+    ]
+    known = {place for place in recipes if is_place(place)}
+    known |= {str(folder) for run in runs for folder in (run.folder, run.folder.resolve()) if folder.is_absolute()}
+    said = str(text)
+    for place in sorted(known, key=len, reverse=True):
+        said = said.replace(place, PurePath(place).name)
+    return said

@@ -1,0 +1,75 @@
+"""What this machine gives a process: cores, threads to compute with, and processes that load images."""
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+CGROUP = Path("/sys/fs/cgroup")
+SHARED = Path("/dev/shm")  # noqa: S108 - nothing is written there by us; through which loading processes hand over their batches
+MOST_LOADERS = 8
+SMALL_SET = 256  # images: fewer are decoded and kept before other processes have started
+IN_MEMORY = frozenset({"digits", "npz"})  # sources whose images need no decoding
+
+
+def cores() -> int:
+    """Cores that this process may use: its affinity, and the quota of its control group where there is one."""
+    try:
+        allowed = len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS and Windows
+        allowed = os.cpu_count() or 1
+    quota = _quota(CGROUP)
+    return max(min(allowed, allowed if quota is None else round(quota)), 1)
+
+
+def _quota(root: Path) -> float | None:
+    """Cores that the control group may use at once; None where it has no limit."""
+    try:
+        told = (root / "cpu.max").read_text(encoding="utf-8").split()
+        return None if told[0] == "max" else int(told[0]) / int(told[1])
+    except (OSError, ValueError, IndexError, ZeroDivisionError):
+        pass
+    try:
+        quota, period = (int((root / "cpu" / f"cpu.cfs_{name}_us").read_text("utf-8")) for name in ("quota", "period"))
+    except (OSError, ValueError):
+        return None
+    return quota / period if quota > 0 and period > 0 else None
+
+
+def ranks_here(environment: Mapping[str, str] = os.environ) -> int:
+    """Processes of this run on this machine."""
+    told = environment.get("LOCAL_WORLD_SIZE") or environment.get("WORLD_SIZE") or "1"
+    return max(int(told), 1) if told.isdecimal() else 1
+
+
+def threads(environment: Mapping[str, str] = os.environ) -> int:
+    """Threads that each process of a run computes with: OMP_NUM_THREADS, or this process's share of the cores.
+
+    torchrun sets OMP_NUM_THREADS=1 for several processes where nobody set it: that 1 is nobody's wish and is passed over.
+    """
+    told, ranks = environment.get("OMP_NUM_THREADS", "").split(",")[0].strip(), ranks_here(environment)
+    torchruns = told == "1" and ranks > 1 and "TORCHELASTIC_RUN_ID" in environment
+    if told.isdecimal() and int(told) > 0 and not torchruns:
+        return int(told)
+    return max(cores() // ranks, 1)
+
+
+def loaders(*, source: str, images: int, batch_bytes: int, on_cpu: bool) -> int:
+    """Processes that load images beside each process that trains; the images are the same whatever their number.
+
+    None for images that lie in memory, for few images, and where shared memory has no room for batches. On a CPU a quarter of the
+    cores, so none on two or three: there they would take turns with the training itself. Beside a GPU all cores but one.
+
+    Args:
+        source: the recipe's `data.source`.
+        images: of the training split.
+        batch_bytes: of one batch of this process.
+        on_cpu: whether training itself needs the cores.
+    """
+    if source in IN_MEMORY or images < SMALL_SET:
+        return 0
+    mine = cores() // ranks_here()
+    wished = min(mine // 4 if on_cpu else mine - 1, MOST_LOADERS)
+    if SHARED.is_dir():  # 64 MB in many containers; two batches a process wait there
+        wished = min(wished, shutil.disk_usage(SHARED).free // 2 // ranks_here() // max(2 * batch_bytes, 1))
+    return max(wished, 0)

@@ -1,0 +1,203 @@
+"""The first lines of a run: its data, its model and machine, its steps and about how long they take.
+
+The time comes from a few trial steps, forward and backward, of a copy of the model: weights, optimiser, averages, buffers, random
+numbers and the order of the data stay where they were, so a run with these lines equals one without.
+"""
+
+import copy
+import sys
+import time
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from softless.data.loader import generators_restored
+from softless.evaluation.evaluate import autocast
+from softless.training.setup import Run
+from softless.words import counted
+
+TRIALS = 3
+FEWEST = 20  # steps ahead: fewer are done before a trial would pay
+PATIENCE = 10.0  # seconds after which no further trial step begins
+FORWARD = 1 / 3  # of a step's time: what the same images take in validation
+WORDS = {1: "one trial step", 2: "two trial steps", 3: "three trial steps"}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a step takes."""
+
+    steps: int  # that were tried
+    seconds: float
+    cpu_seconds: float  # of all threads
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What a run is about to do; prints as three lines."""
+
+    data: str
+    classes: int
+    train: int
+    val: int
+    test: int
+    pixels: tuple[int, int]  # height and width of a typical image
+    model: str
+    parameters: int
+    device: str
+    processes: int
+    threads: int | None  # of each process, where the processor computes
+    workers: int  # of each process
+    epochs: int
+    steps: int  # of an epoch
+    done: int  # steps that earlier processes did
+    seconds: float | None = None  # that the steps and validations ahead take, about; None: not tried
+    cpu_seconds: float | None = None
+    trials: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        height, width = self.pixels
+        classes = counted(self.classes, "class", "classes") if self.classes else "no classes"
+        test = f"{self.test:,} test" if self.test else "no test"
+        threads = "" if self.threads is None else f", {counted(self.threads, 'thread')}"
+        several = f", {self.processes} processes of" if self.processes > 1 else ","
+        total, ahead = self.epochs * self.steps, self.epochs * self.steps - self.done
+        left = f"; {self.done:,} are done, {ahead:,} ahead" if self.done else ""
+        return [
+            f"data     {self.data}: {classes}, {self.train:,} train, {self.val:,} validation, {test} images at {height} x {width}",
+            f"model    {self.model}, {self.parameters:,} parameters{several} {self.device}{threads}, {counted(self.workers, 'worker')}",
+            f"steps    {counted(self.epochs, 'epoch')} of {counted(self.steps, 'step')} = {total:,}{left}{self._time()}",
+        ]
+
+    def _time(self) -> str:
+        if self.seconds is None:
+            return ""
+        cpu = "" if self.cpu_seconds is None else f" ({roughly(self.cpu_seconds)} of CPU time)"
+        return f"; about {roughly(self.seconds)}{cpu}, from {WORDS.get(self.trials, f'{self.trials} trial steps')}"
+
+
+def tell(run: Run, *, show: bool) -> None:
+    """Say what the run is about to do, on stderr and in state.json; all processes of a run call this alike."""
+    if not show:
+        return
+    said = seen(run)
+    head, last = said.lines()[:-1], said.lines()[-1:]
+    _say(run, head)  # before the trial, which takes its time
+    if trial := tried(run):
+        said = with_time(said, run, trial)
+        last = said.lines()[-1:]
+    _say(run, last)
+    if run.claim is not None:
+        run.claim.note("running", opening=said.to_dict())
+
+
+def seen(run: Run) -> Opening:
+    """All but the time."""
+    recipe, splits = run.recipe, run.splits
+    return Opening(
+        data=Path(recipe.data.path).name if recipe.data.path else recipe.data.source,
+        classes=len(splits.classes),
+        train=len(splits.train),
+        val=len(splits.val),
+        test=0 if splits.test is None else len(splits.test),
+        pixels=run.task.pixels(),
+        model=recipe.model.name if recipe.model.op is None else f"{recipe.model.name} with {recipe.model.op}",
+        parameters=sum(parameter.numel() for parameter in run.task.evaluated(run.model).parameters()),
+        device=str(run.device),
+        processes=run.world.size,
+        threads=torch.get_num_threads() if run.device.type == "cpu" else None,
+        workers=recipe.data.workers or 0,
+        epochs=run.epochs,
+        steps=len(run.loader),
+        done=run.updates,
+    )
+
+
+def with_time(said: Opening, run: Run, trial: Trial) -> Opening:
+    """The opening with the time that the steps and validations ahead take, as far as a few steps tell."""
+    ahead = said.epochs * said.steps - said.done
+    looks = 2 if run.ema is not None and run.recipe.ema_evaluate else 1
+    validated = FORWARD * looks * said.val / run.recipe.batch_size * (said.epochs - run.epoch)
+    values = asdict(said) | {
+        "seconds": trial.seconds * (ahead + validated),
+        "cpu_seconds": trial.cpu_seconds * (ahead + validated) if run.device.type == "cpu" else None,
+        "trials": trial.steps,
+    }
+    return Opening(**values)
+
+
+def tried(run: Run) -> Trial | None:
+    """Time some steps ahead on a copy of the model, or None where few steps are ahead. Nothing of the run moves."""
+    if run.epochs * len(run.loader) - run.updates < FEWEST:
+        return None
+    devices = [run.device] if run.device.type == "cuda" else []
+    with run.rest(), generators_restored(), torch.random.fork_rng(devices=devices):
+        learner = run.task.learner(_copied(run.model)).train()
+        run.loader.set_epoch(run.epoch, run.step)
+        wall: list[float] = []
+        cpu: list[float] = []
+        began = time.perf_counter()
+        for positions in islice(iter(run.loader.batch_sampler), TRIALS):  # type: ignore[arg-type]  # it yields batches
+            start = time.perf_counter(), time.process_time()
+            batch = run.loader.collate_fn(run.loader.dataset.__getitems__(positions))  # type: ignore[attr-defined]
+            loaded = time.perf_counter() - start[0]
+            _step(run, learner, batch)
+            computed = time.perf_counter() - start[0] - loaded
+            workers = run.recipe.data.workers or 0
+            wall.append(max(computed, loaded / workers) if workers else computed + loaded)
+            cpu.append(time.process_time() - start[1])
+            if not run.world.first(lambda: time.perf_counter() - began < PATIENCE):
+                break
+    if devices:
+        del learner
+        torch.cuda.reset_peak_memory_stats(run.device)
+    warm = slice(1, None) if len(wall) > 1 else slice(None)  # the first also sets up what the others use
+    return Trial(len(wall), sum(wall[warm]) / len(wall[warm]), sum(cpu[warm]) / len(cpu[warm]))
+
+
+def _copied(model: torch.nn.Module) -> torch.nn.Module:
+    """A copy with memory of its own. Tensors that a forward pass left in a module (weight norm's) are copied by value."""
+    left = [value for module in model.modules() for value in vars(module).values() if isinstance(value, torch.Tensor)]
+    return copy.deepcopy(model, {id(value): value.detach().clone() for value in left if not value.is_leaf})
+
+
+def _step(run: Run, learner: torch.nn.Module, batch: Any) -> None:
+    """Forward and backward as in `loop.train_step`, on a copy."""
+    run.seed_step(run.step)
+    given = run.task.prepare(batch, run.device, epoch=run.epoch, step=run.step)
+    with autocast(run.device, run.recipe.amp):
+        loss = learner(*given)
+    learner.zero_grad(set_to_none=True)
+    loss.backward()
+    if run.device.type == "cuda":
+        torch.cuda.synchronize(run.device)
+
+
+def roughly(seconds: float) -> str:
+    """A duration for people.
+
+    >>> [roughly(seconds) for seconds in (0.4, 42, 365, 7800, 400_000)]
+    ['1 s', '42 s', '6 min', '2 h 10 min', '4 d 15 h']
+    """
+    if seconds < 90:
+        return f"{max(round(seconds), 1)} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, rest = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {rest} min" if rest else f"{hours} h"
+    days, rest = divmod(round(minutes / 60), 24)
+    return f"{days} d {rest} h" if rest else f"{days} d"
+
+
+def _say(run: Run, lines: list[str]) -> None:
+    if run.world.is_first:
+        sys.stderr.write("".join(f"{line}\n" for line in lines))
+        sys.stderr.flush()

@@ -1,0 +1,101 @@
+"""What a run decides once, before its first step, and writes into recipe.json: places, threads and processes that load images."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from softless.errors import DataError, UsageError
+from softless.training import machine
+from softless.training.recipe import Recipe
+from softless.training.run_folder import RunFolder, changes
+
+if TYPE_CHECKING:
+    from softless.tasks import Task
+    from softless.training.world import World
+
+_log = logging.getLogger("softless.training")
+
+
+def settled(recipe: Recipe | None, folder: RunFolder, *, resume: bool, overwrite: bool) -> Recipe:
+    """The recipe that a run in this folder trains, with paths from the root and a number of threads.
+
+    A run that is continued needs no recipe, and keeps what it decided at its start; what is given anew and may change is said.
+
+    Raises:
+        UsageError: no recipe and nothing to continue, or a folder that this run may not have.
+    """
+    held = folder.recipe() if resume else None
+    if recipe is None and held is None:
+        raise UsageError(f"no run to continue in {folder.path}: give a recipe to start one there, or the run's folder")
+    chosen = located(recipe or held)  # type: ignore[arg-type]  # one of them is there
+    folder.check(chosen, resume=resume, overwrite=overwrite)
+    if held is None:
+        return chosen if chosen.threads is not None else replace(chosen, threads=machine.threads())
+    kept = kept_from(held, chosen)
+    for change in changes(held, kept):
+        _log.warning("%s", change)
+    _say_other_machine(held, kept, given=recipe is not None and recipe.threads not in {None, held.threads})
+    return kept
+
+
+def located(recipe: Recipe) -> Recipe:
+    """The recipe with its paths from the root, so that the run finds them again from any folder.
+
+    Folders below the data (`segmentation.labels`, `fov`, `observer`) are named from there and stay as they are.
+    """
+    data, model = recipe.data, recipe.model
+    if data.path:
+        data = replace(data, path=from_root(data.path))
+    if model.weights:
+        model = replace(model, weights=from_root(model.weights))
+    return replace(recipe, data=data, model=model)
+
+
+def data_are_there(recipe: Recipe, run_dir: Path) -> None:
+    """Whether the data of a run to continue lie where its recipe says.
+
+    Raises:
+        DataError: they do not; the way out is named.
+    """
+    if recipe.data.path and not Path(recipe.data.path).exists():
+        raise DataError(
+            f"the data of the run {run_dir} are not at {recipe.data.path}: say where they are now with --data PATH (data.path)"
+        )
+
+
+def from_root(path: str | Path) -> str:
+    """The same place by its whole path; links are followed only where the path goes up."""
+    named = Path(path).expanduser()
+    return str(named.resolve() if ".." in named.parts else named.absolute())
+
+
+def kept_from(held: Recipe, asked: Recipe) -> Recipe:
+    """What was asked, with the threads and loading processes of the run's start where nothing else is asked."""
+    workers = held.data.workers if asked.data.workers is None else asked.data.workers
+    threads = held.threads if asked.threads is None else asked.threads
+    return replace(asked, data=replace(asked.data, workers=workers), threads=threads or machine.threads())
+
+
+def with_loaders(recipe: Recipe, task: "Task", world: "World") -> Recipe:
+    """The recipe with a number of processes that load images, now that the images are known."""
+    if recipe.data.workers is not None:
+        return recipe
+    height, width = task.pixels()
+    images = max(recipe.batch_size // world.size, 1)
+    workers = machine.loaders(
+        source=recipe.data.source,
+        images=len(task.splits.train),
+        batch_bytes=4 * images * task.splits.in_chans * height * width,
+        on_cpu=world.device.type == "cpu",
+    )
+    return replace(recipe, data=replace(recipe.data, workers=workers))
+
+
+def _say_other_machine(held: Recipe, kept: Recipe, *, given: bool) -> None:
+    here = machine.threads()
+    if not given and kept.threads == held.threads and held.threads != here:
+        _log.warning(
+            "the run keeps the %d threads of its start, and this machine gives %d: --set threads=%d takes those",
+            held.threads, here, here,
+        )  # fmt: skip
