@@ -338,6 +338,20 @@ def settings() -> str:
     )
 
 
+def refused(root: Path = ROOT) -> str:
+    """What was tried on the fields of all recipes, and how much of it was refused (benchmarks/settings.csv)."""
+    rows = read_csv(root / "benchmarks" / "settings.csv")
+    faults = dict.fromkeys(row["fault"] for row in rows)
+    sums = [
+        (
+            fault,
+            *(f"{sum(int(row[column]) for row in rows if row['fault'] == fault):,}" for column in ("tried", "refused")),
+        )
+        for fault in faults
+    ]
+    return table(["fault", "tried", "refused"], sums) + origin(rows)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "operators": operators,
     "claims": claims,
@@ -345,6 +359,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "models": models,
     "errors": errors,
     "settings": settings,
+    "refused": refused,
 }
 
 

@@ -361,7 +361,8 @@ def _with_length_kept(recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
             continue
         if getattr(recipe.schedule, floor) is not None and f"schedule.{floor}" in given:
             raise UsageError(f"{name} and schedule.{floor} are both set, and each decides the other: set one of them")
-        recipe = replace(recipe, schedule=replace(recipe.schedule, **{floor: None}))
+        off: dict[str, Any] = {floor: None}
+        recipe = replace(recipe, schedule=replace(recipe.schedule, **off))
     return recipe
 
 
