@@ -161,27 +161,26 @@ def confusion_table(evaluation: Evaluation) -> str:
 def _samples(loaded: LoadedRun, data: str | None, split: str) -> tuple[Samples, str]:
     """The images asked for and what to call them."""
     from softless.data import open_parts, open_splits
-    from softless.data.folder import check_classes
+    from softless.data.folder import class_places
 
     spec = _spec(loaded, data)
     where = str(spec.path or spec.source)
     parts, classes = open_parts(spec)
-    check_classes(loaded.classes, classes, f"the run {loaded.path}", where)
+    places = class_places(loaded.classes, classes, f"the run {loaded.path}", where)
     if data is not None and "all" in parts:
-        return parts["all"], "all images"
+        return parts["all"].renumbered(places), "all images"
     if split in parts and split != "train":
-        return parts[split], f"the {split} split"
+        return parts[split].renumbered(places), f"the {split} split"
     if split == "test":
         raise DataError(f"{where} has no test split: choose --split val, or give other images with --data")
     splits = open_splits(spec, loaded.recipe.seed)  # cuts the validation part off as training did
-    return (splits.val if split == "val" else splits.train), f"the {split} split"
+    return (splits.val if split == "val" else splits.train).renumbered(places), f"the {split} split"
 
 
 def _dense(
     loaded: LoadedRun, data: str | None, split: str, device: str, batch_size: int | None, workers: int
 ) -> "Outcome":
     """Measured by the run's own task on the data asked for, scaled as in training."""
-    from softless.data.folder import check_classes
     from softless.tasks import open_task
     from softless.training.recipe import recipe_from
     from softless.training.run_folder import RunFolder
@@ -195,11 +194,12 @@ def _dense(
         std=tuple(loaded.best["std"]),
         workers=workers,
     )
-    task = open_task(replace(stored, data=spec, batch_size=batch_size or stored.batch_size)).to(choose_device(device))
-    check_classes(loaded.classes, task.splits.classes, f"the run {loaded.path}", str(spec.path or spec.source))
+    task = open_task(replace(stored, data=spec, batch_size=batch_size or stored.batch_size))
+    task = task.with_classes(loaded.classes, f"the run {loaded.path}")
     samples = {"train": task.splits.train, "val": task.splits.val, "test": task.splits.test}[split]
     if samples is None:
         raise DataError(f"{spec.path} has no test split: choose --split val, or give other images with --data")
+    task = task.to(choose_device(device))
     return task.evaluate(loaded.model, task.eval_loader(samples, 0, 1), amp=stored.amp, label="evaluating")
 
 

@@ -6,7 +6,7 @@ exactly these: an index never shifts because a folder is missing. Sub-folders of
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def folder_parts(path: str | Path, channels: int) -> tuple[dict[str, FileSamples
     scans = {part: _scan(root / part) for part in PARTS if (root / part).is_dir()}
     classes = tuple(scans["train"].files)
     for part, scan in scans.items():
-        check_classes(classes, tuple(scan.files), f"{root / 'train'}", f"{root / part}")
+        class_places(classes, tuple(scan.files), f"{root / 'train'}", f"{root / part}")
     return {part: _samples(root, part, scan, channels) for part, scan in scans.items()}, classes
 
 
@@ -71,10 +71,21 @@ def existing_folder(path: str | Path) -> Path:
     return root
 
 
-def check_classes(expected: tuple[str, ...], found: tuple[str, ...], there: str, here: str) -> None:
-    """Raise a DataError listing missing and extra classes unless both have the same names in the same order."""
-    if expected == found:
-        return
+def class_places(expected: Sequence[str], found: Sequence[str], there: str, here: str) -> tuple[int, ...]:
+    """The place in `expected` of each class found. A class is its name: order, index and id may differ.
+
+    Args:
+        expected: the classes of `there`.
+        found: the classes of `here`.
+        there: what `expected` belongs to, for the message.
+        here: what `found` belongs to.
+
+    Raises:
+        DataError: the names are not the same; missing and extra ones are listed.
+    """
+    place = {name: index for index, name in enumerate(expected)}
+    if len(found) == len(expected) and set(found) == set(expected):
+        return tuple(place[name] for name in found)
     missing = [name for name in expected if name not in found]
     extra = [name for name in found if name not in expected]
     lists = "; ".join(
@@ -83,7 +94,7 @@ def check_classes(expected: tuple[str, ...], found: tuple[str, ...], there: str,
         if names
     )
     raise DataError(
-        f"the classes of {here} are not those of {there} ({lists or 'same names in another order'}): they must be the same"
+        f"the classes of {here} are not those of {there} ({lists or 'a name is given twice'}): they must be the same"
     )
 
 

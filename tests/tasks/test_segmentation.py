@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from softless.cli.eval import eval as eval_run
 from softless.cli.predict import predict
 from softless.data.label_images import IGNORE, read_values
 from softless.errors import UsageError
@@ -228,6 +230,22 @@ def test_the_run_leaves_label_images_of_the_sets_own_values(run: Path):
     result = json.loads((run / "result.json").read_text())
     assert scores["miou"] == result["test"]["miou"]
     assert scores["classes"] == ["background", "water"]
+
+
+def test_eval_knows_a_class_by_its_name(run: Path, tmp_path: Path):
+    shutil.copytree(run.parent / "data", tmp_path / "other")
+    for file in (tmp_path / "other/labels").rglob("*.png"):
+        Image.fromarray(np.where(read_values(file) == 0, 9, 4).astype(np.uint8)).save(file)
+    (tmp_path / "other/classes.json").write_text('{"9": "background", "4": "water"}')
+    before, after = (eval_run(run, data, device="cpu").outcome for data in (None, tmp_path / "other"))
+    assert before.to_dict() == after.to_dict()
+    result = json.loads((run / "result.json").read_text())["test"]
+    assert {name: before.to_dict()[name] for name in ("miou", "per_class", "loss")} == {
+        name: result[name] for name in ("miou", "per_class", "loss")
+    }
+    said = np.asarray(Image.open(io.BytesIO(after.labels[0])))
+    assert set(np.unique(said)) == {4, 9}, "answers in the other set's values"
+    assert np.array_equal(said == 4, np.asarray(Image.open(io.BytesIO(before.labels[0]))) == 3)
 
 
 def test_predict_writes_labels_and_pictures(run: Path, tmp_path: Path):
