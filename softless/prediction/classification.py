@@ -13,6 +13,7 @@ import torch
 from softless.data.samples import FileSamples
 from softless.errors import UsageError
 from softless.evaluation import LoadedRun
+from softless.prediction.results import Results
 
 
 @dataclass(frozen=True)
@@ -36,17 +37,19 @@ class Predictions:
 
 
 def predict(
-    loaded: LoadedRun, samples: FileSamples, out: Path, *, overlays: bool, device: torch.device, batch_size: int
+    loaded: LoadedRun, samples: FileSamples, out: Results, *, overlays: bool, device: torch.device, batch_size: int
 ) -> Predictions:
-    """Write `predictions.csv` (file, predicted class, probability of each class) and, with overlays, `saliency/FILE.png`."""
+    """Write `predictions.csv` (file, predicted class, probability of each class) and, with overlays, `saliency/NAME.png`."""
+    table = out.file("predictions.csv")
+    pictures = out.pictures(samples.files, "saliency") if overlays else []
     probabilities = _probabilities(loaded, samples, device, batch_size)
-    _write_csv(out / "predictions.csv", samples.files, probabilities, loaded.classes)
+    _write_csv(table, samples.files, probabilities, loaded.classes)
     if overlays:
-        _draw(loaded, samples, out / "saliency", probabilities, min(batch_size, 16))
+        _draw(loaded, samples, pictures, probabilities, min(batch_size, 16))
     counts = Counter(loaded.classes[index] for index in probabilities.argmax(1))
     return Predictions(
-        csv=out / "predictions.csv",
-        overlays=out / "saliency" if overlays else None,
+        csv=table,
+        overlays=out.folder / "saliency" if overlays else None,
         images=len(samples),
         counts={name: counts[name] for name in loaded.classes},
     )
@@ -83,7 +86,9 @@ def _write_csv(path: Path, files: Sequence[str], probabilities: np.ndarray, clas
         raise UsageError(f"cannot write {path}: {error.strerror}") from error
 
 
-def _draw(loaded: LoadedRun, samples: FileSamples, folder: Path, probabilities: np.ndarray, batch_size: int) -> None:
+def _draw(
+    loaded: LoadedRun, samples: FileSamples, pictures: Sequence[Path], probabilities: np.ndarray, batch_size: int
+) -> None:
     from softless.data.progress import track
     from softless.saliency import explain, figure, picture
 
@@ -97,7 +102,7 @@ def _draw(loaded: LoadedRun, samples: FileSamples, folder: Path, probabilities: 
             name = " ".join(samples.files[index].encode("utf-8", "replace").decode().split())  # one line, printable
             title = f"{loaded.classes[int(row.argmax())]}, {row.max():.0%}: {name}"
             seen = picture(inputs[place], loaded.best["mean"], loaded.best["std"])
-            _save(figure(seen, maps, place, title=title), folder / f"{samples.files[index]}.png")
+            _save(figure(seen, maps, place, title=title), pictures[index])
 
 
 def _save(image: Any, path: Path) -> None:

@@ -15,6 +15,7 @@ from softless.errors import UsageError
 from softless.evaluation import LoadedRun
 from softless.evaluation.detection import PREDICTIONS, answers_to, write_json
 from softless.prediction.box_pictures import SURE, draw
+from softless.prediction.results import Results
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,9 @@ class Predictions:
 
 
 def predict(
-    loaded: LoadedRun, samples: FileSamples, out: Path, *, overlays: bool, device: torch.device, batch_size: int
+    loaded: LoadedRun, samples: FileSamples, out: Results, *, overlays: bool, device: torch.device, batch_size: int
 ) -> Predictions:
-    """Write `predictions.json`, a COCO file whose annotations have scores, and with overlays `overlays/FILE.png`, in which answers of at least SURE are drawn.
+    """Write `predictions.json`, a COCO file whose annotations have scores, and with overlays `overlays/NAME.png`, in which answers of at least SURE are drawn.
 
     Images run one by one, so `batch_size` has no effect.
 
@@ -58,6 +59,8 @@ def predict(
     """
     del device, batch_size
     need_pycocotools()
+    file = out.file(PREDICTIONS)
+    pictures = out.pictures(samples.files, "overlays") if overlays else []
     indices = range(len(samples))
     sizes = [
         samples.image(index).size for index in track(indices, len(samples), "reading")
@@ -77,17 +80,17 @@ def predict(
                 "iscrowd": 0,
             })
         if overlays:
-            _save(draw(samples.image(index), answers, classes), out / "overlays" / f"{samples.files[index]}.png")
+            _save(draw(samples.image(index), answers, classes), pictures[index])
     images = [
         {"id": index + 1, "file_name": samples.files[index], "width": width, "height": height}
         for index, (width, height) in enumerate(sizes)
     ]
     named = [{"id": key, "name": name} for key, name in classes.items()]
-    write_json(out / PREDICTIONS, {"images": images, "categories": named, "annotations": annotations})
+    write_json(file, {"images": images, "categories": named, "annotations": annotations})
     sure = Counter(classes[one["category_id"]] for one in annotations if one["score"] >= SURE)
     return Predictions(
-        json=out / PREDICTIONS,
-        overlays=out / "overlays" if overlays else None,
+        json=file,
+        overlays=out.folder / "overlays" if overlays else None,
         images=len(samples),
         answers=len(annotations),
         counts={name: sure[name] for name in loaded.classes},

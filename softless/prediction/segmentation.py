@@ -15,6 +15,7 @@ from softless.data.samples import FileSamples
 from softless.errors import UsageError
 from softless.evaluation import LoadedRun
 from softless.prediction.label_pictures import colours, overlay, palette
+from softless.prediction.results import Results
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,15 @@ class Predictions:
 
 
 def predict(
-    loaded: LoadedRun, samples: FileSamples, out: Path, *, overlays: bool, device: torch.device, batch_size: int
+    loaded: LoadedRun, samples: FileSamples, out: Results, *, overlays: bool, device: torch.device, batch_size: int
 ) -> Predictions:
-    """Write `labels/FILE.png`, palette images of the data set's own values, and with overlays `overlays/FILE.png`.
+    """Write `labels/NAME.png`, palette images of the data set's own values, and with overlays `overlays/NAME.png`.
 
     Images run one by one at their own size, so `batch_size` has no effect.
     """
     del batch_size
+    labels = out.pictures(samples.files, "labels")
+    pictures = out.pictures(samples.files, "overlays") if overlays else []
     for index in track(range(len(samples)), len(samples), "reading"):
         samples.image(index)  # one that cannot be read leaves nothing half done
     values: Sequence[int] = loaded.model.values  # type: ignore[assignment]
@@ -56,13 +59,13 @@ def predict(
         image = samples.image(index)
         classes = classes_of(loaded, image, device, samples.files[index])
         pixels += np.bincount(classes.reshape(-1), minlength=len(values))
-        _save(label_image(classes, values, loaded.classes), out / "labels" / f"{samples.files[index]}.png")
+        _save(label_image(classes, values, loaded.classes), labels[index])
         if overlays:
-            _save(overlay(image, classes, loaded.classes), out / "overlays" / f"{samples.files[index]}.png")
+            _save(overlay(image, classes, loaded.classes), pictures[index])
     shares = (pixels / pixels.sum()).tolist()
     return Predictions(
-        labels=out / "labels",
-        overlays=out / "overlays" if overlays else None,
+        labels=out.folder / "labels",
+        overlays=out.folder / "overlays" if overlays else None,
         images=len(samples),
         shares=dict(zip(loaded.classes, shares, strict=True)),
     )

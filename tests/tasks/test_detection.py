@@ -191,7 +191,7 @@ def test_predictions_are_a_coco_file_with_pictures(trained: Path, tmp_path: Path
         assert left + width <= entry["width"] + 0.01
         assert top + height <= entry["height"] + 0.01
         assert pixels_of([one["segmentation"]]).shape == (entry["height"], entry["width"], 1)
-    with Image.open(tmp_path / "out/overlays/deep/1.png.png") as picture:
+    with Image.open(tmp_path / "out/overlays/deep/1.png") as picture:
         assert picture.size == (720, 320), "enlarged by a whole number, so that labels can be read"
     assert f"{len(coco.anns):,} answers" in str(told)
     assert told.to_dict()["images"] == 2

@@ -254,15 +254,15 @@ def test_predict_writes_labels_and_pictures(run: Path, tmp_path: Path):
     label = label_of(5, (50, 70), (0, 3))
     Image.fromarray((30 * label[..., None] + np.zeros(3)).astype(np.uint8)).save(images / "more/a.png")
     found = predict(run, images, tmp_path / "out", device="cpu")
-    with Image.open(tmp_path / "out/labels/more/a.png.png") as answer:
+    with Image.open(tmp_path / "out/labels/more/a.png") as answer:
         assert (answer.mode, answer.size) == ("P", (70, 50))
-    values = read_values(tmp_path / "out/labels/more/a.png.png")
+    values = read_values(tmp_path / "out/labels/more/a.png")
     assert (values == label).mean() > 0.8
     assert found.shares == {
         "background": pytest.approx((values == 0).mean()),
         "water": pytest.approx((values == 3).mean()),
     }
-    with Image.open(tmp_path / "out/overlays/more/a.png.png") as picture:
+    with Image.open(tmp_path / "out/overlays/more/a.png") as picture:
         assert picture.width == 70
         assert picture.height > 50, "a legend below"
         seen = np.asarray(picture)[:50]
