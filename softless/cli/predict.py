@@ -2,7 +2,7 @@
 
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from softless.errors import UsageError
 
@@ -14,7 +14,8 @@ def predict(
     *,
     overlays: bool = True,
     device: str = "auto",
-    batch_size: int = 64,
+    batch_size: int | None = None,
+    amp: Literal["none", "bfloat16", "float16"] | None = None,
 ) -> Any:
     """Answer the images of a folder with the best epoch of a run.
 
@@ -30,7 +31,8 @@ def predict(
         out: a folder for the results, made if missing; not that of the images.
         overlays: draw the pictures too.
         device: auto, cpu, cuda, mps.
-        batch_size: images at once.
+        batch_size: images at once of a classifier; by default as in training, at most 256.
+        amp: what matrix products are computed in: none is float32. By default as the run was trained, and as `eval` measures it.
 
     Raises:
         DataError: no images, or one that cannot be read (its path is named).
@@ -38,10 +40,12 @@ def predict(
     """
     from softless.data.folder import images_at
     from softless.evaluation import load_run
+    from softless.evaluation.evaluate import chosen_amp
     from softless.prediction.results import Results
+    from softless.prediction.setting import Setting
     from softless.training.world import choose_device
 
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise UsageError(f"batch_size={batch_size}: at least one image at once")
     place = choose_device(device)
     loaded = load_run(run, place)
@@ -49,8 +53,9 @@ def predict(
         raise UsageError(
             f"{loaded.path} learned features without labels, so it names nothing: see `softless eval --knn`"
         )
+    setting = Setting(place, batch_size or loaded.batch_size, chosen_amp(amp, loaded))
     folder = Path(out).expanduser()
     samples = images_at(Path(images).expanduser(), loaded.in_chans, apart=folder)
     answer: Any = import_module(f"softless.prediction.{loaded.task}").predict
     with Results(folder, "predict", [samples.root / name for name in samples.files]) as results:
-        return answer(loaded, samples, results, overlays=overlays, device=place, batch_size=batch_size)
+        return answer(loaded, samples, results, setting, overlays=overlays)

@@ -14,8 +14,10 @@ from softless.data.progress import track
 from softless.data.samples import FileSamples
 from softless.errors import UsageError
 from softless.evaluation import LoadedRun
+from softless.evaluation.evaluate import autocast
 from softless.prediction.label_pictures import colours, overlay, palette
 from softless.prediction.results import Results
+from softless.prediction.setting import Setting
 
 
 @dataclass(frozen=True)
@@ -26,14 +28,21 @@ class Predictions:
     overlays: Path | None
     images: int
     shares: dict[str, float]
+    precision: str
 
     def to_dict(self) -> dict[str, Any]:
         overlays = None if self.overlays is None else str(self.overlays)
-        return {"labels": str(self.labels), "overlays": overlays, "images": self.images, "shares": self.shares}
+        return {
+            "labels": str(self.labels),
+            "overlays": overlays,
+            "images": self.images,
+            "shares": self.shares,
+            "precision": self.precision,
+        }
 
     def __str__(self) -> str:
         width = max(len(name) for name in self.shares)
-        lines = [f"{self.images} images: {self.labels}"]
+        lines = [f"{self.images} images, computed in {self.precision}: {self.labels}"]
         lines += [] if self.overlays is None else [f"pictures: {self.overlays}"]
         return "\n".join([
             *lines,
@@ -41,14 +50,11 @@ class Predictions:
         ])
 
 
-def predict(
-    loaded: LoadedRun, samples: FileSamples, out: Results, *, overlays: bool, device: torch.device, batch_size: int
-) -> Predictions:
+def predict(loaded: LoadedRun, samples: FileSamples, out: Results, setting: Setting, *, overlays: bool) -> Predictions:
     """Write `labels/NAME.png`, palette images of the data set's own values, and with overlays `overlays/NAME.png`.
 
-    Images run one by one at their own size, so `batch_size` has no effect.
+    Images run one by one at their own size.
     """
-    del batch_size
     labels = out.pictures(samples.files, "labels")
     pictures = out.pictures(samples.files, "overlays") if overlays else []
     for index in track(range(len(samples)), len(samples), "reading"):
@@ -57,7 +63,7 @@ def predict(
     pixels = np.zeros(len(values), dtype=np.int64)
     for index in track(range(len(samples)), len(samples), "predicting"):
         image = samples.image(index)
-        classes = classes_of(loaded, image, device, samples.files[index])
+        classes = classes_of(loaded, image, setting, samples.files[index])
         pixels += np.bincount(classes.reshape(-1), minlength=len(values))
         _save(label_image(classes, values, loaded.classes), labels[index])
         if overlays:
@@ -68,17 +74,19 @@ def predict(
         overlays=out.folder / "overlays" if overlays else None,
         images=len(samples),
         shares=dict(zip(loaded.classes, shares, strict=True)),
+        precision=setting.precision,
     )
 
 
 @torch.no_grad()
-def classes_of(loaded: LoadedRun, image: Any, device: torch.device, name: str) -> np.ndarray:
+def classes_of(loaded: LoadedRun, image: Any, setting: Setting, name: str) -> np.ndarray:
     """(h, w) uint8 class indices of an image.
 
     Raises:
         UsageError: the model's output is not finite.
     """
-    logits = loaded.model(loaded.transform(image)[None].to(device))[0]
+    with autocast(setting.device, setting.amp):
+        logits = loaded.model(loaded.transform(image)[None].to(setting.device))[0].float()
     if not bool(logits.isfinite().all()):
         raise UsageError(f"the model's output is not finite for {name}: the weights in {loaded.path} are of no use")
     return logits.argmax(0).to(torch.uint8).cpu().numpy()

@@ -216,7 +216,7 @@ def test_predict_writes_a_table(world):
     assert (outcome.images, sum(outcome.counts.values()), outcome.overlays) == (9, 9, None)
     assert sorted(p.name for p in (world / "out").iterdir()) == ["predictions.csv", "written.json"]
     assert json.loads(json.dumps(outcome.to_dict()))["images"] == 9
-    assert "9 images: " in str(outcome)
+    assert "9 images, computed in float32: " in str(outcome)
 
 
 def test_predictions_are_those_of_eval(world):
