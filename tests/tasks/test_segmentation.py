@@ -15,7 +15,7 @@ from PIL import Image
 from softless.cli.eval import eval as eval_run
 from softless.cli.predict import predict
 from softless.data.label_images import IGNORE, read_values
-from softless.errors import UsageError
+from softless.errors import DataError, UsageError
 from softless.evaluation import load_run
 from softless.evaluation.segmentation import Scores, Tally, confusion_of, evaluate
 from softless.models.assemble import assemble
@@ -271,9 +271,42 @@ def test_predict_writes_labels_and_pictures(run: Path, tmp_path: Path):
     )
     assert (seen[values == 3].max(1) > 100).all()
     assert "water" in str(found)
-    assert set(found.to_dict()) == {"labels", "overlays", "images", "shares", "precision"}
+    assert set(found.to_dict()) == {"labels", "overlays", "images", "shares", "precision", "counted", "notes"}
+    assert (found.counted, found.notes) == (1, ())
     predict(run, images, tmp_path / "plain", overlays=False, device="cpu")
     assert not (tmp_path / "plain/overlays").exists()
+
+
+def test_predict_counts_within_the_field_of_view_alone(run: Path, tmp_path: Path):
+    shutil.copytree(run, tmp_path / "run")
+    recipe = json.loads((run / "recipe.json").read_text())
+    recipe["segmentation"] |= {"fov": "fov", "ignore": ["unknown"]}
+    (tmp_path / "run/recipe.json").write_text(json.dumps(recipe))
+    label = label_of(5, (50, 70), (0, 3))
+    seen = np.zeros((50, 70), dtype=np.uint8)
+    seen[10:40, 10:60] = 255
+    for place, pixels in (("images", (30 * label[..., None] + np.zeros(3)).astype(np.uint8)), ("fov", seen)):
+        (tmp_path / place / "new").mkdir(parents=True)
+        Image.fromarray(pixels).save(tmp_path / place / "new/a.png")
+    found = predict(tmp_path / "run", tmp_path / "images/new", tmp_path / "out", device="cpu")
+    values = read_values(tmp_path / "out/labels/a.png")
+    assert (values[seen == 0] == IGNORE).all()
+    assert found.shares["water"] == pytest.approx((values == 3).sum() / (seen > 0).sum())
+    assert found.counted == 1
+    assert "outside the field of view are 255" in str(found)
+    assert "ignored in training, so never an answer: unknown" in str(found)
+    Image.fromarray(np.zeros((50, 70, 3), np.uint8)).save(tmp_path / "images/new/b.png")
+    again = predict(tmp_path / "run", tmp_path / "images", tmp_path / "out", device="cpu")
+    assert (again.images, again.counted) == (2, 1)
+    assert again.shares == found.shares, "the other image does not count"
+    assert "1 of 2 images have no field of view (fov/NAME.png beside them)" in str(again)
+    (tmp_path / "fov/new/a.png").unlink()
+    none = predict(tmp_path / "run", tmp_path / "images", tmp_path / "out", device="cpu")
+    assert none.shares == {"background": None, "water": None}
+    assert "not counted" in str(none)
+    Image.fromarray(seen[1:]).save(tmp_path / "fov/new/a.png")
+    with pytest.raises(DataError, match=r"70 x 49, and its image is 70 x 50"):
+        predict(tmp_path / "run", tmp_path / "images", tmp_path / "out", device="cpu")
 
 
 def test_the_page_shows_pictures_beside_the_truth(run: Path, tmp_path: Path):
