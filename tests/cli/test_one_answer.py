@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,18 +16,19 @@ from softless.errors import UsageError
 from softless.recipes import get_recipe
 from softless.training import fit
 
-SEEN = {"classification": "top1", "detection": "box_ap", "segmentation": "miou"}
-RECIPES = {"folder": "classification", "nuclei": "detection", "vessels": "segmentation"}
+FIELDS: dict[str, dict[str, Any]] = {  # a recipe of each task
+    "folder": {},
+    "nuclei": {"detection.min_score": 0.0},
+    "vessels": {"segmentation.fov": None, "segmentation.ignore": ()},
+}
 
 
-@pytest.fixture(scope="module", params=list(RECIPES))
+@pytest.fixture(scope="module", params=list(FIELDS))
 def run(request, tmp_path_factory) -> Path:
     """A run of two steps in bfloat16."""
     folder = tmp_path_factory.mktemp(request.param)
     recipe = get_recipe(request.param).quick(folder / "data").with_fields(amp="bfloat16")
-    fields = {"detection.min_score": 0.0} if request.param == "nuclei" else {}
-    fields |= {"segmentation.fov": None, "segmentation.ignore": ()} if request.param == "vessels" else {}
-    fit(recipe.with_fields(**fields), folder / "run", device="cpu", progress=False)
+    fit(recipe.with_fields(**FIELDS[request.param]), folder / "run", device="cpu", progress=False)
     return folder / "run"
 
 
