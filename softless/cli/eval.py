@@ -9,7 +9,7 @@ from softless.data.samples import Samples
 from softless.errors import DataError, UsageError, unknown
 from softless.evaluation import Evaluation, LoadedRun
 from softless.evaluation.measures import MEASURES
-from softless.evaluation.run import DENSE
+from softless.evaluation.run import DENSE, MOST_AT_ONCE
 
 if TYPE_CHECKING:
     from softless.evaluation.features import Probe
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from softless.training.recipe import DataSpec
 
 SPLITS = ("train", "val", "test")
-BATCH = 256  # images at once of classifiers and features
 
 
 @dataclass(frozen=True)
@@ -29,12 +28,13 @@ class RunEvaluation:
     data: str
     split: str
     evaluation: Evaluation
+    precision: str  # float32, bfloat16 or float16
 
     def to_dict(self) -> dict[str, Any]:
-        return {"run": self.run, "data": self.data, "split": self.split, **self.evaluation.to_dict()}
+        return {**_head(self), **self.evaluation.to_dict()}
 
     def __str__(self) -> str:
-        parts = [f"{self.run} on {self.split} of {self.data}", "", str(self.evaluation)]
+        parts = [_title(self), "", str(self.evaluation)]
         if len(self.evaluation.classes) <= 20:
             parts += ["", confusion_table(self.evaluation)]
         return "\n".join(parts)
@@ -48,12 +48,13 @@ class DenseEvaluation:
     data: str
     split: str
     outcome: "Outcome"
+    precision: str  # float32, bfloat16 or float16
 
     def to_dict(self) -> dict[str, Any]:
-        return {"run": self.run, "data": self.data, "split": self.split, **self.outcome.to_dict()}
+        return {**_head(self), **self.outcome.to_dict()}
 
     def __str__(self) -> str:
-        return f"{self.run} on {self.split} of {self.data}\n\n{self.outcome}"
+        return f"{_title(self)}\n\n{self.outcome}"
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,13 @@ class FeatureEvaluation:
     data: str
     split: str
     probes: "tuple[Probe, ...]"
+    precision: str = "float32"
 
     def to_dict(self) -> dict[str, Any]:
-        probes = {probe.measure: probe.to_dict() for probe in self.probes}
-        return {"run": self.run, "data": self.data, "split": self.split, **probes}
+        return {**_head(self), **{probe.measure: probe.to_dict() for probe in self.probes}}
 
     def __str__(self) -> str:
-        lines = [f"frozen features of {self.run} on {self.split} of {self.data}", ""]
+        lines = [f"frozen features of {_title(self)}", ""]
         for probe in self.probes:
             low, high = probe.interval
             name = f"{probe.how.split()[0]}-NN" if probe.measure == "knn" else MEASURES[probe.measure].title
@@ -92,6 +93,7 @@ def eval(
     device: str = "auto",
     batch_size: int | None = None,
     workers: int = 0,
+    amp: Literal["none", "bfloat16", "float16"] | None = None,
 ) -> Any:
     """Measure the best epoch of a run: a classifier's accuracy, a detector's AP, a segmenter's Dice, or what frozen features are worth.
 
@@ -109,8 +111,10 @@ def eval(
         set: fields of that training as field=value: lr, epochs, batch, weight_decay, seed, and views=fixed, which computes the features
             of each image once and so takes seconds for small data.
         device: auto, cpu, cuda, mps.
-        batch_size: images at once; 256, or as in training for detectors and segmenters.
+        batch_size: images at once; by default as in training (of classifiers at most 256), and 256 for features.
         workers: processes that load images; 0 loads in this one.
+        amp: what matrix products are computed in: none is float32. By default as the run was trained and tested, so that result.json,
+            `eval` and `predict` agree; features are always read in float32.
 
     Raises:
         DataError: the run or the data cannot be read, or its classes are not the run's.
@@ -118,6 +122,7 @@ def eval(
     """
     from softless.data import eval_loader
     from softless.evaluation import evaluate, load_run
+    from softless.evaluation.evaluate import chosen_amp, precision_of
     from softless.training.world import choose_device
 
     if split not in SPLITS:
@@ -127,6 +132,7 @@ def eval(
     if set and not linear:
         raise UsageError("--set changes how the linear classifier is trained: give --linear too")
     loaded = load_run(run, choose_device(device))
+    precise = chosen_amp(amp, loaded)
     elsewhere = None if data is None else str(data)
     _check_there(loaded, elsewhere)
     where = elsewhere or str(loaded.recipe.data.path or loaded.recipe.data.source)
@@ -135,17 +141,28 @@ def eval(
             raise UsageError(
                 f"{loaded.path} is a run of {loaded.task}: frozen features are measured of classifiers and of dino"
             )
-        outcome = _dense(loaded, elsewhere, split, device, batch_size, workers)
-        return DenseEvaluation(str(loaded.path), where, f"the {split} split", outcome)
+        outcome = _dense(loaded, elsewhere, split, device, batch_size, workers, precise)
+        return DenseEvaluation(str(loaded.path), where, f"the {split} split", outcome, precision_of(precise))
     if knn is not None or linear or loaded.task == "dino":
+        if amp is not None:
+            raise UsageError(f"amp={amp}: frozen features are read in float32; leave --amp out")
         asked = 20 if knn is None and not linear else knn
         probes = _probes(
-            loaded, elsewhere, split, asked, _linear(set) if linear else None, batch_size or BATCH, workers
+            loaded, elsewhere, split, asked, _linear(set) if linear else None, batch_size or MOST_AT_ONCE, workers
         )
         return FeatureEvaluation(str(loaded.path), where, f"the {split} split", probes)
     samples, part = _samples(loaded, elsewhere, split)
-    loader = eval_loader(samples, loaded.transform, batch=batch_size or BATCH, workers=workers)
-    return RunEvaluation(str(loaded.path), where, part, evaluate(loaded, loader))
+    loader = eval_loader(samples, loaded.transform, batch=batch_size or loaded.batch_size, workers=workers)
+    return RunEvaluation(str(loaded.path), where, part, evaluate(loaded, loader, amp=precise), precision_of(precise))
+
+
+def _head(evaluation: Any) -> dict[str, Any]:
+    """What was evaluated on what, and how."""
+    return {name: getattr(evaluation, name) for name in ("run", "data", "split", "precision")}
+
+
+def _title(evaluation: Any) -> str:
+    return f"{evaluation.run} on {evaluation.split} of {evaluation.data}, computed in {evaluation.precision}"
 
 
 def confusion_table(evaluation: Evaluation) -> str:
@@ -171,27 +188,26 @@ def _check_there(loaded: LoadedRun, data: str | None) -> None:
 def _samples(loaded: LoadedRun, data: str | None, split: str) -> tuple[Samples, str]:
     """The images asked for and what to call them."""
     from softless.data import open_parts, open_splits
-    from softless.data.folder import check_classes
+    from softless.data.folder import class_places
 
     spec = _spec(loaded, data)
     where = str(spec.path or spec.source)
     parts, classes = open_parts(spec)
-    check_classes(loaded.classes, classes, f"the run {loaded.path}", where)
+    places = class_places(loaded.classes, classes, f"the run {loaded.path}", where)
     if data is not None and "all" in parts:
-        return parts["all"], "all images"
+        return parts["all"].renumbered(places), "all images"
     if split in parts and split != "train":
-        return parts[split], f"the {split} split"
+        return parts[split].renumbered(places), f"the {split} split"
     if split == "test":
         raise DataError(f"{where} has no test split: choose --split val, or give other images with --data")
     splits = open_splits(spec, loaded.recipe.seed)  # cuts the validation part off as training did
-    return (splits.val if split == "val" else splits.train), f"the {split} split"
+    return (splits.val if split == "val" else splits.train).renumbered(places), f"the {split} split"
 
 
 def _dense(
-    loaded: LoadedRun, data: str | None, split: str, device: str, batch_size: int | None, workers: int
+    loaded: LoadedRun, data: str | None, split: str, device: str, batch_size: int | None, workers: int, amp: str
 ) -> "Outcome":
     """Measured by the run's own task on the data asked for, scaled as in training."""
-    from softless.data.folder import check_classes
     from softless.tasks import open_task
     from softless.training.recipe import recipe_from
     from softless.training.run_folder import RunFolder
@@ -205,12 +221,13 @@ def _dense(
         std=tuple(loaded.best["std"]),
         workers=workers,
     )
-    task = open_task(replace(stored, data=spec, batch_size=batch_size or stored.batch_size)).to(choose_device(device))
-    check_classes(loaded.classes, task.splits.classes, f"the run {loaded.path}", str(spec.path or spec.source))
+    task = open_task(replace(stored, data=spec, batch_size=batch_size or stored.batch_size))
+    task = task.with_classes(loaded.classes, f"the run {loaded.path}")
     samples = {"train": task.splits.train, "val": task.splits.val, "test": task.splits.test}[split]
     if samples is None:
         raise DataError(f"{spec.path} has no test split: choose --split val, or give other images with --data")
-    return task.evaluate(loaded.model, task.eval_loader(samples, 0, 1), amp=stored.amp, label="evaluating")
+    task = task.to(choose_device(device))
+    return task.evaluate(loaded.model, task.eval_loader(samples, 0, 1), amp=amp, label="evaluating")
 
 
 def _probes(

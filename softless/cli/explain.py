@@ -9,9 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from softless.data.images import IMAGE_TYPES
 from softless.data.notices import notice
-from softless.errors import DataError, UsageError
+from softless.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ def explain(
     """Draw the query and key maps of one image or of a folder of images.
 
     One PNG per image: what the model sees, the l2 norm over channels of q^ and of k^ of each token of an attention layer, and the
-    class token's signed row of the attention matrix where there is one.
+    class token's signed row of the attention matrix where there is one. A second call with the same `out` removes the pictures of the first.
 
     Args:
         model: the folder of a run, or the name of a model (new weights: the maps then show an untrained network).
@@ -61,21 +60,25 @@ def explain(
         UsageError: no such run, model or layer.
         DataError: no images, or one that cannot be read (its path is named).
     """
+    from softless.data.folder import files_at
     from softless.data.images import read_image
     from softless.data.progress import track
+    from softless.prediction.results import Results
     from softless.saliency import explain as look
     from softless.saliency import figure, picture
     from softless.training.world import choose_device
 
-    root, files = _images(Path(images).expanduser())
-    folder = _made(Path(out).expanduser())
+    folder = Path(out).expanduser()
+    root, files = files_at(Path(images).expanduser(), apart=folder)
     viewer = _viewer(str(model), choose_device(device))
     drawn = []
-    for name in track(files, len(files), "drawing"):
-        seen = viewer.transform(read_image(root / name, viewer.in_chans))
-        maps = look(viewer.model, seen, layer=layer)
-        sheet = figure(picture(seen, viewer.mean, viewer.std), maps, title=f"{name}: {maps.caption}")
-        drawn.append(_saved(sheet, folder / f"{name}.png"))
+    with Results(folder, "explain", [root / name for name in files]) as results:
+        places = results.pictures(files)
+        for name, place in track(zip(files, places, strict=True), len(files), "drawing"):
+            seen = viewer.transform(read_image(root / name, viewer.in_chans))
+            maps = look(viewer.model, seen, layer=layer)
+            sheet = figure(picture(seen, viewer.mean, viewer.std), maps, title=f"{name}: {maps.caption}")
+            drawn.append(_saved(sheet, place))
     return Pictures(folder, tuple(drawn), maps.caption)
 
 
@@ -102,29 +105,6 @@ def _untrained(name: str, device: torch.device) -> Viewer:
     notice(f"'{name}' is a model with new weights, not a trained run: its maps show an untrained network")
     config = timm.data.resolve_model_data_config(model)
     return Viewer(model, evaluation_transform(model), config["input_size"][0], config["mean"], config["std"])
-
-
-def _images(path: Path) -> tuple[Path, list[str]]:
-    """A folder, and the image files in it by their paths below it, sorted."""
-    from softless.data.folder import image_files, report_passed_over
-
-    if path.is_file():
-        return path.parent, [path.name]
-    if not path.exists():
-        raise DataError(f"no images at {path}: give a folder of images, or one image")
-    files, other, hidden = image_files(path)
-    if not files:
-        raise DataError(f"no images in {path} or below ({', '.join(sorted(IMAGE_TYPES))})")
-    report_passed_over(path, other, hidden)
-    return path, files
-
-
-def _made(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot make the folder {folder}: {error.strerror}") from error
-    return folder
 
 
 def _saved(sheet: Image.Image, path: Path) -> Path:

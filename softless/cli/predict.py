@@ -2,7 +2,7 @@
 
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from softless.errors import UsageError
 
@@ -14,31 +14,38 @@ def predict(
     *,
     overlays: bool = True,
     device: str = "auto",
-    batch_size: int = 64,
+    batch_size: int | None = None,
+    amp: Literal["none", "bfloat16", "float16"] | None = None,
 ) -> Any:
     """Answer the images of a folder with the best epoch of a run.
 
     A classifier writes `out/predictions.csv` (file, predicted class, probability of each class) and, with overlays,
-    `out/saliency/FILE.png`: what the model saw with its query and key maps over it; the images are framed as in
+    `out/saliency/NAME.png`: what the model saw with its query and key maps over it; the images are framed as in
     evaluation. Every image is read before a file is written, so an unreadable one leaves nothing half done.
+    A second call with the same `out` removes what the first left and it does not write itself. Where `out` lies
+    inside the images, what is in it is left out.
 
     Args:
         run: the run's folder.
         images: a folder, searched with its sub-folders, or one image.
-        out: a folder for the results, made if missing.
+        out: a folder for the results, made if missing; not that of the images.
         overlays: draw the pictures too.
         device: auto, cpu, cuda, mps.
-        batch_size: images at once.
+        batch_size: images at once of a classifier; by default as in training, at most 256.
+        amp: what matrix products are computed in: none is float32. By default as the run was trained, and as `eval` measures it.
 
     Raises:
         DataError: no images, or one that cannot be read (its path is named).
-        UsageError: `out` cannot be a folder, the run cannot be loaded, or its task gives no answers to images.
+        UsageError: `out` cannot be a folder or is that of the images, the run cannot be loaded, or its task gives no answers to images.
     """
     from softless.data.folder import images_at
     from softless.evaluation import load_run
+    from softless.evaluation.evaluate import chosen_amp
+    from softless.prediction.results import Results
+    from softless.prediction.setting import Setting
     from softless.training.world import choose_device
 
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise UsageError(f"batch_size={batch_size}: at least one image at once")
     place = choose_device(device)
     loaded = load_run(run, place)
@@ -46,15 +53,9 @@ def predict(
         raise UsageError(
             f"{loaded.path} learned features without labels, so it names nothing: see `softless eval --knn`"
         )
-    samples = images_at(Path(images).expanduser(), loaded.in_chans)
-    folder = _made(Path(out).expanduser())
+    setting = Setting(place, batch_size or loaded.batch_size, chosen_amp(amp, loaded))
+    folder = Path(out).expanduser()
+    samples = images_at(Path(images).expanduser(), loaded.in_chans, apart=folder)
     answer: Any = import_module(f"softless.prediction.{loaded.task}").predict
-    return answer(loaded, samples, folder, overlays=overlays, device=place, batch_size=batch_size)
-
-
-def _made(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot make the folder {folder} for the results: {error.strerror}") from error
-    return folder
+    with Results(folder, "predict", [samples.root / name for name in samples.files]) as results:
+        return answer(loaded, samples, results, setting, overlays=overlays)

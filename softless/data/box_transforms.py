@@ -163,7 +163,7 @@ class Cleaned:
     """Objects of which less than a pixel is left go; boxes lie around what is left of the masks."""
 
     def __init__(self) -> None:
-        self.sanitize = v2.SanitizeBoundingBoxes(min_size=1, labels_getter=lambda pair: pair[1]["labels"])
+        self.sanitize = v2.SanitizeBoundingBoxes(min_size=1, labels_getter=_labels)
 
     def __call__(self, pair: Pair) -> Pair:
         rounded = {
@@ -222,6 +222,12 @@ def _shortest_side(spec: "DetectionSpec") -> list[Step]:
         return Both(v2.RandomShortestSize(list(sides), max_size=spec.longest))
 
     return [Sometimes(spec.crop_share, resized(CROP_AFTER), SizedCrop(*CROP_SIDES)), resized(spec.shortest)]
+
+
+def _labels(pair: Pair) -> Tensor:
+    """Named, so that a data set can be pickled for a worker that is spawned."""
+    labels: Tensor = pair[1]["labels"]
+    return labels
 
 
 def _chosen(target: Mapping[str, Any], kept: Tensor) -> dict[str, Any]:

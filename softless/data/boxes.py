@@ -20,6 +20,7 @@ from PIL import Image
 from softless.data.coco import check_files, image_folder
 from softless.data.datasets import Splits, fingerprint, scaling
 from softless.data.findings import Fault, Gathering, not_there
+from softless.data.folder import class_places
 from softless.data.images import FORMATS, Decoded
 from softless.data.notices import notice
 from softless.data.samples import FileSamples
@@ -90,6 +91,11 @@ class BoxSamples(FileSamples):
         chosen = [self.entries[int(index)] for index in indices]
         return BoxSamples(self.root, chosen, self.categories, self.channels, masks=self.masks)
 
+    def renumbered(self, places: Sequence[int]) -> "BoxSamples":
+        listed = dict(zip(places, self.categories.items(), strict=True))
+        categories = dict(listed[place] for place in range(len(listed)))
+        return BoxSamples(self.root, self.entries, categories, self.channels, masks=self.masks)
+
     def document(self) -> dict[str, Any]:
         """The samples as COCO's evaluation takes them, annotations numbered from 1."""
         images = [
@@ -145,8 +151,12 @@ def open_boxes(spec: "DataSpec", seed: int, *, masks: bool, faults: str = "stop"
             raise UsageError(f"data.limit={spec.limit}: keep at least one training image, or none for no limit")
         train = train.take(np.sort(np.random.default_rng(seed).permutation(len(train))[: spec.limit]))
     classes = tuple(train.categories.values())
+    val, test = (
+        None if part is None else part.renumbered(class_places(classes, tuple(part.categories.values()), "train", name))
+        for name, part in (("val", val), ("test", parts.get("test")))
+    )  # each file may list its categories in an order of its own
+    assert val is not None
     mean, std = scaling(spec, train)
-    test = parts.get("test")
     told = fingerprint(spec.source, classes, {"train": train, "val": val, "test": test})
     return Splits(train, val, test, classes, spec.in_chans, mean, std, told)
 

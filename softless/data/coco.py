@@ -65,7 +65,7 @@ def check_files(files: Sequence[Path], images: Path | None, found: Gathering) ->
 
 def _read(file: Path, found: Gathering) -> dict[str, list[Any]] | None:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8-sig"))  # some tools begin with a byte-order mark
     except json.JSONDecodeError as error:
         found.fault(file, "json", f"it is no complete JSON: {error}; it was cut off or is another kind of file")
         return None

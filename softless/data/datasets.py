@@ -1,14 +1,14 @@
 """From a recipe's `data` to three lists of labelled images: train, validation, test."""
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from softless.data.arrays import digits_parts, npz_parts
-from softless.data.folder import folder_parts
+from softless.data.folder import class_places, folder_parts
 from softless.data.progress import track
 from softless.data.samples import ArraySamples, Samples
 from softless.errors import DataError, UsageError, unknown
@@ -31,6 +31,17 @@ class Splits:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fingerprint: dict[str, Any]  # says whether two runs saw the same images; holds no path
+
+    def ordered(self, classes: Sequence[str], there: str, here: str) -> "Splits":
+        """The same samples with class indices in the order of `classes`, matched by name.
+
+        Raises:
+            DataError: the names are not the same; `there` is whose classes they are, `here` the data.
+        """
+        places = class_places(classes, self.classes, there, here)
+        train, val = self.train.renumbered(places), self.val.renumbered(places)
+        test = None if self.test is None else self.test.renumbered(places)
+        return replace(self, train=train, val=val, test=test, classes=tuple(classes))
 
 
 def open_splits(spec: "DataSpec", seed: int) -> Splits:

@@ -6,14 +6,14 @@ exactly these: an index never shifts because a folder is missing. Sub-folders of
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from softless.data.images import IMAGE_TYPES
 from softless.data.notices import notice
 from softless.data.samples import FileSamples
-from softless.errors import DataError
+from softless.errors import DataError, UsageError
 
 PARTS = ("train", "val", "test")
 _LAYOUT = "expected root/{train,val,test}/class/images, or root/class/images"
@@ -53,7 +53,7 @@ def folder_parts(path: str | Path, channels: int) -> tuple[dict[str, FileSamples
     scans = {part: _scan(root / part) for part in PARTS if (root / part).is_dir()}
     classes = tuple(scans["train"].files)
     for part, scan in scans.items():
-        check_classes(classes, tuple(scan.files), f"{root / 'train'}", f"{root / part}")
+        class_places(classes, tuple(scan.files), f"{root / 'train'}", f"{root / part}")
     return {part: _samples(root, part, scan, channels) for part, scan in scans.items()}, classes
 
 
@@ -71,10 +71,21 @@ def existing_folder(path: str | Path) -> Path:
     return root
 
 
-def check_classes(expected: tuple[str, ...], found: tuple[str, ...], there: str, here: str) -> None:
-    """Raise a DataError listing missing and extra classes unless both have the same names in the same order."""
-    if expected == found:
-        return
+def class_places(expected: Sequence[str], found: Sequence[str], there: str, here: str) -> tuple[int, ...]:
+    """The place in `expected` of each class found. A class is its name: order, index and id may differ.
+
+    Args:
+        expected: the classes of `there`.
+        found: the classes of `here`.
+        there: what `expected` belongs to, for the message.
+        here: what `found` belongs to.
+
+    Raises:
+        DataError: the names are not the same; missing and extra ones are listed.
+    """
+    place = {name: index for index, name in enumerate(expected)}
+    if len(found) == len(expected) and set(found) == set(expected):
+        return tuple(place[name] for name in found)
     missing = [name for name in expected if name not in found]
     extra = [name for name in found if name not in expected]
     lists = "; ".join(
@@ -83,7 +94,7 @@ def check_classes(expected: tuple[str, ...], found: tuple[str, ...], there: str,
         if names
     )
     raise DataError(
-        f"the classes of {here} are not those of {there} ({lists or 'same names in another order'}): they must be the same"
+        f"the classes of {here} are not those of {there} ({lists or 'a name is given twice'}): they must be the same"
     )
 
 
@@ -91,14 +102,19 @@ def _refuse(error: OSError) -> None:
     raise DataError(f"cannot list the folder {error.filename}: {error.strerror}") from error
 
 
-def listing(root: Path, failed: Callable[[OSError], None] = _refuse) -> Listing:
-    """Everything below a folder; `failed` is called with a folder that cannot be listed, and raises by default."""
+def listing(root: Path, failed: Callable[[OSError], None] = _refuse, apart: Path | None = None) -> Listing:
+    """Everything below a folder; `failed` is called with a folder that cannot be listed, and raises by default.
+
+    A folder `apart` below it is passed over.
+    """
+    left_out = None if apart is None else apart.resolve()
     files: list[str] = []
     other: Counter[str] = Counter()
     hidden = links = 0
     for folder, folders, names in os.walk(root, onerror=failed):
         hidden += sum(name.startswith(".") for name in (*folders, *names))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [name for name in folders if left_out is None or (Path(folder) / name).resolve() != left_out]
         links += sum((Path(folder) / name).is_symlink() for name in folders)
         for name in names:
             if name.startswith("."):
@@ -183,18 +199,36 @@ def _samples(root: Path, part: str, scan: Scan, channels: int) -> FileSamples:
     return FileSamples(root, files, targets, channels)
 
 
-def images_at(path: Path, channels: int) -> FileSamples:
-    """The images of a folder and its sub-folders, or one image, without labels.
+def images_at(path: Path, channels: int, apart: Path | None = None) -> FileSamples:
+    """The images of a folder and its sub-folders, or one image, without labels; see `files_at`."""
+    root, files = files_at(path, apart)
+    return FileSamples(root, files, [0] * len(files), channels)
+
+
+def files_at(path: Path, apart: Path | None = None) -> tuple[Path, list[str]]:
+    """A folder, and the images in it and in its sub-folders by their paths below it, sorted; or one image and its folder.
+
+    Args:
+        path: a folder or an image.
+        apart: where results will lie. What is there already is no image to look at: it is left out, which is said.
 
     Raises:
         DataError: nothing is there, or no image.
+        UsageError: the results would lie among the images.
     """
     if not path.exists():
         raise DataError(f"no images at {path}: give a folder of images, or one image")
     if path.is_file():
-        return FileSamples(path.parent, [path.name], [0], channels)
-    files, other, hidden = image_files(path)
-    if not files:
-        raise DataError(f"no images in {path} or below ({', '.join(sorted(IMAGE_TYPES))})")
-    report_passed_over(path, other, hidden)
-    return FileSamples(path, files, [0] * len(files), channels)
+        return path.parent, [path.name]
+    if apart is not None and apart.resolve() == path.resolve():
+        raise UsageError(f"--out {apart} is the folder of the images: give a folder of its own, as {path / 'out'}")
+    found = listing(path, apart=apart)
+    inside = apart is not None and apart.is_dir() and apart.resolve().is_relative_to(path.resolve())
+    left_out = len(listing(apart).files) if inside and apart is not None else 0
+    if not found.files:
+        but = f" but for {apart}, the folder for the results" if left_out else ""
+        raise DataError(f"no images in {path} or below{but} ({', '.join(sorted(IMAGE_TYPES))})")
+    if left_out:
+        notice(f"{path}: {left_out} images in {apart} are left out: it is the folder for the results")
+    report_passed_over(path, found.other, found.hidden)
+    return path, found.files

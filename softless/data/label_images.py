@@ -107,6 +107,13 @@ class LabelImages(FileSamples):
         for one in self.digests:
             digest.update(one)
 
+    def renumbered(self, places: Sequence[int]) -> "LabelImages":
+        other = self.take(range(len(self)))
+        named = self.lookup != IGNORE
+        other.lookup = np.where(named, np.asarray(places, np.uint8)[np.where(named, self.lookup, 0)], np.uint8(IGNORE))
+        other.counts = self.counts[:, np.argsort(places)]
+        return other
+
     def take(self, indices: Sequence[int] | np.ndarray) -> "LabelImages":
         chosen = [int(index) for index in indices]
         return LabelImages(

@@ -5,6 +5,7 @@ Every source of data becomes `Samples`, and all that follows (transforms, loader
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -46,6 +47,12 @@ class Samples(ABC):
     @abstractmethod
     def take(self, indices: Sequence[int] | np.ndarray) -> "Samples":
         """The samples at these positions, in this order."""
+
+    def renumbered(self, places: Sequence[int]) -> "Samples":
+        """The same samples with class index i called places[i]."""
+        other = copy(self)
+        other.targets = np.asarray(places, dtype=np.int64)[self.targets]
+        return other
 
 
 class ArraySamples(Samples):

@@ -72,6 +72,8 @@ def evaluate(
 ) -> Detections:
     """Measure a detector on what an `eval_loader` of `BoxSamples` yields; under torch.distributed all ranks get the result of the whole.
 
+    Answers carry the category ids of the samples, whose classes lie in the order of the model's.
+
     Args:
         model: a `Detector`.
         loader: of images at their own sizes.
@@ -87,7 +89,8 @@ def evaluate(
     samples = loader.dataset.samples
     assert isinstance(samples, BoxSamples)
     images = (image for batch, _ in loader for image in batch)
-    mine = zip(loader.positions, answers_to(model, track(images, len(loader.positions), label), amp), strict=True)
+    told_of = answers_to(model, track(images, len(loader.positions), label), amp, tuple(samples.categories))
+    mine = zip(loader.positions, told_of, strict=True)
     found = [{"image_id": samples.entries[position].id, **answer} for position, answers in mine for answer in answers]
     told = _gathered(found, len(loader.positions), len(samples))
     measures, per_class = average_precision(samples.document(), told, masks=samples.masks, detections=detections)
@@ -95,8 +98,20 @@ def evaluate(
 
 
 @torch.no_grad()
-def answers_to(model: nn.Module, images: Any, amp: str = "none") -> Iterator[list[Answer]]:
-    """For each normalised image (C, h, w), in order, a detector's answers without the image's id. The model is left in the mode it was in."""
+def answers_to(
+    model: nn.Module, images: Any, amp: str = "none", categories: Sequence[int] | None = None
+) -> Iterator[list[Answer]]:
+    """For each normalised image (C, h, w), in order, a detector's answers without the image's id.
+
+    The model is left in the mode it was in.
+
+    Args:
+        model: a `Detector`.
+        images: normalised.
+        amp: "none", "bfloat16" or "float16".
+        categories: the id of each class, in the model's order; those that it was trained with by default.
+    """
+    ids: Sequence[int] = model.categories if categories is None else categories  # type: ignore[assignment]
     device = next(model.parameters()).device
     training = model.training
     model.eval()
@@ -104,7 +119,7 @@ def answers_to(model: nn.Module, images: Any, amp: str = "none") -> Iterator[lis
         for image in images:
             with autocast(device, amp):
                 (answer,) = model([image.to(device, non_blocking=True)])
-            yield _written(answer, model.categories)  # type: ignore[arg-type]
+            yield _written(answer, ids)
     finally:
         model.train(training)
 
@@ -143,8 +158,9 @@ def average_precision(document: Mapping[str, Any], answers: Sequence[Answer], *,
         for name, threshold in STRICTNESS.items():
             chosen = slice(None) if threshold is None else np.isclose(evaluation.params.iouThrs, threshold)
             measures[f"{kind}_ap{name}"] = _mean(precision[chosen])
+        column = {key: place for place, key in enumerate(evaluation.params.catIds)}  # by id, not as the file lists them
         per_class[f"{kind}_ap"] = {
-            one["name"]: _mean(precision[:, :, place]) for place, one in enumerate(document["categories"])
+            one["name"]: _mean(precision[:, :, column[one["id"]]]) for one in document["categories"]
         }
     return measures, per_class
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from softless.data.loader import EpochLoader
 from softless.data.progress import track
 from softless.data.samples import Samples
-from softless.errors import UsageError
+from softless.errors import UsageError, unknown
 from softless.evaluation.intervals import wilson
 from softless.evaluation.metrics import Metrics, measure
 from softless.evaluation.run import LoadedRun
@@ -158,6 +158,22 @@ def autocast(device: torch.device, amp: str) -> Any:
     """torch.autocast for a recipe's `amp`, or nothing for "none"."""
     dtype = AMP[amp]
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+def chosen_amp(amp: str | None, run: LoadedRun) -> str:
+    """What a verb computes in: what is asked for, or what the run was trained and tested in, so that all give one answer.
+
+    Raises:
+        UsageError: no such name.
+    """
+    if amp is not None and amp not in AMP:
+        raise unknown("precision", amp, AMP)
+    return run.amp if amp is None else amp
+
+
+def precision_of(amp: str) -> str:
+    """What an output says of it: the type that matrix products are computed in."""
+    return "float32" if amp == "none" else amp
 
 
 def _gathered(loader: EpochLoader, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from softless.models.assemble import assemble
 from softless.models.files import read_safetensors
 
 DENSE = frozenset({"detection", "segmentation"})  # tasks whose models take whole images of any size
+MOST_AT_ONCE = 256  # images, where nobody says
 BEST, WEIGHTS, CLASSES, RECIPE = "best.json", "best.safetensors", "classes.json", "recipe.json"
 
 
@@ -35,6 +36,16 @@ class LoadedRun:
     @property
     def task(self) -> str:
         return str(self.best.get("task", "classification"))
+
+    @property
+    def amp(self) -> str:
+        """What the run was trained and tested in: "none" (float32), "bfloat16" or "float16"."""
+        return str(getattr(self.recipe, "amp", "none"))
+
+    @property
+    def batch_size(self) -> int:
+        """Images at once where nobody says: as in training, at most 256. In bfloat16 another batch may round otherwise."""
+        return min(MOST_AT_ONCE, int(getattr(self.recipe, "batch_size", MOST_AT_ONCE)))
 
     @property
     def in_chans(self) -> int:

@@ -112,11 +112,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
         StorageError: the disk is full or the folder cannot be written; the old file stays.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import save_file
 
     def write(beside: Path) -> None:
         try:
-            save_file(dict(tensors), beside, metadata=metadata)
+            save_readable(beside, tensors, metadata)
         except SafetensorError as error:
             found = re.search(r"os error (\d+)", str(error))
             if found is None:
@@ -124,6 +123,17 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
             raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
 
     write_whole(path, write, sum(tensor.nbytes for tensor in tensors.values()))
+
+
+def save_readable(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file with the mode that new files get here; safetensors 0.8 makes one that its owner alone can read."""
+    from safetensors.torch import save_file
+
+    path.unlink(missing_ok=True)
+    path.touch()
+    mode = path.stat().st_mode & 0o777
+    save_file(dict(tensors), path, metadata=metadata)
+    path.chmod(mode)
 
 
 def sync_folder(folder: Path) -> None:

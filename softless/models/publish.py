@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from softless.errors import UsageError
 from softless.models import config, digests
 from softless.models.create import create_model
+from softless.models.durable import save_readable
 from softless.models.files import CONFIG, FILE, check_finite
 from softless.models.options import Construction
 
@@ -67,10 +68,9 @@ def save_weights(model: nn.Module, folder: str | Path, *, data: Mapping[str, Any
 
 def _write(folder: Path, state: dict[str, Tensor], content: dict[str, Any]) -> None:
     from safetensors import SafetensorError
-    from safetensors.torch import save_file
 
     try:
-        save_file(state, folder / FILE, metadata={"format": "pt"})
+        save_readable(folder / FILE, state, {"format": "pt"})
     except SafetensorError as error:  # a full disk among them
         raise OSError(str(error)) from error
     _write_json(folder / CONFIG, content)

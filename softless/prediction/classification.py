@@ -13,6 +13,8 @@ import torch
 from softless.data.samples import FileSamples
 from softless.errors import UsageError
 from softless.evaluation import LoadedRun
+from softless.prediction.results import Results
+from softless.prediction.setting import Setting
 from softless.words import counted
 
 
@@ -24,42 +26,50 @@ class Predictions:
     overlays: Path | None
     images: int
     counts: dict[str, int]
+    precision: str
 
     def to_dict(self) -> dict[str, Any]:
         overlays = None if self.overlays is None else str(self.overlays)
-        return {"csv": str(self.csv), "overlays": overlays, "images": self.images, "counts": self.counts}
+        return {
+            "csv": str(self.csv),
+            "overlays": overlays,
+            "images": self.images,
+            "counts": self.counts,
+            "precision": self.precision,
+        }
 
     def __str__(self) -> str:
         width = max(len(name) for name in self.counts)
-        lines = [f"{counted(self.images, 'image')}: {self.csv}"]
+        lines = [f"{counted(self.images, 'image')}, computed in {self.precision}: {self.csv}"]
         lines += [] if self.overlays is None else [f"saliency maps: {self.overlays}"]
         return "\n".join([*lines, *(f"  {name:<{width}}  {count}" for name, count in self.counts.items())])
 
 
-def predict(
-    loaded: LoadedRun, samples: FileSamples, out: Path, *, overlays: bool, device: torch.device, batch_size: int
-) -> Predictions:
-    """Write `predictions.csv` (file, predicted class, probability of each class) and, with overlays, `saliency/FILE.png`."""
-    probabilities = _probabilities(loaded, samples, device, batch_size)
-    _write_csv(out / "predictions.csv", samples.files, probabilities, loaded.classes)
+def predict(loaded: LoadedRun, samples: FileSamples, out: Results, setting: Setting, *, overlays: bool) -> Predictions:
+    """Write `predictions.csv` (file, predicted class, probability of each class) and, with overlays, `saliency/NAME.png`."""
+    table = out.file("predictions.csv")
+    pictures = out.pictures(samples.files, "saliency") if overlays else []
+    probabilities = _probabilities(loaded, samples, setting)
+    _write_csv(table, samples.files, probabilities, loaded.classes)
     if overlays:
-        _draw(loaded, samples, out / "saliency", probabilities, min(batch_size, 16))
+        _draw(loaded, samples, pictures, probabilities, min(setting.batch_size, 16))
     counts = Counter(loaded.classes[index] for index in probabilities.argmax(1))
     return Predictions(
-        csv=out / "predictions.csv",
-        overlays=out / "saliency" if overlays else None,
+        csv=table,
+        overlays=out.folder / "saliency" if overlays else None,
         images=len(samples),
         counts={name: counts[name] for name in loaded.classes},
+        precision=setting.precision,
     )
 
 
-def _probabilities(loaded: LoadedRun, samples: FileSamples, device: torch.device, batch_size: int) -> np.ndarray:
+def _probabilities(loaded: LoadedRun, samples: FileSamples, setting: Setting) -> np.ndarray:
     """(n, K) float64."""
     from softless.data import eval_loader
     from softless.evaluation import forward_all
 
-    loader = eval_loader(samples, loaded.transform, batch=batch_size)
-    logits, _ = forward_all(loaded.model, loader, len(samples), device, label="predicting")
+    loader = eval_loader(samples, loaded.transform, batch=setting.batch_size)
+    logits, _ = forward_all(loaded.model, loader, len(samples), setting.device, setting.amp, label="predicting")
     bad = (~logits.isfinite()).any(1).nonzero().flatten().tolist()
     if bad:
         raise UsageError(
@@ -84,7 +94,9 @@ def _write_csv(path: Path, files: Sequence[str], probabilities: np.ndarray, clas
         raise UsageError(f"cannot write {path}: {error.strerror}") from error
 
 
-def _draw(loaded: LoadedRun, samples: FileSamples, folder: Path, probabilities: np.ndarray, batch_size: int) -> None:
+def _draw(
+    loaded: LoadedRun, samples: FileSamples, pictures: Sequence[Path], probabilities: np.ndarray, batch_size: int
+) -> None:
     from softless.data.progress import track
     from softless.saliency import explain, figure, picture
 
@@ -98,7 +110,7 @@ def _draw(loaded: LoadedRun, samples: FileSamples, folder: Path, probabilities: 
             name = " ".join(samples.files[index].encode("utf-8", "replace").decode().split())  # one line, printable
             title = f"{loaded.classes[int(row.argmax())]}, {row.max():.0%}: {name}"
             seen = picture(inputs[place], loaded.best["mean"], loaded.best["std"])
-            _save(figure(seen, maps, place, title=title), folder / f"{samples.files[index]}.png")
+            _save(figure(seen, maps, place, title=title), pictures[index])
 
 
 def _save(image: Any, path: Path) -> None:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
 from softless.data.boxes import need_pycocotools
@@ -15,6 +14,8 @@ from softless.errors import UsageError
 from softless.evaluation import LoadedRun
 from softless.evaluation.detection import PREDICTIONS, answers_to, write_json
 from softless.prediction.box_pictures import SURE, draw
+from softless.prediction.results import Results
+from softless.prediction.setting import Setting
 from softless.words import counted
 
 
@@ -27,6 +28,7 @@ class Predictions:
     images: int
     answers: int
     counts: dict[str, int]
+    precision: str
 
     def to_dict(self) -> dict[str, Any]:
         overlays = None if self.overlays is None else str(self.overlays)
@@ -36,29 +38,31 @@ class Predictions:
             "images": self.images,
             "answers": self.answers,
             "counts": self.counts,
+            "precision": self.precision,
         }
 
     def __str__(self) -> str:
         width = max(len(name) for name in self.counts)
-        lines = [f"{counted(self.images, 'image')}, {counted(self.answers, 'answer')}: {self.json}"]
+        lines = [
+            f"{counted(self.images, 'image')}, {counted(self.answers, 'answer')}, computed in {self.precision}: {self.json}"
+        ]
         lines += [] if self.overlays is None else [f"pictures: {self.overlays}"]
         lines.append(f"answers with a score of {SURE} or more:")
         return "\n".join([*lines, *(f"  {name:<{width}}  {count:,}" for name, count in self.counts.items())])
 
 
-def predict(
-    loaded: LoadedRun, samples: FileSamples, out: Path, *, overlays: bool, device: torch.device, batch_size: int
-) -> Predictions:
-    """Write `predictions.json`, a COCO file whose annotations have scores, and with overlays `overlays/FILE.png`, in which answers of at least SURE are drawn.
+def predict(loaded: LoadedRun, samples: FileSamples, out: Results, setting: Setting, *, overlays: bool) -> Predictions:
+    """Write `predictions.json`, a COCO file whose annotations have scores, and with overlays `overlays/NAME.png`, in which answers of at least SURE are drawn.
 
-    Images run one by one, so `batch_size` has no effect.
+    Images run one by one.
 
     Raises:
         MissingExtra: pycocotools is not installed.
         UsageError: the folder cannot be written.
     """
-    del device, batch_size
     need_pycocotools()
+    file = out.file(PREDICTIONS)
+    pictures = out.pictures(samples.files, "overlays") if overlays else []
     indices = range(len(samples))
     sizes = [
         samples.image(index).size for index in track(indices, len(samples), "reading")
@@ -67,7 +71,7 @@ def predict(
     classes = dict(zip(categories, loaded.classes, strict=True))
     annotations: list[dict[str, Any]] = []
     tensors = (loaded.transform(samples.image(index)) for index in track(indices, len(samples), "predicting"))
-    for index, answers in enumerate(answers_to(loaded.model, tensors)):
+    for index, answers in enumerate(answers_to(loaded.model, tensors, setting.amp)):
         for answer in answers:
             area = answer["bbox"][2] * answer["bbox"][3]
             annotations.append({
@@ -78,20 +82,24 @@ def predict(
                 "iscrowd": 0,
             })
         if overlays:
-            _save(draw(samples.image(index), answers, classes), out / "overlays" / f"{samples.files[index]}.png")
+            _save(draw(samples.image(index), answers, classes), pictures[index])
     images = [
         {"id": index + 1, "file_name": samples.files[index], "width": width, "height": height}
         for index, (width, height) in enumerate(sizes)
     ]
     named = [{"id": key, "name": name} for key, name in classes.items()]
-    write_json(out / PREDICTIONS, {"images": images, "categories": named, "annotations": annotations})
+    write_json(
+        file,
+        {"info": {"precision": setting.precision}, "images": images, "categories": named, "annotations": annotations},
+    )
     sure = Counter(classes[one["category_id"]] for one in annotations if one["score"] >= SURE)
     return Predictions(
-        json=out / PREDICTIONS,
-        overlays=out / "overlays" if overlays else None,
+        json=file,
+        overlays=out.folder / "overlays" if overlays else None,
         images=len(samples),
         answers=len(annotations),
         counts={name: sure[name] for name in loaded.classes},
+        precision=setting.precision,
     )
 
 

@@ -10,81 +10,136 @@ import numpy as np
 import torch
 from PIL import Image
 
+from softless.data.label_images import IGNORE
 from softless.data.progress import track
 from softless.data.samples import FileSamples
 from softless.errors import UsageError
 from softless.evaluation import LoadedRun
+from softless.evaluation.evaluate import autocast
+from softless.prediction.fields_of_view import masks_beside, read_mask
 from softless.prediction.label_pictures import colours, overlay, palette
+from softless.prediction.results import Results
+from softless.prediction.setting import Setting
 from softless.words import counted
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Where the label images lie, and which share of all pixels each class has."""
+    """Where the label images lie, and which share of the pixels that count each class has."""
 
     labels: Path
     overlays: Path | None
     images: int
-    shares: dict[str, float]
+    shares: dict[str, float | None]  # None where no pixel counts
+    precision: str
+    counted: int  # images whose pixels count: with a field of view, where the run was trained with those
+    notes: tuple[str, ...] = ()  # what shares say nothing of
 
     def to_dict(self) -> dict[str, Any]:
         overlays = None if self.overlays is None else str(self.overlays)
-        return {"labels": str(self.labels), "overlays": overlays, "images": self.images, "shares": self.shares}
+        return {
+            "labels": str(self.labels),
+            "overlays": overlays,
+            "images": self.images,
+            "shares": self.shares,
+            "precision": self.precision,
+            "counted": self.counted,
+            "notes": list(self.notes),
+        }
 
     def __str__(self) -> str:
         width = max(len(name) for name in self.shares)
-        lines = [f"{counted(self.images, 'image')}: {self.labels}"]
+        lines = [f"{counted(self.images, 'image')}, computed in {self.precision}: {self.labels}"]
         lines += [] if self.overlays is None else [f"pictures: {self.overlays}"]
         return "\n".join([
             *lines,
-            *(f"  {name:<{width}}  {share:.2%} of the pixels" for name, share in self.shares.items()),
+            *self.notes,
+            *(
+                f"  {name:<{width}}  " + ("not counted" if share is None else f"{share:.2%} of the pixels that count")
+                for name, share in self.shares.items()
+            ),
         ])
 
 
-def predict(
-    loaded: LoadedRun, samples: FileSamples, out: Path, *, overlays: bool, device: torch.device, batch_size: int
-) -> Predictions:
-    """Write `labels/FILE.png`, palette images of the data set's own values, and with overlays `overlays/FILE.png`.
+def predict(loaded: LoadedRun, samples: FileSamples, out: Results, setting: Setting, *, overlays: bool) -> Predictions:
+    """Write `labels/NAME.png`, palette images of the data set's own values, and with overlays `overlays/NAME.png`.
 
-    Images run one by one at their own size, so `batch_size` has no effect.
+    Images run one by one at their own size. Of a run that was trained within fields of view, pixels outside that of an image are IGNORE in
+    its label image and count nowhere; an image without one is answered whole and does not count.
+
+    Raises:
+        DataError: a field of view that cannot be read, or of another size than its image.
     """
-    del batch_size
+    spec = getattr(loaded.recipe, "segmentation", None)
+    fov: str | None = getattr(spec, "fov", None)
+    masks = [None] * len(samples) if fov is None else masks_beside(samples, fov)
+    labels = out.pictures(samples.files, "labels")
+    pictures = out.pictures(samples.files, "overlays") if overlays else []
     for index in track(range(len(samples)), len(samples), "reading"):
-        samples.image(index)  # one that cannot be read leaves nothing half done
+        size = samples.image(index).size  # one that cannot be read leaves nothing half done
+        if (mask := masks[index]) is not None:
+            read_mask(mask, size)
     values: Sequence[int] = loaded.model.values  # type: ignore[assignment]
     pixels = np.zeros(len(values), dtype=np.int64)
     for index in track(range(len(samples)), len(samples), "predicting"):
         image = samples.image(index)
-        classes = classes_of(loaded, image, device, samples.files[index])
-        pixels += np.bincount(classes.reshape(-1), minlength=len(values))
-        _save(label_image(classes, values, loaded.classes), out / "labels" / f"{samples.files[index]}.png")
+        classes = classes_of(loaded, image, setting, samples.files[index])
+        if (mask := masks[index]) is not None:
+            classes = np.where(read_mask(mask, image.size), classes, np.uint8(IGNORE))
+        if fov is None or mask is not None:
+            pixels += np.bincount(classes.reshape(-1), minlength=256)[: len(values)]
+        _save(label_image(classes, values, loaded.classes), labels[index])
         if overlays:
-            _save(overlay(image, classes, loaded.classes), out / "overlays" / f"{samples.files[index]}.png")
-    shares = (pixels / pixels.sum()).tolist()
+            _save(overlay(image, classes, loaded.classes), pictures[index])
+    shares = (pixels / pixels.sum()).tolist() if pixels.sum() else [None] * len(values)
+    without = 0 if fov is None else masks.count(None)
     return Predictions(
-        labels=out / "labels",
-        overlays=out / "overlays" if overlays else None,
+        labels=out.folder / "labels",
+        overlays=out.folder / "overlays" if overlays else None,
         images=len(samples),
         shares=dict(zip(loaded.classes, shares, strict=True)),
+        precision=setting.precision,
+        counted=len(samples) - without,
+        notes=_notes(fov, without, len(samples), tuple(getattr(spec, "ignore", ()))),
     )
 
 
+def _notes(fov: str | None, without: int, images: int, ignored: Sequence[str | int]) -> tuple[str, ...]:
+    notes = []
+    if fov is not None:
+        notes.append(f"pixels outside the field of view are {IGNORE} in the label images and do not count")
+    if without:
+        notes.append(
+            f"{without} of {images} images have no field of view ({fov}/NAME.png beside them): outside it the model never learned to answer, "
+            "so their pixels do not count"
+        )
+    if ignored:
+        names = ", ".join(map(str, ignored))
+        notes.append(
+            f"ignored in training, so never an answer: {names}; such pixels get another class, and count there"
+        )
+    return tuple(notes)
+
+
 @torch.no_grad()
-def classes_of(loaded: LoadedRun, image: Any, device: torch.device, name: str) -> np.ndarray:
+def classes_of(loaded: LoadedRun, image: Any, setting: Setting, name: str) -> np.ndarray:
     """(h, w) uint8 class indices of an image.
 
     Raises:
         UsageError: the model's output is not finite.
     """
-    logits = loaded.model(loaded.transform(image)[None].to(device))[0]
+    with autocast(setting.device, setting.amp):
+        logits = loaded.model(loaded.transform(image)[None].to(setting.device))[0].float()
     if not bool(logits.isfinite().all()):
         raise UsageError(f"the model's output is not finite for {name}: the weights in {loaded.path} are of no use")
     return logits.argmax(0).to(torch.uint8).cpu().numpy()
 
 
 def label_image(classes: np.ndarray, values: Sequence[int], names: Sequence[str]) -> Image.Image:
-    """A palette image whose indices are the data set's values, in the colours of the overlays."""
-    image = Image.fromarray(np.asarray(values, dtype=np.uint8)[classes]).convert("P")
+    """A palette image whose indices are the data set's values, or IGNORE, in the colours of the overlays."""
+    table = np.full(256, IGNORE, dtype=np.uint8)
+    table[: len(values)] = values
+    image = Image.fromarray(table[classes]).convert("P")
     image.putpalette(palette(values, colours(tuple(names))))
     return image
 

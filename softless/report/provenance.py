@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from softless.evaluation.evaluate import precision_of
 from softless.evaluation.measures import MEASURES
 from softless.report.groups import Group
 from softless.report.html import Html, table, tag
@@ -24,7 +25,12 @@ def _method(groups: Sequence[Group], method: Sequence[str]) -> Html:
         if metric == MEASURES["last"].best
         else f"The best epoch is the one with the {metric}{averaged} on validation images"
     )
-    said = [f"{chosen}. The test split is read once, at the end of each run.", COUNTED]
+    precise = sorted({precision_of(str(group.first.recipe.get("amp", "none"))) for group in groups})
+    said = [
+        f"{chosen}. The test split is read once, at the end of each run.",
+        f"Answers are computed in {' and '.join(precise)}, as `softless eval` and `softless predict` compute them.",
+        COUNTED,
+    ]
     return tag("div", tag("h3", "How it was measured"), tag("ul", [tag("li", text) for text in (*said, *method)]))
 
 

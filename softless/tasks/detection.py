@@ -8,7 +8,7 @@
 What R-CNN draws is seeded by each image, so that the loss does not depend on batch mates or the number of ranks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,9 @@ class Detection(Task):
         assert spec is not None
         train_pipeline(spec, (0.5,), (0.5,))  # its errors come before the annotations are read
         return cls(recipe, open_boxes(recipe.data, recipe.seed, masks=spec.head == "maskrcnn", faults=spec.faults))
+
+    def with_classes(self, classes: Sequence[str], there: str) -> "Detection":
+        return type(self)(self.recipe, self.splits.ordered(classes, there, self.place))
 
     @property
     def spec(self) -> "DetectionSpec":

@@ -61,6 +61,11 @@ class Segmentation(Task):
         )
         return cls(recipe, splits, layout.values)
 
+    def with_classes(self, classes: Sequence[str], there: str) -> "Segmentation":
+        splits = self.splits.ordered(classes, there, self.place)
+        value = dict(zip(self.splits.classes, self.values, strict=True))
+        return type(self)(self.recipe, splits, [value[name] for name in splits.classes])
+
     @property
     def spec(self) -> "SegmentationSpec":
         assert self.recipe.segmentation is not None

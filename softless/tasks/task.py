@@ -5,7 +5,7 @@ asks which task it runs.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -68,6 +68,23 @@ class Task(ABC):
             DataError: all faults, each with its file.
             UsageError: a field of the recipe that cannot be used.
         """
+
+    def with_classes(self, classes: Sequence[str], there: str) -> "Task":
+        """The task with class indices in the order of `classes`, matched by name, as a trained model has them.
+
+        Args:
+            classes: names in index order.
+            there: whose they are, for the message.
+
+        Raises:
+            DataError: the data has other classes.
+        """
+        raise NotImplementedError
+
+    @property
+    def place(self) -> str:
+        """Where the data lies, for people."""
+        return str(self.recipe.data.path or self.recipe.data.source)
 
     @abstractmethod
     def construction(self) -> dict[str, Any]:

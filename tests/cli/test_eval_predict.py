@@ -15,6 +15,7 @@ from softless.cli.predict import predict
 from softless.data import open_splits
 from softless.errors import DataError, UsageError
 from softless.models import create_model
+from softless.prediction.results import picture_names
 from softless.training.recipe import DataSpec
 from tests.data.making import class_folders, medmnist, noise, split_folders
 from tests.evaluation.runs import run_folder
@@ -165,6 +166,10 @@ def test_a_detector_or_segmenter_is_measured_by_its_own_task(world, monkeypatch)
         def __init__(self, recipe):
             self.recipe, self.splits = recipe, open_splits(recipe.data, recipe.seed)
 
+        def with_classes(self, classes, _):
+            assert classes == loaded.classes
+            return self
+
         def to(self, _):
             return self
 
@@ -209,9 +214,9 @@ def test_predict_writes_a_table(world):
         assert cat + dog == pytest.approx(1, abs=2e-6)
         assert row[1] == ("cat" if cat >= dog else "dog")
     assert (outcome.images, sum(outcome.counts.values()), outcome.overlays) == (9, 9, None)
-    assert [p.name for p in (world / "out").iterdir()] == ["predictions.csv"]
+    assert sorted(p.name for p in (world / "out").iterdir()) == ["predictions.csv", "written.json"]
     assert json.loads(json.dumps(outcome.to_dict()))["images"] == 9
-    assert "9 images: " in str(outcome)
+    assert "9 images, computed in float32: " in str(outcome)
 
 
 def test_predictions_are_those_of_eval(world):
@@ -225,7 +230,7 @@ def test_predict_one_image_with_its_maps(world):
     outcome = predict(world / "run", world / "data" / "test" / "dog" / "01.png", world / "out", device="cpu")
     assert outcome.overlays is not None
     assert [row[0] for row in rows(outcome.csv)] == ["file", "01.png"]
-    with Image.open(outcome.overlays / "01.png.png") as picture:
+    with Image.open(outcome.overlays / "01.png") as picture:
         assert picture.mode == "RGB"
         assert picture.width > 2 * picture.height
         assert len(np.unique(np.asarray(picture).reshape(-1, 3), axis=0)) > 100
@@ -235,7 +240,48 @@ def test_maps_keep_the_folders(world):
     outcome = predict(world / "run", world / "data" / "test", world / "out", device="cpu")
     assert outcome.overlays is not None
     drawn = sorted(p.relative_to(outcome.overlays).as_posix() for p in outcome.overlays.rglob("*.png"))
-    assert drawn == [f"{name}/0{i}.png.png" for name in CLASSES for i in range(4)]
+    assert drawn == [f"{name}/0{i}.png" for name in CLASSES for i in range(4)]
+
+
+def test_results_inside_the_images_are_no_images(world, caplog):
+    """A second run, with fewer images, counts none of the first's pictures and leaves none of them."""
+    images, out = world / "data" / "test", world / "data" / "test" / "out"
+    assert predict(world / "run", images, out, device="cpu").images == 8
+    (images / "dog" / "03.png").unlink()
+    again = predict(world / "run", images, out, device="cpu")
+    assert (again.images, sum(again.counts.values())) == (7, 7)
+    assert len(list((out / "saliency").rglob("*.png"))) == 7
+    assert "8 images in" in caplog.text
+    assert "left out: it is the folder for the results" in caplog.text
+    predict(world / "run", images / "cat", out, overlays=False, device="cpu")
+    assert not (out / "saliency").exists()
+    (out / "mine.txt").write_text("kept")
+    predict(world / "run", images / "cat", out, overlays=False, device="cpu")
+    assert sorted(path.name for path in out.iterdir()) == ["mine.txt", "predictions.csv", "written.json"]
+
+
+def test_results_never_lie_among_the_images(world):
+    images = world / "data" / "test" / "dog"
+    before = {path: path.read_bytes() for path in images.iterdir()}
+    with pytest.raises(UsageError, match=r"is the folder of the images: give a folder of its own"):
+        predict(world / "run", images, images, device="cpu")
+    (world / "saliency").mkdir()
+    noise().save(world / "saliency" / "a.png")
+    with pytest.raises(UsageError, match=r"saliency/a\.png is an image to be read and would be overwritten"):
+        predict(world / "run", world / "saliency", world, device="cpu")
+    assert {path: path.read_bytes() for path in images.iterdir()} == before
+    (world / "out").mkdir()
+    (world / "out" / "written.json").write_text('{"predict": ["../data"]}')
+    with pytest.raises(UsageError, match=r"written\.json lists no results of softless"):
+        predict(world / "run", images, world / "out", device="cpu")
+
+
+def test_pictures_are_named_like_their_images(world):
+    assert picture_names(["x/a.jpg", "x/b.png", "a.tif"]) == ["x/a.png", "x/b.png", "a.png"]
+    assert picture_names(["a.jpg", "a.png", "b.png"]) == ["a.jpg.png", "a.png.png", "b.png"]
+    assert picture_names(["A.jpg", "a.png"]) == ["A.jpg.png", "a.png.png"], "one file where case does not count"
+    both = picture_names(["a.jpg", "a.png", "a.jpg.png"])
+    assert len(set(both)) == 3
 
 
 def test_predict_with_bad_input(world):

@@ -265,3 +265,9 @@ def test_evaluation_sees_the_whole_image(spec: DataSpec):
 def test_settings_that_cannot_be_used(changes: dict[str, Any], said: str):
     with pytest.raises(UsageError, match=said):
         train_pipeline(DetectionSpec(**changes), MEAN, STD)
+
+
+def test_a_byte_order_mark_is_no_fault(spec: DataSpec, tmp_path: Path):
+    file = tmp_path / "annotations/instances_train.json"
+    file.write_text(file.read_text(encoding="utf-8"), encoding="utf-8-sig")
+    assert open_boxes(spec, 0, masks=True).classes == ("disc", "square")

@@ -331,3 +331,12 @@ def test_nothing_in_the_library_can_run_a_file():
         forbidden.search(line)
         for line in ("torch.load(p, weights_only=False)", "pickle.load(f)", "x = eval(t)", "run(c, shell=True)")
     )
+
+
+def test_a_weight_file_can_be_read_by_whom_other_files_can(tmp_path):
+    from softless.models.durable import write_tensors
+
+    (tmp_path / "other").write_text("x")
+    for _ in range(2):
+        write_tensors(tmp_path / "w.safetensors", {"w": torch.zeros(2)})
+        assert (tmp_path / "w.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode

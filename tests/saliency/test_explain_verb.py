@@ -45,9 +45,9 @@ def notices():
 def test_a_picture_per_image(folder, tmp_path, notices):
     drawn = explain(MODEL, folder, out=tmp_path / "out", device="cpu")
     assert [file.relative_to(tmp_path / "out").as_posix() for file in drawn.files] == [
-        "a.png.png",
-        "b.png.png",
-        "deep/c.jpg.png",
+        "a.png",
+        "b.png",
+        "deep/c.png",
     ]
     with Image.open(drawn.files[0]) as sheet:
         assert sheet.width > 4 * 300  # four panels: this model has a class token
@@ -93,3 +93,16 @@ def test_an_unreadable_image_is_named(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n")
     with pytest.raises(DataError, match=r"broken\.png"):
         explain(MODEL, tmp_path / "broken.png", out=tmp_path / "out", device="cpu")
+
+
+def test_a_second_call_draws_none_of_its_own_pictures(folder, tmp_path, notices):
+    for _ in range(2):
+        drawn = explain(MODEL, folder, out=folder / "out", device="cpu")
+        assert len(drawn.files) == 3
+    assert any("3 images in" in said and "folder for the results" in said for said in notices)
+    explain(MODEL, folder / "deep", out=folder / "out", device="cpu")
+    assert [path.name for path in (folder / "out").rglob("*.png")] == ["c.png"]
+    with pytest.raises(UsageError, match="would be overwritten"):
+        explain(MODEL, folder / "a.png", out=folder, device="cpu")
+    before = {path: path.read_bytes() for path in folder.rglob("*.*")}
+    assert all(path.read_bytes() == held for path, held in before.items())

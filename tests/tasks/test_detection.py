@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
+from softless.cli.eval import eval as eval_run
 from softless.cli.predict import predict
 from softless.data.boxes import BoxSamples, pixels_of
 from softless.errors import DataError, UsageError
@@ -79,6 +81,18 @@ def test_average_precision_is_the_papers():
     assert nothing == {"box_ap": None, "box_ap50": None, "box_ap75": None}
 
 
+@pytest.mark.parametrize("order", [1, -1], ids=["by id", "against it"])
+def test_ap_stands_beside_its_class_in_whatever_order_the_file_lists_them(order: int):
+    document = {**DOCUMENT, "categories": DOCUMENT["categories"][::order]}
+    right = [answer(1, [10, 10, 40, 40], 0.9), answer(2, [10, 10, 40, 40], 0.8)]
+    right += [answer(1, [60, 60, 20, 20], 0.9, category=5)]
+    wanted = {"image_id": 2, "category_id": 5, "bbox": [10, 10, 30, 30], "area": 900, "iscrowd": 0, "id": 3}
+    _, per_class = average_precision(
+        {**document, "annotations": [*document["annotations"], wanted]}, right, masks=False
+    )
+    assert per_class == {"box_ap": {"one": 1.0, "other": 0.0}}
+
+
 def test_only_so_many_answers_count():
     noise = [answer(1, [60, 60, 20, 20], 0.95 - 0.001 * number) for number in range(5)]
     told = [*noise, answer(1, [10, 10, 40, 40], 0.5), answer(2, [10, 10, 40, 40], 0.5)]
@@ -114,6 +128,36 @@ def test_a_run_leaves_what_cocos_tools_read(trained: Path):
     assert again == {name: result["test"][name] for name in again}
 
 
+@pytest.mark.parametrize("ids", [(1, 2), (0, 1), (9, 4), (2, 1)], ids=str)
+@pytest.mark.parametrize("order", [1, -1], ids=["in order", "reversed"])
+def test_eval_knows_a_class_by_its_name(trained: Path, tmp_path: Path, ids: tuple[int, int], order: int):
+    shutil.copytree(trained / "data/images", tmp_path / "other")
+    number = dict(zip((1, 2), ids, strict=True))
+    for file in (tmp_path / "other/annotations").glob("*.json"):
+        content = json.loads(file.read_text())
+        content["categories"] = [{**one, "id": number[one["id"]]} for one in content["categories"]]
+        if not file.stem.endswith("val"):  # the parts of one set may list theirs differently
+            content["categories"].reverse() if order < 0 else None
+        content["annotations"] = [{**one, "category_id": number[one["category_id"]]} for one in content["annotations"]]
+        file.write_text(json.dumps(content))
+    found = eval_run(trained / "run", tmp_path / "other", device="cpu").outcome
+    result = json.loads((trained / "run/result.json").read_text())["test"]
+    assert {name: found.to_dict()[name] for name in ("box_ap", "mask_ap", "per_class")} == {
+        name: result[name] for name in ("box_ap", "mask_ap", "per_class")
+    }
+    before = json.loads((trained / "run/predictions.json").read_text())
+    assert {one["category_id"] for one in before} == {1, 2}, "or the test says nothing"
+    assert [one["category_id"] for one in found.answers] == [number[one["category_id"]] for one in before]
+
+
+def test_eval_refuses_other_classes(trained: Path, tmp_path: Path):
+    shutil.copytree(trained / "data/images", tmp_path / "other")
+    for file in (tmp_path / "other/annotations").glob("*.json"):
+        file.write_text(file.read_text().replace("class 1", "class 7"))
+    with pytest.raises(DataError, match="missing: class 1; extra: class 7"):
+        eval_run(trained / "run", tmp_path / "other", device="cpu")
+
+
 def test_a_run_is_loaded_with_its_head(trained: Path):
     loaded = load_run(trained / "run")
     assert loaded.task == "detection"
@@ -147,7 +191,7 @@ def test_predictions_are_a_coco_file_with_pictures(trained: Path, tmp_path: Path
         assert left + width <= entry["width"] + 0.01
         assert top + height <= entry["height"] + 0.01
         assert pixels_of([one["segmentation"]]).shape == (entry["height"], entry["width"], 1)
-    with Image.open(tmp_path / "out/overlays/deep/1.png.png") as picture:
+    with Image.open(tmp_path / "out/overlays/deep/1.png") as picture:
         assert picture.size == (720, 320), "enlarged by a whole number, so that labels can be read"
     assert f"{len(coco.anns):,} answers" in str(told)
     assert told.to_dict()["images"] == 2

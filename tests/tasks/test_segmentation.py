@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
+from softless.cli.eval import eval as eval_run
 from softless.cli.predict import predict
 from softless.data.label_images import IGNORE, read_values
-from softless.errors import UsageError
+from softless.errors import DataError, UsageError
 from softless.evaluation import load_run
 from softless.evaluation.segmentation import Scores, Tally, confusion_of, evaluate
 from softless.models.assemble import assemble
@@ -230,21 +232,37 @@ def test_the_run_leaves_label_images_of_the_sets_own_values(run: Path):
     assert scores["classes"] == ["background", "water"]
 
 
+def test_eval_knows_a_class_by_its_name(run: Path, tmp_path: Path):
+    shutil.copytree(run.parent / "data", tmp_path / "other")
+    for file in (tmp_path / "other/labels").rglob("*.png"):
+        Image.fromarray(np.where(read_values(file) == 0, 9, 4).astype(np.uint8)).save(file)
+    (tmp_path / "other/classes.json").write_text('{"9": "background", "4": "water"}')
+    before, after = (eval_run(run, data, device="cpu").outcome for data in (None, tmp_path / "other"))
+    assert before.to_dict() == after.to_dict()
+    result = json.loads((run / "result.json").read_text())["test"]
+    assert {name: before.to_dict()[name] for name in ("miou", "per_class", "loss")} == {
+        name: result[name] for name in ("miou", "per_class", "loss")
+    }
+    said = np.asarray(Image.open(io.BytesIO(after.labels[0])))
+    assert set(np.unique(said)) == {4, 9}, "answers in the other set's values"
+    assert np.array_equal(said == 4, np.asarray(Image.open(io.BytesIO(before.labels[0]))) == 3)
+
+
 def test_predict_writes_labels_and_pictures(run: Path, tmp_path: Path):
     images = tmp_path / "images"
     (images / "more").mkdir(parents=True)
     label = label_of(5, (50, 70), (0, 3))
     Image.fromarray((30 * label[..., None] + np.zeros(3)).astype(np.uint8)).save(images / "more/a.png")
     found = predict(run, images, tmp_path / "out", device="cpu")
-    with Image.open(tmp_path / "out/labels/more/a.png.png") as answer:
+    with Image.open(tmp_path / "out/labels/more/a.png") as answer:
         assert (answer.mode, answer.size) == ("P", (70, 50))
-    values = read_values(tmp_path / "out/labels/more/a.png.png")
+    values = read_values(tmp_path / "out/labels/more/a.png")
     assert (values == label).mean() > 0.8
     assert found.shares == {
         "background": pytest.approx((values == 0).mean()),
         "water": pytest.approx((values == 3).mean()),
     }
-    with Image.open(tmp_path / "out/overlays/more/a.png.png") as picture:
+    with Image.open(tmp_path / "out/overlays/more/a.png") as picture:
         assert picture.width == 70
         assert picture.height > 50, "a legend below"
         seen = np.asarray(picture)[:50]
@@ -253,9 +271,42 @@ def test_predict_writes_labels_and_pictures(run: Path, tmp_path: Path):
     )
     assert (seen[values == 3].max(1) > 100).all()
     assert "water" in str(found)
-    assert set(found.to_dict()) == {"labels", "overlays", "images", "shares"}
+    assert set(found.to_dict()) == {"labels", "overlays", "images", "shares", "precision", "counted", "notes"}
+    assert (found.counted, found.notes) == (1, ())
     predict(run, images, tmp_path / "plain", overlays=False, device="cpu")
     assert not (tmp_path / "plain/overlays").exists()
+
+
+def test_predict_counts_within_the_field_of_view_alone(run: Path, tmp_path: Path):
+    shutil.copytree(run, tmp_path / "run")
+    recipe = json.loads((run / "recipe.json").read_text())
+    recipe["segmentation"] |= {"fov": "fov", "ignore": ["unknown"]}
+    (tmp_path / "run/recipe.json").write_text(json.dumps(recipe))
+    label = label_of(5, (50, 70), (0, 3))
+    seen = np.zeros((50, 70), dtype=np.uint8)
+    seen[10:40, 10:60] = 255
+    for place, pixels in (("images", (30 * label[..., None] + np.zeros(3)).astype(np.uint8)), ("fov", seen)):
+        (tmp_path / place / "new").mkdir(parents=True)
+        Image.fromarray(pixels).save(tmp_path / place / "new/a.png")
+    found = predict(tmp_path / "run", tmp_path / "images/new", tmp_path / "out", device="cpu")
+    values = read_values(tmp_path / "out/labels/a.png")
+    assert (values[seen == 0] == IGNORE).all()
+    assert found.shares["water"] == pytest.approx((values == 3).sum() / (seen > 0).sum())
+    assert found.counted == 1
+    assert "outside the field of view are 255" in str(found)
+    assert "ignored in training, so never an answer: unknown" in str(found)
+    Image.fromarray(np.zeros((50, 70, 3), np.uint8)).save(tmp_path / "images/new/b.png")
+    again = predict(tmp_path / "run", tmp_path / "images", tmp_path / "out", device="cpu")
+    assert (again.images, again.counted) == (2, 1)
+    assert again.shares == found.shares, "the other image does not count"
+    assert "1 of 2 images have no field of view (fov/NAME.png beside them)" in str(again)
+    (tmp_path / "fov/new/a.png").unlink()
+    none = predict(tmp_path / "run", tmp_path / "images", tmp_path / "out", device="cpu")
+    assert none.shares == {"background": None, "water": None}
+    assert "not counted" in str(none)
+    Image.fromarray(seen[1:]).save(tmp_path / "fov/new/a.png")
+    with pytest.raises(DataError, match=r"70 x 49, and its image is 70 x 50"):
+        predict(tmp_path / "run", tmp_path / "images", tmp_path / "out", device="cpu")
 
 
 def test_the_page_shows_pictures_beside_the_truth(run: Path, tmp_path: Path):

@@ -1,0 +1,126 @@
+"""The folder that a verb leaves its results in: names of pictures, what the run before left, and nothing of the user's overwritten."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import Any
+
+from softless.data.notices import notice
+from softless.errors import UsageError
+from softless.models.durable import write_whole
+
+WRITTEN = "written.json"  # verb -> the files that its last run left, relative to the folder
+
+
+class Results:
+    """As a context manager: what the verb's last run left and this one does not write goes, and the files are listed in `written.json`.
+
+    Args:
+        folder: made if missing.
+        verb: whose results they are; other verbs' files in the folder stay.
+        inputs: the files that are read.
+
+    Raises:
+        UsageError: the folder cannot be made, or is that of the images.
+    """
+
+    def __init__(self, folder: Path, verb: str, inputs: Sequence[Path]) -> None:
+        self.folder, self.verb = folder, verb
+        self.written: dict[str, None] = {}  # in order
+        self.inputs = {path.resolve() for path in inputs}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"cannot make the folder {folder} for the results: {error.strerror}") from error
+        self.before = _listed(folder / WRITTEN)
+
+    def __enter__(self) -> "Results":  # noqa: PYI034 - Self came with Python 3.11
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        own = list(self.before.get(self.verb, []))
+        if kind is None:
+            self._clear([name for name in own if name not in self.written])
+            own = []
+        there = [name for name in self.written if (self.folder / name).exists()]
+        content = {**self.before, self.verb: sorted({*own, *there})}
+        if content[self.verb]:
+            write_whole(self.folder / WRITTEN, lambda path: path.write_text(json.dumps(content), encoding="utf-8"))
+
+    def file(self, name: str) -> Path:
+        """A file of the folder that will be written.
+
+        Raises:
+            UsageError: it is one of those that are read.
+        """
+        path = self.folder / name
+        if path.resolve() in self.inputs:
+            raise UsageError(f"{path} is an image to be read and would be overwritten: choose another --out")
+        self.written[PurePosixPath(name).as_posix()] = None
+        return path
+
+    def pictures(self, names: Sequence[str], below: str = "") -> list[Path]:
+        """A PNG file for each image, `below/NAME.png`; said before the first is written.
+
+        Raises:
+            UsageError: one of them is an image that is read.
+        """
+        paths = [self.file((PurePosixPath(below) / name).as_posix()) for name in picture_names(names)]
+        if below and (self.folder / below).is_dir():
+            known = {*self.written, *(name for names in self.before.values() for name in names)}
+            found = (
+                path.relative_to(self.folder).as_posix() for path in (self.folder / below).rglob("*") if path.is_file()
+            )
+            if strange := sum(name not in known for name in found):
+                notice(
+                    f"{self.folder / below} holds files that `softless {self.verb}` did not list there: {strange} stay"
+                )
+        return paths
+
+    def _clear(self, names: Sequence[str]) -> None:
+        gone = 0
+        for name in names:
+            path = self.folder / name
+            if path.is_file() and path.resolve() not in self.inputs:
+                path.unlink()
+                gone += 1
+                for parent in path.relative_to(self.folder).parents[:-1]:
+                    if any((self.folder / parent).iterdir()):
+                        break
+                    (self.folder / parent).rmdir()
+        if gone:
+            notice(f"{self.folder}: {gone} files that the last `softless {self.verb}` left there are removed")
+
+
+def picture_names(files: Sequence[str]) -> list[str]:
+    """`a/b.jpg` is drawn as `a/b.png`. Where two images have one name but for the ending, `a/b.jpg.png` and `a/b.tif.png`."""
+    stems = [PurePosixPath(file).with_suffix("").as_posix() for file in files]
+    taken = Counter([stem.casefold() for stem in stems])
+    taken.update(file.casefold() for file in files)
+    return [f"{stem if taken[stem.casefold()] == 1 else file}.png" for stem, file in zip(stems, files, strict=True)]
+
+
+def _listed(file: Path) -> dict[str, list[str]]:
+    """What is in `written.json`; nothing where there is none or it is another's file."""
+    try:
+        content: Any = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read {file}: {error}; remove it, or choose another --out") from error
+    kept = isinstance(content, dict) and all(
+        isinstance(names, list) and all(isinstance(name, str) and _inside(name) for name in names)
+        for names in content.values()
+    )
+    if not kept:
+        raise UsageError(f"{file} lists no results of softless: remove it, or choose another --out")
+    return content
+
+
+def _inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts
