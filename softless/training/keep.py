@@ -93,6 +93,7 @@ def result(run: Run, outcome: Outcome | None) -> Result:
         seconds=sum(line["seconds"] for line in lines),
         images_per_second=statistics.median(line["images_per_second"] for line in lines),
         parameters=sum(parameter.numel() for parameter in run.task.evaluated(run.model).parameters()),
+        left_out={part: len(faults) for part, faults in run.splits.left_out.items()},
     )
     if outcome is not None:
         assert run.splits.test is not None

@@ -43,6 +43,7 @@ class DataSpec:
     val_fraction: float = 0.15  # cut from the training split, stratified, where the source has no validation split
     workers: int = 0
     limit: int | None = None  # at most so many training images (trial runs); evaluation splits stay whole
+    faults: Literal["stop", "skip", "clip"] = "stop"  # images that cannot be used: an error, or left out with a count
 
 
 @dataclass(frozen=True)

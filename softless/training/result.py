@@ -1,6 +1,6 @@
 """What a finished run reached."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ class Result:
     """Scores of the best epoch (chosen on the validation split) and the cost of getting there.
 
     `val` and `test` hold the task's measures, seen and expected; `test` of a classifier also the 95 % interval of top1. `test` is
-    None where the data has no test split. `seconds` counts training and validation, `images_per_second` training alone.
+    None where the data has no test split. `left_out` counts images by part that data.faults=skip left out. `seconds` counts training and validation, `images_per_second` training alone.
     """
 
     run_dir: Path
@@ -24,6 +24,7 @@ class Result:
     seconds: float
     images_per_second: float
     parameters: int
+    left_out: dict[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f"best epoch {self.best_epoch + 1} of {self.epochs}: validation {describe(self.val)}"]
@@ -34,6 +35,9 @@ class Result:
         lines.append(
             f"{self.parameters:,} parameters, {self.seconds:.0f} s, {self.images_per_second:,.0f} images/s in training"
         )
+        if self.left_out:
+            told = ", ".join(f"{count} of {part}" for part, count in self.left_out.items())
+            lines.append(f"images that cannot be used were left out: {told} (left_out.json)")
         return "\n".join([*lines, f"run folder {self.run_dir}"])
 
 

@@ -20,7 +20,7 @@ from softless.training.best import write_best
 from softless.training.claim import Claim
 from softless.training.model import build_for
 from softless.training.recipe import Recipe
-from softless.training.run_folder import CHECKPOINTS, CLASSES, RECIPE, RunFolder, as_json
+from softless.training.run_folder import CHECKPOINTS, CLASSES, LEFT_OUT, RECIPE, RunFolder, as_json
 from softless.training.signals import Signals
 from softless.training.store import Checkpoints
 from softless.training.world import World
@@ -175,6 +175,9 @@ def _describe(run: Run) -> None:
     run.folder.rewind_log(run.epoch)
     run.folder.write_json(RECIPE, {**as_json(run.recipe), **checkpoint.versions(), "machine": machine(run.device)})
     run.folder.write_json(CLASSES, list(run.splits.classes))
+    if run.splits.left_out:
+        told = {part: [one.row(annotated=False) for one in faults] for part, faults in run.splits.left_out.items()}
+        run.folder.write_json(LEFT_OUT, told)
     if run.best is not None:
         write_best(run)
 
