@@ -95,8 +95,7 @@ def write_whole(path: Path, write: Callable[[Path], Any], needed: int = 0) -> No
     beside = path.with_name(path.name + ".tmp")
     try:
         write(beside)
-        with beside.open("rb") as file:
-            os.fsync(file.fileno())
+        sync_file(beside)
         beside.replace(path)
         sync_folder(path.parent)
     except OSError as error:
@@ -124,6 +123,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
             raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
 
     write_whole(path, write, sum(tensor.nbytes for tensor in tensors.values()))
+
+
+def sync_file(path: Path) -> None:
+    """Flush a file that another writer closed. Windows flushes only what is open for writing."""
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
