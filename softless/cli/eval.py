@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from softless.data.samples import Samples
-from softless.errors import DataError, UsageError, unknown
+from softless.errors import DataError, UsageError, need, unknown
 from softless.evaluation import Evaluation, LoadedRun
 from softless.evaluation.measures import MEASURES
 from softless.evaluation.run import DENSE
@@ -118,6 +118,7 @@ def eval(
     """
     from softless.data import eval_loader
     from softless.evaluation import evaluate, load_run
+    from softless.tasks import TASKS
     from softless.training.world import choose_device
 
     if split not in SPLITS:
@@ -127,6 +128,7 @@ def eval(
     if set and not linear:
         raise UsageError("--set changes how the linear classifier is trained: give --linear too")
     loaded = load_run(run, choose_device(device))
+    need(*TASKS[loaded.task].needs)
     elsewhere = None if data is None else str(data)
     where = elsewhere or str(loaded.recipe.data.path or loaded.recipe.data.source)
     if loaded.task in DENSE:

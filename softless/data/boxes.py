@@ -23,7 +23,7 @@ from softless.data.findings import Fault, Gathering, not_there
 from softless.data.images import FORMATS, Decoded
 from softless.data.notices import notice
 from softless.data.samples import FileSamples
-from softless.errors import DataError, MissingExtra, UsageError, unknown
+from softless.errors import DataError, UsageError, need, unknown
 
 if TYPE_CHECKING:  # training lies above data: its recipe is read here by its field names only
     from softless.training.recipe import DataSpec
@@ -220,10 +220,7 @@ def pixels_of(coded: Sequence[Mapping[str, Any]]) -> np.ndarray:
 
 def need_pycocotools() -> None:
     """Say what to install before anything is opened."""
-    try:
-        import pycocotools  # noqa: F401
-    except ImportError as error:
-        raise MissingExtra("pycocotools", "detect") from error
+    need("pycocotools")
 
 
 def _check_masks(contents: Mapping[Path, Mapping[str, list[Any]]], found: Gathering) -> None:
