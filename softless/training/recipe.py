@@ -143,7 +143,7 @@ class DetectionSpec:
     vflip: float = 0.0
     quarter_turns: bool = False
     photometric: bool = False  # SSD's distortion of colours
-    faults: Literal["stop", "drop", "clip"] = (
+    faults: Literal["stop", "skip", "clip"] = (
         "stop"  # annotations that cannot be used: stop, leave them out, or cut those that reach outside
     )
 
