@@ -4,7 +4,9 @@ The command line prints these without a traceback and ends with `exit_code`; eve
 """
 
 import difflib
+import importlib.util
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class SoftlessError(Exception):
@@ -60,10 +62,43 @@ class DivergedError(SoftlessError):
 
 
 class MissingExtra(SoftlessError, ImportError):
-    """An optional package is needed and absent."""
+    """An optional package is needed and absent; `extra` may be several with commas between."""
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f'this needs {package}, which is not installed: pip install "softless[{extra}]"')
+        are = "are" if " and " in package else "is"
+        whence = f'-e ".[{extra}]" in {ROOT}' if (ROOT / "pyproject.toml").is_file() else f'"softless[{extra}]"'
+        super().__init__(f"this needs {package}, which {are} not installed: pip install {whence}")
+
+
+ROOT = Path(__file__).resolve().parents[1]  # of a checkout, which holds pyproject.toml
+EXTRAS = {  # what is imported -> (package, extra)
+    "lightly": ("lightly", "ssl"),
+    "matplotlib": ("matplotlib", "train"),
+    "pycocotools": ("pycocotools", "detect"),
+    "segmentation_models_pytorch": ("segmentation-models-pytorch", "segment"),
+    "sklearn": ("scikit-learn", "train"),
+    "torchmetrics": ("torchmetrics", "train"),
+}
+
+
+def need(*modules: str) -> None:
+    """Ask for optional packages before any work, without loading them.
+
+    Raises:
+        MissingExtra: some are not installed; all of them are named.
+    """
+    absent = [EXTRAS[name] for name in dict.fromkeys(modules) if not _installed(name)]
+    if absent:
+        raise MissingExtra(
+            " and ".join(package for package, _ in absent), ",".join(sorted({extra for _, extra in absent}))
+        )
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:  # a finder that refuses it by name
+        return False
 
 
 def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:

@@ -11,6 +11,7 @@ only those.
 """
 
 import os
+import tempfile
 
 os.environ.update(
     OMP_NUM_THREADS="1",
@@ -18,6 +19,7 @@ os.environ.update(
     OPENBLAS_NUM_THREADS="1",
     HF_HUB_OFFLINE="1",  # huggingface_hub refuses to download, in child processes too
     MPLBACKEND="Agg",
+    SOFTLESS_CACHE=f"{tempfile.gettempdir()}/softless-tests-{os.getpid()}",  # made only where a test reads for seconds
 )
 
 import ipaddress

@@ -14,7 +14,7 @@ from softless.benching.comparison import as_recipe, run_folder, trained, with_da
 from softless.benching.models import checked_operators, left_out, with_operator
 from softless.benching.record import record_path, table, write_csv
 from softless.data import Pipeline, Samples, eval_loader, open_parts
-from softless.errors import MissingExtra, UsageError
+from softless.errors import UsageError, need
 from softless.evaluation import load_run, wilson
 from softless.evaluation.features import Reading, extract, layers, output
 from softless.evaluation.knn import K, nearest
@@ -240,10 +240,9 @@ def logistic(
 
     C is what a classifier of `kept` answers `val` best with (the smallest of equals); the classifier of `train` with that C answers `test`.
     """
-    try:
-        from sklearn.linear_model import LogisticRegression
-    except ImportError as error:
-        raise MissingExtra("scikit-learn", "train") from error
+    need("sklearn")
+    from sklearn.linear_model import LogisticRegression
+
     mean, std = train[0].mean(0), train[0].std(0).clamp_min(1e-6)
     scaled = [(((x - mean) / std).double().numpy(), y.numpy()) for x, y in (train, kept, val, test)]
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from softless.errors import UsageError
+from softless.errors import UsageError, need
 
 TRAINED = {"recipe", "seeds", "out", "overwrite", "resume", "record", "device"}
 KINDS: Mapping[str, tuple[str, set[str]]] = {  # the function that measures, and the options that it has
@@ -24,6 +24,11 @@ KINDS: Mapping[str, tuple[str, set[str]]] = {  # the function that measures, and
     "settings": ("softless.benching.settings:settings", {"record"}),
     "speed": ("softless.benching.speed:speed", {"figure", "threads", "out", "record"}),
 }
+EXTRAS = {
+    "dino": ("lightly", "sklearn"),
+    "resolution": ("matplotlib", "torchmetrics"),
+    "speed": ("matplotlib",),
+}  # used at the end
 
 
 def bench(
@@ -112,5 +117,6 @@ def bench(
     if unused:
         listed = ", ".join("--" + name.replace("_", "-") for name in unused)
         raise UsageError(f"bench {what} has no use for {listed}: leave {'it' if len(unused) == 1 else 'them'} out")
+    need(*EXTRAS.get(what, ()))
     module, _, function = target.partition(":")
     return getattr(importlib.import_module(module), function)(**{name: given[name] for name in takes})

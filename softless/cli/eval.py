@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from softless.data.samples import Samples
-from softless.errors import DataError, UsageError, unknown
+from softless.errors import DataError, UsageError, need, unknown
 from softless.evaluation import Evaluation, LoadedRun
 from softless.evaluation.measures import MEASURES
 from softless.evaluation.run import DENSE, MOST_AT_ONCE
@@ -123,6 +123,7 @@ def eval(
     from softless.data import eval_loader
     from softless.evaluation import evaluate, load_run
     from softless.evaluation.evaluate import chosen_amp, precision_of
+    from softless.tasks import TASKS
     from softless.training.world import choose_device
 
     if split not in SPLITS:
@@ -132,6 +133,7 @@ def eval(
     if set and not linear:
         raise UsageError("--set changes how the linear classifier is trained: give --linear too")
     loaded = load_run(run, choose_device(device))
+    need(*TASKS[loaded.task].needs)
     precise = chosen_amp(amp, loaded)
     elsewhere = None if data is None else str(data)
     _check_there(loaded, elsewhere)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from softless.data.samples import ArraySamples
-from softless.errors import DataError, MissingExtra
+from softless.errors import DataError, need
 
 DIGITS_TEST_FRACTION = 0.2
 DIGITS_SPLIT_SEED = 0
@@ -54,11 +54,10 @@ def digits_parts(channels: int) -> tuple[dict[str, ArraySamples], tuple[str, ...
     The cut is `train_test_split(range(1797), test_size=0.2, stratify=target, random_state=0)` whatever the seed of a
     run, so anyone can make the same test split. Grey levels 0..16 become 0..255.
     """
-    try:
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
-    except ImportError as error:
-        raise MissingExtra("scikit-learn", "train") from error
+    need("sklearn")
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     digits = load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     every = ArraySamples(images, digits.target, channels)

@@ -2,14 +2,14 @@
 
     root/annotations/instances_{train,val,test}.json    root/images/{train,val,test}/NAME.jpg
 
-or COCO's own: `annotations/instances_{train2017,val2017}.json` beside `train2017/` and `val2017/`. The annotations are read in full; of the images the headers,
-as decoding those of COCO takes minutes (`softless data check` does it). Crowds are no objects to learn: they are kept for who measures.
+or COCO's own: `annotations/instances_{train2017,val2017}.json` beside `train2017/` and `val2017/`. Annotations are read and images decoded in full,
+once (`readable.py`). Crowds are no objects to learn: they are kept for who measures.
 """
 
 import re
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,23 +18,22 @@ import numpy as np
 from PIL import Image
 
 from softless.data.coco import check_files, image_folder
-from softless.data.datasets import Splits, fingerprint, scaling
-from softless.data.findings import Fault, Gathering, not_there
+from softless.data.datasets import Splits, fingerprint, left_out_of, scaling
+from softless.data.findings import Fault, Gathering, not_there, refusal
 from softless.data.folder import class_places
 from softless.data.images import FORMATS, Decoded
 from softless.data.notices import notice
+from softless.data.readable import fault_of, refuse_policy, say_left_out, unreadable
 from softless.data.samples import FileSamples
-from softless.errors import DataError, MissingExtra, UsageError, unknown
+from softless.errors import DataError, UsageError, need
 
 if TYPE_CHECKING:  # training lies above data: its recipe is read here by its field names only
     from softless.training.recipe import DataSpec
 
-POLICIES = ("stop", "drop", "clip")
 OUTSIDE = frozenset({"box outside", "polygon outside"})  # faults that cutting mends
 UNMENDABLE = frozenset({
     "unknown category"
 })  # a class that is misspelt is missing from training, so it is never passed over
-SHOWN = 50  # faults in an error
 ORIENTATION = 0x0112  # EXIF's
 FILES = re.compile(r"instances_(train|val|test)\d*")
 
@@ -119,17 +118,17 @@ def open_boxes(spec: "DataSpec", seed: int, *, masks: bool, faults: str = "stop"
     Where there is no validation file, `spec.val_fraction` of the training images is cut off, drawn by `seed`. `spec.limit` thins the training images alone.
 
     Args:
-        spec: data of a recipe.
+        spec: data of a recipe; `spec.faults` says what becomes of images that cannot be used, as `faults` does of annotations.
         seed: of what is drawn.
         masks: each object must have a mask.
-        faults: "stop" at annotations that cannot be used; "drop" leaves them out; "clip" cuts those that reach outside their image and leaves the others out.
+        faults: "stop" at annotations that cannot be used; "skip" leaves them out; "clip" cuts those that reach outside their image and leaves the others out.
 
     Raises:
-        DataError: all that is wrong: files, and annotations unless `faults` lets them pass. An annotation of an unknown class never passes.
+        DataError: all that is wrong with images and annotations, unless their policy lets them pass. An annotation of an unknown class never passes.
         UsageError: a field of `spec` that cannot be used.
     """
-    if faults not in POLICIES:
-        raise unknown("policy for faults", faults, POLICIES)
+    for policy in (faults, spec.faults):
+        refuse_policy(policy, boxes=True)
     if not spec.path:
         raise DataError("the data source 'coco' needs a path: give --data PATH or set data.path=PATH")
     root = Path(spec.path).expanduser()
@@ -138,11 +137,22 @@ def open_boxes(spec: "DataSpec", seed: int, *, masks: bool, faults: str = "stop"
     contents = check_files(list(files.values()), None, found)
     if masks:
         _check_masks(contents, found)
-    mending = _Mending(_faulty(root, found.bad, faults), faults, found)
-    parts = {
+    images = _decoded(root, contents, found, spec.in_chans)
+    left_out = (
+        {}
+        if spec.faults == "stop"
+        else {one.path: one for one in found.bad if one.annotation is None and one.path in images}
+    )
+    mending = _Mending(
+        _faulty(root, [one for one in found.bad if one.path not in left_out], faults, images), faults, found
+    )
+    whole = {
         part: _samples(root, file, contents[file], mending, spec.in_chans, masks=masks) for part, file in files.items()
     }
     mending.say(root)
+    parts = {part: _without(root, part, samples, left_out) for part, samples in whole.items()}
+    if left_out:
+        say_left_out(root, {part: (len(parts[part].left_out), len(samples)) for part, samples in whole.items()})
     train, val = parts["train"], parts.get("val")
     if val is None:
         train, val = _cut(train, spec.val_fraction, seed)
@@ -158,7 +168,7 @@ def open_boxes(spec: "DataSpec", seed: int, *, masks: bool, faults: str = "stop"
     assert val is not None
     mean, std = scaling(spec, train)
     told = fingerprint(spec.source, classes, {"train": train, "val": val, "test": test})
-    return Splits(train, val, test, classes, spec.in_chans, mean, std, told)
+    return Splits(train, val, test, classes, spec.in_chans, mean, std, told, left_out_of(parts))
 
 
 def annotation_files(root: Path) -> dict[str, Path]:
@@ -188,7 +198,7 @@ def annotation_files(root: Path) -> dict[str, Path]:
 
 
 class Headers(Gathering):
-    """A gathering that opens images without decoding them; those with a turn, or of unusual pixels, are decoded."""
+    """A gathering that takes sizes from headers; images with a turn, or of unusual pixels, are decoded, as all are afterwards."""
 
     def image(self, path: Path, part: str, label: str) -> Decoded | None:
         try:
@@ -230,10 +240,7 @@ def pixels_of(coded: Sequence[Mapping[str, Any]]) -> np.ndarray:
 
 def need_pycocotools() -> None:
     """Say what to install before anything is opened."""
-    try:
-        import pycocotools  # noqa: F401
-    except ImportError as error:
-        raise MissingExtra("pycocotools", "detect") from error
+    need("pycocotools")
 
 
 def _check_masks(contents: Mapping[Path, Mapping[str, list[Any]]], found: Gathering) -> None:
@@ -243,7 +250,33 @@ def _check_masks(contents: Mapping[Path, Mapping[str, list[Any]]], found: Gather
                 found.fault(file, "no mask", "it has no segmentation, and this head learns masks; detection.head=retinanet or fasterrcnn needs none", _id(one, place))  # fmt: skip
 
 
-def _faulty(root: Path, bad: Sequence[Fault], policy: str) -> dict[tuple[str, Any], set[str]]:
+def _decoded(root: Path, contents: Mapping[Path, Mapping[str, list[Any]]], found: Gathering, channels: int) -> set[str]:
+    """Decode every image that nothing was said of yet; returns the names of all images."""
+    places = [
+        image_folder(file, content["images"]) / name
+        for file, content in contents.items()
+        for one in content["images"]
+        if isinstance(name := one.get("file_name"), str) and name and "\0" not in name
+    ]
+    known = {fault.path for fault in found.bad if fault.annotation is None}
+    asked = [path for path in dict.fromkeys(places) if found.name(path) not in known]
+    found.bad += [fault_of(path, error, root) for path, error in unreadable(asked, channels).items()]
+    return {found.name(path) for path in places}
+
+
+def _without(root: Path, part: str, samples: BoxSamples, left_out: Mapping[str, Fault]) -> BoxSamples:
+    """The samples but for images that cannot be used."""
+    bad = [left_out[file] for file in samples.files if file in left_out]
+    if not bad:
+        return samples
+    kept = samples.take([place for place, file in enumerate(samples.files) if file not in left_out])
+    if not len(kept):
+        raise DataError(f"{root}: none of the {len(samples)} images of {part} can be used; the first: {bad[0]}")
+    kept.left_out = tuple(bad)
+    return kept
+
+
+def _faulty(root: Path, bad: Sequence[Fault], policy: str, images: Collection[str]) -> dict[tuple[str, Any], set[str]]:
     """(path, annotation) and its kinds of faults, where the policy lets those pass.
 
     Raises:
@@ -251,12 +284,12 @@ def _faulty(root: Path, bad: Sequence[Fault], policy: str) -> dict[tuple[str, An
     """
     fatal = [fault for fault in bad if policy == "stop" or fault.annotation is None or fault.kind in UNMENDABLE]
     if fatal:
-        lines = [f"  {fault}" for fault in fatal[:SHOWN]]
-        if len(fatal) > SHOWN:
-            lines.append(f"  … and {len(fatal) - SHOWN:,} more: `softless data check {root} --json` lists all")
-        passable = any(fault.annotation is not None and fault.kind not in UNMENDABLE for fault in fatal)
-        way = "mend them, or leave such annotations out with detection.faults=drop" if passable else "mend them"
-        raise DataError("\n".join([f"{root}: {len(fatal):,} faults before the first step; {way}:", *lines]))
+        ways = ["mend them"]
+        if any(fault.annotation is not None and fault.kind not in UNMENDABLE for fault in fatal):
+            ways.append("leave such annotations out with detection.faults=skip")
+        if any(fault.annotation is None and fault.path in images for fault in fatal):
+            ways.append("leave such images out with data.faults=skip")
+        raise refusal(root, fatal, ", or ".join(ways))
     kinds: dict[tuple[str, Any], set[str]] = {}
     for fault in bad:
         kinds.setdefault((fault.path, fault.annotation), set()).add(fault.kind)

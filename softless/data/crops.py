@@ -9,7 +9,7 @@ from torchvision import transforms as tv
 
 from softless.data.images import MODES
 from softless.data.transforms import Normalised, Pipeline, array_to_tensor
-from softless.errors import MissingExtra, UsageError
+from softless.errors import UsageError, need
 
 if TYPE_CHECKING:  # the recipe lives above this layer (softless.training)
     from softless.training.recipe import DinoSpec
@@ -29,11 +29,9 @@ def multi_crop(
     """
     if in_chans not in MODES:
         raise UsageError(f"views change colours of grey or RGB images, and data.in_chans is {in_chans}")
-    try:
-        from lightly.transforms.dino_transform import DINOViewTransform
-        from lightly.transforms.multi_view_transform import MultiViewTransform
-    except ImportError as error:
-        raise MissingExtra("lightly", "ssl") from error
+    need("lightly")
+    from lightly.transforms.dino_transform import DINOViewTransform
+    from lightly.transforms.multi_view_transform import MultiViewTransform
 
     def view(size: int, scale: tuple[float, float], blur: float, solarize: float = 0.0) -> Any:
         return DINOViewTransform(

@@ -2,14 +2,17 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from softless.data.arrays import digits_parts, npz_parts
+from softless.data.findings import Fault
 from softless.data.folder import class_places, folder_parts
 from softless.data.progress import track
+from softless.data.readable import refuse_policy, sift
 from softless.data.samples import ArraySamples, Samples
 from softless.errors import DataError, UsageError, unknown
 
@@ -31,6 +34,7 @@ class Splits:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fingerprint: dict[str, Any]  # says whether two runs saw the same images; holds no path
+    left_out: Mapping[str, tuple[Fault, ...]] = field(default_factory=dict)  # part -> what could not be used
 
     def ordered(self, classes: Sequence[str], there: str, here: str) -> "Splits":
         """The same samples with class indices in the order of `classes`, matched by name.
@@ -65,11 +69,20 @@ def open_splits(spec: "DataSpec", seed: int) -> Splits:
     mean, std = scaling(spec, train)
     test = parts.get("test")
     told = fingerprint(spec.source, classes, {"train": train, "val": val, "test": test})
-    return Splits(train, val, test, classes, spec.in_chans, mean, std, told)
+    return Splits(train, val, test, classes, spec.in_chans, mean, std, told, left_out_of(parts))
+
+
+def left_out_of(parts: Mapping[str, Samples]) -> dict[str, tuple[Fault, ...]]:
+    """What could not be used, by part, where there is some."""
+    return {part: samples.left_out for part, samples in parts.items() if samples.left_out}
 
 
 def open_parts(spec: "DataSpec") -> tuple[dict[str, Samples], tuple[str, ...]]:
-    """What the source holds before anything is cut: {"train", "val"?, "test"?}, or {"all"}; and the class names."""
+    """What the source holds before anything is cut: {"train", "val"?, "test"?}, or {"all"}; and the class names.
+
+    Every image of every part was read; one that cannot be is an error or left out, as `spec.faults` says.
+    """
+    refuse_policy(spec.faults)
     if spec.in_chans < 1:
         raise UsageError(f"data.in_chans={spec.in_chans}: images have at least one channel")
     if spec.source == "digits":
@@ -80,7 +93,7 @@ def open_parts(spec: "DataSpec") -> tuple[dict[str, Samples], tuple[str, ...]]:
     if not spec.path:
         raise DataError(f"the data source '{spec.source}' needs a path: give --data PATH or set data.path=PATH")
     parts, classes = (folder_parts if spec.source == "folder" else npz_parts)(spec.path, spec.in_chans)
-    return dict(parts), classes
+    return sift(Path(spec.path).expanduser(), parts, spec.faults), classes
 
 
 def stratified_cut(targets: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -2,15 +2,16 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from softless.data.images import BadImage, Decoded, decode, verify
+from softless.data.images import BadImage, Decoded, read_whole
 from softless.errors import DataError
 from softless.words import counted
 
+REFUSED = 50  # faults that an error names
 SHOWN = 20  # warnings and duplicates of one kind in the printed report; to_dict has all
 _ENDINGS = {  # what Pillow calls the content of a file that ends so
     ".jpg": {"JPEG", "MPO"}, ".jpeg": {"JPEG", "MPO"}, ".png": {"PNG"}, ".bmp": {"BMP"}, ".webp": {"WEBP"},
@@ -125,7 +126,7 @@ class Gathering:
 
     def name(self, path: Path) -> str:
         """How the report calls a file."""
-        return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)
+        return named(path, self.root)
 
     def fault(self, path: Path | str, kind: str, reason: str, annotation: int | str | None = None) -> None:
         """Something that cannot be used."""
@@ -139,9 +140,7 @@ class Gathering:
         """Read an image file in full; None if it cannot be."""
         self.seen += 1
         try:
-            decoded = decode(path, 3, max_pixels=self.max_pixels, min_side=self.min_side)
-            if decoded.format == "PNG":
-                verify(path)
+            decoded = read_whole(path, 3, max_pixels=self.max_pixels, min_side=self.min_side)
         except BadImage as error:
             self.fault(path, error.kind, error.reason)
             return None
@@ -182,6 +181,20 @@ class Gathering:
 
     def _named(self, path: Path | str) -> str:
         return path if isinstance(path, str) else self.name(path)
+
+
+def named(path: Path, root: Path) -> str:
+    """A path relative to the root it lies in."""
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+
+
+def refusal(root: Path, faults: Sequence[Fault], way: str) -> DataError:
+    """All faults in one error: the number, the way out, and as many as a person reads."""
+    lines = [f"  {fault}" for fault in faults[:REFUSED]]
+    if len(faults) > REFUSED:
+        lines.append(f"  … and {len(faults) - REFUSED:,} more: `softless data check {root} --json` lists all")
+    count = f"{len(faults):,} fault" + ("s" if len(faults) != 1 else "")
+    return DataError("\n".join([f"{root}: {count} before the first step; {way}:", *lines]))
 
 
 def not_there(path: Path) -> DataError:

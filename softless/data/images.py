@@ -139,6 +139,18 @@ def decode(path: Path, channels: int = 3, *, max_pixels: int | None = None, min_
         raise _unreadable(path, error) from error
 
 
+def read_whole(path: Path, channels: int = 3, *, max_pixels: int | None = None, min_side: int | None = None) -> Decoded:
+    """`decode`, and for a PNG its checksums too: what finds every damage that can be found.
+
+    Raises:
+        BadImage: the file cannot be used.
+    """
+    decoded = decode(path, channels, max_pixels=max_pixels, min_side=min_side)
+    if decoded.format == "PNG":
+        verify(path)
+    return decoded
+
+
 def verify(path: Path) -> None:
     """Hold a PNG against its checksums, which Pillow's decoder passes over; other types have none.
 

@@ -149,6 +149,10 @@ def open_label_images(
     """
     if not spec.path:
         raise DataError(f"the data source '{spec.source}' needs a path: give --data PATH or set data.path=PATH")
+    if spec.faults != "stop":
+        raise UsageError(
+            f"data.faults={spec.faults} has no effect on label images: mend what `softless data check {spec.path}` names, and leave it at stop"
+        )
     root = existing_folder(spec.path)
     found = Gathering(root)
     layout = layout_of(root, found, labels, ignore)

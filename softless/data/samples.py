@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import Image
 
+from softless.data.findings import Fault
 from softless.data.images import MODES, read_image
 from softless.errors import DataError
 
@@ -23,6 +24,7 @@ class Samples(ABC):
 
     targets: np.ndarray
     channels: int
+    left_out: tuple[Fault, ...] = ()  # what could not be used when the part was opened (data.faults=skip)
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -103,6 +105,10 @@ class FileSamples(Samples):
         self.files = list(files)
         self.targets = np.asarray(targets, dtype=np.int64)
         self.channels = channels
+
+    def paths(self) -> list[Path]:
+        """Where the files lie."""
+        return [self.root / file for file in self.files]
 
     def image(self, index: int) -> Picture:
         return read_image(self.root / self.files[index], self.channels)

@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from softless.data.datasets import Splits, fingerprint, open_splits, scaling, stratified_cut
+from softless.data.datasets import Splits, fingerprint, left_out_of, open_splits, scaling, stratified_cut
 from softless.data.folder import PARTS, existing_folder, images_at
 from softless.data.images import IMAGE_TYPES
-from softless.data.samples import FileSamples, Samples
+from softless.data.readable import sift
+from softless.data.samples import FileSamples
 from softless.errors import DataError, UsageError
 
 if TYPE_CHECKING:  # the recipe lives above this layer (softless.training)
@@ -29,14 +30,15 @@ def open_unlabelled(spec: "DataSpec", seed: int) -> Splits:
         return open_splits(spec, seed)
     existing_folder(root)
     if _holds_images(root):
-        parts: dict[str, FileSamples] = {"train": images_at(root, spec.in_chans)}
+        found: dict[str, FileSamples] = {"train": images_at(root, spec.in_chans)}
     elif _holds_images(root / "train"):
-        parts = {part: _below(root, part, spec.in_chans) for part in PARTS if (root / part).is_dir()}
+        found = {part: _below(root, part, spec.in_chans) for part in PARTS if (root / part).is_dir()}
     else:
         return open_splits(spec, seed)
-    train: Samples = parts["train"]
+    parts = sift(root, found, spec.faults)
+    train = parts["train"]
     if "val" in parts:
-        val: Samples = parts["val"]
+        val = parts["val"]
     elif len(train) > 1:
         kept, cut = stratified_cut(train.targets, spec.val_fraction, seed)
         train, val = train.take(kept), train.take(cut)
@@ -49,7 +51,7 @@ def open_unlabelled(spec: "DataSpec", seed: int) -> Splits:
     mean, std = scaling(spec, train)
     test = parts.get("test")
     told = fingerprint(spec.source, (), {"train": train, "val": val, "test": test})
-    return Splits(train, val, test, (), spec.in_chans, mean, std, told)
+    return Splits(train, val, test, (), spec.in_chans, mean, std, told, left_out_of(parts))
 
 
 def _holds_images(folder: Path) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from softless.data.loader import EpochLoader
 from softless.data.progress import track
 from softless.data.samples import Samples
-from softless.errors import UsageError, unknown
+from softless.errors import UsageError, need, unknown
 from softless.evaluation.intervals import wilson
 from softless.evaluation.metrics import Metrics, measure
 from softless.evaluation.run import LoadedRun
@@ -103,7 +103,11 @@ def evaluate(
         classes: names in index order; a loaded run knows its own.
         device: where to compute; None is where the model lies.
         amp: "none", "bfloat16" or "float16" (torch.autocast).
+
+    Raises:
+        MissingExtra: torchmetrics is not installed; said before the first image.
     """
+    need("torchmetrics")
     model = run_or_model.model if isinstance(run_or_model, LoadedRun) else run_or_model
     names = tuple(classes) if classes is not None else getattr(run_or_model, "classes", None)
     if names is None:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from softless.errors import DivergedError, MissingExtra
+from softless.errors import DivergedError, need
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,9 @@ def measure(logits: Tensor, targets: Tensor) -> Metrics:
     Raises:
         DivergedError: some logits are not finite; no accuracy of them means anything.
     """
-    try:
-        from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
-    except ImportError as error:
-        raise MissingExtra("torchmetrics", "train") from error
+    need("torchmetrics")
+    from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
+
     classes = logits.shape[1]
     logits, targets = logits.double().cpu(), targets.long().cpu()
     bad = int((~logits.isfinite()).any(1).sum())

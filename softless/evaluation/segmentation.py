@@ -26,7 +26,7 @@ from softless.data.label_images import IGNORE, LabelImages
 from softless.data.loader import EpochLoader
 from softless.data.progress import track
 from softless.data.samples import Samples
-from softless.errors import DivergedError, MissingExtra
+from softless.errors import DivergedError, need
 from softless.evaluation.evaluate import autocast
 from softless.models.durable import write_whole
 
@@ -207,10 +207,9 @@ class Tally:
 
 def confusion_of(predicted: Tensor, truth: Tensor, classes: int) -> np.ndarray:
     """(K, K) int64 pixels, row truth, column prediction, of label arrays (h, w)."""
-    try:
-        from torchmetrics.functional.classification import multiclass_confusion_matrix
-    except ImportError as error:
-        raise MissingExtra("torchmetrics", "train") from error
+    need("torchmetrics")
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
     found = multiclass_confusion_matrix(
         predicted.reshape(-1).long(), truth.reshape(-1).long(), classes, ignore_index=IGNORE, validate_args=False
     )

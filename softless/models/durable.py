@@ -95,8 +95,7 @@ def write_whole(path: Path, write: Callable[[Path], Any], needed: int = 0) -> No
     beside = path.with_name(path.name + ".tmp")
     try:
         write(beside)
-        with beside.open("rb") as file:
-            os.fsync(file.fileno())
+        sync_file(beside)
         beside.replace(path)
         sync_folder(path.parent)
     except OSError as error:
@@ -134,6 +133,12 @@ def save_readable(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     mode = path.stat().st_mode & 0o777
     save_file(dict(tensors), path, metadata=metadata)
     path.chmod(mode)
+
+
+def sync_file(path: Path) -> None:
+    """Flush a file that another writer closed. Windows flushes only what is open for writing."""
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:

@@ -6,7 +6,6 @@ digests.json        the sha256 of both, and of every tensor
 """
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from softless.errors import UsageError
 from softless.models import config, digests
 from softless.models.create import create_model
-from softless.models.durable import save_readable
+from softless.models.durable import save_readable, sync_file, sync_folder
 from softless.models.files import CONFIG, FILE, check_finite
 from softless.models.options import Construction
 
@@ -58,7 +57,7 @@ def save_weights(model: nn.Module, folder: str | Path, *, data: Mapping[str, Any
         beside.mkdir(parents=True)
         _write(beside, state, content)
         beside.replace(folder)
-        _flush(folder.parent)
+        sync_folder(folder.parent)
     except OSError as error:
         raise UsageError(f"cannot write {folder}: {error.strerror or error}") from error
     finally:
@@ -75,20 +74,13 @@ def _write(folder: Path, state: dict[str, Tensor], content: dict[str, Any]) -> N
         raise OSError(str(error)) from error
     _write_json(folder / CONFIG, content)
     _write_json(folder / digests.DIGESTS, digests.describe(folder, (FILE, CONFIG), state))
-    for path in (*folder.iterdir(), folder):
-        _flush(path)
+    for path in folder.iterdir():
+        sync_file(path)
+    sync_folder(folder)
 
 
 def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _check_rebuilt(model: nn.Module, content: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from softless.errors import MissingExtra, UsageError, unknown
+from softless.errors import UsageError, need, unknown
 from softless.models.features import STRIDES, Features, pad
 
 DECODERS = ("upernet", "dpt")
@@ -128,20 +128,18 @@ def grouped(module: nn.Module) -> None:
 
 
 def _upernet(features: Features, classes: int, width: int) -> tuple[nn.Module, nn.Module]:
-    try:
-        from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
-    except ImportError as error:
-        raise MissingExtra("segmentation-models-pytorch", "segment") from error
+    need("segmentation_models_pytorch")
+    from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
+
     decoder = UPerNetDecoder((0, 0, *features.channels), encoder_depth=len(STRIDES) + 1, decoder_channels=width)
     return decoder, nn.Conv2d(width, classes, kernel_size=1)
 
 
 def _dpt(features: Features, classes: int, width: int) -> tuple[nn.Module, nn.Module]:
     """DPT reassembles tokens to strides by itself, so that the maps come to it as the host gives them."""
-    try:
-        from segmentation_models_pytorch.decoders.dpt.decoder import DPTDecoder, DPTSegmentationHead
-    except ImportError as error:
-        raise MissingExtra("segmentation-models-pytorch", "segment") from error
+    need("segmentation_models_pytorch")
+    from segmentation_models_pytorch.decoders.dpt.decoder import DPTDecoder, DPTSegmentationHead
+
     features.adapters = nn.ModuleList(nn.Identity() for _ in STRIDES)
     strides = [features.divisor if features.one_grid else min(stride, features.divisor) for stride in STRIDES]
     decoder = DPTDecoder(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from softless.attention.attend import autocast_off
-from softless.errors import MissingExtra
+from softless.errors import need
 from softless.models.create import no_weight_decay
 
 GLOBAL = 2  # the first views; the teacher sees these alone
@@ -45,10 +45,9 @@ class SelfDistillation(nn.Module):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, *, width: int, outputs: int, hidden: int = 2048, bottleneck: int = 256, norm_last_layer: bool = True, freeze_last_layer: int = 1, student_temp: float = 0.1, center_momentum: float = 0.9) -> None:  # fmt: skip
         super().__init__()
-        try:
-            from lightly.loss.dino_loss import DINOLoss
-        except ImportError as error:
-            raise MissingExtra("lightly", "ssl") from error
+        need("lightly")
+        from lightly.loss.dino_loss import DINOLoss
+
         head = {"input_dim": width, "hidden_dim": hidden, "bottleneck_dim": bottleneck, "output_dim": outputs,
                 "freeze_last_layer": freeze_last_layer, "norm_last_layer": norm_last_layer}  # fmt: skip
         self.student, self.teacher = _branch(student, head), _branch(teacher, head)

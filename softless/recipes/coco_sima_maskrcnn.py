@@ -19,7 +19,7 @@ def recipe() -> Recipe:
         summary="the paper's Mask R-CNN on SimA-XCiT-S12/16, COCO, 36 epochs",
         model=ModelSpec(name="sima_xcit_small_12_p16_224"),
         data=DataSpec(source="coco", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), workers=4),
-        detection=DetectionSpec(head="maskrcnn", layers=(4, 6, 8, 12), faults="drop"),
+        detection=DetectionSpec(head="maskrcnn", layers=(4, 6, 8, 12), faults="skip"),
         optim=OptimSpec(lr=1e-4, base_batch=None, weight_decay=0.05),
         schedule=ScheduleSpec(name="multistep", epochs=36, warmup_epochs=0, decay_epochs=(27, 33)),
         batch_size=16,

@@ -18,7 +18,7 @@ def recipe() -> Recipe:
         summary="Mask R-CNN on normalised SOFT-Tiny, COCO, 12 epochs",
         model=ModelSpec(name="softnorm_tiny_224"),
         data=DataSpec(source="coco", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), workers=4),
-        detection=DetectionSpec(head="maskrcnn", shortest=(800,), crop_share=0.0, faults="drop"),
+        detection=DetectionSpec(head="maskrcnn", shortest=(800,), crop_share=0.0, faults="skip"),
         optim=OptimSpec(lr=1e-4, base_batch=None, weight_decay=1e-4),
         schedule=ScheduleSpec(name="multistep", epochs=12, warmup_epochs=0, decay_epochs=(8, 11)),
         batch_size=16,

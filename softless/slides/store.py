@@ -26,7 +26,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from softless.errors import CheckpointError, StorageError
+from softless.errors import CheckpointError, StorageError, UsageError
 from softless.models.durable import FULL, size, write_whole
 
 JOURNAL, LOG, ABOUT = "journal.bin", "unreadable.jsonl", "about.json"
@@ -238,12 +238,14 @@ def held(folder: Path) -> Iterator[None]:
 
     Raises:
         CheckpointError: another process works in it.
+        UsageError: the system has no such lock.
     """
     try:
         import fcntl
-    except ImportError:  # a system without this kind of lock
-        yield
-        return
+    except ImportError as error:
+        raise UsageError(
+            f"a store ({folder}) needs locks and reads that Windows lacks: leave it out, or run under Linux (WSL) or macOS"
+        ) from error
     with (folder / ABOUT).open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

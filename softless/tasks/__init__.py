@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from softless.errors import UsageError, unknown
+from softless.errors import UsageError, need, unknown
 from softless.tasks.classification import Classification
 from softless.tasks.detection import Detection
 from softless.tasks.dino import Dino
@@ -33,6 +33,7 @@ def open_task(recipe: "Recipe") -> Task:
     """The task of a recipe, its data opened and checked; the task's own recipe has the length that fits them.
 
     Raises:
+        MissingExtra: a package that the run would need at some time is not installed.
         DataError: what is wrong with the data.
         UsageError: a field of the recipe that does not fit, or a measure that the task does not have.
     """
@@ -42,6 +43,7 @@ def open_task(recipe: "Recipe") -> Task:
         raise unknown(f"measure of {kind.name}", recipe.metric, kind.measures)
     if recipe.class_weights != "none" and kind is not Classification:
         raise UsageError(f"class_weights={recipe.class_weights} is for classification; this recipe is for {kind.name}")
+    need(*kind.needs, *(["sklearn"] if recipe.data.source == "digits" else []))
     task = kind.open(recipe)
     task.fitted = fitted(recipe, len(task.splits.train))
     task.recipe = task.fitted.recipe

@@ -37,6 +37,7 @@ class Classification(Task):
     """
 
     name = "classification"
+    needs = ("torchmetrics",)
     measures = ("top1", "balanced_accuracy", "auc", "loss")
 
     def __init__(self, recipe: "Recipe", classes: Sequence[str], class_counts: Sequence[int] | np.ndarray) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from softless.data import EpochLoader, Pipeline
 from softless.data.box_transforms import eval_pipeline, train_pipeline
-from softless.data.boxes import BoxSamples, need_pycocotools, open_boxes
+from softless.data.boxes import BoxSamples, open_boxes
 from softless.errors import UsageError
 from softless.evaluation.detection import Detections, evaluate
 from softless.models.detectors import Detector
@@ -37,6 +37,7 @@ class Detection(Task):
     """
 
     name = "detection"
+    needs = ("pycocotools",)
     measures = ("box_ap", "box_ap50", "box_ap75", "mask_ap", "mask_ap50", "mask_ap75", "last")
 
     def __init__(self, recipe: "Recipe", splits: "Splits") -> None:
@@ -44,7 +45,6 @@ class Detection(Task):
 
     @classmethod
     def open(cls, recipe: "Recipe") -> "Detection":
-        need_pycocotools()
         _refuse_what_has_no_effect(recipe)
         spec = recipe.detection
         assert spec is not None

@@ -75,6 +75,7 @@ class Dino(Task):
     """Views of unlabelled images to the loss of a student against its teacher."""
 
     name = "dino"
+    needs = ("lightly",)
     measures = ("last",)
 
     def __init__(self, recipe: "Recipe", splits: Any) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from softless.data import EpochLoader, Pipeline, Samples
 from softless.data.label_images import IGNORE, LabelImages, open_label_images
 from softless.data.label_transforms import eval_pipeline, train_pipeline
-from softless.errors import MissingExtra, UsageError
+from softless.errors import UsageError, need
 from softless.evaluation.segmentation import Segmentation as Outcome
 from softless.evaluation.segmentation import Tally, evaluate
 from softless.tasks.classification import class_weights
@@ -40,6 +40,7 @@ class Segmentation(Task):
     """
 
     name = "segmentation"
+    needs = ("torchmetrics", "segmentation_models_pytorch")
     measures = ("miou", "dice", "pixel_accuracy", "loss")
 
     def __init__(self, recipe: "Recipe", splits: "Splits", values: Sequence[int]) -> None:
@@ -217,10 +218,9 @@ def _of_one_size(images: Sequence[Tensor]) -> bool:
 
 
 def _dice_loss() -> nn.Module:
-    try:
-        from segmentation_models_pytorch.losses import MULTICLASS_MODE, DiceLoss
-    except ImportError as error:
-        raise MissingExtra("segmentation-models-pytorch", "segment") from error
+    need("segmentation_models_pytorch")
+    from segmentation_models_pytorch.losses import MULTICLASS_MODE, DiceLoss
+
     return DiceLoss(MULTICLASS_MODE, ignore_index=IGNORE)
 
 

@@ -53,6 +53,7 @@ class Task(ABC):
     """One kind of work on one data set, as a recipe asks for it."""
 
     name: ClassVar[str]  # the group of the recipe that holds its settings; "classification" has none
+    needs: ClassVar[tuple[str, ...]]  # optional packages, as `errors.need` takes them
     measures: ClassVar[tuple[str, ...]]  # of `evaluation.measures`, that may choose the best epoch
 
     recipe: "Recipe"  # of the length that fits the data, once `open_task` gave it

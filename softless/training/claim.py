@@ -12,6 +12,7 @@ from typing import Any
 
 from softless.errors import UsageError
 from softless.models.durable import write_whole
+from softless.training.processes import running, started
 from softless.training.run_folder import LOCK, STATE
 
 _log = logging.getLogger("softless.training")
@@ -70,12 +71,10 @@ def alive(held: Mapping[str, Any]) -> bool:
     if held.get("host") != socket.gethostname():
         return True
     try:
-        os.kill(int(held["pid"]), 0)
-    except (ProcessLookupError, KeyError, ValueError, TypeError):
+        pid = int(held["pid"])
+    except (KeyError, ValueError, TypeError):
         return False
-    except PermissionError:
-        return True
-    return held.get("process") in {None, _process(int(held["pid"]))}
+    return running(pid) and held.get("process") in {None, started(pid)}
 
 
 def _clear_away(lock: Path) -> None:
@@ -113,15 +112,7 @@ def _clear_away(lock: Path) -> None:
 
 
 def _me() -> dict[str, Any]:
-    return {"pid": os.getpid(), "host": socket.gethostname(), "started": _now(), "process": _process(os.getpid())}
-
-
-def _process(pid: int) -> str | None:
-    """When the process started, in the kernel's ticks: numbers are given out again. None where /proc is not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return None
+    return {"pid": os.getpid(), "host": socket.gethostname(), "started": _now(), "process": started(os.getpid())}
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -56,6 +56,9 @@ class DataSpec:
         None, "loading processes; 0 loads in the training process, none follows data and machine", "[0, 1024]"
     )
     limit: int | None = setting(None, "training images at most (trial runs); evaluation splits stay whole", COUNT)
+    faults: Literal["stop", "skip", "clip"] = setting(
+        "stop", "images that cannot be used: an error, or left out with a count"
+    )
 
 
 @dataclass(frozen=True)
@@ -182,7 +185,7 @@ class DetectionSpec:
     vflip: float = setting(0.0, "chance of a vertical flip", CHANCE)
     quarter_turns: bool = setting(default=False, says="random quarter turns of a square canvas")
     photometric: bool = setting(default=False, says="SSD's distortion of colours")
-    faults: Literal["stop", "drop", "clip"] = setting(
+    faults: Literal["stop", "skip", "clip"] = setting(
         "stop", "annotations that cannot be used: stop, leave them out, or cut those that reach outside"
     )
 

@@ -1,6 +1,6 @@
 """What a finished run reached."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from softless.words import rate
 class Result:
     """Scores of the best epoch (chosen on the validation split) and the cost of getting there.
 
-    `best_epoch` counts from 1. `weights` says which weights of that epoch were the better on the validation split: raw or averaged. `gained` is what the last quarter of
-    the epochs added to `metric` there, `rising` whether a longer run would reach more. `val` and `test` hold the task's measures, seen and expected; `test` of a classifier also the 95 % interval of top1. `test` is
-    None where the data has no test split. `seconds` counts training and validation, `images_per_second` training alone.
+    `best_epoch` counts from 1. `weights` says which weights of that epoch were the better on the validation split: raw or averaged. `gained` is
+    what the last quarter of the epochs added to `metric` there, `rising` whether a longer run would reach more. `val` and `test` hold the task's
+    measures, seen and expected; `test` of a classifier also the 95 % interval of top1. `test` is None where the data has no test split.
+    `left_out` counts images by part that data.faults=skip left out. `seconds` counts training and validation, `images_per_second` training alone.
     """
 
     run_dir: Path
@@ -32,6 +33,7 @@ class Result:
     metric: str = ""
     gained: float | None = None
     rising: bool = False
+    left_out: dict[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         whose = f", {self.weights} weights" if self.weights else ""
@@ -45,9 +47,12 @@ class Result:
         )
         if self.rising and self.gained is not None:
             lines.append(
-                f"still rising: the last quarter of the epochs added {described(self.gained, self.metric)}; make it longer with "
-                f"--resume --set schedule.epochs={2 * self.epochs}"
+                f"still rising: the last quarter of the epochs added {described(self.gained, self.metric)}; a longer run may reach more: "
+                f"--set schedule.epochs={2 * self.epochs}"
             )
+        if self.left_out:
+            told = ", ".join(f"{count} of {part}" for part, count in self.left_out.items())
+            lines.append(f"images that cannot be used were left out: {told} (left_out.json)")
         page = self.run_dir / REPORT
         lines.append(f"run folder {self.run_dir}")
         return "\n".join([*lines, f"page {page.resolve()}"] if page.is_file() else lines)

@@ -22,7 +22,8 @@ RESULT, REPORT, SCALARS = "result.json", "report.html", "tensorboard"
 PREDICTIONS = ("predictions.npz", "predictions.json")  # of classification and of detection
 LABELS = "predictions"  # of segmentation, a label image each
 STATE, LOCK = "state.json", "lock"
-FILES = (RECIPE, CLASSES, LOG, WEIGHTS, BEST, RESULT, *PREDICTIONS, REPORT, STATE)
+LEFT_OUT = "left_out.json"  # part -> [file, reason] of images that data.faults=skip left out
+FILES = (RECIPE, CLASSES, LOG, WEIGHTS, BEST, RESULT, *PREDICTIONS, REPORT, STATE, LEFT_OUT)
 MODEL = "model"  # the best weights as `save_weights` writes them
 FOLDERS = (CHECKPOINTS, SCALARS, MODEL, LABELS)
 

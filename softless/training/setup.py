@@ -20,7 +20,7 @@ from softless.training.best import write_best
 from softless.training.claim import Claim
 from softless.training.model import build_for
 from softless.training.recipe import Recipe
-from softless.training.run_folder import CHECKPOINTS, CLASSES, RECIPE, RunFolder, as_json
+from softless.training.run_folder import CHECKPOINTS, CLASSES, LEFT_OUT, RECIPE, RunFolder, as_json
 from softless.training.settle import data_are_there, with_loaders
 from softless.training.signals import Signals
 from softless.training.store import Checkpoints
@@ -184,6 +184,9 @@ def _describe(run: Run) -> None:
     asked = {**as_json(run.asked), "fitted": fitted}
     run.folder.write_json(RECIPE, {**asked, **checkpoint.versions(), "machine": machine(run.device)})
     run.folder.write_json(CLASSES, list(run.splits.classes))
+    if run.splits.left_out:
+        told = {part: [one.row(annotated=False) for one in faults] for part, faults in run.splits.left_out.items()}
+        run.folder.write_json(LEFT_OUT, told)
     if run.best is not None:
         write_best(run)
 

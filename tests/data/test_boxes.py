@@ -125,16 +125,16 @@ def test_all_faults_are_named_before_the_first_step(spec: DataSpec, tmp_path: Pa
         assert f"annotation {number}" in said, number
     assert "3.png" in said
     assert "no category has the id 99" in said
-    assert "detection.faults=drop" in said
+    assert "detection.faults=skip" in said
 
 
-@pytest.mark.bar("B15", "policies drop and clip: faulty annotations left out or cut, with their counts")
-def test_faults_are_dropped_or_cut_with_counts(spec: DataSpec, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+@pytest.mark.bar("B15", "policies skip and clip: faulty annotations left out or cut, with their counts")
+def test_faults_are_skipped_or_cut_with_counts(spec: DataSpec, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     bad = [annotation(10 + number, 3, box, segmentation=None) for number, box in enumerate(FAULTS.values())]
     write(tmp_path, "train", GOOD + bad)
     notices._said.clear()
-    dropped = open_boxes(spec, 0, masks=False, faults="drop")
-    assert [len(dropped.train.target(place)["labels"]) for place in range(4)] == [2, 1, 0, 0]
+    skipped = open_boxes(spec, 0, masks=False, faults="skip")
+    assert [len(skipped.train.target(place)["labels"]) for place in range(4)] == [2, 1, 0, 0]
     assert "2 left out (box outside)" in caplog.text
     assert "1 left out (box not finite)" in caplog.text
     clipped = open_boxes(spec, 0, masks=False, faults="clip")
@@ -142,7 +142,7 @@ def test_faults_are_dropped_or_cut_with_counts(spec: DataSpec, tmp_path: Path, c
     assert "2 cut to the image" in caplog.text
 
 
-@pytest.mark.parametrize("policy", ["drop", "clip"])
+@pytest.mark.parametrize("policy", ["skip", "clip"])
 def test_an_unknown_class_and_a_missing_image_never_pass(spec: DataSpec, tmp_path: Path, policy: str):
     write(tmp_path, "train", [*GOOD, annotation(9, 1, [1, 1, 9, 9], 99)])
     with pytest.raises(DataError, match="no category has the id 99"):
@@ -153,13 +153,34 @@ def test_an_unknown_class_and_a_missing_image_never_pass(spec: DataSpec, tmp_pat
         open_boxes(spec, 0, masks=False, faults=policy)
 
 
+def test_images_that_are_cut_off_stop_the_run_or_are_left_out(
+    spec: DataSpec, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """Their headers are whole, so that only decoding finds them."""
+    for name in ("train/2.png", "val/1.png"):
+        path = tmp_path / "images" / name
+        path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(
+        DataError, match=r"2 faults before the first step; .*data\.faults=skip[\s\S]*train/2\.png[\s\S]*val/1\.png"
+    ):
+        open_boxes(spec, 0, masks=False)
+    notices._said.clear()
+    splits = open_boxes(replace(spec, faults="skip"), 0, masks=False)
+    assert "images/train/2.png" not in splits.train.files  # type: ignore[attr-defined]
+    assert {part: [one.path for one in bad] for part, bad in splits.left_out.items()} == {
+        "train": ["images/train/2.png"],
+        "val": ["images/val/1.png"],
+    }
+    assert "leaves out 1 of 4 images of train, 1 of " in caplog.text
+
+
 def test_splits_have_the_same_classes(spec: DataSpec, tmp_path: Path):
     file = tmp_path / "annotations/instances_val.json"
     content = json.loads(file.read_text())
     content["categories"][0]["name"] = "disk"
     file.write_text(json.dumps(content))
     with pytest.raises(DataError, match="disk"):
-        open_boxes(spec, 0, masks=False, faults="drop")
+        open_boxes(spec, 0, masks=False, faults="skip")
 
 
 def test_a_mask_head_needs_masks(spec: DataSpec, tmp_path: Path):

@@ -144,11 +144,11 @@ def test_bad_folders(tmp_path, case):
     assert raised.value.exit_code == 2
 
 
-def test_an_unreadable_image_is_named_when_it_is_read(tmp_path):
+def test_an_unreadable_image_is_named_when_the_data_are_opened(tmp_path):
     class_folders(tmp_path, {"a": 2, "b": 2})
     (tmp_path / "b" / "01.png").write_bytes(b"not an image")
-    with pytest.raises(DataError, match=r"cannot read the image .*b/01\.png"):
-        open_splits(spec(tmp_path, val_fraction=0.5), seed=0).train.image(1)
+    with pytest.raises(DataError, match=r"1 fault before the first step[\s\S]*b/01\.png: "):
+        open_splits(spec(tmp_path, val_fraction=0.5), seed=0)
 
 
 def test_a_path_is_needed(tmp_path):

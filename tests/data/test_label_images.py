@@ -145,6 +145,11 @@ def test_a_folder_of_something_else(tmp_path):
         open_label_images(DataSpec("masks"), 0)
 
 
+def test_a_policy_without_effect_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"data\.faults=skip has no effect on label images"):
+        open_label_images(spec(label_set(tmp_path), faults="skip"), 0)
+
+
 @pytest.mark.parametrize("named", [True, False])
 def test_ade20k_as_it_comes(tmp_path, named):
     rng = np.random.default_rng(0)

@@ -1,5 +1,6 @@
 """What `import softless` loads: counted, not timed. And every module imports without any optional package."""
 
+import ast
 import json
 import re
 import subprocess
@@ -124,3 +125,18 @@ def test_importing_softless_loads_few_modules():
     loaded = loaded_by_softless()
     ours = [name for name in loaded if name.startswith("softless")]
     assert len(loaded) - len(ours) <= 30, sorted(set(loaded) - set(ours))
+
+
+def test_nothing_of_one_system_alone_is_imported_at_once_or_called():
+    """Windows lacks these modules, and there `os.kill(pid, 0)` is Ctrl-C: a function imports them, or says what it needs."""
+    alone, found = {"fcntl", "grp", "pwd", "resource", "termios"}, []
+    for file in sorted((ROOT / "softless").rglob("*.py")):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        for node in tree.body:
+            names = {one.name for one in node.names} if isinstance(node, ast.Import) else set()
+            names |= {node.module or ""} if isinstance(node, ast.ImportFrom) else set()
+            found += [f"{file.relative_to(ROOT)} imports {name}" for name in names & alone]
+        if file.name != "processes.py":
+            called = [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+            found += [f"{file.relative_to(ROOT)} calls os.kill"] * called.count("os.kill")
+    assert found == []

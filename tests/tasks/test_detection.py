@@ -239,7 +239,7 @@ def test_bad_annotations_stop_a_run_before_its_folder_is_made(tmp_path: Path):
     with pytest.raises(DataError, match=r"002\.png, annotation 3: its bbox"):
         fit(recipe, tmp_path / "run", device="cpu", progress=False)
     assert not (tmp_path / "run").exists()
-    fit(recipe.with_fields(**{"detection.faults": "drop"}), tmp_path / "run", device="cpu", progress=False)
+    fit(recipe.with_fields(**{"detection.faults": "skip"}), tmp_path / "run", device="cpu", progress=False)
 
 
 @pytest.mark.parametrize("op", ["softnorm", "sima", "softmax"])

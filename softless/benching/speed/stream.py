@@ -8,7 +8,6 @@ decoding included, beyond what lay there before: the bytes of the image, the wei
 
 import copy
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -209,7 +208,11 @@ def _forget() -> int:
 
 
 def _peak() -> int:
-    return _told("VmHWM") if FORGET.exists() else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if FORGET.exists():
+        return _told("VmHWM")
+    import resource  # Windows has none
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _told(name: str) -> int:

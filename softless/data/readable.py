@@ -1,0 +1,192 @@
+"""Which images can be read: every file of every split decoded whole before anything is done with one.
+
+A file that was found whole is known by place, size and time of change, and is not decoded again: within a process always, and for later
+ones where finding it out took more than two seconds (SOFTLESS_CACHE names the folder; `~/.cache/softless` by default).
+"""
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import PIL
+
+from softless.data import progress
+from softless.data.findings import Fault, named, refusal
+from softless.data.images import MAX_PIXELS, MIN_SIDE, BadImage, limit, read_whole
+from softless.data.notices import notice
+from softless.data.samples import FileSamples, Samples
+from softless.errors import DataError, UsageError, unknown
+
+POLICIES = ("stop", "skip", "clip")  # of all fields named `faults`
+AT_ONCE = 4096  # files that wait for a thread
+_log = logging.getLogger("softless.data")
+_known: set[int] = set()  # files that this process found whole
+
+
+def sift(root: Path, parts: Mapping[str, Samples], policy: str) -> dict[str, Samples]:
+    """The parts, once every image file in them was decoded; arrays are as they are.
+
+    Args:
+        root: what names in messages are relative to.
+        parts: "train", "val", "test" or "all" to its samples.
+        policy: "stop" at files that cannot be read, or "skip" to leave them out, said with their number; `left_out` of a part holds them.
+
+    Raises:
+        DataError: files cannot be read (all in one error), or a part or class has none left.
+        UsageError: another policy.
+    """
+    refuse_policy(policy)
+    files = {part: samples.paths() for part, samples in parts.items() if isinstance(samples, FileSamples)}
+    channels = max((samples.channels for samples in parts.values()), default=3)
+    bad = unreadable([path for paths in files.values() for path in paths], channels)
+    faults = {
+        part: {place: fault_of(path, bad[path], root) for place, path in enumerate(paths) if path in bad}
+        for part, paths in files.items()
+    }
+    wrong = [fault for found in faults.values() for fault in found.values()]
+    if wrong and policy == "stop":
+        raise refusal(root, wrong, "mend or remove them, or leave them out with data.faults=skip")
+    kept = {part: _without(root, part, samples, faults.get(part, {})) for part, samples in parts.items()}
+    if wrong:
+        say_left_out(root, {part: (len(found), len(parts[part])) for part, found in faults.items()})
+    return kept
+
+
+def refuse_policy(policy: str, *, boxes: bool = False) -> None:
+    """Raise a UsageError for a policy that does not exist, or has no effect on data without boxes."""
+    if policy not in POLICIES:
+        raise unknown("policy for faults", policy, POLICIES)
+    if policy == "clip" and not boxes:
+        raise UsageError("data.faults=clip cuts boxes to their image, and these data have none: set stop or skip")
+
+
+def say_left_out(root: Path, counts: Mapping[str, tuple[int, int]]) -> None:
+    """One line on what is not used: part -> (images left out, of how many)."""
+    told = ", ".join(f"{left} of {whole} images of {part}" for part, (left, whole) in counts.items() if left)
+    smaller = [part for part in ("val", "test") if counts.get(part, (0, 0))[0]]
+    note = f"; scores are of the images of {' and '.join(smaller)} that are left" if smaller else ""
+    notice(f"{root}: data.faults=skip leaves out {told}, which cannot be used{note}")
+
+
+def fault_of(path: Path, error: BadImage, root: Path) -> Fault:
+    """A file that cannot be read, as reports name it."""
+    return Fault(named(path, root), error.reason, error.kind)
+
+
+def unreadable(files: Sequence[Path], channels: int = 3) -> dict[Path, BadImage]:
+    """The files that cannot be read, each with its error; all others were decoded to their last byte, now or before.
+
+    Decoding is shared among as many threads as this process has cores.
+    """
+    if not files:
+        return {}
+    start = time.monotonic()
+    rule = f"{limit('SOFTLESS_MAX_PIXELS', MAX_PIXELS)} {limit('SOFTLESS_MIN_SIDE', MIN_SIDE)} {channels} {PIL.__version__}"
+    store = _store(files, rule)
+    known = _known | _recalled(store)
+    keys = [_key(path, rule) for path in files]
+    asked = [place for place, key in enumerate(keys) if key is None or key not in known]
+    bad: dict[Path, BadImage] = {}
+    with _threads() as each:
+        read = each(partial(_trouble, channels=channels), [files[place] for place in asked])
+        for place, error in zip(asked, progress.track(read, len(asked), "reading all images once"), strict=True):
+            if error is None:
+                _known.add(keys[place] or 0)
+            else:
+                bad[files[place]] = error
+    seconds = time.monotonic() - start
+    found = f"{len(files):,} images: {len(asked):,} decoded, {len(files) - len(asked):,} known to be whole, {len(bad):,} cannot be read"
+    (notice if seconds > progress.PATIENCE else _log.info)(f"{found} ({seconds:.0f} s)")
+    if seconds > progress.PATIENCE and len(asked) > len(bad):
+        _remember(store, {key for key, path in zip(keys, files, strict=True) if key is not None and path not in bad})
+    return bad
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _threads:  # noqa: N801 - used as a function
+    """Threads that a signal ends: what waits is given up."""
+
+    def __enter__(self) -> Callable[[Callable[[Path], BadImage | None], Sequence[Path]], Iterator[BadImage | None]]:
+        self.pool = ThreadPoolExecutor(min(cores(), 32))
+        return self._each
+
+    def __exit__(self, *_: object) -> None:
+        self.pool.shutdown(cancel_futures=True)
+
+    def _each(self, work: Callable[[Path], BadImage | None], files: Sequence[Path]) -> Iterator[BadImage | None]:
+        for start in range(0, len(files), AT_ONCE):
+            yield from self.pool.map(work, files[start : start + AT_ONCE])
+
+
+def _trouble(path: Path, channels: int) -> BadImage | None:
+    try:
+        read_whole(path, channels)
+    except BadImage as error:
+        return error
+    return None
+
+
+def _without(root: Path, part: str, samples: Samples, faults: Mapping[int, Fault]) -> Samples:
+    """The samples but for those at the places of `faults`."""
+    if not faults:
+        return samples
+    kept = samples.take([place for place in range(len(samples)) if place not in faults])
+    kept.left_out = tuple(faults.values())
+    lost = sorted(set(samples.targets.tolist()) - set(kept.targets.tolist()))
+    if lost:
+        shown = ", ".join(
+            sorted({samples.name(int(np.flatnonzero(samples.targets == label)[0])) for label in lost})[:10]
+        )
+        raise DataError(
+            f"{root}: without the images that cannot be read, {len(lost)} classes of {part} have none left (such as {shown}): "
+            "mend some, or remove the classes"
+        )
+    return kept
+
+
+def _key(path: Path, rule: str) -> int | None:
+    """What tells this content of this file from any other, 64 bits; None where there is no file."""
+    try:
+        about = path.stat()
+    except OSError:
+        return None
+    told = f"{path.absolute()}\0{about.st_size} {about.st_mtime_ns} {rule}"
+    return int.from_bytes(hashlib.blake2b(told.encode(errors="surrogateescape"), digest_size=8).digest(), "big")
+
+
+def _store(files: Sequence[Path], rule: str) -> Path:
+    """Where it is kept what is known of such files."""
+    given = os.environ.get("SOFTLESS_CACHE") or os.environ.get("LOCALAPPDATA") or os.environ.get("XDG_CACHE_HOME")
+    base = Path(given).expanduser() if given else Path.home() / ".cache"
+    folder = base if os.environ.get("SOFTLESS_CACHE") else base / "softless"
+    place = f"{Path(os.path.commonpath([path.parent for path in files])).absolute()}\0{rule}"
+    return folder / "whole" / hashlib.blake2b(place.encode(errors="surrogateescape"), digest_size=12).hexdigest()
+
+
+def _recalled(store: Path) -> set[int]:
+    try:
+        content = store.read_bytes()
+    except OSError:  # none yet
+        return set()
+    return set(np.frombuffer(content[: len(content) // 8 * 8], dtype=">u8").tolist())
+
+
+def _remember(store: Path, keys: set[int]) -> None:
+    """Keep what is known for the next process; without it that one decodes again."""
+    beside = store.with_name(f"{store.name}.{os.getpid()}")
+    try:
+        store.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_bytes(np.array(sorted(keys), dtype=">u8").tobytes())
+        beside.replace(store)
+    except OSError as error:
+        notice(f"cannot write {store}: {error.strerror}; the images are decoded again at the next start")

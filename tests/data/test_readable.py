@@ -1,0 +1,133 @@
+"""Every image of every split is decoded before anything is done with one; what cannot be read stops the work or is left out with a count."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from softless.data import open_parts, open_splits, progress, readable
+from softless.data.check import check
+from softless.data.unlabelled import open_unlabelled
+from softless.errors import DataError, UsageError
+from softless.training.recipe import DataSpec
+from tests.data.making import class_folders, medmnist, split_folders
+
+
+@pytest.fixture(autouse=True)
+def _nothing_known(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory):
+    monkeypatch.setattr(readable, "_known", set())
+    monkeypatch.setenv("SOFTLESS_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def damaged(tmp_path: Path) -> Path:
+    """Splits of two classes with a bad file in each."""
+    counts = {"a": 4, "b": 4}
+    root = split_folders(tmp_path / "data", {"train": counts, "val": counts, "test": counts})
+    for name in ("train/a/01.png", "val/b/02.png", "test/b/03.png"):
+        cut_off(root / name)
+    return root
+
+
+def spec(root: Path, **more: Any) -> DataSpec:
+    return DataSpec(source="folder", path=str(root), mean=(0.5,) * 3, std=(0.25,) * 3, **more)
+
+
+def test_the_faults_of_all_splits_are_in_one_error(tmp_path: Path):
+    root = damaged(tmp_path)
+    with pytest.raises(DataError, match=r"3 faults before the first step; .*data\.faults=skip") as caught:
+        open_splits(spec(root), seed=0)
+    said = str(caught.value)
+    assert all(name in said for name in ("train/a/01.png: ", "val/b/02.png: ", "test/b/03.png: "))
+    assert [fault.path for fault in check(root).bad] == ["train/a/01.png", "val/b/02.png", "test/b/03.png"]
+
+
+def test_a_long_list_of_faults_is_cut_with_a_true_count(tmp_path: Path):
+    root = class_folders(tmp_path / "data", {"a": 60, "b": 2})
+    for file in (root / "a").iterdir():
+        cut_off(file)
+    with pytest.raises(DataError, match=r"60 faults[\s\S]*and 10 more: `softless data check"):
+        open_splits(spec(root), seed=0)
+
+
+def test_skip_leaves_files_out_of_every_split_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    root = damaged(tmp_path)
+    splits = open_splits(spec(root, faults="skip"), seed=0)
+    assert splits.test is not None
+    assert [len(part) for part in (splits.train, splits.val, splits.test)] == [7, 7, 7]
+    assert "a/01.png" not in " ".join(splits.train.files)  # type: ignore[attr-defined]
+    assert {part: [one.path for one in found] for part, found in splits.left_out.items()} == {
+        "train": ["train/a/01.png"], "val": ["val/b/02.png"], "test": ["test/b/03.png"],
+    }  # fmt: skip
+    assert "leaves out 1 of 8 images of train, 1 of 8 images of val, 1 of 8 images of test" in caplog.text
+    assert "scores are of the images of val and test that are left" in caplog.text
+    for name in ("train/a/01.png", "val/b/02.png", "test/b/03.png"):
+        (root / name).unlink()
+    assert open_splits(spec(root), seed=0).fingerprint == splits.fingerprint  # the set that a resumed run is held to
+
+
+def test_a_class_that_would_be_empty_is_an_error(tmp_path: Path):
+    root = split_folders(tmp_path / "data", {"train": {"a": 3, "b": 3}, "test": {"a": 1, "b": 1}})
+    cut_off(root / "test/b/00.png")
+    with pytest.raises(DataError, match=r"1 classes of test have none left \(such as test/b/00\.png\)"):
+        open_splits(spec(root, faults="skip"), seed=0)
+
+
+def test_images_without_classes_too(tmp_path: Path):
+    class_folders(tmp_path, {"all": 5})
+    cut_off(tmp_path / "all/02.png")
+    with pytest.raises(DataError, match=r"1 fault before the first step[\s\S]*02\.png"):
+        open_unlabelled(spec(tmp_path / "all"), seed=0)
+    splits = open_unlabelled(spec(tmp_path / "all", faults="skip", val_fraction=0.5), seed=0)
+    assert len(splits.train) + len(splits.val) == 4
+    assert [one.path for one in splits.left_out["train"]] == ["02.png"]
+
+
+def test_policies_that_cannot_be_meant(tmp_path: Path):
+    class_folders(tmp_path, {"a": 2, "b": 2})
+    with pytest.raises(UsageError, match=r"no policy for faults named 'drop'.* Known: clip, skip, stop"):
+        open_parts(spec(tmp_path, faults="drop"))
+    with pytest.raises(UsageError, match="clip cuts boxes to their image, and these data have none"):
+        open_parts(spec(tmp_path, faults="clip"))
+    with pytest.raises(UsageError, match="clip cuts boxes"):
+        open_parts(DataSpec(source="npz", path=str(medmnist(tmp_path / "toy.npz")), in_chans=1, faults="clip"))
+
+
+def test_a_whole_file_is_decoded_once_and_again_when_it_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    root = class_folders(tmp_path / "data", {"a": 3, "b": 3})
+    decoded: list[str] = []
+    real = readable.read_whole
+
+    def counted(path: Path, channels: int) -> Any:
+        decoded.append(path.name)
+        return real(path, channels)
+
+    monkeypatch.setattr(readable, "read_whole", counted)
+    monkeypatch.setattr(progress, "PATIENCE", -1.0)  # as though it had taken long: kept for later processes
+    files = sorted(root.rglob("*.png"))
+    assert readable.unreadable(files) == {}
+    assert len(decoded) == 6
+    monkeypatch.setattr(readable, "_known", set())  # another process
+    assert readable.unreadable(files) == {}
+    assert len(decoded) == 6
+    state = files[0].stat()
+    cut_off(files[0])
+    os.utime(files[0], ns=(state.st_atime_ns, state.st_mtime_ns))  # its size tells
+    assert list(readable.unreadable(files)) == [files[0]]
+    assert len(decoded) == 7
+    assert list(readable.unreadable(files)) == [files[0]]  # what is bad is asked about again, not remembered
+    monkeypatch.setenv("SOFTLESS_MIN_SIDE", "100")
+    assert len(readable.unreadable(files)) == 6
+
+
+def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch, caplog: pytest.LogCaptureFixture):
+    root = class_folders(tmp_path / "data", {"a": 2})
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SOFTLESS_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr(progress, "PATIENCE", -1.0)
+    assert readable.unreadable(sorted(root.rglob("*.png"))) == {}
+    assert "decoded again at the next start" in caplog.text
