@@ -1,16 +1,12 @@
 """`softless explain`: where the queries and keys of an attention layer are large, as pictures."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
-from torch import Tensor, nn
 
 from softless.data.images import IMAGE_TYPES
-from softless.data.notices import notice
 from softless.errors import DataError, UsageError
 
 
@@ -31,24 +27,14 @@ class Pictures:
         return f"{len(self.files)} pictures in {self.folder} ({self.caption})"
 
 
-@dataclass(frozen=True)
-class Viewer:
-    """A model with what it needs to look at a file and to show what it saw."""
-
-    model: nn.Module
-    transform: Callable[[Any], Tensor]
-    in_chans: int
-    mean: Sequence[float]
-    std: Sequence[float]
-
-
 def explain(
     model: str, images: str | Path, *, out: str | Path = "saliency", layer: int = -1, device: str = "auto"
 ) -> Pictures:
     """Draw the query and key maps of one image or of a folder of images.
 
     One PNG per image: what the model sees, the l2 norm over channels of q^ and of k^ of each token of an attention layer, and the
-    class token's signed row of the attention matrix where there is one.
+    class token's signed row of the attention matrix where there is one. Runs of every task are taken; of a detector or a
+    segmenter the host is looked at. softless.explain is the Python function.
 
     Args:
         model: the folder of a run, or the name of a model (new weights: the maps then show an untrained network).
@@ -65,43 +51,21 @@ def explain(
     from softless.data.progress import track
     from softless.saliency import explain as look
     from softless.saliency import figure, picture
+    from softless.saliency.viewer import eyes, viewer_of
     from softless.training.world import choose_device
 
     root, files = _images(Path(images).expanduser())
     folder = _made(Path(out).expanduser())
-    viewer = _viewer(str(model), choose_device(device))
+    place = choose_device(device)
+    viewer = viewer_of(model, place)
     drawn = []
     for name in track(files, len(files), "drawing"):
-        seen = viewer.transform(read_image(root / name, viewer.in_chans))
-        maps = look(viewer.model, seen, layer=layer)
-        sheet = figure(picture(seen, viewer.mean, viewer.std), maps, title=f"{name}: {maps.caption}")
+        image = viewer.transform(read_image(root / name, viewer.in_chans))[None].to(place)
+        maps = look(viewer.model, image, layer=layer)
+        _, seen = eyes(viewer.model, image)
+        sheet = figure(picture(seen[0], viewer.mean, viewer.std), maps, title=f"{name}: {maps.caption}")
         drawn.append(_saved(sheet, folder / f"{name}.png"))
     return Pictures(folder, tuple(drawn), maps.caption)
-
-
-def _viewer(name: str, device: torch.device) -> Viewer:
-    if Path(name).expanduser().is_dir():
-        from softless.evaluation import load_run
-
-        run = load_run(name, device)
-        return Viewer(run.model, run.transform, run.in_chans, run.best["mean"], run.best["std"])
-    if "/" in name or name.startswith("."):
-        raise UsageError(f"no run folder at {name}: give the --out folder of `softless train`, or the name of a model")
-    return _untrained(name, device)
-
-
-def _untrained(name: str, device: torch.device) -> Viewer:
-    """A named model with new weights: of use to see the drawing, and said to be untrained."""
-    import timm.data
-
-    from softless.models import create_model
-    from softless.saliency.maps import evaluation_transform
-
-    torch.manual_seed(0)
-    model = create_model(name).to(device).eval()
-    notice(f"'{name}' is a model with new weights, not a trained run: its maps show an untrained network")
-    config = timm.data.resolve_model_data_config(model)
-    return Viewer(model, evaluation_transform(model), config["input_size"][0], config["mean"], config["std"])
 
 
 def _images(path: Path) -> tuple[Path, list[str]]:

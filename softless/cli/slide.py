@@ -183,7 +183,7 @@ def _looker(name: str, op: str | None, weights: str | Path | None, device: torch
     from softless.data.notices import notice
     from softless.evaluation import load_run
     from softless.models import create_model, load_weights
-    from softless.slides.stream import normalisation
+    from softless.saliency.viewer import normalisation
 
     if Path(name).expanduser().is_dir():
         if op is not None or weights is not None:

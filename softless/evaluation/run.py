@@ -79,7 +79,16 @@ def load_run(run_dir: str | Path, device: str | torch.device = "cpu") -> LoadedR
     _check_same_weights(path / WEIGHTS, best.get("weights_sha256"))
     model = assemble(task, architecture, args, best.get("head"))
     fill(model, read_weights(path / WEIGHTS), path / WEIGHTS)
+    _tell_preparation(model, best)
     return LoadedRun(path, model.to(device).eval(), classes, transform, _recipe(path / RECIPE, best), best)
+
+
+def _tell_preparation(model: Any, best: Mapping[str, Any]) -> None:
+    """Let the model say how its images were prepared, where timm's functions look for it."""
+    size = best["image_size"]
+    told = {name: best[name] for name in ("mean", "std", "crop_pct", "interpolation")}
+    told |= {"input_size": (best["in_chans"], size, size)}
+    model.pretrained_cfg = {**getattr(model, "pretrained_cfg", {}), **told}
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:

@@ -124,8 +124,20 @@ class Detector(nn.Module):
     @property
     def host(self) -> nn.Module:
         """The timm model under the pyramid, which a classifier's weights can start."""
-        host: nn.Module = self.net.backbone.features.host
+        host: nn.Module = self.features.host
         return host
+
+    @property
+    def features(self) -> Features:
+        """The host with its adapters."""
+        found: Features = self.net.backbone.features
+        return found
+
+    def framed(self, images: Sequence[Tensor] | Tensor) -> Tensor:
+        """Images of one size (B, C, h, w) as the host sees them: in evaluation resized, then filled up at the right and below."""
+        net: Any = self.net
+        seen: Tensor = net.transform(list(images))[0].tensors
+        return seen
 
     @property
     def masks(self) -> bool:

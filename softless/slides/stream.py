@@ -18,6 +18,7 @@ from softless.data.progress import track
 from softless.errors import UsageError
 from softless.inference.packed import PackedLinear
 from softless.saliency.maps import Saliency, signed_unit, unit
+from softless.saliency.viewer import normalisation
 from softless.slides import store as stores
 from softless.slides.engine import KEY, QUERY, ROW, BadTile, Engine, Order, in_memory
 from softless.slides.hosts import Host, host_of
@@ -199,14 +200,6 @@ def _saliency(engine: Engine) -> Saliency:
         layers=len(engine.layers),
         normalised=layer.record.hat is not None,
     )
-
-
-def normalisation(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of the images that a model takes, from its `pretrained_cfg`."""
-    import timm.data
-
-    config = timm.data.resolve_model_data_config(model)
-    return tuple(config["mean"]), tuple(config["std"])
 
 
 def _mask(mask: ArrayLike | Tensor | None, host: Host, source: Source) -> Tensor | None:
