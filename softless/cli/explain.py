@@ -1,13 +1,16 @@
 """`softless explain`: where the queries and keys of an attention layer are large, as pictures."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from softless.cli.sizes import as_size, as_token_scale
 from softless.data.images import IMAGE_TYPES
 from softless.errors import DataError, UsageError
+from softless.models.scale import Foreign, set_token_scale
 
 
 @dataclass(frozen=True)
@@ -17,9 +20,11 @@ class Pictures:
     folder: Path
     files: tuple[Path, ...]
     caption: str
+    foreign: Mapping[str, Foreign] = field(default_factory=dict)  # images far from the training size
 
     def to_dict(self) -> dict[str, Any]:
-        return {"files": [str(file) for file in self.files], "maps": self.caption}
+        far = {name: one.to_dict() for name, one in self.foreign.items()}
+        return {"files": [str(file) for file in self.files], "maps": self.caption, "foreign": far}
 
     def __str__(self) -> str:
         if len(self.files) == 1:
@@ -28,7 +33,14 @@ class Pictures:
 
 
 def explain(
-    model: str, images: str | Path, *, out: str | Path = "saliency", layer: int = -1, device: str = "auto"
+    model: str,
+    images: str | Path,
+    *,
+    out: str | Path = "saliency",
+    layer: int = -1,
+    resize: str | None = None,
+    token_scale: str | None = None,
+    device: str = "auto",
 ) -> Pictures:
     """Draw the query and key maps of one image or of a folder of images.
 
@@ -41,6 +53,8 @@ def explain(
         images: an image file, or a folder of them, searched with its sub-folders.
         out: a folder for the pictures, made if missing.
         layer: which attention layer, counted from 0, or from the end when negative.
+        resize: training (as many tokens as in training), or pixels of the longer side; without it what the run does in evaluation.
+        token_scale: of SimA's attention: training (as strong at this size as at the training's), tokens, or a number.
         device: auto, cpu, cuda, mps.
 
     Raises:
@@ -58,14 +72,20 @@ def explain(
     folder = _made(Path(out).expanduser())
     place = choose_device(device)
     viewer = viewer_of(model, place)
-    drawn = []
+    if token_scale is not None:
+        set_token_scale(viewer.model, as_token_scale(token_scale))
+    if resize is not None:
+        viewer = viewer.resized(as_size(resize))
+    drawn, far = [], {}
     for name in track(files, len(files), "drawing"):
         image = viewer.transform(read_image(root / name, viewer.in_chans))[None].to(place)
         maps = look(viewer.model, image, layer=layer)
+        if maps.foreign is not None:
+            far[name] = maps.foreign
         _, seen = eyes(viewer.model, image)
         sheet = figure(picture(seen[0], viewer.mean, viewer.std), maps, title=f"{name}: {maps.caption}")
         drawn.append(_saved(sheet, folder / f"{name}.png"))
-    return Pictures(folder, tuple(drawn), maps.caption)
+    return Pictures(folder, tuple(drawn), maps.caption, far)
 
 
 def _images(path: Path) -> tuple[Path, list[str]]:

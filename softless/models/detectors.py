@@ -139,6 +139,14 @@ class Detector(nn.Module):
         seen: Tensor = net.transform(list(images))[0].tensors
         return seen
 
+    def seen_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width to which an image of so many pixels is resized in evaluation."""
+        sizes: Any = self.net.transform
+        if sizes.as_given:
+            return height, width
+        factor = min(sizes.min_size[-1] / min(height, width), sizes.max_size / max(height, width))
+        return int(factor * height), int(factor * width)
+
     @property
     def masks(self) -> bool:
         """Whether it answers with masks too."""

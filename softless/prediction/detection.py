@@ -9,11 +9,13 @@ import torch
 from PIL import Image
 
 from softless.data.boxes import need_pycocotools
+from softless.data.notices import notice
 from softless.data.progress import track
 from softless.data.samples import FileSamples
 from softless.errors import UsageError
 from softless.evaluation import LoadedRun
 from softless.evaluation.detection import PREDICTIONS, answers_to, write_json
+from softless.models.scale import farthest
 from softless.prediction.box_pictures import SURE, draw
 
 
@@ -26,6 +28,7 @@ class Predictions:
     images: int
     answers: int
     counts: dict[str, int]
+    foreign: str = ""  # what is to say of images far from the training size
 
     def to_dict(self) -> dict[str, Any]:
         overlays = None if self.overlays is None else str(self.overlays)
@@ -35,6 +38,7 @@ class Predictions:
             "images": self.images,
             "answers": self.answers,
             "counts": self.counts,
+            "foreign": self.foreign,
         }
 
     def __str__(self) -> str:
@@ -62,6 +66,9 @@ def predict(
     sizes = [
         samples.image(index).size for index in track(indices, len(samples), "reading")
     ]  # one that cannot be read leaves nothing half done
+    foreign = farthest(loaded.model, [(height, width) for width, height in sizes])
+    if foreign:
+        notice(foreign)
     categories: tuple[int, ...] = loaded.model.categories  # type: ignore[assignment]
     classes = dict(zip(categories, loaded.classes, strict=True))
     annotations: list[dict[str, Any]] = []
@@ -91,6 +98,7 @@ def predict(
         images=len(samples),
         answers=len(annotations),
         counts={name: sure[name] for name in loaded.classes},
+        foreign=foreign,
     )
 
 

@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from softless.data.notices import notice
 from softless.data.progress import track
 from softless.data.samples import FileSamples
 from softless.errors import UsageError
 from softless.evaluation import LoadedRun
+from softless.models.scale import farthest
 from softless.prediction.label_pictures import colours, overlay, palette
 
 
@@ -25,10 +27,17 @@ class Predictions:
     overlays: Path | None
     images: int
     shares: dict[str, float]
+    foreign: str = ""  # what is to say of images far from the training size
 
     def to_dict(self) -> dict[str, Any]:
         overlays = None if self.overlays is None else str(self.overlays)
-        return {"labels": str(self.labels), "overlays": overlays, "images": self.images, "shares": self.shares}
+        return {
+            "labels": str(self.labels),
+            "overlays": overlays,
+            "images": self.images,
+            "shares": self.shares,
+            "foreign": self.foreign,
+        }
 
     def __str__(self) -> str:
         width = max(len(name) for name in self.shares)
@@ -48,8 +57,11 @@ def predict(
     Images run one by one at their own size, so `batch_size` has no effect.
     """
     del batch_size
-    for index in track(range(len(samples)), len(samples), "reading"):
-        samples.image(index)  # one that cannot be read leaves nothing half done
+    indices = track(range(len(samples)), len(samples), "reading")
+    sizes = [samples.image(index).size[::-1] for index in indices]  # one that cannot be read leaves nothing half done
+    foreign = farthest(loaded.model, sizes)
+    if foreign:
+        notice(foreign)
     values: Sequence[int] = loaded.model.values  # type: ignore[assignment]
     pixels = np.zeros(len(values), dtype=np.int64)
     for index in track(range(len(samples)), len(samples), "predicting"):
@@ -65,6 +77,7 @@ def predict(
         overlays=out / "overlays" if overlays else None,
         images=len(samples),
         shares=dict(zip(loaded.classes, shares, strict=True)),
+        foreign=foreign,
     )
 
 

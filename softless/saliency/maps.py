@@ -17,11 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from softless.attention.spec import Grid
+from softless.data.notices import notice
 from softless.errors import UsageError
 from softless.evaluation import LoadedRun
 from softless.layers import Attention, ClassAttention
+from softless.models.scale import Foreign, foreign
 from softless.saliency.class_row import class_attention_row, class_row
-from softless.saliency.viewer import Picture, eyes, tensor_of, viewer_of
+from softless.saliency.viewer import Picture, Size, Viewer, eyes, tensor_of, viewer_of
 
 MOST_AHEAD = 16  # tokens ahead of the patches: more are a sign that the patches are others
 
@@ -40,6 +42,7 @@ class Saliency:
     layer: int  # counted from 0 among the attention layers
     layers: int
     normalised: bool  # False: the operator leaves q and k alone, and the maps show their own norms
+    foreign: Foreign | None = None  # where the images are far from the training size
 
     @property
     def caption(self) -> str:
@@ -52,6 +55,7 @@ def explain(
     images: Picture,
     *,
     layer: int = -1,
+    resize: Size | None = None,
     device: str | torch.device | None = None,
     transform: Callable[[Any], Tensor] | None = None,
 ) -> Saliency:
@@ -63,6 +67,8 @@ def explain(
         model: a model, the folder of a run or a run of `load_run`, or the name of a model (new weights).
         images: (B, C, H, W) or (C, H, W) as the model takes them; a PIL image; bytes (H, W, C) as a numpy array; or a path.
         layer: which attention layer, counted from 0, or from the end when negative.
+        resize: for what is no tensor: "training" brings the image to as many tokens as in training, a number its longer side to so many
+            pixels; a classifier's image is framed at that size. None is what the run does in evaluation.
         device: where to compute; None is where the model lies.
         transform: image -> (C, H, W), for what is no tensor; None is the run's own, or timm's evaluation transform of the model.
 
@@ -72,6 +78,8 @@ def explain(
         DataError: the path is no readable image, or no run.
     """
     viewer = viewer_of(model)
+    if resize is not None:
+        viewer = _resizing(viewer, images, transform, resize)
     module = viewer.model
     attentions = _attention_layers(module)
     number = _numbered(layer, len(attentions))
@@ -81,9 +89,19 @@ def explain(
     training = module.training
     module.to(target).eval()
     try:
-        return _maps(module, batch.to(target), attentions[number], number, len(attentions))
+        found = _maps(module, batch.to(target), attentions[number], number, len(attentions))
     finally:
         module.train(training).to(home)
+    if found.foreign is not None:
+        notice(found.foreign.advice())
+    return found
+
+
+def _resizing(viewer: Viewer, images: Any, transform: Any, resize: Size) -> Viewer:
+    if isinstance(images, Tensor) or transform is not None:
+        what = "a tensor is taken as it is" if isinstance(images, Tensor) else "transform= decides the size already"
+        raise UsageError(f"resize={resize}: {what}; resize the picture before, or leave resize= out")
+    return viewer.resized(resize)
 
 
 def _attention_layers(model: nn.Module) -> list[Attention]:
@@ -184,6 +202,7 @@ def _maps(model: Any, batch: Tensor, attention: Attention, number: int, count: i
         layer=number,
         layers=count,
         normalised=hat is not None,
+        foreign=foreign(model, *batch.shape[-2:]),
     )
 
 

@@ -1,7 +1,7 @@
 """What looks at an image: a model, a run or a name, with the transform that its images go through, and what its host sees of them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,16 @@ from torch import Tensor, nn
 
 from softless.data.images import MODES, read_image
 from softless.data.notices import notice
-from softless.data.transforms import plain_transform
+from softless.data.transforms import eval_transform, plain_transform
 from softless.errors import UsageError
 from softless.evaluation import LoadedRun, load_run
 from softless.inference.layers import PatchProjection
 from softless.models import create_model
+from softless.models.scale import TRAINING, Scale, training_scale
 
 Picture = Tensor | Image.Image | np.ndarray | str | Path  # an image in the forms that are looked at
+
+Size = int | str  # "training", or pixels of the longer side
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,80 @@ class Viewer:
     in_chans: int
     mean: Sequence[float]
     std: Sequence[float]
+
+    def resized(self, size: Size) -> "Viewer":
+        """The same looking at images of another size: "training", or pixels of the longer side.
+
+        Raises:
+            UsageError: a size that is none, or a training size that is not known.
+        """
+        checked_size(size)
+        if hasattr(self.model, "framed"):
+            return replace(self, transform=Resized(self.model, size, self.transform))
+        if size == TRAINING:
+            scale = needed_scale(self.model)
+            size = max(scale.height, scale.width)
+        config: dict[str, Any] = dict(getattr(self.model, "pretrained_cfg", {}))
+        told = {name: config[name] for name in ("crop_pct", "interpolation") if name in config}
+        framed = {"crop_pct": 1.0, "interpolation": "bicubic", **told}
+        made = eval_transform(
+            int(size), framed["crop_pct"], framed["interpolation"], self.mean, self.std, self.in_chans
+        )
+        return replace(self, transform=made)
+
+
+@dataclass(frozen=True)
+class Resized:
+    """A whole image brought to another size, ahead of a transform."""
+
+    model: nn.Module
+    size: Size
+    after: Callable[[Any], Tensor]
+
+    def __call__(self, image: Any) -> Tensor:
+        if not isinstance(image, Image.Image):
+            raise UsageError("resize= is for images of one or three channels of bytes: resize this one before")
+        height, width = size_of(self.model, self.size, image.height, image.width)
+        return self.after(image.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def checked_size(size: Size) -> None:
+    """Refuse what is no size.
+
+    Raises:
+        UsageError: neither "training" nor a positive number of pixels.
+    """
+    if size != TRAINING and (isinstance(size, str | bool) or int(size) != size or size < 1):
+        raise UsageError(f"resize={size}: give 'training', or pixels of the longer side, for example 512")
+
+
+def needed_scale(model: nn.Module) -> Scale:
+    """The training size of a model.
+
+    Raises:
+        UsageError: it is not known.
+    """
+    found = training_scale(model)
+    if found is None:
+        raise UsageError(
+            "resize=training: this model does not know at which size it was trained; give the pixels of the longer side"
+        )
+    return found
+
+
+def size_of(model: nn.Module, size: Size, height: int, width: int) -> tuple[int, int]:
+    """Height and width that an image of so many pixels is brought to; its sides keep their ratio.
+
+    Raises:
+        UsageError: the training size is asked for and not known.
+    """
+    checked_size(size)
+    if size == TRAINING:
+        scale = needed_scale(model)
+        factor = (scale.height * scale.width / (height * width)) ** 0.5
+    else:
+        factor = float(size) / max(height, width)
+    return max(1, round(height * factor)), max(1, round(width * factor))
 
 
 def viewer_of(model: nn.Module | LoadedRun | str | Path, device: str | torch.device = "cpu") -> Viewer:
