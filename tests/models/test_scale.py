@@ -22,6 +22,7 @@ from softless.models.scale import (
     training_scale,
 )
 from softless.models.segmenters import segmenter
+from softless.models.sizes import with_training_scale
 
 create_model: Any = softless.create_model
 TINY: dict[str, Any] = {"depth": 4, "num_classes": 3, "embed_dim": 32, "num_heads": 2}
@@ -142,3 +143,17 @@ def test_a_published_folder_says_the_size(tmp_path: Any) -> None:
     assert training_scale(create_model(f"local-dir:{tmp_path / 'model'}")) is None  # its weights are new
     packed = softless.optimize(again, torch.float32)
     assert training_scale(packed) == Scale(64, 64, 16)
+
+
+def test_training_as_a_scale_is_the_tokens_at_that_size(caplog: pytest.LogCaptureFixture) -> None:
+    args = {**TINY, "img_size": 96, "token_scale": "training"}
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    assert with_training_scale("sima_deit_tiny_patch16_224", args, 96)["token_scale"] == 37
+    assert torch.equal(torch.get_rng_state(), before)  # the weights to come are the same ones
+    assert with_training_scale("xcit_nano_12_p8_224", {**args, "op": "sima"}, 56)["token_scale"] == 49
+    assert with_training_scale("xcit_nano_12_p8_224", {**args, "token_scale": "tokens"}, 56)["token_scale"] == "tokens"
+    assert "token_scale" not in with_training_scale("xcit_nano_12_p8_224", {**args, "op": "xca"}, 56)
+    assert "token_scale=training is left out" in caplog.text
+    with pytest.raises(UsageError, match="see 26, 100, 400 tokens, and one number"):
+        with_training_scale("sima_cvt_13_224", {**CVT, "token_scale": "training"}, 80)

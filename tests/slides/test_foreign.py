@@ -21,6 +21,7 @@ from softless.evaluation import load_run
 from softless.layers import Attention
 from softless.models.scale import Scale, set_training_size, training_scale
 from softless.recipes import get_recipe
+from softless.report import write
 from softless.slides.reader import Bytes, Scaled
 from softless.training import fit
 
@@ -80,6 +81,22 @@ def test_runs_of_other_tasks_know_it_and_older_ones_by_their_recipe(
     assert best.pop("trained_at")["tokens"] == found.tokens
     (tmp_path / "run" / "best.json").write_text(json.dumps(best))
     assert training_scale(load_run(tmp_path / "run").model) == found
+
+
+@pytest.mark.parametrize(("recipe", "tokens"), [("folder", 4), ("medmnist", 16)])
+def test_recipes_for_ones_own_images_hold_the_scale_of_the_training(recipe: str, tokens: int, tmp_path: Path) -> None:
+    """Their first loss is that of the paper's form, which they are at the training size."""
+    quick = get_recipe(recipe).quick(tmp_path / "data")
+    assert quick.model.args["token_scale"] == "training"
+    fit(quick, tmp_path / "run", device="cpu", progress=False)
+    fit(quick.with_fields(**{"model.args.token_scale": None}), tmp_path / "paper", device="cpu", progress=False)
+    first, second = (
+        json.loads((tmp_path / name / "log.jsonl").read_text().splitlines()[0]) for name in ("run", "paper")
+    )
+    assert first["train_loss"] == pytest.approx(second["train_loss"], rel=1e-4)
+    assert json.loads((tmp_path / "run" / "best.json").read_text())["model_args"]["token_scale"] == tokens
+    assert f"token scale of {tokens} tokens" in write([tmp_path / "run"], tmp_path / "page.html").read_text()
+    assert "token scale of the paper" in write([tmp_path / "paper"], tmp_path / "page2.html").read_text()
 
 
 def test_stream_says_it(run: Path, said: list[str]) -> None:
