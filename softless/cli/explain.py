@@ -1,16 +1,15 @@
 """`softless explain`: where the queries and keys of an attention layer are large, as pictures."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
-from torch import Tensor, nn
 
-from softless.data.notices import notice
+from softless.cli.sizes import as_size, as_token_scale
 from softless.errors import UsageError
+from softless.models.scale import Foreign, set_token_scale
 
 
 @dataclass(frozen=True)
@@ -20,9 +19,11 @@ class Pictures:
     folder: Path
     files: tuple[Path, ...]
     caption: str
+    foreign: Mapping[str, Foreign] = field(default_factory=dict)  # images far from the training size
 
     def to_dict(self) -> dict[str, Any]:
-        return {"files": [str(file) for file in self.files], "maps": self.caption}
+        far = {name: one.to_dict() for name, one in self.foreign.items()}
+        return {"files": [str(file) for file in self.files], "maps": self.caption, "foreign": far}
 
     def __str__(self) -> str:
         if len(self.files) == 1:
@@ -30,30 +31,30 @@ class Pictures:
         return f"{len(self.files)} pictures in {self.folder} ({self.caption})"
 
 
-@dataclass(frozen=True)
-class Viewer:
-    """A model with what it needs to look at a file and to show what it saw."""
-
-    model: nn.Module
-    transform: Callable[[Any], Tensor]
-    in_chans: int
-    mean: Sequence[float]
-    std: Sequence[float]
-
-
 def explain(
-    model: str, images: str | Path, *, out: str | Path = "saliency", layer: int = -1, device: str = "auto"
+    model: str,
+    images: str | Path,
+    *,
+    out: str | Path = "saliency",
+    layer: int = -1,
+    resize: str | None = None,
+    token_scale: str | None = None,
+    device: str = "auto",
 ) -> Pictures:
     """Draw the query and key maps of one image or of a folder of images.
 
     One PNG per image: what the model sees, the l2 norm over channels of q^ and of k^ of each token of an attention layer, and the
-    class token's signed row of the attention matrix where there is one. A second call with the same `out` removes the pictures of the first.
+    class token's signed row of the attention matrix where there is one. Runs of every task are taken; of a detector or a
+    segmenter the host is looked at. softless.explain is the Python function. A second call with
+    the same `out` removes the pictures of the first.
 
     Args:
         model: the folder of a run, or the name of a model (new weights: the maps then show an untrained network).
         images: an image file, or a folder of them, searched with its sub-folders.
         out: a folder for the pictures, made if missing.
         layer: which attention layer, counted from 0, or from the end when negative.
+        resize: training (as many tokens as in training), or pixels of the longer side; without it what the run does in evaluation.
+        token_scale: of SimA's attention: training (as strong at this size as at the training's), tokens, or a number.
         device: auto, cpu, cuda, mps.
 
     Raises:
@@ -66,45 +67,29 @@ def explain(
     from softless.prediction.results import Results
     from softless.saliency import explain as look
     from softless.saliency import figure, picture
+    from softless.saliency.viewer import eyes, viewer_of
     from softless.training.world import choose_device
 
+    place = choose_device(device)
     folder = Path(out).expanduser()
     root, files = files_at(Path(images).expanduser(), apart=folder)
-    viewer = _viewer(str(model), choose_device(device))
-    drawn = []
+    viewer = viewer_of(model, place)
+    if token_scale is not None:
+        set_token_scale(viewer.model, as_token_scale(token_scale))
+    if resize is not None:
+        viewer = viewer.resized(as_size(resize))
+    drawn, far = [], {}
     with Results(folder, "explain", [root / name for name in files]) as results:
         places = results.pictures(files)
-        for name, place in track(zip(files, places, strict=True), len(files), "drawing"):
-            seen = viewer.transform(read_image(root / name, viewer.in_chans))
-            maps = look(viewer.model, seen, layer=layer)
-            sheet = figure(picture(seen, viewer.mean, viewer.std), maps, title=f"{name}: {maps.caption}")
-            drawn.append(_saved(sheet, place))
-    return Pictures(folder, tuple(drawn), maps.caption)
-
-
-def _viewer(name: str, device: torch.device) -> Viewer:
-    if Path(name).expanduser().is_dir():
-        from softless.evaluation import load_run
-
-        run = load_run(name, device)
-        return Viewer(run.model, run.transform, run.in_chans, run.best["mean"], run.best["std"])
-    if "/" in name or name.startswith("."):
-        raise UsageError(f"no run folder at {name}: give the --out folder of `softless train`, or the name of a model")
-    return _untrained(name, device)
-
-
-def _untrained(name: str, device: torch.device) -> Viewer:
-    """A named model with new weights: of use to see the drawing, and said to be untrained."""
-    import timm.data
-
-    from softless.models import create_model
-    from softless.saliency.maps import evaluation_transform
-
-    torch.manual_seed(0)
-    model = create_model(name).to(device).eval()
-    notice(f"'{name}' is a model with new weights, not a trained run: its maps show an untrained network")
-    config = timm.data.resolve_model_data_config(model)
-    return Viewer(model, evaluation_transform(model), config["input_size"][0], config["mean"], config["std"])
+        for name, path in track(zip(files, places, strict=True), len(files), "drawing"):
+            image = viewer.transform(read_image(root / name, viewer.in_chans))[None].to(place)
+            maps = look(viewer.model, image, layer=layer)
+            if maps.foreign is not None:
+                far[name] = maps.foreign
+            _, seen = eyes(viewer.model, image)
+            sheet = figure(picture(seen[0], viewer.mean, viewer.std), maps, title=f"{name}: {maps.caption}")
+            drawn.append(_saved(sheet, path))
+    return Pictures(folder, tuple(drawn), maps.caption, far)
 
 
 def _saved(sheet: Image.Image, path: Path) -> Path:

@@ -11,8 +11,10 @@ from torch import nn
 
 from softless.benching.record import table
 from softless.cli.output import plain
+from softless.cli.sizes import as_size, as_token_scale
 from softless.errors import DataError, SoftlessError, UsageError
 from softless.models.durable import write_whole
+from softless.models.scale import set_token_scale, trained_as_configured
 from softless.slides.stream import CHUNK, StreamResult, stream
 
 TOP = 5  # classes that are told of one image
@@ -49,6 +51,7 @@ class Answer:
             "grid": found.grid,
             "patch": found.patch,
             "tokens": found.counted,
+            "foreign": None if found.foreign is None else found.foreign.to_dict(),
             "unreadable": [vars(tile) for tile in found.unreadable],
             "seconds": round(found.seconds, 3),
             "folder": None if self.folder is None else str(self.folder),
@@ -107,6 +110,8 @@ def slide(
     level: int = 0,
     mpp: float | None = None,
     slide_mpp: float | None = None,
+    resize: str | None = None,
+    token_scale: str | None = None,
     chunk: int = CHUNK,
     store: str | Path | None = None,
     pictures: bool = True,
@@ -128,6 +133,8 @@ def slide(
         level: of a slide, 0 the finest.
         mpp: micrometres per pixel to look with, in place of a level.
         slide_mpp: micrometres per pixel of level 0, for a file that does not say.
+        resize: training (as many tokens as in training), or pixels of the longer side; without it images keep their size.
+        token_scale: of SimA's attention: training (as strong at this size as at the training's), tokens, or a number.
         chunk: tokens worked on at once.
         store: a folder for what is too large for the memory; a run that was killed goes on there.
         pictures: draw the saliency maps.
@@ -143,12 +150,15 @@ def slide(
 
     if not images:
         raise UsageError("softless slide MODEL IMAGE …: name one image or more")
-    looker = _looker(model, op, weights, choose_device(device), getattr(torch, dtype))
+    scale = None if token_scale is None else as_token_scale(token_scale)
+    size = None if resize is None else as_size(resize)
+    looker = _looker(model, op, weights, choose_device(device), getattr(torch, dtype), scale)
     root = _made(Path(out).expanduser())
     options: dict[str, Any] = {
         "level": level,
         "mpp": mpp,
         "slide_mpp": slide_mpp,
+        "resize": size,
         "chunk": chunk,
         "saliency": pictures,
         "quiet": quiet,
@@ -179,11 +189,18 @@ class Looker:
     std: Sequence[float]
 
 
-def _looker(name: str, op: str | None, weights: str | Path | None, device: torch.device, dtype: torch.dtype) -> Looker:
+def _looker(
+    name: str,
+    op: str | None,
+    weights: str | Path | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    scale: str | float | None,
+) -> Looker:
     from softless.data.notices import notice
     from softless.evaluation import load_run
     from softless.models import create_model, load_weights
-    from softless.slides.stream import normalisation
+    from softless.saliency.viewer import normalisation
 
     if Path(name).expanduser().is_dir():
         if op is not None or weights is not None:
@@ -195,20 +212,23 @@ def _looker(name: str, op: str | None, weights: str | Path | None, device: torch
             raise UsageError(
                 f"'{name}' is a run of {run.task}, and slides are classified: give the run of a classifier"
             )
-        return Looker(_ready(run.model, device, dtype), run.classes, run.best["mean"], run.best["std"])
+        return Looker(_ready(run.model, device, dtype, scale), run.classes, run.best["mean"], run.best["std"])
     torch.manual_seed(0)
     model = create_model(name, op=op, pretrained=name.startswith("local-dir:")).eval()
     if weights is not None:
         load_weights(model, weights)
+        trained_as_configured(model)
     elif not name.startswith("local-dir:"):
         notice(f"'{name}' is a model with new weights, not a trained one: give --weights, or the folder of a run")
-    return Looker(_ready(model, device, dtype), None, *normalisation(model))
+    return Looker(_ready(model, device, dtype, scale), None, *normalisation(model))
 
 
-def _ready(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+def _ready(model: nn.Module, device: torch.device, dtype: torch.dtype, scale: str | float | None) -> nn.Module:
     """In a dtype on a device; on the processor as `softless.optimize` prepares it, which gives the same answers sooner."""
     from softless.inference import optimize
 
+    if scale is not None:
+        set_token_scale(model, scale)
     return optimize(model, dtype) if device.type == "cpu" else model.to(device, dtype)
 
 

@@ -2,6 +2,7 @@
 
 # B batch, H heads, N tokens, M reduced ones, D channels of a head
 
+import inspect
 from typing import Any
 
 import torch
@@ -57,6 +58,22 @@ class ReducedAttention(Attention):
     def forward(self, x: Tensor, feat_size: tuple[int, int]) -> Tensor:  # type: ignore[override]
         """Attention of tokens (B, N, dim) on a grid of feat_size."""
         return super().forward(x, grid=(0, feat_size[0], feat_size[1]))
+
+    def called_with(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Grid | None, dict[str, Any]]:
+        """As `Attention.called_with`; PVT's blocks pass the grid's sides."""
+        given = inspect.signature(self.forward).bind(*args, **kwargs).arguments
+        height, width = given["feat_size"]
+        return given["x"], (0, height, width), {}
+
+    def key_grid(self, height: int, width: int) -> tuple[int, int]:
+        """What the pooling or the strided convolution leaves."""
+        if self.sr is None:
+            return height, width
+        if self.pool is not None:
+            side = self.pool.output_size
+            return (side, side) if isinstance(side, int) else (side[0], side[1])
+        down, across = self.sr.stride
+        return height // down, width // across
 
     def sides(
         self, x: Tensor, mask: Tensor | None, grid: Grid | None

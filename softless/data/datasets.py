@@ -159,9 +159,9 @@ def check_scaling(spec: "DataSpec") -> None:
     """
     if (spec.mean is None) != (spec.std is None):
         raise UsageError("set data.mean and data.std together, or neither to have them measured on the training images")
-    for field, values in (("mean", spec.mean), ("std", spec.std)):
+    for name, values in (("mean", spec.mean), ("std", spec.std)):
         if values is not None and len(values) != spec.in_chans:
-            raise UsageError(f"data.{field} has {len(values)} numbers for data.in_chans={spec.in_chans} channels")
+            raise UsageError(f"data.{name} has {len(values)} numbers for data.in_chans={spec.in_chans} channels")
 
 
 def _thinned(targets: np.ndarray, limit: int, seed: int) -> np.ndarray:

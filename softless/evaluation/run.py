@@ -16,6 +16,7 @@ from softless.evaluation.epochs import from_one
 from softless.models import digests
 from softless.models.assemble import assemble
 from softless.models.files import read_safetensors
+from softless.models.scale import set_training_size
 
 DENSE = frozenset({"detection", "segmentation"})  # tasks whose models take whole images of any size
 MOST_AT_ONCE = 256  # images, where nobody says
@@ -92,7 +93,41 @@ def load_run(run_dir: str | Path, device: str | torch.device = "cpu") -> LoadedR
     _check_same_weights(path / WEIGHTS, best.get("weights_sha256"))
     model = assemble(task, architecture, args, best.get("head"))
     fill(model, read_weights(path / WEIGHTS), path / WEIGHTS)
-    return LoadedRun(path, model.to(device).eval(), classes, transform, _recipe(path / RECIPE, best), best)
+    recipe = _recipe(path / RECIPE, best)
+    _tell_preparation(model, best, recipe)
+    return LoadedRun(path, model.to(device).eval(), classes, transform, recipe, best)
+
+
+def _tell_preparation(model: Any, best: Mapping[str, Any], recipe: Any) -> None:
+    """Let the model say how its images were prepared, where timm's functions look for it, and how large they were in training."""
+    size = best["image_size"]
+    told = {name: best[name] for name in ("mean", "std", "crop_pct", "interpolation")}
+    told |= {"input_size": (best["in_chans"], size, size)}
+    model.pretrained_cfg = {**getattr(model, "pretrained_cfg", {}), **told}
+    if (pixels := _trained_pixels(best, recipe)) is not None:
+        set_training_size(model, *pixels)
+
+
+def _trained_pixels(best: Mapping[str, Any], recipe: Any) -> tuple[int, int] | None:
+    """Height and width of the images in training; of runs that do not say so as their recipe has it, or None."""
+    try:
+        if "trained_at" in best:
+            height, width = best["trained_at"]["pixels"]
+        elif best.get("task", "classification") not in DENSE:
+            height = width = best["image_size"]
+        elif (fixed := _fixed(recipe)) is not None:
+            height, width = fixed
+        else:
+            height, width = best["pixels"]
+        return int(height), int(width)
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _fixed(recipe: Any) -> Any:
+    """The canvas of a detection, or the crop of a segmentation."""
+    canvas = getattr(getattr(recipe, "detection", None), "canvas", None)
+    return canvas or getattr(getattr(recipe, "segmentation", None), "crop", None)
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ cannot honour what timm's arguments ask for.
 
 # B batch, H heads, N tokens, D features per head
 
+import inspect
 from typing import Any, ClassVar
 
 import torch
@@ -136,7 +137,18 @@ class Attention(nn.Module):
 
     def keys_of(self, prefix: int, height: int, width: int) -> int:
         """How many tokens are attended to where so many stand on a grid behind so many prefix tokens."""
-        return prefix + height * width
+        rows, columns = self.key_grid(height, width)
+        return prefix + rows * columns
+
+    def key_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the keys' grid where the queries' has so many."""
+        side = 1 if self.reduction is None else self.reduction.side
+        return height // side, width // side
+
+    def called_with(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Grid | None, dict[str, Any]]:
+        """Of the arguments of a call: the tokens, the grid where it was passed, and what `sides` takes besides."""
+        given = inspect.signature(self.forward).bind(*args, **kwargs).arguments
+        return given["x"], given.get("grid"), given.get("passed", {})
 
     def set_tokens(self, tokens: int) -> None:
         """Make the operator's tensors for a number of tokens, where it needs one and was not given it."""

@@ -103,6 +103,6 @@ class ConvAttention(Attention):
         )
         return self.q_norm(q), self.k_norm(k), v
 
-    def keys_of(self, prefix: int, height: int, width: int) -> int:
-        """Class tokens, and the cells of the coarser grid."""
-        return prefix + -(-height // self.key_stride) * -(-width // self.key_stride)
+    def key_grid(self, height: int, width: int) -> tuple[int, int]:
+        """The coarser grid of k and v."""
+        return -(-height // self.key_stride), -(-width // self.key_stride)

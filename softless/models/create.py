@@ -13,6 +13,7 @@ from softless.layers import Attention
 from softless.models import config, digests, vit
 from softless.models.files import CONFIG
 from softless.models.options import COMPANIONS, constructed, host_arguments
+from softless.models.scale import trained_as_configured
 from softless.models.variants import ENTRIES, VARIANTS, Entry
 from softless.models.weights import load_weights
 
@@ -92,7 +93,10 @@ def _timms(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
         raise UsageError(
             f"lpi is an option of XCiT hosts with a named operator: create_model('{name}', op='xca', lpi=…) for XCiT's own"
         )
-    return constructed(timm.create_model(name, pretrained=pretrained, **host_arguments({**kwargs})), name, None, kwargs)
+    made = constructed(timm.create_model(name, pretrained=pretrained, **host_arguments({**kwargs})), name, None, kwargs)
+    if pretrained:
+        trained_as_configured(made)
+    return made
 
 
 def _host(name: str, op: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
@@ -106,6 +110,8 @@ def _host(name: str, op: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Mo
         entry = Entry(name, ours[name], op)
         return entry(pretrained_cfg=entry.configuration, **kwargs)
     made: Any = timm.create_model(name, pretrained=pretrained, **vit.arguments(op, {**kwargs}))
+    if pretrained:
+        trained_as_configured(made)
     return constructed(vit.connect(made), name, op, kwargs)
 
 
@@ -121,6 +127,7 @@ def _from_folder(folder: Path, pretrained: bool, kwargs: dict[str, Any]) -> nn.M
         raise DataError(f"{folder / CONFIG} with {kwargs or 'nothing else'} builds no model: {error}") from error
     model.pretrained_cfg |= found.about  # type: ignore[operator]
     if pretrained:
+        trained_as_configured(model)
         same = kwargs.get("num_classes") in {None, found.built.arguments.get("num_classes")}
         load_weights(model, folder, head="same" if same else "new")
     return model

@@ -124,8 +124,28 @@ class Detector(nn.Module):
     @property
     def host(self) -> nn.Module:
         """The timm model under the pyramid, which a classifier's weights can start."""
-        host: nn.Module = self.net.backbone.features.host
+        host: nn.Module = self.features.host
         return host
+
+    @property
+    def features(self) -> Features:
+        """The host with its adapters."""
+        found: Features = self.net.backbone.features
+        return found
+
+    def framed(self, images: Sequence[Tensor] | Tensor) -> Tensor:
+        """Images of one size (B, C, h, w) as the host sees them: in evaluation resized, then filled up at the right and below."""
+        net: Any = self.net
+        seen: Tensor = net.transform(list(images))[0].tensors
+        return seen
+
+    def seen_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width to which an image of so many pixels is resized in evaluation."""
+        sizes: Any = self.net.transform
+        if sizes.as_given:
+            return height, width
+        factor = min(sizes.min_size[-1] / min(height, width), sizes.max_size / max(height, width))
+        return int(factor * height), int(factor * width)
 
     @property
     def masks(self) -> bool:

@@ -60,9 +60,13 @@ class Segmenter(nn.Module):
         """The timm model that sees the images."""
         return self.features.host
 
+    def framed(self, images: Tensor) -> Tensor:
+        """Images (B, C, h, w) as the host sees them: filled up at the right and below."""
+        return pad(images, self.divisor if min(images.shape[-2:]) > STRIDES[-1] else STRIDES[-1])
+
     def forward(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
-        padded = pad(images, self.divisor if min(height, width) > STRIDES[-1] else STRIDES[-1])
+        padded = self.framed(images)
         logits = self.head(self.decode(self.features(padded)))
         if logits.shape[-2:] != padded.shape[-2:]:
             logits = F.interpolate(logits, size=padded.shape[-2:], mode="bilinear", align_corners=False)

@@ -8,11 +8,13 @@ from typing import Any
 from PIL import Image
 
 from softless.data.boxes import need_pycocotools
+from softless.data.notices import notice
 from softless.data.progress import track
 from softless.data.samples import FileSamples
 from softless.errors import UsageError
 from softless.evaluation import LoadedRun
 from softless.evaluation.detection import PREDICTIONS, answers_to, write_json
+from softless.models.scale import farthest
 from softless.prediction.box_pictures import SURE, draw
 from softless.prediction.results import Results
 from softless.prediction.setting import Setting
@@ -29,6 +31,7 @@ class Predictions:
     answers: int
     counts: dict[str, int]
     precision: str
+    foreign: str = ""  # what is to say of images far from the training size
 
     def to_dict(self) -> dict[str, Any]:
         overlays = None if self.overlays is None else str(self.overlays)
@@ -39,6 +42,7 @@ class Predictions:
             "answers": self.answers,
             "counts": self.counts,
             "precision": self.precision,
+            "foreign": self.foreign,
         }
 
     def __str__(self) -> str:
@@ -67,6 +71,9 @@ def predict(loaded: LoadedRun, samples: FileSamples, out: Results, setting: Sett
     sizes = [
         samples.image(index).size for index in track(indices, len(samples), "reading")
     ]  # one that cannot be read leaves nothing half done
+    foreign = farthest(loaded.model, [(height, width) for width, height in sizes])
+    if foreign:
+        notice(foreign)
     categories: tuple[int, ...] = loaded.model.categories  # type: ignore[assignment]
     classes = dict(zip(categories, loaded.classes, strict=True))
     annotations: list[dict[str, Any]] = []
@@ -100,6 +107,7 @@ def predict(loaded: LoadedRun, samples: FileSamples, out: Results, setting: Sett
         answers=len(annotations),
         counts={name: sure[name] for name in loaded.classes},
         precision=setting.precision,
+        foreign=foreign,
     )
 
 

@@ -11,11 +11,13 @@ import torch
 from PIL import Image
 
 from softless.data.label_images import IGNORE
+from softless.data.notices import notice
 from softless.data.progress import track
 from softless.data.samples import FileSamples
 from softless.errors import UsageError
 from softless.evaluation import LoadedRun
 from softless.evaluation.evaluate import autocast
+from softless.models.scale import farthest
 from softless.prediction.fields_of_view import masks_beside, read_mask
 from softless.prediction.label_pictures import colours, overlay, palette
 from softless.prediction.results import Results
@@ -34,6 +36,7 @@ class Predictions:
     precision: str
     counted: int  # images whose pixels count: with a field of view, where the run was trained with those
     notes: tuple[str, ...] = ()  # what shares say nothing of
+    foreign: str = ""  # what is to say of images far from the training size
 
     def to_dict(self) -> dict[str, Any]:
         overlays = None if self.overlays is None else str(self.overlays)
@@ -45,6 +48,7 @@ class Predictions:
             "precision": self.precision,
             "counted": self.counted,
             "notes": list(self.notes),
+            "foreign": self.foreign,
         }
 
     def __str__(self) -> str:
@@ -75,10 +79,15 @@ def predict(loaded: LoadedRun, samples: FileSamples, out: Results, setting: Sett
     masks = [None] * len(samples) if fov is None else masks_beside(samples, fov)
     labels = out.pictures(samples.files, "labels")
     pictures = out.pictures(samples.files, "overlays") if overlays else []
+    sizes = []
     for index in track(range(len(samples)), len(samples), "reading"):
         size = samples.image(index).size  # one that cannot be read leaves nothing half done
+        sizes.append(size[::-1])
         if (mask := masks[index]) is not None:
             read_mask(mask, size)
+    foreign = farthest(loaded.model, sizes)
+    if foreign:
+        notice(foreign)
     values: Sequence[int] = loaded.model.values  # type: ignore[assignment]
     pixels = np.zeros(len(values), dtype=np.int64)
     for index in track(range(len(samples)), len(samples), "predicting"):
@@ -101,6 +110,7 @@ def predict(loaded: LoadedRun, samples: FileSamples, out: Results, setting: Sett
         precision=setting.precision,
         counted=len(samples) - without,
         notes=_notes(fov, without, len(samples), tuple(getattr(spec, "ignore", ()))),
+        foreign=foreign,
     )
 
 

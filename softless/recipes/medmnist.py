@@ -8,6 +8,9 @@ Command: softless train --recipe medmnist --data pneumoniamnist.npz      (colour
 Images are enlarged to 56 pixels for the convolutional stem. Balanced class weights, and the best epoch picked by balanced accuracy:
 the area under the ROC curve, reported beside it, ranks images well before the threshold between the classes is right.
 
+token_scale="training" is the number of tokens at data.image_size: there the model is the paper's, and on larger images the attention keeps
+its size.
+
 Shifts are by whole pixels and nothing is rotated or rescaled: interpolation blurs, and in PneumoniaMNIST's training images healthy
 lungs are the sharper ones, so a model trained on blurred images may call sharp ones healthy. A trial with rotation ended lower on
 validation images, but differed in mixup and colour jitter too: a reason to be careful, not a proof.
@@ -23,7 +26,13 @@ def recipe() -> Recipe:
         model=ModelSpec(
             name="xcit_nano_12_p8_224",
             op="sima",
-            args={"embed_dim": 96, "depth": 4, "num_heads": 4, "cls_attn_layers": 1},
+            args={
+                "embed_dim": 96,
+                "depth": 4,
+                "num_heads": 4,
+                "cls_attn_layers": 1,
+                "token_scale": "training",
+            },
         ),
         data=DataSpec(source="npz", image_size=56, in_chans=1, interpolation="bilinear", crop_pct=1.0),
         augment=AugmentSpec(

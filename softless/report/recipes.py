@@ -9,10 +9,35 @@ from softless.report.numbers import MINUS, plain
 
 
 def draw_recipes(groups: Sequence[Group]) -> Html:
+    """The token scale of each model, the fields that differ, and those that are shared."""
     compared = compare_recipes(groups)
     return tag(
-        "div", _differing(groups, compared) if len(groups) > 1 else None, _shared(compared, alone=len(groups) == 1)
+        "div",
+        [tag("p", line, class_="note") for line in token_scales(groups)],
+        _differing(groups, compared) if len(groups) > 1 else None,
+        _shared(compared, alone=len(groups) == 1),
     )
+
+
+def token_scales(groups: Sequence[Group]) -> list[str]:
+    """A sentence for each model whose operator has a token_scale: which one it has, and what that means away from the training size."""
+    from softless.attention import OPERATORS
+
+    said = []
+    for group in groups:
+        record = OPERATORS.get(group.first.operator)
+        if record is not None and "token_scale" in record.options:
+            scale = group.first.best.get("model_args", {}).get("token_scale")
+            said.append(f"{group.label}: {_meaning(scale)}")
+    return said
+
+
+def _meaning(scale: Any) -> str:
+    if scale is None:
+        return "token scale of the paper: on images with more tokens than in training the attention shrinks."
+    if scale == "tokens":
+        return "token scale by the number of tokens: the attention is as strong at every image size."
+    return f"token scale of {scale} tokens, those of the training: there the paper's, and as strong at every other image size."
 
 
 def _differing(groups: Sequence[Group], compared: Comparison) -> Html:

@@ -35,11 +35,13 @@ def figure(
     enlarged = image.convert("RGB").resize(
         size, Image.Resampling.NEAREST if max(image.size) < 96 else Image.Resampling.BICUBIC
     )
+    coarser = saliency.key.shape[-2:]  # where keys are reduced
+    note = "norm of k^ per token" if saliency.normalised else "norm of k per token"
     panels = [
         ("what the model sees", f"{wide} x {tall} pixels", enlarged, None),
         ("query map", "norm of q^ per token" if saliency.normalised else "norm of q per token",
          overlay(enlarged, saliency.query[index]), False),
-        ("key map", "norm of k^ per token" if saliency.normalised else "norm of k per token",
+        ("key map", note if tuple(coarser) == saliency.query.shape[-2:] else f"{note}, {coarser[0]} x {coarser[1]} of them",
          overlay(enlarged, saliency.key[index]), False),
     ]  # fmt: skip
     if saliency.class_row is not None:

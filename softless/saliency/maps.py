@@ -3,10 +3,10 @@
     query[n] = || q^_n ||_2,    key[n] = || k^_n ||_2        over the channels of all heads joined
 
 q^ and k^ are what the layer's operator makes of q and k before their product (`Operator.hat`); where an operator leaves them alone, q
-and k themselves. The class token is dropped, the rest takes the shape of the patch grid and is rescaled to [0, 1] per image.
+and k themselves. The class token is dropped, the rest takes the shape of the layer's own grid and is rescaled to [0, 1] per image.
 Koohpayegani and Pirsiavash, "SimA", arXiv:2206.08898, §4.7 (layer 12 of 12).
 """
-# B images, H heads, N tokens, D channels of a head, h x w patch grid
+# B images, H heads, N tokens, D channels of a head, h x w grid of tokens
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,13 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from softless.data.images import read_image
+from softless.attention.spec import Grid
+from softless.data.notices import notice
 from softless.errors import UsageError
+from softless.evaluation import LoadedRun
 from softless.layers import Attention, ClassAttention
+from softless.models.scale import Foreign, foreign
 from softless.saliency.class_row import class_attention_row, class_row
+from softless.saliency.viewer import Picture, Size, Viewer, eyes, tensor_of, viewer_of
+
+MOST_AHEAD = 16  # tokens ahead of the patches: more are a sign that the patches are others
 
 
 @dataclass(frozen=True)
@@ -28,15 +33,16 @@ class Saliency:
     """Maps of one attention layer for a batch of images, on the processor, float32."""
 
     query: Tensor  # (B, h, w) in 0..1
-    key: Tensor  # (B, h, w) in 0..1
-    grid: tuple[int, int]  # h, w in patches
+    key: Tensor  # (B, h, w) in 0..1; of a coarser grid where keys are reduced (CvT, PVT)
+    grid: tuple[int, int]  # h, w of the queries, in tokens
     class_row: (
         Tensor | None
-    )  # (B, h, w) in -1..1: the class token's row of the attention matrix, divided by its largest size
+    )  # on the keys' grid, in -1..1: the class token's row of the attention matrix, divided by its largest size
     operator: str
     layer: int  # counted from 0 among the attention layers
     layers: int
     normalised: bool  # False: the operator leaves q and k alone, and the maps show their own norms
+    foreign: Foreign | None = None  # where the images are far from the training size
 
     @property
     def caption(self) -> str:
@@ -45,42 +51,65 @@ class Saliency:
 
 @torch.no_grad()
 def explain(
-    model: nn.Module,
-    images: Tensor | str | Path,
+    model: nn.Module | LoadedRun | str | Path,
+    images: Picture,
     *,
     layer: int = -1,
+    resize: Size | None = None,
     device: str | torch.device | None = None,
-    transform: Callable[[Image.Image], Tensor] | None = None,
+    transform: Callable[[Any], Tensor] | None = None,
 ) -> Saliency:
     """Saliency maps of `images` in one attention layer; the model is left as it was.
 
+    A detector or a segmenter is looked at with the images as its host sees them: resized, and filled up at the right and below.
+
     Args:
-        images: (B, C, H, W) or (C, H, W) as the model takes them, or the path of an image file.
+        model: a model, the folder of a run or a run of `load_run`, or the name of a model (new weights).
+        images: (B, C, H, W) or (C, H, W) as the model takes them; a PIL image; bytes (H, W, C) as a numpy array; or a path.
         layer: which attention layer, counted from 0, or from the end when negative.
+        resize: for what is no tensor: "training" brings the image to as many tokens as in training, a number its longer side to so many
+            pixels; a classifier's image is framed at that size. None is what the run does in evaluation.
         device: where to compute; None is where the model lies.
-        transform: PIL image -> (C, H, W) for a path; None is timm's evaluation transform of the model.
+        transform: image -> (C, H, W), for what is no tensor; None is the run's own, or timm's evaluation transform of the model.
 
     Raises:
-        UsageError: no attention layer of ours in the model, or no layer of that number.
-        DataError: the path is no readable image.
+        UsageError: no attention layer of ours in the model, no layer of that number, one whose tokens stand nobody knows where, or
+            images that are none.
+        DataError: the path is no readable image, or no run.
     """
-    attentions = _attention_layers(model)
+    viewer = viewer_of(model)
+    if resize is not None:
+        viewer = _resizing(viewer, images, transform, resize)
+    module = viewer.model
+    attentions = _attention_layers(module)
     number = _numbered(layer, len(attentions))
-    batch = _batch(model, images, transform)
-    home = next(model.parameters()).device
+    batch = tensor_of(images, transform or viewer.transform, viewer.in_chans)
+    home = next(module.parameters()).device
     target = torch.device(device) if device is not None else home
-    model.to(target)
+    training = module.training
+    module.to(target).eval()
     try:
-        return _maps(model, batch.to(target), attentions[number], number, len(attentions))
+        found = _maps(module, batch.to(target), attentions[number], number, len(attentions))
     finally:
-        model.to(home)
+        module.train(training).to(home)
+    if found.foreign is not None:
+        notice(found.foreign.advice())
+    return found
+
+
+def _resizing(viewer: Viewer, images: Any, transform: Any, resize: Size) -> Viewer:
+    if isinstance(images, Tensor) or transform is not None:
+        what = "a tensor is taken as it is" if isinstance(images, Tensor) else "transform= decides the size already"
+        raise UsageError(f"resize={resize}: {what}; resize the picture before, or leave resize= out")
+    return viewer.resized(resize)
 
 
 def _attention_layers(model: nn.Module) -> list[Attention]:
     found = [module for module in model.modules() if isinstance(module, Attention)]
     if not found:
         raise UsageError(
-            f"{type(model).__name__} has no softless attention layer to look into: build it with softless.create_model(name, op=…)"
+            f"{type(model).__name__} has no softless attention layer to look into: build it with softless.create_model(name, op=…), "
+            "or exchange its attention with softless.swap"
         )
     return found
 
@@ -93,76 +122,87 @@ def _numbered(layer: int, count: int) -> int:
     return layer % count
 
 
-def _batch(model: nn.Module, images: Tensor | str | Path, transform: Callable[[Image.Image], Tensor] | None) -> Tensor:
-    if isinstance(images, Tensor):
-        if images.ndim not in {3, 4}:
-            raise UsageError(f"images have shape {tuple(images.shape)}: give (B, C, H, W) or (C, H, W)")
-        return images if images.ndim == 4 else images[None]
-    return (transform or evaluation_transform(model))(read_image(Path(images), channels_of(model)))[None]
+@dataclass
+class Call:
+    """What a layer was given when the model looked at the batch: the tokens (B, N, dim), what else, and where they stand."""
+
+    tokens: Tensor
+    told: Grid | None  # (prefix tokens, height, width)
+    passed: dict[str, Any]
 
 
-def evaluation_transform(model: nn.Module) -> Callable[[Image.Image], Tensor]:
-    """Timm's evaluation transform for a model, from its `pretrained_cfg`."""
-    import timm.data
+def _calls(
+    attention: Attention, readers: Sequence[ClassAttention], model: nn.Module, batch: Tensor
+) -> tuple[Call | None, list[Tensor]]:
+    """The call of the layer, and the tokens that entered the class attention; nothing of a layer that the pass leaves out."""
+    calls: list[Call] = []
+    read: list[Tensor] = []
 
-    made = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
-    assert callable(made)
-    return made
+    def note(layer: Attention, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tokens, grid, passed = layer.called_with(*args, **kwargs)
+        shared = None if layer.shared_grid is None else layer.shared_grid.value
+        calls.append(Call(tokens, grid or shared, passed))
 
-
-def channels_of(model: nn.Module) -> int:
-    """How many channels the model's images have: what its first convolution takes."""
-    return next((module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)), 3)
-
-
-def _tokens_entering(layers: Sequence[nn.Module], model: nn.Module, batch: Tensor) -> list[Tensor]:
-    """(B, N, H * D) for each layer: what it is given when the model looks at the batch in evaluation mode."""
-    caught: dict[nn.Module, Tensor] = {}
-    training = model.training
-    hooks = [
-        layer.register_forward_pre_hook(lambda layer, inputs: caught.update({layer: inputs[0]})) for layer in layers
-    ]
+    hooks = [attention.register_forward_pre_hook(note, with_kwargs=True)]
+    hooks += [one.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0])) for one in readers]
     try:
-        model.eval()(batch)
+        model(batch)
     finally:
         for hook in hooks:
             hook.remove()
-        model.train(training)
-    return [caught[layer] for layer in layers]
+    return (calls[-1] if calls else None), read
 
 
-def _grid(model: Any, batch: Tensor) -> tuple[int, int]:
-    size = model.patch_embed.patch_size
-    tall, wide = size if isinstance(size, tuple | list) else (size, size)
-    return batch.shape[-2] // tall, batch.shape[-1] // wide
+def _standing(model: Any, batch: Tensor, call: Call) -> Grid:
+    """Where the tokens of a call stand: as they were told, or as the model's patches lie on the image.
+
+    Raises:
+        UsageError: neither fits their number.
+    """
+    number = call.tokens.shape[1]
+    told = [] if call.told is None else [call.told]
+    if (side := getattr(getattr(model, "patch_embed", None), "patch_size", None)) is not None:
+        sides = side if isinstance(side, tuple | list) else (side, side)
+        height, width = (pixels // patch for pixels, patch in zip(batch.shape[-2:], sides, strict=True))
+        told.append((number - height * width, height, width))
+    for prefix, height, width in told:
+        if 0 <= prefix <= MOST_AHEAD and prefix + height * width == number:
+            return prefix, height, width
+    raise UsageError(
+        f"{type(model).__name__} does not tell where the {number} tokens of this layer stand in the image, so no map can be drawn: "
+        "choose a layer or a model whose tokens are patches of a grid"
+    )
 
 
-def _maps(model: nn.Module, batch: Tensor, attention: Attention, number: int, count: int) -> Saliency:
-    readers = [module for module in model.modules() if isinstance(module, ClassAttention)][-1:]
-    tokens, *read = _tokens_entering([attention, *readers], model, batch)
-    grid = _grid(model, batch)
-    q, tied_or_k, _ = attention.project(tokens)
+def _maps(model: Any, batch: Tensor, attention: Attention, number: int, count: int) -> Saliency:
+    looked, seen = eyes(model, batch)
+    readers = [module for module in looked.modules() if isinstance(module, ClassAttention)][-1:]
+    call, read = _calls(attention, readers, looked, seen)
+    if call is None:
+        raise UsageError(f"layer {number} takes no part when {type(model).__name__} looks at an image: choose another")
+    prefix, *sides = _standing(getattr(model, "host", model), seen, call)
+    grid = (sides[0], sides[1])
+    q, tied_or_k, _, _ = attention.sides(call.tokens, None, (prefix, *grid), **call.passed)
     k = q if tied_or_k is None else tied_or_k
-    prefix = q.shape[-2] - grid[0] * grid[1]
-    assert prefix >= 0, "fewer tokens than patches"
+    keys = attention.key_grid(*grid)
     row = None
     if prefix and attention.op.implied_matrix and attention.reduction is None:
-        row = class_row(attention, q, k)[:, prefix:]
-    elif readers:
-        row = class_attention_row(readers[0], read[0])[:, 1:]
+        row = class_row(attention, q, k)[:, prefix:].unflatten(-1, keys)
+    elif read:
+        row = class_attention_row(readers[0], read[0])[:, 1:].unflatten(-1, grid)
     hat = attention.op.hat
     if hat is not None:
         q, k = hat(q), hat(k)
-    query, key = (unit(_norm(x)[:, prefix:].unflatten(-1, grid)) for x in (q, k))
     return Saliency(
-        query=query,
-        key=key,
+        query=unit(_norm(q)[:, prefix:].unflatten(-1, grid)),
+        key=unit(_norm(k)[:, prefix:].unflatten(-1, keys)),
         grid=grid,
-        class_row=None if row is None else signed_unit(row.unflatten(-1, grid)),
+        class_row=None if row is None else signed_unit(row),
         operator=attention.op.name,
         layer=number,
         layers=count,
         normalised=hat is not None,
+        foreign=foreign(model, *batch.shape[-2:]),
     )
 
 

@@ -19,6 +19,7 @@ from softless.errors import DataError, MissingExtra, MissingResolution, UsageErr
 
 SLIDE_TYPES = frozenset({".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".czi"})
 PLAUSIBLE = (0.01, 100.0)  # micrometres per pixel
+AT_ONCE = 8192  # pixels along a side of the fine image that are read at once to be scaled down
 SAME = 0.01  # relative difference of two resolutions up to which they are taken as one
 WHITE = (255, 255, 255)
 
@@ -130,6 +131,19 @@ class Scaled:
         self.tile = None if fine.tile is None else _divided(fine.tile, factors)
 
     def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
+        down, across = (max(1, int(AT_ONCE * new / old)) for new, old in zip(self.size, self.fine.size, strict=True))
+        if height <= down and width <= across:
+            return self._read(top, left, height, width)
+        rows = [
+            np.concatenate([
+                self._read(row, column, min(down, top + height - row), min(across, left + width - column))
+                for column in range(left, left + width, across)
+            ], axis=1)
+            for row in range(top, top + height, down)
+        ]  # fmt: skip
+        return np.concatenate(rows)
+
+    def _read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
         spans, boxes = [], []
         for start, length, side, new in zip((top, left), (height, width), self.fine.size, self.size, strict=True):
             by = side / new
@@ -167,9 +181,10 @@ class Source:
 
 
 def source_of(
-    image: Any, channels: int, mean: Sequence[float], std: Sequence[float], *, level: int = 0, mpp: float | None = None, slide_mpp: float | None = None
+    image: Any, channels: int, mean: Sequence[float], std: Sequence[float], *, level: int = 0, mpp: float | None = None, slide_mpp: float | None = None,
+    to_size: Callable[[int, int], tuple[int, int]] | None = None,
 ) -> Source:  # fmt: skip
-    """An image in any of the forms `stream` takes.
+    """An image in any of the forms `stream` takes; `to_size` makes of its height and width those at which it is read.
 
     Raises:
         DataError: the file is no image that can be read.
@@ -177,11 +192,16 @@ def source_of(
         UsageError: a shape, a level or a resolution that does not fit.
         MissingExtra: it is a slide, and openslide is not installed.
     """
+    if to_size is not None and (mpp is not None or isinstance(image, Tensor)):
+        what = "a tensor is taken as it is" if isinstance(image, Tensor) else f"mpp={mpp} decides the size already"
+        raise UsageError(f"resize= changes the size of a picture, and {what}: leave one of them out")
     if isinstance(image, Tensor):
         return _of_tensor(image, channels, level, mpp)
     pixels, name = _pixels(image, channels, level)
     if mpp is not None:
         pixels = _at(pixels, mpp, slide_mpp, name)
+    if to_size is not None:
+        pixels = _at_size(pixels, to_size(*pixels.size), channels)
     scale = [torch.tensor(list(side), dtype=torch.float32)[:, None, None] for side in (mean, std)]
 
     def read(top: int, left: int, height: int, width: int) -> Tensor:
@@ -235,6 +255,9 @@ def _no_level(what: str, level: int, mpp: float | None) -> None:
 
 
 def _pixels(image: Any, channels: int, level: int) -> tuple[Pixels, str]:
+    if isinstance(image, Image.Image):
+        _no_level("a PIL image", level, None)
+        return Bytes(_array(image.convert("L" if channels == 1 else "RGB"), channels)), "image"
     if isinstance(image, np.ndarray):
         whole = image[..., None] if image.ndim == 2 else image
         if whole.dtype != np.uint8 or whole.ndim != 3 or whole.shape[-1] != channels or not whole.size:
@@ -244,7 +267,9 @@ def _pixels(image: Any, channels: int, level: int) -> tuple[Pixels, str]:
         _no_level("an array", level, None)
         return Bytes(whole), "array"
     if not isinstance(image, str | Path):
-        raise UsageError(f"image is a {type(image).__name__}: give a path, a numpy array of bytes or a tensor")
+        raise UsageError(
+            f"image is a {type(image).__name__}: give a path, a PIL image, a numpy array of bytes or a tensor"
+        )
     path = Path(image).expanduser()
     if not path.exists():
         raise DataError(f"no image at {path}")
@@ -296,6 +321,18 @@ def _colour(text: str | None) -> tuple[int, int, int]:
     except ValueError:
         return WHITE
     return (values[0], values[1], values[2]) if len(values) == 3 else WHITE
+
+
+def _at_size(pixels: Pixels, size: tuple[int, int], channels: int) -> Pixels:
+    """The pixels brought to (height, width): of a slide from the coarsest level that has as many."""
+    if isinstance(pixels, Slide):
+        fitting = [number for number, (wide, tall) in enumerate(pixels.handle.level_dimensions) if tall >= size[0] and wide >= size[1]]  # fmt: skip
+        if fitting and fitting[-1] > pixels.level:
+            pixels.close()
+            pixels = Slide(pixels.path, fitting[-1], channels)
+    if pixels.size == size:
+        return pixels
+    return Scaled(pixels, (pixels.size[0] / size[0], pixels.size[1] / size[1]))
 
 
 def _at(pixels: Pixels, mpp: float, slide_mpp: float | None, name: str) -> Pixels:

@@ -5,19 +5,25 @@
 import hashlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from PIL import Image
 from torch import Tensor, nn
 
+from softless.data.notices import notice
 from softless.data.progress import track
 from softless.errors import UsageError
+from softless.evaluation import LoadedRun
 from softless.inference.packed import PackedLinear
+from softless.models.scale import Foreign, foreign
 from softless.saliency.maps import Saliency, signed_unit, unit
+from softless.saliency.viewer import Picture, Size, size_of, viewer_of
 from softless.slides import store as stores
 from softless.slides.engine import KEY, QUERY, ROW, BadTile, Engine, Order, in_memory
 from softless.slides.hosts import Host, host_of
@@ -43,6 +49,7 @@ class StreamResult:
     patch: tuple[int, int]
     counted: int  # tokens that counted
     seconds: float
+    foreign: Foreign | None = None  # where the image is far from the training size
 
     @property
     def exit_code(self) -> int:
@@ -51,14 +58,15 @@ class StreamResult:
 
 
 def stream(
-    model: nn.Module,
-    image: Tensor | np.ndarray | str | Path,
+    model: nn.Module | LoadedRun | str | Path,
+    image: Picture,
     *,
     chunk: int = CHUNK,
     store: str | Path | None = None,
     level: int = 0,
     mpp: float | None = None,
     slide_mpp: float | None = None,
+    resize: Size | None = None,
     mask: ArrayLike | Tensor | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -73,16 +81,18 @@ def stream(
     attention in between (docs/streaming.md). The model computes in its own dtype, as in evaluation, and is left as it was.
 
     Args:
-        model: A ViT or DeiT of timm with softless attention (`softless.create_model`, `softless.swap`), or an XCiT; `softless.optimize` makes
+        model: A run, its folder or the name of a model; or a model: a ViT or DeiT of timm with softless attention (`softless.create_model`, `softless.swap`), or an XCiT; `softless.optimize` makes
             one that is faster here too.
-        image: A tensor (C,H,W) or (1,C,H,W) as the model takes it, its size one that the model takes; bytes (H,W,C) as a numpy array; or the path
-            of an image file or a slide. Bytes and files are normalised by `mean` and `std`, never resized; where the last patches reach beyond
+        image: A tensor (C,H,W) or (1,C,H,W) as the model takes it, its size one that the model takes; a PIL image; bytes (H,W,C) as a numpy
+            array; or the path of an image file or a slide. All but a tensor are normalised by `mean` and `std`; where the last patches reach beyond
             the image they are filled up with the mean colour. A slide, or a tiled TIFF, is read region by region; an image file whole, as bytes.
         chunk: Tokens worked on at once. A layer with local patch interaction works on whole rows of the grid, one at least.
         store: A folder for the residual stream; None is memory. A run that was killed goes on there and ends with the same bits.
         level: Level of a slide, 0 the finest.
         mpp: Micrometres per pixel to look at a slide with, in place of a level; it is scaled down from the next finer level.
         slide_mpp: Micrometres per pixel of level 0, for a file that does not say.
+        resize: Not for a tensor: "training" brings the image to as many tokens as in training, a number its longer side to so many pixels. None
+            leaves its size.
         mask: (h,w) boolean over patches, True where one counts; the others are as if they were not there.
         mean: Of the normalisation; the model's by default.
         std: Of the normalisation; the model's by default.
@@ -107,17 +117,31 @@ def stream(
         raise UsageError(f"chunk={chunk}: at least one token at once")
     if store is not None and order is not None:
         raise UsageError("order= is for runs in memory: one in a folder goes on in the order in which the chunks lie")
-    start, training = time.monotonic(), model.training
-    host = host_of(model)
-    own_mean, own_std = normalisation(model)
+    start, viewer = time.monotonic(), viewer_of(model)
+    model = viewer.model
+    training, host = model.training, host_of(model)
+    own_mean, own_std = viewer.mean, viewer.std
+    to_size = None if resize is None else partial(size_of, model, resize)
     source = source_of(
-        image, host.channels, mean or own_mean, std or own_std, level=level, mpp=mpp, slide_mpp=slide_mpp
+        image,
+        host.channels,
+        mean or own_mean,
+        std or own_std,
+        level=level,
+        mpp=mpp,
+        slide_mpp=slide_mpp,
+        to_size=to_size,
     )
+    far = foreign(model, *source.size)
+    if far is not None:
+        notice(far.advice())
     try:
         model.eval()
         run = _Run(host, source, chunk, store, _mask(mask, host, source), saliency, tokens, order)
-        about = {} if store is None else {"image": _image_print(image), "level": [level, mpp, slide_mpp], "scale": [list(mean or own_mean), list(std or own_std)]}  # fmt: skip
-        return run.result(about, quiet=quiet, start=start)
+        about: dict[str, Any] = {} if store is None else {"image": _image_print(image), "level": [level, mpp, slide_mpp], "scale": [list(mean or own_mean), list(std or own_std)]}  # fmt: skip
+        if about and resize is not None:
+            about["resize"] = resize
+        return replace(run.result(about, quiet=quiet, start=start), foreign=far)
     finally:
         model.train(training)
         source.close()
@@ -201,14 +225,6 @@ def _saliency(engine: Engine) -> Saliency:
     )
 
 
-def normalisation(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of the images that a model takes, from its `pretrained_cfg`."""
-    import timm.data
-
-    config = timm.data.resolve_model_data_config(model)
-    return tuple(config["mean"]), tuple(config["std"])
-
-
 def _mask(mask: ArrayLike | Tensor | None, host: Host, source: Source) -> Tensor | None:
     if mask is None:
         return None
@@ -250,6 +266,8 @@ def _image_print(image: Any) -> str:
     """A digest of pixels in memory; of a file its size, its date and its ends, since a slide has gigabytes."""
     if isinstance(image, Tensor):
         return f"{tuple(image.shape)} {_print(image)}"
+    if isinstance(image, Image.Image):
+        image = np.asarray(image)
     if isinstance(image, np.ndarray):
         return f"{image.shape} {hashlib.sha256(np.ascontiguousarray(image)).hexdigest()}"
     path, ends = Path(image).expanduser(), 2**16

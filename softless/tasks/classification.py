@@ -8,6 +8,7 @@ split). The sum is divided by the batch, not by the sum of its weights: so the m
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from softless.data import EpochLoader, Pipeline, build_transforms, open_splits
 from softless.errors import UsageError, unknown
 from softless.evaluation import Evaluation, evaluate
 from softless.models.arguments import takes
+from softless.models.sizes import with_training_scale
 from softless.tasks.task import Loss, Task
 
 if TYPE_CHECKING:  # the recipe lives above this layer (softless.training)
@@ -56,8 +58,11 @@ class Classification(Task):
         return task
 
     def construction(self) -> dict[str, Any]:
-        args = model_args(self.recipe, len(self.classes), self.splits.in_chans)
-        return {"architecture": self.recipe.model.name, "model_args": args}
+        return {"architecture": self.recipe.model.name, "model_args": dict(self._arguments)}
+
+    @cached_property
+    def _arguments(self) -> dict[str, Any]:
+        return model_args(self.recipe, len(self.classes), self.splits.in_chans)
 
     def learner(self, model: nn.Module) -> nn.Module:
         return Loss(model, self.loss)
@@ -121,7 +126,7 @@ def model_args(recipe: "Recipe", classes: int, in_chans: int) -> dict[str, Any]:
         raise UsageError(
             f"model.args.img_size={args['img_size']} and data.image_size={pixels} differ: set both to the same pixels"
         )
-    return args if spec.op is None else {"op": spec.op, **args}
+    return with_training_scale(spec.name, args if spec.op is None else {"op": spec.op, **args}, pixels)
 
 
 def class_weights(class_counts: Sequence[int] | np.ndarray) -> Tensor:

@@ -110,6 +110,10 @@ class Detection(Task):
         factor = min(self.spec.resize / min(sides), self.spec.longest / max(sides))
         return int(factor * sides[0]), int(factor * sides[1])
 
+    def trained_pixels(self) -> tuple[int, int]:
+        """The canvas, or a typical image as it is resized in evaluation."""
+        return self.spec.canvas or self.pixels()
+
 
 class Learner(nn.Module):
     """Lists of images and targets to the detector's loss ()."""

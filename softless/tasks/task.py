@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from softless.data import EpochLoader, Pipeline, Samples, Splits, eval_loader, train_loader
+from softless.models.scale import scale_of
 
 if TYPE_CHECKING:  # the recipe lives above this layer (softless.training)
     from softless.tasks.lengths import Fitted
@@ -140,6 +141,10 @@ class Task(ABC):
         """Height and width of a typical image: what cost and speed are counted at."""
         return (self.recipe.data.image_size, self.recipe.data.image_size)
 
+    def trained_pixels(self) -> tuple[int, int]:
+        """Height and width of what the model sees in training."""
+        return self.pixels()
+
     def train_loader(self, rank: int, world: int) -> EpochLoader:
         """This rank's share of each global batch."""
         recipe = self.recipe
@@ -161,9 +166,16 @@ class Task(ABC):
         return eval_loader(samples, self.transform(train=False), batch=batch, workers=workers, rank=rank, world=world)
 
 
-def facts(task: Task) -> Mapping[str, Any]:
-    """What `load_run` needs to rebuild model and transform without the recipe: the content of best.json beside the score."""
+def facts(task: Task, model: nn.Module) -> Mapping[str, Any]:
+    """What `load_run` needs to rebuild model and transform without the recipe: the content of best.json beside the score.
+
+    Args:
+        task: what was trained.
+        model: what the task evaluates; its tokens are counted.
+    """
     splits, data = task.splits, task.recipe.data
+    trained = task.trained_pixels()
+    scale = scale_of(model, *trained)
     return {
         "task": task.name,
         **task.construction(),
@@ -171,6 +183,7 @@ def facts(task: Task) -> Mapping[str, Any]:
         "std": list(splits.std),
         "image_size": data.image_size,
         "pixels": list(task.pixels()),
+        "trained_at": {"pixels": list(trained), "tokens": None if scale is None else scale.tokens},
         "in_chans": splits.in_chans,
         "classes": list(splits.classes),
         "crop_pct": data.crop_pct,

@@ -27,4 +27,6 @@ def write_best(run: "Run") -> None:
     held: dict[str, Tensor] = run.best_weights or {}
     write_tensors(run.folder.path / WEIGHTS, held)
     digest = digest_of(run.folder.path / WEIGHTS)
-    run.folder.write_json(BEST, {**(run.best or {}), **facts(run.task), "weights_sha256": digest.sha256})
+    run.folder.write_json(
+        BEST, {**(run.best or {}), **facts(run.task, run.task.evaluated(run.model)), "weights_sha256": digest.sha256}
+    )

@@ -12,6 +12,7 @@ from softless.evaluation.measures import MEASURES, describe
 from softless.models.assemble import TASKS as ASSEMBLED
 from softless.models.assemble import assemble
 from softless.tasks import TASKS, Place, facts, open_task
+from softless.training.model import build_for
 from softless.training.recipe import DetectionSpec, DinoSpec, Recipe, SegmentationSpec
 from tests.training.conftest import tiny_recipe, write_npz
 
@@ -54,7 +55,7 @@ def test_a_measure_of_another_task_is_refused(tmp_path: Path):
 
 def test_the_facts_of_a_task_rebuild_its_model(tmp_path: Path):
     task = open_task(tiny_recipe(write_npz(tmp_path / "images.npz")))
-    told = facts(task)
+    told = facts(task, build_for(task))
     model = assemble(told["task"], told["architecture"], told["model_args"])
     assert model(torch.zeros(1, 1, 16, 16)).shape == (1, 3)
     with pytest.raises(UsageError, match="no task named 'captioning'"):

@@ -1,0 +1,34 @@
+"""Sizes and scales as words of the command line."""
+
+from softless.errors import UsageError
+from softless.models.scale import TRAINING
+
+
+def as_size(text: str | int) -> str | int:
+    """`--resize`: "training", or a number of pixels.
+
+    Raises:
+        UsageError: neither.
+    """
+    if text == TRAINING:
+        return TRAINING
+    try:
+        return int(text)
+    except ValueError as error:
+        raise UsageError(f"--resize {text}: give training, or pixels of the longer side, for example 512") from error
+
+
+def as_token_scale(text: str | float) -> str | float:
+    """`--token-scale`: "training", "tokens", or a number of tokens.
+
+    Raises:
+        UsageError: none of them.
+    """
+    if text in {TRAINING, "tokens"}:
+        return text
+    try:
+        return float(text)
+    except ValueError as error:
+        raise UsageError(
+            f"--token-scale {text}: give training, tokens, or the number of tokens of the training"
+        ) from error

@@ -1,0 +1,211 @@
+"""What looks at an image: a model, a run or a name, with the transform that its images go through, and what its host sees of them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from softless.data.images import MODES, read_image
+from softless.data.notices import notice
+from softless.data.transforms import eval_transform, plain_transform
+from softless.errors import UsageError
+from softless.evaluation import LoadedRun, load_run
+from softless.inference.layers import PatchProjection
+from softless.models import create_model
+from softless.models.scale import TRAINING, Scale, training_scale
+
+Picture = Tensor | Image.Image | np.ndarray | str | Path  # an image in the forms that are looked at
+
+Size = int | str  # "training", or pixels of the longer side
+
+
+@dataclass(frozen=True)
+class Viewer:
+    """A model with what it needs to look at an image and to show what it saw."""
+
+    model: nn.Module
+    transform: Callable[[Any], Tensor]
+    in_chans: int
+    mean: Sequence[float]
+    std: Sequence[float]
+
+    def resized(self, size: Size) -> "Viewer":
+        """The same looking at images of another size: "training", or pixels of the longer side.
+
+        Raises:
+            UsageError: a size that is none, or a training size that is not known.
+        """
+        checked_size(size)
+        if hasattr(self.model, "framed"):
+            return replace(self, transform=Resized(self.model, size, self.transform))
+        if size == TRAINING:
+            scale = needed_scale(self.model)
+            size = max(scale.height, scale.width)
+        config: dict[str, Any] = dict(getattr(self.model, "pretrained_cfg", {}))
+        told = {name: config[name] for name in ("crop_pct", "interpolation") if name in config}
+        framed = {"crop_pct": 1.0, "interpolation": "bicubic", **told}
+        made = eval_transform(
+            int(size), framed["crop_pct"], framed["interpolation"], self.mean, self.std, self.in_chans
+        )
+        return replace(self, transform=made)
+
+
+@dataclass(frozen=True)
+class Resized:
+    """A whole image brought to another size, ahead of a transform."""
+
+    model: nn.Module
+    size: Size
+    after: Callable[[Any], Tensor]
+
+    def __call__(self, image: Any) -> Tensor:
+        if not isinstance(image, Image.Image):
+            raise UsageError("resize= is for images of one or three channels of bytes: resize this one before")
+        height, width = size_of(self.model, self.size, image.height, image.width)
+        return self.after(image.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def checked_size(size: Size) -> None:
+    """Refuse what is no size.
+
+    Raises:
+        UsageError: neither "training" nor a positive number of pixels.
+    """
+    if size != TRAINING and (isinstance(size, str | bool) or int(size) != size or size < 1):
+        raise UsageError(f"resize={size}: give 'training', or pixels of the longer side, for example 512")
+
+
+def needed_scale(model: nn.Module) -> Scale:
+    """The training size of a model.
+
+    Raises:
+        UsageError: it is not known.
+    """
+    found = training_scale(model)
+    if found is None:
+        raise UsageError(
+            "resize=training: this model does not know at which size it was trained; give the pixels of the longer side"
+        )
+    return found
+
+
+def size_of(model: nn.Module, size: Size, height: int, width: int) -> tuple[int, int]:
+    """Height and width that an image of so many pixels is brought to; its sides keep their ratio.
+
+    Raises:
+        UsageError: the training size is asked for and not known.
+    """
+    checked_size(size)
+    if size == TRAINING:
+        scale = needed_scale(model)
+        factor = (scale.height * scale.width / (height * width)) ** 0.5
+    else:
+        factor = float(size) / max(height, width)
+    return max(1, round(height * factor)), max(1, round(width * factor))
+
+
+def viewer_of(model: nn.Module | LoadedRun | str | Path, device: str | torch.device = "cpu") -> Viewer:
+    """A viewer of a model (left where it lies), of a run, or of the name of a model, whose weights are new, and said to be.
+
+    Raises:
+        UsageError: no model of that name, and no run folder.
+        DataError: a run folder without a finished epoch, or a damaged one.
+    """
+    if isinstance(model, str | Path):
+        if Path(model).expanduser().is_dir():
+            model = load_run(model, device)
+        else:
+            model = _untrained(str(model)).to(device)
+    if isinstance(model, LoadedRun):
+        return Viewer(model.model, model.transform, model.in_chans, model.best["mean"], model.best["std"])
+    mean, std = normalisation(model)
+    return Viewer(model, evaluation_transform(model), channels_of(model), mean, std)
+
+
+def _untrained(name: str) -> nn.Module:
+    """A named model with new weights: of use to see the drawing, and said to be untrained."""
+    if "/" in name or name.startswith("."):
+        raise UsageError(f"no run folder at {name}: give the --out folder of `softless train`, or the name of a model")
+    torch.manual_seed(0)
+    model = create_model(name).eval()
+    notice(f"'{name}' is a model with new weights, not a trained run: its maps show an untrained network")
+    return model
+
+
+def evaluation_transform(model: nn.Module) -> Callable[[Any], Tensor]:
+    """Timm's evaluation transform for a model, from its `pretrained_cfg`; the whole image for a detector or a segmenter."""
+    import timm.data
+
+    if hasattr(model, "framed"):
+        return plain_transform(0, 1.0, "", *normalisation(model), channels_of(model))
+    made = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+    assert callable(made)
+    return made
+
+
+def normalisation(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of the images that a model takes, from its `pretrained_cfg`."""
+    import timm.data
+
+    config = timm.data.resolve_model_data_config(model)
+    return tuple(config["mean"]), tuple(config["std"])
+
+
+def channels_of(model: nn.Module) -> int:
+    """How many channels the model's images have: what its first convolution takes."""
+    convolutions = (module for module in model.modules() if isinstance(module, nn.Conv2d | PatchProjection))
+    return next((int(module.in_channels) for module in convolutions), 3)
+
+
+def eyes(model: Any, batch: Tensor) -> tuple[nn.Module, Tensor]:
+    """The part of a model that looks at images, and the batch as it sees them: of a detector or a segmenter the host."""
+    if not hasattr(model, "framed"):
+        return model, batch
+    return model.features, model.framed(batch)
+
+
+def tensor_of(images: Picture, transform: Callable[[Any], Tensor], channels: int) -> Tensor:
+    """Images in any form as a batch (B, C, H, W).
+
+    Raises:
+        UsageError: a shape, a dtype or a class that is no image.
+        DataError: the path is no readable image.
+    """
+    if isinstance(images, Tensor):
+        if images.ndim not in {3, 4}:
+            raise UsageError(f"images have shape {tuple(images.shape)}: give (B, C, H, W) or (C, H, W)")
+        return images if images.ndim == 4 else images[None]
+    return transform(picture_of(images, channels))[None]
+
+
+def picture_of(image: Any, channels: int) -> Any:
+    """One image as a transform takes it, from a file, a PIL image or bytes (H, W, C).
+
+    Raises:
+        UsageError: a shape, a dtype or a class that is no image.
+        DataError: the path is no readable image.
+    """
+    if isinstance(image, str | Path):
+        return read_image(Path(image).expanduser(), channels)
+    if isinstance(image, np.ndarray):
+        flat = image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image
+        if flat.dtype != np.uint8 or not flat.size or not (flat.ndim == 2 or (flat.ndim == 3 and flat.shape[-1] == 3)):
+            raise UsageError(
+                f"image is an array {image.shape} of {image.dtype}: give bytes (uint8) of shape (height, width) or (height, width, 3), "
+                "or a tensor as the model takes it"
+            )
+        image = Image.fromarray(np.ascontiguousarray(flat))
+    if not isinstance(image, Image.Image):
+        raise UsageError(
+            f"image is a {type(image).__name__}: give a path, a PIL image, a numpy array of bytes or a tensor"
+        )
+    if channels not in MODES:
+        raise UsageError(
+            f"the model takes {channels} channels, and a PIL image or an array of bytes has one or three: give a tensor or a path"
+        )
+    return image.convert(MODES[channels])
