@@ -154,7 +154,6 @@ class _Watcher(TorchDispatchMode):
 
 def _watched(model: nn.Module, size: tuple[int, int, int]) -> Audit:
     first = next(model.parameters(), torch.zeros(()))
-    seen = part_of(model)
     with (
         undisturbed(model),
         refused(size),
@@ -162,6 +161,7 @@ def _watched(model: nn.Module, size: tuple[int, int, int]) -> Audit:
         torch.no_grad(),
         ModuleTracker() as tracker,
     ):
+        seen = part_of(model)
         image = torch.empty(1, *size, dtype=first.dtype, device=first.device)
         with _Watcher(image, tracker) as watcher:
             seen(image)

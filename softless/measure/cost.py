@@ -93,7 +93,6 @@ def cost(model: nn.Module, input_size: int | tuple[int, ...] | None = None) -> C
     """
     size = input_size_of(model, input_size)
     first = next(model.parameters(), torch.zeros(()))
-    seen = part_of(model)
     with (
         undisturbed(model),
         FakeTensorMode(allow_non_fake_inputs=True) as fake,
@@ -101,6 +100,7 @@ def cost(model: nn.Module, input_size: int | tuple[int, ...] | None = None) -> C
         _Fused(),
         refused(size),
     ):
+        seen = part_of(model)
         image = torch.empty(1, *size, dtype=first.dtype, device=first.device)
         # with gradients on: without them attention may merge its output projection, and what is counted is the model as it is written
         with torch.enable_grad(), FlopCounter() as flops, TranscendentalCounter() as counter:
@@ -133,7 +133,7 @@ def cost(model: nn.Module, input_size: int | tuple[int, ...] | None = None) -> C
 
 
 def part_of(model: nn.Module) -> nn.Module:
-    """The part of a model whose work the image's size decides: the whole, but for detectors."""
+    """The part of a model whose work the image's size decides, in evaluation mode: the whole, but for detectors."""
     part: nn.Module = getattr(model, "counted", model)
     return part.eval()
 
