@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from softless.attention.kernels import native
 from softless.attention.learned import given_or_starting
 from softless.attention.packed import unpacked
 from softless.attention.registry import get
@@ -187,7 +188,17 @@ _plans: dict[Any, _Plan] = {}  # by shape and dtype: on few tokens, looking at a
 
 def _remembered(record: Operator, qkv: Tensor, num_heads: int, out_dtype: torch.dtype | None, backend: str, options: Mapping[str, Any]) -> _Plan:  # fmt: skip
     """The plan of a call without masks, grid and tensors of the operator's own, which its shapes decide."""
-    key = (record, qkv.shape, qkv.dtype, qkv.device.type, num_heads, out_dtype, backend, *options.items())
+    key = (
+        record,
+        qkv.shape,
+        qkv.dtype,
+        qkv.device.type,
+        num_heads,
+        out_dtype,
+        backend,
+        native.set_aside(),
+        *options.items(),
+    )
     plan = _plans.get(key)
     if plan is None:
         plan = _packed_plan(record, qkv, num_heads, None, None, None, out_dtype, backend, options)

@@ -23,12 +23,12 @@ def audit(model: str, input_size: int | None = None, *, height: int | None = Non
     Raises:
         UsageError: unknown model, operator or activation, a size the model refuses, options that a file has no use for.
     """
-    from softless.cli.cost import model_of, size_of
+    from softless.cli.cost import counted_of, size_of
     from softless.errors import UsageError
 
     size = size_of(input_size, height, width)
     if not model.endswith(".pt2"):
-        return watch(model_of(model, op, act), size)
+        return watch(*counted_of(model, op, act, size))
     if op or act:
         raise UsageError(
             f"'{model}' is an exported program: its operator and activation are its own; leave --op and --act out"

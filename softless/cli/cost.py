@@ -34,7 +34,7 @@ def cost(model: str | None = None, input_size: int | None = None, *, height: int
         return paper_table(paper)
     if model is None:
         raise UsageError("name a model, the folder of a run, or a table with --paper, for example --paper sima-table1")
-    return count(model_of(model, op, act), size_of(input_size, height, width))
+    return count(*counted_of(model, op, act, size_of(input_size, height, width)))
 
 
 def size_of(input_size: int | None, height: int | None, width: int | None) -> int | tuple[int, int] | None:
@@ -44,15 +44,22 @@ def size_of(input_size: int | None, height: int | None, width: int | None) -> in
     return (height, width) if height is not None and width is not None else input_size
 
 
-def model_of(model: str, op: str | None, act: str | None) -> nn.Module:
-    """The model of a name, or of a run's folder."""
+Size = int | tuple[int, ...] | None
+
+
+def counted_of(model: str, op: str | None, act: str | None, size: Size) -> tuple[nn.Module, Size]:
+    """The model of a name or of a run's folder, and the size at which it is looked at: a run's own where none is given."""
     from softless.evaluation import load_run
     from softless.models import create_model
 
-    if not Path(model).is_dir():
-        return create_model(model, op=op, act=act)
-    if op or act:
-        raise UsageError(
-            f"'{model}' is a run: its operator and activation are its own; --op and --act go with the name of a model"
-        )
-    return load_run(model).model
+    if Path(model).is_dir():
+        if op or act:
+            raise UsageError(
+                f"'{model}' is a run: its operator and activation are its own; --op and --act go with the name of a model"
+            )
+        run = load_run(model)
+        return run.model, size or (run.in_chans, *run.pixels)
+    made = create_model(model, op=op, act=act)
+    if size is not None and getattr(made, "dynamic_img_size", None) is False:  # timm's own ViT, built for one size
+        made = create_model(model, op=op, act=act, dynamic_img_size=True)
+    return made, size

@@ -96,6 +96,10 @@ class PackedLinear(nn.Module):
         # no buffer: a packed weight has no storage that torch could copy, move or save
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight) if self.packs else weight
 
+    def weights_held(self) -> list[Tensor]:
+        """The numbers that were trained, for whoever counts them: this layer has no parameters."""
+        return [self.packed] if self.bias is None else [self.packed, self.bias]
+
     @property
     def weight(self) -> Tensor:
         """(out, in) as torch lays it out; a copy where it is packed."""

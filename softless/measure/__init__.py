@@ -3,5 +3,6 @@
 from softless.measure.audit import Audit, Finding, audit
 from softless.measure.cost import Cost, cost
 from softless.measure.exps import TranscendentalCounter
+from softless.measure.flops import FlopCounter
 
-__all__ = ["Audit", "Cost", "Finding", "TranscendentalCounter", "audit", "cost"]
+__all__ = ["Audit", "Cost", "Finding", "FlopCounter", "TranscendentalCounter", "audit", "cost"]

@@ -21,7 +21,7 @@ from torch.utils.module_tracker import ModuleTracker
 from torch.utils.weak import WeakIdKeyDictionary
 
 from softless.errors import DataError, UsageError
-from softless.measure.cost import input_size_of, undisturbed
+from softless.measure.cost import input_size_of, part_of, refused, undisturbed
 from softless.measure.exps import KINDS
 
 ROOTS = frozenset({"sqrt", "rsqrt", "linalg_vector_norm", "linalg_cholesky_ex", "native_layer_norm", "native_group_norm", "layer_norm", "batch_norm", "_native_batch_norm_legit_no_training", "native_batch_norm"})  # fmt: skip
@@ -154,10 +154,17 @@ class _Watcher(TorchDispatchMode):
 
 def _watched(model: nn.Module, size: tuple[int, int, int]) -> Audit:
     first = next(model.parameters(), torch.zeros(()))
-    with undisturbed(model), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), ModuleTracker() as tracker:
+    with (
+        undisturbed(model),
+        refused(size),
+        FakeTensorMode(allow_non_fake_inputs=True),
+        torch.no_grad(),
+        ModuleTracker() as tracker,
+    ):
+        seen = part_of(model)
         image = torch.empty(1, *size, dtype=first.dtype, device=first.device)
         with _Watcher(image, tracker) as watcher:
-            model(image)
+            seen(image)
     return Audit(size, _listed(watcher.found), watcher.roots, watcher.divisions)
 
 

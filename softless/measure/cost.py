@@ -1,4 +1,8 @@
-"""What one forward pass costs, counted and not timed: parameters, multiply-adds, transcendental evaluations, memory for training."""
+"""What one forward pass costs, counted and not timed: parameters, multiply-adds, transcendental evaluations, memory.
+
+What is counted is the model as plain torch computes it, with fused softmax attention: the numbers are those of the shapes alone, and
+do not hang on the device, the version of torch or whether the native kernels are there.
+"""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -6,12 +10,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.overrides import TorchFunctionMode
 
+from softless.attention.kernels import native
 from softless.errors import UsageError
 from softless.measure.exps import ATTENTION, TranscendentalCounter
+from softless.measure.flops import FlopCounter
+from softless.measure.memory import LiveBytes, distinct, packed_weights, weight_bytes
 
 
 @dataclass(frozen=True)
@@ -19,13 +27,17 @@ class Cost:
     """One forward pass of one image."""
 
     input_size: tuple[int, int, int]  # channels, height, width
-    parameters: int
+    parameters: int  # trained numbers; of an inference copy those that folding left
     macs: int  # multiply-adds of matrix products and convolutions
     flops: int  # 2 x macs
     exps: int  # exponentials of attention: exp and softmax
     activation_exps: int  # transcendental evaluations of everything else (GELU, sigmoid, position tables …)
     transcendentals: Mapping[str, int]  # all of them, per kind
-    activation_bytes: int  # what autograd keeps for the backward pass, parameters left out
+    activation_bytes: int | None  # what autograd keeps for the backward pass, weights left out; None: no gradients
+    weight_bytes: int = 0  # of parameters and buffers, in their dtypes
+    peak_bytes: int = 0  # peak inference memory: weights, the image, and the most that lives at once beside them
+    uncounted: tuple[str, ...] = ()  # operators that ran, may hold products and have no formula: macs lacks theirs
+    note: str = ""  # what is left out on purpose
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"transcendentals": dict(self.transcendentals)}
@@ -33,22 +45,41 @@ class Cost:
     def __str__(self) -> str:
         channels, height, width = self.input_size
         kinds = ", ".join(f"{kind} {number:,}" for kind, number in sorted(self.transcendentals.items())) or "none"
+        kept = "nothing: this copy has no gradients"
+        if self.activation_bytes is not None:
+            kept = f"{self.activation_bytes / 2**20:.1f} MiB"
         rows = {
             "input": f"{channels} x {height} x {width}",
             "parameters": f"{self.parameters:,}",
+            "weights": f"{self.weight_bytes / 1e6:.1f} MB",
             "multiply-adds": f"{self.macs / 1e9:.3f} G",
             "FLOPs (2 x multiply-adds)": f"{self.flops / 1e9:.3f} G",
             "exponentials in attention": f"{self.exps:,}",
             "other transcendentals": f"{self.activation_exps:,}",
             "  by kind": kinds,
-            "kept for backward": f"{self.activation_bytes / 2**20:.1f} MiB",
+            "peak inference memory": f"{self.peak_bytes / 1e6:.1f} MB",
+            "kept for backward": kept,
         }
         width_of_names = max(map(len, rows))
-        return "\n".join(f"{name:<{width_of_names}}  {value}" for name, value in rows.items())
+        lines = [f"{name:<{width_of_names}}  {value}" for name, value in rows.items()]
+        lines += [f"not counted: {self.note}"] if self.note else []
+        if self.uncounted:
+            lines.append(
+                f"warning: {', '.join(self.uncounted)} may multiply matrices and no formula is known: the true multiply-adds "
+                "are more. Give one with torch.utils.flop_counter.register_flop_formula"
+            )
+        return "\n".join(lines)
 
 
 def cost(model: nn.Module, input_size: int | tuple[int, ...] | None = None) -> Cost:
     """Counts one forward pass of one image, without computing it: any size at no expense.
+
+    A model whose work depends on what is in the image (a detector) says by `counted` which part does not: parameters and
+    weights are those of the whole, the rest is of that part, and the note says what it lacks.
+
+    Peak inference memory, in bytes: the weights, the input image, and the largest sum of tensors that are alive at once in a pass without
+    gradients, each from the operator that makes it until its last reader lets it go. Softmax attention counts as fused, without N x N weights.
+    What an operator needs inside itself and what an allocator rounds up are left out.
 
     Args:
         model: The model, in any mode and dtype; it is left as it was.
@@ -62,26 +93,95 @@ def cost(model: nn.Module, input_size: int | tuple[int, ...] | None = None) -> C
     """
     size = input_size_of(model, input_size)
     first = next(model.parameters(), torch.zeros(()))
-    with undisturbed(model), FakeTensorMode(allow_non_fake_inputs=True) as fake:
+    with (
+        undisturbed(model),
+        FakeTensorMode(allow_non_fake_inputs=True) as fake,
+        native.without(),
+        _Fused(),
+        refused(size),
+    ):
+        seen = part_of(model)
         image = torch.empty(1, *size, dtype=first.dtype, device=first.device)
         # with gradients on: without them attention may merge its output projection, and what is counted is the model as it is written
-        with torch.enable_grad(), FlopCounterMode(display=False) as flops, TranscendentalCounter() as counter:
-            model(image)
-        with _saved_bytes(model, fake) as kept, torch.enable_grad():
-            model(image)
+        with torch.enable_grad(), FlopCounter() as flops, TranscendentalCounter() as counter:
+            seen(image)
+        with torch.no_grad(), LiveBytes([*map(fake.from_tensor, _stored(model)), image]) as live:
+            seen(image)
+        kept: list[int] | None = None
+        if trainable(model):
+            with _saved_bytes(seen, fake) as kept, torch.enable_grad():
+                seen(image)
+        of_image = image.untyped_storage().nbytes()
     kinds = dict(sorted(counter.kinds.items()))
     attention = sum(kinds.get(kind, 0) for kind in ATTENTION)
-    total = flops.get_total_flops()
+    weights = weight_bytes(model)
+    numbers = [*model.parameters(), *packed_weights(model)]
     return Cost(
         input_size=size,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        macs=total // 2,
-        flops=total,
+        parameters=sum(tensor.numel() for tensor in distinct(numbers)),
+        macs=flops.total // 2,
+        flops=flops.total,
         exps=attention,
         activation_exps=sum(kinds.values()) - attention,
         transcendentals=kinds,
-        activation_bytes=kept[0],
+        activation_bytes=kept[0] if kept is not None else None,
+        weight_bytes=weights,
+        peak_bytes=weights + of_image + live.peak,
+        uncounted=tuple(sorted(flops.uncounted)),
+        note=str(getattr(model, "not_counted", "")),
     )
+
+
+def part_of(model: nn.Module) -> nn.Module:
+    """The part of a model whose work the image's size decides, in evaluation mode: the whole, but for detectors."""
+    part: nn.Module = getattr(model, "counted", model)
+    return part.eval()
+
+
+def trainable(model: nn.Module) -> bool:
+    """Whether a model has gradients: an inference copy has none."""
+    return not hasattr(model, "optimized")
+
+
+def _stored(model: nn.Module) -> list[Tensor]:
+    return distinct([*model.parameters(), *model.buffers()])
+
+
+class _Fused(TorchFunctionMode):
+    """Softmax attention as one operator on every device: which of its kernels torch would take depends on the machine."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            return _fused(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False) -> Tensor:  # fmt: skip
+    if not (q.ndim == k.ndim == v.ndim == 4) or q.shape[-1] != v.shape[-1]:  # the fused operator knows no other
+        more = {"enable_gqa": True} if enable_gqa else {}
+        found: Tensor = torch.ops.aten._scaled_dot_product_attention_math(
+            q, k, v, attn_mask, dropout_p, is_causal, scale=scale, **more
+        )[0]
+        return found
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = torch.zeros_like(attn_mask, dtype=q.dtype).masked_fill(~attn_mask, -torch.inf)
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    out: Tensor = fused(q, k, v, 0.0, is_causal, attn_mask=attn_mask, scale=scale)[0]
+    return out
+
+
+@contextlib.contextmanager
+def refused(size: tuple[int, ...]) -> Iterator[None]:
+    """An assertion of a model about its image, as timm's models have it, is the caller's to mend."""
+    try:
+        yield
+    except AssertionError as error:
+        if "nput" not in str(error):
+            raise
+        raise UsageError(
+            f"the model refuses an image of {' x '.join(map(str, size))} ({error}): build it for this size, for example "
+            "softless.create_model(name, img_size=…) or dynamic_img_size=True"
+        ) from error
 
 
 @contextlib.contextmanager

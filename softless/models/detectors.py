@@ -153,6 +153,15 @@ class Detector(nn.Module):
         return isinstance(self.net, MaskRCNN)
 
     @property
+    def not_counted(self) -> str:
+        """What `counted` lacks, for whoever reads a count."""
+        return (
+            ""
+            if isinstance(self.net, RetinaNet)
+            else "what the box and mask heads do for each region, which depends on the image"
+        )
+
+    @property
     def counted(self) -> nn.Module:
         """The part whose work an image's size decides: host, pyramid and the head that looks everywhere, without what R-CNN does for each region."""
         head = self.net.head if isinstance(self.net, RetinaNet) else self.net.rpn.head

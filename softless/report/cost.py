@@ -1,7 +1,7 @@
 """What one image costs each model: parameters, multiply-adds, exponentials, and the time that was measured."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -74,15 +74,14 @@ def _counted(groups: Sequence[Group]) -> list[Row]:
             [c.activation_exps for c in costs],
             count,
         ),
+        Row("Weights", "parameters and buffers", [c.weight_bytes for c in costs], size),
+        Row("Peak inference memory", "weights and live tensors, one image", [c.peak_bytes for c in costs], size),
         Row("Activation memory", "kept for the backward pass, per image", [c.activation_bytes for c in costs], size),
     ]
 
 
 def _cost(group: Group) -> Cost:
-    """Of the whole model, or of the part that does the same for every image; all parameters count."""
-    model = load_run(group.first.folder, "cpu").model
-    counted = cost(getattr(model, "counted", model), group.first.pixels)
-    return replace(counted, parameters=sum(parameter.numel() for parameter in model.parameters()))
+    return cost(load_run(group.first.folder, "cpu").model, group.first.pixels)
 
 
 def _timed(groups: Sequence[Group], speeds: Mapping[Path, Speed]) -> list[Row]:

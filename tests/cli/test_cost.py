@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+import softless
 from softless.cli.main import main
 
 
@@ -51,3 +52,10 @@ def test_refusals(words: list[str], message: str, capsys: pytest.CaptureFixture[
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+
+
+def test_a_model_of_timm_at_another_size(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cost", "deit_tiny_patch16_224", "--input-size", "64"]) == 0
+    assert "3 x 64 x 64" in capsys.readouterr().out
+    with pytest.raises(softless.UsageError, match="dynamic_img_size=True"):
+        softless.cost(softless.create_model("deit_tiny_patch16_224"), 64)

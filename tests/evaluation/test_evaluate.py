@@ -115,7 +115,7 @@ def test_three_processes_give_each_the_whole(tmp_path):
     ranks = [context.Process(target=_one_of_three, args=(r, tmp_path / "meeting", answers)) for r in range(3)]
     for process in ranks:
         process.start()
-    received = [answers.get(timeout=60) for _ in range(6)]
+    received = [answers.get(timeout=300) for _ in range(6)]
     for process in ranks:
         process.join(60)
     assert [process.exitcode for process in ranks] == [0, 0, 0]

@@ -64,7 +64,7 @@ def killed_three_times(
     for _ in range(3):
         pid = zygote.start(folder, recipe, "slow", *hooks, resume=(folder / "run").exists())
         before = progress(folder)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while progress(folder) <= before and not (folder / "run/result.json").exists() and time.monotonic() < deadline:
             time.sleep(0.005)  # at least one new state, so that three kills fall into different places
         time.sleep(rng.uniform(0, 0.15))

@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import importlib
 import struct
+import threading
 from collections.abc import Iterator
 from ctypes import c_char_p, c_int32
 from pathlib import Path
@@ -148,9 +149,29 @@ def by_tokens(q: Tensor, v: Tensor) -> Tensor:
     return torch.empty(B, N, H, v.shape[3], dtype=q.dtype, device=q.device).transpose(1, 2)
 
 
+_thread = threading.local()
+
+
+def set_aside() -> bool:
+    """Whether this thread does without the native kernels just now."""
+    return getattr(_thread, "aside", False)
+
+
+@contextlib.contextmanager
+def without() -> Iterator[None]:
+    """No native kernel inside, in this thread: what is counted must not hang on the machine that counts."""
+    before, _thread.aside = set_aside(), True
+    try:
+        yield
+    finally:
+        _thread.aside = before
+
+
 def refuses(q: Tensor, k: Tensor, v: Tensor, **_: Any) -> list[str]:
     """Why the native kernels cannot run a call."""
     reasons = []
+    if not torch.compiler.is_compiling() and set_aside():
+        return ["a cost is counted, which is that of plain torch on every machine"]
     if torch.compiler.is_exporting():
         return ["an exported graph holds nodes that every runtime knows"]
     if LIBRARY is None:
