@@ -99,7 +99,7 @@ def _state(path: Path) -> RunState:
         recipe=str(recipe.get("name", "?")),
         state=state,
         epoch=len(lines),
-        epochs=int(recipe.get("schedule", {}).get("epochs", 0)),
+        epochs=int(recipe.get("fitted", {}).get("schedule.epochs") or recipe.get("schedule", {}).get("epochs", 0)),
         steps=places[0][0] if places else 0,
         value=None if best is None else float(best["value"]),
         metric=str(recipe.get("metric", "")),

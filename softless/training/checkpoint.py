@@ -34,6 +34,8 @@ def state(run: "Run") -> dict[str, Any]:
         "optimizer": run.optimizer.state_dict(),
         "scheduler": run.scheduler.state_dict(),
         "scaler": run.scaler.state_dict(),
+        "epochs": run.epochs,
+        "extended_from": run.extended_from,
         "epoch": run.epoch,
         "step": run.step,
         "updates": run.updates,
@@ -72,7 +74,12 @@ def restore(run: "Run", stored: Mapping[str, Any]) -> None:
         run.optimizer.load_state_dict(stored["optimizer"])
     except (ValueError, KeyError) as error:
         raise ResumeMismatch(f"cannot resume from {where}: the optimiser is another one ({error})") from error
-    run.scheduler.load_state_dict(stored["scheduler"])
+    before = stored.get("epochs", run.epochs)
+    run.extended_from = [*stored.get("extended_from", ()), *([before] if before != run.epochs else [])]
+    if before == run.epochs or run.recipe.schedule.name == "plateau":  # plateau knows no length
+        run.scheduler.load_state_dict(stored["scheduler"])
+    else:  # the longer schedule, from the step at which the run stands
+        run.scheduler.step_update(stored["updates"])
     run.scaler.load_state_dict(stored["scaler"])
     run.epoch, run.step, run.updates = stored["epoch"], stored["step"], stored["updates"]
     vars(run.partial).update(stored["partial"])

@@ -73,6 +73,7 @@ def result(run: Run, outcome: Outcome | None) -> Result:
         gained=None if run.recipe.metric == "last" else gain(lines, run.recipe.metric),
         rising=run.recipe.metric != "last" and still_rising(lines, run.recipe.metric),
         metric=run.recipe.metric,
+        extended_from=run.extended_from,
         left_out={part: len(faults) for part, faults in run.splits.left_out.items()},
     )
     if outcome is not None:

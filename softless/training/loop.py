@@ -67,7 +67,7 @@ def fit(
         recipe = world.first(lambda: settled(recipe, folder, resume=resume, overwrite=overwrite))
         world.compute_with(recipe.threads)
         finished = world.first(lambda: stored(folder)) if resume else None
-        if finished is not None:
+        if finished is not None and recipe.schedule.epochs + recipe.schedule.cooldown_epochs <= finished.epochs:
             return finished
         try:
             run = set_up(recipe, folder.path, world, signals, resume=resume, overwrite=overwrite)

@@ -37,7 +37,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Opening:
-    """What a run is about to do; prints as three lines."""
+    """What a run is about to do; prints as three lines, and one for each length that was fitted to the data."""
 
     data: str
     classes: int
@@ -54,6 +54,7 @@ class Opening:
     epochs: int
     steps: int  # of an epoch
     done: int  # steps that earlier processes did
+    fitted: tuple[str, ...] = ()  # what of the recipe's length was changed to fit the data
     seconds: float | None = None  # that the steps and validations ahead take, about; None: not tried
     cpu_seconds: float | None = None
     trials: int = 0
@@ -72,6 +73,7 @@ class Opening:
         return [
             f"data     {self.data}: {classes}, {self.train:,} train, {self.val:,} validation, {test} images at {height} x {width}",
             f"model    {self.model}, {self.parameters:,} parameters{several} {self.device}{threads}, {counted(self.workers, 'worker')}",
+            *(f"fitted   {said}" for said in self.fitted),
             f"steps    {counted(self.epochs, 'epoch')} of {counted(self.steps, 'step')} = {total:,}{left}{self._time()}",
         ]
 
@@ -116,6 +118,7 @@ def seen(run: Run) -> Opening:
         epochs=run.epochs,
         steps=len(run.loader),
         done=run.updates,
+        fitted=tuple(run.task.fitted.sentences(len(run.splits.train))),
     )
 
 

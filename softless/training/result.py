@@ -18,6 +18,7 @@ class Result:
     `best_epoch` counts from 1. `weights` says which weights of that epoch were the better on the validation split: raw or averaged. `gained` is
     what the last quarter of the epochs added to `metric` there, `rising` whether a longer run would reach more. `val` and `test` hold the task's
     measures, seen and expected; `test` of a classifier also the 95 % interval of top1. `test` is None where the data has no test split.
+    `extended_from` has the epochs that the run was meant to have before it was made longer.
     `left_out` counts images by part that data.faults=skip left out. `seconds` counts training and validation, `images_per_second` training alone.
     """
 
@@ -33,6 +34,7 @@ class Result:
     metric: str = ""
     gained: float | None = None
     rising: bool = False
+    extended_from: list[int] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -47,9 +49,12 @@ class Result:
         )
         if self.rising and self.gained is not None:
             lines.append(
-                f"still rising: the last quarter of the epochs added {described(self.gained, self.metric)}; a longer run may reach more: "
-                f"--set schedule.epochs={2 * self.epochs}"
+                f"still rising: the last quarter of the epochs added {described(self.gained, self.metric)}; make it longer with "
+                f"--resume --set schedule.epochs={2 * self.epochs}"
             )
+        if self.extended_from:
+            told = ", then ".join(map(str, self.extended_from))
+            lines.append(f"made longer than the {told} epochs that it was begun with")
         if self.left_out:
             told = ", ".join(f"{count} of {part}" for part, count in self.left_out.items())
             lines.append(f"images that cannot be used were left out: {told} (left_out.json)")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from softless.errors import DataError, UsageError
 from softless.training import machine
 from softless.training.recipe import Recipe
-from softless.training.run_folder import RunFolder, changes
+from softless.training.run_folder import RECIPE, RunFolder, changes
 
 if TYPE_CHECKING:
     from softless.tasks import Task
@@ -29,7 +29,11 @@ def settled(recipe: Recipe | None, folder: RunFolder, *, resume: bool, overwrite
     if recipe is None and held is None:
         raise UsageError(f"no run to continue in {folder.path}: give a recipe to start one there, or the run's folder")
     chosen = located(recipe or held)  # type: ignore[arg-type]  # one of them is there
-    folder.check(chosen, resume=resume, overwrite=overwrite)
+    longer = None if held is None else extended(held, chosen, folder)
+    folder.check(
+        chosen if longer is None else replace(chosen, schedule=held.schedule), resume=resume, overwrite=overwrite
+    )  # type: ignore[union-attr]
+    chosen = longer or chosen
     if held is None:
         return chosen if chosen.threads is not None else replace(chosen, threads=machine.threads())
     kept = kept_from(held, chosen)
@@ -37,6 +41,32 @@ def settled(recipe: Recipe | None, folder: RunFolder, *, resume: bool, overwrite
         _log.warning("%s", change)
     _say_other_machine(held, kept, given=recipe is not None and recipe.threads not in {None, held.threads})
     return kept
+
+
+def extended(held: Recipe, asked: Recipe, folder: RunFolder) -> Recipe | None:
+    """What was asked, where it is the run in the folder with more epochs; otherwise None.
+
+    The longer schedule begins as the run did: what was fitted to the data at its start (`tasks.lengths`) stays.
+
+    Raises:
+        UsageError: the run has as many epochs already.
+    """
+    same = {"epochs": held.schedule.epochs, "min_steps": held.schedule.min_steps}
+    if asked.schedule.epochs == held.schedule.epochs or replace(asked.schedule, **same) != held.schedule:  # type: ignore[arg-type]
+        return None
+    fitted = {
+        name.removeprefix("schedule."): tuple(value) if isinstance(value, list) else value
+        for name, value in folder.read_json(RECIPE).get("fitted", {}).items()
+        if name.startswith("schedule.")
+    }
+    there = fitted.pop("epochs", held.schedule.epochs)
+    if asked.schedule.epochs <= there:
+        raise UsageError(
+            f"schedule.epochs={asked.schedule.epochs}: the run in {folder.path} has {there} epochs, and a run that is continued can only "
+            f"be made longer: set more than {there}, or start another run with another --out"
+        )
+    _log.warning("the run is made longer: %d epochs, %d before", asked.schedule.epochs, there)
+    return replace(asked, schedule=replace(asked.schedule, min_steps=None, **fitted))
 
 
 def located(recipe: Recipe) -> Recipe:

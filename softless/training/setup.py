@@ -20,7 +20,7 @@ from softless.training.best import write_best
 from softless.training.claim import Claim
 from softless.training.model import build_for
 from softless.training.recipe import Recipe
-from softless.training.run_folder import CHECKPOINTS, CLASSES, LEFT_OUT, RECIPE, RunFolder, as_json
+from softless.training.run_folder import CHECKPOINTS, CLASSES, LEFT_OUT, RECIPE, RESULT, RunFolder, as_json
 from softless.training.settle import data_are_there, with_loaders
 from softless.training.signals import Signals
 from softless.training.store import Checkpoints
@@ -64,6 +64,9 @@ class Run:
     epoch: int = 0  # the one under way
     step: int = 0  # steps done of it
     updates: int = 0  # steps done in all
+    extended_from: list[int] = field(
+        default_factory=list
+    )  # epochs that the run was meant to have before, once it was made longer
     partial: Partial = field(default_factory=Partial)
     skipped: int = 0  # steps in a row that the float16 scaler left out
     faults: int = 0  # steps in a row that were left out because they were not finite, or rewinds since the last epoch
@@ -184,6 +187,8 @@ def _describe(run: Run) -> None:
     asked = {**as_json(run.asked), "fitted": fitted}
     run.folder.write_json(RECIPE, {**asked, **checkpoint.versions(), "machine": machine(run.device)})
     run.folder.write_json(CLASSES, list(run.splits.classes))
+    if run.epoch < run.epochs:
+        (run.folder.path / RESULT).unlink(missing_ok=True)  # of a run that was finished and is made longer
     if run.splits.left_out:
         told = {part: [one.row(annotated=False) for one in faults] for part, faults in run.splits.left_out.items()}
         run.folder.write_json(LEFT_OUT, told)
