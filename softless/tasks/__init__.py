@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING
 
 from softless.errors import UsageError, need, unknown
+from softless.tasks import lengths
 from softless.tasks.classification import Classification
 from softless.tasks.detection import Detection
 from softless.tasks.dino import Dino
-from softless.tasks.lengths import fitted
 from softless.tasks.segmentation import Segmentation
 from softless.tasks.task import Outcome, Place, Task, facts
 
@@ -45,6 +45,6 @@ def open_task(recipe: "Recipe") -> Task:
         raise UsageError(f"class_weights={recipe.class_weights} is for classification; this recipe is for {kind.name}")
     need(*kind.needs, *(["sklearn"] if recipe.data.source == "digits" else []))
     task = kind.open(recipe)
-    task.fitted = fitted(recipe, len(task.splits.train))
+    task.fitted = lengths.fitted(recipe, len(task.splits.train))
     task.recipe = task.fitted.recipe
     return task

@@ -124,5 +124,5 @@ def summary(run: Run, line: dict[str, Any]) -> str:
     else:
         value = val[metric]
         chosen = f"  val {metric} {'n/a' if value is None else format(value, '.4f')}{whose}"
-    mark = "  best" if line["kept"] and metric != "last" else ""
+    mark = "  best" if line.get("kept") and metric != "last" else ""
     return f"loss {line['train_loss']:.3f}{loss}{chosen}{mark}  lr {line['lr']:.1e}  {rate(line['images_per_second'])} images/s"

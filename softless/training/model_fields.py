@@ -10,6 +10,7 @@ from softless.attention import OPERATORS, get
 from softless.attention.attend import check_options
 from softless.errors import UsageError
 from softless.models.arguments import Argument, arguments, takes
+from softless.models.scale import OPTION, TRAINING
 from softless.training.fields import Interval, Setting, fits, literal, readings, typed
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ def _judged(model: "ModelSpec", known: Mapping[str, Argument] | None, name: str,
         raise UsageError(f"{PREFIX}{name} is decided elsewhere: {ELSEWHERE[name]}")
     if known is None:
         return literal(value)
+    if name == OPTION and value == TRAINING:
+        return value  # a word of recipes: the task makes it the number of tokens (models.sizes)
     if name not in known:
         return _foreign(model, known, name, value)
     argument = known[name]

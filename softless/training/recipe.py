@@ -122,7 +122,7 @@ class ScheduleSpec:
     min_epoch_steps: int | None = setting(
         None,
         "least length of an epoch: on few images the batch is halved until it is reached",
-        "[1, inf)",
+        COUNT,
         unit="steps",
     )
 

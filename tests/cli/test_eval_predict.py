@@ -69,7 +69,7 @@ def test_eval_of_an_npz_run_elsewhere(tmp_path):
     run_folder(tmp_path / "run", ("0", "1", "2"), data)
     assert eval_run(tmp_path / "run", tmp_path, device="cpu").evaluation.seen == 9
     assert eval_run(tmp_path / "run", tmp_path / "toy.npz", split="val", device="cpu").evaluation.seen == 6
-    with pytest.raises(DataError, match=r"no npz file at gone\.npz"):
+    with pytest.raises(DataError, match=r"are not at gone\.npz"):
         eval_run(tmp_path / "run", device="cpu")
 
 

@@ -22,6 +22,9 @@ from tests.models.lively import branches, lively, zeroed
 from tests.ops.draw import assert_near, error
 
 FLOAT = 1e-5  # relative error of logits and of branches in float32
+PACKS = (
+    torch.float32 if packed.why_not(torch.bfloat16, torch.device("cpu")) else torch.bfloat16
+)  # what any processor packs
 
 
 def image(height: int = 64, width: int = 96, number: int = 2) -> Tensor:
@@ -203,7 +206,7 @@ def test_the_model_that_was_given_is_left_alone() -> None:
 
 
 def test_the_report_says_what_was_done() -> None:
-    report = optimize(made("xcit", image())).optimized
+    report = optimize(made("xcit", image()), PACKS).optimized
     # qkv, proj, fc1 and fc2 of two blocks and of two class attention blocks
     assert len(report.packed) == len(set(report.packed)) == 16
     assert set(report.blocks) == {"blocks.0", "blocks.1"}
@@ -215,10 +218,10 @@ def test_the_report_says_what_was_done() -> None:
     assert report.kept["head"] == "it reads one row an image"
     assert "16 linear layers packed, 2 blocks fused" in str(report)
     assert "blocks.*: attention, MLP, local patch interaction added to the residual in place (2 times)" in str(report)
-    vits = optimize(made("vit, layer scale", image())).optimized
+    vits = optimize(made("vit, layer scale", image()), PACKS).optimized
     assert len(vits.packed) == 1 + 4 * 2
     assert {"blocks.0.ls1", "blocks.1.ls2"} <= set(vits.folded)
-    kept = optimize(made("vit, a convolution of v", image())).optimized.kept
+    kept = optimize(made("vit, a convolution of v", image()), PACKS).optimized.kept
     assert "only its linear layers are packed" in kept["blocks.0.attn"]
     theirs = timm.create_model("swin_tiny_patch4_window7_224", depths=(1, 1, 1, 1))
     kept = optimize(theirs).optimized.kept
@@ -228,7 +231,7 @@ def test_the_report_says_what_was_done() -> None:
 
 def test_every_linear_layer_of_the_report_is_packed_and_no_other() -> None:
     for name in MODELS:
-        ours = optimize(made(name, image(224, 224) if name.startswith("pyramid") else image()))
+        ours = optimize(made(name, image(224, 224) if name.startswith("pyramid") else image()), PACKS)
         found = {path for path, module in ours.named_modules() if isinstance(module, PackedLinear)}
         # the patches' convolution is a linear layer of its own; a branch that is kept stands one level lower
         said = {path.replace("patch_embed.proj", "patch_embed.proj.linear") for path in ours.optimized.packed}
@@ -282,7 +285,7 @@ def test_what_an_optimized_model_cannot_do() -> None:
 def test_copies_and_pickles_answer_alike() -> None:
     images = image()
     for name in ("vit", "xcit"):
-        ours = optimize(made(name, images))
+        ours = optimize(made(name, images), PACKS)
         file = io.BytesIO()
         torch.save(ours, file)
         file.seek(0)

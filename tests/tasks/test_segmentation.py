@@ -271,7 +271,16 @@ def test_predict_writes_labels_and_pictures(run: Path, tmp_path: Path):
     )
     assert (seen[values == 3].max(1) > 100).all()
     assert "water" in str(found)
-    assert set(found.to_dict()) == {"labels", "overlays", "images", "shares", "precision", "counted", "notes"}
+    assert set(found.to_dict()) == {
+        "labels",
+        "overlays",
+        "images",
+        "shares",
+        "precision",
+        "counted",
+        "notes",
+        "foreign",
+    }
     assert (found.counted, found.notes) == (1, ())
     predict(run, images, tmp_path / "plain", overlays=False, device="cpu")
     assert not (tmp_path / "plain/overlays").exists()

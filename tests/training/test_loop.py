@@ -58,6 +58,7 @@ def test_a_run_leaves_its_folder(tiny: Recipe, tmp_path: Path):
     assert {path.name for path in out.iterdir()} - {"tensorboard"} == {*FILES, CHECKPOINTS, MODEL} - {
         REPORT,
         "predictions.json",
+        "left_out.json",
     }
     log = lines(out)
     assert [line["epoch"] for line in log] == [1, 2, 3]

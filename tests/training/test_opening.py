@@ -166,3 +166,11 @@ def test_of_two_ranks_one_speaks_and_the_run_is_the_same(tiny: Recipe, tmp_path:
     assert "parameters, 2 processes of cpu, 1 thread, 0 workers" in said["told"]
     assert "from three trial steps" in said["told"]
     assert same(state(tmp_path / "silent"), state(tmp_path / "told"))
+
+
+def test_lengths_that_were_fitted_are_said(tiny: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    few = tiny.with_fields(**{"schedule.min_steps": 24, "schedule.min_epoch_steps": 8})
+    fit(few, tmp_path / "run", device="cpu")
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fitted")]
+    assert len(said) == 1, "three epochs of eight steps are enough"
+    assert "batch_size 12 -> 6: 48 training images make 4 steps an epoch, and schedule.min_epoch_steps is 8" in said[0]
