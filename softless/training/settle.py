@@ -3,7 +3,7 @@
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from softless.errors import DataError, UsageError
 from softless.training import machine
@@ -30,9 +30,8 @@ def settled(recipe: Recipe | None, folder: RunFolder, *, resume: bool, overwrite
         raise UsageError(f"no run to continue in {folder.path}: give a recipe to start one there, or the run's folder")
     chosen = located(recipe or held)  # type: ignore[arg-type]  # one of them is there
     longer = None if held is None else extended(held, chosen, folder)
-    folder.check(
-        chosen if longer is None else replace(chosen, schedule=held.schedule), resume=resume, overwrite=overwrite
-    )  # type: ignore[union-attr]
+    asked = chosen if longer is None or held is None else replace(chosen, schedule=held.schedule)
+    folder.check(asked, resume=resume, overwrite=overwrite)
     chosen = longer or chosen
     if held is None:
         return chosen if chosen.threads is not None else replace(chosen, threads=machine.threads())
@@ -51,10 +50,10 @@ def extended(held: Recipe, asked: Recipe, folder: RunFolder) -> Recipe | None:
     Raises:
         UsageError: the run has as many epochs already.
     """
-    same = {"epochs": held.schedule.epochs, "min_steps": held.schedule.min_steps}
-    if asked.schedule.epochs == held.schedule.epochs or replace(asked.schedule, **same) != held.schedule:  # type: ignore[arg-type]
+    same: dict[str, Any] = {"epochs": held.schedule.epochs, "min_steps": held.schedule.min_steps}
+    if asked.schedule.epochs == held.schedule.epochs or replace(asked.schedule, **same) != held.schedule:
         return None
-    fitted = {
+    fitted: dict[str, Any] = {
         name.removeprefix("schedule."): tuple(value) if isinstance(value, list) else value
         for name, value in folder.read_json(RECIPE).get("fitted", {}).items()
         if name.startswith("schedule.")
