@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from softless.data import ArraySamples, datasets, open_splits
-from softless.data.datasets import pixel_statistics, stratified_cut
+from softless.data.datasets import open_parts, pixel_statistics, stratified_cut
 from softless.errors import DataError, UsageError
 from softless.training.recipe import DataSpec
 from tests.data.making import class_folders, medmnist
@@ -107,3 +107,9 @@ def test_the_fingerprint_follows_the_images_and_not_the_place(tmp_path):
         "source": "npz", "classes": 3, "train": 12, "val": 6, "test": 9,
     }  # fmt: skip
     assert str(tmp_path) not in str(prints[0])
+
+
+@pytest.mark.parametrize("source", ["npz", "digits"])
+def test_arrays_take_no_policy_that_would_have_no_effect(source: str):
+    with pytest.raises(UsageError, match=rf"data.faults=skip leaves out image files, and the source '{source}'"):
+        open_parts(DataSpec(source=source, path="any.npz", faults="skip"))  # type: ignore[arg-type]
