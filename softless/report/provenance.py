@@ -7,6 +7,7 @@ from softless.evaluation.evaluate import precision_of
 from softless.evaluation.measures import MEASURES
 from softless.report.groups import Group
 from softless.report.html import Html, table, tag
+from softless.training.candidates import described
 
 COUNTED = "Parameters, multiply-adds and exponentials are counted by running the model on one image, not estimated."
 
@@ -30,8 +31,19 @@ def _method(groups: Sequence[Group], method: Sequence[str]) -> Html:
         f"{chosen}. The test split is read once, at the end of each run.",
         f"Answers are computed in {' and '.join(precise)}, as `softless eval` and `softless predict` compute them.",
         COUNTED,
+        *_rising(groups),
     ]
     return tag("div", tag("h3", "How it was measured"), tag("ul", [tag("li", text) for text in (*said, *method)]))
+
+
+def _rising(groups: Sequence[Group]) -> list[str]:
+    """Which models would reach more in a longer run."""
+    return [
+        f"{group.label} was still rising: the last quarter of its epochs added "
+        f"{described(float(group.first.result['gained']), str(group.first.result['metric']))} on validation images."
+        for group in groups
+        if group.first.result.get("rising")
+    ]
 
 
 def _machine(groups: Sequence[Group]) -> Html:

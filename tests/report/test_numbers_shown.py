@@ -174,3 +174,12 @@ def test_both_kinds_of_weights_are_drawn(tmp_path):
     assert "45.6" in both
     assert "averaged weights, thin dashed ones the raw weights" in both
     assert both.count("curve second") == 1
+
+
+def test_the_page_says_what_was_still_rising(tmp_path):
+    from softless.report.provenance import draw_provenance
+
+    run = read_run(write_run(tmp_path / "run", epochs=3))
+    rising = replace(run, result={**run.result, "rising": True, "gained": 0.034, "metric": "top1"})
+    assert "still rising" not in draw_provenance(grouped([run]), [])
+    assert "added +3.4 points of top-1 on validation images" in draw_provenance(grouped([rising]), [])
