@@ -14,6 +14,7 @@ KINDS: Mapping[str, tuple[str, set[str]]] = {  # the function that measures, and
     "uses": ("softless.benching.uses:uses", TRAINED | {"ops", "data", "epochs"}),
     "dino": ("softless.benching.dino:dino", TRAINED | {"ops", "data", "epochs"}),
     "resolution": ("softless.benching.resolution:resolution", TRAINED | {"data", "image_size", "epochs"}),
+    "averages": ("softless.benching.averages:averages", TRAINED | {"limits", "data", "name", "threads"}),
     "runs": ("softless.benching.finished:finished", {"runs", "name", "record"}),
     "operators": ("softless.benching.operators:operators", {"ops", "long", "record"}),
     "inverse": ("softless.benching.inverses:compare_inverses", {"record"}),
@@ -38,6 +39,7 @@ def bench(
         "uses",
         "dino",
         "resolution",
+        "averages",
         "runs",
         "operators",
         "inverse",
@@ -55,6 +57,7 @@ def bench(
     data: str | Path | None = None,
     image_size: int | None = None,
     epochs: int | None = None,
+    limits: Sequence[int] = (),
     runs: Sequence[str] = (),
     name: str | None = None,
     figure: str | None = None,
@@ -74,6 +77,7 @@ def bench(
     uses       trains a recipe of any task (detection, segmentation, …) with its own operator and softmax, or those of --ops
     dino       trains a recipe of dino without labels and measures frozen features, against untrained networks and pixels
     resolution trains a recipe's model per operator at one image size and evaluates it at 0.5 to 4 times that size
+    averages   trains a recipe on several numbers of images and measures what it publishes beside its last weights
     runs       puts finished runs of one model together: mean test accuracy over their seeds, with its interval
     operators  value and gradient errors of every operator, backend and dtype against float64, from 1 to 65,536 tokens
     inverse    errors of SOFT's inverse and of the published one on kernel matrices from spread tokens to a flat image region
@@ -85,29 +89,30 @@ def bench(
     speed      times attention, its training step and whole models on the processor: one --figure at a time, two to eight minutes each
 
     Args:
-        what: twins, compare, uses, dino, resolution, runs, operators, inverse, models, papers, swaps, survival, settings or speed.
+        what: twins, compare, uses, dino, resolution, averages, runs, operators, inverse, models, papers, swaps, survival, settings or speed.
         recipe: what to train.
         op: the operator beside softmax in twins, the recipe's own by default; the one that swaps puts in, sima by default.
         ops: operators for compare, uses, dino and operators; all by default (uses: the recipe's own and softmax; dino: sima and xca).
-        data: folder of data or .npz file, for compare, uses, dino and resolution with a recipe that takes one.
+        data: folder of data or .npz file, for compare, uses, dino, resolution and averages with a recipe that takes one.
         image_size: of training in resolution, in pixels; the recipe's own by default.
         epochs: how long each run of compare, uses, dino and resolution trains; the recipe's own length by default.
+        limits: numbers of training images for averages; all of them by default.
         runs: run folders that differ in their seed alone.
-        name: what runs are recorded as.
+        name: what runs and averages are recorded as.
         figure: of speed: block, compiled, deit, xcit, training, tokens, width, merging, projected, seqnorm, optimized, optimized_xcit, memory, layer or stream.
-        threads: of the processor in speed; torch's own number by default.
-        seeds: how many, for twins, compare, uses, dino and resolution.
+        threads: of the processor in speed (torch's own number by default) and in averages (the recipe's).
+        seeds: how many, for twins, compare, uses, dino, resolution and averages.
         out: folder for runs and report; of speed, for its rows and chart.
         overwrite: delete the runs that the folder holds.
         resume: keep finished runs and continue those that were stopped.
         record: also write the rows to benchmarks/ of the repository.
         long: operators at a million tokens (some minutes an operator, 6 GB).
-        device: auto, cpu, cuda, mps (twins, compare, uses, dino and resolution).
+        device: auto, cpu, cuda, mps (twins, compare, uses, dino, resolution and averages).
 
     Raises:
         UsageError: an unknown name, an option that this comparison does not have, or a folder that already holds runs.
     """
-    given: dict[str, Any] = {"recipe": recipe, "op": op, "ops": ops, "data": data, "image_size": image_size, "epochs": epochs, "runs": runs, "name": name, "figure": figure, "threads": threads, "seeds": seeds, "out": out, "overwrite": overwrite, "resume": resume,
+    given: dict[str, Any] = {"recipe": recipe, "op": op, "ops": ops, "data": data, "image_size": image_size, "epochs": epochs, "limits": limits, "runs": runs, "name": name, "figure": figure, "threads": threads, "seeds": seeds, "out": out, "overwrite": overwrite, "resume": resume,
              "record": record, "long": long, "device": device}  # fmt: skip
     standard = {"recipe": "digits", "seeds": 1, "device": "auto"}
     target, takes = KINDS[what]

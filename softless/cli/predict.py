@@ -21,7 +21,8 @@ def predict(
 
     A classifier writes `out/predictions.csv` (file, predicted class, probability of each class) and, with overlays,
     `out/saliency/NAME.png`: what the model saw with its query and key maps over it; the images are framed as in
-    evaluation. Every image is read before a file is written, so an unreadable one leaves nothing half done.
+    evaluation. Every image is read before a file is written. One that cannot be read has no answer: it is named at the
+    end, and the exit code is 4.
     A second call with the same `out` removes what the first left and it does not write itself. Where `out` lies
     inside the images, what is in it is left out.
 
@@ -35,12 +36,13 @@ def predict(
         amp: what matrix products are computed in: none is float32. By default as the run was trained, and as `eval` measures it.
 
     Raises:
-        DataError: no images, or one that cannot be read (its path is named).
+        DataError: no images, or none that can be read.
         UsageError: `out` cannot be a folder or is that of the images, the run cannot be loaded, or its task gives no answers to images.
     """
     from softless.data.folder import images_at
     from softless.evaluation import load_run
     from softless.evaluation.evaluate import chosen_amp
+    from softless.prediction.answers import readable
     from softless.prediction.results import Results
     from softless.prediction.setting import Setting
     from softless.training.world import choose_device
@@ -55,7 +57,7 @@ def predict(
         )
     setting = Setting(place, batch_size or loaded.batch_size, chosen_amp(amp, loaded))
     folder = Path(out).expanduser()
-    samples = images_at(Path(images).expanduser(), loaded.in_chans, apart=folder)
+    samples = readable(images_at(Path(images).expanduser(), loaded.in_chans, apart=folder))
     answer: Any = import_module(f"softless.prediction.{loaded.task}").predict
     with Results(folder, "predict", [samples.root / name for name in samples.files]) as results:
         return answer(loaded, samples, results, setting, overlays=overlays)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from softless.data.findings import Fault
 from softless.data.samples import ArraySamples
 from softless.errors import DataError, need
 
@@ -75,18 +76,28 @@ def npz_parts(path: str | Path, channels: int) -> tuple[dict[str, ArraySamples],
 
     Images are uint8 (n, H, W) or (n, H, W, C), labels (n,) or (n, 1) whole numbers from 0. A file with one of
     MedMNIST's names gets that set's class names, any other the numbers. `path` may be a folder with one npz file.
+    Images whose label is no class are in `unusable` of their part.
 
     Raises:
-        DataError: no such file, keys missing, other types or shapes, labels of several columns, or a class of the
-            training labels without images.
+        DataError: no such file, keys missing, other types or shapes, labels of several columns (what is wrong with all
+            parts in one error), or a class of the training labels without images.
     """
     file = _npz_file(path)
     arrays = _read_npz(file)
-    parts = {part: _part(file, arrays, part, channels) for part in ("train", "val", "test") if _given(arrays, part)}
-    if "train" not in parts:
+    if not _given(arrays, "train"):
         raise DataError(
             f"{file} has no train_images and train_labels; it holds {', '.join(sorted(arrays)) or 'nothing'}"
         )
+    parts: dict[str, ArraySamples] = {}
+    wrong = []
+    for part in ("train", "val", "test"):
+        if _given(arrays, part):
+            try:
+                parts[part] = _part(file, arrays, part, channels)
+            except DataError as error:
+                wrong.append(str(error))
+    if wrong:
+        raise DataError("\n".join(wrong))
     count = _count_classes(file, parts)
     named = MEDMNIST_CLASSES.get(file.stem.lower().partition("_")[0], ())
     return parts, named if len(named) == count else tuple(str(i) for i in range(count))
@@ -136,18 +147,24 @@ def _part(file: Path, arrays: dict[str, np.ndarray], part: str, channels: int) -
     labels = labels.reshape(-1)
     if len(labels) != len(images):
         raise DataError(f"{file}: {len(images)} {part}_images and {len(labels)} {part}_labels: the counts must agree")
-    if labels.dtype.kind not in "biu" or labels.astype(np.int64).min() < 0:
-        raise DataError(f"{file}: {part}_labels must be whole numbers from 0, and they are {_what(labels)}")
-    return ArraySamples(images, labels.astype(np.int64), channels, [f"{part}/{i}" for i in range(len(images))])
+    if labels.dtype.kind not in "biu":
+        raise DataError(f"{file}: {part}_labels must be whole numbers from 0, and they are {labels.dtype}")
+    samples = ArraySamples(images, labels.astype(np.int64), channels, [f"{part}/{i}" for i in range(len(images))])
+    samples.unusable = no_classes(samples.targets, part)
+    return samples
 
 
-def _what(labels: np.ndarray) -> str:
-    return str(labels.dtype) if labels.dtype.kind not in "biu" else f"as low as {labels.min()}"
+def no_classes(labels: np.ndarray, part: str) -> dict[int, Fault]:
+    """The labels (n,) that name no class, by place: those below 0, as some sets mark images that nobody labelled."""
+    return {
+        place: Fault(f"{part}/{place}", f"its label is {labels[place]}, and labels are whole numbers from 0", "labels")
+        for place in np.flatnonzero(labels < 0).tolist()
+    }
 
 
 def _count_classes(file: Path, parts: dict[str, ArraySamples]) -> int:
-    found = {part: set(samples.targets.tolist()) for part, samples in parts.items()}
-    count = max(found["train"]) + 1
+    found = {part: {label for label in samples.targets.tolist() if label >= 0} for part, samples in parts.items()}
+    count = max(found["train"], default=0) + 1
     if count < 2:
         raise DataError(f"{file}: train_labels hold only one class; a classifier needs at least two")
     _refuse_classes(file, "has no training images of class", sorted(set(range(count)) - found["train"]))

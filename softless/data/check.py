@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from softless.data import coco
-from softless.data.arrays import NOT_AN_NPZ
+from softless.data.arrays import NOT_AN_NPZ, no_classes
 from softless.data.findings import DataCheck, Fault, Gathering, not_there
 from softless.data.folder import PARTS, Listing, listing
 from softless.data.images import IMAGE_TYPES, MAX_PIXELS, MIN_SIDE, limit
@@ -251,9 +251,8 @@ def _check_labels(
         found.fault(key, "labels", f"labels are {labels.dtype}, and must be whole numbers from 0")
         return []
     values: list[int] = labels.reshape(-1).astype(np.int64).tolist()
-    for index, value in enumerate(values):
-        if value < 0:
-            found.fault(f"{part}/{index}", "labels", f"its label is {value}, and labels are whole numbers from 0")
+    for fault in no_classes(np.array(values), part).values():
+        found.fault(fault.path, fault.kind, fault.reason)
     classes[part] = {value for value in values if value >= 0}
     found.counts[part] = {str(value): count for value, count in sorted(Counter(values).items())}
     return [str(value) for value in values]

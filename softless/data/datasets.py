@@ -83,10 +83,9 @@ def open_parts(spec: "DataSpec") -> tuple[dict[str, Samples], tuple[str, ...]]:
     Every image of every part was read; one that cannot be is an error or left out, as `spec.faults` says.
     """
     refuse_policy(spec.faults)
-    if spec.faults == "skip" and spec.source != "folder":
+    if spec.faults == "skip" and spec.source == "digits":
         raise UsageError(
-            f"data.faults=skip leaves out image files, and the source '{spec.source}' is one file of arrays, in which a fault stops the run: "
-            "leave data.faults out"
+            "data.faults=skip leaves out images that cannot be used, and the digits have none: leave it out"
         )
     if spec.in_chans < 1:
         raise UsageError(f"data.in_chans={spec.in_chans}: images have at least one channel")

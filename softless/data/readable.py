@@ -1,4 +1,4 @@
-"""Which images can be read: every file of every split decoded whole before anything is done with one.
+"""Which images can be used: every file of every split decoded whole before anything is done with one.
 
 A file that was found whole is known by place, size and time of change, and is not decoded again: within a process always, and for later
 ones where finding it out took more than two seconds (SOFTLESS_CACHE names the folder; `~/.cache/softless` by default).
@@ -20,7 +20,7 @@ from softless.data import progress
 from softless.data.findings import Fault, named, refusal
 from softless.data.images import MAX_PIXELS, MIN_SIDE, BadImage, limit, read_whole
 from softless.data.notices import notice
-from softless.data.samples import FileSamples, Samples
+from softless.data.samples import ArraySamples, FileSamples, Samples
 from softless.errors import DataError, UsageError, unknown
 
 POLICIES = ("stop", "skip", "clip")  # of all fields named `faults`
@@ -30,15 +30,15 @@ _known: set[int] = set()  # files that this process found whole
 
 
 def sift(root: Path, parts: Mapping[str, Samples], policy: str) -> dict[str, Samples]:
-    """The parts, once every image file in them was decoded; arrays are as they are.
+    """The parts, once every image file in them was decoded; of arrays it is known which images cannot be used.
 
     Args:
         root: what names in messages are relative to.
         parts: "train", "val", "test" or "all" to its samples.
-        policy: "stop" at files that cannot be read, or "skip" to leave them out, said with their number; `left_out` of a part holds them.
+        policy: "stop" at images that cannot be used, or "skip" to leave them out, said with their number; `left_out` of a part holds them.
 
     Raises:
-        DataError: files cannot be read (all in one error), or a part or class has none left.
+        DataError: images cannot be used (all in one error), or a part or class has none left.
         UsageError: another policy.
     """
     refuse_policy(policy)
@@ -49,6 +49,7 @@ def sift(root: Path, parts: Mapping[str, Samples], policy: str) -> dict[str, Sam
         part: {place: fault_of(path, bad[path], root) for place, path in enumerate(paths) if path in bad}
         for part, paths in files.items()
     }
+    faults |= {part: dict(samples.unusable) for part, samples in parts.items() if isinstance(samples, ArraySamples)}
     wrong = [fault for found in faults.values() for fault in found.values()]
     if wrong and policy == "stop":
         raise refusal(root, wrong, "mend or remove them, or leave them out with data.faults=skip")
@@ -142,13 +143,13 @@ def _without(root: Path, part: str, samples: Samples, faults: Mapping[int, Fault
         return samples
     kept = samples.take([place for place in range(len(samples)) if place not in faults])
     kept.left_out = tuple(faults.values())
-    lost = sorted(set(samples.targets.tolist()) - set(kept.targets.tolist()))
+    lost = sorted({label for label in samples.targets.tolist() if label >= 0} - set(kept.targets.tolist()))
     if lost:
         shown = ", ".join(
             sorted({samples.name(int(np.flatnonzero(samples.targets == label)[0])) for label in lost})[:10]
         )
         raise DataError(
-            f"{root}: without the images that cannot be read, {len(lost)} classes of {part} have none left (such as {shown}): "
+            f"{root}: without the images that cannot be used, {len(lost)} classes of {part} have none left (such as {shown}): "
             "mend some, or remove the classes"
         )
     return kept

@@ -4,7 +4,7 @@ Every source of data becomes `Samples`, and all that follows (transforms, loader
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -24,7 +24,7 @@ class Samples(ABC):
 
     targets: np.ndarray
     channels: int
-    left_out: tuple[Fault, ...] = ()  # what could not be used when the part was opened (data.faults=skip)
+    left_out: tuple[Fault, ...] = ()  # what could not be used when these were opened
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -72,6 +72,7 @@ class ArraySamples(Samples):
         self.targets = np.asarray(targets, dtype=np.int64)
         self.channels = channels
         self.names = [str(i) for i in range(len(images))] if names is None else list(names)
+        self.unusable: Mapping[int, Fault] = {}  # place -> why; `sift` stops at these or leaves them out
 
     def image(self, index: int) -> Picture:
         pixels = self.images[index]

@@ -13,36 +13,25 @@ import torch
 from softless.data.samples import FileSamples
 from softless.errors import UsageError
 from softless.evaluation import LoadedRun
+from softless.prediction.answers import Answers
 from softless.prediction.results import Results
 from softless.prediction.setting import Setting
-from softless.words import counted
 
 
-@dataclass(frozen=True)
-class Predictions:
+@dataclass(frozen=True, kw_only=True)
+class Predictions(Answers):
     """Where the answers lie, and how often each class was given."""
 
     csv: Path
-    overlays: Path | None
-    images: int
     counts: dict[str, int]
-    precision: str
 
     def to_dict(self) -> dict[str, Any]:
-        overlays = None if self.overlays is None else str(self.overlays)
-        return {
-            "csv": str(self.csv),
-            "overlays": overlays,
-            "images": self.images,
-            "counts": self.counts,
-            "precision": self.precision,
-        }
+        return {"csv": str(self.csv), **super().to_dict(), "counts": self.counts}
 
     def __str__(self) -> str:
         width = max(len(name) for name in self.counts)
-        lines = [f"{counted(self.images, 'image')}, computed in {self.precision}: {self.csv}"]
-        lines += [] if self.overlays is None else [f"saliency maps: {self.overlays}"]
-        return "\n".join([*lines, *(f"  {name:<{width}}  {count}" for name, count in self.counts.items())])
+        counts = [f"  {name:<{width}}  {count}" for name, count in self.counts.items()]
+        return "\n".join([*self.head(self.csv, "saliency maps"), *counts, *self.foot()])
 
 
 def predict(loaded: LoadedRun, samples: FileSamples, out: Results, setting: Setting, *, overlays: bool) -> Predictions:
@@ -60,6 +49,7 @@ def predict(loaded: LoadedRun, samples: FileSamples, out: Results, setting: Sett
         images=len(samples),
         counts={name: counts[name] for name in loaded.classes},
         precision=setting.precision,
+        unread=samples.left_out,
     )
 
 

@@ -15,44 +15,31 @@ from softless.errors import UsageError
 from softless.evaluation import LoadedRun
 from softless.evaluation.detection import PREDICTIONS, answers_to, write_json
 from softless.models.scale import farthest
+from softless.prediction.answers import Answers
 from softless.prediction.box_pictures import SURE, draw
 from softless.prediction.results import Results
 from softless.prediction.setting import Setting
 from softless.words import counted
 
 
-@dataclass(frozen=True)
-class Predictions:
+@dataclass(frozen=True, kw_only=True)
+class Predictions(Answers):
     """Where the answers lie, and how many sure ones each class has."""
 
     json: Path
-    overlays: Path | None
-    images: int
     answers: int
     counts: dict[str, int]
-    precision: str
     foreign: str = ""  # what is to say of images far from the training size
 
     def to_dict(self) -> dict[str, Any]:
-        overlays = None if self.overlays is None else str(self.overlays)
-        return {
-            "json": str(self.json),
-            "overlays": overlays,
-            "images": self.images,
-            "answers": self.answers,
-            "counts": self.counts,
-            "precision": self.precision,
-            "foreign": self.foreign,
-        }
+        own = {"json": str(self.json), "answers": self.answers, "counts": self.counts, "foreign": self.foreign}
+        return {**own, **super().to_dict()}
 
     def __str__(self) -> str:
         width = max(len(name) for name in self.counts)
-        lines = [
-            f"{counted(self.images, 'image')}, {counted(self.answers, 'answer')}, computed in {self.precision}: {self.json}"
-        ]
-        lines += [] if self.overlays is None else [f"pictures: {self.overlays}"]
-        lines.append(f"answers with a score of {SURE} or more:")
-        return "\n".join([*lines, *(f"  {name:<{width}}  {count:,}" for name, count in self.counts.items())])
+        head = self.head(self.json, also=[counted(self.answers, "answer")])
+        counts = [f"  {name:<{width}}  {count:,}" for name, count in self.counts.items()]
+        return "\n".join([*head, f"answers with a score of {SURE} or more:", *counts, *self.foot()])
 
 
 def predict(loaded: LoadedRun, samples: FileSamples, out: Results, setting: Setting, *, overlays: bool) -> Predictions:
@@ -68,9 +55,7 @@ def predict(loaded: LoadedRun, samples: FileSamples, out: Results, setting: Sett
     file = out.file(PREDICTIONS)
     pictures = out.pictures(samples.files, "overlays") if overlays else []
     indices = range(len(samples))
-    sizes = [
-        samples.image(index).size for index in track(indices, len(samples), "reading")
-    ]  # one that cannot be read leaves nothing half done
+    sizes = [samples.image(index).size for index in track(indices, len(samples), "reading")]
     foreign = farthest(loaded.model, [(height, width) for width, height in sizes])
     if foreign:
         notice(foreign)
@@ -108,6 +93,7 @@ def predict(loaded: LoadedRun, samples: FileSamples, out: Results, setting: Sett
         counts={name: sure[name] for name in loaded.classes},
         precision=setting.precision,
         foreign=foreign,
+        unread=samples.left_out,
     )
 
 

@@ -18,51 +18,34 @@ from softless.errors import UsageError
 from softless.evaluation import LoadedRun
 from softless.evaluation.evaluate import autocast
 from softless.models.scale import farthest
+from softless.prediction.answers import Answers
 from softless.prediction.fields_of_view import masks_beside, read_mask
 from softless.prediction.label_pictures import colours, overlay, palette
 from softless.prediction.results import Results
 from softless.prediction.setting import Setting
-from softless.words import counted
 
 
-@dataclass(frozen=True)
-class Predictions:
+@dataclass(frozen=True, kw_only=True)
+class Predictions(Answers):
     """Where the label images lie, and which share of the pixels that count each class has."""
 
     labels: Path
-    overlays: Path | None
-    images: int
     shares: dict[str, float | None]  # None where no pixel counts
-    precision: str
     counted: int  # images whose pixels count: with a field of view, where the run was trained with those
     notes: tuple[str, ...] = ()  # what shares say nothing of
     foreign: str = ""  # what is to say of images far from the training size
 
     def to_dict(self) -> dict[str, Any]:
-        overlays = None if self.overlays is None else str(self.overlays)
-        return {
-            "labels": str(self.labels),
-            "overlays": overlays,
-            "images": self.images,
-            "shares": self.shares,
-            "precision": self.precision,
-            "counted": self.counted,
-            "notes": list(self.notes),
-            "foreign": self.foreign,
-        }
+        own = {"labels": str(self.labels), "shares": self.shares, "counted": self.counted}
+        return {**own, "notes": list(self.notes), "foreign": self.foreign, **super().to_dict()}
 
     def __str__(self) -> str:
         width = max(len(name) for name in self.shares)
-        lines = [f"{counted(self.images, 'image')}, computed in {self.precision}: {self.labels}"]
-        lines += [] if self.overlays is None else [f"pictures: {self.overlays}"]
-        return "\n".join([
-            *lines,
-            *self.notes,
-            *(
-                f"  {name:<{width}}  " + ("not counted" if share is None else f"{share:.2%} of the pixels that count")
-                for name, share in self.shares.items()
-            ),
-        ])
+        shares = [
+            f"  {name:<{width}}  " + ("not counted" if share is None else f"{share:.2%} of the pixels that count")
+            for name, share in self.shares.items()
+        ]
+        return "\n".join([*self.head(self.labels), *self.notes, *shares, *self.foot()])
 
 
 def predict(loaded: LoadedRun, samples: FileSamples, out: Results, setting: Setting, *, overlays: bool) -> Predictions:
@@ -81,7 +64,7 @@ def predict(loaded: LoadedRun, samples: FileSamples, out: Results, setting: Sett
     pictures = out.pictures(samples.files, "overlays") if overlays else []
     sizes = []
     for index in track(range(len(samples)), len(samples), "reading"):
-        size = samples.image(index).size  # one that cannot be read leaves nothing half done
+        size = samples.image(index).size
         sizes.append(size[::-1])
         if (mask := masks[index]) is not None:
             read_mask(mask, size)
@@ -111,6 +94,7 @@ def predict(loaded: LoadedRun, samples: FileSamples, out: Results, setting: Sett
         counted=len(samples) - without,
         notes=_notes(fov, without, len(samples), tuple(getattr(spec, "ignore", ()))),
         foreign=foreign,
+        unread=samples.left_out,
     )
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from softless.cli.eval import eval as eval_run
+from softless.cli.main import main
 from softless.cli.predict import predict
 from softless.data import open_splits
 from softless.errors import DataError, UsageError
@@ -243,6 +244,33 @@ def test_maps_keep_the_folders(world):
     assert drawn == [f"{name}/0{i}.png" for name in CLASSES for i in range(4)]
 
 
+def test_an_image_that_cannot_be_read_is_named_and_the_others_are_answered(world, capsys):
+    images, out = world / "data" / "test", world / "out"
+    whole = predict(world / "run", images, world / "whole", overlays=False, device="cpu")
+    cut = images / "cat" / "01.png"
+    cut.write_bytes(cut.read_bytes()[:60])
+    (images / "dog" / "empty.jpg").touch()
+    code = main(["predict", str(world / "run"), str(images), "--out", str(out), "--device", "cpu"])
+    said = capsys.readouterr().out
+    assert code == 4
+    assert "7 images, computed in float32" in said
+    assert "2 images cannot be read and so have no answer:\n  cat/01.png: " in said
+    assert "dog/empty.jpg: " in said
+    assert rows(out / "predictions.csv") == [row for row in rows(whole.csv) if row[0] != "cat/01.png"]
+    assert len(list((out / "saliency").rglob("*.png"))) == 7
+    told = predict(world / "run", images, out, overlays=False, device="cpu").to_dict()
+    assert [name for name, _ in told["unread"]] == ["cat/01.png", "dog/empty.jpg"]
+
+
+def test_where_no_image_can_be_read_nothing_is_written(world):
+    (world / "bad").mkdir()
+    for name in "ab":
+        (world / "bad" / f"{name}.png").write_text("text")
+    with pytest.raises(DataError, match=r"a\.png.*; none of the 2 images there can be read"):
+        predict(world / "run", world / "bad", world / "out", device="cpu")
+    assert not (world / "out").exists()
+
+
 def test_results_inside_the_images_are_no_images(world, caplog):
     """A second run, with fewer images, counts none of the first's pictures and leaves none of them."""
     images, out = world / "data" / "test", world / "data" / "test" / "out"
@@ -297,10 +325,3 @@ def test_predict_with_bad_input(world):
         predict(world / "run", world / "data", world / "file", device="cpu")
     with pytest.raises(UsageError, match="batch_size=0"):
         predict(world / "run", world / "data", world / "out", device="cpu", batch_size=0)
-
-
-def test_an_unreadable_image_leaves_nothing_half_done(world):
-    (world / "data" / "test" / "dog" / "02.png").write_bytes(b"broken")
-    with pytest.raises(DataError, match=r"cannot read the image .*dog/02\.png"):
-        predict(world / "run", world / "data" / "test", world / "out", device="cpu")
-    assert list((world / "out").iterdir()) == []

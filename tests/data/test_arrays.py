@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from softless.data import ArraySamples, open_splits
+from softless.data.check import check
 from softless.errors import DataError, MissingExtra
 from softless.training.recipe import DataSpec
 from tests.data.making import medmnist
@@ -100,7 +101,11 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "columns": ({"train_labels": np.zeros((12, 14), np.uint8)}, "14 columns; one label per image"),
     "counts": ({"train_labels": np.zeros((11, 1), np.uint8)}, "12 train_images and 11 train_labels"),
     "fractions": ({"train_labels": np.linspace(0, 1, 12)}, "whole numbers from 0, and they are float64"),
-    "negative": ({"train_labels": np.arange(12) % 3 - 1}, "as low as -1"),
+    "negative": ({"train_labels": np.append(np.arange(11) % 3, -1)}, r"1 fault before[\s\S]*train/11: its label is -1"),
+    "all_parts": (
+        {"train_labels": np.zeros((12, 14), np.uint8), "test_images": None},
+        r"train_labels have 14 columns[\s\S]*lacks test_images",
+    ),
     "one_class": ({"train_labels": 0 * ONES}, "only one class"),
     "gap": ({"train_labels": 2 * (np.arange(12) % 2)}, "no training images of class 1"),
     "unknown": ({"test_labels": np.arange(9)}, "unknown to train_labels: 3, 4"),
@@ -119,6 +124,28 @@ def test_bad_npz(tmp_path, case):
     with pytest.raises(DataError, match=message) as raised:
         open_splits(npz(tmp_path / "toy.npz"), seed=0)
     assert "toy.npz" in str(raised.value)
+
+
+def test_images_without_a_class_stop_a_run_or_are_left_out_of_every_split(tmp_path):
+    """Some sets mark images that nobody labelled with -1."""
+    labels: dict[str, Any] = {
+        "train_labels": np.append(np.arange(11) % 3, -1),
+        "test_labels": np.append(-1, np.arange(8) % 3),
+    }
+    path = medmnist(tmp_path / "toy.npz", **labels)
+    with pytest.raises(
+        DataError, match=r"2 faults before the first step; .*data\.faults=skip[\s\S]*train/11: [\s\S]*test/0: "
+    ):
+        open_splits(npz(path), seed=0)
+    splits = open_splits(npz(path, faults="skip"), seed=0)
+    assert splits.test is not None
+    assert splits.train.targets.tolist() == (np.arange(11) % 3).tolist()
+    assert [splits.test.name(i) for i in range(len(splits.test))] == [f"test/{i}" for i in range(1, 9)]
+    assert isinstance(splits.test, ArraySamples)
+    assert np.array_equal(splits.test.images, np.load(path)["test_images"][1:])
+    assert [fault.path for fault in splits.left_out["test"]] == ["test/0"]
+    assert splits.classes == ("0", "1", "2"), "-1 is no class"
+    assert [fault.path for fault in check(path).bad] == ["train/11", "test/0"]
 
 
 def test_npz_files_that_are_none(tmp_path):

@@ -176,7 +176,10 @@ def test_predictions_are_a_coco_file_with_pictures(trained: Path, tmp_path: Path
         Image.fromarray(np.random.default_rng(number).integers(0, 255, (*size[::-1], 3)).astype(np.uint8)).save(
             images / f"{number}.png"
         )
+    (images / "0b.png").write_text("no image")
     told = predict(trained / "run", tmp_path / "images", tmp_path / "out", device="cpu")
+    assert told.exit_code == 4
+    assert [name for name, _ in told.to_dict()["unread"]] == ["deep/0b.png"]
     coco = COCO(str(tmp_path / "out/predictions.json"))
     assert [(one["file_name"], one["width"], one["height"]) for one in coco.imgs.values()] == [
         ("deep/0.png", 64, 64),

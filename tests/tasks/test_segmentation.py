@@ -253,7 +253,11 @@ def test_predict_writes_labels_and_pictures(run: Path, tmp_path: Path):
     (images / "more").mkdir(parents=True)
     label = label_of(5, (50, 70), (0, 3))
     Image.fromarray((30 * label[..., None] + np.zeros(3)).astype(np.uint8)).save(images / "more/a.png")
+    (images / "b.png").write_text("no image")
     found = predict(run, images, tmp_path / "out", device="cpu")
+    assert found.exit_code == 4
+    assert "1 image cannot be read and so has no answer:\n  b.png: " in str(found)
+    assert not (tmp_path / "out/labels/b.png").exists()
     with Image.open(tmp_path / "out/labels/more/a.png") as answer:
         assert (answer.mode, answer.size) == ("P", (70, 50))
     values = read_values(tmp_path / "out/labels/more/a.png")
@@ -280,6 +284,7 @@ def test_predict_writes_labels_and_pictures(run: Path, tmp_path: Path):
         "counted",
         "notes",
         "foreign",
+        "unread",
     }
     assert (found.counted, found.notes) == (1, ())
     predict(run, images, tmp_path / "plain", overlays=False, device="cpu")

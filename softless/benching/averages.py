@@ -1,0 +1,183 @@
+"""What a run publishes beside the weights that it ended with: whether averaging and choosing pay, on little data and on much."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from softless.benching.comparison import as_recipe, trained, with_data
+from softless.benching.record import record_path, table, write_csv
+from softless.benching.uses import rising
+from softless.errors import UsageError
+from softless.evaluation.measures import MEASURES
+from softless.report.runs import RunRecord, read_run
+from softless.training.candidates import AVERAGED, KEYS, RAW
+from softless.training.recipe import Recipe
+
+STATES = {RAW: "model", AVERAGED: "ema"}  # of a checkpoint
+
+
+@dataclass(frozen=True)
+class Ended:
+    """One run: what it published, and what it ended with, on validation and test images."""
+
+    limit: str  # training images asked for; "all"
+    run: RunRecord
+    images: int  # of training
+    batch: int  # that fits them
+    last: Mapping[str, Mapping[str, float]]  # split -> raw or averaged -> value of the last epoch
+
+    @property
+    def shipped(self) -> Mapping[str, float]:
+        """Split -> value of what the run published."""
+        return {split: float(self.run.result[split][self.run.measure]) for split in self.last}
+
+    def row(self) -> dict[str, Any]:
+        result = self.run.result
+        return {
+            "limit": self.limit,
+            "kind": "run",
+            "seed": self.run.seed,
+            "images": self.images,
+            "batch": self.batch,
+            "epochs": result["epochs"],
+            "steps": self.images // self.batch * result["epochs"],
+            "measure": self.run.measure,
+            "best_epoch": result["best_epoch"],
+            "weights": result["weights"],
+            **_columns(self.shipped, self.last),
+            "still_rising": rising(self.run),
+            "minutes": round(result["seconds"] / 60, 1),
+        }
+
+
+@dataclass(frozen=True)
+class Averages:
+    """The outcome; prints as a table of means over the seeds."""
+
+    runs: tuple[Ended, ...]
+    report: Path
+    diverged: Mapping[str, str]
+    recorded: Path | None
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row per run, then one of means per number of images."""
+        rows = [run.row() for run in self.runs]
+        for limit in dict.fromkeys(run.limit for run in self.runs):
+            ours = [run for run in self.runs if run.limit == limit]
+            last = {
+                split: {kind: float(np.mean([run.last[split][kind] for run in ours])) for kind in found}
+                for split, found in ours[0].last.items()
+            }
+            shipped = {split: float(np.mean([run.shipped[split] for run in ours])) for split in last}
+            rows.append({
+                "limit": limit,
+                "kind": "mean",
+                "seed": f"{len(ours)} seeds",
+                "images": ours[0].images,
+                "measure": ours[0].run.measure,
+                **_columns(shipped, last),
+            })
+        return rows
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows(), "diverged": dict(self.diverged), "report": str(self.report)}
+
+    def __str__(self) -> str:
+        rows = [row for row in self.rows() if row["kind"] == "mean"]
+        names = [name for name in rows[0] if name.startswith(("val_", "test_"))]
+        title = MEASURES[rows[0]["measure"]].title
+        cells = [[row["limit"], row["seed"], *(f"{row[name]:.4f}" for name in names)] for row in rows]
+        said = [f"{name} diverged: {why}" for name, why in self.diverged.items()]
+        said += [f"report: {self.report}", *([f"recorded: {self.recorded}"] if self.recorded else [])]
+        head = [f"images ({title})", "", *(name.replace("_", " ") for name in names)]
+        return "\n".join([table(head, cells), "", *said])
+
+
+def averages(
+    recipe: str | Recipe, limits: Sequence[int] = (), *, data: str | Path | None = None, seeds: int = 1, name: str | None = None,
+    out: str | Path | None = None, overwrite: bool = False, resume: bool = False, record: bool = False, device: str = "auto",
+    threads: int | None = None,
+) -> Averages:  # fmt: skip
+    """Train a recipe as it is on several numbers of images, and measure what it publishes beside its last weights.
+
+    The test images of a run are read once more here, for the weights that it did not publish: nothing is chosen from them.
+
+    Args:
+        recipe: name, or a Recipe.
+        limits: training images; all of them where none is given.
+        data: folder of the data, for recipes that take one.
+        seeds: how many, from the recipe's own seed on.
+        name: what the rows are recorded as; the recipe's name by default.
+        out: folder for the runs and report.html; runs/NAME-averages by default.
+        overwrite: delete the runs that the folder holds.
+        resume: keep finished runs and continue those that were stopped.
+        record: also write benchmarks/averages_NAME.csv of the repository.
+        device: auto, cpu, cuda, mps.
+        threads: of the processor for each run; the recipe's own number by default.
+
+    Raises:
+        UsageError: unknown recipe, a limit below one or given twice, a folder that already holds these runs.
+        DivergedError: every run diverged.
+    """
+    from softless import report
+
+    if len(set(limits)) < len(limits):
+        raise UsageError(f"limits {' '.join(map(str, limits))}: each once")
+    chosen = with_data(as_recipe(recipe), data)
+    if threads is not None:
+        chosen = replace(chosen, threads=threads)
+    recipes = {str(limit): chosen.with_fields(**{"data.limit": limit}) for limit in limits} or {"all": chosen}
+    for one in recipes.values():
+        one.check()
+    named = name or chosen.name
+    target = record_path(f"averages_{named}") if record else None
+    folder = Path(out or Path("runs") / f"{named}-averages")
+    places, diverged = trained(recipes, folder, seeds, resume=resume, overwrite=overwrite, device=device)
+    ended = tuple(_ended(place, recipes[place.name.rpartition("-")[0]], device) for place in places)
+    found = Averages(ended, report.write(places, folder / "report.html"), diverged, target)
+    if target is not None:
+        write_csv(target, found.rows())
+    return found
+
+
+def _ended(place: Path, recipe: Recipe, device: str) -> Ended:
+    """A finished run, with what its last checkpoint answers."""
+    from softless.tasks import open_task
+    from softless.training.model import build_for
+    from softless.training.run_folder import CHECKPOINTS
+    from softless.training.store import Checkpoints
+    from softless.training.world import choose_device
+
+    run = read_run(place)
+    state = Checkpoints(place / CHECKPOINTS).newest()
+    if state is None or state["epoch"] != run.result["epochs"]:
+        raise UsageError(f"{place} does not hold the checkpoint of its last epoch: train it anew with --overwrite")
+    task, where = open_task(replace(recipe, seed=run.seed)), choose_device(device)
+    task = task.to(where)
+    line = run.epochs[-1]
+    last = {"val": {kind: float(line[key][run.measure]) for kind, key in KEYS.items() if key in line}}
+    if task.splits.test is not None:
+        model = build_for(task).to(where)
+        last["test"] = {}
+        for kind in last["val"]:
+            model.load_state_dict(state[STATES[kind]])
+            loader = task.eval_loader(task.splits.test, 0, 1)
+            found = task.evaluate(task.evaluated(model), loader, amp=recipe.amp, label=f"{place.name}, {kind}")
+            last["test"][kind] = float(found.summary()[run.measure])
+    return Ended(place.name.rpartition("-")[0], run, len(task.splits.train), task.recipe.batch_size, last)
+
+
+def _columns(shipped: Mapping[str, float], last: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The values of what was published and of the last epoch, by split and kind of weights."""
+    values = {
+        f"{split}_{name}": value
+        for split, found in last.items()
+        for name, value in {
+            "shipped": shipped[split],
+            **{f"last_{kind}": found[kind] for kind in sorted(found)},
+        }.items()
+    }
+    return {name: round(value, 4) for name, value in values.items()}

@@ -1,0 +1,71 @@
+"""What `softless predict` says of every task: how many images it answered, in what precision, and which it could not read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from softless.data.findings import SHOWN, Fault
+from softless.data.readable import fault_of, unreadable
+from softless.data.samples import FileSamples
+from softless.errors import DataError
+from softless.words import counted
+
+PARTIAL = 4  # exit code where some images have no answer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """The part of a result that all tasks have."""
+
+    overlays: Path | None  # pictures
+    images: int  # with an answer
+    precision: str
+    unread: tuple[Fault, ...] = ()  # images that cannot be read, and so have none
+
+    @property
+    def exit_code(self) -> int:
+        """4 where an image has no answer."""
+        return PARTIAL if self.unread else 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "overlays": None if self.overlays is None else str(self.overlays),
+            "images": self.images,
+            "precision": self.precision,
+            "unread": [fault.row(annotated=False) for fault in self.unread],
+        }
+
+    def head(self, where: Path, pictures: str = "pictures", also: Sequence[str] = ()) -> list[str]:
+        """The first lines for people: what was answered, and where it lies."""
+        numbers = ", ".join([counted(self.images, "image"), *also, f"computed in {self.precision}"])
+        return [f"{numbers}: {where}", *([] if self.overlays is None else [f"{pictures}: {self.overlays}"])]
+
+    def foot(self) -> list[str]:
+        """The last lines for people: images without an answer."""
+        if not self.unread:
+            return []
+        more = len(self.unread) - SHOWN
+        return [
+            f"{counted(len(self.unread), 'image')} cannot be read and so {'have' if len(self.unread) > 1 else 'has'} no answer:",
+            *(f"  {fault}" for fault in self.unread[:SHOWN]),
+            *([f"  … and {more:,} more (--json lists all)"] if more > 0 else []),
+        ]
+
+
+def readable(samples: FileSamples) -> FileSamples:
+    """The images that can be decoded to their last byte; `left_out` has the others.
+
+    Raises:
+        DataError: none can.
+    """
+    paths = samples.paths()
+    bad = unreadable(paths, samples.channels)
+    if len(bad) == len(paths):
+        first = bad[paths[0]]
+        raise DataError(
+            f"{first}; none of the {len(bad)} images there can be read" if len(bad) > 1 else str(first)
+        ) from first
+    kept = samples.take([place for place, path in enumerate(paths) if path not in bad])
+    kept.left_out = tuple(fault_of(path, bad[path], samples.root) for path in paths if path in bad)
+    return kept
