@@ -19,6 +19,7 @@ KINDS: Mapping[str, tuple[str, set[str]]] = {  # the function that measures, and
     "operators": ("softless.benching.operators:operators", {"ops", "long", "record"}),
     "inverse": ("softless.benching.inverses:compare_inverses", {"record"}),
     "models": ("softless.benching.sizes:models", {"record"}),
+    "counts": ("softless.benching.counts:counts", {"ops", "record"}),
     "papers": ("softless.benching.papers:papers", {"record"}),
     "swaps": ("softless.benching.swaps:families", {"op", "record"}),
     "survival": ("softless.benching.survival:survival", {"record"}),
@@ -44,6 +45,7 @@ def bench(
         "operators",
         "inverse",
         "models",
+        "counts",
         "papers",
         "swaps",
         "survival",
@@ -82,6 +84,7 @@ def bench(
     operators  value and gradient errors of every operator, backend and dtype against float64, from 1 to 65,536 tokens
     inverse    errors of SOFT's inverse and of the published one on kernel matrices from spread tokens to a flat image region
     models     counts parameters, multiply-adds and exponentials of every named model
+    counts     counts every named model, and every operator in each host, on the processor and the meta device: the same numbers, or exit code 1
     papers     counts the models of the papers' tables, the printed sizes beside the measured ones
     swaps      exchanges attention in a model of each family of timm that has an adapter or is refused one
     survival   what checkpoints and the loop's watching cost, beside plain torch.save and a plain step
@@ -89,10 +92,10 @@ def bench(
     speed      times attention, its training step and whole models on the processor: one --figure at a time, two to eight minutes each
 
     Args:
-        what: twins, compare, uses, dino, resolution, averages, runs, operators, inverse, models, papers, swaps, survival, settings or speed.
+        what: twins, compare, uses, dino, resolution, averages, runs, operators, inverse, models, counts, papers, swaps, survival, settings or speed.
         recipe: what to train.
         op: the operator beside softmax in twins, the recipe's own by default; the one that swaps puts in, sima by default.
-        ops: operators for compare, uses, dino and operators; all by default (uses: the recipe's own and softmax; dino: sima and xca).
+        ops: operators for compare, uses, dino, counts and operators; all by default (uses: the recipe's own and softmax; dino: sima and xca).
         data: folder of data or .npz file, for compare, uses, dino, resolution and averages with a recipe that takes one.
         image_size: of training in resolution, in pixels; the recipe's own by default.
         epochs: how long each run of compare, uses, dino and resolution trains; the recipe's own length by default.

@@ -97,7 +97,7 @@ def cost(model: nn.Module, input_size: int | tuple[int, ...] | None = None) -> C
         undisturbed(model),
         FakeTensorMode(allow_non_fake_inputs=True) as fake,
         native.without(),
-        _Fused(),
+        _Alike() as alike,
         refused(size),
     ):
         seen = part_of(model)
@@ -109,7 +109,7 @@ def cost(model: nn.Module, input_size: int | tuple[int, ...] | None = None) -> C
             seen(image)
         kept: list[int] | None = None
         if trainable(model):
-            with _saved_bytes(seen, fake) as kept, torch.enable_grad():
+            with _saved_bytes(seen, fake, alike) as kept, torch.enable_grad():
                 seen(image)
         of_image = image.untyped_storage().nbytes()
     kinds = dict(sorted(counter.kinds.items()))
@@ -147,13 +147,28 @@ def _stored(model: nn.Module) -> list[Tensor]:
     return distinct([*model.parameters(), *model.buffers()])
 
 
-class _Fused(TorchFunctionMode):
-    """Softmax attention as one operator on every device: which of its kernels torch would take depends on the machine."""
+class _Alike(TorchFunctionMode):
+    """What torch does otherwise from machine to machine, alike on all.
+
+    Softmax attention is one operator: which of its kernels torch would take depends on the device. BatchNorm in evaluation
+    keeps statistics for the backward pass on some devices and none on others, which `aside` tells who counts bytes.
+
+    Attributes:
+        aside: whether BatchNorm runs just now.
+    """
+
+    aside = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention:
             return _fused(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+        if func not in {F.batch_norm, torch.batch_norm}:
+            return func(*args, **(kwargs or {}))
+        self.aside = True
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            self.aside = False
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False) -> Tensor:  # fmt: skip
@@ -218,8 +233,11 @@ def input_size_of(model: nn.Module, given: int | tuple[int, ...] | None) -> tupl
 
 
 @contextlib.contextmanager
-def _saved_bytes(model: nn.Module, fake: FakeTensorMode) -> Iterator[list[int]]:
-    """Bytes of distinct storages that autograd saves inside the block, those of parameters and buffers left out."""
+def _saved_bytes(model: nn.Module, fake: FakeTensorMode, alike: _Alike) -> Iterator[list[int]]:
+    """Bytes of distinct storages that autograd saves inside the block, those of parameters and buffers left out.
+
+    BatchNorm's own statistics (C,) are left out too: they lie among its weights, and only some devices make them in evaluation.
+    """
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     owned = [fake.from_tensor(tensor) for tensor in (*model.parameters(), *model.buffers())]
@@ -229,7 +247,7 @@ def _saved_bytes(model: nn.Module, fake: FakeTensorMode) -> Iterator[list[int]]:
 
     def pack(tensor: Tensor) -> Tensor:
         storage = fake.from_tensor(tensor).untyped_storage()
-        if storage._cdata not in seen:
+        if storage._cdata not in seen and not (alike.aside and tensor.ndim == 1):
             seen.add(storage._cdata)
             alive.append(tensor)
             total[0] += storage.nbytes()

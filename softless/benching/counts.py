@@ -1,0 +1,137 @@
+"""Counts of the same model on the processor and on the meta device: a difference would say that a count hangs on the machine."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from softless.attention import OPERATORS
+from softless.benching.record import record_path, table, write_csv
+from softless.data.progress import track
+from softless.errors import UsageError
+from softless.measure.cost import Cost, cost
+
+DEVICES = ("cpu", "meta")
+SIZES = {"deit": (224, 384), "xcit": (224, 320), "cvt": (224, 288), "soft": (224, 256)}  # pixels, by host
+SMALL = (
+    "deit_tiny_patch16_224",
+    "xcit_nano_12_p16_224",
+    "cvt_13_224",
+    "soft_tiny_224",
+)  # of each host, for all operators
+
+
+@dataclass(frozen=True)
+class Counted:
+    """One model at one size."""
+
+    model: str
+    op: str
+    pixels: int
+    counts: dict[str, Cost]  # by device
+
+    @property
+    def differing(self) -> list[str]:
+        """The counts that are not the same on all devices."""
+        first, *others = (found.to_dict() for found in self.counts.values())
+        return sorted({name for other in others for name in first if first[name] != other[name]})
+
+    def row(self) -> dict[str, Any]:
+        found = self.counts[DEVICES[0]]
+        return {
+            "model": self.model,
+            "op": self.op,
+            "pixels": self.pixels,
+            "macs": found.macs,
+            "exps": found.exps,
+            "activation_exps": found.activation_exps,
+            "activation_bytes": found.activation_bytes,
+            "peak_bytes": found.peak_bytes,
+            "differing": " ".join(self.differing),
+            "uncounted": " ".join(found.uncounted),
+        }
+
+
+@dataclass(frozen=True)
+class Counts:
+    """All of them."""
+
+    found: tuple[Counted, ...]
+    recorded: Path | None = None
+
+    @property
+    def wrong(self) -> list[Counted]:
+        """Those that differ between devices, or in which a product may not be counted."""
+        return [one for one in self.found if one.differing or one.counts[DEVICES[0]].uncounted]
+
+    @property
+    def exit_code(self) -> int:
+        return 1 if self.wrong else 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"rows": [one.row() for one in self.found], "wrong": len(self.wrong), "exit_code": self.exit_code}
+
+    def __str__(self) -> str:
+        head = ["model", "op", "pixels", "multiply-adds [G]", "differing", "uncounted"]
+        rows = [
+            [row["model"], row["op"], row["pixels"], f"{row['macs'] / 1e9:.3f}", row["differing"], row["uncounted"]]
+            for row in (one.row() for one in self.found)
+        ]
+        said = f"{len(self.found)} counted on {' and '.join(DEVICES)}, {len(self.wrong)} differ or miss a formula"
+        return "\n".join([table(head, rows), "", said, *([f"recorded: {self.recorded}"] if self.recorded else [])])
+
+
+def counts(names: Sequence[str] = (), *, ops: Sequence[str] = (), record: bool = False) -> Counts:
+    """Count every registered model with its own operator, and one of each host with every operator, at two sizes.
+
+    Args:
+        names: registered models; all by default.
+        ops: operators for one small model of each host; all by default.
+        record: also write benchmarks/counts.csv of the repository.
+
+    Returns:
+        The counts; exit_code 1 where one differs between devices, or an operator that may hold a product has no formula.
+
+    Raises:
+        UsageError: an unknown name.
+    """
+    target = record_path("counts") if record else None
+    asked = list(dict.fromkeys(_asked(names, ops)))
+    found = [one for model, op in track(asked, len(asked), "counting") for one in _counted(model, op)]
+    if target is not None:
+        write_csv(target, [one.row() for one in found])
+    return Counts(tuple(found), target)
+
+
+def _asked(names: Sequence[str], ops: Sequence[str]) -> Iterator[tuple[str, str]]:
+    from softless.benching.models import host_and_operator
+    from softless.benching.sizes import listed
+    from softless.training.recipe import ModelSpec
+
+    for name in names or listed():
+        yield host_and_operator(ModelSpec(name))
+    for host in () if names and not ops else SMALL:
+        for op in ops or OPERATORS:
+            yield host, op
+
+
+def _counted(name: str, op: str) -> Iterator[Counted]:
+    """A model at each size; nothing where the operator has no place in the host."""
+    from softless.models import create_model
+
+    sizes = next(pixels for host, pixels in SIZES.items() if host in name)
+    for pixels in sizes:
+        size = {"img_size": pixels} if "deit" in name else {}  # a ViT's table of positions is of one size
+        found = {}
+        for device in DEVICES:
+            try:
+                with torch.device(device):
+                    model = create_model(name, op=op, **size)
+                found[device] = cost(model, pixels)
+            except UsageError:
+                if found:  # on one device alone: that is a difference
+                    raise
+        if found:
+            yield Counted(name, op, pixels, found)
