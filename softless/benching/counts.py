@@ -118,20 +118,28 @@ def _asked(names: Sequence[str], ops: Sequence[str]) -> Iterator[tuple[str, str]
 
 
 def _counted(name: str, op: str) -> Iterator[Counted]:
-    """A model at each size; nothing where the operator has no place in the host."""
+    """A model at each size; nothing where the operator has no place in the host.
+
+    Raises:
+        UsageError: the model is refused on one device alone.
+    """
+    for pixels in next(pixels for host, pixels in SIZES.items() if host in name):
+        found = {device: _on(device, name, op, pixels) for device in DEVICES}
+        counted = {device: one for device, one in found.items() if isinstance(one, Cost)}
+        if counted and len(counted) < len(DEVICES):
+            raise UsageError(f"{name} with {op} is refused on some devices: {found}")
+        if counted:
+            yield Counted(name, op, pixels, counted)
+
+
+def _on(device: str, name: str, op: str, pixels: int) -> Cost | str:
+    """The counts of a model, or why there are none."""
     from softless.models import create_model
 
-    sizes = next(pixels for host, pixels in SIZES.items() if host in name)
-    for pixels in sizes:
-        size = {"img_size": pixels} if "deit" in name else {}  # a ViT's table of positions is of one size
-        found = {}
-        for device in DEVICES:
-            try:
-                with torch.device(device):
-                    model = create_model(name, op=op, **size)
-                found[device] = cost(model, pixels)
-            except UsageError:
-                if found:  # on one device alone: that is a difference
-                    raise
-        if found:
-            yield Counted(name, op, pixels, found)
+    size: dict[str, Any] = {"img_size": pixels} if "deit" in name else {}  # a ViT's table of positions is of one size
+    try:
+        with torch.device(device):
+            model = create_model(name, op=op, **size)
+        return cost(model, pixels)
+    except UsageError as error:
+        return str(error)
