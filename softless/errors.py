@@ -7,6 +7,7 @@ import difflib
 import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 
 class SoftlessError(Exception):
@@ -46,6 +47,10 @@ class Interrupted(SoftlessError):
         super().__init__(said)
         self.exit_code = exit_code
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A process hands it to another whole: an error's own way would leave the code out."""
+        return type(self), (*self.args, self.exit_code)
+
 
 class PrecisionError(UsageError):
     """The output dtype cannot hold the answer at this number of tokens (design §2)."""
@@ -68,6 +73,10 @@ class MissingExtra(SoftlessError, ImportError):
         are = "are" if " and " in package else "is"
         whence = f'-e ".[{extra}]" in {ROOT}' if (ROOT / "pyproject.toml").is_file() else f'"softless[{extra}]"'
         super().__init__(f"this needs {package}, which {are} not installed: pip install {whence}")
+        self._needed = (package, extra)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._needed
 
 
 ROOT = Path(__file__).resolve().parents[1]  # of a checkout, which holds pyproject.toml

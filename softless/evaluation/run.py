@@ -176,8 +176,22 @@ def _recipe(file: Path, best: Mapping[str, Any]) -> SimpleNamespace:
 
 
 def _check_same_classes(path: Path, classes: tuple[str, ...]) -> None:
-    if (path / CLASSES).is_file() and tuple(_read_json(path / CLASSES)) != classes:
+    if (path / CLASSES).is_file() and read_classes(path) != classes:
         raise DataError(f"{path}: {CLASSES} and {BEST} list other classes; one of them is another run's")
+
+
+def read_classes(folder: Path) -> tuple[str, ...]:
+    """The class names that lie beside a run's weights; none where no list does.
+
+    Raises:
+        DataError: the list cannot be read.
+    """
+    if not (folder / CLASSES).is_file():
+        return ()
+    names = _read_json(folder / CLASSES)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError(f"{folder / CLASSES} is no list of class names: a copy was damaged, or it is another's file")
+    return tuple(names)
 
 
 def _check_same_weights(file: Path, expected: str | None) -> None:

@@ -22,6 +22,9 @@ def headline(groups: Sequence[Group]) -> Html:
     return tag("div", said, tag("div", cards, class_="cards"))
 
 
+ONE_SEED = " This is one seed, and one seed decides nothing: what another would change is not in the interval."
+
+
 def verdict(
     groups: Sequence[Group], estimates: Sequence[Estimate | None], differences: Sequence[tuple[Group, Estimate]]
 ) -> str:
@@ -38,7 +41,7 @@ def verdict(
     text += "".join(f", {group.label} {percent(estimate.value, 2)}" for group, estimate in others) + "."
     text += "".join(_compared(group, groups[-1], estimate) for group, estimate in differences)
     if differences and min(len(group.runs) for group in groups) == 1:
-        text += " This is one seed: what another seed would change is not in the interval."
+        text += ONE_SEED
     return text
 
 
@@ -56,7 +59,7 @@ def _range(known: Sequence[tuple[Group, Estimate]], differences: Sequence[tuple[
         rest = "the others'" if apart else "every"
         text += f" The 95{THIN}% interval of {rest} difference to {base.label} contains zero: no winner{' there' if apart else ''}."
     if min(len(group.runs) for group, _ in known) == 1:
-        text += " This is one seed: what another seed would change is not in the interval."
+        text += ONE_SEED
     return text
 
 

@@ -17,6 +17,7 @@ from softless.evaluation.measures import MEASURES
 from softless.evaluation.segmentation import COUNTS, FOLDER, Scores
 from softless.prediction.label_pictures import BLACK, colours, overlay
 from softless.report.groups import Group
+from softless.report.headline import ONE_SEED
 from softless.report.html import Html, table, tag
 from softless.report.intervals import Strip, axis, draw
 from softless.report.numbers import MINUS, THIN, duration, percent, points
@@ -201,7 +202,7 @@ def _verdict(
             side = "ahead of" if estimate.value > 0 else "behind"
             text += f" {group.label} is {side} {groups[-1].label} by {100 * abs(estimate.value):.1f} points ({span})."
     if differences and min(len(group.runs) for group in groups) == 1:
-        text += " This is one seed: what another seed would change is not in the interval."
+        text += ONE_SEED
     return text
 
 

@@ -1,7 +1,7 @@
 """The model of a recipe, and the weights it may start from."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from softless.errors import SoftlessError, UsageError
-from softless.evaluation.run import fill, read_weights
+from softless.evaluation.run import fill, read_classes, read_weights
 from softless.layers import check_size
 from softless.models.arguments import takes
 from softless.models.assemble import assemble
@@ -33,7 +33,7 @@ def build_for(task: Task) -> nn.Module:
     """What a task trains: its model, with new weights drawn from the recipe's seed or those of `model.weights`, and what it puts around it."""
     with _in_one_sentence(task.recipe):
         construction = task.construction()
-    return task.surround(made(task.recipe, construction, task.name, task.splits.in_chans))
+    return task.surround(made(task.recipe, construction, task.name, task.splits.in_chans, task.splits.classes))
 
 
 @contextmanager
@@ -51,7 +51,9 @@ def _in_one_sentence(recipe: Recipe) -> Iterator[None]:
         ) from error
 
 
-def made(recipe: Recipe, construction: Mapping[str, Any], task: str, in_chans: int) -> nn.Module:
+def made(
+    recipe: Recipe, construction: Mapping[str, Any], task: str, in_chans: int, classes: Sequence[str] = ()
+) -> nn.Module:
     """Assemble, start and try a model: a size that it refuses is refused before a folder is made."""
     torch.manual_seed(recipe.seed)
     deep = {"drop_path_rate": recipe.drop_path} if takes(recipe.model.name, recipe.model.op, "drop_path_rate") else {}
@@ -59,7 +61,7 @@ def made(recipe: Recipe, construction: Mapping[str, Any], task: str, in_chans: i
         model = assemble(task, **{**construction, "model_args": {**deep, **construction["model_args"]}})
     _whole_patches(model, recipe.data.image_size)
     if recipe.model.weights:
-        load_start(model, Path(recipe.model.weights))
+        load_start(model, Path(recipe.model.weights), classes)
     with torch.no_grad(), _in_one_sentence(recipe):
         model.eval()(torch.zeros(1, in_chans, recipe.data.image_size, recipe.data.image_size))
     model.train()
@@ -79,13 +81,15 @@ def _whole_patches(model: nn.Module, pixels: int) -> None:
         check_size(pixels, pixels, embed.patch_size)
 
 
-def load_start(model: nn.Module, path: Path) -> None:
+def load_start(model: nn.Module, path: Path, classes: Sequence[str] = ()) -> None:
     """Start from the weights of a file, of a run folder or of a folder of `save_weights`: fine-tuning.
 
     A head of another number of classes stays new, and position embeddings of another image size are resampled; both are said.
+    A run knows its classes: a classifier's outputs are put in the order of `classes` by name, and those of other names are new.
 
     Raises:
         UsageError: no such file, not safetensors, or the weights of another model.
+        DataError: a class list that cannot be read.
     """
     file = path
     if path.is_dir():
@@ -94,13 +98,39 @@ def load_start(model: nn.Module, path: Path) -> None:
         raise UsageError(
             f"no weights at {file}: model.weights takes a .safetensors file, a run folder or a folder of save_weights"
         )
-    state = read_weights(file)
+    state = _named_alike(read_weights(file), model, file, classes)
     host = getattr(model, "host", None)  # of detectors and segmenters; a classifier's weights start it
     if isinstance(host, nn.Module) and not any(name.startswith(_prefix(model, host)) for name in state):
         model, state = host, _without_surplus(state, host, file)
     state = _fitted(state, model, file)
     new = [name for name in model.state_dict() if name.startswith(_heads(model)) and name not in state]
     fill(model, {**state, **{name: model.state_dict()[name] for name in new}}, file)
+
+
+def _named_alike(state: dict[str, Tensor], model: nn.Module, file: Path, classes: Sequence[str]) -> dict[str, Tensor]:
+    """The state with each output of its head where the class of that name is now; all that is changed or supposed is said."""
+    own, heads = model.state_dict(), _heads(model)
+    same = [name for name in state if name.startswith(heads) and name in own and state[name].shape == own[name].shape]
+    if not classes or not same or any(len(state[name]) != len(classes) for name in same):
+        return state
+    before = read_classes(file.parent)
+    if not before:
+        _log.warning(
+            "%s does not name its classes: its head is kept, and its outputs are taken to be %s", file, _few(classes)
+        )
+        return state
+    if set(before) != set(classes):
+        _log.warning("%s has a head for other classes (%s): replaced by a new one", file, _few(before))
+        return {name: value for name, value in state.items() if name not in same}
+    if tuple(before) == tuple(classes):
+        return state
+    _log.warning("%s has its classes in another order: the outputs of its head are put in the order of the data", file)
+    places = torch.tensor([before.index(name) for name in classes])
+    return {name: value[places] if name in same else value for name, value in state.items()}
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
 
 
 def _prefix(model: nn.Module, host: nn.Module) -> str:

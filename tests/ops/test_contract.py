@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from softless.attention import OPERATORS, Dims, Operator, implied_matrix
 from softless.attention import ops as ops_package
 from softless.errors import BackendRefused, UsageError
 from softless.layers.masks import token_mask
 from softless.measure import TranscendentalCounter
+from softless.measure.flops import FlopCounter
 from tests.ops.draw import (
     CROSS,
     DTYPES,
@@ -79,9 +79,9 @@ def test_gradients_of_the_reference(op: Operator, name: str) -> None:
 def test_flops_claim(op: Operator) -> None:
     for shape in (*shapes_of(op).values(), (2, 2, 200, 200, 8, 8)):
         call, extras = draw(op, shape)
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounter() as counter:
             op.reference(*call, **extras)
-        assert counter.get_total_flops() == op.flops(dims(op, call, extras)), shape
+        assert counter.total == op.flops(dims(op, call, extras)), shape
 
 
 @every
@@ -107,9 +107,9 @@ def test_growth_claim(op: Operator) -> None:
             return x
 
         hook = torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x)
-        with FlopCounterMode(display=False) as counter, hook:
+        with FlopCounter() as counter, hook:
             op.reference(*(x.requires_grad_() for x in call), **extras)
-        return counter.get_total_flops(), max(saved)
+        return counter.total, max(saved)
 
     (work, kept), (work4, kept4) = meters(128), meters(512)
     exponents = [round(math.log(ratio, 4)) for ratio in (work4 / work, kept4 / kept)]

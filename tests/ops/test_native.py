@@ -12,7 +12,6 @@ from functorch.compile import make_boxed_func
 from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
 import softless
 from softless.attention import OPERATORS, Operator, attend_packed, output_matrix
@@ -22,6 +21,7 @@ from softless.attention.packed import unpacked
 from softless.errors import BackendRefused, UsageError
 from softless.layers import Attention
 from softless.measure import TranscendentalCounter
+from softless.measure.flops import FlopCounter
 from tests.building import no_kernels
 from tests.ops.draw import CROSS, SHAPES, assert_near, attend, draw, error, exact, reference
 
@@ -466,13 +466,13 @@ def test_counters_see_what_they_see_of_plain_torch(op: Operator, shape: tuple[in
     counts = {}
     for backend in ("native", "eager"):
         leaves = [x.clone().requires_grad_() for x in call]
-        with FlopCounterMode(display=False) as forward:
+        with FlopCounter() as forward:
             o = attend(*leaves, op=op, backend=backend)
-        with FlopCounterMode(display=False) as backward:
+        with FlopCounter() as backward:
             o.sum().backward()
         with TranscendentalCounter() as exps, torch.no_grad():
             attend(*call, op=op, backend=backend)
-        counts[backend] = forward.get_total_flops(), backward.get_total_flops(), sum(exps.kinds.values())
+        counts[backend] = forward.total, backward.total, sum(exps.kinds.values())
     assert counts["native"] == counts["eager"]
     assert counts["native"][0] > 0
 
@@ -483,9 +483,9 @@ def test_counters_see_the_buffer_alike(op: Operator) -> None:
     counts = []
     for backend in ("native", "eager"):
         qkv = torch.randn(2, 40, 3 * 2 * 8, requires_grad=True)
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounter() as counter:
             attend_packed(qkv, 2, op, backend=backend).sum().backward()
-        counts.append(counter.get_total_flops())
+        counts.append(counter.total)
     assert counts[0] == counts[1] > 0
 
 

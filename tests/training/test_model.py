@@ -1,15 +1,17 @@
 """The model of a recipe, and fine-tuning from a file of ours."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from softless.errors import UsageError
 from softless.training import Recipe, fit
-from softless.training.model import build_model, model_args
+from softless.training.model import build_model, load_start, model_args
 
 
 @pytest.fixture
@@ -62,6 +64,29 @@ def test_a_head_of_other_classes_is_replaced_and_said(tiny: Recipe, start: Path,
     for name in fresh:
         if not name.startswith("head."):
             assert torch.equal(tuned[name], fresh[name]), name
+
+
+def outputs(recipe: Recipe, start: Path, classes: Sequence[str]) -> Tensor:
+    """The head's rows in a model for these classes."""
+    model = build_model(recipe, len(classes), 1)
+    load_start(model, start, classes)
+    return model.state_dict()["head.weight"]
+
+
+def test_a_head_follows_the_names_of_its_classes(tiny: Recipe, start: Path, caplog: pytest.LogCaptureFixture):
+    """The same three names in another order, three names of which one is new, and a file that tells no names."""
+    before = load_file(start)["head.weight"]
+    assert torch.equal(outputs(tiny, start, ("a", "b", "c")), before)
+    assert "does not name its classes: its head is kept, and its outputs are taken to be a, b, c" in caplog.text
+    (start.parent / "classes.json").write_text('["a", "b", "c"]')
+    caplog.clear()
+    assert torch.equal(outputs(tiny, start, ("a", "b", "c")), before)
+    assert not caplog.text
+    assert torch.equal(outputs(tiny, start, ("c", "a", "b")), before[[2, 0, 1]])
+    assert "in another order" in caplog.text
+    new = outputs(tiny, start, ("a", "b", "d"))
+    assert not any(torch.equal(row, old) for row in new for old in before)
+    assert "a head for other classes (a, b, c): replaced by a new one" in caplog.text
 
 
 def test_positions_are_resampled_and_said(tiny: Recipe, start: Path, caplog: pytest.LogCaptureFixture):
