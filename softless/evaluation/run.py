@@ -101,11 +101,12 @@ def load_run(run_dir: str | Path, device: str | torch.device = "cpu") -> LoadedR
 def _tell_preparation(model: Any, best: Mapping[str, Any], recipe: Any) -> None:
     """Let the model say how its images were prepared, where timm's functions look for it, and how large they were in training."""
     size = best["image_size"]
+    pixels = best.get("pixels", (size, size))  # of a typical image: a classifier's are all of one size
     told = {name: best[name] for name in ("mean", "std", "crop_pct", "interpolation")}
-    told |= {"input_size": (best["in_chans"], size, size)}
+    told |= {"input_size": (best["in_chans"], *map(int, pixels))}
     model.pretrained_cfg = {**getattr(model, "pretrained_cfg", {}), **told}
-    if (pixels := _trained_pixels(best, recipe)) is not None:
-        set_training_size(model, *pixels)
+    if (trained := _trained_pixels(best, recipe)) is not None:
+        set_training_size(model, *trained)
 
 
 def _trained_pixels(best: Mapping[str, Any], recipe: Any) -> tuple[int, int] | None:

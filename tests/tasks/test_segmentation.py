@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+import softless
 from softless.cli.eval import eval as eval_run
 from softless.cli.predict import predict
 from softless.data.label_images import IGNORE, read_values
@@ -246,6 +247,12 @@ def test_eval_knows_a_class_by_its_name(run: Path, tmp_path: Path):
     said = np.asarray(Image.open(io.BytesIO(after.labels[0])))
     assert set(np.unique(said)) == {4, 9}, "answers in the other set's values"
     assert np.array_equal(said == 4, np.asarray(Image.open(io.BytesIO(before.labels[0]))) == 3)
+
+
+def test_a_loaded_run_is_counted_at_the_size_of_its_images(run: Path):
+    loaded = load_run(run)
+    assert loaded.pixels != (224, 224), "or the test says nothing"
+    assert softless.cost(loaded.model).input_size == (loaded.in_chans, *loaded.pixels)
 
 
 def test_predict_writes_labels_and_pictures(run: Path, tmp_path: Path):
