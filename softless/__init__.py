@@ -3,6 +3,7 @@
 Importing registers the models with timm.
 """
 
+import builtins
 import importlib
 from typing import Any
 
@@ -44,7 +45,8 @@ __all__ = [
     "OPERATORS", "Attention", "BackendRefused", "DataError", "DivergedError", "MissingExtra", "PrecisionError", "SoftlessError", "UsageError",
     "attend", "audit", "cost", "create_model", "load_weights",
 ]  # fmt: skip
-__all__ += [*CLASSES, *_VERBS]  # noqa: PLE0604
+# `from softless import *` leaves the builtins alone: softless.list and softless.eval are called by their whole names
+__all__ += [name for name in (*CLASSES, *_VERBS) if not hasattr(builtins, name)]
 
 
 def __getattr__(name: str) -> Any:

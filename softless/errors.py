@@ -79,6 +79,21 @@ class MissingExtra(SoftlessError, ImportError):
         return type(self), self._needed
 
 
+def need_module(model: object, function: str) -> None:
+    """A name, or whatever else is no torch.nn.Module, where a model is asked for.
+
+    Raises:
+        UsageError: it is none; the call that makes one is named.
+    """
+    if hasattr(model, "named_modules"):
+        return
+    if isinstance(model, str):
+        raise UsageError(
+            f"softless.{function} takes a model, and '{model}' is a text: softless.{function}(softless.create_model('{model}'), …)"
+        )
+    raise UsageError(f"softless.{function} takes a torch.nn.Module, and this is of type {type(model).__name__}")
+
+
 ROOT = Path(__file__).resolve().parents[1]  # of a checkout, which holds pyproject.toml
 EXTRAS = {  # what is imported -> (package, extra)
     "lightly": ("lightly", "ssl"),

@@ -14,7 +14,7 @@ from softless.attention import Operator, get
 from softless.attention.attend import check_options
 from softless.convert.adapters import ADAPTERS, looks_like_attention, no_adapter
 from softless.convert.modules import ReducedAttention
-from softless.errors import UsageError
+from softless.errors import UsageError, need_module
 from softless.layers import Attention, SharedGrid
 
 
@@ -37,7 +37,7 @@ class Swapped:
         return "\n".join([*said, *([self.tied] if self.tied else [])])
 
 
-def swap(model: nn.Module, op: str | Operator = "sima", *, layers: str | Sequence[str] = "*", force: str | Sequence[str] = (), calibrate: Tensor | None = None, **options: Any) -> Swapped:  # fmt: skip
+def swap(model: nn.Module, op: str | Operator | type[Attention] = "sima", *, layers: str | Sequence[str] = "*", force: str | Sequence[str] = (), calibrate: Tensor | None = None, **options: Any) -> Swapped:  # fmt: skip
     """Exchange attention in a timm model, in place, keeping projections and everything around them.
 
     ViT, DeiT, DeiT-III, FlexiViT, EVA and other models with rotary positions, XCiT, CaiT, PVT-v2 and BEiT have adapters. What would be
@@ -45,7 +45,7 @@ def swap(model: nn.Module, op: str | Operator = "sima", *, layers: str | Sequenc
 
     Args:
         model: the model; on an error it is as it was.
-        op: the operator.
+        op: the operator: its name, its record, or its class, as `softless.SimA.with_options(token_scale="tokens")`.
         layers: patterns of the paths of attention modules ("blocks.[0-5].*"); the others are kept.
         force: patterns of the paths at which what would be lost may be lost.
         calibrate: images (B, C, h, w): each branch is multiplied by one number, folded into its projection, so that on them it has the
@@ -58,7 +58,8 @@ def swap(model: nn.Module, op: str | Operator = "sima", *, layers: str | Sequenc
     Raises:
         UsageError: unknown operator or option, patterns that fit nothing, or a model in which nothing can be swapped.
     """
-    record = get(op)
+    need_module(model, "swap")
+    record, options = _operator(op, options)
     check_options(record, options)
     chosen, kept, lost = _chosen(model, record, options, _patterns(layers), _patterns(force))
     if not chosen:
@@ -77,6 +78,15 @@ def swap(model: nn.Module, op: str | Operator = "sima", *, layers: str | Sequenc
     gains = _calibrated(model, before)
     mean = "q and k are tied: their common projection is the mean of both" if record.wants("tied_qk", options) else ""
     return Swapped(record.name, {path: type(one).__name__ for path, one in chosen.items()}, kept, lost, gains, mean)
+
+
+def _operator(op: str | Operator | type[Attention], options: Mapping[str, Any]) -> tuple[Operator, dict[str, Any]]:
+    """The record behind a name or a class of attention, with the options that the class has fixed."""
+    if not isinstance(op, type):
+        return get(op), {**options}
+    if not issubclass(op, Attention) or op.fixed_op is None:
+        raise UsageError(f"op={op.__name__}: give an operator's name, as 'sima', or its class, as softless.SimA")
+    return get(op.fixed_op), {**op.fixed_options, **options}
 
 
 def _patterns(given: str | Sequence[str]) -> list[str]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from softless.convert.adapters import looks_like_attention
-from softless.errors import UsageError
+from softless.errors import UsageError, need_module
 from softless.inference.blocks import GridBlock, PackedBlock, XcitBlock
 from softless.inference.layers import (
     Added,
@@ -89,6 +89,7 @@ def optimize(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> Any:
     Raises:
         UsageError: another dtype, or a model that is optimized already.
     """
+    need_module(model, "optimize")
     if dtype not in DTYPES:
         raise UsageError(f"dtype={dtype}: an optimized model computes in torch.bfloat16 or torch.float32")
     if isinstance(model, InferenceModel):

@@ -7,6 +7,7 @@ cannot honour what timm's arguments ask for.
 # B batch, H heads, N tokens, D features per head
 
 import inspect
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -55,6 +56,7 @@ class Attention(nn.Module):
     """
 
     fixed_op: ClassVar[str | None] = None
+    fixed_options: ClassVar[Mapping[str, Any]] = {}
     # tokens, in widths of the tokens, from which the output projection is merged: softless bench speed --figure merging
     merged_from: ClassVar[float] = 12
     # tokens from which both projections are taken into one node in training: softless bench speed --figure projected
@@ -173,7 +175,8 @@ class Attention(nn.Module):
         def build(_: type, *args: Any, **kwargs: Any) -> "Attention":
             return cls(*args, **{**options, **kwargs})
 
-        return type(cls.__name__, (cls,), {"__new__": build, "__doc__": cls.__doc__})
+        fixed = {**cls.fixed_options, **options}
+        return type(cls.__name__, (cls,), {"__new__": build, "__doc__": cls.__doc__, "fixed_options": fixed})
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """q, k and v of tokens x (B,N,dim), each (B,H,N,D); k is None where it is tied to q."""

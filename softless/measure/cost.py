@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from softless.attention.kernels import native
-from softless.errors import UsageError
+from softless.errors import UsageError, need_module
 from softless.measure.exps import ATTENTION, TranscendentalCounter
 from softless.measure.flops import FlopCounter
 from softless.measure.memory import LiveBytes, distinct, packed_weights, weight_bytes
@@ -91,6 +91,7 @@ def cost(model: nn.Module, input_size: int | tuple[int, ...] | None = None) -> C
     Raises:
         UsageError: a size that the model refuses.
     """
+    need_module(model, "cost")
     size = input_size_of(model, input_size)
     first = next(model.parameters(), torch.zeros(()))
     with (

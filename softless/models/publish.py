@@ -15,7 +15,7 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from softless.errors import UsageError
+from softless.errors import UsageError, need_module
 from softless.models import config, digests
 from softless.models.create import create_model
 from softless.models.durable import save_readable, sync_file, sync_folder
@@ -40,11 +40,16 @@ def save_weights(model: nn.Module, folder: str | Path, *, data: Mapping[str, Any
         The folder.
 
     Raises:
-        UsageError: a folder that holds files, a model that a config.json cannot describe or that was changed since it was made, or a disk
+        UsageError: the name of a file, a folder that holds files, a model that a config.json cannot describe or that was changed since it was made, or a disk
             that cannot be written.
         DataError: weights with NaN or infinity.
     """
+    need_module(model, "save_weights")
     folder = Path(folder).expanduser()
+    if folder.suffix in {".safetensors", ".pth", ".pt"}:
+        raise UsageError(
+            f"{folder} is the name of a file, and save_weights writes a folder (weights, config.json, digests.json): name a folder"
+        )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} holds files already: name a new folder")
     content = config.describe(model, data)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from softless.errors import DataError, UsageError
+from softless.errors import DataError, UsageError, need_module
 from softless.models import digests
 from softless.models.files import CONFIG, FILE, check_finite, read_tensors
 from softless.models.pyramid import Pyramid, Stage
@@ -105,6 +105,7 @@ def load_weights(model: nn.Module, source: str | Path | Mapping[str, Any], *, av
         DataError: no file, one that is not a checkpoint or not as it was saved, or tensors with NaN or infinity.
         UsageError: tensors that do not fit, lack, or have no place; the message names the first few.
     """
+    need_module(model, "load_weights")
     state, where = _unwrapped(_read(source), averaged)
     if not allow_nonfinite:
         check_finite(state.items(), where)

@@ -159,6 +159,23 @@ def test_beit_is_refused_unless_its_bias_may_go() -> None:
     assert_near(model(x), before, 1e-6)  # new tables of biases are 0
 
 
+def test_an_operator_is_named_by_its_class_too() -> None:
+    """With the options that the class has fixed; those of the call go before them."""
+    tokens = softless.SimA.with_options(token_scale="tokens")
+    cases: list[tuple[Any, dict[str, Any], str | int | None]] = [
+        (softless.SimA, {}, None),
+        (tokens, {}, "tokens"),
+        (tokens, {"token_scale": 49}, 49),
+    ]
+    for op, options, expected in cases:
+        model: Any = timm.create_model("deit_tiny_patch16_224", depth=1, num_classes=5)
+        assert swap(model, op, **options).op == "sima"
+        assert model.blocks[0].attn.options.get("token_scale") == expected
+    wrong: Any = torch.nn.Linear
+    with pytest.raises(softless.UsageError, match=r"op=Linear: give an operator's name, as 'sima', or its class"):
+        swap(model, wrong)
+
+
 def test_talking_heads_are_kept_and_class_attention_follows_the_operator() -> None:
     model: Any = timm.create_model("cait_xxs24_224", depth=1, num_classes=5).eval()
     found = swap(model, "sima")

@@ -359,3 +359,12 @@ def test_fine_tuning_starts_from_a_folder(model, folder):
     (folder / "model.safetensors").write_bytes(content)
     with pytest.raises(DataError, match="is not the file that was saved"):
         load_start(other, folder)
+
+
+def test_the_name_of_a_file_is_no_folder(tmp_path: Path) -> None:
+    model = softless.create_model("sima_deit_tiny_patch16_224", depth=1, embed_dim=64, num_heads=1)
+    with pytest.raises(
+        softless.UsageError, match=r"w\.safetensors is the name of a file, and save_weights writes a folder"
+    ):
+        softless.save_weights(model, tmp_path / "w.safetensors")
+    assert not list(tmp_path.iterdir())

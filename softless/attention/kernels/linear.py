@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from softless.attention.features import STILL, Norm
 from softless.attention.kernels import native
+from softless.attention.kernels.formulas import register_flop_formula
 
 NORMS: dict[str, int] = {"none": 0, "l1": 1, "l2": 2}
 BY_COUNT = 0.0  # token_scale "tokens" as a number: multiply by N

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from softless.attention.kernels import native
+from softless.attention.kernels.formulas import register_flop_formula
 
 library = torch.library.Library("softless", "FRAGMENT")
 library.define("moments(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? query_mask) -> Tensor")

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from softless.attention.features import STILL, Norm
 from softless.attention.kernels import native
+from softless.attention.kernels.formulas import register_flop_formula
 from softless.attention.kernels.linear import BY_COUNT, NORMS, library, number, parts, room
 from softless.attention.packed import absorbed
 from softless.attention.spec import EPS
