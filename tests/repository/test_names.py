@@ -4,6 +4,7 @@ import builtins
 import importlib
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,7 +49,8 @@ NAME = "sima_deit_tiny_patch16_224"
 def test_a_name_is_no_model(function: str, tmp_path: Path):
     import softless
 
-    more: list[object] = {"save_weights": [tmp_path / "w"], "load_weights": [{}]}.get(function, [])
+    arguments: dict[str, list[Any]] = {"save_weights": [tmp_path / "w"], "load_weights": [{}]}
+    more = arguments.get(function, [])
     call = getattr(softless, function)
     with pytest.raises(softless.UsageError, match=rf"softless\.{function} takes a model, .*create_model\('{NAME}'\)"):
         call(NAME, *more)
