@@ -72,8 +72,25 @@ class RunFolder:
             _log.warning("nothing to resume in %s: the run starts at its first epoch", self.path)
 
     def holds_run(self) -> bool:
-        """Whether anything of a run lies in the folder."""
-        return any(self.has(name) for name in (*FILES, CHECKPOINTS))
+        """Whether anything of a run lies in the folder. How a start ended that left nothing else (state.json) is no run."""
+        return any(self.has(name) for name in (*FILES, CHECKPOINTS) if name != STATE)
+
+    def check_unfinished(self) -> None:
+        """A run without a checkpoint starts at its first epoch, and says so, if nothing that it logged would be lost.
+
+        Raises:
+            CheckpointError: it went further than its first epoch, so there were checkpoints.
+        """
+        if not self.has(RECIPE):
+            return
+        log = self.path / LOG
+        epochs = log.read_bytes().count(b"\n") if log.is_file() else 0
+        if self.has(RESULT) or epochs > 1:  # the first is logged just before the first checkpoint
+            raise CheckpointError(
+                f"the run in {self.path} has {counted(epochs, 'epoch')} in its {LOG} and no finished checkpoint: bring {CHECKPOINTS}/ back "
+                "from a backup, or start anew with --overwrite"
+            )
+        _log.warning("no checkpoint was finished in %s: the run starts at its first epoch", self.path)
 
     def recipe(self) -> Recipe | None:
         """The recipe of the run in the folder, or None where there is no run.

@@ -162,6 +162,9 @@ def continue_newest(run: Run) -> bool:
         raise CheckpointError(
             f"the processes of this run see different checkpoints in {run.checkpoints.folder}: give them one folder"
         )
+    if stored is None:
+        run.world.first(run.folder.check_unfinished)
+    run.world.first(run.checkpoints.set_aside)
     return stored is not None
 
 

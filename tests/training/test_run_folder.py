@@ -16,7 +16,8 @@ import softless.training.run_folder as module
 from softless.errors import CheckpointError, DataError, ResumeMismatch, StorageError, UsageError
 from softless.evaluation import load_run
 from softless.models.durable import write_whole
-from softless.training import Recipe, fit
+from softless.training import Recipe, fit, loop, store
+from softless.training.claim import Claim
 from softless.training.run_folder import RunFolder, as_json, differences, few
 from softless.training.store import Checkpoints
 
@@ -80,6 +81,81 @@ def test_resume_names_the_fields_that_differ(short: Recipe, tmp_path: Path):
 def test_resume_in_an_empty_folder_starts_and_says_so(short: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     assert run(short, tmp_path / "new", resume=True).epochs == 1
     assert "nothing to resume" in caplog.text
+
+
+def die_before(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> None:
+    """SIGKILL leaves what is on disk, and so does this: neither `except` nor `finally` may tidy up."""
+    monkeypatch.setattr(owner, name, lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(Claim, "end", lambda *_, **__: None)
+
+
+@pytest.mark.bar("A1", "death before the first checkpoint counted: nothing was acknowledged, the run starts again")
+@pytest.mark.parametrize(
+    ("owner", "name", "said"),
+    [
+        (RunFolder, "check_room", "nothing to resume in"),
+        (RunFolder, "rewind_log", "nothing to resume in"),
+        (loop, "train", "no checkpoint was finished in"),
+        (Checkpoints, "save", "no checkpoint was finished in"),
+        (store, "write_text", "no checkpoint was finished in"),
+    ],
+)
+def test_a_start_that_was_killed_early_is_resumed_at_the_first_epoch(
+    short: Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    owner: object,
+    name: str,
+    said: str,
+):
+    with monkeypatch.context() as patch:
+        die_before(patch, owner, name)
+        with pytest.raises(KeyboardInterrupt):
+            run(short, tmp_path / "run")
+    assert (tmp_path / "run/state.json").exists()
+    (tmp_path / "run/lock").unlink()
+    assert run(short, tmp_path / "run", resume=True).epochs == 1
+    assert said in caplog.text
+    assert "at its first epoch" in caplog.text
+
+
+@pytest.mark.bar("A11", "after a start that found too little room: the same command starts the run")
+def test_a_first_start_that_found_no_room_can_be_given_again(
+    short: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(module.shutil, "disk_usage", lambda _: Usage(10**9, 10**9 - 5000, 5000))
+        for resume in (False, True):
+            with pytest.raises(StorageError, match="needs about"):
+                run(short, tmp_path / "run", resume=resume)
+    assert run(short, tmp_path / "run", resume=True).epochs == 1
+
+
+def test_a_run_whose_checkpoints_are_gone_does_not_start_anew_in_silence(short: Recipe, tmp_path: Path):
+    longer = replace(short, schedule=replace(short.schedule, epochs=2))
+    run(longer, tmp_path / "run")
+    (tmp_path / "run/result.json").unlink()
+    for path in (tmp_path / "run/checkpoints").iterdir():
+        path.unlink()
+    with pytest.raises(CheckpointError, match=r"has 2 epochs in its log.jsonl and no finished checkpoint"):
+        run(longer, tmp_path / "run", resume=True)
+
+
+@pytest.mark.bar("A18", "damaged checkpoints: no good one is pruned for them, and they are moved aside")
+def test_a_run_moves_damaged_checkpoints_aside_and_goes_on(
+    short: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    longer = replace(short, schedule=replace(short.schedule, epochs=3))
+    run(longer, tmp_path / "run")
+    (tmp_path / "run/result.json").unlink()
+    newest = max((tmp_path / "run/checkpoints").glob("*.pt"))
+    newest.write_bytes(b"damaged")
+    run(longer.with_fields(**{"save.keep": 1}), tmp_path / "run", resume=True)
+    assert f"the damaged checkpoints are in {newest.parent / 'damaged'} now: {newest.stem}" in caplog.text
+    found = Checkpoints(tmp_path / "run/checkpoints")
+    assert len(found.places()) == 1
+    assert found.newest() is not None
 
 
 def test_resume_and_overwrite_exclude_each_other(short: Recipe, tmp_path: Path):

@@ -126,7 +126,7 @@ def crash(folder: Path, point: int) -> int:
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             calls.append(name)
             if len(calls) == point:
-                (folder / "at.txt").write_bytes(name.encode())
+                (folder / "at.txt").write_text(name)
                 send(signal.SIGKILL)
             return inner(*args, **kwargs)
 
@@ -135,9 +135,9 @@ def crash(folder: Path, point: int) -> int:
     for name in ("fsync", "replace", "rename", "unlink"):
         watch(os, name)
     watch(durable.Hashing, "write")
-    watch(Path, "write_text")
+    watch(Path, "write_bytes")
     store.save({"step": 3, "weights": torch.full((1000,), 3)}, (3, 0), {})
-    (folder / "calls.txt").write_bytes(" ".join(calls).encode())
+    (folder / "calls.txt").write_text(" ".join(calls))
     return 0
 
 
