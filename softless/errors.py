@@ -46,6 +46,9 @@ class Interrupted(SoftlessError):
         super().__init__(said)
         self.exit_code = exit_code
 
+    def __reduce__(self) -> tuple[type, tuple[str, int]]:  # ranks hand errors to one another
+        return type(self), (str(self), self.exit_code)
+
 
 class PrecisionError(UsageError):
     """The output dtype cannot hold the answer at this number of tokens (design §2)."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from softless.errors import CheckpointError, ResumeMismatch, StorageError, UsageError
 from softless.evaluation.epochs import numbered
-from softless.models.durable import size, storage_error, write_whole
+from softless.models.durable import delete, size, storage_error, write_bytes, write_whole
 from softless.training.recipe import Recipe, recipe_from
 from softless.words import counted
 
@@ -112,10 +112,10 @@ class RunFolder:
         return replace(stored, model=replace(stored.model, args=args))
 
     def make(self) -> None:
-        """Make the folder if it is missing, and try that files can be written there.
+        """Make the folder if it is missing.
 
         Raises:
-            StorageError: it cannot be made or written.
+            StorageError: it cannot be made.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -123,10 +123,28 @@ class RunFolder:
             raise StorageError(
                 f"cannot make the run folder {self.path}: {error.strerror}; choose another --out"
             ) from error
-        for name in FILES:  # what a killed process left half written
-            (self.path / f"{name}.tmp").unlink(missing_ok=True)
-        write_whole(self.path / "trial", lambda path: path.write_bytes(b"x" * 4096))
-        (self.path / "trial").unlink()
+
+    def check_same(self, seen: Recipe | None) -> None:
+        """Whether the run to continue is still the one that was seen when this command began.
+
+        Raises:
+            UsageError: another command changed it.
+        """
+        if self.recipe() != seen:
+            raise UsageError(
+                f"another command changed the run in {self.path} while this one opened its data: give this command again"
+            )
+
+    def sweep(self) -> None:
+        """Delete what a killed process left half written, and try that files can be written. The folder is held.
+
+        Raises:
+            StorageError: they cannot.
+        """
+        for name in FILES:
+            delete(self.path / f"{name}.tmp")
+        write_bytes(self.path / "trial", b"x" * 4096)
+        delete(self.path / "trial")
 
     def clear(self) -> None:
         """Delete the run that the folder holds, and nothing else."""

@@ -1,8 +1,10 @@
 """Who may write into a run folder, and what is said to the others."""
 
+import contextlib
 import errno
 import json
 import random
+import socket
 from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,10 +15,10 @@ import pytest
 import torch
 
 import softless.training.run_folder as module
-from softless.errors import CheckpointError, DataError, ResumeMismatch, StorageError, UsageError
+from softless.errors import CheckpointError, DataError, Interrupted, ResumeMismatch, StorageError, UsageError
 from softless.evaluation import load_run
 from softless.models.durable import write_whole
-from softless.training import Recipe, fit, loop, store
+from softless.training import Recipe, fit, loop, setup, store
 from softless.training.claim import Claim
 from softless.training.run_folder import RunFolder, as_json, differences, few
 from softless.training.store import Checkpoints
@@ -156,6 +158,82 @@ def test_a_run_moves_damaged_checkpoints_aside_and_goes_on(
     found = Checkpoints(tmp_path / "run/checkpoints")
     assert len(found.places()) == 1
     assert found.newest() is not None
+
+
+def meanwhile(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Let something happen while the next command opens its data."""
+    inner = setup._made
+
+    def slow(*args):
+        made = inner(*args)
+        with monkeypatch.context() as patch:
+            patch.setattr(setup, "_made", inner)
+            act()
+        return made
+
+    monkeypatch.setattr(setup, "_made", slow)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.bar("A19", "a run that another command finished or stopped meanwhile: not replaced without --overwrite")
+@pytest.mark.parametrize("ended", ["finished", "stopped"])
+def test_a_run_that_was_there_by_the_time_the_folder_was_taken_stays(
+    short: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: str
+):
+    out, kept = tmp_path / "run", {}
+
+    def other() -> None:
+        with monkeypatch.context() as patch:
+            if ended == "stopped":
+                patch.setattr(loop, "finish", lambda _: (_ for _ in ()).throw(Interrupted("SIGTERM", 143)))
+            with contextlib.suppress(Interrupted):
+                run(short, out)
+        kept.update(contents(out))
+
+    meanwhile(monkeypatch, other)
+    with pytest.raises(
+        UsageError, match=r"already holds a run \(recipe 'tiny', .*finished\): continue it with --resume"
+    ):
+        run(replace(short, seed=9), out)
+    assert contents(out) == kept
+    monkeypatch.undo()
+    assert run(replace(short, seed=9), out, overwrite=True).epochs == 1
+
+
+@pytest.mark.bar("A19", "a run that another command finished or stopped meanwhile: not replaced without --overwrite")
+def test_a_run_to_continue_that_is_another_by_now_is_left(
+    short: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out = tmp_path / "run"
+    run(short, out)
+    (out / "result.json").unlink()
+    meanwhile(monkeypatch, lambda: run(replace(short, seed=9), out, overwrite=True))
+    with pytest.raises(UsageError, match=r"another command changed the run in .*: give this command again"):
+        run(short, out, resume=True)
+    assert json.loads((out / "recipe.json").read_text())["seed"] == 9
+
+
+def test_nothing_of_a_run_under_way_is_swept_by_a_second_command(
+    short: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """What it is writing just now lies beside its place, too."""
+    claim = Claim.take(tmp_path)
+    (tmp_path / "best.json.tmp").write_text("half")
+    with pytest.raises(UsageError, match="in use by process"):
+        run(short, tmp_path)
+    assert (tmp_path / "best.json.tmp").exists()
+    claim.end("stopped")
+
+
+def test_the_lock_of_a_killed_finished_run_is_gone_after_resume(short: Recipe, tmp_path: Path):
+    first = run(short, tmp_path / "run")
+    dead = {"pid": 2**22 + 1, "host": socket.gethostname(), "started": "2026-01-01", "process": "1"}
+    (tmp_path / "run/lock").write_text(json.dumps(dead))
+    assert run(short, tmp_path / "run", resume=True) == first
+    assert not (tmp_path / "run/lock").exists()
 
 
 def test_resume_and_overwrite_exclude_each_other(short: Recipe, tmp_path: Path):
