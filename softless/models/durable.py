@@ -121,16 +121,52 @@ def write_bytes(path: Path, content: bytes) -> None:
     write_whole(path, lambda beside: beside.write_bytes(content) and None, len(content))
 
 
-def append(path: Path, text: str) -> None:
-    """Add a line to a file; it is on disk afterwards.
+def write_stream(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """As `write_whole`, for a writer that takes an open file."""
+
+    def through(beside: Path) -> None:
+        with beside.open("wb") as file:
+            write(file)
+
+    write_whole(path, through)
+
+
+def write_picture(path: Path, image: Any) -> None:
+    """As `write_whole`, an image of Pillow as PNG, in a folder that may be missing."""
+    make_folder(path.parent)
+    write_stream(path, lambda file: image.save(file, "PNG"))
+
+
+def append(path: Path, content: bytes) -> None:
+    """Add to the end of a file; it is on disk afterwards.
 
     Raises:
         StorageError: it could not be written whole.
     """
-    with storing(path, len(text)), path.open("a", encoding="utf-8") as file:
-        file.write(text)
+    with storing(path, len(content)), path.open("ab") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def write_folder(folder: Path, write: Callable[[Path], Any]) -> None:
+    """A folder whole or not at all: `write` fills one beside it. A folder of that name must be empty.
+
+    Raises:
+        StorageError: it cannot be written; nothing is left.
+    """
+    beside = folder.with_name(folder.name + ".tmp")
+    delete_folder(beside)
+    try:
+        with storing(folder):
+            beside.mkdir(parents=True)
+            write(beside)
+            sync_folder(beside)
+            beside.replace(folder)
+            sync_folder(folder.parent)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
 
 
 def make_folder(folder: Path) -> Path:
@@ -139,8 +175,12 @@ def make_folder(folder: Path) -> Path:
     Raises:
         StorageError: it cannot be made.
     """
-    with storing(folder):
+    try:
         folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in FULL:
+            raise storage_error(folder, error) from error
+        raise StorageError(f"cannot make the folder {folder}: {error.strerror}; choose another --out") from error
     return folder
 
 
@@ -258,6 +298,12 @@ def storage_error(path: Path, error: OSError, written: int = 0) -> StorageError:
         f"cannot write {path}: {reason}; {needed}{_free(path)} are free. Make room and give the command again (a run goes on with "
         "--resume): what was kept before is whole"
     )
+
+
+def reason_of(error: StorageError) -> str:
+    """What the system said."""
+    cause = error.__cause__
+    return (isinstance(cause, OSError) and cause.strerror) or str(error)
 
 
 def _free(path: Path) -> str:

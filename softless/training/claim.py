@@ -29,6 +29,7 @@ LARGEST = 4096  # bytes of a lock; ours has about 150
 PATIENCE = 60.0  # seconds for which another process may look at the lock
 PAUSE = 0.05
 ATTEMPTS = 20  # each lost one means that another process took the folder, or gave it back, in between
+HELD: set[str] = set()  # tokens of the claims of this process: it outlives its runs in a notebook
 _log = logging.getLogger("softless.training")
 
 
@@ -65,6 +66,7 @@ class Claim:
                 _clear_away(lock)
                 if not _placed(lock, {**_me(), "token": claim.token}):
                     continue
+            HELD.add(claim.token)
             try:
                 look()
                 claim.note("running")
@@ -89,7 +91,8 @@ class Claim:
 
     def give_back(self) -> None:
         """Delete the lock if it is still this process's, and if the disk lets it."""
-        with suppress(_DamagedError):
+        HELD.discard(self.token)
+        with suppress(_DamagedError, UsageError):
             if (_read(self.folder / LOCK) or {}).get("token") == self.token:
                 discard(self.folder / LOCK)
 
@@ -104,13 +107,15 @@ def holder(folder: Path) -> dict[str, Any] | None:
 
 
 def alive(held: Mapping[str, Any]) -> bool:
-    """Whether the process of a lock runs; one of another host counts as running."""
+    """Whether the process of a lock runs and still holds it; one of another host counts as running."""
     if held.get("host") != socket.gethostname():
         return True
     try:
         pid = int(held["pid"])
     except (KeyError, ValueError, TypeError):
         return False
+    if pid == os.getpid() and held.get("token", "") not in {"", *HELD}:
+        return False  # a disk that refused kept the lock of a run that this process ended
     return running(pid) and held.get("process") in {None, started(pid)}
 
 

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -11,7 +10,7 @@ from typing import Any
 
 from softless.errors import CheckpointError, ResumeMismatch, StorageError, UsageError
 from softless.evaluation.epochs import numbered
-from softless.models.durable import delete, size, storage_error, write_bytes, write_whole
+from softless.models.durable import append, delete, delete_folder, make_folder, size, storing, write_bytes, write_text
 from softless.training.recipe import Recipe, recipe_from
 from softless.words import counted
 
@@ -117,12 +116,7 @@ class RunFolder:
         Raises:
             StorageError: it cannot be made.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(
-                f"cannot make the run folder {self.path}: {error.strerror}; choose another --out"
-            ) from error
+        make_folder(self.path)
 
     def check_same(self, seen: Recipe | None) -> None:
         """Whether the run to continue is still the one that was seen when this command began.
@@ -149,11 +143,11 @@ class RunFolder:
     def clear(self) -> None:
         """Delete the run that the folder holds, and nothing else."""
         for name in FILES:
-            (self.path / name).unlink(missing_ok=True)
+            delete(self.path / name)
         for path in self.path.glob(DUMPS):
-            path.unlink()
+            delete(path)
         for name in FOLDERS:
-            shutil.rmtree(self.path / name, ignore_errors=True)
+            delete_folder(self.path / name)
 
     def check_room(self, parameter_bytes: int, keep: int) -> None:
         """Whether the disk has room for the checkpoints.
@@ -161,7 +155,8 @@ class RunFolder:
         Raises:
             StorageError: it has not.
         """
-        needed, free = ((keep + 1) * COPIES + 2) * parameter_bytes, shutil.disk_usage(self.path).free
+        with storing(self.path):
+            needed, free = ((keep + 1) * COPIES + 2) * parameter_bytes, shutil.disk_usage(self.path).free
         if free < needed:
             raise StorageError(
                 f"run folder {self.path} needs about {size(needed)} for checkpoints and its disk has {size(free)} "
@@ -169,8 +164,7 @@ class RunFolder:
             )
 
     def write_json(self, name: str, content: Any) -> None:
-        text = json.dumps(content, indent=1, default=str, allow_nan=True) + "\n"
-        write_whole(self.path / name, lambda path: path.write_text(text, encoding="utf-8"))
+        write_text(self.path / name, json.dumps(content, indent=1, default=str, allow_nan=True) + "\n")
 
     def read_json(self, name: str) -> Any:
         return json.loads((self.path / name).read_text(encoding="utf-8"))
@@ -184,14 +178,7 @@ class RunFolder:
         Raises:
             StorageError: the disk is full or the file cannot be written.
         """
-        text = json.dumps(line) + "\n"
-        try:
-            with (self.path / LOG).open("a", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise storage_error(self.path / LOG, error, len(text)) from error
+        append(self.path / LOG, (json.dumps(line) + "\n").encode())
 
     def epochs(self) -> list[dict[str, Any]]:
         """The logged epochs, in order, counted from 1."""
@@ -222,7 +209,7 @@ class RunFolder:
                 f"cannot resume {self.path}: a line of its {LOG} cannot be read ({error}); bring it back from a backup, or start anew with "
                 "--overwrite"
             ) from error
-        write_whole(self.path / LOG, lambda path: path.write_text(kept, encoding="utf-8"))
+        write_text(self.path / LOG, kept)
 
     def _whose(self) -> str:
         if not self.has(RECIPE):

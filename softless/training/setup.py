@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from softless.data import EpochLoader, Splits
 from softless.data.loader import mix
 from softless.errors import CheckpointError
+from softless.models.durable import delete
 from softless.tasks import Place, Task, open_task
 from softless.training import checkpoint, claim, optim
 from softless.training.best import write_best
@@ -212,7 +213,7 @@ def _describe(run: Run) -> None:
     run.folder.write_json(RECIPE, {**asked, **checkpoint.versions(), "machine": machine(run.device)})
     run.folder.write_json(CLASSES, list(run.splits.classes))
     if run.epoch < run.epochs:
-        (run.folder.path / RESULT).unlink(missing_ok=True)  # of a run that was finished and is made longer
+        delete(run.folder.path / RESULT)  # of a run that was finished and is made longer
     if run.splits.left_out:
         told = {part: [one.row(annotated=False) for one in faults] for part, faults in run.splits.left_out.items()}
         run.folder.write_json(LEFT_OUT, told)

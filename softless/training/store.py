@@ -23,10 +23,12 @@ from softless.errors import CheckpointError
 from softless.models.durable import (
     Digest,
     delete,
+    delete_folder,
     digest_of,
     make_folder,
     move,
     size,
+    storing,
     sync_folder,
     write_digested,
     write_text,
@@ -137,7 +139,8 @@ class Checkpoints:
             for path in self._files(place):
                 if path.exists():
                     move(path, aside / path.name)
-        sync_folder(self.folder)
+        with storing(self.folder):
+            sync_folder(self.folder)
         names = ", ".join(self._files(place)[0].stem for place in self.damaged)
         _log.warning("the damaged checkpoints are in %s now: %s", aside, names)
         self.damaged.clear()
@@ -153,12 +156,12 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Delete all of them."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        delete_folder(self.folder)
 
     def sweep(self) -> None:
         """Delete what a killed process left half written."""
         for path in self.folder.glob("*.tmp") if self.folder.is_dir() else ():
-            path.unlink(missing_ok=True)
+            delete(path)
 
     def _files(self, place: Place) -> tuple[Path, Path]:
         stem = f"step-{place[0]:09d}-epoch-{place[1]:04d}"
@@ -201,10 +204,12 @@ class Checkpoints:
                 delete(manifest)
                 delete(data)
                 self.good.discard(place)
-        sync_folder(self.folder)
+        with storing(self.folder):
+            sync_folder(self.folder)
 
     def _warn_of_room(self, last: Digest) -> None:
-        free = shutil.disk_usage(self.folder).free
+        with storing(self.folder):
+            free = shutil.disk_usage(self.folder).free
         if free < ROOM * last.bytes:
             _log.warning(
                 "the disk of %s has %s free, and the next checkpoint needs %s",
