@@ -1,11 +1,13 @@
 """Charts of measurements as SVG files for the documents."""
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from softless.benching.measure import Spread
+from softless.models.durable import make_folder, write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,9 +35,11 @@ class Drawing:
         """Write it as SVG, the same bytes for the same numbers."""
         from matplotlib import rc_context
 
-        path.parent.mkdir(parents=True, exist_ok=True)
+        drawn = io.BytesIO()
         with rc_context(STYLE):
-            self.figure.savefig(path, format="svg", bbox_inches="tight", metadata={"Date": None})
+            self.figure.savefig(drawn, format="svg", bbox_inches="tight", metadata={"Date": None})
+        make_folder(path.parent)
+        write_bytes(path, drawn.getvalue())
         return path
 
 

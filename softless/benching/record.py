@@ -1,6 +1,7 @@
 """Where a measured number came from, and the CSV files of the repository that keep them."""
 
 import csv
+import io
 import os
 import platform
 import subprocess
@@ -11,6 +12,7 @@ from typing import Any
 
 import softless
 from softless.errors import UsageError
+from softless.models.durable import write_text
 
 
 def provenance() -> dict[str, str]:
@@ -85,12 +87,11 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     """Rows with their provenance, whole or not at all; columns in the order in which rows first name them."""
     where = provenance()
     columns = list(dict.fromkeys(name for row in rows for name in row)) + list(where)
-    beside = path.with_name(path.name + ".tmp")
-    with beside.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({**row, **where} for row in rows)
-    beside.replace(path)
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({**row, **where} for row in rows)
+    write_text(path, file.getvalue())
     return path
 
 

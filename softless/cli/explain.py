@@ -5,10 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from softless.cli.sizes import as_size, as_token_scale
-from softless.errors import UsageError
+from softless.models.durable import write_picture
 from softless.models.scale import Foreign, set_token_scale
 
 
@@ -88,14 +86,6 @@ def explain(
                 far[name] = maps.foreign
             _, seen = eyes(viewer.model, image)
             sheet = figure(picture(seen[0], viewer.mean, viewer.std), maps, title=f"{name}: {maps.caption}")
-            drawn.append(_saved(sheet, path))
+            write_picture(path, sheet)
+            drawn.append(path)
     return Pictures(folder, tuple(drawn), maps.caption, far)
-
-
-def _saved(sheet: Image.Image, path: Path) -> Path:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(path)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
-    return path

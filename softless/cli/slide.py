@@ -12,8 +12,8 @@ from torch import nn
 from softless.benching.record import table
 from softless.cli.output import plain
 from softless.cli.sizes import as_size, as_token_scale
-from softless.errors import DataError, SoftlessError, UsageError
-from softless.models.durable import write_whole
+from softless.errors import SoftlessError, UsageError
+from softless.models.durable import make_folder, write_picture, write_text
 from softless.models.scale import set_token_scale, trained_as_configured
 from softless.slides.stream import CHUNK, StreamResult, stream
 
@@ -153,7 +153,7 @@ def slide(
     scale = None if token_scale is None else as_token_scale(token_scale)
     size = None if resize is None else as_size(resize)
     looker = _looker(model, op, weights, choose_device(device), getattr(torch, dtype), scale)
-    root = _made(Path(out).expanduser())
+    root = make_folder(Path(out).expanduser())
     options: dict[str, Any] = {
         "level": level,
         "mpp": mpp,
@@ -252,22 +252,14 @@ def _written(image: str, folder: Path, looker: Looker, found: StreamResult, *, p
     shares = found.logits[0].double().softmax(0).tolist()
     names = looker.classes or [f"class {number}" for number in range(len(shares))]
     classes = dict(sorted(zip(names, shares, strict=True), key=lambda pair: -pair[1]))
-    answer = Answer(image, _made(folder), classes, found)
+    answer = Answer(image, make_folder(folder), classes, found)
     _write(folder / RESULT, answer)
     if pictures:
         first = next(iter(classes))
         drawn = sheet(thumbnail(image, level=level), found, f"{Path(image).name}: {first}, {classes[first]:.0%}")
-        write_whole(folder / PICTURE, lambda path: drawn.save(path, format="png"))
+        write_picture(folder / PICTURE, drawn)
     return answer
 
 
 def _write(path: Path, what: Answer | Slides) -> None:
-    write_whole(path, lambda beside: beside.write_text(json.dumps(plain(what), indent=1) + "\n", encoding="utf-8"))
-
-
-def _made(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"cannot make the folder {folder} for the results: {error.strerror}") from error
-    return folder
+    write_text(path, json.dumps(plain(what), indent=1) + "\n")

@@ -21,7 +21,8 @@ from softless.data.findings import Fault, named, refusal
 from softless.data.images import MAX_PIXELS, MIN_SIDE, BadImage, limit, read_whole
 from softless.data.notices import notice
 from softless.data.samples import ArraySamples, FileSamples, Samples
-from softless.errors import DataError, UsageError, unknown
+from softless.errors import DataError, StorageError, UsageError, unknown
+from softless.models.durable import discard, make_folder, move, reason_of, write_bytes
 
 POLICIES = ("stop", "skip", "clip")  # of all fields named `faults`
 AT_ONCE = 4096  # files that wait for a thread
@@ -184,10 +185,11 @@ def _recalled(store: Path) -> set[int]:
 
 def _remember(store: Path, keys: set[int]) -> None:
     """Keep what is known for the next process; without it that one decodes again."""
-    beside = store.with_name(f"{store.name}.{os.getpid()}")
+    beside = store.with_name(f"{store.name}.{os.getpid()}")  # other processes may read the same images
     try:
-        store.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(np.array(sorted(keys), dtype=">u8").tobytes())
-        beside.replace(store)
-    except OSError as error:
-        notice(f"cannot write {store}: {error.strerror}; the images are decoded again at the next start")
+        make_folder(store.parent)
+        write_bytes(beside, np.array(sorted(keys), dtype=">u8").tobytes())
+        move(beside, store)
+    except StorageError as error:
+        discard(beside)
+        notice(f"cannot write {store}: {reason_of(error)}; the images are decoded again at the next start")

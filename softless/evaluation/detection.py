@@ -24,7 +24,7 @@ from softless.data.progress import track
 from softless.data.samples import Samples
 from softless.evaluation.evaluate import autocast
 from softless.evaluation.measures import MEASURES
-from softless.models.durable import write_whole
+from softless.models.durable import write_text
 
 PREDICTIONS = "predictions.json"
 STRICTNESS = {"": None, "50": 0.5, "75": 0.75}  # what follows "ap" in a measure's name: the IoU, or all ten
@@ -167,7 +167,7 @@ def average_precision(document: Mapping[str, Any], answers: Sequence[Answer], *,
 
 def write_json(path: Path, content: Any) -> None:
     """The file whole or not at all."""
-    write_whole(path, lambda beside: beside.write_text(json.dumps(content), encoding="utf-8") and None)
+    write_text(path, json.dumps(content))
 
 
 def _written(answer: Mapping[str, Tensor], categories: Sequence[int]) -> list[Answer]:

@@ -18,7 +18,7 @@ from softless.errors import UsageError, need, unknown
 from softless.evaluation.intervals import wilson
 from softless.evaluation.metrics import Metrics, measure
 from softless.evaluation.run import LoadedRun
-from softless.models.durable import write_whole
+from softless.models.durable import write_stream
 
 PREDICTIONS = "predictions.npz"
 AMP = {"none": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -66,12 +66,10 @@ class Evaluation:
     def write(self, folder: Path, samples: Samples) -> None:
         """predictions.npz: logits, targets and the samples' names."""
         names = np.array([samples.name(index) for index in range(len(samples))])
-
-        def save(path: Path) -> None:
-            with path.open("wb") as file:  # given a name, numpy would append .npz to it
-                np.savez(file, logits=self.logits, targets=self.targets, names=names)
-
-        write_whole(folder / PREDICTIONS, save)
+        write_stream(
+            folder / PREDICTIONS,
+            lambda file: np.savez(file, logits=self.logits, targets=self.targets, names=names),
+        )
 
     def __str__(self) -> str:
         m, (low, high) = self.metrics, self.interval

@@ -12,7 +12,6 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from softless.data.progress import track
 from softless.data.samples import Samples
 from softless.errors import DivergedError, need
 from softless.evaluation.evaluate import autocast
-from softless.models.durable import write_whole
+from softless.models.durable import make_folder, write_bytes, write_text
 
 FOLDER, SCORES, COUNTS = "predictions", "scores.json", "counts.npz"
 HITS, PREDICTED, TRUE = range(3)  # of the last axis of counts
@@ -81,13 +80,13 @@ class Segmentation:
         keys = [samples.key(index) for index in range(len(samples))]
         for key, label in zip(keys, self.labels, strict=True):
             path = root / f"{key}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, partial(_put, label))
-        root.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
+            write_bytes(path, label)
+        make_folder(root)
         packed = io.BytesIO()
         np.savez_compressed(packed, counts=self.counts, names=np.array(keys))
-        write_whole(root / COUNTS, partial(_put, packed.getvalue()))
-        write_whole(root / SCORES, partial(_put, json.dumps(self.to_dict(), indent=1).encode()))
+        write_bytes(root / COUNTS, packed.getvalue())
+        write_text(root / SCORES, json.dumps(self.to_dict(), indent=1))
 
     def __str__(self) -> str:
         scores, loss = self.scores, self.loss
@@ -237,10 +236,6 @@ def _of_all_ranks(loader: EpochLoader, mine: Tally) -> Tally:
         joined = [one for _, part in parts for one in getattr(part, name)]
         setattr(whole, name, [joined[place] for place in order])
     return whole
-
-
-def _put(content: bytes, path: Path) -> None:
-    path.write_bytes(content)
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

@@ -6,7 +6,6 @@ digests.json        the sha256 of both, and of every tensor
 """
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from softless.errors import UsageError, need_module
 from softless.models import config, digests
 from softless.models.create import create_model
-from softless.models.durable import save_readable, sync_file, sync_folder
+from softless.models.durable import write_folder, write_tensors, write_text
 from softless.models.files import CONFIG, FILE, check_finite
 from softless.models.options import Construction
 
@@ -56,36 +55,15 @@ def save_weights(model: nn.Module, folder: str | Path, *, data: Mapping[str, Any
     _check_rebuilt(model, content)
     state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
     check_finite(state.items(), "the model")
-    beside = folder.with_name(folder.name + ".tmp")
-    try:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        _write(beside, state, content)
-        beside.replace(folder)
-        sync_folder(folder.parent)
-    except OSError as error:
-        raise UsageError(f"cannot write {folder}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    write_folder(folder, lambda beside: _write(beside, state, content))
     return folder
 
 
 def _write(folder: Path, state: dict[str, Tensor], content: dict[str, Any]) -> None:
-    from safetensors import SafetensorError
-
-    try:
-        save_readable(folder / FILE, state, {"format": "pt"})
-    except SafetensorError as error:  # a full disk among them
-        raise OSError(str(error)) from error
-    _write_json(folder / CONFIG, content)
-    _write_json(folder / digests.DIGESTS, digests.describe(folder, (FILE, CONFIG), state))
-    for path in folder.iterdir():
-        sync_file(path)
-    sync_folder(folder)
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_tensors(folder / FILE, state, {"format": "pt"})
+    write_text(folder / CONFIG, json.dumps(content, indent=1) + "\n")
+    told = digests.describe(folder, (FILE, CONFIG), state)
+    write_text(folder / digests.DIGESTS, json.dumps(told, indent=1) + "\n")
 
 
 def _check_rebuilt(model: nn.Module, content: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Classes of images, and where the model looked: a table and saliency maps."""
 
 import csv
+import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import torch
 from softless.data.samples import FileSamples
 from softless.errors import UsageError
 from softless.evaluation import LoadedRun
+from softless.models.durable import write_picture, write_text
 from softless.prediction.answers import Answers
 from softless.prediction.results import Results
 from softless.prediction.setting import Setting
@@ -70,18 +72,13 @@ def _probabilities(loaded: LoadedRun, samples: FileSamples, setting: Setting) ->
 
 
 def _write_csv(path: Path, files: Sequence[str], probabilities: np.ndarray, classes: Sequence[str]) -> None:
-    beside = path.with_name(path.name + ".tmp")
-    try:
-        # Names that are not UTF-8 are kept as escapes, and quoting keeps a name with a line break one record.
-        with beside.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            writer = csv.writer(file)
-            writer.writerow(["file", "predicted", *classes])
-            for name, row in zip(files, probabilities, strict=True):
-                writer.writerow([name, classes[int(row.argmax())], *(f"{p:.6f}" for p in row)])
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+    # Names that are not UTF-8 are kept as escapes, and quoting keeps a name with a line break one record.
+    file = io.StringIO(newline="")
+    writer = csv.writer(file)
+    writer.writerow(["file", "predicted", *classes])
+    for name, row in zip(files, probabilities, strict=True):
+        writer.writerow([name, classes[int(row.argmax())], *(f"{p:.6f}" for p in row)])
+    write_text(path, file.getvalue(), errors="backslashreplace")
 
 
 def _draw(
@@ -100,12 +97,4 @@ def _draw(
             name = " ".join(samples.files[index].encode("utf-8", "replace").decode().split())  # one line, printable
             title = f"{loaded.classes[int(row.argmax())]}, {row.max():.0%}: {name}"
             seen = picture(inputs[place], loaded.best["mean"], loaded.best["std"])
-            _save(figure(seen, maps, place, title=title), pictures[index])
-
-
-def _save(image: Any, path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(path)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
+            write_picture(pictures[index], figure(seen, maps, place, title=title))

@@ -5,15 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from softless.data.boxes import need_pycocotools
 from softless.data.notices import notice
 from softless.data.progress import track
 from softless.data.samples import FileSamples
-from softless.errors import UsageError
 from softless.evaluation import LoadedRun
 from softless.evaluation.detection import PREDICTIONS, answers_to, write_json
+from softless.models.durable import write_picture
 from softless.models.scale import farthest
 from softless.prediction.answers import Answers
 from softless.prediction.box_pictures import SURE, draw
@@ -74,7 +72,7 @@ def predict(loaded: LoadedRun, samples: FileSamples, out: Results, setting: Sett
                 "iscrowd": 0,
             })
         if overlays:
-            _save(draw(samples.image(index), answers, classes), pictures[index])
+            write_picture(pictures[index], draw(samples.image(index), answers, classes))
     images = [
         {"id": index + 1, "file_name": samples.files[index], "width": width, "height": height}
         for index, (width, height) in enumerate(sizes)
@@ -95,11 +93,3 @@ def predict(loaded: LoadedRun, samples: FileSamples, out: Results, setting: Sett
         foreign=foreign,
         unread=samples.left_out,
     )
-
-
-def _save(image: Image.Image, path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(path)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error

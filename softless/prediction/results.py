@@ -8,8 +8,8 @@ from types import TracebackType
 from typing import Any
 
 from softless.data.notices import notice
-from softless.errors import UsageError
-from softless.models.durable import write_whole
+from softless.errors import StorageError, UsageError
+from softless.models.durable import delete, delete_folder, make_folder, write_text
 
 WRITTEN = "written.json"  # verb -> the files that its last run left, relative to the folder
 
@@ -30,10 +30,7 @@ class Results:
         self.folder, self.verb = folder, verb
         self.written: dict[str, None] = {}  # in order
         self.inputs = {path.resolve() for path in inputs}
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"cannot make the folder {folder} for the results: {error.strerror}") from error
+        make_folder(folder)
         self.before = _listed(folder / WRITTEN)
 
     def __enter__(self) -> "Results":  # noqa: PYI034 - Self came with Python 3.11
@@ -49,7 +46,11 @@ class Results:
         there = [name for name in self.written if (self.folder / name).exists()]
         content = {**self.before, self.verb: sorted({*own, *there})}
         if content[self.verb]:
-            write_whole(self.folder / WRITTEN, lambda path: path.write_text(json.dumps(content), encoding="utf-8"))
+            try:
+                write_text(self.folder / WRITTEN, json.dumps(content))
+            except StorageError:
+                if kind is None:  # the error under way says more
+                    raise
 
     def file(self, name: str) -> Path:
         """A file of the folder that will be written.
@@ -86,12 +87,12 @@ class Results:
         for name in names:
             path = self.folder / name
             if path.is_file() and path.resolve() not in self.inputs:
-                path.unlink()
+                delete(path)
                 gone += 1
                 for parent in path.relative_to(self.folder).parents[:-1]:
                     if any((self.folder / parent).iterdir()):
                         break
-                    (self.folder / parent).rmdir()
+                    delete_folder(self.folder / parent)
         if gone:
             notice(f"{self.folder}: {gone} files that the last `softless {self.verb}` left there are removed")
 

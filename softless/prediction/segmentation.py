@@ -1,6 +1,5 @@
 """The class of each pixel of images at their own size: label images, and pictures of them over the photographs."""
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from softless.data.samples import FileSamples
 from softless.errors import UsageError
 from softless.evaluation import LoadedRun
 from softless.evaluation.evaluate import autocast
+from softless.models.durable import write_picture
 from softless.models.scale import farthest
 from softless.prediction.answers import Answers
 from softless.prediction.fields_of_view import masks_beside, read_mask
@@ -80,9 +80,9 @@ def predict(loaded: LoadedRun, samples: FileSamples, out: Results, setting: Sett
             classes = np.where(read_mask(mask, image.size), classes, np.uint8(IGNORE))
         if fov is None or mask is not None:
             pixels += np.bincount(classes.reshape(-1), minlength=256)[: len(values)]
-        _save(label_image(classes, values, loaded.classes), labels[index])
+        write_picture(labels[index], label_image(classes, values, loaded.classes))
         if overlays:
-            _save(overlay(image, classes, loaded.classes), pictures[index])
+            write_picture(pictures[index], overlay(image, classes, loaded.classes))
     shares = (pixels / pixels.sum()).tolist() if pixels.sum() else [None] * len(values)
     without = 0 if fov is None else masks.count(None)
     return Predictions(
@@ -136,13 +136,3 @@ def label_image(classes: np.ndarray, values: Sequence[int], names: Sequence[str]
     image = Image.fromarray(table[classes]).convert("P")
     image.putpalette(palette(values, colours(tuple(names))))
     return image
-
-
-def _save(image: Image.Image, path: Path) -> None:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(buffer.getvalue())
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error

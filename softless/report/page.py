@@ -7,6 +7,7 @@ from typing import Any
 
 import softless
 from softless.errors import UsageError
+from softless.models.durable import make_folder, write_text
 from softless.report.cost import Speed, draw_cost
 from softless.report.curves import draw_curves
 from softless.report.groups import FEW, Group, grouped
@@ -35,17 +36,15 @@ def write(
         speeds: measured images per second in evaluation, by the folder of each model's first run (softless.benching).
 
     Raises:
-        UsageError: no run, or a folder without a finished run.
+        UsageError: no run, a folder without a finished run, or a place that cannot be written (StorageError).
     """
     if not run_dirs:
         raise UsageError("a report needs at least one run folder")
     groups = grouped([read_run(Path(folder)) for folder in run_dirs])
     text = render(groups, title or _title(groups), speeds)
     out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    beside = out.with_name(out.name + ".tmp")
-    beside.write_text(text, encoding="utf-8")
-    Path(beside).replace(out)
+    make_folder(out.parent)
+    write_text(out, text)
     return out
 
 

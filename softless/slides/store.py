@@ -27,7 +27,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from softless.errors import CheckpointError, StorageError, UsageError
-from softless.models.durable import FULL, size, write_whole
+from softless.models.durable import FULL, delete, discard, make_folder, size, storing, write_text
 
 JOURNAL, LOG, ABOUT = "journal.bin", "unreadable.jsonl", "about.json"
 MAGIC = b"softless journal 1\n"
@@ -130,7 +130,7 @@ class InFile:
         if self.handle is not None:
             os.close(self.handle)
         if remove:
-            self.path.unlink(missing_ok=True)
+            delete(self.path)
 
 
 def _bytes(values: Tensor) -> memoryview:
@@ -189,7 +189,7 @@ class Journal:
                 file.write(body)
             beside.replace(self.path)
         except OSError as error:
-            beside.unlink(missing_ok=True)
+            discard(beside)
             raise full(self.path, error, len(body)) from error
 
     def read(self) -> Entry | None:
@@ -227,7 +227,8 @@ class Log:
         """The lines that there were at a length; what was added later goes."""
         if not self.path.exists():
             return []
-        os.truncate(self.path, length)
+        with storing(self.path):
+            os.truncate(self.path, length)
         self.length = length
         return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
 
@@ -274,10 +275,10 @@ def same_run(folder: Path, about: Mapping[str, Any]) -> bool:
             )
         return True
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         if any(folder.iterdir()):
             raise CheckpointError(f"{folder} holds other files: choose a new or empty folder as the store")
-        write_whole(path, lambda beside: beside.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8"))
+        write_text(path, json.dumps(about, indent=1) + "\n")
     except OSError as error:
         raise full(folder, error) from error
     return False

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from softless.errors import DivergedError
-from softless.models.durable import write_whole
+from softless.models.durable import write_text
 
 if TYPE_CHECKING:
     from softless.training.setup import Run
@@ -98,7 +98,5 @@ def _write_down(run: "Run", seen: Seen, step: int) -> str:
         "samples": [samples.name(position % len(samples)) for position in positions],
     }
     name = f"diverged-e{run.epoch + 1:04d}-s{step + 1:06d}.json"
-    write_whole(
-        run.folder.path / name, lambda path: path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    )
+    write_text(run.folder.path / name, json.dumps(content, indent=1) + "\n")
     return name

@@ -1,7 +1,6 @@
 """What a run keeps: a line per epoch, the last state, the best weights, and at the end its result."""
 
 import logging
-import shutil
 import statistics
 from dataclasses import asdict
 from typing import Any
@@ -9,8 +8,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from softless.errors import DivergedError, UsageError
+from softless.errors import DivergedError, StorageError, UsageError
 from softless.evaluation.epochs import COUNTED
+from softless.models.durable import delete_folder
 from softless.models.publish import save_weights
 from softless.tasks import Outcome
 from softless.training import checkpoint
@@ -92,7 +92,7 @@ def publish(run: Run) -> None:
     model = run.task.published(run.task.evaluated(run.model))
     if model is None:
         return
-    shutil.rmtree(folder, ignore_errors=True)
+    delete_folder(folder)
     about = {
         "input_size": (run.splits.in_chans, data.image_size, data.image_size),
         "mean": tuple(run.splits.mean),
@@ -102,6 +102,8 @@ def publish(run: Run) -> None:
     }
     try:
         save_weights(model, folder, data=about)
+    except StorageError:
+        raise
     except UsageError as error:  # the run itself is whole
         _log.warning("no folder for timm's local-dir: is left: %s", error)
 

@@ -17,6 +17,7 @@ from softless.errors import DataError, DivergedError, Interrupted
 from softless.evaluation.evaluate import autocast
 from softless.training import checkpoint, keep, opening
 from softless.training.candidates import best_of
+from softless.training.claim import clear_dead
 from softless.training.faults import Rewind, Seen, buffers, judge, leave_out
 from softless.training.progress import Progress
 from softless.training.recipe import Recipe
@@ -64,13 +65,15 @@ def fit(
         recipe.check()
     folder = RunFolder(Path(run_dir))
     with join(device) as world, Signals() as signals:
+        seen = world.first(folder.recipe) if resume else None
         recipe = world.first(lambda: settled(recipe, folder, resume=resume, overwrite=overwrite))
         world.compute_with(recipe.threads)
         finished = world.first(lambda: stored(folder)) if resume else None
         if finished is not None and recipe.schedule.epochs + recipe.schedule.cooldown_epochs <= finished.epochs:
+            world.first(lambda: clear_dead(folder.path))
             return finished
         try:
-            run = set_up(recipe, folder.path, world, signals, resume=resume, overwrite=overwrite)
+            run = set_up(recipe, folder.path, world, signals, resume=resume, overwrite=overwrite, seen=seen)
         except Stop as stop:
             raise Interrupted("a signal came before the first step: there was nothing to save", 128 + (signals.received or signal.SIGTERM)) from stop  # fmt: skip
         with ended(run):

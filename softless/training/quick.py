@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from softless.models.durable import make_folder, write_picture, write_stream, write_text
 from softless.models.variants import VARIANTS
 from softless.training.recipe import Recipe
 
@@ -59,12 +60,12 @@ def _images(count: int, pixels: int, channels: int, seed: int) -> tuple[np.ndarr
 
 
 def _npz(path: Path, pixels: int, channels: int) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     arrays: dict[str, np.ndarray] = {}
     for seed, (part, count) in enumerate(_COUNTS.items()):
         images, labels = _images(count, pixels, channels, seed)
         arrays |= {f"{part}_images": images, f"{part}_labels": labels.reshape(-1, 1)}
-    np.savez(path, **arrays)  # type: ignore[arg-type]  # typed as if a key could be allow_pickle
+    write_stream(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]  # typed as if a key could be allow_pickle
     return path
 
 
@@ -72,8 +73,7 @@ def _class_folders(root: Path, pixels: int, channels: int) -> Path:
     for seed, (part, count) in enumerate(_COUNTS.items()):
         for index, (image, label) in enumerate(zip(*_images(count, pixels, channels, seed), strict=True)):
             file = root / part / f"class_{label}" / f"{index:03}.png"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(file)
+            write_picture(file, Image.fromarray(image))
     return root
 
 
@@ -141,9 +141,8 @@ def _label_images(root: Path) -> Path:
             image = rng.integers(0, 128, (64, 64, 3)) + 127 * label[..., None]
             for place, pixels in (("images", image.astype(np.uint8)), ("labels", label)):
                 file = root / place / part / f"{index:03}.png"
-                file.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(pixels).save(file)
-    (root / "classes.json").write_text('{"0": "dark", "1": "bright"}', encoding="utf-8")
+                write_picture(file, Image.fromarray(pixels))
+    write_text(root / "classes.json", '{"0": "dark", "1": "bright"}')
     return root
 
 
@@ -159,8 +158,7 @@ def _boxes(root: Path) -> Path:
             right, bottom, label = left + width, top + height, index % CLASSES
             pixels[top:bottom, left:right] += 96 * (1 + label)
             file = root / "images" / part / f"{index:03}.png"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file)
+            write_picture(file, Image.fromarray(pixels.clip(0, 255).astype(np.uint8)))
             images.append({"id": index, "file_name": file.name, "width": 64, "height": 64})
             outline = [left, top, right, top, right, bottom, left, bottom]
             annotations.append({
@@ -169,9 +167,9 @@ def _boxes(root: Path) -> Path:
             })  # fmt: skip
         categories = [{"id": number + 1, "name": f"class {number}"} for number in range(CLASSES)]
         written = root / "annotations" / f"instances_{part}.json"
-        written.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(written.parent)
         content = {"images": images, "annotations": annotations, "categories": categories}
-        written.write_text(json.dumps(content), encoding="utf-8")
+        write_text(written, json.dumps(content))
     return root
 
 

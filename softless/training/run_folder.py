@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -11,7 +10,7 @@ from typing import Any
 
 from softless.errors import CheckpointError, ResumeMismatch, StorageError, UsageError
 from softless.evaluation.epochs import numbered
-from softless.models.durable import size, storage_error, write_whole
+from softless.models.durable import append, delete, delete_folder, make_folder, size, storing, write_bytes, write_text
 from softless.training.recipe import Recipe, recipe_from
 from softless.words import counted
 
@@ -72,8 +71,25 @@ class RunFolder:
             _log.warning("nothing to resume in %s: the run starts at its first epoch", self.path)
 
     def holds_run(self) -> bool:
-        """Whether anything of a run lies in the folder."""
-        return any(self.has(name) for name in (*FILES, CHECKPOINTS))
+        """Whether anything of a run lies in the folder. How a start ended that left nothing else (state.json) is no run."""
+        return any(self.has(name) for name in (*FILES, CHECKPOINTS) if name != STATE)
+
+    def check_unfinished(self) -> None:
+        """A run without a checkpoint starts at its first epoch, and says so, if nothing that it logged would be lost.
+
+        Raises:
+            CheckpointError: it went further than its first epoch, so there were checkpoints.
+        """
+        if not self.has(RECIPE):
+            return
+        log = self.path / LOG
+        epochs = log.read_bytes().count(b"\n") if log.is_file() else 0
+        if self.has(RESULT) or epochs > 1:  # the first is logged just before the first checkpoint
+            raise CheckpointError(
+                f"the run in {self.path} has {counted(epochs, 'epoch')} in its {LOG} and no finished checkpoint: bring {CHECKPOINTS}/ back "
+                "from a backup, or start anew with --overwrite"
+            )
+        _log.warning("no checkpoint was finished in %s: the run starts at its first epoch", self.path)
 
     def recipe(self) -> Recipe | None:
         """The recipe of the run in the folder, or None where there is no run.
@@ -95,30 +111,43 @@ class RunFolder:
         return replace(stored, model=replace(stored.model, args=args))
 
     def make(self) -> None:
-        """Make the folder if it is missing, and try that files can be written there.
+        """Make the folder if it is missing.
 
         Raises:
-            StorageError: it cannot be made or written.
+            StorageError: it cannot be made.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(
-                f"cannot make the run folder {self.path}: {error.strerror}; choose another --out"
-            ) from error
-        for name in FILES:  # what a killed process left half written
-            (self.path / f"{name}.tmp").unlink(missing_ok=True)
-        write_whole(self.path / "trial", lambda path: path.write_bytes(b"x" * 4096))
-        (self.path / "trial").unlink()
+        make_folder(self.path)
+
+    def check_same(self, seen: Recipe | None) -> None:
+        """Whether the run to continue is still the one that was seen when this command began.
+
+        Raises:
+            UsageError: another command changed it.
+        """
+        if self.recipe() != seen:
+            raise UsageError(
+                f"another command changed the run in {self.path} while this one opened its data: give this command again"
+            )
+
+    def sweep(self) -> None:
+        """Delete what a killed process left half written, and try that files can be written. The folder is held.
+
+        Raises:
+            StorageError: they cannot.
+        """
+        for name in FILES:
+            delete(self.path / f"{name}.tmp")
+        write_bytes(self.path / "trial", b"x" * 4096)
+        delete(self.path / "trial")
 
     def clear(self) -> None:
         """Delete the run that the folder holds, and nothing else."""
         for name in FILES:
-            (self.path / name).unlink(missing_ok=True)
+            delete(self.path / name)
         for path in self.path.glob(DUMPS):
-            path.unlink()
+            delete(path)
         for name in FOLDERS:
-            shutil.rmtree(self.path / name, ignore_errors=True)
+            delete_folder(self.path / name)
 
     def check_room(self, parameter_bytes: int, keep: int) -> None:
         """Whether the disk has room for the checkpoints.
@@ -126,7 +155,8 @@ class RunFolder:
         Raises:
             StorageError: it has not.
         """
-        needed, free = ((keep + 1) * COPIES + 2) * parameter_bytes, shutil.disk_usage(self.path).free
+        with storing(self.path):
+            needed, free = ((keep + 1) * COPIES + 2) * parameter_bytes, shutil.disk_usage(self.path).free
         if free < needed:
             raise StorageError(
                 f"run folder {self.path} needs about {size(needed)} for checkpoints and its disk has {size(free)} "
@@ -134,8 +164,7 @@ class RunFolder:
             )
 
     def write_json(self, name: str, content: Any) -> None:
-        text = json.dumps(content, indent=1, default=str, allow_nan=True) + "\n"
-        write_whole(self.path / name, lambda path: path.write_text(text, encoding="utf-8"))
+        write_text(self.path / name, json.dumps(content, indent=1, default=str, allow_nan=True) + "\n")
 
     def read_json(self, name: str) -> Any:
         return json.loads((self.path / name).read_text(encoding="utf-8"))
@@ -149,14 +178,7 @@ class RunFolder:
         Raises:
             StorageError: the disk is full or the file cannot be written.
         """
-        text = json.dumps(line) + "\n"
-        try:
-            with (self.path / LOG).open("a", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise storage_error(self.path / LOG, error, len(text)) from error
+        append(self.path / LOG, (json.dumps(line) + "\n").encode())
 
     def epochs(self) -> list[dict[str, Any]]:
         """The logged epochs, in order, counted from 1."""
@@ -187,7 +209,7 @@ class RunFolder:
                 f"cannot resume {self.path}: a line of its {LOG} cannot be read ({error}); bring it back from a backup, or start anew with "
                 "--overwrite"
             ) from error
-        write_whole(self.path / LOG, lambda path: path.write_text(kept, encoding="utf-8"))
+        write_text(self.path / LOG, kept)
 
     def _whose(self) -> str:
         if not self.has(RECIPE):

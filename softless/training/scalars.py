@@ -1,9 +1,17 @@
-"""TensorBoard's view of a run, where TensorBoard is installed: the numbers of log.jsonl, one point per epoch."""
+"""TensorBoard's view of a run, where TensorBoard is installed: the numbers of log.jsonl, one point per epoch.
 
+TensorBoard's own writer works in a thread, where an error of the disk ends in a traceback; here each epoch is one write of the run itself.
+"""
+
+import io
+import os
+import socket
+import time
 from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from softless.models.durable import append, make_folder
 from softless.training.run_folder import SCALARS
 
 if TYPE_CHECKING:
@@ -14,7 +22,12 @@ class Scalars:
     """Writes each epoch's numbers into `tensorboard/` of the run folder; does nothing without the package."""
 
     def __init__(self, run: "Run") -> None:
-        self.writer = _writer(run) if run.world.is_first else None
+        self.wanted = run.world.is_first and _installed()
+        if self.wanted:
+            name = f"events.out.tfevents.{time.time_ns() // 1000:016d}.{socket.gethostname()}.{os.getpid()}"
+            self.path = make_folder(run.folder.path / SCALARS) / name
+            restarted = {"step": run.epoch + 1, "session_log": {"status": "START"}}  # later points were of a run before
+            append(self.path, _records({"file_version": "brain.Event:2"}, restarted))
 
     def __enter__(self) -> "Scalars":  # noqa: PYI034 - typing.Self is younger than Python 3.10
         return self
@@ -22,21 +35,38 @@ class Scalars:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.writer is not None:
-            self.writer.close()
+        """Each epoch is on disk already."""
 
     def write(self, line: Mapping[str, Any]) -> None:
-        if self.writer is not None:
-            for name, value in _flat(line):
-                self.writer.add_scalar(name, value, line["epoch"])
+        """Add an epoch.
+
+        Raises:
+            StorageError: the disk is full or the folder cannot be written.
+        """
+        if self.wanted:
+            values = [{"tag": name, "simple_value": value} for name, value in _flat(line)]
+            append(self.path, _records({"step": line["epoch"], "summary": {"value": values}}))
 
 
-def _writer(run: "Run") -> Any:
+def _installed() -> bool:
     try:
-        from torch.utils.tensorboard import SummaryWriter
+        import tensorboard.summary.writer.record_writer  # noqa: F401
     except ImportError:
-        return None
-    return SummaryWriter(str(run.folder.path / SCALARS), purge_step=run.epoch + 1)
+        return False
+    return True
+
+
+def _records(*events: Mapping[str, Any]) -> bytes:
+    """Events as TensorBoard's files hold them."""
+    from google.protobuf.json_format import ParseDict
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    stream = io.BytesIO()
+    writer = RecordWriter(stream)
+    for event in events:
+        writer.write(ParseDict({**event, "wall_time": time.time()}, Event()).SerializeToString())
+    return stream.getvalue()
 
 
 def _flat(line: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -44,4 +74,4 @@ def _flat(line: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, floa
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}/")
         elif isinstance(value, int | float) and name != "epoch":
-            yield prefix + name, value
+            yield prefix + name, float(value)

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from softless.data import EpochLoader, Splits
 from softless.data.loader import mix
 from softless.errors import CheckpointError
+from softless.models.durable import delete
 from softless.tasks import Place, Task, open_task
-from softless.training import checkpoint, optim
+from softless.training import checkpoint, claim, optim
 from softless.training.best import write_best
 from softless.training.claim import Claim
 from softless.training.model import build_for
@@ -98,16 +99,25 @@ class Run:
         return self.signals.interruptible(alone=self.world.size == 1)
 
 
-def set_up(recipe: Recipe, path: Path, world: World, signals: Signals, *, resume: bool, overwrite: bool) -> Run:
+def set_up(
+    recipe: Recipe,
+    path: Path,
+    world: World,
+    signals: Signals,
+    *,
+    resume: bool,
+    overwrite: bool,
+    seen: Recipe | None = None,
+) -> Run:
     """Open the data, build the model, take the folder; continue from its checkpoint if `resume`.
 
-    Nothing in the folder is touched before data and model are known to be usable.
+    `seen` is the recipe that lay in the folder when the command began, on the first rank, where it is continued. Nothing in the folder is touched before data and model are known to be usable.
     """
     if resume:
         data_are_there(recipe, path)
     with signals.interruptible(alone=world.size == 1):
         run = _made(recipe, RunFolder(path), world, signals)
-    world.first(lambda: _take(run, overwrite=overwrite))
+    world.first(lambda: _take(run, seen, resume=resume, overwrite=overwrite))
     try:
         if resume:
             continue_newest(run)
@@ -162,16 +172,31 @@ def continue_newest(run: Run) -> bool:
         raise CheckpointError(
             f"the processes of this run see different checkpoints in {run.checkpoints.folder}: give them one folder"
         )
+    if stored is None:
+        run.world.first(run.folder.check_unfinished)
+    run.world.first(run.checkpoints.set_aside)
     return stored is not None
 
 
-def _take(run: Run, *, overwrite: bool) -> None:
-    """Take the folder, with room for the checkpoints; delete the run it held if that was asked."""
+def _take(run: Run, seen: Recipe | None, *, resume: bool, overwrite: bool) -> None:
+    """Take the folder, with room for the checkpoints; delete the run it held if that was asked.
+
+    Opening the data may have taken long: once the folder is held, what it holds is looked at again.
+    """
+
+    def look() -> None:
+        if resume:
+            run.folder.check_same(seen)
+        else:
+            run.folder.check(run.asked, resume=False, overwrite=overwrite)
+
     run.folder.make()
-    run.claim = Claim.take(run.folder.path)
+    run.claim = Claim.take(run.folder.path, look, lambda: run.signals.received or 0)
     try:
         if overwrite:
             run.folder.clear()
+        claim.sweep(run.folder.path)
+        run.folder.sweep()
         run.checkpoints.sweep()
         size = sum(parameter.numel() * parameter.element_size() for parameter in run.model.parameters())
         run.folder.check_room(size, run.checkpoints.keep)
@@ -188,7 +213,7 @@ def _describe(run: Run) -> None:
     run.folder.write_json(RECIPE, {**asked, **checkpoint.versions(), "machine": machine(run.device)})
     run.folder.write_json(CLASSES, list(run.splits.classes))
     if run.epoch < run.epochs:
-        (run.folder.path / RESULT).unlink(missing_ok=True)  # of a run that was finished and is made longer
+        delete(run.folder.path / RESULT)  # of a run that was finished and is made longer
     if run.splits.left_out:
         told = {part: [one.row(annotated=False) for one in faults] for part, faults in run.splits.left_out.items()}
         run.folder.write_json(LEFT_OUT, told)

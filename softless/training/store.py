@@ -12,7 +12,7 @@ import logging
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, cast
@@ -20,7 +20,19 @@ from typing import Any, cast
 import torch
 
 from softless.errors import CheckpointError
-from softless.models.durable import Digest, digest_of, size, sync_folder, write_digested, write_whole
+from softless.models.durable import (
+    Digest,
+    delete,
+    delete_folder,
+    digest_of,
+    make_folder,
+    move,
+    size,
+    storing,
+    sync_folder,
+    write_digested,
+    write_text,
+)
 
 FORMAT = 1
 NAME = re.compile(r"step-(\d{9,})-epoch-(\d{4,})\.(pt|json)")
@@ -31,16 +43,25 @@ ROOM = 1.2  # a warning is given when the disk has less free than so many times 
 _log = logging.getLogger("softless.training")
 
 
+DAMAGED = "damaged"  # where those go that are not what was written
+
+
 class _BadError(Exception):
     """Why a checkpoint does not count."""
 
 
+class _UnfinishedError(_BadError):
+    """A state without a manifest: its writing was never acknowledged."""
+
+
 @dataclass(frozen=True)
 class Checkpoints:
-    """The folder of checkpoints; the last `keep` are kept."""
+    """The folder of checkpoints; the last `keep` are kept, counted from those that are known to be good."""
 
     folder: Path
     keep: int = 2
+    good: set[Place] = field(default_factory=set, compare=False)  # written or verified by this process
+    damaged: dict[Place, str] = field(default_factory=dict, compare=False)  # passed over by `newest`, with the reason
 
     def save(self, state: Mapping[str, Any], place: Place, facts: Mapping[str, Any]) -> Path:
         """Write a state; when this returns it is on disk and counts. Older ones beyond `keep` are deleted afterwards.
@@ -53,9 +74,10 @@ class Checkpoints:
         Raises:
             StorageError: it could not be written; the others are as they were.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         data, manifest = self._files(place)
-        manifest.unlink(missing_ok=True)  # a state that is written anew does not count meanwhile
+        delete(manifest)  # a state that is written anew does not count meanwhile
+        self.good.discard(place)
         digest = write_digested(data, lambda file: torch.save(dict(state), cast("Any", file)))
         told = {
             "format": FORMAT,
@@ -66,36 +88,62 @@ class Checkpoints:
             "sha256": digest.sha256,
             **facts,
         }
-        text = json.dumps({**told, "manifest_sha256": _digest(told)}, indent=1) + "\n"
-        write_whole(manifest, lambda path: path.write_text(text, encoding="utf-8"))
-        self._prune()
+        write_text(manifest, json.dumps({**told, "manifest_sha256": _digest(told)}, indent=1) + "\n")
+        self.good.add(place)
+        self._prune(place)
         self._warn_of_room(digest)
         return data
 
     def newest(self) -> dict[str, Any] | None:
-        """The newest state whose digest is right, or None where there is none at all; newer ones that are not are named in a warning.
+        """The newest state whose digest is right; newer ones that are not are named in a warning.
+
+        None where none was ever finished: there is none at all, or their writing was cut short.
 
         Raises:
-            CheckpointError: there are checkpoints and none is good; each is named with its reason.
+            CheckpointError: there are finished checkpoints and none is good; each is named with its reason.
         """
+        self.damaged.clear()
         reasons = []
         for place in self.places():
             try:
                 state = self._read(place)
             except _BadError as reason:
                 reasons.append(f"{self._files(place)[0].name}: {reason}")
+                if not isinstance(reason, _UnfinishedError):
+                    self.damaged[place] = str(reason)
                 continue
-            for line in reasons:
-                _log.warning("passed over the checkpoint %s", line)
+            self.good.add(place)
+            _say_passed_over(reasons)
             if reasons:
                 _log.warning("continuing from %s; %d newer passed over", self._files(place)[0], len(reasons))
             return state
-        if reasons:
+        if self.damaged:
             raise CheckpointError(
                 f"none of the {len(reasons)} checkpoints in {self.folder} is good ({'; '.join(reasons[:10])}): bring one back from a "
-                "backup, or start anew with --overwrite"
+                "backup, its .pt and its .json, and give --resume again; or start anew with --overwrite"
             )
+        _say_passed_over(reasons)
         return None
+
+    def set_aside(self) -> None:
+        """Move those that `newest` found damaged into `damaged/`, so that they count no more; a line names them.
+
+        Raises:
+            StorageError: the folder cannot be written.
+        """
+        if not self.damaged:
+            return
+        aside = self.folder / DAMAGED
+        make_folder(aside)
+        for place in self.damaged:
+            for path in self._files(place):
+                if path.exists():
+                    move(path, aside / path.name)
+        with storing(self.folder):
+            sync_folder(self.folder)
+        names = ", ".join(self._files(place)[0].stem for place in self.damaged)
+        _log.warning("the damaged checkpoints are in %s now: %s", aside, names)
+        self.damaged.clear()
 
     def places(self) -> list[Place]:
         """The places of which there is a state or a manifest, newest first."""
@@ -108,12 +156,12 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Delete all of them."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        delete_folder(self.folder)
 
     def sweep(self) -> None:
         """Delete what a killed process left half written."""
         for path in self.folder.glob("*.tmp") if self.folder.is_dir() else ():
-            path.unlink(missing_ok=True)
+            delete(path)
 
     def _files(self, place: Place) -> tuple[Path, Path]:
         stem = f"step-{place[0]:09d}-epoch-{place[1]:04d}"
@@ -141,19 +189,27 @@ class Checkpoints:
             raise _BadError(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
         return state
 
-    def _prune(self) -> None:
-        """Delete whole ones beyond the newest `keep`, and unfinished ones older than those. The newest was written just now."""
-        places = self.places()
-        whole = [place for place in places if all(path.exists() for path in self._files(place))]
-        for place in places:
-            if whole and place not in whole[: self.keep] and place < whole[0]:
+    def _prune(self, written: Place) -> None:
+        """Delete what lies beyond the newest `keep`, and states that were never finished.
+
+        Those that this process wrote or verified are kept before others, and the one written just now always: a whole file may still be a
+        damaged one.
+        """
+        whole = [place for place in self.places() if all(path.exists() for path in self._files(place))]
+        whole.sort(key=lambda place: (place == written, place in self.good, place), reverse=True)
+        kept = {written, *whole[: self.keep]}
+        for place in self.places():
+            if place not in kept:
                 data, manifest = self._files(place)
-                manifest.unlink(missing_ok=True)
-                data.unlink(missing_ok=True)
-        sync_folder(self.folder)
+                delete(manifest)
+                delete(data)
+                self.good.discard(place)
+        with storing(self.folder):
+            sync_folder(self.folder)
 
     def _warn_of_room(self, last: Digest) -> None:
-        free = shutil.disk_usage(self.folder).free
+        with storing(self.folder):
+            free = shutil.disk_usage(self.folder).free
         if free < ROOM * last.bytes:
             _log.warning(
                 "the disk of %s has %s free, and the next checkpoint needs %s",
@@ -163,13 +219,18 @@ class Checkpoints:
             )
 
 
+def _say_passed_over(reasons: list[str]) -> None:
+    for line in reasons:
+        _log.warning("passed over the checkpoint %s", line)
+
+
 def _manifest(path: Path) -> dict[str, Any]:
     try:
         told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         stated = told.pop("manifest_sha256")
         kind = told["format"]
     except FileNotFoundError as error:
-        raise _BadError("it has no manifest: its writing was not finished") from error
+        raise _UnfinishedError("it has no manifest: its writing was not finished") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _BadError("its manifest cannot be read") from error
     if stated != _digest(told):

@@ -321,7 +321,7 @@ def test_predict_with_bad_input(world):
     with pytest.raises(DataError, match="no run folder"):
         predict(world / "missing", world / "data", world / "out", device="cpu")
     (world / "file").write_text("x")
-    with pytest.raises(UsageError, match=r"cannot make the folder .*file for the results"):
+    with pytest.raises(UsageError, match=r"cannot make the folder .*file: File exists"):
         predict(world / "run", world / "data", world / "file", device="cpu")
     with pytest.raises(UsageError, match="batch_size=0"):
         predict(world / "run", world / "data", world / "out", device="cpu", batch_size=0)

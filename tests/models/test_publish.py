@@ -271,14 +271,14 @@ def test_whole_or_not_at_all(when, model, tmp_path, monkeypatch):
     def fail(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    write = Path.write_text
+    write = Path.write_bytes
     if when == "flush":
         monkeypatch.setattr(os, "fsync", fail)
     elif when == "model.safetensors":
         monkeypatch.setattr("safetensors.torch.save_file", fail)
     else:
         monkeypatch.setattr(
-            Path, "write_text", lambda self, *a, **k: fail() if self.name == when else write(self, *a, **k)
+            Path, "write_bytes", lambda self, *a: fail() if self.name == f"{when}.tmp" else write(self, *a)
         )
     with pytest.raises(UsageError, match=r"cannot write .*: No space left on device"):
         save_weights(model, tmp_path / "w")

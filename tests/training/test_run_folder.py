@@ -1,8 +1,10 @@
 """Who may write into a run folder, and what is said to the others."""
 
+import contextlib
 import errno
 import json
 import random
+import socket
 from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,10 +15,11 @@ import pytest
 import torch
 
 import softless.training.run_folder as module
-from softless.errors import CheckpointError, DataError, ResumeMismatch, StorageError, UsageError
+from softless.errors import CheckpointError, DataError, Interrupted, ResumeMismatch, StorageError, UsageError
 from softless.evaluation import load_run
 from softless.models.durable import write_whole
-from softless.training import Recipe, fit
+from softless.training import Recipe, fit, loop, setup, store
+from softless.training.claim import Claim
 from softless.training.run_folder import RunFolder, as_json, differences, few
 from softless.training.store import Checkpoints
 
@@ -82,6 +85,157 @@ def test_resume_in_an_empty_folder_starts_and_says_so(short: Recipe, tmp_path: P
     assert "nothing to resume" in caplog.text
 
 
+def die_before(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> None:
+    """SIGKILL leaves what is on disk, and so does this: neither `except` nor `finally` may tidy up."""
+    monkeypatch.setattr(owner, name, lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(Claim, "end", lambda *_, **__: None)
+
+
+@pytest.mark.bar("A1", "death before the first checkpoint counted: nothing was acknowledged, the run starts again")
+@pytest.mark.parametrize(
+    ("owner", "name", "said"),
+    [
+        (RunFolder, "check_room", "nothing to resume in"),
+        (RunFolder, "rewind_log", "nothing to resume in"),
+        (loop, "train", "no checkpoint was finished in"),
+        (Checkpoints, "save", "no checkpoint was finished in"),
+        (store, "write_text", "no checkpoint was finished in"),
+    ],
+)
+def test_a_start_that_was_killed_early_is_resumed_at_the_first_epoch(
+    short: Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    owner: object,
+    name: str,
+    said: str,
+):
+    with monkeypatch.context() as patch:
+        die_before(patch, owner, name)
+        with pytest.raises(KeyboardInterrupt):
+            run(short, tmp_path / "run")
+    assert (tmp_path / "run/state.json").exists()
+    (tmp_path / "run/lock").unlink()
+    assert run(short, tmp_path / "run", resume=True).epochs == 1
+    assert said in caplog.text
+    assert "at its first epoch" in caplog.text
+
+
+@pytest.mark.bar("A11", "after a start that found too little room: the same command starts the run")
+def test_a_first_start_that_found_no_room_can_be_given_again(
+    short: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(module.shutil, "disk_usage", lambda _: Usage(10**9, 10**9 - 5000, 5000))
+        for resume in (False, True):
+            with pytest.raises(StorageError, match="needs about"):
+                run(short, tmp_path / "run", resume=resume)
+    assert run(short, tmp_path / "run", resume=True).epochs == 1
+
+
+def test_a_run_whose_checkpoints_are_gone_does_not_start_anew_in_silence(short: Recipe, tmp_path: Path):
+    longer = replace(short, schedule=replace(short.schedule, epochs=2))
+    run(longer, tmp_path / "run")
+    (tmp_path / "run/result.json").unlink()
+    for path in (tmp_path / "run/checkpoints").iterdir():
+        path.unlink()
+    with pytest.raises(CheckpointError, match=r"has 2 epochs in its log.jsonl and no finished checkpoint"):
+        run(longer, tmp_path / "run", resume=True)
+
+
+@pytest.mark.bar("A18", "damaged checkpoints: no good one is pruned for them, and they are moved aside")
+def test_a_run_moves_damaged_checkpoints_aside_and_goes_on(
+    short: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    longer = replace(short, schedule=replace(short.schedule, epochs=3))
+    run(longer, tmp_path / "run")
+    (tmp_path / "run/result.json").unlink()
+    newest = max((tmp_path / "run/checkpoints").glob("*.pt"))
+    newest.write_bytes(b"damaged")
+    run(longer.with_fields(**{"save.keep": 1}), tmp_path / "run", resume=True)
+    assert f"the damaged checkpoints are in {newest.parent / 'damaged'} now: {newest.stem}" in caplog.text
+    found = Checkpoints(tmp_path / "run/checkpoints")
+    assert len(found.places()) == 1
+    assert found.newest() is not None
+
+
+def meanwhile(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Let something happen while the next command opens its data."""
+    inner = setup._made
+
+    def slow(*args):
+        made = inner(*args)
+        with monkeypatch.context() as patch:
+            patch.setattr(setup, "_made", inner)
+            act()
+        return made
+
+    monkeypatch.setattr(setup, "_made", slow)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.bar("A19", "a run that another command finished or stopped meanwhile: not replaced without --overwrite")
+@pytest.mark.parametrize("ended", ["finished", "stopped"])
+def test_a_run_that_was_there_by_the_time_the_folder_was_taken_stays(
+    short: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: str
+):
+    out, kept = tmp_path / "run", {}
+
+    def other() -> None:
+        with monkeypatch.context() as patch:
+            if ended == "stopped":
+                patch.setattr(loop, "finish", lambda _: (_ for _ in ()).throw(Interrupted("SIGTERM", 143)))
+            with contextlib.suppress(Interrupted):
+                run(short, out)
+        kept.update(contents(out))
+
+    meanwhile(monkeypatch, other)
+    with pytest.raises(
+        UsageError, match=r"already holds a run \(recipe 'tiny', .*finished\): continue it with --resume"
+    ):
+        run(replace(short, seed=9), out)
+    assert contents(out) == kept
+    monkeypatch.undo()
+    assert run(replace(short, seed=9), out, overwrite=True).epochs == 1
+
+
+@pytest.mark.bar("A19", "a run that another command finished or stopped meanwhile: not replaced without --overwrite")
+def test_a_run_to_continue_that_is_another_by_now_is_left(
+    short: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out = tmp_path / "run"
+    run(short, out)
+    (out / "result.json").unlink()
+    meanwhile(monkeypatch, lambda: run(replace(short, seed=9), out, overwrite=True))
+    with pytest.raises(UsageError, match=r"another command changed the run in .*: give this command again"):
+        run(short, out, resume=True)
+    assert json.loads((out / "recipe.json").read_text())["seed"] == 9
+
+
+def test_nothing_of_a_run_under_way_is_swept_by_a_second_command(
+    short: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """What it is writing just now lies beside its place, too."""
+    claim = Claim.take(tmp_path)
+    (tmp_path / "best.json.tmp").write_text("half")
+    with pytest.raises(UsageError, match="in use by process"):
+        run(short, tmp_path)
+    assert (tmp_path / "best.json.tmp").exists()
+    claim.end("stopped")
+
+
+def test_the_lock_of_a_killed_finished_run_is_gone_after_resume(short: Recipe, tmp_path: Path):
+    first = run(short, tmp_path / "run")
+    dead = {"pid": 2**22 + 1, "host": socket.gethostname(), "started": "2026-01-01", "process": "1"}
+    (tmp_path / "run/lock").write_text(json.dumps(dead))
+    assert run(short, tmp_path / "run", resume=True) == first
+    assert not (tmp_path / "run/lock").exists()
+
+
 def test_resume_and_overwrite_exclude_each_other(short: Recipe, tmp_path: Path):
     with pytest.raises(UsageError, match="choose one"):
         run(short, tmp_path / "run", resume=True, overwrite=True)
@@ -95,7 +249,7 @@ def test_a_file_is_no_run_folder(short: Recipe, tmp_path: Path):
 
 def test_a_folder_that_cannot_be_made(short: Recipe, tmp_path: Path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="cannot make the run folder"):
+    with pytest.raises(StorageError, match=r"cannot make the folder .*run: Not a directory"):
         run(short, tmp_path / "file" / "run")
 
 

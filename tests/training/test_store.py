@@ -78,7 +78,7 @@ def test_every_crash_point_of_a_save_loses_nothing_acknowledged(
         seen[at] = seen.get(at, 0) + 1
         Checkpoints(folder / "checkpoints").sweep()
         assert not list((folder / "checkpoints").glob("*.tmp"))
-    assert {"fsync", "replace", "unlink", "write", "write_text"} <= set(seen)
+    assert {"fsync", "replace", "unlink", "write", "write_bytes"} <= set(seen)
     record_property("cases", (sum(seen.values()), sum(seen.values())))
     assert seen["fsync"] >= 5, "state, manifest, and the folder after each rename and after pruning"
 
@@ -174,6 +174,70 @@ def test_unfinished_ones_do_not_push_good_ones_out(tmp_path: Path):
     assert newest_step(store) == 1
     save(store, 5)
     assert store.places() == [(5, 0), (1, 0)], "older than the newest, unfinished ones go; the good one stays"
+
+
+def harm(store: Checkpoints, step: int) -> None:
+    path = store.folder / f"step-{step:09d}-epoch-0000.pt"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+
+
+@pytest.mark.bar("A18", "damaged checkpoints: no good one is pruned for them, and they are moved aside")
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_damaged_ones_never_push_a_good_one_out(tmp_path: Path, keep: int, caplog: pytest.LogCaptureFixture):
+    """As many damaged ones as are kept lie before the one that was brought back from a backup."""
+    store = Checkpoints(tmp_path / "checkpoints", keep=4)
+    for step in (1, 5, 6, 7):
+        save(store, step)
+    for step in (5, 6, 7):
+        harm(store, step)
+    again = Checkpoints(store.folder, keep)
+    assert newest_step(again) == 1
+    again.set_aside()
+    assert "the damaged checkpoints are in" in caplog.text
+    assert "step-000000007-epoch-0000, step-000000006-epoch-0000, step-000000005-epoch-0000" in caplog.text
+    assert len(list((store.folder / "damaged").iterdir())) == 6
+    for step in (2, 3, 4):
+        save(again, step)
+        assert newest_step(Checkpoints(store.folder)) == step
+        assert len(again.places()) == min(keep, step)
+
+
+def test_pruning_alone_keeps_what_is_known_to_be_good(store: Checkpoints):
+    """Before the damaged ones are moved: the one that was written and the one that was verified stay."""
+    save(store, 4)
+    for step in (3, 4):
+        harm(store, step)
+    (store.folder / "step-000000003-epoch-0000.pt").rename(store.folder / "step-000000009-epoch-0000.pt")
+    (store.folder / "step-000000003-epoch-0000.json").rename(store.folder / "step-000000009-epoch-0000.json")
+    save(other := Checkpoints(store.folder, 2), 1)
+    save(other, 2)
+    assert other.places() == [(2, 0), (1, 0)]
+
+
+def test_after_the_advice_of_the_error_the_run_goes_on(store: Checkpoints, tmp_path: Path):
+    shutil.copytree(store.folder, tmp_path / "backup")
+    for step in (2, 3):
+        harm(store, step)
+    with pytest.raises(CheckpointError, match=r"from a backup, its \.pt and its \.json, and give --resume again"):
+        Checkpoints(store.folder).newest()
+    for path in (tmp_path / "backup").glob("step-000000002*"):
+        shutil.copy(path, store.folder)
+    again = Checkpoints(store.folder)
+    assert newest_step(again) == 2
+    again.set_aside()
+    save(again, 3)
+    assert [newest_step(again), *again.places()] == [3, (3, 0), (2, 0)]
+
+
+@pytest.mark.bar("A1", "death before the first checkpoint counted: nothing was acknowledged, the run starts again")
+def test_a_state_that_was_never_finished_is_none(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    store = Checkpoints(tmp_path / "checkpoints")
+    save(store, 1).with_suffix(".json").unlink()
+    assert store.newest() is None
+    assert "step-000000001-epoch-0000.pt: it has no manifest: its writing was not finished" in caplog.text
+    store.set_aside()
+    save(store, 2)
+    assert store.places() == [(2, 0)]
 
 
 def test_writing_the_same_place_again_counts_when_it_is_done(store: Checkpoints):

@@ -126,7 +126,7 @@ def crash(folder: Path, point: int) -> int:
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             calls.append(name)
             if len(calls) == point:
-                (folder / "at.txt").write_bytes(name.encode())
+                (folder / "at.txt").write_text(name)
                 send(signal.SIGKILL)
             return inner(*args, **kwargs)
 
@@ -135,9 +135,9 @@ def crash(folder: Path, point: int) -> int:
     for name in ("fsync", "replace", "rename", "unlink"):
         watch(os, name)
     watch(durable.Hashing, "write")
-    watch(Path, "write_text")
+    watch(Path, "write_bytes")
     store.save({"step": 3, "weights": torch.full((1000,), 3)}, (3, 0), {})
-    (folder / "calls.txt").write_bytes(" ".join(calls).encode())
+    (folder / "calls.txt").write_text(" ".join(calls))
     return 0
 
 
@@ -159,6 +159,47 @@ def save_forever(folder: Path, megabytes: int) -> int:
         (folder / "acked.tmp").replace(folder / "acked.txt")
 
 
+def race(folder: Path, rounds: int) -> int:
+    """Let four processes take a folder at one instant, again and again; how many rounds did not end with one holder."""
+    import socket
+    import time
+
+    from softless.errors import UsageError
+    from softless.training.claim import Claim, holder
+
+    wrong = 0
+    dead = json.dumps({"pid": 2**22 + 1, "host": socket.gethostname(), "started": "2026-01-01", "process": "1"})
+    for number in range(rounds):
+        place = folder / str(number)
+        place.mkdir()
+        if number % 3:
+            (place / "lock").write_text(dead if number % 3 == 1 else "")
+        start, (read, write) = time.time() + 0.05, os.pipe()
+        pids = []
+        for _ in range(4):
+            pid = os.fork()
+            if pid == 0:
+                os.close(write)
+                while time.time() < start:
+                    pass
+                try:
+                    Claim.take(place)
+                except UsageError as error:
+                    os._exit(2 if "in use by process" in str(error) else 3)
+                os.read(read, 1)  # until the others have tried
+                os._exit(0)
+            pids.append(pid)
+        os.close(read)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(-1, 0)[1]) for _ in range(3)]
+        held = holder(place)
+        os.close(write)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(-1, 0)[1]))
+        if sorted(codes) != [0, 2, 2, 2] or held is None or held["pid"] not in pids:
+            print(f"round {number}: {codes}, {held}", file=sys.stderr)
+            wrong += 1
+    return wrong
+
+
 def child(folder: Path) -> int:
     from softless.errors import SoftlessError
     from softless.training import fit
@@ -166,6 +207,8 @@ def child(folder: Path) -> int:
     spec = json.loads((folder / "spec.json").read_text())
     if "save" in spec:
         return save_forever(folder, spec["save"])
+    if "race" in spec:
+        return race(folder, spec["race"])
     if "crash" in spec:
         return crash(folder, spec["crash"])
     for hook in spec.get("hooks", []):
@@ -247,6 +290,12 @@ class Zygote:
         folder.mkdir(exist_ok=True)
         (folder / "spec.json").write_text(json.dumps({"save": megabytes}))
         return int(self.ask(run=str(folder))["pid"])
+
+    def race(self, folder: Path, rounds: int) -> int:
+        """Let processes race for a folder; how many rounds went wrong."""
+        folder.mkdir()
+        (folder / "spec.json").write_text(json.dumps({"race": rounds}))
+        return self.wait(int(self.ask(run=str(folder))["pid"]))
 
     def wait(self, pid: int) -> int:
         return int(self.ask(wait=pid)["code"])

@@ -51,6 +51,7 @@ def speed(
     from softless.benching.speed.bars import judge
     from softless.benching.speed.figures import FIGURES
     from softless.data.progress import track
+    from softless.models.durable import make_folder
 
     if figure is None:
         raise UsageError(f"bench speed draws one figure at a time: pass --figure {', '.join(FIGURES)}")
@@ -62,7 +63,7 @@ def speed(
     folder = Path(out or Path("runs") / "speed")
     target = record_path(f"speed_{figure}") if record else folder / f"speed_{figure}.csv"
     place = target.parents[1] / "docs" / "figures" if record else folder
-    place.mkdir(parents=True, exist_ok=True)
+    make_folder(place)
     load, before = round(os.getloadavg()[0], 2), torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
