@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from softless.cli.sizes import as_size, as_token_scale
-from softless.errors import UsageError
+from softless.errors import UsageError, located
 from softless.models.scale import Foreign, set_token_scale
 
 
@@ -71,8 +71,8 @@ def explain(
     from softless.training.world import choose_device
 
     place = choose_device(device)
-    folder = Path(out).expanduser()
-    root, files = files_at(Path(images).expanduser(), apart=folder)
+    folder = located(out)
+    root, files = files_at(located(images), apart=folder)
     viewer = viewer_of(model, place)
     if token_scale is not None:
         set_token_scale(viewer.model, as_token_scale(token_scale))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from softless.data.samples import ArraySamples
-from softless.errors import DataError, need
+from softless.errors import DataError, located, need
 
 DIGITS_TEST_FRACTION = 0.2
 DIGITS_SPLIT_SEED = 0
@@ -93,7 +93,7 @@ def npz_parts(path: str | Path, channels: int) -> tuple[dict[str, ArraySamples],
 
 
 def _npz_file(path: str | Path) -> Path:
-    file = Path(path).expanduser()
+    file = located(path)
     if not file.exists():
         raise DataError(f"no npz file at {file}")
     if file.is_dir():

@@ -15,7 +15,7 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from softless.errors import UsageError
+from softless.errors import UsageError, located
 from softless.models import config, digests
 from softless.models.create import create_model
 from softless.models.durable import save_readable, sync_file, sync_folder
@@ -44,7 +44,7 @@ def save_weights(model: nn.Module, folder: str | Path, *, data: Mapping[str, Any
             that cannot be written.
         DataError: weights with NaN or infinity.
     """
-    folder = Path(folder).expanduser()
+    folder = located(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} holds files already: name a new folder")
     content = config.describe(model, data)

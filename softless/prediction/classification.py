@@ -15,7 +15,7 @@ from softless.errors import UsageError
 from softless.evaluation import LoadedRun
 from softless.prediction.results import Results
 from softless.prediction.setting import Setting
-from softless.words import counted
+from softless.words import aligned, as_cell, counted
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,9 @@ class Predictions:
         }
 
     def __str__(self) -> str:
-        width = max(len(name) for name in self.counts)
         lines = [f"{counted(self.images, 'image')}, computed in {self.precision}: {self.csv}"]
         lines += [] if self.overlays is None else [f"saliency maps: {self.overlays}"]
-        return "\n".join([*lines, *(f"  {name:<{width}}  {count}" for name, count in self.counts.items())])
+        return "\n".join([*lines, *aligned(self.counts.items())])
 
 
 def predict(loaded: LoadedRun, samples: FileSamples, out: Results, setting: Setting, *, overlays: bool) -> Predictions:
@@ -85,9 +84,9 @@ def _write_csv(path: Path, files: Sequence[str], probabilities: np.ndarray, clas
         # Names that are not UTF-8 are kept as escapes, and quoting keeps a name with a line break one record.
         with beside.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             writer = csv.writer(file)
-            writer.writerow(["file", "predicted", *classes])
+            writer.writerow(["file", "predicted", *map(as_cell, classes)])
             for name, row in zip(files, probabilities, strict=True):
-                writer.writerow([name, classes[int(row.argmax())], *(f"{p:.6f}" for p in row)])
+                writer.writerow([as_cell(name), as_cell(classes[int(row.argmax())]), *(f"{p:.6f}" for p in row)])
         beside.replace(path)
     except OSError as error:
         beside.unlink(missing_ok=True)
@@ -107,8 +106,7 @@ def _draw(
         maps = explain(loaded.model, inputs)
         for place, index in enumerate(indices):
             row = probabilities[index]
-            name = " ".join(samples.files[index].encode("utf-8", "replace").decode().split())  # one line, printable
-            title = f"{loaded.classes[int(row.argmax())]}, {row.max():.0%}: {name}"
+            title = f"{loaded.classes[int(row.argmax())]}, {row.max():.0%}: {samples.files[index]}"
             seen = picture(inputs[place], loaded.best["mean"], loaded.best["std"])
             _save(figure(seen, maps, place, title=title), pictures[index])
 

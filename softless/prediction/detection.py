@@ -18,7 +18,7 @@ from softless.models.scale import farthest
 from softless.prediction.box_pictures import SURE, draw
 from softless.prediction.results import Results
 from softless.prediction.setting import Setting
-from softless.words import counted
+from softless.words import aligned, counted
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,12 @@ class Predictions:
         }
 
     def __str__(self) -> str:
-        width = max(len(name) for name in self.counts)
         lines = [
             f"{counted(self.images, 'image')}, {counted(self.answers, 'answer')}, computed in {self.precision}: {self.json}"
         ]
         lines += [] if self.overlays is None else [f"pictures: {self.overlays}"]
         lines.append(f"answers with a score of {SURE} or more:")
-        return "\n".join([*lines, *(f"  {name:<{width}}  {count:,}" for name, count in self.counts.items())])
+        return "\n".join([*lines, *aligned((name, f"{count:,}") for name, count in self.counts.items())])
 
 
 def predict(loaded: LoadedRun, samples: FileSamples, out: Results, setting: Setting, *, overlays: bool) -> Predictions:

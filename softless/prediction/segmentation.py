@@ -22,7 +22,7 @@ from softless.prediction.fields_of_view import masks_beside, read_mask
 from softless.prediction.label_pictures import colours, overlay, palette
 from softless.prediction.results import Results
 from softless.prediction.setting import Setting
-from softless.words import counted
+from softless.words import aligned, counted
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,13 @@ class Predictions:
         }
 
     def __str__(self) -> str:
-        width = max(len(name) for name in self.shares)
         lines = [f"{counted(self.images, 'image')}, computed in {self.precision}: {self.labels}"]
         lines += [] if self.overlays is None else [f"pictures: {self.overlays}"]
         return "\n".join([
             *lines,
             *self.notes,
-            *(
-                f"  {name:<{width}}  " + ("not counted" if share is None else f"{share:.2%} of the pixels that count")
+            *aligned(
+                (name, "not counted" if share is None else f"{share:.2%} of the pixels that count")
                 for name, share in self.shares.items()
             ),
         ])
