@@ -5,9 +5,13 @@ The command line prints these without a traceback and ends with `exit_code`; eve
 
 import difflib
 import importlib.util
+import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from softless.words import clipped
 
 
 class SoftlessError(Exception):
@@ -105,6 +109,28 @@ EXTRAS = {  # what is imported -> (package, extra)
 }
 
 
+def located(path: str | Path) -> Path:
+    """A path that somebody names, with `~` expanded. Nothing need be there.
+
+    Raises:
+        UsageError: no file system could have it: a part is too long, it holds a NUL sign, a loop of links, or `~` and no such user.
+    """
+    try:
+        place = Path(path).expanduser()
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            os.stat(place)  # noqa: PTH116 - Path.exists raises for some of these and is silent for others
+    except (OSError, ValueError, RuntimeError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"the path {clipped(path)} cannot be used ({why}): name another") from error
+    return place
+
+
+def of_the_system(error: OSError) -> str:
+    """What the operating system refused, in one sentence: which file, why, and where to look."""
+    which = f"{clipped(error.filename)}: " if error.filename is not None else ""
+    return f"{which}{error.strerror or error} (said by the system; --debug tells where)"
+
+
 def need(*modules: str) -> None:
     """Ask for optional packages before any work, without loading them.
 
@@ -135,4 +161,4 @@ def unknown(kind: str, word: str, known: Iterable[str], *, show: int = 30) -> Us
     """An error for a name that is not in a list, with the nearest one and the list itself."""
     known = sorted(known)
     listed = ", ".join(known[:show]) + (f", … ({len(known)} in all)" if len(known) > show else "")
-    return UsageError(f"no {kind} named '{word}'. {nearest(word, known)}Known: {listed}")
+    return UsageError(f"no {kind} named '{clipped(word)}'. {nearest(word, known)}Known: {listed}")

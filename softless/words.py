@@ -1,4 +1,6 @@
-"""Numbers in sentences: with the right noun, and with the digits that say something."""
+"""Numbers and names in sentences: with the right noun, with the digits that say something, and with nothing that steers a terminal."""
+
+from collections.abc import Iterable
 
 
 def counted(number: int, one: str, many: str | None = None) -> str:
@@ -17,3 +19,64 @@ def rate(per_second: float) -> str:
     ('1,234', '7.3', '0.031', '0')
     """
     return f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.2g}"
+
+
+def visible(text: object, *, lines: bool = False) -> str:
+    r"""Text that a terminal or a page may show: what steers it, turns its order or is no text stands as an escape.
+
+    Names come from files, and may hold anything: colour codes, line breaks, signs that turn the direction of writing, bytes that are not
+    UTF-8. Every output for people passes here.
+
+    Args:
+        text: what is shown; `str` of it.
+        lines: keep line breaks, for text of several lines.
+
+    >>> visible("a\x1b[2Jb\n\u202ecod.exe"), visible("one\ntwo", lines=True)
+    ('a\\x1b[2Jb\\n\\u202ecod.exe', 'one\ntwo')
+    """
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or (lines and c == "\n") else repr(c)[1:-1] for c in text)
+
+
+def clipped(text: object, most: int = 200) -> str:
+    """Text as a sentence repeats it: whole, or its beginning where it is longer than anybody reads.
+
+    >>> clipped("abcdef", most=4)
+    'abcd… (6 signs)'
+    """
+    text = str(text)
+    return text if len(text) <= most else f"{text[:most]}… ({len(text):,} signs)"
+
+
+def aligned(pairs: Iterable[tuple[object, object]]) -> list[str]:
+    """Names and what is said of each, in two columns.
+
+    >>> aligned([("cat", 3), ("horse", 12)])
+    ['  cat    3', '  horse  12']
+    """
+    shown = [(visible(name), said) for name, said in pairs]
+    width = max((len(name) for name, _ in shown), default=0)
+    return [f"  {name:<{width}}  {said}" for name, said in shown]
+
+
+def is_text(name: str) -> bool:
+    """Whether a name can be written as UTF-8: names of files may hold bytes that are no text, and JSON halves of signs."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def as_cell(text: str) -> str:
+    """Text for a cell of a csv file: where a spreadsheet would run it as a formula, an apostrophe stands before it.
+
+    >>> as_cell("=1+1"), as_cell("-cat"), as_cell("cat")
+    ("'=1+1", "'-cat", 'cat')
+    """
+    return f"'{text}" if text.lstrip(" ").startswith(FORMULAS) else text
+
+
+FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # the wide signs count in some languages

@@ -44,6 +44,7 @@ class Ended:
             "batch": self.batch,
             "epochs": result["epochs"],
             "steps": self.images // self.batch * result["epochs"],
+            "amp": self.run.recipe["amp"],
             "measure": self.run.measure,
             "best_epoch": result["best_epoch"],
             "weights": result["weights"],
@@ -97,7 +98,7 @@ class Averages:
 
 
 def averages(
-    recipe: str | Recipe, limits: Sequence[int] = (), *, data: str | Path | None = None, seeds: int = 1, name: str | None = None,
+    recipe: str | Recipe, limits: Sequence[int] = (), *, data: str | Path | None = None, set: Mapping[str, Any] | None = None, seeds: int = 1, name: str | None = None,
     out: str | Path | None = None, overwrite: bool = False, resume: bool = False, record: bool = False, device: str = "auto",
     threads: int | None = None,
 ) -> Averages:  # fmt: skip
@@ -109,6 +110,7 @@ def averages(
         recipe: name, or a Recipe.
         limits: training images; all of them where none is given.
         data: folder of the data, for recipes that take one.
+        set: fields of the recipe and their values.
         seeds: how many, from the recipe's own seed on.
         name: what the rows are recorded as; the recipe's name by default.
         out: folder for the runs and report.html; runs/NAME-averages by default.
@@ -124,9 +126,9 @@ def averages(
     """
     from softless import report
 
-    if len(set(limits)) < len(limits):
+    if len(dict.fromkeys(limits)) < len(limits):
         raise UsageError(f"limits {' '.join(map(str, limits))}: each once")
-    chosen = with_data(as_recipe(recipe), data)
+    chosen = with_data(as_recipe(recipe), data).with_fields(**(set or {}))
     if threads is not None:
         chosen = replace(chosen, threads=threads)
     recipes = {str(limit): chosen.with_fields(**{"data.limit": limit}) for limit in limits} or {"all": chosen}

@@ -13,6 +13,7 @@ from typing import Any
 import softless
 from softless.errors import UsageError
 from softless.models.durable import write_text
+from softless.words import visible
 
 
 def provenance() -> dict[str, str]:
@@ -96,8 +97,8 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Columns for a terminal: the first flush left, the others flush right."""
-    cells = [list(map(str, row)) for row in (head, *rows)]
+    """Columns for a terminal: the first flush left, the others flush right. A row is one line, whatever its names hold."""
+    cells = [list(map(visible, row)) for row in (head, *rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
     lines = [
         "  ".join(

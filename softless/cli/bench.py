@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from softless.cli.options import assignments
 from softless.errors import UsageError, need
 
 TRAINED = {"recipe", "seeds", "out", "overwrite", "resume", "record", "device"}
@@ -14,7 +15,7 @@ KINDS: Mapping[str, tuple[str, set[str]]] = {  # the function that measures, and
     "uses": ("softless.benching.uses:uses", TRAINED | {"ops", "data", "epochs"}),
     "dino": ("softless.benching.dino:dino", TRAINED | {"ops", "data", "epochs"}),
     "resolution": ("softless.benching.resolution:resolution", TRAINED | {"data", "image_size", "epochs"}),
-    "averages": ("softless.benching.averages:averages", TRAINED | {"limits", "data", "name", "threads"}),
+    "averages": ("softless.benching.averages:averages", TRAINED | {"limits", "data", "name", "set", "threads"}),
     "runs": ("softless.benching.finished:finished", {"runs", "name", "record"}),
     "operators": ("softless.benching.operators:operators", {"ops", "long", "record"}),
     "inverse": ("softless.benching.inverses:compare_inverses", {"record"}),
@@ -60,6 +61,7 @@ def bench(
     image_size: int | None = None,
     epochs: int | None = None,
     limits: Sequence[int] = (),
+    set: str | Sequence[str] | Mapping[str, Any] = (),
     runs: Sequence[str] = (),
     name: str | None = None,
     figure: str | None = None,
@@ -100,6 +102,7 @@ def bench(
         image_size: of training in resolution, in pixels; the recipe's own by default.
         epochs: how long each run of compare, uses, dino and resolution trains; the recipe's own length by default.
         limits: numbers of training images for averages; all of them by default.
+        set: fields of the recipe for averages, as field=value: `softless list recipes NAME`.
         runs: run folders that differ in their seed alone.
         name: what runs and averages are recorded as.
         figure: of speed: block, compiled, deit, xcit, training, tokens, width, merging, projected, seqnorm, optimized, optimized_xcit, memory, layer or stream.
@@ -115,7 +118,7 @@ def bench(
     Raises:
         UsageError: an unknown name, an option that this comparison does not have, or a folder that already holds runs.
     """
-    given: dict[str, Any] = {"recipe": recipe, "op": op, "ops": ops, "data": data, "image_size": image_size, "epochs": epochs, "limits": limits, "runs": runs, "name": name, "figure": figure, "threads": threads, "seeds": seeds, "out": out, "overwrite": overwrite, "resume": resume,
+    given: dict[str, Any] = {"recipe": recipe, "op": op, "ops": ops, "data": data, "image_size": image_size, "epochs": epochs, "limits": limits, "set": assignments(set), "runs": runs, "name": name, "figure": figure, "threads": threads, "seeds": seeds, "out": out, "overwrite": overwrite, "resume": resume,
              "record": record, "long": long, "device": device}  # fmt: skip
     standard = {"recipe": "digits", "seeds": 1, "device": "auto"}
     target, takes = KINDS[what]

@@ -1,11 +1,9 @@
 """`softless cost`: what one forward pass of a model costs, counted."""
 
-from pathlib import Path
-
 from torch import nn
 
 from softless.benching.papers import PaperTable, paper_table
-from softless.errors import UsageError
+from softless.errors import UsageError, located
 from softless.measure import Cost
 from softless.measure import cost as count
 
@@ -52,7 +50,7 @@ def counted_of(model: str, op: str | None, act: str | None, size: Size) -> tuple
     from softless.evaluation import load_run
     from softless.models import create_model
 
-    if Path(model).is_dir():
+    if located(model).is_dir():
         if op or act:
             raise UsageError(
                 f"'{model}' is a run: its operator and activation are its own; --op and --act go with the name of a model"

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from softless.data.samples import Samples
-from softless.errors import DataError, UsageError, need, unknown
+from softless.errors import DataError, UsageError, located, need, unknown
 from softless.evaluation import Evaluation, LoadedRun
 from softless.evaluation.measures import MEASURES
 from softless.evaluation.run import DENSE, MOST_AT_ONCE
+from softless.words import visible
 
 if TYPE_CHECKING:
     from softless.evaluation.features import Probe
@@ -164,12 +165,12 @@ def _head(evaluation: Any) -> dict[str, Any]:
 
 
 def _title(evaluation: Any) -> str:
-    return f"{evaluation.run} on {evaluation.split} of {evaluation.data}, computed in {evaluation.precision}"
+    return visible(f"{evaluation.run} on {evaluation.split} of {evaluation.data}, computed in {evaluation.precision}")
 
 
 def confusion_table(evaluation: Evaluation) -> str:
     """Rows are the truth, columns the prediction."""
-    names = [name if len(name) <= 14 else name[:13] + "…" for name in evaluation.classes]
+    names = [name if len(name) <= 14 else name[:13] + "…" for name in map(visible, evaluation.classes)]
     width = max(len(name) for name in names) + 2
     columns = [max(len(name), 5) for name in names]
     lines = ["truth \\ said".ljust(max(width, 14)) + "  ".join(n.rjust(w) for n, w in zip(names, columns, strict=True))]
@@ -181,7 +182,7 @@ def confusion_table(evaluation: Evaluation) -> str:
 def _check_there(loaded: LoadedRun, data: str | None) -> None:
     """Whether the run's own data lie where it found them, if no others are given."""
     path = loaded.recipe.data.path
-    if data is None and path and not Path(path).expanduser().exists():
+    if data is None and path and not located(path).exists():
         raise DataError(
             f"the data of the run {loaded.path} are not at {path}: pass their place, softless eval RUN DATA"
         )
@@ -300,6 +301,6 @@ def _spec(loaded: LoadedRun, data: str | None) -> "DataSpec":
     stored = DataSpec(**vars(loaded.recipe.data))
     if data is None:
         return stored
-    path = Path(data).expanduser()
+    path = located(data)
     is_npz = path.suffix == ".npz" or (stored.source == "npz" and any(path.glob("*.npz")))
     return replace(stored, path=data, source="npz" if is_npz else "folder")

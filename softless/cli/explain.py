@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from softless.cli.sizes import as_size, as_token_scale
+from softless.errors import located
 from softless.models.durable import write_picture
 from softless.models.scale import Foreign, set_token_scale
 
@@ -69,8 +70,8 @@ def explain(
     from softless.training.world import choose_device
 
     place = choose_device(device)
-    folder = Path(out).expanduser()
-    root, files = files_at(Path(images).expanduser(), apart=folder)
+    folder = located(out)
+    root, files = files_at(located(images), apart=folder)
     viewer = viewer_of(model, place)
     if token_scale is not None:
         set_token_scale(viewer.model, as_token_scale(token_scale))

@@ -3,14 +3,18 @@
 import importlib
 import logging
 import os
+import signal
 import sys
+import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 from softless.cli.options import fill, parser_of
 from softless.cli.output import as_json, as_text
-from softless.errors import SoftlessError, unknown
+from softless.errors import Interrupted, SoftlessError, of_the_system, unknown
+from softless.words import visible
 
 VERBS = {
     "list": "softless.cli.list:list",
@@ -39,14 +43,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SoftlessError as error:
         if debug:
             raise
-        print(f"softless: {_one_line(error)}", file=sys.stderr)
+        if isinstance(error, Interrupted):
+            _end_at_the_next_signal(arguments)
+        say(f"softless: {_one_line(error)}", sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
+        _end_at_the_next_signal(arguments)
         print("softless: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of `softless list | head` has gone: nothing is left to say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a verb names what it expects; a disk or a right may still stand in the way anywhere
+        if debug or error.errno is None:
+            raise
+        say(f"softless: {_one_line(of_the_system(error))}", sys.stderr)
+        return 2
 
 
 def run(words: Sequence[str]) -> int:
@@ -70,7 +82,7 @@ def run(words: Sequence[str]) -> int:
     json = "--json" in rest
     result = fill(parser, verb, [word for word in rest if word != "--json"])()
     if _is_first_rank() and result is not None:
-        print(as_json(result) if json else as_text(result))
+        say(as_json(result) if json else as_text(result))
     return int(getattr(result, "exit_code", 0))
 
 
@@ -88,8 +100,22 @@ def overview() -> str:
     return "\n".join([*lines, "", "every verb takes --json (results as JSON) and --debug (errors with traceback)"])
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _one_line(error: object) -> str:
+    return visible(" ".join(line.strip(" ") for line in str(error).split("\n")))
+
+
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Print text for people: what steers a terminal, and what its encoding does not have, stands as an escape."""
+    stream = sys.stdout if stream is None else stream
+    encoding = stream.encoding or "utf-8"
+    print(visible(text, lines=True).encode(encoding, "backslashreplace").decode(encoding), file=stream)
+
+
+def _end_at_the_next_signal(arguments: Sequence[str] | None) -> None:
+    """What is left is to leave, and loaders take seconds for it: a second signal ends the program at once, without a traceback."""
+    if arguments is None and threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda number, _: os._exit(128 + number))
 
 
 def _is_first_rank() -> bool:
@@ -100,10 +126,20 @@ def _is_first_rank() -> bool:
 def _notices() -> Iterator[None]:
     """What the package logs (`softless.*`) as lines on stderr; of several ranks only the first speaks."""
     log, handler = logging.getLogger("softless"), logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("softless: note: %(message)s"))
+    handler.setFormatter(_Visible("softless: note: %(message)s"))
     handler.setLevel(logging.INFO if _is_first_rank() else logging.ERROR)
     log.addHandler(handler)
+    usual = warnings.formatwarning
+    warnings.formatwarning = lambda *about, **more: visible(usual(*about, **more), lines=True)
     try:
         yield
     finally:
         log.removeHandler(handler)
+        warnings.formatwarning = usual
+
+
+class _Visible(logging.Formatter):
+    """Log lines with whatever their names hold."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record), lines=True)

@@ -4,7 +4,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-from softless.errors import UsageError
+from softless.errors import UsageError, located
 
 
 def predict(
@@ -21,8 +21,8 @@ def predict(
 
     A classifier writes `out/predictions.csv` (file, predicted class, probability of each class) and, with overlays,
     `out/saliency/NAME.png`: what the model saw with its query and key maps over it; the images are framed as in
-    evaluation. Every image is read before a file is written. One that cannot be read has no answer: it is named at the
-    end, and the exit code is 4.
+    evaluation. In the table an apostrophe stands before a name that a spreadsheet would run as a formula. Every image is
+    read before a file is written. One that cannot be read has no answer: it is named at the end, and the exit code is 4.
     A second call with the same `out` removes what the first left and it does not write itself. Where `out` lies
     inside the images, what is in it is left out.
 
@@ -56,8 +56,8 @@ def predict(
             f"{loaded.path} learned features without labels, so it names nothing: see `softless eval --knn`"
         )
     setting = Setting(place, batch_size or loaded.batch_size, chosen_amp(amp, loaded))
-    folder = Path(out).expanduser()
-    samples = readable(images_at(Path(images).expanduser(), loaded.in_chans, apart=folder))
+    folder = located(out)
+    samples = readable(images_at(located(images), loaded.in_chans, apart=folder))
     answer: Any = import_module(f"softless.prediction.{loaded.task}").predict
     with Results(folder, "predict", [samples.root / name for name in samples.files]) as results:
         return answer(loaded, samples, results, setting, overlays=overlays)

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from softless.benching.record import table
-from softless.errors import DataError
+from softless.errors import DataError, located
 from softless.evaluation.epochs import numbered
 from softless.evaluation.measures import MEASURES
 from softless.training.candidates import Candidate, best_of, better
 from softless.training.claim import holder
 from softless.training.run_folder import CHECKPOINTS, LOG, RECIPE, RESULT, STATE
 from softless.training.store import Checkpoints
+from softless.words import visible
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Runs:
             ]
             for run in self.runs
         ]
-        said = [f"{run.run}: {run.how}" for run in self.runs if run.how]
+        said = [visible(f"{run.run}: {run.how}") for run in self.runs if run.how]
         return "\n".join([
             table(["run", "state", "epochs", "steps", "best", "since (UTC)"], rows),
             *([""] if said else []),
@@ -81,7 +82,7 @@ def runs(folder: str | Path = "runs") -> Runs:
     Raises:
         DataError: there is no such folder.
     """
-    root = Path(folder).expanduser()
+    root = located(folder)
     if not root.is_dir():
         raise DataError(f"no folder at {root}: name the one that `softless train --out` wrote into")
     found = sorted(path.parent for path in root.rglob(RECIPE))

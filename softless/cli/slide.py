@@ -12,10 +12,12 @@ from torch import nn
 from softless.benching.record import table
 from softless.cli.output import plain
 from softless.cli.sizes import as_size, as_token_scale
-from softless.errors import SoftlessError, UsageError
+from softless.errors import SoftlessError, UsageError, located
 from softless.models.durable import make_folder, write_picture, write_text
 from softless.models.scale import set_token_scale, trained_as_configured
+from softless.prediction.results import writable
 from softless.slides.stream import CHUNK, StreamResult, stream
+from softless.words import aligned, visible
 
 TOP = 5  # classes that are told of one image
 RESULT, PICTURE, SUMMARY = "result.json", "saliency.png", "summary.json"
@@ -85,10 +87,9 @@ class Slides:
 
     def _one(self, answer: Answer, found: StreamResult) -> str:
         lines = [
-            f"{answer.image}: {found.size[1]:,} x {found.size[0]:,} pixels, {found.counted:,} tokens, {found.seconds:.1f} s"
+            f"{visible(answer.image)}: {found.size[1]:,} x {found.size[0]:,} pixels, {found.counted:,} tokens, {found.seconds:.1f} s"
         ]
-        width = max(len(name) for name in answer.classes)
-        lines += [f"  {name:<{width}}  {share:6.1%}" for name, share in list(answer.classes.items())[:TOP]]
+        lines += aligned((name, f"{share:6.1%}") for name, share in list(answer.classes.items())[:TOP])
         return "\n".join([*lines, *([answer.note] if answer.note else []), f"result and picture: {answer.folder}"])
 
     @staticmethod
@@ -150,10 +151,12 @@ def slide(
 
     if not images:
         raise UsageError("softless slide MODEL IMAGE …: name one image or more")
+    for image in images:
+        located(image)
     scale = None if token_scale is None else as_token_scale(token_scale)
     size = None if resize is None else as_size(resize)
     looker = _looker(model, op, weights, choose_device(device), getattr(torch, dtype), scale)
-    root = make_folder(Path(out).expanduser())
+    root = make_folder(located(out))
     options: dict[str, Any] = {
         "level": level,
         "mpp": mpp,
@@ -165,7 +168,7 @@ def slide(
     }
     answers, errors = [], []
     for image, name in zip(images, _names(images), strict=True):
-        place = None if store is None else Path(store).expanduser() / name
+        place = None if store is None else located(store) / name
         try:
             found = stream(looker.model, image, store=place, mean=looker.mean, std=looker.std, **options)
             answers.append(_written(image, root / name, looker, found, pictures=pictures, level=level))
@@ -202,7 +205,7 @@ def _looker(
     from softless.models import create_model, load_weights
     from softless.saliency.viewer import normalisation
 
-    if Path(name).expanduser().is_dir():
+    if located(name).is_dir():
         if op is not None or weights is not None:
             raise UsageError(
                 f"'{name}' is a run: its operator and weights are its own; --op and --weights go with the name of a model"
@@ -236,7 +239,7 @@ def _names(images: Sequence[str]) -> list[str]:
     """A folder's name for each image: its file's, numbered where two have the same."""
     names: list[str] = []
     for image in images:
-        base = Path(image).name
+        base = writable(Path(image).name)
         count = sum(name == base or name.startswith(f"{base}-") for name in names)
         names.append(f"{base}-{count + 1}" if count else base)
     return names

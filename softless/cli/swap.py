@@ -12,7 +12,7 @@ from torch import Tensor
 from softless.cli.options import assignments
 from softless.convert import Swapped
 from softless.convert import swap as exchange
-from softless.errors import UsageError
+from softless.errors import UsageError, located
 from softless.measure import Audit
 from softless.measure import audit as watch
 from softless.models.durable import write_tensors
@@ -95,12 +95,12 @@ def swap(
     from softless.models import create_model, load_weights
 
     options = {name: _value(text) for name, text in assignments(set).items()}
-    target = None if out is None else _checked(Path(out).expanduser())
+    target = None if out is None else _checked(located(out))
     if pretrained and weights is not None:
         raise UsageError("--pretrained and --weights both say where the weights come from: choose one")
     made = create_model(model, pretrained=pretrained).eval()
     loaded = "" if weights is None else str(load_weights(made, weights, allow_nonfinite=allow_nonfinite))
-    batch = None if calibrate is None else _images(Path(calibrate).expanduser(), images, timm.data.resolve_model_data_config(made))  # fmt: skip
+    batch = None if calibrate is None else _images(located(calibrate), images, timm.data.resolve_model_data_config(made))  # fmt: skip
     before = watch(made)
     swapped = exchange(made, op, layers=layers, force=force, calibrate=batch, **options)
     if target is not None:

@@ -44,17 +44,19 @@ def train(
         DivergedError: the loss is not finite (exit code 3).
     """
     from softless.cli.options import assignments
+    from softless.errors import located
     from softless.training import fit
 
-    chosen = _chosen(recipe, None if out is None else Path(out), resume=resume)
+    place = None if out is None else located(out)
+    chosen = _chosen(recipe, place, resume=resume)
     chosen = chosen.with_fields(**assignments(set))
     if data is not None:
-        chosen = _with_data(chosen, Path(data))
+        chosen = _with_data(chosen, located(data))
     if amp is not None:
         chosen = replace(chosen, amp=amp)
     if seed is not None:
         chosen = replace(chosen, seed=seed)
-    run_dir = Path(out) if out is not None else Path("runs") / chosen.name
+    run_dir = place if place is not None else Path("runs") / chosen.name
     result = fit(chosen, run_dir, resume=resume, overwrite=overwrite, device=device)
     if os.environ.get("RANK", "0") == "0":
         from softless import report

@@ -9,7 +9,7 @@ import numpy as np
 
 from softless.data.findings import Fault
 from softless.data.samples import ArraySamples
-from softless.errors import DataError, need
+from softless.errors import DataError, located, need
 
 DIGITS_TEST_FRACTION = 0.2
 DIGITS_SPLIT_SEED = 0
@@ -104,7 +104,7 @@ def npz_parts(path: str | Path, channels: int) -> tuple[dict[str, ArraySamples],
 
 
 def _npz_file(path: str | Path) -> Path:
-    file = Path(path).expanduser()
+    file = located(path)
     if not file.exists():
         raise DataError(f"no npz file at {file}")
     if file.is_dir():

@@ -25,7 +25,7 @@ from softless.data.images import FORMATS, Decoded
 from softless.data.notices import notice
 from softless.data.readable import fault_of, refuse_policy, say_left_out, unreadable
 from softless.data.samples import FileSamples
-from softless.errors import DataError, UsageError, need
+from softless.errors import DataError, UsageError, located, need
 
 if TYPE_CHECKING:  # training lies above data: its recipe is read here by its field names only
     from softless.training.recipe import DataSpec
@@ -131,7 +131,7 @@ def open_boxes(spec: "DataSpec", seed: int, *, masks: bool, faults: str = "stop"
         refuse_policy(policy, boxes=True)
     if not spec.path:
         raise DataError("the data source 'coco' needs a path: give --data PATH or set data.path=PATH")
-    root = Path(spec.path).expanduser()
+    root = located(spec.path)
     files = annotation_files(root)
     found = Headers(root)
     contents = check_files(list(files.values()), None, found)

@@ -11,12 +11,13 @@ import numpy as np
 
 from softless.data import coco
 from softless.data.arrays import NOT_AN_NPZ, no_classes
-from softless.data.findings import DataCheck, Fault, Gathering, not_there
+from softless.data.findings import NO_TEXT, DataCheck, Fault, Gathering, not_there
 from softless.data.folder import PARTS, Listing, listing
 from softless.data.images import IMAGE_TYPES, MAX_PIXELS, MIN_SIDE, limit
 from softless.data.label_images import is_label_layout, label_folders, layout_of, read_parts
 from softless.data.progress import track
-from softless.errors import DataError, UsageError
+from softless.errors import DataError, UsageError, located
+from softless.words import is_text
 
 __all__ = ["DataCheck", "Fault", "check"]
 
@@ -47,7 +48,7 @@ def check(
         DataError: nothing is there, or nothing that can be checked.
         UsageError: a limit below 1, or `images` for data that are not COCO.
     """
-    root = Path(path).expanduser()
+    root = located(path)
     if not root.exists():
         raise not_there(root)
     for variable, default, given in (
@@ -60,13 +61,13 @@ def check(
     if images is not None and not annotations:
         raise UsageError(f"images={images} is for COCO annotations, and {root} holds none")
     if annotations:
-        coco.check_files(annotations, None if images is None else Path(images).expanduser(), found)
+        coco.check_files(annotations, None if images is None else located(images), found)
         return found.report(root, "COCO", strict=strict)
     if root.is_dir() and is_label_layout(root):
         _check_label_images(root, found)
         return found.report(root, "label images", strict=strict)
-    if root.is_file():
-        if root.suffix.lower() != ".npz":
+    if not root.is_dir():
+        if not root.is_file() or root.suffix.lower() != ".npz":
             raise DataError(f"{root} is neither a folder, a COCO json file (.json) nor an npz file (.npz)")
         _check_npz(root, found)
         return found.report(root, "npz", strict=strict)
@@ -163,6 +164,8 @@ def _check_part(folder: Path, part: str, found: Gathering) -> set[str]:
         found.fault(folder, "classes", f"it holds {len(names)} class folders, and a classifier needs at least two")
     twins: dict[str, str] = {}
     for name in names:
+        if not is_text(name):
+            found.fault(folder / name, "classes", f"the class folder has {NO_TEXT}")
         twin = twins.setdefault(name.casefold(), name)
         if twin != name:
             found.fault(folder / name, "classes", f"its name differs from '{twin}' only in case; rename or merge them")

@@ -17,8 +17,9 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from softless.data.findings import Gathering
+from softless.data.findings import NO_TEXT, Gathering
 from softless.data.progress import track
+from softless.words import is_text
 
 OUTSIDE = 0.5  # pixels a box or polygon may reach over the image's edge: rounding
 DISAGREE = 2.0  # pixels between the sides of a box and of its mask, or 2 % of the box: vertices may be pixel centres
@@ -124,6 +125,8 @@ def _check_categories(file: Path, categories: Sequence[Mapping[str, Any]], found
         if not isinstance(name, str) or not name.strip():
             found.fault(file, "categories", f"category {key} has the name {_short(name)}")
             name = str(key)
+        elif not is_text(name):
+            found.fault(file, "categories", f"category {key} has {NO_TEXT}")
         if key in names:
             found.fault(file, "duplicate id", f"category id {key} is given twice: '{names[key]}' and '{name}'")
             continue

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from softless.data.folder import class_places, folder_parts
 from softless.data.progress import track
 from softless.data.readable import refuse_policy, sift
 from softless.data.samples import ArraySamples, Samples
-from softless.errors import DataError, UsageError, unknown
+from softless.errors import DataError, UsageError, located, unknown
 
 if TYPE_CHECKING:  # training lies above data: its recipe is read here by its field names only
     from softless.training.recipe import DataSpec
@@ -97,7 +96,7 @@ def open_parts(spec: "DataSpec") -> tuple[dict[str, Samples], tuple[str, ...]]:
     if not spec.path:
         raise DataError(f"the data source '{spec.source}' needs a path: give --data PATH or set data.path=PATH")
     parts, classes = (folder_parts if spec.source == "folder" else npz_parts)(spec.path, spec.in_chans)
-    return sift(Path(spec.path).expanduser(), parts, spec.faults), classes
+    return sift(located(spec.path), parts, spec.faults), classes
 
 
 def stratified_cut(targets: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

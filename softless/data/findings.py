@@ -9,9 +9,11 @@ from typing import Any
 
 from softless.data.images import BadImage, Decoded, read_whole
 from softless.errors import DataError
-from softless.words import counted
+from softless.words import counted, visible
 
 REFUSED = 50  # faults that an error names
+NO_TEXT = "a name that is not UTF-8, and results and pages name their classes: rename it"  # of a class
+SLENDER = 10  # times as long as wide: of such an image a square model sees a fraction, or a smear
 SHOWN = 20  # warnings and duplicates of one kind in the printed report; to_dict has all
 _ENDINGS = {  # what Pillow calls the content of a file that ends so
     ".jpg": {"JPEG", "MPO"}, ".jpeg": {"JPEG", "MPO"}, ".png": {"PNG"}, ".bmp": {"BMP"}, ".webp": {"WEBP"},
@@ -34,7 +36,7 @@ class Fault:
 
     def __str__(self) -> str:
         place = self.path if self.annotation is None else f"{self.path}, annotation {self.annotation}"
-        return _one_line(f"{place}: {self.reason}")
+        return visible(f"{place}: {self.reason}")
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class DataCheck:
     hidden: int  # files and folders whose name starts with a dot
     counts: Mapping[str, Mapping[str, int]]  # part -> class -> images, or annotations of COCO
     strict: bool = False  # warnings and duplicates fail the check too
+    unguarded: Mapping[str, int] = field(default_factory=dict)  # format without checksums -> images that were read
 
     @property
     def by_reason(self) -> Mapping[str, int]:
@@ -80,21 +83,25 @@ class DataCheck:
             "hidden": self.hidden,
             "counts": {part: dict(classes) for part, classes in self.counts.items()},
             "strict": self.strict,
+            "unguarded": dict(self.unguarded),
         }
 
     def __str__(self) -> str:
         total = f"{counted(self.seen, 'image')} seen, {self.good:,} good"
         total += f", {counted(self.annotations, 'annotation')}" if self.layout == "COCO" else ""
-        said = [_one_line(f"{self.path} ({self.layout}): {total}")]
-        said += [_one_line(f"  {part}: {_classes(classes)}") for part, classes in self.counts.items()]
+        said = [visible(f"{self.path} ({self.layout}): {total}")]
+        said += [visible(f"  {part}: {_classes(classes)}") for part, classes in self.counts.items()]
         said += _section("bad", [str(fault) for fault in self.bad], self.by_reason)
         said += _section("warnings", *_shortened(self.warnings))
-        pairs = [_one_line(f"{one} = {other}") for one, other in self.duplicates]
+        pairs = [visible(f"{one} = {other}") for one, other in self.duplicates]
         said += _section("the same pixels in two splits or two classes", _cut(pairs))
         if self.passed_over:
-            said += ["", "not read because of their ending: " + _one_line(_counted(self.passed_over))]
+            said += ["", "not read because of their ending: " + visible(_counted(self.passed_over))]
         if self.hidden:
             said += ["", f"hidden files and folders, not read: {self.hidden:,}"]
+        if self.unguarded:
+            formats = _counted(self.unguarded)
+            said += ["", visible(f"formats without checksums, in which altered pixels are not seen: {formats}")]
         return "\n".join([*said, "", self._verdict()])
 
     def _verdict(self) -> str:
@@ -121,6 +128,7 @@ class Gathering:
     duplicates: list[tuple[str, str]] = field(default_factory=list)
     passed_over: Counter[str] = field(default_factory=Counter)
     hidden: int = 0
+    unguarded: Counter[str] = field(default_factory=Counter)
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
     first: dict[bytes, dict[str, tuple[str, str]]] = field(default_factory=dict)  # digest -> part -> (name, class)
 
@@ -147,6 +155,11 @@ class Gathering:
         self.good += 1
         for kind, text in decoded.remarks:
             self.warn(path, kind, text)
+        if decoded.unguarded:
+            self.unguarded[decoded.unguarded] += 1
+        width, height = decoded.image.size
+        if max(width, height) >= SLENDER * min(width, height):
+            self.warn(path, "slender", f"it is {width} x {height} pixels: a square model sees a part of it, or a smear")
         if decoded.format not in _ENDINGS.get(path.suffix.lower(), {decoded.format}):
             self.warn(path, "wrong ending", f"it is a {decoded.format} file by its content, and is read as one")
         self.content(decoded.image.tobytes(), decoded.image.size, self.name(path), part, label)
@@ -177,6 +190,7 @@ class Gathering:
             hidden=self.hidden,
             counts=self.counts,
             strict=strict,
+            unguarded=dict(self.unguarded.most_common()),
         )
 
     def _named(self, path: Path | str) -> str:
@@ -202,11 +216,6 @@ def not_there(path: Path) -> DataError:
     return DataError(
         f"no data at {path}: give a folder of class folders, a COCO json file, or an npz file with MedMNIST's keys"
     )
-
-
-def _one_line(text: str) -> str:
-    """Names may hold line breaks, and bytes that are no text."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _counted(counts: Mapping[str, int]) -> str:

@@ -10,10 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from softless.data.findings import NO_TEXT
 from softless.data.images import IMAGE_TYPES
 from softless.data.notices import notice
 from softless.data.samples import FileSamples
-from softless.errors import DataError, UsageError
+from softless.errors import DataError, UsageError, located
+from softless.words import is_text, visible
 
 PARTS = ("train", "val", "test")
 _LAYOUT = "expected root/{train,val,test}/class/images, or root/class/images"
@@ -63,7 +65,7 @@ def existing_folder(path: str | Path) -> Path:
     Raises:
         DataError: it does not exist, or is a file.
     """
-    root = Path(path).expanduser()
+    root = located(path)
     if not root.exists():
         raise DataError(f"no data folder at {root}: {_LAYOUT}")
     if not root.is_dir():
@@ -168,6 +170,7 @@ def _scan(root: Path) -> Scan:
         raise DataError(f"{root} holds no class folders: {_LAYOUT}")
     if len(folders) == 1:
         raise DataError(f"{root} holds only one class ('{folders[0]}'): a classifier needs at least two class folders")
+    _refuse_no_text(root, folders)
     _refuse_case_clash(root, folders)
     files: dict[str, list[str]] = {}
     other: Counter[str] = Counter()
@@ -183,6 +186,12 @@ def _scan(root: Path) -> Scan:
         )
     report_passed_over(root, other, hidden)
     return Scan(files, other, hidden)
+
+
+def _refuse_no_text(root: Path, folders: list[str]) -> None:
+    bad = [name for name in folders if not is_text(name)]
+    if bad:
+        raise DataError(f"{root}: the class folder '{visible(bad[0])}' has {NO_TEXT}")
 
 
 def _refuse_case_clash(root: Path, folders: list[str]) -> None:

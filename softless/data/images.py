@@ -91,6 +91,7 @@ class Decoded:
     format: str  # as Pillow names it
     stored_size: tuple[int, int]  # width and height before the EXIF orientation
     remarks: tuple[Remark, ...]
+    unguarded: str = ""  # the format, where nothing in the file tells altered pixels: it has no checksums
 
 
 def read_image(path: Path, channels: int = 3) -> Image.Image:
@@ -132,7 +133,7 @@ def decode(path: Path, channels: int = 3, *, max_pixels: int | None = None, min_
             upright = _convert(image, path, MODES[channels])
             upright = upright if turn is None else upright.transpose(turn)
             _count_pictures(image, said)
-            return Decoded(upright, image.format or "", stored, tuple(dict.fromkeys(said)))
+            return Decoded(upright, image.format or "", stored, tuple(dict.fromkeys(said)), _unguarded(image))
     except BadImage:
         raise
     except _DAMAGED as error:
@@ -152,7 +153,7 @@ def read_whole(path: Path, channels: int = 3, *, max_pixels: int | None = None, 
 
 
 def verify(path: Path) -> None:
-    """Hold a PNG against its checksums, which Pillow's decoder passes over; other types have none.
+    """Hold a PNG against its checksums, which Pillow's decoder passes over; those of zlib in a TIFF it sees; other types have none.
 
     Raises:
         BadImage: they differ.
@@ -298,6 +299,14 @@ def _turn(image: Image.Image, said: list[Remark]) -> Transpose | None:
     except _DAMAGED:
         said.append(Remark("EXIF", "its EXIF block cannot be read, so it is taken as upright"))
         return None
+
+
+def _unguarded(image: Image.Image) -> str:
+    """The format of a file without checksums over its pixels. A PNG has them, and so has what zlib packed in a TIFF."""
+    packing = str(image.info.get("compression", "raw"))
+    if image.format == "PNG" or (image.format == "TIFF" and "deflate" in packing):
+        return ""
+    return f"TIFF ({packing.removeprefix('tiff_')})" if image.format == "TIFF" else str(image.format)
 
 
 def _count_pictures(image: Image.Image, said: list[Remark]) -> None:

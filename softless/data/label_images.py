@@ -18,12 +18,13 @@ import numpy as np
 from PIL import Image
 
 from softless.data.datasets import Splits, fingerprint, scaling, stratified_cut
-from softless.data.findings import Gathering
+from softless.data.findings import NO_TEXT, Gathering
 from softless.data.folder import Listing, existing_folder, listing
 from softless.data.images import FORMATS, BadImage, decode, verify
 from softless.data.progress import track
 from softless.data.samples import FileSamples
 from softless.errors import DataError, UsageError, unknown
+from softless.words import is_text
 
 if TYPE_CHECKING:  # training lies above data: its recipe is read here by its field names only
     from softless.training.recipe import DataSpec
@@ -269,6 +270,8 @@ def _names(root: Path, found: Gathering) -> dict[int, str]:
                 "classes",
                 f"the entry {key!r}: {name!r} is none; values are whole numbers from 0 to 254, names are texts",
             )
+        elif not is_text(name):
+            found.fault(file, "classes", f"the entry {key!r} has {NO_TEXT}")
         elif name in names.values():
             found.fault(file, "classes", f"the name '{name}' is given twice")
         else:

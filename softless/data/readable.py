@@ -21,7 +21,7 @@ from softless.data.findings import Fault, named, refusal
 from softless.data.images import MAX_PIXELS, MIN_SIDE, BadImage, limit, read_whole
 from softless.data.notices import notice
 from softless.data.samples import ArraySamples, FileSamples, Samples
-from softless.errors import DataError, StorageError, UsageError, unknown
+from softless.errors import DataError, StorageError, UsageError, located, unknown
 from softless.models.durable import discard, make_folder, move, reason_of, write_bytes
 
 POLICIES = ("stop", "skip", "clip")  # of all fields named `faults`
@@ -169,7 +169,7 @@ def _key(path: Path, rule: str) -> int | None:
 def _store(files: Sequence[Path], rule: str) -> Path:
     """Where it is kept what is known of such files."""
     given = os.environ.get("SOFTLESS_CACHE") or os.environ.get("LOCALAPPDATA") or os.environ.get("XDG_CACHE_HOME")
-    base = Path(given).expanduser() if given else Path.home() / ".cache"
+    base = located(given) if given else Path.home() / ".cache"
     folder = base if os.environ.get("SOFTLESS_CACHE") else base / "softless"
     place = f"{Path(os.path.commonpath([path.parent for path in files])).absolute()}\0{rule}"
     return folder / "whole" / hashlib.blake2b(place.encode(errors="surrogateescape"), digest_size=12).hexdigest()

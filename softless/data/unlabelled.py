@@ -10,7 +10,7 @@ from softless.data.folder import PARTS, existing_folder, images_at
 from softless.data.images import IMAGE_TYPES
 from softless.data.readable import sift
 from softless.data.samples import FileSamples
-from softless.errors import DataError, UsageError
+from softless.errors import DataError, UsageError, located
 
 if TYPE_CHECKING:  # the recipe lives above this layer (softless.training)
     from softless.training.recipe import DataSpec
@@ -25,7 +25,7 @@ def open_unlabelled(spec: "DataSpec", seed: int) -> Splits:
         DataError: whatever is wrong with the data, with its path.
         UsageError: a field of `spec` that cannot be used.
     """
-    root = Path(spec.path).expanduser() if spec.path else None
+    root = located(spec.path) if spec.path else None
     if spec.source != "folder" or root is None:
         return open_splits(spec, seed)
     existing_folder(root)

@@ -25,6 +25,7 @@ from softless.data.samples import Samples
 from softless.evaluation.evaluate import autocast
 from softless.evaluation.measures import MEASURES
 from softless.models.durable import write_text
+from softless.words import visible
 
 PREDICTIONS = "predictions.json"
 STRICTNESS = {"": None, "50": 0.5, "75": 0.75}  # what follows "ap" in a measure's name: the IoU, or all ten
@@ -64,7 +65,7 @@ class Detections:
                     (f"{MEASURES[name].title}, {label}", MEASURES[name].write(value))
                     for label, value in classes.items()
                 ]
-        return "\n".join(f"{name:<22} {value}" for name, value in rows)
+        return "\n".join(f"{visible(name):<22} {value}" for name, value in rows)
 
 
 def evaluate(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from softless.data.transforms import Pipeline, eval_transform, plain_transform
-from softless.errors import DataError, UsageError
+from softless.errors import DataError, UsageError, located
 from softless.evaluation.epochs import from_one
 from softless.models import digests
 from softless.models.assemble import assemble
@@ -70,7 +70,7 @@ def load_run(run_dir: str | Path, device: str | torch.device = "cpu") -> LoadedR
         DataError: no such folder, no finished epoch in it, a file of it damaged, or class lists that disagree.
         UsageError: the weights are those of another model.
     """
-    path = Path(run_dir).expanduser()
+    path = located(run_dir)
     if not path.is_dir():
         raise DataError(f"no run folder at {path}: give the folder that `softless train --out` wrote")
     if not (path / BEST).is_file() or not (path / WEIGHTS).is_file():

@@ -28,6 +28,7 @@ from softless.data.samples import Samples
 from softless.errors import DivergedError, need
 from softless.evaluation.evaluate import autocast
 from softless.models.durable import make_folder, write_bytes, write_text
+from softless.words import visible
 
 FOLDER, SCORES, COUNTS = "predictions", "scores.json", "counts.npz"
 HITS, PREDICTED, TRUE = range(3)  # of the last axis of counts
@@ -93,13 +94,14 @@ class Segmentation:
         rows = [
             ("images", f"{self.seen} of {self.expected}"),
             ("mean IoU", _four(scores.miou)),
-            ("Dice" if len(self.classes) > 2 else f"Dice of {self.classes[1]}", _four(scores.mean_dice)),
+            ("Dice" if len(self.classes) > 2 else f"Dice of {visible(self.classes[1])}", _four(scores.mean_dice)),
             ("pixel accuracy", _four(scores.pixel_accuracy)),
             *([] if loss is None else [("loss", _four(loss))]),
         ]
-        width = max(len(name) for name in (*self.classes, *(row[0] for row in rows)))
+        classes = [visible(name) for name in self.classes]
+        width = max(len(name) for name in (*classes, *(row[0] for row in rows)))
         lines = [f"{name:<{width}}  {value}" for name, value in rows]
-        per_class = zip(self.classes, scores.iou, scores.dice, strict=True)
+        per_class = zip(classes, scores.iou, scores.dice, strict=True)
         lines += ["", f"{'class':<{width}}  IoU     Dice"]
         lines += [f"{name:<{width}}  {_four(iou):<6}  {_four(dice)}" for name, iou, dice in per_class]
         return "\n".join(lines)

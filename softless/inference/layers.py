@@ -2,6 +2,7 @@
 
 # B batch, H heads, N tokens, D features per head
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -12,6 +13,7 @@ from softless.attention.packed import unpacked
 from softless.attention.spec import Grid
 from softless.inference.packed import Activation, FusedConv, PackedLinear
 from softless.layers import Attention
+from softless.layers.position import to_keep
 
 
 class PackedAttention(Attention):
@@ -160,8 +162,14 @@ class KeptPositions(nn.Module):
         self.positions = positions
         self.kept: dict[tuple[int, int], Tensor] = {}
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "KeptPositions":
+        """Another device or dtype: what is kept belongs to the last one."""
+        self.kept = {}
+        super()._apply(fn, recurse)
+        return self
+
     def forward(self, batch: int, height: int, width: int) -> Tensor:
         if (height, width) not in self.kept:
-            made = self.positions(1, height, width).contiguous(memory_format=torch.channels_last)
+            made = to_keep(lambda: self.positions(1, height, width).contiguous(memory_format=torch.channels_last))
             self.kept = {(height, width): made}  # one grid: sizes rarely alternate
         return self.kept[height, width].expand(batch, -1, -1, -1)

@@ -1,6 +1,7 @@
 """Fourier positions of XCiT (arXiv:2106.09681): sines and cosines of the normalised row and column, projected to the width."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,15 @@ def fourier_table(
     return torch.cat([rows, columns], dim=-1).permute(2, 0, 1)[None]
 
 
+def to_keep(make: Callable[[], Tensor]) -> Tensor:
+    """What a module makes once and keeps: an ordinary tensor without gradient, in whichever mode it is first asked for.
+
+    A tensor made under `torch.inference_mode()` stays one of inference, and a later training could not save it for its backward pass.
+    """
+    with torch.inference_mode(mode=False), torch.no_grad():
+        return make()
+
+
 class FourierPosition(nn.Module):
     """(batch, height, width) -> (batch, dim, height, width); the table is made once per grid.
 
@@ -46,9 +56,8 @@ class FourierPosition(nn.Module):
             return fourier_table(height, width, self.features, device=device)
         key = (height, width, device)
         if key not in self._tables:
-            self._tables = {
-                key: fourier_table(height, width, self.features, device=device)
-            }  # one grid: sizes rarely alternate
+            made = to_keep(lambda: fourier_table(height, width, self.features, device=device))
+            self._tables = {key: made}  # one grid: sizes rarely alternate
         return self._tables[key]
 
     def forward(self, batch: int, height: int, width: int) -> Tensor:

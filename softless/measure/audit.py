@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.module_tracker import ModuleTracker
 from torch.utils.weak import WeakIdKeyDictionary
 
-from softless.errors import DataError, UsageError
+from softless.errors import DataError, UsageError, located
 from softless.measure.cost import input_size_of, part_of, refused, undisturbed
 from softless.measure.exps import KINDS
 
@@ -108,7 +108,7 @@ def audit(model: nn.Module | torch.export.ExportedProgram | str | Path, input_si
         return _watched(model, input_size_of(model, input_size))
     if input_size is not None:
         raise UsageError("an exported graph says its own input size: leave input_size out")
-    return _read(model if isinstance(model, torch.export.ExportedProgram) else _program(Path(model)))
+    return _read(model if isinstance(model, torch.export.ExportedProgram) else _program(located(model)))
 
 
 def _program(path: Path) -> torch.export.ExportedProgram:

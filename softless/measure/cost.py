@@ -21,6 +21,8 @@ from softless.measure.exps import ATTENTION, TranscendentalCounter
 from softless.measure.flops import FlopCounter
 from softless.measure.memory import LiveBytes, distinct, packed_weights, weight_bytes
 
+LONGEST = 2**20  # pixels of a side: beyond any slide, and numbers of bytes stay within 64 bits
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -228,8 +230,8 @@ def input_size_of(model: nn.Module, given: int | tuple[int, ...] | None) -> tupl
         channels, height, width = given
     else:
         raise UsageError(f"input_size={given}: give a side, (height, width) or (channels, height, width), in pixels")
-    if min(channels, height, width) < 1:
-        raise UsageError(f"input_size={given}: every size must be positive")
+    if not 1 <= min(channels, height, width) <= max(channels, height, width) <= LONGEST:
+        raise UsageError(f"input_size={given}: every size lies in 1..{LONGEST:,}")
     return int(channels), int(height), int(width)
 
 

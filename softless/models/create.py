@@ -8,7 +8,7 @@ from timm.models import is_model, model_entrypoint
 from torch import nn
 
 from softless.attention import get
-from softless.errors import DataError, UsageError, nearest
+from softless.errors import DataError, UsageError, located, nearest
 from softless.layers import Attention
 from softless.models import config, digests, vit
 from softless.models.files import CONFIG
@@ -44,7 +44,7 @@ def create_model(name: str, op: str | None = None, *, pretrained: bool = False, 
     if name.startswith(FOLDER):
         if op is not None:
             raise UsageError(f"'{name}' says its operator itself: leave op='{op}' out")
-        return _from_folder(Path(name.removeprefix(FOLDER)).expanduser(), pretrained, kwargs)
+        return _from_folder(located(name.removeprefix(FOLDER)), pretrained, kwargs)
     check_host(name, op)
     kwargs = {
         key: value for key, value in kwargs.items() if value is not None or key not in {"act", "num_heads", "lpi"}

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from softless.errors import DataError
+from softless.errors import DataError, located
 from softless.models import digests
 from softless.models.archive import PICKLE, first_line, first_name, read_archive, scan, tensors_of
 from softless.models.header import check_header
@@ -38,7 +38,7 @@ def read_tensors(path: str | Path, *, allow_nonfinite: bool = False) -> dict[str
     Raises:
         DataError: no such file, a damaged, a hostile, or one of another kind.
     """
-    path = Path(path)
+    path = located(path)
     if not path.is_file():
         raise DataError(f"no file {path}: name a .safetensors, .pth or .pt checkpoint")
     digests.check(path, _read_safetensors)
@@ -62,7 +62,7 @@ def read_safetensors(path: str | Path, *, allow_nonfinite: bool = True) -> dict[
     Raises:
         DataError: no such file, one of another kind, or damaged.
     """
-    path = Path(path)
+    path = located(path)
     if path.is_file() and (kind := _kind(path)) != "safetensors":
         what = "is an archive of torch.save" if kind == "zip" else kind
         raise DataError(f"{path} is not a readable safetensors file: it {what}")

@@ -14,7 +14,7 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from softless.errors import UsageError, need_module
+from softless.errors import UsageError, located, need_module
 from softless.models import config, digests
 from softless.models.create import create_model
 from softless.models.durable import write_folder, write_tensors, write_text
@@ -44,7 +44,7 @@ def save_weights(model: nn.Module, folder: str | Path, *, data: Mapping[str, Any
         DataError: weights with NaN or infinity.
     """
     need_module(model, "save_weights")
-    folder = Path(folder).expanduser()
+    folder = located(folder)
     if folder.suffix in {".safetensors", ".pth", ".pt"}:
         raise UsageError(
             f"{folder} is the name of a file, and save_weights writes a folder (weights, config.json, digests.json): name a folder"

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from softless.errors import DataError, UsageError, need_module
+from softless.errors import DataError, UsageError, located, need_module
 from softless.models import digests
 from softless.models.files import CONFIG, FILE, check_finite, read_tensors
 from softless.models.pyramid import Pyramid, Stage
@@ -144,7 +144,7 @@ def _read(source: str | Path | Mapping[str, Any]) -> tuple[Mapping[str, Any], st
     """What the file holds, and what to call it."""
     if isinstance(source, Mapping):
         return source, "the state dict"
-    path = Path(source)
+    path = located(source)
     if path.is_dir():
         digests.check(path / CONFIG)
         path /= FILE

@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from softless.data.boxes import pixels_of, runs
 from softless.prediction.label_pictures import BLACK, Colour, colours, outline
+from softless.words import visible
 
 STRENGTH = 0.4  # of a mask's colour over the image; outlines are opaque
 SURE = 0.3  # answers below this score are not drawn; RetinaNet's are low while it learns
@@ -45,7 +46,7 @@ def draw(
     for one, box in zip(shown, corners, strict=True):
         pen.rectangle(box, outline=palette[one["category_id"]], width=line)
     for one, box in zip(shown, corners, strict=True):
-        label = classes[one["category_id"]] + (f" {one['score']:.0%}" if "score" in one else "")
+        label = visible(classes[one["category_id"]]) + (f" {one['score']:.0%}" if "score" in one else "")
         fits = len(classes) > 1 and pen.textlength(label, font) <= box[2] - box[0]
         if len(shown) <= CROWDED or fits:
             _label(pen, picture.size, box, label, palette[one["category_id"]], font)

@@ -18,6 +18,7 @@ from softless.models.durable import write_picture, write_text
 from softless.prediction.answers import Answers
 from softless.prediction.results import Results
 from softless.prediction.setting import Setting
+from softless.words import aligned, as_cell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +32,7 @@ class Predictions(Answers):
         return {"csv": str(self.csv), **super().to_dict(), "counts": self.counts}
 
     def __str__(self) -> str:
-        width = max(len(name) for name in self.counts)
-        counts = [f"  {name:<{width}}  {count}" for name, count in self.counts.items()]
-        return "\n".join([*self.head(self.csv, "saliency maps"), *counts, *self.foot()])
+        return "\n".join([*self.head(self.csv, "saliency maps"), *aligned(self.counts.items()), *self.foot()])
 
 
 def predict(loaded: LoadedRun, samples: FileSamples, out: Results, setting: Setting, *, overlays: bool) -> Predictions:
@@ -75,9 +74,9 @@ def _write_csv(path: Path, files: Sequence[str], probabilities: np.ndarray, clas
     # Names that are not UTF-8 are kept as escapes, and quoting keeps a name with a line break one record.
     file = io.StringIO(newline="")
     writer = csv.writer(file)
-    writer.writerow(["file", "predicted", *classes])
+    writer.writerow(["file", "predicted", *map(as_cell, classes)])
     for name, row in zip(files, probabilities, strict=True):
-        writer.writerow([name, classes[int(row.argmax())], *(f"{p:.6f}" for p in row)])
+        writer.writerow([as_cell(name), as_cell(classes[int(row.argmax())]), *(f"{p:.6f}" for p in row)])
     write_text(path, file.getvalue(), errors="backslashreplace")
 
 
@@ -94,7 +93,6 @@ def _draw(
         maps = explain(loaded.model, inputs)
         for place, index in enumerate(indices):
             row = probabilities[index]
-            name = " ".join(samples.files[index].encode("utf-8", "replace").decode().split())  # one line, printable
-            title = f"{loaded.classes[int(row.argmax())]}, {row.max():.0%}: {name}"
+            title = f"{loaded.classes[int(row.argmax())]}, {row.max():.0%}: {samples.files[index]}"
             seen = picture(inputs[place], loaded.best["mean"], loaded.best["std"])
             write_picture(pictures[index], figure(seen, maps, place, title=title))

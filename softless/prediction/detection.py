@@ -17,7 +17,7 @@ from softless.prediction.answers import Answers
 from softless.prediction.box_pictures import SURE, draw
 from softless.prediction.results import Results
 from softless.prediction.setting import Setting
-from softless.words import counted
+from softless.words import aligned, counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +34,8 @@ class Predictions(Answers):
         return {**own, **super().to_dict()}
 
     def __str__(self) -> str:
-        width = max(len(name) for name in self.counts)
         head = self.head(self.json, also=[counted(self.answers, "answer")])
-        counts = [f"  {name:<{width}}  {count:,}" for name, count in self.counts.items()]
+        counts = aligned((name, f"{count:,}") for name, count in self.counts.items())
         return "\n".join([*head, f"answers with a score of {SURE} or more:", *counts, *self.foot()])
 
 

@@ -8,6 +8,8 @@ from itertools import chain, count
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from softless.words import visible
+
 Colour = tuple[int, int, int]
 BLACK: Colour = (0, 0, 0)
 STRENGTH = 0.6  # of the colour over the image; outlines are opaque
@@ -64,7 +66,7 @@ def _with_legend(picture: Image.Image, entries: Sequence[tuple[str, Colour]]) ->
     rows: list[list[tuple[int, str, Colour]]] = [[]]
     x = gap
     more = [(f"and {len(entries) - LEGEND} more", (255, 255, 255))] if len(entries) > LEGEND else []
-    for name, colour in [*entries[:LEGEND], *more]:
+    for name, colour in ((visible(name), colour) for name, colour in [*entries[:LEGEND], *more]):
         wide = round(font.getlength(name)) + size + 2 * gap
         if rows[-1] and x + wide > picture.width:
             rows.append([])

@@ -1,5 +1,6 @@
 """The folder that a verb leaves its results in: names of pictures, what the run before left, and nothing of the user's overwritten."""
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -10,7 +11,9 @@ from typing import Any
 from softless.data.notices import notice
 from softless.errors import StorageError, UsageError
 from softless.models.durable import delete, delete_folder, make_folder, write_text
+from softless.words import counted
 
+LONGEST, SHORTENED = 240, 200  # bytes of a name: file systems take 255, and an ending and `.tmp` follow
 WRITTEN = "written.json"  # verb -> the files that its last run left, relative to the folder
 
 
@@ -71,6 +74,13 @@ class Results:
             UsageError: one of them is an image that is read.
         """
         paths = [self.file((PurePosixPath(below) / name).as_posix()) for name in picture_names(names)]
+        if changed := sum(
+            writable(part) != part for name in names for part in PurePosixPath(name).with_suffix("").parts
+        ):
+            notice(
+                f"{counted(changed, 'name')} of images or folders {'is' if changed == 1 else 'are'} too long for the "
+                "pictures' own, or hold signs that are not seen: those are shortened or _, and end in a digest"
+            )
         if below and (self.folder / below).is_dir():
             known = {*self.written, *(name for names in self.before.values() for name in names)}
             found = (
@@ -98,11 +108,30 @@ class Results:
 
 
 def picture_names(files: Sequence[str]) -> list[str]:
-    """`a/b.jpg` is drawn as `a/b.png`. Where two images have one name but for the ending, `a/b.jpg.png` and `a/b.tif.png`."""
+    """`a/b.jpg` is drawn as `a/b.png`. Where two images have one name but for the ending, `a/b.jpg.png` and `a/b.tif.png`.
+
+    Names that are too long or hold signs that are not seen are changed (`writable`).
+    """
     stems = [PurePosixPath(file).with_suffix("").as_posix() for file in files]
     taken = Counter([stem.casefold() for stem in stems])
     taken.update(file.casefold() for file in files)
-    return [f"{stem if taken[stem.casefold()] == 1 else file}.png" for stem, file in zip(stems, files, strict=True)]
+    names = [stem if taken[stem.casefold()] == 1 else file for stem, file in zip(stems, files, strict=True)]
+    return [PurePosixPath(*map(writable, PurePosixPath(name).parts)).as_posix() + ".png" for name in names]
+
+
+def writable(name: str) -> str:
+    r"""A name for a file or folder made from another's: `_` for signs that are not seen or no text, and at most LONGEST bytes.
+
+    What is changed ends in a digest of the name as it was, so two never meet.
+
+    >>> writable("cat"), writable("c\x1bat")
+    ('cat', 'c_at-9755beddd3a2')
+    """
+    shown = "".join(sign if sign.isprintable() else "_" for sign in name)
+    if shown == name and len(name.encode()) <= LONGEST:
+        return name
+    digest = hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=6).hexdigest()
+    return f"{shown.encode()[:SHORTENED].decode(errors='ignore')}-{digest}"
 
 
 def _listed(file: Path) -> dict[str, list[str]]:

@@ -23,6 +23,7 @@ from softless.prediction.fields_of_view import masks_beside, read_mask
 from softless.prediction.label_pictures import colours, overlay, palette
 from softless.prediction.results import Results
 from softless.prediction.setting import Setting
+from softless.words import aligned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +41,10 @@ class Predictions(Answers):
         return {**own, "notes": list(self.notes), "foreign": self.foreign, **super().to_dict()}
 
     def __str__(self) -> str:
-        width = max(len(name) for name in self.shares)
-        shares = [
-            f"  {name:<{width}}  " + ("not counted" if share is None else f"{share:.2%} of the pixels that count")
+        shares = aligned(
+            (name, "not counted" if share is None else f"{share:.2%} of the pixels that count")
             for name, share in self.shares.items()
-        ]
+        )
         return "\n".join([*self.head(self.labels), *self.notes, *shares, *self.foot()])
 
 

@@ -1,7 +1,11 @@
-"""HTML in a few functions: whatever is not already `Html` is escaped, so a file name or a class name can never become markup."""
+"""HTML in a few functions: whatever is not already `Html` is escaped, so a file name or a class name can never become markup,
+and signs that are not seen are shown.
+"""
 
 from html import escape
 from typing import Any
+
+from softless.words import visible
 
 
 class Html(str):
@@ -16,7 +20,7 @@ VOID = frozenset({"br", "img", "meta", "hr", "line", "circle", "rect", "path", "
 def tag(_name: str, *children: Any, **attributes: Any) -> Html:
     """An element. Attributes drop a trailing underscore (`class_`) and turn others into hyphens; None leaves one out."""
     written = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{escape(str(value))}"'
+        f' {key.rstrip("_").replace("_", "-")}="{escape(visible(value, lines=True))}"'
         for key, value in attributes.items()
         if value is not None
     )
@@ -34,7 +38,7 @@ def join(*children: Any) -> Html:
         if isinstance(child, list | tuple):
             parts.append(join(*child))
         else:
-            parts.append(child if isinstance(child, Html) else escape(str(child), quote=False))
+            parts.append(child if isinstance(child, Html) else escape(visible(child, lines=True), quote=False))
     return Html("".join(parts))
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from softless.saliency.colours import colourise
 from softless.saliency.maps import Saliency
 from softless.saliency.overlay import overlay
+from softless.words import visible
 
 SIDE = 360  # pixels of a panel's longer side
 MARGIN, HEAD, FOOT = 24, 84, 58
@@ -47,7 +48,7 @@ def figure(
     if saliency.class_row is not None:
         row = overlay(enlarged, saliency.class_row[index], signed=True)
         panels.append(("class token", "its attention to each token, signed", row, True))
-    return _compose(panels, size, title or saliency.caption)
+    return _compose(panels, size, visible(title or saliency.caption))
 
 
 def _panel_size(size: tuple[int, int]) -> tuple[int, int]:

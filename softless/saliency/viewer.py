@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from softless.data.images import MODES, read_image
 from softless.data.notices import notice
 from softless.data.transforms import eval_transform, plain_transform
-from softless.errors import UsageError
+from softless.errors import UsageError, located
 from softless.evaluation import LoadedRun, load_run
 from softless.inference.layers import PatchProjection
 from softless.models import create_model
@@ -117,7 +117,7 @@ def viewer_of(model: nn.Module | LoadedRun | str | Path, device: str | torch.dev
         DataError: a run folder without a finished epoch, or a damaged one.
     """
     if isinstance(model, str | Path):
-        if Path(model).expanduser().is_dir():
+        if located(model).is_dir():
             model = load_run(model, device)
         else:
             model = _untrained(str(model)).to(device)
@@ -191,7 +191,7 @@ def picture_of(image: Any, channels: int) -> Any:
         DataError: the path is no readable image.
     """
     if isinstance(image, str | Path):
-        return read_image(Path(image).expanduser(), channels)
+        return read_image(located(image), channels)
     if isinstance(image, np.ndarray):
         flat = image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image
         if flat.dtype != np.uint8 or not flat.size or not (flat.ndim == 2 or (flat.ndim == 3 and flat.shape[-1] == 3)):

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from softless.data.images import decode
-from softless.errors import DataError, MissingExtra, MissingResolution, UsageError
+from softless.errors import DataError, MissingExtra, MissingResolution, UsageError, located
 
 SLIDE_TYPES = frozenset({".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".czi"})
 PLAUSIBLE = (0.01, 100.0)  # micrometres per pixel
@@ -270,7 +270,7 @@ def _pixels(image: Any, channels: int, level: int) -> tuple[Pixels, str]:
         raise UsageError(
             f"image is a {type(image).__name__}: give a path, a PIL image, a numpy array of bytes or a tensor"
         )
-    path = Path(image).expanduser()
+    path = located(image)
     if not path.exists():
         raise DataError(f"no image at {path}")
     if is_slide(path):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from softless.data.notices import notice
 from softless.data.progress import track
-from softless.errors import UsageError
+from softless.errors import UsageError, located
 from softless.evaluation import LoadedRun
 from softless.inference.packed import PackedLinear
 from softless.models.scale import Foreign, foreign
@@ -153,7 +153,7 @@ class _Run:
     def __init__(self, host: Host, source: Source, chunk: int, store: str | Path | None, mask: Tensor | None, saliency: bool, tokens: bool, order: Order | None) -> None:  # fmt: skip
         self.host, self.source, self.chunk, self.mask = host, source, chunk, mask
         self.saliency, self.tokens, self.order = saliency, tokens, order
-        self.folder = None if store is None else Path(store).expanduser()
+        self.folder = None if store is None else located(store)
 
     def result(self, about: dict[str, Any], *, quiet: bool, start: float) -> StreamResult:
         if self.folder is None:
@@ -270,7 +270,7 @@ def _image_print(image: Any) -> str:
         image = np.asarray(image)
     if isinstance(image, np.ndarray):
         return f"{image.shape} {hashlib.sha256(np.ascontiguousarray(image)).hexdigest()}"
-    path, ends = Path(image).expanduser(), 2**16
+    path, ends = located(image), 2**16
     told = path.stat()
     with path.open("rb") as file:
         first = file.read(ends)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from softless.errors import UsageError, nearest
+from softless.words import clipped
 
 KEY = "setting"  # under which a field's metadata hold its Setting
 INTERVAL = re.compile(r"(?P<left>[\[(])(?P<low>[^,]+), (?P<high>[^,]+)(?P<right>[\])])")
@@ -165,7 +166,7 @@ def no_field(name: str, known: Iterable[str]) -> UsageError:
     """An error for a field that there is not; the nearest is sought at any depth, its last word first."""
     near = nearest_field(name, known)
     hint = f"Did you mean '{near}'? " if near else ""
-    return UsageError(f"no field named '{name}'. {hint}`softless list recipes NAME` shows all fields")
+    return UsageError(f"no field named '{clipped(name)}'. {hint}`softless list recipes NAME` shows all fields")
 
 
 def nearest_field(name: str, known: Iterable[str]) -> str:
@@ -195,12 +196,14 @@ def typed(value: Any, hint: Any, name: str, about: Setting) -> Any:
     """
     found = next((one for one in readings(value, hint) if fits(one, hint)), UNFIT)
     if found is UNFIT:
-        raise UsageError(f"{name}={value!r} does not fit: the field takes {about.takes(hint)}")
+        raise UsageError(f"{name}={clipped(repr(value))} does not fit: the field takes {about.takes(hint)}")
     found = _widened(found, hint)
     if about.known and isinstance(found, str) and found not in about.known:
-        raise UsageError(f"{name}={found!r} is not known. {nearest(found, about.known)}Known: {', '.join(about.known)}")
+        raise UsageError(
+            f"{name}={clipped(repr(found))} is not known. {nearest(found, about.known)}Known: {', '.join(about.known)}"
+        )
     if not about.holds(found):
-        raise UsageError(f"{name}={value} is out of range: the field takes {about.takes(hint)} ({about.says})")
+        raise UsageError(f"{name}={clipped(value)} is out of range: the field takes {about.takes(hint)} ({about.says})")
     return found
 
 

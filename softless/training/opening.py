@@ -17,7 +17,7 @@ import torch
 from softless.data.loader import generators_restored
 from softless.evaluation.evaluate import autocast
 from softless.training.setup import Run
-from softless.words import counted
+from softless.words import counted, visible
 
 TRIALS = 3
 FEWEST = 20  # steps ahead: fewer are done before a trial would pay
@@ -202,5 +202,5 @@ def roughly(seconds: float) -> str:
 
 def _say(run: Run, lines: list[str]) -> None:
     if run.world.is_first:
-        sys.stderr.write("".join(f"{line}\n" for line in lines))
+        sys.stderr.write("".join(f"{visible(line)}\n" for line in lines))
         sys.stderr.flush()

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from softless.data import notices
-from softless.data.images import IMAGE_TYPES, MAX_PIXELS, BadImage, decode, read_image, verify
+from softless.data.images import IMAGE_TYPES, MAX_PIXELS, BadImage, decode, read_image, read_whole, verify
 from softless.errors import DataError, UsageError
 from tests.data.corpus import BAD, BOMBS, ENCODED, GOOD, ODD, encoded, honest_bomb, png, put
 from tests.data.making import noise
@@ -227,6 +227,73 @@ def test_flipped_bytes_are_read_or_named(tmp_path, ending):
     assert "RGB" in outcomes
     assert outcomes - {"RGB"}
     assert "unnamed" not in outcomes
+
+
+def _mutated(draw: random.Random) -> tuple[str, bytes]:
+    """A name and the content of a file that was one or two images: cut, spliced, with runs zeroed, repeated, moved or at random."""
+    name = draw.choice([*ENCODED, *ODD])
+    content = bytearray(ENCODED[name] if name in ENCODED else ODD[name].content)
+    for _ in range(draw.randrange(1, 4)):
+        begin, length = draw.randrange(len(content) + 1), draw.choice([1, 4, 16, 200])
+        run = content[begin : begin + length]
+        content = draw.choice([
+            content[:begin],
+            content[:begin] + ENCODED[draw.choice([*ENCODED])][begin:],
+            content[:begin] + bytes(len(run)) + content[begin + length :],
+            content[:begin] + run * draw.choice([2, 50]) + content[begin + length :],
+            content[:begin] + content[begin + length :] + run,
+            content[:begin] + draw.randbytes(len(run)) + content[begin + length :],
+        ])
+    return f"mutated.{draw.choice([name, 'png', 'jpg', 'tif'])}", bytes(content)
+
+
+def _strays(folder: Path, seed: int, number: int) -> list[str]:
+    """What left the reader beside an image or a BadImage that names the file."""
+    draw, found = random.Random(seed), []
+    for index in range(number):
+        name, content = _mutated(draw)
+        path = folder / name
+        path.write_bytes(content)
+        try:
+            read_whole(path, draw.choice([1, 3]), max_pixels=10**6)
+        except BadImage as error:
+            found += [] if str(path) in str(error) and error.kind else [f"{index}: {error}"]
+        except Exception as error:  # noqa: BLE001 - what a person would see as a traceback
+            found.append(f"{index} of seed {seed}, {name}: {error!r}")
+    return found
+
+
+@pytest.mark.bar("B1", "mutated image files: read or named, never a stray error")
+def test_mutated_images_are_read_or_named(tmp_path):
+    assert not _strays(tmp_path, 0, 60)
+
+
+@pytest.mark.soak
+@pytest.mark.bar("B1", "600 mutated image files: read or named, never a stray error")
+@pytest.mark.parametrize("seed", range(1, 7))
+def test_many_mutated_images_are_read_or_named(tmp_path, seed):
+    assert not _strays(tmp_path, seed, 100)
+
+
+@pytest.mark.parametrize(("ending", "options", "seen"), [
+    ("png", {}, True), ("tif", {"compression": "tiff_adobe_deflate"}, True), ("tif", {"compression": "tiff_lzw"}, False),
+    ("tif", {"compression": "packbits"}, False), ("tif", {}, False), ("jpg", {}, False), ("webp", {"lossless": True}, False),
+    ("bmp", {}, False), ("ppm", {}, False),
+])  # fmt: skip
+def test_what_a_format_can_tell_of_its_pixels(tmp_path, ending, options, seen):
+    """One flipped bit in the middle of the pixels: seen where the format has a checksum, and said where it has none."""
+    path = tmp_path / f"a.{ending}"
+    noise(64, 64).save(path, **options)
+    assert (read_whole(path).unguarded == "") == seen
+    if not seen:
+        return
+    content = bytearray(path.read_bytes())
+    for place in range(len(content) // 3, len(content) // 3 + 40):
+        wrong = bytearray(content)
+        wrong[place] ^= 16
+        path.write_bytes(wrong)
+        with pytest.raises(BadImage):
+            read_whole(path)
 
 
 def test_a_lying_header_below_the_limit_is_a_truncated_file(tmp_path):

@@ -365,3 +365,18 @@ def test_images_without_label_images(tmp_path):
     label_set(tmp_path)
     (tmp_path / "labels").rename(tmp_path / "masks")
     assert "no label images" in check(tmp_path).bad[0].reason
+
+
+@pytest.mark.bar("B10", "images that are very slender: told")
+def test_formats_without_checksums_are_counted_and_slender_images_told(tmp_path):
+    class_folders(tmp_path, {"a": 2, "b": 2})
+    assert "without checksums" not in str(check(tmp_path))
+    noise(seed=7).save(tmp_path / "a" / "x.jpg")
+    noise(seed=8).save(tmp_path / "b" / "y.tif", compression="tiff_lzw")
+    noise(500, 9, seed=9).save(tmp_path / "b" / "strip.png")
+    found = check(tmp_path)
+    assert found.to_dict()["unguarded"] == {"JPEG": 1, "TIFF (lzw)": 1}
+    assert "formats without checksums, in which altered pixels are not seen: JPEG: 1, TIFF (lzw): 1" in str(found)
+    assert [(fault.path, fault.kind) for fault in found.warnings] == [("b/strip.png", "slender")]
+    assert "500 x 9 pixels" in found.warnings[0].reason
+    assert found.exit_code == 0

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import softless
 from softless.errors import UsageError
 from softless.inference import optimize, packed
-from softless.inference.layers import Added, PackedAttention
+from softless.inference.layers import Added, KeptPositions, PackedAttention
 from softless.inference.packed import FusedConv, PackedLinear
 from softless.layers import LPI
 from softless.models.create import create_model
@@ -462,3 +462,17 @@ def test_the_same_digits() -> None:
         without = zeroed(copy.deepcopy(model))(images)
         assert (without.argmax(1) == labels).float().mean() < right - 0.3
         assert all(isinstance(one, PackedAttention) for one in branches(optimize(model)).values())
+
+
+def test_what_an_inference_copy_keeps_follows_it_to_another_dtype() -> None:
+    """Positions are projected once for a grid; in another dtype they are projected again, and none is a tensor of inference."""
+    ours = optimize(made("xcit", image()), torch.float32)
+    with torch.inference_mode():
+        expected = ours(image())
+    kept = next(module for module in ours.modules() if isinstance(module, KeptPositions))
+    assert not any(one.is_inference() or one.requires_grad for one in kept.kept.values())
+    kept.double()
+    with torch.no_grad():
+        assert kept(1, 4, 6).dtype == torch.float64
+    kept.float()
+    assert_near(ours(image()), expected, FLOAT)

@@ -220,3 +220,36 @@ def test_softless_and_timm_make_the_same() -> None:
         torch.manual_seed(0)
         b = softless.create_model(name, **few_blocks(name))
         assert all(x.equal(y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def kept_tensors(model: torch.nn.Module) -> list[torch.Tensor]:
+    """What the modules of a model hold beside parameters and buffers, in attributes and in the containers there."""
+    found: list[torch.Tensor] = []
+
+    def gather(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            found.append(value)
+        elif isinstance(value, dict | list | tuple):
+            for one in value.values() if isinstance(value, dict) else value:
+                gather(one)
+
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if name not in {"_parameters", "_buffers", "_modules"}:
+                gather(value)
+    return found
+
+
+@each_kind
+def test_a_model_that_answered_in_inference_mode_trains(name: str) -> None:
+    """What a module keeps from its first forward pass is fit for any later one: gradients, another dtype, a copy."""
+    model, twin, images = small(name), small(name), image(96, 64)  # a grid that neither has seen
+    with torch.inference_mode():
+        model.eval()(images)
+    assert not [kept for kept in kept_tensors(model) if kept.is_inference() or kept.requires_grad]
+    for one in (model, twin):
+        one.train()(images).square().sum().backward()
+    for (place, ours), theirs in zip(model.named_parameters(), twin.parameters(), strict=True):
+        assert torch.equal(ours.grad, theirs.grad), place
+    half = copy.deepcopy(model).eval().bfloat16()
+    assert half(images.bfloat16()).dtype == torch.bfloat16
