@@ -15,6 +15,7 @@ from softless.evaluation.measures import MEASURES
 from softless.report.runs import RunRecord, read_run
 from softless.training.candidates import AVERAGED, KEYS, RAW
 from softless.training.recipe import Recipe
+from softless.words import counted
 
 STATES = {RAW: "model", AVERAGED: "ema"}  # of a checkpoint
 
@@ -27,14 +28,25 @@ class Ended:
     run: RunRecord
     images: int  # of training
     batch: int  # that fits them
-    last: Mapping[str, Mapping[str, float]]  # split -> raw or averaged -> value of the last epoch
+    last: Mapping[str, Mapping[str, Mapping[str, Any]]]  # split -> raw or averaged -> scores of the last epoch
 
     @property
-    def shipped(self) -> Mapping[str, float]:
-        """Split -> value of what the run published."""
-        return {split: float(self.run.result[split][self.run.measure]) for split in self.last}
+    def measures(self) -> list[str]:
+        """What chose the best epoch, and accuracy where there is one."""
+        return list(dict.fromkeys([self.run.measure, *(name for name in ("top1",) if name in self.run.result["val"])]))
 
-    def row(self) -> dict[str, Any]:
+    def values(self, measure: str) -> dict[str, float]:
+        """Split and weights -> value: of what the run published, and of what it ended with."""
+        return {
+            f"{split}_{name}": float(scores[measure])
+            for split, found in self.last.items()
+            for name, scores in {
+                "shipped": self.run.result[split],
+                **{f"last_{kind}": found[kind] for kind in sorted(found)},
+            }.items()
+        }
+
+    def row(self, measure: str) -> dict[str, Any]:
         result = self.run.result
         return {
             "limit": self.limit,
@@ -45,10 +57,10 @@ class Ended:
             "epochs": result["epochs"],
             "steps": self.images // self.batch * result["epochs"],
             "amp": self.run.recipe["amp"],
-            "measure": self.run.measure,
+            "measure": measure,
             "best_epoch": result["best_epoch"],
             "weights": result["weights"],
-            **_columns(self.shipped, self.last),
+            **_rounded(self.values(measure)),
             "still_rising": rising(self.run),
             "minutes": round(result["seconds"] / 60, 1),
         }
@@ -64,23 +76,20 @@ class Averages:
     recorded: Path | None
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row per run, then one of means per number of images."""
-        rows = [run.row() for run in self.runs]
+        """A row per run and measure, then one of means per number of images and measure."""
+        rows = [run.row(measure) for run in self.runs for measure in run.measures]
         for limit in dict.fromkeys(run.limit for run in self.runs):
             ours = [run for run in self.runs if run.limit == limit]
-            last = {
-                split: {kind: float(np.mean([run.last[split][kind] for run in ours])) for kind in found}
-                for split, found in ours[0].last.items()
-            }
-            shipped = {split: float(np.mean([run.shipped[split] for run in ours])) for split in last}
-            rows.append({
-                "limit": limit,
-                "kind": "mean",
-                "seed": f"{len(ours)} seeds",
-                "images": ours[0].images,
-                "measure": ours[0].run.measure,
-                **_columns(shipped, last),
-            })
+            for measure in ours[0].measures:
+                values = [run.values(measure) for run in ours]
+                rows.append({
+                    "limit": limit,
+                    "kind": "mean",
+                    "seed": counted(len(ours), "seed"),
+                    "images": ours[0].images,
+                    "measure": measure,
+                    **_rounded({name: float(np.mean([one[name] for one in values])) for name in values[0]}),
+                })
         return rows
 
     def to_dict(self) -> dict[str, Any]:
@@ -89,11 +98,13 @@ class Averages:
     def __str__(self) -> str:
         rows = [row for row in self.rows() if row["kind"] == "mean"]
         names = [name for name in rows[0] if name.startswith(("val_", "test_"))]
-        title = MEASURES[rows[0]["measure"]].title
-        cells = [[row["limit"], row["seed"], *(f"{row[name]:.4f}" for name in names)] for row in rows]
+        cells = [
+            [row["limit"], row["seed"], MEASURES[row["measure"]].title, *(f"{row[name]:.4f}" for name in names)]
+            for row in rows
+        ]
         said = [f"{name} diverged: {why}" for name, why in self.diverged.items()]
         said += [f"report: {self.report}", *([f"recorded: {self.recorded}"] if self.recorded else [])]
-        head = [f"images ({title})", "", *(name.replace("_", " ") for name in names)]
+        head = ["images", "", "", *(name.replace("_", " ") for name in names)]
         return "\n".join([table(head, cells), "", *said])
 
 
@@ -160,7 +171,7 @@ def _ended(place: Path, recipe: Recipe, device: str) -> Ended:
     task, where = open_task(replace(recipe, seed=run.seed)), choose_device(device)
     task = task.to(where)
     line = run.epochs[-1]
-    last = {"val": {kind: float(line[key][run.measure]) for kind, key in KEYS.items() if key in line}}
+    last = {"val": {kind: line[key] for kind, key in KEYS.items() if key in line}}
     if task.splits.test is not None:
         model = build_for(task).to(where)
         last["test"] = {}
@@ -168,18 +179,9 @@ def _ended(place: Path, recipe: Recipe, device: str) -> Ended:
             model.load_state_dict(state[STATES[kind]])
             loader = task.eval_loader(task.splits.test, 0, 1)
             found = task.evaluate(task.evaluated(model), loader, amp=recipe.amp, label=f"{place.name}, {kind}")
-            last["test"][kind] = float(found.summary()[run.measure])
+            last["test"][kind] = found.summary()
     return Ended(place.name.rpartition("-")[0], run, len(task.splits.train), task.recipe.batch_size, last)
 
 
-def _columns(shipped: Mapping[str, float], last: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """The values of what was published and of the last epoch, by split and kind of weights."""
-    values = {
-        f"{split}_{name}": value
-        for split, found in last.items()
-        for name, value in {
-            "shipped": shipped[split],
-            **{f"last_{kind}": found[kind] for kind in sorted(found)},
-        }.items()
-    }
+def _rounded(values: Mapping[str, float]) -> dict[str, float]:
     return {name: round(value, 4) for name, value in values.items()}
