@@ -216,7 +216,7 @@ def _dense(
     from softless.training.run_folder import RunFolder
     from softless.training.world import choose_device
 
-    stored = recipe_from(RunFolder(loaded.path).read_json("recipe.json"))
+    stored = recipe_from(RunFolder(loaded.path).stored_recipe())
     spec = replace(
         stored.data,
         path=data or stored.data.path,

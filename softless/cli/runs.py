@@ -1,6 +1,5 @@
 """`softless runs`: the runs below a folder, how each stands, and how to go on with it."""
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -9,8 +8,9 @@ from typing import Any
 
 from softless.benching.record import table
 from softless.errors import DataError, located
-from softless.evaluation.epochs import numbered
 from softless.evaluation.measures import MEASURES
+from softless.evaluation.run_files import read_log, read_recipe
+from softless.models.records import read_json
 from softless.training.candidates import Candidate, best_of, better
 from softless.training.claim import holder
 from softless.training.run_folder import CHECKPOINTS, LOG, RECIPE, RESULT, STATE
@@ -24,7 +24,7 @@ class RunState:
 
     run: str
     recipe: str
-    state: str  # running, finished, stopped, diverged, failed, killed
+    state: str  # running, finished, stopped, diverged, failed, killed, damaged
     epoch: int  # finished ones
     epochs: int
     steps: int  # updates in the newest checkpoint
@@ -90,9 +90,13 @@ def runs(folder: str | Path = "runs") -> Runs:
 
 
 def _state(path: Path) -> RunState:
-    recipe, noted = _json(path / RECIPE), _json(path / STATE)
-    lines = _lines(path / LOG)
-    best = _best(lines, str(recipe.get("metric", "top1")))
+    noted = _noted(path / STATE)
+    try:
+        recipe = read_recipe(path / RECIPE)
+        lines = read_log(path / LOG) if (path / LOG).exists() else []
+        best = _best(lines, str(recipe.get("metric") or "top1"))
+    except DataError as error:  # the others are listed all the same
+        return _damaged(path, noted, str(error))
     state = _how_it_stands(path, noted)
     places = Checkpoints(path / CHECKPOINTS).places()
     return RunState(
@@ -100,13 +104,24 @@ def _state(path: Path) -> RunState:
         recipe=str(recipe.get("name", "?")),
         state=state,
         epoch=len(lines),
-        epochs=int(recipe.get("fitted", {}).get("schedule.epochs") or recipe.get("schedule", {}).get("epochs", 0)),
+        epochs=_length(recipe),
         steps=places[0][0] if places else 0,
         value=None if best is None else float(best["value"]),
         metric=str(recipe.get("metric", "")),
         since=str(noted.get("since", "")),
         how=_how(path, state, noted),
     )
+
+
+def _length(recipe: Mapping[str, Any]) -> int:
+    """The epochs that the run is meant to have."""
+    asked = (recipe.get("schedule") or {}).get("epochs")
+    fitted = (recipe.get("fitted") or {}).get("schedule.epochs")
+    return next((one for one in (fitted, asked) if type(one) is int), 0)
+
+
+def _damaged(path: Path, noted: Mapping[str, Any], why: str) -> RunState:
+    return RunState(str(path), "?", "damaged", 0, 0, 0, None, "", str(noted.get("since", "")), why)
 
 
 def _how_it_stands(path: Path, noted: Mapping[str, Any]) -> str:
@@ -139,18 +154,10 @@ def _best(lines: Sequence[Mapping[str, Any]], metric: str) -> Candidate | None:
     return best
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _noted(path: Path) -> dict[str, Any]:
+    """state.json, which is for people: without it a run is judged by its other files."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found: dict[str, Any] = read_json(path)
+    except DataError:
         return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The epochs of a log; a last line that a crash cut short is none."""
-    try:
-        whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
-        return numbered([json.loads(line) for line in whole.splitlines()])
-    except (OSError, ValueError):
-        return []
+    return found

@@ -1,6 +1,5 @@
 """A finished run, loaded back: the weights of its best epoch with all that is needed to use them."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,11 @@ from torch import Tensor, nn
 
 from softless.data.transforms import Pipeline, eval_transform, plain_transform
 from softless.errors import DataError, UsageError, located
-from softless.evaluation.epochs import from_one
+from softless.evaluation.run_files import read_best, read_classes, read_recipe
 from softless.models import digests
 from softless.models.assemble import assemble
 from softless.models.files import read_safetensors
+from softless.models.outline import check_fits
 from softless.models.scale import set_training_size
 
 DENSE = frozenset({"detection", "segmentation"})  # tasks whose models take whole images of any size
@@ -75,22 +75,18 @@ def load_run(run_dir: str | Path, device: str | torch.device = "cpu") -> LoadedR
         raise DataError(f"no run folder at {path}: give the folder that `softless train --out` wrote")
     if not (path / BEST).is_file() or not (path / WEIGHTS).is_file():
         raise DataError(f"{path} holds no finished epoch ({BEST} and {WEIGHTS} are not both there): train first")
-    best = _read_json(path / BEST)
-    best = from_one(best, "epoch") if isinstance(best, dict) else best
-    try:
-        classes = tuple(best["classes"])
-        task = best.get("task", "classification")  # which older runs do not say
-        args = best["model_args"]
-        if task == "classification":
-            args = {"num_classes": len(classes), "in_chans": best["in_chans"], **args}
-        transform = (plain_transform if task in DENSE else eval_transform)(
-            best["image_size"], best["crop_pct"], best["interpolation"], best["mean"], best["std"], best["in_chans"]
-        )
-        architecture = best["architecture"]
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{path / BEST} is not a run's: the entry {error} is missing or of another type") from error
+    best = read_best(path / BEST)
+    classes = tuple(best["classes"])
+    task = best.get("task") or "classification"  # which older runs do not say
+    args, architecture = best["model_args"], best["architecture"]
+    if task == "classification":
+        args = {"num_classes": len(classes), "in_chans": best["in_chans"], **args}
+    transform = (plain_transform if task in DENSE else eval_transform)(
+        best["image_size"], best["crop_pct"], best["interpolation"], best["mean"], best["std"], best["in_chans"]
+    )
     _check_same_classes(path, classes)
     _check_same_weights(path / WEIGHTS, best.get("weights_sha256"))
+    check_fits(lambda: assemble(task, architecture, args, best.get("head")), path / WEIGHTS, path / BEST)
     model = assemble(task, architecture, args, best.get("head"))
     fill(model, read_weights(path / WEIGHTS), path / WEIGHTS)
     recipe = _recipe(path / RECIPE, best)
@@ -167,32 +163,15 @@ def mismatches(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
 
 def _recipe(file: Path, best: Mapping[str, Any]) -> SimpleNamespace:
     """The recipe with the field names it has in training, which lies above this layer and owns the class."""
-    stored = _read_json(file)
-    try:
-        data = {**stored["data"], "mean": tuple(best["mean"]), "std": tuple(best["std"])}
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{file} is not a recipe: the entry {error} is missing or of another type") from error
+    stored = read_recipe(file)
+    data = {**stored["data"], "mean": tuple(best["mean"]), "std": tuple(best["std"])}
     groups = {name: SimpleNamespace(**entry) for name, entry in stored.items() if isinstance(entry, dict)}
     return SimpleNamespace(**{**stored, **groups, "data": SimpleNamespace(**data)})
 
 
 def _check_same_classes(path: Path, classes: tuple[str, ...]) -> None:
-    if (path / CLASSES).is_file() and read_classes(path) != classes:
+    if (path / CLASSES).is_file() and read_classes(path / CLASSES) != classes:
         raise DataError(f"{path}: {CLASSES} and {BEST} list other classes; one of them is another run's")
-
-
-def read_classes(folder: Path) -> tuple[str, ...]:
-    """The class names that lie beside a run's weights; none where no list does.
-
-    Raises:
-        DataError: the list cannot be read.
-    """
-    if not (folder / CLASSES).is_file():
-        return ()
-    names = _read_json(folder / CLASSES)
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise DataError(f"{folder / CLASSES} is no list of class names: a copy was damaged, or it is another's file")
-    return tuple(names)
 
 
 def _check_same_weights(file: Path, expected: str | None) -> None:
@@ -200,12 +179,5 @@ def _check_same_weights(file: Path, expected: str | None) -> None:
     if expected is not None and (found := digests.of_file(file)) != expected:
         raise DataError(
             f"{file} is not what {BEST} beside it describes: SHA-256 {found[:12]}… and not {expected[:12]}…. A copy was damaged, or the run was cut "
-            "while it wrote them: `softless train --resume` writes both anew"
+            "while it wrote them: `softless train --resume` writes both anew (of a finished run once its result.json is deleted)"
         )
-
-
-def _read_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {file}: {error}") from error

@@ -39,11 +39,7 @@ def read_archive(path: Path) -> dict[str, Any]:
     Raises:
         DataError: anything else in it, or a torch that is not safe for it.
     """
-    if torch.__version__ < "2.10":
-        raise DataError(
-            f"{path}: torch {torch.__version__} is not safe for pickled files of others (CVE-2026-24747, mended in 2.10): "
-            "update torch, or convert the file to .safetensors with a newer one"
-        )
+    check_torch(path)
     try:
         with path.open("rb") as file:
             pickled = _checked_archive(file, path.stat().st_size)
@@ -63,6 +59,19 @@ def read_archive(path: Path) -> dict[str, Any]:
     if not isinstance(held, dict):
         raise DataError(f"{path} holds a {type(held).__name__}, not a state dict: save model.state_dict()")
     return held
+
+
+def check_torch(path: Path) -> None:
+    """Whether this torch may read archives.
+
+    Raises:
+        DataError: it is older than 2.10.
+    """
+    if torch.__version__ < "2.10":
+        raise DataError(
+            f"{path}: torch {torch.__version__} is not safe for pickled files of others (CVE-2026-24747, mended in 2.10): "
+            "update torch, or convert the file to .safetensors with a newer one"
+        )
 
 
 def _checked_archive(file: BinaryIO, size: int) -> bytes:

@@ -11,8 +11,9 @@ from softless.attention import get
 from softless.errors import DataError, UsageError, located, nearest
 from softless.layers import Attention
 from softless.models import config, digests, vit
-from softless.models.files import CONFIG
+from softless.models.files import CONFIG, FILE
 from softless.models.options import COMPANIONS, constructed, host_arguments
+from softless.models.outline import check_fits
 from softless.models.scale import trained_as_configured
 from softless.models.variants import ENTRIES, VARIANTS, Entry
 from softless.models.weights import load_weights
@@ -119,6 +120,9 @@ def _from_folder(folder: Path, pretrained: bool, kwargs: dict[str, Any]) -> nn.M
     """A model of `save_weights`."""
     digests.check(folder / CONFIG)
     found = config.read(folder / CONFIG)
+    check_fits(
+        lambda: create_model(found.built.name, found.built.op, **found.built.arguments), folder / FILE, folder / CONFIG
+    )
     try:
         model = create_model(found.built.name, found.built.op, **{**found.built.arguments, **kwargs})
     except UsageError:

@@ -6,6 +6,8 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from softless.errors import DataError
+
 HEADER = 8 << 20  # bytes; 10,000 tensors take 1.2 MB
 BRACKETS = 150_000  # in it: a tensor opens three
 WIDTHS = {
@@ -16,8 +18,25 @@ WIDTHS = {
 }
 
 
-def check_header(path: Path) -> None:
+def read_header(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors of a file, of which nothing else is read.
+
+    Raises:
+        DataError: the header is not one that can be trusted.
+    """
+    try:
+        return check_header(path)
+    except (OSError, ValueError, RecursionError, struct.error) as error:
+        raise DataError(
+            f"{path} is not a readable safetensors file: {(str(error).splitlines() or [''])[0][:200]}; copy it again"
+        ) from error
+
+
+def check_header(path: Path) -> dict[str, tuple[int, ...]]:
     """The tensors that the header names fill the file: one after the other, each as long as its shape.
+
+    Returns:
+        Their shapes.
 
     Raises:
         ValueError: otherwise.
@@ -44,6 +63,7 @@ def check_header(path: Path) -> None:
         end = stop
     if end != size - 8 - length:
         raise ValueError(f"its tensors take {end} bytes, and its data has {size - 8 - length}")
+    return {name: tuple(entry["shape"]) for name, entry in header.items()}
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """What a run folder holds, read once (the contract between training and report)."""
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softless.errors import UsageError
-from softless.evaluation.epochs import from_one, numbered
 from softless.evaluation.measures import MEASURES
+from softless.evaluation.run_files import read_best, read_classes, read_log, read_recipe, read_result
 from softless.training.candidates import AVERAGED, RAW
 
 KEPT_APART = (
@@ -118,22 +117,18 @@ def read_run(folder: Path) -> RunRecord:
             raise UsageError(
                 f"{folder} holds no finished run ({name} is missing): finish it with `softless train --resume`"
             )
-    stored = _json(folder / "recipe.json")
+    stored = read_recipe(folder / "recipe.json")
     return RunRecord(
         folder=folder,
         recipe={key: value for key, value in stored.items() if key not in KEPT_APART},
         versions={key: str(stored[key]) for key in KEPT_APART if key in stored and key != "machine"},
-        machine=stored.get("machine", {}),
-        classes=tuple(_json(folder / "classes.json")),
-        epochs=numbered([json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]),
-        result=from_one(_json(folder / "result.json"), "best_epoch"),
-        best=from_one(_json(folder / "best.json"), "epoch"),
+        machine=stored.get("machine") or {},
+        classes=read_classes(folder / "classes.json"),
+        epochs=read_log(folder / "log.jsonl"),
+        result=read_result(folder / "result.json"),
+        best=read_best(folder / "best.json"),
         predictions=_predictions(folder / "predictions.npz"),
     )
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _predictions(path: Path) -> Predictions | None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from softless.models.durable import digest_of, write_tensors
+from softless.models.records import sealed
 from softless.tasks import facts
 from softless.training.candidates import AVERAGED
 from softless.training.run_folder import BEST, WEIGHTS
@@ -27,6 +28,5 @@ def write_best(run: "Run") -> None:
     held: dict[str, Tensor] = run.best_weights or {}
     write_tensors(run.folder.path / WEIGHTS, held)
     digest = digest_of(run.folder.path / WEIGHTS)
-    run.folder.write_json(
-        BEST, {**(run.best or {}), **facts(run.task, run.task.evaluated(run.model)), "weights_sha256": digest.sha256}
-    )
+    told = {**(run.best or {}), **facts(run.task, run.task.evaluated(run.model)), "weights_sha256": digest.sha256}
+    run.folder.write_json(BEST, sealed(told))

@@ -8,10 +8,14 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from softless.errors import ResumeMismatch
+from torch import Tensor
+
+from softless.errors import CheckpointError, DataError, ResumeMismatch
 from softless.evaluation.epochs import from_one
 from softless.evaluation.run import mismatches
+from softless.models.records import ANY_NUMBER, TABLE, TEXTS, Rule, check, whole
 from softless.training.candidates import AVERAGED, RAW
+from softless.training.faults import check_finite
 from softless.training.run_folder import few
 
 if TYPE_CHECKING:
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
 def save(run: "Run") -> None:
     """Write the state after `run.step` steps of epoch `run.epoch`."""
     place = (run.updates, run.epoch)
+    check_finite(run)
     if run.saved != place:
         run.checkpoints.save(state(run), place, {"epoch_step": run.step, "versions": versions()})
     run.saved, run.saved_at = place, time.monotonic()
@@ -55,6 +60,7 @@ def restore(run: "Run", stored: Mapping[str, Any]) -> None:
         ResumeMismatch: the state is of another model, optimiser, class list or data.
     """
     where = run.checkpoints.folder
+    _check_state(run, stored)
     if stored["classes"] != list(run.splits.classes):
         both = set(stored["classes"]) ^ set(run.splits.classes)
         raise ResumeMismatch(
@@ -72,8 +78,9 @@ def restore(run: "Run", stored: Mapping[str, Any]) -> None:
         run.ema.module.load_state_dict(stored["ema"])
     try:
         run.optimizer.load_state_dict(stored["optimizer"])
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise ResumeMismatch(f"cannot resume from {where}: the optimiser is another one ({error})") from error
+    _check_moments(run)
     before = stored.get("epochs", run.epochs)
     run.extended_from = [*stored.get("extended_from", ()), *([before] if before != run.epochs else [])]
     if before == run.epochs or run.recipe.schedule.name == "plateau":  # plateau knows no length
@@ -88,6 +95,78 @@ def restore(run: "Run", stored: Mapping[str, Any]) -> None:
     if run.best is not None:
         run.best = {**from_one(run.best, "epoch"), "weights": run.best.get("weights", _alone(run))}
     run.saved = (run.updates, run.epoch)
+
+
+def _check_state(run: "Run", stored: Mapping[str, Any]) -> None:
+    """Whether it is a state of a run at all: a digest that is right proves only that nothing was damaged since.
+
+    Raises:
+        CheckpointError: an entry is missing, of another type, or beyond its range; the entry is named.
+    """
+    steps, epochs = len(run.loader), stored.get("epochs", run.epochs)
+    rules: dict[str, Rule] = {
+        "model": TENSORS,
+        "ema?": TENSORS,
+        "optimizer": TABLE,
+        "scheduler": TABLE,
+        "scaler": TABLE,
+        "epochs?": whole(1),
+        "extended_from?": (lambda value: isinstance(value, list) and all(map(whole(1)[0], value)), "a list of epochs"),
+        "epoch": whole(0, epochs if type(epochs) is int else run.epochs),
+        "step": whole(0, steps),
+        "updates": whole(0, 1 << 60),
+        "partial": (
+            lambda value: isinstance(value, dict) and value.keys() <= vars(run.partial).keys() and all(map(ANY_NUMBER[0], value.values())),
+            "the sums of an epoch",
+        ),
+        "left_out": (
+            lambda value: isinstance(value, list) and all(isinstance(place, tuple | list) and len(place) == 2 and all(map(whole(0, 1 << 60)[0], place)) for place in value),
+            "a list of epochs and steps",
+        ),
+        "best?": (
+            lambda value: isinstance(value, dict) and whole(0)[0](value.get("epoch")) and all(value.get(name) is None or ANY_NUMBER[0](value[name]) for name in ("value", "loss")),
+            "the place of the best epoch",
+        ),
+        "best_weights?": TENSORS,
+        "classes": TEXTS,
+        "fingerprint": TABLE,
+    }  # fmt: skip
+    try:
+        check(stored, rules, run.checkpoints.folder)
+    except DataError as error:
+        raise CheckpointError(
+            f"the newest checkpoint in {run.checkpoints.folder} is no state of a run ({error}): move it and its .json away and give "
+            "--resume again"
+        ) from error
+
+
+def _check_moments(run: "Run") -> None:
+    """What an optimiser keeps of a parameter is no larger than the parameter.
+
+    Raises:
+        ResumeMismatch: it is, or of another kind than a tensor or a number.
+    """
+    for parameter, kept in run.optimizer.state.items():
+        for name, value in kept.items() if isinstance(kept, dict) else [("its state", kept)]:
+            fits = isinstance(value, int | float | type(None)) or (
+                isinstance(value, Tensor)
+                and value.numel() <= max(parameter.numel(), 1)
+                and (value.ndim != parameter.ndim or value.shape == parameter.shape)
+            )
+            if not fits:
+                raise ResumeMismatch(
+                    f"cannot resume from {run.checkpoints.folder}: the optimiser is another one ({name} of a parameter of shape "
+                    f"{tuple(parameter.shape)} is {tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__})"
+                )
+
+
+TENSORS: Rule = (
+    lambda value: (
+        isinstance(value, dict)
+        and all(isinstance(name, str) and isinstance(one, Tensor) for name, one in value.items())
+    ),
+    "tensors by name",
+)
 
 
 def _alone(run: "Run") -> str:

@@ -16,6 +16,7 @@ from softless.tasks import Outcome
 from softless.training import checkpoint
 from softless.training.best import take_best
 from softless.training.candidates import KEYS, best_of, better, finite, gain, still_rising
+from softless.training.faults import check_finite
 from softless.training.result import Result
 from softless.training.run_folder import MODEL, RESULT
 from softless.training.setup import Run
@@ -29,6 +30,7 @@ def epoch(run: Run, line: dict[str, Any]) -> None:
 
     The state comes last: a crash before it repeats the end of the epoch, which writes the same line and the same weights again.
     """
+    check_finite(run)
     candidate = best_of(line, run.recipe.metric)
     if np.isfinite(candidate["loss"]) and not finite(candidate):
         raise UsageError(

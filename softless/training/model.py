@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from softless.errors import SoftlessError, UsageError
-from softless.evaluation.run import fill, read_classes, read_weights
+from softless.evaluation.run import CLASSES, fill, read_weights
+from softless.evaluation.run_files import read_classes
 from softless.layers import check_size
 from softless.models.arguments import takes
 from softless.models.assemble import assemble
@@ -113,7 +114,8 @@ def _named_alike(state: dict[str, Tensor], model: nn.Module, file: Path, classes
     same = [name for name in state if name.startswith(heads) and name in own and state[name].shape == own[name].shape]
     if not classes or not same or any(len(state[name]) != len(classes) for name in same):
         return state
-    before = read_classes(file.parent)
+    listed = file.parent / CLASSES
+    before = read_classes(listed) if listed.is_file() else ()
     if not before:
         _log.warning(
             "%s does not name its classes: its head is kept, and its outputs are taken to be %s", file, _few(classes)

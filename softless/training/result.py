@@ -1,11 +1,13 @@
 """What a finished run reached."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from softless.evaluation.epochs import KEY, from_one
+from softless.errors import DataError
+from softless.evaluation.epochs import KEY
 from softless.evaluation.measures import describe
+from softless.evaluation.run_files import read_result
 from softless.training.candidates import described
 from softless.training.run_folder import REPORT, RESULT, RunFolder
 from softless.words import rate
@@ -67,5 +69,7 @@ def stored(folder: RunFolder) -> Result | None:
     """The result of a run that is finished, or None."""
     if not folder.has(RESULT):
         return None
-    told = from_one(folder.read_json(RESULT), "best_epoch")
+    told = read_result(folder.path / RESULT)
+    if unknown := sorted(told.keys() - {entry.name for entry in fields(Result)} - {KEY}):
+        raise DataError(f"{folder.path / RESULT} has entries that this softless does not know ({', '.join(unknown[:5])}): update softless")  # fmt: skip
     return Result(run_dir=folder.path, **{name: value for name, value in told.items() if name != KEY})

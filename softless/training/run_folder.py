@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from softless.errors import CheckpointError, ResumeMismatch, StorageError, UsageError
-from softless.evaluation.epochs import numbered
+from softless.errors import CheckpointError, DataError, ResumeMismatch, StorageError, UsageError
+from softless.evaluation.run_files import read_log, read_recipe
 from softless.models.durable import append, delete, delete_folder, make_folder, size, storing, write_bytes, write_text
 from softless.training.recipe import Recipe, recipe_from
 from softless.words import counted
@@ -102,7 +102,7 @@ class RunFolder:
         if not self.has(RECIPE):
             raise UsageError(f"cannot resume {self.path}: its recipe.json is missing; start anew with --overwrite")
         try:
-            stored = recipe_from(self.read_json(RECIPE))
+            stored = recipe_from(self.stored_recipe())
         except (UsageError, ValueError, TypeError, AttributeError) as error:
             raise UsageError(
                 f"cannot resume {self.path}: its {RECIPE} cannot be read ({error}); bring it back from a backup, or start anew with --overwrite"
@@ -166,8 +166,13 @@ class RunFolder:
     def write_json(self, name: str, content: Any) -> None:
         write_text(self.path / name, json.dumps(content, indent=1, default=str, allow_nan=True) + "\n")
 
-    def read_json(self, name: str) -> Any:
-        return json.loads((self.path / name).read_text(encoding="utf-8"))
+    def stored_recipe(self) -> dict[str, Any]:
+        """The content of recipe.json.
+
+        Raises:
+            DataError: missing, damaged, or no recipe.
+        """
+        return read_recipe(self.path / RECIPE)
 
     def has(self, name: str) -> bool:
         return (self.path / name).exists()
@@ -184,7 +189,7 @@ class RunFolder:
         """The logged epochs, in order, counted from 1."""
         if not self.has(LOG):
             return []
-        return numbered([json.loads(line) for line in (self.path / LOG).read_text(encoding="utf-8").splitlines()])
+        return read_log(self.path / LOG)
 
     def rewind_log(self, epoch: int) -> None:
         """Drop what was logged from `epoch` on: an epoch whose checkpoint was not written runs again.
@@ -196,29 +201,29 @@ class RunFolder:
         """
         if not self.has(LOG):
             return
-        lines = (self.path / LOG).read_text(encoding="utf-8").splitlines()
+        try:
+            lines = read_log(self.path / LOG, epoch)
+        except DataError as error:
+            raise CheckpointError(f"cannot resume {self.path}: {error}") from error
         if len(lines) < epoch:
             raise CheckpointError(
                 f"cannot resume {self.path}: its {LOG} has {counted(len(lines), 'line')} and {counted(epoch, 'epoch')} should be there; bring it back from a backup, "
                 "or start anew with --overwrite"
             )
-        try:
-            kept = "".join(json.dumps(line) + "\n" for line in numbered([json.loads(line) for line in lines[:epoch]]))
-        except ValueError as error:
-            raise CheckpointError(
-                f"cannot resume {self.path}: a line of its {LOG} cannot be read ({error}); bring it back from a backup, or start anew with "
-                "--overwrite"
-            ) from error
-        write_text(self.path / LOG, kept)
+        write_text(self.path / LOG, "".join(json.dumps(line) + "\n" for line in lines))
 
     def _whose(self) -> str:
         if not self.has(RECIPE):
             return "its recipe.json is missing"
-        return f"recipe '{self.read_json(RECIPE).get('name')}', {'finished' if self.has(RESULT) else 'not finished'}"
+        try:
+            name = f"recipe '{self.stored_recipe()['name']}'"
+        except DataError:
+            name = "its recipe.json is damaged"
+        return f"{name}, {'finished' if self.has(RESULT) else 'not finished'}"
 
     def _check_same(self, recipe: Recipe) -> None:
         held = self.recipe()
-        changed = [] if held is None else differences(self.read_json(RECIPE), as_json(recipe))
+        changed = [] if held is None else differences(self.stored_recipe(), as_json(recipe))
         if changed:
             raise ResumeMismatch(
                 f"cannot resume {self.path}: its recipe differs in {few(changed)}; give the same fields, or another --out"

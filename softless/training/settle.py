@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from softless.errors import DataError, UsageError
 from softless.training import machine
 from softless.training.recipe import Recipe
-from softless.training.run_folder import RECIPE, RunFolder, changes
+from softless.training.run_folder import RunFolder, changes
 
 if TYPE_CHECKING:
     from softless.tasks import Task
@@ -55,7 +55,7 @@ def extended(held: Recipe, asked: Recipe, folder: RunFolder) -> Recipe | None:
         return None
     fitted: dict[str, Any] = {
         name.removeprefix("schedule."): tuple(value) if isinstance(value, list) else value
-        for name, value in folder.read_json(RECIPE).get("fitted", {}).items()
+        for name, value in (folder.stored_recipe().get("fitted") or {}).items()
         if name.startswith("schedule.")
     }
     there = fitted.pop("epochs", held.schedule.epochs)

@@ -6,20 +6,21 @@
 The manifest is written after the state is on disk, and a state without one does not count.
 """
 
-import hashlib
+import copy
 import json
 import logging
+import os
 import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch
 
-from softless.errors import CheckpointError
+from softless.errors import CheckpointError, DataError
+from softless.models.archive import check_torch, read_archive
 from softless.models.durable import (
     Digest,
     delete,
@@ -33,8 +34,9 @@ from softless.models.durable import (
     write_digested,
     write_text,
 )
+from softless.models.records import DIGEST, check, read_json, sealed, unsealed, whole
 
-FORMAT = 1
+FORMAT, SEAL = 1, "manifest_sha256"
 NAME = re.compile(r"step-(\d{9,})-epoch-(\d{4,})\.(pt|json)")
 Place = tuple[
     int, int
@@ -88,7 +90,7 @@ class Checkpoints:
             "sha256": digest.sha256,
             **facts,
         }
-        write_text(manifest, json.dumps({**told, "manifest_sha256": _digest(told)}, indent=1) + "\n")
+        write_text(manifest, json.dumps(sealed(told, SEAL), indent=1) + "\n")
         self.good.add(place)
         self._prune(place)
         self._warn_of_room(digest)
@@ -101,10 +103,14 @@ class Checkpoints:
 
         Raises:
             CheckpointError: there are finished checkpoints and none is good; each is named with its reason.
+            DataError: this torch is not safe for files of others.
         """
         self.damaged.clear()
         reasons = []
-        for place in self.places():
+        places = self.places()
+        if places:
+            check_torch(self.folder)
+        for place in places:
             try:
                 state = self._read(place)
             except _BadError as reason:
@@ -179,15 +185,11 @@ class Checkpoints:
                 f"{found.bytes} bytes with SHA-256 {found.sha256[:12]}…, its manifest says {told['bytes']} with {told['sha256'][:12]}…"
             )
         try:
-            state: dict[str, Any] = torch.load(data, map_location="cpu", weights_only=True)
-        except UnpicklingError as error:
-            blocked = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
-            raise _BadError(
-                f"it holds more than tensors, numbers and texts ({blocked[1] if blocked else 'code'})"
-            ) from error
-        except (RuntimeError, EOFError, OSError, ValueError) as error:
-            raise _BadError(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
-        return state
+            state = read_archive(data)
+        except DataError as error:
+            raise _BadError(str(error).removeprefix(f"{data} ")) from error
+        # the file may be deleted while the run goes on
+        return {name: _owned(value) for name, value in state.items()}
 
     def _prune(self, written: Place) -> None:
         """Delete what lies beyond the newest `keep`, and states that were never finished.
@@ -219,26 +221,40 @@ class Checkpoints:
             )
 
 
+def _owned(value: Any) -> Any:
+    """The same with tensors in memory of their own, in place of parts of the file."""
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        copied = copy.copy(value)  # with the versions that a state dict carries
+        copied.update({name: _owned(inner) for name, inner in value.items()})
+        return copied
+    if isinstance(value, list | tuple):
+        return type(value)(_owned(inner) for inner in value)
+    return value
+
+
 def _say_passed_over(reasons: list[str]) -> None:
     for line in reasons:
         _log.warning("passed over the checkpoint %s", line)
 
 
 def _manifest(path: Path) -> dict[str, Any]:
+    if not os.path.lexists(path):
+        raise _UnfinishedError("it has no manifest: its writing was not finished")
     try:
-        told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        stated = told.pop("manifest_sha256")
-        kind = told["format"]
-    except FileNotFoundError as error:
-        raise _UnfinishedError("it has no manifest: its writing was not finished") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        content = read_json(path, largest=1 << 20)
+    except DataError as error:
         raise _BadError("its manifest cannot be read") from error
-    if stated != _digest(told):
-        raise _BadError("its manifest is not what was written")
-    if kind != FORMAT:
-        raise _BadError(f"it has format {kind}, and this softless reads format {FORMAT}")
+    try:
+        check(content, {SEAL: DIGEST, "format": whole(0)}, path)
+        told = unsealed(content, path, SEAL)
+    except DataError as error:
+        raise _BadError("its manifest is not what was written") from error
+    if told["format"] != FORMAT:
+        raise _BadError(f"it has format {told['format']}, and this softless reads format {FORMAT}")
+    try:
+        check(told, {"bytes": whole(0, 1 << 60), "sha256": DIGEST, "step": whole(0, 1 << 60), "epoch": whole(0)}, path)
+    except DataError as error:
+        raise _BadError("its manifest is no manifest of a checkpoint") from error
     return told
-
-
-def _digest(told: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

@@ -76,17 +76,17 @@ def test_damaged_files(folder):
 
     best = (folder / "best.json").read_text()
     (folder / "best.json").write_text(best[:40])
-    with pytest.raises(DataError, match=r"cannot read .*best\.json"):
+    with pytest.raises(DataError, match=r"best\.json is damaged: it is not JSON"):
         load_run(folder)
     content = json.loads(best)
     del content["mean"]
     (folder / "best.json").write_text(json.dumps(content))
-    with pytest.raises(DataError, match=r"best\.json is not a run's: the entry 'mean'"):
+    with pytest.raises(DataError, match=r"best\.json is damaged: the entry mean is missing"):
         load_run(folder)
     (folder / "best.json").write_text(best)
 
     (folder / "recipe.json").write_text("{}")
-    with pytest.raises(DataError, match=r"recipe\.json is not a recipe: the entry 'data'"):
+    with pytest.raises(DataError, match=r"recipe\.json is damaged: the entry name is missing"):
         load_run(folder)
 
 

@@ -316,11 +316,11 @@ def test_resume_on_changed_data(short: Recipe, tmp_path: Path):
 
 def test_a_half_line_of_the_log_is_dropped(tmp_path: Path):
     folder = RunFolder(tmp_path)
-    folder.log({"epoch": 1})
+    folder.log({"epoch": 1, "val": {"loss": 1.0}})
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write('{"epo')
     folder.rewind_log(1)
-    assert folder.epochs() == [{"epoch": 1}]
+    assert folder.epochs() == [{"epoch": 1, "val": {"loss": 1.0}}]
 
 
 def test_few():

@@ -1,6 +1,7 @@
 """Checkpoints on disk: whole or not counted, the newest good one found, the others named, whatever the disk did."""
 
 import errno
+import io
 import json
 import logging
 import os
@@ -10,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,9 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from softless.errors import CheckpointError, StorageError
+from softless.errors import CheckpointError, DataError, StorageError
 from softless.models.durable import Digest, digest_of, write_digested, write_tensors, write_whole
+from softless.models.records import sealed
 from softless.training import store as module
 from softless.training.store import Checkpoints
 from tests.training.zygote import ROOT, Zygote
@@ -346,3 +349,72 @@ def test_a_full_disk_under_safetensors_is_the_disks_error_too(tmp_path: Path, mo
         write_tensors(tmp_path / "w.safetensors", {"a": torch.zeros(2)})
     assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
     assert (tmp_path / "w.safetensors").read_bytes() == before
+
+
+def forged(store: Checkpoints, path: Path, place: tuple[int, int]) -> None:
+    """A manifest that fits whatever lies there: a digest proves only that nothing was damaged since."""
+    found = digest_of(path)
+    told = {"format": 1, "file": path.name, "step": place[0], "epoch": place[1], "bytes": found.bytes, "sha256": found.sha256}  # fmt: skip
+    path.with_suffix(".json").write_text(json.dumps(sealed(told, "manifest_sha256")))
+
+
+def deflated(path: Path) -> None:
+    """64 MB of zeros in some kB: an archive that torch.save did not write."""
+    stream = io.BytesIO()
+    torch.save({"step": 9, "weights": torch.zeros(16_000_000)}, stream)
+    with zipfile.ZipFile(stream) as old, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+
+
+def stretched(path: Path) -> None:
+    torch.save({"step": 9, "weights": torch.zeros(1).expand(10**9)}, path)
+
+
+def calling(path: Path) -> None:
+    torch.save({"step": 9, "weights": Path("would be made")}, path)
+
+
+@pytest.mark.bar(
+    "C5", "a checkpoint of somebody else (deflated, stretched, with code), its manifest made to fit: passed over"
+)
+@pytest.mark.parametrize(
+    ("make", "said"), [(deflated, "is compressed"), (stretched, "claims"), (calling, "calls pathlib")]
+)
+def test_a_checkpoint_made_to_harm_is_passed_over(
+    store: Checkpoints, caplog: pytest.LogCaptureFixture, make: Callable[[Path], None], said: str
+):
+    path = store.folder / "step-000000009-epoch-0000.pt"
+    make(path)
+    forged(store, path, (9, 0))
+    assert newest_step(Checkpoints(store.folder)) == 3
+    assert said in caplog.text
+
+
+@pytest.mark.bar("C10", "torch below 2.10: opens no pickled file")
+def test_an_old_torch_reads_no_checkpoint(store: Checkpoints, monkeypatch: pytest.MonkeyPatch):
+    before = sorted(store.folder.iterdir())
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.9.1"))
+    with pytest.raises(DataError, match=r"torch 2\.9\.1 is not safe for pickled files of others"):
+        store.newest()
+    assert sorted(store.folder.iterdir()) == before
+
+
+def test_manifests_that_hang_or_are_deep_are_named(store: Checkpoints, caplog: pytest.LogCaptureFixture):
+    manifest = store.folder / "step-000000003-epoch-0000.json"
+    manifest.write_text("[" * 100_000)
+    assert newest_step(store) == 2
+    manifest.unlink()
+    os.mkfifo(manifest)
+    assert newest_step(store) == 2
+    assert "its manifest cannot be read" in caplog.text
+
+
+def test_a_state_does_not_hang_on_its_file(store: Checkpoints):
+    """The file is deleted or replaced while the run goes on."""
+    state = store.newest()
+    assert state is not None
+    path = store.folder / "step-000000003-epoch-0000.pt"
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    assert torch.equal(state["weights"], torch.full((300,), 3.0))

@@ -1,0 +1,208 @@
+"""The small files of a run or a model (JSON), read in one way: no pipe, nothing large, nothing deep, and with the types that are used.
+
+What is wrong is a `DataError` that names the file, what is wrong in it, and the way out. A file may be somebody else's.
+"""
+
+import hashlib
+import json
+import math
+import stat
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from softless.errors import DataError
+
+LARGEST = 64 << 20  # bytes of such a file
+DEEPEST = 32  # lists and tables in one another
+WIDEST = 1 << 20  # the largest whole number that sizes something
+SEAL = "sha256"  # the entry that holds the digest of all others
+MEND = "bring it back from a backup"
+
+Rule = tuple[Callable[[Any], bool], str]  # whether a value will do, and what it should be
+
+
+def read_json(path: Path, kind: type = dict, *, largest: int = LARGEST, mend: str = MEND) -> Any:
+    """The content of a JSON file: a table, or a list where `kind` says so.
+
+    Raises:
+        DataError: there is none, it cannot be read, or it is not such JSON.
+    """
+    return parsed(read_text(path, largest=largest, mend=mend), path, kind, mend=mend)
+
+
+def read_lines(path: Path, *, mend: str = MEND) -> list[dict[str, Any]]:
+    """The tables of a file with one in each line.
+
+    Raises:
+        DataError: as in `read_json`; the line is named.
+    """
+    text = read_text(path, mend=mend)
+    return [parsed(line, path, number=number, mend=mend) for number, line in enumerate(text.splitlines(), 1)]
+
+
+def read_text(path: Path, *, largest: int = LARGEST, mend: str = MEND) -> str:
+    """A text in UTF-8.
+
+    Raises:
+        DataError: there is none, it is no file, too large, or not UTF-8.
+    """
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise DataError(f"{path} is no file: {mend}")
+        if found.st_size > largest:
+            raise DataError(f"{path} has {found.st_size} bytes, and at most {largest} are read: {mend}")
+        return path.read_bytes().decode()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}; {mend}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is damaged: it is not UTF-8 at byte {error.start}; {mend}") from error
+
+
+def parsed(text: str, path: Path, kind: type = dict, *, number: int | None = None, mend: str = MEND) -> Any:
+    """One piece of JSON of the file at `path`, of line `number` where it has lines.
+
+    Raises:
+        DataError: it is not JSON of this kind, or too deep.
+    """
+    where = f"{path} is damaged" if number is None else f"line {number} of {path} is damaged"
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = "it is empty" if not text.strip("\0 \n") else first_sentence(error)
+        raise DataError(f"{where}: {reason}; {mend}") from error
+    if not isinstance(content, kind):
+        raise DataError(f"{where}: it holds {_called(content)} in place of {_called(kind())}; {mend}")
+    if too_deep(content):
+        raise DataError(f"{where}: it nests more than {DEEPEST} lists and tables; {mend}")
+    return content
+
+
+def first_sentence(error: BaseException) -> str:
+    """Why it is not JSON."""
+    if isinstance(error, RecursionError):
+        return f"it nests more than {DEEPEST} lists and tables"
+    return f"it is not JSON ({str(error).splitlines()[0][:100]})"
+
+
+def too_deep(content: Any) -> bool:
+    """Whether lists and tables lie in one another beyond the limit."""
+    layer = [content]
+    for _ in range(DEEPEST):
+        layer = [
+            inner
+            for one in layer
+            if isinstance(one, dict | list)
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+        if not layer:
+            return False
+    return any(isinstance(one, dict | list) for one in layer)
+
+
+def check(content: Mapping[str, Any], rules: Mapping[str, Rule], path: Path, *, mend: str = MEND) -> None:
+    """Hold a table to rules; an entry whose name ends in `?` may be missing or null.
+
+    Raises:
+        DataError: the first entry that is missing or not what it should be.
+    """
+    for name, (fits, should) in rules.items():
+        key = name.removesuffix("?")
+        value = content.get(key)
+        if value is None and name.endswith("?"):
+            continue
+        if key not in content:
+            raise DataError(f"{path} is damaged: the entry {key} is missing; {mend}")
+        if not fits(value):
+            raise DataError(f"{path} is damaged: {key} is {shown(value)} and should be {should}; {mend}")
+
+
+def shown(value: Any) -> str:
+    """A value in a sentence, cut where it is long."""
+    try:
+        said = json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        said = type(value).__name__
+    return said if len(said) <= 60 else f"{said[:60]}…"
+
+
+def sealed(content: Mapping[str, Any], key: str = SEAL) -> dict[str, Any]:
+    """The content as it reads back from JSON, with a digest of all of it."""
+    told: dict[str, Any] = json.loads(json.dumps(dict(content), default=str))
+    return {**told, key: digest(told)}
+
+
+def unsealed(content: Mapping[str, Any], path: Path, key: str = SEAL, *, mend: str = MEND) -> dict[str, Any]:
+    """The content without its digest, which must be right; files of an older softless have none.
+
+    Raises:
+        DataError: it is not what was written.
+    """
+    told = {name: value for name, value in content.items() if name != key}
+    if key in content and content[key] != digest(told):
+        raise DataError(f"{path} is damaged: it is not what was written (its own SHA-256 is another); {mend}")
+    return told
+
+
+def digest(content: Mapping[str, Any]) -> str:
+    """SHA-256 of a table, whatever the order of its entries."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def whole(least: int, most: int = WIDEST) -> Rule:
+    """A whole number between two, both included."""
+    return lambda value: type(value) is int and least <= value <= most, f"a whole number from {least} to {most}"
+
+
+def number(least: float = -math.inf, *, above: bool = False) -> Rule:
+    """A finite number of at least `least`, or above it."""
+    said = "a finite number" + (f" {'above' if above else 'of at least'} {least}" if least > -math.inf else "")
+    return lambda value: is_number(value) and (value > least if above else value >= least), said
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number that fits a float."""
+    return type(value) in {int, float} and abs(value) < 1e300 and math.isfinite(value)
+
+
+def texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
+def numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(map(is_number, value))
+
+
+def plain(value: Any, deep: int = 3) -> bool:
+    """Whether a value can be an argument of a model: a number of a size that sizes have, a short text, or a short list or table of them."""
+    if isinstance(value, list | dict) and deep:
+        inner = list(value.values()) if isinstance(value, dict) else value
+        return len(inner) <= 256 and all(plain(one, deep - 1) for one in inner)
+    if isinstance(value, str):
+        return len(value) <= 200
+    return value is None or isinstance(value, bool) or (is_number(value) and abs(value) <= WIDEST)
+
+
+TEXT: Rule = (lambda value: isinstance(value, str), "a text")
+TABLE: Rule = (lambda value: isinstance(value, dict), "a table")
+TEXTS: Rule = (texts, "a list of texts")
+NUMBERS: Rule = (numbers, "a list of numbers")
+SIDES: Rule = (
+    lambda value: isinstance(value, list) and len(value) == 2 and all(whole(1)[0](side) for side in value),
+    "height and width",
+)
+ARGUMENTS: Rule = (
+    lambda value: isinstance(value, dict) and all(map(plain, value.values())),
+    f"a table of numbers up to {WIDEST}, short texts and short lists of them",
+)
+DIGEST: Rule = (lambda value: isinstance(value, str) and len(value) == 64, "a SHA-256")
+ANY_NUMBER: Rule = (
+    lambda value: type(value) is float or (type(value) is int and abs(value) < 1 << 63),
+    "a number",
+)  # NaN and infinity too, as a run that went astray logs them
+
+
+def _called(content: Any) -> str:
+    names: dict[type, str] = {dict: "a table", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    return names.get(type(content), "a number")

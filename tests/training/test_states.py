@@ -1,0 +1,171 @@
+"""What a checkpoint may hold: a state of this run, with numbers that a run can have, or one sentence; and weights that are finite."""
+
+import copy
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from softless.cli.main import main
+from softless.errors import CheckpointError, DivergedError, ResumeMismatch, SoftlessError
+from softless.training import Recipe, fit, loop
+from softless.training.store import Checkpoints
+from tests.training.conftest import tiny_recipe, write_npz
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of three epochs, of which one is done."""
+    root = tmp_path_factory.mktemp("begun")
+    recipe = tiny_recipe(write_npz(root / "images.npz"))
+    inner, calls = loop.train_epoch, []
+
+    def once(*args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return inner(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "train_epoch", once)
+        with pytest.raises(KeyboardInterrupt):
+            fit(recipe, root / "run", device="cpu", progress=False)
+    return root / "run"
+
+
+@pytest.fixture
+def run(begun: Path, tmp_path: Path) -> Path:
+    shutil.copytree(begun, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def with_state(run: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """The newest state changed, and its manifest made to fit."""
+    store = Checkpoints(run / "checkpoints")
+    state = store.newest()
+    assert state is not None
+    place = store.places()[0]
+    change(state)
+    store.save(state, place, {})
+
+
+def first(state: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = next(iter(state["optimizer"]["state"].values()))
+    return found
+
+
+CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "epoch -5": lambda state: state.update(epoch=-5),
+    "epoch 99": lambda state: state.update(epoch=99),
+    "epoch text": lambda state: state.update(epoch="1"),
+    "epoch true": lambda state: state.update(epoch=True),
+    "epochs 0": lambda state: state.update(epochs=0),
+    "step -1": lambda state: state.update(step=-1),
+    "step 5": lambda state: state.update(step=5),
+    "updates": lambda state: state.update(updates=None),
+    "no model": lambda state: state.pop("model"),
+    "model list": lambda state: state.update(model=[]),
+    "model numbers": lambda state: state["model"].update({"head.weight": 7}),
+    "no optimizer": lambda state: state.pop("optimizer"),
+    "empty optimizer": lambda state: state.update(optimizer={}),
+    "optimizer groups": lambda state: state["optimizer"].update(param_groups=7),
+    "moments of another shape": lambda state: first(state).update(exp_avg=torch.zeros(3, 3, 3)),
+    "moments of text": lambda state: first(state).update(exp_avg="zero"),
+    "scheduler": lambda state: state.update(scheduler=1),
+    "partial": lambda state: state.update(partial={"loss": "x"}),
+    "partial unknown": lambda state: state["partial"].update(more=1),
+    "left_out": lambda state: state.update(left_out=[1, 2]),
+    "best": lambda state: state.update(best={"epoch": "first"}),
+    "best weights": lambda state: state.update(best_weights={"head.weight": 1}),
+    "classes": lambda state: state.update(classes=5),
+    "other classes": lambda state: state.update(classes=["x"]),
+    "fingerprint": lambda state: state.update(fingerprint=[]),
+    "extended": lambda state: state.update(extended_from="no"),
+    "ema": lambda state: state.update(ema=3),
+    "no ema": lambda state: state.update(ema=None),
+}  # fmt: skip
+
+
+@pytest.mark.bar("C5", "a state with entries that no run has, its manifest made to fit, by kind: one sentence")
+@pytest.mark.parametrize("kind", CHANGES)
+def test_a_state_that_no_run_has_is_one_sentence(run: Path, kind: str):
+    with_state(run, CHANGES[kind])
+    with pytest.raises((CheckpointError, ResumeMismatch)) as raised:
+        fit(None, run, resume=True, device="cpu", progress=False)
+    assert "\n" not in str(raised.value)
+    assert not (run / "lock").exists()
+
+
+def test_a_state_of_this_run_is_taken(run: Path):
+    with_state(run, lambda _: None)
+    assert fit(None, run, resume=True, device="cpu", progress=False).epochs == 3
+
+
+def test_weights_that_overflow_are_never_kept(tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Loss and gradient of the step were finite, and the update went beyond what float32 holds."""
+    inner, calls = torch.optim.AdamW.step, []
+
+    def step(self: Any, *args: Any) -> Any:
+        done = inner(self, *args)
+        calls.append(1)
+        if len(calls) == 6:  # a state is written next
+            with torch.no_grad():
+                self.param_groups[0]["params"][0].fill_(float("inf"))
+        return done
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    with pytest.raises(
+        DivergedError, match=r"the weights .* are not finite after step 2 of epoch 2 .*were not kept"
+    ) as raised:
+        fit(
+            replace(tiny, divergence=replace(tiny.divergence, policy="stop")),
+            tmp_path / "run",
+            device="cpu",
+            progress=False,
+        )
+    assert raised.value.exit_code == 3
+    state = Checkpoints(tmp_path / "run/checkpoints").newest()
+    assert state is not None
+    assert state["epoch"] == 1
+    for held in ("model", "ema", "best_weights"):
+        assert all(bool(tensor.isfinite().all()) for tensor in state[held].values())
+
+
+VALUES: tuple[Any, ...] = (None, True, 0, -1, 10**7, 1.5, float("nan"), "text", [], {}, [1], {"a": 1}, torch.zeros(2), torch.zeros(0))  # fmt: skip
+
+
+def edited(rng: random.Random, state: dict[str, Any]) -> None:
+    """One value somewhere in the state becomes another, or goes."""
+    content: Any = state
+    while True:
+        key = rng.choice(list(content) if isinstance(content, dict) else range(len(content)))
+        if isinstance(content[key], dict | list) and content[key] and rng.random() < 0.7:
+            content = content[key]
+            continue
+        if rng.random() < 0.3:
+            del content[key]
+        else:
+            content[key] = copy.deepcopy(rng.choice(VALUES))
+        return
+
+
+@pytest.mark.soak
+@pytest.mark.bar("C12", "a checkpoint edited at random, its manifest made to fit: no traceback, no hang")
+def test_300_checkpoints_edited_at_random(run: Path, tmp_path: Path, record_property: Callable[[str, object], None]):
+    rng = random.Random(0)
+    for done in range(300):
+        record_property("cases", (done, 300))
+        shutil.rmtree(tmp_path / "again", ignore_errors=True)
+        shutil.copytree(run, tmp_path / "again")
+        with_state(tmp_path / "again", lambda state: edited(rng, state))
+        assert main(["runs", str(tmp_path / "again")]) == 0
+        try:
+            fit(None, tmp_path / "again", resume=True, device="cpu", progress=False)
+        except SoftlessError as error:
+            assert "\n" not in str(error)  # noqa: PT017 - whether it is raised is open
+    record_property("cases", (300, 300))
