@@ -3,6 +3,7 @@
 # B batch, H heads, N query tokens, M key tokens, D features of q and k, E features of v
 
 import contextlib
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from softless.attention.kernels import native
 from softless.attention.learned import given_or_starting
@@ -63,9 +65,8 @@ def attend(
     record = get(op)
     options = check_options(record, options)
     k = _keys(record, q, k, options)
-    return _run(
-        _plan(record, q, k, v, mask, query_mask, grid, learned, out_dtype, backend, options), q, k, v, mask, query_mask
-    )
+    plan = _plan(record, q, k, v, mask, query_mask, grid, learned, out_dtype, backend, options)
+    return _run(plan, q, k, v, mask, query_mask)
 
 
 def attend_packed(
@@ -98,6 +99,8 @@ def attend_packed(
         return _run(plan, *unpacked(qkv, num_heads), mask, mask).transpose(1, 2).flatten(2)
     with autocast_off(qkv.device.type):
         o = plan.backend.packed(qkv, num_heads, mask=mask, **plan.extras)
+    if _may_overflow(o[:, :1], qkv[:, :1]):
+        o = _run(plan, *unpacked(qkv, num_heads), mask, mask).transpose(1, 2).flatten(2)
     return o if o.dtype == plan.out_dtype else o.to(plan.out_dtype)
 
 
@@ -158,6 +161,7 @@ def backend_of(q: Tensor, k: Tensor, v: Tensor, op: str | Operator, grid: Grid |
 class _Plan:
     """How a call goes: by which backend, with what beside q, k, v and masks, to which dtype, and whether in float32."""
 
+    record: Operator
     backend: Backend
     extras: dict[str, Any]
     out_dtype: torch.dtype
@@ -169,7 +173,53 @@ def _run(plan: _Plan, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, quer
         q, k, v = q.float(), k.float(), v.float()
     with autocast_off(q.device.type):
         o = plan.backend.fn(q, k, v, mask=mask, query_mask=query_mask, **plan.extras)
+        if _may_overflow(o[:, :, :1], q[:, :, :1], k[:, :, :1]):
+            o = _in_double(plan, o, q, k, v, mask, query_mask)
     return o if o.dtype == plan.out_dtype else o.to(plan.out_dtype)
+
+
+LARGE = 2.0**40  # up to here products of three values and their sums over a million tokens fit float32
+
+
+def _may_overflow(row: Tensor, *given: Tensor) -> bool:
+    """Whether the output of the first query is not finite, or the first tokens given hold large values.
+
+    Sums over tokens that overflow spoil every row, by NaN, infinity or zero, so the first tokens are enough and nothing is read as a whole.
+    On a GPU a look would make the processor wait, and a graph must not depend on values: there it is not taken, nor where a gradient is wanted.
+    """
+    if row.device.type != "cpu" or row.requires_grad or not row.numel() or row.dtype == torch.float64:
+        return False
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(row) is not Tensor:
+        return False
+    if is_in_torch_dispatch_mode() or torch._C._functorch.is_functorch_wrapped_tensor(row):
+        return False
+    if not torch.linalg.vector_norm(row, 1).item() < math.inf:  # NaN is not
+        return True
+    return any(x.numel() and not torch.linalg.vector_norm(x, math.inf).item() <= LARGE for x in given)
+
+
+def _in_double(plan: _Plan, o: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, query_mask: Tensor | None) -> Tensor:  # fmt: skip
+    """The output with the samples that overflow computed again in float64, as half precision is in float32.
+
+    Samples that hold NaN or infinity, and those of usual values, keep what they have: what an image is answered hangs on none beside it.
+    """
+    first = torch.stack([x[:, :, 0].abs().flatten(1).amax(1) for x in (q, k)]).amax(0)
+    seen = ~o[:, :, 0].isfinite().flatten(1).all(1) | ~(first <= LARGE)
+    largest = torch.stack([x.abs().flatten(1).amax(1) for x in (q, k, v)]).amax(0)
+    again = seen & largest.isfinite() & (largest > LARGE)
+    if not again.any():
+        return o
+    q, k, v = q.double(), k.double(), v.double()
+    extras = {name: _double(value) for name, value in plan.extras.items()}
+    backend = _choose(plan.record, "auto", q, k, v, mask, query_mask, extras)
+    exact = backend.fn(q, k, v, mask=mask, query_mask=query_mask, **extras)
+    return torch.where(again[:, None, None, None], exact.to(plan.out_dtype), o.to(plan.out_dtype))
+
+
+def _double(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _double(inner) for name, inner in value.items()}
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _packed_plan(record: Operator, qkv: Tensor, num_heads: int, mask: Tensor | None, grid: Grid | None, learned: Mapping[str, Tensor] | None, out_dtype: torch.dtype | None, backend: str, options: Mapping[str, Any]) -> _Plan:  # fmt: skip
@@ -227,7 +277,11 @@ def _plan(record: Operator, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
     chosen = _choose(record, backend, q, k, v, mask, query_mask, extras)
     widened = q.dtype in HALF and (wide or not chosen.native_half)
     return _Plan(
-        chosen, {name: widen(value) for name, value in extras.items()} if widened else extras, out_dtype, widened
+        record,
+        chosen,
+        {name: widen(value) for name, value in extras.items()} if widened else extras,
+        out_dtype,
+        widened,
     )
 
 

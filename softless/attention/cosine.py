@@ -36,9 +36,10 @@ def summarise(k: Tensor, v: Tensor, table: Tensor | None, mask: Tensor | None) -
 
 
 def read(q: Tensor, summary: Summary, table: Tensor | None, mask: Tensor | None, eps: float) -> Tensor:
-    """The output of some queries; 0 for a query that no feature lets through."""
+    """The output of some queries; 0 for a query that no feature lets through, NaN where the sum of weights overflows: a quotient would be 0."""
     made = features(q, table, mask)
-    return (made @ summary["context"]) / (made * summary["total"]).sum(-1, keepdim=True).clamp_min(eps)
+    weights = (made * summary["total"]).sum(-1, keepdim=True).clamp_min(eps)
+    return (made @ summary["context"]) / weights.masked_fill(weights == float("inf"), float("nan"))
 
 
 def waves(angle: Tensor) -> tuple[Tensor, Tensor]:

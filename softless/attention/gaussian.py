@@ -120,7 +120,7 @@ def convolved(x: Tensor, grid: Grid, weight: Tensor) -> Tensor:
     prefix, height, width = grid
     B, H, _, D = x.shape
     image = x[:, :, prefix:].reshape(B * H, height, width, D).permute(0, 3, 1, 2)
-    return F.conv2d(image, weight, stride=weight.shape[-1]).flatten(2).mT.reshape(B, H, -1, D)
+    return F.conv2d(image, weight, stride=weight.shape[-1]).flatten(2).mT.unflatten(0, (B, H))
 
 
 def convolved_parts(x: Tensor, place: Place | None, grid: Grid, weight: Tensor) -> Tensor:

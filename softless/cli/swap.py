@@ -1,6 +1,5 @@
 """`softless swap`: a timm model with another attention, what became of each layer, and what is left of the exponentials."""
 
-import ast
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from softless.errors import UsageError, located
 from softless.measure import Audit
 from softless.measure import audit as watch
 from softless.models.durable import write_tensors
+from softless.training.fields import literal
 
 
 @dataclass(frozen=True)
@@ -111,10 +111,7 @@ def swap(
 
 
 def _value(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
+    return literal(text)
 
 
 def _checked(path: Path) -> Path:

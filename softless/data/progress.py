@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TextIO, TypeVar
 
+from softless.words import visible
+
 Item = TypeVar("Item")
 PATIENCE = 2.0  # seconds before the line appears
 INTERVAL = 0.2  # seconds between two states of it
@@ -51,4 +53,4 @@ def progress_line(label: str, done: int, total: int, seconds: float) -> str:
     """
     rate = done / seconds
     left = f"{(total - done) / rate:.0f} s left" if rate else "…"
-    return f"{label} {done}/{total}  {rate:.1f}/s  {left}"
+    return f"{visible(label)} {done}/{total}  {rate:.1f}/s  {left}"

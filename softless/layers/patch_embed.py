@@ -23,6 +23,18 @@ def check_size(height: int, width: int, patch: tuple[int, int]) -> None:
     )
 
 
+def refuse_empty(images: Tensor) -> None:
+    """Hosts of timm reshape by what is left over, which says nothing where there is no image.
+
+    Raises:
+        UsageError: a batch (0, C, H, W).
+    """
+    if not images.shape[0]:
+        raise UsageError(
+            f"a batch of no images, {tuple(images.shape)}: this model needs at least one; leave the call out"
+        )
+
+
 class ConvPatchEmbed(nn.Module):
     """XCiT's stem: 3 x 3 convolutions of stride 2 with BatchNorm, (B, C, H, W) -> (B, H W / patch^2, dim) and the grid.
 
@@ -57,6 +69,7 @@ class ConvPatchEmbed(nn.Module):
         return self.patch_size if as_scalar else (self.patch_size, self.patch_size)
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        refuse_empty(x)
         check_size(x.shape[-2], x.shape[-1], (self.patch_size, self.patch_size))
         if not self.training:  # faster, and the last map is tokens as it lies; in training the ranks' smaller batches would round differently
             x = x.contiguous(memory_format=torch.channels_last)

@@ -11,6 +11,7 @@ from softless.attention import get
 from softless.errors import DataError, UsageError, located, nearest
 from softless.layers import Attention
 from softless.models import config, digests, vit
+from softless.models.download import downloaded
 from softless.models.files import CONFIG, FILE
 from softless.models.options import COMPANIONS, constructed, host_arguments
 from softless.models.outline import check_fits
@@ -38,7 +39,7 @@ def create_model(name: str, op: str | None = None, *, pretrained: bool = False, 
         A timm model: forward (B, C, H, W) -> (B, num_classes).
 
     Raises:
-        DataError: a folder whose files are damaged, or whose config.json says more than a model.
+        DataError: a folder whose files are damaged, or whose config.json says more than a model; weights that cannot be downloaded.
         UsageError: unknown model (nearest name offered) or operator, an option that does not fit, a host whose attention has no place
             for another.
     """
@@ -50,6 +51,13 @@ def create_model(name: str, op: str | None = None, *, pretrained: bool = False, 
     kwargs = {
         key: value for key, value in kwargs.items() if value is not None or key not in {"act", "num_heads", "lpi"}
     }
+    if pretrained:
+        return downloaded(name, lambda: _named(name, op, kwargs, pretrained=True))
+    return _named(name, op, kwargs, pretrained=False)
+
+
+def _named(name: str, op: str | None, kwargs: dict[str, Any], *, pretrained: bool) -> nn.Module:
+    """A model by a name that is known."""
     if name in ENTRIES and ENTRIES[name].name != ENTRIES[name].variant.name:
         return timm.create_model(name, pretrained=pretrained, **kwargs)
     if name in ENTRIES and op is None:  # a host of ours with its own operator

@@ -8,6 +8,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor, nn
 
 from softless.layers import Attention, SharedGrid, check_size, operator_class
+from softless.layers.patch_embed import refuse_empty
 from softless.models.options import host_arguments, take_companions, take_operator_options
 
 
@@ -18,6 +19,7 @@ class PatchEmbed(TimmPatchEmbed):
     prefix = 0
 
     def forward(self, x: Tensor) -> Tensor:
+        refuse_empty(x)
         check_size(x.shape[-2], x.shape[-1], self.patch_size)
         if self.told is not None:
             height, width = self.dynamic_feat_size((x.shape[-2], x.shape[-1]))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from softless.errors import DataError, UsageError, located, need_module
 from softless.models import digests
 from softless.models.files import CONFIG, FILE, check_finite, read_tensors
+from softless.models.nearest import build_of, nearest
 from softless.models.pyramid import Pyramid, Stage
 
 Tensors = dict[str, Tensor]
@@ -133,6 +134,7 @@ def load_weights(model: nn.Module, source: str | Path | Mapping[str, Any], *, av
         listed = "; ".join(problems[:SHOWN]) + (f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else "")
         raise UsageError(
             f"{where} does not fit this model ({layout.name if layout else 'read as ours or timm’s'}): {listed}"
+            f"{_of_another(given, persistent)}"
         )
     with torch.no_grad():
         for name, value in given.items():
@@ -248,6 +250,16 @@ def _needless(name: str, value: Tensor) -> str:
     if ".learned." in name:
         return f"{name.rsplit('.', 1)[-1]} {tuple(value.shape)} belongs to the operator that the file was trained with"
     return ""
+
+
+def _of_another(given: Tensors, wanted: Mapping[str, Tensor]) -> str:
+    """Which named model the file is of, or next to, where it is built otherwise than this one."""
+    build = build_of(given)
+    named = None if build is None or build == build_of(wanted) else nearest(given)
+    if named is None:
+        return ""
+    name, same = named
+    return f"; by its tensors the file is of '{name}'" if same else f"; the nearest named model is '{name}'"
 
 
 def _problems(given: Tensors, wanted: Mapping[str, Tensor], missing: Sequence[str], head: str) -> list[str]:

@@ -17,6 +17,7 @@ from softless.cli.main import main, say
 from softless.data import open_splits
 from softless.data.check import check
 from softless.data.folder import folder_parts
+from softless.data.progress import progress_line
 from softless.errors import DataError, UsageError, located
 from softless.models.files import read_tensors
 from softless.prediction.results import Results, picture_names, writable
@@ -80,6 +81,10 @@ def test_notes_and_warnings_are_shown_too(capsys: pytest.CaptureFixture[str], mo
     said = capsys.readouterr().err
     assert r"note: red\x1b[31m" in said
     assert not STEERS.search(said)
+
+
+def test_progress_lines_show_them():
+    assert not STEERS.search(progress_line(f"reading {ESCAPES[0]}", 1, 2, 1.0))
 
 
 def test_signs_that_the_terminal_lacks(tmp_path: Path):

@@ -4,6 +4,7 @@ import json
 import logging
 import pkgutil
 import runpy
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from softless.cli import main as module
 from softless.cli.main import VERBS, main
 from softless.cli.options import assignments, fill, parser_of, read_docstring
 from softless.cli.output import as_json, as_text
-from softless.errors import DivergedError, UsageError
+from softless.errors import DivergedError, Interrupted, UsageError
 
 
 @dataclass(frozen=True)
@@ -277,3 +278,26 @@ def test_the_module_runs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
         runpy.run_module("softless", run_name="__main__")
     assert left.value.code == 2
     assert capsys.readouterr().err.startswith("softless: no verb named 'nothing'")
+
+
+def test_after_an_interrupted_run_the_next_signal_ends_the_program(verb, monkeypatch, capsys):
+    """Loaders take seconds to leave: a signal meanwhile gives no traceback. In somebody's own program nothing of it changes."""
+
+    def ended() -> None:
+        raise Interrupted("saved", 130)
+
+    verb(ended)
+    usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    left: list[int] = []
+    monkeypatch.setattr(module.os, "_exit", left.append)
+    try:
+        assert main(["list"]) == 130
+        assert {number: signal.getsignal(number) for number in usual} == usual
+        monkeypatch.setattr(sys, "argv", ["softless", "list"])
+        assert main() == 130
+        for number in usual:
+            signal.raise_signal(number)
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+    assert left == [130, 143]

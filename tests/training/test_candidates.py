@@ -21,6 +21,7 @@ def line(epoch: int, raw: float, average: float | None = None, *, raw_loss: floa
     return {"epoch": epoch, "weights": None, "val": {"top1": raw, "loss": raw_loss}, **both}
 
 
+@pytest.mark.bar("A14", "a measure that is not finite, or missing: never the best")
 @pytest.mark.parametrize(
     ("new", "old", "wins"),
     [

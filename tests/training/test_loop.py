@@ -218,6 +218,7 @@ def test_the_loss_diverges_for_real(tiny: Recipe, tmp_path: Path):
         fit(wild, tmp_path / "run", device="cpu", progress=False)
 
 
+@pytest.mark.bar("A15", "float16's scaler leaves steps out: borne for 20 in a row, then the run has diverged")
 def test_float16_skips_are_borne_for_a_while(tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """One overflowing gradient costs a step, 21 in a row end the run; the weights stay finite."""
     inner = Classification.loss

@@ -1,0 +1,48 @@
+"""Weights of another architecture: the refusal says which named model they are of."""
+
+import pytest
+import timm
+
+import softless
+from softless.errors import UsageError
+from softless.models import ENTRIES, load_weights
+from softless.models.nearest import build_of, nearest
+from softless.models.variants import VARIANTS
+
+SMALLEST = [
+    "deit_tiny_patch16_224",
+    "xcit_nano_12_p16_224",
+    "xcit_nano_12_p8_224",
+    "cvt_13_224",
+    "soft_pyramid_tiny_224",
+]
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_every_host_is_known_by_its_tensors(name: str) -> None:
+    row = next(row for row in VARIANTS if row.name == name)
+    made = softless.create_model(name, op=row.operators[0])
+    shown, same = nearest(made.state_dict()) or ("", False)
+    assert (ENTRIES[shown].variant.name, same) == (name, True)
+
+
+@pytest.mark.bar("C7", "weights of another architecture: the nearest named model is said")
+def test_weights_of_another_model_name_it() -> None:
+    model = softless.create_model("deit_tiny_patch16_224", op="sima")
+    other = softless.create_model("xcit_nano_12_p16_224", op="sima").state_dict()
+    with pytest.raises(UsageError, match=r"by its tensors the file is of 'sima_xcit_nano_12_p16_224'$") as raised:
+        load_weights(model, other)
+    assert len(str(raised.value)) < 1000
+    odd = timm.create_model("vit_tiny_patch16_224", depth=11, embed_dim=180, num_heads=3).state_dict()
+    with pytest.raises(UsageError, match=r"the nearest named model is 'sima_deit_tiny_patch16_224'$"):
+        load_weights(model, odd)
+
+
+def test_other_classes_and_unknown_tensors_name_none() -> None:
+    model = softless.create_model("deit_tiny_patch16_224", op="sima")
+    other = softless.create_model("deit_tiny_patch16_224", op="sima", num_classes=7).state_dict()
+    with pytest.raises(UsageError, match=r"other classes") as raised:
+        load_weights(model, other)
+    assert "named model" not in str(raised.value)
+    assert "by its tensors" not in str(raised.value)
+    assert build_of({"conv.weight": other["head.weight"]}) is None
