@@ -123,7 +123,7 @@ def test_weights_that_overflow_are_never_kept(tiny: Recipe, tmp_path: Path, monk
         DivergedError, match=r"the weights .* are not finite after step 2 of epoch 2 .*were not kept"
     ) as raised:
         fit(
-            replace(tiny, divergence=replace(tiny.divergence, policy="stop")),
+            replace(tiny, save=replace(tiny.save, every_steps=2)),
             tmp_path / "run",
             device="cpu",
             progress=False,
