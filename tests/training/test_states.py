@@ -87,6 +87,11 @@ CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "fingerprint": lambda state: state.update(fingerprint=[]),
     "extended": lambda state: state.update(extended_from="no"),
     "ema": lambda state: state.update(ema=3),
+    "best missing": lambda state: state.pop("best"),
+    "best weights missing": lambda state: state.pop("best_weights"),
+    "ema missing": lambda state: state.pop("ema"),
+    "best without its value": lambda state: state["best"].pop("value"),
+    "best of another measure": lambda state: state["best"].update(metric=[1]),
     "no ema": lambda state: state.update(ema=None),
 }  # fmt: skip
 
