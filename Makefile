@@ -24,7 +24,7 @@ quick: $(STAMP)          ## the tests that take less than ten seconds each
 	$(BIN)/python -m pytest -m "not slow and not soak"
 
 soak: $(STAMP)           ## minutes of kills and several ranks, and the counts behind docs/reliability.md
-	$(BIN)/python -m pytest -m "soak or not soak" tests/training tests/data tests/models/test_weight_files.py tests/models/test_publish.py --count benchmarks/reliability.csv
+	$(BIN)/python -m pytest -m "soak or not soak" tests/training tests/data tests/models/test_weight_files.py tests/models/test_publish.py tests/evaluation/test_run_files.py tests/cli/test_disks.py --count benchmarks/reliability.csv
 	$(BIN)/python -m pytest -m soak tests/slides
 	$(BIN)/softless bench survival --record
 

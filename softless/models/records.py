@@ -155,6 +155,12 @@ def whole(least: int, most: int = WIDEST) -> Rule:
     return lambda value: type(value) is int and least <= value <= most, f"a whole number from {least} to {most}"
 
 
+def or_none(rule: Rule) -> Rule:
+    """The same, where the entry must be there and may be null."""
+    fits, should = rule
+    return lambda value: value is None or fits(value), f"{should}, or null"
+
+
 def number(least: float = -math.inf, *, above: bool = False) -> Rule:
     """A finite number of at least `least`, or above it."""
     said = "a finite number" + (f" {'above' if above else 'of at least'} {least}" if least > -math.inf else "")

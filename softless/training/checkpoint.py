@@ -12,8 +12,9 @@ from torch import Tensor
 
 from softless.errors import CheckpointError, DataError, ResumeMismatch
 from softless.evaluation.epochs import from_one
+from softless.evaluation.measures import MEASURES
 from softless.evaluation.run import mismatches
-from softless.models.records import ANY_NUMBER, TABLE, TEXTS, Rule, check, whole
+from softless.models.records import ANY_NUMBER, TABLE, TEXTS, Rule, check, or_none, whole
 from softless.training.candidates import AVERAGED, RAW
 from softless.training.faults import check_finite
 from softless.training.run_folder import few
@@ -106,7 +107,7 @@ def _check_state(run: "Run", stored: Mapping[str, Any]) -> None:
     steps, epochs = len(run.loader), stored.get("epochs", run.epochs)
     rules: dict[str, Rule] = {
         "model": TENSORS,
-        "ema?": TENSORS,
+        "ema": or_none(TENSORS),
         "optimizer": TABLE,
         "scheduler": TABLE,
         "scaler": TABLE,
@@ -123,11 +124,8 @@ def _check_state(run: "Run", stored: Mapping[str, Any]) -> None:
             lambda value: isinstance(value, list) and all(isinstance(place, tuple | list) and len(place) == 2 and all(map(whole(0, 1 << 60)[0], place)) for place in value),
             "a list of epochs and steps",
         ),
-        "best?": (
-            lambda value: isinstance(value, dict) and whole(0)[0](value.get("epoch")) and all(value.get(name) is None or ANY_NUMBER[0](value[name]) for name in ("value", "loss")),
-            "the place of the best epoch",
-        ),
-        "best_weights?": TENSORS,
+        "best": or_none((_is_best, "the place of the best epoch")),
+        "best_weights": or_none(TENSORS),
         "classes": TEXTS,
         "fingerprint": TABLE,
     }  # fmt: skip
@@ -158,6 +156,16 @@ def _check_moments(run: "Run") -> None:
                     f"cannot resume from {run.checkpoints.folder}: the optimiser is another one ({name} of a parameter of shape "
                     f"{tuple(parameter.shape)} is {tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__})"
                 )
+
+
+def _is_best(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and whole(0)[0](value.get("epoch"))
+        and isinstance(value.get("metric"), str)
+        and value["metric"] in MEASURES
+        and all(name in value and (value[name] is None or ANY_NUMBER[0](value[name])) for name in ("value", "loss"))
+    )
 
 
 TENSORS: Rule = (

@@ -87,6 +87,11 @@ CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "fingerprint": lambda state: state.update(fingerprint=[]),
     "extended": lambda state: state.update(extended_from="no"),
     "ema": lambda state: state.update(ema=3),
+    "best missing": lambda state: state.pop("best"),
+    "best weights missing": lambda state: state.pop("best_weights"),
+    "ema missing": lambda state: state.pop("ema"),
+    "best without its value": lambda state: state["best"].pop("value"),
+    "best of another measure": lambda state: state["best"].update(metric=[1]),
     "no ema": lambda state: state.update(ema=None),
 }  # fmt: skip
 
@@ -123,7 +128,7 @@ def test_weights_that_overflow_are_never_kept(tiny: Recipe, tmp_path: Path, monk
         DivergedError, match=r"the weights .* are not finite after step 2 of epoch 2 .*were not kept"
     ) as raised:
         fit(
-            replace(tiny, divergence=replace(tiny.divergence, policy="stop")),
+            replace(tiny, save=replace(tiny.save, every_steps=2)),
             tmp_path / "run",
             device="cpu",
             progress=False,

@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -186,3 +187,27 @@ def test_a_loader_that_dies_is_said_and_the_run_continues(
     assert "Traceback" not in said
     assert json.loads((folder / "run/state.json").read_text())["state"] == "failed"
     assert finish(zygote, folder, long) == expected
+
+
+@pytest.mark.bar(
+    "A1",
+    "SIGKILL before or after each fsync, rename, unlink, mkdir, link and open of a whole run: continued without a hand, the same last bit",
+)
+@pytest.mark.parametrize("count", [pytest.param(3, id="3"), pytest.param(0, id="all", marks=pytest.mark.soak)])
+def test_killed_at_each_call_that_touches_the_disk(
+    tiny: Recipe, zygote: Zygote, tmp_path: Path, count: int, record_property: Callable[[str, object], None]
+):
+    """`--resume` is all that is ever given, from the first start on, as an unattended restart would."""
+    recipe = replace(tiny, schedule=replace(tiny.schedule, epochs=2)).with_fields(**{"save.every_steps": 3})
+    assert zygote.run(tmp_path / "whole", recipe, "die at 0", resume=True) == 0
+    expected, calls = end_of(tmp_path / "whole/run"), len((tmp_path / "whole/calls.txt").read_text().split())
+    assert calls > 100
+    points = range(1, calls + 1) if not count else sorted(random.Random(count).sample(range(1, calls + 1), count))
+    for done, point in enumerate(points):
+        record_property("cases", (done, len(points)))
+        folder = tmp_path / str(point)
+        assert zygote.run(folder, recipe, f"die at {point}", resume=True) == -signal.SIGKILL
+        assert zygote.run(folder, recipe, resume=True) == 0, (folder / "said.txt").read_text()
+        assert end_of(folder / "run") == expected, point
+        assert not [path for path in (folder / "run").rglob("*") if ".tmp" in path.name or path.name.startswith("lock")]
+    record_property("cases", (len(points), len(points)))
