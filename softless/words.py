@@ -1,6 +1,9 @@
 """Numbers and names in sentences: with the right noun, with the digits that say something, and with nothing that steers a terminal."""
 
 from collections.abc import Iterable
+from unicodedata import category
+
+SPACE = "Zs"  # of Unicode: the narrow space between thousands is one
 
 
 def counted(number: int, one: str, many: str | None = None) -> str:
@@ -37,7 +40,8 @@ def visible(text: object, *, lines: bool = False) -> str:
     text = str(text)
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() or (lines and c == "\n") else repr(c)[1:-1] for c in text)
+    kept = "\n" if lines else ""
+    return "".join(c if c.isprintable() or c in kept or category(c) == SPACE else repr(c)[1:-1] for c in text)
 
 
 def clipped(text: object, most: int = 200) -> str:

@@ -24,7 +24,7 @@ MODEL = "sima_deit_tiny_patch16_224"
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
     torch.manual_seed(4)
-    path = tmp_path / "weights.safetensors"
+    path = tmp_path / "weights"
     softless.save_weights(softless.create_model(MODEL, num_classes=1000), path)
     return path
 

@@ -19,6 +19,7 @@ from softless.data import notices
 from softless.errors import UsageError
 from softless.evaluation import load_run
 from softless.layers import Attention
+from softless.models.records import SEAL
 from softless.models.scale import Scale, set_training_size, training_scale
 from softless.recipes import get_recipe
 from softless.report import write
@@ -79,6 +80,7 @@ def test_runs_of_other_tasks_know_it_and_older_ones_by_their_recipe(
     assert (found.height, found.width) == wanted
     best = json.loads((tmp_path / "run" / "best.json").read_text())
     assert best.pop("trained_at")["tokens"] == found.tokens
+    del best[SEAL]  # older ones have no digest
     (tmp_path / "run" / "best.json").write_text(json.dumps(best))
     assert training_scale(load_run(tmp_path / "run").model) == found
 

@@ -14,6 +14,7 @@ from softless.benching.finished import finished
 from softless.cli.main import main
 from softless.errors import CheckpointError
 from softless.evaluation import load_run
+from softless.models.records import SEAL
 from softless.report import read_run, write
 from softless.training import Recipe, fit
 from softless.training.run_folder import RunFolder
@@ -39,6 +40,7 @@ def older(run: Path) -> None:
     result, best = (json.loads((run / name).read_text()) for name in ("result.json", "best.json"))
     assert (result.pop("counted_from"), best.pop("counted_from")) == (1, 1)
     (run / "result.json").write_text(json.dumps({**result, "best_epoch": result["best_epoch"] - 1}))
+    del best[SEAL]
     (run / "best.json").write_text(json.dumps({**best, "epoch": best["epoch"] - 1}))
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     (run / "log.jsonl").write_text("".join(json.dumps({**line, "epoch": line["epoch"] - 1}) + "\n" for line in lines))
@@ -117,5 +119,5 @@ def test_the_last_epoch_by_name(tiny: Recipe, tmp_path: Path, capsys: pytest.Cap
 
 def test_a_log_that_cannot_be_read_is_one_sentence(tmp_path: Path):
     (tmp_path / "log.jsonl").write_text('{"epoch": 1}\n{"ep\n{"epoch": 3}\n')
-    with pytest.raises(CheckpointError, match=r"line of its log.jsonl .*--overwrite"):
+    with pytest.raises(CheckpointError, match=r"line 2 of .*log\.jsonl is damaged: .*train the run again"):
         RunFolder(tmp_path).rewind_log(2)
