@@ -19,7 +19,7 @@ SMALL = (
     "deit_tiny_patch16_224",
     "xcit_nano_12_p16_224",
     "cvt_13_224",
-    "soft_tiny_224",
+    "soft_pyramid_tiny_224",
 )  # of each host, for all operators
 
 
@@ -59,6 +59,7 @@ class Counts:
     """All of them."""
 
     found: tuple[Counted, ...]
+    refused: tuple[str, ...] = ()  # operators that have no place in a host, as it says itself
     recorded: Path | None = None
 
     @property
@@ -71,7 +72,12 @@ class Counts:
         return 1 if self.wrong else 0
 
     def to_dict(self) -> dict[str, Any]:
-        return {"rows": [one.row() for one in self.found], "wrong": len(self.wrong), "exit_code": self.exit_code}
+        return {
+            "rows": [one.row() for one in self.found],
+            "wrong": len(self.wrong),
+            "refused": list(self.refused),
+            "exit_code": self.exit_code,
+        }
 
     def __str__(self) -> str:
         head = ["model", "op", "pixels", "multiply-adds [G]", "differing", "uncounted"]
@@ -80,7 +86,13 @@ class Counts:
             for row in (one.row() for one in self.found)
         ]
         said = f"{len(self.found)} counted on {' and '.join(DEVICES)}, {len(self.wrong)} differ or miss a formula"
-        return "\n".join([table(head, rows), "", said, *([f"recorded: {self.recorded}"] if self.recorded else [])])
+        return "\n".join([
+            table(head, rows),
+            "",
+            *self.refused,
+            said,
+            *([f"recorded: {self.recorded}"] if self.recorded else []),
+        ])
 
 
 def counts(names: Sequence[str] = (), *, ops: Sequence[str] = (), record: bool = False) -> Counts:
@@ -97,12 +109,17 @@ def counts(names: Sequence[str] = (), *, ops: Sequence[str] = (), record: bool =
     Raises:
         UsageError: an unknown name.
     """
+    from softless.models.create import check_host
+
     target = record_path("counts") if record else None
     asked = list(dict.fromkeys(_asked(names, ops)))
-    found = [one for model, op in track(asked, len(asked), "counting") for one in _counted(model, op)]
+    for model, op in asked:
+        check_host(model, op)
+    tried = [one for model, op in track(asked, len(asked), "counting") for one in _counted(model, op)]
+    found = tuple(one for one in tried if isinstance(one, Counted))
     if target is not None:
         write_csv(target, [one.row() for one in found])
-    return Counts(tuple(found), target)
+    return Counts(found, tuple(dict.fromkeys(one for one in tried if isinstance(one, str))), target)
 
 
 def _asked(names: Sequence[str], ops: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -117,8 +134,8 @@ def _asked(names: Sequence[str], ops: Sequence[str]) -> Iterator[tuple[str, str]
             yield host, op
 
 
-def _counted(name: str, op: str) -> Iterator[Counted]:
-    """A model at each size; nothing where the operator has no place in the host.
+def _counted(name: str, op: str) -> Iterator[Counted | str]:
+    """A model at each size, or why there is none: the operator may have no place in the host.
 
     Raises:
         UsageError: the model is refused on one device alone.
@@ -128,8 +145,7 @@ def _counted(name: str, op: str) -> Iterator[Counted]:
         counted = {device: one for device, one in found.items() if isinstance(one, Cost)}
         if counted and len(counted) < len(DEVICES):
             raise UsageError(f"{name} with {op} is refused on some devices: {found}")
-        if counted:
-            yield Counted(name, op, pixels, counted)
+        yield Counted(name, op, pixels, counted) if counted else f"{name} with {op}: {found[DEVICES[0]]}"
 
 
 def _on(device: str, name: str, op: str, pixels: int) -> Cost | str:

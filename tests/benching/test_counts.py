@@ -3,9 +3,11 @@
 import dataclasses
 
 import pytest
+import torch
 
 from softless.benching.counts import SMALL, Counted, Counts, counts
 from softless.benching.models import host_and_operator
+from softless.errors import UsageError
 from softless.measure.cost import cost
 from softless.models import create_model
 from softless.training.recipe import ModelSpec
@@ -25,6 +27,27 @@ def test_a_model_is_counted_at_two_sizes_and_alike_on_both_devices(found: Counts
     assert "2 counted on cpu and meta, 0 differ or miss a formula" in str(found)
 
 
+@pytest.mark.parametrize("host", SMALL)
+def test_the_hosts_of_all_operators_take_operators(host: str) -> None:
+    """A name that stands for one operator would be refused with every other, and nothing of it counted."""
+    with torch.device("meta"):
+        create_model(host, op="sima")
+
+
+def test_an_operator_without_a_place_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("softless.benching.counts.SMALL", ("cvt_13_224",))
+    found = counts(["sima_xcit_nano_12_p16_224"], ops=["soft"])
+    assert len(found.found) == 2
+    (told,) = found.refused
+    assert told.startswith("cvt_13_224 with soft: operator 'soft' has no place in CvT")
+    assert told in str(found)
+
+
+def test_an_unknown_model_is_one_sentence() -> None:
+    with pytest.raises(UsageError, match="no model named 'sima_diet'"):
+        counts(["sima_diet"])
+
+
 def test_differences_and_missing_formulas_fail(found: Counts) -> None:
     one = found.found[0]
     other = dataclasses.replace(one.counts["meta"], macs=1)
@@ -37,8 +60,6 @@ def test_differences_and_missing_formulas_fail(found: Counts) -> None:
 @pytest.mark.parametrize("host", SMALL[1:3], ids=["XCiT", "CvT"])
 def test_statistics_of_batchnorm_count_on_no_device(host: str) -> None:
     """Some devices keep them in evaluation, others do not: the bytes for backward and at the peak are those of activations."""
-    import torch
-
     seen = []
     for device in ("cpu", "meta"):
         with torch.device(device):
