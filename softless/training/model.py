@@ -19,7 +19,7 @@ from softless.models.files import FILE
 from softless.tasks import Task
 from softless.tasks.classification import model_args
 from softless.training.recipe import Recipe
-from softless.training.run_folder import WEIGHTS
+from softless.training.run_folder import WEIGHTS, few
 
 _log = logging.getLogger("softless.training")
 
@@ -118,21 +118,17 @@ def _named_alike(state: dict[str, Tensor], model: nn.Module, file: Path, classes
     before = read_classes(listed) if listed.is_file() else ()
     if not before:
         _log.warning(
-            "%s does not name its classes: its head is kept, and its outputs are taken to be %s", file, _few(classes)
+            "%s does not name its classes: its head is kept, and its outputs are taken to be %s", file, few(classes)
         )
         return state
     if set(before) != set(classes):
-        _log.warning("%s has a head for other classes (%s): replaced by a new one", file, _few(before))
+        _log.warning("%s has a head for other classes (%s): replaced by a new one", file, few(before))
         return {name: value for name, value in state.items() if name not in same}
     if tuple(before) == tuple(classes):
         return state
     _log.warning("%s has its classes in another order: the outputs of its head are put in the order of the data", file)
     places = torch.tensor([before.index(name) for name in classes])
     return {name: value[places] if name in same else value for name, value in state.items()}
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
 
 
 def _prefix(model: nn.Module, host: nn.Module) -> str:

@@ -1,6 +1,5 @@
 """A run's own files are read like weights: what was damaged or made to harm is one sentence, at once, and within the memory of the model."""
 
-import copy
 import json
 import os
 import random
@@ -23,6 +22,7 @@ from softless.evaluation.run_files import read_best
 from softless.models.records import sealed
 from softless.report.runs import read_run
 from softless.training import fit
+from tests.edits import edit
 from tests.training.conftest import tiny_recipe, write_npz
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -284,28 +284,12 @@ def edits(rng: random.Random, whole: bytes) -> bytes:
     lines = whole.decode().split("\n") if whole.count(b"\n{") else [whole.decode()]
     place = rng.randrange(max(len(lines) - 1, 1))
     content = json.loads(lines[place])
-    _replace_one(rng, content)
+    edit(rng, content, VALUES)
     lines[place] = json.dumps(content)
     return "\n".join(lines).encode()
 
 
 VALUES: tuple[Any, ...] = (None, True, 0, -1, 7, 10**7, 10**30, 1.5, float("nan"), float("inf"), "", "text", "\0", [], {}, [1, 2], {"a": 1}, [[[]]])  # fmt: skip
-
-
-def _replace_one(rng: random.Random, content: Any) -> None:
-    while True:
-        keys = list(content) if isinstance(content, dict) else list(range(len(content)))
-        if not keys:
-            return
-        key = rng.choice(keys)
-        if isinstance(content[key], dict | list) and content[key] and rng.random() < 0.6:
-            content = content[key]
-            continue
-        if rng.random() < 0.2:
-            del content[key]
-        else:
-            content[key] = copy.deepcopy(rng.choice(VALUES))
-        return
 
 
 @pytest.mark.bar("C12", "a file of a run edited at random: no traceback, no hang, no other answer")

@@ -1,6 +1,5 @@
 """What a checkpoint may hold: a state of this run, with numbers that a run can have, or one sentence; and weights that are finite."""
 
-import copy
 import random
 import shutil
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from softless.cli.main import main
 from softless.errors import CheckpointError, DivergedError, ResumeMismatch, SoftlessError
 from softless.training import Recipe, fit, loop
 from softless.training.store import Checkpoints
+from tests.edits import edit
 from tests.training.conftest import tiny_recipe, write_npz
 
 
@@ -144,21 +144,6 @@ def test_weights_that_overflow_are_never_kept(tiny: Recipe, tmp_path: Path, monk
 VALUES: tuple[Any, ...] = (None, True, 0, -1, 10**7, 1.5, float("nan"), "text", [], {}, [1], {"a": 1}, torch.zeros(2), torch.zeros(0))  # fmt: skip
 
 
-def edited(rng: random.Random, state: dict[str, Any]) -> None:
-    """One value somewhere in the state becomes another, or goes."""
-    content: Any = state
-    while True:
-        key = rng.choice(list(content) if isinstance(content, dict) else range(len(content)))
-        if isinstance(content[key], dict | list) and content[key] and rng.random() < 0.7:
-            content = content[key]
-            continue
-        if rng.random() < 0.3:
-            del content[key]
-        else:
-            content[key] = copy.deepcopy(rng.choice(VALUES))
-        return
-
-
 @pytest.mark.soak
 @pytest.mark.bar("C12", "a checkpoint edited at random, its manifest made to fit: no traceback, no hang")
 def test_300_checkpoints_edited_at_random(run: Path, tmp_path: Path, record_property: Callable[[str, object], None]):
@@ -167,7 +152,7 @@ def test_300_checkpoints_edited_at_random(run: Path, tmp_path: Path, record_prop
         record_property("cases", (done, 300))
         shutil.rmtree(tmp_path / "again", ignore_errors=True)
         shutil.copytree(run, tmp_path / "again")
-        with_state(tmp_path / "again", lambda state: edited(rng, state))
+        with_state(tmp_path / "again", lambda state: edit(rng, state, VALUES))
         assert main(["runs", str(tmp_path / "again")]) == 0
         try:
             fit(None, tmp_path / "again", resume=True, device="cpu", progress=False)
