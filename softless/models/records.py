@@ -31,16 +31,6 @@ def read_json(path: Path, kind: type = dict, *, largest: int = LARGEST, mend: st
     return parsed(read_text(path, largest=largest, mend=mend), path, kind, mend=mend)
 
 
-def read_lines(path: Path, *, mend: str = MEND) -> list[dict[str, Any]]:
-    """The tables of a file with one in each line.
-
-    Raises:
-        DataError: as in `read_json`; the line is named.
-    """
-    text = read_text(path, mend=mend)
-    return [parsed(line, path, number=number, mend=mend) for number, line in enumerate(text.splitlines(), 1)]
-
-
 def read_text(path: Path, *, largest: int = LARGEST, mend: str = MEND) -> str:
     """A text in UTF-8.
 

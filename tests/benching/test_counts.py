@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from softless.attention import get
 from softless.benching.counts import SMALL, Counted, Counts, counts
 from softless.benching.models import host_and_operator
 from softless.errors import UsageError
@@ -31,7 +32,8 @@ def test_a_model_is_counted_at_two_sizes_and_alike_on_both_devices(found: Counts
 def test_the_hosts_of_all_operators_take_operators(host: str) -> None:
     """A name that stands for one operator would be refused with every other, and nothing of it counted."""
     with torch.device("meta"):
-        create_model(host, op="sima")
+        model = create_model(host, op="sima")
+    assert any(getattr(module, "op", None) is get("sima") for module in model.modules())
 
 
 def test_an_operator_without_a_place_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
