@@ -4,6 +4,7 @@ No generator state is stored: each step seeds its own from (seed, epoch, step, r
 (seed, epoch, step). So the next step is the same whether the run was interrupted or not, and whatever the number of loader workers.
 """
 
+import json
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -109,8 +110,8 @@ def _check_state(run: "Run", stored: Mapping[str, Any]) -> None:
         "model": TENSORS,
         "ema": or_none(TENSORS),
         "optimizer": TABLE,
-        "scheduler": TABLE,
-        "scaler": TABLE,
+        "scheduler": PLAIN,
+        "scaler": PLAIN,
         "epochs?": whole(1),
         "extended_from?": (lambda value: isinstance(value, list) and all(map(whole(1)[0], value)), "a list of epochs"),
         "epoch": whole(0, epochs if type(epochs) is int else run.epochs),
@@ -127,7 +128,7 @@ def _check_state(run: "Run", stored: Mapping[str, Any]) -> None:
         "best": or_none((_is_best, "the place of the best epoch")),
         "best_weights": or_none(TENSORS),
         "classes": TEXTS,
-        "fingerprint": TABLE,
+        "fingerprint": PLAIN,
     }  # fmt: skip
     try:
         check(stored, rules, run.checkpoints.folder)
@@ -158,9 +159,20 @@ def _check_moments(run: "Run") -> None:
                 )
 
 
+def _is_plain(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return isinstance(value, dict)
+
+
+PLAIN: Rule = (_is_plain, "a table of texts and numbers")  # tensors among them cannot be compared
+
+
 def _is_best(value: Any) -> bool:
     return (
-        isinstance(value, dict)
+        PLAIN[0](value)
         and whole(0)[0](value.get("epoch"))
         and isinstance(value.get("metric"), str)
         and value["metric"] in MEASURES

@@ -144,6 +144,14 @@ def test_weights_that_overflow_are_never_kept(tiny: Recipe, tmp_path: Path, monk
 VALUES: tuple[Any, ...] = (None, True, 0, -1, 10**7, 1.5, float("nan"), "text", [], {}, [1], {"a": 1}, torch.zeros(2), torch.zeros(0))  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["fingerprint", "best", "scheduler", "scaler"])
+def test_a_tensor_among_plain_values_is_one_sentence(run: Path, tmp_path: Path, name: str):
+    shutil.copytree(run, tmp_path / "again")
+    with_state(tmp_path / "again", lambda state: state[name].update(classes=torch.zeros(2)))
+    with pytest.raises(CheckpointError, match=rf"{name} is .* should be .*"):
+        fit(None, tmp_path / "again", resume=True, device="cpu", progress=False)
+
+
 @pytest.mark.soak
 @pytest.mark.bar("C12", "a checkpoint edited at random, its manifest made to fit: no traceback, no hang")
 def test_300_checkpoints_edited_at_random(run: Path, tmp_path: Path, record_property: Callable[[str, object], None]):
