@@ -4,11 +4,14 @@ No generator state is stored: each step seeds its own from (seed, epoch, step, r
 (seed, epoch, step). So the next step is the same whether the run was interrupted or not, and whatever the number of loader workers.
 """
 
+import copy
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from softless.errors import CheckpointError, DataError, ResumeMismatch
@@ -16,6 +19,7 @@ from softless.evaluation.epochs import from_one
 from softless.evaluation.measures import MEASURES
 from softless.evaluation.run import mismatches
 from softless.models.records import ANY_NUMBER, TABLE, TEXTS, Rule, check, or_none, whole
+from softless.training import optim
 from softless.training.candidates import AVERAGED, RAW
 from softless.training.faults import check_finite
 from softless.training.run_folder import few
@@ -78,11 +82,12 @@ def restore(run: "Run", stored: Mapping[str, Any]) -> None:
     run.model.load_state_dict(stored["model"])
     if run.ema is not None:
         run.ema.module.load_state_dict(stored["ema"])
+    groups = [_kinds(group) for group in run.optimizer.param_groups]
     try:
         run.optimizer.load_state_dict(stored["optimizer"])
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise ResumeMismatch(f"cannot resume from {where}: the optimiser is another one ({error})") from error
-    _check_moments(run)
+    _check_optimizer(run, groups)
     before = stored.get("epochs", run.epochs)
     run.extended_from = [*stored.get("extended_from", ()), *([before] if before != run.epochs else [])]
     if before == run.epochs or run.recipe.schedule.name == "plateau":  # plateau knows no length
@@ -139,24 +144,60 @@ def _check_state(run: "Run", stored: Mapping[str, Any]) -> None:
         ) from error
 
 
-def _check_moments(run: "Run") -> None:
-    """What an optimiser keeps of a parameter is no larger than the parameter.
+def _check_optimizer(run: "Run", groups: Sequence[Mapping[str, Any]]) -> None:
+    """Whether the optimiser holds what one of its kind makes of these parameters: it is asked in the middle of a step only.
+
+    Args:
+        run: whose optimiser was loaded.
+        groups: the kinds of values in its groups before that.
 
     Raises:
-        ResumeMismatch: it is, or of another kind than a tensor or a number.
+        ResumeMismatch: an entry is missing or of another kind; it is named.
     """
-    for parameter, kept in run.optimizer.state.items():
-        for name, value in kept.items() if isinstance(kept, dict) else [("its state", kept)]:
-            fits = isinstance(value, int | float | type(None)) or (
-                isinstance(value, Tensor)
-                and value.numel() <= max(parameter.numel(), 1)
-                and (value.ndim != parameter.ndim or value.shape == parameter.shape)
+    where, held = run.checkpoints.folder, run.optimizer
+    for group, kinds in zip(held.param_groups, groups, strict=True):
+        _alike(_kinds({name: value for name, value in group.items() if name in kinds}), kinds, "a group", where)
+    fresh = _after_a_step(run)
+    ours, theirs = ([p for group in one.param_groups for p in group["params"]] for one in (held, fresh))
+    for parameter, twin in zip(ours, theirs, strict=True):
+        if parameter in held.state:  # one without gradients has none
+            _alike(
+                _kinds(held.state[parameter]), _kinds(fresh.state[twin]), f"a parameter {tuple(parameter.shape)}", where
             )
-            if not fits:
-                raise ResumeMismatch(
-                    f"cannot resume from {run.checkpoints.folder}: the optimiser is another one ({name} of a parameter of shape "
-                    f"{tuple(parameter.shape)} is {tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__})"
-                )
+
+
+def _after_a_step(run: "Run") -> torch.optim.Optimizer:
+    """A twin of the run's optimiser that has made a step without gradients, on a copy of the model."""
+    model = copy.deepcopy(run.model)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    made = optim.optimizer(run.recipe, model)
+    made.step()
+    return made
+
+
+def _kinds(content: Any) -> dict[str, Any]:
+    """What kind of value each entry of a table has; nothing where it is no table."""
+    return (
+        {name: _kind(value) for name, value in content.items() if name != "params"} if isinstance(content, dict) else {}
+    )
+
+
+def _kind(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return f"a tensor {tuple(value.shape)}"
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return "a number"
+    return [_kind(one) for one in value] if isinstance(value, list | tuple) else type(value).__name__
+
+
+def _alike(found: Mapping[str, Any], wanted: Mapping[str, Any], of: str, where: Path) -> None:
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            raise ResumeMismatch(
+                f"cannot resume from {where}: the optimiser is another one ({name} of {of} is {found.get(name, 'missing')}, and "
+                f"should be {wanted.get(name, 'missing')})"
+            )
 
 
 def _is_plain(value: Any) -> bool:

@@ -152,6 +152,32 @@ def test_a_tensor_among_plain_values_is_one_sentence(run: Path, tmp_path: Path, 
         fit(None, tmp_path / "again", resume=True, device="cpu", progress=False)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("exp_avg", None), ("exp_avg", 7), ("exp_avg", torch.zeros(3)), ("exp_avg", "gone"), ("step", torch.zeros(3)), ("step", "gone")],
+    ids=str,
+)  # fmt: skip
+def test_a_moment_of_another_kind_is_one_sentence(run: Path, tmp_path: Path, name: str, value: object):
+    def change(state: dict[str, Any]) -> None:
+        kept = state["optimizer"]["state"][0]
+        if isinstance(value, str):
+            del kept[name]
+        else:
+            kept[name] = value
+
+    shutil.copytree(run, tmp_path / "again")
+    with_state(tmp_path / "again", change)
+    with pytest.raises(ResumeMismatch, match=rf"the optimiser is another one \('?{name}\b"):
+        fit(None, tmp_path / "again", resume=True, device="cpu", progress=False)
+
+
+def test_a_rate_that_is_no_number_is_one_sentence(run: Path, tmp_path: Path):
+    shutil.copytree(run, tmp_path / "again")
+    with_state(tmp_path / "again", lambda state: state["optimizer"]["param_groups"][0].update(lr="fast"))
+    with pytest.raises(ResumeMismatch, match=r"lr of a group is str, and should be a number"):
+        fit(None, tmp_path / "again", resume=True, device="cpu", progress=False)
+
+
 @pytest.mark.soak
 @pytest.mark.bar("C12", "a checkpoint edited at random, its manifest made to fit: no traceback, no hang")
 def test_300_checkpoints_edited_at_random(run: Path, tmp_path: Path, record_property: Callable[[str, object], None]):
