@@ -18,7 +18,7 @@ from softless.errors import CheckpointError, DataError, ResumeMismatch
 from softless.evaluation.epochs import from_one
 from softless.evaluation.measures import MEASURES
 from softless.evaluation.run import mismatches
-from softless.models.records import ANY_NUMBER, TABLE, TEXTS, Rule, check, or_none, whole
+from softless.models.records import ANY_NUMBER, TEXTS, Rule, check, or_none, whole
 from softless.training import optim
 from softless.training.candidates import AVERAGED, RAW
 from softless.training.faults import check_finite
@@ -75,22 +75,26 @@ def restore(run: "Run", stored: Mapping[str, Any]) -> None:
     if stored["fingerprint"] != run.splits.fingerprint:
         keys = [key for key, value in stored["fingerprint"].items() if run.splits.fingerprint.get(key) != value]
         raise ResumeMismatch(f"cannot resume from {where}: the data changed since ({few(keys) or 'new entries'})")
-    if wrong := mismatches(run.model, stored["model"]):
-        raise ResumeMismatch(f"cannot resume from {where}: it is another model's ({few(wrong)})")
     if (run.ema is None) != (stored["ema"] is None):
         raise ResumeMismatch(f"cannot resume from {where}: one of the runs averages its weights and the other does not")
+    for name, model in (("model", run.model), ("ema", run.model), ("best_weights", run.task.evaluated(run.model))):
+        if stored[name] is not None and (wrong := mismatches(model, stored[name])):
+            raise ResumeMismatch(f"cannot resume from {where}: it is another model's ({few(wrong)})")
     run.model.load_state_dict(stored["model"])
     if run.ema is not None:
         run.ema.module.load_state_dict(stored["ema"])
+    _alike(_kinds(stored["scaler"]), _kinds(run.scaler.state_dict()), "the scaler", where)
     groups = [_kinds(group) for group in run.optimizer.param_groups]
     try:
         run.optimizer.load_state_dict(stored["optimizer"])
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise ResumeMismatch(f"cannot resume from {where}: the optimiser is another one ({error})") from error
     _check_optimizer(run, groups)
-    before = stored.get("epochs", run.epochs)
-    run.extended_from = [*stored.get("extended_from", ()), *([before] if before != run.epochs else [])]
+    before = stored.get("epochs") or run.epochs
+    run.extended_from = [*(stored.get("extended_from") or ()), *([before] if before != run.epochs else [])]
     if before == run.epochs or run.recipe.schedule.name == "plateau":  # plateau knows no length
+        own = run.scheduler.state_dict()
+        _alike(_kinds(stored["scheduler"]), {**_kinds(own), **_open(stored["scheduler"], own)}, "the schedule", where)
         run.scheduler.load_state_dict(stored["scheduler"])
     else:  # the longer schedule, from the step at which the run stands
         run.scheduler.step_update(stored["updates"])
@@ -110,11 +114,11 @@ def _check_state(run: "Run", stored: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: an entry is missing, of another type, or beyond its range; the entry is named.
     """
-    steps, epochs = len(run.loader), stored.get("epochs", run.epochs)
+    steps, epochs = len(run.loader), stored.get("epochs") or run.epochs
     rules: dict[str, Rule] = {
         "model": TENSORS,
         "ema": or_none(TENSORS),
-        "optimizer": TABLE,
+        "optimizer": (_is_optimizer, "the state of an optimiser"),
         "scheduler": PLAIN,
         "scaler": PLAIN,
         "epochs?": whole(1),
@@ -156,13 +160,21 @@ def _check_optimizer(run: "Run", groups: Sequence[Mapping[str, Any]]) -> None:
     """
     where, held = run.checkpoints.folder, run.optimizer
     for group, kinds in zip(held.param_groups, groups, strict=True):
-        _alike(_kinds({name: value for name, value in group.items() if name in kinds}), kinds, "a group", where)
+        _alike(
+            _kinds({name: value for name, value in group.items() if name in kinds}),
+            kinds,
+            "a group of the optimiser",
+            where,
+        )
     fresh = _after_a_step(run)
     ours, theirs = ([p for group in one.param_groups for p in group["params"]] for one in (held, fresh))
     for parameter, twin in zip(ours, theirs, strict=True):
         if parameter in held.state:  # one without gradients has none
             _alike(
-                _kinds(held.state[parameter]), _kinds(fresh.state[twin]), f"a parameter {tuple(parameter.shape)}", where
+                _kinds(held.state[parameter]),
+                _kinds(fresh.state[twin]),
+                f"a parameter {tuple(parameter.shape)} in the optimiser",
+                where,
             )
 
 
@@ -174,6 +186,11 @@ def _after_a_step(run: "Run") -> torch.optim.Optimizer:
     made = optim.optimizer(run.recipe, model)
     made.step()
     return made
+
+
+def _open(stored: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """The kinds of entries that nothing is held against: those that are still empty at the start of a run."""
+    return {name: _kind(stored.get(name)) for name, value in own.items() if value is None}
 
 
 def _kinds(content: Any) -> dict[str, Any]:
@@ -195,8 +212,8 @@ def _alike(found: Mapping[str, Any], wanted: Mapping[str, Any], of: str, where: 
     for name in sorted(found.keys() | wanted.keys()):
         if found.get(name) != wanted.get(name):
             raise ResumeMismatch(
-                f"cannot resume from {where}: the optimiser is another one ({name} of {of} is {found.get(name, 'missing')}, and "
-                f"should be {wanted.get(name, 'missing')})"
+                f"cannot resume from {where}: it is another run's, or was changed ({name} of {of} is "
+                f"{found.get(name, 'missing')}, and should be {wanted.get(name, 'missing')})"
             )
 
 
@@ -209,6 +226,17 @@ def _is_plain(value: Any) -> bool:
 
 
 PLAIN: Rule = (_is_plain, "a table of texts and numbers")  # tensors among them cannot be compared
+
+
+def _is_optimizer(value: Any) -> bool:
+    """Groups of plain values, and a table for each parameter."""
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("state"), dict)
+        and all(isinstance(one, dict) for one in value["state"].values())
+        and isinstance(value.get("param_groups"), list)
+        and all(map(_is_plain, value["param_groups"]))
+    )
 
 
 def _is_best(value: Any) -> bool:

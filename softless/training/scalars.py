@@ -58,14 +58,13 @@ def _installed() -> bool:
 
 def _records(*events: Mapping[str, Any]) -> bytes:
     """Events as TensorBoard's files hold them."""
-    from google.protobuf.json_format import ParseDict
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.summary.writer.record_writer import RecordWriter
 
     stream = io.BytesIO()
     writer = RecordWriter(stream)
     for event in events:
-        writer.write(ParseDict({**event, "wall_time": time.time()}, Event()).SerializeToString())
+        writer.write(Event(wall_time=time.time(), **event).SerializeToString())
     return stream.getvalue()
 
 

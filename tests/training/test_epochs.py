@@ -1,6 +1,7 @@
 """Epochs count from 1 wherever somebody reads one: files, API, text, page, table, TensorBoard; older runs are read so as well."""
 
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +17,7 @@ from softless.errors import CheckpointError
 from softless.evaluation import load_run
 from softless.models.records import SEAL
 from softless.report import read_run, write
-from softless.training import Recipe, fit
+from softless.training import Recipe, fit, scalars
 from softless.training.run_folder import RunFolder
 from softless.training.store import Checkpoints
 
@@ -82,6 +83,18 @@ def test_the_best_epoch_is_the_same_everywhere(second_is_best: Path, capsys: pyt
     assert json.loads((run / "result.json").read_text())["val"] == log[1]["val_ema"]
     assert json.loads((run / "state.json").read_text())["epoch"] == 3
     assert set(read_everywhere(run, lambda: capsys.readouterr().out).values()) == {2}
+
+
+def test_tensorboard_takes_what_is_not_finite(tmp_path: Path):
+    """A validation loss may overflow: the epoch is written, and training goes on."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    line = {"step": 1, "summary": {"value": [{"tag": "val/loss", "simple_value": value} for value in (float("nan"), float("inf"))]}}  # fmt: skip
+    (tmp_path / "events.out.tfevents.1").write_bytes(scalars._records({"file_version": "brain.Event:2"}, line))
+    held = accumulator.EventAccumulator(str(tmp_path))
+    held.Reload()
+    nan, infinite = (one.value for one in held.Scalars("val/loss"))
+    assert math.isnan(nan)
+    assert infinite == math.inf
 
 
 def test_tensorboard_counts_from_one(second_is_best: Path):

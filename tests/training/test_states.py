@@ -167,14 +167,28 @@ def test_a_moment_of_another_kind_is_one_sentence(run: Path, tmp_path: Path, nam
 
     shutil.copytree(run, tmp_path / "again")
     with_state(tmp_path / "again", change)
-    with pytest.raises(ResumeMismatch, match=rf"the optimiser is another one \('?{name}\b"):
+    with pytest.raises(ResumeMismatch, match=rf"(another one|was changed) \('?{name}\b"):
+        fit(None, tmp_path / "again", resume=True, device="cpu", progress=False)
+
+
+@pytest.mark.parametrize(("name", "value"), [("warmup_t", None), ("base_values", [1]), ("t_initial", "gone")])
+def test_a_schedule_of_another_kind_is_one_sentence(run: Path, tmp_path: Path, name: str, value: object):
+    def change(state: dict[str, Any]) -> None:
+        if value == "gone":
+            del state["scheduler"][name]
+        else:
+            state["scheduler"][name] = value
+
+    shutil.copytree(run, tmp_path / "again")
+    with_state(tmp_path / "again", change)
+    with pytest.raises(ResumeMismatch, match=rf"was changed \({name} of the schedule is .*, and should be"):
         fit(None, tmp_path / "again", resume=True, device="cpu", progress=False)
 
 
 def test_a_rate_that_is_no_number_is_one_sentence(run: Path, tmp_path: Path):
     shutil.copytree(run, tmp_path / "again")
     with_state(tmp_path / "again", lambda state: state["optimizer"]["param_groups"][0].update(lr="fast"))
-    with pytest.raises(ResumeMismatch, match=r"lr of a group is str, and should be a number"):
+    with pytest.raises(ResumeMismatch, match=r"lr of a group of the optimiser is str, and should be a number"):
         fit(None, tmp_path / "again", resume=True, device="cpu", progress=False)
 
 
