@@ -31,9 +31,26 @@ def _method(groups: Sequence[Group], method: Sequence[str]) -> Html:
         f"{chosen}. The test split is read once, at the end of each run.",
         f"Answers are computed in {' and '.join(precise)}, as `softless eval` and `softless predict` compute them.",
         COUNTED,
+        *_fitted(groups),
         *_rising(groups),
     ]
     return tag("div", tag("h3", "How it was measured"), tag("ul", [tag("li", text) for text in (*said, *method)]))
+
+
+def _fitted(groups: Sequence[Group]) -> list[str]:
+    """What of the recipe was changed so that the run is long enough for its data."""
+
+    def said(value: Any) -> str:
+        return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+    told = {
+        group.label: ", ".join(f"{name} {said(value)}" for name, value in group.first.fitted.items())
+        for group in groups
+    }
+    same = set(told.values())
+    if len(same) == 1:
+        return [f"The length was fitted to the data: {one}." for one in same if one]
+    return [f"The length of {label} was fitted to the data: {one}." for label, one in told.items() if one]
 
 
 def _rising(groups: Sequence[Group]) -> list[str]:

@@ -1,6 +1,6 @@
 """What a run folder holds, read once (the contract between training and report)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,7 @@ class RunRecord:
     result: dict[str, Any]
     best: dict[str, Any]
     predictions: Predictions | None
+    fitted: dict[str, Any] = field(default_factory=dict)  # dotted field -> what the run took in place of the recipe's
 
     @property
     def seed(self) -> int:
@@ -121,12 +122,13 @@ def read_run(folder: Path) -> RunRecord:
     return RunRecord(
         folder=folder,
         recipe={key: value for key, value in stored.items() if key not in KEPT_APART},
-        versions={key: str(stored[key]) for key in KEPT_APART if key in stored and key != "machine"},
+        versions={key: str(stored[key]) for key in KEPT_APART if key in stored and key not in {"machine", "fitted"}},
         machine=stored.get("machine") or {},
         classes=read_classes(folder / "classes.json"),
         epochs=read_log(folder / "log.jsonl"),
         result=read_result(folder / "result.json"),
         best=read_best(folder / "best.json"),
+        fitted=stored.get("fitted") or {},
         predictions=_predictions(folder / "predictions.npz"),
     )
 

@@ -176,6 +176,17 @@ def test_both_kinds_of_weights_are_drawn(tmp_path):
     assert both.count("curve second") == 1
 
 
+def test_the_page_says_what_was_fitted_to_the_data(tmp_path):
+    from softless.report.provenance import draw_provenance
+
+    run = read_run(write_run(tmp_path / "run", epochs=3))
+    fitted = replace(run, fitted={"batch_size": 16, "ema_decay": 0.9974968671, "schedule.decay_epochs": [3, 6]})
+    assert "fitted" not in draw_provenance(grouped([run]), [])
+    shown = draw_provenance(grouped([fitted]), [])
+    assert "fitted to the data: batch_size 16, ema_decay 0.997497, schedule.decay_epochs [3, 6]." in shown
+    assert shown.count("fitted") == 1, "it is no version of anything"
+
+
 def test_the_page_says_what_was_still_rising(tmp_path):
     from softless.report.provenance import draw_provenance
 
