@@ -4,7 +4,6 @@ No generator state is stored: each step seeds its own from (seed, epoch, step, r
 (seed, epoch, step). So the next step is the same whether the run was interrupted or not, and whatever the number of loader workers.
 """
 
-import copy
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from softless.errors import CheckpointError, DataError, ResumeMismatch
 from softless.evaluation.epochs import from_one
@@ -22,6 +21,7 @@ from softless.models.records import ANY_NUMBER, TEXTS, Rule, check, or_none, who
 from softless.training import optim
 from softless.training.candidates import AVERAGED, RAW
 from softless.training.faults import check_finite
+from softless.training.recipe import Recipe
 from softless.training.run_folder import few
 
 if TYPE_CHECKING:
@@ -84,10 +84,10 @@ def restore(run: "Run", stored: Mapping[str, Any]) -> None:
     if run.ema is not None:
         run.ema.module.load_state_dict(stored["ema"])
     _alike(_kinds(stored["scaler"]), _kinds(run.scaler.state_dict()), "the scaler", where)
-    groups = [_kinds(group) for group in run.optimizer.param_groups]
+    groups = [dict(group) for group in run.optimizer.param_groups]
     try:
         run.optimizer.load_state_dict(stored["optimizer"])
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
         raise ResumeMismatch(f"cannot resume from {where}: the optimiser is another one ({error})") from error
     _check_optimizer(run, groups)
     before = stored.get("epochs") or run.epochs
@@ -153,39 +153,36 @@ def _check_optimizer(run: "Run", groups: Sequence[Mapping[str, Any]]) -> None:
 
     Args:
         run: whose optimiser was loaded.
-        groups: the kinds of values in its groups before that.
+        groups: its groups before that.
 
     Raises:
         ResumeMismatch: an entry is missing or of another kind; it is named.
     """
     where, held = run.checkpoints.folder, run.optimizer
-    for group, kinds in zip(held.param_groups, groups, strict=True):
+    for group, own in zip(held.param_groups, groups, strict=True):
+        made: dict[str, Any] = {}
+        for parameter in group["params"]:
+            made, kept = _after_a_step(run.recipe, parameter)
+            if parameter in held.state:  # one without gradients has none
+                what = f"a parameter {tuple(parameter.shape)} in the optimiser"
+                _alike(_kinds(held.state[parameter]), _kinds(kept), what, where)
+        wanted = {**_kinds(made), **_kinds(own)}  # some note their steps in the group
+        found = {name: kind for name, kind in _kinds(group).items() if name in wanted}
         _alike(
-            _kinds({name: value for name, value in group.items() if name in kinds}),
-            kinds,
+            found,
+            {name: kind for name, kind in wanted.items() if name in own or name in found},
             "a group of the optimiser",
             where,
         )
-    fresh = _after_a_step(run)
-    ours, theirs = ([p for group in one.param_groups for p in group["params"]] for one in (held, fresh))
-    for parameter, twin in zip(ours, theirs, strict=True):
-        if parameter in held.state:  # one without gradients has none
-            _alike(
-                _kinds(held.state[parameter]),
-                _kinds(fresh.state[twin]),
-                f"a parameter {tuple(parameter.shape)} in the optimiser",
-                where,
-            )
 
 
-def _after_a_step(run: "Run") -> torch.optim.Optimizer:
-    """A twin of the run's optimiser that has made a step without gradients, on a copy of the model."""
-    model = copy.deepcopy(run.model)
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-    made = optim.optimizer(run.recipe, model)
+def _after_a_step(recipe: Recipe, like: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The group of the recipe's optimiser and what it keeps of one parameter, after a step without gradients."""
+    twin = nn.Parameter(torch.zeros_like(like))
+    twin.grad = torch.zeros_like(like)
+    made = optim.optimizer(recipe.with_fields(**{"optim.layer_decay": None}), nn.ParameterList([twin]))
     made.step()
-    return made
+    return made.param_groups[0], made.state[twin]
 
 
 def _open(stored: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
@@ -229,13 +226,15 @@ PLAIN: Rule = (_is_plain, "a table of texts and numbers")  # tensors among them 
 
 
 def _is_optimizer(value: Any) -> bool:
-    """Groups of plain values, and a table for each parameter."""
+    """Groups by name, and a table for each parameter; what they hold is compared once it is loaded."""
     return (
         isinstance(value, dict)
         and isinstance(value.get("state"), dict)
         and all(isinstance(one, dict) for one in value["state"].values())
         and isinstance(value.get("param_groups"), list)
-        and all(map(_is_plain, value["param_groups"]))
+        and all(
+            isinstance(group, dict) and all(isinstance(name, str) for name in group) for group in value["param_groups"]
+        )
     )
 
 

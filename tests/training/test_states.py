@@ -20,9 +20,12 @@ from tests.training.conftest import tiny_recipe, write_npz
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return begin(tmp_path_factory.mktemp("begun"))
+
+
+def begin(root: Path, **fields: Any) -> Path:
     """A run of three epochs, of which one is done."""
-    root = tmp_path_factory.mktemp("begun")
-    recipe = tiny_recipe(write_npz(root / "images.npz"))
+    recipe = tiny_recipe(write_npz(root / "images.npz")).with_fields(**fields)
     inner, calls = loop.train_epoch, []
 
     def once(*args: Any) -> Any:
@@ -190,6 +193,28 @@ def test_a_rate_that_is_no_number_is_one_sentence(run: Path, tmp_path: Path):
     with_state(tmp_path / "again", lambda state: state["optimizer"]["param_groups"][0].update(lr="fast"))
     with pytest.raises(ResumeMismatch, match=r"lr of a group of the optimiser is str, and should be a number"):
         fit(None, tmp_path / "again", resume=True, device="cpu", progress=False)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sgd",
+        "momentum",
+        "adam",
+        "lamb",
+        "lion",
+        "adafactor",
+        "muon",
+        "adopt",
+        "lambw",
+        "cadafactorbv",
+        "lookahead_adamw",
+    ],
+)
+def test_a_run_of_any_optimiser_goes_on(tmp_path: Path, name: str):
+    """What it keeps of a parameter is held against what one of its kind makes, not against AdamW's."""
+    run = begin(tmp_path, **{"optim.name": name})
+    assert fit(None, run, resume=True, device="cpu", progress=False).epochs == 3
 
 
 @pytest.mark.soak
