@@ -6,6 +6,7 @@ or COCO's own: `annotations/instances_{train2017,val2017}.json` beside `train201
 once (`readable.py`). Crowds are no objects to learn: they are kept for who measures.
 """
 
+import json
 import re
 import warnings
 from collections import Counter
@@ -85,6 +86,11 @@ class BoxSamples(FileSamples):
                 for one in entry.annotations
             ]
             digest.update(np.array([entry.id, len(numbers)]).tobytes() + np.array(numbers, dtype=np.float64).tobytes())
+
+    def update_outlines(self, digest: Any) -> None:
+        if self.masks:
+            drawn = [[one["segmentation"] for one in entry.annotations] for entry in self.entries]
+            digest.update(json.dumps(drawn, sort_keys=True).encode())
 
     def take(self, indices: Sequence[int] | np.ndarray) -> "BoxSamples":
         chosen = [self.entries[int(index)] for index in indices]

@@ -11,13 +11,14 @@ from softless.data.arrays import digits_parts, npz_parts
 from softless.data.findings import Fault
 from softless.data.folder import class_places, folder_parts
 from softless.data.progress import track
-from softless.data.readable import refuse_policy, sift
-from softless.data.samples import ArraySamples, Samples
+from softless.data.readable import contents, refuse_policy, sift
+from softless.data.samples import ArraySamples, FileSamples, Samples
 from softless.errors import DataError, UsageError, located, unknown
 
 if TYPE_CHECKING:  # training lies above data: its recipe is read here by its field names only
     from softless.training.recipe import DataSpec
 
+PIXELS = "pixels of"  # begins the entries of a fingerprint that older runs have not
 MEASURED_IMAGES = 1000  # at most so many files are decoded to measure mean and std
 
 
@@ -181,11 +182,17 @@ def _thinned(targets: np.ndarray, limit: int, seed: int) -> np.ndarray:
 
 
 def fingerprint(source: str, classes: tuple[str, ...], parts: Mapping[str, Samples | None]) -> dict[str, Any]:
-    """Says whether two runs saw the same images and targets; holds no path."""
+    """Says whether two runs saw the same images and targets; holds no path.
+
+    Names and targets are one digest; what is in image files has one for each part, so that a change can be named.
+    """
     digest = hashlib.sha256()
     for part, samples in parts.items():
         digest.update(part.encode())
         if samples is not None:
             samples.update(digest)
     counts = {part: 0 if samples is None else len(samples) for part, samples in parts.items()}
-    return {"source": source, "classes": len(classes), **counts, "sha256": digest.hexdigest()}
+    pixels = {
+        f"{PIXELS} {part}": contents(samples) for part, samples in parts.items() if isinstance(samples, FileSamples)
+    }
+    return {"source": source, "classes": len(classes), **counts, "sha256": digest.hexdigest(), **pixels}

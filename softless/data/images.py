@@ -5,6 +5,7 @@ SOFTLESS_MAX_PIXELS (width x height of the largest image; 89,478,485, where Pill
 SOFTLESS_MIN_SIDE (the shorter side of the smallest; 8).
 """
 
+import hashlib
 import os
 import re
 import stat
@@ -138,6 +139,22 @@ def decode(path: Path, channels: int = 3, *, max_pixels: int | None = None, min_
         raise
     except _DAMAGED as error:
         raise _unreadable(path, error) from error
+
+
+def content(path: Path) -> int:
+    """64 bits of a digest of a file's bytes, pixels and all else.
+
+    Raises:
+        BadImage: it cannot be read.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return int.from_bytes(digest.digest(), "big")
 
 
 def read_whole(path: Path, channels: int = 3, *, max_pixels: int | None = None, min_side: int | None = None) -> Decoded:

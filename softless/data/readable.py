@@ -1,7 +1,7 @@
 """Which images can be used: every file of every split decoded whole before anything is done with one.
 
-A file that was found whole is known by place, size and time of change, and is not decoded again: within a process always, and for later
-ones where finding it out took more than two seconds (SOFTLESS_CACHE names the folder; `~/.cache/softless` by default).
+A file that was found whole is known by place, size and time of change, with a digest of its content, and is not read again: within a process
+always, and for later ones where finding it out took more than two seconds (SOFTLESS_CACHE names the folder; `~/.cache/softless` by default).
 """
 
 import hashlib
@@ -12,22 +12,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import PIL
 
 from softless.data import progress
 from softless.data.findings import Fault, named, refusal
-from softless.data.images import MAX_PIXELS, MIN_SIDE, BadImage, limit, read_whole
+from softless.data.images import MAX_PIXELS, MIN_SIDE, BadImage, content, limit, read_whole
 from softless.data.notices import notice
 from softless.data.samples import ArraySamples, FileSamples, Samples
 from softless.errors import DataError, StorageError, UsageError, located, unknown
 from softless.models.durable import discard, make_folder, move, reason_of, write_bytes
 
 POLICIES = ("stop", "skip", "clip")  # of all fields named `faults`
+Found = TypeVar("Found")
 AT_ONCE = 4096  # files that wait for a thread
 _log = logging.getLogger("softless.data")
-_known: set[int] = set()  # files that this process found whole
+_known: dict[int, int] = {}  # files that this process found whole, and what is in them
 
 
 def sift(root: Path, parts: Mapping[str, Samples], policy: str) -> dict[str, Samples]:
@@ -89,25 +91,36 @@ def unreadable(files: Sequence[Path], channels: int = 3) -> dict[Path, BadImage]
     if not files:
         return {}
     start = time.monotonic()
-    rule = f"{limit('SOFTLESS_MAX_PIXELS', MAX_PIXELS)} {limit('SOFTLESS_MIN_SIDE', MIN_SIDE)} {channels} {PIL.__version__}"
+    rule = _rule(channels)
     store = _store(files, rule)
-    known = _known | _recalled(store)
+    _known.update(_recalled(store))
     keys = [_key(path, rule) for path in files]
-    asked = [place for place, key in enumerate(keys) if key is None or key not in known]
+    asked = [place for place, key in enumerate(keys) if key is None or key not in _known]
     bad: dict[Path, BadImage] = {}
     with _threads() as each:
-        read = each(partial(_trouble, channels=channels), [files[place] for place in asked])
-        for place, error in zip(asked, progress.track(read, len(asked), "reading all images once"), strict=True):
-            if error is None:
-                _known.add(keys[place] or 0)
-            else:
-                bad[files[place]] = error
+        read = each(partial(_looked_at, channels=channels), [files[place] for place in asked])
+        for place, found in zip(asked, progress.track(read, len(asked), "reading all images once"), strict=True):
+            if isinstance(found, BadImage):
+                bad[files[place]] = found
+            elif (key := keys[place]) is not None:
+                _known[key] = found
     seconds = time.monotonic() - start
-    found = f"{len(files):,} images: {len(asked):,} decoded, {len(files) - len(asked):,} known to be whole, {len(bad):,} cannot be read"
-    (notice if seconds > progress.PATIENCE else _log.info)(f"{found} ({seconds:.0f} s)")
+    told = f"{len(files):,} images: {len(asked):,} decoded, {len(files) - len(asked):,} known to be whole, {len(bad):,} cannot be read"
+    (notice if seconds > progress.PATIENCE else _log.info)(f"{told} ({seconds:.0f} s)")
     if seconds > progress.PATIENCE and len(asked) > len(bad):
-        _remember(store, {key for key, path in zip(keys, files, strict=True) if key is not None and path not in bad})
+        whole = (key for key, path in zip(keys, files, strict=True) if path not in bad)
+        _remember(store, {key: _known[key] for key in whole if key is not None and key in _known})
     return bad
+
+
+def contents(samples: FileSamples) -> str:
+    """A digest of what is in the files of all samples, and of outlines on them; files found whole are not read again."""
+    paths, rule = samples.paths(), _rule(samples.channels)
+    with _threads() as each:
+        found = np.fromiter(each(partial(_content_of, rule=rule), paths), dtype=">u8", count=len(paths))
+    digest = hashlib.sha256(found.tobytes())
+    samples.update_outlines(digest)
+    return digest.hexdigest()
 
 
 def cores() -> int:
@@ -118,24 +131,31 @@ def cores() -> int:
 class _threads:  # noqa: N801 - used as a function
     """Threads that a signal ends: what waits is given up."""
 
-    def __enter__(self) -> Callable[[Callable[[Path], BadImage | None], Sequence[Path]], Iterator[BadImage | None]]:
+    def __enter__(self) -> Callable[[Callable[[Path], Found], Sequence[Path]], Iterator[Found]]:
         self.pool = ThreadPoolExecutor(min(cores(), 32))
         return self._each
 
     def __exit__(self, *_: object) -> None:
         self.pool.shutdown(cancel_futures=True)
 
-    def _each(self, work: Callable[[Path], BadImage | None], files: Sequence[Path]) -> Iterator[BadImage | None]:
+    def _each(self, work: Callable[[Path], Found], files: Sequence[Path]) -> Iterator[Found]:
         for start in range(0, len(files), AT_ONCE):
             yield from self.pool.map(work, files[start : start + AT_ONCE])
 
 
-def _trouble(path: Path, channels: int) -> BadImage | None:
+def _looked_at(path: Path, channels: int) -> int | BadImage:
+    """What is in a file that can be read, or why it cannot."""
     try:
         read_whole(path, channels)
+        return content(path)
     except BadImage as error:
         return error
-    return None
+
+
+def _content_of(path: Path, rule: str) -> int:
+    key = _key(path, rule)
+    found = None if key is None else _known.get(key)
+    return content(path) if found is None else found
 
 
 def _without(root: Path, part: str, samples: Samples, faults: Mapping[int, Fault]) -> Samples:
@@ -166,29 +186,36 @@ def _key(path: Path, rule: str) -> int | None:
     return int.from_bytes(hashlib.blake2b(told.encode(errors="surrogateescape"), digest_size=8).digest(), "big")
 
 
+def _rule(channels: int) -> str:
+    """What decides whether a file is whole, beside what is in it."""
+    limits = f"{limit('SOFTLESS_MAX_PIXELS', MAX_PIXELS)} {limit('SOFTLESS_MIN_SIDE', MIN_SIDE)}"
+    return f"{limits} {channels} {PIL.__version__}"
+
+
 def _store(files: Sequence[Path], rule: str) -> Path:
     """Where it is kept what is known of such files."""
     given = os.environ.get("SOFTLESS_CACHE") or os.environ.get("LOCALAPPDATA") or os.environ.get("XDG_CACHE_HOME")
     base = located(given) if given else Path.home() / ".cache"
     folder = base if os.environ.get("SOFTLESS_CACHE") else base / "softless"
     place = f"{Path(os.path.commonpath([path.parent for path in files])).absolute()}\0{rule}"
-    return folder / "whole" / hashlib.blake2b(place.encode(errors="surrogateescape"), digest_size=12).hexdigest()
+    return folder / "contents" / hashlib.blake2b(place.encode(errors="surrogateescape"), digest_size=12).hexdigest()
 
 
-def _recalled(store: Path) -> set[int]:
+def _recalled(store: Path) -> dict[int, int]:
     try:
-        content = store.read_bytes()
+        stored = store.read_bytes()
     except OSError:  # none yet
-        return set()
-    return set(np.frombuffer(content[: len(content) // 8 * 8], dtype=">u8").tolist())
+        return {}
+    pairs = np.frombuffer(stored[: len(stored) // 16 * 16], dtype=">u8").reshape(-1, 2)
+    return dict(pairs.tolist())
 
 
-def _remember(store: Path, keys: set[int]) -> None:
+def _remember(store: Path, found: Mapping[int, int]) -> None:
     """Keep what is known for the next process; without it that one decodes again."""
     beside = store.with_name(f"{store.name}.{os.getpid()}")  # other processes may read the same images
     try:
         make_folder(store.parent)
-        write_bytes(beside, np.array(sorted(keys), dtype=">u8").tobytes())
+        write_bytes(beside, np.array(sorted(found.items()), dtype=">u8").tobytes())
         move(beside, store)
     except StorageError as error:
         discard(beside)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from softless.data.datasets import PIXELS
 from softless.errors import CheckpointError, DataError, ResumeMismatch
 from softless.evaluation.epochs import from_one
 from softless.evaluation.measures import MEASURES
@@ -72,9 +73,7 @@ def restore(run: "Run", stored: Mapping[str, Any]) -> None:
         raise ResumeMismatch(
             f"cannot resume from {where}: the data has other classes ({few(sorted(both)) or 'another order'})"
         )
-    if stored["fingerprint"] != run.splits.fingerprint:
-        keys = [key for key, value in stored["fingerprint"].items() if run.splits.fingerprint.get(key) != value]
-        raise ResumeMismatch(f"cannot resume from {where}: the data changed since ({few(keys) or 'new entries'})")
+    _check_data(run, stored["fingerprint"])
     if (run.ema is None) != (stored["ema"] is None):
         raise ResumeMismatch(f"cannot resume from {where}: one of the runs averages its weights and the other does not")
     for name, model in (("model", run.model), ("ema", run.model), ("best_weights", run.task.evaluated(run.model))):
@@ -146,6 +145,24 @@ def _check_state(run: "Run", stored: Mapping[str, Any]) -> None:
             f"the newest checkpoint in {run.checkpoints.folder} is no state of a run ({error}): move it and its .json away and give "
             "--resume again"
         ) from error
+
+
+def _check_data(run: "Run", told: Mapping[str, Any]) -> None:
+    """Whether the run saw these images and targets.
+
+    Raises:
+        ResumeMismatch: it saw others; what changed is named.
+    """
+    now = run.splits.fingerprint
+    unknown = {
+        key for key in now.keys() - told.keys() if key.startswith(PIXELS)
+    }  # an older softless did not look at them
+    changed = [key for key in sorted((told.keys() | now.keys()) - unknown) if told.get(key) != now.get(key)]
+    if changed:
+        raise ResumeMismatch(
+            f"cannot resume from {run.checkpoints.folder}: the data changed since ({few(changed)}); bring them back, or train "
+            "anew in another folder"
+        )
 
 
 def _check_optimizer(run: "Run", groups: Sequence[Mapping[str, Any]]) -> None:

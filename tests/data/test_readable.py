@@ -16,7 +16,7 @@ from tests.data.making import class_folders, medmnist, split_folders
 
 @pytest.fixture(autouse=True)
 def _nothing_known(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory):
-    monkeypatch.setattr(readable, "_known", set())
+    monkeypatch.setattr(readable, "_known", {})
     monkeypatch.setenv("SOFTLESS_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
@@ -111,7 +111,7 @@ def test_a_whole_file_is_decoded_once_and_again_when_it_changed(tmp_path: Path, 
     files = sorted(root.rglob("*.png"))
     assert readable.unreadable(files) == {}
     assert len(decoded) == 6
-    monkeypatch.setattr(readable, "_known", set())  # another process
+    monkeypatch.setattr(readable, "_known", {})  # another process
     assert readable.unreadable(files) == {}
     assert len(decoded) == 6
     state = files[0].stat()

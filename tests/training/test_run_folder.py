@@ -20,8 +20,10 @@ from softless.evaluation import load_run
 from softless.models.durable import write_whole
 from softless.training import Recipe, fit, loop, setup, store
 from softless.training.claim import Claim
+from softless.training.recipe import DataSpec
 from softless.training.run_folder import RunFolder, as_json, differences, few
 from softless.training.store import Checkpoints
+from tests.data.making import class_folders, noise
 
 Usage = namedtuple("Usage", "total used free")  # noqa: PYI024 - what shutil.disk_usage returns
 
@@ -312,6 +314,26 @@ def test_resume_on_changed_data(short: Recipe, tmp_path: Path):
     np.savez(str(short.data.path), **arrays)
     with pytest.raises(ResumeMismatch, match="the data changed since"):
         run(short, tmp_path / "run", resume=True)
+
+
+@pytest.mark.bar("A20", "resume on other pixels under the same names: named")
+def test_resume_on_changed_pixels(short: Recipe, tmp_path: Path):
+    root = class_folders(tmp_path / "data", {"a": 8, "b": 8, "c": 8})
+    recipe = replace(
+        short, data=DataSpec("folder", str(root), image_size=16, in_chans=3, mean=(0.5,) * 3, std=(0.2,) * 3)
+    )
+    store = unfinished(recipe, tmp_path / "run")
+    for file in root.rglob("*.png"):
+        noise(seed=1000 + int(file.stem)).save(file)
+    with pytest.raises(
+        ResumeMismatch, match=r"the data changed since \(pixels of train, pixels of val\); bring them back"
+    ):
+        run(recipe, tmp_path / "run", resume=True)
+    state = store.newest()
+    assert state is not None
+    state["fingerprint"] = {key: value for key, value in state["fingerprint"].items() if not key.startswith("pixels")}
+    store.save(state, (99, 9), {})  # of an older softless, which did not look
+    assert run(recipe, tmp_path / "run", resume=True).epochs == 1
 
 
 def test_a_half_line_of_the_log_is_dropped(tmp_path: Path):
