@@ -122,10 +122,10 @@ def test_deep_pixels_are_refused_not_clipped(tmp_path):
 
 def test_a_decompression_bomb_is_refused_from_its_header(tmp_path):
     path = png(tmp_path / "bomb.png", 20_000, 20_000, 8, 2, b"\0")
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(DataError, match=r"bomb\.png: .*400000000 pixels"):
         read_image(path)
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 0.5
 
 
 def test_a_notice_is_said_once(caplog, monkeypatch):
