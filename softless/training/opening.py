@@ -22,6 +22,7 @@ from softless.words import counted, visible
 TRIALS = 3
 FEWEST = 20  # steps ahead: fewer are done before a trial would pay
 PATIENCE = 10.0  # seconds after which no further trial step begins
+CLEARLY = 1.5  # times as long: what is said of a number format
 FORWARD = 1 / 3  # of a step's time: what the same images take in validation
 WORDS = {1: "one trial step", 2: "two trial steps", 3: "three trial steps"}
 
@@ -33,6 +34,8 @@ class Trial:
     steps: int  # that were tried
     seconds: float
     cpu_seconds: float  # of all threads
+    amp_seconds: float | None = None  # forward and backward of one step in the recipe's number format, on a processor
+    plain_seconds: float | None = None  # and in float32
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Opening:
     seconds: float | None = None  # that the steps and validations ahead take, about; None: not tried
     cpu_seconds: float | None = None
     trials: int = 0
+    slower: str = ""  # a number format that this processor is slow in
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -74,6 +78,7 @@ class Opening:
             f"data     {self.data}: {classes}, {self.train:,} train, {self.val:,} validation, {test} images at {height} x {width}",
             f"model    {self.model}, {self.parameters:,} parameters{several} {self.device}{threads}, {counted(self.workers, 'worker')}",
             *(f"fitted   {said}" for said in self.fitted),
+            *([f"numbers  {self.slower}"] if self.slower else []),
             f"steps    {counted(self.epochs, 'epoch')} of {counted(self.steps, 'step')} = {total:,}{left}{self._time()}",
         ]
 
@@ -89,12 +94,11 @@ def tell(run: Run, *, show: bool) -> None:
     if not show:
         return
     said = seen(run)
-    head, last = said.lines()[:-1], said.lines()[-1:]
+    head = said.lines()[:-1]
     _say(run, head)  # before the trial, which takes its time
     if trial := tried(run):
         said = with_time(said, run, trial)
-        last = said.lines()[-1:]
-    _say(run, last)
+    _say(run, said.lines()[len(head) :])
     if run.claim is not None:
         run.claim.note("running", opening=said.to_dict())
 
@@ -131,8 +135,16 @@ def with_time(said: Opening, run: Run, trial: Trial) -> Opening:
         "seconds": trial.seconds * (ahead + validated),
         "cpu_seconds": trial.cpu_seconds * (ahead + validated) if run.device.type == "cpu" else None,
         "trials": trial.steps,
+        "slower": slower(run.recipe.amp, trial),
     }
     return Opening(**values)
+
+
+def slower(amp: str, trial: Trial) -> str:
+    """What is said where a step in float32 is clearly faster, as on processors without instructions for bfloat16."""
+    if trial.amp_seconds is None or trial.plain_seconds is None or trial.amp_seconds < CLEARLY * trial.plain_seconds:
+        return ""
+    return f"{amp} is slow here: a step takes {trial.amp_seconds:.2g} s, and {trial.plain_seconds:.2g} s in float32 (--amp none)"
 
 
 def tried(run: Run) -> Trial | None:
@@ -150,18 +162,23 @@ def tried(run: Run) -> Trial | None:
             start = time.perf_counter(), time.process_time()
             batch = run.loader.collate_fn(run.loader.dataset.__getitems__(positions))  # type: ignore[attr-defined]
             loaded = time.perf_counter() - start[0]
-            _step(run, learner, batch)
+            _step(run, learner, batch, run.recipe.amp)
             computed = time.perf_counter() - start[0] - loaded
             workers = run.recipe.data.workers or 0
             wall.append(max(computed, loaded / workers) if workers else computed + loaded)
             cpu.append(time.process_time() - start[1])
             if not run.world.first(lambda: time.perf_counter() - began < PATIENCE):
                 break
+        amp = plain = None
+        if run.recipe.amp != "none" and run.device.type == "cpu":
+            began = time.perf_counter()
+            _step(run, learner, batch, "none")
+            amp, plain = computed, time.perf_counter() - began
     if devices:
         del learner
         torch.cuda.reset_peak_memory_stats(run.device)
     warm = slice(1, None) if len(wall) > 1 else slice(None)  # the first also sets up what the others use
-    return Trial(len(wall), sum(wall[warm]) / len(wall[warm]), sum(cpu[warm]) / len(cpu[warm]))
+    return Trial(len(wall), sum(wall[warm]) / len(wall[warm]), sum(cpu[warm]) / len(cpu[warm]), amp, plain)
 
 
 def _copied(model: torch.nn.Module) -> torch.nn.Module:
@@ -170,11 +187,11 @@ def _copied(model: torch.nn.Module) -> torch.nn.Module:
     return copy.deepcopy(model, {id(value): value.detach().clone() for value in left if not value.is_leaf})
 
 
-def _step(run: Run, learner: torch.nn.Module, batch: Any) -> None:
+def _step(run: Run, learner: torch.nn.Module, batch: Any, amp: str) -> None:
     """Forward and backward as in `loop.train_step`, on a copy."""
     run.seed_step(run.step)
     given = run.task.prepare(batch, run.device, epoch=run.epoch, step=run.step)
-    with autocast(run.device, run.recipe.amp):
+    with autocast(run.device, amp):
         loss = learner(*given)
     learner.zero_grad(set_to_none=True)
     loss.backward()

@@ -81,6 +81,30 @@ def test_a_slow_step_is_tried_once(tiny: Recipe, tmp_path: Path, tried: list[ope
     assert "from one trial step\n" in capsys.readouterr().err
 
 
+def test_a_number_format_that_is_slow_here_is_said(
+    tiny: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """The times are measured; here they are made up, since they hang on the processor."""
+    trial = opening.Trial(3, 2.0, 2.0, amp_seconds=30.0, plain_seconds=2.0)
+    monkeypatch.setattr(opening, "tried", lambda _: trial)
+    fit(replace(tiny, amp="bfloat16"), tmp_path / "slow", device="cpu")
+    said = capsys.readouterr().err.splitlines()
+    assert said[2] == "numbers  bfloat16 is slow here: a step takes 30 s, and 2 s in float32 (--amp none)"
+    assert said[3].startswith("steps ")
+    monkeypatch.setattr(opening, "tried", lambda _: replace(trial, amp_seconds=2.5))
+    fit(replace(tiny, amp="bfloat16"), tmp_path / "fast", device="cpu")
+    assert "numbers " not in capsys.readouterr().err
+
+
+def test_only_what_computes_in_another_format_is_timed_twice(tiny: Recipe, tmp_path: Path, tried: list[opening.Trial]):
+    fit(tiny, tmp_path / "plain", device="cpu")
+    fit(replace(tiny, amp="bfloat16"), tmp_path / "half", device="cpu")
+    assert tried[0].plain_seconds is None
+    assert tried[1].amp_seconds is not None
+    assert tried[1].plain_seconds is not None
+    assert 0 < tried[1].plain_seconds < 100
+
+
 HOSTS = {
     "dropping, mixing, averaging": {},
     "running means": {"model.name": "sima_xcit_tiny_12_p16_224", "model.op": None},
