@@ -12,12 +12,13 @@ import numpy as np
 from softless.data import coco
 from softless.data.arrays import NOT_AN_NPZ, no_classes
 from softless.data.findings import NO_TEXT, DataCheck, Fault, Gathering, not_there
-from softless.data.folder import PARTS, Listing, listing
+from softless.data.folder import ALIKE, Listing, composed, listing, read_as, twins_of
 from softless.data.images import IMAGE_TYPES, MAX_PIXELS, MIN_SIDE, limit
 from softless.data.label_images import is_label_layout, label_folders, layout_of, read_parts
+from softless.data.places import PARTS, class_splits, folders_in
 from softless.data.progress import track
 from softless.errors import DataError, UsageError, located
-from softless.words import is_text
+from softless.words import counted, is_text
 
 __all__ = ["DataCheck", "Fault", "check"]
 
@@ -97,37 +98,29 @@ def _annotation_files(root: Path) -> list[Path]:
 
 def _check_folder(root: Path, found: Gathering) -> str:
     """Returns the layout."""
-    folders = _folders(root)
+    folders = folders_in(root)
     if not folders:
         return _check_images(root, found)
     _pass_beside(root, found)
-    parts = _parts(root, folders)
-    if not parts:
+    try:
+        places = class_splits(root)
+    except DataError as error:
+        found.fault(root, "layout", str(error).removeprefix(f"{root}").lstrip(": "))
+        return "folders"
+    if not places:
         _check_part(root, "all", found)
         return "class folders"
-    if "train" not in parts:
-        found.fault(root, "layout", f"it has {' and '.join(parts)} but no train")
-    for name in (name for name in folders if name not in parts):
+    if renamed := read_as(places):
+        found.warn(root, "layout", renamed)
+    for name in (name for name in folders if name not in {place.partition("/")[0] for place in places.values()}):
         found.warn(root / name, "layout", "a folder beside the splits, not read (splits are named train, val, test)")
-    classes = {part: _check_part(root / part, part, found) for part in parts}
-    first, *others = parts
-    for part in others:
-        for name in sorted(classes[first] - classes[part]):
-            found.fault(root / part / name, "classes", f"the class is missing: {part} must have the classes of {first}")
-        for name in sorted(classes[part] - classes[first]):
-            found.fault(root / part / name, "classes", f"the class is extra: {part} must have the classes of {first}")
+    classes = {part: _check_part(root / place, part, found) for part, place in places.items()}
+    for part, place in places.items():
+        for name in sorted(classes["train"] - classes[part]):
+            found.fault(root / place / name, "classes", f"the class is missing: {part} must have the classes of train")
+        for name in sorted(classes[part] - classes["train"]):
+            found.fault(root / place / name, "classes", f"the class is extra: {part} must have the classes of train")
     return "splits of class folders"
-
-
-def _parts(root: Path, folders: list[str]) -> list[str]:
-    """The splits, as training sees them: a folder `train` with files in it is a class of that name."""
-    if "train" in folders and (_folders(root / "train") or not any((root / "train").iterdir())):
-        return [part for part in PARTS if part in folders]
-    return [] if "train" in folders else [part for part in PARTS if part in folders and _folders(root / part)]
-
-
-def _folders(root: Path) -> list[str]:
-    return sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
 def _check_images(root: Path, found: Gathering) -> str:
@@ -157,24 +150,22 @@ def _pass_beside(folder: Path, found: Gathering) -> None:
 
 def _check_part(folder: Path, part: str, found: Gathering) -> set[str]:
     """Read the class folders of one part; returns their names."""
-    names = _folders(folder)
+    names = folders_in(folder)
     if part != "all":
         _pass_beside(folder, found)
     if len(names) < 2:
         found.fault(folder, "classes", f"it holds {len(names)} class folders, and a classifier needs at least two")
-    twins: dict[str, str] = {}
     for name in names:
         if not is_text(name):
             found.fault(folder / name, "classes", f"the class folder has {NO_TEXT}")
-        twin = twins.setdefault(name.casefold(), name)
-        if twin != name:
-            found.fault(folder / name, "classes", f"its name differs from '{twin}' only in case; rename or merge them")
+    for name, twin in twins_of(names).items():
+        found.fault(folder / name, "classes", f"it and '{twin}' {ALIKE}")
     listed = {name: _listed(folder / name, found) for name in names}
     found.counts[part] = {name: len(inside.files) for name, inside in listed.items()}
     files = [(name, file) for name, inside in listed.items() for file in inside.files]
     for name, file in track(files, len(files), f"reading {part}"):
         found.image(folder / name / file, part, name)
-    return set(names)
+    return set(map(composed, names))
 
 
 def _listed(folder: Path, found: Gathering) -> Listing:
@@ -188,8 +179,8 @@ def _listed(folder: Path, found: Gathering) -> Listing:
     found.hidden += listed.hidden
     if not listed.files and folder != found.root:
         found.fault(folder, "classes", "the class folder holds no images; remove it or fill it")
-    if listed.links:
-        found.warn(folder, "layout", f"{listed.links} links to folders are not followed")
+    if listed.loops:
+        found.warn(folder, "layout", f"{counted(listed.loops, 'link')} back to a folder around it, not followed")
     return listed
 
 

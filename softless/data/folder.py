@@ -1,24 +1,23 @@
-"""Images in class folders: `root/{train,val,test}/class/*`, or `root/class/*` alone.
+"""Images in class folders: `root/{train,val,test}/class/*`, in any usual spelling of the splits, or `root/class/*` alone.
 
 `val` and `test` may be absent. Classes are the sorted folder names of the training part, and every other part must have
-exactly these: an index never shifts because a folder is missing. Sub-folders of a class belong to it.
+exactly these: an index never shifts because a folder is missing. Sub-folders of a class belong to it, linked ones too.
 """
 
 import os
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from softless.data.findings import NO_TEXT
 from softless.data.images import IMAGE_TYPES
 from softless.data.notices import notice
+from softless.data.places import LAYOUT, class_splits, folders_in
 from softless.data.samples import FileSamples
 from softless.errors import DataError, UsageError, located
 from softless.words import is_text, visible
-
-PARTS = ("train", "val", "test")
-_LAYOUT = "expected root/{train,val,test}/class/images, or root/class/images"
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Listing:
     files: list[str] = field(default_factory=list)  # images by their ending, sorted paths relative to the folder
     other: Counter[str] = field(default_factory=Counter)  # ending -> files that are no images by it
     hidden: int = 0  # files and folders whose name starts with a dot
-    links: int = 0  # links to folders: they are not followed, so a loop of links ends
+    loops: int = 0  # links back to a folder that they lie in: not followed
 
 
 @dataclass(frozen=True)
@@ -48,15 +47,18 @@ def folder_parts(path: str | Path, channels: int) -> tuple[dict[str, FileSamples
             names differ between parts, or differ only in case.
     """
     root = existing_folder(path)
-    if not _has_parts(root):
+    places = class_splits(root)
+    if not places:
         scan = _scan(root)
         return {"all": _samples(root, "", scan, channels)}, tuple(scan.files)
-    _report_unused(root)
-    scans = {part: _scan(root / part) for part in PARTS if (root / part).is_dir()}
+    if renamed := read_as(places):
+        notice(f"{root}: {renamed}")
+    _report_unused(root, places)
+    scans = {part: _scan(root / place) for part, place in places.items()}
     classes = tuple(scans["train"].files)
     for part, scan in scans.items():
-        class_places(classes, tuple(scan.files), f"{root / 'train'}", f"{root / part}")
-    return {part: _samples(root, part, scan, channels) for part, scan in scans.items()}, classes
+        class_places(classes, tuple(scan.files), f"{root / places['train']}", f"{root / places[part]}")
+    return {part: _samples(root, places[part], scan, channels) for part, scan in scans.items()}, classes
 
 
 def existing_folder(path: str | Path) -> Path:
@@ -67,9 +69,9 @@ def existing_folder(path: str | Path) -> Path:
     """
     root = located(path)
     if not root.exists():
-        raise DataError(f"no data folder at {root}: {_LAYOUT}")
+        raise DataError(f"no data folder at {root}: {LAYOUT}")
     if not root.is_dir():
-        raise DataError(f"{root} is a file, not a folder: {_LAYOUT}")
+        raise DataError(f"{root} is a file, not a folder: {LAYOUT}")
     return root
 
 
@@ -112,21 +114,31 @@ def listing(root: Path, failed: Callable[[OSError], None] = _refuse, apart: Path
     left_out = None if apart is None else apart.resolve()
     files: list[str] = []
     other: Counter[str] = Counter()
-    hidden = links = 0
-    for folder, folders, names in os.walk(root, onerror=failed):
-        hidden += sum(name.startswith(".") for name in (*folders, *names))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        folders[:] = [name for name in folders if left_out is None or (Path(folder) / name).resolve() != left_out]
-        links += sum((Path(folder) / name).is_symlink() for name in folders)
-        for name in names:
-            if name.startswith("."):
-                continue
-            ending = Path(name).suffix.lower()
-            if ending in IMAGE_TYPES:
-                files.append((Path(folder) / name).relative_to(root).as_posix())
-            else:
-                other[ending or "(no ending)"] += 1
-    return Listing(sorted(files), other, hidden, links)
+    hidden = loops = 0
+    top = root.resolve()
+    waiting = [(root, (top, *top.parents))]  # a folder, and where it and those it lies in really are
+    while waiting:
+        folder, chain = waiting.pop()
+        try:
+            entries = list(os.scandir(folder))
+        except OSError as error:
+            failed(error)
+            continue
+        for entry in entries:
+            place = folder / entry.name
+            if entry.name.startswith("."):
+                hidden += 1
+            elif not entry.is_dir():
+                ending = place.suffix.lower()
+                if ending in IMAGE_TYPES:
+                    files.append(place.relative_to(root).as_posix())
+                else:
+                    other[ending or "(no ending)"] += 1
+            elif (real := place.resolve()) in chain:
+                loops += 1
+            elif real != left_out:
+                waiting.append((place, (*chain, real)))
+    return Listing(sorted(files), other, hidden, loops)
 
 
 def image_files(root: Path) -> tuple[list[str], Counter[str], int]:
@@ -148,36 +160,41 @@ def report_passed_over(root: Path, other: Counter[str], hidden: int) -> None:
         notice(f"{root}: {hidden} hidden files or folders (name starts with a dot) are not read")
 
 
-def _has_parts(root: Path) -> bool:
-    """Whether root/train holds folders. With files in it, it is a class of that name (a set of vehicles, say)."""
-    if (root / "train").is_dir():
-        return any(entry.is_dir() for entry in (root / "train").iterdir()) or not any((root / "train").iterdir())
-    parts = [part for part in PARTS if (root / part).is_dir() and any(e.is_dir() for e in (root / part).iterdir())]
-    if parts:
-        raise DataError(f"{root} has {' and '.join(parts)} but no train: {_LAYOUT}")
-    return False
+def read_as(places: Mapping[str, str]) -> str:
+    """What is said of splits that are called otherwise; nothing where none is."""
+    other = [f"{place} as {part}" for part, place in places.items() if place != part]
+    return f"read as splits: {', '.join(other)}" if other else ""
 
 
-def _report_unused(root: Path) -> None:
-    unused = sorted(e.name for e in root.iterdir() if e.is_dir() and e.name not in PARTS and not e.name.startswith("."))
+def _report_unused(root: Path, places: Mapping[str, str]) -> None:
+    used = {place.partition("/")[0] for place in places.values()}
+    unused = [name for name in folders_in(root) if name not in used]
     if unused:
-        notice(f"{root}: the folders {', '.join(unused)} beside train are not read (splits are named train, val, test)")
+        notice(
+            f"{root}: the folders {', '.join(unused)} beside {places['train']} are not read (splits are named train, val, test)"
+        )
 
 
 def _scan(root: Path) -> Scan:
-    folders = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    folders = folders_in(root)
     if not folders:
-        raise DataError(f"{root} holds no class folders: {_LAYOUT}")
+        raise DataError(f"{root} holds no class folders: {LAYOUT}")
     if len(folders) == 1:
-        raise DataError(f"{root} holds only one class ('{folders[0]}'): a classifier needs at least two class folders")
+        inside = root / folders[0]
+        deeper = f"; the data may be {inside}" if folders_in(inside) else ""
+        raise DataError(
+            f"{root} holds only one class ('{folders[0]}'): a classifier needs at least two class folders{deeper}"
+        )
     _refuse_no_text(root, folders)
-    _refuse_case_clash(root, folders)
+    for name, twin in twins_of(folders).items():
+        raise DataError(f"{root}: the classes '{twin}' and '{name}' {ALIKE}")
     files: dict[str, list[str]] = {}
     other: Counter[str] = Counter()
     hidden = 0
-    for name in folders:
+    for name in sorted(folders, key=composed):  # the same order on every file system
         found, others, dots = image_files(root / name)
-        files[name], other, hidden = [f"{name}/{file}" for file in found], other + others, hidden + dots
+        files[composed(name)] = [f"{name}/{file}" for file in found]
+        other, hidden = other + others, hidden + dots
     empty = [name for name, found in files.items() if not found]
     if empty:
         raise DataError(
@@ -194,12 +211,19 @@ def _refuse_no_text(root: Path, folders: list[str]) -> None:
         raise DataError(f"{root}: the class folder '{visible(bad[0])}' has {NO_TEXT}")
 
 
-def _refuse_case_clash(root: Path, folders: list[str]) -> None:
+ALIKE = "differ only in case, or in how an accent is encoded; rename or merge them"
+
+
+def composed(name: str) -> str:
+    """A class's name, whose accents some file systems write apart from their letters."""
+    return unicodedata.normalize("NFC", name)
+
+
+def twins_of(names: Iterable[str]) -> dict[str, str]:
+    """Names that people read as one before them: name -> that one."""
     seen: dict[str, str] = {}
-    for name in folders:
-        twin = seen.setdefault(name.casefold(), name)
-        if twin != name:
-            raise DataError(f"{root}: the classes '{twin}' and '{name}' differ only in case; rename or merge them")
+    first = {name: seen.setdefault(composed(name).casefold(), name) for name in names}
+    return {name: twin for name, twin in first.items() if twin != name}
 
 
 def _samples(root: Path, part: str, scan: Scan, channels: int) -> FileSamples:

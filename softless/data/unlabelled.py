@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from softless.data.datasets import Splits, fingerprint, left_out_of, open_splits, scaling, stratified_cut
-from softless.data.folder import PARTS, existing_folder, images_at
+from softless.data.folder import existing_folder, images_at, read_as
 from softless.data.images import IMAGE_TYPES
+from softless.data.notices import notice
+from softless.data.places import by_part
 from softless.data.readable import sift
 from softless.data.samples import FileSamples
 from softless.errors import DataError, UsageError, located
@@ -31,8 +33,10 @@ def open_unlabelled(spec: "DataSpec", seed: int) -> Splits:
     existing_folder(root)
     if _holds_images(root):
         found: dict[str, FileSamples] = {"train": images_at(root, spec.in_chans)}
-    elif _holds_images(root / "train"):
-        found = {part: _below(root, part, spec.in_chans) for part in PARTS if (root / part).is_dir()}
+    elif "train" in (places := by_part(root)) and _holds_images(root / places["train"]):
+        found = {part: _below(root, place, spec.in_chans) for part, place in places.items()}
+        if renamed := read_as(places):
+            notice(f"{root}: {renamed}")
     else:
         return open_splits(spec, seed)
     parts = sift(root, found, spec.faults)
@@ -61,6 +65,6 @@ def _holds_images(folder: Path) -> bool:
     )
 
 
-def _below(root: Path, part: str, channels: int) -> FileSamples:
-    found = images_at(root / part, channels)
-    return FileSamples(root, [f"{part}/{file}" for file in found.files], found.targets, channels)
+def _below(root: Path, place: str, channels: int) -> FileSamples:
+    found = images_at(root / place, channels)
+    return FileSamples(root, [f"{place}/{file}" for file in found.files], found.targets, channels)

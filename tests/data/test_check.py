@@ -114,7 +114,7 @@ def test_what_is_not_read_is_counted(tmp_path):
     assert found.hidden == 2
     assert {fault.path: fault.reason for fault in found.warnings} == {
         "train": "1 images lie outside the class folders and are not read",
-        "train/cat": "1 links to folders are not followed",
+        "train/cat": "1 link back to a folder around it, not followed",
         "validation": "a folder beside the splits, not read (splits are named train, val, test)",
     }
     assert (found.seen, found.exit_code) == (12, 0)
@@ -167,7 +167,7 @@ def test_faults_of_the_layout_come_all_at_once(tmp_path):
         ("test/dog", "the class is missing"),
         ("test/empty", "the class is missing"),
         ("test/only", "the class is extra"),
-        ("train/cat", "its name differs from 'Cat' only in case; rename or merge them"),
+        ("train/cat", "it and 'Cat' differ only in case, or in how an accent is encoded; rename or merge them"),
         ("train/empty", "the class folder holds no images; remove it or fill it"),
         ("val/Cat", "the class is missing"),
         ("val/bird", "the class is extra"),

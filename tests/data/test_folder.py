@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from softless.data import notices, open_splits
-from softless.data.folder import folder_parts
+from softless.data.check import check
+from softless.data.folder import folder_parts, images_at
 from softless.errors import DataError
 from softless.training.recipe import DataSpec
 from tests.data.making import class_folders, noise, split_folders
@@ -62,13 +63,21 @@ def test_subfolders_endings_and_links(tmp_path):
     class_folders(tmp_path, {"a": 1, "b": 1})
     class_folders(tmp_path / "a", {"deeper": 2}, ending="JPG")
     (tmp_path / "a" / "loop").symlink_to(tmp_path / "a", target_is_directory=True)
+    (tmp_path / "a" / "deeper" / "up").symlink_to(tmp_path, target_is_directory=True)
     noise().save(tmp_path / "b" / "line\nbreak.png")
+    elsewhere = class_folders(tmp_path.with_name("elsewhere"), {"c": 2})
+    (tmp_path / "b" / "linked").symlink_to(elsewhere, target_is_directory=True)
+    files = ["a/00.png", "a/deeper/00.JPG", "a/deeper/01.JPG", "b/00.png", "b/line\nbreak.png", "b/linked/c/00.png", "b/linked/c/01.png"]  # fmt: skip
     parts, _ = folder_parts(tmp_path, 3)
-    assert parts["all"].files == ["a/00.png", "a/deeper/00.JPG", "a/deeper/01.JPG", "b/00.png", "b/line\nbreak.png"]
+    assert parts["all"].files == files
+    assert images_at(tmp_path, 3).files == files  # what predict reads
+    found = check(tmp_path)
+    assert (found.seen, found.counts["all"]) == (7, {"a": 3, "b": 4})
+    assert [fault.reason for fault in found.warnings] == ["2 links back to a folder around it, not followed"]
 
 
 def test_what_is_not_read_is_counted_and_said_once(tmp_path, caplog):
-    split_folders(tmp_path, {"train": {"a": 2, "b": 2}, "validation": {"a": 1, "b": 1}})
+    split_folders(tmp_path, {"train": {"a": 2, "b": 2}, "more": {"a": 1, "b": 1}})
     (tmp_path / "train" / "a" / "note.txt").write_text("x")
     (tmp_path / "train" / "b" / "film.gif").write_bytes(b"GIF89a")
     (tmp_path / "train" / "b" / ".hidden.png").write_bytes(b"x")
@@ -79,7 +88,7 @@ def test_what_is_not_read_is_counted_and_said_once(tmp_path, caplog):
     assert len(caplog.messages) == 3
     assert "2 files are not images by their ending" in text
     assert "1 hidden files" in text
-    assert "validation beside train are not read" in text
+    assert "the folders more beside train are not read" in text
 
 
 def case_missing(root):

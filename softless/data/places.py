@@ -1,0 +1,139 @@
+"""Where a data set keeps its parts, whatever tool wrote it: what people call splits, and what a folder is by what lies in it.
+
+All that reads folders asks here, so training, prediction and `softless data check` see one layout.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from softless.data.exports import export_in
+from softless.errors import DataError
+
+PARTS = ("train", "val", "test")
+LAYOUT = "expected root/{train,val,test}/class/images, or root/class/images"
+_CALLED = {
+    "train": {"train", "training", "trn", "trainval"},
+    "val": {"val", "valid", "validation", "validate", "dev", "devel", "development"},
+    "test": {"test", "testing", "tst", "holdout"},
+}
+_PART_OF = {word: part for part, words in _CALLED.items() for word in words}
+_BESIDE = frozenset({  # words that tools and people put beside the name of a split
+    "set", "data", "dataset", "images", "image", "imgs", "img", "pictures", "split", "subset", "folder", "dir", "seg",
+    "instances", "annotations", "annotation", "labels", "label", "coco", "bbox", "v",
+})  # fmt: skip
+_ENDINGS = ("", "set", "data", "images")  # `trainset`
+PICTURES = frozenset({"image", "images", "img", "imgs", "img dir", "jpegimages", "input", "inputs", "photo", "photos"})
+TARGETS = frozenset({
+    "mask", "masks", "label", "labels", "annotation", "annotations", "ann dir", "gt", "ground truth", "groundtruth", "target", "targets",
+    "segmentation", "segmentations", "segmentation class", "segmentation object", "segmentationclass", "segmentationobject", "manual",
+})  # fmt: skip
+
+
+def part_of(name: str) -> str | None:
+    """What a folder or file of this name holds: "train", "val" or "test" in any usual spelling; None for another name.
+
+    >>> [
+    ...     part_of(name)
+    ...     for name in ("Training", "val2017", "instances_valid", "test-set", "trainData", "dev", "test_tube")
+    ... ]
+    ['train', 'val', 'val', 'test', 'train', 'val', None]
+    """
+    left = [word for word in words_of(name) if word not in _BESIDE]
+    if len(left) != 1:
+        return None
+    found = (_PART_OF.get(left[0].removesuffix(ending)) for ending in _ENDINGS if left[0].endswith(ending))
+    return next((part for part in found if part), None)
+
+
+def words_of(name: str) -> list[str]:
+    """The words in a name, in small letters; what is no letter parts them, and so does a capital after a small letter."""
+    return re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).casefold())
+
+
+def folders_in(folder: Path) -> list[str]:
+    """The folders in a folder, sorted; hidden ones are left out."""
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def by_part(folder: Path) -> dict[str, str]:
+    """The folders in a folder that are called like splits: part -> name.
+
+    Raises:
+        DataError: two that hold something are called alike.
+    """
+    found: dict[str, str] = {}
+    for part in PARTS:
+        names = [name for name in folders_in(folder) if part_of(name) == part]
+        filled = [name for name in names if _any_in(folder / name)]
+        if len(filled) > 1:
+            said = " and ".join(f"'{name}'" for name in filled)
+            raise DataError(f"{folder} has several folders for {part}, {said}: keep one, or merge them")
+        if names:
+            found[part] = (filled or names)[0]
+    return found
+
+
+def class_splits(root: Path) -> dict[str, str]:
+    """Where the class folders of each split lie below a root: part -> path; empty where the root's own folders are the classes.
+
+    A folder called like a split is one if it holds folders. With images in it, it is a class of that name (of vehicles, say).
+
+    Raises:
+        DataError: splits without one for training, two for one split, or folders that are no classes; both readings are said.
+    """
+    named = by_part(root)
+    splits = [
+        part
+        for part, name in named.items()
+        if folders_in(root / name) or (part == "train" and not _any_in(root / name))
+    ]
+    if "train" in splits:
+        return {part: _unwrapped(root, name, part) for part, name in named.items()}
+    if splits:
+        raise DataError(f"{root} has {' and '.join(named[part] for part in splits)} but no train: {LAYOUT}")
+    _refuse_no_classes(root, named)
+    return {}
+
+
+def _any_in(folder: Path) -> bool:
+    return next(folder.iterdir(), None) is not None
+
+
+def _unwrapped(root: Path, name: str, part: str) -> str:
+    """`seg_train/seg_train` where an archive has wrapped a folder in one of its name."""
+    inside = folders_in(root / name)
+    return f"{name}/{inside[0]}" if len(inside) == 1 and part_of(inside[0]) == part else name
+
+
+def _refuse_no_classes(root: Path, named: Mapping[str, str]) -> None:
+    """Folders that are taken for classes for want of another reading, and are none."""
+    names = folders_in(root)
+    export = export_in(root)
+    beside = f" There are {export}." if export else ""
+    if len(named) > 1 and ("train" in named or len(named) == len(names)):
+        raise DataError(
+            f"{root}: the folders {' and '.join(named.values())} are called like splits, and hold no class folders.{beside} "
+            "If they are splits, put the images into train/CLASS/; if they are the classes, give them other names"
+        )
+    called = {name: " ".join(words_of(name)) for name in names}
+    pictures, targets = ([name for name in names if called[name] in kind] for kind in (PICTURES, TARGETS))
+    if pictures and targets:
+        raise DataError(
+            f"{root}: the folders {pictures[0]} and {targets[0]} are called like images and what is drawn on them, and not like classes."
+            f"{beside} If {targets[0]} holds label images, take a recipe for them (vessels), with images/train and labels/train; "
+            "if they are the classes, give them other names"
+        )
+    inside = [set(folders_in(root / name)) for name in names]
+    if len(names) > 1 and len(inside[0]) > 1 and all(one == inside[0] for one in inside):
+        shown, shared = _some(names), _some(sorted(inside[0]))
+        raise DataError(
+            f"{root}: the folders {shown} all hold the same folders, {shared}. If those are the classes, merge {shown} into one, or "
+            "call them train, val and test; if not, move the images up, straight into their class folders"
+        )
+    if export and len(names) < 2:
+        raise DataError(f"{root} holds no class folders but {export}")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
