@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from unicodedata import category
 
+POINTER = b"version https://git-lfs"  # begins a file that stands for another
+POINTED = "a Git LFS pointer and not the file itself: fetch it with git lfs pull"
 SPACE = "Zs"  # of Unicode: the narrow space between thousands is one
 
 

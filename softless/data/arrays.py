@@ -10,6 +10,7 @@ import numpy as np
 from softless.data.findings import Fault
 from softless.data.samples import ArraySamples
 from softless.errors import DataError, located, need
+from softless.words import POINTED, POINTER
 
 DIGITS_TEST_FRACTION = 0.2
 DIGITS_SPLIT_SEED = 0
@@ -122,7 +123,16 @@ def _read_npz(file: Path) -> dict[str, np.ndarray]:
         with file.open("rb") as handle, np.load(handle, allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files}
     except NOT_AN_NPZ as error:
-        raise DataError(f"cannot read {file} as an npz file of plain arrays: {error}") from error
+        raise DataError(f"cannot read {file} as an npz file of plain arrays: {why_no_npz(file, error)}") from error
+
+
+def why_no_npz(file: Path, error: Exception) -> str:
+    """What is wrong with a file that numpy does not read."""
+    try:
+        with file.open("rb") as handle:
+            return f"it is {POINTED}" if handle.read(len(POINTER)) == POINTER else str(error)
+    except OSError:
+        return str(error)
 
 
 def _given(arrays: dict[str, np.ndarray], part: str) -> bool:

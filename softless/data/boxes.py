@@ -7,7 +7,6 @@ once (`readable.py`). Crowds are no objects to learn: they are kept for who meas
 """
 
 import json
-import re
 import warnings
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -18,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from softless.data.annotation_files import AnnotationFiles, annotation_files
 from softless.data.coco import check_files, image_folder
 from softless.data.datasets import Splits, fingerprint, left_out_of, scaling
+from softless.data.exports import export_in
 from softless.data.findings import Fault, Gathering, not_there, refusal
 from softless.data.folder import class_places
 from softless.data.images import FORMATS, Decoded
@@ -36,7 +37,6 @@ UNMENDABLE = frozenset({
     "unknown category"
 })  # a class that is misspelt is missing from training, so it is never passed over
 ORIENTATION = 0x0112  # EXIF's
-FILES = re.compile(r"instances_(train|val|test)\d*")
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def open_boxes(spec: "DataSpec", seed: int, *, masks: bool, faults: str = "stop"
     if not spec.path:
         raise DataError("the data source 'coco' needs a path: give --data PATH or set data.path=PATH")
     root = located(spec.path)
-    files = annotation_files(root)
+    files = _files_of(root)
     found = Headers(root)
     contents = check_files(list(files.values()), None, found)
     if masks:
@@ -177,30 +177,28 @@ def open_boxes(spec: "DataSpec", seed: int, *, masks: bool, faults: str = "stop"
     return Splits(train, val, test, classes, spec.in_chans, mean, std, told, left_out_of(parts))
 
 
-def annotation_files(root: Path) -> dict[str, Path]:
-    """train and, where they are there, val and test: their json files.
-
-    Raises:
-        DataError: none for training, or two for one part.
-    """
+def _files_of(root: Path) -> Mapping[str, Path]:
+    """train and, where they are there, val and test: their json files."""
     if not root.exists():
         raise not_there(root)
-    named = [
-        (match[1], file)
-        for file in sorted((root / "annotations").glob("*.json"))
-        if (match := FILES.fullmatch(file.stem))
-    ]
-    twice = [part for part, count in Counter(part for part, _ in named).items() if count > 1]
-    if twice:
-        names = ", ".join(file.name for part, file in named if part == twice[0])
-        raise DataError(f"{root / 'annotations'} has several files for {twice[0]}: {names}; keep one")
-    files = dict(named)
-    if "train" not in files:
-        raise DataError(
-            f"{root} is not in COCO's layout: expected annotations/instances_train.json (val, test) with images/train/, or COCO's own "
-            "annotations/instances_train2017.json with train2017/"
-        )
-    return {part: files[part] for part in ("train", "val", "test") if part in files}
+    listed = annotation_files(root)
+    if "train" not in listed.parts:
+        raise _not_coco(root, listed)
+    if told := listed.sentence(root):
+        notice(f"{root}: {told}")
+    return listed.parts
+
+
+def _not_coco(root: Path, listed: AnnotationFiles) -> DataError:
+    """What is said of a folder without boxes for training."""
+    export = export_in(root)
+    told = [f"it holds {export}"] if export and "COCO" not in export.what else []
+    told += [listed.sentence(root)] if listed.passed_over else []
+    held = f"it has {' and '.join(listed.parts)} but no train; " if listed.parts else ""
+    return DataError(
+        f"{root} is not in COCO's layout: {held}expected annotations/instances_train.json (val, test) with images/train/, COCO's own "
+        f"annotations/instances_train2017.json with train2017/, or train/_annotations.coco.json{''.join(f'; {one}' for one in told)}"
+    )
 
 
 class Headers(Gathering):

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from softless.data import coco
-from softless.data.arrays import NOT_AN_NPZ, no_classes
+from softless.data.annotation_files import annotation_files
+from softless.data.arrays import NOT_AN_NPZ, no_classes, why_no_npz
 from softless.data.findings import NO_TEXT, DataCheck, Fault, Gathering, not_there
 from softless.data.folder import ALIKE, Listing, composed, listing, read_as, twins_of
 from softless.data.images import IMAGE_TYPES, MAX_PIXELS, MIN_SIDE, limit
@@ -58,7 +59,7 @@ def check(
     ):
         limit(variable, default, given)
     found = Gathering(root if root.is_dir() else root.parent, max_pixels, min_side)
-    annotations = _annotation_files(root)
+    annotations = _annotation_files(root, found)
     if images is not None and not annotations:
         raise UsageError(f"images={images} is for COCO annotations, and {root} holds none")
     if annotations:
@@ -90,10 +91,17 @@ def _check_label_images(root: Path, found: Gathering) -> None:
             found.counts |= here.counts
 
 
-def _annotation_files(root: Path) -> list[Path]:
+def _annotation_files(root: Path, found: Gathering) -> list[Path]:
+    """The json files of boxes, as training takes them; those that it does not take are warnings."""
     if root.is_file():
         return [root] if root.suffix.lower() == ".json" else []
-    return sorted((root / "annotations").glob("*.json"))
+    listed = annotation_files(root)
+    if listed.parts:
+        for file, why in listed.passed_over.items():
+            found.warn(file, "layout", f"not read: {why}")
+        if "train" not in listed.parts:
+            found.fault(root, "layout", f"it has {' and '.join(listed.parts)} but no train")
+    return list(listed.parts.values())
 
 
 def _check_folder(root: Path, found: Gathering) -> str:
@@ -190,7 +198,7 @@ def _check_npz(file: Path, found: Gathering) -> None:
             keys = list(archive.files)
             arrays = {key: array for key in keys if (array := _array(archive, key, file, found)) is not None}
     except NOT_AN_NPZ as error:
-        found.fault(file, "damaged", f"it is no npz file of plain arrays: {error}")
+        found.fault(file, "damaged", f"it is no npz file of plain arrays: {why_no_npz(file, error)}")
         return
     for key in sorted(set(keys) - {f"{part}_{what}" for part in PARTS for what in ("images", "labels")}):
         found.warn(f"{file.name}/{key}", "layout", "not read: the keys read are {train,val,test}_images and _labels")

@@ -12,18 +12,18 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, TypeGuard
 
 import numpy as np
 
+from softless.data.annotation_files import LISTS, picture_folders
 from softless.data.findings import NO_TEXT, Gathering
 from softless.data.progress import track
-from softless.words import is_text
+from softless.words import POINTED, POINTER, is_text
 
 OUTSIDE = 0.5  # pixels a box or polygon may reach over the image's edge: rounding
 DISAGREE = 2.0  # pixels between the sides of a box and of its mask, or 2 % of the box: vertices may be pixel centres
-_LISTS = ("images", "annotations", "categories")
 
 Extent = tuple[float, float, float, float]  # left, top, right, bottom
 
@@ -68,21 +68,25 @@ def _read(file: Path, found: Gathering) -> dict[str, list[Any]] | None:
     try:
         content = json.loads(file.read_text(encoding="utf-8-sig"))  # some tools begin with a byte-order mark
     except json.JSONDecodeError as error:
-        found.fault(file, "json", f"it is no complete JSON: {error}; it was cut off or is another kind of file")
+        pointer = error.doc.encode(errors="replace").startswith(POINTER)
+        why = (
+            f"it is {POINTED}"
+            if pointer
+            else f"it is no complete JSON: {error}; it was cut off or is another kind of file"
+        )
+        found.fault(file, "json", why)
         return None
     except (OSError, ValueError, RecursionError) as error:
         found.fault(file, "json", f"it cannot be read: {error}")
         return None
     if not isinstance(content, dict):
-        found.fault(
-            file, "json", f"it holds a {type(content).__name__}, and COCO is an object with {', '.join(_LISTS)}"
-        )
+        found.fault(file, "json", f"it holds a {type(content).__name__}, and COCO is an object with {', '.join(LISTS)}")
         return None
-    for key in _LISTS:
+    for key in LISTS:
         if not isinstance(content.get(key), list):
             what = "missing" if key not in content else f"a {type(content[key]).__name__}"
             found.fault(file, "json", f"'{key}' is {what}, and must be a list")
-    kept = {key: content[key] if isinstance(content.get(key), list) else [] for key in _LISTS}
+    kept = {key: content[key] if isinstance(content.get(key), list) else [] for key in LISTS}
     for key, entries in kept.items():
         wrong = [place for place, entry in enumerate(entries) if not isinstance(entry, dict)]
         for place in wrong:
@@ -141,11 +145,8 @@ def _check_categories(file: Path, categories: Sequence[Mapping[str, Any]], found
 
 def image_folder(file: Path, images: Sequence[Mapping[str, Any]]) -> Path:
     """Of the usual places the one that holds most of the first images; `annotations/x_train.json` has them in `images/train`."""
-    root, part = file.parent.parent, file.stem.rpartition("_")[2]
-    places = [file.parent, file.parent / "images", file.parent / part]
-    places += [root / "images" / part, root / part, root / "images", root]
     names = [name for image in images[:50] if isinstance(name := image.get("file_name"), str) and "\0" not in name]
-    return max(places, key=lambda place: sum((place / name).is_file() for name in names))
+    return max(picture_folders(file), key=lambda place: sum((place / name).is_file() for name in names))
 
 
 def _check_images(file: Path, images: Sequence[Mapping[str, Any]], folder: Path, found: Gathering) -> dict[Any, _Entry]:
@@ -161,8 +162,8 @@ def _check_images(file: Path, images: Sequence[Mapping[str, Any]], folder: Path,
         if not isinstance(name, str) or not name or "\0" in name:
             found.fault(file, "images", f"image {_short(key)} has the file name {_short(name)}")
             name = None
-        elif Path(name).is_absolute() or ".." in Path(name).parts:
-            found.fault(file, "images", f"image {_short(key)} lies outside the image folder: {name}")
+        elif why := _misplaced(name, folder):
+            found.fault(file, "images", f"image {_short(key)} {why}")
             name = None
         elif name in files:
             found.fault(file, "duplicate file", f"the file {name} is both image {files[name]} and image {_short(key)}")
@@ -174,6 +175,15 @@ def _check_images(file: Path, images: Sequence[Mapping[str, Any]], folder: Path,
         if _is_id(key):
             entries.setdefault(key, entry)
     return entries
+
+
+def _misplaced(name: str, folder: Path) -> str:
+    """What is wrong with where an image is said to lie; nothing where it is below the folder."""
+    if Path(name).is_absolute() or PureWindowsPath(name).is_absolute():
+        return f"has an absolute path: {name}; write it from the image folder on"
+    if "\\" in name and not (folder / name).is_file():
+        return f"has backslashes in its path, as Windows writes them: {name}; write /"
+    return f"lies outside the image folder: {name}" if ".." in Path(name).parts else ""
 
 
 def _stated_size(image: Mapping[str, Any]) -> tuple[int, int] | None:

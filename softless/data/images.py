@@ -25,6 +25,7 @@ from PIL.Image import Transpose
 
 from softless.data.notices import notice
 from softless.errors import DataError, UsageError
+from softless.words import POINTED, POINTER
 
 IMAGE_TYPES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM", "GIF")  # no others: Pillow hands EPS to another program
@@ -351,6 +352,8 @@ def _unreadable(path: Path, error: Exception) -> BadImage:
 def _unknown_type(path: Path) -> tuple[str, str]:
     with path.open("rb") as file:
         begins = file.read(16)
+    if begins and POINTER.startswith(begins):
+        return "no image", f"it is {POINTED}"
     for magic, name in _MAGIC.items():
         if begins.startswith(magic):
             return (

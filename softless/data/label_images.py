@@ -251,7 +251,7 @@ def _names(root: Path, found: Gathering) -> dict[int, str]:
     """classes.json, an object from value to name or a list of names."""
     file = root / CLASSES
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8-sig"))  # some tools begin with a byte-order mark
     except FileNotFoundError:
         found.fault(file, "classes", 'no such file; it says what the values mean: {"0": "background", "1": "vessel"}')
         return {}

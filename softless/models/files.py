@@ -14,12 +14,13 @@ from softless.errors import DataError, located
 from softless.models import digests
 from softless.models.archive import PICKLE, first_line, first_name, read_archive, scan, tensors_of
 from softless.models.header import check_header
+from softless.words import POINTED, POINTER
 
 FILE, CONFIG = "model.safetensors", "config.json"  # of a published folder, as timm names them
 SHOWN = 5
 OTHER_KINDS = {
     b"\x1f\x8b": "a gzip archive: unpack it first",
-    b"version https://git-lfs": "a Git LFS pointer and not the file itself: fetch it with git lfs pull",
+    POINTER: POINTED,
     b"<": "a web page and not a file of tensors: download the file itself",
 }
 CONVERT = "where you trust it, load it and save its state dict again, as .safetensors at best"
