@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from softless.benching.comparison import as_recipe, trained, with_data
+from softless.benching.comparison import as_recipe, trained
 from softless.benching.record import record_path, table, write_csv
 from softless.benching.uses import rising
 from softless.errors import UsageError
 from softless.evaluation.measures import MEASURES
 from softless.report.runs import RunRecord, read_run
 from softless.training.candidates import AVERAGED, KEYS, RAW
+from softless.training.own_data import with_data
 from softless.training.recipe import Recipe
 from softless.words import counted
 

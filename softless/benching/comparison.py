@@ -23,6 +23,7 @@ from softless.errors import DivergedError, UsageError
 from softless.report.groups import grouped
 from softless.report.runs import read_run
 from softless.report.statistics import Estimate, accuracy, difference
+from softless.training.own_data import with_data
 from softless.training.recipe import Recipe
 
 THREADS = 2  # where the recipe leaves it open: those of the recorded tables, which a machine with more cores repeats
@@ -156,10 +157,6 @@ def trained(
     if not runs:
         raise DivergedError(f"every run diverged: {next(iter(diverged.values()))}")
     return runs, diverged
-
-
-def with_data(recipe: Recipe, path: str | Path | None) -> Recipe:
-    return recipe if path is None else replace(recipe, data=replace(recipe.data, path=str(path)))
 
 
 def run_folder(out: Path, op: str, seed: int) -> Path:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from softless.benching.comparison import as_recipe, run_folder, trained, with_data
+from softless.benching.comparison import as_recipe, run_folder, trained
 from softless.benching.models import checked_operators, left_out, with_operator
 from softless.benching.record import record_path, table, write_csv
 from softless.data import Pipeline, Samples, eval_loader, open_parts
@@ -20,6 +20,7 @@ from softless.evaluation.features import Reading, extract, layers, output
 from softless.evaluation.knn import K, nearest
 from softless.report.groups import operator_title
 from softless.report.runs import read_run
+from softless.training.own_data import with_data
 from softless.training.recipe import Recipe
 
 PIXELS = 32  # side to which images are reduced where their pixels are the features

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from softless.attention import OPERATORS
-from softless.benching.comparison import as_recipe, run_folder, trained, with_data
+from softless.benching.comparison import as_recipe, run_folder, trained
 from softless.benching.models import with_operator
 from softless.benching.record import record_path, table, write_csv
 from softless.data import Samples, eval_loader, eval_transform, open_parts
@@ -18,6 +18,7 @@ from softless.errors import UsageError
 from softless.evaluation import LoadedRun, bootstrap_mean, evaluate, load_run, paired_bootstrap
 from softless.layers import Attention, ClassAttention
 from softless.models.xcit import Xcit
+from softless.training.own_data import with_data
 from softless.training.recipe import DataSpec, Recipe
 
 FACTORS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)  # of the training size

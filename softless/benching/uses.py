@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from softless.benching.comparison import as_recipe, trained, with_data
+from softless.benching.comparison import as_recipe, trained
 from softless.benching.measure import Spread, interleaved
 from softless.benching.models import checked_operators, host_and_operator, left_out, with_operator
 from softless.benching.record import record_path, table, write_csv
@@ -16,6 +16,7 @@ from softless.evaluation.measures import MEASURES
 from softless.report.groups import operator_title
 from softless.report.runs import RunRecord, read_run
 from softless.training.candidates import described, gain
+from softless.training.own_data import with_data
 from softless.training.recipe import Recipe
 
 

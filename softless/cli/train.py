@@ -46,12 +46,12 @@ def train(
     from softless.cli.options import assignments
     from softless.errors import located
     from softless.training import fit
+    from softless.training.own_data import with_data
 
     place = None if out is None else located(out)
     chosen = _chosen(recipe, place, resume=resume)
-    chosen = chosen.with_fields(**assignments(set))
-    if data is not None:
-        chosen = _with_data(chosen, located(data))
+    given = assignments(set)
+    chosen = with_data(chosen.with_fields(**given), None if data is None else located(data), given)
     if amp is not None:
         chosen = replace(chosen, amp=amp)
     if seed is not None:
@@ -93,15 +93,3 @@ def _chosen(recipe: "str | Recipe | None", out: Path | None, *, resume: bool) ->
             f"cannot resume {where}: it is a run of recipe '{held.name}', and '{named.name}' was asked; leave --recipe out, or choose another --out"
         )
     return held
-
-
-def _with_data(recipe: "Recipe", path: Path) -> "Recipe":
-    """The recipe reading from this path, as an npz file or as a folder, whichever it is."""
-    from softless.errors import UsageError
-
-    if recipe.data.source == "digits":
-        raise UsageError(
-            f"recipe '{recipe.name}' reads scikit-learn's bundled digits, so --data {path} has no effect: leave it out, or "
-            "take --recipe folder (class folders) or medmnist (npz)"
-        )
-    return replace(recipe, data=replace(recipe.data, path=str(path)))

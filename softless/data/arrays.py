@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from softless.data.findings import Fault
+from softless.data.notices import notice
 from softless.data.samples import ArraySamples
 from softless.errors import DataError, located, need
 from softless.words import POINTED, POINTER
@@ -38,6 +39,10 @@ MEDMNIST_CLASSES: dict[str, tuple[str, ...]] = {  # MedMNIST's info.py; the file
         "platelet",
     ),
     "breastmnist": ("malignant", "normal or benign"),
+    "dermamnist": (
+        "actinic keratoses and intraepithelial carcinoma", "basal cell carcinoma", "benign keratosis-like lesions",
+        "dermatofibroma", "melanoma", "melanocytic nevi", "vascular lesions",
+    ),
     "octmnist": ("choroidal neovascularization", "diabetic macular edema", "drusen", "normal"),
     "organamnist": _ORGANS,
     "organcmnist": _ORGANS,
@@ -47,6 +52,11 @@ MEDMNIST_CLASSES: dict[str, tuple[str, ...]] = {  # MedMNIST's info.py; the file
         "cancer-associated stroma", "colorectal adenocarcinoma epithelium",
     ),
     "pneumoniamnist": ("normal", "pneumonia"),
+    "retinamnist": ("0", "1", "2", "3", "4"),  # grades of retinopathy
+    "tissuemnist": (
+        "collecting duct, connecting tubule", "distal convoluted tubule", "glomerular endothelial cells",
+        "interstitial endothelial cells", "leukocytes", "podocytes", "proximal tubule segments", "thick ascending limb",
+    ),
 }  # fmt: skip
 
 
@@ -89,6 +99,8 @@ def npz_parts(path: str | Path, channels: int) -> tuple[dict[str, ArraySamples],
         raise DataError(
             f"{file} has no train_images and train_labels; it holds {', '.join(sorted(arrays)) or 'nothing'}"
         )
+    if channels == 1 and "train_images" in arrays and arrays["train_images"].shape[3:] == (3,):
+        notice(f"{file}: the images are in colour, and data.in_chans=1 makes them grey; data.in_chans=3 keeps it")
     parts: dict[str, ArraySamples] = {}
     wrong = []
     for part in ("train", "val", "test"):
@@ -102,6 +114,28 @@ def npz_parts(path: str | Path, channels: int) -> tuple[dict[str, ArraySamples],
     count = _count_classes(file, parts)
     named = MEDMNIST_CLASSES.get(file.stem.lower().partition("_")[0], ())
     return parts, named if len(named) == count else tuple(str(i) for i in range(count))
+
+
+def no_images(images: np.ndarray) -> str:
+    """What is said of volumes, (n, D, D, D) as in MedMNIST's 3-D sets: taken for images, their depth would be channels."""
+    cubes = images.ndim == 4 and images.shape[1] == images.shape[2] == images.shape[3]
+    return (
+        f"are volumes of {' x '.join(map(str, images.shape[1:]))}, and images are read: give slices of them as images"
+        if cubes
+        else ""
+    )
+
+
+def stored_channels(path: str | Path) -> int | None:
+    """How many channels the training images of an npz file have, from its header; None where it cannot be said."""
+    try:
+        with zipfile.ZipFile(_npz_file(path)) as archive, archive.open("train_images.npy") as member:
+            version = np.lib.format.read_magic(member)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape = read(member)[0]
+    except (*NOT_AN_NPZ, DataError, KeyError):  # opening it says what is wrong
+        return None
+    return {3: 1, 4: shape[-1]}.get(len(shape))
 
 
 def _npz_file(path: str | Path) -> Path:
@@ -150,6 +184,8 @@ def _part(file: Path, arrays: dict[str, np.ndarray], part: str, channels: int) -
         )
     if images.ndim not in {3, 4} or not images.size:
         raise DataError(f"{file}: {part}_images have shape {images.shape}; expected (n, H, W) or (n, H, W, C), n > 0")
+    if why := no_images(images):
+        raise DataError(f"{file}: {part}_images {why}")
     if labels.ndim == 2 and labels.shape[1] > 1:
         raise DataError(
             f"{file}: {part}_labels have {labels.shape[1]} columns; one label per image is read, not several"

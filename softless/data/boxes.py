@@ -140,7 +140,7 @@ def open_boxes(spec: "DataSpec", seed: int, *, masks: bool, faults: str = "stop"
     root = located(spec.path)
     files = _files_of(root)
     found = Headers(root)
-    contents = check_files(list(files.values()), None, found)
+    contents = check_files(list(files.values()), None, found, masks=masks)
     if masks:
         _check_masks(contents, found)
     images = _decoded(root, contents, found, spec.in_chans)
@@ -166,6 +166,7 @@ def open_boxes(spec: "DataSpec", seed: int, *, masks: bool, faults: str = "stop"
         if spec.limit < 1:
             raise UsageError(f"data.limit={spec.limit}: keep at least one training image, or none for no limit")
         train = train.take(np.sort(np.random.default_rng(seed).permutation(len(train))[: spec.limit]))
+    _say_unlearnt(root, files["train"].stem, train, found)
     classes = tuple(train.categories.values())
     val, test = (
         None if part is None else part.renumbered(class_places(classes, tuple(part.categories.values()), "train", name))
@@ -175,6 +176,26 @@ def open_boxes(spec: "DataSpec", seed: int, *, masks: bool, faults: str = "stop"
     mean, std = scaling(spec, train)
     told = fingerprint(spec.source, classes, {"train": train, "val": val, "test": test})
     return Splits(train, val, test, classes, spec.in_chans, mean, std, told, left_out_of(parts))
+
+
+def _say_unlearnt(root: Path, name: str, train: BoxSamples, found: Gathering) -> None:
+    """Which classes have no object to learn from.
+
+    Raises:
+        DataError: no class has one.
+    """
+    for fault in found.warnings:
+        if fault.kind == "crowds":
+            notice(f"{root}: {fault}")
+    held = {one["category_id"] for entry in train.entries for one in entry.annotations if not one.get("iscrowd")}
+    if not held and not any(found.counts[name].values()):
+        raise DataError(f"{root}: {name}.json has no object, so there is nothing to learn")
+    absent = [called for key, called in train.categories.items() if key not in held]
+    if absent:
+        shown = ", ".join(absent[:10]) + (", …" if len(absent) > 10 else "")
+        notice(
+            f"{root}: no object of {shown} is trained on, so the detector cannot find {'it' if len(absent) == 1 else 'them'}"
+        )
 
 
 def _files_of(root: Path) -> Mapping[str, Path]:

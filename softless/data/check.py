@@ -11,7 +11,7 @@ import numpy as np
 
 from softless.data import coco
 from softless.data.annotation_files import annotation_files
-from softless.data.arrays import NOT_AN_NPZ, no_classes, why_no_npz
+from softless.data.arrays import NOT_AN_NPZ, no_classes, no_images, why_no_npz
 from softless.data.findings import NO_TEXT, DataCheck, Fault, Gathering, not_there
 from softless.data.folder import ALIKE, Listing, composed, listing, read_as, twins_of
 from softless.data.images import IMAGE_TYPES, MAX_PIXELS, MIN_SIDE, limit
@@ -266,6 +266,9 @@ def _check_arrays(file: Path, part: str, arrays: dict[str, np.ndarray], found: G
         return
     if images.ndim not in {3, 4} or not images.size:
         found.fault(key, "shape", f"images have shape {images.shape}; expected (n, H, W) or (n, H, W, C), n > 0")
+        return
+    if why := no_images(images):
+        found.fault(key, "shape", f"images {why}")
         return
     found.seen += len(images)
     if labels and len(labels) != len(images):

@@ -20,11 +20,14 @@ import numpy as np
 from softless.data.annotation_files import LISTS, picture_folders
 from softless.data.findings import NO_TEXT, Gathering
 from softless.data.progress import track
-from softless.words import POINTED, POINTER, is_text
+from softless.words import POINTED, POINTER, counted, is_text
 
 OUTSIDE = 0.5  # pixels a box or polygon may reach over the image's edge: rounding
 DISAGREE = 2.0  # pixels between the sides of a box and of its mask, or 2 % of the box: vertices may be pixel centres
 
+OUTLINES = frozenset({  # faults of masks, which a head without masks never looks at
+    "mask", "polygon", "polygon not finite", "polygon outside", "run lengths", "mask size", "mask and box",
+})  # fmt: skip
 Extent = tuple[float, float, float, float]  # left, top, right, bottom
 
 
@@ -36,13 +39,16 @@ class _Entry:
     size: tuple[int, int] | None  # width, height; None where neither the json nor the file says it
 
 
-def check_files(files: Sequence[Path], images: Path | None, found: Gathering) -> dict[Path, dict[str, list[Any]]]:
+def check_files(
+    files: Sequence[Path], images: Path | None, found: Gathering, *, masks: bool = True
+) -> dict[Path, dict[str, list[Any]]]:
     """Check annotation files of one data set: each alone, and that their categories are the same.
 
     Args:
         files: the json files.
         images: the folder their file names start from; looked for without it.
         found: takes the faults.
+        masks: whether masks are learnt; without, what is wrong with them is a warning.
 
     Returns:
         What the files that could be read hold: images, annotations and categories.
@@ -53,7 +59,7 @@ def check_files(files: Sequence[Path], images: Path | None, found: Gathering) ->
         content = _read(file, found)
         if content is not None:
             contents[file] = content
-            categories[file.name] = _check(file, content, images, found)
+            categories[file.name] = _check(file, content, images, found, masks=masks)
     first = next(iter(categories), "")
     expected = categories.get(first, {})
     for name, here in categories.items():
@@ -95,25 +101,43 @@ def _read(file: Path, found: Gathering) -> dict[str, list[Any]] | None:
     return kept
 
 
-def _check(file: Path, content: Mapping[str, list[Any]], images: Path | None, found: Gathering) -> dict[Any, str]:
+def _check(
+    file: Path, content: Mapping[str, list[Any]], images: Path | None, found: Gathering, *, masks: bool
+) -> dict[Any, str]:
     """Returns the categories, id -> name."""
     part = file.stem
     names = _check_categories(file, content["categories"], found)
     folder = images or image_folder(file, content["images"])
     entries = _check_images(file, content["images"], folder, found)
     used: Counter[Any] = Counter()
+    crowds: Counter[Any] = Counter()
     seen: set[int] = set()
     boxes: dict[Any, Any] = {}
     for place, annotation in enumerate(content["annotations"]):
         found.annotations += 1
-        _Annotation(file, place, annotation, found).check(entries, names, seen, boxes)
+        _Annotation(file, place, annotation, found, masks=masks).check(entries, names, seen, boxes)
         category = annotation.get("category_id")
-        used[names.get(category) if _is_id(category) else None] += 1
+        name = names.get(category) if _is_id(category) else None
+        used[name] += 1
+        crowds[name] += bool(annotation.get("iscrowd"))
     counts = {name: used[name] for name in names.values()}
     found.counts[part] = counts
     for name in (name for name in names.values() if not used[name]):
         found.warn(file, "categories", f"no annotation has the category '{name}'")
+    _check_crowds(file, used, crowds, found)
     return names
+
+
+def _check_crowds(file: Path, used: Mapping[Any, int], crowds: Mapping[Any, int], found: Gathering) -> None:
+    """Crowds are left out of training, so a category of crowds alone cannot be learnt."""
+    why = "which no detector learns from; where the tool writes it for every mask drawn with a brush (CVAT), set iscrowd to 0"
+    total = sum(used.values())
+    if total and sum(crowds.values()) == total:
+        found.fault(file, "crowds", f"all of its {counted(total, 'annotation')} have iscrowd 1, {why}")
+        return
+    for name, count in used.items():
+        if count and crowds[name] == count:
+            found.warn(file, "crowds", f"all {counted(count, 'annotation')} of '{name}' have iscrowd 1, {why}")
 
 
 def _check_categories(file: Path, categories: Sequence[Mapping[str, Any]], found: Gathering) -> dict[Any, str]:
@@ -216,14 +240,15 @@ def _check_file(
 class _Annotation:
     """One annotation and where its faults go."""
 
-    def __init__(self, file: Path, place: int, content: Mapping[str, Any], found: Gathering) -> None:
-        self.file, self.content, self.found = file, content, found
+    def __init__(self, file: Path, place: int, content: Mapping[str, Any], found: Gathering, *, masks: bool) -> None:
+        self.file, self.content, self.found, self.masks = file, content, found, masks
         key = content.get("id")
         self.id: Any = key if _is_id(key) else f"annotations[{place}]"
         self.where: Path | str = file
 
     def fault(self, kind: str, reason: str) -> None:
-        self.found.fault(self.where, kind, reason, self.id)
+        tell = self.found.fault if self.masks or kind not in OUTLINES else self.found.warn
+        tell(self.where, kind, reason, self.id)
 
     def check(
         self, images: Mapping[Any, _Entry], categories: Mapping[Any, str], seen: set[int], boxes: dict[Any, Any]

@@ -10,6 +10,7 @@ import numpy as np
 from softless.data.arrays import digits_parts, npz_parts
 from softless.data.findings import Fault
 from softless.data.folder import class_places, folder_parts
+from softless.data.notices import notice
 from softless.data.progress import track
 from softless.data.readable import contents, refuse_policy, sift
 from softless.data.samples import ArraySamples, FileSamples, Samples
@@ -64,6 +65,7 @@ def open_splits(spec: "DataSpec", seed: int) -> Splits:
     if val is None:
         kept, cut = stratified_cut(train.targets, spec.val_fraction, seed)
         train, val = train.take(kept), train.take(cut)
+        _say_absent(classes, val)
     if spec.limit is not None:
         train = train.take(_thinned(train.targets, spec.limit, seed))
     mean, std = scaling(spec, train)
@@ -101,7 +103,7 @@ def open_parts(spec: "DataSpec") -> tuple[dict[str, Samples], tuple[str, ...]]:
 
 
 def stratified_cut(targets: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted positions (kept, cut off): of each class `fraction`, rounded, but one image at least stays.
+    """Sorted positions (kept, cut off): of each class `fraction`, rounded, but one image at least stays, and one is cut off where there are two.
 
     Raises:
         UsageError: the fraction is not between 0 and 1.
@@ -113,7 +115,7 @@ def stratified_cut(targets: np.ndarray, fraction: float, seed: int) -> tuple[np.
     cut = []
     for label in np.unique(targets):
         members = rng.permutation(np.flatnonzero(targets == label))
-        cut.append(members[: min(round(fraction * len(members)), len(members) - 1)])
+        cut.append(members[: min(max(round(fraction * len(members)), 1), len(members) - 1)])
     off = np.sort(np.concatenate(cut))
     if not len(off):
         raise DataError(
@@ -121,6 +123,17 @@ def stratified_cut(targets: np.ndarray, fraction: float, seed: int) -> tuple[np.
             f"data.val_fraction={fraction}: add images, a val folder, or raise the fraction"
         )
     return np.setdiff1d(np.arange(len(targets)), off), off
+
+
+def _say_absent(classes: Sequence[str], val: Samples) -> None:
+    """Which classes have no validation image: what is measured there says nothing of them."""
+    absent = [name for index, name in enumerate(classes) if index not in set(val.targets.tolist())]
+    if absent:
+        shown = ", ".join(absent[:10]) + (", …" if len(absent) > 10 else "")
+        notice(
+            f"no validation image of {shown}, with one training image each: the best epoch is chosen without them, and AUC is of the others; "
+            "add images, or a val folder"
+        )
 
 
 def pixel_statistics(samples: Samples) -> tuple[tuple[float, ...], tuple[float, ...]]:

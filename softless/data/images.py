@@ -6,6 +6,7 @@ SOFTLESS_MIN_SIDE (the shorter side of the smallest; 8).
 """
 
 import hashlib
+import io
 import os
 import re
 import stat
@@ -68,6 +69,7 @@ _MAGIC = {
 }
 _DEEP = re.compile(r"(?<!BGR);16")  # raw modes with 16 bits per channel; BGR;16 has 16 per pixel
 _TILE_SIDES, _SAMPLE_FORMAT, _SIGNED, _ORIENTATION = (322, 323), 339, 2, 0x0112  # TIFF tags
+_TEXTS = re.compile(r"MAX_TEXT_(CHUNK|MEMORY)")  # in what Pillow says of profiles and texts larger than it reads
 _ONE = threading.Lock()
 
 
@@ -123,8 +125,18 @@ def decode(path: Path, channels: int = 3, *, max_pixels: int | None = None, min_
         min_side: refuse a shorter side below this; SOFTLESS_MIN_SIDE by default.
     """
     try:
+        return _decoded(path, channels, max_pixels, min_side, texts=True)
+    except BadImage as error:
+        if not _TEXTS.search(error.reason):
+            raise
+    return _decoded(path, channels, max_pixels, min_side, texts=False)
+
+
+def _decoded(path: Path, channels: int, max_pixels: int | None, min_side: int | None, *, texts: bool) -> Decoded:
+    """`decode`; without its texts a PNG's profile and texts are not looked at."""
+    try:
         _refuse_no_file(path)
-        with _open(path) as (image, said):
+        with _open(path, texts=texts) as (image, said):
             _refuse_size(image, path, limit("SOFTLESS_MAX_PIXELS", MAX_PIXELS, max_pixels))
             _refuse_deep_pixels(image, path)
             _refuse_small(image, path, limit("SOFTLESS_MIN_SIDE", MIN_SIDE, min_side))
@@ -177,11 +189,20 @@ def verify(path: Path) -> None:
         BadImage: they differ.
     """
     try:
-        with _open(path) as (image, _):
-            if image.format == "PNG":
-                image.verify()
+        try:
+            _verify(path, texts=True)
+        except ValueError as error:
+            if not _TEXTS.search(str(error)):
+                raise
+            _verify(path, texts=False)
     except _DAMAGED as error:
         raise _bad(path, "damaged", f"{error}; the pixels are not those that were stored") from error
+
+
+def _verify(path: Path, *, texts: bool) -> None:
+    with _open(path, texts=texts) as (image, _):
+        if image.format == "PNG":
+            image.verify()
 
 
 def limit(variable: str, default: int, given: int | None = None) -> int:
@@ -197,13 +218,29 @@ def limit(variable: str, default: int, given: int | None = None) -> int:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[tuple[Image.Image, list[Remark]]]:
-    """The file opened, no pixel decoded, and what Pillow warned of."""
-    said: list[Remark] = []
+def _open(path: Path, *, texts: bool = True) -> Iterator[tuple[Image.Image, list[Remark]]]:
+    """The file opened, no pixel decoded, and what Pillow warned of; without texts a PNG's own are passed over, which is said."""
+    said: list[Remark] = (
+        []
+        if texts
+        else [Remark("large texts", "its colour profile or texts are too large to be read; its pixels are whole")]
+    )
     with _heard(said):
-        image = Image.open(path, formats=FORMATS)
+        image = Image.open(path if texts else _pixels_of(path), formats=FORMATS)
     with image:
         yield image, said
+
+
+def _pixels_of(path: Path) -> io.BytesIO:
+    """A PNG without the chunks that hold its colour profile and texts."""
+    content = path.read_bytes()
+    kept, place = [content[:8]], 8
+    while place + 12 <= len(content):
+        end = place + 12 + int.from_bytes(content[place : place + 4], "big")
+        if content[place + 4 : place + 8] not in {b"iCCP", b"tEXt", b"zTXt", b"iTXt"}:
+            kept.append(content[place:end])
+        place = end
+    return io.BytesIO(b"".join(kept))
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 Reaches: PneumoniaMNIST, three seeds: docs/results.md. Its test images come from a harder split than its validation images.
 Takes:   four to five minutes of one CPU core with `--amp bfloat16` on a processor that has it, longer without.
 Paper:   MedMNIST v2 (Yang et al., Scientific Data 2023); the host is XCiT's (arXiv:2106.09681), the attention SimA's (arXiv:2206.08898).
-Command: softless train --recipe medmnist --data pneumoniamnist.npz      (colour sets: --set data.in_chans=3)
+Command: softless train --recipe medmnist --data pneumoniamnist.npz      (colour sets stay in colour)
 
 Images are enlarged to 56 pixels for the convolutional stem. Balanced class weights, and the best epoch picked by balanced accuracy:
 the area under the ROC curve, reported beside it, ranks images well before the threshold between the classes is right.

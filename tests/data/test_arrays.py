@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from softless.data import ArraySamples, open_splits
+from softless.data.arrays import MEDMNIST_CLASSES
 from softless.data.check import check
 from softless.errors import DataError, MissingExtra
+from softless.recipes import get_recipe
+from softless.training.own_data import with_data
 from softless.training.recipe import DataSpec
 from tests.data.making import medmnist
 
@@ -181,3 +184,29 @@ def test_pneumoniamnist(data_root):
     pixels = splits.train.images / 255
     assert splits.mean[0] == pytest.approx(pixels.mean(), abs=1e-5)
     assert splits.std[0] == pytest.approx(pixels.std(), abs=1e-5)
+
+
+@pytest.mark.parametrize(("channels", "given", "taken"), [(3, {}, 3), (3, {"data.in_chans": 1}, 1), (0, {}, 1)])
+def test_colour_stays_colour_whatever_the_recipe(tmp_path, caplog, channels, given, taken):
+    """The recipe is made for grey files; a colour file makes it a recipe for colour, unless the user says otherwise."""
+    path = medmnist(tmp_path / "bloodlike.npz", channels=channels)
+    recipe = with_data(get_recipe("medmnist").with_fields(**given), path, given)
+    assert recipe.data.in_chans == taken
+    assert open_splits(recipe.data, seed=0).in_chans == taken
+    assert ("data.in_chans=3 instead of the recipe's 1" in caplog.text) == (taken == 3)
+    assert ("makes them grey; data.in_chans=3 keeps it" in caplog.text) == (channels == 3 and taken == 1)
+
+
+@pytest.mark.parametrize("name", sorted(MEDMNIST_CLASSES))
+def test_medmnists_own_class_names(tmp_path, name):
+    count = len(MEDMNIST_CLASSES[name])
+    labels = {f"{part}_labels": (np.arange(3 * count) % count)[:, None] for part in ("train", "val", "test")}
+    path = medmnist(tmp_path / f"{name}_64.npz", counts=dict.fromkeys(("train", "val", "test"), 3 * count), **labels)
+    assert open_splits(DataSpec("npz", str(path), in_chans=1), seed=0).classes == MEDMNIST_CLASSES[name]
+
+
+def test_volumes_are_no_images_with_many_channels(tmp_path):
+    path = medmnist(tmp_path / "organmnist3d.npz", channels=10)
+    with pytest.raises(DataError, match="train_images are volumes of 10 x 10 x 10, and images are read"):
+        open_splits(DataSpec("npz", str(path), in_chans=1), seed=0)
+    assert "are volumes of 10 x 10 x 10" in str(check(path))

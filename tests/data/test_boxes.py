@@ -119,7 +119,7 @@ def test_all_faults_are_named_before_the_first_step(spec: DataSpec, tmp_path: Pa
     write(tmp_path, "train", GOOD + bad)
     (tmp_path / "images/train/3.png").unlink()
     with pytest.raises(DataError) as error:
-        open_boxes(spec, 0, masks=False)
+        open_boxes(spec, 0, masks=True)
     said = str(error.value)
     for number in (*range(10, 14), 20, 21, 22, 23):
         assert f"annotation {number}" in said, number

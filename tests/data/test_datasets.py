@@ -37,8 +37,17 @@ def test_a_fraction_outside_0_and_1(fraction):
 
 
 def test_too_few_images_to_cut():
-    with pytest.raises(DataError, match="4 training images in 2 classes leave none for validation"):
-        stratified_cut(np.array([0, 0, 1, 1]), 0.1, seed=0)
+    with pytest.raises(DataError, match="2 training images in 2 classes leave none for validation"):
+        stratified_cut(np.array([0, 1]), 0.1, seed=0)
+
+
+def test_rare_classes_are_validated_too_or_named(tmp_path, caplog):
+    """15 % of three images rounds to none: a model that always says "common" would be validated at 100 %."""
+    root = class_folders(tmp_path, {"common": 40, "rare": 3, "single": 1})
+    splits = open_splits(DataSpec("folder", str(root), mean=(0.5,) * 3, std=(0.2,) * 3), seed=0)
+    assert np.bincount(splits.val.targets, minlength=3).tolist() == [6, 1, 0]
+    assert np.bincount(splits.train.targets, minlength=3).tolist() == [34, 2, 1]
+    assert "no validation image of single, with one training image each" in caplog.text
 
 
 def test_limit_thins_training_only_and_evenly(tmp_path):

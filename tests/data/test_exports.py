@@ -300,3 +300,31 @@ def test_pointers_of_git_lfs_are_said(tmp_path: Path):
     for path in ("annotations/instances_val.json", "images/train/0.png"):
         assert "it is a Git LFS pointer and not the file itself: fetch it with git lfs pull" in said[path]
     assert "a Git LFS pointer" in str(check(tmp_path / "data.npz"))
+
+
+def test_crowds_alone_are_nothing_to_learn(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """CVAT writes iscrowd 1 for every mask drawn with its brush."""
+    data = DataSpec("coco", str(tmp_path), mean=(0.5,) * 3, std=(0.2,) * 3)
+    runs = {"size": [60, 80], "counts": [305, *[20, 40] * 29, 20, 2735]}
+    content = coco(pictures(tmp_path / "images"), iscrowd=1, segmentation=runs)
+    write(tmp_path / "annotations/instances_default.json", content)
+    with pytest.raises(DataError, match=r"all of its 6 annotations have iscrowd 1, .* set iscrowd to 0"):
+        open_boxes(data, seed=0, masks=True)
+    assert check(tmp_path).by_reason["crowds"] == 1
+    for one in content["annotations"][::2]:
+        one["iscrowd"] = 0
+    write(tmp_path / "annotations/instances_default.json", content)
+    open_boxes(data, seed=0, masks=False)
+    assert "all 3 annotations of 'square' have iscrowd 1" in caplog.text
+    assert "no object of square is trained on" in caplog.text
+
+
+def test_faults_of_masks_are_warnings_where_no_mask_is_learnt(tmp_path: Path):
+    """Two corners of a box in the place of a polygon: boxes are learnt from, all of them."""
+    files = pictures(tmp_path / "images/train")
+    write(tmp_path / "annotations/instances_train.json", coco(files, segmentation=[[10.0, 5.0, 40.0, 25.0]]))
+    data = DataSpec("coco", str(tmp_path), mean=(0.5,) * 3, std=(0.2,) * 3)
+    splits = open_boxes(data, seed=0, masks=False, faults="skip")
+    assert sum(len(splits.train.target(place)["boxes"]) for place in range(len(splits.train))) == len(splits.train)
+    with pytest.raises(DataError, match=r"polygon 0 of its segmentation has 2 points"):
+        open_boxes(data, seed=0, masks=True)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from softless.data import notices
-from softless.data.images import IMAGE_TYPES, read_image
+from softless.data.images import IMAGE_TYPES, BadImage, decode, read_image, read_whole
 from softless.errors import DataError
 from tests.data.making import noise
 
@@ -134,3 +134,22 @@ def test_a_notice_is_said_once(caplog, monkeypatch):
         notices.notice("three files are not read")
         notices.notice("three files are not read")
     assert caplog.messages == ["three files are not read"]
+
+
+def test_a_png_with_a_large_profile_or_text_is_a_whole_image(tmp_path):
+    """Slide tiles carry the scanner's profile, and generated pictures their workflow: libpng reads the pixels, and so is done here."""
+    image = noise(64, 48)
+    text = PngImagePlugin.PngInfo()
+    text.add_text("workflow", "x" * 2_000_000, zip=True)
+    image.save(tmp_path / "profile.png", icc_profile=b"\0" * 1_500_000)
+    image.save(tmp_path / "text.png", pnginfo=text)
+    for name in ("profile.png", "text.png"):
+        found = decode(tmp_path / name)
+        assert np.array_equal(np.asarray(found.image), np.asarray(image))
+        assert [remark.kind for remark in found.remarks] == ["large texts"]
+        read_whole(tmp_path / name)
+        content = bytearray((tmp_path / name).read_bytes())
+        content[content.index(b"IDAT") + 20] ^= 1  # a pixel of it
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(BadImage, match=r"broken data stream|checksum"):
+            read_whole(tmp_path / name)
