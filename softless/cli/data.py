@@ -22,7 +22,8 @@ def data(
 
     Args:
         what: check.
-        path: a folder of class folders (or root/{train,val,test}/class), a COCO json, or an npz file with MedMNIST's keys.
+        path: a folder of class folders, with or without splits, of COCO json files, or of images and label images; a COCO json; an npz file
+            with MedMNIST's keys. docs/data.md has the layouts.
         images: folder that a COCO json's file names start from; the usual places are tried without it.
         min_side: report images with a shorter side below this; without it 8, or SOFTLESS_MIN_SIDE.
         max_pixels: report images with more pixels than this, undecoded; without it 89478485, or SOFTLESS_MAX_PIXELS.

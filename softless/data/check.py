@@ -15,7 +15,8 @@ from softless.data.arrays import NOT_AN_NPZ, no_classes, no_images, why_no_npz
 from softless.data.findings import NO_TEXT, DataCheck, Fault, Gathering, not_there
 from softless.data.folder import ALIKE, Listing, composed, listing, read_as, twins_of
 from softless.data.images import IMAGE_TYPES, MAX_PIXELS, MIN_SIDE, limit
-from softless.data.label_images import is_label_layout, label_folders, layout_of, read_parts
+from softless.data.label_images import read_parts
+from softless.data.label_layout import is_label_layout, label_folders, layout_of
 from softless.data.places import PARTS, class_splits, folders_in
 from softless.data.progress import track
 from softless.errors import DataError, UsageError, located

@@ -1,66 +1,42 @@
 """Images with label images, whose pixel values are classes; read in one pass in which every fault is found.
 
-    root/images/{train,val,test}/NAME.jpg    root/labels/{train,val,test}/NAME.png    root/classes.json: {"0": "background", …}
-
-or ADE20K's own layout: `images/{training,validation}`, `annotations/{training,validation}`, 150 classes from value 1 on, and 0 ignored. Palette images
-hold the value as index; their colours are not looked at. What is ignored (a value, pixels outside a field of view) becomes `IGNORE`, has no class
-index, and counts nowhere.
+`label_layout` says where they lie and what the values are called. Palette images hold the value as index; their colours are not looked at. What is
+ignored (a value, pixels outside a field of view) becomes `IGNORE`, has no class index, and counts nowhere.
 """
 
 import hashlib
-import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from softless.data.datasets import Splits, fingerprint, scaling, stratified_cut
-from softless.data.findings import NO_TEXT, Gathering
-from softless.data.folder import Listing, existing_folder, listing
-from softless.data.images import FORMATS, BadImage, decode, verify
+from softless.data.findings import Gathering
+from softless.data.folder import Listing, existing_folder, listing, read_as
+from softless.data.images import BadImage, verify
+from softless.data.label_layout import IGNORE, Layout, label_folders, layout_of, read_values
+from softless.data.notices import notice
 from softless.data.progress import track
 from softless.data.samples import FileSamples
-from softless.errors import DataError, UsageError, unknown
-from softless.words import is_text
+from softless.errors import DataError, UsageError
+from softless.words import counted
 
 if TYPE_CHECKING:  # training lies above data: its recipe is read here by its field names only
     from softless.training.recipe import DataSpec
 
-IGNORE = 255  # of label arrays: a pixel that counts nowhere
-PARTS = {"train": "train", "val": "val", "test": "test"}
-ADE20K_PARTS = {"train": "training", "val": "validation"}
-ADE20K_CLASSES = 150
-CLASSES, ADE20K_NAMES = "classes.json", "objectInfo150.txt"
+_ENDS = re.compile(
+    r"[_-](masks?|labels?|segmentation|seg|gt|manual\d?)$", re.IGNORECASE
+)  # of label images beside the image's name
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Where images and label images lie, and what the values are called."""
-
-    root: Path
-    parts: Mapping[str, str]  # part -> folder
-    labels: str  # folder of label images
-    names: Mapping[int, str]  # value -> class, those that are ignored too
-    ignored: frozenset[int]
-
-    @property
-    def values(self) -> tuple[int, ...]:
-        """Those that a model has an output for, in the order of their class indices."""
-        return tuple(sorted(set(self.names) - self.ignored))
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return tuple(self.names[value] for value in self.values)
-
-    @property
-    def lookup(self) -> np.ndarray:
-        """(256,) uint8: class index of each value, or IGNORE."""
-        table = np.full(256, IGNORE, dtype=np.uint8)
-        table[list(self.values)] = np.arange(len(self.values))
-        return table
+TOLD = frozenset({
+    "values",
+    "splits",
+    "void",
+    "names",
+})  # warnings on how values and names were read: training says them too
 
 
 class LabelImages(FileSamples):
@@ -68,8 +44,8 @@ class LabelImages(FileSamples):
 
     Args:
         root: folder that all names start from.
-        part: below which folder of images and label images the names repeat, for example "train".
-        files: images, `images/part/NAME.jpg`.
+        base: the folder of the images below it, for example "images/train".
+        files: images, `images/train/NAME.jpg`.
         labels: their label images.
         lookup: class index of each value (256,).
         counts: pixels of each class (n, K).
@@ -81,7 +57,7 @@ class LabelImages(FileSamples):
     def __init__(
         self,
         root: Path,
-        part: str,
+        base: str,
         files: Sequence[str],
         labels: Sequence[str],
         lookup: np.ndarray,
@@ -91,7 +67,7 @@ class LabelImages(FileSamples):
         fovs: Sequence[str] | None = None,
     ) -> None:
         super().__init__(root, files, np.zeros(len(files), dtype=np.int64), channels)
-        self.part, self.labels, self.lookup, self.counts = part, list(labels), lookup, counts
+        self.base, self.labels, self.lookup, self.counts = base, list(labels), lookup, counts
         self.digests, self.fovs = list(digests), None if fovs is None else list(fovs)
 
     def target(self, index: int) -> np.ndarray:
@@ -100,8 +76,8 @@ class LabelImages(FileSamples):
         return _classes_of(read_values(self.root / self.labels[index]), self.lookup, fov)
 
     def key(self, index: int) -> str:
-        """The image's path below its part, without its ending: what its label image has too."""
-        return Path(self.files[index]).relative_to(f"images/{self.part}").with_suffix("").as_posix()
+        """The image's path below its folder, without its ending: what its label image has too."""
+        return Path(self.files[index]).relative_to(self.base).with_suffix("").as_posix()
 
     def update(self, digest: Any) -> None:
         super().update(digest)
@@ -119,7 +95,7 @@ class LabelImages(FileSamples):
         chosen = [int(index) for index in indices]
         return LabelImages(
             self.root,
-            self.part,
+            self.base,
             [self.files[i] for i in chosen],
             [self.labels[i] for i in chosen],
             self.lookup,
@@ -140,7 +116,7 @@ def open_label_images(
     Args:
         spec: path, channels and scaling.
         seed: of what is drawn.
-        labels: folder of label images; None is `labels`, or ADE20K's `annotations`.
+        labels: folder of label images; None is the only one there is.
         ignore: classes or values that count nowhere.
         fov: folder of masks whose zeros count nowhere.
 
@@ -158,6 +134,13 @@ def open_label_images(
     found = Gathering(root)
     layout = layout_of(root, found, labels, ignore)
     parts = read_parts(layout, found, spec.in_chans, fov)
+    for fault in found.warnings:
+        if fault.kind in TOLD:
+            notice(f"{root}: {fault}")
+    if fov is not None and IGNORE in layout.values:
+        raise UsageError(
+            f"segmentation.fov={fov}: pixels outside are written as {IGNORE}, which is a class of {root}; leave one out"
+        )
     if found.bad:
         faults = "\n".join(f"  {fault}" for fault in found.bad)
         raise DataError(
@@ -177,150 +160,59 @@ def open_label_images(
     return Splits(train, val, test, layout.classes, spec.in_chans, mean, std, told), layout
 
 
-def is_label_layout(root: Path) -> bool:
-    """Whether a folder holds images and label images, and not class folders."""
-    return bool(_parts(root)) and ((root / CLASSES).is_file() or bool(label_folders(root)))
-
-
-def label_folders(root: Path) -> list[str]:
-    """The folders of label images beside `images`: those whose name begins so and that have its parts."""
-    places = sorted(entry.name for entry in root.iterdir() if entry.name.startswith(("label", "annotation")))
-    return [name for name in places if any((root / name / part).is_dir() for part in _parts(root).values())]
-
-
-def layout_of(root: Path, found: Gathering, labels: str | None = None, ignore: Sequence[str | int] = ()) -> Layout:
-    """How the folder is laid out; what is wrong with its classes is a fault."""
-    parts = _parts(root)
-    if not parts:
-        raise DataError(
-            f"{root} holds no label images: expected images/train and labels/train in it, and {CLASSES} "
-            '({"0": "background", …}), or ADE20K\'s images/training and annotations/training'
-        )
-    ade = parts is ADE20K_PARTS
-    names = _ade20k_names(root) if ade else _names(root, found)
-    if "train" not in parts or not (root / "images" / parts["train"]).is_dir():
-        found.fault(root / "images", "layout", f"it has {' and '.join(parts)} but no train")
-    taken = frozenset(_value(one, names) for one in ignore) | ({0} if ade else set())
-    layout = Layout(root, parts, labels or ("annotations" if ade else "labels"), names, taken)
-    if not found.bad and len(layout.values) < 2:
-        raise UsageError(
-            f"{len(layout.values)} of the classes {', '.join(names.values())} are left to learn, and it takes two: ignore fewer"
-        )
-    return layout
-
-
 def read_parts(layout: Layout, found: Gathering, channels: int = 3, fov: str | None = None) -> dict[str, LabelImages]:
     """Read every image and label image; what is wrong with one is a fault, and the image is left out."""
+    if layout.read_as:
+        found.warn(layout.root, "values", layout.read_as)
+    if renamed := read_as({
+        part: layout.folder(part) for part, name in layout.pattern.parts.items() if name not in {part, ""}
+    }):
+        found.warn(layout.root, "splits", renamed)
     return {part: read_part(layout, part, found, channels, fov) for part in layout.parts}
-
-
-def read_values(path: Path) -> np.ndarray:
-    """The values (h, w) of a label image, uint8: of a palette image the indices, of a 1-bit mask 0 and 1.
-
-    Raises:
-        BadImage: unreadable, or no image of one 8-bit value per pixel.
-    """
-    try:
-        decode(path, 1)  # refuses what no image file may be
-    except BadImage as error:
-        if error.kind == "pixel format":
-            raise _no_label(path, "more than 8 bits per pixel", "write the same values as 8-bit grey PNG") from error
-        raise
-    with Image.open(path, formats=FORMATS) as image:
-        if image.mode not in {"L", "P", "1"}:
-            raise _no_label(path, f"colours (mode {image.mode})", "write the class of each pixel as 8-bit grey PNG")
-        return np.asarray(image).astype(np.uint8)
-
-
-def _no_label(path: Path, holds: str, way: str) -> BadImage:
-    error = BadImage(f"{path} holds {holds}, and the value of a label image's pixel is its class: {way}")
-    error.kind = "pixel format"
-    error.reason = f"it holds {holds}, and the value of a label image's pixel is its class: {way}"
-    return error
-
-
-def _parts(root: Path) -> Mapping[str, str]:
-    """The parts that are there; exactly ADE20K_PARTS for that layout."""
-    images = root / "images"
-    if (images / ADE20K_PARTS["train"]).is_dir() and (root / "annotations" / ADE20K_PARTS["train"]).is_dir():
-        return ADE20K_PARTS
-    return {part: folder for part, folder in PARTS.items() if (images / folder).is_dir()}
-
-
-def _names(root: Path, found: Gathering) -> dict[int, str]:
-    """classes.json, an object from value to name or a list of names."""
-    file = root / CLASSES
-    try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))  # some tools begin with a byte-order mark
-    except FileNotFoundError:
-        found.fault(file, "classes", 'no such file; it says what the values mean: {"0": "background", "1": "vessel"}')
-        return {}
-    except (OSError, ValueError) as error:
-        found.fault(file, "classes", f"it is no complete JSON: {error}")
-        return {}
-    content = dict(enumerate(content)) if isinstance(content, list) else content
-    if not isinstance(content, dict) or not content:
-        found.fault(file, "classes", f"it holds {content!r:.40}; it is an object from value to name")
-        return {}
-    names: dict[int, str] = {}
-    for key, name in content.items():
-        if not str(key).isascii() or not str(key).isdigit() or int(key) >= IGNORE or not isinstance(name, str):
-            found.fault(
-                file,
-                "classes",
-                f"the entry {key!r}: {name!r} is none; values are whole numbers from 0 to 254, names are texts",
-            )
-        elif not is_text(name):
-            found.fault(file, "classes", f"the entry {key!r} has {NO_TEXT}")
-        elif name in names.values():
-            found.fault(file, "classes", f"the name '{name}' is given twice")
-        else:
-            names[int(key)] = name
-    return names
-
-
-def _ade20k_names(root: Path) -> dict[int, str]:
-    file = root / ADE20K_NAMES
-    names = {value: str(value) for value in range(1, ADE20K_CLASSES + 1)}
-    if file.is_file():
-        rows = [line.split("\t") for line in file.read_text(encoding="utf-8").splitlines()[1:]]
-        names |= {int(row[0]): row[-1].strip().split(",")[0] for row in rows if row[0].strip().isdigit()}
-    return {0: "other", **names}
-
-
-def _value(one: str | int, names: Mapping[int, str]) -> int:
-    by_name = {name: value for value, name in names.items()}
-    if isinstance(one, str):
-        if one not in by_name:
-            raise unknown("class to ignore", one, by_name)
-        return by_name[one]
-    if not 0 <= one <= 255:
-        raise UsageError(f"segmentation.ignore={one}: values of label images lie in 0..255")
-    return one
 
 
 def read_part(layout: Layout, part: str, found: Gathering, channels: int = 3, fov: str | None = None) -> LabelImages:
     """`read_parts` of one part."""
-    folder = layout.parts[part]
-    images = _by_key(layout.root / "images" / folder, found)
-    labels = _by_key(layout.root / layout.labels / folder, found)
-    fovs = {} if fov is None else _by_key(layout.root / fov / folder, found)
+    base, beside = layout.folder(part), layout.folder(part, layout.labels)
+    images, labels = _by_key(layout.root / base, found), _by_key(layout.root / beside, found)
+    _pair_by_ending(layout.root / beside, images, labels, found)
+    fovs = {} if fov is None else _by_key(layout.root / layout.folder(part, fov), found)
     for key in sorted(set(labels) - set(images)):
-        found.fault(layout.root / labels[key], "missing image", f"there is no image of this name in images/{folder}")
+        found.fault(layout.root / labels[key], "missing image", f"there is no image of this name in {base}")
     taken: list[tuple[str, str, str, np.ndarray, bytes]] = []
+    void: list[int] = []
     for key, file in track(images.items(), len(images), f"reading {part}"):
         read = _read(layout, part, file, labels.get(key), fovs.get(key, "") if fov else None, found)
         if read is not None:
-            taken.append((file, labels[key], fovs.get(key, ""), *read))
+            taken.append((file, labels[key], fovs.get(key, ""), *read[:2]))
+            void.append(read[2])
     if not images:
-        found.fault(layout.root / "images" / folder, "layout", "it holds no images")
+        found.fault(layout.root / base, "layout", "it holds no images")
+    if any(void) and layout.void:
+        where = f"{sum(void):,} pixels of {counted(sum(map(bool, void)), 'label image')}"
+        found.warn(beside, "void", f"the value {IGNORE} has no name in classes.json and counts nowhere: {where}")
     counts = np.array([one[3] for one in taken]).reshape(len(taken), len(layout.values))
     title = part if len(label_folders(layout.root)) < 2 else f"{part}, {layout.labels}"
     found.counts[title] = dict(zip(layout.classes, counts.sum(0).tolist(), strict=True))
     return LabelImages(
-        layout.root, folder, [one[0] for one in taken], [one[1] for one in taken], layout.lookup, counts, [one[4] for one in taken], channels,
+        layout.root, base, [one[0] for one in taken], [one[1] for one in taken], layout.lookup, counts, [one[4] for one in taken], channels,
         None if fov is None else [one[2] for one in taken],
     )  # fmt: skip
+
+
+def _pair_by_ending(folder: Path, images: Mapping[str, str], labels: dict[str, str], found: Gathering) -> None:
+    """`a_mask.png` belongs to `a.jpg` where no label image has its very name."""
+    short = {key: _ENDS.sub("", key) for key in labels if key not in images}
+    fits = {key: name for key, name in short.items() if name != key and name in images and name not in labels}
+    for key, name in fits.items():
+        labels.setdefault(name, labels.pop(key))
+    if fits:
+        first = next(iter(fits))
+        found.warn(
+            folder,
+            "names",
+            f"{counted(len(fits), 'label image')} belong to images by their names without the ending, as {first} to {fits[first]}",
+        )
 
 
 def _by_key(folder: Path, found: Gathering) -> dict[str, str]:
@@ -347,12 +239,14 @@ def _by_key(folder: Path, found: Gathering) -> dict[str, str]:
 
 def _read(
     layout: Layout, part: str, file: str, label: str | None, fov: str | None, found: Gathering
-) -> tuple[np.ndarray, bytes] | None:
-    """Pixels of each class (K,) and a digest of them all; None where the image cannot be used."""
+) -> tuple[np.ndarray, bytes, int] | None:
+    """Pixels of each class (K,), a digest of them all, and how many are void; None where the image cannot be used."""
     decoded = found.image(layout.root / file, part, "")
     if label is None:
-        name = f"{layout.labels}/{layout.parts[part]}/{Path(file).stem}.png"
-        found.fault(layout.root / file, "missing label", f"it has no label image {name}")
+        name = Path(file).relative_to(layout.folder(part)).with_suffix(".png").as_posix()
+        found.fault(
+            layout.root / file, "missing label", f"it has no label image {layout.folder(part, layout.labels)}/{name}"
+        )
         return None
     if fov == "":
         found.fault(layout.root / file, "missing field of view", "it has none")
@@ -374,7 +268,7 @@ def _read(
         return None
     classes = _classes_of(values, layout.lookup, seen)
     counts = np.bincount(classes.reshape(-1), minlength=256)[: len(layout.values)]
-    return counts, hashlib.blake2b(classes.tobytes(), digest_size=16).digest()
+    return counts, hashlib.blake2b(classes.tobytes(), digest_size=16).digest(), int((values == IGNORE).sum())
 
 
 def _checked(path: Path, size: tuple[int, int] | None, found: Gathering) -> np.ndarray | None:

@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 from softless.data.findings import Gathering
-from softless.data.label_images import IGNORE, LabelImages, Layout, layout_of, read_part, read_values
+from softless.data.label_images import LabelImages, read_part
+from softless.data.label_layout import IGNORE, Layout, layout_of, read_values
 from softless.errors import DataError, SoftlessError
 from softless.evaluation.measures import MEASURES
 from softless.evaluation.segmentation import COUNTS, FOLDER, Scores

@@ -200,7 +200,9 @@ def test_colour_stays_colour_whatever_the_recipe(tmp_path, caplog, channels, giv
 @pytest.mark.parametrize("name", sorted(MEDMNIST_CLASSES))
 def test_medmnists_own_class_names(tmp_path, name):
     count = len(MEDMNIST_CLASSES[name])
-    labels = {f"{part}_labels": (np.arange(3 * count) % count)[:, None] for part in ("train", "val", "test")}
+    labels: dict[str, Any] = {
+        f"{part}_labels": (np.arange(3 * count) % count)[:, None] for part in ("train", "val", "test")
+    }
     path = medmnist(tmp_path / f"{name}_64.npz", counts=dict.fromkeys(("train", "val", "test"), 3 * count), **labels)
     assert open_splits(DataSpec("npz", str(path), in_chans=1), seed=0).classes == MEDMNIST_CLASSES[name]
 

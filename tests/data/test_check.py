@@ -363,7 +363,7 @@ def test_faults_of_label_images_are_named(tmp_path):
 
 def test_images_without_label_images(tmp_path):
     label_set(tmp_path)
-    (tmp_path / "labels").rename(tmp_path / "masks")
+    (tmp_path / "labels").rename(tmp_path / "drawings")
     assert "no label images" in check(tmp_path).bad[0].reason
 
 

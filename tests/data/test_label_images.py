@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from softless.data import train_loader
-from softless.data.label_images import IGNORE, is_label_layout, open_label_images, read_values
+from softless.data.label_images import IGNORE, open_label_images, read_values
+from softless.data.label_layout import is_label_layout
 from softless.data.label_transforms import eval_pipeline, train_pipeline
 from softless.errors import DataError, UsageError
 from softless.training.recipe import DataSpec, SegmentationSpec
@@ -92,7 +93,7 @@ def spoil(root: Path) -> dict[str, str]:
     (labels / "2.png").unlink()
     (labels / "3.png").write_bytes((labels / "3.png").read_bytes()[:60])
     Image.fromarray(np.zeros((48, 64), dtype=np.uint16)).save(root / "labels/val/0.png")
-    Image.fromarray(np.zeros((48, 64, 3), dtype=np.uint8)).save(root / "labels/val/1.png")
+    Image.fromarray(np.eye(3, dtype=np.uint8)[label_of(1, (48, 64), (0, 1))]).save(root / "labels/val/1.png")
     (root / "images/test/0.png").write_bytes(b"no image")
     (root / "images/test/1.png").unlink()
     return {
@@ -123,7 +124,7 @@ def test_every_fault_is_named_at_once(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(None, "no such file"), ("{", "no complete JSON"), ("7", "an object from value to name"), ('{"300": "a"}', "0 to 254"), ('{"0": "a", "1": "a"}', "twice")],
+    [(None, "no such file"), ("{", "no complete JSON"), ("7", "an object from value to name"), ('{"300": "a"}', "0 to 255"), ('{"0": "a", "1": "a"}', "twice")],
 )  # fmt: skip
 def test_classes_that_are_none(tmp_path, content, said):
     label_set(tmp_path)
