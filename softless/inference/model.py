@@ -11,7 +11,7 @@ from softless.errors import UsageError
 from softless.inference.blocks import PackedBlock
 from softless.inference.layers import PackedAttention
 from softless.inference.packed import NO_GRADIENTS
-from softless.layers.hooks import has_hooks
+from softless.layers.plain import watched
 from softless.models.vit import ViT
 
 if TYPE_CHECKING:
@@ -116,16 +116,6 @@ def reads_first(model: Any) -> bool:
     last = model.blocks[-1] if len(model.blocks) else None
     plain = model.global_pool == "token" and model.attn_pool is None and model.num_prefix_tokens > 0
     return plain and type(last) is PackedBlock and isinstance(last.attn, PackedAttention)
-
-
-def watched(module: nn.Module) -> bool:
-    """Whether hooks wait for a call of a module or of a part of it."""
-    return any(hooked(part) for part in module.modules())
-
-
-def hooked(module: nn.Module) -> bool:
-    """Whether a module has hooks of its own, or weights that are computed at every use."""
-    return has_hooks(module) or nn.utils.parametrize.is_parametrized(module)
 
 
 def kind_of(model: nn.Module) -> type:

@@ -31,10 +31,11 @@ from softless.inference.layers import (
     PatchProjection,
     factors,
 )
-from softless.inference.model import InferenceModel, hooked, inference_class, reads_first, watched
+from softless.inference.model import InferenceModel, inference_class, reads_first
 from softless.inference.packed import DTYPES, NONE, FusedConv, PackedLinear, activation_of, why_not
 from softless.layers import LPI, Attention, FourierPosition
 from softless.layers.conv_attention import ConvProjection
+from softless.layers.plain import watched, why_called
 from softless.models import vit, xcit
 from softless.models.pyramid import PreNormBlock
 
@@ -133,7 +134,7 @@ class _Work:
         if not path:
             self.heads = tuple(_heads(module))
         kind = type(module)
-        if hooked(module) and not _passes(module):
+        if why_called(module) and not _passes(module):
             if kind in RULES or isinstance(module, Attention):
                 self.kept[path] = HOOKED
             found = None
@@ -305,7 +306,7 @@ def _stem(work: _Work, path: str, module: nn.Sequential) -> nn.Module | None:
     _sequence(work, path, module)
     items: list[tuple[nn.Sequential, str, str]] = []
     for name, child in module.named_children():
-        if type(child) is nn.Sequential and not hooked(child):
+        if type(child) is nn.Sequential and not why_called(child):
             _sequence(work, below(path, name), child)
             items += [(child, inner, below(path, f"{name}.{inner}")) for inner, _ in child.named_children()]
         else:
@@ -314,7 +315,7 @@ def _stem(work: _Work, path: str, module: nn.Sequential) -> nn.Module | None:
     for (owner, name, where), (after, act_name, act_where) in pairwise(parts):
         conv, act = getattr(owner, name), getattr(after, act_name)
         activation = activation_of(act)
-        if fuses(conv) and activation is not None and not hooked(act):
+        if fuses(conv) and activation is not None and not why_called(act):
             setattr(owner, name, FusedConv(conv, activation))
             setattr(after, act_name, nn.Identity())
             work.fused[act_where] = where
@@ -331,7 +332,7 @@ def _projection(work: _Work, path: str, module: ConvProjection) -> nn.Module | N
 def _patches(work: _Work, path: str, module: Any) -> nn.Module | None:
     conv = module.proj
     whole = type(conv) is nn.Conv2d and conv.stride == conv.kernel_size and conv.groups == 1 and conv.dilation == (1, 1)
-    if whole and conv.padding == (0, 0) and not hooked(conv):
+    if whole and conv.padding == (0, 0) and not why_called(conv):
         module.proj = PatchProjection(conv, work.dtype)
         work.packed.append(f"{path}.proj")
     return None
@@ -377,7 +378,7 @@ def is_plain_mlp(module: nn.Module) -> bool:
 def fuses(conv: nn.Module) -> bool:
     """Whether oneDNN can compute a convolution together with what follows."""
     plain = type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
-    return plain and not hooked(conv)
+    return plain and not why_called(conv)
 
 
 def below(path: str, name: str) -> str:
@@ -391,7 +392,7 @@ def folds(conv: nn.Module, norm: nn.Module) -> bool:
         type(conv) is nn.Conv2d
         and type(norm) is nn.BatchNorm2d
         and norm.track_running_stats
-        and not (hooked(conv) or hooked(norm))
+        and not (why_called(conv) or why_called(norm))
     )
 
 

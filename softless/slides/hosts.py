@@ -36,8 +36,8 @@ from softless.inference.model import kind_of
 from softless.inference.packed import PackedLinear
 from softless.layers import LPI, Attention, ClassAttention, ConvPatchEmbed
 from softless.layers.attention import CLASSES
-from softless.layers.hooks import has_hooks
 from softless.layers.patch_embed import check_size
+from softless.layers.plain import has_hooks
 from softless.layers.position import FourierPosition, fourier_table
 from softless.models import vit, xcit
 
