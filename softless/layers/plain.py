@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks_of_all
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils.module_tracker import ModuleTracker
 
 from softless.errors import PrecisionError, UsageError
@@ -45,6 +48,16 @@ def weights_of(
         kinds: the classes that the reader knows the formula of; a class derived from one is another.
     """
     return None if layer is None or why_not(layer, device, kinds) else Weights(layer.weight, layer.bias)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def give(layer: nn.Module, weight: Tensor, bias: Tensor | None = None) -> None:
+    """Write the weight, and the bias, of a layer that is new."""
+    assert isinstance(layer.weight, Tensor)
+    layer.weight.copy_(weight)
+    if bias is not None:
+        assert isinstance(layer.bias, Tensor)
+        layer.bias.copy_(bias)
 
 
 def why_not(layer: nn.Module, device: torch.device | None = None, kinds: Collection[type] = LINEAR) -> str:
@@ -83,6 +96,11 @@ def has_hooks(module: nn.Module) -> bool:
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
+
+
+def computes_weight(hook: object) -> bool:
+    """Whether a hook is one of torch's that makes a weight of others before each call, and looks at nothing else."""
+    return isinstance(hook, WeightNorm | SpectralNorm | BasePruningMethod)
 
 
 def hooks_on_all() -> bool:
@@ -142,6 +160,33 @@ def absent(model: nn.Module) -> str:
         if any(x is not None and x.device.type == "meta" for x in own) and not why_called(module):
             return path or type(model).__name__
     return ""
+
+
+def sharded(model: nn.Module) -> str:
+    """The path of the first layer of which this process holds a part only; empty where all are whole."""
+    if not torch.distributed.is_available():
+        return ""
+    from torch.distributed.tensor import DTensor
+
+    return next((path for path, x in model.named_parameters() if isinstance(x, DTensor)), "")
+
+
+def refuse_parts(model: nn.Module, what: str) -> None:
+    """Refuse a model whose weights are not all here.
+
+    Raises:
+        UsageError: a weight on "meta" with nobody to bring it, or one of which this process holds a part; it is named.
+    """
+    if path := absent(model):
+        raise UsageError(
+            f'{what}: {path} has no numbers, its own tensors lie on "meta" and nothing brings them: load the weights first, with '
+            "load_state_dict(…, assign=True)"
+        )
+    if path := sharded(model):
+        raise UsageError(
+            f"{what}: of {path} this process holds a part only: give a whole model the state that "
+            "torch.distributed.checkpoint.state_dict.get_model_state_dict gathers with full_state_dict=True"
+        )
 
 
 def called(layer: nn.Module, o: Tensor, lift: float | Tensor) -> Tensor:

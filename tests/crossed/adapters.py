@@ -162,11 +162,32 @@ class _Thrice(torch.autograd.Function):
         return 3 * grad
 
 
+class Closed(nn.Module):
+    """A layer that nobody looks into."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.layer = layer
+        if isinstance(layer, nn.Module) and not isinstance(layer, nn.Conv2d):
+            self.in_features, self.out_features, self.bias = layer.in_features, layer.out_features, layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x)
+        return y
+
+
+class Thrice(Closed):
+    """A layer whose input's gradient counts threefold."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(_Thrice.apply(x))
+
+
 def merge_backward(model: Model, paths: Paths) -> None:
-    """The same gradient by a layer of another class, which nobody takes for a plain one."""
+    """The same gradient by a layer of another class."""
     merge_change(model, paths)
-    for layer, _ in layers(model, paths):
-        layer.register_forward_pre_hook(lambda _, given: (_Thrice.apply(given[0]),) if given[0].requires_grad else None)
+    for layer, path in list(layers(model, paths)):
+        model.set_submodule(path, Thrice(layer))
 
 
 class Mark:
@@ -205,24 +226,13 @@ def own_forward(model: Model, paths: Paths) -> None:
 
 
 def dynamic(model: Model, paths: Paths) -> None:
+    if not all(isinstance(layer, nn.Linear) for layer, _ in layers(model, paths)):
+        raise TypeError("torch has no dynamic convolution")
     merge_change(model, paths)
     kinds: Any = dict.fromkeys(paths, torch.ao.quantization.default_dynamic_qconfig)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.ao.quantization.quantize_dynamic(model, kinds, dtype=torch.qint8, inplace=True)
-
-
-class Closed(nn.Module):
-    """A layer that nobody looks into."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-        self.in_features, self.out_features, self.bias = layer.in_features, layer.out_features, layer.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.layer(x)
-        return y
 
 
 def merge_dynamic(model: Model, paths: Paths) -> None:

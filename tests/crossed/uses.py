@@ -30,7 +30,7 @@ class Use:
 
 
 def small(op: Operator) -> dict[str, Any]:
-    return {name: value for name, value in SMALL.items() if name in op.options}
+    return {name: value for name, value in {**SMALL, "ratio": 2}.items() if name in op.options}
 
 
 def tokens(number: int, dtype: torch.dtype = torch.float32, dim: int = DIM) -> Tensor:
@@ -51,7 +51,7 @@ class Alone(nn.Module):
 
 def alone(op: Operator, side: int, **more: Any) -> Alone:
     """Attention over a grid of `side` x `side` tokens whose output is not small beside its bias."""
-    made = Attention(DIM, HEADS, op, qkv_bias=True, tokens=side * side, **small(op), **more)
+    made = Attention(DIM, HEADS, op, qkv_bias=True, tokens=side * side, **small(op) | more)
     made.set_grid((0, side, side))
     with torch.no_grad():
         made.proj.bias.mul_(0.01 if op.normalises != "rows" else 1)
@@ -109,12 +109,25 @@ def vit(op: Operator) -> nn.Module:
     made = create_model(
         "deit_tiny_patch16_224", op=op.name, depth=2, embed_dim=32, num_heads=2, num_classes=5, img_size=64, **small(op)
     )
-    return lively(made, image(64))
+    return alive(made, op)
+
+
+def alive(made: nn.Module, op: Operator) -> nn.Module:
+    """The model with weights on which its attention counts; a kernel of q and k falls to nothing on large ones."""
+    if not op.wants("tied_qk", {}):
+        return lively(made, image(64))
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if parameter.ndim > 1 and "learned" not in name:
+                parameter.normal_(std=0.4 * parameter[0].numel() ** -0.5, generator=torch.Generator().manual_seed(4))
+            elif "gamma" in name:
+                parameter.fill_(1)
+    return made.eval()
 
 
 def xcit(op: Operator) -> nn.Module:
     given = {**small(op), "depth": 1, "embed_dim": 32, "num_heads": 2, "num_classes": 5}
-    return lively(create_model("xcit_nano_12_p16_224", op=op.name, **given), image(64))
+    return alive(create_model("xcit_nano_12_p16_224", op=op.name, **given), op)
 
 
 def timms(_: Operator) -> nn.Module:
