@@ -3,7 +3,7 @@
 # B batch, H heads, N tokens, D features per head
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from softless.attention.packed import unpacked
 from softless.attention.spec import Grid
 from softless.inference.packed import Activation, FusedConv, PackedLinear
 from softless.layers import Attention
+from softless.layers.plain import CONV, NORM, give, is_nothing, watched, weights_of, why_called
 from softless.layers.position import to_keep
 
 
@@ -40,11 +41,16 @@ class PackedAttention(Attention):
         onto: Tensor | None = None, **passed: Any,
     ) -> Tensor:  # fmt: skip
         """Attention over the tokens x (B,N,dim), plus `onto`; the rest as `Attention.forward`."""
-        if attn_mask is not None or is_causal or mask is not None or passed:
+        if attn_mask is not None or is_causal or mask is not None or passed or not self._untouched:
             y = super().forward(x, attn_mask, is_causal, mask, grid, **passed)
             return y if onto is None else onto + y
         # the projection stays apart: packed it is faster than a product with the operator's matrix inside (the figure merging)
         return self.proj(attend_packed(self.qkv(x), self.num_heads, self.op, **self.extras(x.shape[1], grid)), onto)
+
+    @property
+    def _untouched(self) -> bool:
+        """Whether nobody waits for the places that are empty here."""
+        return self.reads_the_buffer and is_nothing(self.norm) and not why_called(self.proj_drop)
 
     def first(self, x: Tensor, onto: Tensor) -> Tensor:
         """The first token's row of `forward`: (B,N,dim) and (B,1,dim) -> (B,1,dim)."""
@@ -85,18 +91,21 @@ class PackedLPI(nn.Module):
     @classmethod
     def of(cls, theirs: Any, activation: Activation, scale: Tensor | None) -> "PackedLPI":
         """Ours or timm's, its output multiplied by scale (dim)."""
-        norm, second = theirs.bn, theirs.conv2
+        norm, second, held = theirs.bn, theirs.conv2, weights_of(theirs.conv2, kinds=CONV)
+        assert held is not None, "who packs a layer has asked whether it may be read"
         factor, shift = factors(norm)
         after = torch.ones_like(factor) if scale is None else scale.detach().double()
         made = nn.Conv2d(
             second.in_channels, second.out_channels, second.kernel_size, second.stride, second.padding, groups=second.groups,
-            device=second.weight.device, dtype=second.weight.dtype,
+            device=held.weight.device, dtype=held.weight.dtype,
         )  # fmt: skip
         with torch.no_grad():
-            made.weight.copy_(second.weight.double() * (factor * after)[:, None, None, None])
-            bias = 0 if second.bias is None else second.bias.double()
-            cast("Tensor", made.bias).copy_(bias * after)
-        return cls(FusedConv(theirs.conv1, activation), (shift / factor)[:, None, None].to(second.weight.dtype), made)
+            give(
+                made,
+                held.weight.double() * (factor * after)[:, None, None, None],
+                (0 if held.bias is None else held.bias.double()) * after,
+            )
+        return cls(FusedConv(theirs.conv1, activation), (shift / factor)[:, None, None].to(held.weight.dtype), made)
 
     def ahead(self, grid: Tensor) -> Tensor:
         """What the second convolution is given: (B,dim,h,w) -> (B,dim,h,w)."""
@@ -114,9 +123,10 @@ def factors(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     assert norm.running_var is not None
     assert norm.running_mean is not None
     factor = (norm.running_var.double() + norm.eps).rsqrt()
-    factor = factor if norm.weight is None else factor * norm.weight.detach().double()
+    weight, bias = weights_of(norm, kinds=NORM) or (None, None)
+    factor = factor if weight is None else factor * weight.detach().double()
     shift = -norm.running_mean.double() * factor
-    return factor, shift if norm.bias is None else shift + norm.bias.detach().double()
+    return factor, shift if bias is None else shift + bias.detach().double()
 
 
 class Added(nn.Module):
@@ -134,15 +144,56 @@ class Added(nn.Module):
         return onto + (y if self.scale is None else y * self.scale)
 
 
+def cast(value: Any, dtype: torch.dtype) -> Any:
+    """The floating-point tensors of a value in another dtype, whatever lists, tuples and mappings they lie in."""
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if isinstance(value, dict):
+        return type(value)((name, cast(one, dtype)) for name, one in value.items())
+    if isinstance(value, list | tuple):
+        made = [cast(one, dtype) for one in value]
+        return type(value)(*made) if hasattr(value, "_fields") else type(value)(made)
+    return value
+
+
+class InDtype(nn.Module):
+    """A part that computes in a dtype of its own: what it is given is cast to it, and its answers to the dtype around."""
+
+    def __init__(self, part: nn.Module, inside: torch.dtype, outside: torch.dtype) -> None:
+        super().__init__()
+        self.part, self.inside, self.outside = part, inside, outside
+
+    def __getattr__(self, name: str) -> Any:
+        """What else is asked for is the part's."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name in {"part", "_modules", "_parameters", "_buffers"}:
+                raise
+            return getattr(self.part, name)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "InDtype":  # noqa: ARG002  # it stays
+        return self
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As the part, of arguments and answers of any floating-point dtype."""
+        return cast(self.part(*cast(args, self.inside), **cast(kwargs, self.inside)), self.outside)
+
+    def extra_repr(self) -> str:
+        return f"{self.inside} inside, {self.outside} outside"
+
+
 class PatchProjection(nn.Module):
     """A convolution whose stride is its side, as one product: (B,C,H,W) -> (B,C',H/side,W/side), channels last."""
 
     def __init__(self, conv: nn.Conv2d, dtype: torch.dtype) -> None:
         super().__init__()
+        found = weights_of(conv, kinds=CONV)
+        assert found is not None, "who packs a layer has asked whether it may be read"
         self.in_channels = conv.in_channels
         self.kernel_size = self.stride = (conv.kernel_size[0], conv.kernel_size[1])
-        weight = conv.weight.detach().permute(0, 2, 3, 1).flatten(1)  # a patch's rows, its columns, its colours
-        self.linear = PackedLinear(weight, conv.bias, dtype)
+        weight = found.weight.detach().permute(0, 2, 3, 1).flatten(1)  # a patch's rows, its columns, its colours
+        self.linear = PackedLinear(weight, found.bias, dtype)
 
     def forward(self, image: Tensor) -> Tensor:
         rows, columns = self.stride
@@ -169,6 +220,9 @@ class KeptPositions(nn.Module):
         return self
 
     def forward(self, batch: int, height: int, width: int) -> Tensor:
+        if watched(self.positions):
+            found: Tensor = self.positions(batch, height, width)
+            return found
         if (height, width) not in self.kept:
             made = to_keep(lambda: self.positions(1, height, width).contiguous(memory_format=torch.channels_last))
             self.kept = {(height, width): made}  # one grid: sizes rarely alternate

@@ -4,19 +4,22 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
+from timm.layers import LayerNorm, RmsNorm
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from softless.errors import UsageError
 from softless.inference.blocks import PackedBlock
-from softless.inference.layers import PackedAttention
+from softless.inference.layers import PackedAttention, cast
 from softless.inference.packed import NO_GRADIENTS
-from softless.layers.hooks import has_hooks
+from softless.layers.plain import watched, why_called
 from softless.models.vit import ViT
 
 if TYPE_CHECKING:
     from softless.inference.optimize import Optimized
 
+NORMS = (nn.Identity, nn.LayerNorm, LayerNorm, nn.RMSNorm, RmsNorm)  # of single tokens
 VITS = (VisionTransformer, ViT)  # whose forward pass `FirstTokenViT` repeats
 
 
@@ -24,19 +27,18 @@ class InferenceModel(nn.Module):
     """Mixed into the class of a model that `optimize` made. `optimized` tells what was done."""
 
     optimized: "Optimized"
+    outside: torch.dtype  # what it takes and answers in
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As torch calls a model, without gradients; images of another floating-point dtype are cast to the model's.
+        """As torch calls a model, without gradients; floating-point tensors among the arguments are cast to the model's dtype, in lists too.
 
         Raises:
             UsageError: a gradient by the images is asked for, or the model is exported.
         """
-        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args):
+        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in tree_leaves((args, kwargs))):  # fmt: skip
             raise UsageError(NO_GRADIENTS)
-        dtype = self.optimized.dtype
-        args = tuple(x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in args)
         with torch.no_grad():
-            return super().__call__(*args, **kwargs)
+            return super().__call__(*cast(args, self.outside), **cast(kwargs, self.outside))
 
     def train(self, mode: bool = True) -> Any:
         """Evaluation only.
@@ -82,7 +84,7 @@ class InferenceModel(nn.Module):
         )
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        here = torch.empty(0, dtype=self.optimized.dtype, device=self.optimized.device)
+        here = torch.empty(0, dtype=self.outside, device=self.optimized.device)
         there = fn(here)
         if there.dtype != here.dtype or there.device != here.device:
             raise UsageError(
@@ -101,12 +103,17 @@ class FirstTokenViT(InferenceModel):
         """(B,C,H,W) -> (B,num_classes), as timm's."""
         me: Any = self
         *blocks, last = me.blocks
-        if attn_mask is not None or is_causal or not reads_first(self) or watched(last):
+        if attn_mask is not None or is_causal or not reads_first(self) or self._seen(last):
             return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
         x = me.norm_pre(me.patch_drop(me._pos_embed(me.patch_embed(x))))
         for block in blocks:
             x = block(x)
         return me.forward_head(me.norm(last.first(x)))
+
+    def _seen(self, last: nn.Module) -> bool:
+        """Whether somebody waits for what the short cut leaves out: all tokens of the last block and of the norm, and the call of `blocks`."""
+        me: Any = self
+        return bool(why_called(me.blocks)) or watched(last) or watched(me.norm)
 
 
 def reads_first(model: Any) -> bool:
@@ -115,17 +122,8 @@ def reads_first(model: Any) -> bool:
         return False
     last = model.blocks[-1] if len(model.blocks) else None
     plain = model.global_pool == "token" and model.attn_pool is None and model.num_prefix_tokens > 0
-    return plain and type(last) is PackedBlock and isinstance(last.attn, PackedAttention)
-
-
-def watched(module: nn.Module) -> bool:
-    """Whether hooks wait for a call of a module or of a part of it."""
-    return any(hooked(part) for part in module.modules())
-
-
-def hooked(module: nn.Module) -> bool:
-    """Whether a module has hooks of its own, or weights that are computed at every use."""
-    return has_hooks(module) or nn.utils.parametrize.is_parametrized(module)
+    single = type(model.norm) in NORMS and type(model.blocks) is nn.Sequential
+    return plain and single and type(last) is PackedBlock and isinstance(last.attn, PackedAttention)
 
 
 def kind_of(model: nn.Module) -> type:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from timm.layers import Attention as TimmAttention
-from timm.layers import LayerScale, Mlp, PatchEmbed
+from timm.layers import DropPath, LayerScale, Mlp, PatchEmbed
 from timm.models.beit import Attention as BeitAttention
 from timm.models.eva import EvaAttention
 from timm.models.vision_transformer import Block as TimmBlock
@@ -18,12 +18,17 @@ from timm.models.xcit import LPI as TimmLPI
 from timm.models.xcit import XCA, PositionalEncodingFourier, XCABlock
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torchvision.models.detection.fcos import FCOS
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.retinanet import RetinaNet
+from torchvision.models.detection.ssd import SSD
 
 from softless.convert.adapters import looks_like_attention
 from softless.errors import UsageError, need_module
 from softless.inference.blocks import GridBlock, PackedBlock, XcitBlock
 from softless.inference.layers import (
     Added,
+    InDtype,
     KeptPositions,
     PackedAttention,
     PackedLPI,
@@ -31,14 +36,19 @@ from softless.inference.layers import (
     PatchProjection,
     factors,
 )
-from softless.inference.model import InferenceModel, hooked, inference_class, reads_first, watched
+from softless.inference.model import InferenceModel, inference_class, reads_first
 from softless.inference.packed import DTYPES, NONE, FusedConv, PackedLinear, activation_of, why_not
 from softless.layers import LPI, Attention, FourierPosition
 from softless.layers.conv_attention import ConvProjection
+from softless.layers.plain import CONV, NORM, is_nothing, refuse_parts, watched, weights_of, why_called
+from softless.layers.plain import why_not as why_not_plain
 from softless.models import vit, xcit
+from softless.models.detectors import Backbone
 from softless.models.pyramid import PreNormBlock
 
-HOOKED = "it has hooks, or weights that are computed at every use"
+# torchvision's, whose coordinates need float32: eight bits of bfloat16 are two pixels at 500
+DETECTORS = (GeneralizedRCNN, RetinaNet, FCOS, SSD)
+LEFT_OUT = {nn.Identity, nn.Dropout, DropPath}  # nothing in evaluation
 
 
 @dataclass(frozen=True)
@@ -94,22 +104,49 @@ def optimize(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> Any:
         raise UsageError(f"dtype={dtype}: an optimized model computes in torch.bfloat16 or torch.float32")
     if isinstance(model, InferenceModel):
         raise UsageError("the model is optimized already: optimize the one it was made of")
-    made: Any = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
-    device = next((one.device for one in made.parameters()), torch.device("cpu"))
-    work = _Work(dtype)
+    refuse_parts(model, "optimize")
+    made: Any = _copied(model).eval().requires_grad_(requires_grad=False)
+    first_weight = next((one for one in made.parameters() if one.is_floating_point()), torch.empty(0))
+    device = next((one.device for one in made.parameters() if one.device.type != "meta"), torch.device("cpu"))
+    work, outside = _Work(dtype), dtype
     with torch.no_grad():
-        made = work.replaced("", made)
-        # parts that are new too; the weights of convolutions as their images lie, or each call would copy them
-        made.to(dtype, memory_format=torch.channels_last).eval().requires_grad_(requires_grad=False)
+        if backbones := _backbones(made):
+            outside = first_weight.dtype if first_weight.dtype in DTYPES else torch.float32
+            work.inside(made, backbones, outside)
+        made = _settled(work.replaced("", made), outside)
     why = why_not(dtype, device)
     notes = [f"nothing is packed: {why}"] if why else []
+    if backbones:
+        notes.append(f"  {', '.join(backbones)} in {dtype}, boxes, scores and masks in {outside}")
     first = reads_first(made)
     if first:
         notes.append("  the last block computes what the class token needs; forward_features still gives every token")
     kind: Any = type(made)
     made.__class__ = inference_class(kind, first)
+    made.outside = outside
     made.optimized = Optimized(dtype, device, work.blocks, () if why else tuple(work.packed), work.folded, work.fused, work.kept, tuple(notes))  # fmt: skip
     return made
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """A copy; a weight that is computed of others before each call, as weight_norm's, is copied as the number that it is now."""
+    computed = [
+        x for module in model.modules() for x in vars(module).values() if isinstance(x, Tensor) and not x.is_leaf
+    ]
+    return copy.deepcopy(model, {id(x): x.detach().clone() for x in computed})
+
+
+def _settled(made: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """All parts in a dtype, new ones too; the weights of convolutions as their images lie, or each call would copy them."""
+    return made.to(dtype, memory_format=torch.channels_last).eval().requires_grad_(requires_grad=False)  # type: ignore[call-overload]
+
+
+def _backbones(model: nn.Module) -> list[str]:
+    """The paths of what detectors look at an image with; ours have a pyramid behind it, some of which is in float32 by itself."""
+    found = [
+        (below(path, "backbone"), one.backbone) for path, one in model.named_modules() if isinstance(one, DETECTORS)
+    ]
+    return [below(path, "features") if isinstance(one, Backbone) else path for path, one in found]
 
 
 @dataclass
@@ -133,9 +170,13 @@ class _Work:
         if not path:
             self.heads = tuple(_heads(module))
         kind = type(module)
-        if hooked(module) and not _passes(module):
-            if kind in RULES or isinstance(module, Attention):
-                self.kept[path] = HOOKED
+        why = why_read_not(module)
+        if why and (kind in {nn.Linear, nn.Conv2d} or not _is_float(module)):
+            self.kept[path] = why
+            return self.as_it_came(module)
+        if why and not _passes(module):
+            if kind in RULES or isinstance(module, Attention | nn.Linear | nn.Conv2d):
+                self.kept[path] = why
             found = None
         elif kind in WHOLE and watched(module):
             self.kept[path] = "a part of it has hooks"
@@ -151,6 +192,22 @@ class _Work:
             found = module
         self.made[id(module)] = (module, found)
         return found
+
+    def as_it_came(self, module: nn.Module) -> nn.Module:
+        """A layer that is called as it is, in the dtype that it came in: a hook may add what it holds in that."""
+        own = next((x.dtype for x in module.parameters() if x.is_floating_point()), torch.float32)
+        found = module if own == self.dtype else InDtype(module, own, self.dtype)
+        self.made[id(module)] = (module, found)
+        return found
+
+    def inside(self, model: nn.Module, paths: list[str], outside: torch.dtype) -> None:
+        """Parts of a model in the dtype that was asked for, all else in that of the model."""
+        for path in paths:
+            part = _settled(self.replaced(path, model.get_submodule(path)), self.dtype)
+            wrapped = InDtype(part, self.dtype, outside) if outside != self.dtype else part
+            model.set_submodule(path, wrapped)
+            self.made[id(wrapped)] = (wrapped, wrapped)
+        self.dtype = outside
 
     def _name(self, path: str, module: nn.Module) -> None:
         """Why a part that a reader would ask for is as it was."""
@@ -193,6 +250,9 @@ class _Work:
 
     def lpi(self, path: str, theirs: Any, scale: Tensor | None) -> nn.Module:
         """Local patch interaction that adds itself."""
+        if why := _why_no_lpi(theirs):
+            self.kept[path] = why
+            return Added(self.replaced(path, theirs), scale)
         activation = activation_of(theirs.act)
         factor, _ = factors(theirs.bn)
         if activation is None or not bool((factor.abs() > 0).all()):
@@ -209,7 +269,7 @@ class _Work:
     def scale(self, path: str, name: str, module: nn.Module) -> Tensor | None:
         """The layer scale of a branch, which goes into its last layer; None without one."""
         found = getattr(module, name)
-        if isinstance(found, LayerScale):
+        if type(found) is LayerScale:
             found = found.gamma
         if not isinstance(found, Tensor):
             return None
@@ -250,10 +310,17 @@ def _apart(work: _Work, path: str, module: Any) -> nn.Module | None:
 
 
 def _vit(work: _Work, path: str, module: Any) -> nn.Module | None:
-    if not isinstance(module.attn, Attention | TimmAttention):
+    if not isinstance(module.attn, Attention | TimmAttention) or not _only(module, LEFT_OUT | {LayerScale}, "ls1", "ls2", "drop_path1", "drop_path2"):  # fmt: skip
         return None
     scales = (work.scale(path, "ls1", module), work.scale(path, "ls2", module))
     return _block(work, path, module, PackedBlock, scales)
+
+
+def _only(module: Any, kinds: set[type], *names: str) -> bool:
+    """Whether the parts that a block of ours leaves out or folds are nothing else."""
+    return all(
+        type(getattr(module, name)) in kinds for name in names if isinstance(getattr(module, name, None), nn.Module)
+    )
 
 
 def _grid(work: _Work, path: str, module: Any) -> nn.Module | None:
@@ -261,7 +328,7 @@ def _grid(work: _Work, path: str, module: Any) -> nn.Module | None:
 
 
 def _xcit(work: _Work, path: str, module: Any) -> nn.Module | None:
-    if not isinstance(module.attn, Attention | XCA):
+    if not isinstance(module.attn, Attention | XCA) or not _only(module, LEFT_OUT, "drop_path"):
         return None
     scales = (work.scale(path, "gamma1", module), work.scale(path, "gamma2", module))
     lpi = (
@@ -305,7 +372,7 @@ def _stem(work: _Work, path: str, module: nn.Sequential) -> nn.Module | None:
     _sequence(work, path, module)
     items: list[tuple[nn.Sequential, str, str]] = []
     for name, child in module.named_children():
-        if type(child) is nn.Sequential and not hooked(child):
+        if type(child) is nn.Sequential and not why_called(child):
             _sequence(work, below(path, name), child)
             items += [(child, inner, below(path, f"{name}.{inner}")) for inner, _ in child.named_children()]
         else:
@@ -314,7 +381,7 @@ def _stem(work: _Work, path: str, module: nn.Sequential) -> nn.Module | None:
     for (owner, name, where), (after, act_name, act_where) in pairwise(parts):
         conv, act = getattr(owner, name), getattr(after, act_name)
         activation = activation_of(act)
-        if fuses(conv) and activation is not None and not hooked(act):
+        if fuses(conv) and activation is not None and not why_called(act):
             setattr(owner, name, FusedConv(conv, activation))
             setattr(after, act_name, nn.Identity())
             work.fused[act_where] = where
@@ -330,8 +397,8 @@ def _projection(work: _Work, path: str, module: ConvProjection) -> nn.Module | N
 
 def _patches(work: _Work, path: str, module: Any) -> nn.Module | None:
     conv = module.proj
-    whole = type(conv) is nn.Conv2d and conv.stride == conv.kernel_size and conv.groups == 1 and conv.dilation == (1, 1)
-    if whole and conv.padding == (0, 0) and not hooked(conv):
+    plain = weights_of(conv, kinds=CONV) is not None
+    if plain and conv.stride == conv.kernel_size and conv.groups == 1 and conv.dilation == (1, 1) and conv.padding == (0, 0):  # fmt: skip
         module.proj = PatchProjection(conv, work.dtype)
         work.packed.append(f"{path}.proj")
     return None
@@ -364,20 +431,23 @@ WHOLE = {Mlp, TimmBlock, PreNormBlock, xcit.Block, XCABlock, LPI, TimmLPI, Fouri
 def reads_its_buffer(module: Attention) -> bool:
     """Whether an attention is no more than a projection, its operator and a projection."""
     own = type(module).forward is Attention.forward and module.reads_the_buffer
-    return own and module.gate is None and type(module.norm) is nn.Identity and not watched(module)
+    plain = own and module.gate is None and is_nothing(module.norm) and not watched(module)
+    return plain and all(weights_of(one) is not None for one in (module.qkv, module.proj))
 
 
 def is_plain_mlp(module: nn.Module) -> bool:
     """Whether it is two linear layers and an activation."""
     if type(module) is not Mlp or watched(module):
         return False
-    return type(module.fc1) is nn.Linear and type(module.fc2) is nn.Linear and type(module.norm) is nn.Identity
+    plain = all(weights_of(one) is not None for one in (module.fc1, module.fc2))
+    return plain and type(module.norm) is nn.Identity and _only(module, LEFT_OUT, "drop1", "drop2")
 
 
 def fuses(conv: nn.Module) -> bool:
     """Whether oneDNN can compute a convolution together with what follows."""
-    plain = type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
-    return plain and not hooked(conv)
+    return (
+        weights_of(conv, kinds=CONV) is not None and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+    )
 
 
 def below(path: str, name: str) -> str:
@@ -387,12 +457,28 @@ def below(path: str, name: str) -> str:
 
 def folds(conv: nn.Module, norm: nn.Module) -> bool:
     """Whether BatchNorm in evaluation is a factor and a shift that a convolution before it can take."""
-    return (
-        type(conv) is nn.Conv2d
-        and type(norm) is nn.BatchNorm2d
-        and norm.track_running_stats
-        and not (hooked(conv) or hooked(norm))
-    )
+    plain = weights_of(conv, kinds=CONV) is not None and not why_not_plain(norm, kinds=NORM)
+    return plain and bool(norm.track_running_stats)
+
+
+def why_read_not(module: nn.Module) -> str:
+    """Why a module is called as it is: it was changed, or it is a layer whose weight is none that lies in rows."""
+    if type(module) in {nn.Linear, nn.Conv2d}:
+        return why_not_plain(module, kinds={type(module)})
+    return why_called(module) or ("" if _is_float(module) else "its weight is quantized")
+
+
+def _is_float(module: nn.Module) -> bool:
+    """Whether a layer of torch's computes with floating-point weights: those of its quantized ones are packed."""
+    return not hasattr(module, "_packed_params")
+
+
+def _why_no_lpi(lpi: Any) -> str:
+    """Why local patch interaction is called as it is."""
+    if watched(lpi):
+        return "a part of it has hooks"
+    convs = (why_not_plain(one, kinds=CONV) for one in (lpi.conv1, lpi.conv2))
+    return next((why for why in convs if why), "") or why_not_plain(lpi.bn, kinds=NORM)
 
 
 def _heads(model: Any) -> Iterator[nn.Module]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from softless.errors import UsageError
+from softless.layers.plain import CONV, weights_of
 
 DTYPES = (torch.bfloat16, torch.float32)
 # (name, variant) of oneDNN, and the same by torch
@@ -84,7 +85,9 @@ class PackedLinear(nn.Module):
         cls, linear: nn.Linear, dtype: torch.dtype, scale: Tensor | None = None, activation: Activation = NONE
     ) -> "PackedLinear":
         """A layer of torch, its outputs multiplied by scale (out)."""
-        weight, bias = linear.weight.detach(), None if linear.bias is None else linear.bias.detach()
+        found = weights_of(linear)
+        assert found is not None, "who packs a layer has asked whether it may be read"
+        weight, bias = found.weight.detach(), None if found.bias is None else found.bias.detach()
         if scale is not None:
             factor = scale.detach().double()
             weight = weight.double() * factor[:, None]
@@ -147,11 +150,13 @@ class FusedConv(nn.Module):
         self.conv, self.activation = conv, activation
 
     def forward(self, x: Tensor) -> Tensor:
-        conv = self.conv
-        x = x.to(conv.weight.dtype)
-        if why_not(conv.weight.dtype, x.device) or x.numel() == 0 or counted():
+        conv, found = self.conv, weights_of(self.conv, x.device, CONV)
+        if found is None:  # somebody waits for it since it was fused
             return PLAIN[self.activation](conv(x))
-        return _conv(x, conv.weight, conv.bias, conv.padding, conv.stride, conv.dilation, conv.groups, self.activation[0], [], self.activation[1])  # fmt: skip
+        x = x.to(found.weight.dtype)
+        if why_not(x.dtype, x.device) or x.numel() == 0 or counted():
+            return PLAIN[self.activation](conv(x))
+        return _conv(x, found.weight, found.bias, conv.padding, conv.stride, conv.dilation, conv.groups, self.activation[0], [], self.activation[1])  # fmt: skip
 
 
 # by overload: torch looks for the right one at every call otherwise, and on few tokens that shows

@@ -22,9 +22,9 @@ from softless.attention.spec import Dims, Grid
 from softless.errors import UsageError
 from softless.layers.companions import HeadConv, Reduction
 from softless.layers.grid import SharedGrid
-from softless.layers.hooks import has_hooks
 from softless.layers.masks import token_mask
 from softless.layers.own_tensors import OwnTensors
+from softless.layers.plain import called, is_nothing, refuse_absent, weights_of, why_changed
 
 
 class Attention(nn.Module):
@@ -155,7 +155,7 @@ class Attention(nn.Module):
     def set_tokens(self, tokens: int) -> None:
         """Make the operator's tensors for a number of tokens, where it needs one and was not given it."""
         if self.op.wants("tokens", self.options) and not hasattr(self, "learned"):
-            first = self.proj.weight
+            first = next((x for x in self.parameters() if x.is_floating_point()), torch.empty(0))
             self.learned = OwnTensors(
                 self.op, self.num_heads, self.head_dim, self.options, tokens, device=first.device, dtype=first.dtype
             )
@@ -197,11 +197,14 @@ class Attention(nn.Module):
 
     def _project_reduced(self, x: Tensor, few: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q of all tokens x, k and v of the few that the reduction left."""
-        inner = self.num_heads * self.head_dim
-        weight, bias = self.qkv.weight, self.qkv.bias
-        ours, theirs = (None, None) if bias is None else (bias[:inner], bias[inner:])
-        (q,) = self._heads(F.linear(x, weight[:inner], ours), 1)
-        k, v = self._heads(F.linear(few, weight[inner:], theirs), 2)
+        inner, found = self.num_heads * self.head_dim, weights_of(self.qkv, x.device)
+        if found is None:
+            of_all, of_few = self.qkv(x)[..., :inner], self.qkv(few)[..., inner:]
+        else:
+            weight, bias = found
+            ours, theirs = (None, None) if bias is None else (bias[:inner], bias[inner:])
+            of_all, of_few = F.linear(x, weight[:inner], ours), F.linear(few, weight[inner:], theirs)
+        (q,), (k, v) = self._heads(of_all, 1), self._heads(of_few, 2)
         return self.q_norm(q), self.k_norm(k), v
 
     def extras(self, tokens: int, grid: Grid | None = None, *, counts: bool = False) -> dict[str, Any]:
@@ -224,7 +227,7 @@ class Attention(nn.Module):
                     f"operator '{self.op.name}' learns a row per token and was not told how many there are: build the model with "
                     "softless.create_model, or pass tokens=, for example through with_options(tokens=197)"
                 )
-            found["learned"] = self.learned.tensors(counts=counts)
+            found["learned"] = self.learned(counts=counts)
         return found
 
     def forward(
@@ -243,6 +246,7 @@ class Attention(nn.Module):
         Raises:
             UsageError: a mask the operator cannot honour, no grid where one is needed, a number of tokens that was never told.
         """
+        refuse_absent(x, qkv=self._modules.get("qkv"), qv=self._modules.get("qv"), proj=self.proj)
         mask, taken = token_mask(self.op, x, attn_mask, is_causal, mask)
         extras = self.extras(x.shape[1], grid, counts=self.training) | taken
         if self.attn_drop and self.training:
@@ -271,17 +275,17 @@ class Attention(nn.Module):
     @property
     def reads_the_buffer(self) -> bool:
         """Whether nothing comes between the projection to q, k and v, the operator, and the joined heads."""
-        return self._plain and type(self.q_norm) is nn.Identity and type(self.k_norm) is nn.Identity
+        return self._plain and is_nothing(self.q_norm) and is_nothing(self.k_norm)
 
     def _self_attention(self, x: Tensor, mask: Tensor | None, extras: dict[str, Any]) -> Tensor:
         """`forward` where q, k and v are read from the buffer that their projection wrote."""
         if self._projects(x, mask) and (y := self._projected(x, extras)) is not None:
             return self.proj_drop(y)
         qkv = self.qkv(x)
-        if self._merges(qkv, mask):
+        if self._merges(qkv, mask) and (proj := weights_of(self.proj, qkv.device)) is not None:
             matrix = output_matrix(qkv, self.num_heads, self.op, **extras)
             if matrix is not None:
-                return self.proj_drop(merged(qkv, matrix, self.proj.weight, self.proj.bias))
+                return self.proj_drop(merged(qkv, matrix, proj.weight, proj.bias))
         wide = self._needs_more_than_half(qkv)
         o = attend_packed(qkv, self.num_heads, self.op, mask, out_dtype=torch.float32 if wide else None, **extras)
         return self._project_out(x, o, wide)
@@ -290,29 +294,27 @@ class Attention(nn.Module):
         """Whether the output projection takes the operator's matrix into its own: in inference, where the tokens are many."""
         if qkv.shape[1] < self.merged_from * self.num_heads * self.head_dim or torch.is_grad_enabled():
             return False
-        return qkv.dtype != torch.float16 and self._is_all(mask, self.proj)
+        return qkv.dtype != torch.float16 and self._is_all(mask)
 
     def _projects(self, x: Tensor, mask: Tensor | None) -> bool:
         """Whether both projections become part of the attention: in training, where the tokens are many."""
         if x.shape[1] < self.projected_from or not torch.is_grad_enabled():
             return False
-        return dtype_of_products(x) != torch.float16 and self._is_all(mask, self.qkv, self.proj)
+        return dtype_of_products(x) != torch.float16 and self._is_all(mask)
 
-    def _is_all(self, mask: Tensor | None, *projections: nn.Module) -> bool:
-        """Whether nothing stands between the operator and these projections, and nobody would miss their being called."""
-        if mask is not None or torch.compiler.is_exporting() or self.gate is not None:
-            return False
-        plain = isinstance(self.norm, nn.Identity) and all(type(one) is nn.Linear for one in projections)
-        return plain and not any(map(has_hooks, projections))
+    def _is_all(self, mask: Tensor | None) -> bool:
+        """Whether nothing stands between the operator and the projections."""
+        return mask is None and not torch.compiler.is_exporting() and self.gate is None and is_nothing(self.norm)
 
     def _projected(self, x: Tensor, extras: dict[str, Any]) -> Tensor | None:
-        """`attend_projected` of the module's own weights, in autocast's dtype where that is on."""
-        tensors = (x, self.qkv.weight, self.qkv.bias, self.proj.weight, self.proj.bias)
+        """`attend_projected` of the module's own weights, in autocast's dtype where that is on; None where a projection must be called."""
+        qkv, proj = weights_of(self.qkv, x.device), weights_of(self.proj, x.device)
+        if qkv is None or proj is None:
+            return None
         dtype = dtype_of_products(x)
         if dtype != x.dtype:
-            tensors = tuple(None if one is None else one.to(dtype) for one in tensors)
-        x, weight, bias, proj, proj_bias = tensors
-        return attend_projected(x, (weight, bias), (proj, proj_bias), self.num_heads, self.op, **extras)
+            x, qkv, proj = x.to(dtype), qkv.to(dtype), proj.to(dtype)
+        return attend_projected(x, qkv, proj, self.num_heads, self.op, **extras)
 
     def path(self, x: Tensor) -> str:
         """How tokens x (B,N,dim) would go now: the operator's backend, and where the output projection stands."""
@@ -322,9 +324,11 @@ class Attention(nn.Module):
         chosen = backend.name
         if chosen == "native":
             chosen += f" {native.path_of(q.dtype, q.shape[-1], v.shape[-1])}"
-        if self.reads_the_buffer and self._projects(x, None) and backend.projected is not None:
+        takes = self.reads_the_buffer and weights_of(self.proj, x.device) is not None
+        inside = takes and self._projects(x, None) and weights_of(self.qkv, x.device) is not None
+        if inside and backend.projected is not None:
             return f"{chosen}, both projections inside"
-        merges = self.reads_the_buffer and self._merges(qkv, None) and self.op.has_matrix
+        merges = takes and self._merges(qkv, None) and self.op.has_matrix
         return f"{chosen}, {'merged projection' if merges else 'projection apart'}"
 
     def grid_of(self, tokens: int, given: Grid | None = None) -> Grid:
@@ -350,7 +354,7 @@ class Attention(nn.Module):
     def _needs_more_than_half(self, x: Tensor) -> bool:
         """Whether float16 cannot hold the operator's output on projected tokens (B,N,·): it then stays float32 until it is past `proj`."""
         rule = self.op.half_refusal
-        if x.dtype != torch.float16 or rule is None or not isinstance(self.norm, nn.Identity):
+        if x.dtype != torch.float16 or rule is None or type(self.norm) is not nn.Identity or why_changed(self.norm):
             return False
         return rule(self._dims(x), **self.op.filled(self.options)) is not None
 
@@ -381,16 +385,24 @@ def merged(qkv: Tensor, matrix: Tensor, weight: Tensor, bias: Tensor | None) -> 
     return y if bias is None else y.add_(bias)
 
 
-def widened(proj: nn.Linear, o: Tensor) -> Tensor:
-    """`proj` in float32, of an o that its own dtype cannot hold."""
+def widened(proj: nn.Module, o: Tensor) -> Tensor:
+    """`proj` in float32, of a float32 o that its own dtype cannot hold."""
+    found = weights_of(proj, o.device)
+    if found is None:
+        most = o.abs().amax((1, 2), keepdim=True).clamp_min(torch.finfo(o.dtype).tiny)
+        lift = torch.exp2(-most.log2().ceil())  # the largest becomes about one: float16 holds a long way below
+        return called(proj, (o * lift).to(torch.float16), lift)
     with autocast_off(o.device.type):
-        return F.linear(o.float(), proj.weight.float(), None if proj.bias is None else proj.bias.float())
+        return F.linear(o.float(), found.weight.float(), None if found.bias is None else found.bias.float())
 
 
-def lowered(proj: nn.Linear, o: Tensor, lift: float, dtype: torch.dtype) -> Tensor:
+def lowered(proj: nn.Module, o: Tensor, lift: float, dtype: torch.dtype) -> Tensor:
     """`proj` of o / lift, where o / lift itself is too small for its dtype: the scale comes down in float32, before the bias."""
-    y = F.linear(o, proj.weight).float() / lift
-    return (y if proj.bias is None else y + proj.bias).to(dtype)
+    found = weights_of(proj, o.device)
+    if found is None:
+        return called(proj, o, lift).to(dtype)
+    y = F.linear(o, found.weight).float() / lift
+    return (y if found.bias is None else y + found.bias).to(dtype)
 
 
 def operator_class(op: str | Operator) -> type[Attention]:

@@ -20,6 +20,7 @@ from softless.attention.linear import gain, power_of_two
 from softless.attention.packed import unpacked
 from softless.errors import UsageError
 from softless.layers.attention import lowered
+from softless.layers.plain import refuse_absent, why_called
 
 EPS = 1e-6
 # tokens, in widths of the tokens, from which the class token's output is read from the D x E matrix of all
@@ -57,6 +58,7 @@ class ClassAttention(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x: Tensor) -> Tensor:
+        refuse_absent(x, qkv=self.qkv, proj=self.proj)
         scale = self.options.get("token_scale")
         qkv = self.qkv(x)
         dtype = qkv.dtype
@@ -86,5 +88,5 @@ class ClassAttention(nn.Module):
     def _takes_matrix(self, qkv: Tensor) -> bool:
         """In inference, where the tokens are many; dropout acts on the row, and an exported graph holds it, whatever their number."""
         many = qkv.shape[1] >= MATRIX_FROM * qkv.shape[2] // 3
-        drops = self.training and self.attn_drop.p > 0
+        drops = (self.training and self.attn_drop.p > 0) or why_called(self.attn_drop)
         return many and self.op.has_matrix and not (drops or torch.is_grad_enabled() or torch.compiler.is_exporting())

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from softless.attention.spec import Grid
 from softless.errors import UsageError
+from softless.layers.plain import refuse_absent
 
 
 class HeadConv(nn.Module):
@@ -27,6 +28,7 @@ class HeadConv(nn.Module):
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)  # as torch.nn.Conv2d starts
 
     def forward(self, v: Tensor, mask: Tensor | None, grid: Grid) -> Tensor:
+        refuse_absent(v, v_conv=self)
         prefix, height, width = grid
         if mask is not None:
             v = v.masked_fill(~mask[:, None, :, None], 0)
@@ -52,6 +54,7 @@ class Reduction(nn.Module):
         self.norm = nn.LayerNorm(dim, device=device, dtype=dtype)
 
     def forward(self, x: Tensor, mask: Tensor | None, grid: Grid) -> tuple[Tensor, Tensor | None]:
+        refuse_absent(x, conv=self.conv)
         prefix, height, width = grid
         if min(height, width) < self.side:
             raise UsageError(

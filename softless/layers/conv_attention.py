@@ -18,6 +18,7 @@ from softless.attention import Operator
 from softless.attention.spec import Grid
 from softless.errors import UsageError
 from softless.layers.attention import Attention
+from softless.layers.plain import refuse_absent
 
 
 class ConvProjection(nn.Module):
@@ -29,6 +30,7 @@ class ConvProjection(nn.Module):
         self.bn = nn.BatchNorm2d(dim, **place)
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
+        refuse_absent(x, conv=self.conv)
         prefix, height, width = grid
         image = x[:, prefix:].transpose(1, 2).unflatten(2, (height, width))
         return torch.cat([x[:, :prefix], self.bn(self.conv(image)).flatten(2).transpose(1, 2)], dim=1)

@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from softless.layers.plain import refuse_absent
+
 
 class LPI(nn.Module):
     """(B, N, dim) -> (B, N, dim) for N = height x width tokens in row order.
@@ -20,6 +22,7 @@ class LPI(nn.Module):
         self.conv2 = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
+        refuse_absent(x, conv1=self.conv1, conv2=self.conv2)
         grid = x.unflatten(1, (height, width)).permute(0, 3, 1, 2)  # (B, dim, height, width), channels last in memory
         grid = self.conv2(self.bn(self.act(self.conv1(grid))))
         return grid.permute(0, 2, 3, 1).flatten(1, 2)

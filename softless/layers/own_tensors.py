@@ -36,8 +36,11 @@ class OwnTensors(nn.Module):
         """The claims under the tensors' names; read from the record, which a pickled module refers to by name."""
         return self.record.own_tensors(self.sizes.options)
 
-    def tensors(self, *, counts: bool = False) -> dict[str, Tensor]:
-        """Name to tensor; `counts` says that this is a training pass."""
+    def forward(self, *, counts: bool = False) -> dict[str, Tensor]:
+        """Name to tensor; `counts` says that this is a training pass.
+
+        Called like any module, so that what brings weights to a module when it is called brings these.
+        """
         if counts and not torch.compiler.is_compiling():
             self._count()
         return {name: getattr(self, name) for name in self.claims}

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from softless.errors import UsageError
+from softless.layers.plain import refuse_absent
 
 
 def check_size(height: int, width: int, patch: tuple[int, int]) -> None:
@@ -70,6 +71,7 @@ class ConvPatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         refuse_empty(x)
+        refuse_absent(x, **dict(self.proj.named_modules(prefix="proj")))
         check_size(x.shape[-2], x.shape[-1], (self.patch_size, self.patch_size))
         if not self.training:  # faster, and the last map is tokens as it lies; in training the ranks' smaller batches would round differently
             x = x.contiguous(memory_format=torch.channels_last)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from softless.layers import Attention, SharedGrid, check_size, operator_class
 from softless.layers.patch_embed import refuse_empty
+from softless.layers.plain import refuse_absent
 from softless.models.options import host_arguments, take_companions, take_operator_options
 
 
@@ -20,6 +21,7 @@ class PatchEmbed(TimmPatchEmbed):
 
     def forward(self, x: Tensor) -> Tensor:
         refuse_empty(x)
+        refuse_absent(x, proj=self.proj)
         check_size(x.shape[-2], x.shape[-1], self.patch_size)
         if self.told is not None:
             height, width = self.dynamic_feat_size((x.shape[-2], x.shape[-1]))

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import GluMlp, Mlp, RmsNorm, SwiGLU
+from timm.layers import DropPath, GluMlp, Mlp, RmsNorm, SwiGLU
 from timm.layers import LayerNorm as TimmLayerNorm
 from timm.layers import PatchEmbed as TimmPatchEmbed
 from timm.models import xcit as timm_xcit
@@ -33,11 +33,10 @@ from softless.inference.layers import (
     PatchProjection,
 )
 from softless.inference.model import kind_of
-from softless.inference.packed import PackedLinear
 from softless.layers import LPI, Attention, ClassAttention, ConvPatchEmbed
 from softless.layers.attention import CLASSES
-from softless.layers.hooks import has_hooks
 from softless.layers.patch_embed import check_size
+from softless.layers.plain import computes_weight, hooks_on_all, refuse_parts, why_changed
 from softless.layers.position import FourierPosition, fourier_table
 from softless.models import vit, xcit
 
@@ -106,7 +105,8 @@ def host_of(model: nn.Module) -> Host:
     Raises:
         UsageError: a class, a block or a module that is not known; it is named.
     """
-    _unhooked(model)
+    refuse_parts(model, "stream")
+    _unwatched(model)
     if _does_as(model, VisionTransformer, "forward", "forward_features", "pool", "_pos_embed", "forward_head"):
         return ViTHost(model)
     distilled = ("_pos_embed", "forward_head")
@@ -324,17 +324,32 @@ def _parts(name: str, block: Any, scale1: Tensor | None, scale2: Tensor | None, 
 
 def _token_wise(name: str, module: nn.Module) -> None:
     """Refuse a module that may look at more than one token at a time."""
-    linear = not isinstance(module, Mlp | GluMlp) or isinstance(module.fc1, nn.Linear | PackedLinear)
-    if type(module) not in TOKEN_WISE or not linear:
+    convolved = isinstance(module, Mlp | GluMlp) and any(isinstance(one, nn.Conv2d) for one in module.fc1.modules())
+    if type(module) not in TOKEN_WISE or convolved:
         raise UsageError(
             f"{name} is a {type(module).__name__}, which may mix tokens: the engine knows norms and MLPs of single tokens"
         )
 
 
-def _unhooked(model: nn.Module) -> None:
-    """Refuse hooks anywhere: they would be given chunks, or nothing, in place of the whole."""
+def _unwatched(model: nn.Module) -> None:
+    """Refuse hooks: they would be given chunks, or nothing, in place of the whole. So would what was changed and is not called here.
+
+    Hooks that compute a weight (weight_norm, pruning) look at no token, and no backward pass follows.
+    """
+    if hooks_on_all():
+        raise UsageError(
+            "hooks are set on all modules, and would see chunks in place of the whole: remove them before streaming"
+        )
     for name, module in model.named_modules():
-        if has_hooks(module):
+        path = name or type(model).__name__
+        hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+        if not all(map(computes_weight, hooks)):
             raise UsageError(
-                f"{name or type(model).__name__} has hooks, which would see chunks in place of the whole: remove them before streaming"
+                f"{path} has hooks, which would see chunks in place of the whole: remove them before streaming"
+            )
+        called = type(module) in TOKEN_WISE or not (module._modules or isinstance(module, LayerScale | DropPath))
+        if "forward" in vars(module) and not called:
+            raise UsageError(
+                f"{path}: {why_changed(module)}, and streaming does what it did over chunks without calling it: give a model whose forward is "
+                "its own, with all weights in memory"
             )

@@ -24,7 +24,10 @@ from softless.attention.packed import absorbed
 from softless.attention.spec import EPS, Dims, Grid, Place, Summary, Tokens
 from softless.errors import PrecisionError, UsageError
 from softless.inference.packed import PackedLinear
+from softless.layers.plain import Weights, is_nothing, weights_of, why_called
 from softless.slides.hosts import Parts
+
+LINEARS = (nn.Linear, PackedLinear)
 
 
 @dataclass
@@ -79,7 +82,7 @@ class Layer:
         self.record, self.name = parts.attention.op, parts.name
         if self.record.streaming is None:
             raise UsageError(f"{self.name}: operator '{self.record.name}' cannot be streamed: {self.record.no_stream}")
-        weight = self.attention.proj.weight
+        weight = _number_of(parts)
         if weight.dtype == torch.float16:
             raise PrecisionError(
                 f"{self.name}: float16 cannot hold the output of many tokens: stream the model in bfloat16 or float32"
@@ -97,16 +100,16 @@ class Layer:
         dims = Dims.of(long, long, long, grid, self.record.filled(self.attention.options))
         if why := self.streaming.refuses(**self.extras) or self.record.limits(dims, **self.extras):
             raise UsageError(f"{self.name}: operator '{self.record.name}' cannot be streamed: {why}")
-        self.merges = self._merges()
+        self.weights = self._weights()
 
-    def _merges(self) -> bool:
-        """Whether both projections can absorb the matrix that the operator's last reader is."""
-        if not (self.record.has_matrix and self.attention.reads_the_buffer):
-            return False
-        plain = self.attention.gate is None and type(self.attention.norm) is nn.Identity
-        return plain and all(
-            type(one) in {nn.Linear, PackedLinear} for one in (self.attention.qkv, self.attention.proj)
-        )
+    def _weights(self) -> tuple[Weights, Weights] | None:
+        """Those of both projections, where they can absorb the matrix that the operator's last reader is."""
+        attention = self.attention
+        if not (self.record.has_matrix and attention.reads_the_buffer):
+            return None
+        qkv, proj = (weights_of(one, kinds=LINEARS) for one in (attention.qkv, attention.proj))
+        skipped = attention.gate is None and is_nothing(attention.norm) and not why_called(attention.proj_drop)
+        return (qkv, proj) if skipped and qkv is not None and proj is not None else None
 
     # Sums over tokens
 
@@ -129,27 +132,27 @@ class Layer:
     def reads(self, total: Summary) -> Any:
         """What `attend` needs of the last sweep's summary: the matrix and its bias, or the operator's reader."""
         reader = self.finish(total, len(self.sweeps) - 1)
-        return self._absorbed(reader) if self.merges else reader
+        return reader if self.weights is None else self._absorbed(reader, *self.weights)
 
-    def _absorbed(self, matrix: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _absorbed(self, matrix: Tensor, qkv: Weights, proj: Weights) -> tuple[Tensor, Tensor | None]:
         """G (D,D) and b' (D) in the model's dtype, from the operator's matrix A (1,H,d,d); products in float64."""
-        attention, scale = self.attention, self.parts.scale1
+        attention, scale, dtype = self.attention, self.parts.scale1, proj.weight.dtype
         inner = attention.num_heads * attention.head_dim
-        P = absorbed(matrix.double(), attention.proj.weight)[0]
-        G, bias = attention.qkv.weight[:inner].double().T @ P, None
-        if attention.qkv.bias is not None:
-            bias = attention.qkv.bias[:inner].double() @ P
-        if attention.proj.bias is not None:
-            bias = attention.proj.bias.double() + (0 if bias is None else bias)
+        qkv, proj = qkv.to(torch.float64), proj.to(torch.float64)
+        P = absorbed(matrix.double(), proj.weight)[0]
+        G, bias = qkv.weight[:inner].T @ P, None
+        if qkv.bias is not None:
+            bias = qkv.bias[:inner] @ P
+        if proj.bias is not None:
+            bias = proj.bias + (0 if bias is None else bias)
         if scale is not None:
             G, bias = G * scale.double(), None if bias is None else bias * scale.double()
-        dtype = attention.proj.weight.dtype
         return G.to(dtype), None if bias is None else bias.to(dtype)
 
     def attend(self, x: Tensor, span: slice, reader: Any) -> Tensor:
         """Add the attention of the tokens x (n,D) of a chunk to them, in place."""
         h = self.parts.norm1(x)
-        if self.merges:
+        if self.weights is not None:
             matrix, bias = reader
             x += h @ matrix
             return (
@@ -227,6 +230,13 @@ class Layer:
             pulled = sum((whole[name] * slope).sum() for name, slope in pull.items())
             (row,) = torch.autograd.grad(pulled, v)  # type: ignore[arg-type]
         return row[0, :, :, 0].mean(0)
+
+
+def _number_of(parts: Parts) -> Tensor:
+    """A tensor of the dtype and device that a layer computes in, whatever became of its projections."""
+    own = (x for module in (parts.norm1, parts.attention) for x in (*module.parameters(), *module.buffers()))
+    packed = (torch.empty(0, dtype=one.dtype) for one in parts.attention.modules() if isinstance(one, PackedLinear))
+    return next((x for x in (*own, *packed) if x.is_floating_point()), torch.empty(0))
 
 
 def _leaf(x: Tensor) -> Tensor:

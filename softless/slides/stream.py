@@ -21,6 +21,7 @@ from softless.data.progress import track
 from softless.errors import UsageError, located
 from softless.evaluation import LoadedRun
 from softless.inference.packed import PackedLinear
+from softless.layers.plain import weights_of
 from softless.models.scale import Foreign, foreign
 from softless.saliency.maps import Saliency, signed_unit, unit
 from softless.saliency.viewer import Picture, Size, size_of, viewer_of
@@ -258,8 +259,8 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_parameters()
     yield from model.named_buffers()
     for path, module in model.named_modules():
-        if isinstance(module, PackedLinear):
-            yield path, module.weight
+        if isinstance(module, PackedLinear) and (found := weights_of(module, kinds=(PackedLinear,))) is not None:
+            yield path, found.weight
 
 
 def _image_print(image: Any) -> str:

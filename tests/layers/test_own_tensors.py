@@ -43,40 +43,40 @@ def test_parameters_and_buffers() -> None:
     assert {name: tuple(x.shape) for name, x in module.named_parameters()} == {"slope": (3, 1, 1)}
     assert bool((module.slope == 2).all())
     assert {name for name, _ in module.named_buffers()} == {"directions", "age"}
-    assert set(module.tensors()) == {"directions", "slope"}
-    assert {name: tuple(x.shape) for name, x in own(wide=5).tensors().items()} == {
+    assert set(module()) == {"directions", "slope"}
+    assert {name: tuple(x.shape) for name, x in own(wide=5)().items()} == {
         "directions": (5, 8),
         "slope": (3, 1, 1),
         "rows": (20, 2),
     }
-    assert own().to(torch.float64).tensors()["directions"].dtype == torch.float64
+    assert own().to(torch.float64)()["directions"].dtype == torch.float64
 
 
 def test_drawn_anew_after_so_many_training_passes() -> None:
     module = own()
     first = module.directions.clone()
     for _ in range(5):
-        module.tensors()  # evaluation counts nothing
-    module.tensors(counts=True)
-    module.tensors(counts=True)
+        module()  # evaluation counts nothing
+    module(counts=True)
+    module(counts=True)
     assert module.directions.equal(first)
-    assert not module.tensors(counts=True)["directions"].equal(first)
+    assert not module(counts=True)["directions"].equal(first)
     assert bool((module.slope == 2).all())
     never = own(every=0)
     held = never.directions.clone()
     for _ in range(10):
-        never.tensors(counts=True)
+        never(counts=True)
     assert never.directions.equal(held)
 
 
 def test_a_loaded_module_goes_on_counting() -> None:
     module, again = own(), own()
-    module.tensors(counts=True)
-    module.tensors(counts=True)
+    module(counts=True)
+    module(counts=True)
     again.load_state_dict(module.state_dict())
     assert again.directions.equal(module.directions)
     held = again.directions.clone()
-    assert not again.tensors(counts=True)["directions"].equal(held)
+    assert not again(counts=True)["directions"].equal(held)
 
 
 def test_averaged_weights_take_random_tensors_over() -> None:
