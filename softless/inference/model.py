@@ -7,6 +7,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from softless.attention.transforms import transformed
 from softless.errors import UsageError
 from softless.inference.blocks import PackedBlock
 from softless.inference.layers import PackedAttention
@@ -29,8 +30,11 @@ class InferenceModel(nn.Module):
         """As torch calls a model, without gradients; images of another floating-point dtype are cast to the model's.
 
         Raises:
-            UsageError: a gradient by the images is asked for, or the model is exported.
+            UsageError: a gradient by the images is asked for, a transform of torch.func or forward-mode differentiation is active, or the
+                model is exported.
         """
+        if why := transformed():
+            raise UsageError(f"{why}: {NO_GRADIENTS}")
         if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args):
             raise UsageError(NO_GRADIENTS)
         dtype = self.optimized.dtype

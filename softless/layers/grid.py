@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from softless.attention.spec import Grid
+from softless.attention.transforms import transformed
 from softless.errors import UsageError
 
 FAR = 4096  # nodes of a recomputed block that are looked at for where its first pass stood: more than any block has
@@ -90,7 +92,7 @@ class Kept:
     """Tensors that a module makes once for each key (size, dtype, device) and keeps, safe under threads.
 
     They are ordinary tensors without gradient, in whichever mode they are first asked for: one made under `torch.inference_mode()`
-    would stay one of inference, which no later training could save for its backward pass. Nothing is kept of a pass that is traced or counted.
+    would stay one of inference, which no later training could save for its backward pass. Nothing is kept of a pass that is traced, counted or transformed.
     """
 
     def __init__(self, most: int = 4) -> None:
@@ -99,7 +101,7 @@ class Kept:
 
     def get(self, key: Any, make: Callable[[], Tensor]) -> Tensor:
         """What is kept under a key, made now where it is not."""
-        if torch.compiler.is_compiling() or torch.utils._python_dispatch.is_in_torch_dispatch_mode():
+        if torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or transformed():
             return make()
         held = self.held
         if key in held:

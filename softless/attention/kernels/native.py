@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from softless.attention.transforms import transformed
 from softless.errors import UsageError
 
 NAME = "native/libsoftless_native.so"  # beside its sources: in the package itself it would pass for a module
@@ -172,6 +173,8 @@ def refuses(q: Tensor, k: Tensor, v: Tensor, **_: Any) -> list[str]:
         return ["a cost is counted, which is that of plain torch on every machine"]
     if torch.compiler.is_exporting():
         return ["an exported graph holds nodes that every runtime knows"]
+    if why := transformed():
+        return [f"{why}, and the native kernels have reverse-mode gradients alone"]
     if LIBRARY is None:
         return [WHY_NOT]
     if not PATHS[torch.float32]:
