@@ -7,7 +7,7 @@ import builtins
 import importlib
 from typing import Any
 
-from softless.attention import OPERATORS, attend
+from softless.attention import OPERATORS, attend, use_backend
 from softless.errors import (
     BackendRefused,
     DataError,
@@ -43,7 +43,7 @@ globals().update(CLASSES)  # SimA, XCA, …: the module with the operator fixed,
 
 __all__ = [
     "OPERATORS", "Attention", "BackendRefused", "DataError", "DivergedError", "MissingExtra", "PrecisionError", "SoftlessError", "UsageError",
-    "attend", "audit", "cost", "create_model", "load_weights",
+    "attend", "audit", "cost", "create_model", "load_weights", "use_backend",
 ]  # fmt: skip
 # `from softless import *` leaves the builtins alone: softless.list and softless.eval are called by their whole names
 __all__ += [name for name in (*CLASSES, *_VERBS) if not hasattr(builtins, name)]

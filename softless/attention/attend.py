@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from softless.attention.choice import asked_for
 from softless.attention.kernels import native
 from softless.attention.learned import given_or_starting
 from softless.attention.packed import unpacked
 from softless.attention.registry import get
 from softless.attention.spec import Backend, Dims, Grid, Operator, no_reason
+from softless.attention.transforms import transformed
 from softless.errors import BackendRefused, PrecisionError, UsageError, unknown
 
 HALF = (torch.float16, torch.bfloat16)
@@ -51,7 +53,7 @@ def attend(
         grid: (prefix tokens, height, width) for operators that need it; others take no notice.
         learned: The operator's own tensors (xca: "temperature"). None takes those of a new module, random ones drawn from seed 0.
         out_dtype: dtype of the result; the input's by default.
-        backend: "auto" takes the first that refuses nothing; a name runs that one or raises.
+        backend: "auto" takes what `use_backend` said in this thread, or the first that refuses nothing; a name runs that one or raises.
         **options: The operator's options (see `softless list operators`).
 
     Returns:
@@ -154,7 +156,7 @@ def backend_of(q: Tensor, k: Tensor, v: Tensor, op: str | Operator, grid: Grid |
     """The backend that `attend` would take for these tensors without masks."""
     record = get(op)
     extras = _extras(record, k, v, grid, learned, record.filled(check_options(record, options)))
-    return _choose(record, "auto", q, k, v, None, None, extras)
+    return _choose(record, asked_for(), q, k, v, None, None, extras)
 
 
 @dataclass(frozen=True)
@@ -238,6 +240,7 @@ _plans: dict[Any, _Plan] = {}  # by shape and dtype: on few tokens, looking at a
 
 def _remembered(record: Operator, qkv: Tensor, num_heads: int, out_dtype: torch.dtype | None, backend: str, options: Mapping[str, Any]) -> _Plan:  # fmt: skip
     """The plan of a call without masks, grid and tensors of the operator's own, which its shapes decide."""
+    backend = asked_for(backend)
     key = (
         record,
         qkv.shape,
@@ -247,6 +250,7 @@ def _remembered(record: Operator, qkv: Tensor, num_heads: int, out_dtype: torch.
         out_dtype,
         backend,
         native.set_aside(),
+        transformed(),
         *options.items(),
     )
     plan = _plans.get(key)
@@ -262,6 +266,7 @@ def _remembered(record: Operator, qkv: Tensor, num_heads: int, out_dtype: torch.
 
 def _plan(record: Operator, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, query_mask: Tensor | None, grid: Grid | None, learned: Mapping[str, Tensor] | None, out_dtype: torch.dtype | None, backend: str, options: Mapping[str, Any]) -> _Plan:  # fmt: skip
     """Checks a call and chooses its backend."""
+    backend = asked_for(backend)
     _check(record, q, k, v, mask, query_mask)
     if "grid" in record.needs:
         _check_cells(record, k.shape[2], grid, options)
@@ -374,7 +379,8 @@ def _check(record: Operator, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Non
             raise UsageError(
                 f"{name} is {given.dtype} {tuple(given.shape)}: it must be torch.bool of shape ({q.shape[0]}, {length}), True where a token counts"
             )
-    if mask is not None and mask.device.type == "cpu" and not torch.compiler.is_compiling() and not mask.any(-1).all():
+    looks = not torch.compiler.is_compiling() and not transformed()
+    if looks and mask is not None and mask.device.type == "cpu" and not mask.any(-1).all():
         warnings.warn("a sample has all its tokens masked: its output is 0", stacklevel=4)
 
 

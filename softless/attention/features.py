@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from softless.attention.spec import EPS
+from softless.attention.transforms import transformed
 
 Norm = Literal["l1", "l2", "none"]
 
@@ -36,7 +37,7 @@ def settle(x: Tensor, norm: Norm) -> Tensor:
     The gradient of x / |x| grows as 1 / |x|: 1e12 on an all-zero channel. It is the formula's while the channel's norm exceeds
     1e-6 of the head's median channel norm, and defined as zero below that. Values are untouched.
     """
-    if norm == "none" or not (torch.is_grad_enabled() and x.requires_grad):
+    if norm == "none" or not ((torch.is_grad_enabled() and x.requires_grad) or transformed()):
         return x
     size = root(magnitude(x.detach(), norm), norm)
     median = size.sort(-1).values[

@@ -22,6 +22,7 @@ KINDS: Mapping[str, tuple[str, set[str]]] = {  # the function that measures, and
     "models": ("softless.benching.sizes:models", {"record"}),
     "counts": ("softless.benching.counts:counts", {"ops", "record"}),
     "papers": ("softless.benching.papers:papers", {"record"}),
+    "autograd": ("softless.benching.autograd:autograd", {"ops", "record"}),
     "swaps": ("softless.benching.swaps:families", {"op", "record"}),
     "survival": ("softless.benching.survival:survival", {"record"}),
     "settings": ("softless.benching.settings:settings", {"record"}),
@@ -48,6 +49,7 @@ def bench(
         "models",
         "counts",
         "papers",
+        "autograd",
         "swaps",
         "survival",
         "settings",
@@ -88,6 +90,7 @@ def bench(
     models     counts parameters, multiply-adds and exponentials of every named model
     counts     counts every named model, and every operator in each host, on the processor and the meta device: the same numbers, or exit code 1
     papers     counts the models of the papers' tables, the printed sizes beside the measured ones
+    autograd   differentiates and maps every operator by every backend in all of torch's ways: right, refused or wrong, or exit code 1
     swaps      exchanges attention in a model of each family of timm that has an adapter or is refused one
     survival   what checkpoints and the loop's watching cost, beside plain torch.save and a plain step
     settings   sets every field of every recipe to what it cannot be, and counts what is refused before any work

@@ -173,7 +173,7 @@ class Teller:
             height, width = output.shape[1], output.shape[2]
         else:
             height, width = (side // patch for side, patch in zip(inputs[0].shape[-2:], module.patch_size, strict=True))
-        self.told.value = (self.prefix, int(height), int(width))
+        self.told.tell((self.prefix, int(height), int(width)))
 
 
 def _projection(module: nn.Module) -> nn.Linear:

@@ -13,8 +13,8 @@ from softless.attention.packed import unpacked
 from softless.attention.spec import Grid
 from softless.inference.packed import Activation, FusedConv, PackedLinear
 from softless.layers import Attention
+from softless.layers.grid import Kept
 from softless.layers.plain import CONV, NORM, give, is_nothing, watched, weights_of, why_called
-from softless.layers.position import to_keep
 
 
 class PackedAttention(Attention):
@@ -211,11 +211,11 @@ class KeptPositions(nn.Module):
     def __init__(self, positions: nn.Module) -> None:
         super().__init__()
         self.positions = positions
-        self.kept: dict[tuple[int, int], Tensor] = {}
+        self.kept = Kept()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "KeptPositions":
         """Another device or dtype: what is kept belongs to the last one."""
-        self.kept = {}
+        self.kept = Kept()
         super()._apply(fn, recurse)
         return self
 
@@ -223,7 +223,10 @@ class KeptPositions(nn.Module):
         if watched(self.positions):
             found: Tensor = self.positions(batch, height, width)
             return found
-        if (height, width) not in self.kept:
-            made = to_keep(lambda: self.positions(1, height, width).contiguous(memory_format=torch.channels_last))
-            self.kept = {(height, width): made}  # one grid: sizes rarely alternate
-        return self.kept[height, width].expand(batch, -1, -1, -1)
+        weight = next(self.positions.parameters())
+        kept = self.kept.get((height, width, weight.dtype, weight.device), lambda: self._made(height, width))
+        return kept.expand(batch, -1, -1, -1)
+
+    def _made(self, height: int, width: int) -> Tensor:
+        made: Tensor = self.positions(1, height, width)
+        return made.contiguous(memory_format=torch.channels_last)

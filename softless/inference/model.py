@@ -9,6 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from softless.attention.transforms import transformed
 from softless.errors import UsageError
 from softless.inference.blocks import PackedBlock
 from softless.inference.layers import PackedAttention, cast
@@ -33,8 +34,11 @@ class InferenceModel(nn.Module):
         """As torch calls a model, without gradients; floating-point tensors among the arguments are cast to the model's dtype, in lists too.
 
         Raises:
-            UsageError: a gradient by the images is asked for, or the model is exported.
+            UsageError: a gradient by the images is asked for, a transform of torch.func or forward-mode differentiation is active, or the
+                model is exported.
         """
+        if why := transformed():
+            raise UsageError(f"{why}: {NO_GRADIENTS}")
         if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in tree_leaves((args, kwargs))):  # fmt: skip
             raise UsageError(NO_GRADIENTS)
         with torch.no_grad():

@@ -14,6 +14,7 @@ from timm.layers import GELUTanh
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from softless.attention.transforms import transformed
 from softless.errors import UsageError
 from softless.layers.plain import CONV, weights_of
 
@@ -120,7 +121,7 @@ class PackedLinear(nn.Module):
             x = x.to(self.dtype)
         if not self.packs or x.numel() == 0 or counted():
             return self._plainly(x, onto)
-        if x.requires_grad and torch.is_grad_enabled():
+        if (x.requires_grad and torch.is_grad_enabled()) or transformed():
             raise UsageError(NO_GRADIENTS)
         y: Tensor = _linear(x, self.packed, self.bias, self.activation[0], [], self.activation[1])
         # oneDNN could add within the product; with few rows that is no faster, with many it is slower
@@ -156,6 +157,8 @@ class FusedConv(nn.Module):
         x = x.to(found.weight.dtype)
         if why_not(x.dtype, x.device) or x.numel() == 0 or counted():
             return PLAIN[self.activation](conv(x))
+        if transformed():
+            raise UsageError(NO_GRADIENTS)
         return _conv(x, found.weight, found.bias, conv.padding, conv.stride, conv.dilation, conv.groups, self.activation[0], [], self.activation[1])  # fmt: skip
 
 

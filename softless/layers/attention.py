@@ -207,13 +207,12 @@ class Attention(nn.Module):
         (q,), (k, v) = self._heads(of_all, 1), self._heads(of_few, 2)
         return self.q_norm(q), self.k_norm(k), v
 
-    def extras(self, tokens: int, grid: Grid | None = None, *, counts: bool = False) -> dict[str, Any]:
+    def extras(self, tokens: int, grid: Grid | None = None) -> dict[str, Any]:
         """What `attend` takes beside q, k, v and masks: options, own tensors, and the grid where the operator needs it.
 
         Args:
             tokens: How many there are.
             grid: Where they stand; what the host told by default.
-            counts: This is a training pass, which random tensors count until they are drawn anew.
 
         Raises:
             UsageError: the grid or the number of tokens was never told, or does not fit.
@@ -227,7 +226,7 @@ class Attention(nn.Module):
                     f"operator '{self.op.name}' learns a row per token and was not told how many there are: build the model with "
                     "softless.create_model, or pass tokens=, for example through with_options(tokens=197)"
                 )
-            found["learned"] = self.learned(counts=counts)
+            found["learned"] = self.learned()
         return found
 
     def forward(
@@ -248,7 +247,8 @@ class Attention(nn.Module):
         """
         refuse_absent(x, qkv=self._modules.get("qkv"), qv=self._modules.get("qv"), proj=self.proj)
         mask, taken = token_mask(self.op, x, attn_mask, is_causal, mask)
-        extras = self.extras(x.shape[1], grid, counts=self.training) | taken
+        grid = self.standing(x, grid)
+        extras = self.extras(x.shape[1], grid) | taken
         if self.attn_drop and self.training:
             extras["dropout"] = self.attn_drop
         if self.reads_the_buffer:
@@ -330,6 +330,12 @@ class Attention(nn.Module):
             return f"{chosen}, both projections inside"
         merges = takes and self._merges(qkv, None) and self.op.has_matrix
         return f"{chosen}, {'merged projection' if merges else 'projection apart'}"
+
+    def standing(self, x: Tensor, given: Grid | None = None) -> Grid | None:
+        """Where the tokens x (B,N,dim) of a pass stand, as passed or as the host told; None where nobody looks."""
+        if given is not None or self.shared_grid is None or not self.looks_at_the_grid:
+            return given
+        return self.shared_grid.of(x)
 
     def grid_of(self, tokens: int, given: Grid | None = None) -> Grid:
         """Where so many tokens stand, as passed or as the host told.

@@ -1,5 +1,7 @@
 """An operator's own tensors in a module: parameters where they are trained, buffers where they are only drawn."""
 
+import struct
+import zlib
 from typing import Any
 
 import torch
@@ -9,19 +11,21 @@ from softless.attention import Operator
 from softless.attention.learned import drawn, starting
 from softless.attention.spec import Learned, Options, Sizes
 
+SEEDING = 64  # numbers of a drawn tensor that the next draw hangs on
+
 
 class OwnTensors(nn.Module):
     """The tensors of one module under their names, at their start, random ones from torch's generator.
 
-    A drawn tensor whose claim names a `redraw_every` option is drawn anew after so many training passes. The count is kept with the
-    module's state; inside a compiled graph nothing is counted: call `redraw` between steps there.
+    A pass reads them and changes nothing: what is drawn is drawn at construction and stored. One whose claim names a `redraw_every` option
+    is drawn anew between steps of training, by `stepped`; the count is kept with the module's state.
     """
 
     def __init__(self, record: Operator, heads: int, head_dim: int, options: Options, tokens: int | None, *, device: Any = None, dtype: torch.dtype | None = None) -> None:  # fmt: skip
         super().__init__()
         self.sizes = Sizes(heads, head_dim, record.filled(options), tokens)
         self.record = record
-        self.passes = 0  # training passes so far; `age` is its copy in the state dict
+        self.steps = 0  # of training so far; `age` is its copy in the state dict
         if any(claim.redraw_every for claim in self.claims.values()):
             self.register_buffer("age", torch.zeros((), dtype=torch.int64, device=device))
         for name, start in starting(record, self.sizes).items():
@@ -36,32 +40,46 @@ class OwnTensors(nn.Module):
         """The claims under the tensors' names; read from the record, which a pickled module refers to by name."""
         return self.record.own_tensors(self.sizes.options)
 
-    def forward(self, *, counts: bool = False) -> dict[str, Tensor]:
-        """Name to tensor; `counts` says that this is a training pass.
-
-        Called like any module, so that what brings weights to a module when it is called brings these.
-        """
-        if counts and not torch.compiler.is_compiling():
-            self._count()
+    def forward(self) -> dict[str, Tensor]:
+        """Name to tensor. Called like any module, so that what brings weights to a module when it is called brings these."""
         return {name: getattr(self, name) for name in self.claims}
 
+    @torch.no_grad()
     def redraw(self) -> None:
-        """Draw the random tensors anew, from torch's generator."""
+        """Draw the random tensors anew, each from a seed that the last draw makes: ranks that hold the same draw the same."""
         for name, claim in self.claims.items():
             if not claim.trained:
-                held = getattr(self, name)
-                held.copy_(drawn(claim, self.sizes).to(held))
+                held: Tensor = getattr(self, name)
+                held.copy_(drawn(claim, self.sizes, _generator(held)).to(held))
 
-    def _count(self) -> None:
+    def count(self) -> None:
+        """A step of training was taken: the random tensors that are due are drawn anew."""
         every = [self.sizes.options[claim.redraw_every] for claim in self.claims.values() if claim.redraw_every]
         if not every or not every[0]:
             return
-        self.passes += 1
-        self.get_buffer("age").fill_(self.passes)
-        if self.passes % every[0] == 0:
+        self.steps += 1
+        self.get_buffer("age").fill_(self.steps)
+        if self.steps % every[0] == 0:
             self.redraw()
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         if hasattr(self, "age"):
-            self.passes = int(self.get_buffer("age"))
+            self.steps = int(self.get_buffer("age"))
+
+
+def stepped(model: nn.Module) -> None:
+    """A step of training was taken: random features that are due (option `redraw_every`) are drawn anew, the same on all ranks.
+
+    `softless train` calls it after every step; a loop of one's own does so between `optimizer.step()` and the next pass, or keeps the
+    features that it began with.
+    """
+    for module in model.modules():
+        if isinstance(module, OwnTensors):
+            module.count()
+
+
+def _generator(held: Tensor) -> torch.Generator:
+    """Seeded by the numbers of a tensor."""
+    numbers = held.detach().flatten()[:SEEDING].double().tolist()
+    return torch.Generator().manual_seed(zlib.crc32(struct.pack(f"{len(numbers)}d", *numbers)))

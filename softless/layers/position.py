@@ -1,11 +1,11 @@
 """Fourier positions of XCiT (arXiv:2106.09681): sines and cosines of the normalised row and column, projected to the width."""
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from softless.layers.grid import Kept
 from softless.layers.plain import why_called
 
 
@@ -30,15 +30,6 @@ def fourier_table(
     return torch.cat([rows, columns], dim=-1).permute(2, 0, 1)[None]
 
 
-def to_keep(make: Callable[[], Tensor]) -> Tensor:
-    """What a module makes once and keeps: an ordinary tensor without gradient, in whichever mode it is first asked for.
-
-    A tensor made under `torch.inference_mode()` stays one of inference, and a later training could not save it for its backward pass.
-    """
-    with torch.inference_mode(mode=False), torch.no_grad():
-        return make()
-
-
 class FourierPosition(nn.Module):
     """(batch, height, width) -> (batch, dim, height, width); the table is made once per grid.
 
@@ -49,7 +40,7 @@ class FourierPosition(nn.Module):
         super().__init__()
         self.features = features
         self.token_projection = nn.Conv2d(2 * features, dim, kernel_size=1)
-        self._tables: dict[tuple[int, int, torch.device], Tensor] = {}
+        self.tables = Kept()
 
     @property
     def _place(self) -> Tensor:
@@ -59,15 +50,11 @@ class FourierPosition(nn.Module):
         return torch.empty(0, dtype=own.dtype) if offloaded else own
 
     def table(self, height: int, width: int) -> Tensor:
-        """The table of a grid, from the store where eager code may keep one."""
+        """The float32 table of a grid, from the store where eager code may keep one."""
         device = self._place.device
-        if torch.compiler.is_compiling() or torch.utils._python_dispatch.is_in_torch_dispatch_mode():
-            return fourier_table(height, width, self.features, device=device)
-        key = (height, width, device)
-        if key not in self._tables:
-            made = to_keep(lambda: fourier_table(height, width, self.features, device=device))
-            self._tables = {key: made}  # one grid: sizes rarely alternate
-        return self._tables[key]
+        return self.tables.get(
+            (height, width, device), lambda: fourier_table(height, width, self.features, device=device)
+        )
 
     def forward(self, batch: int, height: int, width: int) -> Tensor:
         table = self.table(height, width).to(self._place.dtype)

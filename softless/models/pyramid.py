@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from softless.attention.spec import Grid
 from softless.errors import UsageError
-from softless.layers import Attention, SharedGrid, check_size
+from softless.layers import Attention, check_size
 
 Norm = Callable[[int], nn.Module]
 
@@ -65,9 +65,6 @@ class Stage(nn.Module):
             number = int(cls_token) + positions[0] * positions[1]
             self.pos_embed = nn.Parameter(trunc_normal_(torch.empty(1, number, dim), std=0.02))
         self.grad_checkpointing = False
-        self.told = SharedGrid()  # for who looks at the attention from outside; the blocks are passed the grid
-        for attention in self.attentions():
-            attention.set_grid(self.told)
 
     def attentions(self) -> list[Attention]:
         """The attention modules."""
@@ -87,7 +84,6 @@ class Stage(nn.Module):
         if self.pos_embed is not None:
             x = x + self.positions(height, width)
         grid = (self.prefix, height, width)
-        self.told.value = grid
         for block in self.blocks:
             if self.grad_checkpointing and self.training and not torch.jit.is_scripting():
                 x = checkpoint(block, x, grid, use_reentrant=False)

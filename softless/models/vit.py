@@ -25,7 +25,7 @@ class PatchEmbed(TimmPatchEmbed):
         check_size(x.shape[-2], x.shape[-1], self.patch_size)
         if self.told is not None:
             height, width = self.dynamic_feat_size((x.shape[-2], x.shape[-1]))
-            self.told.value = (self.prefix, height, width)
+            self.told.tell((self.prefix, height, width))
         return super().forward(x)
 
 

@@ -15,6 +15,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from softless.errors import DataError, DivergedError, Interrupted
 from softless.evaluation.evaluate import autocast
+from softless.layers import stepped
 from softless.training import checkpoint, keep, opening
 from softless.training.candidates import best_of
 from softless.training.claim import clear_dead
@@ -219,6 +220,7 @@ def train_step(run: Run, batch: Any, step: int) -> Seen:
         run.scaler.step(run.optimizer)
         run.scaler.update()
         run.task.after_step(run.model, run.place)
+        stepped(run.model)
         if run.ema is not None:
             run.ema.update(run.model, run.updates)
     else:

@@ -76,7 +76,7 @@ def test_layouts_that_are_read(tmp_path: Path, name: str):
     found, layout = opened(tmp_path)
     assert (len(found.train), len(found.val), 0 if found.test is None else len(found.test)) == counts
     assert found.classes == ("ground", "water")
-    key = found.val.key(0)  # type: ignore[attr-defined]
+    key = found.val.key(0)
     assert np.array_equal(found.val.target(0), mask(int(key)))
     assert check(tmp_path).exit_code == 0
     assert check(tmp_path).layout == "label images"
@@ -154,7 +154,7 @@ def test_how_label_images_are_stored(tmp_path: Path, name: str):
         assert check(tmp_path).exit_code == 1
         return
     found, _ = opened(tmp_path)
-    assert np.array_equal(found.train.target(0), mask(int(found.train.key(0))))  # type: ignore[attr-defined]
+    assert np.array_equal(found.train.target(0), mask(int(found.train.key(0))))
     assert check(tmp_path).exit_code == 0
 
 

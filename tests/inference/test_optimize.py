@@ -470,7 +470,7 @@ def test_what_an_inference_copy_keeps_follows_it_to_another_dtype() -> None:
     with torch.inference_mode():
         expected = ours(image())
     kept = next(module for module in ours.modules() if isinstance(module, KeptPositions))
-    assert not any(one.is_inference() or one.requires_grad for one in kept.kept.values())
+    assert not any(one.is_inference() or one.requires_grad for one in kept.kept.held.values())
     kept.double()
     with torch.no_grad():
         assert kept(1, 4, 6).dtype == torch.float64

@@ -12,7 +12,7 @@ from softless.attention.learned import given_or_starting
 from softless.attention.spec import Learned, Option, Sizes
 from softless.errors import UsageError
 from softless.layers import Attention
-from softless.layers.own_tensors import OwnTensors
+from softless.layers.own_tensors import OwnTensors, stepped
 from softless.training import optim
 from softless.training.recipe import Recipe
 
@@ -52,31 +52,44 @@ def test_parameters_and_buffers() -> None:
     assert own().to(torch.float64)()["directions"].dtype == torch.float64
 
 
-def test_drawn_anew_after_so_many_training_passes() -> None:
-    module = own()
+def test_drawn_anew_after_so_many_steps() -> None:
+    """A pass changes nothing; steps count, and the next draw follows from the last, so that ranks with the same draw stay the same."""
+    module, other_rank = own(), own()
+    other_rank.load_state_dict(module.state_dict())
     first = module.directions.clone()
     for _ in range(5):
-        module()  # evaluation counts nothing
-    module(counts=True)
-    module(counts=True)
+        module()
+    assert int(module.age) == 0
+    stepped(module)
+    stepped(module)
     assert module.directions.equal(first)
-    assert not module(counts=True)["directions"].equal(first)
+    stepped(module)
+    assert not module.directions.equal(first)
     assert bool((module.slope == 2).all())
+    torch.manual_seed(77)
+    for _ in range(3):
+        stepped(other_rank)
+    assert other_rank.directions.equal(module.directions), "whatever torch's generator holds"
+    second = module.directions.clone()
+    for _ in range(3):
+        stepped(module)
+    assert not module.directions.equal(second)
     never = own(every=0)
     held = never.directions.clone()
     for _ in range(10):
-        never(counts=True)
+        stepped(never)
     assert never.directions.equal(held)
 
 
 def test_a_loaded_module_goes_on_counting() -> None:
     module, again = own(), own()
-    module(counts=True)
-    module(counts=True)
+    stepped(module)
+    stepped(module)
     again.load_state_dict(module.state_dict())
     assert again.directions.equal(module.directions)
     held = again.directions.clone()
-    assert not again(counts=True)["directions"].equal(held)
+    stepped(again)
+    assert not again.directions.equal(held)
 
 
 def test_averaged_weights_take_random_tensors_over() -> None:

@@ -66,7 +66,10 @@ def test_every_operator_with_many_queries_and_few_keys_in_cvt(op: str) -> None:
     for module in model.modules():
         if isinstance(module, ConvAttention):
             module.register_forward_hook(
-                lambda module, inputs, _: seen.append([x.shape[2] for x in module.project(inputs[0])[:2]])
+                lambda module, inputs, told, _: seen.append([
+                    x.shape[2] for x in module.sides(inputs[0], None, told["grid"])[:2]
+                ]),
+                with_kwargs=True,
             )
     model(image()).square().sum().backward()
     assert seen == [[16 * 24, 8 * 12], [8 * 12, 4 * 6], [1 + 4 * 6, 1 + 2 * 3], [1 + 4 * 6, 1 + 2 * 3]]

@@ -308,22 +308,6 @@ def test_the_matrix_alone_has_no_gradient(op: Operator) -> None:
     eager.sum().backward()
 
 
-@here
-@each_family
-def test_no_second_derivative(op: Operator) -> None:
-    call, _ = draw(op, SHAPES["square"], torch.float32)
-    leaves = [x.requires_grad_() for x in call]
-    o = attend(*leaves, op=op, backend="native")
-    (slope,) = torch.autograd.grad(o.square().sum(), leaves[0], create_graph=True)
-    with pytest.raises(UsageError, match=r'no second derivative: pass backend="eager"'):
-        slope.sum().backward()
-    qkv = torch.randn(1, 9, 48, requires_grad=True)
-    o = attend_packed(qkv, 2, op, backend="native")
-    (slope,) = torch.autograd.grad(o.square().sum(), qkv, create_graph=True)
-    with pytest.raises(UsageError, match=r'no second derivative: pass backend="eager"'):
-        slope.sum().backward()
-
-
 # The buffer of q, k and v
 
 

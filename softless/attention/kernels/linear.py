@@ -18,6 +18,8 @@ from torch import Tensor
 from softless.attention.features import STILL, Norm
 from softless.attention.kernels import native
 from softless.attention.kernels.formulas import register_flop_formula
+from softless.attention.packed import unpacked
+from softless.attention.transforms import transformed
 
 NORMS: dict[str, int] = {"none": 0, "l1": 1, "l2": 2}
 BY_COUNT = 0.0  # token_scale "tokens" as a number: multiply by N
@@ -190,7 +192,40 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.mark_non_differentiable(*output[1:])
 
 
+def formula(qkv: tuple[Tensor, Tensor, Tensor], masks: tuple[Tensor | None, Tensor | None], norm: int, token_scale: float | None, eps: float) -> Tensor:  # fmt: skip
+    """The operator's value by torch alone, which can be differentiated as often as one likes: (B,H,N,E)."""
+    from softless.attention.linear import eager  # which holds the kernels in this file
+
+    name: Any = next(name for name, number in NORMS.items() if number == norm)
+    wide = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in qkv)
+    scale = "tokens" if token_scale == BY_COUNT else token_scale
+    o = eager(*wide, norm=name, mask=masks[0], query_mask=masks[1], token_scale=scale, eps=eps, order="channels")
+    return o.to(qkv[0].dtype)
+
+
+def packed_formula(qkv: Tensor, heads: int, mask: Tensor | None, norm: int, token_scale: float | None, eps: float) -> Tensor:  # fmt: skip
+    """The same of the buffer (B,N,3 H D): (B,N,H D)."""
+    return formula(unpacked(qkv, heads), (mask, mask), norm, token_scale, eps).transpose(1, 2).flatten(2)
+
+
+def slopes_by(value: Callable[..., Tensor], given: tuple[Tensor | None, ...], grad: Tensor) -> list[Tensor | None]:
+    """Gradients of a value by torch alone, themselves differentiable: what a backward pass with create_graph=True asks for."""
+    with torch.enable_grad():
+        asked = [x for x in given if x is not None and x.requires_grad]
+        found = iter(torch.autograd.grad(value(*given), asked, grad, create_graph=True))
+    return [next(found) if x is not None and x.requires_grad else None for x in given]
+
+
+def by_torch() -> bool:
+    """Whether a backward pass is itself differentiated or mapped; inside a compiled graph it never is."""
+    return (torch.is_grad_enabled() or bool(transformed())) and not torch.compiler.is_compiling()
+
+
 def _slope(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
+    if by_torch():
+        q, k, v, *masks = ctx.saved_tensors[:5]
+        found = slopes_by(lambda *qkv: formula(qkv, (masks[0], masks[1]), *ctx.settings), (q, k, v), grad)
+        return (*found, *5 * (None,))
     slopes = torch.ops.softless.attend_backward(grad, *ctx.saved_tensors, *ctx.settings)
     return (*slopes, None, None, None, None, None)
 
@@ -204,6 +239,8 @@ def _keep_packed(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) 
 
 def _slope_packed(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
     qkv, mask, *found = ctx.saved_tensors
+    if by_torch():
+        return (*slopes_by(lambda x: packed_formula(x, ctx.heads, mask, *ctx.settings), (qkv,), grad), *5 * (None,))
     slope = torch.ops.softless.attend_packed_backward(grad, qkv, ctx.heads, mask, *found, *ctx.settings)
     return slope, None, None, None, None, None
 

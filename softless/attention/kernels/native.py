@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from softless.attention.transforms import transformed
 from softless.errors import UsageError
 
 NAME = "native/libsoftless_native.so"  # beside its sources: in the package itself it would pass for a module
@@ -65,12 +66,12 @@ def _paths(dtype: torch.dtype) -> tuple[str, ...]:
 
 PATHS = {dtype: _paths(dtype) for dtype in DTYPES}  # the ways of this processor, the fastest first
 _names = {name: ctypes.create_string_buffer(name.encode()) for paths in PATHS.values() for name in paths}
-_forced: list[str] = []
+_thread = threading.local()  # what this thread alone does without, or is made to take
 
 
 @contextlib.contextmanager
 def using(path: str) -> Iterator[None]:
-    """Take one way of this processor instead of the fastest, for tests and comparisons.
+    """Take one way of this processor instead of the fastest, in this thread, for tests and comparisons.
 
     Raises:
         UsageError: this processor has no such way.
@@ -78,11 +79,11 @@ def using(path: str) -> Iterator[None]:
     known = sorted({name for paths in PATHS.values() for name in paths})
     if path not in known:
         raise UsageError(f"no native path named {path!r} on this processor. It has: {', '.join(known) or 'none'}")
-    _forced.append(path)
+    before, _thread.path = getattr(_thread, "path", ""), path
     try:
         yield
     finally:
-        _forced.pop()
+        _thread.path = before
 
 
 def path_of(dtype: torch.dtype, D: int, E: int) -> str:
@@ -120,7 +121,8 @@ def _packed(
     grad_k: At = NOWHERE, grad_v: At = NOWHERE, moments: Tensor | None = None, middle: Tensor | None = None, offset: Tensor | None = None,
 ) -> bytes:  # fmt: skip
     """The bytes of a `SoftlessCall`."""
-    path = _names[_forced[-1]] if _forced and _forced[-1] in PATHS[dtype] else None
+    forced = getattr(_thread, "path", "")
+    path = _names[forced] if forced in PATHS[dtype] else None
     return CALL.pack(
         *sizes, dtype == torch.bfloat16, norm, torch.get_num_threads(), ctypes.addressof(path) if path else 0, *q, *k, *v, *out,
         _address(mask), _address(query_mask), _address(q_size), _address(k_size), _address(context), _address(gain), eps, still,
@@ -149,9 +151,6 @@ def by_tokens(q: Tensor, v: Tensor) -> Tensor:
     return torch.empty(B, N, H, v.shape[3], dtype=q.dtype, device=q.device).transpose(1, 2)
 
 
-_thread = threading.local()
-
-
 def set_aside() -> bool:
     """Whether this thread does without the native kernels just now."""
     return getattr(_thread, "aside", False)
@@ -174,6 +173,8 @@ def refuses(q: Tensor, k: Tensor, v: Tensor, **_: Any) -> list[str]:
         return ["a cost is counted, which is that of plain torch on every machine"]
     if torch.compiler.is_exporting():
         return ["an exported graph holds nodes that every runtime knows"]
+    if why := transformed():
+        return [f"{why}, and the native kernels have reverse-mode gradients alone"]
     if LIBRARY is None:
         return [WHY_NOT]
     if not PATHS[torch.float32]:

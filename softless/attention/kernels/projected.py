@@ -10,6 +10,7 @@ The products are as many as without: G stands in place of both o^T dy and q^T do
 
 # B images, N tokens, H heads, D features of a head, W = H D
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,17 @@ from torch import Tensor
 from softless.attention.features import STILL, Norm
 from softless.attention.kernels import native
 from softless.attention.kernels.formulas import register_flop_formula
-from softless.attention.kernels.linear import BY_COUNT, NORMS, library, number, parts, room
+from softless.attention.kernels.linear import (
+    BY_COUNT,
+    NORMS,
+    by_torch,
+    library,
+    number,
+    packed_formula,
+    parts,
+    room,
+    slopes_by,
+)
 from softless.attention.packed import absorbed
 from softless.attention.spec import EPS
 
@@ -166,15 +177,26 @@ torch.library.register_fake("softless::self_attention_backward", _fake_backward,
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weight, _, proj, _, _, *ctx.settings = inputs
-    ctx.save_for_backward(x, weight, proj, *output[1:])
+    x, weight, bias, proj, proj_bias, ctx.heads, *ctx.settings = inputs
+    ctx.save_for_backward(x, weight, proj, *output[1:], bias, proj_bias)
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[1:])
 
 
+def _formula(x: Tensor, weight: Tensor, bias: Tensor | None, proj: Tensor, proj_bias: Tensor | None, *, heads: int, settings: Any) -> Tensor:  # fmt: skip
+    """The same value by torch alone."""
+    return F.linear(packed_formula(F.linear(x, weight, bias), heads, None, *settings), proj, proj_bias)
+
+
 def _slope(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
     for_x, *for_weights = ctx.needs_input_grad[:5]
-    found = torch.ops.softless.self_attention_backward(grad, *ctx.saved_tensors, *ctx.settings, for_x, any(for_weights))
+    x, weight, proj, *sums, bias, proj_bias = ctx.saved_tensors
+    if by_torch():
+        value = partial(_formula, heads=ctx.heads, settings=ctx.settings)
+        return (*slopes_by(value, (x, weight, bias, proj, proj_bias), grad), *4 * (None,))
+    found = torch.ops.softless.self_attention_backward(
+        grad, x, weight, proj, *sums, *ctx.settings, for_x, any(for_weights)
+    )
     return (
         *(slope if asked else None for slope, asked in zip(found, ctx.needs_input_grad, strict=False)),
         None,

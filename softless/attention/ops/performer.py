@@ -195,7 +195,7 @@ SPEC = Operator(
         ),
         "redraw_every": Option(
             1000,
-            "training passes after which a module draws its features anew; 0 is never",
+            "steps after which `softless train` draws the features anew (a loop of one's own: softless.layers.stepped(model)); 0 is never",
             lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 0,
             "a whole number, 0 for never",
         ),

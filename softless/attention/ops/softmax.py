@@ -15,6 +15,7 @@ from torch import Tensor
 
 from softless.attention.features import keep
 from softless.attention.spec import DROPOUT, TOLERANCE, Backend, Dims, Operator, Option
+from softless.attention.transforms import transformed
 
 
 def _bias(q: Tensor, k: Tensor, mask: Tensor | None, pairwise: Tensor | None, causal: bool) -> Tensor | None:
@@ -54,7 +55,12 @@ def reference(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, qu
 
 
 def eager(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, query_mask: Tensor | None, scale: float | None, pairwise: Tensor | None, causal: bool, dropout: float) -> Tensor:  # fmt: skip
-    """torch's fused kernel, which never holds the N x M matrix; rows that may look at nothing are zero."""
+    """torch's fused kernel, which never holds the N x M matrix; rows that may look at nothing are zero.
+
+    It has no forward-mode derivative: under a transform the formula stands in.
+    """
+    if transformed():
+        return reference(q, k, v, mask=mask, query_mask=query_mask, scale=scale, pairwise=pairwise, causal=causal, dropout=dropout)  # fmt: skip
     q, k, v = keep(q, query_mask), keep(k, mask), keep(v, mask)
     if mask is None and pairwise is None:
         return _rows(
