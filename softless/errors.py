@@ -6,7 +6,7 @@ The command line prints these without a traceback and ends with `exit_code`; eve
 import difflib
 import importlib.util
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,17 @@ class UsageError(SoftlessError, ValueError):
 
 class DataError(UsageError):
     """Data that cannot be read or does not fit: missing folder, unreadable image, class without images."""
+
+
+class Faults(DataError):
+    """Several faults of a data set: a headline, and a line for each fault or for each sentence that several share."""
+
+    def __init__(self, headline: str, lines: Sequence[str]) -> None:
+        super().__init__("\n".join([headline, *lines]))
+        self.headline, self.lines = headline, tuple(lines)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.headline, self.lines)
 
 
 class MissingResolution(DataError):

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from softless.cli.options import fill, parser_of
 from softless.cli.output import as_json, as_text
-from softless.errors import Interrupted, SoftlessError, of_the_system, unknown
+from softless.errors import Faults, Interrupted, SoftlessError, of_the_system, unknown
 from softless.words import visible
 
 VERBS = {
@@ -45,7 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         if isinstance(error, Interrupted):
             _end_at_the_next_signal(arguments)
-        say(f"softless: {_one_line(error)}", sys.stderr)
+        say(f"softless: {_lines(error)}", sys.stderr)
+        if "--json" in words:
+            say(as_json({"error": type(error).__name__, "message": str(error), "exit_code": error.exit_code}))
         return error.exit_code
     except KeyboardInterrupt:
         _end_at_the_next_signal(arguments)
@@ -98,6 +100,13 @@ def overview() -> str:
     lines = ["usage: softless VERB [options]        softless VERB --help tells a verb's options", ""]
     lines += [f"  {name:<9} {(load(name).__doc__ or '').strip().partition(chr(10))[0]}" for name in VERBS]
     return "\n".join([*lines, "", "every verb takes --json (results as JSON) and --debug (errors with traceback)"])
+
+
+def _lines(error: SoftlessError) -> str:
+    """The sentence of an error; of several faults a line each."""
+    if isinstance(error, Faults):
+        return "\n".join(map(visible, (error.headline, *error.lines)))
+    return _one_line(error)
 
 
 def _one_line(error: object) -> str:

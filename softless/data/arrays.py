@@ -10,7 +10,7 @@ import numpy as np
 from softless.data.findings import Fault
 from softless.data.notices import notice
 from softless.data.samples import ArraySamples
-from softless.errors import DataError, located, need
+from softless.errors import DataError, Faults, located, need
 from softless.words import POINTED, POINTER
 
 DIGITS_TEST_FRACTION = 0.2
@@ -110,7 +110,11 @@ def npz_parts(path: str | Path, channels: int) -> tuple[dict[str, ArraySamples],
             except DataError as error:
                 wrong.append(str(error))
     if wrong:
-        raise DataError("\n".join(wrong))
+        raise (
+            Faults(f"{file} cannot be used:", [f"  {one.removeprefix(f'{file}: ')}" for one in wrong])
+            if len(wrong) > 1
+            else DataError(wrong[0])
+        )
     count = _count_classes(file, parts)
     named = MEDMNIST_CLASSES.get(file.stem.lower().partition("_")[0], ())
     return parts, named if len(named) == count else tuple(str(i) for i in range(count))

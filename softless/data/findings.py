@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from softless.data.images import BadImage, Decoded, read_whole
-from softless.errors import DataError
+from softless.errors import DataError, Faults
 from softless.words import counted, visible
 
-REFUSED = 50  # faults that an error names
+REFUSED = 50  # lines of faults in an error
+NAMED = 3  # places of a sentence that more share
 NO_TEXT = "a name that is not UTF-8, and results and pages name their classes: rename it"  # of a class
 SLENDER = 10  # times as long as wide: of such an image a square model sees a fraction, or a smear
 SHOWN = 20  # warnings and duplicates of one kind in the printed report; to_dict has all
@@ -34,9 +35,12 @@ class Fault:
         """[path, reason], or [path, annotation, reason]."""
         return [self.path, self.annotation, self.reason] if annotated else [self.path, self.reason]
 
+    @property
+    def place(self) -> str:
+        return self.path if self.annotation is None else f"{self.path}, annotation {self.annotation}"
+
     def __str__(self) -> str:
-        place = self.path if self.annotation is None else f"{self.path}, annotation {self.annotation}"
-        return visible(f"{place}: {self.reason}")
+        return visible(f"{self.place}: {self.reason}")
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ class DataCheck:
         total += f", {counted(self.annotations, 'annotation')}" if self.layout == "COCO" else ""
         said = [visible(f"{self.path} ({self.layout}): {total}")]
         said += [visible(f"  {part}: {_classes(classes)}") for part, classes in self.counts.items()]
-        said += _section("bad", [str(fault) for fault in self.bad], self.by_reason)
+        said += _section("bad", grouped(self.bad, SHOWN), self.by_reason)
         said += _section("warnings", *_shortened(self.warnings))
         pairs = [visible(f"{one} = {other}") for one, other in self.duplicates]
         said += _section("the same pixels in two splits or two classes", _cut(pairs))
@@ -202,13 +206,36 @@ def named(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
-def refusal(root: Path, faults: Sequence[Fault], way: str) -> DataError:
-    """All faults in one error: the number, the way out, and as many as a person reads."""
-    lines = [f"  {fault}" for fault in faults[:REFUSED]]
-    if len(faults) > REFUSED:
-        lines.append(f"  … and {len(faults) - REFUSED:,} more: `softless data check {root} --json` lists all")
-    count = f"{len(faults):,} fault" + ("s" if len(faults) != 1 else "")
-    return DataError("\n".join([f"{root}: {count} before the first step; {way}:", *lines]))
+def refusal(root: Path, faults: Sequence[Fault], way: str) -> Faults:
+    """All faults in one error: the number, the way out, and as many as a person reads, those that share a sentence in one line."""
+    lines = [f"  {line}" for line in grouped(faults)]
+    if len(lines) > REFUSED:
+        lines = [
+            *lines[:REFUSED],
+            f"  … and {len(lines) - REFUSED:,} more lines: `softless data check {root} --json` lists all",
+        ]
+    return Faults(f"{root}: {counted(len(faults), 'fault')} before the first step; {way}:", lines)
+
+
+def grouped(faults: Sequence[Fault], most: int = NAMED) -> list[str]:
+    """A line for each fault; one for all that share a sentence, if more than `most` do, with their number and the first of them.
+
+    >>> grouped(
+    ...     [Fault(f"{name}.png", "it is empty", "empty") for name in "abcd"]
+    ...     + [Fault("e.png", "it is cut off", "damaged")]
+    ... )
+    ['4 times: it is empty (a.png, b.png, c.png, …)', 'e.png: it is cut off']
+    """
+    shared = Counter(fault.reason for fault in faults)
+    lines: dict[str, list[Fault]] = {}
+    for fault in faults:
+        lines.setdefault(fault.reason if shared[fault.reason] > most else str(fault), []).append(fault)
+    return [_together(held) if len(held) > most else str(held[0]) for held in lines.values()]
+
+
+def _together(faults: Sequence[Fault]) -> str:
+    places = ", ".join(fault.place for fault in faults[:NAMED])
+    return visible(f"{len(faults):,} times: {faults[0].reason} ({places}, …)")
 
 
 def not_there(path: Path) -> DataError:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from softless.data.datasets import Splits, fingerprint, scaling, stratified_cut
-from softless.data.findings import Gathering
+from softless.data.findings import Gathering, refusal
 from softless.data.folder import Listing, existing_folder, listing, read_as
 from softless.data.images import BadImage, verify
 from softless.data.label_layout import IGNORE, Layout, label_folders, layout_of, read_values
@@ -142,10 +142,7 @@ def open_label_images(
             f"segmentation.fov={fov}: pixels outside are written as {IGNORE}, which is a class of {root}; leave one out"
         )
     if found.bad:
-        faults = "\n".join(f"  {fault}" for fault in found.bad)
-        raise DataError(
-            f"{root} cannot be trained on, {len(found.bad)} faults (`softless data check` repeats this):\n{faults}"
-        )
+        raise refusal(root, found.bad, "mend them")
     train, val, test = (parts.get(part) for part in ("train", "val", "test"))
     assert train is not None
     if val is None:

@@ -1,6 +1,7 @@
 """Every image of every split is decoded before anything is done with one; what cannot be read stops the work or is left out with a count."""
 
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,9 @@ import pytest
 
 from softless.data import open_parts, open_splits, progress, readable
 from softless.data.check import check
+from softless.data.findings import Fault, refusal
 from softless.data.unlabelled import open_unlabelled
-from softless.errors import DataError, UsageError
+from softless.errors import DataError, Faults, UsageError
 from softless.training.recipe import DataSpec
 from tests.data.making import class_folders, medmnist, split_folders
 
@@ -47,11 +49,20 @@ def test_the_faults_of_all_splits_are_in_one_error(tmp_path: Path):
 
 
 def test_a_long_list_of_faults_is_cut_with_a_true_count(tmp_path: Path):
+    """A sentence that many files share is said once, with their number; other lists end with how many lines are left."""
     root = class_folders(tmp_path / "data", {"a": 60, "b": 2})
     for file in (root / "a").iterdir():
         cut_off(file)
-    with pytest.raises(DataError, match=r"60 faults[\s\S]*and 10 more: `softless data check"):
+    with pytest.raises(Faults, match=r"60 faults") as raised:
         open_splits(spec(root), seed=0)
+    (line,) = raised.value.lines
+    assert line == "  60 times: image file is truncated; replace or remove the file (a/00.png, a/01.png, a/02.png, …)"
+    several = refusal(
+        root, [Fault(f"{number}.png", f"it lacks {number} bytes", "damaged") for number in range(60)], "mend them"
+    )
+    assert several.lines[-1] == f"  … and 10 more lines: `softless data check {root} --json` lists all"
+    again = pickle.loads(pickle.dumps(several))
+    assert (str(again), again.lines) == (str(several), several.lines)
 
 
 def test_skip_leaves_files_out_of_every_split_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture):
