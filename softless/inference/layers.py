@@ -163,15 +163,6 @@ class InDtype(nn.Module):
         super().__init__()
         self.part, self.inside, self.outside = part, inside, outside
 
-    def __getattr__(self, name: str) -> Any:
-        """What else is asked for is the part's."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name in {"part", "_modules", "_parameters", "_buffers"}:
-                raise
-            return getattr(self.part, name)
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "InDtype":  # noqa: ARG002  # it stays
         return self
 
@@ -181,6 +172,19 @@ class InDtype(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.inside} inside, {self.outside} outside"
+
+
+class LookedInto(InDtype):
+    """As `InDtype`, of a part whose attributes its neighbours read."""
+
+    def __getattr__(self, name: str) -> Any:
+        """What else is asked for is the part's."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name in {"part", "_modules", "_parameters", "_buffers"}:
+                raise
+            return getattr(self.part, name)
 
 
 class PatchProjection(nn.Module):

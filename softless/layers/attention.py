@@ -24,7 +24,7 @@ from softless.layers.companions import HeadConv, Reduction
 from softless.layers.grid import SharedGrid
 from softless.layers.masks import token_mask
 from softless.layers.own_tensors import OwnTensors
-from softless.layers.plain import called, is_nothing, refuse_absent, weights_of, why_changed
+from softless.layers.plain import called, is_nothing, place_of, refuse_absent, weights_of, why_changed
 
 
 class Attention(nn.Module):
@@ -155,7 +155,7 @@ class Attention(nn.Module):
     def set_tokens(self, tokens: int) -> None:
         """Make the operator's tensors for a number of tokens, where it needs one and was not given it."""
         if self.op.wants("tokens", self.options) and not hasattr(self, "learned"):
-            first = next((x for x in self.parameters() if x.is_floating_point()), torch.empty(0))
+            first = place_of(self)
             self.learned = OwnTensors(
                 self.op, self.num_heads, self.head_dim, self.options, tokens, device=first.device, dtype=first.dtype
             )

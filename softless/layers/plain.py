@@ -171,17 +171,36 @@ def sharded(model: nn.Module) -> str:
     return next((path for path, x in model.named_parameters() if isinstance(x, DTensor)), "")
 
 
-def refuse_parts(model: nn.Module, what: str) -> None:
-    """Refuse a model whose weights are not all here.
+def place_of(*modules: nn.Module) -> Tensor:
+    """An empty tensor of the dtype and on the device of what modules compute with; offloaded weights come to the processor."""
+    own = [x for module in modules for x in module.parameters() if x.is_floating_point()]
+    dtype = own[0].dtype if own else torch.get_default_dtype()
+    here = next((x.device for x in own if x.device.type != "meta"), None)
+    if here is None:
+        here = torch.device("cpu" if not own or any(map(watched, modules)) else "meta")
+    return torch.empty(0, dtype=dtype, device=here)
+
+
+def refuse_empty(model: nn.Module, what: str) -> None:
+    """Refuse a model that is to be called and cannot.
 
     Raises:
-        UsageError: a weight on "meta" with nobody to bring it, or one of which this process holds a part; it is named.
+        UsageError: a weight on "meta" with nobody to bring it; it is named.
     """
     if path := absent(model):
         raise UsageError(
             f'{what}: {path} has no numbers, its own tensors lie on "meta" and nothing brings them: load the weights first, with '
             "load_state_dict(…, assign=True)"
         )
+
+
+def refuse_parts(model: nn.Module, what: str) -> None:
+    """Refuse a model whose weights are not all here.
+
+    Raises:
+        UsageError: a weight on "meta" with nobody to bring it, or one of which this process holds a part; it is named.
+    """
+    refuse_empty(model, what)
     if path := sharded(model):
         raise UsageError(
             f"{what}: of {path} this process holds a part only: give a whole model the state that "

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from softless.layers.plain import why_called
+from softless.layers.plain import place_of
 
 
 def fourier_table(
@@ -51,16 +51,9 @@ class FourierPosition(nn.Module):
         self.token_projection = nn.Conv2d(2 * features, dim, kernel_size=1)
         self._tables: dict[tuple[int, int, torch.device], Tensor] = {}
 
-    @property
-    def _place(self) -> Tensor:
-        """A tensor of the device and dtype that the projection computes in: one that is offloaded is brought when it is called."""
-        own = next((x for x in self.token_projection.parameters() if x.is_floating_point()), torch.empty(0))
-        offloaded = own.device.type == "meta" and why_called(self.token_projection)
-        return torch.empty(0, dtype=own.dtype) if offloaded else own
-
     def table(self, height: int, width: int) -> Tensor:
         """The table of a grid, from the store where eager code may keep one."""
-        device = self._place.device
+        device = place_of(self.token_projection).device
         if torch.compiler.is_compiling() or torch.utils._python_dispatch.is_in_torch_dispatch_mode():
             return fourier_table(height, width, self.features, device=device)
         key = (height, width, device)
@@ -70,5 +63,5 @@ class FourierPosition(nn.Module):
         return self._tables[key]
 
     def forward(self, batch: int, height: int, width: int) -> Tensor:
-        table = self.table(height, width).to(self._place.dtype)
+        table = self.table(height, width).to(place_of(self.token_projection).dtype)
         return self.token_projection(table).expand(batch, -1, -1, -1)
