@@ -46,13 +46,13 @@ def joined(layers: Sequence[nn.Module]) -> nn.Module:
 
 def _row(parts: Sequence[Weights]) -> nn.Linear:
     """A layer of several weights; an absent bias is 0 where another has one."""
-    first, biased = parts[0].weight, any(part.bias is not None for part in parts)
+    first, biased = parts[0].W, any(part.b is not None for part in parts)
     whole: nn.Linear = nn.utils.skip_init(  # what is drawn elsewhere does not depend on it
-        nn.Linear, first.shape[1], sum(part.weight.shape[0] for part in parts), bias=biased, device=first.device, dtype=first.dtype
+        nn.Linear, first.shape[1], sum(part.W.shape[0] for part in parts), bias=biased, device=first.device, dtype=first.dtype
     )  # fmt: skip
-    zeros = (part.weight.new_zeros(part.weight.shape[0]) for part in parts)
-    biases = [none if part.bias is None else part.bias for part, none in zip(parts, zeros, strict=True)]
-    give(whole, torch.cat([part.weight for part in parts]), torch.cat(biases) if biased else None)
+    zeros = (part.W.new_zeros(part.W.shape[0]) for part in parts)
+    biases = [none if part.b is None else part.b for part, none in zip(parts, zeros, strict=True)]
+    give(whole, torch.cat([part.W for part in parts]), torch.cat(biases) if biased else None)
     return whole
 
 
@@ -61,10 +61,10 @@ def tied(qkv: nn.Module) -> nn.Module:
     found = weights_of(qkv)
     if found is None:
         return Tied(qkv)
-    q, k, v = found.weight.detach().chunk(3)
-    if found.bias is None:
+    q, k, v = found.W.detach().chunk(3)
+    if found.b is None:
         return _row([Weights((q + k) / 2, None), Weights(v, None)])
-    first, second, third = found.bias.detach().chunk(3)
+    first, second, third = found.b.detach().chunk(3)
     return _row([Weights((q + k) / 2, (first + second) / 2), Weights(v, third)])
 
 
@@ -113,7 +113,7 @@ def _biased(theirs: Any) -> nn.Module:
     found = weights_of(qkv)
     if found is None:
         return WithBias(qkv, theirs.q_bias, theirs.v_bias)
-    return _row([Weights(found.weight, torch.cat([theirs.q_bias, torch.zeros_like(theirs.q_bias), theirs.v_bias]))])
+    return _row([Weights(found.W, torch.cat([theirs.q_bias, torch.zeros_like(theirs.q_bias), theirs.v_bias]))])
 
 
 def _beit(theirs: Any, op: Operator, options: Options) -> nn.Module:

@@ -66,11 +66,9 @@ class Gained(nn.Module):
         self.in_features, self.out_features = features_of(layer)
         self.register_buffer("gain", torch.tensor(gain, dtype=like.dtype, device=like.device))
 
-    @property
-    def bias(self) -> Tensor | None:
-        """The layer's, which is not multiplied."""
-        found: Tensor | None = getattr(self.layer, "bias", None)
-        return found
+    def __getattr__(self, name: str) -> Any:
+        """The layer's bias, which is not multiplied, is this one's too."""
+        return getattr(self.layer, name) if name == "bias" else super().__getattr__(name)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.layer(x * self.gain.to(x.dtype))

@@ -260,7 +260,7 @@ def _bias(projection: nn.Module, like: Tensor) -> Tensor | None:
     """What a projection adds: its bias, or what it gives for nothing where it must be called."""
     found = weights_of(projection)
     if found is not None:
-        return found.bias
+        return found.b
     nothing: Tensor = projection(like.new_zeros(1, features_of(projection)[0]))
     return nothing[0]
 
@@ -271,5 +271,5 @@ def multiplied(projection: nn.Module, gain: float, like: Tensor) -> nn.Module:
     found = weights_of(projection)
     if found is None:
         return Gained(projection, gain, like)
-    found.weight.mul_(gain)
+    found.W.mul_(gain)
     return projection

@@ -27,14 +27,14 @@ LESS = 32  # by so much less it is tried
 
 
 class Weights(NamedTuple):
-    """What a plain layer multiplies by and adds."""
+    """What a plain layer multiplies by and adds: y = x Wᵀ + b."""
 
-    weight: Tensor
-    bias: Tensor | None
+    W: Tensor
+    b: Tensor | None
 
     def to(self, dtype: torch.dtype) -> "Weights":
         """In another dtype."""
-        return Weights(self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
+        return Weights(self.W.to(dtype), None if self.b is None else self.b.to(dtype))
 
 
 def weights_of(
