@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 KERNELS := CMakeLists.txt $(wildcard softless/attention/kernels/native/*)
 WORKERS ?= 2
 
-.PHONY: demo test quick soak counts lint bench tables clean
+.PHONY: demo test quick soak crossed counts lint bench tables clean
 
 $(STAMP): pyproject.toml $(KERNELS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -27,6 +27,10 @@ soak: $(STAMP)           ## minutes of kills and several ranks, and the counts b
 	$(BIN)/python -m pytest -m "soak or not soak" tests/training tests/data tests/models/test_weight_files.py tests/models/test_publish.py tests/evaluation/test_run_files.py tests/cli/test_disks.py --count benchmarks/reliability.csv
 	$(BIN)/python -m pytest -m soak tests/slides
 	$(BIN)/softless bench survival --record
+
+crossed: $(STAMP)        ## adapters, hooks, quantized and offloaded weights x every use x every operator, counted; minutes
+	$(BIN)/python -m pytest -m "soak or not soak" tests/crossed
+	$(BIN)/python -m tests.crossed.record benchmarks/crossed.csv
 
 counts: $(STAMP)         ## every model and operator counted on two devices at two sizes; half an hour
 	$(BIN)/softless bench counts --record
