@@ -16,7 +16,7 @@ from tests.crossed.adapters import ADAPTERS, absent
 from tests.crossed.table import cell
 from tests.crossed.uses import uses_of
 
-FAMILIES = ("sima", "soft", "seqnorm", "linformer")  # sums over tokens, landmarks, moments, learned rows
+FAMILIES = ("sima", "soft", "linformer")  # sums over tokens, landmarks, learned rows
 REFUSED = {  # docs/timm.md lists them; what has no numbers is refused everywhere
     "stream": {"forward hook", "pre-hook", "global hook", "accelerate offload", "FSDP2"},
     "optimize": {"FSDP2"},
