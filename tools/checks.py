@@ -174,6 +174,43 @@ def unsafe_source(source: Source) -> Iterator[Finding]:
             yield Finding(source.path, line, f"{what} is forbidden in the library", "unsafe source")
 
 
+READS = {"weight", "bias"}
+ASKED = "softless/layers/plain.py"  # the one rule: weights_of, give
+MAY_READ = {  # by the beginning of the path
+    "softless/evaluation/linear.py": "the start of a layer of its own",
+    "softless/models/pyramid.py": "the start of a model that is being built",
+    "softless/benching/": "models that the benchmark has just built",
+}
+
+
+def _weight_read(node: ast.AST) -> str:
+    """What reads a weight: `layer.weight`, `getattr(layer, "weight")` or `layer._parameters["weight"]`; nothing for what is `self`'s."""
+    if isinstance(node, ast.Attribute) and node.attr in READS:
+        own = isinstance(node.value, ast.Name) and node.value.id == "self"
+        return "" if own else ast.unparse(node)
+    if isinstance(node, ast.Call) and called(node) in {"getattr", "attrgetter", "operator.attrgetter"}:
+        named = [one.value for one in node.args if isinstance(one, ast.Constant)]
+        return ast.unparse(node) if any(str(name).rsplit(".", 1)[-1] in READS for name in named) else ""
+    if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Attribute) and node.value.attr == "_parameters":
+        return ast.unparse(node)
+    return ""
+
+
+def weight_read(source: Source) -> Iterator[Finding]:
+    """A weight read without asking whether it may be: an adapter, a hook or an offloaded weight would be passed by."""
+    path = source.path.as_posix()
+    if path == ASKED or path.startswith(tuple(MAY_READ)):
+        return
+    for node in ast.walk(source.tree):
+        if what := _weight_read(node):
+            yield Finding(
+                source.path,
+                getattr(node, "lineno", 1),
+                f"{what} is read without asking weights_of ({ASKED})",
+                "weight read",
+            )
+
+
 REGISTRY = re.compile(
     r"\b(?:[\w-]+\.)*(?:pypi\.(?:org|python\.org|nvidia\.com)|pythonhosted\.org|anaconda\.(?:org|com)|download\.pytorch\.org"
     r"|npmjs\.(?:org|com)|crates\.io|rubygems\.org|proxy\.golang\.org|repo1?\.maven\.(?:org|apache\.org))\b"
@@ -206,7 +243,7 @@ def missing_init(files: list[Path]) -> Iterator[Finding]:
 
 EVERYWHERE: list[Callable[[Source], Iterator[Finding]]] = [dropped_comparison]
 IN_FOLDER: dict[str, list[Callable[[Source], Iterator[Finding]]]] = {
-    "softless": [missing_docstring, unsafe_source],
+    "softless": [missing_docstring, unsafe_source, weight_read],
     "tests": [test_without_assertion],
 }
 

@@ -1,6 +1,6 @@
 """One entry per foreign attention class: what stands in the way, and how ours is built around its projections."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,9 @@ from timm.models.xcit import XCA
 from torch import Tensor, nn
 
 from softless.attention import Operator
-from softless.convert.modules import ReducedAttention, RopeAttention
+from softless.convert.modules import Joined, ReducedAttention, RopeAttention, Tied, WithBias, features_of
 from softless.layers import Attention, ClassAttention
+from softless.layers.plain import Weights, give, weights_of
 
 Options = Mapping[str, Any]
 Build = Callable[[Any, Operator, Options], nn.Module]
@@ -36,29 +37,38 @@ class Adapter:
     loses: Callable[[Any], str | None] = nothing  # what would be lost; `force` accepts it
 
 
-def _joined(parts: list[nn.Linear | tuple[Tensor, Tensor | None]]) -> nn.Linear:
-    """One projection of several, their outputs one after the other; an absent bias is 0 where another has one."""
-    pairs = [(part.weight, part.bias) if isinstance(part, nn.Linear) else part for part in parts]
-    biased = any(bias is not None for _, bias in pairs)
-    whole = nn.Linear(pairs[0][0].shape[1], sum(weight.shape[0] for weight, _ in pairs), bias=biased, device=pairs[0][0].device, dtype=pairs[0][0].dtype)  # fmt: skip
-    with torch.no_grad():
-        whole.weight.copy_(torch.cat([weight for weight, _ in pairs]))
-        if biased:
-            whole.bias.copy_(
-                torch.cat([weight.new_zeros(weight.shape[0]) if bias is None else bias for weight, bias in pairs])
-            )
+def joined(layers: Sequence[nn.Module]) -> nn.Module:
+    """One projection of several, their outputs one after the other; they are called where their weights may not be read."""
+    found = [weights_of(one) for one in layers]
+    read = [one for one in found if one is not None]
+    return _row(read) if len(read) == len(found) else Joined(layers)
+
+
+def _row(parts: Sequence[Weights]) -> nn.Linear:
+    """A layer of several weights; an absent bias is 0 where another has one."""
+    first, biased = parts[0].W, any(part.b is not None for part in parts)
+    whole: nn.Linear = nn.utils.skip_init(  # what is drawn elsewhere does not depend on it
+        nn.Linear, first.shape[1], sum(part.W.shape[0] for part in parts), bias=biased, device=first.device, dtype=first.dtype
+    )  # fmt: skip
+    zeros = (part.W.new_zeros(part.W.shape[0]) for part in parts)
+    biases = [none if part.b is None else part.b for part, none in zip(parts, zeros, strict=True)]
+    give(whole, torch.cat([part.W for part in parts]), torch.cat(biases) if biased else None)
     return whole
 
 
-def tied(qkv: nn.Linear) -> nn.Linear:
+def tied(qkv: nn.Module) -> nn.Module:
     """The projection of an operator with tied q and k: the mean of q's and k's, and v's."""
-    q, k, v = qkv.weight.detach().chunk(3)
-    bias = [None] * 3 if qkv.bias is None else qkv.bias.detach().chunk(3)
-    mean = None if bias[0] is None or bias[1] is None else (bias[0] + bias[1]) / 2
-    return _joined([((q + k) / 2, mean), (v, bias[2])])
+    found = weights_of(qkv)
+    if found is None:
+        return Tied(qkv)
+    q, k, v = found.W.detach().chunk(3)
+    if found.b is None:
+        return _row([Weights((q + k) / 2, None), Weights(v, None)])
+    first, second, third = found.b.detach().chunk(3)
+    return _row([Weights((q + k) / 2, (first + second) / 2), Weights(v, third)])
 
 
-def _fit(ours: Attention, theirs: Any, qkv: nn.Linear) -> Attention:
+def _fit(ours: Attention, theirs: Any, qkv: Any) -> Attention:
     """Give our module the foreign one's projections, norms, gate and dropout."""
     if len(ours.parts) == 2:
         ours.qv = tied(qkv)
@@ -75,13 +85,13 @@ def _fit(ours: Attention, theirs: Any, qkv: nn.Linear) -> Attention:
     return ours
 
 
-def _sizes(theirs: Any, qkv: nn.Linear) -> dict[str, Any]:
-    heads = theirs.num_heads
+def _sizes(theirs: Any, qkv: nn.Module) -> dict[str, Any]:
+    heads, (width, parts) = theirs.num_heads, features_of(qkv)
     return {
-        "dim": qkv.in_features,
+        "dim": width,
         "num_heads": heads,
-        "attn_head_dim": qkv.out_features // 3 // heads,
-        "dim_out": theirs.proj.out_features,
+        "attn_head_dim": parts // 3 // heads,
+        "dim_out": features_of(theirs.proj)[1],
     }
 
 
@@ -93,14 +103,17 @@ def _plain(theirs: Any, op: Operator, options: Options) -> nn.Module:
     return ours
 
 
-def _biased(theirs: Any) -> nn.Linear:
+def _biased(theirs: Any) -> nn.Module:
     """q, k and v of a module whose biases stand apart (BEiT, EVA), or whose projections do."""
     if theirs.qkv is None:
-        return _joined([theirs.q_proj, theirs.k_proj, theirs.v_proj])
+        return joined([theirs.q_proj, theirs.k_proj, theirs.v_proj])
+    qkv: nn.Module = theirs.qkv
     if getattr(theirs, "q_bias", None) is None:
-        return theirs.qkv
-    bias = torch.cat([theirs.q_bias, torch.zeros_like(theirs.q_bias), theirs.v_bias])
-    return _joined([(theirs.qkv.weight, bias)])
+        return qkv
+    found = weights_of(qkv)
+    if found is None:
+        return WithBias(qkv, theirs.q_bias, theirs.v_bias)
+    return _row([Weights(found.W, torch.cat([theirs.q_bias, torch.zeros_like(theirs.q_bias), theirs.v_bias]))])
 
 
 def _beit(theirs: Any, op: Operator, options: Options) -> nn.Module:
@@ -127,16 +140,14 @@ def _rope(theirs: Any, op: Operator, options: Options) -> nn.Module:
 
 
 def _class(theirs: Any, op: Operator, options: Options) -> nn.Module:
-    qkv, scale = _joined([theirs.q, theirs.k, theirs.v]), options.get("token_scale")
-    ours = ClassAttention(theirs.q.in_features, theirs.num_heads, op, qkv_bias=qkv.bias is not None, token_scale=scale)
+    qkv, scale = joined([theirs.q, theirs.k, theirs.v]), options.get("token_scale")
+    ours: Any = ClassAttention(features_of(qkv)[0], theirs.num_heads, op, token_scale=scale)
     ours.qkv, ours.proj, ours.attn_drop, ours.proj_drop = qkv, theirs.proj, theirs.attn_drop, theirs.proj_drop
     return ours
 
 
 def _pvt(theirs: Any, op: Operator, options: Options) -> nn.Module:
-    ours = ReducedAttention(theirs.dim, theirs.num_heads, op, qkv_bias=theirs.q.bias is not None, **options).take(
-        theirs
-    )
+    ours = ReducedAttention(theirs.dim, theirs.num_heads, op, **options).take(theirs)
     ours.proj_drop = theirs.proj_drop
     return ours
 

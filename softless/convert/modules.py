@@ -3,6 +3,7 @@
 # B batch, H heads, N tokens, M reduced ones, D channels of a head
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,80 @@ from torch import Tensor, nn
 from softless.attention.spec import Grid
 from softless.errors import UsageError
 from softless.layers import Attention
+
+
+class Joined(nn.Module):
+    """Layers side by side, as one projection: (…, in) -> (…, sum of out). For layers whose weights are not read."""
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        sizes = [features_of(one) for one in layers]
+        self.in_features, self.out_features = sizes[0][0], sum(out for _, out in sizes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([layer(x) for layer in self.layers], dim=-1)
+
+
+class Tied(nn.Module):
+    """q and v of a projection to q, k and v: the mean of what it makes for q and k, and v: (…, in) -> (…, 2 inner)."""
+
+    def __init__(self, qkv: nn.Module) -> None:
+        super().__init__()
+        self.qkv = qkv
+        self.in_features, whole = features_of(qkv)
+        self.out_features = whole // 3 * 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return torch.cat([(q + k) / 2, v], dim=-1)
+
+
+class WithBias(nn.Module):
+    """A projection to q, k and v whose biases stand apart, k having none: (…, in) -> (…, 3 inner)."""
+
+    def __init__(self, qkv: nn.Module, q_bias: nn.Parameter, v_bias: nn.Parameter) -> None:
+        super().__init__()
+        self.qkv, self.q_bias, self.v_bias = qkv, q_bias, v_bias
+        self.in_features, self.out_features = features_of(qkv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.qkv(x)
+        return y + torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias]).to(y.dtype)
+
+
+class Gained(nn.Module):
+    """A projection whose product is multiplied by a number, and its bias not: (…, in) -> (…, out)."""
+
+    gain: Tensor
+
+    def __init__(self, layer: nn.Module, gain: float, like: Tensor) -> None:
+        super().__init__()
+        self.layer = layer
+        self.in_features, self.out_features = features_of(layer)
+        self.register_buffer("gain", torch.tensor(gain, dtype=like.dtype, device=like.device))
+
+    def __getattr__(self, name: str) -> Any:
+        """The layer's bias, which is not multiplied, is this one's too."""
+        return getattr(self.layer, name) if name == "bias" else super().__getattr__(name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x * self.gain.to(x.dtype))
+        return y
+
+
+def features_of(layer: nn.Module) -> tuple[int, int]:
+    """Width of what a projection takes and of what it gives.
+
+    Raises:
+        UsageError: it does not say them.
+    """
+    found = getattr(layer, "in_features", None), getattr(layer, "out_features", None)
+    if not (isinstance(found[0], int) and isinstance(found[1], int)):
+        raise UsageError(
+            f"a projection is a {type(layer).__name__}, which does not say its in_features and out_features as torch.nn.Linear does: give it both"
+        )
+    return found[0], found[1]
 
 
 class RopeAttention(Attention):

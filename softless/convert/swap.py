@@ -9,13 +9,15 @@ import torch
 from timm.models.cait import Cait
 from timm.models.xcit import Xcit
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from softless.attention import Operator, get
 from softless.attention.attend import check_options
 from softless.convert.adapters import ADAPTERS, looks_like_attention, no_adapter
-from softless.convert.modules import ReducedAttention
+from softless.convert.modules import Gained, ReducedAttention, features_of
 from softless.errors import UsageError, need_module
-from softless.layers import Attention, SharedGrid
+from softless.layers import Attention, ClassAttention, SharedGrid
+from softless.layers.plain import place_of, refuse_empty, weights_of, why_changed
 
 
 @dataclass(frozen=True)
@@ -61,18 +63,31 @@ def swap(model: nn.Module, op: str | Operator | type[Attention] = "sima", *, lay
     need_module(model, "swap")
     record, options = _operator(op, options)
     check_options(record, options)
+    if calibrate is not None:
+        refuse_empty(model, "calibrate")
     chosen, kept, lost = _chosen(model, record, options, _patterns(layers), _patterns(force))
     if not chosen:
-        reasons = "; ".join(dict.fromkeys(kept.values())) or "it has no attention module that softless knows"
+        ours = any(isinstance(one, Attention | ClassAttention) for one in model.modules())
+        nothing = (
+            "its attention is softless's already: build it with another operator by softless.create_model(host, op=…)"
+            if ours
+            else "it has no attention module that softless knows"
+        )
+        reasons = "; ".join(dict.fromkeys(kept.values())) or nothing
         raise UsageError(f"nothing to swap in {type(model).__name__}: {reasons}")
     told, tokens = SharedGrid(), _tokens(model)
     built = {path: _built(path, module, record, options, told, tokens) for path, module in chosen.items()}
     looking = any(
         one.looks_at_the_grid for ours in built.values() for one in ours.modules() if isinstance(one, Attention)
     )
-    if looking and not any(isinstance(ours, ReducedAttention) for ours in built.values()):  # those are passed it
-        _tell(model, told)
-    before = _branches(model, list(built), calibrate) if calibrate is not None else {}
+    telling = looking and not any(isinstance(ours, ReducedAttention) for ours in built.values())  # those are passed it
+    teller = _tell(model, told) if telling else None
+    try:
+        before = _branches(model, list(built), calibrate) if calibrate is not None else {}
+    except BaseException:
+        if teller is not None:
+            teller.remove()
+        raise
     for path, ours in built.items():
         model.set_submodule(path, ours)
     gains = _calibrated(model, before)
@@ -109,12 +124,19 @@ def _chosen(
             kept[path] = "not among the layers asked for"
         elif why := _in_the_way(module, record, options):
             kept[path] = why
-        elif loss := ADAPTERS[type(module)].loses(module):
+        elif loss := ADAPTERS[type(module)].loses(module) or _watched(module):
             if any(fnmatch.fnmatch(path, pattern) for pattern in force):
                 lost[path] = loss
             else:
                 kept[path] = f"{loss} (force= with its path gives it up)"
     return {path: module for path, module in seen.items() if path not in kept}, kept, lost
+
+
+def _watched(module: nn.Module) -> str:
+    """What somebody did to a module, and to its dropout, that the new one will not have."""
+    drop = getattr(module, "attn_drop", None)
+    why = why_changed(module) or (why_changed(drop) if isinstance(drop, nn.Module) else "")
+    return f"{why}, and a new module takes its place" if why else ""
 
 
 def _in_the_way(module: nn.Module, record: Operator, options: Mapping[str, Any]) -> str | None:
@@ -137,7 +159,17 @@ def _built(path: str, theirs: nn.Module, record: Operator, options: Mapping[str,
                 module.set_tokens(tokens)
             if module.looks_at_the_grid:
                 module.set_grid(told)
-    return ours.to(next(theirs.parameters()).device).train(theirs.training)
+    _beside(ours, theirs)
+    return ours.train(theirs.training)
+
+
+def _beside(ours: nn.Module, theirs: nn.Module) -> None:
+    """What is new comes to the device of what was there; what was there stays where it is, offloaded or not."""
+    device, old = place_of(theirs).device, set(theirs.modules())
+    own = {id(x) for x in theirs.parameters()}
+    for module in ours.modules():
+        if module not in old and not any(id(x) in own for x in module._parameters.values()):
+            module._apply(lambda x: x.to(device), recurse=False)
 
 
 def _tokens(model: nn.Module) -> int | None:
@@ -150,14 +182,15 @@ def _prefix(model: nn.Module) -> int:
     return 0 if isinstance(model, Xcit | Cait) else int(getattr(model, "num_prefix_tokens", 0))
 
 
-def _tell(model: nn.Module, told: SharedGrid) -> None:
+def _tell(model: nn.Module, told: SharedGrid) -> RemovableHandle:
     """The patch embedding tells at each pass where its tokens stand."""
     embed = getattr(model, "patch_embed", None)
     if embed is None:
         raise UsageError(
             f"{type(model).__name__} has no patch_embed that could tell the grid: choose an operator that needs none"
         )
-    embed.register_forward_hook(Teller(told, _prefix(model)))
+    handle: RemovableHandle = embed.register_forward_hook(Teller(told, _prefix(model)))
+    return handle
 
 
 class Teller:
@@ -174,13 +207,6 @@ class Teller:
         else:
             height, width = (side // patch for side, patch in zip(inputs[0].shape[-2:], module.patch_size, strict=True))
         self.told.tell((self.prefix, int(height), int(width)))
-
-
-def _projection(module: nn.Module) -> nn.Linear:
-    """The output projection of one of our modules."""
-    found = getattr(module, "inner", module).proj
-    assert isinstance(found, nn.Linear)
-    return found
 
 
 def _branches(
@@ -203,6 +229,11 @@ def _branches(
         model.train(training)
         for hook in hooks:
             hook.remove()
+    if missing := [path for path in paths if path not in seen]:
+        raise UsageError(
+            f"calibrate: {missing[0]} was not seen at work on these images, so its size is not known. A compiled model runs without its modules: swap "
+            "the one that was compiled (model._orig_mod), and compile it afterwards"
+        )
     return seen
 
 
@@ -214,13 +245,31 @@ def _calibrated(
     for path, (args, kwargs, out) in before.items():
         ours = model.get_submodule(path)
         training = ours.training
+        holder: Any = getattr(ours, "inner", ours)
         ours.eval()
         with torch.no_grad():
-            projection = _projection(ours)
-            bias = projection.bias
-            now = ours(*args, **kwargs)
-            sizes = [float((x if bias is None else x - bias).float().square().mean().sqrt()) for x in (out, now)]
+            bias = _bias(holder.proj, out)
+            sizes = [float((x if bias is None else x - bias).float().square().mean().sqrt()) for x in (out, ours(*args, **kwargs))]  # fmt: skip
             gains[path] = sizes[0] / sizes[1] if sizes[1] else 1.0
-            projection.weight.mul_(gains[path])
+            holder.proj = multiplied(holder.proj, gains[path], out)
         ours.train(training)
     return gains
+
+
+def _bias(projection: nn.Module, like: Tensor) -> Tensor | None:
+    """What a projection adds: its bias, or what it gives for nothing where it must be called."""
+    found = weights_of(projection)
+    if found is not None:
+        return found.b
+    nothing: Tensor = projection(like.new_zeros(1, features_of(projection)[0]))
+    return nothing[0]
+
+
+@torch.no_grad()
+def multiplied(projection: nn.Module, gain: float, like: Tensor) -> nn.Module:
+    """A projection whose product is multiplied by a number: in its weight where that is all there is to it."""
+    found = weights_of(projection)
+    if found is None:
+        return Gained(projection, gain, like)
+    found.W.mul_(gain)
+    return projection

@@ -97,15 +97,15 @@ class PackedLPI(nn.Module):
         after = torch.ones_like(factor) if scale is None else scale.detach().double()
         made = nn.Conv2d(
             second.in_channels, second.out_channels, second.kernel_size, second.stride, second.padding, groups=second.groups,
-            device=held.weight.device, dtype=held.weight.dtype,
+            device=held.W.device, dtype=held.W.dtype,
         )  # fmt: skip
         with torch.no_grad():
             give(
                 made,
-                held.weight.double() * (factor * after)[:, None, None, None],
-                (0 if held.bias is None else held.bias.double()) * after,
+                held.W.double() * (factor * after)[:, None, None, None],
+                (0 if held.b is None else held.b.double()) * after,
             )
-        return cls(FusedConv(theirs.conv1, activation), (shift / factor)[:, None, None].to(held.weight.dtype), made)
+        return cls(FusedConv(theirs.conv1, activation), (shift / factor)[:, None, None].to(held.W.dtype), made)
 
     def ahead(self, grid: Tensor) -> Tensor:
         """What the second convolution is given: (B,dim,h,w) -> (B,dim,h,w)."""
@@ -163,15 +163,6 @@ class InDtype(nn.Module):
         super().__init__()
         self.part, self.inside, self.outside = part, inside, outside
 
-    def __getattr__(self, name: str) -> Any:
-        """What else is asked for is the part's."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name in {"part", "_modules", "_parameters", "_buffers"}:
-                raise
-            return getattr(self.part, name)
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "InDtype":  # noqa: ARG002  # it stays
         return self
 
@@ -183,6 +174,19 @@ class InDtype(nn.Module):
         return f"{self.inside} inside, {self.outside} outside"
 
 
+class LookedInto(InDtype):
+    """As `InDtype`, of a part whose attributes its neighbours read."""
+
+    def __getattr__(self, name: str) -> Any:
+        """What else is asked for is the part's."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name in {"part", "_modules", "_parameters", "_buffers"}:
+                raise
+            return getattr(self.part, name)
+
+
 class PatchProjection(nn.Module):
     """A convolution whose stride is its side, as one product: (B,C,H,W) -> (B,C',H/side,W/side), channels last."""
 
@@ -192,8 +196,8 @@ class PatchProjection(nn.Module):
         assert found is not None, "who packs a layer has asked whether it may be read"
         self.in_channels = conv.in_channels
         self.kernel_size = self.stride = (conv.kernel_size[0], conv.kernel_size[1])
-        weight = found.weight.detach().permute(0, 2, 3, 1).flatten(1)  # a patch's rows, its columns, its colours
-        self.linear = PackedLinear(weight, found.bias, dtype)
+        weight = found.W.detach().permute(0, 2, 3, 1).flatten(1)  # a patch's rows, its columns, its colours
+        self.linear = PackedLinear(weight, found.b, dtype)
 
     def forward(self, image: Tensor) -> Tensor:
         rows, columns = self.stride

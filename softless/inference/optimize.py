@@ -30,6 +30,7 @@ from softless.inference.layers import (
     Added,
     InDtype,
     KeptPositions,
+    LookedInto,
     PackedAttention,
     PackedLPI,
     PackedMlp,
@@ -204,7 +205,7 @@ class _Work:
         """Parts of a model in the dtype that was asked for, all else in that of the model."""
         for path in paths:
             part = _settled(self.replaced(path, model.get_submodule(path)), self.dtype)
-            wrapped = InDtype(part, self.dtype, outside) if outside != self.dtype else part
+            wrapped = LookedInto(part, self.dtype, outside) if outside != self.dtype else part
             model.set_submodule(path, wrapped)
             self.made[id(wrapped)] = (wrapped, wrapped)
         self.dtype = outside

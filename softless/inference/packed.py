@@ -88,7 +88,7 @@ class PackedLinear(nn.Module):
         """A layer of torch, its outputs multiplied by scale (out)."""
         found = weights_of(linear)
         assert found is not None, "who packs a layer has asked whether it may be read"
-        weight, bias = found.weight.detach(), None if found.bias is None else found.bias.detach()
+        weight, bias = found.W.detach(), None if found.b is None else found.b.detach()
         if scale is not None:
             factor = scale.detach().double()
             weight = weight.double() * factor[:, None]
@@ -154,12 +154,12 @@ class FusedConv(nn.Module):
         conv, found = self.conv, weights_of(self.conv, x.device, CONV)
         if found is None:  # somebody waits for it since it was fused
             return PLAIN[self.activation](conv(x))
-        x = x.to(found.weight.dtype)
+        x = x.to(found.W.dtype)
         if why_not(x.dtype, x.device) or x.numel() == 0 or counted():
             return PLAIN[self.activation](conv(x))
         if transformed():
             raise UsageError(NO_GRADIENTS)
-        return _conv(x, found.weight, found.bias, conv.padding, conv.stride, conv.dilation, conv.groups, self.activation[0], [], self.activation[1])  # fmt: skip
+        return _conv(x, found.W, found.b, conv.padding, conv.stride, conv.dilation, conv.groups, self.activation[0], [], self.activation[1])  # fmt: skip
 
 
 # by overload: torch looks for the right one at every call otherwise, and on few tokens that shows

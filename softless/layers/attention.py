@@ -24,7 +24,7 @@ from softless.layers.companions import HeadConv, Reduction
 from softless.layers.grid import SharedGrid
 from softless.layers.masks import token_mask
 from softless.layers.own_tensors import OwnTensors
-from softless.layers.plain import called, is_nothing, refuse_absent, weights_of, why_changed
+from softless.layers.plain import called, is_nothing, place_of, refuse_absent, weights_of, why_changed
 
 
 class Attention(nn.Module):
@@ -155,7 +155,7 @@ class Attention(nn.Module):
     def set_tokens(self, tokens: int) -> None:
         """Make the operator's tensors for a number of tokens, where it needs one and was not given it."""
         if self.op.wants("tokens", self.options) and not hasattr(self, "learned"):
-            first = next((x for x in self.parameters() if x.is_floating_point()), torch.empty(0))
+            first = place_of(self)
             self.learned = OwnTensors(
                 self.op, self.num_heads, self.head_dim, self.options, tokens, device=first.device, dtype=first.dtype
             )
@@ -285,7 +285,7 @@ class Attention(nn.Module):
         if self._merges(qkv, mask) and (proj := weights_of(self.proj, qkv.device)) is not None:
             matrix = output_matrix(qkv, self.num_heads, self.op, **extras)
             if matrix is not None:
-                return self.proj_drop(merged(qkv, matrix, proj.weight, proj.bias))
+                return self.proj_drop(merged(qkv, matrix, proj.W, proj.b))
         wide = self._needs_more_than_half(qkv)
         o = attend_packed(qkv, self.num_heads, self.op, mask, out_dtype=torch.float32 if wide else None, **extras)
         return self._project_out(x, o, wide)
@@ -399,7 +399,7 @@ def widened(proj: nn.Module, o: Tensor) -> Tensor:
         lift = torch.exp2(-most.log2().ceil())  # the largest becomes about one: float16 holds a long way below
         return called(proj, (o * lift).to(torch.float16), lift)
     with autocast_off(o.device.type):
-        return F.linear(o.float(), found.weight.float(), None if found.bias is None else found.bias.float())
+        return F.linear(o.float(), found.W.float(), None if found.b is None else found.b.float())
 
 
 def lowered(proj: nn.Module, o: Tensor, lift: float, dtype: torch.dtype) -> Tensor:
@@ -407,8 +407,8 @@ def lowered(proj: nn.Module, o: Tensor, lift: float, dtype: torch.dtype) -> Tens
     found = weights_of(proj, o.device)
     if found is None:
         return called(proj, o, lift).to(dtype)
-    y = F.linear(o, found.weight).float() / lift
-    return (y if found.bias is None else y + found.bias).to(dtype)
+    y = F.linear(o, found.W).float() / lift
+    return (y if found.b is None else y + found.b).to(dtype)
 
 
 def operator_class(op: str | Operator) -> type[Attention]:

@@ -4,7 +4,7 @@ A layer that somebody has changed is called as it is: an adapter or a quantized 
 a weight that is sharded, quantized or lies elsewhere. `tools/checks.py` finds weights that are read without asking.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import torch
@@ -27,14 +27,14 @@ LESS = 32  # by so much less it is tried
 
 
 class Weights(NamedTuple):
-    """What a plain layer multiplies by and adds."""
+    """What a plain layer multiplies by and adds: y = x Wᵀ + b."""
 
-    weight: Tensor
-    bias: Tensor | None
+    W: Tensor
+    b: Tensor | None
 
     def to(self, dtype: torch.dtype) -> "Weights":
         """In another dtype."""
-        return Weights(self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
+        return Weights(self.W.to(dtype), None if self.b is None else self.b.to(dtype))
 
 
 def weights_of(
@@ -64,7 +64,12 @@ def why_not(layer: nn.Module, device: torch.device | None = None, kinds: Collect
     """Why a layer is called and its weight not read, as the end of a sentence about it; empty where it is plain."""
     if type(layer) not in kinds:
         return f"it is a {type(layer).__name__}"
-    return why_called(layer) or next((why for x in _tensors(layer) if (why := _odd(x, device))), "")
+    if why := why_called(layer):
+        return why
+    for x in _tensors(layer):
+        if why := _odd(x, device):
+            return why
+    return ""
 
 
 def why_called(module: nn.Module) -> str:
@@ -83,7 +88,7 @@ def why_changed(module: nn.Module) -> str:
 
 def is_nothing(module: nn.Module) -> bool:
     """Whether a module hands on what it is given, and nobody would miss its being called."""
-    return type(module) is nn.Identity and not why_called(module)
+    return type(module) is nn.Identity and not (why_changed(module) or hooks_on_all())
 
 
 def watched(module: nn.Module) -> bool:
@@ -105,23 +110,19 @@ def computes_weight(hook: object) -> bool:
 
 def hooks_on_all() -> bool:
     """Whether a hook waits for every module; torch's own, which only notes where a FLOP is counted, does not count."""
-    return any(
-        not isinstance(getattr(hook, "__self__", None), ModuleTracker)
-        for hooks in (
-            hooks_of_all._global_forward_hooks,
-            hooks_of_all._global_forward_pre_hooks,
-            hooks_of_all._global_backward_hooks,
-            hooks_of_all._global_backward_pre_hooks,
-        )
-        for hook in hooks.values()
-    )
+    before, after = hooks_of_all._global_forward_pre_hooks, hooks_of_all._global_forward_hooks
+    if hooks_of_all._global_backward_hooks or hooks_of_all._global_backward_pre_hooks:
+        return True
+    if not (before or after):
+        return False
+    held = [*before.values(), *after.values()]
+    return not all(isinstance(getattr(hook, "__self__", None), ModuleTracker) for hook in held)
 
 
-def _tensors(layer: Any) -> Iterator[Tensor]:
+def _tensors(layer: Any) -> list[Tensor]:
     """What a plain layer computes with."""
-    for x in (layer.weight, layer.bias, *layer._buffers.values()):
-        if x is not None and not (isinstance(x, Tensor) and x.dtype == torch.int64):  # BatchNorm counts its batches
-            yield x
+    own = [layer.weight, layer.bias, *layer._buffers.values()]
+    return [x for x in own if x is not None and x is not layer._buffers.get("num_batches_tracked")]
 
 
 def _odd(x: Any, device: torch.device | None) -> str:
@@ -146,7 +147,7 @@ def refuse_absent(x: Tensor, **layers: nn.Module | None) -> None:
     """
     for name, layer in layers.items():
         weight = None if layer is None else layer._parameters.get("weight")
-        if weight is not None and weight.device.type == "meta" and x.device.type != "meta" and not why_called(layer):  # type: ignore[arg-type]
+        if weight is not None and weight.is_meta and not x.is_meta and not why_called(layer):  # type: ignore[arg-type]
             raise UsageError(
                 f"the weight of '{name}' has no numbers: it lies on \"meta\", and nothing brings it here when it is called. Load the weights with "
                 "load_state_dict(…, assign=True), or keep the hooks of what offloaded them"
@@ -171,17 +172,36 @@ def sharded(model: nn.Module) -> str:
     return next((path for path, x in model.named_parameters() if isinstance(x, DTensor)), "")
 
 
-def refuse_parts(model: nn.Module, what: str) -> None:
-    """Refuse a model whose weights are not all here.
+def place_of(*modules: nn.Module) -> Tensor:
+    """An empty tensor of the dtype and on the device of what modules compute with; offloaded weights come to the processor."""
+    own = [x for module in modules for x in module.parameters() if x.is_floating_point()]
+    dtype = own[0].dtype if own else torch.get_default_dtype()
+    here = next((x.device for x in own if x.device.type != "meta"), None)
+    if here is None:
+        here = torch.device("cpu" if not own or any(map(watched, modules)) else "meta")
+    return torch.empty(0, dtype=dtype, device=here)
+
+
+def refuse_empty(model: nn.Module, what: str) -> None:
+    """Refuse a model that is to be called and cannot.
 
     Raises:
-        UsageError: a weight on "meta" with nobody to bring it, or one of which this process holds a part; it is named.
+        UsageError: a weight on "meta" with nobody to bring it; it is named.
     """
     if path := absent(model):
         raise UsageError(
             f'{what}: {path} has no numbers, its own tensors lie on "meta" and nothing brings them: load the weights first, with '
             "load_state_dict(…, assign=True)"
         )
+
+
+def refuse_parts(model: nn.Module, what: str) -> None:
+    """Refuse a model whose weights are not all here.
+
+    Raises:
+        UsageError: a weight on "meta" with nobody to bring it, or one of which this process holds a part; it is named.
+    """
+    refuse_empty(model, what)
     if path := sharded(model):
         raise UsageError(
             f"{what}: of {path} this process holds a part only: give a whole model the state that "

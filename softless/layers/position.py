@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from softless.layers.grid import Kept
-from softless.layers.plain import why_called
+from softless.layers.plain import place_of
 
 
 def fourier_table(
@@ -42,20 +42,13 @@ class FourierPosition(nn.Module):
         self.token_projection = nn.Conv2d(2 * features, dim, kernel_size=1)
         self.tables = Kept()
 
-    @property
-    def _place(self) -> Tensor:
-        """A tensor of the device and dtype that the projection computes in: one that is offloaded is brought when it is called."""
-        own = next((x for x in self.token_projection.parameters() if x.is_floating_point()), torch.empty(0))
-        offloaded = own.device.type == "meta" and why_called(self.token_projection)
-        return torch.empty(0, dtype=own.dtype) if offloaded else own
-
     def table(self, height: int, width: int) -> Tensor:
         """The float32 table of a grid, from the store where eager code may keep one."""
-        device = self._place.device
+        device = place_of(self.token_projection).device
         return self.tables.get(
             (height, width, device), lambda: fourier_table(height, width, self.features, device=device)
         )
 
     def forward(self, batch: int, height: int, width: int) -> Tensor:
-        table = self.table(height, width).to(self._place.dtype)
+        table = self.table(height, width).to(place_of(self.token_projection).dtype)
         return self.token_projection(table).expand(batch, -1, -1, -1)

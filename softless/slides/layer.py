@@ -136,15 +136,15 @@ class Layer:
 
     def _absorbed(self, matrix: Tensor, qkv: Weights, proj: Weights) -> tuple[Tensor, Tensor | None]:
         """G (D,D) and b' (D) in the model's dtype, from the operator's matrix A (1,H,d,d); products in float64."""
-        attention, scale, dtype = self.attention, self.parts.scale1, proj.weight.dtype
+        attention, scale, dtype = self.attention, self.parts.scale1, proj.W.dtype
         inner = attention.num_heads * attention.head_dim
         qkv, proj = qkv.to(torch.float64), proj.to(torch.float64)
-        P = absorbed(matrix.double(), proj.weight)[0]
-        G, bias = qkv.weight[:inner].T @ P, None
-        if qkv.bias is not None:
-            bias = qkv.bias[:inner] @ P
-        if proj.bias is not None:
-            bias = proj.bias + (0 if bias is None else bias)
+        P = absorbed(matrix.double(), proj.W)[0]
+        G, bias = qkv.W[:inner].T @ P, None
+        if qkv.b is not None:
+            bias = qkv.b[:inner] @ P
+        if proj.b is not None:
+            bias = proj.b + (0 if bias is None else bias)
         if scale is not None:
             G, bias = G * scale.double(), None if bias is None else bias * scale.double()
         return G.to(dtype), None if bias is None else bias.to(dtype)

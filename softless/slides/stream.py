@@ -260,7 +260,7 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_buffers()
     for path, module in model.named_modules():
         if isinstance(module, PackedLinear) and (found := weights_of(module, kinds=(PackedLinear,))) is not None:
-            yield path, found.weight
+            yield path, found.W
 
 
 def _image_print(image: Any) -> str:

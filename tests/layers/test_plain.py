@@ -72,8 +72,8 @@ def test_a_parametrization_is_not_read_and_a_plain_layer_is() -> None:
     layer = linear()
     found = weights_of(layer, torch.device("cpu"))
     assert found is not None
-    assert found.weight is layer.weight
-    assert found.bias is layer.bias
+    assert found.W is layer.weight
+    assert found.b is layer.bias
     nn.utils.parametrizations.weight_norm(layer)
     assert weights_of(layer) is None
     assert weights_of(None) is None

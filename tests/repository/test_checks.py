@@ -22,7 +22,8 @@ def small(x):
     return eval(x)
 
 class _Private:
-    pass
+    def forward(self, x):
+        return x * self.weight + self.bias
 
 def load(path, model):
     """Reads safely."""
@@ -92,6 +93,10 @@ FAULTS = {
     "root": ("tests/test_x.py", f"path = '{SLASH}root/x'\n", 1, "machine path"),
     "work": ("benchmarks/x.csv", f"a,{SLASH}work/main\n", 1, "machine path"),
     "tmp": ("softless/x.py", f"path = '{SLASH}tmp'\n", 1, "machine path"),
+    "weight": ("softless/x.py", "y = x @ layer.weight\n", 1, "weight read"),
+    "bias deep down": ("softless/x.py", "def f(self):\n    return self.proj.bias\n", 2, "weight read"),
+    "weight by its name": ("softless/x.py", "getattr(layer, 'weight')\n", 1, "weight read"),
+    "weight among parameters": ("softless/x.py", "layer._parameters['weight']\n", 1, "weight read"),
     "init": ("softless/deep/er/x.py", "x = 1\n", 1, "missing __init__.py"),
 }
 
