@@ -118,7 +118,8 @@ def output_matrix(
         return None
     options = check_options(record, options)
     q, k, v = unpacked(qkv, num_heads)
-    plan = _plan(record, q, k, v, None, None, None, None, None, backend, options)
+    wide = torch.float32 if qkv.dtype == torch.float16 else None  # the matrix is: float16 need not hold the output
+    plan = _plan(record, q, k, v, None, None, None, None, wide, backend, options)
     if plan.backend.matrix is None:
         return None
     if plan.widened:
@@ -361,7 +362,8 @@ def check_options(record: Operator, options: Mapping[str, Any]) -> dict[str, Any
         if name not in record.options:
             raise unknown(f"option of operator '{record.name}'", name, record.options)
         if not record.options[name].accepts(value):
-            raise UsageError(f"operator '{record.name}': {name}={value!r} is not {record.options[name].values}")
+            shown = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+            raise UsageError(f"operator '{record.name}': {name}={shown} is not {record.options[name].values}")
     return dict(options)
 
 

@@ -16,7 +16,7 @@ from softless.attention.attend import check_options
 from softless.convert.adapters import ADAPTERS, looks_like_attention, no_adapter
 from softless.convert.modules import Gained, ReducedAttention, features_of
 from softless.errors import UsageError, need_module
-from softless.layers import Attention, ClassAttention, SharedGrid
+from softless.layers import Attention, SharedGrid
 from softless.layers.plain import place_of, refuse_empty, weights_of, why_changed
 
 
@@ -67,13 +67,7 @@ def swap(model: nn.Module, op: str | Operator | type[Attention] = "sima", *, lay
         refuse_empty(model, "calibrate")
     chosen, kept, lost = _chosen(model, record, options, _patterns(layers), _patterns(force))
     if not chosen:
-        ours = any(isinstance(one, Attention | ClassAttention) for one in model.modules())
-        nothing = (
-            "its attention is softless's already: build it with another operator by softless.create_model(host, op=…)"
-            if ours
-            else "it has no attention module that softless knows"
-        )
-        reasons = "; ".join(dict.fromkeys(kept.values())) or nothing
+        reasons = "; ".join(dict.fromkeys(kept.values())) or _nothing_there(model, record)
         raise UsageError(f"nothing to swap in {type(model).__name__}: {reasons}")
     told, tokens = SharedGrid(), _tokens(model)
     built = {path: _built(path, module, record, options, told, tokens) for path, module in chosen.items()}
@@ -93,6 +87,17 @@ def swap(model: nn.Module, op: str | Operator | type[Attention] = "sima", *, lay
     gains = _calibrated(model, before)
     mean = "q and k are tied: their common projection is the mean of both" if record.wants("tied_qk", options) else ""
     return Swapped(record.name, {path: type(one).__name__ for path, one in chosen.items()}, kept, lost, gains, mean)
+
+
+def _nothing_there(model: nn.Module, record: Operator) -> str:
+    """Why a model has nothing to swap."""
+    ours = sorted({one.op.name for one in model.modules() if isinstance(one, Attention)})
+    if not ours:
+        return "it has no attention module that softless knows"
+    return (
+        f"its attention is softless's already: {', '.join(ours)}; build its host with softless.create_model(host, op='{record.name}') and load "
+        "the weights there"
+    )
 
 
 def _operator(op: str | Operator | type[Attention], options: Mapping[str, Any]) -> tuple[Operator, dict[str, Any]]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from softless.attention import Operator
+from softless.attention.transforms import transformed
 from softless.errors import UsageError
 
 
@@ -20,6 +21,10 @@ def token_mask(
         UsageError: a mask that varies over queries, a bias that is neither 0 nor minus infinity, or a causal mask, for an operator
             that has no pairwise weights.
     """
+    if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape[:2]):
+        raise UsageError(
+            f"mask is {mask.dtype} {tuple(mask.shape)}: it must be torch.bool of shape {tuple(x.shape[:2])}, True where a token counts"
+        )
     extras: dict[str, Any] = {}
     if causal:
         if "causal" not in op.masks:
@@ -29,6 +34,11 @@ def token_mask(
         extras["causal"] = True
     if attn_mask is None:
         return mask, extras
+    if attn_mask.dtype != torch.bool and not attn_mask.is_floating_point():
+        raise UsageError(
+            f"attn_mask is {attn_mask.dtype}: it must be boolean, True where a query may look, or floating-point and added to the scores; "
+            "of ones and zeros make attn_mask.bool()"
+        )
     if "pairwise" in op.masks:
         return mask, extras | {"pairwise": attn_mask}
     tokens = constant_over_queries(op, x, attn_mask)
@@ -36,7 +46,10 @@ def token_mask(
 
 
 def constant_over_queries(op: Operator, x: Tensor, attn_mask: Tensor) -> Tensor:
-    """The (B, M) boolean mask that an attn_mask (…, N or 1, M) says for every query alike."""
+    """The (B, M) boolean mask that an attn_mask (…, N or 1, M) says for every query alike.
+
+    A query that may look at nothing and that nobody looks at is padding too, as in the masks of NaFlexViT's padded batches.
+    """
     batch, length = x.shape[0], x.shape[1]
     way_out = f"operator '{op.name}' takes token masks: pass mask of shape (B, N) = ({batch}, {length})"
     if attn_mask.ndim < 2 or attn_mask.ndim > 4 or attn_mask.shape[-1] != length:
@@ -48,22 +61,38 @@ def constant_over_queries(op: Operator, x: Tensor, attn_mask: Tensor) -> Tensor:
         if attn_mask.ndim != 3
         else attn_mask[:, None]
     )
-    first = rows[:, :1, :1]
-    if not torch.compiler.is_compiling() and not bool((rows == first).all()):
-        raise UsageError(f"attn_mask differs between queries or heads; {way_out}")
-    if torch.compiler.is_compiling() and (rows.shape[1] > 1 or rows.shape[2] > 1):
+    several = rows.shape[1] > 1 or rows.shape[2] > 1
+    unseen = torch.compiler.is_compiling() or bool(transformed())
+    if several and unseen:
         raise UsageError(
-            f"attn_mask of shape {tuple(attn_mask.shape)} cannot be checked inside a compiled graph; {way_out}"
+            f"attn_mask of shape {tuple(attn_mask.shape)} cannot be checked inside a compiled graph or a transform of torch.func; {way_out}"
         )
-    keep = first if first.dtype == torch.bool else _from_bias(first, way_out)
+    if several and rows.dtype != torch.bool and not _shuts_or_nothing(rows) and bool((rows != rows[:, :1, :1]).any()):
+        raise UsageError(f"attn_mask differs between queries or heads; {way_out}")
+    seen = rows if rows.dtype == torch.bool else _from_bias(rows, unseen, way_out)
+    keep = seen.any(2, keepdim=True)[:, :1]
+    if several and not _of_tokens(seen, keep):
+        raise UsageError(f"attn_mask differs between queries or heads; {way_out}")
     return keep[:, 0, 0].expand(batch, length)
 
 
-def _from_bias(bias: Tensor, way_out: str) -> Tensor:
+def _of_tokens(seen: Tensor, keep: Tensor) -> bool:
+    """Whether every query sees the tokens to keep (B,1,1,M), but for those that are not kept and see none; seen is (B,H or 1,N or 1,M)."""
+    alike = (seen == keep).all(-1)
+    if seen.shape[2] != keep.shape[3]:
+        return bool(alike.all())
+    return bool((alike | (~seen.any(-1) & ~keep[:, :, 0])).all())
+
+
+def _shuts_or_nothing(bias: Tensor) -> bool:
+    """Whether an additive mask holds nothing but 0 and minus infinity."""
+    return bool(((bias <= torch.finfo(bias.dtype).min / 2) | (bias == 0)).all())
+
+
+def _from_bias(bias: Tensor, unseen: bool, way_out: str) -> Tensor:
     """True where an additive mask is 0, False where it shuts a key off; anything between has no meaning without softmax."""
-    shut = bias <= torch.finfo(bias.dtype).min / 2
-    if not torch.compiler.is_compiling() and not bool((shut | (bias == 0)).all()):
+    if not unseen and not _shuts_or_nothing(bias):
         raise UsageError(
             f"attn_mask adds values other than 0 and minus infinity, which mean nothing without softmax; {way_out}"
         )
-    return ~shut
+    return bias > torch.finfo(bias.dtype).min / 2

@@ -25,7 +25,7 @@ def check_size(height: int, width: int, patch: tuple[int, int]) -> None:
 
 
 def refuse_empty(images: Tensor) -> None:
-    """Hosts of timm reshape by what is left over, which says nothing where there is no image.
+    """Some hosts of timm reshape by what is left over, which says nothing where there is no image, and BatchNorm has no mean of none.
 
     Raises:
         UsageError: a batch (0, C, H, W).

@@ -18,9 +18,11 @@ class PatchEmbed(TimmPatchEmbed):
 
     told: SharedGrid | None = None
     prefix = 0
+    takes_none = False  # whether the host can go on with a batch of no images
 
     def forward(self, x: Tensor) -> Tensor:
-        refuse_empty(x)
+        if not self.takes_none:
+            refuse_empty(x)
         refuse_absent(x, proj=self.proj)
         check_size(x.shape[-2], x.shape[-1], self.patch_size)
         if self.told is not None:
@@ -49,6 +51,13 @@ class ViT(VisionTransformer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         connect(self)
+        if isinstance(self.patch_embed, PatchEmbed):
+            self.patch_embed.takes_none = True
+
+    def _pos_embed(self, x: Tensor) -> Tensor:
+        if x.shape[0]:
+            return super()._pos_embed(x)
+        return super()._pos_embed(x.new_zeros(1, *x.shape[1:]))[:0]  # timm's reshapes by what is left over
 
 
 def arguments(op: str, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -101,6 +101,12 @@ class Xcit(TimmXcit):
             if isinstance(module, Attention):
                 module.set_tokens(self.stem.num_patches)
 
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(B, 3, h, w) -> (B, 1 + N, C); no images make no tokens, outside training, whose BatchNorm has no mean of none."""
+        if x.shape[0] or self.training:
+            return super().forward_features(x)
+        return super().forward_features(x.new_zeros(1, *x.shape[1:]))[:0]  # timm's reshapes by what is left over
+
     @property
     def stem(self) -> ConvPatchEmbed:
         """The patch embedding, under the type that it has here."""

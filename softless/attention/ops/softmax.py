@@ -114,8 +114,11 @@ SPEC = Operator(
         "pairwise": Option(
             None,
             "mask over pairs, broadcast to (B,H,N,M): boolean (True where a query may see a key) or added to the scores",
-            lambda value: value is None or isinstance(value, Tensor),
-            "None or a tensor",
+            lambda value: (
+                value is None
+                or (isinstance(value, Tensor) and (value.dtype == torch.bool or value.is_floating_point()))
+            ),
+            "None, a boolean or a floating-point tensor",
         ),
         "causal": Option(
             default=False,

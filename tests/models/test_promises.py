@@ -1,0 +1,158 @@
+"""What the documents promise of every model: half precision at every size, masks as timm makes them, batches of no images."""
+
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor
+
+import softless
+from softless import UsageError
+from softless.layers import Attention
+from tests.models.lively import lively
+from tests.ops.draw import assert_near, error
+
+create_model: Any = softless.create_model
+TINY: dict[str, Any] = {"depth": 1, "num_classes": 3, "embed_dim": 64, "num_heads": 4}
+
+
+def image(height: int, width: int, batch: int = 1) -> Tensor:
+    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(1))
+
+
+# Half precision
+
+
+@pytest.mark.parametrize("grad", [True, False], ids=["gradients", "no_grad"])
+@pytest.mark.parametrize("op", ["sima", "sima_l2"])
+@pytest.mark.parametrize("host", ["deit_tiny_patch16_224", "xcit_nano_12_p16_224"])
+def test_half_precision_above_the_size_that_float16_holds(host: str, op: str, grad: bool) -> None:
+    """2,112 tokens; class attention reads them from one matrix where no gradient is asked for, and float16 need not hold that."""
+    model = lively(create_model(host, op=op, **TINY), image(64, 64))
+    x = image(704, 768)
+    with torch.no_grad():
+        expected = model(x)
+    half = model.half()
+    with torch.set_grad_enabled(grad):
+        assert_near(half(x.half()).float(), expected, 1e-2)
+
+
+# No images
+
+
+@pytest.mark.parametrize("name", ["sima_deit_tiny_patch16_224", "sima_xcit_nano_12_p16_224", "sima_cvt_13_224", "soft_tiny_224"])  # fmt: skip
+def test_a_batch_of_no_images(name: str) -> None:
+    """Detection crops may be none: no logits for no images, and zero gradients; XCiT's BatchNorm has no mean of none to train by."""
+    depth = {"depths": (1, 1, 1)} if "cvt" in name else {"depths": (1, 1, 1, 1)} if name.startswith("soft") else {"depth": 1}  # fmt: skip
+    model = create_model(name, num_classes=3, **depth).eval()
+    none = torch.randn(0, 3, 64, 64)
+    out = model(none)
+    assert out.shape == (0, 3)
+    out.sum().backward()
+    with torch.inference_mode():
+        assert model(none).shape == (0, 3)
+        assert softless.optimize(model, dtype=torch.float32)(none).shape == (0, 3)
+    model.train()
+    if "xcit" in name:
+        with pytest.raises(UsageError, match=r"a batch of no images, \(0, 3, 64, 64\): this model needs at least one"):
+            model(none)
+    elif "deit" in name:
+        assert model(none).shape == (0, 3)
+
+
+def test_no_images_for_a_host_of_timms_class_is_one_sentence() -> None:
+    model = create_model("deit_tiny_patch16_224", op="sima", **TINY)
+    with pytest.raises(UsageError, match="a batch of no images"):
+        model(torch.randn(0, 3, 64, 64))
+
+
+# Masks
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
+@pytest.mark.parametrize("op", ["sima", "softmax", "cosformer"])
+def test_a_mask_of_whole_numbers_is_one_sentence(op: str, dtype: torch.dtype) -> None:
+    """Softmax added its ones and zeros to the scores, and said nothing."""
+    attention = Attention(24, 4, op=op)
+    x = torch.randn(2, 5, 24)
+    ones = torch.ones(2, 1, 1, 5, dtype=dtype)
+    with pytest.raises(UsageError, match=rf"attn_mask is {dtype}: it must be boolean.*attn_mask\.bool\(\)"):
+        attention(x, attn_mask=ones)
+    with pytest.raises(UsageError, match=rf"mask is {dtype} \(2, 5\): it must be torch.bool of shape \(2, 5\)"):
+        attention(x, mask=ones[:, 0, 0])
+    q = torch.randn(2, 4, 5, 6)
+    if op == "softmax":
+        with pytest.raises(UsageError, match=r"pairwise=.*is not None, a boolean or a floating-point tensor"):
+            softless.attend(q, q, q, op=op, pairwise=ones)
+
+
+def padded(patches: Tensor, valid: Tensor) -> dict[str, Tensor]:
+    rows, columns = torch.meshgrid(torch.arange(4), torch.arange(5), indexing="ij")
+    places = torch.stack((rows, columns), -1).reshape(1, 20, 2).repeat(2, 1, 1)
+    return {"patches": patches, "patch_coord": places, "patch_valid": valid}
+
+
+@pytest.mark.parametrize("key_only", [False, True], ids=["pairs", "keys"])
+@pytest.mark.parametrize("op", ["sima", "xca", "efficient"])
+def test_padded_batches_of_naflexvit(op: str, key_only: bool) -> None:
+    """timm's mask of a padded batch, valid queries x valid keys, is a token mask: what stands in the padding changes nothing."""
+    torch.manual_seed(0)
+    model: Any = timm.create_model(
+        "naflexvit_base_patch16_gap",
+        depth=1,
+        embed_dim=96,
+        num_heads=3,
+        num_classes=3,
+        use_key_only_attn_mask=key_only,
+    ).eval()
+    softless.swap(model, op)
+    valid = torch.ones(2, 20, dtype=torch.bool)
+    valid[1, 12:] = False
+    patches = torch.randn(2, 20, 768)
+    other = torch.where(valid[..., None], patches, torch.randn(2, 20, 768))
+    with torch.no_grad():
+        y, again = model(padded(patches, valid)), model(padded(other, valid))
+        without = model(padded(patches, torch.ones_like(valid)))
+    assert_near(again, y, 1e-6)
+    assert torch.equal(without[0], y[0])
+    assert error(without[1], y[1]) > 1e-3
+
+
+def test_masks_of_valid_pairs_are_token_masks() -> None:
+    """Boolean and additive, by every spelling; a pair that no token mask says stays an error."""
+    attention, x = Attention(24, 4, op="sima"), torch.randn(2, 6, 24)
+    valid = torch.tensor([[True] * 6, [True, True, False, True, False, False]])
+    pairs = (valid[:, :, None] & valid[:, None])[:, None]
+    expected = attention(x, mask=valid)
+    added = torch.zeros(pairs.shape).masked_fill(~pairs, float("-inf"))
+    least = torch.zeros(pairs.shape).masked_fill(~pairs, torch.finfo(torch.float32).min)
+    for mask in (pairs, added, least, pairs.expand(-1, 4, -1, -1), pairs[:, 0]):
+        assert torch.equal(attention(x, attn_mask=mask), expected)
+    lone = pairs.clone()
+    lone[1, 0, 0, 3] = False  # one query does not see one token
+    blind = pairs.clone()
+    blind[1, 0, 0] = False  # a query that counts sees nothing
+    heads = pairs.repeat(1, 4, 1, 1)
+    heads[0, 2, :, 1] = False
+    for wrong in (lone, blind, heads, torch.randn(2, 1, 6, 6)):
+        with pytest.raises(UsageError, match="attn_mask differs between queries or heads"):
+            attention(x, attn_mask=wrong)
+
+
+def test_a_mask_inside_a_transform_is_one_sentence_where_it_cannot_be_checked() -> None:
+    attention = Attention(24, 4, op="sima")
+    x, valid = torch.randn(3, 2, 6, 24), torch.rand(3, 2, 6) > 0.3
+    found = torch.func.vmap(lambda x, m: attention(x, attn_mask=m[:, None, None]))(x, valid)
+    assert_near(found, torch.stack([attention(a, mask=m) for a, m in zip(x, valid, strict=True)]), 1e-5)
+    with pytest.raises(UsageError, match=r"cannot be checked inside a compiled graph or a transform of torch\.func"):
+        torch.func.vmap(lambda x, m: attention(x, attn_mask=m[:, None, :, None] & m[:, None, None]))(x, valid)
+
+
+# What is there already
+
+
+def test_swap_of_a_softless_model_says_what_it_has() -> None:
+    model = create_model("sima_deit_tiny_patch16_224", depth=1)
+    with pytest.raises(UsageError, match=r"its attention is softless's already: sima; build.*op='xca'"):
+        softless.swap(model, "xca")
