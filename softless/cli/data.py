@@ -1,9 +1,13 @@
 """`softless data check`: a data set read once, every fault named before anything is trained on it."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from softless.data.findings import DataCheck
+
+if TYPE_CHECKING:
+    from softless.data.check import Reading
 
 
 def data(
@@ -14,6 +18,8 @@ def data(
     min_side: int | None = None,
     max_pixels: int | None = None,
     strict: bool = False,
+    recipe: str | None = None,
+    set: Sequence[str] | str | Mapping[str, Any] = (),
 ) -> DataCheck:
     """Read a data set in full and list every bad file with its reason; the exit code is 0 where it is clean, 1 where something is bad.
 
@@ -28,14 +34,40 @@ def data(
         min_side: report images with a shorter side below this; without it 8, or SOFTLESS_MIN_SIDE.
         max_pixels: report images with more pixels than this, undecoded; without it 89478485, or SOFTLESS_MAX_PIXELS.
         strict: warnings and duplicates make the exit code 1 too.
+        recipe: refuse what training by this recipe refuses, and nothing else.
+        set: fields of the recipe as field=value, for example detection.head=retinanet.
 
     Raises:
         DataError: nothing at `path` that can be checked.
         UsageError: an unknown `what`, or options that do not fit.
     """
+    from softless.cli.options import assignments
     from softless.data.check import check
-    from softless.errors import unknown
+    from softless.errors import UsageError, unknown
 
     if what != "check":
         raise unknown("use of `softless data`", what, ("check",))
-    return check(path, images=images, min_side=min_side, max_pixels=max_pixels, strict=strict)
+    given = assignments(set)
+    if given and recipe is None:
+        raise UsageError("--set sets fields of a recipe: give --recipe too")
+    reading = None if recipe is None else _reading(recipe, given)
+    return check(path, images=images, min_side=min_side, max_pixels=max_pixels, strict=strict, reading=reading)
+
+
+def _reading(name: str, fields: Mapping[str, Any]) -> "Reading":
+    """What a recipe reads of its data."""
+    from softless.data.check import Reading
+    from softless.errors import UsageError
+    from softless.recipes import get_recipe
+
+    recipe = get_recipe(name).with_fields(**fields)
+    if recipe.data.source == "digits":
+        raise UsageError(f"recipe '{name}' reads scikit-learn's bundled digits, and there is nothing to check")
+    boxes, pixels = recipe.detection, recipe.segmentation
+    return Reading(
+        recipe.data.source,
+        masks=boxes is not None and boxes.head == "maskrcnn",
+        labels=None if pixels is None else pixels.labels,
+        ignore=() if pixels is None else tuple(pixels.ignore),
+        fov=None if pixels is None else pixels.fov,
+    )

@@ -93,7 +93,7 @@ def npz_parts(path: str | Path, channels: int) -> tuple[dict[str, ArraySamples],
         DataError: no such file, keys missing, other types or shapes, labels of several columns (what is wrong with all
             parts in one error), or a class of the training labels without images.
     """
-    file = _npz_file(path)
+    file = npz_file(path)
     arrays = _read_npz(file)
     if not _given(arrays, "train"):
         raise DataError(
@@ -133,7 +133,7 @@ def no_images(images: np.ndarray) -> str:
 def stored_channels(path: str | Path) -> int | None:
     """How many channels the training images of an npz file have, from its header; None where it cannot be said."""
     try:
-        with zipfile.ZipFile(_npz_file(path)) as archive, archive.open("train_images.npy") as member:
+        with zipfile.ZipFile(npz_file(path)) as archive, archive.open("train_images.npy") as member:
             version = np.lib.format.read_magic(member)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape = read(member)[0]
@@ -142,7 +142,12 @@ def stored_channels(path: str | Path) -> int | None:
     return {3: 1, 4: shape[-1]}.get(len(shape))
 
 
-def _npz_file(path: str | Path) -> Path:
+def npz_file(path: str | Path) -> Path:
+    """The file, or the one in the folder.
+
+    Raises:
+        DataError: there is none, or several.
+    """
     file = located(path)
     if not file.exists():
         raise DataError(f"no npz file at {file}")

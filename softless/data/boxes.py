@@ -142,7 +142,7 @@ def open_boxes(spec: "DataSpec", seed: int, *, masks: bool, faults: str = "stop"
     found = Headers(root)
     contents = check_files(list(files.values()), None, found, masks=masks)
     if masks:
-        _check_masks(contents, found)
+        check_masks(contents, found)
     images = _decoded(root, contents, found, spec.in_chans)
     left_out = (
         {}
@@ -204,13 +204,13 @@ def _files_of(root: Path) -> Mapping[str, Path]:
         raise not_there(root)
     listed = annotation_files(root)
     if "train" not in listed.parts:
-        raise _not_coco(root, listed)
+        raise not_coco(root, listed)
     if told := listed.sentence(root):
         notice(f"{root}: {told}")
     return listed.parts
 
 
-def _not_coco(root: Path, listed: AnnotationFiles) -> DataError:
+def not_coco(root: Path, listed: AnnotationFiles) -> DataError:
     """What is said of a folder without boxes for training."""
     export = export_in(root)
     told = [f"it holds {export}"] if export and "COCO" not in export.what else []
@@ -268,7 +268,8 @@ def need_pycocotools() -> None:
     need("pycocotools")
 
 
-def _check_masks(contents: Mapping[Path, Mapping[str, list[Any]]], found: Gathering) -> None:
+def check_masks(contents: Mapping[Path, Mapping[str, list[Any]]], found: Gathering) -> None:
+    """Every object must have a mask."""
     for file, content in contents.items():
         for place, one in enumerate(content["annotations"]):
             if not one.get("segmentation") and not one.get("iscrowd"):

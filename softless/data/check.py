@@ -4,6 +4,7 @@ What is read here is what training reads, by the same functions; but the first f
 """
 
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import numpy as np
 
 from softless.data import coco
 from softless.data.annotation_files import annotation_files
-from softless.data.arrays import NOT_AN_NPZ, no_classes, no_images, why_no_npz
+from softless.data.arrays import NOT_AN_NPZ, no_classes, no_images, npz_file, why_no_npz
+from softless.data.boxes import check_masks, not_coco
 from softless.data.findings import NO_TEXT, DataCheck, Fault, Gathering, not_there
-from softless.data.folder import ALIKE, Listing, composed, listing, read_as, twins_of
+from softless.data.folder import ALIKE, Listing, composed, existing_folder, listing, read_as, twins_of
 from softless.data.images import IMAGE_TYPES, MAX_PIXELS, MIN_SIDE, limit
 from softless.data.label_images import read_parts
 from softless.data.label_layout import is_label_layout, label_folders, layout_of
@@ -24,6 +26,19 @@ from softless.words import counted, is_text
 
 __all__ = ["DataCheck", "Fault", "check"]
 
+LABELS = "label images"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a recipe reads of data, so that the check refuses what its training refuses."""
+
+    source: str  # folder, npz, coco, masks
+    masks: bool = True  # whether objects must have masks
+    labels: str | None = None  # folder of label images
+    ignore: tuple[str | int, ...] = ()  # classes and values that count nowhere
+    fov: str | None = None  # folder of fields of view
+
 
 def check(
     path: str | Path,
@@ -32,6 +47,7 @@ def check(
     min_side: int | None = None,
     max_pixels: int | None = None,
     strict: bool = False,
+    reading: Reading | None = None,
 ) -> DataCheck:
     """Read a data set in full and report all that is wrong with it.
 
@@ -43,6 +59,7 @@ def check(
         min_side: images with a shorter side below this are bad; 8, or SOFTLESS_MIN_SIDE, by default.
         max_pixels: images with more pixels are bad and not decoded; 89,478,485, or SOFTLESS_MAX_PIXELS, by default.
         strict: warnings and duplicates fail the check too.
+        reading: what a recipe reads of the data; without it all that the layout can mean is checked.
 
     Returns:
         Every bad file as [path, reason] (COCO: [file, annotation id, reason]), counts, and duplicates across splits.
@@ -60,25 +77,43 @@ def check(
     ):
         limit(variable, default, given)
     found = Gathering(root if root.is_dir() else root.parent, max_pixels, min_side)
-    annotations = _annotation_files(root, found)
+    return found.report(
+        root, _checked(root, found, None if images is None else located(images), reading), strict=strict
+    )
+
+
+def _checked(root: Path, found: Gathering, images: Path | None, reading: Reading | None) -> str:
+    """Read it as what the recipe takes, or as what it is; returns what that was."""
+    kind = None if reading is None else reading.source
+    annotations = _annotation_files(root, found) if kind in {None, "coco"} else []
     if images is not None and not annotations:
         raise UsageError(f"images={images} is for COCO annotations, and {root} holds none")
-    if annotations:
-        coco.check_files(annotations, None if images is None else located(images), found)
-        return found.report(root, "COCO", strict=strict)
-    if root.is_dir() and is_label_layout(root):
-        _check_label_images(root, found)
-        return found.report(root, "label images", strict=strict)
-    if not root.is_dir():
-        if not root.is_file() or root.suffix.lower() != ".npz":
-            raise DataError(f"{root} is neither a folder, a COCO json file (.json) nor an npz file (.npz)")
-        _check_npz(root, found)
-        return found.report(root, "npz", strict=strict)
-    return found.report(root, _check_folder(root, found), strict=strict)
+    if annotations or kind == "coco":
+        return _check_coco(root, annotations, images, found, reading)
+    if kind == "masks" or (kind is None and root.is_dir() and is_label_layout(root)):
+        return _check_label_images(root, found, reading)
+    if kind == "npz" or (kind is None and root.is_file() and root.suffix.lower() == ".npz"):
+        return _check_npz(npz_file(root), found)
+    if kind == "folder" or root.is_dir():
+        return _check_folder(existing_folder(root), found)
+    raise DataError(f"{root} is neither a folder, a COCO json file (.json) nor an npz file (.npz)")
 
 
-def _check_label_images(root: Path, found: Gathering) -> None:
-    """Each folder of label images against the images."""
+def _check_coco(root: Path, files: list[Path], images: Path | None, found: Gathering, reading: Reading | None) -> str:
+    if not files:
+        raise not_coco(root, annotation_files(root))
+    contents = coco.check_files(files, images, found, masks=reading is None or reading.masks)
+    if reading is not None and reading.masks:
+        check_masks(contents, found)
+    return "COCO"
+
+
+def _check_label_images(root: Path, found: Gathering, reading: Reading | None) -> str:
+    """Each folder of label images against the images; of a recipe, those that it reads."""
+    if reading is not None:
+        existing_folder(root)
+        read_parts(layout_of(root, found, reading.labels, reading.ignore), found, fov=reading.fov)
+        return LABELS
     folders = label_folders(root)
     if not folders:
         found.fault(
@@ -90,6 +125,7 @@ def _check_label_images(root: Path, found: Gathering) -> None:
         if here is not found:
             found.bad += [fault for fault in here.bad if fault not in found.bad]
             found.counts |= here.counts
+    return LABELS
 
 
 def _annotation_files(root: Path, found: Gathering) -> list[Path]:
@@ -193,14 +229,14 @@ def _listed(folder: Path, found: Gathering) -> Listing:
     return listed
 
 
-def _check_npz(file: Path, found: Gathering) -> None:
+def _check_npz(file: Path, found: Gathering) -> str:
     try:
         with file.open("rb") as handle, np.load(handle, allow_pickle=False) as archive:
             keys = list(archive.files)
             arrays = {key: array for key in keys if (array := _array(archive, key, file, found)) is not None}
     except NOT_AN_NPZ as error:
         found.fault(file, "damaged", f"it is no npz file of plain arrays: {why_no_npz(file, error)}")
-        return
+        return "npz"
     for key in sorted(set(keys) - {f"{part}_{what}" for part in PARTS for what in ("images", "labels")}):
         found.warn(f"{file.name}/{key}", "layout", "not read: the keys read are {train,val,test}_images and _labels")
     if not {"train_images", "train_labels"} <= set(keys):
@@ -212,6 +248,7 @@ def _check_npz(file: Path, found: Gathering) -> None:
         labels = _check_labels(file, part, arrays, found, classes)
         _check_arrays(file, part, arrays, found, labels)
     _check_classes(file, classes, found)
+    return "npz"
 
 
 def _array(archive: Any, key: str, file: Path, found: Gathering) -> np.ndarray | None:

@@ -2,6 +2,7 @@
 
 import logging
 import statistics
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -35,7 +36,7 @@ def epoch(run: Run, line: dict[str, Any]) -> None:
     if np.isfinite(candidate["loss"]) and not finite(candidate):
         raise UsageError(
             f"{run.recipe.metric} cannot be computed on this validation split of {line['val']['seen']} images, so no epoch "
-            "can be chosen by it: set metric=loss or metric=top1"
+            f"can be chosen by it: set {_others(run, line['val'])}"
         )
     line["kept"] = better(candidate, run.best)
     run.folder.log(line)
@@ -43,6 +44,12 @@ def epoch(run: Run, line: dict[str, Any]) -> None:
         run.best = candidate
         take_best(run)
     checkpoint.save(run)
+
+
+def _others(run: Run, found: Mapping[str, Any]) -> str:
+    """The task's measures that this validation split has a value of, or that need none."""
+    values = {name: found.get(name, 0.0) for name in run.task.measures if name != run.recipe.metric}
+    return " or ".join(f"metric={name}" for name, value in values.items() if value is not None and np.isfinite(value))
 
 
 def best_weights(run: Run) -> dict[str, Tensor]:

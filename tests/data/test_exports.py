@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from softless.cli.data import data
 from softless.data.boxes import open_boxes
 from softless.data.check import check
 from softless.data.exports import export_in
 from softless.data.folder import folder_parts
-from softless.errors import DataError
+from softless.errors import DataError, UsageError
 from softless.training.recipe import DataSpec
 
 BOX = [10.0, 5.0, 30.0, 20.0]
@@ -328,3 +329,20 @@ def test_faults_of_masks_are_warnings_where_no_mask_is_learnt(tmp_path: Path):
     assert sum(len(splits.train.target(place)["boxes"]) for place in range(len(splits.train))) == len(splits.train)
     with pytest.raises(DataError, match=r"polygon 0 of its segmentation has 2 points"):
         open_boxes(data, seed=0, masks=True)
+
+
+def test_the_check_refuses_what_a_recipe_refuses(tmp_path: Path):
+    """The head decides whether a polygon of two points matters; other layouts than the recipe's are refused as in training."""
+    files = pictures(tmp_path / "boxes/images/train")
+    write(tmp_path / "boxes/annotations/instances_train.json", coco(files, segmentation=[[10.0, 5.0, 40.0, 25.0]]))
+    assert data("check", tmp_path / "boxes", recipe="nuclei").by_reason == {"polygon": 6}
+    found = data("check", tmp_path / "boxes", recipe="nuclei", set="detection.head=fasterrcnn")
+    assert (found.exit_code, len(found.warnings)) == (0, 6)
+    write(tmp_path / "boxes/annotations/instances_train.json", coco(files, segmentation=None))
+    assert data("check", tmp_path / "boxes").exit_code == 0
+    assert data("check", tmp_path / "boxes", recipe="nuclei").by_reason == {"no mask": 6}
+    yolo(tmp_path / "yolo")
+    with pytest.raises(DataError, match=r"not in COCO's layout: .*it holds labels of YOLO"):
+        data("check", tmp_path / "yolo", recipe="cards")
+    with pytest.raises(UsageError, match="give --recipe too"):
+        data("check", tmp_path / "yolo", set="data.limit=3")
