@@ -45,7 +45,7 @@ def check_files(
     """Check annotation files of one data set: each alone, and that their categories are the same.
 
     Args:
-        files: the json files.
+        files: the json files, that of the training images first.
         images: the folder their file names start from; looked for without it.
         found: takes the faults.
         masks: whether masks are learnt; without, what is wrong with them is a warning.
@@ -60,6 +60,8 @@ def check_files(
         if content is not None:
             contents[file] = content
             categories[file.name] = _check(file, content, images, found, masks=masks)
+    if files and files[0] in contents and not contents[files[0]]["annotations"]:
+        found.fault(files[0], "objects", "it has no annotation, so there is nothing to learn")
     first = next(iter(categories), "")
     expected = categories.get(first, {})
     for name, here in categories.items():
