@@ -40,6 +40,8 @@ MOST = 1024  # bottleneck tokens: the inverse costs R^3, and its error grows wit
 # of the whole operator; float16's is for outputs that kernels of distant tokens leave below its normal numbers
 CLAIMED = {**TOLERANCE, torch.float32: 1e-5, torch.float16: 1e-2}
 HALF_CHANNELS = 16  # of a head, up to which float16 holds what the convolution's bottleneck tokens make
+PUBLISHED_CHANNELS = 32  # of a head in the published pyramids
+NEAR_CHANNELS = 16  # of a head whose bottleneck tokens start near enough to the tokens
 SAMPLINGS = ("conv", "pool", "random", "first", "strided")
 
 
@@ -310,6 +312,18 @@ def _kaiming(shape: tuple[int, ...], generator: torch.Generator | None) -> Tenso
     return (2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1) * bound
 
 
+def _gain(shape: tuple[int, ...], _: torch.Generator | None) -> Tensor:
+    """The LayerNorm's weight at the start: one up to the published width of a head, less beyond.
+
+    With one, what LayerNorm and GELU leave of D channels has a square of 0.43 D: at 64 channels every kernel to it is exp(-14), the branch 1e-8
+    of its input, and its gradient none. A weight of sqrt(16 / D) keeps the square at that of 16 channels.
+    """
+    width = shape[0]
+    return torch.full(
+        shape, 1.0 if width <= PUBLISHED_CHANNELS else math.sqrt(NEAR_CHANNELS / width), dtype=torch.float64
+    )
+
+
 def _convolves(options: Options) -> bool:
     return bool(options["sampling"] == "conv")
 
@@ -320,7 +334,7 @@ LEARNED = {
         _kaiming,
         when=_convolves,
     ),
-    "norm_weight": Learned(lambda sizes: (sizes.head_dim,), 1.0, weight_decay=False, when=_convolves),
+    "norm_weight": Learned(lambda sizes: (sizes.head_dim,), _gain, weight_decay=False, when=_convolves),
     "norm_bias": Learned(lambda sizes: (sizes.head_dim,), 0.0, weight_decay=False, when=_convolves),
 }
 

@@ -48,6 +48,7 @@ class Audit:
     findings: tuple[Finding, ...]
     roots: int  # operators that take square roots
     divisions: int  # operators that divide
+    operators: tuple[str, ...] = ()  # other than softmax, that a module's attention is named by
     dynamic: bool = False  # an exported graph of any size: the numbers are those of its example
 
     @property
@@ -69,13 +70,24 @@ class Audit:
         """Evaluations for a size of image, by kind."""
         return _sums(found for found in self.findings if found.per_grid)
 
+    @property
+    def softmax_kept(self) -> tuple[str, ...]:
+        """Where softmax is evaluated for an image although the model's attention is named by another operator."""
+        if not self.operators:
+            return ()
+        rows = _grouped(found for found in self.findings if found.kind == "softmax" and not found.per_grid)
+        return tuple(place for _, _, place in rows)
+
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"exp_free": self.exp_free, "kinds": self.kinds, "per_grid": self.per_grid}
+        more = {"kinds": self.kinds, "per_grid": self.per_grid, "softmax_kept": self.softmax_kept}
+        return asdict(self) | {"exp_free": self.exp_free} | more
 
     def __str__(self) -> str:
         size = " x ".join(map(str, self.input_size)) if self.input_size else "its example's size"
         said = ["exp-free: nothing transcendental is evaluated for an image" if self.exp_free else "not exp-free"]
         said[0] += f" ({size})"
+        if self.softmax_kept:
+            said.append(f"named {', '.join(self.operators)}, and softmax is kept in {', '.join(self.softmax_kept)}")
         for title, per_grid in (("for each image", False), ("once per grid, whatever the image", True)):
             rows = _grouped(found for found in self.findings if found.per_grid == per_grid)
             if rows:
@@ -165,7 +177,14 @@ def _watched(model: nn.Module, size: tuple[int, int, int]) -> Audit:
         image = torch.empty(1, *size, dtype=first.dtype, device=first.device)
         with _Watcher(image, tracker) as watcher:
             seen(image)
-    return Audit(size, _listed(watcher.found), watcher.roots, watcher.divisions)
+    return Audit(size, _listed(watcher.found), watcher.roots, watcher.divisions, _operators(model))
+
+
+def _operators(model: nn.Module) -> tuple[str, ...]:
+    """What the attention of a model is named by, softmax aside; known by its record, since this room knows no layers."""
+    records: Iterable[Any] = (getattr(module, "op", None) for module in model.modules())
+    names = {str(record.name) for record in records if hasattr(record, "reference")}
+    return tuple(sorted(names - {"softmax"}))
 
 
 def _read(program: torch.export.ExportedProgram) -> Audit:
@@ -196,7 +215,7 @@ def _read(program: torch.export.ExportedProgram) -> Audit:
                 dynamic = True
                 number = int(number.node.hint)
             found[kind, _path(node), name, not from_image] += number
-    return Audit(None, _listed(found), roots, divisions, dynamic)
+    return Audit(None, _listed(found), roots, divisions, dynamic=dynamic)
 
 
 def _path(node: Any) -> str:

@@ -1,15 +1,17 @@
 """`create_model`: a registered name, or any timm host with its attention exchanged at construction."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from timm.models import is_model, model_entrypoint
 from torch import nn
 
 from softless.attention import get
 from softless.errors import DataError, UsageError, located, nearest
-from softless.layers import Attention
+from softless.layers import Attention, operator_class
 from softless.models import config, digests, vit
 from softless.models.download import downloaded
 from softless.models.files import CONFIG, FILE
@@ -87,11 +89,21 @@ def check_host(name: str, op: str | None) -> None:
         _known(name)
     elif name not in hosts:
         _known(name)
+        listed = f"Hosts: ViT and DeiT models of timm, and {', '.join(sorted(hosts))}"
         if model_entrypoint(name).__module__.rsplit(".", 1)[-1] not in VIT_MODULES:
-            listed = ", ".join(sorted(hosts))
+            raise UsageError(f"'{name}' has no place for another attention. {listed}")
+        if not _exchanges(name):
             raise UsageError(
-                f"'{name}' has no place for another attention. Hosts: ViT and DeiT models of timm, and {listed}"
+                f"'{name}' has no place for another attention: its blocks compute it together with their MLP, and would keep softmax. {listed}"
             )
+
+
+@cache
+def _exchanges(name: str) -> bool:
+    """Whether a ViT of timm has blocks that take `attn_layer`: parallel ones compute attention themselves, and would keep softmax."""
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        made = timm.create_model(name, depth=1, attn_layer=operator_class("sima"))
+    return any(isinstance(module, Attention) for module in made.modules())
 
 
 def _timms(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
@@ -119,6 +131,10 @@ def _host(name: str, op: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Mo
         entry = Entry(name, ours[name], op)
         return entry(pretrained_cfg=entry.configuration, **kwargs)
     made: Any = timm.create_model(name, pretrained=pretrained, **vit.arguments(op, {**kwargs}))
+    if not any(isinstance(module, Attention) for module in made.modules()):
+        raise UsageError(
+            f"'{name}' with {kwargs} has no block that takes another attention, and would keep softmax: leave block_fn= out"
+        )
     if pretrained:
         trained_as_configured(made)
     return constructed(vit.connect(made), name, op, kwargs)

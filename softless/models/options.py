@@ -1,7 +1,7 @@
 """What every host takes besides timm's own arguments: the operator, its options, the activation, the number of heads."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -9,6 +9,7 @@ from torch import nn
 from softless.attention import OPERATORS, get
 from softless.attention.attend import check_options
 from softless.errors import UsageError, unknown
+from softless.models.kept import softmax_kept, told
 
 ACTIVATIONS: Mapping[str, type[nn.Module]] = {
     "gelu": nn.GELU,
@@ -50,11 +51,18 @@ def take_operator_options(op: str, kwargs: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Construction:
-    """How a model was made, `create_model(name, op, **arguments)`; the model has it as `construction`."""
+    """How a model was made, `create_model(name, op, **arguments)`; the model has it as `construction`. Prints as a line or two."""
 
     name: str
     op: str | None
     arguments: Mapping[str, Any]
+    softmax: Mapping[str, str] = field(
+        default_factory=dict
+    )  # path -> class of what keeps softmax beside another operator
+
+    def __str__(self) -> str:
+        said = self.name if self.op is None else f"{self.name} with '{self.op}'"
+        return f"{said}; softmax is kept in {told(self.softmax)}" if self.softmax else said
 
 
 PLACES = frozenset({
@@ -68,7 +76,7 @@ PLACES = frozenset({
 def constructed(model: nn.Module, name: str, op: str | None, kwargs: Mapping[str, Any]) -> nn.Module:
     """The model, which knows from now on how it was made."""
     arguments = {key: value for key, value in kwargs.items() if key not in PLACES}
-    model.construction = Construction(name, op, arguments)  # type: ignore[assignment]
+    model.construction = Construction(name, op, arguments, softmax_kept(model))  # type: ignore[assignment]
     return model
 
 

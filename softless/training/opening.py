@@ -16,6 +16,7 @@ import torch
 
 from softless.data.loader import generators_restored
 from softless.evaluation.evaluate import autocast
+from softless.models.kept import softmax_kept, told
 from softless.training.setup import Run
 from softless.words import counted, visible
 
@@ -40,7 +41,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Opening:
-    """What a run is about to do; prints as three lines, and one for each length that was fitted to the data."""
+    """What a run is about to do; prints as three lines, one where softmax is kept, and one for each length that was fitted to the data."""
 
     data: str
     classes: int
@@ -57,6 +58,7 @@ class Opening:
     epochs: int
     steps: int  # of an epoch
     done: int  # steps that earlier processes did
+    softmax: str = ""  # where the model keeps softmax beside another operator
     fitted: tuple[str, ...] = ()  # what of the recipe's length was changed to fit the data
     seconds: float | None = None  # that the steps and validations ahead take, about; None: not tried
     cpu_seconds: float | None = None
@@ -77,6 +79,7 @@ class Opening:
         return [
             f"data     {self.data}: {classes}, {self.train:,} train, {self.val:,} validation, {test} images at {height} x {width}",
             f"model    {self.model}, {self.parameters:,} parameters{several} {self.device}{threads}, {counted(self.workers, 'worker')}",
+            *([f"softmax  is kept in {self.softmax}"] if self.softmax else []),
             *(f"fitted   {said}" for said in self.fitted),
             *([f"numbers  {self.slower}"] if self.slower else []),
             f"steps    {counted(self.epochs, 'epoch')} of {counted(self.steps, 'step')} = {total:,}{left}{self._time()}",
@@ -122,6 +125,7 @@ def seen(run: Run) -> Opening:
         epochs=run.epochs,
         steps=len(run.loader),
         done=run.updates,
+        softmax=told(softmax_kept(run.task.evaluated(run.model))),
         fitted=tuple(run.task.fitted.sentences(len(run.splits.train))),
     )
 

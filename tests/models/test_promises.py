@@ -1,15 +1,20 @@
 """What the documents promise of every model: half precision at every size, masks as timm makes them, batches of no images."""
 
+import re
 from typing import Any
 
 import pytest
 import timm
 import torch
+from timm.models.vision_transformer import ParallelScalingBlock
 from torch import Tensor
 
 import softless
 from softless import UsageError
 from softless.layers import Attention
+from softless.models.create import check_host
+from softless.models.kept import softmax_kept
+from softless.models.segmenters import segmenter
 from tests.models.lively import lively
 from tests.ops.draw import assert_near, error
 
@@ -156,3 +161,92 @@ def test_swap_of_a_softless_model_says_what_it_has() -> None:
     model = create_model("sima_deit_tiny_patch16_224", depth=1)
     with pytest.raises(UsageError, match=r"its attention is softless's already: sima; build.*op='xca'"):
         softless.swap(model, "xca")
+
+
+# What a named operator promises
+
+PARALLEL = ("vit_pwee_patch16_reg1_gap_256", "vit_dpwee_patch16_reg1_gap_256", "vit_base_patch16_xp_224", "vit_large_patch14_xp_224", "vit_huge_patch14_xp_224")  # fmt: skip
+
+
+@pytest.mark.parametrize("host", PARALLEL)
+def test_a_host_in_which_nothing_is_exchanged_is_refused(host: str) -> None:
+    """Five timm ViTs were built with softmax in every block, the operator's options swallowed."""
+    with pytest.raises(
+        UsageError, match=f"'{host}' has no place for another attention: its blocks .* would keep softmax"
+    ):
+        create_model(host, op="sima", token_scale="tokens")
+    with pytest.raises(UsageError, match="has no place for another attention"):
+        check_host(host, "sima")
+
+
+def test_blocks_that_a_caller_chooses_are_looked_at_too() -> None:
+    with pytest.raises(UsageError, match=r"no block that takes another attention.*leave block_fn= out"):
+        create_model("deit_tiny_patch16_224", op="sima", depth=1, block_fn=ParallelScalingBlock)
+
+
+def test_looking_for_a_place_draws_nothing() -> None:
+    torch.manual_seed(0)
+    expected = torch.randn(3)
+    torch.manual_seed(0)
+    check_host("vit_medium_patch16_gap_256", "sima")
+    assert torch.equal(torch.randn(3), expected)
+
+
+KEPT: dict[str, tuple[str, dict[str, Any], int, list[str], str]] = {
+    "pool": ("vit_base_patch16_siglip_224", {"op": "sima", "depth": 1, "embed_dim": 48, "num_heads": 3}, 224, ["attn_pool"], r"attn_pool \(AttentionPoolLatent\)"),
+    "last stage": ("soft_tiny_224", {"depths": (1, 1, 1, 1)}, 64, ["stage3.blocks.0.attn"], r"stage3\.blocks\.\*\.attn \(Attention\)"),
+    "class attention": ("xcit_nano_12_p16_224", {"op": "seqnorm", "depth": 1}, 64, ["cls_attn_blocks.0.attn", "cls_attn_blocks.1.attn"], r"cls_attn_blocks\.\*\.attn \(\w+, 2 times\)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_what_keeps_softmax_is_named(name: str) -> None:
+    """In what the model says of itself, and in its audit."""
+    host, arguments, size, paths, line = KEPT[name]
+    model = create_model(host, num_classes=3, **arguments)
+    assert list(softmax_kept(model)) == paths
+    assert re.search(f"softmax is kept in {line}", str(model.construction))
+    found = softless.audit(model, size)
+    assert found.kinds["softmax"] > 0
+    assert len(found.softmax_kept) == 1
+    assert found.softmax_kept[0].split("  ")[0].startswith(paths[0].split(".")[0])
+    assert re.search(r"named \w+, and softmax is kept in", str(found))
+    assert found.to_dict()["softmax_kept"] == found.softmax_kept
+
+
+def test_nothing_is_named_where_nothing_is_kept() -> None:
+    """Neither where no softmax is left, nor where it was asked for."""
+    for op in ("sima", "softmax"):
+        model = create_model("deit_tiny_patch16_224", op=op, depth=1, num_classes=3)
+        assert softmax_kept(model) == {}
+        assert "softmax is kept" not in str(model.construction) + str(softless.audit(model, 64))
+    assert softmax_kept(torch.nn.Linear(2, 2)) == {}
+
+
+def test_a_segmenter_names_the_last_stage_of_its_host() -> None:
+    found = segmenter("soft_pyramid_tiny_224", {"op": "sima", "depths": (1, 1, 1, 1), "in_chans": 3}, classes=2)  # fmt: skip
+    assert [path.rsplit(".stage", 1)[-1] for path in softmax_kept(found)] == ["3.blocks.0.attn"]
+
+
+# SOFT in wide heads
+
+
+@pytest.mark.parametrize("op", ["soft", "softnorm"])
+@pytest.mark.parametrize("num_heads", [1, 2, 3, 4, 12])
+def test_soft_is_alive_at_its_start(op: str, num_heads: int) -> None:
+    """In heads of 16 to 192 channels the branch counts, logits hang on the image, and attention's gradient is of the MLP's size."""
+    model = create_model("deit_tiny_patch16_224", op=op, depth=2, num_classes=10, num_heads=num_heads)
+    seen: list[float] = []
+    model.blocks[0].attn.register_forward_hook(lambda _, given, out: seen.append((out.norm() / given[0].norm()).item()))
+    y = model(image(224, 224, batch=2))
+    y.square().sum().backward()
+    assert seen[0] > 1e-3
+    assert error(y[0], y[1]) > 1e-2
+    block = model.blocks[0]
+    assert block.attn.proj.weight.grad.norm() > 1e-2 * block.mlp.fc1.weight.grad.norm()
+
+
+def test_the_published_width_starts_as_published() -> None:
+    for channels, expected in ((16, 1.0), (32, 1.0), (64, 0.5)):
+        start = Attention(2 * channels, 2, op="soft").state_dict()["learned.norm_weight"]
+        assert torch.equal(start, torch.full((channels,), expected))

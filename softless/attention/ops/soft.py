@@ -50,5 +50,6 @@ SPEC = Operator(
     own=(Backend(name="eager", fn=reference, tolerance=gaussian.CLAIMED),),
     differs="The published inverse takes 20 Newton steps however far they come: 16 to 99.5 % off on flat image regions, and its derivative is that of an exact "
     "inverse. Here Cholesky, in float64 where the device has it; `parity=True` gives the published numbers. The convolution of v in the published module is "
-    "`v_conv`. Distances are clamped, so that kernels lie in 0..1.",
+    "`v_conv`. Distances are clamped, so that kernels lie in 0..1. In heads wider than the published 32 channels LayerNorm's weight starts at √(16/D) and "
+    "not at 1, with which every kernel is next to nothing and nothing trains.",
 )

@@ -50,5 +50,5 @@ SPEC = Operator(
     own=(Backend(name="eager", fn=reference, tolerance=gaussian.CLAIMED),),
     differs="The published class cannot be built (it names a class that does not exist), inverts without a ridge from one start for the whole batch, so that an "
     "image's result depends on its mates, and differentiates through the steps. Here the inverse is SOFT's, each matrix by itself. `parity=True` gives the "
-    "published numbers.",
+    "published numbers. In heads wider than 32 channels LayerNorm's weight starts as SOFT's does.",
 )
