@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -198,3 +199,14 @@ def test_lengths_that_were_fitted_are_said(tiny: Recipe, tmp_path: Path, capsys:
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fitted")]
     assert len(said) == 1, "three epochs of eight steps are enough"
     assert "batch_size 12 -> 6: 48 training images make 4 steps an epoch, and schedule.min_epoch_steps is 8" in said[0]
+
+
+def test_softmax_that_is_kept_is_said() -> None:
+    """Beside the operator that the model is named by; where nothing is kept there is no such line."""
+    facts: dict[str, Any] = {
+        "data": "d", "classes": 2, "train": 4, "val": 2, "test": 0, "pixels": (32, 32), "model": "soft_tiny_224", "parameters": 1, "device": "cpu",
+        "processes": 1, "threads": 1, "workers": 0, "epochs": 1, "steps": 1, "done": 0,
+    }  # fmt: skip
+    kept = opening.Opening(**facts, softmax="stage3.blocks.*.attn (Attention, 2 times)").lines()
+    assert kept[2] == "softmax  is kept in stage3.blocks.*.attn (Attention, 2 times)"
+    assert [line for line in kept if line != kept[2]] == opening.Opening(**facts).lines()
