@@ -15,11 +15,11 @@ from softless.data.annotation_files import annotation_files
 from softless.data.arrays import NOT_AN_NPZ, no_classes, no_images, npz_file, why_no_npz
 from softless.data.boxes import check_masks, not_coco
 from softless.data.findings import NO_TEXT, DataCheck, Fault, Gathering, not_there
-from softless.data.folder import ALIKE, Listing, composed, existing_folder, listing, read_as, twins_of
+from softless.data.folder import Listing, existing_folder, listing, read_as
 from softless.data.images import IMAGE_TYPES, MAX_PIXELS, MIN_SIDE, limit
 from softless.data.label_images import read_parts
 from softless.data.label_layout import is_label_layout, label_folders, layout_of
-from softless.data.places import PARTS, class_splits, folders_in
+from softless.data.places import ALIKE, PARTS, class_splits, composed, folders_in, twins_of
 from softless.data.progress import track
 from softless.errors import DataError, UsageError, located
 from softless.words import counted, is_text

@@ -19,6 +19,7 @@ import numpy as np
 
 from softless.data.annotation_files import LISTS, picture_folders
 from softless.data.findings import NO_TEXT, Gathering
+from softless.data.places import ALIKE, composed
 from softless.data.progress import track
 from softless.words import POINTED, POINTER, counted, is_text
 
@@ -166,11 +167,11 @@ def _check_categories(file: Path, categories: Sequence[Mapping[str, Any]], found
         if key in names:
             found.fault(file, "duplicate id", f"category id {key} is given twice: '{names[key]}' and '{name}'")
             continue
-        twin = folded.setdefault(name.casefold(), name)
+        twin = folded.setdefault(composed(name).casefold(), name)
         if name in names.values():
             found.fault(file, "categories", f"the category name '{name}' is given twice")
         elif twin != name:
-            found.fault(file, "categories", f"the categories '{twin}' and '{name}' differ only in case")
+            found.fault(file, "categories", f"the categories '{twin}' and '{name}' {ALIKE}")
         names[key] = name
     return names
 

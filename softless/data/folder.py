@@ -5,16 +5,15 @@ exactly these: an index never shifts because a folder is missing. Sub-folders of
 """
 
 import os
-import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from softless.data.findings import NO_TEXT
 from softless.data.images import IMAGE_TYPES
 from softless.data.notices import notice
-from softless.data.places import LAYOUT, class_splits, folders_in
+from softless.data.places import ALIKE, LAYOUT, class_splits, composed, folders_in, twins_of
 from softless.data.samples import FileSamples
 from softless.errors import DataError, UsageError, located
 from softless.words import is_text, visible
@@ -209,21 +208,6 @@ def _refuse_no_text(root: Path, folders: list[str]) -> None:
     bad = [name for name in folders if not is_text(name)]
     if bad:
         raise DataError(f"{root}: the class folder '{visible(bad[0])}' has {NO_TEXT}")
-
-
-ALIKE = "differ only in case, or in how an accent is encoded; rename or merge them"
-
-
-def composed(name: str) -> str:
-    """A class's name, whose accents some file systems write apart from their letters."""
-    return unicodedata.normalize("NFC", name)
-
-
-def twins_of(names: Iterable[str]) -> dict[str, str]:
-    """Names that people read as one before them: name -> that one."""
-    seen: dict[str, str] = {}
-    first = {name: seen.setdefault(composed(name).casefold(), name) for name in names}
-    return {name: twin for name, twin in first.items() if twin != name}
 
 
 def _samples(root: Path, part: str, scan: Scan, channels: int) -> FileSamples:

@@ -18,8 +18,9 @@ from PIL import Image
 
 from softless.data.exports import export_in
 from softless.data.findings import NO_TEXT, Gathering
-from softless.data.images import FORMATS, IMAGE_TYPES, BadImage, decode
-from softless.data.places import PICTURES, TARGETS, by_part, folders_in, words_of
+from softless.data.folder import listing
+from softless.data.images import FORMATS, BadImage, decode
+from softless.data.places import ALIKE, PICTURES, TARGETS, by_part, folders_in, twins_of, words_of
 from softless.errors import DataError, UsageError, unknown
 from softless.words import is_text
 
@@ -193,7 +194,7 @@ def _is_target(name: str) -> bool:
 
 
 def _holds_images(folder: Path) -> bool:
-    return folder.is_dir() and any(path.suffix.lower() in IMAGE_TYPES for path in folder.rglob("*"))
+    return folder.is_dir() and bool(listing(folder).files)
 
 
 def _only(pattern: _Pattern) -> str:
@@ -249,8 +250,7 @@ def _first_values(pattern: _Pattern, labels: str) -> set[int]:
 
 def _label_files(pattern: _Pattern, labels: str, part: str) -> list[Path]:
     folder = pattern.root / pattern.folder(labels, part)
-    files = sorted(folder.rglob("*")) if folder.is_dir() else []
-    return [file for file in files if file.suffix.lower() in IMAGE_TYPES and not file.name.startswith(".")]
+    return [folder / file for file in listing(folder).files] if folder.is_dir() else []
 
 
 def _held(file: Path) -> set[int]:
@@ -264,7 +264,7 @@ def _stored_names(file: Path, found: Gathering) -> dict[int, str]:
     """classes.json, an object from value to name or a list of names."""
     try:
         content = json.loads(file.read_text(encoding="utf-8-sig"))  # some tools begin with a byte-order mark
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         found.fault(file, "classes", f"it is no complete JSON: {error}")
         return {}
     content = dict(enumerate(content)) if isinstance(content, list) else content
@@ -285,6 +285,8 @@ def _stored_names(file: Path, found: Gathering) -> dict[int, str]:
             found.fault(file, "classes", f"the name '{name}' is given twice")
         else:
             names[int(key)] = name
+    for name, twin in twins_of(names.values()).items():
+        found.fault(file, "classes", f"the classes '{twin}' and '{name}' {ALIKE}")
     return names
 
 

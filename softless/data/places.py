@@ -4,13 +4,15 @@ All that reads folders asks here, so training, prediction and `softless data che
 """
 
 import re
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from softless.data.exports import export_in
 from softless.errors import DataError
 
 PARTS = ("train", "val", "test")
+ALIKE = "differ only in case, or in how an accent is encoded; rename or merge them"
 LAYOUT = "expected root/{train,val,test}/class/images, or root/class/images"
 _CALLED = {
     "train": {"train", "training", "trn", "trainval"},
@@ -137,3 +139,15 @@ def _refuse_no_classes(root: Path, named: Mapping[str, str]) -> None:
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+
+
+def composed(name: str) -> str:
+    """A class's name, whose accents some file systems write apart from their letters."""
+    return unicodedata.normalize("NFC", name)
+
+
+def twins_of(names: Iterable[str]) -> dict[str, str]:
+    """Names that people read as one before them: name -> that one."""
+    seen: dict[str, str] = {}
+    first = {name: seen.setdefault(composed(name).casefold(), name) for name in names}
+    return {name: twin for name, twin in first.items() if twin != name}

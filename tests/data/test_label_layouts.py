@@ -1,6 +1,7 @@
 """Folders of images and label images as tools and people lay them out, and what the values of masks mean: training and the check read the same."""
 
 import json
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -172,3 +173,12 @@ def test_a_class_of_value_255_and_a_field_of_view_do_not_go_together(tmp_path: P
     pairs(tmp_path / "unused", tmp_path / "fov/train", 4)
     with pytest.raises(UsageError, match=r"segmentation\.fov=fov: pixels outside are written as 255, which is a class"):
         opened(tmp_path, fov="fov")
+
+
+@pytest.mark.parametrize("twin", ["Water", unicodedata.normalize("NFD", "wáter")])
+def test_classes_that_people_read_as_one(tmp_path: Path, twin: str):
+    flat(tmp_path, "images", "masks")
+    first = "water" if twin == "Water" else unicodedata.normalize("NFC", "wáter")
+    (tmp_path / "classes.json").write_text(json.dumps({"0": first, "1": twin}))
+    with pytest.raises(DataError, match="differ only in case, or in how an accent is encoded"):
+        opened(tmp_path)
