@@ -52,6 +52,7 @@ class LabelImages(FileSamples):
         digests: of the classes of all pixels.
         channels: of the images, 1 or 3.
         fovs: their fields of view, where there are some: outside, where the value is 0, pixels are ignored.
+        colours: value of each colour, where label images hold colours.
     """
 
     def __init__(
@@ -65,15 +66,16 @@ class LabelImages(FileSamples):
         digests: Sequence[bytes],
         channels: int,
         fovs: Sequence[str] | None = None,
+        colours: Mapping[int, int] | None = None,
     ) -> None:
         super().__init__(root, files, np.zeros(len(files), dtype=np.int64), channels)
         self.base, self.labels, self.lookup, self.counts = base, list(labels), lookup, counts
-        self.digests, self.fovs = list(digests), None if fovs is None else list(fovs)
+        self.digests, self.fovs, self.colours = list(digests), None if fovs is None else list(fovs), colours
 
     def target(self, index: int) -> np.ndarray:
         """(h, w) uint8: class index of each pixel, or IGNORE."""
         fov = None if self.fovs is None else read_values(self.root / self.fovs[index])
-        return _classes_of(read_values(self.root / self.labels[index]), self.lookup, fov)
+        return _classes_of(read_values(self.root / self.labels[index], self.colours), self.lookup, fov)
 
     def key(self, index: int) -> str:
         """The image's path below its folder, without its ending: what its label image has too."""
@@ -103,6 +105,7 @@ class LabelImages(FileSamples):
             [self.digests[i] for i in chosen],
             self.channels,
             None if self.fovs is None else [self.fovs[i] for i in chosen],
+            self.colours,
         )
 
 
@@ -193,7 +196,7 @@ def read_part(layout: Layout, part: str, found: Gathering, channels: int = 3, fo
     found.counts[title] = dict(zip(layout.classes, counts.sum(0).tolist(), strict=True))
     return LabelImages(
         layout.root, base, [one[0] for one in taken], [one[1] for one in taken], layout.lookup, counts, [one[4] for one in taken], channels,
-        None if fov is None else [one[2] for one in taken],
+        None if fov is None else [one[2] for one in taken], layout.colours,
     )  # fmt: skip
 
 
@@ -249,7 +252,7 @@ def _read(
         found.fault(layout.root / file, "missing field of view", "it has none")
         return None
     size = None if decoded is None else decoded.image.size
-    values = _checked(layout.root / label, size, found)
+    values = _checked(layout.root / label, size, found, layout.colours)
     seen = None if fov is None else _checked(layout.root / fov, size, found)
     if values is None or decoded is None or (fov is not None and seen is None):
         return None
@@ -268,10 +271,12 @@ def _read(
     return counts, hashlib.blake2b(classes.tobytes(), digest_size=16).digest(), int((values == IGNORE).sum())
 
 
-def _checked(path: Path, size: tuple[int, int] | None, found: Gathering) -> np.ndarray | None:
+def _checked(
+    path: Path, size: tuple[int, int] | None, found: Gathering, colours: Mapping[int, int] | None = None
+) -> np.ndarray | None:
     """The values of a label image that has this size."""
     try:
-        values = read_values(path)
+        values = read_values(path, colours)
         verify(path)
     except BadImage as error:
         found.fault(path, error.kind, error.reason)

@@ -8,10 +8,11 @@ have a background and an object.
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -27,6 +28,7 @@ from softless.words import is_text
 IGNORE = 255  # of class indices: a pixel that counts nowhere; of values one that is void where no class is called so
 ADE20K_CLASSES = 150
 CLASSES, ADE20K_NAMES = "classes.json", "objectInfo150.txt"
+_COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 TWO = ("background", "object")  # what masks of two values hold where nothing says more
 
 
@@ -58,6 +60,7 @@ class Layout:
     ignored: frozenset[int]
     read_as: str = ""  # what is said where the values are not those of classes.json
     void: bool = False  # whether 255 counts nowhere only for want of a name
+    colours: Mapping[int, int] | None = None  # red << 16 | green << 8 | blue -> value, where classes.json names colours
 
     @property
     def root(self) -> Path:
@@ -129,10 +132,13 @@ def layout_of(root: Path, found: Gathering, labels: str | None = None, ignore: S
         )
     folder = labels or _only(pattern)
     ade = not (root / CLASSES).is_file() and (root / "annotations" / "training").is_dir() and folder == "annotations"
+    colours = None if ade else colours_of(root / CLASSES)
     names, said = (_ade20k_names(root), "") if ade else _names(pattern, folder, found)
     taken = {_value(one, names) for one in ignore} | ({0} if ade else set())
     void = {IGNORE} - set(names)
-    layout = Layout(pattern, folder, names, frozenset(taken | void), said, void=bool(void - taken) and not ade)
+    layout = Layout(
+        pattern, folder, names, frozenset(taken | void), said, void=bool(void - taken) and not ade, colours=colours
+    )
     if not found.bad and len(layout.values) < 2:
         raise UsageError(
             f"{len(layout.values)} of the classes {', '.join(names.values())} are left to learn, and it takes two: ignore fewer"
@@ -222,7 +228,7 @@ def _names(pattern: _Pattern, labels: str, found: Gathering) -> tuple[dict[int, 
         )
         return {}, ""
     names = _stored_names(file, found)
-    if len(names) == 2 and _first_values(pattern, labels) - set(names):
+    if len(names) == 2 and colours_of(file) is None and _first_values(pattern, labels) - set(names):
         held = _occurring(pattern, labels, most=2)
         if len(held) == 2:
             pairs = dict(zip(sorted(held), (names[key] for key in sorted(names)), strict=True))
@@ -268,6 +274,8 @@ def _stored_names(file: Path, found: Gathering) -> dict[int, str]:
         found.fault(file, "classes", f"it is no complete JSON: {error}")
         return {}
     content = dict(enumerate(content)) if isinstance(content, list) else content
+    if _are_colours(content):
+        content = dict(enumerate(content.values()))  # `colours_of` has which colour each is
     if not isinstance(content, dict) or not content:
         found.fault(file, "classes", f"it holds {content!r:.40}; it is an object from value to name")
         return {}
@@ -290,6 +298,21 @@ def _stored_names(file: Path, found: Gathering) -> dict[int, str]:
     return names
 
 
+def _are_colours(content: Any) -> bool:
+    return isinstance(content, dict) and bool(content) and all(_COLOUR.fullmatch(str(key)) for key in content)
+
+
+def colours_of(file: Path) -> dict[int, int] | None:
+    """Colour to value of a classes.json whose keys are colours, {"#000000": "ground", "#ff0000": "water"}; None where they are values."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError):  # reading its names says what is wrong
+        return None
+    if not _are_colours(content):
+        return None
+    return {int(key.removeprefix("#"), 16): place for place, key in enumerate(content)}
+
+
 def _ade20k_names(root: Path) -> dict[int, str]:
     file = root / ADE20K_NAMES
     names = {value: str(value) for value in range(1, ADE20K_CLASSES + 1)}
@@ -310,7 +333,7 @@ def _value(one: str | int, names: Mapping[int, str]) -> int:
     return one
 
 
-def read_values(path: Path) -> np.ndarray:
+def read_values(path: Path, colours: Mapping[int, int] | None = None) -> np.ndarray:
     """The values (h, w) of a label image, uint8: of a palette image the indices, of a 1-bit mask 0 and 1, of grey stored as colour the grey.
 
     Raises:
@@ -323,13 +346,38 @@ def read_values(path: Path) -> np.ndarray:
             raise _no_label(path, "more than 8 bits per pixel", "write the same values as 8-bit grey PNG") from error
         raise
     with Image.open(path, formats=FORMATS) as image:
+        if colours is not None:
+            return _values_of_colours(path, np.asarray(image.convert("RGB")).astype(np.int64), colours)
         if image.mode in {"RGB", "RGBA", "LA"}:
             pixels = np.asarray(image.convert("RGB"))
             if (pixels == pixels[..., :1]).all():  # as painting programs save black and white
                 return pixels[..., 0].copy()
         if image.mode not in {"L", "P", "1"}:
-            raise _no_label(path, f"colours (mode {image.mode})", "write the class of each pixel as 8-bit grey PNG")
+            raise _no_label(
+                path,
+                f"colours (mode {image.mode})",
+                f'name the colours in {CLASSES} as "#ff0000", or write the class of each pixel as 8-bit grey PNG',
+            )
         return np.asarray(image).astype(np.uint8)
+
+
+def _values_of_colours(path: Path, pixels: np.ndarray, colours: Mapping[int, int]) -> np.ndarray:
+    """(h, w, 3) colours as the values (h, w) that stand for them."""
+    packed = pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2]
+    held = sorted(colours)
+    places = np.searchsorted(held, packed).clip(max=len(held) - 1)
+    other = np.asarray(held)[places] != packed
+    if other.any():
+        strange, counts = np.unique(packed[other], return_counts=True)
+        shown = ", ".join(
+            f"#{colour:06x} ({count:,} pixels)" for colour, count in zip(strange[:10], counts, strict=False)
+        )
+        raise _no_label(
+            path,
+            f"colours that {CLASSES} does not name: {shown}",
+            "name them, or save label images without compression losses",
+        )
+    return np.array([colours[colour] for colour in held], dtype=np.uint8)[places]
 
 
 def _no_label(path: Path, holds: str, way: str) -> BadImage:

@@ -182,3 +182,24 @@ def test_classes_that_people_read_as_one(tmp_path: Path, twin: str):
     (tmp_path / "classes.json").write_text(json.dumps({"0": first, "1": twin}))
     with pytest.raises(DataError, match="differ only in case, or in how an accent is encoded"):
         opened(tmp_path)
+
+
+def test_colours_that_classes_json_names(tmp_path: Path):
+    """Colour-coded masks, as Cityscapes' and many annotation tools' are; a colour that is not named is said with its pixels and file."""
+    flat(tmp_path, "images", "masks")
+    table = np.array([[0, 0, 0], [200, 30, 30], [1, 2, 3]], dtype=np.uint8)
+    (tmp_path / "classes.json").write_text(json.dumps({"#000000": "ground", "#c81e1e": "water"}))
+    for index in range(8):
+        Image.fromarray(table[mask(index)]).save(tmp_path / f"masks/{index}.png")
+    found, layout = opened(tmp_path)
+    assert (found.classes, layout.values) == (("ground", "water"), (0, 1))
+    for place in range(len(found.train)):
+        assert np.array_equal(found.train.target(place), mask(int(found.train.key(place))))  # type: ignore[attr-defined]
+    assert check(tmp_path).exit_code == 0
+    strange = mask(3)
+    strange[:2, :2] = 2
+    Image.fromarray(table[strange]).save(tmp_path / "masks/3.png")
+    with pytest.raises(
+        DataError, match=r"masks/3\.png: it holds colours that classes\.json does not name: #010203 \(4 pixels\)"
+    ):
+        opened(tmp_path)
