@@ -91,6 +91,7 @@ def class_splits(root: Path) -> dict[str, str]:
         if folders_in(root / name) or (part == "train" and not _any_in(root / name))
     ]
     if "train" in splits:
+        _refuse_pictures_and_targets(root / named["train"])
         return {part: _unwrapped(root, name, part) for part, name in named.items()}
     if splits:
         raise DataError(f"{root} has {' and '.join(named[part] for part in splits)} but no train: {LAYOUT}")
@@ -109,32 +110,49 @@ def _unwrapped(root: Path, name: str, part: str) -> str:
 
 
 def _refuse_no_classes(root: Path, named: Mapping[str, str]) -> None:
-    """Folders that are taken for classes for want of another reading, and are none."""
+    """Folders that would be taken for classes for want of another reading, and are none."""
     names = folders_in(root)
     export = export_in(root)
-    beside = f" There are {export}." if export else ""
     if len(named) > 1 and ("train" in named or len(named) == len(names)):
+        beside = f" There are {export}." if export else ""
         raise DataError(
             f"{root}: the folders {' and '.join(named.values())} are called like splits, and hold no class folders.{beside} "
             "If they are splits, put the images into train/CLASS/; if they are the classes, give them other names"
         )
-    called = {name: " ".join(words_of(name)) for name in names}
-    pictures, targets = ([name for name in names if called[name] in kind] for kind in (PICTURES, TARGETS))
+    _refuse_pictures_and_targets(root)
+    _refuse_same_folders(root, names)
+    if export and len(names) < 2:
+        raise DataError(f"{root} holds no class folders but {export}")
+
+
+def _refuse_pictures_and_targets(folder: Path) -> None:
+    """Images beside what is drawn on them are no classes."""
+    called = {name: " ".join(words_of(name)) for name in folders_in(folder)}
+    pictures, targets = ([name for name, words in called.items() if words in kind] for kind in (PICTURES, TARGETS))
     if pictures and targets:
+        export = export_in(folder)
+        beside = f" There are {export}." if export else ""
         raise DataError(
-            f"{root}: the folders {pictures[0]} and {targets[0]} are called like images and what is drawn on them, and not like classes."
+            f"{folder}: the folders {pictures[0]} and {targets[0]} are called like images and what is drawn on them, and not like classes."
             f"{beside} If {targets[0]} holds label images, take a recipe for them (vessels), with images/train and labels/train; "
             "if they are the classes, give them other names"
         )
+
+
+def _refuse_same_folders(root: Path, names: Sequence[str]) -> None:
+    """Folders that all hold the same ones are no classes: a folder for each patient, say, or classes around their splits."""
     inside = [set(folders_in(root / name)) for name in names]
-    if len(names) > 1 and len(inside[0]) > 1 and all(one == inside[0] for one in inside):
-        shown, shared = _some(names), _some(sorted(inside[0]))
-        raise DataError(
-            f"{root}: the folders {shown} all hold the same folders, {shared}. If those are the classes, merge {shown} into one, or "
-            "call them train, val and test; if not, move the images up, straight into their class folders"
+    if len(names) < 2 or len(inside[0]) < 2 or any(one != inside[0] for one in inside):
+        return
+    shown, shared = _some(names), _some(sorted(inside[0]))
+    if all(map(part_of, inside[0])):
+        way = f"Those are called like splits, and splits lie around the classes: make it {min(inside[0])}/{names[0]}, and so on"
+    else:
+        way = (
+            f"If those are the classes, merge {shown} into one, or call them train, val and test; if not, move the images up, straight "
+            "into their class folders"
         )
-    if export and len(names) < 2:
-        raise DataError(f"{root} holds no class folders but {export}")
+    raise DataError(f"{root}: the folders {shown} all hold the same folders, {shared}. {way}")
 
 
 def _some(names: Sequence[str]) -> str:

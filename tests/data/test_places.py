@@ -75,6 +75,13 @@ def yolo(root: Path) -> None:
     (root / "labels" / "00.txt").write_text("0 0.5 0.5 0.25 0.25\n")
 
 
+def yolo_by_split(root: Path) -> None:
+    for part in ("train", "valid"):
+        class_folders(root / part, {"images": 2})
+        (root / part / "labels").mkdir()
+        (root / part / "labels" / "0.txt").write_text("0 0.5 0.5 0.25 0.25\n")
+
+
 def nothing_but_boxes(root: Path) -> None:
     class_folders(root, {"JPEGImages": 2})
     (root / "JPEGImages" / "0.xml").write_text("<annotation><folder>x</folder></annotation>")
@@ -85,6 +92,8 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "images and masks": (lambda root: class_folders(root, {"Images": 2, "Masks": 2}), r"Images and Masks are called like images and what is drawn"),
     "labels of a tool": (yolo, r"images and labels are called like .* labels of YOLO \(labels/00\.txt\): boxes are read from COCO json"),
     "a folder for each patient": (lambda root: split_folders(root, {"8863": COUNTS, "8864": COUNTS}), "8863, 8864 all hold the same folders, a, b, c"),
+    "splits below the classes": (lambda root: split_folders(root, {"cat": {"train": 2, "test": 2}, "dog": {"train": 2, "test": 2}}), r"make it test/cat, and so on"),
+    "labels of a tool in each split": (yolo_by_split, r"images and labels are called like .* labels of YOLO \(labels/0\.txt\)"),
     "two for one split": (lambda root: split_folders(root, {"train": COUNTS, "Training": COUNTS}), "several folders for train, 'Training' and 'train'"),
     "no training images": (lambda root: split_folders(root, {"valid": COUNTS, "Testing": COUNTS}), "has valid and Testing but no train"),
 }  # fmt: skip
