@@ -7,7 +7,11 @@ import pytest
 from softless import errors
 
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.SoftlessError)]
-GIVEN: dict[type, tuple] = {errors.Interrupted: ("stopped", 143), errors.MissingExtra: ("lightly", "ssl")}
+GIVEN: dict[type, tuple] = {
+    errors.Interrupted: ("stopped", 143),
+    errors.MissingExtra: ("lightly", "ssl"),
+    errors.Faults: ("two faults:", ["a", "b"]),
+}
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)

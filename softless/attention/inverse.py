@@ -36,12 +36,18 @@ def inverse(a: Tensor, ridge: float, method: str = "cholesky") -> Tensor:
     ridged = a + ridge * torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
     with torch.no_grad():
         x = newton(ridged, ridge).inverse if method == "newton" else cholesky(ridged)
-    found: Tensor = Inverted.apply(ridged, x)
+    return _with_derivatives(ridged, x)
+
+
+def _with_derivatives(a: Tensor, x: Tensor) -> Tensor:
+    """X, the inverse of A, with its derivatives by A."""
+    kind = Inverse if torch.compiler.is_compiling() else ForwardInverse
+    found: Tensor = kind.apply(a, x)
     return found
 
 
-class Inverted(torch.autograd.Function):
-    """X with the derivative of A^-1, forward and backward, as often as one likes."""
+class Inverse(torch.autograd.Function):
+    """X with the derivative of A^-1, backward, as often as one likes."""
 
     generate_vmap_rule = True
 
@@ -52,12 +58,20 @@ class Inverted(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, _: tuple[Tensor, Tensor], output: Tensor) -> None:
         ctx.save_for_backward(output)  # not the x that was given: a second derivative goes through it
-        ctx.save_for_forward(output)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
         return -(x.mT @ grad @ x.mT), None
+
+
+class ForwardInverse(Inverse):
+    """The same with forward-mode differentiation, which dynamo does not trace."""
+
+    @staticmethod
+    def setup_context(ctx: Any, given: tuple[Tensor, Tensor], output: Tensor) -> None:
+        Inverse.setup_context(ctx, given, output)
+        ctx.save_for_forward(output)
 
     @staticmethod
     def jvp(ctx: Any, change: Tensor, _: Tensor | None) -> Tensor:
@@ -110,8 +124,7 @@ def published(a: Tensor, steps: int = 20, ridge: float = 0.01) -> Tensor:
         x = start * ridged
         for _ in range(steps):
             x = 2 * x - x @ ridged @ x
-    found: Tensor = Inverted.apply(a, x)
-    return found
+    return _with_derivatives(a, x)
 
 
 def published_norm(a: Tensor, steps: int = 20, halvings: int = 10) -> Tensor:

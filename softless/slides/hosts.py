@@ -107,24 +107,24 @@ def host_of(model: nn.Module) -> Host:
     """
     refuse_parts(model, "stream")
     _unwatched(model)
-    if _does_as(model, VisionTransformer, "forward", "forward_features", "pool", "_pos_embed", "forward_head"):
+    if _does_as(
+        model, (VisionTransformer, vit.ViT), "forward", "forward_features", "pool", "_pos_embed", "forward_head"
+    ):
         return ViTHost(model)
     distilled = ("_pos_embed", "forward_head")
-    if _does_as(model, VisionTransformerDistilled, *distilled) and _does_as(model, VisionTransformer, "forward_features"):  # fmt: skip
+    if _does_as(model, (VisionTransformerDistilled,), *distilled) and _does_as(model, (VisionTransformer, vit.ViT), "forward_features"):  # fmt: skip
         return ViTHost(model)
-    if _does_as(model, timm_xcit.Xcit, "forward", "forward_features", "forward_head"):
+    if _does_as(model, (timm_xcit.Xcit, xcit.Xcit), "forward", "forward_features", "forward_head"):
         return XcitHost(model)
     raise UsageError(f"{type(model).__name__} cannot be streamed: give {KNOWN}")
 
 
-def _does_as(model: nn.Module, kind: type, *methods: str) -> bool:
-    """Whether a model, or the one that it was optimized from, is of a kind, with its forward passes unchanged."""
+def _does_as(model: nn.Module, kinds: tuple[type, ...], *methods: str) -> bool:
+    """Whether a model, or the one that it was optimized from, is of the first kind, each method as in one of them: ours differ on no images alone."""
     own = kind_of(model)
-    return (
-        issubclass(own, kind)
-        and "forward" not in vars(model)
-        and all(getattr(own, m) is getattr(kind, m) for m in methods)
-    )
+    if not issubclass(own, kinds[0]) or "forward" in vars(model):
+        return False
+    return all(getattr(own, method) in [getattr(kind, method) for kind in kinds] for method in methods)
 
 
 class ViTHost(Host):

@@ -120,10 +120,11 @@ def alive(held: Mapping[str, Any]) -> bool:
 
 
 def clear_dead(folder: Path) -> None:
-    """Delete the lock of a process that is gone, where a run is finished and nothing else is written; a disk that refuses is left alone."""
+    """Delete the lock of a process that is gone, and the state that it was writing, where a run is finished; a disk that refuses is left alone."""
     if os.path.lexists(folder / LOCK):
         with suppress(UsageError), _alone(folder, lambda: 0):
             _clear_away(folder / LOCK)
+            delete(folder / f"{STATE}.tmp")
 
 
 def sweep(folder: Path) -> None:

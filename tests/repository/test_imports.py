@@ -31,6 +31,7 @@ IMPORTED_AS = {
     "openslide-bin": "openslide_bin",
     "openslide-python": "openslide",
     "openvino": "openvino",
+    "peft": "peft",
     "pycocotools": "pycocotools",
     "pytest": "pytest",
     "pytest-xdist": "xdist",

@@ -202,7 +202,10 @@ def test_killed_at_each_call_that_touches_the_disk(
     assert zygote.run(tmp_path / "whole", recipe, "die at 0", resume=True) == 0
     expected, calls = end_of(tmp_path / "whole/run"), len((tmp_path / "whole/calls.txt").read_text().split())
     assert calls > 100
-    points = range(1, calls + 1) if not count else sorted(random.Random(count).sample(range(1, calls + 1), count))
+    drawn = random.Random(count).sample(range(1, calls + 1), count)
+    points = (
+        sorted({*drawn, calls - 5, calls - 3}) if count else range(1, calls + 1)
+    )  # the state at the end, half written
     for done, point in enumerate(points):
         record_property("cases", (done, len(points)))
         folder = tmp_path / str(point)
