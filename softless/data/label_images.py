@@ -6,6 +6,7 @@ ignored (a value, pixels outside a field of view) becomes `IGNORE`, has no class
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -203,9 +204,14 @@ def read_part(layout: Layout, part: str, found: Gathering, channels: int = 3, fo
 def _pair_by_ending(folder: Path, images: Mapping[str, str], labels: dict[str, str], found: Gathering) -> None:
     """`a_mask.png` belongs to `a.jpg` where no label image has its very name."""
     short = {key: _ENDS.sub("", key) for key in labels if key not in images}
-    fits = {key: name for key, name in short.items() if name != key and name in images and name not in labels}
+    claims = Counter(short.values())  # two for one image stay apart: neither is its label image without a doubt
+    fits = {
+        key: name
+        for key, name in short.items()
+        if name != key and name in images and name not in labels and claims[name] == 1
+    }
     for key, name in fits.items():
-        labels.setdefault(name, labels.pop(key))
+        labels[name] = labels.pop(key)
     if fits:
         first = next(iter(fits))
         found.warn(

@@ -9,7 +9,7 @@ have a background and an object.
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -228,30 +228,24 @@ def _names(pattern: _Pattern, labels: str, found: Gathering) -> tuple[dict[int, 
         )
         return {}, ""
     names = _stored_names(file, found)
-    if len(names) == 2 and colours_of(file) is None and _first_values(pattern, labels) - set(names):
-        held = _occurring(pattern, labels, most=2)
-        if len(held) == 2:
+    if len(names) == 2 and colours_of(file) is None:
+        held = _occurring(pattern, labels, most=2, known=set(names))
+        if len(held) == 2 and held != set(names):
             pairs = dict(zip(sorted(held), (names[key] for key in sorted(names)), strict=True))
             told = " and ".join(f"{value} as {name}" for value, name in pairs.items())
             return pairs, f"the label images hold two values, and {CLASSES} names two others: {told}"
     return names, ""
 
 
-def _occurring(pattern: _Pattern, labels: str, most: int) -> set[int]:
-    """The values that label images hold; reading ends once there are more than `most`."""
+def _occurring(pattern: _Pattern, labels: str, most: int, known: Collection[int] = ()) -> set[int]:
+    """The values that label images hold; reading ends once there are more than `most`, or all that are known, however many masks are empty."""
     held: set[int] = set()
     for part in pattern.parts:
         for file in _label_files(pattern, labels, part):
             held |= _held(file)
-            if len(held) > most:
+            if len(held) > most or (known and held.issuperset(known)):
                 return held
     return held
-
-
-def _first_values(pattern: _Pattern, labels: str) -> set[int]:
-    """The values of the first label image of each part."""
-    first = [next(iter(_label_files(pattern, labels, part)), None) for part in pattern.parts]
-    return set().union(*(_held(file) for file in first if file is not None))
 
 
 def _label_files(pattern: _Pattern, labels: str, part: str) -> list[Path]:

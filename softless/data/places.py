@@ -3,6 +3,7 @@
 All that reads folders asks here, so training, prediction and `softless data check` see one layout.
 """
 
+import os
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -55,7 +56,8 @@ def words_of(name: str) -> list[str]:
 
 def folders_in(folder: Path) -> list[str]:
     """The folders in a folder, sorted; hidden ones are left out."""
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    with os.scandir(folder) as entries:  # which asks no file what it is: a class may hold a million
+        return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
 
 
 def by_part(folder: Path) -> dict[str, str]:
@@ -112,8 +114,8 @@ def _unwrapped(root: Path, name: str, part: str) -> str:
 def _refuse_no_classes(root: Path, named: Mapping[str, str]) -> None:
     """Folders that would be taken for classes for want of another reading, and are none."""
     names = folders_in(root)
-    export = export_in(root)
     if len(named) > 1 and ("train" in named or len(named) == len(names)):
+        export = export_in(root)
         beside = f" There are {export}." if export else ""
         raise DataError(
             f"{root}: the folders {' and '.join(named.values())} are called like splits, and hold no class folders.{beside} "
@@ -121,7 +123,7 @@ def _refuse_no_classes(root: Path, named: Mapping[str, str]) -> None:
         )
     _refuse_pictures_and_targets(root)
     _refuse_same_folders(root, names)
-    if export and len(names) < 2:
+    if len(names) < 2 and (export := export_in(root)):
         raise DataError(f"{root} holds no class folders but {export}")
 
 
@@ -141,12 +143,12 @@ def _refuse_pictures_and_targets(folder: Path) -> None:
 
 def _refuse_same_folders(root: Path, names: Sequence[str]) -> None:
     """Folders that all hold the same ones are no classes: a folder for each patient, say, or classes around their splits."""
-    inside = [set(folders_in(root / name)) for name in names]
-    if len(names) < 2 or len(inside[0]) < 2 or any(one != inside[0] for one in inside):
+    inside = folders_in(root / names[0]) if len(names) > 1 else []
+    if len(inside) < 2 or any(folders_in(root / name) != inside for name in names[1:]):
         return
-    shown, shared = _some(names), _some(sorted(inside[0]))
-    if all(map(part_of, inside[0])):
-        way = f"Those are called like splits, and splits lie around the classes: make it {min(inside[0])}/{names[0]}, and so on"
+    shown, shared = _some(names), _some(inside)
+    if all(map(part_of, inside)):
+        way = f"Those are called like splits, and splits lie around the classes: make it {inside[0]}/{names[0]}, and so on"
     else:
         way = (
             f"If those are the classes, merge {shown} into one, or call them train, val and test; if not, move the images up, straight "

@@ -203,3 +203,24 @@ def test_colours_that_classes_json_names(tmp_path: Path):
         DataError, match=r"masks/3\.png: it holds colours that classes\.json does not name: #010203 \(4 pixels\)"
     ):
         opened(tmp_path)
+
+
+def test_many_empty_masks_do_not_hide_the_second_value(tmp_path: Path):
+    """The first masks hold no lesion: 255 is still the second class, and not void."""
+    flat(tmp_path, "images", "masks")
+    for index in range(8):
+        Image.fromarray(mask(index, (0, 255)) * (index > 5)).save(tmp_path / f"masks/{index}.png")
+    found, layout = opened(tmp_path)
+    assert layout.values == (0, 255)
+    assert (
+        sum(int((part.target(place) == 1).sum()) for part in (found.train, found.val) for place in range(len(part)))
+        == 2 * 9 * 12
+    )
+
+
+def test_two_label_images_for_an_image_are_not_chosen_between(tmp_path: Path):
+    flat(tmp_path, "images", "masks", ends="_mask")
+    Image.fromarray(mask(0)).save(tmp_path / "masks/0_label.png")
+    with pytest.raises(DataError, match=r"it has no label image masks/0\.png") as raised:
+        opened(tmp_path)
+    assert "0_label.png" in str(raised.value)
