@@ -194,7 +194,7 @@ def test_colours_that_classes_json_names(tmp_path: Path):
     found, layout = opened(tmp_path)
     assert (found.classes, layout.values) == (("ground", "water"), (0, 1))
     for place in range(len(found.train)):
-        assert np.array_equal(found.train.target(place), mask(int(found.train.key(place))))  # type: ignore[attr-defined]
+        assert np.array_equal(found.train.target(place), mask(int(found.train.key(place))))
     assert check(tmp_path).exit_code == 0
     strange = mask(3)
     strange[:2, :2] = 2
