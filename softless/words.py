@@ -17,6 +17,17 @@ def counted(number: int, one: str, many: str | None = None) -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
+def few(items: Iterable[str], show: int = 10) -> str:
+    """The first of them, ten if not told otherwise, then a count.
+
+    >>> few("abc", 2)
+    'a, b and 1 more'
+    """
+    listed = list(items)
+    rest = f" and {len(listed) - show} more" if len(listed) > show else ""
+    return ", ".join(listed[:show]) + rest
+
+
 def rate(per_second: float) -> str:
     """A rate with the digits that say something: never 0 for what moves.
 

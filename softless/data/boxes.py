@@ -28,6 +28,7 @@ from softless.data.notices import notice
 from softless.data.readable import fault_of, refuse_policy, say_left_out, unreadable
 from softless.data.samples import FileSamples
 from softless.errors import DataError, UsageError, located, need
+from softless.words import few
 
 if TYPE_CHECKING:  # training lies above data: its recipe is read here by its field names only
     from softless.training.recipe import DataSpec
@@ -192,7 +193,7 @@ def _say_unlearnt(root: Path, name: str, train: BoxSamples, found: Gathering) ->
         raise DataError(f"{root}: {name}.json has no object, so there is nothing to learn")
     absent = [called for key, called in train.categories.items() if key not in held]
     if absent:
-        shown = ", ".join(absent[:10]) + (", …" if len(absent) > 10 else "")
+        shown = few(absent)
         notice(
             f"{root}: no object of {shown} is trained on, so the detector cannot find {'it' if len(absent) == 1 else 'them'}"
         )

@@ -15,6 +15,7 @@ from softless.data.progress import track
 from softless.data.readable import contents, refuse_policy, sift
 from softless.data.samples import ArraySamples, FileSamples, Samples
 from softless.errors import DataError, UsageError, located, unknown
+from softless.words import few
 
 if TYPE_CHECKING:  # training lies above data: its recipe is read here by its field names only
     from softless.training.recipe import DataSpec
@@ -129,9 +130,8 @@ def _say_absent(classes: Sequence[str], val: Samples) -> None:
     """Which classes have no validation image: what is measured there says nothing of them."""
     absent = [name for index, name in enumerate(classes) if index not in set(val.targets.tolist())]
     if absent:
-        shown = ", ".join(absent[:10]) + (", …" if len(absent) > 10 else "")
         notice(
-            f"no validation image of {shown}, with one training image each: the best epoch is chosen without them, and AUC is of the others; "
+            f"no validation image of {few(absent)}, with one training image each: the best epoch is chosen without them, and AUC is of the others; "
             "add images, or a val folder"
         )
 

@@ -16,7 +16,7 @@ from softless.data.notices import notice
 from softless.data.places import ALIKE, LAYOUT, class_splits, composed, folders_in, twins_of
 from softless.data.samples import FileSamples
 from softless.errors import DataError, UsageError, located
-from softless.words import is_text, visible
+from softless.words import few, is_text, visible
 
 
 @dataclass(frozen=True)
@@ -91,11 +91,7 @@ def class_places(expected: Sequence[str], found: Sequence[str], there: str, here
         return tuple(place[name] for name in found)
     missing = [name for name in expected if name not in found]
     extra = [name for name in found if name not in expected]
-    lists = "; ".join(
-        f"{kind}: {', '.join(names[:10])}{' …' if len(names) > 10 else ''}"
-        for kind, names in (("missing", missing), ("extra", extra))
-        if names
-    )
+    lists = "; ".join(f"{kind}: {few(names)}" for kind, names in (("missing", missing), ("extra", extra)) if names)
     raise DataError(
         f"the classes of {here} are not those of {there} ({lists or 'a name is given twice'}): they must be the same"
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from softless.data.exports import export_in
 from softless.errors import DataError
+from softless.words import few
 
 PARTS = ("train", "val", "test")
 ALIKE = "differ only in case, or in how an accent is encoded; rename or merge them"
@@ -146,7 +147,7 @@ def _refuse_same_folders(root: Path, names: Sequence[str]) -> None:
     inside = folders_in(root / names[0]) if len(names) > 1 else []
     if len(inside) < 2 or any(folders_in(root / name) != inside for name in names[1:]):
         return
-    shown, shared = _some(names), _some(inside)
+    shown, shared = few(names, 5), few(inside, 5)
     if all(map(part_of, inside)):
         way = f"Those are called like splits, and splits lie around the classes: make it {inside[0]}/{names[0]}, and so on"
     else:
@@ -155,10 +156,6 @@ def _refuse_same_folders(root: Path, names: Sequence[str]) -> None:
             "into their class folders"
         )
     raise DataError(f"{root}: the folders {shown} all hold the same folders, {shared}. {way}")
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
 
 
 def composed(name: str) -> str:

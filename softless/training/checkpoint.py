@@ -23,7 +23,7 @@ from softless.training import optim
 from softless.training.candidates import AVERAGED, RAW
 from softless.training.faults import check_finite
 from softless.training.recipe import Recipe
-from softless.training.run_folder import few
+from softless.words import few
 
 if TYPE_CHECKING:
     from softless.training.setup import Run

@@ -19,7 +19,8 @@ from softless.models.files import FILE
 from softless.tasks import Task
 from softless.tasks.classification import model_args
 from softless.training.recipe import Recipe
-from softless.training.run_folder import WEIGHTS, few
+from softless.training.run_folder import WEIGHTS
+from softless.words import few
 
 _log = logging.getLogger("softless.training")
 

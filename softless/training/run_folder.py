@@ -3,7 +3,7 @@
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from softless.errors import CheckpointError, DataError, ResumeMismatch, StorageE
 from softless.evaluation.run_files import read_log, read_recipe
 from softless.models.durable import append, delete, delete_folder, make_folder, size, storing, write_bytes, write_text
 from softless.training.recipe import Recipe, recipe_from
-from softless.words import counted
+from softless.words import counted, few
 
 RECIPE, CLASSES, LOG = "recipe.json", "classes.json", "log.jsonl"
 CHECKPOINTS, WEIGHTS, BEST = "checkpoints", "best.safetensors", "best.json"
@@ -281,10 +281,3 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in content.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return flat
-
-
-def few(items: Iterable[str], show: int = 10) -> str:
-    """At most ten of them, then a count."""
-    listed = list(items)
-    rest = f" and {len(listed) - show} more" if len(listed) > show else ""
-    return ", ".join(listed[:show]) + rest

@@ -21,8 +21,9 @@ from softless.models.durable import write_whole
 from softless.training import Recipe, fit, loop, setup, store
 from softless.training.claim import Claim
 from softless.training.recipe import DataSpec
-from softless.training.run_folder import RunFolder, as_json, differences, few
+from softless.training.run_folder import RunFolder, as_json, differences
 from softless.training.store import Checkpoints
+from softless.words import few
 from tests.data.making import class_folders, noise
 
 Usage = namedtuple("Usage", "total used free")  # noqa: PYI024 - what shutil.disk_usage returns
