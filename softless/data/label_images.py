@@ -33,6 +33,7 @@ _ENDS = re.compile(
 
 
 TOLD = frozenset({
+    "labels",
     "values",
     "splits",
     "void",

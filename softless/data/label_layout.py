@@ -12,7 +12,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -23,11 +23,12 @@ from softless.data.folder import listing
 from softless.data.images import FORMATS, BadImage, decode
 from softless.data.places import ALIKE, PICTURES, TARGETS, by_part, folders_in, twins_of, words_of
 from softless.errors import DataError, UsageError, unknown
-from softless.words import is_text
+from softless.words import few, is_text
 
 IGNORE = 255  # of class indices: a pixel that counts nowhere; of values one that is void where no class is called so
 ADE20K_CLASSES = 150
 CLASSES, ADE20K_NAMES = "classes.json", "objectInfo150.txt"
+_BEGIN = frozenset({"label", "labels", "annotation", "annotations", "mask", "masks"})  # of `labels_observer1`
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 TWO = ("background", "object")  # what masks of two values hold where nothing says more
 
@@ -48,6 +49,14 @@ class _Pattern(NamedTuple):
         if self.split_first:
             return f"{split}/{kind}"
         return f"{kind}/{by_part(self.root / kind).get(part, split) if (self.root / kind).is_dir() else split}"
+
+
+class _Classes(NamedTuple):
+    """What values are called, what is said of how that was found, and the value of each colour where colours stand for values."""
+
+    names: dict[int, str]
+    said: str = ""
+    colours: dict[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -130,14 +139,20 @@ def layout_of(root: Path, found: Gathering, labels: str | None = None, ignore: S
             "layout",
             f"it has {' and '.join(pattern.parts)} but no train",
         )
-    folder = labels or _only(pattern)
+    folder = labels or _first_of(pattern, found)
     ade = not (root / CLASSES).is_file() and (root / "annotations" / "training").is_dir() and folder == "annotations"
-    colours = None if ade else colours_of(root / CLASSES)
-    names, said = (_ade20k_names(root), "") if ade else _names(pattern, folder, found)
+    classes = _Classes(_ade20k_names(root)) if ade else _names(pattern, folder, found)
+    names = classes.names
     taken = {_value(one, names) for one in ignore} | ({0} if ade else set())
     void = {IGNORE} - set(names)
     layout = Layout(
-        pattern, folder, names, frozenset(taken | void), said, void=bool(void - taken) and not ade, colours=colours
+        pattern,
+        folder,
+        names,
+        frozenset(taken | void),
+        classes.said,
+        void=bool(void - taken) and not ade,
+        colours=classes.colours,
     )
     if not found.bad and len(layout.values) < 2:
         raise UsageError(
@@ -189,52 +204,45 @@ def _label_folders(pattern: _Pattern) -> list[str]:
 
 def _is_target(name: str) -> bool:
     words = words_of(name)
-    return " ".join(words) in TARGETS or words[:1] in (
-        ["label"],
-        ["labels"],
-        ["annotation"],
-        ["annotations"],
-        ["mask"],
-        ["masks"],
-    )
+    return " ".join(words) in TARGETS or (bool(words) and words[0] in _BEGIN)
 
 
 def _holds_images(folder: Path) -> bool:
     return folder.is_dir() and bool(listing(folder).files)
 
 
-def _only(pattern: _Pattern) -> str:
-    """The folder of label images where none is named."""
-    names = _label_folders(pattern)
-    return (
-        names[0] if len(names) == 1 else "annotations" if "labels" not in names and "annotations" in names else "labels"
-    )
+def _first_of(pattern: _Pattern, found: Gathering) -> str:
+    """The folder of label images where none is named: `labels`, or the first there is; that others are not read is said."""
+    names = _label_folders(pattern) or ["labels"]
+    chosen = "labels" if "labels" in names else names[0]
+    if others := [name for name in names if name != chosen]:
+        found.warn(pattern.root, "labels", f"{chosen} is read, and {few(others)} is not: segmentation.labels chooses")
+    return chosen
 
 
-def _names(pattern: _Pattern, labels: str, found: Gathering) -> tuple[dict[int, str], str]:
-    """The classes by value, and what is said where the values are not those of classes.json."""
+def _names(pattern: _Pattern, labels: str, found: Gathering) -> _Classes:
+    """What the values are called."""
     file = pattern.root / CLASSES
     if not file.exists():
         held = _occurring(pattern, labels, most=2)
         if len(held) == 2:
             low, high = sorted(held)
-            return {
-                low: TWO[0],
-                high: TWO[1],
-            }, f"no {CLASSES}: masks of two values, {low} as {TWO[0]} and {high} as {TWO[1]}"
+            said = f"no {CLASSES}: masks of two values, {low} as {TWO[0]} and {high} as {TWO[1]}"
+            return _Classes({low: TWO[0], high: TWO[1]}, said)
         shown = f"; the first label images hold {', '.join(map(str, sorted(held)))}" if held else ""
         found.fault(
             file, "classes", f'no such file; it says what the values mean: {{"0": "background", "1": "vessel"}}{shown}'
         )
-        return {}, ""
-    names = _stored_names(file, found)
-    if len(names) == 2 and colours_of(file) is None:
+        return _Classes({})
+    stored = _stored(file, found)
+    names = stored.names
+    if len(names) == 2 and stored.colours is None:
         held = _occurring(pattern, labels, most=2, known=set(names))
         if len(held) == 2 and held != set(names):
             pairs = dict(zip(sorted(held), (names[key] for key in sorted(names)), strict=True))
             told = " and ".join(f"{value} as {name}" for value, name in pairs.items())
-            return pairs, f"the label images hold two values, and {CLASSES} names two others: {told}"
-    return names, ""
+            return _Classes(pairs, f"the label images hold two values, and {CLASSES} names two others: {told}")
+    return stored
 
 
 def _occurring(pattern: _Pattern, labels: str, most: int, known: Collection[int] = ()) -> set[int]:
@@ -260,19 +268,21 @@ def _held(file: Path) -> set[int]:
         return set()
 
 
-def _stored_names(file: Path, found: Gathering) -> dict[int, str]:
-    """classes.json, an object from value to name or a list of names."""
+def _stored(file: Path, found: Gathering) -> _Classes:
+    """classes.json: an object from value to name, a list of names, or an object from colour to name, {"#000000": "ground", "#ff0000": "water"}."""
     try:
         content = json.loads(file.read_text(encoding="utf-8-sig"))  # some tools begin with a byte-order mark
     except (OSError, ValueError, RecursionError) as error:
         found.fault(file, "classes", f"it is no complete JSON: {error}")
-        return {}
+        return _Classes({})
     content = dict(enumerate(content)) if isinstance(content, list) else content
-    if _are_colours(content):
-        content = dict(enumerate(content.values()))  # `colours_of` has which colour each is
+    colours = None
+    if isinstance(content, dict) and content and all(_COLOUR.fullmatch(key) for key in map(str, content)):
+        colours = {int(key.removeprefix("#"), 16): place for place, key in enumerate(content)}
+        content = dict(enumerate(content.values()))
     if not isinstance(content, dict) or not content:
         found.fault(file, "classes", f"it holds {content!r:.40}; it is an object from value to name")
-        return {}
+        return _Classes({})
     names: dict[int, str] = {}
     for key, name in content.items():
         if not str(key).isascii() or not str(key).isdigit() or int(key) > 255 or not isinstance(name, str):
@@ -289,22 +299,7 @@ def _stored_names(file: Path, found: Gathering) -> dict[int, str]:
             names[int(key)] = name
     for name, twin in twins_of(names.values()).items():
         found.fault(file, "classes", f"the classes '{twin}' and '{name}' {ALIKE}")
-    return names
-
-
-def _are_colours(content: Any) -> bool:
-    return isinstance(content, dict) and bool(content) and all(_COLOUR.fullmatch(str(key)) for key in content)
-
-
-def colours_of(file: Path) -> dict[int, int] | None:
-    """Colour to value of a classes.json whose keys are colours, {"#000000": "ground", "#ff0000": "water"}; None where they are values."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError):  # reading its names says what is wrong
-        return None
-    if not _are_colours(content):
-        return None
-    return {int(key.removeprefix("#"), 16): place for place, key in enumerate(content)}
+    return _Classes(names, colours=colours)
 
 
 def _ade20k_names(root: Path) -> dict[int, str]:

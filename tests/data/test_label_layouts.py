@@ -224,3 +224,11 @@ def test_two_label_images_for_an_image_are_not_chosen_between(tmp_path: Path):
     with pytest.raises(DataError, match=r"it has no label image masks/0\.png") as raised:
         opened(tmp_path)
     assert "0_label.png" in str(raised.value)
+
+
+def test_a_second_folder_of_label_images_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    flat(tmp_path, "images", "labels")
+    flat(tmp_path, "images", "masks")
+    assert opened(tmp_path)[1].labels == "labels"
+    assert "labels is read, and masks is not: segmentation.labels chooses" in caplog.text
+    assert opened(tmp_path, labels="masks")[1].labels == "masks"
