@@ -66,6 +66,7 @@ def _reading(name: str, fields: Mapping[str, Any]) -> "Reading":
     boxes, pixels = recipe.detection, recipe.segmentation
     return Reading(
         recipe.data.source,
+        classes=recipe.task != "dino",
         masks=boxes is not None and boxes.head == "maskrcnn",
         labels=None if pixels is None else pixels.labels,
         ignore=() if pixels is None else tuple(pixels.ignore),

@@ -19,8 +19,9 @@ from softless.data.folder import Listing, existing_folder, listing, read_as
 from softless.data.images import IMAGE_TYPES, MAX_PIXELS, MIN_SIDE, limit
 from softless.data.label_images import read_parts
 from softless.data.label_layout import is_label_layout, label_folders, layout_of
-from softless.data.places import ALIKE, PARTS, class_splits, composed, folders_in, twins_of
+from softless.data.places import ALIKE, LAYOUT, PARTS, class_splits, composed, folders_in, twins_of
 from softless.data.progress import track
+from softless.data.unlabelled import without_classes
 from softless.errors import DataError, UsageError, located
 from softless.words import counted, is_text
 
@@ -34,6 +35,7 @@ class Reading:
     """What a recipe reads of data, so that the check refuses what its training refuses."""
 
     source: str  # folder, npz, coco, masks
+    classes: bool = True  # whether images of folders must have a class
     masks: bool = True  # whether objects must have masks
     labels: str | None = None  # folder of label images
     ignore: tuple[str | int, ...] = ()  # classes and values that count nowhere
@@ -94,8 +96,10 @@ def _checked(root: Path, found: Gathering, images: Path | None, reading: Reading
         return _check_label_images(root, found, reading)
     if kind == "npz" or (kind is None and root.is_file() and root.suffix.lower() == ".npz"):
         return _check_npz(npz_file(root), found)
+    if reading is not None and not reading.classes and (places := without_classes(existing_folder(root))):
+        return "; ".join({_check_images(root / place, found, part) for part, place in places.items()})
     if kind == "folder" or root.is_dir():
-        return _check_folder(existing_folder(root), found)
+        return _check_folder(existing_folder(root), found, classed=reading is not None)
     raise DataError(f"{root} is neither a folder, a COCO json file (.json) nor an npz file (.npz)")
 
 
@@ -141,9 +145,12 @@ def _annotation_files(root: Path, found: Gathering) -> list[Path]:
     return list(listed.parts.values())
 
 
-def _check_folder(root: Path, found: Gathering) -> str:
-    """Returns the layout."""
+def _check_folder(root: Path, found: Gathering, *, classed: bool) -> str:
+    """Returns the layout; images alone are one where nobody asks for classes."""
     folders = folders_in(root)
+    if not folders and classed:
+        class_splits(root)  # names a tool's files
+        raise DataError(f"{root} holds no class folders: {LAYOUT}")
     if not folders:
         return _check_images(root, found)
     _pass_beside(root, found)
@@ -168,16 +175,16 @@ def _check_folder(root: Path, found: Gathering) -> str:
     return "splits of class folders"
 
 
-def _check_images(root: Path, found: Gathering) -> str:
+def _check_images(root: Path, found: Gathering, part: str = "all") -> str:
     listed = _listed(root, found)
     if not listed.files:
         raise DataError(
             f"{root} holds no class folders and no images ({', '.join(sorted(IMAGE_TYPES))}): "
             "expected root/{train,val,test}/class/images, or root/class/images"
         )
-    found.counts["all"] = {"(no class)": len(listed.files)}
+    found.counts[part] = {"(no class)": len(listed.files)}
     for file in track(listed.files, len(listed.files), "reading"):
-        found.image(root / file, "all", "")
+        found.image(root / file, part, "")
     return "images"
 
 

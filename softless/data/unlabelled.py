@@ -31,14 +31,12 @@ def open_unlabelled(spec: "DataSpec", seed: int) -> Splits:
     if spec.source != "folder" or root is None:
         return open_splits(spec, seed)
     existing_folder(root)
-    if _holds_images(root):
-        found: dict[str, FileSamples] = {"train": images_at(root, spec.in_chans)}
-    elif "train" in (places := by_part(root)) and _holds_images(root / places["train"]):
-        found = {part: _below(root, place, spec.in_chans) for part, place in places.items()}
-        if renamed := read_as(places):
-            notice(f"{root}: {renamed}")
-    else:
+    places = without_classes(root)
+    if not places:
         return open_splits(spec, seed)
+    found = {part: _below(root, place, spec.in_chans) for part, place in places.items()}
+    if (renamed := read_as(places)) and places["train"]:
+        notice(f"{root}: {renamed}")
     parts = sift(root, found, spec.faults)
     train = parts["train"]
     if "val" in parts:
@@ -58,6 +56,14 @@ def open_unlabelled(spec: "DataSpec", seed: int) -> Splits:
     return Splits(train, val, test, (), spec.in_chans, mean, std, told, left_out_of(parts))
 
 
+def without_classes(root: Path) -> dict[str, str]:
+    """Where the images of a folder without classes lie: part -> folder below it, "" for the folder itself; empty where it has classes."""
+    if _holds_images(root):
+        return {"train": ""}
+    places = by_part(root)
+    return places if "train" in places and _holds_images(root / places["train"]) else {}
+
+
 def _holds_images(folder: Path) -> bool:
     return folder.is_dir() and any(
         entry.suffix.lower() in IMAGE_TYPES and not entry.name.startswith(".") and entry.is_file()
@@ -67,4 +73,4 @@ def _holds_images(folder: Path) -> bool:
 
 def _below(root: Path, place: str, channels: int) -> FileSamples:
     found = images_at(root / place, channels)
-    return FileSamples(root, [f"{place}/{file}" for file in found.files], found.targets, channels)
+    return FileSamples(root, [(Path(place) / file).as_posix() for file in found.files], found.targets, channels)

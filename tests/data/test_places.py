@@ -12,6 +12,7 @@ from softless.data.places import part_of
 from softless.data.unlabelled import open_unlabelled
 from softless.errors import DataError
 from softless.training.recipe import DataSpec
+from tests.data import test_exports
 from tests.data.making import class_folders, split_folders
 
 COUNTS = {"a": 2, "b": 2, "c": 2}
@@ -70,11 +71,6 @@ def loose(root: Path) -> None:
         (root / part / "_annotations.coco.json").write_text('{"images": [], "annotations": [], "categories": []}')
 
 
-def yolo(root: Path) -> None:
-    class_folders(root, {"images": 2, "labels": 2})
-    (root / "labels" / "00.txt").write_text("0 0.5 0.5 0.25 0.25\n")
-
-
 def yolo_by_split(root: Path) -> None:
     for part in ("train", "valid"):
         class_folders(root / part, {"images": 2})
@@ -90,7 +86,7 @@ def nothing_but_boxes(root: Path) -> None:
 WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "loose images in splits": (loose, r"train and valid and test are called like splits, .* in COCO json \(test/_annotations\.coco\.json\)"),
     "images and masks": (lambda root: class_folders(root, {"Images": 2, "Masks": 2}), r"Images and Masks are called like images and what is drawn"),
-    "labels of a tool": (yolo, r"images and labels are called like .* labels of YOLO \(labels/00\.txt\): boxes are read from COCO json"),
+    "labels of a tool": (test_exports.yolo, r"images and labels are called like .* labels of YOLO \(data\.yaml\): boxes are read from COCO json"),
     "a folder for each patient": (lambda root: split_folders(root, {"8863": COUNTS, "8864": COUNTS}), "8863, 8864 all hold the same folders, a, b, c"),
     "splits below the classes": (lambda root: split_folders(root, {"cat": {"train": 2, "test": 2}, "dog": {"train": 2, "test": 2}}), r"make it test/cat, and so on"),
     "labels of a tool in each split": (yolo_by_split, r"images and labels are called like .* labels of YOLO \(labels/0\.txt\)"),
