@@ -176,14 +176,16 @@ def _check_optimizer(run: "Run", groups: Sequence[Mapping[str, Any]]) -> None:
         ResumeMismatch: an entry is missing or of another kind; it is named.
     """
     where, held = run.checkpoints.folder, run.optimizer
+    after: dict[tuple[torch.Size, torch.dtype], tuple[dict[str, Any], dict[str, Any]]] = {}
     for group, own in zip(held.param_groups, groups, strict=True):
         made: dict[str, Any] = {}
         for parameter in group["params"]:
-            made, kept = _after_a_step(run.recipe, parameter)
+            key = parameter.shape, parameter.dtype
+            made, kept = after.get(key) or after.setdefault(key, _after_a_step(run.recipe, parameter))
             if parameter in held.state:  # one without gradients has none
                 what = f"a parameter {tuple(parameter.shape)} in the optimiser"
-                _alike(_kinds(held.state[parameter]), _kinds(kept), what, where)
-        wanted = {**_kinds(made), **_kinds(own)}  # some note their steps in the group
+                _alike(_kinds(held.state[parameter]), kept, what, where)
+        wanted = {**made, **_kinds(own)}  # some note their steps in the group
         found = {name: kind for name, kind in _kinds(group).items() if name in wanted}
         _alike(
             found,
@@ -194,12 +196,12 @@ def _check_optimizer(run: "Run", groups: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _after_a_step(recipe: Recipe, like: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The group of the recipe's optimiser and what it keeps of one parameter, after a step without gradients."""
+    """The kinds in a group of the recipe's optimiser and in what it keeps of one parameter, after a step without gradients."""
     twin = nn.Parameter(torch.zeros_like(like))
     twin.grad = torch.zeros_like(like)
     made = optim.optimizer(recipe.with_fields(**{"optim.layer_decay": None}), nn.ParameterList([twin]))
     made.step()
-    return made.param_groups[0], made.state[twin]
+    return _kinds(made.param_groups[0]), _kinds(made.state[twin])
 
 
 def _open(stored: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
