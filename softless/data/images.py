@@ -5,7 +5,6 @@ SOFTLESS_MAX_PIXELS (width x height of the largest image; 89,478,485, where Pill
 SOFTLESS_MIN_SIDE (the shorter side of the smallest; 8).
 """
 
-import hashlib
 import io
 import os
 import re
@@ -26,6 +25,7 @@ from PIL.Image import Transpose
 
 from softless.data.notices import notice
 from softless.errors import DataError, UsageError
+from softless.models.digests import of_file
 from softless.words import POINTED, POINTER
 
 IMAGE_TYPES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
@@ -160,14 +160,10 @@ def content(path: Path) -> int:
     Raises:
         BadImage: it cannot be read.
     """
-    digest = hashlib.blake2b(digest_size=8)
     try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+        return int(of_file(path)[:16], 16)
     except OSError as error:
         raise _unreadable(path, error) from error
-    return int.from_bytes(digest.digest(), "big")
 
 
 def read_whole(path: Path, channels: int = 3, *, max_pixels: int | None = None, min_side: int | None = None) -> Decoded:
