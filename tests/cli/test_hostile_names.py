@@ -219,11 +219,12 @@ def test_a_path_that_cannot_be_is_refused_in_python_too(tmp_path: Path):
 
 
 def test_what_the_system_refuses_is_a_sentence(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]):
-    def locked(self, *_, **__):
-        raise PermissionError(13, "Permission denied", str(self))
+    def locked(folder, *_, **__):
+        raise PermissionError(13, "Permission denied", str(folder))
 
     class_folders(tmp_path / "data", {"a": 2, "b": 2})
-    monkeypatch.setattr(Path, "iterdir", locked)
+    for listing in ("scandir", "listdir"):  # whichever of them lists the folder
+        monkeypatch.setattr(os, listing, locked)
     assert main(["data", "check", str(tmp_path / "data")]) == 2
     assert capsys.readouterr().err.endswith("data: Permission denied (said by the system; --debug tells where)\n")
     with pytest.raises(PermissionError):
