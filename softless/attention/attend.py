@@ -109,7 +109,9 @@ def attend_packed(
 def output_matrix(
     qkv: Tensor, num_heads: int, op: str | Operator = "sima", backend: str = "auto", **options: Any
 ) -> Tensor | None:
-    """The matrix (B, H, D, D), float32, that turns each raw query of a buffer (B, N, 3 H D) into its output; None where there is none.
+    """The matrix (B, H, D, D), float32, that turns each raw query of a buffer (B, N, 3 H D) into its output.
+
+    None where there is none, and where float32 does not hold it: `attend_packed` then answers.
 
     An output projection can absorb it: q A W is q (A W), and A W has as many rows as q has channels, however many tokens there are.
     """
@@ -125,7 +127,8 @@ def output_matrix(
     if plan.widened:
         q, k, v = q.float(), k.float(), v.float()
     with autocast_off(q.device.type):
-        return plan.backend.matrix(q, k, v, **plan.extras)
+        found = plan.backend.matrix(q, k, v, **plan.extras)
+    return None if _may_overflow(found, q[:, :, :1], k[:, :, :1]) else found
 
 
 def attend_projected(

@@ -2,6 +2,7 @@
 
 # B batch, H heads, N tokens, D features
 
+import math
 from typing import Literal
 
 import torch
@@ -31,6 +32,21 @@ def root(total: Tensor, norm: Norm) -> Tensor:
     return total if norm == "l1" else total.sqrt()
 
 
+def seen(total: Tensor) -> Tensor:
+    """A sum over tokens, NaN where it overflowed: a quotient by infinity would be 0, an answer that looks right.
+
+    `attend` computes what holds NaN again in float64 where it may look at values.
+    """
+    if torch.compiler.is_exporting():
+        return total  # nobody looks there
+    return total.masked_fill(total == math.inf, math.nan)
+
+
+def divisor(total: Tensor, norm: Norm, eps: float) -> Tensor:
+    """What a channel is divided by, from what `magnitude` sums: max(|x|, eps), NaN where the sum overflowed."""
+    return root(seen(total), norm).clamp_min(eps)
+
+
 def settle(x: Tensor, norm: Norm) -> Tensor:
     """x, cut off from its gradient in channels that are next to nothing.
 
@@ -49,7 +65,7 @@ def settle(x: Tensor, norm: Norm) -> Tensor:
 def normalise(x: Tensor, norm: Norm = "l1", mask: Tensor | None = None, eps: float = EPS) -> Tensor:
     """x^ = x / max(|x|, eps), the norm of each channel over its tokens: (B,H,N,D) -> (B,H,N,D)."""
     x = settle(keep(x, mask), norm)
-    return x if norm == "none" else x / root(magnitude(x, norm), norm).clamp_min(eps)
+    return x if norm == "none" else x / divisor(magnitude(x, norm), norm, eps)
 
 
 def product(k: Tensor, v: Tensor) -> Tensor:

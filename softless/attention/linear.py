@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softless.attention.features import Norm, keep, magnitude, normalise, product, root, settle
+from softless.attention.features import Norm, divisor, keep, magnitude, normalise, product, settle
 from softless.attention.kernels import linear as kernel
 from softless.attention.kernels import native, projected
 from softless.attention.moments import number
@@ -92,7 +92,7 @@ def finish(summary: Summary, *, norm: Norm, token_scale: str | float | None, eps
     """The D x E matrix that turns a raw query into its output: (B,H,D,E)."""
     matrix = summary["context"]
     for side in ("k", "q") if norm != "none" else ():
-        matrix = matrix / root(summary[side], norm).clamp_min(eps).mT
+        matrix = matrix / divisor(summary[side], norm, eps).mT
     return matrix if token_scale is None else matrix * gain(summary["queries"], token_scale).to(matrix.dtype)  # type: ignore[union-attr]
 
 
@@ -111,7 +111,7 @@ def eager(q: Tensor, k: Tensor, v: Tensor, *, norm: Norm, mask: Tensor | None, q
         return read(whole, matrix, norm=norm)
     q, k, v = settle(keep(q, query_mask), norm), settle(keep(k, mask), norm), keep(v, mask)
     for x in (q, k) if norm != "none" else ():
-        k = k / root(magnitude(x, norm), norm).clamp_min(eps)
+        k = k / divisor(magnitude(x, norm), norm, eps)
     return (q @ k.mT) @ v * gain(count(q, query_mask), token_scale)
 
 
@@ -167,7 +167,7 @@ def class_row(q: Tensor, k: Tensor, *, norm: Norm, eps: float) -> Tensor:
     q, k = settle(q, norm), settle(k, norm)
     first = q[:, :, :1]
     for x in (q, k) if norm != "none" else ():
-        first = first / root(magnitude(x, norm), norm).clamp_min(eps)
+        first = first / divisor(magnitude(x, norm), norm, eps)
     return first @ k.mT
 
 

@@ -1,5 +1,6 @@
 """Values near the end of float32's range: sums over them overflow, and the answer is the right one all the same; and no image at all."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -8,8 +9,9 @@ from torch import Tensor
 
 import softless
 from softless import OPERATORS, UsageError
-from softless.attention import Operator, attend_packed
+from softless.attention import Operator, attend_packed, output_matrix
 from softless.attention.packed import unpacked
+from softless.layers import ClassAttention
 from tests.ops.draw import assert_near, attend, draw, every
 
 SQUARE = (3, 2, 20, 20, 8, 8)
@@ -24,9 +26,17 @@ def exact(op: Operator, call: Any, extras: dict[str, Any]) -> Tensor:
 
 
 def _double(value: Any) -> Any:
+    return _cast(value, torch.float64)
+
+
+def _single(value: Any) -> Any:
+    return _cast(value, torch.float32)
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
     if isinstance(value, dict):
-        return {name: tensor.double() for name, tensor in value.items()}
-    return value.double() if isinstance(value, Tensor) else value
+        return {name: tensor.to(dtype) for name, tensor in value.items()}
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 @every
@@ -44,6 +54,44 @@ def test_large_values_give_the_right_answer(op: Operator, dtype: torch.dtype, va
             assert_near(found, expected, BARS[dtype])
         else:  # only what does not fit is infinite
             assert found[expected.abs() > 2 * torch.finfo(dtype).max].isinf().all()
+
+
+@every
+@pytest.mark.parametrize("values", ["q", "k", "qk", "qkv"])
+def test_large_values_of_later_tokens_never_pass_for_nothing(op: Operator, values: str) -> None:
+    """An infinite norm once divided to 0, and the channel was missing from every output, in silence."""
+    if op.name == "softmax":
+        pytest.skip("torch's own kernel passes over a score that is NaN")
+    for scale in (1e20, 1e37, 1e38):
+        for first in (1, 8, 19):
+            (q, k, v), extras = draw(op, SQUARE, torch.float64)
+            for name, x in zip("qkv", (q, k, v), strict=True):
+                if name in values:
+                    x[:, :, first:] *= scale / x[:, :, first:].abs().max()
+            call = [x.float() for x in (q, k, v)]
+            extras = {name: _single(value) for name, value in extras.items()}
+            with torch.no_grad():
+                found, expected = attend(*call, op=op, **extras), exact(op, call, extras)
+            told = found.isfinite().flatten(1).all(1)  # what is not finite is seen by whoever reads it
+            assert_near(found[told], expected[told], 2e-6)
+            if op.name in {"sima", "sima_l2", "seqnorm", "xca"} and "v" not in values:
+                assert told.all()
+
+
+@pytest.mark.parametrize("name", ["sima", "sima_l2"])
+def test_the_matrix_of_large_values_is_not_taken(name: str) -> None:
+    """Merged projections and class attention read the operator's matrix, and not its outputs."""
+    qkv = torch.randn(1, 40, 3 * 2 * 8)
+    assert output_matrix(qkv, 2, name) is not None
+    qkv[:, 8:] *= 1e38 / qkv.abs().max()
+    assert output_matrix(qkv, 2, name) is None
+    attention = ClassAttention(16, 2, "sima").eval()
+    x = torch.randn(1, 120, 16)
+    with torch.no_grad():
+        attention.qkv.weight *= 1e38
+        found = attention(x)
+        expected = copy.deepcopy(attention).double()(x.double())
+    assert_near(found, expected, 2e-6)
 
 
 @pytest.mark.parametrize("name", ["sima", "seqnorm", "softmax"])

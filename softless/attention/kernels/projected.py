@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from softless.attention.features import STILL, Norm
+from softless.attention.features import STILL, Norm, seen
 from softless.attention.kernels import native
 from softless.attention.kernels.formulas import register_flop_formula
 from softless.attention.kernels.linear import (
@@ -137,7 +137,7 @@ def _factor(q_size: Tensor, k_size: Tensor, queries: int, norm: int, token_scale
     gain = 1.0 if token_scale is None else queries if token_scale == BY_COUNT else queries / token_scale
     if not norm:
         return torch.full((*q_size.shape, 1), gain, device=q_size.device)
-    q_norm, k_norm = (_norms(size.double(), norm).clamp_min(eps) for size in (q_size, k_size))
+    q_norm, k_norm = (_norms(seen(size).double(), norm).clamp_min(eps) for size in (q_size, k_size))
     return (gain / (q_norm * k_norm)).float()[..., None]
 
 

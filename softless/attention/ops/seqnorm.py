@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from softless.attention import moments
-from softless.attention.features import keep
+from softless.attention.features import keep, seen
 from softless.attention.kernels import moments as kernel
 from softless.attention.kernels import native
 from softless.attention.linear import FLOOR
@@ -47,7 +47,7 @@ def standardise(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None, ep
     count = x.shape[-2] if mask is None else mask.sum(-1)[:, None, None, None].clamp_min(1)
     x = keep(x, mask)
     x = keep(x - x.sum(-2, keepdim=True) / count, mask)
-    spread = (x.square().sum(-2, keepdim=True) / count + eps).sqrt()
+    spread = (seen(x.square().sum(-2, keepdim=True)) / count + eps).sqrt()
     return keep(weight * x / spread + bias, mask)
 
 
@@ -98,7 +98,7 @@ def finish(summary: Summary, *, learned: dict[str, Tensor], eps: float, **_: Any
     own = {name: moments.precise(value) for name, value in learned.items()}
     keys = summary["keys"]
     scale = {
-        side: own[f"{side}_weight"] / (summary[f"{side}_squares"] / summary[counts].clamp_min(1) + eps).sqrt()
+        side: own[f"{side}_weight"] / (seen(summary[f"{side}_squares"]) / summary[counts].clamp_min(1) + eps).sqrt()
         for side, counts in (("q", "queries"), ("k", "keys"), ("v", "keys"))
     }
     matrix = scale["k"].mT * (summary["products"] / keys.clamp_min(1)) * scale["v"] + own["k_bias"].mT * own["v_bias"]

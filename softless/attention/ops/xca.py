@@ -14,7 +14,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from softless.attention.features import keep, magnitude, normalise, product, settle
+from softless.attention.features import divisor, keep, magnitude, normalise, product, settle
 from softless.attention.linear import FLOOR
 from softless.attention.spec import DROPOUT, EPS, Backend, Dims, Learned, Operator, Streaming, Summary, Sweep, Tokens
 
@@ -34,7 +34,7 @@ def summarise(tokens: Tokens, _: None, **__: Any) -> Summary:
 
 def finish(summary: Summary, *, learned: dict[str, Tensor], eps: float, dropout: float) -> Tensor:
     """The D x D matrix of attention between channels."""
-    q, k = summary["q"].sqrt().clamp_min(eps).mT, summary["k"].sqrt().clamp_min(eps)
+    q, k = divisor(summary["q"], "l2", eps).mT, divisor(summary["k"], "l2", eps)
     matrix = (learned["temperature"] * (summary["covariance"] / q / k)).softmax(-1)
     return F.dropout(matrix, dropout)
 

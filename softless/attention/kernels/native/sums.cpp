@@ -1,4 +1,5 @@
 #include <cmath>
+#include <limits>
 #include <string>
 
 #include "driver.h"
@@ -68,12 +69,18 @@ void sums(const SoftlessCall& call, const Arithmetic& way) { sweep(call, way, Su
 
 double norm_of(const SoftlessCall& call, float size) { return call.norm == L2 ? std::sqrt(static_cast<double>(size)) : size; }
 
+// What a channel is divided by. A sum that overflowed is NaN: a quotient by infinity would be 0, an answer that looks right.
+double divisor(const SoftlessCall& call, float size) {
+  if (std::isinf(size)) return std::numeric_limits<double>::quiet_NaN();
+  return std::max(norm_of(call, size), static_cast<double>(call.eps));
+}
+
 // what a channel's row of the context is multiplied by: gain / (|q| |k|)
 double factor(const SoftlessCall& call, int64_t image, int64_t channel) {
-  const double gain = call.gain ? call.gain[image] : 1.0, eps = call.eps;
+  const double gain = call.gain ? call.gain[image] : 1.0;
   if (call.norm == NONE) return gain;
   const int64_t at = image * call.H * call.D + channel;
-  return gain / (std::max(norm_of(call, call.q_size[at]), eps) * std::max(norm_of(call, call.k_size[at]), eps));
+  return gain / (divisor(call, call.q_size[at]) * divisor(call, call.k_size[at]));
 }
 
 struct Matrices {  // one packed matrix per image and head
