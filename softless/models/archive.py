@@ -1,7 +1,8 @@
-"""Archives of torch.save (.pth, .pt), opened without running anything in them and within the memory of their size.
+"""Files of torch.save (.pth, .pt), opened without running anything in them and within the memory of their size.
 
 Two things are checked before torch reads them: that the zip archive holds what it says, stored as it is, and that the pickle in it calls
-only what tensors need. Then the file is mapped, so that no storage is allocated for what a pickle claims.
+only what tensors need, and what stands for nothing (inert.py). Then the file is mapped, so that no storage is allocated for what a
+pickle claims. Files from before torch 1.6 are stacked pickles with the bytes of the tensors behind them; they hold no checksums.
 """
 
 import io
@@ -10,6 +11,7 @@ import struct
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING  # the names of Python 2, which protocol 2 writes
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor
 
 from softless.errors import DataError
+from softless.models.inert import NAMES, read_as_nothing
 
 DIRECTORY = 4 << 20  # bytes of the archive's directory
 PICKLE = 16 << 20  # bytes of the pickle in it
@@ -30,6 +33,11 @@ ALLOWED = frozenset({
     "collections.OrderedDict", "collections.Counter", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter",
     "torch.Size", "torch.device", *(f"torch.{name}Storage" for name in STORAGES), *(f"torch.{name}" for name in DTYPES),
 })  # fmt: skip
+OLD = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the number that torch.save began with before 1.6, pickled
+STACKED = (
+    5  # pickles of such a file: that number, a version, the machine's sizes, what was saved, the names of storages
+)
+NUMBERS = frozenset({"BININT", "BININT1", "BININT2", "LONG1", "LONG4", "INT", "LONG"})
 MEND = "save the model's state dict alone, as .safetensors at best"
 
 
@@ -47,10 +55,33 @@ def read_archive(path: Path) -> dict[str, Any]:
         raise DataError(
             f"{path} is not an archive of torch.save that can be trusted: {first_line(error)}; copy it again, or {MEND}"
         ) from error
-    _check_pickle(path, pickled)
+    _check_pickle(path, scan(pickled))
+    return _loaded(path, mapped=True)  # a storage is a part of the file, whatever the pickle claims
+
+
+def read_old(path: Path) -> dict[str, Any]:
+    """What a file of torch.save from before torch 1.6 holds. It has no checksums: altered bytes of a tensor are not found.
+
+    Raises:
+        DataError: as `read_archive`.
+    """
+    check_torch(path)
+    with path.open("rb") as file:
+        found = scan(file.read(PICKLE), STACKED)
+    _check_pickle(path, found)
+    size = path.stat().st_size
+    if max(found.claims, default=0) > size or sum(found.claims) > REPEATS * size:
+        raise DataError(
+            f"{path} claims tensors of {sum(found.claims)} numbers in {size} bytes: copy it again, or {MEND}"
+        )
+    return _loaded(path, mapped=False)
+
+
+def _loaded(path: Path, *, mapped: bool) -> dict[str, Any]:
+    """What torch reads in a file whose pickle was looked at."""
     try:
-        # mapped: a storage is a part of the file, whatever the pickle claims
-        held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with read_as_nothing():
+            held = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         _check_views(held, path.stat().st_size)
     except Exception as error:
         raise DataError(
@@ -126,38 +157,81 @@ def _check_end(file: BinaryIO, size: int) -> None:
         raise ValueError(f"its directory has {length} bytes, and at most {DIRECTORY} are read")
 
 
-def _check_pickle(path: Path, pickled: bytes) -> None:
-    """One pickle of a bounded number of steps, which calls only what tensors need."""
-    called, problem = scan(pickled)
-    if any(name not in ALLOWED for name in called):
-        raise DataError(f"{path} calls {first_name(called)}, and nothing in a file is executed here: {MEND}")
-    if problem:
+def _check_pickle(path: Path, found: "Scan") -> None:
+    """A bounded number of steps, which call only what tensors need and what stands for nothing."""
+    wrong = [name for name in found.called if not harmless(name)]
+    if whole := next(
+        (name for name in wrong if name.startswith(("torch.nn.modules.", "timm.models.", "softless."))), ""
+    ):
         raise DataError(
-            f"{path} is not a checkpoint of plain tensors ({problem}): nothing in a file is executed here, so {MEND}"
+            f"{path} holds a whole model ({whole[:100]}) and not its weights: load it where its code is, and {MEND}"
+        )
+    if wrong:
+        raise DataError(f"{path} calls {first_name(wrong)}, and nothing in a file is executed here: {MEND}")
+    if found.problem:
+        raise DataError(
+            f"{path} is not a checkpoint of plain tensors ({found.problem}): nothing in a file is executed here, so {MEND}"
         )
 
 
-def scan(pickled: bytes) -> tuple[list[str], str]:
-    """The names that a pickle would import, in order, those of pickles after it too; and what is wrong with it. Nothing is imported."""
-    stream, texts, steps, problem = io.BytesIO(pickled), ("?", "?"), 0, ""
-    called: list[str] = []
+@dataclass
+class Scan:
+    """What a look at pickles found. Nothing is imported."""
+
+    called: list[str] = field(default_factory=list)  # the names that they would import, in order
+    problem: str = ""  # the first thing that is wrong with them
+    claims: list[int] = field(
+        default_factory=list
+    )  # the largest number named with each storage: how many numbers it holds
+    steps: int = 0
+    texts: tuple[str, str] = ("?", "?")  # the last two
+    largest: int = 0  # number since a tuple was begun
+
+    def see(self, operation: pickletools.OpcodeInfo, value: Any) -> None:
+        self.steps += 1
+        if operation.proto > PROTOCOL:
+            self.wrong(f"its pickle is not of protocol {PROTOCOL}, which torch.save writes")
+        if name := _imported(operation.name, value, self.texts):
+            self.called.append(name)
+        elif isinstance(value, str):
+            self.texts = (self.texts[1], value)
+        if operation.name in NUMBERS:
+            self.largest = max(self.largest, int(value))
+        elif operation.name == "BINPERSID":
+            self.claims.append(self.largest)
+        elif operation.name == "MARK":
+            self.largest = 0
+
+    def wrong(self, problem: str) -> None:
+        self.problem = self.problem or problem
+
+
+def scan(pickled: bytes, pickles: int = 1) -> Scan:
+    """What pickles would do; of more than one, the names in further ones too, and that there are such.
+
+    Of several pickles, as old files hold them, what lies behind the last is not looked at.
+    """
+    stream, found, done = io.BytesIO(pickled), Scan(), 0
     try:
-        while stream.tell() < len(pickled):
-            if steps:
-                problem = "something follows its pickle"
+        while stream.tell() < len(pickled) and (done < pickles or pickles == 1):
+            if done == pickles:
+                found.wrong("something follows its pickle")
             for operation, value, _ in pickletools.genops(stream):
-                steps += 1
-                if steps > STEPS:
-                    return called, f"its pickle takes more than {STEPS} steps"
-                if operation.proto > PROTOCOL:
-                    problem = problem or f"its pickle is not of protocol {PROTOCOL}, which torch.save writes"
-                if name := _imported(operation.name, value, texts):
-                    called.append(name)
-                elif isinstance(value, str):
-                    texts = (texts[1], value)
+                found.see(operation, value)
+                if found.steps > STEPS:
+                    found.problem = f"its pickle takes more than {STEPS} steps"
+                    return found
+            done += 1
+        if done < pickles:
+            found.wrong("its pickle is broken: it ends too early")
     except (ValueError, OverflowError, struct.error) as error:
-        problem = problem or f"its pickle is broken: {first_line(error)}"
-    return called, problem
+        found.wrong(f"its pickle is broken: {first_line(error)}")
+    return found
+
+
+def harmless(name: str) -> bool:
+    """Whether a name that a pickle calls belongs to tensors, or stands for nothing."""
+    return name in ALLOWED or name in NAMES
 
 
 def _imported(operation: str, value: Any, texts: tuple[str, str]) -> str:
@@ -174,7 +248,7 @@ def _imported(operation: str, value: Any, texts: tuple[str, str]) -> str:
 
 def first_name(called: list[str]) -> str:
     """The first name that a tensor does not need, else the first."""
-    return repr(next((name for name in called if name not in ALLOWED), called[0]))[1:-1][:100]
+    return repr(next((name for name in called if not harmless(name)), called[0]))[1:-1][:100]
 
 
 def tensors_of(held: Any) -> Iterator[tuple[str, Tensor]]:

@@ -1,5 +1,6 @@
 """`create_model`: a registered name, or any timm host with its attention exchanged at construction."""
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from softless.models.options import COMPANIONS, constructed, host_arguments
 from softless.models.outline import check_fits
 from softless.models.scale import trained_as_configured
 from softless.models.variants import ENTRIES, VARIANTS, Entry
-from softless.models.weights import load_weights
+from softless.models.weights import fill
 
 FOLDER = "local-dir:"  # as timm says it
 VIT_MODULES = ("vision_transformer", "deit")  # timm modules whose models take attn_layer=
@@ -153,12 +154,27 @@ def _from_folder(folder: Path, pretrained: bool, kwargs: dict[str, Any]) -> nn.M
         raise
     except Exception as error:
         raise DataError(f"{folder / CONFIG} with {kwargs or 'nothing else'} builds no model: {error}") from error
-    model.pretrained_cfg |= found.about  # type: ignore[operator]
+    about = {**found.about}
+    channels = kwargs.get("in_chans", found.built.arguments.get("in_chans", 3))
+    if channels != found.built.arguments.get("in_chans", 3):
+        about |= _of_channels(about, channels)
+    model.pretrained_cfg |= about  # type: ignore[operator]
     if pretrained:
         trained_as_configured(model)
         same = kwargs.get("num_classes") in {None, found.built.arguments.get("num_classes")}
-        load_weights(model, folder, head="same" if same else "new")
+        fill(model, folder, head="same" if same and not kwargs.get("features_only") else "new")
     return model
+
+
+def _of_channels(about: Mapping[str, Any], channels: int) -> dict[str, Any]:
+    """How images of another number of channels are prepared: by the mean over channels for one, else by repeating them."""
+    told = {name: list(about[name]) for name in ("mean", "std") if name in about}
+    changed = {
+        name: [sum(values) / len(values)] if channels == 1 else [values[n % len(values)] for n in range(channels)]
+        for name, values in told.items()
+    }
+    size = about.get("input_size")
+    return {**changed, **({"input_size": (channels, *size[1:])} if size else {})}
 
 
 def _known(name: str) -> None:

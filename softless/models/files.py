@@ -12,7 +12,7 @@ from torch import Tensor
 
 from softless.errors import DataError, located
 from softless.models import digests
-from softless.models.archive import PICKLE, first_line, first_name, read_archive, scan, tensors_of
+from softless.models.archive import OLD, PICKLE, first_line, first_name, read_archive, read_old, scan, tensors_of
 from softless.models.header import check_header
 from softless.words import POINTED, POINTER
 
@@ -23,13 +23,14 @@ OTHER_KINDS = {
     POINTER: POINTED,
     b"<": "a web page and not a file of tensors: download the file itself",
 }
+TORCHS = {"zip": "an archive of torch.save", "old": "a file of torch.save from before torch 1.6"}
 CONVERT = "where you trust it, load it and save its state dict again, as .safetensors at best"
 
 
 def read_tensors(path: str | Path, *, allow_nonfinite: bool = False) -> dict[str, Any]:
     """The tensors of a .safetensors file, or what a .pth or .pt file holds: tensors, numbers and texts in dicts, lists and tuples.
 
-    Nothing in the file is executed, and it takes no more memory than its size. Its digests are checked where `save_weights` left them.
+    What scripts keep beside them (options, paths, dates, numpy's scalars) stands there as an empty `inert.Inert`. Nothing in the file is executed, and it takes no more memory than its size. Its digests are checked where `save_weights` left them.
     The tensors may be mapped from the file: copy them before you overwrite it.
 
     Args:
@@ -46,15 +47,20 @@ def read_tensors(path: str | Path, *, allow_nonfinite: bool = False) -> dict[str
     kind = _kind(path)
     if kind == "safetensors":
         held: dict[str, Any] = _read_safetensors(path)
-    elif kind == "zip" and path.suffix == ".safetensors":
-        raise DataError(f"{path} is an archive of torch.save and not a safetensors file: call it .pth")
-    elif kind == "zip":
-        held = read_archive(path)
+    elif kind in TORCHS and path.suffix == ".safetensors":
+        raise DataError(f"{path} is {TORCHS[kind]} and not a safetensors file: call it .pth")
+    elif kind in TORCHS:
+        held = read_archive(path) if kind == "zip" else read_old(path)
     else:
         raise DataError(f"{path} {kind}")
     if not allow_nonfinite:
         check_finite(tensors_of(held), path)
     return held
+
+
+def has_checksums(path: Path) -> bool:
+    """Whether altered bytes of a file of torch.save are found: those from before torch 1.6 have nothing that tells them."""
+    return _kind(path) != "old"
 
 
 def read_safetensors(path: str | Path, *, allow_nonfinite: bool = True) -> dict[str, Tensor]:
@@ -65,8 +71,9 @@ def read_safetensors(path: str | Path, *, allow_nonfinite: bool = True) -> dict[
     """
     path = located(path)
     if path.is_file() and (kind := _kind(path)) != "safetensors":
-        what = "is an archive of torch.save" if kind == "zip" else kind
-        raise DataError(f"{path} is not a readable safetensors file: it {what}")
+        raise DataError(
+            f"{path} is not a readable safetensors file: it {f'is {TORCHS[kind]}' if kind in TORCHS else kind}"
+        )
     return read_tensors(path, allow_nonfinite=allow_nonfinite)
 
 
@@ -92,7 +99,7 @@ def _finite(tensor: Tensor) -> bool:
 
 
 def _kind(path: Path) -> str:
-    """Either "safetensors" or "zip", or a clause that says what else it is and the way out."""
+    """One of "safetensors", "zip" and "old", or a clause that says what else it is and the way out."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(512)
@@ -101,6 +108,8 @@ def _kind(path: Path) -> str:
             return "safetensors"  # first: the length of its header may begin as any other file does
         if start[:4] == b"PK\x03\x04":
             return "zip"
+        if start.startswith(OLD):
+            return "old"
         if start[257:262] == b"ustar":
             return f"is a tar archive, torch's format before 0.4, which is not opened here: {CONVERT}"
         for magic, what in OTHER_KINDS.items():
@@ -108,7 +117,7 @@ def _kind(path: Path) -> str:
                 return f"is {what}"
         if braced and start[:1] != b"\x80":
             return "safetensors"  # with a header that lies
-        called, _ = scan(start + file.read(PICKLE))
+        called = scan(start + file.read(PICKLE)).called
     if start[:1] == b"\x80" or called:
         names = f" that calls {first_name(called)}" if called else ""
         return f"is a bare pickle{names}, and nothing in a file is executed here: {CONVERT}"

@@ -4,28 +4,54 @@ A layout is a list of names to rename and of projections to join or to split. Wh
 loaded in part, and every tensor of the file is either loaded or named with the reason why not.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed
+from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from softless.errors import DataError, UsageError, located, need_module
-from softless.models import digests
-from softless.models.files import CONFIG, FILE, check_finite, read_tensors
+from softless.models import config, digests
+from softless.models.files import CONFIG, FILE, check_finite, has_checksums, read_tensors
 from softless.models.nearest import build_of, nearest
 from softless.models.pyramid import Pyramid, Stage
 
 Tensors = dict[str, Tensor]
-WEIGHTS = ("state_dict", "model", "module")  # under which training scripts keep them
-AVERAGED = ("state_dict_ema", "model_ema")
-PARTS = ("weight", "bias")
-SHOWN = 6  # lines of a refusal
+WEIGHTS = (
+    "state_dict",
+    "model",
+    "model_state_dict",
+    "model_state",
+    "module",
+    "net",
+    "weights",
+    "student",
+)  # where scripts keep them
+AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "teacher")
+USUAL = (
+    "state_dict_ema",
+    "ema_state_dict",
+    "model_ema_state_dict",
+    "teacher",
+)  # averages that are the result of their script
+WRAPPERS = (
+    "module.",
+    "_orig_mod.",
+    "model.",
+    "net.",
+    "student.",
+    "teacher.",
+    "encoder.",
+)  # of DataParallel, compile, trainers
+BACKBONE = "backbone."  # what self-supervised scripts call the model below their projection
+SHOWN = 3  # tensors of either side in a refusal
 
 
 @dataclass(frozen=True)
@@ -71,6 +97,7 @@ class Loaded:
 
     layout: str
     loaded: int
+    taken: str = ""  # which of several state dicts, and what lay around the names
     renamed: Mapping[str, str] = field(
         default_factory=dict
     )  # of the file -> of the model; joined and split ones among them
@@ -82,6 +109,7 @@ class Loaded:
         said = [
             f"{self.loaded} tensors loaded from {self.layout}; {len(self.renamed)} of the file's have another name here"
         ]
+        said += [f"  taken    {self.taken}"] if self.taken else []
         said += [f"  resized  {name}: {before} to {after}" for name, (before, after) in self.resized.items()]
         said += [f"  left     {name}: {why}" for name, why in self.left.items()]
         said += [f"  kept     {name}: as the model had it" for name in self.kept]
@@ -96,10 +124,11 @@ def load_weights(model: nn.Module, source: str | Path | Mapping[str, Any], *, av
 
     Args:
         model: from `softless.create_model` or timm, of the file's sizes.
-        source: a folder of `save_weights`, a .safetensors file, a .pth or .pt file, or a state dict; also wrapped in "state_dict", "model" or "module", or with
-            DataParallel's "module." before every name.
-        averaged: of a file that holds averaged weights too, take those. None takes them where they lie beside "state_dict", as SOFT is evaluated.
-        head: "same" loads the classifier; "new" leaves the model's, for other classes.
+        source: a folder of `save_weights`, a .safetensors file, a .pth or .pt file, or a state dict; also wrapped as training scripts do ("state_dict", "model",
+            "teacher", …), beside their options and optimiser, and with "module.", "_orig_mod." or the like before every name.
+        averaged: of a file that holds averaged weights too, take those. None takes them where their script does: beside "state_dict", as SOFT is evaluated, and
+            DINO's teacher. `Loaded.taken` says which were.
+        head: "same" loads the classifier; "new" leaves the model's, for other classes, and passes over the file's where the model has none.
         allow_nonfinite: load NaN and infinity too.
 
     Raises:
@@ -107,69 +136,174 @@ def load_weights(model: nn.Module, source: str | Path | Mapping[str, Any], *, av
         UsageError: tensors that do not fit, lack, or have no place; the message names the first few.
     """
     need_module(model, "load_weights")
-    state, where = _unwrapped(_read(source), averaged)
+    return _load(model, source, averaged=averaged, head=head, allow_nonfinite=allow_nonfinite)
+
+
+def fill(model: nn.Module, folder: Path, *, head: Literal["same", "new"]) -> Loaded:
+    """Load a folder of `save_weights` into a model built from it with another number of channels, or for its maps alone, as timm does.
+
+    Raises:
+        DataError: as `load_weights`.
+        UsageError: as `load_weights`.
+    """
+    if isinstance(model, FeatureGetterNet):  # a host whose last layers and classifier may be cut off
+        return _load(model.model, folder, head=head, cut=True)
+    return _load(model, folder, head=head, channels=True)
+
+
+def _load(
+    model: nn.Module,
+    source: str | Path | Mapping[str, Any],
+    *,
+    averaged: bool | None = None,
+    head: Literal["same", "new"] = "same",
+    allow_nonfinite: bool = False,
+    cut: bool = False,
+    channels: bool = False,
+) -> Loaded:
+    """`load_weights`; `cut`: the file's tensors without a place are left; `channels`: its first layer is fitted to the model's."""
+    held, where, unguarded = _read(source)
+    wanted = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    persistent = {name: wanted[name] for name in model.state_dict() if name in wanted}
+    found = _unwrapped(held, where, averaged, persistent, unguarded)
+    state, where = found.tensors, found.where
     if not allow_nonfinite:
         check_finite(state.items(), where)
     layout = next((one for one in LAYOUTS if any(re.fullmatch(one.told_by, name) for name in state)), None)
-    wanted = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    persistent = {name: wanted[name] for name in model.state_dict() if name in wanted}
     given, renamed = _as_here(state, layout, persistent)
-    left: dict[str, str] = {}
+    left = dict(found.left)
     kept: list[str] = []
     if head == "new":
-        for name in [name for name in persistent if re.match(r"head(_dist)?\.", name)]:
-            kept.append(name)
-            if given.pop(name, None) is not None:
-                left[name] = 'head="new"'
-    resized = _resize(model, given, persistent)
+        classifier = _classifier(model)
+        kept += [name for name in persistent if classifier.match(name)]
+        for name in [name for name in given if classifier.match(name)]:
+            left[name] = 'head="new"'
+            del given[name]
+    if channels:
+        _fit_channels(model, given, persistent)
+    resized = _resize(model, given, persistent, _image_size_of(source))
     own = {name for name in persistent if ".learned." in name}
     for name in [name for name in given if name not in persistent]:
-        if why := _needless(name, given[name]):
+        if why := _needless(name, given[name]) or ("the model gives maps and has no place for it" if cut else ""):
             left[name] = why
             del given[name]
     missing = [name for name in persistent if name not in given and name not in kept]
     kept += [name for name in missing if name in own or name.endswith("num_batches_tracked")]
-    problems = _problems(given, persistent, [name for name in missing if name not in kept], head)
+    problems = [
+        *_shown(_without_place(given, persistent, head, _classifier(model))),
+        *_shown([f"{name} {tuple(persistent[name].shape)} is missing" for name in missing if name not in kept]),
+    ]
     if problems:
-        listed = "; ".join(problems[:SHOWN]) + (f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else "")
         raise UsageError(
-            f"{where} does not fit this model ({layout.name if layout else 'read as ours or timm’s'}): {listed}"
+            f"{where} does not fit this model ({layout.name if layout else 'read as ours or timm’s'}): {'; '.join(problems)}"
             f"{_of_another(given, persistent)}"
         )
     with torch.no_grad():
         for name, value in given.items():
             persistent[name].copy_(value)
-    return Loaded(layout.name if layout else "our layout or timm's", len(given), {old: new for old, new in renamed.items() if new in given}, resized, left, tuple(sorted(kept)))  # fmt: skip
+    return Loaded(layout.name if layout else "our layout or timm's", len(given), found.taken, {old: new for old, new in renamed.items() if new in given}, resized, left, tuple(sorted(kept)))  # fmt: skip
 
 
-def _read(source: str | Path | Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
-    """What the file holds, and what to call it."""
+def _image_size_of(source: str | Path | Mapping[str, Any]) -> tuple[int, int] | None:
+    """The pixels (height, width) that the config.json of a folder tells, where the source is one."""
+    if isinstance(source, Mapping) or not located(source).is_dir():
+        return None
+    found = config.read(located(source) / CONFIG)
+    told = found.built.arguments.get("img_size") or (found.about.get("input_size") or [0, 0, 0])[1:]
+    sides = (told, told) if isinstance(told, int) else tuple(told)
+    return (int(sides[0]), int(sides[1])) if len(sides) == 2 and min(sides) > 0 else None
+
+
+def _read(source: str | Path | Mapping[str, Any]) -> tuple[Mapping[str, Any], str, str]:
+    """What the file holds, what to call it, and what it cannot show."""
     if isinstance(source, Mapping):
-        return source, "the state dict"
+        return source, "the state dict", ""
     path = located(source)
     if path.is_dir():
         digests.check(path / CONFIG)
         path /= FILE
-    return read_tensors(path, allow_nonfinite=True), str(path)
+    held = read_tensors(path, allow_nonfinite=True)
+    return held, str(path), "" if has_checksums(path) else "a file from before torch 1.6, which has no checksums"
 
 
-def _unwrapped(read: tuple[Mapping[str, Any], str], averaged: bool | None) -> tuple[Tensors, str]:
-    """The tensors of a checkpoint, without wrappers and DataParallel's prefix."""
-    held, where = read
-    inside = [name for name in WEIGHTS if isinstance(held.get(name), Mapping)]
-    means = [name for name in AVERAGED if isinstance(held.get(name), Mapping)]
+class Unwrapped(NamedTuple):
+    """The tensors of a checkpoint, under the names that their model gives them."""
+
+    tensors: Tensors
+    where: str  # the file, and which of its state dicts
+    taken: str  # what was chosen and cut off, in words
+    left: dict[str, str]  # tensors that are not the model's -> why
+
+
+def _unwrapped(
+    held: Mapping[str, Any], where: str, averaged: bool | None, wanted: Mapping[str, Tensor], unguarded: str
+) -> Unwrapped:
+    """The tensors of a checkpoint, without the wrappers of training scripts.
+
+    Args:
+        held: what a file holds.
+        where: what to call it.
+        averaged: take averaged weights; None takes them where their script does.
+        wanted: the model's own tensors: a prefix that one of their names has too is no wrapper.
+        unguarded: what the file cannot show, in words.
+
+    Raises:
+        UsageError: averaged weights are asked for, and there are none.
+        DataError: no tensors under names.
+    """
+    inside = [name for name in WEIGHTS if _is_state(held.get(name))]
+    means = [name for name in AVERAGED if _is_state(held.get(name))]
     if averaged and not means:
-        raise UsageError(f"{where} has no averaged weights (state_dict_ema or model_ema): leave averaged out")
-    if means and (averaged or (averaged is None and means[0] == "state_dict_ema")):
-        held, where = held[means[0]], f"{where} [{means[0]}]"
-    elif inside:
-        held, where = held[inside[0]], f"{where} [{inside[0]}]"
-    tensors = {name: value for name, value in held.items() if isinstance(value, Tensor)}
+        raise UsageError(f"{where} has no averaged weights ({', '.join(AVERAGED)}): leave averaged out")
+    usual = [name for name in means if name in USUAL]
+    chosen = means[0] if averaged else next(iter([*(usual if averaged is None else []), *inside]), None)
+    said = []
+    if chosen is not None:
+        others = [f"'{name}'" for name in (*means, *inside) if name != chosen]
+        said += [f"'{chosen}', and not {' or '.join(others)}"] if others else []
+        held, where = held[chosen], f"{where} [{chosen}]"
+    tensors = {str(name): value for name, value in held.items() if isinstance(value, Tensor)}
     if not tensors:
         raise DataError(f"{where} holds no tensors under names: pass a state dict, or a file that holds one")
-    if all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
-    return tensors, where
+    tensors, left, cut = _bare(tensors, wanted)
+    said += [f"names without their '{cut}'"] if cut else []
+    said += [unguarded] if unguarded else []
+    return Unwrapped(tensors, where, "; ".join(said), left)
+
+
+def _is_state(held: Any) -> bool:
+    return isinstance(held, Mapping) and any(isinstance(value, Tensor) for value in held.values())
+
+
+def _bare(tensors: Tensors, wanted: Mapping[str, Tensor]) -> tuple[Tensors, dict[str, str], str]:
+    """The tensors without what trainers write before every name; those beside a backbone, with why; and what was cut off."""
+    left: dict[str, str] = {}
+    cut = ""
+
+    def ours(start: str) -> bool:
+        return any(name.startswith(start) for name in wanted)
+
+    while True:
+        start = next((one for one in WRAPPERS if all(name.startswith(one) for name in tensors) and not ours(one)), None)
+        if start is None and any(name.startswith(BACKBONE) for name in tensors) and not ours(BACKBONE):
+            start = BACKBONE
+            beside = [name for name in tensors if not name.startswith(BACKBONE)]
+            left |= dict.fromkeys(beside, "it lies beside the backbone: a projection of self-supervised training")
+        if start is None:
+            break
+        tensors = {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+        cut += start
+    if any("_orig_mod." in name for name in tensors) and not any("_orig_mod." in name for name in wanted):
+        tensors = {name.replace("_orig_mod.", ""): value for name, value in tensors.items()}  # blocks compiled alone
+        cut += "_orig_mod."
+    return tensors, left, cut
+
+
+def _classifier(model: nn.Module) -> re.Pattern[str]:
+    """The names of a classifier, as the model's configuration tells them and as ours are."""
+    told = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
+    names = {"head", "head_dist", *((told,) if isinstance(told, str) else told)}
+    return re.compile(rf"({'|'.join(re.escape(name) for name in sorted(names))})\.")
 
 
 def _as_here(state: Tensors, layout: Layout | None, wanted: Mapping[str, Tensor]) -> tuple[Tensors, dict[str, str]]:
@@ -216,31 +350,92 @@ def _projections(name: str) -> list[tuple[str, list[str]]]:
 
 
 def _resize(
-    model: nn.Module, given: Tensors, wanted: Mapping[str, Tensor]
+    model: nn.Module, given: Tensors, wanted: Mapping[str, Tensor], stored: tuple[int, int] | None
 ) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Tables of positions of another number of tokens, resized in place: bilinearly in a pyramid, as timm does elsewhere."""
+    """Tables of positions of another number of tokens, resized in place: bilinearly in a pyramid, as timm does elsewhere.
+
+    A table does not say its grid: it is taken for square, unless `stored` tells the pixels (height, width) of the file's images.
+    """
     resized = {}
     for name in [name for name in given if name.rsplit(".", 1)[-1] == "pos_embed" and name in wanted]:
         old, new = given[name], wanted[name]
-        if old.shape == new.shape or old.ndim != 3 or old.shape[-1] != new.shape[-1]:
+        places = _places(model, name, old, given, new)
+        if places is None or (stored is None and old.shape == new.shape):
             continue
+        if stored is not None:
+            places = places.of_images(stored)
+        if places.before in {None, places.grid}:
+            continue
+        assert places.before is not None
+        prefix, before, grid = places.prefix, places.before, places.grid
         if isinstance(model, Pyramid):
-            stage = cast("Stage", model.get_submodule(name.rsplit(".", 1)[0]))
-            prefix, grid = stage.prefix, stage.pos_grid
-            side = round((old.shape[1] - prefix) ** 0.5)
-            if side * side + prefix != old.shape[1]:
-                continue
-            rest = old[:, prefix:].float().transpose(1, 2).unflatten(2, (side, side))
+            rest = old[:, prefix:].float().transpose(1, 2).unflatten(2, before)
             map_ = F.interpolate(rest, grid, mode="bilinear", align_corners=False)
             given[name] = torch.cat([old[:, :prefix].float(), map_.flatten(2).transpose(1, 2)], dim=1)
         else:
-            prefix = int(getattr(model, "num_prefix_tokens", 1))
-            size = getattr(getattr(model, "patch_embed", None), "grid_size", None)
-            if size is None or size[0] * size[1] + prefix != new.shape[1]:
-                continue
-            given[name] = resample_abs_pos_embed(old.float(), new_size=list(size), num_prefix_tokens=prefix)
+            given[name] = resample_abs_pos_embed(old.float(), list(grid), list(before), num_prefix_tokens=prefix)
         resized[name] = (tuple(old.shape), tuple(given[name].shape))
     return resized
+
+
+class _Places(NamedTuple):
+    """What a table of positions has a row for, in the file and in the model."""
+
+    prefix: int  # tokens before the grid: class and register tokens
+    rows: int  # of the file's grid
+    before: tuple[int, int] | None  # that grid, where it is known
+    grid: tuple[int, int]  # the model's
+    reduction: tuple[float, float]  # pixels of an image to one place of the model's grid
+
+    def of_images(self, size: tuple[int, int]) -> "_Places":
+        """The same of a file of images of so many pixels, where that fits its rows."""
+        before = round(size[0] / self.reduction[0]), round(size[1] / self.reduction[1])
+        return self._replace(before=before) if before[0] * before[1] == self.rows else self
+
+
+def _places(model: nn.Module, name: str, old: Tensor, given: Tensors, new: Tensor) -> _Places | None:
+    """What the rows of a table stand for; None where it is no such table, or other tokens come before the grid."""
+    if old.ndim != 3 or new.ndim != 3 or old.shape[-1] != new.shape[-1]:
+        return None
+    if isinstance(model, Pyramid):
+        stage = cast("Stage", model.get_submodule(name.rsplit(".", 1)[0]))
+        prefix, grid = stage.prefix, tuple(stage.pos_grid or ())
+    else:
+        grid = tuple(getattr(getattr(model, "patch_embed", None), "grid_size", None) or ())
+        if len(grid) != 2 or (prefix := new.shape[1] - grid[0] * grid[1]) < 0:
+            return None
+        there = sum(given[token].shape[1] for token in ("cls_token", "reg_token", "dist_token") if token in given)
+        if prefix and there != prefix:
+            return None
+    rows = old.shape[1] - prefix
+    side = math.isqrt(max(rows, 0))
+    size = _image_size(model)
+    if rows < 1 or size is None:
+        return None
+    reduction = size[0] / grid[0], size[1] / grid[1]
+    return _Places(prefix, rows, (side, side) if side * side == rows else None, (grid[0], grid[1]), reduction)
+
+
+def _image_size(model: nn.Module) -> tuple[int, int] | None:
+    """The pixels (height, width) that a model was built for."""
+    told = getattr(getattr(model, "patch_embed", None), "img_size", None) or getattr(model, "img_size", None)
+    told = told or ((getattr(model, "pretrained_cfg", None) or {}).get("input_size") or (0, 0, 0))[1:]
+    sides = (told, told) if isinstance(told, int) else tuple(told)
+    return (int(sides[0]), int(sides[1])) if len(sides) == 2 and min(sides) > 0 else None
+
+
+def _fit_channels(model: nn.Module, given: Tensors, wanted: Mapping[str, Tensor]) -> None:
+    """The first convolution for images of another number of channels, as timm fits it: summed for one, else repeated and scaled."""
+    told = (getattr(model, "pretrained_cfg", None) or {}).get("first_conv") or ()
+    for name in [f"{one}.weight" for one in ((told,) if isinstance(told, str) else told)]:
+        if name not in given or name not in wanted or given[name].ndim != 4:
+            continue
+        before, after = given[name].shape[1], wanted[name].shape[1]
+        if after == 1 < before:
+            given[name] = given[name].float().sum(1, keepdim=True)
+        elif after != before:
+            repeated = given[name].float().repeat(1, -(-after // before), 1, 1)[:, :after]
+            given[name] = repeated * (before / after)
 
 
 def _needless(name: str, value: Tensor) -> str:
@@ -262,18 +457,25 @@ def _of_another(given: Tensors, wanted: Mapping[str, Tensor]) -> str:
     return f"; by its tensors the file is of '{name}'" if same else f"; the nearest named model is '{name}'"
 
 
-def _problems(given: Tensors, wanted: Mapping[str, Tensor], missing: Sequence[str], head: str) -> list[str]:
-    """What does not fit, in words; other classes first."""
+def _without_place(given: Tensors, wanted: Mapping[str, Tensor], head: str, classifier: re.Pattern[str]) -> list[str]:
+    """The file's tensors that do not fit, in words; those of the classifier first."""
     said = []
     for name, value in given.items():
+        way = ""
+        if classifier.match(name) and head == "same":
+            way = ' (other classes: pass head="new" to keep the model’s classifier)'
+            if not any(classifier.match(one) for one in wanted):
+                way = ' (the model has no classifier: pass head="new" to leave the file’s)'
         if name not in wanted:
-            said.append(f"{name} {tuple(value.shape)} has no place in the model")
+            said.append(f"{name} {tuple(value.shape)} has no place in the model{way}")
         elif value.shape != wanted[name].shape:
-            way = (
-                ' (other classes: pass head="new" to keep the model’s classifier)'
-                if name.startswith("head") and head == "same"
-                else ""
-            )
             said.append(f"{name} is {tuple(value.shape)} in the file and {tuple(wanted[name].shape)} in the model{way}")
-    said += [f"{name} {tuple(wanted[name].shape)} is missing" for name in missing]
-    return sorted(said, key=lambda line: "other classes" not in line)
+    return sorted(said, key=lambda line: "head=" not in line)
+
+
+def _shown(problems: list[str]) -> list[str]:
+    more = len(problems) - SHOWN
+    return [
+        *problems[:SHOWN],
+        *([f"and {more} more {'are missing' if 'is missing' in problems[0] else 'of the file'}"] if more > 0 else []),
+    ]

@@ -96,9 +96,14 @@ def test_formats_of_old(canary):
     """torch.save's stacked pickles before 1.6 and its tar archives before 0.4."""
     path = canary.with_name("old.pth")
     torch.save({"args": Call(os.system, hostile.shell(canary))}, path, _use_new_zipfile_serialization=False)
-    refused(path, canary, "is a bare pickle that calls posix.system")
+    refused(path, canary, r"calls posix\.system, and nothing in a file is executed here")
     torch.save({"w": torch.ones(2)}, path, _use_new_zipfile_serialization=False)
-    refused(path, canary, r"is a bare pickle that calls torch.*save its state dict again, as \.safetensors")
+    assert read_tensors(path)["w"].tolist() == [1, 1]
+    path.write_bytes(path.read_bytes() + system(canary))  # nobody unpickles what lies behind
+    assert read_tensors(path)["w"].tolist() == [1, 1]
+    assert not canary.exists()
+    with pytest.raises(DataError, match=r"not a readable safetensors file: it is a file of torch\.save from before"):
+        read_safetensors(path)
     refused(hostile.tar(path, system(canary)), canary, "is a tar archive, torch's format before 0.4")
 
 
