@@ -14,6 +14,7 @@ from softless.errors import DataError, UsageError, located
 from softless.evaluation.run_files import read_best, read_classes, read_recipe
 from softless.models import digests
 from softless.models.assemble import assemble
+from softless.models.features import without_cut_parts
 from softless.models.files import read_safetensors
 from softless.models.outline import check_fits
 from softless.models.scale import set_training_size
@@ -138,6 +139,7 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], file: Path) -> None:
     Raises:
         UsageError: tensors missing, unknown or of another shape: it is another model's file.
     """
+    state = without_cut_parts(model, state)
     if wrong := mismatches(model, state):
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise UsageError(f"{file} is a checkpoint of another model: {', '.join(wrong[:5])}{more}")

@@ -61,6 +61,8 @@ class Features(nn.Module):
         self.divisor = max(reduction for reduction, _ in taken)
         if hasattr(host, "prune_intermediate_layers"):
             host.prune_intermediate_layers(self.indices, prune_norm=True, prune_head=True)
+        if getattr(host, "cls_attn_blocks", ()) is None:
+            host.cls_token = None  # XCiT's, which nothing reads without those blocks; timm below 1.0.31 leaves it there
         self.host = host
         reductions = [reduction for reduction, _ in taken] + [taken[-1][0]] * (len(STRIDES) - len(taken))
         self.adapters = nn.ModuleList(
@@ -72,6 +74,17 @@ class Features(nn.Module):
         maps = list(self.host.forward_intermediates(images, indices=self.indices, intermediates_only=True))
         maps += [maps[-1]] * (len(STRIDES) - len(maps))
         return [adapt(map_) for adapt, map_ in zip(self.adapters, maps, strict=True)]
+
+
+def without_cut_parts(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state without what no map of this model needs: a run of another timm may have kept it."""
+    places = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, Features) and getattr(module.host, "cls_token", None) is None
+    ]
+    cut = {f"{place}.host.cls_token".lstrip(".") for place in places}
+    return {name: tensor for name, tensor in state.items() if name not in cut}
 
 
 def adapter(width: int, reduction: int, stride: int, act: type[nn.Module]) -> nn.Module:

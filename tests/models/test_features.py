@@ -1,5 +1,6 @@
 """Four maps at strides 4, 8, 16 and 32 from hosts of one grid and from pyramids."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 
 from softless.errors import UsageError
+from softless.evaluation.run import fill
 from softless.models.features import Features, adapter, pad
 
 SMALL_XCIT = {"op": "sima", "embed_dim": 32, "depth": 6, "num_heads": 2}
@@ -68,3 +70,26 @@ def test_padding_adds_zeros_behind_and_only_where_needed():
 def test_what_gives_no_four_maps_is_refused(name: str, options: dict, layers: tuple | None, words: str):
     with pytest.raises(UsageError, match=words):
         Features(name, options, layers)
+
+
+def test_a_class_token_that_no_map_needs_comes_and_goes_with_timm(monkeypatch: pytest.MonkeyPatch):
+    """timm 1.0.30 keeps XCiT's when it prunes, 1.0.31 does not: a run of either opens under either."""
+    from timm.models.xcit import Xcit
+
+    usual = Xcit.prune_intermediate_layers
+    new = Features("xcit_tiny_12_p16_224", SMALL_XCIT)
+
+    def leaves_the_token(self: Any, *arguments: Any, **options: Any) -> Any:
+        token = self.cls_token
+        found = usual(self, *arguments, **options)
+        self.cls_token = token
+        return found
+
+    monkeypatch.setattr(Xcit, "prune_intermediate_layers", leaves_the_token)
+    old = Features("xcit_tiny_12_p16_224", SMALL_XCIT)
+    assert set(old.state_dict()) == set(new.state_dict())
+    of_old = {**new.state_dict(), "host.cls_token": torch.zeros(1, 1, 32)}
+    fill(old, of_old, Path("run"))
+    assert torch.equal(old.host.patch_embed.proj[0][0].weight, new.host.patch_embed.proj[0][0].weight)
+    with pytest.raises(UsageError, match=r"host\.norm\.weight is unknown"):
+        fill(old, {**of_old, "host.norm.weight": torch.ones(32)}, Path("run"))
