@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 KERNELS := CMakeLists.txt $(wildcard softless/attention/kernels/native/*)
 WORKERS ?= 2
 
-.PHONY: demo test quick soak threads crossed counts lint bench tables clean
+.PHONY: demo test extra quick soak threads crossed counts lint bench tables clean
 
 $(STAMP): pyproject.toml $(KERNELS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -17,11 +17,14 @@ $(STAMP): pyproject.toml $(KERNELS)
 demo: $(STAMP)           ## train SimA and its softmax twin on real handwritten digits; runs/demo/report.html
 	$(BIN)/softless bench twins --recipe digits --out runs/demo --overwrite
 
-test: lint               ## what CI runs
+test: lint               ## what CI runs first; under twenty minutes on two idle cores
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
+extra: $(STAMP)          ## and then: compilers, sanitizers, the largest models, whole benchmarks
+	$(BIN)/python -m pytest -m extra --numprocesses $(WORKERS) --dist loadfile
+
 quick: $(STAMP)          ## the tests that take less than ten seconds each
-	$(BIN)/python -m pytest -m "not slow and not soak"
+	$(BIN)/python -m pytest -m "not slow and not soak and not extra"
 
 soak: $(STAMP)           ## minutes of kills and several ranks, and the counts behind docs/reliability.md
 	$(BIN)/python -m pytest -m "soak or not soak" tests/training tests/data tests/models/test_weight_files.py tests/models/test_publish.py tests/evaluation/test_run_files.py tests/cli/test_disks.py --count benchmarks/reliability.csv

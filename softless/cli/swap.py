@@ -1,8 +1,10 @@
 """`softless swap`: a timm model with another attention, what became of each layer, and what is left of the exponentials."""
 
 import json
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from torch import Tensor
 from softless.cli.options import assignments
 from softless.convert import Swapped
 from softless.convert import swap as exchange
-from softless.errors import UsageError, located
+from softless.errors import SoftlessError, UsageError, located
 from softless.measure import Audit
 from softless.measure import audit as watch
 from softless.models.durable import write_tensors
@@ -38,6 +40,8 @@ class Exchange:
             "kept": dict(told.kept),
             "lost": dict(told.lost),
             "gains": dict(told.gains),
+            "new": {path: list(names) for path, names in told.new.items()},
+            "untried": told.untried,
             "kinds_before": dict(self.before.kinds),
             "kinds_after": dict(self.after.kinds),
             "exp_free": self.after.exp_free,
@@ -65,6 +69,9 @@ def swap(
     force: Sequence[str] = (),
     calibrate: str | Path | None = None,
     images: int = 8,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    image_size: int | None = None,
     set: Sequence[str] = (),  # the command says --set
     out: str | Path | None = None,
 ) -> Exchange:
@@ -82,7 +89,10 @@ def swap(
         layers: patterns of the paths of attention modules ("blocks.[0-5].*"); the others are kept.
         force: patterns of the paths at which what an operator cannot keep (a relative position bias) may be lost.
         calibrate: a folder of images, or one image: each branch gets the size on them that it had.
-        images: how many of them, the first by name.
+        images: how many of them: drawn from a fixed seed, in turn from each folder below, so that every class counts.
+        num_classes: classes of a model of one's own, as --weights has them.
+        in_chans: channels of its images.
+        image_size: pixels of their side.
         set: options of the operator, as in token_scale=tokens.
         out: a .safetensors file for the weights of the swapped model.
 
@@ -90,23 +100,24 @@ def swap(
         UsageError: an unknown model, operator or option, patterns that fit nothing, or a model in which nothing can be swapped.
         DataError: weights or images that cannot be read.
     """
-    import timm
-
-    from softless.models import create_model, load_weights
+    from softless.models import load_weights
 
     options = {name: _value(text) for name, text in assignments(set).items()}
     target = None if out is None else _checked(located(out))
     if pretrained and weights is not None:
         raise UsageError("--pretrained and --weights both say where the weights come from: choose one")
-    made = create_model(model, pretrained=pretrained).eval()
+    told = {"num_classes": num_classes, "in_chans": in_chans, "img_size": image_size}
+    arguments = {name: value for name, value in told.items() if value is not None}
+    made = _made(model, pretrained, arguments).eval()
     loaded = "" if weights is None else str(load_weights(made, weights, allow_nonfinite=allow_nonfinite))
-    batch = None if calibrate is None else _images(located(calibrate), images, timm.data.resolve_model_data_config(made))  # fmt: skip
+    batch = None if calibrate is None else _images(located(calibrate), images, _prepared(made, in_chans, image_size))
     before = watch(made)
     swapped = exchange(made, op, layers=layers, force=force, calibrate=batch, **options)
     if target is not None:
-        told = {"model": model, "op": swapped.op, "options": options, "layers": list(layers), "force": list(force)}
+        asked = {"model": model, "op": swapped.op, "options": options, "layers": list(layers), "force": list(force)}
+        asked |= {"arguments": arguments} if arguments else {}
         state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in made.state_dict().items()}
-        write_tensors(target, state, {"format": "pt", "softless.swap": json.dumps(told)})
+        write_tensors(target, state, {"format": "pt", "softless.swap": json.dumps(asked)})
     return Exchange(model, swapped, before, watch(made), loaded, target)
 
 
@@ -122,6 +133,46 @@ def _checked(path: Path) -> Path:
     return path
 
 
+def _made(name: str, pretrained: bool, arguments: dict[str, Any]) -> Any:
+    """The model before the swap.
+
+    Raises:
+        UsageError: a number that is none, or that its host does not take.
+    """
+    from softless.models import create_model
+
+    for option, value in arguments.items():
+        if value < (0 if option == "num_classes" else 1):
+            word = {"img_size": "image-size"}.get(option, option.replace("_", "-"))
+            raise UsageError(f"--{word} {value}: give a positive number")
+    try:
+        return create_model(name, pretrained=pretrained, **arguments)
+    except SoftlessError:
+        raise
+    except (TypeError, ValueError, AssertionError) as error:
+        raise UsageError(f"{name} with {arguments} cannot be built: {str(error).splitlines()[0][:200]}") from error
+
+
+def _prepared(model: Any, channels: int | None, side: int | None) -> dict[str, Any]:
+    """How the model's evaluation prepares an image; of other channels or another size than it was published with."""
+    from timm.data import resolve_data_config
+
+    from softless.models.create import of_channels
+
+    found = resolve_data_config({} if side is None else {"img_size": side}, model=model)
+    return found if channels is None else {**found, **of_channels(found, channels)}
+
+
+def _drawn(files: Sequence[str], number: int) -> list[int]:
+    """So many files, in turn from each folder below, from a fixed seed."""
+    folders: dict[str, list[int]] = {}
+    for index in random.Random(0).sample(range(len(files)), len(files)):
+        folders.setdefault(Path(files[index]).parent.as_posix(), []).append(index)
+    turns = [indices for _, indices in sorted(folders.items())]
+    rounds = (indices[turn] for turn in range(max(map(len, turns))) for indices in turns if turn < len(indices))
+    return list(islice(rounds, number))
+
+
 def _images(folder: Path, number: int, config: dict[str, Any]) -> Tensor:
     """(number, C, H, W), framed as the model's evaluation does."""
     import torch
@@ -133,4 +184,4 @@ def _images(folder: Path, number: int, config: dict[str, Any]) -> Tensor:
         raise UsageError(f"images={number}: at least one image to calibrate on")
     samples = images_at(folder, config["input_size"][0])
     transform = create_transform(**config, is_training=False)
-    return torch.stack([transform(samples.image(index)) for index in range(min(number, len(samples)))])
+    return torch.stack([transform(samples.image(index)) for index in _drawn(samples.files, number)])

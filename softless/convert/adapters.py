@@ -45,7 +45,7 @@ def joined(layers: Sequence[nn.Module]) -> nn.Module:
 
 
 def _row(parts: Sequence[Weights]) -> nn.Linear:
-    """A layer of several weights; an absent bias is 0 where another has one."""
+    """A layer of several weights, frozen where all of them are; an absent bias is 0 where another has one."""
     first, biased = parts[0].W, any(part.b is not None for part in parts)
     whole: nn.Linear = nn.utils.skip_init(  # what is drawn elsewhere does not depend on it
         nn.Linear, first.shape[1], sum(part.W.shape[0] for part in parts), bias=biased, device=first.device, dtype=first.dtype
@@ -53,7 +53,8 @@ def _row(parts: Sequence[Weights]) -> nn.Linear:
     zeros = (part.W.new_zeros(part.W.shape[0]) for part in parts)
     biases = [none if part.b is None else part.b for part, none in zip(parts, zeros, strict=True)]
     give(whole, torch.cat([part.W for part in parts]), torch.cat(biases) if biased else None)
-    return whole
+    trained = any(x.requires_grad for part in parts for x in part if x is not None)
+    return whole.requires_grad_(trained)
 
 
 def tied(qkv: nn.Module) -> nn.Module:
@@ -61,10 +62,10 @@ def tied(qkv: nn.Module) -> nn.Module:
     found = weights_of(qkv)
     if found is None:
         return Tied(qkv)
-    q, k, v = found.W.detach().chunk(3)
+    q, k, v = found.W.chunk(3)
     if found.b is None:
         return _row([Weights((q + k) / 2, None), Weights(v, None)])
-    first, second, third = found.b.detach().chunk(3)
+    first, second, third = found.b.chunk(3)
     return _row([Weights((q + k) / 2, (first + second) / 2), Weights(v, third)])
 
 
@@ -169,14 +170,23 @@ def _bias(theirs: Any) -> str | None:
     return "its relative position bias is added to scores, which a sum over tokens does not have" if shown else None
 
 
+def _turns(_: Any, op: Operator, options: Options) -> str | None:
+    reduced = op.reduces is not None and op.reduces(op.filled(options)) > 1
+    return (
+        f"its keys are turned by their positions, and '{op.name}' attends to reduced ones, which have none"
+        if reduced
+        else None
+    )
+
+
 def _groups(theirs: Any) -> str | None:
     return "its keys and values are shared by groups of heads" if getattr(theirs, "num_kv_groups", 1) > 1 else None
 
 
 ADAPTERS: Mapping[type, Adapter] = {
     TimmAttention: Adapter(_plain),
-    EvaAttention: Adapter(_rope),
-    AttentionRope: Adapter(_rope, cannot=lambda theirs, *_: _groups(theirs)),
+    EvaAttention: Adapter(_rope, cannot=_turns),
+    AttentionRope: Adapter(_rope, cannot=lambda *given: _groups(given[0]) or _turns(*given)),
     BeitAttention: Adapter(_beit, loses=_bias),
     XCA: Adapter(_plain),
     TalkingHeadAttn: Adapter(_plain, loses=lambda _: "it mixes the weights of its heads (talking heads), and a sum over tokens has none to mix"),

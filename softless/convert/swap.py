@@ -1,7 +1,11 @@
-"""`swap`: exchange the attention of an existing model, keeping its projections, and say what was done."""
+"""`swap`: exchange the attention of an existing model, keeping its projections, and say what was done.
+
+All is built beside the model first. Then the modules are exchanged, one pass is tried, and on any error each is put back.
+"""
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +21,7 @@ from softless.convert.adapters import ADAPTERS, looks_like_attention, no_adapter
 from softless.convert.modules import Gained, ReducedAttention, features_of
 from softless.errors import UsageError, need_module
 from softless.layers import Attention, SharedGrid
-from softless.layers.plain import place_of, refuse_empty, weights_of, why_changed
+from softless.layers.plain import absent, place_of, refuse_empty, sharded, weights_of, why_changed
 
 
 @dataclass(frozen=True)
@@ -27,26 +31,38 @@ class Swapped:
     op: str
     swapped: Mapping[str, str]  # path -> the class that was there
     kept: Mapping[str, str]  # path -> why
-    lost: Mapping[str, str] = field(default_factory=dict)  # path -> what `force` gave up
+    lost: Mapping[str, str] = field(
+        default_factory=dict
+    )  # path -> what was given up: what `force` named, dropout of weights
     gains: Mapping[str, float] = field(default_factory=dict)  # path -> the factor that its projection was multiplied by
     tied: str = ""  # how q and k became one
+    new: Mapping[str, tuple[str, ...]] = field(
+        default_factory=dict
+    )  # path -> tensors of the operator that no training has seen
+    untried: str = ""  # why no pass was tried
 
     def __str__(self) -> str:
         said = [f"{len(self.swapped)} attention modules now compute '{self.op}', {len(self.kept)} are kept"]
         said += [f"  swapped  {path} ({kind})" + (f", gain {self.gains[path]:.3g}" if path in self.gains else "") for path, kind in self.swapped.items()]  # fmt: skip
         said += [f"  kept     {path}: {why}" for path, why in self.kept.items()]
         said += [f"  lost     {path}: {what}" for path, what in self.lost.items()]
-        return "\n".join([*said, *([self.tied] if self.tied else [])])
+        said += [
+            f"  new      {path}: {', '.join(names)}, which no training has seen" for path, names in self.new.items()
+        ]
+        said += [self.tied] if self.tied else []
+        return "\n".join([*said, *([f"not tried on an image: {self.untried}"] if self.untried else [])])
 
 
 def swap(model: nn.Module, op: str | Operator | type[Attention] = "sima", *, layers: str | Sequence[str] = "*", force: str | Sequence[str] = (), calibrate: Tensor | None = None, **options: Any) -> Swapped:  # fmt: skip
     """Exchange attention in a timm model, in place, keeping projections and everything around them.
 
     ViT, DeiT, DeiT-III, FlexiViT, EVA and other models with rotary positions, XCiT, CaiT, PVT-v2 and BEiT have adapters. What would be
-    lost (a relative position bias, talking heads) is a reason to keep a layer, which `force` overrules layer by layer.
+    lost (a relative position bias, talking heads) is a reason to keep a layer, which `force` overrules layer by layer. A pass is tried
+    on the images of `calibrate`, or on one of noise. New tensors are drawn from a fixed seed, in the dtype of what was there, and SOFT
+    takes its bottleneck from pools of tokens, which need none, unless `sampling` is given. What was frozen stays frozen.
 
     Args:
-        model: the model; on an error it is as it was.
+        model: the model; on an error it is as it was, to the bit.
         op: the operator: its name, its record, or its class, as `softless.SimA.with_options(token_scale="tokens")`.
         layers: patterns of the paths of attention modules ("blocks.[0-5].*"); the others are kept.
         force: patterns of the paths at which what would be lost may be lost.
@@ -58,35 +74,166 @@ def swap(model: nn.Module, op: str | Operator | type[Attention] = "sima", *, lay
         What was swapped, kept and why, with the gains.
 
     Raises:
-        UsageError: unknown operator or option, patterns that fit nothing, or a model in which nothing can be swapped.
+        UsageError: unknown operator or option, patterns that fit nothing, images that the model does not take, a model in which nothing
+            can be swapped, or one that does not run afterwards.
     """
     need_module(model, "swap")
     record, options = _operator(op, options)
     check_options(record, options)
+    if "sampling" in record.options:
+        options.setdefault("sampling", "pool")
     if calibrate is not None:
         refuse_empty(model, "calibrate")
     chosen, kept, lost = _chosen(model, record, options, _patterns(layers), _patterns(force))
     if not chosen:
         reasons = "; ".join(dict.fromkeys(kept.values())) or _nothing_there(model, record)
         raise UsageError(f"nothing to swap in {type(model).__name__}: {reasons}")
+    images = None if calibrate is None else _calibration(model, calibrate)
     told, tokens = SharedGrid(), _tokens(model)
-    built = {path: _built(path, module, record, options, told, tokens) for path, module in chosen.items()}
-    looking = any(
-        one.looks_at_the_grid for ours in built.values() for one in ours.modules() if isinstance(one, Attention)
-    )
-    telling = looking and not any(isinstance(ours, ReducedAttention) for ours in built.values())  # those are passed it
-    teller = _tell(model, told) if telling else None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        built = {path: _built(path, module, record, options, told, tokens) for path, module in chosen.items()}
+    if looks := [path for path, ours in built.items() if _looks(ours)]:
+        _refuse_dropped_patches(model, record, looks[0])
+    telling = looks and not any(isinstance(ours, ReducedAttention) for ours in built.values())  # those are passed it
+    before = {} if images is None else _branches(model, list(built), images)
+    exchange = _Exchanged(model, chosen, built, told if telling else None)
     try:
-        before = _branches(model, list(built), calibrate) if calibrate is not None else {}
+        untried = _tried(exchange, record, images)  # first: its pass tells the new modules the grid
+        gains = _gains(model, before)
     except BaseException:
-        if teller is not None:
-            teller.remove()
+        exchange.undo()
         raise
-    for path, ours in built.items():
-        model.set_submodule(path, ours)
-    gains = _calibrated(model, before)
+    _multiply(model, gains, before)
     mean = "q and k are tied: their common projection is the mean of both" if record.wants("tied_qk", options) else ""
-    return Swapped(record.name, {path: type(one).__name__ for path, one in chosen.items()}, kept, lost, gains, mean)
+    lost |= {path: why for path, one in chosen.items() if (why := _dropped(one, record)) and path not in lost}
+    kinds = {path: type(one).__name__ for path, one in chosen.items()}
+    new = {path: names for path, ours in built.items() if (names := _new(ours, chosen[path]))}
+    return Swapped(record.name, kinds, kept, lost, gains, mean, new, untried)
+
+
+class _Exchanged:
+    """A model with the new modules in place; `undo` puts back the ones that were there."""
+
+    def __init__(self, model: nn.Module, old: Mapping[str, nn.Module], new: Mapping[str, nn.Module], told: SharedGrid | None) -> None:  # fmt: skip
+        self.model, self.old, self.new = model, old, new
+        self.embed = None if told is None else _embed(model)
+        self.told = told
+        self.teller: RemovableHandle | None = None
+        self.redo()
+
+    def redo(self) -> None:
+        for path, ours in self.new.items():
+            self.model.set_submodule(path, ours)
+        if self.embed is not None and self.told is not None:
+            self.teller = self.embed.register_forward_hook(Teller(self.told, _prefix(self.model)))
+
+    def undo(self) -> None:
+        for path, theirs in self.old.items():
+            self.model.set_submodule(path, theirs)
+        if self.teller is not None:
+            self.teller.remove()
+
+
+def _looks(ours: nn.Module) -> bool:
+    return any(one.looks_at_the_grid for one in ours.modules() if isinstance(one, Attention))
+
+
+def _refuse_dropped_patches(model: nn.Module, record: Operator, path: str) -> None:
+    drop = getattr(model, "patch_drop", None)
+    if drop is not None and not isinstance(drop, nn.Identity):
+        raise UsageError(
+            f"{path}: '{record.name}' needs to know where its tokens stand, and the model leaves some out in training (patch_drop): "
+            "build it without patch_drop_rate, or choose an operator that needs no grid"
+        )
+
+
+def _dropped(theirs: nn.Module, record: Operator) -> str:
+    """What becomes of dropout of attention weights."""
+    p = getattr(getattr(theirs, "attn_drop", None), "p", 0.0)
+    return (
+        "" if record.drops_weights or not p else f"dropout of weights ({p:g}): '{record.name}' makes no weights to drop"
+    )
+
+
+def _new(ours: nn.Module, theirs: nn.Module) -> tuple[str, ...]:
+    """The operator's own tensors, unless they were there (the temperature of XCA)."""
+    had = {id(x) for x in theirs.parameters()}
+    return tuple(name for name, x in ours.named_parameters() if ".learned." in f".{name}" and id(x) not in had)
+
+
+@contextmanager
+def _at_rest(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode and without gradients; each module gets its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _tried(exchange: _Exchanged, record: Operator, images: Tensor | None) -> str:
+    """Why no pass could be tried; empty where one was, and ended in numbers.
+
+    Raises:
+        UsageError: the model ran before and does not now; the exchange is undone.
+    """
+    model = exchange.model
+    if images is None and (absent(model) or sharded(model)):
+        return "its weights are not all here"
+    x = _noise(model) if images is None else images
+    if not (wrong := _ends_badly(model, x)):
+        return ""
+    exchange.undo()
+    if before := _ends_badly(model, x):
+        exchange.redo()
+        return f"it does not run on images {tuple(x.shape)} as it was either ({before})"
+    raise UsageError(f"{type(model).__name__} does not run with '{record.name}': {wrong}. Nothing was exchanged")
+
+
+def _ends_badly(model: nn.Module, images: Tensor) -> str:
+    """What a pass ends in other than numbers; empty where it gives numbers."""
+    root: Any = getattr(model, "_orig_mod", model)  # torch.compile's wrapper would compile
+    try:
+        with _at_rest(model):
+            found = root(images)
+    except Exception as error:  # noqa: BLE001  # of any kind: the model is another's
+        return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
+    while isinstance(found, list | tuple) and found:
+        found = found[0]
+    finite = not (isinstance(found, Tensor) and found.is_floating_point()) or bool(found.isfinite().all())
+    return "" if finite else "it answers NaN or infinity"
+
+
+def _noise(model: nn.Module) -> Tensor:
+    """One image of noise as the model takes it: its size, channels, dtype and device."""
+    told = getattr(model, "pretrained_cfg", None) or {}
+    channels, *sides = tuple(told.get("input_size") or (3, 224, 224))
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None) or sides
+    first = told.get("first_conv")
+    conv = next((one for path, one in model.named_modules() if path == first), None) if isinstance(first, str) else None
+    channels = getattr(conv, "in_channels", channels)
+    noise = torch.randn(1, int(channels), *map(int, size), generator=torch.Generator().manual_seed(0))
+    return noise.to(place_of(model))
+
+
+def _calibration(model: nn.Module, images: Tensor) -> Tensor:
+    """The images of `calibrate` in the model's dtype and on its device.
+
+    Raises:
+        UsageError: no images (B, C, h, w) of finite numbers.
+    """
+    kind = f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__  # fmt: skip
+    if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point() or not images.numel():
+        raise UsageError(
+            f"calibrate is {kind}: give images (B, C, h, w), prepared as the model takes them, at least one"
+        )
+    if not images.isfinite().all():
+        raise UsageError("calibrate holds NaN or infinity: leave those images out")
+    return images.to(place_of(model))
 
 
 def _nothing_there(model: nn.Module, record: Operator) -> str:
@@ -165,16 +312,20 @@ def _built(path: str, theirs: nn.Module, record: Operator, options: Mapping[str,
             if module.looks_at_the_grid:
                 module.set_grid(told)
     _beside(ours, theirs)
-    return ours.train(theirs.training)
+    had = set(theirs.modules())
+    for module in ours.modules():
+        if module not in had:
+            module.training = theirs.training
+    return ours
 
 
 def _beside(ours: nn.Module, theirs: nn.Module) -> None:
-    """What is new comes to the device of what was there; what was there stays where it is, offloaded or not."""
-    device, old = place_of(theirs).device, set(theirs.modules())
+    """What is new comes to the dtype and device of what was there; what was there stays where it is, offloaded or not."""
+    place, old = place_of(theirs), set(theirs.modules())
     own = {id(x) for x in theirs.parameters()}
     for module in ours.modules():
         if module not in old and not any(id(x) in own for x in module._parameters.values()):
-            module._apply(lambda x: x.to(device), recurse=False)
+            module._apply(lambda x: x.to(place) if x.is_floating_point() else x.to(place.device), recurse=False)
 
 
 def _tokens(model: nn.Module) -> int | None:
@@ -187,15 +338,14 @@ def _prefix(model: nn.Module) -> int:
     return 0 if isinstance(model, Xcit | Cait) else int(getattr(model, "num_prefix_tokens", 0))
 
 
-def _tell(model: nn.Module, told: SharedGrid) -> RemovableHandle:
-    """The patch embedding tells at each pass where its tokens stand."""
+def _embed(model: nn.Module) -> nn.Module:
+    """The patch embedding, which tells at each pass where its tokens stand."""
     embed = getattr(model, "patch_embed", None)
-    if embed is None:
+    if not isinstance(embed, nn.Module):
         raise UsageError(
             f"{type(model).__name__} has no patch_embed that could tell the grid: choose an operator that needs none"
         )
-    handle: RemovableHandle = embed.register_forward_hook(Teller(told, _prefix(model)))
-    return handle
+    return embed
 
 
 class Teller:
@@ -225,13 +375,13 @@ def _branches(
         )
         for path in paths
     ]
-    training = model.training
-    model.eval()
     try:
-        with torch.no_grad():
+        with _at_rest(model):
             model(images)
+    except Exception as error:
+        line = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise UsageError(f"calibrate: the model does not run on images {tuple(images.shape)} ({line})") from error
     finally:
-        model.train(training)
         for hook in hooks:
             hook.remove()
     if missing := [path for path in paths if path not in seen]:
@@ -242,23 +392,25 @@ def _branches(
     return seen
 
 
-def _calibrated(
-    model: nn.Module, before: Mapping[str, tuple[tuple[Any, ...], dict[str, Any], Tensor]]
-) -> dict[str, float]:
-    """Give every branch the size that it had on the same tokens; the factor goes into its projection, the bias stays."""
+def _gains(model: nn.Module, before: Mapping[str, tuple[tuple[Any, ...], dict[str, Any], Tensor]]) -> dict[str, float]:
+    """By what each branch is multiplied to have the size that it had on the same tokens; nothing is changed."""
     gains = {}
     for path, (args, kwargs, out) in before.items():
         ours = model.get_submodule(path)
-        training = ours.training
         holder: Any = getattr(ours, "inner", ours)
-        ours.eval()
-        with torch.no_grad():
+        with _at_rest(ours):
             bias = _bias(holder.proj, out)
             sizes = [float((x if bias is None else x - bias).float().square().mean().sqrt()) for x in (out, ours(*args, **kwargs))]  # fmt: skip
-            gains[path] = sizes[0] / sizes[1] if sizes[1] else 1.0
-            holder.proj = multiplied(holder.proj, gains[path], out)
-        ours.train(training)
+        gains[path] = sizes[0] / sizes[1] if sizes[1] else 1.0
     return gains
+
+
+def _multiply(model: nn.Module, gains: Mapping[str, float], before: Mapping[str, Any]) -> None:
+    """Fold each gain into its branch's projection; the bias stays."""
+    for path, gain in gains.items():
+        ours = model.get_submodule(path)
+        holder: Any = getattr(ours, "inner", ours)
+        holder.proj = multiplied(holder.proj, gain, before[path][2])
 
 
 def _bias(projection: nn.Module, like: Tensor) -> Tensor | None:

@@ -157,7 +157,7 @@ def _from_folder(folder: Path, pretrained: bool, kwargs: dict[str, Any]) -> nn.M
     about = {**found.about}
     channels = kwargs.get("in_chans", found.built.arguments.get("in_chans", 3))
     if channels != found.built.arguments.get("in_chans", 3):
-        about |= _of_channels(about, channels)
+        about |= of_channels(about, channels)
     model.pretrained_cfg |= about  # type: ignore[operator]
     if pretrained:
         trained_as_configured(model)
@@ -166,7 +166,7 @@ def _from_folder(folder: Path, pretrained: bool, kwargs: dict[str, Any]) -> nn.M
     return model
 
 
-def _of_channels(about: Mapping[str, Any], channels: int) -> dict[str, Any]:
+def of_channels(about: Mapping[str, Any], channels: int) -> dict[str, Any]:
     """How images of another number of channels are prepared: by the mean over channels for one, else by repeating them."""
     told = {name: list(about[name]) for name in ("mean", "std") if name in about}
     changed = {

@@ -36,6 +36,7 @@ def test_the_hosts_of_all_operators_take_operators(host: str) -> None:
     assert any(getattr(module, "op", None) is get("sima") for module in model.modules())
 
 
+@pytest.mark.extra
 def test_an_operator_without_a_place_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("softless.benching.counts.SMALL", ("cvt_13_224",))
     found = counts(["sima_xcit_nano_12_p16_224"], ops=["soft"])
@@ -59,6 +60,7 @@ def test_differences_and_missing_formulas_fail(found: Counts) -> None:
     assert Counts((Counted("m", "sima", 224, {"cpu": missing, "meta": missing}),)).exit_code == 1
 
 
+@pytest.mark.extra
 @pytest.mark.parametrize("host", SMALL[1:3], ids=["XCiT", "CvT"])
 def test_statistics_of_batchnorm_count_on_no_device(host: str) -> None:
     """Some devices keep them in evaluation, others do not: the bytes for backward and at the peak are those of activations."""

@@ -607,7 +607,7 @@ def test_a_streamed_layer_without_its_attention_is_not_timed(monkeypatch: pytest
         streaming.measure_layer(Work("bfloat16", 1, 4096, 48, 4), 0.0)
 
 
-@pytest.mark.slow
+@pytest.mark.extra
 def test_a_process_of_its_own_counts_its_memory() -> None:
     """The residual stream of 16,385 tokens and a chunk are less than half of what all tokens at once take; a process that fails is an error that names it."""
     work = Work("float32", 1, 16_385, 192, 3, 2048, "deit_tiny_patch16_224")

@@ -2,12 +2,15 @@
 
 import importlib
 
+import pytest
+
 from softless.benching.swaps import FAMILIES, families
 from softless.cli.main import main
 
 module = importlib.import_module("softless.benching.swaps")
 
 
+@pytest.mark.extra
 def test_swapped_in_part_and_refused(monkeypatch, tmp_path):
     """A family that is swapped whole, one whose class attention alone is, and one that is refused."""
     monkeypatch.setattr(module, "record_path", lambda name: tmp_path / f"{name}.csv")

@@ -1,5 +1,6 @@
 """`softless swap`: the report with its two audits, the file it leaves, and what it refuses."""
 
+import importlib
 import json
 from typing import Any
 
@@ -87,3 +88,33 @@ def test_refusals(words, message, tmp_path, monkeypatch, capsys):
     assert message in said
     assert said.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_images_are_drawn_from_every_class(tmp_path, monkeypatch):
+    """The first by name would be of one class alone."""
+
+    module = importlib.import_module("softless.cli.swap")
+    files = [f"{name}/{number}.png" for name in ("ant", "bee", "cat") for number in range(50)]
+    drawn = module._drawn(files, 7)
+    assert sorted(files[index].split("/")[0] for index in drawn) == ["ant"] * 3 + ["bee"] * 2 + ["cat"] * 2
+    assert drawn == module._drawn(files, 7)
+    assert len({*drawn}) == 7
+    assert sorted(module._drawn(files, 1000)) == list(range(150))
+
+
+def test_a_model_of_ones_own(tmp_path, photos, capsys):
+    """Three classes, one channel, 64 pixels: as the checkpoint has them."""
+    own: dict[str, Any] = {"num_classes": 3, "in_chans": 1, "img_size": 64}
+    torch.save(timm.create_model(NAME, **own).state_dict(), tmp_path / "own.pth")
+    words = ["--weights", str(tmp_path / "own.pth"), "--num-classes", "3", "--in-chans", "1", "--image-size", "64"]
+    out = tmp_path / "out.safetensors"
+    assert main(["swap", NAME, *words, "--calibrate", str(photos), "--out", str(out), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["kinds_before"]["softmax"] == 12 * 3 * 17**2
+    assert told["untried"] == ""
+    with safe_open(out, "pt") as file:
+        assert json.loads(file.metadata()["softless.swap"])["arguments"] == own
+    assert main(["swap", NAME, *words[:2]]) == 2
+    assert "other classes" in capsys.readouterr().err
+    assert main(["swap", NAME, "--image-size", "0"]) == 2
+    assert "--image-size 0: give a positive number" in capsys.readouterr().err

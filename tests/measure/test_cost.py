@@ -59,7 +59,10 @@ SOFT = {
 }
 
 
-@pytest.mark.parametrize("size", SOFT)
+@pytest.mark.parametrize(
+    "size",
+    [pytest.param(size, marks=[pytest.mark.extra] if size in {"medium", "large", "huge"} else []) for size in SOFT],
+)
 def test_published_sizes_of_soft(size: str) -> None:
     parameters, gmacs, heads = SOFT[size]
     with torch.device("meta"):

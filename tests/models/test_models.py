@@ -178,9 +178,10 @@ def test_gradient_checkpointing(name: str) -> None:
 
 
 HOSTS = ["sima_deit_tiny_patch16_224", "sima_xcit_tiny_12_p16_224", "sima_cvt_13_224", "soft_tiny_224"]
+COMPILED = [HOSTS[0], *(pytest.param(name, marks=pytest.mark.extra) for name in HOSTS[1:])]  # minutes each
 
 
-@pytest.mark.parametrize("name", HOSTS)
+@pytest.mark.parametrize("name", COMPILED)
 def test_compiles_into_one_graph(name: str) -> None:
     torch._dynamo.reset()
     model = small(name)
@@ -194,7 +195,7 @@ def test_compiles_into_one_graph(name: str) -> None:
 @pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
 )  # inductor's own
-@pytest.mark.parametrize("name", HOSTS)
+@pytest.mark.parametrize("name", COMPILED)
 def test_inductor(name: str) -> None:
     torch._dynamo.reset()
     model = small(name)
