@@ -42,8 +42,10 @@ class Family:
     why: str  # of what is kept
     softmax_before: int
     softmax_after: int
-    lowest_gain: float | None  # of the branches, on random images and weights; None where none was swapped
-    highest_gain: float | None
+    bare_error: (
+        float | None
+    )  # of the branches, relative, their mean on a random image and weights; None where none was swapped
+    calibrated_error: float | None
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Families:
         return {"op": self.op, "rows": [asdict(row) for row in self.rows]}
 
     def __str__(self) -> str:
-        head = ["family", "swapped", "kept", "softmax before", "after", "gains", "kept because"]
+        head = ["family", "swapped", "kept", "softmax before", "after", "error", "kept because"]
         cells = [
             [
                 row.family,
@@ -66,7 +68,7 @@ class Families:
                 row.kept,
                 f"{row.softmax_before:,}",
                 f"{row.softmax_after:,}",
-                "" if row.lowest_gain is None else f"{row.lowest_gain:.1f} to {row.highest_gain:.1f}",
+                "" if row.bare_error is None else f"{row.bare_error:.3f} to {row.calibrated_error:.3f}",
                 row.why,
             ]
             for row in self.rows
@@ -109,10 +111,10 @@ def _family(family: str, name: str, op: str) -> Family:
         _, _, why = str(refusal).partition(": ")
         kept = len(_attention(model))
         return Family(family, name, 0, kept, why, before, before, None, None)
-    gains = found.gains.values()
+    bare, calibrated = (sum(errors) / len(found.errors) for errors in zip(*found.errors.values(), strict=True))
     return Family(
         family, name, len(found.swapped), len(found.kept), "; ".join(dict.fromkeys(found.kept.values())), before,
-        audit(model).kinds.get("softmax", 0), round(min(gains), 3), round(max(gains), 3),
+        audit(model).kinds.get("softmax", 0), round(bare, 4), round(calibrated, 4),
     )  # fmt: skip
 
 

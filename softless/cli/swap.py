@@ -39,7 +39,8 @@ class Exchange:
             "swapped": dict(told.swapped),
             "kept": dict(told.kept),
             "lost": dict(told.lost),
-            "gains": dict(told.gains),
+            "gains": {path: list(gains) for path, gains in told.gains.items()},
+            "errors": {path: list(errors) for path, errors in told.errors.items()},
             "new": {path: list(names) for path, names in told.new.items()},
             "untried": told.untried,
             "kinds_before": dict(self.before.kinds),
@@ -88,7 +89,7 @@ def swap(
         pretrained: start from the weights that timm knows for the name (downloads).
         layers: patterns of the paths of attention modules ("blocks.[0-5].*"); the others are kept.
         force: patterns of the paths at which what an operator cannot keep (a relative position bias) may be lost.
-        calibrate: a folder of images, or one image: each branch gets the size on them that it had.
+        calibrate: a folder of images, or one image: each branch is brought as near as one number a head can to what it was on them.
         images: how many of them: drawn from a fixed seed, in turn from each folder below, so that every class counts.
         num_classes: classes of a model of one's own, as --weights has them.
         in_chans: channels of its images.

@@ -56,15 +56,15 @@ class WithBias(nn.Module):
 
 
 class Gained(nn.Module):
-    """A projection whose product is multiplied by a number, and its bias not: (…, in) -> (…, out)."""
+    """A projection of inputs that are multiplied channel by channel, its bias not: (…, in) -> (…, out)."""
 
     gain: Tensor
 
-    def __init__(self, layer: nn.Module, gain: float, like: Tensor) -> None:
+    def __init__(self, layer: nn.Module, gain: Tensor) -> None:
         super().__init__()
         self.layer = layer
         self.in_features, self.out_features = features_of(layer)
-        self.register_buffer("gain", torch.tensor(gain, dtype=like.dtype, device=like.device))
+        self.register_buffer("gain", gain)
 
     def __getattr__(self, name: str) -> Any:
         """The layer's bias, which is not multiplied, is this one's too."""

@@ -18,10 +18,11 @@ from torch.utils.hooks import RemovableHandle
 from softless.attention import Operator, get
 from softless.attention.attend import check_options
 from softless.convert.adapters import ADAPTERS, looks_like_attention, no_adapter
-from softless.convert.modules import Gained, ReducedAttention, features_of
+from softless.convert.calibrate import branches, fitted, multiplied
+from softless.convert.modules import ReducedAttention
 from softless.errors import UsageError, need_module
 from softless.layers import Attention, SharedGrid
-from softless.layers.plain import absent, place_of, refuse_empty, sharded, weights_of, why_changed
+from softless.layers.plain import absent, place_of, refuse_empty, sharded, why_changed
 
 
 @dataclass(frozen=True)
@@ -34,16 +35,19 @@ class Swapped:
     lost: Mapping[str, str] = field(
         default_factory=dict
     )  # path -> what was given up: what `force` named, dropout of weights
-    gains: Mapping[str, float] = field(default_factory=dict)  # path -> the factor that its projection was multiplied by
+    gains: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # path -> what each head is multiplied by
     tied: str = ""  # how q and k became one
     new: Mapping[str, tuple[str, ...]] = field(
         default_factory=dict
     )  # path -> tensors of the operator that no training has seen
     untried: str = ""  # why no pass was tried
+    errors: Mapping[str, tuple[float, float]] = field(
+        default_factory=dict
+    )  # path -> relative, on held-out images: bare, calibrated
 
     def __str__(self) -> str:
         said = [f"{len(self.swapped)} attention modules now compute '{self.op}', {len(self.kept)} are kept"]
-        said += [f"  swapped  {path} ({kind})" + (f", gain {self.gains[path]:.3g}" if path in self.gains else "") for path, kind in self.swapped.items()]  # fmt: skip
+        said += [f"  swapped  {path} ({kind}){self._calibrated(path)}" for path, kind in self.swapped.items()]
         said += [f"  kept     {path}: {why}" for path, why in self.kept.items()]
         said += [f"  lost     {path}: {what}" for path, what in self.lost.items()]
         said += [
@@ -51,6 +55,14 @@ class Swapped:
         ]
         said += [self.tied] if self.tied else []
         return "\n".join([*said, *([f"not tried on an image: {self.untried}"] if self.untried else [])])
+
+    def _calibrated(self, path: str) -> str:
+        if path not in self.gains:
+            return ""
+        low, high = min(self.gains[path]), max(self.gains[path])
+        gains = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
+        bare, error = self.errors[path]
+        return f", gain {gains}, error {bare:.3g} to {error:.3g}"
 
 
 def swap(model: nn.Module, op: str | Operator | type[Attention] = "sima", *, layers: str | Sequence[str] = "*", force: str | Sequence[str] = (), calibrate: Tensor | None = None, **options: Any) -> Swapped:  # fmt: skip
@@ -66,8 +78,8 @@ def swap(model: nn.Module, op: str | Operator | type[Attention] = "sima", *, lay
         op: the operator: its name, its record, or its class, as `softless.SimA.with_options(token_scale="tokens")`.
         layers: patterns of the paths of attention modules ("blocks.[0-5].*"); the others are kept.
         force: patterns of the paths at which what would be lost may be lost.
-        calibrate: images (B, C, h, w): each branch is multiplied by one number, folded into its projection, so that on them it has the
-            size that it had. A bare swap leaves SimA's branch some fourteen times weaker than softmax's.
+        calibrate: images (B, C, h, w): each head is multiplied by one number, folded into the projection, that brings its branch nearest
+            to what it was on half of them. How far the numbers go is chosen on the other half, where the error is never above the bare swap's.
         **options: of the operator.
 
     Returns:
@@ -96,20 +108,26 @@ def swap(model: nn.Module, op: str | Operator | type[Attention] = "sima", *, lay
     if looks := [path for path, ours in built.items() if _looks(ours)]:
         _refuse_dropped_patches(model, record, looks[0])
     telling = looks and not any(isinstance(ours, ReducedAttention) for ours in built.values())  # those are passed it
-    before = {} if images is None else _branches(model, list(built), images)
+    before = {} if images is None else branches(model, list(built), images, _at_rest(model))
     exchange = _Exchanged(model, chosen, built, told if telling else None)
     try:
         untried = _tried(exchange, record, images)  # first: its pass tells the new modules the grid
-        gains = _gains(model, before)
+        fits = {path: fitted(built[path], seen, _at_rest(built[path])) for path, seen in before.items()}
     except BaseException:
         exchange.undo()
         raise
-    _multiply(model, gains, before)
+    for path, fit in fits.items():
+        holder: Any = getattr(built[path], "inner", built[path])
+        holder.proj = multiplied(holder.proj, fit.gains, before[path].out)
     mean = "q and k are tied: their common projection is the mean of both" if record.wants("tied_qk", options) else ""
     lost |= {path: why for path, one in chosen.items() if (why := _dropped(one, record)) and path not in lost}
     kinds = {path: type(one).__name__ for path, one in chosen.items()}
     new = {path: names for path, ours in built.items() if (names := _new(ours, chosen[path]))}
-    return Swapped(record.name, kinds, kept, lost, gains, mean, new, untried)
+    gains, errors = (
+        {path: fit.gains for path, fit in fits.items()},
+        {path: (fit.bare, fit.error) for path, fit in fits.items()},
+    )
+    return Swapped(record.name, kinds, kept, lost, gains, mean, new, untried, errors)
 
 
 class _Exchanged:
@@ -362,71 +380,3 @@ class Teller:
         else:
             height, width = (side // patch for side, patch in zip(inputs[0].shape[-2:], module.patch_size, strict=True))
         self.told.tell((self.prefix, int(height), int(width)))
-
-
-def _branches(
-    model: nn.Module, paths: list[str], images: Tensor
-) -> dict[str, tuple[tuple[Any, ...], dict[str, Any], Tensor]]:
-    """Arguments and output of each attention on some images, as it is."""
-    seen: dict[str, tuple[tuple[Any, ...], dict[str, Any], Tensor]] = {}
-    hooks = [
-        model.get_submodule(path).register_forward_hook(
-            lambda _, args, kwargs, out, path=path: seen.__setitem__(path, (args, kwargs, out)), with_kwargs=True
-        )
-        for path in paths
-    ]
-    try:
-        with _at_rest(model):
-            model(images)
-    except Exception as error:
-        line = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise UsageError(f"calibrate: the model does not run on images {tuple(images.shape)} ({line})") from error
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if missing := [path for path in paths if path not in seen]:
-        raise UsageError(
-            f"calibrate: {missing[0]} was not seen at work on these images, so its size is not known. A compiled model runs without its modules: swap "
-            "the one that was compiled (model._orig_mod), and compile it afterwards"
-        )
-    return seen
-
-
-def _gains(model: nn.Module, before: Mapping[str, tuple[tuple[Any, ...], dict[str, Any], Tensor]]) -> dict[str, float]:
-    """By what each branch is multiplied to have the size that it had on the same tokens; nothing is changed."""
-    gains = {}
-    for path, (args, kwargs, out) in before.items():
-        ours = model.get_submodule(path)
-        holder: Any = getattr(ours, "inner", ours)
-        with _at_rest(ours):
-            bias = _bias(holder.proj, out)
-            sizes = [float((x if bias is None else x - bias).float().square().mean().sqrt()) for x in (out, ours(*args, **kwargs))]  # fmt: skip
-        gains[path] = sizes[0] / sizes[1] if sizes[1] else 1.0
-    return gains
-
-
-def _multiply(model: nn.Module, gains: Mapping[str, float], before: Mapping[str, Any]) -> None:
-    """Fold each gain into its branch's projection; the bias stays."""
-    for path, gain in gains.items():
-        ours = model.get_submodule(path)
-        holder: Any = getattr(ours, "inner", ours)
-        holder.proj = multiplied(holder.proj, gain, before[path][2])
-
-
-def _bias(projection: nn.Module, like: Tensor) -> Tensor | None:
-    """What a projection adds: its bias, or what it gives for nothing where it must be called."""
-    found = weights_of(projection)
-    if found is not None:
-        return found.b
-    nothing: Tensor = projection(like.new_zeros(1, features_of(projection)[0]))
-    return nothing[0]
-
-
-@torch.no_grad()
-def multiplied(projection: nn.Module, gain: float, like: Tensor) -> nn.Module:
-    """A projection whose product is multiplied by a number: in its weight where that is all there is to it."""
-    found = weights_of(projection)
-    if found is None:
-        return Gained(projection, gain, like)
-    found.W.mul_(gain)
-    return projection

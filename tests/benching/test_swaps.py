@@ -19,13 +19,13 @@ def test_swapped_in_part_and_refused(monkeypatch, tmp_path):
     width, heads = 128 // 4, 4
     assert (xcit.swapped, xcit.kept, xcit.why, xcit.softmax_after) == (14, 0, "", 0)
     assert xcit.softmax_before == 12 * heads * width**2 + 2 * heads * 197
-    assert xcit.lowest_gain is not None
-    assert xcit.highest_gain is not None
-    assert 1 < xcit.lowest_gain < xcit.highest_gain
+    assert xcit.bare_error is not None
+    assert xcit.calibrated_error is not None
+    assert 0 < xcit.calibrated_error <= xcit.bare_error
     assert (cait.swapped, cait.kept) == (2, 24)
     assert "talking heads" in cait.why
     assert cait.softmax_before - cait.softmax_after == 2 * heads * 197
-    assert (levit.swapped, levit.softmax_after, levit.lowest_gain) == (0, levit.softmax_before, None)
+    assert (levit.swapped, levit.softmax_after, levit.bare_error) == (0, levit.softmax_before, None)
     assert levit.kept == 11
     assert "a bias by relative position" in levit.why
     assert (tmp_path / "swaps.csv").read_text(encoding="utf-8").count("\n") == 4

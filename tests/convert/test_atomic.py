@@ -289,11 +289,11 @@ def test_images_come_to_the_models_dtype() -> None:
     gains = swap(vit().to(torch.bfloat16), "sima", calibrate=X).gains
     expected = swap(vit(), "sima", calibrate=X).gains
     assert gains.keys() == expected.keys()
-    assert all(gains[path] == pytest.approx(expected[path], rel=0.05) for path in gains)
+    assert all(gains[path] == pytest.approx(expected[path], rel=0.1, abs=0.05) for path in gains)
     assert softless.swap is swap
 
 
 @pytest.mark.parametrize("op", ["soft", "cosformer2d", "nystrom"])
 def test_an_operator_on_the_grid_is_calibrated(op: str) -> None:
-    gains = swap(vit(), op, calibrate=X).gains
-    assert all(gain > 0 for gain in gains.values())
+    found = swap(vit(), op, calibrate=X)
+    assert all(error <= bare for bare, error in found.errors.values())
