@@ -71,4 +71,5 @@ def _reading(name: str, fields: Mapping[str, Any]) -> "Reading":
         labels=None if pixels is None else pixels.labels,
         ignore=() if pixels is None else tuple(pixels.ignore),
         fov=None if pixels is None else pixels.fov,
+        values=None if pixels is None else pixels.values,
     )

@@ -4,6 +4,7 @@ What is read here is what training reads, by the same functions; but the first f
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ class Reading:
     labels: str | None = None  # folder of label images
     ignore: tuple[str | int, ...] = ()  # classes and values that count nowhere
     fov: str | None = None  # folder of fields of view
+    values: Mapping[Any, str] | None = None  # what stored values of label images are called
 
 
 def check(
@@ -116,7 +118,7 @@ def _check_label_images(root: Path, found: Gathering, reading: Reading | None) -
     """Each folder of label images against the images; of a recipe, those that it reads."""
     if reading is not None:
         existing_folder(root)
-        read_parts(layout_of(root, found, reading.labels, reading.ignore), found, fov=reading.fov)
+        read_parts(layout_of(root, found, reading.labels, reading.ignore, reading.values), found, fov=reading.fov)
         return LABELS
     folders = label_folders(root)
     if not folders:

@@ -6,7 +6,7 @@ exactly these: an index never shifts because a folder is missing. Sub-folders of
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -101,10 +101,15 @@ def _refuse(error: OSError) -> None:
     raise DataError(f"cannot list the folder {error.filename}: {error.strerror}") from error
 
 
-def listing(root: Path, failed: Callable[[OSError], None] = _refuse, apart: Path | None = None) -> Listing:
+def listing(
+    root: Path,
+    failed: Callable[[OSError], None] = _refuse,
+    apart: Path | None = None,
+    types: Collection[str] = IMAGE_TYPES,
+) -> Listing:
     """Everything below a folder; `failed` is called with a folder that cannot be listed, and raises by default.
 
-    A folder `apart` below it is passed over.
+    A folder `apart` below it is passed over. `types` are the endings of what is looked for.
     """
     left_out = None if apart is None else apart.resolve()
     files: list[str] = []
@@ -125,7 +130,7 @@ def listing(root: Path, failed: Callable[[OSError], None] = _refuse, apart: Path
                 hidden += 1
             elif not entry.is_dir():
                 ending = place.suffix.lower()
-                if ending in IMAGE_TYPES:
+                if ending in types:
                     files.append(place.relative_to(root).as_posix())
                 else:
                     other[ending or "(no ending)"] += 1

@@ -192,7 +192,7 @@ def verify(path: Path) -> None:
                 raise
             _verify(path, texts=False)
     except _DAMAGED as error:
-        raise _bad(path, "damaged", f"{error}; the pixels are not those that were stored") from error
+        raise bad_image(path, "damaged", f"{error}; the pixels are not those that were stored") from error
 
 
 def _verify(path: Path, *, texts: bool) -> None:
@@ -258,9 +258,9 @@ def _heard(said: list[Remark]) -> Iterator[None]:
 def _refuse_no_file(path: Path) -> None:
     status = path.stat()  # follows links; raises where there is nothing
     if not stat.S_ISREG(status.st_mode):
-        raise _bad(path, "no image", "it is no file" + (" but a folder" if stat.S_ISDIR(status.st_mode) else ""))
+        raise bad_image(path, "no image", "it is no file" + (" but a folder" if stat.S_ISDIR(status.st_mode) else ""))
     if not status.st_size:
-        raise _bad(path, "empty", "it is empty or no image (0 bytes); replace or remove the file")
+        raise bad_image(path, "empty", "it is empty or no image (0 bytes); replace or remove the file")
 
 
 def _refuse_size(image: Image.Image, path: Path, most: int) -> None:
@@ -272,7 +272,7 @@ def _refuse_size(image: Image.Image, path: Path, most: int) -> None:
     if width * height > most or tile > most:
         what = f"{width} x {height} = {width * height}" if width * height > most else f"one tile of {tile}"
         more = max(width * height, tile)
-        raise _bad(
+        raise bad_image(
             path,
             "too many pixels",
             f"its header says {what} pixels, and at most {most} are decoded; make it smaller, or set "
@@ -283,7 +283,7 @@ def _refuse_size(image: Image.Image, path: Path, most: int) -> None:
 def _refuse_small(image: Image.Image, path: Path, least: int) -> None:
     width, height = image.size
     if min(width, height) < least:
-        raise _bad(
+        raise bad_image(
             path,
             "too small",
             f"it is {width} x {height} pixels, and both sides must have at least {least}; remove it, or set "
@@ -304,7 +304,7 @@ def _refuse_deep_pixels(image: Image.Image, path: Path) -> None:
         _refuse_not_finite(image, path)
     kind = {"F": "floating-point", "I": "32-bit integer"}.get(image.mode, "signed" if signed else "16-bit")
     kind = "16-bit" if deep_colour else kind
-    raise _bad(
+    raise bad_image(
         path,
         "pixel format",
         f"{kind} pixels (mode {image.mode}): only 8-bit images are read; "
@@ -317,7 +317,7 @@ def _refuse_not_finite(image: Image.Image, path: Path) -> None:
     with _heard([]):
         wrong = int((~np.isfinite(np.asarray(image))).sum())
     if wrong:
-        raise _bad(
+        raise bad_image(
             path,
             "not finite",
             f"floating-point pixels, {wrong} of them NaN or infinite: only 8-bit images are read; "
@@ -332,7 +332,7 @@ def _convert(image: Image.Image, path: Path, mode: str) -> Image.Image:
     try:
         return image.copy() if image.mode == mode else image.convert(mode)
     except ValueError as error:
-        raise _bad(path, "pixel format", f"{error}; convert it to RGB with a colour profile first") from error
+        raise bad_image(path, "pixel format", f"{error}; convert it to RGB with a colour profile first") from error
 
 
 def _stored_size(image: Image.Image) -> tuple[int, int]:
@@ -374,12 +374,12 @@ def _count_pictures(image: Image.Image, said: list[Remark]) -> None:
 
 def _unreadable(path: Path, error: Exception) -> BadImage:
     if isinstance(error, FileNotFoundError):
-        return _bad(path, "missing", "no such file" + (" (a link to nothing)" if path.is_symlink() else ""))
+        return bad_image(path, "missing", "no such file" + (" (a link to nothing)" if path.is_symlink() else ""))
     if isinstance(error, UnidentifiedImageError):
-        return _bad(path, *_unknown_type(path))
+        return bad_image(path, *_unknown_type(path))
     if isinstance(error, OSError) and error.errno:
-        return _bad(path, "unreadable", f"{error.strerror}; its rights or the disk stand in the way")
-    return _bad(path, "damaged", f"{str(error) or type(error).__name__}; replace or remove the file")
+        return bad_image(path, "unreadable", f"{error.strerror}; its rights or the disk stand in the way")
+    return bad_image(path, "damaged", f"{str(error) or type(error).__name__}; replace or remove the file")
 
 
 def _unknown_type(path: Path) -> tuple[str, str]:
@@ -397,7 +397,8 @@ def _unknown_type(path: Path) -> tuple[str, str]:
     return "no image", f"it is empty or no image of the types read ({types}): it begins with {begins!r}"
 
 
-def _bad(path: Path, kind: str, reason: str, opening: str = "") -> BadImage:
+def bad_image(path: Path, kind: str, reason: str, opening: str = "") -> BadImage:
+    """The error for a file that is not read: why in a word, and in a sentence that `opening` may begin in place of ours."""
     # torch raises an error of a worker again with its message alone, so the constructor takes nothing else
     error = BadImage((opening or f"cannot read the image {path}: ") + reason)
     error.kind, error.reason = kind, (f"it holds {reason}" if opening else reason)

@@ -7,7 +7,7 @@ ignored (a value, pixels outside a field of view) becomes `IGNORE`, has no class
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,9 @@ import numpy as np
 from softless.data.datasets import Splits, fingerprint, scaling, stratified_cut
 from softless.data.findings import Gathering, refusal
 from softless.data.folder import Listing, existing_folder, listing, read_as
-from softless.data.images import BadImage, verify
-from softless.data.label_layout import IGNORE, Layout, label_folders, layout_of, read_values
+from softless.data.images import IMAGE_TYPES, BadImage
+from softless.data.label_layout import IGNORE, LABEL_TYPES, Layout, label_folders, layout_of
+from softless.data.label_values import read_values, read_whole_values
 from softless.data.notices import notice
 from softless.data.progress import track
 from softless.data.samples import FileSamples
@@ -112,7 +113,13 @@ class LabelImages(FileSamples):
 
 
 def open_label_images(
-    spec: "DataSpec", seed: int, *, labels: str | None = None, ignore: Sequence[str | int] = (), fov: str | None = None
+    spec: "DataSpec",
+    seed: int,
+    *,
+    labels: str | None = None,
+    ignore: Sequence[str | int] = (),
+    fov: str | None = None,
+    values: Mapping[Any, str] | None = None,
 ) -> tuple[Splits, Layout]:
     """Read all images and label images once and cut them into splits.
 
@@ -124,6 +131,7 @@ def open_label_images(
         labels: folder of label images; None is the only one there is.
         ignore: classes or values that count nowhere.
         fov: folder of masks whose zeros count nowhere.
+        values: what stored values are called; None lets classes.json say it.
 
     Raises:
         DataError: all that is wrong with the files, each with its path.
@@ -137,7 +145,7 @@ def open_label_images(
         )
     root = existing_folder(spec.path)
     found = Gathering(root)
-    layout = layout_of(root, found, labels, ignore)
+    layout = layout_of(root, found, labels, ignore, values)
     parts = read_parts(layout, found, spec.in_chans, fov)
     for fault in found.warnings:
         if fault.kind in TOLD:
@@ -176,9 +184,10 @@ def read_parts(layout: Layout, found: Gathering, channels: int = 3, fov: str | N
 def read_part(layout: Layout, part: str, found: Gathering, channels: int = 3, fov: str | None = None) -> LabelImages:
     """`read_parts` of one part."""
     base, beside = layout.folder(part), layout.folder(part, layout.labels)
-    images, labels = _by_key(layout.root / base, found), _by_key(layout.root / beside, found)
+    images = _by_key(layout.root / base, found)
+    labels = _by_key(layout.root / beside, found, LABEL_TYPES)
     _pair_by_ending(layout.root / beside, images, labels, found)
-    fovs = {} if fov is None else _by_key(layout.root / layout.folder(part, fov), found)
+    fovs = {} if fov is None else _by_key(layout.root / layout.folder(part, fov), found, LABEL_TYPES)
     for key in sorted(set(labels) - set(images)):
         found.fault(layout.root / labels[key], "missing image", f"there is no image of this name in {base}")
     taken: list[tuple[str, str, str, np.ndarray, bytes]] = []
@@ -222,13 +231,13 @@ def _pair_by_ending(folder: Path, images: Mapping[str, str], labels: dict[str, s
         )
 
 
-def _by_key(folder: Path, found: Gathering) -> dict[str, str]:
+def _by_key(folder: Path, found: Gathering, types: Collection[str] = IMAGE_TYPES) -> dict[str, str]:
     """Images below a folder, relative to the data's root, by their path in it without its ending."""
     by_key: dict[str, str] = {}
     if not folder.is_dir():
         found.fault(folder, "layout", "there is no such folder")
         return by_key
-    inside: Listing = listing(folder)
+    inside: Listing = listing(folder, types=types)
     found.passed_over += inside.other
     found.hidden += inside.hidden
     for file in inside.files:
@@ -263,19 +272,23 @@ def _read(
     seen = None if fov is None else _checked(layout.root / fov, size, found)
     if values is None or decoded is None or (fov is not None and seen is None):
         return None
-    held = np.flatnonzero(np.bincount(values.reshape(-1), minlength=256)).tolist()
-    strange = [value for value in held if value not in layout.names and value not in layout.ignored]
-    if strange:
-        pixels = int(np.isin(values, strange).sum())
-        allowed = ", ".join(f"{value} {name}" for value, name in layout.names.items())
-        shown = ", ".join(map(str, strange[:20])) + (", …" if len(strange) > 20 else "")
-        found.fault(
-            layout.root / label, "label values", f"it holds the values {shown} ({pixels} pixels); allowed are {allowed}"
-        )
+    if strange := _unnamed(values, layout):
+        found.fault(layout.root / label, "label values", strange)
         return None
     classes = _classes_of(values, layout.lookup, seen)
     counts = np.bincount(classes.reshape(-1), minlength=256)[: len(layout.values)]
     return counts, hashlib.blake2b(classes.tobytes(), digest_size=16).digest(), int((values == IGNORE).sum())
+
+
+def _unnamed(values: np.ndarray, layout: Layout) -> str:
+    """What is said of values that have no name, with their numbers of pixels; nothing where all have one."""
+    counts = np.bincount(values.reshape(-1), minlength=256)
+    strange = [value for value in np.flatnonzero(counts).tolist() if value not in {*layout.names, *layout.ignored}]
+    if not strange:
+        return ""
+    shown = ", ".join(f"{value} ({counts[value]} pixels)" for value in strange[:20])
+    allowed = ", ".join(f"{value} {name}" for value, name in layout.names.items())
+    return f"it holds the values {shown}{', …' if len(strange) > 20 else ''}; allowed are {allowed}"
 
 
 def _checked(
@@ -283,8 +296,7 @@ def _checked(
 ) -> np.ndarray | None:
     """The values of a label image that has this size."""
     try:
-        values = read_values(path, colours)
-        verify(path)
+        values = read_whole_values(path, colours)
     except BadImage as error:
         found.fault(path, error.kind, error.reason)
         return None

@@ -13,6 +13,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from softless.data.label_images import IGNORE
+from softless.data.label_names import checked_values
 from softless.data.transforms import Normalised, Pipeline, Step
 from softless.errors import UsageError
 
@@ -153,6 +154,8 @@ def check(spec: "SegmentationSpec") -> None:
     Raises:
         UsageError: they do not.
     """
+    if spec.values is not None:
+        checked_values(spec.values)
     if spec.crop is not None and min(spec.crop) < 32:
         raise UsageError(
             f"segmentation.crop={spec.crop}: height and width of at least 32 pixels, or none for whole images"

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from softless.data.folder import listing
-from softless.data.label_images import read_values
+from softless.data.label_values import read_values
 from softless.data.samples import FileSamples
 from softless.errors import DataError
 

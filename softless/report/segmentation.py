@@ -12,7 +12,8 @@ from PIL import Image
 
 from softless.data.findings import Gathering
 from softless.data.label_images import LabelImages, read_part
-from softless.data.label_layout import IGNORE, Layout, layout_of, read_values
+from softless.data.label_layout import IGNORE, Layout, layout_of
+from softless.data.label_values import read_values
 from softless.errors import DataError, SoftlessError
 from softless.evaluation.measures import MEASURES
 from softless.evaluation.segmentation import COUNTS, FOLDER, Scores
@@ -268,7 +269,7 @@ def _test_split(recipe: dict[str, Any]) -> tuple[LabelImages, Layout]:
     if not root.is_dir():
         raise DataError(f"the data are no longer at {root}")
     found = Gathering(root)
-    layout = layout_of(root, found, spec["labels"], spec["ignore"])
+    layout = layout_of(root, found, spec["labels"], spec["ignore"], spec.get("values"))
     if "test" not in layout.parts:
         raise DataError("the data no longer hold a test split")
     return read_part(layout, "test", found, data["in_chans"], spec["fov"]), layout

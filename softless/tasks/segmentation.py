@@ -58,7 +58,7 @@ class Segmentation(Task):
         assert spec is not None
         train_pipeline(spec, (0.5,), (0.5,))  # its errors come before the images are read
         splits, layout = open_label_images(
-            recipe.data, recipe.seed, labels=spec.labels, ignore=spec.ignore, fov=spec.fov
+            recipe.data, recipe.seed, labels=spec.labels, ignore=spec.ignore, fov=spec.fov, values=spec.values
         )
         return cls(recipe, splits, layout.values)
 
@@ -136,7 +136,9 @@ class Segmentation(Task):
         spec = replace(
             self.recipe.data, mean=(0.5,) * self.recipe.data.in_chans, std=(0.5,) * self.recipe.data.in_chans
         )
-        splits, _ = open_label_images(spec, self.recipe.seed, labels=self.spec.observer, ignore=self.spec.ignore)
+        splits, _ = open_label_images(
+            spec, self.recipe.seed, labels=self.spec.observer, ignore=self.spec.ignore, values=self.spec.values
+        )
         said: dict[str, tuple[LabelImages, int]] = {}
         for theirs in (splits.train, splits.val, splits.test):
             if isinstance(theirs, LabelImages):

@@ -200,6 +200,11 @@ class SegmentationSpec:
         None, "of a host of one grid, from 1: those whose tokens are taken", "[1, 10000]", rising=True
     )
     labels: str | None = setting(None, "folder of label images; none is labels, or ADE20K's annotations")
+    values: Mapping[int | str, str] | None = setting(
+        None,
+        "names of stored values, as {0: background, 127: cell}; several may share one, void counts nowhere; none is classes.json",
+        "[0, 255]",
+    )
     ignore: tuple[str | int, ...] = setting(
         (), "classes by name, or values, that count nowhere and have no output", "[0, 65535]"
     )
