@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from softless.cli.options import assignments
 from softless.convert import Swapped
@@ -90,8 +90,6 @@ def swap(
         UsageError: an unknown model, operator or option, patterns that fit nothing, or a model in which nothing can be swapped.
         DataError: weights or images that cannot be read.
     """
-    import timm
-
     from softless.models import create_model, load_weights
 
     options = {name: _value(text) for name, text in assignments(set).items()}
@@ -100,7 +98,7 @@ def swap(
         raise UsageError("--pretrained and --weights both say where the weights come from: choose one")
     made = create_model(model, pretrained=pretrained).eval()
     loaded = "" if weights is None else str(load_weights(made, weights, allow_nonfinite=allow_nonfinite))
-    batch = None if calibrate is None else _images(located(calibrate), images, timm.data.resolve_model_data_config(made))  # fmt: skip
+    batch = None if calibrate is None else _images(located(calibrate), images, made)  # fmt: skip
     before = watch(made)
     swapped = exchange(made, op, layers=layers, force=force, calibrate=batch, **options)
     if target is not None:
@@ -122,15 +120,14 @@ def _checked(path: Path) -> Path:
     return path
 
 
-def _images(folder: Path, number: int, config: dict[str, Any]) -> Tensor:
+def _images(folder: Path, number: int, model: nn.Module) -> Tensor:
     """(number, C, H, W), framed as the model's evaluation does."""
     import torch
-    from timm.data import create_transform
 
     from softless.data.folder import images_at
+    from softless.saliency.viewer import channels_of, declared, evaluation_transform
 
     if number < 1:
         raise UsageError(f"images={number}: at least one image to calibrate on")
-    samples = images_at(folder, config["input_size"][0])
-    transform = create_transform(**config, is_training=False)
+    samples, transform = images_at(folder, channels_of(model), scale=declared(model)), evaluation_transform(model)
     return torch.stack([transform(samples.image(index)) for index in range(min(number, len(samples)))])

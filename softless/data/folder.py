@@ -14,6 +14,7 @@ from softless.data.findings import NO_TEXT
 from softless.data.images import IMAGE_TYPES
 from softless.data.notices import notice
 from softless.data.places import ALIKE, LAYOUT, class_splits, composed, folders_in, twins_of
+from softless.data.ranges import Range
 from softless.data.samples import FileSamples
 from softless.errors import DataError, UsageError, located
 from softless.words import few, is_text, visible
@@ -38,7 +39,9 @@ class Scan:
     hidden: int  # files and folders whose name starts with a dot
 
 
-def folder_parts(path: str | Path, channels: int) -> tuple[dict[str, FileSamples], tuple[str, ...]]:
+def folder_parts(
+    path: str | Path, channels: int, scale: Range | None = None
+) -> tuple[dict[str, FileSamples], tuple[str, ...]]:
     """The parts a data folder holds ({"train", "val", "test"}, or {"all"} for class folders alone) and the class names.
 
     Raises:
@@ -49,7 +52,7 @@ def folder_parts(path: str | Path, channels: int) -> tuple[dict[str, FileSamples
     places = class_splits(root)
     if not places:
         scan = _scan(root)
-        return {"all": _samples(root, "", scan, channels)}, tuple(scan.files)
+        return {"all": _samples(root, "", scan, channels, scale)}, tuple(scan.files)
     if renamed := read_as(places):
         notice(f"{root}: {renamed}")
     _report_unused(root, places)
@@ -57,7 +60,7 @@ def folder_parts(path: str | Path, channels: int) -> tuple[dict[str, FileSamples
     classes = tuple(scans["train"].files)
     for part, scan in scans.items():
         class_places(classes, tuple(scan.files), f"{root / places['train']}", f"{root / places[part]}")
-    return {part: _samples(root, places[part], scan, channels) for part, scan in scans.items()}, classes
+    return {part: _samples(root, places[part], scan, channels, scale) for part, scan in scans.items()}, classes
 
 
 def existing_folder(path: str | Path) -> Path:
@@ -211,16 +214,16 @@ def _refuse_no_text(root: Path, folders: list[str]) -> None:
         raise DataError(f"{root}: the class folder '{visible(bad[0])}' has {NO_TEXT}")
 
 
-def _samples(root: Path, part: str, scan: Scan, channels: int) -> FileSamples:
+def _samples(root: Path, part: str, scan: Scan, channels: int, scale: Range | None) -> FileSamples:
     files = [f"{part}/{file}" if part else file for found in scan.files.values() for file in found]
     targets = [index for index, found in enumerate(scan.files.values()) for _ in found]
-    return FileSamples(root, files, targets, channels)
+    return FileSamples(root, files, targets, channels, scale)
 
 
-def images_at(path: Path, channels: int, apart: Path | None = None) -> FileSamples:
+def images_at(path: Path, channels: int, apart: Path | None = None, scale: Range | None = None) -> FileSamples:
     """The images of a folder and its sub-folders, or one image, without labels; see `files_at`."""
     root, files = files_at(path, apart)
-    return FileSamples(root, files, [0] * len(files), channels)
+    return FileSamples(root, files, [0] * len(files), channels, scale)
 
 
 def files_at(path: Path, apart: Path | None = None) -> tuple[Path, list[str]]:

@@ -13,17 +13,18 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.Image import Transpose
 
-from softless.data.notices import notice
+from softless.data.ranges import WAY
 from softless.errors import DataError, UsageError
 from softless.models.digests import of_file
 from softless.words import POINTED, POINTER
@@ -67,8 +68,8 @@ _MAGIC = {
     b"MM\0*": "TIFF",
     b"GIF8": "GIF",
 }
-_DEEP = re.compile(r"(?<!BGR);16")  # raw modes with 16 bits per channel; BGR;16 has 16 per pixel
-_TILE_SIDES, _SAMPLE_FORMAT, _SIGNED, _ORIENTATION = (322, 323), 339, 2, 0x0112  # TIFF tags
+DEEP = re.compile(r"(?<!BGR);16")  # raw modes with 16 bits per channel; BGR;16 has 16 per pixel
+_TILE_SIDES, SAMPLE_FORMAT, SIGNED, _ORIENTATION = (322, 323), 339, 2, 0x0112  # TIFF tags
 _TEXTS = re.compile(r"MAX_TEXT_(CHUNK|MEMORY)")  # in what Pillow says of profiles and texts larger than it reads
 _ONE = threading.Lock()
 
@@ -89,62 +90,68 @@ class Remark(NamedTuple):
 
 @dataclass(frozen=True)
 class Decoded:
-    """An upright 8-bit image, and what was seen on the way."""
+    """An upright image, and what was seen on the way."""
 
-    image: Image.Image
+    image: Any  # of 8 bits as a PIL image; otherwise what `judge` makes of it
     format: str  # as Pillow names it
     stored_size: tuple[int, int]  # width and height before the EXIF orientation
     remarks: tuple[Remark, ...]
     unguarded: str = ""  # the format, where nothing in the file tells altered pixels: it has no checksums
+    outside: tuple[int, int] = (0, 0)  # values below and above a declared range
 
 
-def read_image(path: Path, channels: int = 3) -> Image.Image:
-    """The upright image in mode "RGB" (3 channels) or "L" (1 channel).
+def decode(
+    path: Path,
+    channels: int = 3,
+    *,
+    max_pixels: int | None = None,
+    min_side: int | None = None,
+    judge: "Judge | None" = None,
+) -> Decoded:
+    """The upright image in mode "RGB" (3 channels) or "L" (1 channel), and what was seen on the way.
 
     EXIF orientation is applied. Palettes are expanded, an alpha channel is dropped (transparent pixels keep their
     stored colour), CMYK becomes RGB, colour becomes grey by Pillow's ITU-R 601 weights. Of a file with several
-    pictures the first is read, with a notice.
-
-    Raises:
-        BadImage: the file is unreadable, larger or smaller than the limits, or has more than 8 bits per channel (Pillow
-            would clip or truncate those).
-    """
-    decoded = decode(path, channels)
-    for remark in decoded.remarks:
-        notice(f"{path}: {remark.text}")
-    return decoded.image
-
-
-def decode(path: Path, channels: int = 3, *, max_pixels: int | None = None, min_side: int | None = None) -> Decoded:
-    """`read_image` with its remarks returned instead of said.
+    pictures the first is read, with a remark.
 
     Args:
         path: the file.
         channels: 1 or 3.
         max_pixels: refuse more, from the header; SOFTLESS_MAX_PIXELS by default.
         min_side: refuse a shorter side below this; SOFTLESS_MIN_SIDE by default.
+        judge: in place of 8-bit pixels, gives what takes the stored numbers of the opened image once it is loaded (`deep`).
+
+    Raises:
+        BadImage: the file is unreadable, larger or smaller than the limits, or has more than 8 bits per channel (Pillow
+            would clip or truncate those).
     """
+    reading = partial(_decoded, path, channels, max_pixels, min_side, judge)
     try:
-        return _decoded(path, channels, max_pixels, min_side, texts=True)
+        return reading(texts=True)
     except BadImage as error:
         if not _TEXTS.search(error.reason):
             raise
-    return _decoded(path, channels, max_pixels, min_side, texts=False)
+    return reading(texts=False)
 
 
-def _decoded(path: Path, channels: int, max_pixels: int | None, min_side: int | None, *, texts: bool) -> Decoded:
+Judge = Callable[[Image.Image, Path], Callable[[Image.Image], Any]]
+
+
+def _decoded(
+    path: Path, channels: int, max_pixels: int | None, min_side: int | None, judge: Judge | None, *, texts: bool
+) -> Decoded:
     """`decode`; without its texts a PNG's profile and texts are not looked at."""
     try:
         _refuse_no_file(path)
         with _open(path, texts=texts) as (image, said):
             _refuse_size(image, path, limit("SOFTLESS_MAX_PIXELS", MAX_PIXELS, max_pixels))
-            _refuse_deep_pixels(image, path)
+            take = _bytes_of(image, path, channels) if judge is None else judge(image, path)
             _refuse_small(image, path, limit("SOFTLESS_MIN_SIDE", MIN_SIDE, min_side))
             stored = _stored_size(image)
             with _heard(said) if image.format == "TIFF" else nullcontext():  # a TIFF's loading reads its tags again
                 image.load()
             turn = _turn(image, said)
-            upright = _convert(image, path, MODES[channels])
+            upright = take(image)
             upright = upright if turn is None else upright.transpose(turn)
             _count_pictures(image, said)
             return Decoded(upright, image.format or "", stored, tuple(dict.fromkeys(said)), _unguarded(image))
@@ -152,6 +159,12 @@ def _decoded(path: Path, channels: int, max_pixels: int | None, min_side: int | 
         raise
     except _DAMAGED as error:
         raise _unreadable(path, error) from error
+
+
+def _bytes_of(image: Image.Image, path: Path, channels: int) -> Callable[[Image.Image], Image.Image]:
+    """What takes 8-bit pixels, of an image that has no others."""
+    _refuse_deep_pixels(image, path)
+    return lambda loaded: convert(loaded, path, MODES[channels])
 
 
 def content(path: Path) -> int:
@@ -164,18 +177,6 @@ def content(path: Path) -> int:
         return int(of_file(path)[:16], 16)
     except OSError as error:
         raise _unreadable(path, error) from error
-
-
-def read_whole(path: Path, channels: int = 3, *, max_pixels: int | None = None, min_side: int | None = None) -> Decoded:
-    """`decode`, and for a PNG its checksums too: what finds every damage that can be found.
-
-    Raises:
-        BadImage: the file cannot be used.
-    """
-    decoded = decode(path, channels, max_pixels=max_pixels, min_side=min_side)
-    if decoded.format == "PNG":
-        verify(path)
-    return decoded
 
 
 def verify(path: Path) -> None:
@@ -222,12 +223,12 @@ def _open(path: Path, *, texts: bool = True) -> Iterator[tuple[Image.Image, list
         else [Remark("large texts", "its colour profile or texts are too large to be read; its pixels are whole")]
     )
     with _heard(said):
-        image = Image.open(path if texts else _pixels_of(path), formats=FORMATS)
+        image = Image.open(path if texts else without_texts(path), formats=FORMATS)
     with image:
         yield image, said
 
 
-def _pixels_of(path: Path) -> io.BytesIO:
+def without_texts(path: Path) -> io.BytesIO:
     """A PNG without the chunks that hold its colour profile and texts."""
     content = path.read_bytes()
     kept, place = [content[:8]], 8
@@ -296,8 +297,8 @@ def _refuse_deep_pixels(image: Image.Image, path: Path) -> None:
     tiles = getattr(image, "tile", ())  # how the decoder will read the file: (codec, extents, offset, args)
     args = tiles[0][3] if tiles else ""
     depth = args[1] if image.format == "PPM" and isinstance(args, tuple) else 255
-    deep_colour = _DEEP.search(str(args)) is not None or (isinstance(depth, int) and depth > 255)
-    signed = image.format == "TIFF" and _SIGNED in image.tag_v2.get(_SAMPLE_FORMAT, ())  # type: ignore[attr-defined]
+    deep_colour = DEEP.search(str(args)) is not None or (isinstance(depth, int) and depth > 255)
+    signed = image.format == "TIFF" and SIGNED in image.tag_v2.get(SAMPLE_FORMAT, ())  # type: ignore[attr-defined]
     if not (image.mode in {"I", "F"} or image.mode.startswith("I;16") or deep_colour or signed):
         return
     if image.mode == "F":
@@ -307,8 +308,7 @@ def _refuse_deep_pixels(image: Image.Image, path: Path) -> None:
     raise bad_image(
         path,
         "pixel format",
-        f"{kind} pixels (mode {image.mode}): only 8-bit images are read; "
-        "scale it to 8 bits with the range you mean, for example 0..4095 to 0..255",
+        f"{kind} pixels (mode {image.mode}), and only 8-bit images are read without a range: {WAY}",
         f"{path} holds ",
     )
 
@@ -320,13 +320,13 @@ def _refuse_not_finite(image: Image.Image, path: Path) -> None:
         raise bad_image(
             path,
             "not finite",
-            f"floating-point pixels, {wrong} of them NaN or infinite: only 8-bit images are read; "
-            "mend those and scale it to 8 bits",
+            f"floating-point pixels, {wrong} of them NaN or infinite: mend those, and {WAY}",
             f"{path} holds ",
         )
 
 
-def _convert(image: Image.Image, path: Path, mode: str) -> Image.Image:
+def convert(image: Image.Image, path: Path, mode: str) -> Image.Image:
+    """The image in another 8-bit mode; palettes are expanded, alpha is dropped."""
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # Pillow warns when a palette with transparent entries goes to RGB directly
     try:

@@ -20,7 +20,9 @@ from softless.data.images import IMAGE_TYPES, BadImage
 from softless.data.label_layout import IGNORE, LABEL_TYPES, Layout, label_folders, layout_of
 from softless.data.label_values import read_values, read_whole_values
 from softless.data.notices import notice
+from softless.data.pictures import size_of
 from softless.data.progress import track
+from softless.data.ranges import Range
 from softless.data.samples import FileSamples
 from softless.errors import DataError, UsageError
 from softless.words import counted
@@ -56,6 +58,7 @@ class LabelImages(FileSamples):
         channels: of the images, 1 or 3.
         fovs: their fields of view, where there are some: outside, where the value is 0, pixels are ignored.
         colours: value of each colour, where label images hold colours.
+        scale: the declared range of the images' values.
     """
 
     def __init__(
@@ -70,8 +73,9 @@ class LabelImages(FileSamples):
         channels: int,
         fovs: Sequence[str] | None = None,
         colours: Mapping[int, int] | None = None,
+        scale: Range | None = None,
     ) -> None:
-        super().__init__(root, files, np.zeros(len(files), dtype=np.int64), channels)
+        super().__init__(root, files, np.zeros(len(files), dtype=np.int64), channels, scale)
         self.base, self.labels, self.lookup, self.counts = base, list(labels), lookup, counts
         self.digests, self.fovs, self.colours = list(digests), None if fovs is None else list(fovs), colours
 
@@ -109,6 +113,7 @@ class LabelImages(FileSamples):
             self.channels,
             None if self.fovs is None else [self.fovs[i] for i in chosen],
             self.colours,
+            self.scale,
         )
 
 
@@ -144,7 +149,7 @@ def open_label_images(
             f"data.faults={spec.faults} has no effect on label images: mend what `softless data check {spec.path}` names, and leave it at stop"
         )
     root = existing_folder(spec.path)
-    found = Gathering(root)
+    found = Gathering(root, scale=Range.of(spec.range))
     layout = layout_of(root, found, labels, ignore, values)
     parts = read_parts(layout, found, spec.in_chans, fov)
     for fault in found.warnings:
@@ -207,7 +212,7 @@ def read_part(layout: Layout, part: str, found: Gathering, channels: int = 3, fo
     found.counts[title] = dict(zip(layout.classes, counts.sum(0).tolist(), strict=True))
     return LabelImages(
         layout.root, base, [one[0] for one in taken], [one[1] for one in taken], layout.lookup, counts, [one[4] for one in taken], channels,
-        None if fov is None else [one[2] for one in taken], layout.colours,
+        None if fov is None else [one[2] for one in taken], layout.colours, found.scale,
     )  # fmt: skip
 
 
@@ -267,7 +272,7 @@ def _read(
     if fov == "":
         found.fault(layout.root / file, "missing field of view", "it has none")
         return None
-    size = None if decoded is None else decoded.image.size
+    size = None if decoded is None else size_of(decoded.image)
     values = _checked(layout.root / label, size, found, layout.colours)
     seen = None if fov is None else _checked(layout.root / fov, size, found)
     if values is None or decoded is None or (fov is not None and seen is None):

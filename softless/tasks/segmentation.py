@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from softless.data import EpochLoader, Pipeline, Samples
 from softless.data.label_images import IGNORE, LabelImages, open_label_images
 from softless.data.label_transforms import eval_pipeline, train_pipeline
+from softless.data.pictures import size_of
 from softless.errors import UsageError, need
 from softless.evaluation.segmentation import Segmentation as Outcome
 from softless.evaluation.segmentation import Tally, evaluate
@@ -113,7 +114,7 @@ class Segmentation(Task):
         """The crop, or the first training image's size."""
         if self.spec.crop is not None:
             return self.spec.crop
-        width, height = self.splits.train.image(0).size
+        width, height = size_of(self.splits.train.image(0))
         return height, width
 
     def baselines(self, samples: Samples) -> dict[str, dict[str, Any]]:

@@ -47,6 +47,10 @@ class DataSpec:
         None, "mean of each channel, of pixels scaled to 0..1; none is measured on the training split", CHANCE
     )
     std: tuple[float, ...] | None = setting(None, "standard deviation of each channel, likewise", SHARE)
+    range: str | None = setting(
+        None,
+        "values that become 0 and 1, for images of more than 8 bits: 0..4095, or window=400,level=40; none reads 8-bit images alone",
+    )
     interpolation: str = setting("bicubic", "resizing in evaluation", known=INTERPOLATIONS)
     crop_pct: float = setting(0.875, "share of the side that the centre crop of evaluation keeps; 1.0 keeps all", SHARE)
     val_fraction: float = setting(

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from softless.data import notices
-from softless.data.images import IMAGE_TYPES, BadImage, decode, read_image, read_whole
+from softless.data.images import IMAGE_TYPES, BadImage, decode
+from softless.data.reading import read_image, read_whole
 from softless.errors import DataError
 from tests.data.making import noise
 
@@ -116,7 +117,10 @@ def test_deep_pixels_are_refused_not_clipped(tmp_path):
     (tmp_path / "grey10.pgm").write_bytes(b"P5 2 2 1023\n" + np.full((2, 2), 300, ">u2").tobytes())
     for path in sorted(tmp_path.iterdir()):
         kind = "floating-point" if "float" in path.name else "32-bit" if "int" in path.name else "16-bit"
-        with pytest.raises(DataError, match=rf"{path.name} holds {kind}.*only 8-bit images are read"):
+        with pytest.raises(
+            DataError,
+            match=rf"{path.name} holds {kind}.*only 8-bit images are read without a range: declare .*data\.range=0\.\.4095",
+        ):
             read_image(path)
 
 
