@@ -21,7 +21,7 @@ SLENDER = 10  # times as long as wide: of such an image a square model sees a fr
 SHOWN = 20  # warnings and duplicates of one kind in the printed report; to_dict has all
 _ENDINGS = {  # what Pillow calls the content of a file that ends so
     ".jpg": {"JPEG", "MPO"}, ".jpeg": {"JPEG", "MPO"}, ".png": {"PNG"}, ".bmp": {"BMP"}, ".webp": {"WEBP"},
-    ".tif": {"TIFF"}, ".tiff": {"TIFF"}, ".ppm": {"PPM"}, ".pgm": {"PPM"},
+    ".tif": {"TIFF"}, ".tiff": {"TIFF"}, ".ppm": {"PPM"}, ".pgm": {"PPM"}, ".dcm": {"DICOM"}, ".dicom": {"DICOM"},
 }  # fmt: skip
 
 

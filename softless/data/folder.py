@@ -6,7 +6,7 @@ exactly these: an index never shifts because a folder is missing. Sub-folders of
 
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from softless.data.images import IMAGE_TYPES
 from softless.data.notices import notice
 from softless.data.places import ALIKE, LAYOUT, class_splits, composed, folders_in, twins_of
 from softless.data.ranges import Range
+from softless.data.reading import is_image
 from softless.data.samples import FileSamples
 from softless.errors import DataError, UsageError, located
 from softless.words import few, is_text, visible
@@ -108,11 +109,11 @@ def listing(
     root: Path,
     failed: Callable[[OSError], None] = _refuse,
     apart: Path | None = None,
-    types: Collection[str] = IMAGE_TYPES,
+    wanted: Callable[[Path], bool] = is_image,
 ) -> Listing:
     """Everything below a folder; `failed` is called with a folder that cannot be listed, and raises by default.
 
-    A folder `apart` below it is passed over. `types` are the endings of what is looked for.
+    A folder `apart` below it is passed over. `wanted` says of a file whether it is looked for.
     """
     left_out = None if apart is None else apart.resolve()
     files: list[str] = []
@@ -132,11 +133,10 @@ def listing(
             if entry.name.startswith("."):
                 hidden += 1
             elif not entry.is_dir():
-                ending = place.suffix.lower()
-                if ending in types:
+                if wanted(place):
                     files.append(place.relative_to(root).as_posix())
                 else:
-                    other[ending or "(no ending)"] += 1
+                    other[place.suffix.lower() or "(no ending)"] += 1
             elif (real := place.resolve()) in chain:
                 loops += 1
             elif real != left_out:

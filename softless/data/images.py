@@ -29,14 +29,14 @@ from softless.errors import DataError, UsageError
 from softless.models.digests import of_file
 from softless.words import POINTED, POINTER
 
-IMAGE_TYPES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+IMAGE_TYPES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".dcm", ".dicom"})
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM", "GIF")  # no others: Pillow hands EPS to another program
 MODES = {1: "L", 3: "RGB"}  # what Pillow calls an 8-bit image of so many channels
 MAX_PIXELS = 89_478_485
 MIN_SIDE = 8
 
 # What Pillow's decoders are seen to raise on damaged files; anything else is a bug and keeps its traceback.
-_DAMAGED = (
+DAMAGED = (
     OSError,
     UnidentifiedImageError,
     SyntaxError,
@@ -142,13 +142,13 @@ def _decoded(
 ) -> Decoded:
     """`decode`; without its texts a PNG's profile and texts are not looked at."""
     try:
-        _refuse_no_file(path)
+        refuse_no_file(path)
         with _open(path, texts=texts) as (image, said):
-            _refuse_size(image, path, limit("SOFTLESS_MAX_PIXELS", MAX_PIXELS, max_pixels))
+            refuse_many(path, image.size, limit("SOFTLESS_MAX_PIXELS", MAX_PIXELS, max_pixels), _tile(image))
             take = _bytes_of(image, path, channels) if judge is None else judge(image, path)
-            _refuse_small(image, path, limit("SOFTLESS_MIN_SIDE", MIN_SIDE, min_side))
+            refuse_small(path, image.size, limit("SOFTLESS_MIN_SIDE", MIN_SIDE, min_side))
             stored = _stored_size(image)
-            with _heard(said) if image.format == "TIFF" else nullcontext():  # a TIFF's loading reads its tags again
+            with heard(said) if image.format == "TIFF" else nullcontext():  # a TIFF's loading reads its tags again
                 image.load()
             turn = _turn(image, said)
             upright = take(image)
@@ -157,8 +157,8 @@ def _decoded(
             return Decoded(upright, image.format or "", stored, tuple(dict.fromkeys(said)), _unguarded(image))
     except BadImage:
         raise
-    except _DAMAGED as error:
-        raise _unreadable(path, error) from error
+    except DAMAGED as error:
+        raise unreadable(path, error) from error
 
 
 def _bytes_of(image: Image.Image, path: Path, channels: int) -> Callable[[Image.Image], Image.Image]:
@@ -176,7 +176,7 @@ def content(path: Path) -> int:
     try:
         return int(of_file(path)[:16], 16)
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 
 def verify(path: Path) -> None:
@@ -192,7 +192,7 @@ def verify(path: Path) -> None:
             if not _TEXTS.search(str(error)):
                 raise
             _verify(path, texts=False)
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise bad_image(path, "damaged", f"{error}; the pixels are not those that were stored") from error
 
 
@@ -222,7 +222,7 @@ def _open(path: Path, *, texts: bool = True) -> Iterator[tuple[Image.Image, list
         if texts
         else [Remark("large texts", "its colour profile or texts are too large to be read; its pixels are whole")]
     )
-    with _heard(said):
+    with heard(said):
         image = Image.open(path if texts else without_texts(path), formats=FORMATS)
     with image:
         yield image, said
@@ -241,7 +241,7 @@ def without_texts(path: Path) -> io.BytesIO:
 
 
 @contextmanager
-def _heard(said: list[Remark]) -> Iterator[None]:
+def heard(said: list[Remark]) -> Iterator[None]:
     """Pillow's warnings as remarks, and our limit in the place of its own, which warns up to twice its value and names no file.
 
     Both belong to the process, so one thread at a time is in here.
@@ -256,7 +256,8 @@ def _heard(said: list[Remark]) -> Iterator[None]:
     said += [Remark("header", " ".join(str(one.message).split())) for one in caught]
 
 
-def _refuse_no_file(path: Path) -> None:
+def refuse_no_file(path: Path) -> None:
+    """Refuse what is no file, or an empty one."""
     status = path.stat()  # follows links; raises where there is nothing
     if not stat.S_ISREG(status.st_mode):
         raise bad_image(path, "no image", "it is no file" + (" but a folder" if stat.S_ISDIR(status.st_mode) else ""))
@@ -264,12 +265,18 @@ def _refuse_no_file(path: Path) -> None:
         raise bad_image(path, "empty", "it is empty or no image (0 bytes); replace or remove the file")
 
 
-def _refuse_size(image: Image.Image, path: Path, most: int) -> None:
-    width, height = image.size
+def _tile(image: Image.Image) -> int:
+    """Pixels of a TIFF's tile; 1 where it has none."""
     tile = 1
     for tag in _TILE_SIDES if image.format == "TIFF" else ():
         side = image.tag_v2.get(tag, 1)  # type: ignore[attr-defined]  # TIFF's class has it
         tile *= side if isinstance(side, int) else 1
+    return tile
+
+
+def refuse_many(path: Path, size: tuple[int, int], most: int, tile: int = 1) -> None:
+    """Refuse an image, or one tile of it, of more pixels than the limit."""
+    width, height = size
     if width * height > most or tile > most:
         what = f"{width} x {height} = {width * height}" if width * height > most else f"one tile of {tile}"
         more = max(width * height, tile)
@@ -281,8 +288,9 @@ def _refuse_size(image: Image.Image, path: Path, most: int) -> None:
         )
 
 
-def _refuse_small(image: Image.Image, path: Path, least: int) -> None:
-    width, height = image.size
+def refuse_small(path: Path, size: tuple[int, int], least: int) -> None:
+    """Refuse an image whose shorter side is below the limit."""
+    width, height = size
     if min(width, height) < least:
         raise bad_image(
             path,
@@ -314,7 +322,7 @@ def _refuse_deep_pixels(image: Image.Image, path: Path) -> None:
 
 
 def _refuse_not_finite(image: Image.Image, path: Path) -> None:
-    with _heard([]):
+    with heard([]):
         wrong = int((~np.isfinite(np.asarray(image))).sum())
     if wrong:
         raise bad_image(
@@ -345,9 +353,9 @@ def _stored_size(image: Image.Image) -> tuple[int, int]:
 def _turn(image: Image.Image, said: list[Remark]) -> Transpose | None:
     """What makes the loaded image upright; Pillow has turned a TIFF already."""
     try:
-        with _heard(said):
+        with heard(said):
             return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
-    except _DAMAGED:
+    except DAMAGED:
         said.append(Remark("EXIF", "its EXIF block cannot be read, so it is taken as upright"))
         return None
 
@@ -365,14 +373,15 @@ def _count_pictures(image: Image.Image, said: list[Remark]) -> None:
     if image.format == "MPO" or not getattr(image, "is_animated", False):
         return
     try:
-        with _heard([]):
+        with heard([]):
             count = f"{image.n_frames} "  # type: ignore[attr-defined]
-    except _DAMAGED:
+    except DAMAGED:
         count = ""  # a later one is damaged
     said.append(Remark("several pictures", f"it holds {count}pictures, and only the first is read"))
 
 
-def _unreadable(path: Path, error: Exception) -> BadImage:
+def unreadable(path: Path, error: Exception) -> BadImage:
+    """The error for a file that a decoder, or the operating system, does not give."""
     if isinstance(error, FileNotFoundError):
         return bad_image(path, "missing", "no such file" + (" (a link to nothing)" if path.is_symlink() else ""))
     if isinstance(error, UnidentifiedImageError):

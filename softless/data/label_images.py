@@ -7,7 +7,7 @@ ignored (a value, pixels outside a field of view) becomes `IGNORE`, has no class
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +16,14 @@ import numpy as np
 from softless.data.datasets import Splits, fingerprint, scaling, stratified_cut
 from softless.data.findings import Gathering, refusal
 from softless.data.folder import Listing, existing_folder, listing, read_as
-from softless.data.images import IMAGE_TYPES, BadImage
-from softless.data.label_layout import IGNORE, LABEL_TYPES, Layout, label_folders, layout_of
-from softless.data.label_values import read_values, read_whole_values
+from softless.data.images import BadImage
+from softless.data.label_layout import IGNORE, Layout, label_folders, layout_of
+from softless.data.label_values import is_label, read_values, read_whole_values
 from softless.data.notices import notice
 from softless.data.pictures import size_of
 from softless.data.progress import track
 from softless.data.ranges import Range
+from softless.data.reading import is_image
 from softless.data.samples import FileSamples
 from softless.errors import DataError, UsageError
 from softless.words import counted
@@ -190,9 +191,9 @@ def read_part(layout: Layout, part: str, found: Gathering, channels: int = 3, fo
     """`read_parts` of one part."""
     base, beside = layout.folder(part), layout.folder(part, layout.labels)
     images = _by_key(layout.root / base, found)
-    labels = _by_key(layout.root / beside, found, LABEL_TYPES)
+    labels = _by_key(layout.root / beside, found, is_label)
     _pair_by_ending(layout.root / beside, images, labels, found)
-    fovs = {} if fov is None else _by_key(layout.root / layout.folder(part, fov), found, LABEL_TYPES)
+    fovs = {} if fov is None else _by_key(layout.root / layout.folder(part, fov), found, is_label)
     for key in sorted(set(labels) - set(images)):
         found.fault(layout.root / labels[key], "missing image", f"there is no image of this name in {base}")
     taken: list[tuple[str, str, str, np.ndarray, bytes]] = []
@@ -236,13 +237,13 @@ def _pair_by_ending(folder: Path, images: Mapping[str, str], labels: dict[str, s
         )
 
 
-def _by_key(folder: Path, found: Gathering, types: Collection[str] = IMAGE_TYPES) -> dict[str, str]:
+def _by_key(folder: Path, found: Gathering, wanted: Callable[[Path], bool] = is_image) -> dict[str, str]:
     """Images below a folder, relative to the data's root, by their path in it without its ending."""
     by_key: dict[str, str] = {}
     if not folder.is_dir():
         found.fault(folder, "layout", "there is no such folder")
         return by_key
-    inside: Listing = listing(folder, types=types)
+    inside: Listing = listing(folder, wanted=wanted)
     found.passed_over += inside.other
     found.hidden += inside.hidden
     for file in inside.files:

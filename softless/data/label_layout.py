@@ -18,15 +18,14 @@ import numpy as np
 from softless.data.exports import export_in
 from softless.data.findings import Gathering
 from softless.data.folder import listing
-from softless.data.images import IMAGE_TYPES, BadImage
+from softless.data.images import BadImage
 from softless.data.label_names import CLASSES, VOID, Classes, ade20k_names, checked_values, stored_names, values_of
-from softless.data.label_values import ARRAYS, read_values
+from softless.data.label_values import is_label, read_values
 from softless.data.places import PICTURES, TARGETS, by_part, folders_in, words_of
 from softless.errors import DataError, UsageError
 from softless.words import few
 
 IGNORE = 255  # of class indices: a pixel that counts nowhere; of values one that is void where no class is called so
-LABEL_TYPES = IMAGE_TYPES | ARRAYS  # endings of label images
 _BEGIN = frozenset({"label", "labels", "annotation", "annotations", "mask", "masks"})  # of `labels_observer1`
 
 
@@ -226,7 +225,7 @@ def _is_target(name: str) -> bool:
 
 
 def _holds_images(folder: Path) -> bool:
-    return folder.is_dir() and bool(listing(folder, types=LABEL_TYPES).files)
+    return folder.is_dir() and bool(listing(folder, wanted=is_label).files)
 
 
 def _first_of(pattern: _Pattern, found: Gathering) -> str:
@@ -251,7 +250,7 @@ def _occurring(pattern: _Pattern, labels: str, most: int, known: Collection[int]
 
 def _label_files(pattern: _Pattern, labels: str, part: str) -> list[Path]:
     folder = pattern.root / pattern.folder(labels, part)
-    return [folder / file for file in listing(folder, types=LABEL_TYPES).files] if folder.is_dir() else []
+    return [folder / file for file in listing(folder, wanted=is_label).files] if folder.is_dir() else []
 
 
 def _held(file: Path) -> set[int]:

@@ -9,11 +9,17 @@ import numpy as np
 from PIL import Image
 
 from softless.data.arrays import NOT_AN_NPZ, why_no_npz
-from softless.data.images import FORMATS, MAX_PIXELS, BadImage, bad_image, decode, limit, verify
+from softless.data.dicom import ENDINGS
+from softless.data.images import FORMATS, IMAGE_TYPES, MAX_PIXELS, BadImage, bad_image, decode, limit, verify
 from softless.data.label_names import CLASSES
 
 ARRAYS = frozenset({".npy", ".npz"})  # endings of label images that numpy wrote
 WAY = f'name the colours in {CLASSES} as "#ff0000", or write the class of each pixel as 8-bit grey PNG'
+
+
+def is_label(path: Path) -> bool:
+    """Whether a file is taken for a label image, by its ending."""
+    return path.suffix.lower() in IMAGE_TYPES | ARRAYS
 
 
 def read_values(path: Path, colours: Mapping[int, int] | None = None) -> np.ndarray:
@@ -30,6 +36,8 @@ def read_values(path: Path, colours: Mapping[int, int] | None = None) -> np.ndar
     """
     if path.suffix.lower() in ARRAYS:
         return _array(path)
+    if path.suffix.lower() in ENDINGS:
+        raise _no_label(path, "a DICOM image", "write the class of each pixel as 8-bit grey PNG")
     try:
         decode(path, 1)  # refuses what no image file may be
     except BadImage as error:

@@ -7,11 +7,11 @@ import numpy as np
 
 from softless.data.datasets import Splits, fingerprint, left_out_of, open_splits, scaling, stratified_cut
 from softless.data.folder import existing_folder, images_at, read_as
-from softless.data.images import IMAGE_TYPES
 from softless.data.notices import notice
 from softless.data.places import by_part
 from softless.data.ranges import Range
 from softless.data.readable import sift
+from softless.data.reading import is_image
 from softless.data.samples import FileSamples
 from softless.errors import DataError, UsageError, located
 
@@ -67,8 +67,7 @@ def without_classes(root: Path) -> dict[str, str]:
 
 def _holds_images(folder: Path) -> bool:
     return folder.is_dir() and any(
-        entry.suffix.lower() in IMAGE_TYPES and not entry.name.startswith(".") and entry.is_file()
-        for entry in folder.iterdir()
+        not entry.name.startswith(".") and entry.is_file() and is_image(entry) for entry in folder.iterdir()
     )
 
 

@@ -23,6 +23,7 @@ from softless.report.page import write
 from softless.training import fit
 from softless.training.recipe import Recipe, recipe_from
 from tests.cli.test_one_answer import measures
+from tests.data.test_dicom import made
 from tests.data.test_ranges import NEAR, deep_png, formula
 
 RANGE = "100..4000"
@@ -142,3 +143,27 @@ def test_the_published_folder_says_its_range(run: Path, tmp_path: Path):
         deep_png(values, tmp_path / "a.png")
         found, own = softless.explain(model, tmp_path / "a.png"), softless.explain(run, tmp_path / "a.png")
         assert torch.equal(found.key, own.key)
+
+
+@pytest.mark.parametrize("text", ["window=1500,level=-600", None])
+def test_a_run_on_dicom(tmp_path: Path, text: str | None):
+    """Slices of a CT with a window of their own: trained, tested again, predicted and explained, with a declared window and with the file's."""
+    recipe = get_recipe("folder").quick(tmp_path / "data")
+    root = Path(recipe.data.path or "")
+    for path in sorted(root.rglob("*.png")):
+        with Image.open(path) as image:
+            values = 8 * np.asarray(image.convert("L")).astype(np.int16)
+        ct: dict[str, Any] = {"RescaleSlope": 1, "RescaleIntercept": -1024, "WindowCenter": -100, "WindowWidth": 1000}
+        made(path.with_suffix("" if path.stem[-1] in "02468" else ".dcm"), values, **ct)
+        path.unlink()
+    recipe = recipe.with_fields(**{"amp": "none", "data.range": text, "augment.auto_augment": None})
+    fit(recipe, tmp_path / "run", device="cpu", progress=False)
+    result = measures(json.loads((tmp_path / "run/result.json").read_text())["test"])
+    again = eval_run(tmp_path / "run", device="cpu").to_dict()
+    assert {name: value for name, value in again.items() if name in result} == result
+    answers = predict(tmp_path / "run", root / "test", tmp_path / "out", device="cpu")
+    assert (answers.exit_code, answers.images) == (0, again["seen"])
+    assert (
+        len(explain_command(str(tmp_path / "run"), root / "test", out=tmp_path / "maps", device="cpu").files)
+        == answers.images
+    )
