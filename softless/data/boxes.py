@@ -23,7 +23,7 @@ from softless.data.datasets import Splits, fingerprint, left_out_of, scaling
 from softless.data.exports import export_in
 from softless.data.findings import Fault, Gathering, not_there, refusal
 from softless.data.folder import class_places
-from softless.data.images import FORMATS, Decoded
+from softless.data.images import FORMATS, TURNED, Decoded
 from softless.data.notices import notice
 from softless.data.ranges import Range
 from softless.data.readable import fault_of, refuse_policy, say_left_out, unreadable
@@ -196,9 +196,7 @@ def _say_unlearnt(root: Path, name: str, train: BoxSamples, found: Gathering) ->
     Raises:
         DataError: no class has one.
     """
-    for fault in found.warnings:
-        if fault.kind == "crowds":
-            notice(f"{root}: {fault}")
+    found.say(root, {"crowds", TURNED})
     held = {one["category_id"] for entry in train.entries for one in entry.annotations if not one.get("iscrowd")}
     if not held and not any(found.counts[name].values()):
         raise DataError(f"{root}: {name}.json has no object, so there is nothing to learn")

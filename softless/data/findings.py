@@ -2,12 +2,13 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from softless.data.images import BadImage, Decoded
+from softless.data.notices import notice
 from softless.data.pictures import size_of
 from softless.data.ranges import Outside, Range
 from softless.data.reading import read_whole
@@ -152,6 +153,11 @@ class Gathering:
     def warn(self, path: Path | str, kind: str, reason: str, annotation: int | str | None = None) -> None:
         """Something that is read, but perhaps not as meant."""
         self.warnings.append(Fault(self._named(path), reason, kind, annotation))
+
+    def say(self, root: Path, kinds: Collection[str]) -> None:
+        """The warnings of some kinds as notices, those that share a sentence in one line."""
+        for line in grouped([fault for fault in self.warnings if fault.kind in kinds]):
+            notice(f"{root}: {line}")
 
     def image(self, path: Path, part: str, label: str) -> Decoded | None:
         """Read an image file in full; None if it cannot be."""

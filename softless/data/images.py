@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.Image import Transpose
 
+from softless.data.pictures import size_of
 from softless.data.ranges import WAY
 from softless.errors import DataError, UsageError
 from softless.models.digests import of_file
@@ -32,6 +33,7 @@ from softless.words import POINTED, POINTER
 IMAGE_TYPES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".dcm", ".dicom"})
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM", "GIF")  # no others: Pillow hands EPS to another program
 MODES = {1: "L", 3: "RGB"}  # what Pillow calls an 8-bit image of so many channels
+TURNED = "EXIF"  # the kind of a warning
 MAX_PIXELS = 89_478_485
 MIN_SIDE = 8
 
@@ -98,6 +100,12 @@ class Decoded:
     remarks: tuple[Remark, ...]
     unguarded: str = ""  # the format, where nothing in the file tells altered pixels: it has no checksums
     outside: tuple[int, int] = (0, 0)  # values below and above a declared range
+    turned: bool = False  # by its EXIF orientation
+
+    @property
+    def silently_turned(self) -> bool:
+        """Whether it was turned and its size does not tell: what was drawn on the picture as it is stored lies elsewhere."""
+        return self.turned and self.stored_size == size_of(self.image)
 
 
 def decode(
@@ -147,14 +155,17 @@ def _decoded(
             refuse_many(path, image.size, limit("SOFTLESS_MAX_PIXELS", MAX_PIXELS, max_pixels), _tile(image))
             take = _bytes_of(image, path, channels) if judge is None else judge(image, path)
             refuse_small(path, image.size, limit("SOFTLESS_MIN_SIDE", MIN_SIDE, min_side))
-            stored = _stored_size(image)
+            stored, turned = _stored_size(image), _tiff_orientation(image) in _TURNS
             with heard(said) if image.format == "TIFF" else nullcontext():  # a TIFF's loading reads its tags again
                 image.load()
             turn = _turn(image, said)
             upright = take(image)
             upright = upright if turn is None else upright.transpose(turn)
             _count_pictures(image, said)
-            return Decoded(upright, image.format or "", stored, tuple(dict.fromkeys(said)), _unguarded(image))
+            remarks = tuple(dict.fromkeys(said))
+            return Decoded(
+                upright, image.format or "", stored, remarks, _unguarded(image), turned=turned or turn is not None
+            )
     except BadImage:
         raise
     except DAMAGED as error:
@@ -165,6 +176,14 @@ def _bytes_of(image: Image.Image, path: Path, channels: int) -> Callable[[Image.
     """What takes 8-bit pixels, of an image that has no others."""
     _refuse_deep_pixels(image, path)
     return lambda loaded: convert(loaded, path, MODES[channels])
+
+
+def said_of_turned(what: str) -> str:
+    """What is said where an image was turned and its size does not tell (`Decoded.silently_turned`)."""
+    return (
+        f"its EXIF orientation turns it and leaves its size, so nothing tells whether {what} drawn on the upright image "
+        "or on the stored one: look at some"
+    )
 
 
 def content(path: Path) -> int:
@@ -345,9 +364,13 @@ def convert(image: Image.Image, path: Path, mode: str) -> Image.Image:
 
 def _stored_size(image: Image.Image) -> tuple[int, int]:
     """A TIFF's size is given upright from the start."""
-    tags = image.tag_v2 if image.format == "TIFF" else {}  # type: ignore[attr-defined]
     width, height = image.size
-    return (height, width) if tags.get(_ORIENTATION) in {5, 6, 7, 8} else (width, height)
+    return (height, width) if _tiff_orientation(image) in {5, 6, 7, 8} else (width, height)
+
+
+def _tiff_orientation(image: Image.Image) -> Any:
+    """The orientation that Pillow will apply to a TIFF while it loads; None where there is none."""
+    return image.tag_v2.get(_ORIENTATION) if image.format == "TIFF" else None  # type: ignore[attr-defined]
 
 
 def _turn(image: Image.Image, said: list[Remark]) -> Transpose | None:

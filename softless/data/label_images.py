@@ -16,10 +16,9 @@ import numpy as np
 from softless.data.datasets import Splits, fingerprint, scaling, stratified_cut
 from softless.data.findings import Gathering, refusal
 from softless.data.folder import Listing, existing_folder, listing, read_as
-from softless.data.images import BadImage
+from softless.data.images import TURNED, BadImage, Decoded, said_of_turned
 from softless.data.label_layout import IGNORE, Layout, label_folders, layout_of
 from softless.data.label_values import is_label, read_values, read_whole_values
-from softless.data.notices import notice
 from softless.data.pictures import size_of
 from softless.data.progress import track
 from softless.data.ranges import Range
@@ -42,6 +41,7 @@ TOLD = frozenset({
     "splits",
     "void",
     "names",
+    TURNED,
 })  # warnings on how values and names were read: training says them too
 
 
@@ -153,9 +153,7 @@ def open_label_images(
     found = Gathering(root, scale=Range.of(spec.range))
     layout = layout_of(root, found, labels, ignore, values)
     parts = read_parts(layout, found, spec.in_chans, fov)
-    for fault in found.warnings:
-        if fault.kind in TOLD:
-            notice(f"{root}: {fault}")
+    found.say(root, TOLD)
     if fov is not None and IGNORE in layout.values:
         raise UsageError(
             f"segmentation.fov={fov}: pixels outside are written as {IGNORE}, which is a class of {root}; leave one out"
@@ -273,9 +271,10 @@ def _read(
     if fov == "":
         found.fault(layout.root / file, "missing field of view", "it has none")
         return None
-    size = None if decoded is None else size_of(decoded.image)
-    values = _checked(layout.root / label, size, found, layout.colours)
-    seen = None if fov is None else _checked(layout.root / fov, size, found)
+    if decoded is not None and decoded.silently_turned:
+        found.warn(layout.root / file, TURNED, said_of_turned("its label image was"))
+    values = _checked(layout.root / label, decoded, found, layout.colours)
+    seen = None if fov is None else _checked(layout.root / fov, decoded, found)
     if values is None or decoded is None or (fov is not None and seen is None):
         return None
     if strange := _unnamed(values, layout):
@@ -298,20 +297,23 @@ def _unnamed(values: np.ndarray, layout: Layout) -> str:
 
 
 def _checked(
-    path: Path, size: tuple[int, int] | None, found: Gathering, colours: Mapping[int, int] | None = None
+    path: Path, decoded: Decoded | None, found: Gathering, colours: Mapping[int, int] | None = None
 ) -> np.ndarray | None:
-    """The values of a label image that has this size."""
+    """The values of a label image that has its image's size."""
     try:
         values = read_whole_values(path, colours)
     except BadImage as error:
         found.fault(path, error.kind, error.reason)
         return None
     height, width = values.shape
-    if size is not None and (width, height) != size:
+    size = (width, height) if decoded is None else size_of(decoded.image)
+    if decoded is not None and (width, height) != size:
+        stored = "; it has the size that the image has before its EXIF orientation"
         found.fault(
             path,
             "label size",
-            f"it is {width} x {height}, and its image is {size[0]} x {size[1]}: they must be the same",
+            f"it is {width} x {height}, and its image is {size[0]} x {size[1]}: they must be the same"
+            + (stored if decoded.turned and (width, height) == decoded.stored_size else ""),
         )
         return None
     return values
