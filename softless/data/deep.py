@@ -13,7 +13,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from softless.data.images import DEEP, FORMATS, SAMPLE_FORMAT, SIGNED, BadImage, bad_image, convert, without_texts
+from softless.data.images import (
+    DEEP,
+    FORMATS,
+    SAMPLE_FORMAT,
+    SIGNED,
+    BadImage,
+    bad_image,
+    convert,
+    heard,
+    without_texts,
+)
 from softless.data.ranges import FIELD, Range
 
 PHOTOMETRIC, BITS = 262, 258  # TIFF tags
@@ -73,7 +83,7 @@ def _colours(file: Path | BytesIO, mode: str, order: str) -> np.ndarray:
 
 def _bytes_of(file: Path | BytesIO, mode: str, raw: str) -> np.ndarray:
     """(h, w, 3) bytes of a file decoded with another of Pillow's raw modes; alpha is dropped."""
-    with Image.open(file, formats=FORMATS) as image:
+    with heard([]), Image.open(file, formats=FORMATS) as image:
         image._mode = mode
         image.tile = [tile._replace(args=_with_raw(tile.args, raw)) for tile in image.tile]
         image.load()

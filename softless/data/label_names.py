@@ -41,7 +41,7 @@ def checked_values(values: Mapping[Any, Any]) -> Classes:
     """
     wrong: list[str] = []
     found = _meanings(values, wrong.append)
-    for name, twin in twins_of(set(found.names.values())).items():
+    for name, twin in twins_of(dict.fromkeys(found.names.values())).items():
         wrong.append(f"the classes '{twin}' and '{name}' {ALIKE}")
     if wrong:
         raise UsageError(f"{FIELD}: {wrong[0]}; for example {_EXAMPLE}")

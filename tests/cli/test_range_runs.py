@@ -79,6 +79,8 @@ def test_the_range_goes_with_the_run(run: Path):
 
 def test_eval_is_the_result_and_predict_answers(run: Path, tmp_path: Path):
     if load_run(run).task == "dino":
+        measured = eval_run(run, knn=2, linear=True, set=("epochs=1", "batch=4"), device="cpu").to_dict()
+        assert {"knn", "linear"} <= measured.keys()
         return
     result = measures(json.loads((run / "result.json").read_text())["test"])
     found = eval_run(run, device="cpu")
