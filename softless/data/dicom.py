@@ -44,6 +44,15 @@ META = PREAMBLE + 4 + 12  # bytes ahead of what the length of the file meta info
 BYTES, PIECE = 4, 1 << 20  # of a deflated file: for each pixel of the limit; inflated at once
 GREY = ("MONOCHROME1", "MONOCHROME2")
 PALETTE = "PALETTE COLOR"
+COLOURS = (
+    "RGB",
+    "YBR_FULL",
+    "YBR_FULL_422",
+    "YBR_ICT",
+    "YBR_RCT",
+    PALETTE,
+)  # that pydicom gives as red, green and blue
+EMPTY = ("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth")  # may be there without a value
 MACROS = (
     "PixelValueTransformationSequence",
     "FrameVOILUTSequence",
@@ -148,6 +157,10 @@ def _header(path: Path, page: int, max_pixels: int | None, min_side: int | None)
     size = int(header.Columns), int(header.Rows)
     refuse_many(path, size, limit("SOFTLESS_MAX_PIXELS", MAX_PIXELS, max_pixels))
     refuse_small(path, size, limit("SOFTLESS_MIN_SIDE", MIN_SIDE, min_side))
+    if (kind := str(header.PhotometricInterpretation)) not in GREY + COLOURS:
+        raise bad_image(
+            path, "pixel format", f"its photometric interpretation is {kind}; read are {', '.join(GREY + COLOURS)}"
+        )
     frames = _frames(header)
     if not 0 <= page < frames:
         raise UsageError(f"page={page}: {path} holds {frames} pictures, counted from 0")
@@ -235,7 +248,9 @@ def _frame(path: Path, header: "Dataset", page: int) -> _Frame:
         return _Frame(apply_color_lut(pixels, header)[..., :3], about, _frames(header))
     if str(header.PhotometricInterpretation) in GREY:
         return _Frame(apply_modality_lut(pixels, about)[..., None], about, _frames(header))
-    return _Frame(pixels if pixels.ndim == 3 else pixels[..., None], about, _frames(header))
+    if pixels.ndim != 3:
+        raise bad_image(path, "damaged", f"its colours ({header.PhotometricInterpretation}) have one sample per pixel")
+    return _Frame(pixels, about, _frames(header))
 
 
 def _of_frame(header: "Dataset", page: int) -> "Dataset":
@@ -249,13 +264,18 @@ def _of_frame(header: "Dataset", page: int) -> "Dataset":
         for name in MACROS:
             for item in (group.get(name) or [])[:1]:
                 about.update(item)
+    for name in EMPTY:
+        if name in about and about[name].is_empty:
+            del about[name]
     return about
 
 
 def _shown(frame: _Frame, path: Path, channels: int, said: list[Remark]) -> Image.Image:
     """8 bits, as the file says that it is to be shown."""
     unit = _colours(frame, path) if frame.colours else _grey(frame, path, said)
-    pixels = np.rint(255 * with_channels(unit, channels)).astype(np.uint8)
+    pixels = np.rint(255 * with_channels(unit.clip(0, 1), channels)).astype(
+        np.uint8
+    )  # entries of a table may lie beyond its depth
     return Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
 
 

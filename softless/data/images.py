@@ -156,8 +156,7 @@ def _decoded(
             take = _bytes_of(image, path, channels) if judge is None else judge(image, path)
             refuse_small(path, image.size, limit("SOFTLESS_MIN_SIDE", MIN_SIDE, min_side))
             stored, turned = _stored_size(image), _tiff_orientation(image) in _TURNS
-            with heard(said) if image.format == "TIFF" else nullcontext():  # a TIFF's loading reads its tags again
-                image.load()
+            _load(image, said)
             turn = _turn(image, said)
             upright = take(image)
             upright = upright if turn is None else upright.transpose(turn)
@@ -170,6 +169,14 @@ def _decoded(
         raise
     except DAMAGED as error:
         raise unreadable(path, error) from error
+
+
+def _load(image: Image.Image, said: list[Remark]) -> None:
+    """Decode the pixels. Pillow 13 maps a TIFF that is not packed into memory with its sides exchanged or its turn undone, where a tag turns it."""
+    if _tiff_orientation(image) in _TURNS:
+        image.filename = ""  # type: ignore[attr-defined]  # without one it reads the file
+    with heard(said) if image.format == "TIFF" else nullcontext():  # a TIFF's loading reads its tags again
+        image.load()
 
 
 def _bytes_of(image: Image.Image, path: Path, channels: int) -> Callable[[Image.Image], Image.Image]:

@@ -44,7 +44,7 @@ def read_values(path: Path, colours: Mapping[int, int] | None = None) -> np.ndar
         if error.kind == "pixel format":
             raise _no_label(path, "more than 8 bits per pixel", "write the same values as 8-bit grey PNG") from error
         raise
-    with Image.open(path, formats=FORMATS) as image:
+    with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:  # by name Pillow maps some, see `images`
         if colours is not None:
             return _values_of_colours(path, np.asarray(image.convert("RGB")).astype(np.int64), colours)
         if image.mode in {"RGB", "RGBA", "LA"}:

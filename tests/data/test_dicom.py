@@ -268,6 +268,12 @@ def test_colours_of_every_kind(tmp_path: Path, name: str):
     assert np.abs(grey - (wanted / most) @ [0.299, 0.587, 0.114]).max() <= 0.51 / 255
 
 
+def test_elements_without_a_value_say_nothing(tmp_path: Path):
+    stored = drawn(0, 255, 0, np.uint8)
+    empty: dict[str, Any] = dict.fromkeys(("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth"))
+    assert np.array_equal(read_image(made(tmp_path / "a.dcm", stored, **empty), 1), stored)
+
+
 def test_frames_by_page(tmp_path: Path):
     values = np.stack([drawn(0, 255, seed, np.uint8) for seed in range(3)])
     path = made(tmp_path / "a.dcm", values, NumberOfFrames=3)
@@ -336,6 +342,8 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "cut in the header": (lambda path: nothing_but(path, 200), "cannot read the image"),
     "too small": (lambda path: made(path, np.zeros((4, 4), np.uint8)), "4 x 4 pixels"),
     "8-bit colours under a wider range": (lambda path: made(path, drawn(0, 255, 0, np.uint8, 3), "RGB"), "8-bit pixels"),
+    "colours of another kind": (lambda path: made(path, drawn(0, 255, 0, np.uint8, 3), "YBR_PARTIAL_420"), "its photometric interpretation is YBR_PARTIAL_420; read are MONOCHROME1"),
+    "colours of one sample": (lambda path: made(path, drawn(0, 255, 0, np.uint8), "RGB"), "cannot read the image"),
     "16-bit colours": (lambda path: made(path, drawn(0, 65535, 0, np.uint16, 3), "RGB"), r"colours of 16 bits: declare"),
 }  # fmt: skip
 

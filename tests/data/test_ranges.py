@@ -97,6 +97,17 @@ def upside_down(values: np.ndarray, path: Path) -> None:
     path.write_bytes(whole[:33] + chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")) + whole[33:])
 
 
+def turned_tiff(**options: Any) -> Callable[[np.ndarray, Path], None]:
+    """Stored turned to the left, with the tag that says so."""
+    save = tiff(extratags=[(274, "H", 1, 6, True)], **options)
+    return lambda values, path: save(np.ascontiguousarray(np.rot90(values)), path)
+
+
+def white_at_zero(values: np.ndarray, path: Path) -> None:
+    """8 bits, which Pillow turns around as they are shown."""
+    tiff(photometric="miniswhite")(255 - values, path)
+
+
 # name -> (ending, kind of number, lowest and highest stored, channels, writer)
 FILES: dict[str, tuple[str, Any, float, float, int, Callable[[np.ndarray, Path], None]]] = {
     "16-bit PNG": ("png", np.uint16, 0, 65535, 0, deep_png),
@@ -113,6 +124,8 @@ FILES: dict[str, tuple[str, Any, float, float, int, Callable[[np.ndarray, Path],
     "16-bit TIFF in colour, packed": ("tif", np.uint16, 0, 65535, 3, tiff(photometric="rgb", compression="zlib", predictor=True)),
     "16-bit TIFF in colour, tiled": ("tif", np.uint16, 0, 65535, 3, tiff(photometric="rgb", tile=(16, 16), compression="zlib")),
     "16-bit TIFF with alpha": ("tif", np.uint16, 0, 65535, 4, tiff(photometric="rgb", extrasamples=["unassalpha"])),
+    "16-bit TIFF in colour, turned": ("tif", np.uint16, 0, 65535, 3, turned_tiff(photometric="rgb")),
+    "16-bit TIFF, turned": ("tif", np.uint16, 0, 65535, 0, turned_tiff()),
     "signed TIFF": ("tif", np.int16, -2000, 3000, 0, tiff()),
     "signed TIFF, packed": ("tif", np.int16, -2000, 3000, 0, tiff(compression="zlib")),
     "8-bit signed TIFF": ("tif", np.int8, -128, 127, 0, tiff()),
@@ -124,6 +137,11 @@ FILES: dict[str, tuple[str, Any, float, float, int, Callable[[np.ndarray, Path],
     "PGM of 4095": ("pgm", np.uint16, 0, 4095, 0, pgm(4095)),
     "PGM of 1000": ("pgm", np.uint16, 0, 1000, 0, pgm(1000)),
     "PGM of 100": ("pgm", np.uint8, 0, 100, 0, pgm(100)),
+    "PGM of 255": ("pgm", np.uint8, 0, 255, 0, pgm(255)),
+    "PPM of 255": ("ppm", np.uint8, 0, 255, 3, pillow),
+    "BMP": ("bmp", np.uint8, 0, 255, 3, pillow),
+    "8-bit TIFF": ("tif", np.uint8, 0, 255, 0, pillow),
+    "8-bit TIFF in which 0 is white": ("tif", np.uint8, 0, 255, 0, white_at_zero),
     "8-bit PNG": ("png", np.uint8, 0, 255, 0, pillow),
     "8-bit PNG in colour": ("png", np.uint8, 0, 255, 3, pillow),
 }  # fmt: skip
