@@ -113,6 +113,7 @@ ROOT = Path(__file__).resolve().parents[1]  # of a checkout, which holds pyproje
 EXTRAS = {  # what is imported -> (package, extra)
     "lightly": ("lightly", "ssl"),
     "matplotlib": ("matplotlib", "train"),
+    "pydicom": ("pydicom", "dicom"),
     "pycocotools": ("pycocotools", "detect"),
     "segmentation_models_pytorch": ("segmentation-models-pytorch", "segment"),
     "sklearn": ("scikit-learn", "train"),

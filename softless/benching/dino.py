@@ -14,6 +14,7 @@ from softless.benching.comparison import as_recipe, run_folder, trained
 from softless.benching.models import checked_operators, left_out, with_operator
 from softless.benching.record import record_path, table, write_csv
 from softless.data import Pipeline, Samples, eval_loader, open_parts
+from softless.data.pictures import for_people
 from softless.errors import UsageError, need
 from softless.evaluation import load_run, wilson
 from softless.evaluation.features import Reading, extract, layers, output
@@ -256,7 +257,7 @@ def logistic(
 
 
 def _reduced(samples: Samples, place: int) -> np.ndarray:
-    image = samples.image(place).resize((PIXELS, PIXELS), Image.Resampling.BICUBIC)
+    image = for_people(samples.image(place)).resize((PIXELS, PIXELS), Image.Resampling.BICUBIC)
     return np.asarray(image, dtype=np.float32).reshape(-1) / 255
 
 

@@ -270,7 +270,15 @@ def _patch(model: Any) -> int:
 
 def _at(run: LoadedRun, pixels: int) -> Any:
     data: DataSpec = run.recipe.data
-    return eval_transform(pixels, data.crop_pct, data.interpolation, data.mean or (), data.std or (), run.in_chans)
+    return eval_transform(
+        pixels,
+        data.crop_pct,
+        data.interpolation,
+        data.mean or (),
+        data.std or (),
+        run.in_chans,
+        deep=run.scale is not None,
+    )
 
 
 def _right(run: LoadedRun, test: Samples, pixels: int) -> np.ndarray:

@@ -18,6 +18,7 @@ def data(
     min_side: int | None = None,
     max_pixels: int | None = None,
     strict: bool = False,
+    range: str | None = None,
     recipe: str | None = None,
     set: Sequence[str] | str | Mapping[str, Any] = (),
 ) -> DataCheck:
@@ -34,6 +35,7 @@ def data(
         min_side: report images with a shorter side below this; without it 8, or SOFTLESS_MIN_SIDE.
         max_pixels: report images with more pixels than this, undecoded; without it 89478485, or SOFTLESS_MAX_PIXELS.
         strict: warnings and duplicates make the exit code 1 too.
+        range: the range of the images' values, for images of more than 8 bits: 0..4095, or window=400,level=40.
         recipe: refuse what training by this recipe refuses, and nothing else.
         set: fields of the recipe as field=value, for example detection.head=retinanet.
 
@@ -50,8 +52,12 @@ def data(
     given = assignments(set)
     if given and recipe is None:
         raise UsageError("--set sets fields of a recipe: give --recipe too")
+    if range is not None and recipe is not None:
+        raise UsageError(f"--range is for a check without a recipe: give --set data.range={range}")
     reading = None if recipe is None else _reading(recipe, given)
-    return check(path, images=images, min_side=min_side, max_pixels=max_pixels, strict=strict, reading=reading)
+    return check(
+        path, images=images, min_side=min_side, max_pixels=max_pixels, strict=strict, range=range, reading=reading
+    )
 
 
 def _reading(name: str, fields: Mapping[str, Any]) -> "Reading":
@@ -71,4 +77,6 @@ def _reading(name: str, fields: Mapping[str, Any]) -> "Reading":
         labels=None if pixels is None else pixels.labels,
         ignore=() if pixels is None else tuple(pixels.ignore),
         fov=None if pixels is None else pixels.fov,
+        values=None if pixels is None else pixels.values,
+        range=recipe.data.range,
     )

@@ -263,7 +263,14 @@ def _probes(
         found.append(nearest(bank, queries, classes, knn))
     if linear is not None:
         best = loaded.best
-        views = one_crop(loaded.image_size, best["interpolation"], best["mean"], best["std"], loaded.in_chans)
+        views = one_crop(
+            loaded.image_size,
+            best["interpolation"],
+            best["mean"],
+            best["std"],
+            loaded.in_chans,
+            deep=loaded.scale is not None,
+        )
         found.append(
             probe(
                 loaded.model, train, asked, classes, views=views, transform=loaded.transform, settings=linear,

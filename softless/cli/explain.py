@@ -61,7 +61,6 @@ def explain(
         DataError: no images, or one that cannot be read (its path is named).
     """
     from softless.data.folder import files_at
-    from softless.data.images import read_image
     from softless.data.progress import track
     from softless.prediction.results import Results
     from softless.saliency import explain as look
@@ -81,7 +80,7 @@ def explain(
     with Results(folder, "explain", [root / name for name in files]) as results:
         places = results.pictures(files)
         for name, path in track(zip(files, places, strict=True), len(files), "drawing"):
-            image = viewer.transform(read_image(root / name, viewer.in_chans))[None].to(place)
+            image = viewer.transform(viewer.read(root / name))[None].to(place)
             maps = look(viewer.model, image, layer=layer)
             if maps.foreign is not None:
                 far[name] = maps.foreign

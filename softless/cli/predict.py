@@ -57,7 +57,7 @@ def predict(
         )
     setting = Setting(place, batch_size or loaded.batch_size, chosen_amp(amp, loaded))
     folder = located(out)
-    samples = readable(images_at(located(images), loaded.in_chans, apart=folder))
+    samples = readable(images_at(located(images), loaded.in_chans, folder, loaded.scale))
     answer: Any = import_module(f"softless.prediction.{loaded.task}").predict
     with Results(folder, "predict", [samples.root / name for name in samples.files]) as results:
         return answer(loaded, samples, results, setting, overlays=overlays)

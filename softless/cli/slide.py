@@ -215,6 +215,10 @@ def _looker(
             raise UsageError(
                 f"'{name}' is a run of {run.task}, and slides are classified: give the run of a classifier"
             )
+        if run.scale is not None:
+            raise UsageError(
+                f"'{name}' reads images in {run.scale}, and slides are not read so: `softless predict` does"
+            )
         return Looker(_ready(run.model, device, dtype, scale), run.classes, run.best["mean"], run.best["std"])
     torch.manual_seed(0)
     model = create_model(name, op=op, pretrained=name.startswith("local-dir:")).eval()

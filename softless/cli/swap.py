@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from softless.cli.options import assignments
 from softless.convert import Swapped
@@ -111,7 +111,7 @@ def swap(
     arguments = {name: value for name, value in told.items() if value is not None}
     made = _made(model, pretrained, arguments).eval()
     loaded = "" if weights is None else str(load_weights(made, weights, allow_nonfinite=allow_nonfinite))
-    batch = None if calibrate is None else _images(located(calibrate), images, _prepared(made, in_chans, image_size))
+    batch = None if calibrate is None else _images(located(calibrate), images, made)  # fmt: skip
     before = watch(made)
     swapped = exchange(made, op, layers=layers, force=force, calibrate=batch, **options)
     if target is not None:
@@ -147,21 +147,22 @@ def _made(name: str, pretrained: bool, arguments: dict[str, Any]) -> Any:
             word = {"img_size": "image-size"}.get(option, option.replace("_", "-"))
             raise UsageError(f"--{word} {value}: give a positive number")
     try:
-        return create_model(name, pretrained=pretrained, **arguments)
+        made = create_model(name, pretrained=pretrained, **arguments)
     except SoftlessError:
         raise
     except (TypeError, ValueError, AssertionError) as error:
         raise UsageError(f"{name} with {arguments} cannot be built: {str(error).splitlines()[0][:200]}") from error
+    return _prepared(made, arguments.get("in_chans"), arguments.get("img_size"))
 
 
-def _prepared(model: Any, channels: int | None, side: int | None) -> dict[str, Any]:
-    """How the model's evaluation prepares an image; of other channels or another size than it was published with."""
-    from timm.data import resolve_data_config
-
+def _prepared(model: Any, channels: int | None, side: int | None) -> Any:
+    """A model that says how images of other channels or of another size than it was published with are prepared."""
     from softless.models.create import of_channels
 
-    found = resolve_data_config({} if side is None else {"img_size": side}, model=model)
-    return found if channels is None else {**found, **of_channels(found, channels)}
+    told = dict(model.pretrained_cfg)
+    told |= {} if side is None else {"input_size": (told["input_size"][0], side, side)}
+    model.pretrained_cfg = told | ({} if channels is None else of_channels(told, channels))
+    return model
 
 
 def _drawn(files: Sequence[str], number: int) -> list[int]:
@@ -174,15 +175,14 @@ def _drawn(files: Sequence[str], number: int) -> list[int]:
     return list(islice(rounds, number))
 
 
-def _images(folder: Path, number: int, config: dict[str, Any]) -> Tensor:
+def _images(folder: Path, number: int, model: nn.Module) -> Tensor:
     """(number, C, H, W), framed as the model's evaluation does."""
     import torch
-    from timm.data import create_transform
 
     from softless.data.folder import images_at
+    from softless.saliency.viewer import channels_of, declared, evaluation_transform
 
     if number < 1:
         raise UsageError(f"images={number}: at least one image to calibrate on")
-    samples = images_at(folder, config["input_size"][0])
-    transform = create_transform(**config, is_training=False)
+    samples, transform = images_at(folder, channels_of(model), scale=declared(model)), evaluation_transform(model)
     return torch.stack([transform(samples.image(index)) for index in _drawn(samples.files, number)])

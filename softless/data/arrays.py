@@ -9,6 +9,7 @@ import numpy as np
 
 from softless.data.findings import Fault
 from softless.data.notices import notice
+from softless.data.ranges import WAY, Outside, Range
 from softless.data.samples import ArraySamples
 from softless.errors import DataError, Faults, located, need
 from softless.words import POINTED, POINTER
@@ -82,12 +83,14 @@ def digits_parts(channels: int) -> tuple[dict[str, ArraySamples], tuple[str, ...
     return {"train": every.take(train), "test": every.take(test)}, tuple(str(d) for d in digits.target_names)
 
 
-def npz_parts(path: str | Path, channels: int) -> tuple[dict[str, ArraySamples], tuple[str, ...]]:
+def npz_parts(
+    path: str | Path, channels: int, scale: Range | None = None
+) -> tuple[dict[str, ArraySamples], tuple[str, ...]]:
     """The splits of an npz file with MedMNIST's keys: `{train,val,test}_images` and `_labels`; val and test optional.
 
-    Images are uint8 (n, H, W) or (n, H, W, C), labels (n,) or (n, 1) whole numbers from 0. A file with one of
+    Images are uint8 (n, H, W) or (n, H, W, C), or of any kind of number with a declared range, labels (n,) or (n, 1) whole numbers from 0. A file with one of
     MedMNIST's names gets that set's class names, any other the numbers. `path` may be a folder with one npz file.
-    Images whose label is no class are in `unusable` of their part.
+    Images whose label is no class, or that hold NaN or infinity, are in `unusable` of their part.
 
     Raises:
         DataError: no such file, keys missing, other types or shapes, labels of several columns (what is wrong with all
@@ -106,7 +109,7 @@ def npz_parts(path: str | Path, channels: int) -> tuple[dict[str, ArraySamples],
     for part in ("train", "val", "test"):
         if _given(arrays, part):
             try:
-                parts[part] = _part(file, arrays, part, channels)
+                parts[part] = _part(file, arrays, part, channels, scale)
             except DataError as error:
                 wrong.append(str(error))
     if wrong:
@@ -182,15 +185,13 @@ def _given(arrays: dict[str, np.ndarray], part: str) -> bool:
     return f"{part}_images" in arrays or f"{part}_labels" in arrays
 
 
-def _part(file: Path, arrays: dict[str, np.ndarray], part: str, channels: int) -> ArraySamples:
+def _part(file: Path, arrays: dict[str, np.ndarray], part: str, channels: int, scale: Range | None) -> ArraySamples:
     missing = [key for key in (f"{part}_images", f"{part}_labels") if key not in arrays]
     if missing:
         raise DataError(f"{file} lacks {missing[0]}: images and labels come in pairs")
     images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
-    if images.dtype != np.uint8:
-        raise DataError(
-            f"{file}: {part}_images are {images.dtype}, and only uint8 pixels are read; scale them to 0..255"
-        )
+    if why := no_numbers(images, scale):
+        raise DataError(f"{file}: {part}_images {why}")
     if images.ndim not in {3, 4} or not images.size:
         raise DataError(f"{file}: {part}_images have shape {images.shape}; expected (n, H, W) or (n, H, W, C), n > 0")
     if why := no_images(images):
@@ -204,9 +205,47 @@ def _part(file: Path, arrays: dict[str, np.ndarray], part: str, channels: int) -
         raise DataError(f"{file}: {len(images)} {part}_images and {len(labels)} {part}_labels: the counts must agree")
     if labels.dtype.kind not in "biu":
         raise DataError(f"{file}: {part}_labels must be whole numbers from 0, and they are {labels.dtype}")
-    samples = ArraySamples(images, labels.astype(np.int64), channels, [f"{part}/{i}" for i in range(len(images))])
-    samples.unusable = no_classes(samples.targets, part)
+    names = [f"{part}/{i}" for i in range(len(images))]
+    samples = ArraySamples(images, labels.astype(np.int64), channels, names, scale)
+    samples.unusable = {**not_finite(images, part), **no_classes(samples.targets, part)}
     return samples
+
+
+def no_numbers(images: np.ndarray, scale: Range | None) -> str:
+    """What is said of images whose values cannot be used; nothing where they can."""
+    if scale is None:
+        return (
+            ""
+            if images.dtype == np.uint8
+            else f"are {images.dtype}, and only uint8 pixels are read without a range: {WAY}"
+        )
+    if images.dtype.kind not in "biuf":
+        return f"are {images.dtype}, which are no numbers of pixels"
+    if images.dtype == np.uint8 and scale.beyond_bytes:
+        return f"are uint8, which lie in 0..255, and {scale} reaches beyond: declare the range that they have"
+    return ""
+
+
+def not_finite(images: np.ndarray, part: str) -> dict[int, Fault]:
+    """The images that hold NaN or infinity, by place."""
+    if images.dtype.kind != "f":
+        return {}
+    wrong = [int((~np.isfinite(image)).sum()) for image in images]
+    return {
+        place: Fault(f"{part}/{place}", f"{count} of its values are NaN or infinite", "not finite")
+        for place, count in enumerate(wrong)
+        if count
+    }
+
+
+def say_outside(images: np.ndarray, part: str, scale: Range | None) -> str:
+    """What is said of values outside the declared range; nothing where none is."""
+    if scale is None:
+        return ""
+    counts = Outside()
+    for image in images:
+        counts.add(scale.outside(image))
+    return counts.sentence(part, scale)
 
 
 def no_classes(labels: np.ndarray, part: str) -> dict[int, Fault]:

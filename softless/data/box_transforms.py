@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.ops import masks_to_boxes
@@ -18,6 +17,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from softless.data.boxes import pixels_of
+from softless.data.pictures import Picture, scaled, size_of, tensor_of
 from softless.data.transforms import Normalised, Pipeline, Step
 from softless.errors import UsageError
 
@@ -57,13 +57,13 @@ def eval_pipeline(mean: Sequence[float], std: Sequence[float]) -> BoxPipeline:
     return BoxPipeline([Whole(mean, std)], [], fixed=True)
 
 
-def as_tensors(pair: tuple[Image.Image, Mapping[str, Any]]) -> Pair:
+def as_tensors(pair: tuple[Picture, Mapping[str, Any]]) -> Pair:
     """Types by which torchvision tells pixels, boxes and masks apart; masks stay run-length codes until a window is chosen."""
     image, target = pair
-    width, height = image.size
+    width, height = size_of(image)
     boxes = tv_tensors.BoundingBoxes(torch.from_numpy(target["boxes"]), format="XYXY", canvas_size=(height, width))
     tensors = {**target, "boxes": F.clamp_bounding_boxes(boxes), "labels": torch.from_numpy(target["labels"])}
-    return tv_tensors.Image(F.pil_to_tensor(image)), tensors
+    return tv_tensors.Image(tensor_of(image)), tensors
 
 
 def decoded(pair: Pair) -> Pair:
@@ -190,7 +190,7 @@ class Finished:
         self.mean, self.std, self.canvas = list(mean), list(std), canvas
 
     def __call__(self, pair: Pair) -> tuple[Tensor, dict[str, Tensor]]:
-        image = F.normalize(pair[0].as_subclass(Tensor).float().div_(255), self.mean, self.std, inplace=True)
+        image = F.normalize(scaled(pair[0].as_subclass(Tensor)), self.mean, self.std, inplace=True)
         target = {name: value.as_subclass(Tensor) for name, value in pair[1].items()}
         if self.canvas is not None:
             height, width = self.canvas
@@ -210,7 +210,7 @@ class Whole:
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         self.normalised = Normalised(mean, std)
 
-    def __call__(self, pair: tuple[Image.Image, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, pair: tuple[Picture, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         return self.normalised(pair[0]), {}
 
     def __repr__(self) -> str:

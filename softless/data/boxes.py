@@ -23,8 +23,9 @@ from softless.data.datasets import Splits, fingerprint, left_out_of, scaling
 from softless.data.exports import export_in
 from softless.data.findings import Fault, Gathering, not_there, refusal
 from softless.data.folder import class_places
-from softless.data.images import FORMATS, Decoded
+from softless.data.images import FORMATS, TURNED, Decoded
 from softless.data.notices import notice
+from softless.data.ranges import Range
 from softless.data.readable import fault_of, refuse_policy, say_left_out, unreadable
 from softless.data.samples import FileSamples
 from softless.errors import DataError, UsageError, located, need
@@ -60,10 +61,20 @@ class BoxSamples(FileSamples):
         categories: id -> name; class indices are their places.
         channels: 1 or 3.
         masks: whether targets hold masks.
+        scale: the declared range of the images' values.
     """
 
-    def __init__(self, root: Path, entries: Sequence[Entry], categories: Mapping[int, str], channels: int, *, masks: bool) -> None:  # fmt: skip
-        super().__init__(root, [entry.file for entry in entries], np.zeros(len(entries), np.int64), channels)
+    def __init__(
+        self,
+        root: Path,
+        entries: Sequence[Entry],
+        categories: Mapping[int, str],
+        channels: int,
+        *,
+        masks: bool,
+        scale: Range | None = None,
+    ) -> None:
+        super().__init__(root, [entry.file for entry in entries], np.zeros(len(entries), np.int64), channels, scale)
         self.entries, self.categories, self.masks = list(entries), dict(categories), masks
         self.index_of = {key: place for place, key in enumerate(self.categories)}
 
@@ -95,12 +106,12 @@ class BoxSamples(FileSamples):
 
     def take(self, indices: Sequence[int] | np.ndarray) -> "BoxSamples":
         chosen = [self.entries[int(index)] for index in indices]
-        return BoxSamples(self.root, chosen, self.categories, self.channels, masks=self.masks)
+        return BoxSamples(self.root, chosen, self.categories, self.channels, masks=self.masks, scale=self.scale)
 
     def renumbered(self, places: Sequence[int]) -> "BoxSamples":
         listed = dict(zip(places, self.categories.items(), strict=True))
         categories = dict(listed[place] for place in range(len(listed)))
-        return BoxSamples(self.root, self.entries, categories, self.channels, masks=self.masks)
+        return BoxSamples(self.root, self.entries, categories, self.channels, masks=self.masks, scale=self.scale)
 
     def document(self) -> dict[str, Any]:
         """The samples as COCO's evaluation takes them, annotations numbered from 1."""
@@ -140,7 +151,7 @@ def open_boxes(spec: "DataSpec", seed: int, *, masks: bool, faults: str = "stop"
         raise DataError("the data source 'coco' needs a path: give --data PATH or set data.path=PATH")
     root = located(spec.path)
     files = _files_of(root)
-    found = Headers(root)
+    found = Headers(root, scale=Range.of(spec.range))
     contents = check_files(list(files.values()), None, found, masks=masks)
     if masks:
         check_masks(contents, found)
@@ -185,9 +196,7 @@ def _say_unlearnt(root: Path, name: str, train: BoxSamples, found: Gathering) ->
     Raises:
         DataError: no class has one.
     """
-    for fault in found.warnings:
-        if fault.kind == "crowds":
-            notice(f"{root}: {fault}")
+    found.say(root, {"crowds", TURNED})
     held = {one["category_id"] for entry in train.entries for one in entry.annotations if not one.get("iscrowd")}
     if not held and not any(found.counts[name].values()):
         raise DataError(f"{root}: {name}.json has no object, so there is nothing to learn")
@@ -224,9 +233,11 @@ def not_coco(root: Path, listed: AnnotationFiles) -> DataError:
 
 
 class Headers(Gathering):
-    """A gathering that takes sizes from headers; images with a turn, or of unusual pixels, are decoded, as all are afterwards."""
+    """A gathering that takes sizes from headers; images with a turn, of unusual pixels or with a declared range are decoded, as all are afterwards."""
 
     def image(self, path: Path, part: str, label: str) -> Decoded | None:
+        if self.scale is not None:
+            return super().image(path, part, label)
         try:
             with Image.open(path, formats=FORMATS) as image:
                 if image.mode in {"L", "RGB"} and image.getexif().get(ORIENTATION, 1) == 1:
@@ -287,7 +298,7 @@ def _decoded(root: Path, contents: Mapping[Path, Mapping[str, list[Any]]], found
     ]
     known = {fault.path for fault in found.bad if fault.annotation is None}
     asked = [path for path in dict.fromkeys(places) if found.name(path) not in known]
-    found.bad += [fault_of(path, error, root) for path, error in unreadable(asked, channels).items()]
+    found.bad += [fault_of(path, error, root) for path, error in unreadable(asked, channels, found.scale).items()]
     return {found.name(path) for path in places}
 
 
@@ -375,7 +386,7 @@ def _samples(root: Path, file: Path, content: Mapping[str, list[Any]], mending: 
         for key, one in images.items()
     ]
     categories = {one["id"]: one["name"] for one in content["categories"]}
-    return BoxSamples(root, entries, categories, channels, masks=masks)
+    return BoxSamples(root, entries, categories, channels, masks=masks, scale=mending.found.scale)
 
 
 def _cut(train: BoxSamples, fraction: float, seed: int) -> tuple[BoxSamples, BoxSamples]:

@@ -4,6 +4,7 @@ What is read here is what training reads, by the same functions; but the first f
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,16 @@ import numpy as np
 
 from softless.data import coco
 from softless.data.annotation_files import annotation_files
-from softless.data.arrays import NOT_AN_NPZ, no_classes, no_images, npz_file, why_no_npz
+from softless.data.arrays import (
+    NOT_AN_NPZ,
+    no_classes,
+    no_images,
+    no_numbers,
+    not_finite,
+    npz_file,
+    say_outside,
+    why_no_npz,
+)
 from softless.data.boxes import check_masks, not_coco
 from softless.data.findings import NO_TEXT, DataCheck, Fault, Gathering, not_there
 from softless.data.folder import Listing, existing_folder, listing, read_as
@@ -21,6 +31,7 @@ from softless.data.label_images import read_parts
 from softless.data.label_layout import is_label_layout, label_folders, layout_of
 from softless.data.places import ALIKE, LAYOUT, PARTS, class_splits, composed, folders_in, twins_of
 from softless.data.progress import track
+from softless.data.ranges import Range
 from softless.data.unlabelled import without_classes
 from softless.errors import DataError, UsageError, located
 from softless.words import counted, is_text
@@ -40,6 +51,8 @@ class Reading:
     labels: str | None = None  # folder of label images
     ignore: tuple[str | int, ...] = ()  # classes and values that count nowhere
     fov: str | None = None  # folder of fields of view
+    values: Mapping[Any, str] | None = None  # what stored values of label images are called
+    range: str | None = None  # the declared range of the images' values
 
 
 def check(
@@ -49,6 +62,7 @@ def check(
     min_side: int | None = None,
     max_pixels: int | None = None,
     strict: bool = False,
+    range: str | None = None,
     reading: Reading | None = None,
 ) -> DataCheck:
     """Read a data set in full and report all that is wrong with it.
@@ -61,6 +75,7 @@ def check(
         min_side: images with a shorter side below this are bad; 8, or SOFTLESS_MIN_SIDE, by default.
         max_pixels: images with more pixels are bad and not decoded; 89,478,485, or SOFTLESS_MAX_PIXELS, by default.
         strict: warnings and duplicates fail the check too.
+        range: the range of the images' values, as data.range of a recipe; without it images of more than 8 bits are bad.
         reading: what a recipe reads of the data; without it all that the layout can mean is checked.
 
     Returns:
@@ -78,7 +93,8 @@ def check(
         ("SOFTLESS_MAX_PIXELS", MAX_PIXELS, max_pixels),
     ):
         limit(variable, default, given)
-    found = Gathering(root if root.is_dir() else root.parent, max_pixels, min_side)
+    scale = Range.of(range if reading is None else reading.range)
+    found = Gathering(root if root.is_dir() else root.parent, max_pixels, min_side, scale)
     return found.report(
         root, _checked(root, found, None if images is None else located(images), reading), strict=strict
     )
@@ -116,7 +132,7 @@ def _check_label_images(root: Path, found: Gathering, reading: Reading | None) -
     """Each folder of label images against the images; of a recipe, those that it reads."""
     if reading is not None:
         existing_folder(root)
-        read_parts(layout_of(root, found, reading.labels, reading.ignore), found, fov=reading.fov)
+        read_parts(layout_of(root, found, reading.labels, reading.ignore, reading.values), found, fov=reading.fov)
         return LABELS
     folders = label_folders(root)
     if not folders:
@@ -124,7 +140,9 @@ def _check_label_images(root: Path, found: Gathering, reading: Reading | None) -
             root, "layout", "there are images and classes.json but no label images: labels/{train,val,test}/NAME.png"
         )
     for number, labels in enumerate(folders):
-        here = found if number == 0 else Gathering(root, found.max_pixels, found.min_side)  # images are counted once
+        here = (
+            found if number == 0 else Gathering(root, found.max_pixels, found.min_side, found.scale)
+        )  # images are counted once
         read_parts(layout_of(root, here, labels), here)
         if here is not found:
             found.bad += [fault for fault in here.bad if fault not in found.bad]
@@ -307,13 +325,7 @@ def _check_labels(
 
 def _check_arrays(file: Path, part: str, arrays: dict[str, np.ndarray], found: Gathering, labels: list[str]) -> None:
     images, key = arrays.get(f"{part}_images"), f"{file.name}/{part}_images"
-    if images is None:
-        return
-    if images.ndim not in {3, 4} or not images.size:
-        found.fault(key, "shape", f"images have shape {images.shape}; expected (n, H, W) or (n, H, W, C), n > 0")
-        return
-    if why := no_images(images):
-        found.fault(key, "shape", f"images {why}")
+    if images is None or not _are_images(images, key, found):
         return
     found.seen += len(images)
     if labels and len(labels) != len(images):
@@ -322,14 +334,30 @@ def _check_arrays(file: Path, part: str, arrays: dict[str, np.ndarray], found: G
     if min(sides) < (found.min_side or 1):
         found.fault(key, "too small", f"images are {sides[1]} x {sides[0]} pixels, and min_side is {found.min_side}")
         return
-    if images.dtype != np.uint8:
-        found.fault(key, "pixel format", f"images are {images.dtype}, and only uint8 pixels are read; scale to 0..255")
-        if images.dtype.kind == "f":
-            wrong = (~np.isfinite(images)).reshape(len(images), -1).sum(1)
-            for index in np.flatnonzero(wrong).tolist():
-                found.fault(f"{part}/{index}", "not finite", f"{wrong[index]} of its values are NaN or infinite")
-        return
-    found.good += len(images)
+    _check_numbers(images, part, key, found)
     for index, pixels in enumerate(track(images, len(images), f"reading {part}")):
         label = labels[index] if index < len(labels) else ""
         found.content(pixels.tobytes(), pixels.shape, f"{part}/{index}", part, label)
+
+
+def _are_images(images: np.ndarray, key: str, found: Gathering) -> bool:
+    """Whether an array has the shape of images; if not, that is a fault."""
+    if images.ndim not in {3, 4} or not images.size:
+        found.fault(key, "shape", f"images have shape {images.shape}; expected (n, H, W) or (n, H, W, C), n > 0")
+        return False
+    if why := no_images(images):
+        found.fault(key, "shape", f"images {why}")
+    return not why
+
+
+def _check_numbers(images: np.ndarray, part: str, key: str, found: Gathering) -> None:
+    """Whether the values of images can be used, and how many lie outside the declared range."""
+    wrong = not_finite(images, part)
+    for fault in wrong.values():
+        found.fault(fault.path, fault.kind, fault.reason)
+    if why := no_numbers(images, found.scale):
+        found.fault(key, "pixel format", f"images {why}")
+        return
+    if said := say_outside(images, part, found.scale):
+        found.warn(key, "outside the range", said)
+    found.good += len(images) - len(wrong)

@@ -19,6 +19,8 @@ import numpy as np
 
 from softless.data.annotation_files import LISTS, picture_folders
 from softless.data.findings import NO_TEXT, Gathering
+from softless.data.images import TURNED, said_of_turned
+from softless.data.pictures import size_of
 from softless.data.places import ALIKE, composed
 from softless.data.progress import track
 from softless.words import POINTED, POINTER, counted, is_text
@@ -234,7 +236,9 @@ def _check_file(
     decoded = found.image(path, part, "")
     if decoded is None:
         return _Entry(name, size)
-    actual = decoded.image.size
+    if decoded.silently_turned:
+        found.warn(path, TURNED, said_of_turned("boxes and masks were"))
+    actual = size_of(decoded.image)
     if size is not None and size != actual:
         turned = size == decoded.stored_size
         why = "; the json has the size before the EXIF orientation, so boxes and masks lie beside the upright image"

@@ -11,7 +11,10 @@ from softless.data.arrays import digits_parts, npz_parts
 from softless.data.findings import Fault
 from softless.data.folder import class_places, folder_parts
 from softless.data.notices import notice
+from softless.data.pictures import unit
 from softless.data.progress import track
+from softless.data.ranges import FIELD as RANGE
+from softless.data.ranges import Range
 from softless.data.readable import contents, refuse_policy, sift
 from softless.data.samples import ArraySamples, FileSamples, Samples
 from softless.errors import DataError, UsageError, located, unknown
@@ -92,6 +95,8 @@ def open_parts(spec: "DataSpec") -> tuple[dict[str, Samples], tuple[str, ...]]:
         )
     if spec.in_chans < 1:
         raise UsageError(f"data.in_chans={spec.in_chans}: images have at least one channel")
+    if spec.source == "digits" and spec.range is not None:
+        raise UsageError(f"{RANGE}={spec.range}: the digits have 8 bits and are whole; leave it out")
     if spec.source == "digits":
         digits, names = digits_parts(spec.in_chans)
         return dict(digits), names
@@ -99,7 +104,9 @@ def open_parts(spec: "DataSpec") -> tuple[dict[str, Samples], tuple[str, ...]]:
         raise unknown("data source", spec.source, ("digits", "folder", "npz"))
     if not spec.path:
         raise DataError(f"the data source '{spec.source}' needs a path: give --data PATH or set data.path=PATH")
-    parts, classes = (folder_parts if spec.source == "folder" else npz_parts)(spec.path, spec.in_chans)
+    parts, classes = (folder_parts if spec.source == "folder" else npz_parts)(
+        spec.path, spec.in_chans, Range.of(spec.range)
+    )
     return sift(located(spec.path), parts, spec.faults), classes
 
 
@@ -148,7 +155,7 @@ def pixel_statistics(samples: Samples) -> tuple[tuple[float, ...], tuple[float, 
     chosen = np.linspace(0, len(samples) - 1, count).round().astype(int)
     total = np.zeros((2, samples.channels))
     for index in track(chosen, count, "measuring mean and std"):
-        pixels = np.asarray(samples.image(int(index)), dtype=np.float64).reshape(-1, samples.channels) / 255
+        pixels = unit(samples.image(int(index))).reshape(-1, samples.channels)
         total += np.stack([pixels.mean(0), np.square(pixels).mean(0)])
     mean, square = total / count
     std = np.sqrt(np.maximum(square - mean**2, 0))
@@ -208,4 +215,6 @@ def fingerprint(source: str, classes: tuple[str, ...], parts: Mapping[str, Sampl
     pixels = {
         f"{PIXELS} {part}": contents(samples) for part, samples in parts.items() if isinstance(samples, FileSamples)
     }
-    return {"source": source, "classes": len(classes), **counts, "sha256": digest.hexdigest(), **pixels}
+    scale = None if parts["train"] is None else parts["train"].scale
+    declared = {} if scale is None else {"range": scale.text}  # older runs have none
+    return {"source": source, "classes": len(classes), **counts, "sha256": digest.hexdigest(), **pixels, **declared}

@@ -2,12 +2,16 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from softless.data.images import BadImage, Decoded, read_whole
+from softless.data.images import BadImage, Decoded
+from softless.data.notices import notice
+from softless.data.pictures import size_of
+from softless.data.ranges import Outside, Range
+from softless.data.reading import read_whole
 from softless.errors import DataError, Faults
 from softless.words import counted, visible
 
@@ -18,7 +22,7 @@ SLENDER = 10  # times as long as wide: of such an image a square model sees a fr
 SHOWN = 20  # warnings and duplicates of one kind in the printed report; to_dict has all
 _ENDINGS = {  # what Pillow calls the content of a file that ends so
     ".jpg": {"JPEG", "MPO"}, ".jpeg": {"JPEG", "MPO"}, ".png": {"PNG"}, ".bmp": {"BMP"}, ".webp": {"WEBP"},
-    ".tif": {"TIFF"}, ".tiff": {"TIFF"}, ".ppm": {"PPM"}, ".pgm": {"PPM"},
+    ".tif": {"TIFF"}, ".tiff": {"TIFF"}, ".ppm": {"PPM"}, ".pgm": {"PPM"}, ".dcm": {"DICOM"}, ".dicom": {"DICOM"},
 }  # fmt: skip
 
 
@@ -124,6 +128,7 @@ class Gathering:
     root: Path  # paths are given relative to it
     max_pixels: int | None = None
     min_side: int | None = None
+    scale: Range | None = None  # the declared range of values
     seen: int = 0
     good: int = 0
     annotations: int = 0
@@ -134,6 +139,7 @@ class Gathering:
     hidden: int = 0
     unguarded: Counter[str] = field(default_factory=Counter)
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    outside: dict[str, Outside] = field(default_factory=dict)  # part -> values outside the declared range
     first: dict[bytes, dict[str, tuple[str, str]]] = field(default_factory=dict)  # digest -> part -> (name, class)
 
     def name(self, path: Path) -> str:
@@ -148,11 +154,16 @@ class Gathering:
         """Something that is read, but perhaps not as meant."""
         self.warnings.append(Fault(self._named(path), reason, kind, annotation))
 
+    def say(self, root: Path, kinds: Collection[str]) -> None:
+        """The warnings of some kinds as notices, those that share a sentence in one line."""
+        for line in grouped([fault for fault in self.warnings if fault.kind in kinds]):
+            notice(f"{root}: {line}")
+
     def image(self, path: Path, part: str, label: str) -> Decoded | None:
         """Read an image file in full; None if it cannot be."""
         self.seen += 1
         try:
-            decoded = read_whole(path, 3, max_pixels=self.max_pixels, min_side=self.min_side)
+            decoded = read_whole(path, 3, self.scale, max_pixels=self.max_pixels, min_side=self.min_side)
         except BadImage as error:
             self.fault(path, error.kind, error.reason)
             return None
@@ -161,12 +172,13 @@ class Gathering:
             self.warn(path, kind, text)
         if decoded.unguarded:
             self.unguarded[decoded.unguarded] += 1
-        width, height = decoded.image.size
+        self.outside.setdefault(part, Outside()).add(decoded.outside)
+        width, height = size_of(decoded.image)
         if max(width, height) >= SLENDER * min(width, height):
             self.warn(path, "slender", f"it is {width} x {height} pixels: a square model sees a part of it, or a smear")
         if decoded.format not in _ENDINGS.get(path.suffix.lower(), {decoded.format}):
             self.warn(path, "wrong ending", f"it is a {decoded.format} file by its content, and is read as one")
-        self.content(decoded.image.tobytes(), decoded.image.size, self.name(path), part, label)
+        self.content(decoded.image.tobytes(), (width, height), self.name(path), part, label)
         return decoded
 
     def content(self, pixels: bytes, shape: tuple[int, ...], name: str, part: str, label: str) -> None:
@@ -181,6 +193,9 @@ class Gathering:
         places.setdefault(part, (name, label))
 
     def report(self, path: Path, layout: str, *, strict: bool) -> DataCheck:
+        for part, counts in self.outside.items():
+            if self.scale is not None and (said := counts.sentence(part, self.scale)):
+                self.warn(part, "outside the range", said)
         return DataCheck(
             path=str(path),
             layout=layout,

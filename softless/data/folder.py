@@ -14,6 +14,8 @@ from softless.data.findings import NO_TEXT
 from softless.data.images import IMAGE_TYPES
 from softless.data.notices import notice
 from softless.data.places import ALIKE, LAYOUT, class_splits, composed, folders_in, twins_of
+from softless.data.ranges import Range
+from softless.data.reading import is_image
 from softless.data.samples import FileSamples
 from softless.errors import DataError, UsageError, located
 from softless.words import few, is_text, visible
@@ -38,7 +40,9 @@ class Scan:
     hidden: int  # files and folders whose name starts with a dot
 
 
-def folder_parts(path: str | Path, channels: int) -> tuple[dict[str, FileSamples], tuple[str, ...]]:
+def folder_parts(
+    path: str | Path, channels: int, scale: Range | None = None
+) -> tuple[dict[str, FileSamples], tuple[str, ...]]:
     """The parts a data folder holds ({"train", "val", "test"}, or {"all"} for class folders alone) and the class names.
 
     Raises:
@@ -49,7 +53,7 @@ def folder_parts(path: str | Path, channels: int) -> tuple[dict[str, FileSamples
     places = class_splits(root)
     if not places:
         scan = _scan(root)
-        return {"all": _samples(root, "", scan, channels)}, tuple(scan.files)
+        return {"all": _samples(root, "", scan, channels, scale)}, tuple(scan.files)
     if renamed := read_as(places):
         notice(f"{root}: {renamed}")
     _report_unused(root, places)
@@ -57,7 +61,7 @@ def folder_parts(path: str | Path, channels: int) -> tuple[dict[str, FileSamples
     classes = tuple(scans["train"].files)
     for part, scan in scans.items():
         class_places(classes, tuple(scan.files), f"{root / places['train']}", f"{root / places[part]}")
-    return {part: _samples(root, places[part], scan, channels) for part, scan in scans.items()}, classes
+    return {part: _samples(root, places[part], scan, channels, scale) for part, scan in scans.items()}, classes
 
 
 def existing_folder(path: str | Path) -> Path:
@@ -101,10 +105,15 @@ def _refuse(error: OSError) -> None:
     raise DataError(f"cannot list the folder {error.filename}: {error.strerror}") from error
 
 
-def listing(root: Path, failed: Callable[[OSError], None] = _refuse, apart: Path | None = None) -> Listing:
+def listing(
+    root: Path,
+    failed: Callable[[OSError], None] = _refuse,
+    apart: Path | None = None,
+    wanted: Callable[[Path], bool] = is_image,
+) -> Listing:
     """Everything below a folder; `failed` is called with a folder that cannot be listed, and raises by default.
 
-    A folder `apart` below it is passed over.
+    A folder `apart` below it is passed over. `wanted` says of a file whether it is looked for.
     """
     left_out = None if apart is None else apart.resolve()
     files: list[str] = []
@@ -124,11 +133,10 @@ def listing(root: Path, failed: Callable[[OSError], None] = _refuse, apart: Path
             if entry.name.startswith("."):
                 hidden += 1
             elif not entry.is_dir():
-                ending = place.suffix.lower()
-                if ending in IMAGE_TYPES:
+                if wanted(place):
                     files.append(place.relative_to(root).as_posix())
                 else:
-                    other[ending or "(no ending)"] += 1
+                    other[place.suffix.lower() or "(no ending)"] += 1
             elif (real := place.resolve()) in chain:
                 loops += 1
             elif real != left_out:
@@ -206,16 +214,16 @@ def _refuse_no_text(root: Path, folders: list[str]) -> None:
         raise DataError(f"{root}: the class folder '{visible(bad[0])}' has {NO_TEXT}")
 
 
-def _samples(root: Path, part: str, scan: Scan, channels: int) -> FileSamples:
+def _samples(root: Path, part: str, scan: Scan, channels: int, scale: Range | None) -> FileSamples:
     files = [f"{part}/{file}" if part else file for found in scan.files.values() for file in found]
     targets = [index for index, found in enumerate(scan.files.values()) for _ in found]
-    return FileSamples(root, files, targets, channels)
+    return FileSamples(root, files, targets, channels, scale)
 
 
-def images_at(path: Path, channels: int, apart: Path | None = None) -> FileSamples:
+def images_at(path: Path, channels: int, apart: Path | None = None, scale: Range | None = None) -> FileSamples:
     """The images of a folder and its sub-folders, or one image, without labels; see `files_at`."""
     root, files = files_at(path, apart)
-    return FileSamples(root, files, [0] * len(files), channels)
+    return FileSamples(root, files, [0] * len(files), channels, scale)
 
 
 def files_at(path: Path, apart: Path | None = None) -> tuple[Path, list[str]]:

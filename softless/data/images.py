@@ -13,29 +13,32 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.Image import Transpose
 
-from softless.data.notices import notice
+from softless.data.pictures import size_of
+from softless.data.ranges import WAY
 from softless.errors import DataError, UsageError
 from softless.models.digests import of_file
 from softless.words import POINTED, POINTER
 
-IMAGE_TYPES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+IMAGE_TYPES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".dcm", ".dicom"})
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM", "GIF")  # no others: Pillow hands EPS to another program
 MODES = {1: "L", 3: "RGB"}  # what Pillow calls an 8-bit image of so many channels
+TURNED = "EXIF"  # the kind of a warning
 MAX_PIXELS = 89_478_485
 MIN_SIDE = 8
 
 # What Pillow's decoders are seen to raise on damaged files; anything else is a bug and keeps its traceback.
-_DAMAGED = (
+DAMAGED = (
     OSError,
     UnidentifiedImageError,
     SyntaxError,
@@ -67,8 +70,8 @@ _MAGIC = {
     b"MM\0*": "TIFF",
     b"GIF8": "GIF",
 }
-_DEEP = re.compile(r"(?<!BGR);16")  # raw modes with 16 bits per channel; BGR;16 has 16 per pixel
-_TILE_SIDES, _SAMPLE_FORMAT, _SIGNED, _ORIENTATION = (322, 323), 339, 2, 0x0112  # TIFF tags
+DEEP = re.compile(r"(?<!BGR);16")  # raw modes with 16 bits per channel; BGR;16 has 16 per pixel
+_TILE_SIDES, SAMPLE_FORMAT, SIGNED, _ORIENTATION = (322, 323), 339, 2, 0x0112  # TIFF tags
 _TEXTS = re.compile(r"MAX_TEXT_(CHUNK|MEMORY)")  # in what Pillow says of profiles and texts larger than it reads
 _ONE = threading.Lock()
 
@@ -89,69 +92,105 @@ class Remark(NamedTuple):
 
 @dataclass(frozen=True)
 class Decoded:
-    """An upright 8-bit image, and what was seen on the way."""
+    """An upright image, and what was seen on the way."""
 
-    image: Image.Image
+    image: Any  # of 8 bits as a PIL image; otherwise what `judge` makes of it
     format: str  # as Pillow names it
     stored_size: tuple[int, int]  # width and height before the EXIF orientation
     remarks: tuple[Remark, ...]
     unguarded: str = ""  # the format, where nothing in the file tells altered pixels: it has no checksums
+    outside: tuple[int, int] = (0, 0)  # values below and above a declared range
+    turned: bool = False  # by its EXIF orientation
+
+    @property
+    def silently_turned(self) -> bool:
+        """Whether it was turned and its size does not tell: what was drawn on the picture as it is stored lies elsewhere."""
+        return self.turned and self.stored_size == size_of(self.image)
 
 
-def read_image(path: Path, channels: int = 3) -> Image.Image:
-    """The upright image in mode "RGB" (3 channels) or "L" (1 channel).
+def decode(
+    path: Path,
+    channels: int = 3,
+    *,
+    max_pixels: int | None = None,
+    min_side: int | None = None,
+    judge: "Judge | None" = None,
+) -> Decoded:
+    """The upright image in mode "RGB" (3 channels) or "L" (1 channel), and what was seen on the way.
 
     EXIF orientation is applied. Palettes are expanded, an alpha channel is dropped (transparent pixels keep their
     stored colour), CMYK becomes RGB, colour becomes grey by Pillow's ITU-R 601 weights. Of a file with several
-    pictures the first is read, with a notice.
-
-    Raises:
-        BadImage: the file is unreadable, larger or smaller than the limits, or has more than 8 bits per channel (Pillow
-            would clip or truncate those).
-    """
-    decoded = decode(path, channels)
-    for remark in decoded.remarks:
-        notice(f"{path}: {remark.text}")
-    return decoded.image
-
-
-def decode(path: Path, channels: int = 3, *, max_pixels: int | None = None, min_side: int | None = None) -> Decoded:
-    """`read_image` with its remarks returned instead of said.
+    pictures the first is read, with a remark.
 
     Args:
         path: the file.
         channels: 1 or 3.
         max_pixels: refuse more, from the header; SOFTLESS_MAX_PIXELS by default.
         min_side: refuse a shorter side below this; SOFTLESS_MIN_SIDE by default.
+        judge: in place of 8-bit pixels, gives what takes the stored numbers of the opened image once it is loaded (`deep`).
+
+    Raises:
+        BadImage: the file is unreadable, larger or smaller than the limits, or has more than 8 bits per channel (Pillow
+            would clip or truncate those).
     """
+    reading = partial(_decoded, path, channels, max_pixels, min_side, judge)
     try:
-        return _decoded(path, channels, max_pixels, min_side, texts=True)
+        return reading(texts=True)
     except BadImage as error:
         if not _TEXTS.search(error.reason):
             raise
-    return _decoded(path, channels, max_pixels, min_side, texts=False)
+    return reading(texts=False)
 
 
-def _decoded(path: Path, channels: int, max_pixels: int | None, min_side: int | None, *, texts: bool) -> Decoded:
+Judge = Callable[[Image.Image, Path], Callable[[Image.Image], Any]]
+
+
+def _decoded(
+    path: Path, channels: int, max_pixels: int | None, min_side: int | None, judge: Judge | None, *, texts: bool
+) -> Decoded:
     """`decode`; without its texts a PNG's profile and texts are not looked at."""
     try:
-        _refuse_no_file(path)
+        refuse_no_file(path)
         with _open(path, texts=texts) as (image, said):
-            _refuse_size(image, path, limit("SOFTLESS_MAX_PIXELS", MAX_PIXELS, max_pixels))
-            _refuse_deep_pixels(image, path)
-            _refuse_small(image, path, limit("SOFTLESS_MIN_SIDE", MIN_SIDE, min_side))
-            stored = _stored_size(image)
-            with _heard(said) if image.format == "TIFF" else nullcontext():  # a TIFF's loading reads its tags again
-                image.load()
+            refuse_many(path, image.size, limit("SOFTLESS_MAX_PIXELS", MAX_PIXELS, max_pixels), _tile(image))
+            take = _bytes_of(image, path, channels) if judge is None else judge(image, path)
+            refuse_small(path, image.size, limit("SOFTLESS_MIN_SIDE", MIN_SIDE, min_side))
+            stored, turned = _stored_size(image), _tiff_orientation(image) in _TURNS
+            _load(image, said)
             turn = _turn(image, said)
-            upright = _convert(image, path, MODES[channels])
+            upright = take(image)
             upright = upright if turn is None else upright.transpose(turn)
             _count_pictures(image, said)
-            return Decoded(upright, image.format or "", stored, tuple(dict.fromkeys(said)), _unguarded(image))
+            remarks = tuple(dict.fromkeys(said))
+            return Decoded(
+                upright, image.format or "", stored, remarks, _unguarded(image), turned=turned or turn is not None
+            )
     except BadImage:
         raise
-    except _DAMAGED as error:
-        raise _unreadable(path, error) from error
+    except DAMAGED as error:
+        raise unreadable(path, error) from error
+
+
+def _load(image: Image.Image, said: list[Remark]) -> None:
+    """Decode the pixels. Pillow 13 maps a TIFF that is not packed into memory with its sides exchanged or its turn undone, where a tag turns it."""
+    if _tiff_orientation(image) in _TURNS:
+        image.filename = ""  # type: ignore[attr-defined]  # without one it reads the file
+    with heard(said) if image.format == "TIFF" else nullcontext():  # a TIFF's loading reads its tags again
+        image.load()
+
+
+def _bytes_of(image: Image.Image, path: Path, channels: int) -> Callable[[Image.Image], Image.Image]:
+    """What takes 8-bit pixels, of an image that has no others."""
+    _refuse_deep_pixels(image, path)
+    return lambda loaded: convert(loaded, path, MODES[channels])
+
+
+def said_of_turned(what: str) -> str:
+    """What is said where an image was turned and its size does not tell (`Decoded.silently_turned`)."""
+    return (
+        f"its EXIF orientation turns it and leaves its size, so nothing tells whether {what} drawn on the upright image "
+        "or on the stored one: look at some"
+    )
 
 
 def content(path: Path) -> int:
@@ -163,19 +202,7 @@ def content(path: Path) -> int:
     try:
         return int(of_file(path)[:16], 16)
     except OSError as error:
-        raise _unreadable(path, error) from error
-
-
-def read_whole(path: Path, channels: int = 3, *, max_pixels: int | None = None, min_side: int | None = None) -> Decoded:
-    """`decode`, and for a PNG its checksums too: what finds every damage that can be found.
-
-    Raises:
-        BadImage: the file cannot be used.
-    """
-    decoded = decode(path, channels, max_pixels=max_pixels, min_side=min_side)
-    if decoded.format == "PNG":
-        verify(path)
-    return decoded
+        raise unreadable(path, error) from error
 
 
 def verify(path: Path) -> None:
@@ -191,8 +218,8 @@ def verify(path: Path) -> None:
             if not _TEXTS.search(str(error)):
                 raise
             _verify(path, texts=False)
-    except _DAMAGED as error:
-        raise _bad(path, "damaged", f"{error}; the pixels are not those that were stored") from error
+    except DAMAGED as error:
+        raise bad_image(path, "damaged", f"{error}; the pixels are not those that were stored") from error
 
 
 def _verify(path: Path, *, texts: bool) -> None:
@@ -221,13 +248,13 @@ def _open(path: Path, *, texts: bool = True) -> Iterator[tuple[Image.Image, list
         if texts
         else [Remark("large texts", "its colour profile or texts are too large to be read; its pixels are whole")]
     )
-    with _heard(said):
-        image = Image.open(path if texts else _pixels_of(path), formats=FORMATS)
+    with heard(said):
+        image = Image.open(path if texts else without_texts(path), formats=FORMATS)
     with image:
         yield image, said
 
 
-def _pixels_of(path: Path) -> io.BytesIO:
+def without_texts(path: Path) -> io.BytesIO:
     """A PNG without the chunks that hold its colour profile and texts."""
     content = path.read_bytes()
     kept, place = [content[:8]], 8
@@ -240,7 +267,7 @@ def _pixels_of(path: Path) -> io.BytesIO:
 
 
 @contextmanager
-def _heard(said: list[Remark]) -> Iterator[None]:
+def heard(said: list[Remark]) -> Iterator[None]:
     """Pillow's warnings as remarks, and our limit in the place of its own, which warns up to twice its value and names no file.
 
     Both belong to the process, so one thread at a time is in here.
@@ -255,24 +282,31 @@ def _heard(said: list[Remark]) -> Iterator[None]:
     said += [Remark("header", " ".join(str(one.message).split())) for one in caught]
 
 
-def _refuse_no_file(path: Path) -> None:
+def refuse_no_file(path: Path) -> None:
+    """Refuse what is no file, or an empty one."""
     status = path.stat()  # follows links; raises where there is nothing
     if not stat.S_ISREG(status.st_mode):
-        raise _bad(path, "no image", "it is no file" + (" but a folder" if stat.S_ISDIR(status.st_mode) else ""))
+        raise bad_image(path, "no image", "it is no file" + (" but a folder" if stat.S_ISDIR(status.st_mode) else ""))
     if not status.st_size:
-        raise _bad(path, "empty", "it is empty or no image (0 bytes); replace or remove the file")
+        raise bad_image(path, "empty", "it is empty or no image (0 bytes); replace or remove the file")
 
 
-def _refuse_size(image: Image.Image, path: Path, most: int) -> None:
-    width, height = image.size
+def _tile(image: Image.Image) -> int:
+    """Pixels of a TIFF's tile; 1 where it has none."""
     tile = 1
     for tag in _TILE_SIDES if image.format == "TIFF" else ():
         side = image.tag_v2.get(tag, 1)  # type: ignore[attr-defined]  # TIFF's class has it
         tile *= side if isinstance(side, int) else 1
+    return tile
+
+
+def refuse_many(path: Path, size: tuple[int, int], most: int, tile: int = 1) -> None:
+    """Refuse an image, or one tile of it, of more pixels than the limit."""
+    width, height = size
     if width * height > most or tile > most:
         what = f"{width} x {height} = {width * height}" if width * height > most else f"one tile of {tile}"
         more = max(width * height, tile)
-        raise _bad(
+        raise bad_image(
             path,
             "too many pixels",
             f"its header says {what} pixels, and at most {most} are decoded; make it smaller, or set "
@@ -280,10 +314,11 @@ def _refuse_size(image: Image.Image, path: Path, most: int) -> None:
         )
 
 
-def _refuse_small(image: Image.Image, path: Path, least: int) -> None:
-    width, height = image.size
+def refuse_small(path: Path, size: tuple[int, int], least: int) -> None:
+    """Refuse an image whose shorter side is below the limit."""
+    width, height = size
     if min(width, height) < least:
-        raise _bad(
+        raise bad_image(
             path,
             "too small",
             f"it is {width} x {height} pixels, and both sides must have at least {least}; remove it, or set "
@@ -296,58 +331,61 @@ def _refuse_deep_pixels(image: Image.Image, path: Path) -> None:
     tiles = getattr(image, "tile", ())  # how the decoder will read the file: (codec, extents, offset, args)
     args = tiles[0][3] if tiles else ""
     depth = args[1] if image.format == "PPM" and isinstance(args, tuple) else 255
-    deep_colour = _DEEP.search(str(args)) is not None or (isinstance(depth, int) and depth > 255)
-    signed = image.format == "TIFF" and _SIGNED in image.tag_v2.get(_SAMPLE_FORMAT, ())  # type: ignore[attr-defined]
+    deep_colour = DEEP.search(str(args)) is not None or (isinstance(depth, int) and depth > 255)
+    signed = image.format == "TIFF" and SIGNED in image.tag_v2.get(SAMPLE_FORMAT, ())  # type: ignore[attr-defined]
     if not (image.mode in {"I", "F"} or image.mode.startswith("I;16") or deep_colour or signed):
         return
     if image.mode == "F":
         _refuse_not_finite(image, path)
     kind = {"F": "floating-point", "I": "32-bit integer"}.get(image.mode, "signed" if signed else "16-bit")
     kind = "16-bit" if deep_colour else kind
-    raise _bad(
+    raise bad_image(
         path,
         "pixel format",
-        f"{kind} pixels (mode {image.mode}): only 8-bit images are read; "
-        "scale it to 8 bits with the range you mean, for example 0..4095 to 0..255",
+        f"{kind} pixels (mode {image.mode}), and only 8-bit images are read without a range: {WAY}",
         f"{path} holds ",
     )
 
 
 def _refuse_not_finite(image: Image.Image, path: Path) -> None:
-    with _heard([]):
+    with heard([]):
         wrong = int((~np.isfinite(np.asarray(image))).sum())
     if wrong:
-        raise _bad(
+        raise bad_image(
             path,
             "not finite",
-            f"floating-point pixels, {wrong} of them NaN or infinite: only 8-bit images are read; "
-            "mend those and scale it to 8 bits",
+            f"floating-point pixels, {wrong} of them NaN or infinite: mend those, and {WAY}",
             f"{path} holds ",
         )
 
 
-def _convert(image: Image.Image, path: Path, mode: str) -> Image.Image:
+def convert(image: Image.Image, path: Path, mode: str) -> Image.Image:
+    """The image in another 8-bit mode; palettes are expanded, alpha is dropped."""
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # Pillow warns when a palette with transparent entries goes to RGB directly
     try:
         return image.copy() if image.mode == mode else image.convert(mode)
     except ValueError as error:
-        raise _bad(path, "pixel format", f"{error}; convert it to RGB with a colour profile first") from error
+        raise bad_image(path, "pixel format", f"{error}; convert it to RGB with a colour profile first") from error
 
 
 def _stored_size(image: Image.Image) -> tuple[int, int]:
     """A TIFF's size is given upright from the start."""
-    tags = image.tag_v2 if image.format == "TIFF" else {}  # type: ignore[attr-defined]
     width, height = image.size
-    return (height, width) if tags.get(_ORIENTATION) in {5, 6, 7, 8} else (width, height)
+    return (height, width) if _tiff_orientation(image) in {5, 6, 7, 8} else (width, height)
+
+
+def _tiff_orientation(image: Image.Image) -> Any:
+    """The orientation that Pillow will apply to a TIFF while it loads; None where there is none."""
+    return image.tag_v2.get(_ORIENTATION) if image.format == "TIFF" else None  # type: ignore[attr-defined]
 
 
 def _turn(image: Image.Image, said: list[Remark]) -> Transpose | None:
     """What makes the loaded image upright; Pillow has turned a TIFF already."""
     try:
-        with _heard(said):
+        with heard(said):
             return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
-    except _DAMAGED:
+    except DAMAGED:
         said.append(Remark("EXIF", "its EXIF block cannot be read, so it is taken as upright"))
         return None
 
@@ -365,21 +403,22 @@ def _count_pictures(image: Image.Image, said: list[Remark]) -> None:
     if image.format == "MPO" or not getattr(image, "is_animated", False):
         return
     try:
-        with _heard([]):
+        with heard([]):
             count = f"{image.n_frames} "  # type: ignore[attr-defined]
-    except _DAMAGED:
+    except DAMAGED:
         count = ""  # a later one is damaged
     said.append(Remark("several pictures", f"it holds {count}pictures, and only the first is read"))
 
 
-def _unreadable(path: Path, error: Exception) -> BadImage:
+def unreadable(path: Path, error: Exception) -> BadImage:
+    """The error for a file that a decoder, or the operating system, does not give."""
     if isinstance(error, FileNotFoundError):
-        return _bad(path, "missing", "no such file" + (" (a link to nothing)" if path.is_symlink() else ""))
+        return bad_image(path, "missing", "no such file" + (" (a link to nothing)" if path.is_symlink() else ""))
     if isinstance(error, UnidentifiedImageError):
-        return _bad(path, *_unknown_type(path))
+        return bad_image(path, *_unknown_type(path))
     if isinstance(error, OSError) and error.errno:
-        return _bad(path, "unreadable", f"{error.strerror}; its rights or the disk stand in the way")
-    return _bad(path, "damaged", f"{str(error) or type(error).__name__}; replace or remove the file")
+        return bad_image(path, "unreadable", f"{error.strerror}; its rights or the disk stand in the way")
+    return bad_image(path, "damaged", f"{str(error) or type(error).__name__}; replace or remove the file")
 
 
 def _unknown_type(path: Path) -> tuple[str, str]:
@@ -397,7 +436,8 @@ def _unknown_type(path: Path) -> tuple[str, str]:
     return "no image", f"it is empty or no image of the types read ({types}): it begins with {begins!r}"
 
 
-def _bad(path: Path, kind: str, reason: str, opening: str = "") -> BadImage:
+def bad_image(path: Path, kind: str, reason: str, opening: str = "") -> BadImage:
+    """The error for a file that is not read: why in a word, and in a sentence that `opening` may begin in place of ours."""
     # torch raises an error of a worker again with its message alone, so the constructor takes nothing else
     error = BadImage((opening or f"cannot read the image {path}: ") + reason)
     error.kind, error.reason = kind, (f"it holds {reason}" if opening else reason)

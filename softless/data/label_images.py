@@ -7,7 +7,7 @@ ignored (a value, pixels outside a field of view) becomes `IGNORE`, has no class
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +16,13 @@ import numpy as np
 from softless.data.datasets import Splits, fingerprint, scaling, stratified_cut
 from softless.data.findings import Gathering, refusal
 from softless.data.folder import Listing, existing_folder, listing, read_as
-from softless.data.images import BadImage, verify
-from softless.data.label_layout import IGNORE, Layout, label_folders, layout_of, read_values
-from softless.data.notices import notice
+from softless.data.images import TURNED, BadImage, Decoded, said_of_turned
+from softless.data.label_layout import IGNORE, Layout, label_folders, layout_of
+from softless.data.label_values import is_label, read_values, read_whole_values
+from softless.data.pictures import size_of
 from softless.data.progress import track
+from softless.data.ranges import Range
+from softless.data.reading import is_image
 from softless.data.samples import FileSamples
 from softless.errors import DataError, UsageError
 from softless.words import counted
@@ -38,6 +41,7 @@ TOLD = frozenset({
     "splits",
     "void",
     "names",
+    TURNED,
 })  # warnings on how values and names were read: training says them too
 
 
@@ -55,6 +59,7 @@ class LabelImages(FileSamples):
         channels: of the images, 1 or 3.
         fovs: their fields of view, where there are some: outside, where the value is 0, pixels are ignored.
         colours: value of each colour, where label images hold colours.
+        scale: the declared range of the images' values.
     """
 
     def __init__(
@@ -69,8 +74,9 @@ class LabelImages(FileSamples):
         channels: int,
         fovs: Sequence[str] | None = None,
         colours: Mapping[int, int] | None = None,
+        scale: Range | None = None,
     ) -> None:
-        super().__init__(root, files, np.zeros(len(files), dtype=np.int64), channels)
+        super().__init__(root, files, np.zeros(len(files), dtype=np.int64), channels, scale)
         self.base, self.labels, self.lookup, self.counts = base, list(labels), lookup, counts
         self.digests, self.fovs, self.colours = list(digests), None if fovs is None else list(fovs), colours
 
@@ -108,11 +114,18 @@ class LabelImages(FileSamples):
             self.channels,
             None if self.fovs is None else [self.fovs[i] for i in chosen],
             self.colours,
+            self.scale,
         )
 
 
 def open_label_images(
-    spec: "DataSpec", seed: int, *, labels: str | None = None, ignore: Sequence[str | int] = (), fov: str | None = None
+    spec: "DataSpec",
+    seed: int,
+    *,
+    labels: str | None = None,
+    ignore: Sequence[str | int] = (),
+    fov: str | None = None,
+    values: Mapping[Any, str] | None = None,
 ) -> tuple[Splits, Layout]:
     """Read all images and label images once and cut them into splits.
 
@@ -124,6 +137,7 @@ def open_label_images(
         labels: folder of label images; None is the only one there is.
         ignore: classes or values that count nowhere.
         fov: folder of masks whose zeros count nowhere.
+        values: what stored values are called; None lets classes.json say it.
 
     Raises:
         DataError: all that is wrong with the files, each with its path.
@@ -136,12 +150,10 @@ def open_label_images(
             f"data.faults={spec.faults} has no effect on label images: mend what `softless data check {spec.path}` names, and leave it at stop"
         )
     root = existing_folder(spec.path)
-    found = Gathering(root)
-    layout = layout_of(root, found, labels, ignore)
+    found = Gathering(root, scale=Range.of(spec.range))
+    layout = layout_of(root, found, labels, ignore, values)
     parts = read_parts(layout, found, spec.in_chans, fov)
-    for fault in found.warnings:
-        if fault.kind in TOLD:
-            notice(f"{root}: {fault}")
+    found.say(root, TOLD)
     if fov is not None and IGNORE in layout.values:
         raise UsageError(
             f"segmentation.fov={fov}: pixels outside are written as {IGNORE}, which is a class of {root}; leave one out"
@@ -176,9 +188,10 @@ def read_parts(layout: Layout, found: Gathering, channels: int = 3, fov: str | N
 def read_part(layout: Layout, part: str, found: Gathering, channels: int = 3, fov: str | None = None) -> LabelImages:
     """`read_parts` of one part."""
     base, beside = layout.folder(part), layout.folder(part, layout.labels)
-    images, labels = _by_key(layout.root / base, found), _by_key(layout.root / beside, found)
+    images = _by_key(layout.root / base, found)
+    labels = _by_key(layout.root / beside, found, is_label)
     _pair_by_ending(layout.root / beside, images, labels, found)
-    fovs = {} if fov is None else _by_key(layout.root / layout.folder(part, fov), found)
+    fovs = {} if fov is None else _by_key(layout.root / layout.folder(part, fov), found, is_label)
     for key in sorted(set(labels) - set(images)):
         found.fault(layout.root / labels[key], "missing image", f"there is no image of this name in {base}")
     taken: list[tuple[str, str, str, np.ndarray, bytes]] = []
@@ -198,7 +211,7 @@ def read_part(layout: Layout, part: str, found: Gathering, channels: int = 3, fo
     found.counts[title] = dict(zip(layout.classes, counts.sum(0).tolist(), strict=True))
     return LabelImages(
         layout.root, base, [one[0] for one in taken], [one[1] for one in taken], layout.lookup, counts, [one[4] for one in taken], channels,
-        None if fov is None else [one[2] for one in taken], layout.colours,
+        None if fov is None else [one[2] for one in taken], layout.colours, found.scale,
     )  # fmt: skip
 
 
@@ -222,13 +235,13 @@ def _pair_by_ending(folder: Path, images: Mapping[str, str], labels: dict[str, s
         )
 
 
-def _by_key(folder: Path, found: Gathering) -> dict[str, str]:
+def _by_key(folder: Path, found: Gathering, wanted: Callable[[Path], bool] = is_image) -> dict[str, str]:
     """Images below a folder, relative to the data's root, by their path in it without its ending."""
     by_key: dict[str, str] = {}
     if not folder.is_dir():
         found.fault(folder, "layout", "there is no such folder")
         return by_key
-    inside: Listing = listing(folder)
+    inside: Listing = listing(folder, wanted=wanted)
     found.passed_over += inside.other
     found.hidden += inside.hidden
     for file in inside.files:
@@ -258,42 +271,49 @@ def _read(
     if fov == "":
         found.fault(layout.root / file, "missing field of view", "it has none")
         return None
-    size = None if decoded is None else decoded.image.size
-    values = _checked(layout.root / label, size, found, layout.colours)
-    seen = None if fov is None else _checked(layout.root / fov, size, found)
+    if decoded is not None and decoded.silently_turned:
+        found.warn(layout.root / file, TURNED, said_of_turned("its label image was"))
+    values = _checked(layout.root / label, decoded, found, layout.colours)
+    seen = None if fov is None else _checked(layout.root / fov, decoded, found)
     if values is None or decoded is None or (fov is not None and seen is None):
         return None
-    held = np.flatnonzero(np.bincount(values.reshape(-1), minlength=256)).tolist()
-    strange = [value for value in held if value not in layout.names and value not in layout.ignored]
-    if strange:
-        pixels = int(np.isin(values, strange).sum())
-        allowed = ", ".join(f"{value} {name}" for value, name in layout.names.items())
-        shown = ", ".join(map(str, strange[:20])) + (", …" if len(strange) > 20 else "")
-        found.fault(
-            layout.root / label, "label values", f"it holds the values {shown} ({pixels} pixels); allowed are {allowed}"
-        )
+    if strange := _unnamed(values, layout):
+        found.fault(layout.root / label, "label values", strange)
         return None
     classes = _classes_of(values, layout.lookup, seen)
     counts = np.bincount(classes.reshape(-1), minlength=256)[: len(layout.values)]
     return counts, hashlib.blake2b(classes.tobytes(), digest_size=16).digest(), int((values == IGNORE).sum())
 
 
+def _unnamed(values: np.ndarray, layout: Layout) -> str:
+    """What is said of values that have no name, with their numbers of pixels; nothing where all have one."""
+    counts = np.bincount(values.reshape(-1), minlength=256)
+    strange = [value for value in np.flatnonzero(counts).tolist() if value not in {*layout.names, *layout.ignored}]
+    if not strange:
+        return ""
+    shown = ", ".join(f"{value} ({counts[value]} pixels)" for value in strange[:20])
+    allowed = ", ".join(f"{value} {name}" for value, name in layout.names.items())
+    return f"it holds the values {shown}{', …' if len(strange) > 20 else ''}; allowed are {allowed}"
+
+
 def _checked(
-    path: Path, size: tuple[int, int] | None, found: Gathering, colours: Mapping[int, int] | None = None
+    path: Path, decoded: Decoded | None, found: Gathering, colours: Mapping[int, int] | None = None
 ) -> np.ndarray | None:
-    """The values of a label image that has this size."""
+    """The values of a label image that has its image's size."""
     try:
-        values = read_values(path, colours)
-        verify(path)
+        values = read_whole_values(path, colours)
     except BadImage as error:
         found.fault(path, error.kind, error.reason)
         return None
     height, width = values.shape
-    if size is not None and (width, height) != size:
+    size = (width, height) if decoded is None else size_of(decoded.image)
+    if decoded is not None and (width, height) != size:
+        stored = "; it has the size that the image has before its EXIF orientation"
         found.fault(
             path,
             "label size",
-            f"it is {width} x {height}, and its image is {size[0]} x {size[1]}: they must be the same",
+            f"it is {width} x {height}, and its image is {size[0]} x {size[1]}: they must be the same"
+            + (stored if decoded.turned and (width, height) == decoded.stored_size else ""),
         )
         return None
     return values

@@ -7,30 +7,26 @@ in any usual spelling of splits and folders (`img_dir/train`, `annotations/train
 have a background and an object.
 """
 
-import json
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from softless.data.exports import export_in
-from softless.data.findings import NO_TEXT, Gathering
+from softless.data.findings import Gathering
 from softless.data.folder import listing
-from softless.data.images import FORMATS, BadImage, decode
-from softless.data.places import ALIKE, PICTURES, TARGETS, by_part, folders_in, twins_of, words_of
-from softless.errors import DataError, UsageError, unknown
-from softless.words import few, is_text
+from softless.data.images import BadImage
+from softless.data.label_names import CLASSES, VOID, Classes, ade20k_names, checked_values, stored_names, values_of
+from softless.data.label_values import is_label, read_values
+from softless.data.places import PICTURES, TARGETS, by_part, folders_in, words_of
+from softless.errors import DataError, UsageError
+from softless.words import few
 
 IGNORE = 255  # of class indices: a pixel that counts nowhere; of values one that is void where no class is called so
-ADE20K_CLASSES = 150
-CLASSES, ADE20K_NAMES = "classes.json", "objectInfo150.txt"
 _BEGIN = frozenset({"label", "labels", "annotation", "annotations", "mask", "masks"})  # of `labels_observer1`
-_COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
-TWO = ("background", "object")  # what masks of two values hold where nothing says more
 
 
 class _Pattern(NamedTuple):
@@ -51,21 +47,13 @@ class _Pattern(NamedTuple):
         return f"{kind}/{by_part(self.root / kind).get(part, split) if (self.root / kind).is_dir() else split}"
 
 
-class _Classes(NamedTuple):
-    """What values are called, what is said of how that was found, and the value of each colour where colours stand for values."""
-
-    names: dict[int, str]
-    said: str = ""
-    colours: dict[int, int] | None = None
-
-
 @dataclass(frozen=True)
 class Layout:
     """Where images and label images lie, and what the values are called."""
 
     pattern: _Pattern
     labels: str  # the name of the folders of label images
-    names: Mapping[int, str]  # value -> class, those that are ignored too
+    names: Mapping[int, str]  # value -> class, those that are ignored too; several values may share one
     ignored: frozenset[int]
     read_as: str = ""  # what is said where the values are not those of classes.json
     void: bool = False  # whether 255 counts nowhere only for want of a name
@@ -85,8 +73,11 @@ class Layout:
 
     @property
     def values(self) -> tuple[int, ...]:
-        """Those that a model has an output for, in the order of their class indices."""
-        return tuple(sorted(set(self.names) - self.ignored))
+        """One for each class that a model has an output for, in the order of the class indices; of a class with several, the lowest."""
+        first: dict[str, int] = {}
+        for value in sorted(set(self.names) - self.ignored):
+            first.setdefault(self.names[value], value)
+        return tuple(first.values())
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -95,8 +86,10 @@ class Layout:
     @property
     def lookup(self) -> np.ndarray:
         """(256,) uint8: class index of each value, or IGNORE."""
+        index = {name: place for place, name in enumerate(self.classes)}
         table = np.full(256, IGNORE, dtype=np.uint8)
-        table[list(self.values)] = np.arange(len(self.values))
+        for value in set(self.names) - self.ignored:
+            table[value] = index[self.names[value]]
         return table
 
 
@@ -112,7 +105,13 @@ def label_folders(root: Path) -> list[str]:
     return [] if pattern is None else _label_folders(pattern)
 
 
-def layout_of(root: Path, found: Gathering, labels: str | None = None, ignore: Sequence[str | int] = ()) -> Layout:
+def layout_of(
+    root: Path,
+    found: Gathering,
+    labels: str | None = None,
+    ignore: Sequence[str | int] = (),
+    values: Mapping[Any, str] | None = None,
+) -> Layout:
     """How the folder is laid out; what is wrong with its classes is a fault.
 
     Args:
@@ -120,10 +119,11 @@ def layout_of(root: Path, found: Gathering, labels: str | None = None, ignore: S
         found: takes faults, and what is read in a way of its own.
         labels: which folder of label images; the only one there is by default.
         ignore: classes or values that count nowhere.
+        values: what stored values are called, whatever classes.json says; None lets that say it.
 
     Raises:
         DataError: no images with label images.
-        UsageError: a class to ignore that is none, or fewer than two that are left.
+        UsageError: `values` that are none, a class to ignore that is none, or fewer than two that are left.
     """
     pattern = _pattern(root)
     export = None if pattern is not None and _label_folders(pattern) else export_in(root)
@@ -140,11 +140,13 @@ def layout_of(root: Path, found: Gathering, labels: str | None = None, ignore: S
             f"it has {' and '.join(pattern.parts)} but no train",
         )
     folder = labels or _first_of(pattern, found)
-    ade = not (root / CLASSES).is_file() and (root / "annotations" / "training").is_dir() and folder == "annotations"
-    classes = _Classes(_ade20k_names(root)) if ade else _names(pattern, folder, found)
+    ade = values is None and _is_ade20k(root, folder)
+    classes = _classes(pattern, folder, found, values, ade=ade)
     names = classes.names
-    taken = {_value(one, names) for one in ignore} | ({0} if ade else set())
-    void = {IGNORE} - set(names)
+    taken = {value for one in ignore for value in values_of(one, names)} | ({0} if ade else set())
+    if values is not None:  # who names values by hand names all: 255 too is a fault where it is not named
+        taken |= {value for value, name in names.items() if name == VOID}
+    void = {IGNORE} - set(names) if values is None else set()
     layout = Layout(
         pattern,
         folder,
@@ -156,9 +158,24 @@ def layout_of(root: Path, found: Gathering, labels: str | None = None, ignore: S
     )
     if not found.bad and len(layout.values) < 2:
         raise UsageError(
-            f"{len(layout.values)} of the classes {', '.join(names.values())} are left to learn, and it takes two: ignore fewer"
+            f"{len(layout.values)} of the classes {', '.join(dict.fromkeys(names.values()))} are left to learn, and it takes two: ignore fewer"
         )
     return layout
+
+
+def _is_ade20k(root: Path, labels: str) -> bool:
+    return not (root / CLASSES).is_file() and (root / "annotations" / "training").is_dir() and labels == "annotations"
+
+
+def _classes(
+    pattern: _Pattern, labels: str, found: Gathering, values: Mapping[Any, str] | None, *, ade: bool
+) -> Classes:
+    """What the values are called: by the recipe, by ADE20K, or by what lies in the folder."""
+    if values is not None:
+        return checked_values(values)
+    if ade:
+        return Classes(ade20k_names(pattern.root))
+    return stored_names(pattern.root / CLASSES, partial(_occurring, pattern, labels), found)
 
 
 def _pattern(root: Path) -> _Pattern | None:
@@ -208,7 +225,7 @@ def _is_target(name: str) -> bool:
 
 
 def _holds_images(folder: Path) -> bool:
-    return folder.is_dir() and bool(listing(folder).files)
+    return folder.is_dir() and bool(listing(folder, wanted=is_label).files)
 
 
 def _first_of(pattern: _Pattern, found: Gathering) -> str:
@@ -218,31 +235,6 @@ def _first_of(pattern: _Pattern, found: Gathering) -> str:
     if others := [name for name in names if name != chosen]:
         found.warn(pattern.root, "labels", f"{chosen} is read, and {few(others)} is not: segmentation.labels chooses")
     return chosen
-
-
-def _names(pattern: _Pattern, labels: str, found: Gathering) -> _Classes:
-    """What the values are called."""
-    file = pattern.root / CLASSES
-    if not file.exists():
-        held = _occurring(pattern, labels, most=2)
-        if len(held) == 2:
-            low, high = sorted(held)
-            said = f"no {CLASSES}: masks of two values, {low} as {TWO[0]} and {high} as {TWO[1]}"
-            return _Classes({low: TWO[0], high: TWO[1]}, said)
-        shown = f"; the first label images hold {', '.join(map(str, sorted(held)))}" if held else ""
-        found.fault(
-            file, "classes", f'no such file; it says what the values mean: {{"0": "background", "1": "vessel"}}{shown}'
-        )
-        return _Classes({})
-    stored = _stored(file, found)
-    names = stored.names
-    if len(names) == 2 and stored.colours is None:
-        held = _occurring(pattern, labels, most=2, known=set(names))
-        if len(held) == 2 and held != set(names):
-            pairs = dict(zip(sorted(held), (names[key] for key in sorted(names)), strict=True))
-            told = " and ".join(f"{value} as {name}" for value, name in pairs.items())
-            return _Classes(pairs, f"the label images hold two values, and {CLASSES} names two others: {told}")
-    return stored
 
 
 def _occurring(pattern: _Pattern, labels: str, most: int, known: Collection[int] = ()) -> set[int]:
@@ -258,7 +250,7 @@ def _occurring(pattern: _Pattern, labels: str, most: int, known: Collection[int]
 
 def _label_files(pattern: _Pattern, labels: str, part: str) -> list[Path]:
     folder = pattern.root / pattern.folder(labels, part)
-    return [folder / file for file in listing(folder).files] if folder.is_dir() else []
+    return [folder / file for file in listing(folder, wanted=is_label).files] if folder.is_dir() else []
 
 
 def _held(file: Path) -> set[int]:
@@ -266,111 +258,3 @@ def _held(file: Path) -> set[int]:
         return set(np.flatnonzero(np.bincount(read_values(file).reshape(-1), minlength=256)).tolist())
     except BadImage:  # reading all of them says what is wrong
         return set()
-
-
-def _stored(file: Path, found: Gathering) -> _Classes:
-    """classes.json: an object from value to name, a list of names, or an object from colour to name, {"#000000": "ground", "#ff0000": "water"}."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))  # some tools begin with a byte-order mark
-    except (OSError, ValueError, RecursionError) as error:
-        found.fault(file, "classes", f"it is no complete JSON: {error}")
-        return _Classes({})
-    content = dict(enumerate(content)) if isinstance(content, list) else content
-    colours = None
-    if isinstance(content, dict) and content and all(_COLOUR.fullmatch(key) for key in map(str, content)):
-        colours = {int(key.removeprefix("#"), 16): place for place, key in enumerate(content)}
-        content = dict(enumerate(content.values()))
-    if not isinstance(content, dict) or not content:
-        found.fault(file, "classes", f"it holds {content!r:.40}; it is an object from value to name")
-        return _Classes({})
-    names: dict[int, str] = {}
-    for key, name in content.items():
-        if not str(key).isascii() or not str(key).isdigit() or int(key) > 255 or not isinstance(name, str):
-            found.fault(
-                file,
-                "classes",
-                f"the entry {key!r}: {name!r} is none; values are whole numbers from 0 to 255, names are texts",
-            )
-        elif not is_text(name):
-            found.fault(file, "classes", f"the entry {key!r} has {NO_TEXT}")
-        elif name in names.values():
-            found.fault(file, "classes", f"the name '{name}' is given twice")
-        else:
-            names[int(key)] = name
-    for name, twin in twins_of(names.values()).items():
-        found.fault(file, "classes", f"the classes '{twin}' and '{name}' {ALIKE}")
-    return _Classes(names, colours=colours)
-
-
-def _ade20k_names(root: Path) -> dict[int, str]:
-    file = root / ADE20K_NAMES
-    names = {value: str(value) for value in range(1, ADE20K_CLASSES + 1)}
-    if file.is_file():
-        rows = [line.split("\t") for line in file.read_text(encoding="utf-8").splitlines()[1:]]
-        names |= {int(row[0]): row[-1].strip().split(",")[0] for row in rows if row[0].strip().isdigit()}
-    return {0: "other", **names}
-
-
-def _value(one: str | int, names: Mapping[int, str]) -> int:
-    by_name = {name: value for value, name in names.items()}
-    if isinstance(one, str):
-        if one not in by_name:
-            raise unknown("class to ignore", one, by_name)
-        return by_name[one]
-    if not 0 <= one <= 255:
-        raise UsageError(f"segmentation.ignore={one}: values of label images lie in 0..255")
-    return one
-
-
-def read_values(path: Path, colours: Mapping[int, int] | None = None) -> np.ndarray:
-    """The values (h, w) of a label image, uint8: of a palette image the indices, of a 1-bit mask 0 and 1, of grey stored as colour the grey.
-
-    Raises:
-        BadImage: unreadable, or no image of one 8-bit value per pixel.
-    """
-    try:
-        decode(path, 1)  # refuses what no image file may be
-    except BadImage as error:
-        if error.kind == "pixel format":
-            raise _no_label(path, "more than 8 bits per pixel", "write the same values as 8-bit grey PNG") from error
-        raise
-    with Image.open(path, formats=FORMATS) as image:
-        if colours is not None:
-            return _values_of_colours(path, np.asarray(image.convert("RGB")).astype(np.int64), colours)
-        if image.mode in {"RGB", "RGBA", "LA"}:
-            pixels = np.asarray(image.convert("RGB"))
-            if (pixels == pixels[..., :1]).all():  # as painting programs save black and white
-                return pixels[..., 0].copy()
-        if image.mode not in {"L", "P", "1"}:
-            raise _no_label(
-                path,
-                f"colours (mode {image.mode})",
-                f'name the colours in {CLASSES} as "#ff0000", or write the class of each pixel as 8-bit grey PNG',
-            )
-        return np.asarray(image).astype(np.uint8)
-
-
-def _values_of_colours(path: Path, pixels: np.ndarray, colours: Mapping[int, int]) -> np.ndarray:
-    """(h, w, 3) colours as the values (h, w) that stand for them."""
-    packed = pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2]
-    held = sorted(colours)
-    places = np.searchsorted(held, packed).clip(max=len(held) - 1)
-    other = np.asarray(held)[places] != packed
-    if other.any():
-        strange, counts = np.unique(packed[other], return_counts=True)
-        shown = ", ".join(
-            f"#{colour:06x} ({count:,} pixels)" for colour, count in zip(strange[:10], counts, strict=False)
-        )
-        raise _no_label(
-            path,
-            f"colours that {CLASSES} does not name: {shown}",
-            "name them, or save label images without compression losses",
-        )
-    return np.array([colours[colour] for colour in held], dtype=np.uint8)[places]
-
-
-def _no_label(path: Path, holds: str, way: str) -> BadImage:
-    error = BadImage(f"{path} holds {holds}, and the value of a label image's pixel is its class: {way}")
-    error.kind = "pixel format"
-    error.reason = f"it holds {holds}, and the value of a label image's pixel is its class: {way}"
-    return error

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from softless.data.label_images import IGNORE
+from softless.data.label_names import checked_values
+from softless.data.pictures import Picture, scaled, tensor_of
 from softless.data.transforms import Normalised, Pipeline, Step
 from softless.errors import UsageError
 
@@ -41,7 +42,7 @@ def train_pipeline(spec: "SegmentationSpec", mean: Sequence[float], std: Sequenc
     if spec.scale != (1.0, 1.0):
         steps.append(RandomScale(*spec.scale))
     if spec.crop is not None:
-        steps.append(VariedCrop(spec.crop, spec.crop_share, [round(255 * value) for value in mean]))
+        steps.append(VariedCrop(spec.crop, spec.crop_share, mean))
     chances = ((spec.hflip, v2.RandomHorizontalFlip), (spec.vflip, v2.RandomVerticalFlip))
     steps += [Both(flip(chance)) for chance, flip in chances if chance > 0]
     steps += [quarter_turn] if spec.quarter_turns else []
@@ -55,10 +56,10 @@ def eval_pipeline(mean: Sequence[float], std: Sequence[float]) -> LabelPipeline:
     return LabelPipeline([Whole(mean, std)], [], fixed=True)
 
 
-def as_tensors(pair: tuple[Image.Image, np.ndarray]) -> Pair:
-    """(C, h, w) and (h, w), uint8, with the types by which torchvision tells them apart."""
+def as_tensors(pair: tuple[Picture, np.ndarray]) -> Pair:
+    """(C, h, w), uint8 or float32, and (h, w) uint8, with the types by which torchvision tells them apart."""
     image, label = pair
-    return F.pil_to_tensor(image).as_subclass(tv_tensors.Image), tv_tensors.Mask(torch.from_numpy(label))
+    return tensor_of(image).as_subclass(tv_tensors.Image), tv_tensors.Mask(torch.from_numpy(label))
 
 
 class Both:
@@ -104,20 +105,29 @@ class VariedCrop:
     One in which a single class has more than `share` of the pixels that count is drawn again, ten times at most (mmsegmentation's cat_max_ratio).
     """
 
-    def __init__(self, size: tuple[int, int], share: float, colour: Sequence[int]) -> None:
-        fill = {tv_tensors.Image: list(colour), tv_tensors.Mask: IGNORE}
-        self.crop, self.share = v2.RandomCrop(size, pad_if_needed=True, fill=fill), share
+    def __init__(self, size: tuple[int, int], share: float, mean: Sequence[float]) -> None:
+        self.share = share
+        self.crops = {
+            torch.uint8: _crop(size, [round(255 * value) for value in mean]),
+            torch.float32: _crop(size, list(mean)),
+        }
+        self.size = size
 
     def __call__(self, pair: Pair) -> Pair:
+        crop = self.crops[pair[0].dtype]
         for _ in range(TRIES if self.share < 1 else 1):
-            image, label = self.crop(*pair)
+            image, label = crop(*pair)
             counts = torch.bincount(label.reshape(-1).as_subclass(torch.Tensor), minlength=IGNORE + 1)[:IGNORE]
             if counts.max() <= self.share * counts.sum():
                 break
         return image, label
 
     def __repr__(self) -> str:
-        return f"VariedCrop({self.crop.size}, share={self.share})"
+        return f"VariedCrop({self.size}, share={self.share})"
+
+
+def _crop(size: tuple[int, int], colour: Sequence[float]) -> v2.RandomCrop:
+    return v2.RandomCrop(size, pad_if_needed=True, fill={tv_tensors.Image: list(colour), tv_tensors.Mask: IGNORE})
 
 
 class Whole:
@@ -126,7 +136,7 @@ class Whole:
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         self.normalised = Normalised(mean, std)
 
-    def __call__(self, pair: tuple[Image.Image, np.ndarray]) -> tuple[Tensor, Tensor]:
+    def __call__(self, pair: tuple[Picture, np.ndarray]) -> tuple[Tensor, Tensor]:
         return self.normalised(pair[0]), torch.from_numpy(pair[1])
 
     def __repr__(self) -> str:
@@ -141,7 +151,7 @@ class Plain:
 
     def __call__(self, pair: Pair) -> tuple[Tensor, Tensor]:
         image, label = (one.as_subclass(torch.Tensor) for one in pair)
-        return F.normalize(image.float().div_(255), self.mean, self.std, inplace=True), label
+        return F.normalize(scaled(image), self.mean, self.std, inplace=True), label
 
     def __repr__(self) -> str:
         return "Plain()"
@@ -153,6 +163,8 @@ def check(spec: "SegmentationSpec") -> None:
     Raises:
         UsageError: they do not.
     """
+    if spec.values is not None:
+        checked_values(spec.values)
     if spec.crop is not None and min(spec.crop) < 32:
         raise UsageError(
             f"segmentation.crop={spec.crop}: height and width of at least 32 pixels, or none for whole images"

@@ -12,15 +12,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import PIL
 
 from softless.data import progress
 from softless.data.findings import Fault, named, refusal
-from softless.data.images import MAX_PIXELS, MIN_SIDE, BadImage, content, limit, read_whole
+from softless.data.images import MAX_PIXELS, MIN_SIDE, BadImage, content, limit
 from softless.data.notices import notice
+from softless.data.ranges import Outside, Range
+from softless.data.reading import read_whole
 from softless.data.samples import ArraySamples, FileSamples, Samples
 from softless.errors import DataError, StorageError, UsageError, located, unknown
 from softless.models.durable import discard, make_folder, move, reason_of, write_bytes
@@ -47,7 +49,8 @@ def sift(root: Path, parts: Mapping[str, Samples], policy: str) -> dict[str, Sam
     refuse_policy(policy)
     files = {part: samples.paths() for part, samples in parts.items() if isinstance(samples, FileSamples)}
     channels = max((samples.channels for samples in parts.values()), default=3)
-    bad = unreadable([path for paths in files.values() for path in paths], channels)
+    scale = next((samples.scale for samples in parts.values()), None)
+    bad = unreadable([path for paths in files.values() for path in paths], channels, scale)
     faults = {
         part: {place: fault_of(path, bad[path], root) for place, path in enumerate(paths) if path in bad}
         for part, paths in files.items()
@@ -83,39 +86,46 @@ def fault_of(path: Path, error: BadImage, root: Path) -> Fault:
     return Fault(named(path, root), error.reason, error.kind)
 
 
-def unreadable(files: Sequence[Path], channels: int = 3) -> dict[Path, BadImage]:
+def unreadable(files: Sequence[Path], channels: int = 3, scale: Range | None = None) -> dict[Path, BadImage]:
     """The files that cannot be read, each with its error; all others were decoded to their last byte, now or before.
 
-    Decoding is shared among as many threads as this process has cores.
+    Decoding is shared among as many threads as this process has cores. Values outside a declared range are counted and said each time: files that
+    have some are not remembered.
     """
     if not files:
         return {}
     start = time.monotonic()
-    rule = _rule(channels)
+    rule = _rule(channels, scale)
     store = _store(files, rule)
     _known.update(_recalled(store))
     keys = [_key(path, rule) for path in files]
     asked = [place for place, key in enumerate(keys) if key is None or key not in _known]
     bad: dict[Path, BadImage] = {}
+    outside, cut = Outside(), set[int]()
     with _threads() as each:
-        read = each(partial(_looked_at, channels=channels), [files[place] for place in asked])
+        read = each(partial(_looked_at, channels=channels, scale=scale), [files[place] for place in asked])
         for place, found in zip(asked, progress.track(read, len(asked), "reading all images once"), strict=True):
             if isinstance(found, BadImage):
                 bad[files[place]] = found
             elif (key := keys[place]) is not None:
-                _known[key] = found
+                _known[key] = found.content
+                if any(found.outside):
+                    outside.add(found.outside)
+                    cut.add(key)
     seconds = time.monotonic() - start
     told = f"{len(files):,} images: {len(asked):,} decoded, {len(files) - len(asked):,} known to be whole, {len(bad):,} cannot be read"
     (notice if seconds > progress.PATIENCE else _log.info)(f"{told} ({seconds:.0f} s)")
+    if scale is not None and (said := outside.sentence(f"{len(files):,}", scale)):
+        notice(said)
     if seconds > progress.PATIENCE and len(asked) > len(bad):
-        whole = (key for key, path in zip(keys, files, strict=True) if path not in bad)
+        whole = (key for key, path in zip(keys, files, strict=True) if path not in bad and key not in cut)
         _remember(store, {key: _known[key] for key in whole if key is not None and key in _known})
     return bad
 
 
 def contents(samples: FileSamples) -> str:
     """A digest of what is in the files of all samples, and of outlines on them; files found whole are not read again."""
-    paths, rule = samples.paths(), _rule(samples.channels)
+    paths, rule = samples.paths(), _rule(samples.channels, samples.scale)
     with _threads() as each:
         found = np.fromiter(each(partial(_content_of, rule=rule), paths), dtype=">u8", count=len(paths))
     digest = hashlib.sha256(found.tobytes())
@@ -143,11 +153,18 @@ class _threads:  # noqa: N801 - used as a function
             yield from self.pool.map(work, files[start : start + AT_ONCE])
 
 
-def _looked_at(path: Path, channels: int) -> int | BadImage:
+class _Whole(NamedTuple):
+    """What is in a file that can be read."""
+
+    content: int
+    outside: tuple[int, int]  # values below and above a declared range
+
+
+def _looked_at(path: Path, channels: int, scale: Range | None) -> _Whole | BadImage:
     """What is in a file that can be read, or why it cannot."""
     try:
-        read_whole(path, channels)
-        return content(path)
+        decoded = read_whole(path, channels, scale)
+        return _Whole(content(path), decoded.outside)
     except BadImage as error:
         return error
 
@@ -186,10 +203,10 @@ def _key(path: Path, rule: str) -> int | None:
     return int.from_bytes(hashlib.blake2b(told.encode(errors="surrogateescape"), digest_size=8).digest(), "big")
 
 
-def _rule(channels: int) -> str:
+def _rule(channels: int, scale: Range | None) -> str:
     """What decides whether a file is whole, beside what is in it."""
     limits = f"{limit('SOFTLESS_MAX_PIXELS', MAX_PIXELS)} {limit('SOFTLESS_MIN_SIDE', MIN_SIDE)}"
-    return f"{limits} {channels} {PIL.__version__}"
+    return f"{limits} {channels} {PIL.__version__}{'' if scale is None else f' {scale}'}"
 
 
 def _store(files: Sequence[Path], rule: str) -> Path:

@@ -7,23 +7,29 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from copy import copy
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from softless.data.findings import Fault
-from softless.data.images import MODES, read_image
+from softless.data.images import MODES
+from softless.data.pictures import Picture, with_channels
+from softless.data.ranges import Range
+from softless.data.reading import read_image
 from softless.errors import DataError
-
-Picture: TypeAlias = Any  # PIL.Image.Image ("L" or "RGB"), or a numpy array (H, W, C) for other numbers of channels
 
 
 class Samples(ABC):
-    """Labelled images. `targets` (n,) int64 holds class indices, or zeros where an image has no single one; `channels` is what `image` returns."""
+    """Labelled images.
+
+    `targets` (n,) int64 holds class indices, or zeros where an image has no single one; `channels` is what `image` returns, `scale` the declared
+    range that its values were brought to 0..1 from.
+    """
 
     targets: np.ndarray
     channels: int
+    scale: Range | None = None
     left_out: tuple[Fault, ...] = ()  # what could not be used when these were opened
 
     def __len__(self) -> int:
@@ -40,7 +46,7 @@ class Samples(ABC):
 
     @abstractmethod
     def image(self, index: int) -> Picture:
-        """The image: mode "L" or "RGB", or an array (H, W, C) where the channels are neither one nor three."""
+        """The image, in one of the forms of `pictures`."""
 
     @abstractmethod
     def name(self, index: int) -> str:
@@ -58,10 +64,15 @@ class Samples(ABC):
 
 
 class ArraySamples(Samples):
-    """Images held in memory: `images` (n, H, W) or (n, H, W, C), uint8."""
+    """Images held in memory: `images` (n, H, W) or (n, H, W, C), uint8, or any numbers where a range is declared."""
 
     def __init__(
-        self, images: np.ndarray, targets: np.ndarray, channels: int, names: Sequence[str] | None = None
+        self,
+        images: np.ndarray,
+        targets: np.ndarray,
+        channels: int,
+        names: Sequence[str] | None = None,
+        scale: Range | None = None,
     ) -> None:
         stored = 1 if images.ndim == 3 else images.shape[-1]
         if stored != channels and not {stored, channels} <= set(MODES):
@@ -70,12 +81,15 @@ class ArraySamples(Samples):
             )
         self.images = images[..., 0] if images.ndim == 4 and stored == 1 else images
         self.targets = np.asarray(targets, dtype=np.int64)
-        self.channels = channels
+        self.channels, self.scale = channels, scale
         self.names = [str(i) for i in range(len(images))] if names is None else list(names)
         self.unusable: Mapping[int, Fault] = {}  # place -> why; `sift` stops at these or leaves them out
 
     def image(self, index: int) -> Picture:
         pixels = self.images[index]
+        if self.scale is not None:
+            values = self.scale.applied(pixels if pixels.ndim == 3 else pixels[..., None])
+            return with_channels(values, self.channels)
         if self.channels not in MODES:
             return pixels
         image = Image.fromarray(pixels)
@@ -90,13 +104,21 @@ class ArraySamples(Samples):
 
     def take(self, indices: Sequence[int] | np.ndarray) -> "ArraySamples":
         chosen = np.asarray(indices, dtype=np.int64)
-        return ArraySamples(self.images[chosen], self.targets[chosen], self.channels, [self.names[i] for i in chosen])
+        names = [self.names[i] for i in chosen]
+        return ArraySamples(self.images[chosen], self.targets[chosen], self.channels, names, self.scale)
 
 
 class FileSamples(Samples):
     """Images in files, decoded (and so verified) when asked for. Names are the paths relative to `root`."""
 
-    def __init__(self, root: Path, files: Sequence[str], targets: Sequence[int] | np.ndarray, channels: int) -> None:
+    def __init__(
+        self,
+        root: Path,
+        files: Sequence[str],
+        targets: Sequence[int] | np.ndarray,
+        channels: int,
+        scale: Range | None = None,
+    ) -> None:
         if channels not in MODES:
             raise DataError(
                 f"image files are read as grey or RGB, and data.in_chans is {channels}: "
@@ -105,7 +127,7 @@ class FileSamples(Samples):
         self.root = root
         self.files = list(files)
         self.targets = np.asarray(targets, dtype=np.int64)
-        self.channels = channels
+        self.channels, self.scale = channels, scale
 
     def paths(self) -> list[Path]:
         """Where the files lie."""
@@ -115,11 +137,12 @@ class FileSamples(Samples):
         """Feed the outlines drawn on the images, where there are some, into a hashlib digest."""
 
     def image(self, index: int) -> Picture:
-        return read_image(self.root / self.files[index], self.channels)
+        return read_image(self.root / self.files[index], self.channels, self.scale)
 
     def name(self, index: int) -> str:
         return self.files[index]
 
     def take(self, indices: Sequence[int] | np.ndarray) -> "FileSamples":
         chosen = np.asarray(indices, dtype=np.int64)
-        return FileSamples(self.root, [self.files[i] for i in chosen], self.targets[chosen], self.channels)
+        files = [self.files[i] for i in chosen]
+        return FileSamples(self.root, files, self.targets[chosen], self.channels, self.scale)

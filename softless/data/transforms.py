@@ -21,6 +21,7 @@ from timm.data.transforms import str_to_interp_mode, str_to_pil_interp
 from torchvision import transforms as tv
 
 from softless.data.images import MODES
+from softless.data.pictures import Picture, scaled, tensor_of
 from softless.errors import UsageError
 
 if TYPE_CHECKING:
@@ -76,22 +77,39 @@ def build_transforms(recipe: "Recipe", mean: Sequence[float], std: Sequence[floa
     """
     data = recipe.data
     if not train:
-        return eval_transform(data.image_size, data.crop_pct, data.interpolation, mean, std, data.in_chans)
+        return eval_transform(
+            data.image_size, data.crop_pct, data.interpolation, mean, std, data.in_chans, deep=_deep(recipe)
+        )
     check_augment(recipe)
     if recipe.augment.affine is not None:
         return _affine_pipeline(recipe, mean, std)
-    if data.in_chans in MODES:
+    if data.in_chans in MODES and not _deep(recipe):
         return _timm_pipeline(recipe, mean, std)
-    return _many_channel_pipeline(recipe, mean, std)
+    return _tensor_pipeline(recipe, mean, std)
+
+
+def _deep(recipe: "Recipe") -> bool:
+    """Whether images are floats in 0..1 in place of 8 bits."""
+    return recipe.data.range is not None
 
 
 def eval_transform(
-    image_size: int, crop_pct: float, interpolation: str, mean: Sequence[float], std: Sequence[float], in_chans: int
+    image_size: int,
+    crop_pct: float,
+    interpolation: str,
+    mean: Sequence[float],
+    std: Sequence[float],
+    in_chans: int,
+    *,
+    deep: bool = False,
 ) -> Pipeline:
-    """Resize the short side to image_size / crop_pct, crop the centre, normalise: timm's evaluation transform."""
+    """Resize the short side to image_size / crop_pct, crop the centre, normalise: timm's evaluation transform.
+
+    Images of other channels than one or three, and `deep` ones of a declared range, go the same way as tensors.
+    """
     if not 0 < crop_pct <= 1:
         raise UsageError(f"data.crop_pct={crop_pct}: the share of the side that the centre crop keeps lies in (0, 1]")
-    if in_chans not in MODES:
+    if deep or in_chans not in MODES:
         frame = _frame(image_size, crop_pct, interpolation)
         return Pipeline([array_to_tensor, *frame], [tv.Normalize(list(mean), list(std))], fixed=True)
     steps = create_transform(
@@ -106,11 +124,18 @@ def eval_transform(
 
 
 def plain_transform(
-    image_size: int, crop_pct: float, interpolation: str, mean: Sequence[float], std: Sequence[float], in_chans: int
+    image_size: int,
+    crop_pct: float,
+    interpolation: str,
+    mean: Sequence[float],
+    std: Sequence[float],
+    in_chans: int,
+    *,
+    deep: bool = False,
 ) -> Pipeline:
     """The whole image, normalised and of its own size: for models that take any. The first three arguments have no effect."""
     del image_size, crop_pct, interpolation
-    if in_chans not in MODES:
+    if deep or in_chans not in MODES:
         return Pipeline([array_to_tensor], [tv.Normalize(list(mean), list(std))], fixed=True)
     return Pipeline([Normalised(mean, std)], [], fixed=True)
 
@@ -140,13 +165,15 @@ def _affine_pipeline(recipe: "Recipe", mean: Sequence[float], std: Sequence[floa
     data, augment = recipe.data, recipe.augment
     assert augment.affine is not None
     flips = _flips(recipe)
-    if data.in_chans not in MODES:
+    tail: list[Step]
+    if data.in_chans not in MODES or _deep(recipe):
         head: list[Step] = [array_to_tensor, *_frame(data.image_size, data.crop_pct, data.interpolation)]
         affine = _tensor_affine(augment.affine)
-        return Pipeline(head, [affine, *flips, tv.Normalize(list(mean), list(std)), *_erasing(recipe)], fixed=False)
+        tail = [affine, *flips, *_colours(recipe), tv.Normalize(list(mean), list(std)), *_erasing(recipe)]
+        return Pipeline(head, tail, fixed=False)
     head = _frame(data.image_size, data.crop_pct, data.interpolation)
     fill = tuple(min(255, round(255 * x)) for x in mean)
-    tail: list[Step] = [RandomAffine(*augment.affine, interpolation=augment.interpolation), *flips]
+    tail = [RandomAffine(*augment.affine, interpolation=augment.interpolation), *flips]
     if augment.auto_augment:
         options = {
             "translate_const": int(data.image_size * 0.45),
@@ -154,12 +181,12 @@ def _affine_pipeline(recipe: "Recipe", mean: Sequence[float], std: Sequence[floa
             "interpolation": str_to_pil_interp(augment.interpolation),
         }
         tail.append(_mended(rand_augment_transform(augment.auto_augment, options)))
-    elif augment.color_jitter:
-        tail.append(tv.ColorJitter(*[augment.color_jitter] * 3))
+    else:
+        tail += _colours(recipe)
     return Pipeline(head, [*tail, Normalised(mean, std), *_erasing(recipe)], fixed=False)
 
 
-def _many_channel_pipeline(recipe: "Recipe", mean: Sequence[float], std: Sequence[float]) -> Pipeline:
+def _tensor_pipeline(recipe: "Recipe", mean: Sequence[float], std: Sequence[float]) -> Pipeline:
     augment = recipe.augment
     crop = tv.RandomResizedCrop(
         recipe.data.image_size,
@@ -168,7 +195,8 @@ def _many_channel_pipeline(recipe: "Recipe", mean: Sequence[float], std: Sequenc
         interpolation=str_to_interp_mode(augment.interpolation),
         antialias=True,
     )
-    tail: list[Step] = [crop, *_flips(recipe), tv.Normalize(list(mean), list(std)), *_erasing(recipe)]
+    normalised = tv.Normalize(list(mean), list(std))
+    tail: list[Step] = [crop, *_flips(recipe), *_colours(recipe), normalised, *_erasing(recipe)]
     return Pipeline([array_to_tensor], tail, fixed=False)
 
 
@@ -183,6 +211,11 @@ def check_augment(recipe: "Recipe") -> None:
         raise UsageError(
             f"augment.auto_augment and augment.color_jitter need grey or RGB images, and data.in_chans is {channels}: "
             "set both to none"
+        )
+    if _deep(recipe) and augment.auto_augment:
+        raise UsageError(
+            f"augment.auto_augment='{augment.auto_augment}' changes 8-bit images, and data.range={recipe.data.range} gives others: "
+            "set augment.auto_augment=none; augment.color_jitter changes these too"
         )
     if augment.affine is not None and augment.auto_augment and not augment.auto_augment.startswith("rand"):
         raise UsageError(
@@ -214,6 +247,11 @@ def _frame(size: int, crop_pct: float, interpolation: str) -> list[Step]:
 def _flips(recipe: "Recipe") -> list[Step]:
     chances = ((recipe.augment.hflip, tv.RandomHorizontalFlip), (recipe.augment.vflip, tv.RandomVerticalFlip))
     return [flip(p=chance) for chance, flip in chances if chance > 0]
+
+
+def _colours(recipe: "Recipe") -> list[Step]:
+    strength = recipe.augment.color_jitter
+    return [tv.ColorJitter(*[strength] * 3)] if strength else []
 
 
 def _erasing(recipe: "Recipe") -> list[Step]:
@@ -296,9 +334,12 @@ class Normalised:
         levels = torch.arange(256, dtype=torch.float32).div(255)[None]
         centre, spread = (torch.tensor(tuple(values), dtype=torch.float32)[:, None] for values in (mean, std))
         self.table = levels.sub(centre).div(spread).numpy()  # (C, 256)
+        self.centre, self.spread = centre[..., None], spread[..., None]
 
-    def __call__(self, image: Image.Image) -> torch.Tensor:
+    def __call__(self, image: Picture) -> torch.Tensor:
         pixels = np.asarray(image)
+        if pixels.dtype != np.uint8:  # of a declared range
+            return tensor_of(pixels).sub(self.centre).div(self.spread)
         if pixels.ndim == 2:
             return torch.from_numpy(self.table[0].take(pixels)[None])
         return torch.from_numpy(np.stack([row.take(pixels[..., c]) for c, row in enumerate(self.table)]))
@@ -308,5 +349,5 @@ class Normalised:
 
 
 def array_to_tensor(pixels: np.ndarray) -> torch.Tensor:
-    """A uint8 array (H, W, C) as a float tensor (C, H, W) in 0..1."""
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float().div(255)
+    """An array (H, W, C) of bytes, or of floats in 0..1, as a float tensor (C, H, W) in 0..1."""
+    return scaled(tensor_of(pixels))

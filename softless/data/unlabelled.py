@@ -7,10 +7,11 @@ import numpy as np
 
 from softless.data.datasets import Splits, fingerprint, left_out_of, open_splits, scaling, stratified_cut
 from softless.data.folder import existing_folder, images_at, read_as
-from softless.data.images import IMAGE_TYPES
 from softless.data.notices import notice
 from softless.data.places import by_part
+from softless.data.ranges import Range
 from softless.data.readable import sift
+from softless.data.reading import is_image
 from softless.data.samples import FileSamples
 from softless.errors import DataError, UsageError, located
 
@@ -34,7 +35,7 @@ def open_unlabelled(spec: "DataSpec", seed: int) -> Splits:
     places = without_classes(root)
     if not places:
         return open_splits(spec, seed)
-    found = {part: _below(root, place, spec.in_chans) for part, place in places.items()}
+    found = {part: _below(root, place, spec.in_chans, Range.of(spec.range)) for part, place in places.items()}
     if (renamed := read_as(places)) and places["train"]:
         notice(f"{root}: {renamed}")
     parts = sift(root, found, spec.faults)
@@ -66,11 +67,11 @@ def without_classes(root: Path) -> dict[str, str]:
 
 def _holds_images(folder: Path) -> bool:
     return folder.is_dir() and any(
-        entry.suffix.lower() in IMAGE_TYPES and not entry.name.startswith(".") and entry.is_file()
-        for entry in folder.iterdir()
+        not entry.name.startswith(".") and entry.is_file() and is_image(entry) for entry in folder.iterdir()
     )
 
 
-def _below(root: Path, place: str, channels: int) -> FileSamples:
+def _below(root: Path, place: str, channels: int, scale: Range | None) -> FileSamples:
     found = images_at(root / place, channels)
-    return FileSamples(root, [(Path(place) / file).as_posix() for file in found.files], found.targets, channels)
+    files = [(Path(place) / file).as_posix() for file in found.files]
+    return FileSamples(root, files, found.targets, channels, scale)

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from softless.data.ranges import Range
 from softless.data.transforms import Pipeline, eval_transform, plain_transform
 from softless.errors import DataError, UsageError, located
 from softless.evaluation.run_files import read_best, read_classes, read_recipe
 from softless.models import digests
 from softless.models.assemble import assemble
+from softless.models.config import noted
 from softless.models.features import without_cut_parts
 from softless.models.files import read_safetensors
 from softless.models.outline import check_fits
@@ -50,6 +52,11 @@ class LoadedRun:
         return min(MOST_AT_ONCE, int(getattr(self.recipe, "batch_size", MOST_AT_ONCE)))
 
     @property
+    def scale(self) -> Range | None:
+        """The declared range of the images' values, in which the run reads others too."""
+        return Range.of(self.best.get("range"))
+
+    @property
     def in_chans(self) -> int:
         return int(self.best["in_chans"])
 
@@ -83,8 +90,9 @@ def load_run(run_dir: str | Path, device: str | torch.device = "cpu") -> LoadedR
     if task == "classification":
         args = {"num_classes": len(classes), "in_chans": best["in_chans"], **args}
     transform = (plain_transform if task in DENSE else eval_transform)(
-        best["image_size"], best["crop_pct"], best["interpolation"], best["mean"], best["std"], best["in_chans"]
-    )
+        best["image_size"], best["crop_pct"], best["interpolation"], best["mean"], best["std"], best["in_chans"],
+        deep=best.get("range") is not None,
+    )  # fmt: skip
     _check_same_classes(path, classes)
     _check_same_weights(path / WEIGHTS, best.get("weights_sha256"))
     check_fits(lambda: assemble(task, architecture, args, best.get("head")), path / WEIGHTS, path / BEST)
@@ -101,6 +109,7 @@ def _tell_preparation(model: Any, best: Mapping[str, Any], recipe: Any) -> None:
     pixels = best.get("pixels", (size, size))  # of a typical image: a classifier's are all of one size
     told = {name: best[name] for name in ("mean", "std", "crop_pct", "interpolation")}
     told |= {"input_size": (best["in_chans"], *map(int, pixels))}
+    told |= {"notes": noted(best.get("range"))}
     model.pretrained_cfg = {**getattr(model, "pretrained_cfg", {}), **told}
     if (trained := _trained_pixels(best, recipe)) is not None:
         set_training_size(model, *trained)

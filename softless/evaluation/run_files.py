@@ -57,6 +57,7 @@ BEST_RULES: dict[str, Rule] = {
     "mean": NUMBERS,
     "std": (lambda value: NUMBERS[0](value) and all(one > 0 for one in value), "a list of numbers above 0"),
     "pixels?": SIDES,
+    "range?": (lambda value: value is None or (isinstance(value, str) and len(value) < 200), "a text or null"),
     "trained_at?": TABLE,
     "weights_sha256?": DIGEST,
     "epoch?": whole(0),

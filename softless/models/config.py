@@ -25,9 +25,12 @@ ARGUMENTS = frozenset({
     "final_norm", "fc_norm", "dynamic_img_size", "dynamic_img_pad", "eta", "tokens_norm", "cls_attn_layers", "use_pos_embed",
     "last_stage", "act", "v_conv", "lpi", *(name for op in OPERATORS.values() for name in op.options),
 })  # fmt: skip
-PREPARATION = frozenset({"input_size", "mean", "std", "crop_pct", "crop_mode", "interpolation"})
-ABOUT = PREPARATION | {"num_classes", "first_conv", "classifier", "fixed_input_size", "license"}
+PREPARATION = frozenset({"input_size", "mean", "std", "crop_pct", "crop_mode", "interpolation", "range"})
+ABOUT = (PREPARATION - {"range"}) | {"num_classes", "first_conv", "classifier", "fixed_input_size", "license", "notes"}
 KEYS = frozenset({"architecture", "num_classes", "num_features", "model_args", "pretrained_cfg", "softless"})
+NOTE = re.compile(
+    r"data\.range=([0-9a-zA-Z.,=+ -]{1,100})"
+)  # in timm's notes, the only place where it takes what it does not know
 WORD = re.compile(r"[A-Za-z0-9_]+([.-][A-Za-z0-9_]+)*")
 
 
@@ -86,9 +89,12 @@ def _about(model: nn.Module, arguments: Mapping[str, Any], data: Mapping[str, An
     channels = arguments.get("in_chans", 3)
     side = arguments.get("img_size", told["input_size"][1:])
     told["input_size"] = (channels, *([side, side] if isinstance(side, int) else side))
-    told |= {**given, "num_classes": arguments["num_classes"]}
+    notes = noted(given.pop("range") if "range" in given else declared(told))
+    told |= {**given, "num_classes": arguments["num_classes"], "notes": notes}
     about = {
-        name: list(told[name]) if isinstance(told[name], tuple) else told[name] for name in sorted(ABOUT & told.keys())
+        name: list(told[name]) if isinstance(told[name], tuple) else told[name]
+        for name in sorted(ABOUT & told.keys())
+        if name != "notes" or notes
     }
     for name in ("mean", "std"):
         if len(about[name]) != channels:
@@ -99,6 +105,17 @@ def _about(model: nn.Module, arguments: Mapping[str, Any], data: Mapping[str, An
         if problem := _problem(name, value, ABOUT):
             raise UsageError(f"cannot say {name}={value!r} in a config.json: {problem}")
     return about
+
+
+def noted(declared_range: str | None) -> list[str]:
+    """The notes of a pretrained_cfg for images of a declared range of values."""
+    return [] if declared_range is None else [f"data.range={declared_range}"]
+
+
+def declared(about: Mapping[str, Any]) -> str | None:
+    """The declared range that a pretrained_cfg notes."""
+    found = (NOTE.fullmatch(note) for note in about.get("notes") or () if isinstance(note, str))
+    return next((match[1] for match in found if match), None)
 
 
 def read(path: Path) -> Config:
@@ -131,6 +148,10 @@ def _problem(name: str, value: Any, known: frozenset[str] | set[str]) -> str:
     """Why an entry is not taken, or nothing: names come from a list; values are numbers, plain words and short lists of them."""
     if name not in known:
         return f"known are {', '.join(sorted(known))}"
+    if name == "notes":
+        notes = value if isinstance(value, list) and len(value) <= 16 else [None]
+        fits = all(isinstance(note, str) and NOTE.fullmatch(note) for note in notes)
+        return "" if fits else "notes say data.range alone"
     if not all(_plain(one) for one in (value if isinstance(value, list) and len(value) <= 16 else [value])):
         return "values are numbers, names and short lists of them"
     return ""

@@ -33,7 +33,7 @@ def save_weights(model: nn.Module, folder: str | Path, *, data: Mapping[str, Any
     Args:
         model: of `create_model`, or of timm under a registered name.
         folder: a new or an empty one.
-        data: how images are prepared, where that is not what the model says: input_size, mean, std, crop_pct, crop_mode, interpolation.
+        data: how images are prepared, where that is not what the model says: input_size, mean, std, crop_pct, crop_mode, interpolation, range.
 
     Returns:
         The folder.

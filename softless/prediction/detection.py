@@ -7,6 +7,7 @@ from typing import Any
 
 from softless.data.boxes import need_pycocotools
 from softless.data.notices import notice
+from softless.data.pictures import for_people, size_of
 from softless.data.progress import track
 from softless.data.samples import FileSamples
 from softless.evaluation import LoadedRun
@@ -52,7 +53,7 @@ def predict(loaded: LoadedRun, samples: FileSamples, out: Results, setting: Sett
     file = out.file(PREDICTIONS)
     pictures = out.pictures(samples.files, "overlays") if overlays else []
     indices = range(len(samples))
-    sizes = [samples.image(index).size for index in track(indices, len(samples), "reading")]
+    sizes = [size_of(samples.image(index)) for index in track(indices, len(samples), "reading")]
     foreign = farthest(loaded.model, [(height, width) for width, height in sizes])
     if foreign:
         notice(foreign)
@@ -71,7 +72,7 @@ def predict(loaded: LoadedRun, samples: FileSamples, out: Results, setting: Sett
                 "iscrowd": 0,
             })
         if overlays:
-            write_picture(pictures[index], draw(samples.image(index), answers, classes))
+            write_picture(pictures[index], draw(for_people(samples.image(index)), answers, classes))
     images = [
         {"id": index + 1, "file_name": samples.files[index], "width": width, "height": height}
         for index, (width, height) in enumerate(sizes)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from softless.data.folder import listing
-from softless.data.label_images import read_values
+from softless.data.label_values import is_label, read_values
 from softless.data.samples import FileSamples
 from softless.errors import DataError
 
@@ -47,7 +47,7 @@ def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
 
 def _by_key(folder: Path) -> dict[str, Path]:
     by_key: dict[str, Path] = {}
-    files: Sequence[str] = listing(folder).files
+    files: Sequence[str] = listing(folder, wanted=is_label).files
     for file in files:
         key = Path(file).with_suffix("").as_posix()
         if key in by_key:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from softless.data.label_images import IGNORE
 from softless.data.notices import notice
+from softless.data.pictures import for_people, size_of
 from softless.data.progress import track
 from softless.data.samples import FileSamples
 from softless.errors import UsageError
@@ -64,7 +65,7 @@ def predict(loaded: LoadedRun, samples: FileSamples, out: Results, setting: Sett
     pictures = out.pictures(samples.files, "overlays") if overlays else []
     sizes = []
     for index in track(range(len(samples)), len(samples), "reading"):
-        size = samples.image(index).size
+        size = size_of(samples.image(index))
         sizes.append(size[::-1])
         if (mask := masks[index]) is not None:
             read_mask(mask, size)
@@ -77,12 +78,12 @@ def predict(loaded: LoadedRun, samples: FileSamples, out: Results, setting: Sett
         image = samples.image(index)
         classes = classes_of(loaded, image, setting, samples.files[index])
         if (mask := masks[index]) is not None:
-            classes = np.where(read_mask(mask, image.size), classes, np.uint8(IGNORE))
+            classes = np.where(read_mask(mask, size_of(image)), classes, np.uint8(IGNORE))
         if fov is None or mask is not None:
             pixels += np.bincount(classes.reshape(-1), minlength=256)[: len(values)]
         write_picture(labels[index], label_image(classes, values, loaded.classes))
         if overlays:
-            write_picture(pictures[index], overlay(image, classes, loaded.classes))
+            write_picture(pictures[index], overlay(for_people(image), classes, loaded.classes))
     shares = (pixels / pixels.sum()).tolist() if pixels.sum() else [None] * len(values)
     without = 0 if fov is None else masks.count(None)
     return Predictions(

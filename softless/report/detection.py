@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from softless.data.boxes import BoxSamples, open_boxes
+from softless.data.pictures import for_people
 from softless.errors import DataError, SoftlessError
 from softless.evaluation.detection import PREDICTIONS, Answer, average_precision
 from softless.evaluation.measures import MEASURES
@@ -186,7 +187,7 @@ def _chosen(test: BoxSamples, answers: Sequence[Answers]) -> list[int]:
 
 
 def _row(groups: Sequence[Group], answers: Sequence[Answers], test: BoxSamples, place: int) -> Html:
-    entry, image, document = test.entries[place], test.image(place), test.take([place]).document()
+    entry, image, document = test.entries[place], for_people(test.image(place)), test.take([place]).document()
     truth = [one for one in entry.annotations if not one.get("iscrowd")]
     shown = [
         _figure(

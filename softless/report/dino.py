@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from softless.data import Samples, eval_loader, open_parts
+from softless.data.pictures import for_people
 from softless.errors import SoftlessError
 from softless.evaluation import load_run
 from softless.evaluation.features import Probe, as_it_is, extract
@@ -147,7 +148,7 @@ def _neighbours(group: Group, look: Looked, place: int) -> Html:
 
 
 def _picture(samples: Samples, place: int) -> Any:
-    image = samples.image(place).convert("RGB")
+    image = for_people(samples.image(place)).convert("RGB")
     image.thumbnail((96, 96))
     return image
 

@@ -12,7 +12,10 @@ from PIL import Image
 
 from softless.data.findings import Gathering
 from softless.data.label_images import LabelImages, read_part
-from softless.data.label_layout import IGNORE, Layout, layout_of, read_values
+from softless.data.label_layout import IGNORE, Layout, layout_of
+from softless.data.label_values import read_values
+from softless.data.pictures import for_people
+from softless.data.ranges import Range
 from softless.errors import DataError, SoftlessError
 from softless.evaluation.measures import MEASURES
 from softless.evaluation.segmentation import COUNTS, FOLDER, Scores
@@ -267,8 +270,8 @@ def _test_split(recipe: dict[str, Any]) -> tuple[LabelImages, Layout]:
     root = Path(data["path"]).expanduser()
     if not root.is_dir():
         raise DataError(f"the data are no longer at {root}")
-    found = Gathering(root)
-    layout = layout_of(root, found, spec["labels"], spec["ignore"])
+    found = Gathering(root, scale=Range.of(data.get("range")))
+    layout = layout_of(root, found, spec["labels"], spec["ignore"], spec.get("values"))
     if "test" not in layout.parts:
         raise DataError("the data no longer hold a test split")
     return read_part(layout, "test", found, data["in_chans"], spec["fov"]), layout
@@ -277,7 +280,7 @@ def _test_split(recipe: dict[str, Any]) -> tuple[LabelImages, Layout]:
 def _row(
     groups: Sequence[Group], firsts: Sequence[Counts], index: int, test: LabelImages, place: int, layout: Layout
 ) -> Html:
-    key, image = firsts[0].names[index], test.image(place)
+    key, image = firsts[0].names[index], for_people(test.image(place))
     names, truth = groups[0].first.classes, test.target(place)
     measure = _measure(groups[0])
     shown = [

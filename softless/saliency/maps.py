@@ -83,7 +83,7 @@ def explain(
     module = viewer.model
     attentions = _attention_layers(module)
     number = _numbered(layer, len(attentions))
-    batch = tensor_of(images, transform or viewer.transform, viewer.in_chans)
+    batch = tensor_of(images, transform or viewer.transform, viewer.in_chans, viewer.scale)
     home = next(module.parameters()).device
     target = torch.device(device) if device is not None else home
     training = module.training

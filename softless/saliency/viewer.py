@@ -10,13 +10,16 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from softless.data.images import MODES, read_image
+from softless.data import pictures
+from softless.data.images import MODES
 from softless.data.notices import notice
+from softless.data.ranges import Range
+from softless.data.reading import read_image
 from softless.data.transforms import eval_transform, plain_transform
 from softless.errors import UsageError, located
 from softless.evaluation import LoadedRun, load_run
 from softless.inference.layers import PatchProjection
-from softless.models import create_model
+from softless.models import config, create_model
 from softless.models.scale import TRAINING, Scale, training_scale
 
 Picture = Tensor | Image.Image | np.ndarray | str | Path  # an image in the forms that are looked at
@@ -33,6 +36,11 @@ class Viewer:
     in_chans: int
     mean: Sequence[float]
     std: Sequence[float]
+    scale: Range | None = None  # the declared range of the images' values
+
+    def read(self, path: str | Path) -> pictures.Picture:
+        """An image file as the transform takes it."""
+        return read_image(located(path), self.in_chans, self.scale)
 
     def resized(self, size: Size) -> "Viewer":
         """The same looking at images of another size: "training", or pixels of the longer side.
@@ -46,11 +54,17 @@ class Viewer:
         if size == TRAINING:
             scale = needed_scale(self.model)
             size = max(scale.height, scale.width)
-        config: dict[str, Any] = dict(getattr(self.model, "pretrained_cfg", {}))
-        told = {name: config[name] for name in ("crop_pct", "interpolation") if name in config}
+        about: dict[str, Any] = dict(getattr(self.model, "pretrained_cfg", {}))
+        told = {name: about[name] for name in ("crop_pct", "interpolation") if name in about}
         framed = {"crop_pct": 1.0, "interpolation": "bicubic", **told}
         made = eval_transform(
-            int(size), framed["crop_pct"], framed["interpolation"], self.mean, self.std, self.in_chans
+            int(size),
+            framed["crop_pct"],
+            framed["interpolation"],
+            self.mean,
+            self.std,
+            self.in_chans,
+            deep=self.scale is not None,
         )
         return replace(self, transform=made)
 
@@ -64,10 +78,11 @@ class Resized:
     after: Callable[[Any], Tensor]
 
     def __call__(self, image: Any) -> Tensor:
-        if not isinstance(image, Image.Image):
+        if isinstance(image, np.ndarray) and image.dtype == np.uint8:
             raise UsageError("resize= is for images of one or three channels of bytes: resize this one before")
-        height, width = size_of(self.model, self.size, image.height, image.width)
-        return self.after(image.resize((width, height), Image.Resampling.BICUBIC))
+        wide, tall = pictures.size_of(image)
+        height, width = size_of(self.model, self.size, tall, wide)
+        return self.after(pictures.resized(image, width, height))
 
 
 def checked_size(size: Size) -> None:
@@ -122,9 +137,10 @@ def viewer_of(model: nn.Module | LoadedRun | str | Path, device: str | torch.dev
         else:
             model = _untrained(str(model)).to(device)
     if isinstance(model, LoadedRun):
-        return Viewer(model.model, model.transform, model.in_chans, model.best["mean"], model.best["std"])
+        best = model.best
+        return Viewer(model.model, model.transform, model.in_chans, best["mean"], best["std"], model.scale)
     mean, std = normalisation(model)
-    return Viewer(model, evaluation_transform(model), channels_of(model), mean, std)
+    return Viewer(model, evaluation_transform(model), channels_of(model), mean, std, declared(model))
 
 
 def _untrained(name: str) -> nn.Module:
@@ -141,8 +157,21 @@ def evaluation_transform(model: nn.Module) -> Callable[[Any], Tensor]:
     """Timm's evaluation transform for a model, from its `pretrained_cfg`; the whole image for a detector or a segmenter."""
     import timm.data
 
+    deep = declared(model) is not None
     if hasattr(model, "framed"):
-        return plain_transform(0, 1.0, "", *normalisation(model), channels_of(model))
+        return plain_transform(0, 1.0, "", *normalisation(model), channels_of(model), deep=deep)
+    if deep:
+        told = timm.data.resolve_model_data_config(model)
+        mean, std = normalisation(model)
+        return eval_transform(
+            max(told["input_size"][1:]),
+            told["crop_pct"],
+            told["interpolation"],
+            mean,
+            std,
+            channels_of(model),
+            deep=True,
+        )
     made = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
     assert callable(made)
     return made
@@ -152,14 +181,35 @@ def normalisation(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...
     """Mean and standard deviation of the images that a model takes, from its `pretrained_cfg`."""
     import timm.data
 
-    config = timm.data.resolve_model_data_config(model)
-    return tuple(config["mean"]), tuple(config["std"])
+    told = timm.data.resolve_model_data_config(model)
+    return tuple(told["mean"]), tuple(told["std"])
+
+
+def declared(model: nn.Module) -> Range | None:
+    """The range of the values of a model's images, where it was trained with one."""
+    return Range.of(config.declared(dict(getattr(model, "pretrained_cfg", {}))))
 
 
 def channels_of(model: nn.Module) -> int:
     """How many channels the model's images have: what its first convolution takes."""
     convolutions = (module for module in model.modules() if isinstance(module, nn.Conv2d | PatchProjection))
     return next((int(module.in_channels) for module in convolutions), 3)
+
+
+def _in_range(image: Any, channels: int, scale: Range) -> np.ndarray:
+    """An array (H, W) or (H, W, 1 or 3) of stored values, or a PIL image of them, as float32 (H, W, C) in 0..1."""
+    values = np.asarray(image) if isinstance(image, Image.Image | np.ndarray) else np.empty(0)
+    values = values[..., None] if values.ndim == 2 else values
+    if values.dtype.kind not in "biuf" or values.ndim != 3 or values.shape[-1] not in MODES or not values.size:
+        raise UsageError(
+            f"image is a {type(image).__name__}, and the model takes values in {scale}: give a path, or an array of numbers (height, width) or "
+            "(height, width, 3)"
+        )
+    if values.dtype == np.uint8 and scale.beyond_bytes:
+        raise UsageError(f"image holds bytes, and {scale} reaches beyond: give the values that were stored")
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise UsageError(f"image holds NaN or infinity, which have no place in {scale}")
+    return pictures.with_channels(scale.applied(values), channels)
 
 
 def eyes(model: Any, batch: Tensor) -> tuple[nn.Module, Tensor]:
@@ -169,8 +219,8 @@ def eyes(model: Any, batch: Tensor) -> tuple[nn.Module, Tensor]:
     return model.features, model.framed(batch)
 
 
-def tensor_of(images: Picture, transform: Callable[[Any], Tensor], channels: int) -> Tensor:
-    """Images in any form as a batch (B, C, H, W).
+def tensor_of(images: Picture, transform: Callable[[Any], Tensor], channels: int, scale: Range | None = None) -> Tensor:
+    """Images in any form as a batch (B, C, H, W); `scale` is the declared range of files and arrays.
 
     Raises:
         UsageError: a shape, a dtype or a class that is no image.
@@ -180,18 +230,20 @@ def tensor_of(images: Picture, transform: Callable[[Any], Tensor], channels: int
         if images.ndim not in {3, 4}:
             raise UsageError(f"images have shape {tuple(images.shape)}: give (B, C, H, W) or (C, H, W)")
         return images if images.ndim == 4 else images[None]
-    return transform(picture_of(images, channels))[None]
+    return transform(picture_of(images, channels, scale))[None]
 
 
-def picture_of(image: Any, channels: int) -> Any:
-    """One image as a transform takes it, from a file, a PIL image or bytes (H, W, C).
+def picture_of(image: Any, channels: int, scale: Range | None = None) -> Any:
+    """One image as a transform takes it, from a file, a PIL image or bytes (H, W, C); with a range, from an array of any numbers.
 
     Raises:
         UsageError: a shape, a dtype or a class that is no image.
         DataError: the path is no readable image.
     """
     if isinstance(image, str | Path):
-        return read_image(located(image), channels)
+        return read_image(located(image), channels, scale)
+    if scale is not None:
+        return _in_range(image, channels, scale)
     if isinstance(image, np.ndarray):
         flat = image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image
         if flat.dtype != np.uint8 or not flat.size or not (flat.ndim == 2 or (flat.ndim == 3 and flat.shape[-1] == 3)):

@@ -148,10 +148,11 @@ class Dino(Task):
 
     def transform(self, *, train: bool) -> Pipeline:
         data, splits = self.recipe.data, self.splits
+        deep = data.range is not None
         if train:
-            return multi_crop(self.spec, data.image_size, splits.mean, splits.std, data.in_chans)
+            return multi_crop(self.spec, data.image_size, splits.mean, splits.std, data.in_chans, deep=deep)
         return eval_transform(
-            data.image_size, data.crop_pct, data.interpolation, splits.mean, splits.std, data.in_chans
+            data.image_size, data.crop_pct, data.interpolation, splits.mean, splits.std, data.in_chans, deep=deep
         )
 
     def prepare(self, batch: Any, device: torch.device, *, epoch: int, step: int) -> tuple[list[Tensor], float]:  # noqa: ARG002

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from softless.data import EpochLoader, Pipeline, Samples
 from softless.data.label_images import IGNORE, LabelImages, open_label_images
 from softless.data.label_transforms import eval_pipeline, train_pipeline
+from softless.data.pictures import size_of
 from softless.errors import UsageError, need
 from softless.evaluation.segmentation import Segmentation as Outcome
 from softless.evaluation.segmentation import Tally, evaluate
@@ -58,7 +59,7 @@ class Segmentation(Task):
         assert spec is not None
         train_pipeline(spec, (0.5,), (0.5,))  # its errors come before the images are read
         splits, layout = open_label_images(
-            recipe.data, recipe.seed, labels=spec.labels, ignore=spec.ignore, fov=spec.fov
+            recipe.data, recipe.seed, labels=spec.labels, ignore=spec.ignore, fov=spec.fov, values=spec.values
         )
         return cls(recipe, splits, layout.values)
 
@@ -113,7 +114,7 @@ class Segmentation(Task):
         """The crop, or the first training image's size."""
         if self.spec.crop is not None:
             return self.spec.crop
-        width, height = self.splits.train.image(0).size
+        width, height = size_of(self.splits.train.image(0))
         return height, width
 
     def baselines(self, samples: Samples) -> dict[str, dict[str, Any]]:
@@ -136,7 +137,9 @@ class Segmentation(Task):
         spec = replace(
             self.recipe.data, mean=(0.5,) * self.recipe.data.in_chans, std=(0.5,) * self.recipe.data.in_chans
         )
-        splits, _ = open_label_images(spec, self.recipe.seed, labels=self.spec.observer, ignore=self.spec.ignore)
+        splits, _ = open_label_images(
+            spec, self.recipe.seed, labels=self.spec.observer, ignore=self.spec.ignore, values=self.spec.values
+        )
         said: dict[str, tuple[LabelImages, int]] = {}
         for theirs in (splits.train, splits.val, splits.test):
             if isinstance(theirs, LabelImages):

@@ -188,6 +188,7 @@ def facts(task: Task, model: nn.Module) -> Mapping[str, Any]:
         "classes": list(splits.classes),
         "crop_pct": data.crop_pct,
         "interpolation": data.interpolation,
+        "range": data.range,
     }
 
 

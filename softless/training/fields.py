@@ -90,7 +90,8 @@ class Setting:
 
     def holds(self, value: Any) -> bool:
         """Whether the numbers of a value of the right type lie in the range, and in order."""
-        numbers = [one for one in (value if isinstance(value, tuple) else (value,)) if _is_number(one)]
+        parts = value if isinstance(value, tuple | Mapping) else (value,)  # of a mapping the keys
+        numbers = [one for one in parts if _is_number(one)]
         ranges = self.within if len(self.within) > 1 else self.within * len(numbers)
         within = all(number in interval for number, interval in zip(numbers, ranges, strict=False))
         return within and not (self.rising and sorted(numbers) != numbers)
@@ -211,6 +212,8 @@ def readings(value: Any, hint: Any) -> list[Any]:
     """What a value may mean, the likeliest first."""
     read = [*_word(value, hint), literal(value), value] if isinstance(value, str) else [value]
     read += [tuple(one) for one in read if isinstance(one, list)]
+    if isinstance(value, str) and mapping_in(hint):
+        read += _pairs(value)
     if _any_number(hint):
         if isinstance(value, str) and "," in value:
             read.append(tuple(literal(part.strip()) for part in value.split(",")))
@@ -224,6 +227,17 @@ def _word(value: str, hint: Any) -> list[Any]:
     if word in {"none", "null"} and fits(None, hint):
         return [None]
     return [WORDS[word]] if word in WORDS else []
+
+
+def _pairs(text: str) -> list[Any]:
+    """`{0: background, 127: cell}`, whose names need no quotes, as a mapping."""
+    inside = text.strip()
+    if not (inside.startswith("{") and inside.endswith("}")):
+        return []
+    pairs = [part.partition(":") for part in inside[1:-1].split(",") if part.strip()]
+    if not all(colon for _, colon, _ in pairs) or len({key.strip() for key, _, _ in pairs}) < len(pairs):
+        return []
+    return [{literal(key.strip()): literal(name.strip()) for key, _, name in pairs}]
 
 
 def literal(value: Any) -> Any:
@@ -247,6 +261,12 @@ def _parts(hint: Any) -> Iterator[Any]:
             yield from _parts(inner)
 
 
+def mapping_in(hint: Any) -> Any:
+    """The mapping that a type is or may be, or None."""
+    origins = ((part, typing.get_origin(part)) for part in _parts(hint))
+    return next((part for part, origin in origins if isinstance(origin, type) and issubclass(origin, Mapping)), None)
+
+
 def _any_number(hint: Any) -> bool:
     return any(typing.get_origin(part) is tuple and typing.get_args(part)[-1:] == (...,) for part in _parts(hint))
 
@@ -264,7 +284,9 @@ def fits(value: Any, hint: Any) -> bool:
         items = args[:1] * len(value) if args[-1] is ... else args
         return len(value) == len(items) and all(map(fits, value, items))
     if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
-        return isinstance(value, Mapping)
+        return isinstance(value, Mapping) and all(
+            fits(key, args[0]) and fits(one, args[1]) for key, one in value.items()
+        )
     if hint is None or hint is type(None):
         return value is None
     if hint is float:
@@ -280,7 +302,7 @@ def _is_foreign(value: Any, hint: Any, origin: Any, args: tuple[Any, ...]) -> bo
         return callable(value)
     if isinstance(origin, type):
         return isinstance(value, origin)
-    if not isinstance(hint, type):
+    if hint is Any or not isinstance(hint, type):  # Any is a class from Python 3.11 on
         return True
     return isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool)
 
@@ -292,6 +314,9 @@ def _widened(value: Any, hint: Any) -> Any:
         items = typing.get_args(inner[0]) if inner else ()
         items = items[:1] * len(value) if items[-1:] == (...,) else items
         return tuple(map(_widened, value, items)) if len(items) == len(value) else value
+    if isinstance(value, Mapping) and int in _parts(typing.get_args(mapping_in(hint))[0]):
+        numbered = {int(key) if str(key).isdecimal() else key: one for key, one in value.items()}  # json has no others
+        return numbered if len(numbered) == len(value) else value
     kinds = set(_parts(hint))
     if _is_number(value) and float in kinds and int not in kinds:
         try:
@@ -313,6 +338,6 @@ def described(hint: Any) -> str:
     if origin is tuple:
         return "(" + ", ".join(described(arg) for arg in args) + ")"
     if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
-        return "names with values"
+        return "names with values" if args[0] is str else f"{{{described(args[0])}: {described(args[1])}}}"
     words = {NONE: "none", str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
     return words.get(hint, "a class or function of Python")

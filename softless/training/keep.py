@@ -108,6 +108,7 @@ def publish(run: Run) -> None:
         "std": tuple(run.splits.std),
         "crop_pct": data.crop_pct,
         "interpolation": data.interpolation,
+        "range": data.range,
     }
     try:
         save_weights(model, folder, data=about)

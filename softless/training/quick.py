@@ -24,7 +24,8 @@ def quick(recipe: Recipe, folder: Path) -> Recipe:
     All else stays: host and operator, augmentation, optimiser, averaging, class weights, metric, effective rate, AMP (float16 becomes
     bfloat16, which every CPU has).
     """
-    return SHRINK[recipe.task](recipe, folder)
+    small = SHRINK[recipe.task](recipe, folder)
+    return replace(small, data=replace(small.data, range=None))  # the generated images have 8 bits
 
 
 def _classification(recipe: Recipe, folder: Path) -> Recipe:

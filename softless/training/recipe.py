@@ -47,6 +47,10 @@ class DataSpec:
         None, "mean of each channel, of pixels scaled to 0..1; none is measured on the training split", CHANCE
     )
     std: tuple[float, ...] | None = setting(None, "standard deviation of each channel, likewise", SHARE)
+    range: str | None = setting(
+        None,
+        "values that become 0 and 1, for images of more than 8 bits: 0..4095, or window=400,level=40; none reads 8-bit images alone",
+    )
     interpolation: str = setting("bicubic", "resizing in evaluation", known=INTERPOLATIONS)
     crop_pct: float = setting(0.875, "share of the side that the centre crop of evaluation keeps; 1.0 keeps all", SHARE)
     val_fraction: float = setting(
@@ -200,6 +204,11 @@ class SegmentationSpec:
         None, "of a host of one grid, from 1: those whose tokens are taken", "[1, 10000]", rising=True
     )
     labels: str | None = setting(None, "folder of label images; none is labels, or ADE20K's annotations")
+    values: Mapping[int | str, str] | None = setting(
+        None,
+        "names of stored values, as {0: background, 127: cell}; several may share one, void counts nowhere; none is classes.json",
+        "[0, 255]",
+    )
     ignore: tuple[str | int, ...] = setting(
         (), "classes by name, or values, that count nowhere and have no output", "[0, 65535]"
     )

@@ -62,10 +62,12 @@ def model(recipe: "Recipe") -> None:
 
 
 def scaling(recipe: "Recipe") -> None:
-    """Mean and standard deviation come together, one for each channel."""
+    """Mean and standard deviation come together, one for each channel; a declared range is one."""
     from softless.data.datasets import check_scaling
+    from softless.data.ranges import Range
 
     check_scaling(recipe.data)
+    Range.of(recipe.data.range)
 
 
 def optimiser(recipe: "Recipe") -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from softless.cli.eval import eval as eval_run
 from softless.cli.predict import predict
-from softless.data.label_images import read_values
+from softless.data.label_values import read_values
 from softless.errors import UsageError
 from softless.recipes import get_recipe
 from softless.training import fit

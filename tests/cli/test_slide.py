@@ -12,7 +12,7 @@ from PIL import Image
 import softless
 from softless.cli.main import main
 from softless.cli.slide import PICTURE, RESULT, SUMMARY, slide
-from softless.data.images import read_image
+from softless.data.reading import read_image
 from softless.errors import DataError, UsageError
 from softless.slides.pictures import LOST, fitted, thumbnail
 from softless.slides.reader import Bytes, Scaled

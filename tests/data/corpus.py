@@ -207,7 +207,7 @@ BAD: dict[str, Bad] = {
     "grey10.pgm": Bad(put(b"P5 16 16 1023\n" + bytes(512)), DEEP, "16-bit pixels"),
     "int32.tif": Bad(put(encoded(Image.fromarray(ramp(np.int32)), "TIFF")), DEEP, "32-bit integer pixels"),
     "signed8.tif": Bad(put(tiff(16, 16, bytes(range(256)), {339: (2,)})), DEEP, "signed pixels"),
-    "float.tif": Bad(put(floats()), DEEP, "floating-point pixels .mode F.: only 8-bit"),
+    "float.tif": Bad(put(floats()), DEEP, "floating-point pixels .mode F., and only 8-bit"),
     "nan.tif": Bad(put(floats(float("nan"))), "not finite", "1 of them NaN or infinite"),
     "inf.tif": Bad(put(floats(float("inf"), float("-inf"), float("nan"))), "not finite", "3 of them NaN or infinite"),
 }  # fmt: skip

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from softless.data import notices
-from softless.data.images import IMAGE_TYPES, MAX_PIXELS, BadImage, decode, read_image, read_whole, verify
+from softless.data.images import IMAGE_TYPES, MAX_PIXELS, BadImage, decode, verify
+from softless.data.reading import read_image, read_whole
 from softless.errors import DataError, UsageError
 from tests.data.corpus import BAD, BOMBS, ENCODED, GOOD, ODD, encoded, honest_bomb, png, put
 from tests.data.making import noise

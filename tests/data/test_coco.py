@@ -4,6 +4,7 @@ import copy
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -302,6 +303,23 @@ def test_a_size_from_before_the_exif_orientation_is_named(write, tmp_path):
     found = check(file)
     assert rows(found) == [("2.png", None, "image size")]
     assert "it is 30 x 40, and the json says 40 x 30; the json has the size before the EXIF orientation" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "size", "said"), [(6, (40, 40), True), (3, (40, 30), True), (2, (40, 30), True), (1, (40, 40), False), (6, (30, 40), False)]
+)  # fmt: skip
+def test_a_turn_that_leaves_the_size_is_remarked(write, tmp_path, orientation, size, said):
+    """Boxes drawn on the stored picture would lie elsewhere, and the size in the json cannot say so."""
+    content = base()
+    upright = size[::-1] if orientation >= 5 else size
+    content["images"][1] |= {"width": upright[0], "height": upright[1]}
+    file, exif = write(content), Image.Exif()
+    exif[0x0112] = orientation
+    noise(size[0], size[1], seed=2).save(tmp_path / "images" / "train" / "2.png", exif=exif)
+    found = check(file)
+    turned = [fault for fault in found.warnings if fault.kind == "EXIF"]
+    assert [Path(fault.path).name for fault in turned] == (["2.png"] if said else [])
+    assert all("whether boxes and masks were drawn on the upright image" in fault.reason for fault in turned)
 
 
 def test_warnings(write):

@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 
 from softless.data import train_loader
-from softless.data.label_images import IGNORE, open_label_images, read_values
+from softless.data.label_images import IGNORE, open_label_images
 from softless.data.label_layout import is_label_layout
 from softless.data.label_transforms import eval_pipeline, train_pipeline
+from softless.data.label_values import read_values
 from softless.errors import DataError, UsageError
 from softless.training.recipe import DataSpec, SegmentationSpec
 from tests.data.labelled import STEP, label_of, label_set

@@ -232,3 +232,27 @@ def test_a_second_folder_of_label_images_is_said(tmp_path: Path, caplog: pytest.
     assert opened(tmp_path)[1].labels == "labels"
     assert "labels is read, and masks is not: segmentation.labels chooses" in caplog.text
     assert opened(tmp_path, labels="masks")[1].labels == "masks"
+
+
+@pytest.mark.parametrize(("orientation", "size"), [(6, (24, 24)), (3, (24, 32)), (6, (24, 32))])
+def test_an_image_that_is_turned_beside_its_label_image(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, orientation, size
+):
+    """Where the turn leaves the size it is remarked; where it does not, the fault says what the size is."""
+    flat(tmp_path, "images", "masks")
+    label, exif = mask(0, size=size), Image.Exif()
+    exif[0x0112] = orientation
+    photograph(label % 8, 0).save(tmp_path / "images/0.png", exif=exif)
+    Image.fromarray(label).save(tmp_path / "masks/0.png")
+    if orientation == 6 and size[0] != size[1]:
+        with pytest.raises(
+            DataError, match=r"masks/0\.png: .*; it has the size that the image has before its EXIF orientation"
+        ):
+            opened(tmp_path)
+        return
+    opened(tmp_path)
+    assert (
+        "images/0.png: its EXIF orientation turns it and leaves its size, so nothing tells whether its label image was"
+        in caplog.text
+    )
+    assert [fault.path for fault in check(tmp_path).warnings if fault.kind == "EXIF"] == ["images/0.png"]

@@ -5,11 +5,14 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from softless.data import open_parts, open_splits, progress, readable
+from softless.data import notices, open_parts, open_splits, progress, readable
 from softless.data.check import check
 from softless.data.findings import Fault, refusal
+from softless.data.ranges import Range
 from softless.data.unlabelled import open_unlabelled
 from softless.errors import DataError, Faults, UsageError
 from softless.training.recipe import DataSpec
@@ -113,9 +116,9 @@ def test_a_whole_file_is_decoded_once_and_again_when_it_changed(tmp_path: Path, 
     decoded: list[str] = []
     real = readable.read_whole
 
-    def counted(path: Path, channels: int) -> Any:
+    def counted(path: Path, channels: int, scale: Any = None) -> Any:
         decoded.append(path.name)
-        return real(path, channels)
+        return real(path, channels, scale)
 
     monkeypatch.setattr(readable, "read_whole", counted)
     monkeypatch.setattr(progress, "PATIENCE", -1.0)  # as though it had taken long: kept for later processes
@@ -142,3 +145,23 @@ def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch, cap
     monkeypatch.setattr(progress, "PATIENCE", -1.0)
     assert readable.unreadable(sorted(root.rglob("*.png"))) == {}
     assert "decoded again at the next start" in caplog.text
+
+
+def test_values_outside_a_range_are_said_each_time(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    """Files whose values are cut to the range are not remembered for later processes: the line comes again."""
+    monkeypatch.setenv("SOFTLESS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(progress, "PATIENCE", -1.0)
+    scale = Range.parse("10..200")
+    for name, low in (("inside", 20), ("outside", 0)):
+        Image.fromarray(np.full((16, 16), low, np.uint8)).save(tmp_path / f"{name}.png")
+    files = sorted(tmp_path.glob("*.png"))
+    for _ in range(2):
+        monkeypatch.setattr(readable, "_known", {})  # as in another process
+        notices._said.clear()
+        caplog.clear()
+        assert readable.unreadable(files, 1, scale) == {}
+        assert (
+            "1 image of 2 with values outside data.range=10..200, cut to its ends: 256 below and 0 above" in caplog.text
+        )

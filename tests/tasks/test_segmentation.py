@@ -15,7 +15,8 @@ from PIL import Image
 import softless
 from softless.cli.eval import eval as eval_run
 from softless.cli.predict import predict
-from softless.data.label_images import IGNORE, read_values
+from softless.data.label_images import IGNORE
+from softless.data.label_values import read_values
 from softless.errors import DataError, UsageError
 from softless.evaluation import load_run
 from softless.evaluation.segmentation import Scores, Tally, confusion_of, evaluate
@@ -374,3 +375,21 @@ def test_two_processes_train_like_one(tmp_path: Path, kind: str):
         )
         for name in names
     )
+
+
+def test_values_that_the_recipe_names_go_through_a_run(tmp_path: Path):
+    """Trained, tested again, drawn on the page and predicted with: two of the stored values are one class, whose answers have the lower one."""
+    data = label_set(tmp_path / "data", SIZES, names={0: "a", 3: "b", 7: "c", 200: "d"})
+    (data / "classes.json").unlink()
+    fields = {"segmentation.values": "{0: ground, 3: cell, 7: cell, 200: void}", "segmentation.ignore": ()}
+    fit(segmentation_recipe(data, fields), tmp_path / "out", device="cpu", progress=False)
+    loaded = load_run(tmp_path / "out")
+    assert (loaded.classes, loaded.model.values) == (("ground", "cell"), (0, 3))
+    again = eval_run(tmp_path / "out", device="cpu").to_dict()
+    assert again["miou"] == json.loads((tmp_path / "out/result.json").read_text())["test"]["miou"]
+    predict(tmp_path / "out", data / "images/test", tmp_path / "answers", device="cpu")
+    assert set(np.unique(read_values(tmp_path / "answers/labels/0.png"))) <= {0, 3}
+    page = write([tmp_path / "out"], tmp_path / "report.html")
+    assert "the truth of 0" in Path(page).read_text()
+    with pytest.raises(DataError, match=r"it holds the values 7 \(\d+ pixels\), 200 \(\d+ pixels\); allowed are"):
+        open_task(segmentation_recipe(data, {**fields, "segmentation.values": "{0: ground, 3: cell}"}))
