@@ -402,3 +402,8 @@ def _bad(path: Path, kind: str, reason: str, opening: str = "") -> BadImage:
     error = BadImage((opening or f"cannot read the image {path}: ") + reason)
     error.kind, error.reason = kind, (f"it holds {reason}" if opening else reason)
     return error
+
+
+def bad_image(path: Path, kind: str, reason: str, opening: str = "") -> BadImage:
+    """The error of other readers for a file that is not read: why in one word and in one sentence, behind `opening` where there is one."""
+    return _bad(path, kind, reason, opening)
