@@ -24,6 +24,8 @@ from PIL import Image, UnidentifiedImageError
 from PIL.Image import Transpose
 
 from softless.data.notices import notice
+from softless.data.tags import Refused
+from softless.data.tiff_images import Tagged, read_tiles, tagged
 from softless.errors import DataError, UsageError
 from softless.models.digests import of_file
 from softless.words import POINTED, POINTER
@@ -139,19 +141,45 @@ def _decoded(path: Path, channels: int, max_pixels: int | None, min_side: int | 
         with _open(path, texts=texts) as (image, said):
             _refuse_size(image, path, limit("SOFTLESS_MAX_PIXELS", MAX_PIXELS, max_pixels))
             _refuse_deep_pixels(image, path)
-            _refuse_small(image, path, limit("SOFTLESS_MIN_SIDE", MIN_SIDE, min_side))
+            told = _tagged(path)
+            _refuse_small(*image.size, path, limit("SOFTLESS_MIN_SIDE", MIN_SIDE, min_side))
+            if told is not None and not told.as_pillow:
+                return _by_tiles(told, channels)
             stored = _stored_size(image)
             with _heard(said) if image.format == "TIFF" else nullcontext():  # a TIFF's loading reads its tags again
                 image.load()
             turn = _turn(image, said)
             upright = _convert(image, path, MODES[channels])
             upright = upright if turn is None else upright.transpose(turn)
-            _count_pictures(image, said)
+            if told is None or told.single:
+                _count_pictures(image, said)
+            said.extend(() if told is None else (Remark(*remark) for remark in told.remarks))
             return Decoded(upright, image.format or "", stored, tuple(dict.fromkeys(said)), _unguarded(image))
     except BadImage:
         raise
     except _DAMAGED as error:
-        raise _unreadable(path, error) from error
+        told = _tagged(path)
+        if told is None or told.as_pillow:
+            raise _unreadable(path, error) from error
+    _refuse_sides(*told.stored, 1, path, limit("SOFTLESS_MAX_PIXELS", MAX_PIXELS, max_pixels))
+    _refuse_small(*told.stored, path, limit("SOFTLESS_MIN_SIDE", MIN_SIDE, min_side))
+    return _by_tiles(told, channels)
+
+
+def _tagged(path: Path) -> Tagged | None:
+    """What the tags say of a TIFF; None for other files."""
+    try:
+        return tagged(path)
+    except Refused as error:
+        raise _bad(path, error.kind, error.text, f"{path} holds ") from error
+
+
+def _by_tiles(told: Tagged, channels: int) -> Decoded:
+    """A TIFF that Pillow does not read as it is stored."""
+    image, lost = read_tiles(told.path, channels)
+    if lost:
+        raise _bad(told.path, "damaged", f"{lost}; replace or remove the file")
+    return Decoded(image, "TIFF", told.stored, tuple(Remark(*remark) for remark in told.remarks), told.unguarded)
 
 
 def content(path: Path) -> int:
@@ -264,11 +292,14 @@ def _refuse_no_file(path: Path) -> None:
 
 
 def _refuse_size(image: Image.Image, path: Path, most: int) -> None:
-    width, height = image.size
     tile = 1
     for tag in _TILE_SIDES if image.format == "TIFF" else ():
         side = image.tag_v2.get(tag, 1)  # type: ignore[attr-defined]  # TIFF's class has it
         tile *= side if isinstance(side, int) else 1
+    _refuse_sides(*image.size, tile, path, most)
+
+
+def _refuse_sides(width: int, height: int, tile: int, path: Path, most: int) -> None:
     if width * height > most or tile > most:
         what = f"{width} x {height} = {width * height}" if width * height > most else f"one tile of {tile}"
         more = max(width * height, tile)
@@ -280,8 +311,7 @@ def _refuse_size(image: Image.Image, path: Path, most: int) -> None:
         )
 
 
-def _refuse_small(image: Image.Image, path: Path, least: int) -> None:
-    width, height = image.size
+def _refuse_small(width: int, height: int, path: Path, least: int) -> None:
     if min(width, height) < least:
         raise _bad(
             path,

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from softless.data import tiff_pages
 from softless.data.tiff_pages import (  # fmt: skip
+    CIELAB,
     CMYK,
     COLOURED,
     FLOAT,
     OLD_JPEG,
     PALETTE,
-    RGB,
     SAMPLES,
     SIGNED,
     UNSIGNED,
@@ -78,6 +78,7 @@ class Kind(NamedTuple):
 
     name: str
     outcome: str  # refused, or read with a remark
+    word: str
     says: Callable[[Asked], str]
 
 
@@ -188,28 +189,25 @@ def _several(asked: Asked) -> str:
     if asked.page is not None or not asked.contents.several or count < 2:
         return ""
     also = f" ({asked.contents.several}; page= chooses another)" if asked.choosable else ""
-    return f"it holds {count} pictures, and only the first is read{also}"
-
-
-def _unlikely(asked: Asked) -> str:
-    return f"{asked.contents.resolution.said}" if asked.contents.resolution.said else ""
+    return f"it holds {f'{count} ' if asked.contents.whole else ''}pictures, and only the first is read{also}"
 
 
 REFUSED, REMARK = "refused", "read, with a remark"
+FORMAT, SEVERAL, FOURTH = "pixel format", "several pictures", "fourth sample"  # why, in one word
 KINDS = (
-    Kind("packed by a codec that is not known", REFUSED, _packed),
-    Kind("samples of several depths", REFUSED, _mixed),
-    Kind("floating-point", REFUSED, _float),
-    Kind("signed", REFUSED, _signed),
-    Kind("complex", REFUSED, _complex),
-    Kind("more than 8 bits", REFUSED, _deep),
-    Kind("CIELAB, raw YCbCr and other colours", REFUSED, _colours),
-    Kind("planes in other files, or behind one header", REFUSED, _elsewhere),
-    Kind("channels as pages", REFUSED, _channels),
-    Kind("grey pages of one size that nothing tells apart", REFUSED, _unknown),
-    Kind("2 samples, or more than 4", REFUSED, _samples),
-    Kind("a fourth sample, whatever its tag says", REMARK, _fourth),
-    Kind("a stack, or several pictures", REMARK, _several),
+    Kind("packed by a codec that is not known", REFUSED, FORMAT, _packed),
+    Kind("samples of several depths", REFUSED, FORMAT, _mixed),
+    Kind("floating-point", REFUSED, FORMAT, _float),
+    Kind("signed", REFUSED, FORMAT, _signed),
+    Kind("complex", REFUSED, FORMAT, _complex),
+    Kind("more than 8 bits", REFUSED, FORMAT, _deep),
+    Kind("raw YCbCr, LogLuv and other colours", REFUSED, FORMAT, _colours),
+    Kind("planes in other files, or behind one header", REFUSED, SEVERAL, _elsewhere),
+    Kind("channels as pages", REFUSED, SEVERAL, _channels),
+    Kind("grey pages of one size that nothing tells apart", REFUSED, SEVERAL, _unknown),
+    Kind("2 samples, or more than 4", REFUSED, FORMAT, _samples),
+    Kind("a fourth sample, whatever its tag says", REMARK, FOURTH, _fourth),
+    Kind("a stack, or several pictures", REMARK, SEVERAL, _several),
 )
 
 
@@ -242,11 +240,9 @@ def judged(
         for kind in KINDS:
             said = kind.says(asked)
             if said and kind.outcome == REFUSED:
-                raise Refused(
-                    "several pictures" if kind.says in {_channels, _unknown, _elsewhere} else "pixel format", said
-                )
+                raise Refused(kind.word, said)
             if said:
-                remarks.append(("several pictures" if kind.says is _several else "samples", said))
+                remarks.append((kind.word, said))
     if chosen is not None:
         _refuse_no_such(asked, chosen)
     return Verdict(picture, chosen, tuple(remarks))
@@ -256,12 +252,9 @@ def _refuse_no_such(asked: Asked, chosen: tuple[int, ...]) -> None:
     last = asked.picture.channels - 1
     if len(chosen) not in {1, 3}:
         raise NoSuch(f"channels={','.join(map(str, chosen))}: 1 or 3 channels are read, and these are {len(chosen)}")
-    if asked.own not in {1, 3} or asked.tags.photometric == PALETTE:
+    if int(asked.tags.photometric) in {PALETTE, CMYK, CIELAB}:
         raise NoSuch("channels= chooses among the channels of a TIFF, and the colours of this one are not separate")
     if not all(0 <= channel <= last for channel in chosen):
         raise NoSuch(
             f"it has no channel {max(chosen) if max(chosen) > last else min(chosen)}: its channels are 0 to {last}"
         )
-
-
-__all__ = ["CMYK", "KINDS", "RGB", "Kind", "NoSuch", "Refused", "Values", "Verdict", "judged"]

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from softless.data import tags, tiff_pages
-from softless.data.tiff_pages import CMYK, DAMAGED, JPEG, PALETTE, SAMPLES, WHITE_IS_ZERO
+from softless.data.tiff_pages import CIELAB, CMYK, DAMAGED, JPEG, PALETTE, SAMPLES, WHITE_IS_ZERO
 
 CACHE = 2**25  # bytes of decoded tiles that are kept
+TO_RGB = {CMYK: "CMYK", CIELAB: "LAB"}  # colours that Pillow turns into RGB, by its names
 WHITE = 255  # what a file leaves out on purpose
 LARGEST = 2**31  # bytes of one packed tile
 Check = Callable[[int, int, int, int], None]  # of a tile's top, left, height and width
@@ -160,8 +161,10 @@ class Tiles:
         if photometric == PALETTE:
             return _palette(self.page)[values[..., 0].astype(np.intp)]
         wide = self._widened(values)
-        if photometric == CMYK:
-            return np.asarray(Image.fromarray(np.ascontiguousarray(wide[..., :4]), "CMYK").convert("RGB"))
+        if photometric in TO_RGB:
+            own = np.ascontiguousarray(wide[..., : SAMPLES[photometric]])
+            mode = TO_RGB[photometric]
+            return np.asarray(Image.frombytes(mode, own.shape[1::-1], own.tobytes(), "raw", mode).convert("RGB"))
         return wide[..., : SAMPLES[photometric]]
 
 

@@ -8,6 +8,7 @@ and `channels=` or `page=` chooses.
 import logging
 import math
 import re
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -16,8 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree as ET
 
-WHITE_IS_ZERO, GREY, RGB, PALETTE, CMYK, YCBCR = 0, 1, 2, 3, 5, 6  # photometric interpretations
-SAMPLES = {WHITE_IS_ZERO: 1, GREY: 1, RGB: 3, PALETTE: 1, CMYK: 4, YCBCR: 3}  # of those that are read
+WHITE_IS_ZERO, GREY, RGB, PALETTE, CMYK, YCBCR, CIELAB = 0, 1, 2, 3, 5, 6, 8  # photometric interpretations
+SAMPLES = {WHITE_IS_ZERO: 1, GREY: 1, RGB: 3, PALETTE: 1, CMYK: 4, YCBCR: 3, CIELAB: 3}  # of those that are read
 UNSIGNED, SIGNED, FLOAT, VOID = 1, 2, 3, 4  # sample formats
 JPEG, OLD_JPEG = 7, 6
 COLOURED = frozenset({JPEG, 33003, 33004, 34712})  # codecs that hand YCbCr over as RGB
@@ -26,7 +27,7 @@ PLAUSIBLE = (0.01, 100.0)  # micrometres per pixel
 PRINTED = 10.0  # micrometres per pixel from which on a TIFF's resolution is that of a screen or a printer
 TO_MICROMETRES = {"nm": 1e-3, "µm": 1.0, "μm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6, "Å": 1e-4}
 OPENSLIDE = frozenset({"Hamamatsu", "Leica", "Ventana", "Trestle"})  # makers whose TIFFs are not pages of one picture
-DAMAGED = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, ZeroDivisionError, EOFError, MemoryError, RuntimeError, OverflowError)  # fmt: skip  # what tifffile and imagecodecs are seen to raise on damaged files
+DAMAGED = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, ZeroDivisionError, EOFError, MemoryError, RuntimeError, OverflowError, struct.error)  # fmt: skip  # what tifffile and imagecodecs are seen to raise on damaged files
 
 _silent: ContextVar[bool] = ContextVar("tifffile is silent", default=False)
 
@@ -82,6 +83,7 @@ class Contents:
     pictures: tuple[Picture, ...]  # `page=` chooses among them
     several: str  # what several pictures are; empty where those behind the first are known to be labels and the like
     resolution: Resolution
+    whole: bool = True  # whether the tags of all pages can be read
     elsewhere: bool = False  # planes of the picture lie in other files, or behind one header
 
     def picture(self, page: int | None) -> Picture:
@@ -152,22 +154,33 @@ def opened(path: Path) -> Any:
 def contents(file: Any) -> Contents:
     """What an open TIFF holds, from its tags alone."""
     with silent():
-        pages = _pages(file)
+        pages, whole = _pages(file)
         made_by = _maker(pages[0])
         told = _TOLD.get(made_by, _by_size)(file, pages)
         if told is None:
             told = _by_size(file, pages)
-        return replace(told, maker=made_by, resolution=_resolution(file, made_by, told.pictures[0].first))
+        return replace(told, maker=made_by, resolution=_resolution(file, made_by, told.pictures[0].first), whole=whole)
 
 
-def _pages(file: Any) -> list[Any]:
-    """The pages of the main chain as far as their tags can be read."""
+def _pages(file: Any) -> tuple[list[Any], bool]:
+    """The pages of the main chain as far as their tags can be read, and whether those are all."""
     pages: list[Any] = []
-    with suppress(*DAMAGED):
+    try:
         for page in file.pages:
             if page.imagewidth and page.imagelength:
                 pages.append(page)  # noqa: PERF401 - what came before a damaged one is kept
-    return pages or [file.pages[0]]
+    except DAMAGED:
+        return pages or [file.pages[0]], False
+    return pages, _ends(file, pages[-1])
+
+
+def _ends(file: Any, last: Any) -> bool:
+    """Whether the chain ends with a page: tifffile stops at one that it cannot read and says so in its log alone."""
+    form, handle = file.tiff, file.filehandle
+    handle.seek(last.offset)
+    (count,) = struct.unpack(form.tagnoformat, handle.read(form.tagnosize))
+    handle.seek(last.offset + form.tagnosize + count * form.tagsize)
+    return not any(handle.read(form.offsetsize))
 
 
 def maker(file: Any) -> str:
@@ -191,7 +204,7 @@ _NOTHING = Resolution(None)
 
 
 def _contents(pictures: Sequence[Picture], several: str = "", *, elsewhere: bool = False) -> Contents:
-    return Contents("", tuple(pictures), several if len(pictures) > 1 else "", _NOTHING, elsewhere)
+    return Contents("", tuple(pictures), several if len(pictures) > 1 else "", _NOTHING, elsewhere=elsewhere)
 
 
 def _alike(page: Any, base: Any) -> bool:

@@ -123,6 +123,11 @@ class Stored(Levels):
         self.file = file
         try:
             self._know(tiff_pages.contents(file))
+        except tiff_pages.DAMAGED as error:
+            file.close()
+            if isinstance(error, UsageError):  # a sentence already
+                raise
+            raise bad_image(path, "damaged", f"its tags are damaged ({error}); replace or remove the file") from error
         except BaseException:
             file.close()
             raise
@@ -137,8 +142,6 @@ class Stored(Levels):
             raise bad_image(self.path, error.kind, error.text, f"{self.path} holds ") from error
         except tags.NoSuch as error:
             raise UsageError(f"{self.path}: {error}") from error
-        except tiff_pages.DAMAGED as error:
-            raise bad_image(self.path, "damaged", f"its tags cannot be ({error})") from error
         self.verdict = verdict
         self.sizes, self.works = [one.size for one in tiles], [True] * len(tiles)
         self._refuse_level(self.level)
