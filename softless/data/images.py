@@ -159,7 +159,7 @@ def _decoded(path: Path, channels: int, max_pixels: int | None, min_side: int | 
         raise
     except _DAMAGED as error:
         told = _tagged(path)
-        if told is None or told.as_pillow:
+        if told is None or (told.as_pillow and not isinstance(error, UnidentifiedImageError)):
             raise _unreadable(path, error) from error
     _refuse_sides(*told.stored, 1, path, limit("SOFTLESS_MAX_PIXELS", MAX_PIXELS, max_pixels))
     _refuse_small(*told.stored, path, limit("SOFTLESS_MIN_SIDE", MIN_SIDE, min_side))

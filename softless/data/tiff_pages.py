@@ -340,7 +340,7 @@ def _ome(_: Any, pages: list[Any]) -> Contents | None:
     first = 0
     elsewhere = False
     for number, image in enumerate(images):
-        placed = _ome_planes(image, len(pages))
+        placed = _ome_planes(image, len(pages), int(pages[0].samplesperpixel))
         if placed is None:
             return None
         elsewhere = elsewhere or (not number and placed.elsewhere)
@@ -371,11 +371,14 @@ class _Placed(NamedTuple):
     elsewhere: bool
 
 
-def _ome_planes(pixels: Any, count: int) -> _Placed | None:
+def _ome_planes(pixels: Any, count: int, own: int) -> _Placed | None:
+    """Where the planes of an image lie among `count` pages; libvips does not say that a page has several (`own`) samples."""
     sizes = {axis: _number(pixels.get(f"Size{axis}"), 1) for axis in "CZT"}
     order = [axis for axis in pixels.get("DimensionOrder", "XYCZT") if axis in sizes]
     channels = [part for part in pixels if _named(part, "Channel")]
-    samples = max([_number(one.get("SamplesPerPixel"), 1) for one in channels], default=1)
+    samples = max(
+        [_number(one.get("SamplesPerPixel"), 1) for one in channels], default=own if sizes["C"] % own == 0 else 1
+    )
     spans = {**sizes, "C": max(1, sizes["C"] // samples)}
     total = math.prod(spans.values())
     if sorted(order) != ["C", "T", "Z"] or not 0 < total <= 100_000:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from softless.data.images import BadImage, decode
 from softless.data.tags import KINDS
@@ -194,6 +195,53 @@ def test_codecs_without_loss(codec: str, layout: str, tmp_path: Path) -> None:
     (tmp_path / "spoilt.tif").write_bytes(content)
     with pytest.raises(BadImage):
         decode(tmp_path / "spoilt.tif")
+
+
+TABLE = (RNG.integers(0, 256, (3, 256)) * 257).astype(np.uint16)
+GREY = RGB[..., 0]
+COLOURS: dict[str, tuple[np.ndarray, dict[str, Any], np.ndarray]] = {
+    "planes": (np.moveaxis(RGB, -1, 0).copy(), {"photometric": "rgb", "planarconfig": "separate"}, RGB),
+    "predictor": (RGB, {"compression": "lzw", "predictor": True}, RGB),
+    "white is zero": (GREY, {"photometric": "miniswhite"}, thrice(255 - GREY)),
+    "palette": (GREY, {"photometric": "palette", "colormap": TABLE}, (TABLE // 257).T.astype(np.uint8)[GREY]),
+    "one bit": (GREY > 128, {"photometric": "minisblack"}, thrice((GREY > 128) * np.uint8(255))),
+    "big-endian BigTIFF": (RGB, {"byteorder": ">", "bigtiff": True}, RGB),
+    "JPEG of grey": (np.full_like(GREY, 77), {"compression": "jpeg"}, thrice(np.full_like(GREY, 77))),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", COLOURS)
+def test_colours_of_other_kinds(name: str, layout: str, tmp_path: Path) -> None:
+    values, options, right = COLOURS[name]
+    path = write(tmp_path / "a.tif", values, layout, **options)
+    assert np.array_equal(read(path), right)
+    assert np.array_equal(np.asarray(decode(path).image), right)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("photometric", "compression"), [("separated", None), ("cielab", None), ("rgb", "jpeg")])
+def test_colours_that_pillow_and_libjpeg_turn_into_rgb(
+    photometric: str, compression: str | None, layout: str, tmp_path: Path
+) -> None:
+    """CMYK, CIELAB and JPEG's YCbCr with fewer colours than grey levels: the same in both readers."""
+    smooth = np.asarray(
+        Image.fromarray(FIVE[:12, :14, : 4 if photometric == "separated" else 3]).resize(
+            (112, 96), Image.Resampling.BICUBIC
+        )
+    )
+    path = write(tmp_path / "a.tif", smooth, layout, photometric=photometric, compression=compression)
+    assert np.array_equal(read(path), np.asarray(decode(path).image))
+
+
+def test_ome_that_does_not_say_that_its_samples_are_channels(tmp_path: Path) -> None:
+    """As libvips writes it: SizeC is 3, and one page has all three."""
+    told = (
+        '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0"><Pixels '
+        'DimensionOrder="XYCZT" ID="Pixels:0" SizeC="3" SizeT="1" SizeX="112" SizeY="96" SizeZ="1" Type="uint8"></Pixels></Image></OME>'
+    )
+    path = write(tmp_path / "a.ome.tif", RGB, "tiled", ome=False, description=told)
+    assert np.array_equal(read(path), RGB)
 
 
 def test_a_tile_that_decodes_to_another_size_is_lost(tmp_path: Path) -> None:
