@@ -43,6 +43,12 @@ class MissingResolution(DataError):
     """A resolution is asked for, and the slide does not say its own, or nothing that can be."""
 
 
+class NothingReadable(DataError):
+    """A slide opens, and none of its tiles can be read: there is nothing to answer from."""
+
+    exit_code = 1
+
+
 class StorageError(UsageError):
     """A file could not be written: full disk, read-only folder, quota. What was there before is whole."""
 

@@ -32,3 +32,17 @@ def as_token_scale(text: str | float) -> str | float:
         raise UsageError(
             f"--token-scale {text}: give training, tokens, or the number of tokens of the training"
         ) from error
+
+
+def as_channels(given: str) -> tuple[int, ...]:
+    """`--channels` in the words of the Python functions: whole numbers with commas between.
+
+    Raises:
+        UsageError: none of these.
+    """
+    parts = [part.strip() for part in given.split(",")]
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        raise UsageError(
+            f"--channels {given}: give 1 or 3 whole numbers with commas between, from 0 on, for example 0,1,2"
+        )
+    return tuple(map(int, parts))

@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from PIL import Image
 from torch import nn
 
 from softless.benching.record import table
 from softless.cli.output import plain
-from softless.cli.sizes import as_size, as_token_scale
+from softless.cli.sizes import as_channels, as_size, as_token_scale
 from softless.errors import SoftlessError, UsageError, located
-from softless.models.durable import make_folder, write_picture, write_text
+from softless.models.durable import make_folder, remove_empty, write_picture, write_text
 from softless.models.scale import set_token_scale, trained_as_configured
 from softless.prediction.results import writable
+from softless.slides.files import Choice
 from softless.slides.stream import CHUNK, StreamResult, stream
 from softless.words import aligned, visible
 
@@ -52,6 +54,12 @@ class Answer:
             "size": found.size,
             "grid": found.grid,
             "patch": found.patch,
+            "level": found.level,
+            "mpp": found.mpp,
+            "scale": found.scale,
+            "origin": found.origin,
+            "bounds": found.bounds,
+            "remarks": found.remarks,
             "tokens": found.counted,
             "foreign": None if found.foreign is None else found.foreign.to_dict(),
             "unreadable": [vars(tile) for tile in found.unreadable],
@@ -111,6 +119,8 @@ def slide(
     level: int = 0,
     mpp: float | None = None,
     slide_mpp: float | None = None,
+    channels: str | None = None,
+    page: int | None = None,
     resize: str | None = None,
     token_scale: str | None = None,
     chunk: int = CHUNK,
@@ -133,7 +143,9 @@ def slide(
         weights: a checkpoint for the name of a model; without it the weights are new, and said to be.
         level: of a slide, 0 the finest.
         mpp: micrometres per pixel to look with, in place of a level.
-        slide_mpp: micrometres per pixel of level 0, for a file that does not say.
+        slide_mpp: micrometres per pixel of level 0, for files that do not say; an error for one that says another.
+        channels: which 1 or 3 channels of a TIFF to look at, from 0 on, for example 0,1,2.
+        page: which picture of a TIFF that holds several, or which plane of a stack, from 0 on.
         resize: training (as many tokens as in training), or pixels of the longer side; without it images keep their size.
         token_scale: of SimA's attention: training (as strong at this size as at the training's), tokens, or a number.
         chunk: tokens worked on at once.
@@ -145,8 +157,9 @@ def slide(
 
     Raises:
         UsageError: no such model, one that cannot be streamed, or options that do not fit; the error of the only image, or of all.
-        DataError: the only image, or every one, cannot be read.
+        DataError: the only image, or every one, cannot be read; exit code 1 where a slide opens and none of its tiles can be read.
     """
+    from softless.slides.pictures import thumbnail
     from softless.training.world import choose_device
 
     if not images:
@@ -155,12 +168,17 @@ def slide(
         located(image)
     scale = None if token_scale is None else as_token_scale(token_scale)
     size = None if resize is None else as_size(resize)
+    chosen = None if channels is None else as_channels(channels)
     looker = _looker(model, op, weights, choose_device(device), getattr(torch, dtype), scale)
-    root = make_folder(located(out))
+    root = located(out)
+    new = not root.exists()
+    make_folder(root)
     options: dict[str, Any] = {
         "level": level,
         "mpp": mpp,
         "slide_mpp": slide_mpp,
+        "channels": chosen,
+        "page": page,
         "resize": size,
         "chunk": chunk,
         "saliency": pictures,
@@ -171,11 +189,14 @@ def slide(
         place = None if store is None else located(store) / name
         try:
             found = stream(looker.model, image, store=place, mean=looker.mean, std=looker.std, **options)
-            answers.append(_written(image, root / name, looker, found, pictures=pictures, level=level))
+            drawn = thumbnail(image, level=level, choice=Choice(chosen, page)) if pictures else None
+            answers.append(_written(image, root / name, looker, found, drawn))
         except SoftlessError as error:
             errors.append(error)
             answers.append(Answer(image, None, {}, None, " ".join(str(error).split())))
     if len(errors) == len(images):
+        if new:
+            remove_empty(root)
         raise errors[0]
     slides = Slides(tuple(answers), root)
     _write(root / SUMMARY, slides)
@@ -249,8 +270,8 @@ def _names(images: Sequence[str]) -> list[str]:
     return names
 
 
-def _written(image: str, folder: Path, looker: Looker, found: StreamResult, *, pictures: bool, level: int) -> Answer:
-    from softless.slides.pictures import sheet, thumbnail
+def _written(image: str, folder: Path, looker: Looker, found: StreamResult, small: Image.Image | None) -> Answer:
+    from softless.slides.pictures import sheet
 
     if not found.logits.isfinite().all():
         raise UsageError(
@@ -261,9 +282,9 @@ def _written(image: str, folder: Path, looker: Looker, found: StreamResult, *, p
     classes = dict(sorted(zip(names, shares, strict=True), key=lambda pair: -pair[1]))
     answer = Answer(image, make_folder(folder), classes, found)
     _write(folder / RESULT, answer)
-    if pictures:
+    if small is not None:
         first = next(iter(classes))
-        drawn = sheet(thumbnail(image, level=level), found, f"{Path(image).name}: {first}, {classes[first]:.0%}")
+        drawn = sheet(small, found, f"{Path(image).name}: {first}, {classes[first]:.0%}")
         write_picture(folder / PICTURE, drawn)
     return answer
 

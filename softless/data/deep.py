@@ -19,6 +19,7 @@ from softless.data.images import (
     SAMPLE_FORMAT,
     SIGNED,
     BadImage,
+    Judge,
     bad_image,
     convert,
     heard,
@@ -63,6 +64,14 @@ def judged(image: Image.Image, path: Path) -> Take:
     if image.format == "TIFF":
         return _tiff(image, path, args)
     return lambda loaded: _plain(loaded, path)
+
+
+def of_tiles(values: np.ndarray) -> Stored:
+    """Numbers (h, w, 1 or 3) that were read tile by tile."""
+    return Stored(values, bytes=values.dtype == np.uint8)
+
+
+NUMBERS = Judge(judged, of_tiles)
 
 
 def _plain(image: Image.Image, path: Path) -> Stored:

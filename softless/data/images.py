@@ -26,6 +26,8 @@ from PIL.Image import Transpose
 
 from softless.data.pictures import size_of
 from softless.data.ranges import WAY
+from softless.data.tags import Refused
+from softless.data.tiff_images import Tagged, read_tiles, read_values, tagged
 from softless.errors import DataError, UsageError
 from softless.models.digests import of_file
 from softless.words import POINTED, POINTER
@@ -142,7 +144,11 @@ def decode(
     return reading(texts=False)
 
 
-Judge = Callable[[Image.Image, Path], Callable[[Image.Image], Any]]
+class Judge(NamedTuple):
+    """What takes stored numbers in place of 8-bit pixels."""
+
+    opened: Callable[[Image.Image, Path], Callable[[Image.Image], Any]]  # of an opened image, once it is loaded
+    tiles: Callable[[np.ndarray], Any]  # of an upright array (h, w, 1 or 3), where Pillow does not hold them whole
 
 
 def _decoded(
@@ -153,14 +159,21 @@ def _decoded(
         refuse_no_file(path)
         with _open(path, texts=texts) as (image, said):
             refuse_many(path, image.size, limit("SOFTLESS_MAX_PIXELS", MAX_PIXELS, max_pixels), _tile(image))
-            take = _bytes_of(image, path, channels) if judge is None else judge(image, path)
+            if judge is None:
+                _refuse_deep_pixels(image, path)
+            told = _tagged(path, deep=judge is not None)
             refuse_small(path, image.size, limit("SOFTLESS_MIN_SIDE", MIN_SIDE, min_side))
+            if told is not None and not told.as_pillow:
+                return _by_tiles(told, channels, judge)
+            take = partial(convert, path=path, mode=MODES[channels]) if judge is None else judge.opened(image, path)
             stored, turned = _stored_size(image), _tiff_orientation(image) in _TURNS
             _load(image, said)
             turn = _turn(image, said)
             upright = take(image)
             upright = upright if turn is None else upright.transpose(turn)
-            _count_pictures(image, said)
+            if told is None or told.single:
+                _count_pictures(image, said)
+            said.extend(() if told is None else (Remark(*remark) for remark in told.remarks))
             remarks = tuple(dict.fromkeys(said))
             return Decoded(
                 upright, image.format or "", stored, remarks, _unguarded(image), turned=turned or turn is not None
@@ -168,7 +181,33 @@ def _decoded(
     except BadImage:
         raise
     except DAMAGED as error:
-        raise unreadable(path, error) from error
+        told = _tagged(path, deep=judge is not None)
+        if told is None or (told.as_pillow and not isinstance(error, UnidentifiedImageError)):
+            raise unreadable(path, error) from error
+    refuse_many(path, told.stored, limit("SOFTLESS_MAX_PIXELS", MAX_PIXELS, max_pixels))
+    refuse_small(path, told.stored, limit("SOFTLESS_MIN_SIDE", MIN_SIDE, min_side))
+    return _by_tiles(told, channels, judge)
+
+
+def _tagged(path: Path, *, deep: bool) -> Tagged | None:
+    """What the tags say of a TIFF; None for other files."""
+    try:
+        return tagged(path, deep=deep)
+    except Refused as error:
+        raise bad_image(path, error.kind, error.text, f"{path} holds ") from error
+
+
+def _by_tiles(told: Tagged, channels: int, judge: Judge | None) -> Decoded:
+    """A TIFF that Pillow does not read as it is stored."""
+    if judge is None:
+        image, lost = read_tiles(told.path, channels)
+    else:
+        values, lost = read_values(told.path)
+        image = judge.tiles(values)
+    if lost:
+        raise bad_image(told.path, "damaged", f"{lost}; replace or remove the file")
+    remarks = tuple(Remark(*remark) for remark in told.remarks)
+    return Decoded(image, "TIFF", told.stored, remarks, told.unguarded, turned=told.turned)
 
 
 def _load(image: Image.Image, said: list[Remark]) -> None:
@@ -177,12 +216,6 @@ def _load(image: Image.Image, said: list[Remark]) -> None:
         image.filename = ""  # type: ignore[attr-defined]  # without one it reads the file
     with heard(said) if image.format == "TIFF" else nullcontext():  # a TIFF's loading reads its tags again
         image.load()
-
-
-def _bytes_of(image: Image.Image, path: Path, channels: int) -> Callable[[Image.Image], Image.Image]:
-    """What takes 8-bit pixels, of an image that has no others."""
-    _refuse_deep_pixels(image, path)
-    return lambda loaded: convert(loaded, path, MODES[channels])
 
 
 def said_of_turned(what: str) -> str:

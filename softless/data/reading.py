@@ -59,7 +59,7 @@ def decode(
         )
     if scale is None:
         return images.decode(path, channels, max_pixels=max_pixels, min_side=min_side)
-    stored = images.decode(path, channels, max_pixels=max_pixels, min_side=min_side, judge=deep.judged)
+    stored = images.decode(path, channels, max_pixels=max_pixels, min_side=min_side, judge=deep.NUMBERS)
     return _within(stored, path, channels, scale)
 
 

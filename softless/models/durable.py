@@ -214,6 +214,12 @@ def move(path: Path, to: Path) -> None:
         path.replace(to)
 
 
+def remove_empty(folder: Path) -> None:
+    """Remove a folder that nothing was written into; one that holds something stays."""
+    with suppress(OSError):
+        folder.rmdir()
+
+
 def discard(path: Path) -> None:
     """Delete a file of no use, if that is possible: for cleaning up, which must not hide an error under way."""
     with suppress(OSError):

@@ -19,9 +19,11 @@ from torch import Tensor
 
 from softless.attention.spec import Summary
 from softless.data.notices import notice
+from softless.errors import NothingReadable
 from softless.slides.hosts import Host
 from softless.slides.layer import Layer, Whole, joined
-from softless.slides.reader import Source, Unreadable
+from softless.slides.pixels import Lost
+from softless.slides.reader import Source
 from softless.slides.store import Entry, InFile, InMemory, Journal, Log, Rows
 from softless.slides.tail import ClassBlock, Stage, State, Sweeping, Tail
 
@@ -217,37 +219,29 @@ class Engine:
         top, left = max(0, rows.start - margin) * tall, max(0, columns.start - margin) * wide
         height, width = rows.stop * tall - top, columns.stop * wide - left
         inside = min(height, self.source.size[0] - top), min(width, self.source.size[1] - left)
-        try:
-            pixels = self.source.read(top, left, *inside)
-        except Unreadable as error:
-            pixels = self._tile_by_tile(top, left, *inside, str(error))
+        lost: list[Lost] = []
+        pixels = self.source.read(top, left, *inside, lost)
+        for tile in lost:
+            self._report(tile)
         pixels = pixels.to(self.host.device, self.host.dtype)
         return F.pad(pixels, (0, width - inside[1], 0, height - inside[0])) if inside != (height, width) else pixels
 
-    def _tile_by_tile(self, top: int, left: int, height: int, width: int, reason: str) -> Tensor:
-        """A region of which some tiles cannot be read: those are left in the mean colour, reported, and their patches do not count."""
-        tall, wide = self.source.tile or (height, width)
-        region = torch.zeros(1, self.host.channels, height, width)
-        for y in range(top // tall * tall, top + height, tall):
-            for x in range(left // wide * wide, left + width, wide):
-                y0, x0 = max(y, top), max(x, left)
-                y1, x1 = min(y + tall, top + height), min(x + wide, left + width)
-                try:
-                    region[..., y0 - top : y1 - top, x0 - left : x1 - left] = self.source.read(y0, x0, y1 - y0, x1 - x0)
-                except Unreadable as error:
-                    self._report(BadTile(self.source.level, x, y, str(error) or reason), (tall, wide))
-        return region
-
-    def _report(self, tile: BadTile, size: tuple[int, int]) -> None:
-        tall, wide = self.host.patch
-        bottom, right = min(tile.y + size[0], self.source.size[0]), min(tile.x + size[1], self.source.size[1])
-        self.found.add(tile, (tile.y // tall, math.ceil(bottom / tall), tile.x // wide, math.ceil(right / wide)))
+    def _report(self, tile: Lost) -> None:
+        """Note a tile that cannot be read, and the patches that it covers: they do not count."""
+        (tall, wide), (top, left, bottom, right) = self.host.patch, tile.box
+        patches = top // tall, math.ceil(bottom / tall), left // wide, math.ceil(right / wide)
+        self.found.add(BadTile(tile.level, tile.x, tile.y, tile.reason), patches)
 
     def _know_the_mask(self) -> None:
         """Which tokens count: the patches asked for, without those that could not be read."""
         mask = torch.ones(self.grid, dtype=torch.bool) if self.given is None else self.given.clone()
         for top, bottom, left, right in self.found.patches:
             mask[top:bottom, left:right] = False
+        if self.found.patches and not mask.any():
+            tile = next(iter(self.found.tiles.values()))
+            raise NothingReadable(
+                f"{self.source.name}: none of its {len(self.found.tiles)} tiles that count can be read ({tile.reason}), so there is no answer; replace the file"
+            )
         if not mask.any():
             notice(f"{self.source.name}: no patch counts, so the answer says nothing of the image")
         if not mask.all():

@@ -5,54 +5,45 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from softless.saliency import Saliency, figure
 from softless.saliency.overlay import enlarge
-from softless.slides.reader import Scaled, Unreadable, pixels_of
+from softless.slides.files import Choice
+from softless.slides.pixels import Lost, Scaled
+from softless.slides.reader import pixels_of
 from softless.slides.stream import StreamResult
 
 SIDE = 720  # pixels of a picture's longer side
 REGION = 1024  # pixels of the image's own that are read at once, along a side
-SMALLEST = 8  # pixels of the picture along a side, below which a region is given up
 LOST = 200  # grey of what cannot be read
 
 
-def thumbnail(image: str | Path, channels: int = 3, level: int = 0, side: int = SIDE) -> Image.Image:
+def thumbnail(
+    image: str | Path, channels: int = 3, level: int = 0, side: int = SIDE, choice: Choice | None = None
+) -> Image.Image:
     """The picture, its longer side of so many pixels at most, from the coarsest level that has them; read region by region.
 
     Raises:
         DataError: the file is no image that can be read.
     """
-    pixels = pixels_of(image, channels, level, coarse=side)
+    pixels = pixels_of(image, channels, level, coarse=side, choice=choice)
     try:
         factor = max(1.0, max(pixels.size) / side)
         small = Scaled(pixels, (factor, factor))
         height, width = small.size
         step = max(1, int(REGION / factor))
-        found = np.full((height, width, channels), LOST, dtype=np.uint8)
+        found, lost = np.empty((height, width, channels), dtype=np.uint8), list[Lost]()
         for top in range(0, height, step):
             for left in range(0, width, step):
-                _fill(found, small, top, left, min(top + step, height), min(left + step, width))
+                tall, wide = min(step, height - top), min(step, width - left)
+                found[top : top + tall, left : left + wide] = small.read(top, left, tall, wide, lost)
+        for one in lost:
+            found[one.box[0] : one.box[2], one.box[1] : one.box[3]] = LOST
     finally:
         pixels.close()
     return Image.fromarray(found[..., 0] if channels == 1 else found).convert("RGB")
-
-
-def _fill(found: NDArray[np.uint8], small: Scaled, top: int, left: int, bottom: int, right: int) -> None:
-    """Put a region into the picture; of one that cannot be read, those quarters that can."""
-    try:
-        found[top:bottom, left:right] = small.read(top, left, bottom - top, right - left)
-    except Unreadable:
-        if max(bottom - top, right - left) <= SMALLEST:
-            return
-        middle, centre = (top + bottom + 1) // 2, (left + right + 1) // 2
-        for first, last in ((top, middle), (middle, bottom)):
-            for begin, end in ((left, centre), (centre, right)):
-                if last > first and end > begin:
-                    _fill(found, small, first, begin, last, end)
 
 
 def sheet(small: Image.Image, result: StreamResult, title: str = "") -> Image.Image:

@@ -27,7 +27,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from softless.errors import CheckpointError, StorageError, UsageError
-from softless.models.durable import FULL, delete, discard, make_folder, size, storing, write_text
+from softless.models.durable import FULL, delete, discard, make_folder, remove_empty, size, storing, write_text
 
 JOURNAL, LOG, ABOUT = "journal.bin", "unreadable.jsonl", "about.json"
 MAGIC = b"softless journal 1\n"
@@ -253,6 +253,13 @@ def held(folder: Path) -> Iterator[None]:
         except OSError as error:
             raise CheckpointError(f"another process works in {folder}: wait for it, or choose another store") from error
         yield
+
+
+def emptied(folder: Path) -> None:
+    """Remove what a run left that has no answer, and its folder."""
+    for path in (folder / JOURNAL, folder / LOG, folder / ABOUT, *folder.glob("*.bin")):
+        delete(path)
+    remove_empty(folder)
 
 
 def same_run(folder: Path, about: Mapping[str, Any]) -> bool:

@@ -5,7 +5,7 @@
 import hashlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from PIL import Image
 from torch import Tensor, nn
 
 from softless.data.notices import notice
 from softless.data.progress import track
-from softless.errors import UsageError, located
+from softless.errors import NothingReadable, UsageError, located
 from softless.evaluation import LoadedRun
 from softless.inference.packed import PackedLinear
 from softless.layers.plain import weights_of
@@ -27,11 +26,13 @@ from softless.saliency.maps import Saliency, signed_unit, unit
 from softless.saliency.viewer import Picture, Size, size_of, viewer_of
 from softless.slides import store as stores
 from softless.slides.engine import KEY, QUERY, ROW, BadTile, Engine, Order, in_memory
+from softless.slides.files import Choice
 from softless.slides.hosts import Host, host_of
-from softless.slides.reader import Source, source_of
+from softless.slides.prints import image_print, tensor_print
+from softless.slides.reader import Place, Source, source_of
 
 CHUNK = 2048
-VERSION = 2  # of what a store holds
+VERSION = 3  # of what a store holds, the pixels of its image among it
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,37 @@ class StreamResult:
     counted: int  # tokens that counted
     seconds: float
     foreign: Foreign | None = None  # where the image is far from the training size
+    place: Place = field(default_factory=Place)  # where it lies in its file
+
+    @property
+    def level(self) -> int:
+        """Of a slide, whose pixels were read."""
+        return self.place.level
+
+    @property
+    def mpp(self) -> tuple[float, float] | None:
+        """Micrometres per pixel of what was read, down and across; None where nothing says."""
+        return self.place.mpp
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Pixels of level 0 in one of what was read, down and across."""
+        return self.place.scale
+
+    @property
+    def origin(self) -> tuple[int, int]:
+        """x and y of level 0 where what was read begins."""
+        return self.place.origin
+
+    @property
+    def bounds(self) -> tuple[int, int, int, int] | None:
+        """x, y, width and height of what was scanned, in pixels of level 0, where the slide says it."""
+        return self.place.bounds
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What was seen of the file: a sample that was dropped, several pictures of which one was read."""
+        return self.place.remarks
 
     @property
     def exit_code(self) -> int:
@@ -67,6 +99,8 @@ def stream(
     level: int = 0,
     mpp: float | None = None,
     slide_mpp: float | None = None,
+    channels: Sequence[int] | None = None,
+    page: int | None = None,
     resize: Size | None = None,
     mask: ArrayLike | Tensor | None = None,
     mean: Sequence[float] | None = None,
@@ -91,7 +125,9 @@ def stream(
         store: A folder for the residual stream; None is memory. A run that was killed goes on there and ends with the same bits.
         level: Level of a slide, 0 the finest.
         mpp: Micrometres per pixel to look at a slide with, in place of a level; it is scaled down from the next finer level.
-        slide_mpp: Micrometres per pixel of level 0, for a file that does not say.
+        slide_mpp: Micrometres per pixel of level 0, for a file that does not say; one that says another is an error.
+        channels: Which 1 or 3 channels of a TIFF to look at, the first being 0: samples, or pages that are channels.
+        page: Which picture of a TIFF that holds several, or which plane of a stack, the first being 0.
         resize: Not for a tensor: "training" brings the image to as many tokens as in training, a number its longer side to so many pixels. None
             leaves its size.
         mask: (h,w) boolean over patches, True where one counts; the others are as if they were not there.
@@ -108,9 +144,9 @@ def stream(
     Raises:
         UsageError: a model, an operator or a size that cannot be streamed; what is in the way is named.
         PrecisionError: a model in float16.
-        DataError: no such image, or one that cannot be read at all.
+        DataError: no such image, one of a kind that is not read, or (`NothingReadable`) one of which nothing can be read.
         MissingResolution: `mpp` for a file that does not say its resolution.
-        MissingExtra: a slide without openslide.
+        MissingExtra: a slide without what reads it.
         StorageError: the disk of the store is full; what is finished is kept.
         CheckpointError: the store holds another run, or is damaged.
     """
@@ -132,16 +168,24 @@ def stream(
         mpp=mpp,
         slide_mpp=slide_mpp,
         to_size=to_size,
+        choice=Choice(None if channels is None else tuple(channels), page),
     )
+    for remark in source.place.remarks:
+        notice(f"{source.name}: {remark}")
     far = foreign(model, *source.size)
     if far is not None:
         notice(far.advice())
     try:
         model.eval()
         run = _Run(host, source, chunk, store, _mask(mask, host, source), saliency, tokens, order)
-        about: dict[str, Any] = {} if store is None else {"image": _image_print(image), "level": [level, mpp, slide_mpp], "scale": [list(mean or own_mean), list(std or own_std)]}  # fmt: skip
-        if about and resize is not None:
-            about["resize"] = resize
+        about: dict[str, Any] = {} if store is None else {"image": image_print(image), "level": [level, mpp, slide_mpp], "scale": [list(mean or own_mean), list(std or own_std)]}  # fmt: skip
+        for name, asked in (
+            ("resize", resize),
+            ("channels", None if channels is None else list(channels)),
+            ("page", page),
+        ):
+            if about and asked is not None:
+                about[name] = asked
         return replace(run.result(about, quiet=quiet, start=start), foreign=far)
     finally:
         model.train(training)
@@ -159,12 +203,21 @@ class _Run:
     def result(self, about: dict[str, Any], *, quiet: bool, start: float) -> StreamResult:
         if self.folder is None:
             return self._done(self._engine(), quiet, start)
-        options = {"chunk": self.chunk, "saliency": self.saliency, "tokens": self.tokens, "mask": _print(self.mask)}
+        options = {
+            "chunk": self.chunk,
+            "saliency": self.saliency,
+            "tokens": self.tokens,
+            "mask": tensor_print(self.mask),
+        }
         stores.same_run(
             self.folder, {**about, "model": _model_print(self.host), "options": options, "version": VERSION}
         )
         with stores.held(self.folder):
-            return self._done(self._engine(), quiet, start)
+            try:
+                return self._done(self._engine(), quiet, start)
+            except NothingReadable:
+                stores.emptied(self.folder)
+                raise
 
     def _engine(self) -> Engine:
         journal = log = None
@@ -196,6 +249,7 @@ class _Run:
             patch=self.host.patch,
             counted=whole.tokens if whole.mask is None else int(whole.mask.sum()),
             seconds=time.monotonic() - start,
+            place=self.source.place,
         )
         engine.close()
         return found
@@ -242,15 +296,11 @@ def _mask(mask: ArrayLike | Tensor | None, host: Host, source: Source) -> Tensor
 # What a folder is told of its run
 
 
-def _print(values: Tensor | None) -> str:
-    return "" if values is None else hashlib.sha256(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()).hexdigest()  # fmt: skip
-
-
 def _model_print(host: Host) -> str:
     """A digest of the weights, their names, and what the model computes with them."""
     found = hashlib.sha256(repr(host.model).encode())
     for name, values in _weights(host.model):
-        found.update(f"{name} {values.dtype} {tuple(values.shape)} {_print(values)}\n".encode())
+        found.update(f"{name} {values.dtype} {tuple(values.shape)} {tensor_print(values)}\n".encode())
     return found.hexdigest()
 
 
@@ -261,19 +311,3 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for path, module in model.named_modules():
         if isinstance(module, PackedLinear) and (found := weights_of(module, kinds=(PackedLinear,))) is not None:
             yield path, found.W
-
-
-def _image_print(image: Any) -> str:
-    """A digest of pixels in memory; of a file its size, its date and its ends, since a slide has gigabytes."""
-    if isinstance(image, Tensor):
-        return f"{tuple(image.shape)} {_print(image)}"
-    if isinstance(image, Image.Image):
-        image = np.asarray(image)
-    if isinstance(image, np.ndarray):
-        return f"{image.shape} {hashlib.sha256(np.ascontiguousarray(image)).hexdigest()}"
-    path, ends = located(image), 2**16
-    told = path.stat()
-    with path.open("rb") as file:
-        first = file.read(ends)
-        file.seek(max(0, told.st_size - ends))
-        return f"{told.st_size} {told.st_mtime_ns} {hashlib.sha256(first + file.read(ends)).hexdigest()}"

@@ -15,7 +15,7 @@ from softless.cli.slide import PICTURE, RESULT, SUMMARY, slide
 from softless.data.reading import read_image
 from softless.errors import DataError, UsageError
 from softless.slides.pictures import LOST, fitted, thumbnail
-from softless.slides.reader import Bytes, Scaled
+from softless.slides.pixels import Bytes, Scaled
 from tests.slides.test_reader import SIZE, pixels, spoil, write
 
 MODEL = "sima_deit_tiny_patch16_224"
@@ -87,6 +87,57 @@ def test_the_only_image_that_fails_is_the_error(tmp_path: Path, capsys: pytest.C
         slide("deit_tiny_patch16_224", str(write(tmp_path / "good.tif", pixels())), op="softmax", out=tmp_path / "out")
     with pytest.raises(DataError, match="no image at"):
         slide(MODEL, str(tmp_path / "a.svs"), str(tmp_path / "b.svs"), out=tmp_path / "out")
+
+
+def test_a_slide_of_which_nothing_can_be_read_has_no_classes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = spoil(write(tmp_path / "slide.tif", pixels((256, 256))), [0, 1, 2, 3])
+    assert main(["slide", MODEL, str(path), "--out", str(tmp_path / "out"), "--store", str(tmp_path / "store")]) == 1
+    said = capsys.readouterr()
+    assert "none of its 4 tiles that count can be read" in said.err
+    assert "class" not in said.out
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "store" / path.name).exists()
+
+
+def test_level_resolution_and_place_leave_with_the_answer(tmp_path: Path) -> None:
+    path = write(tmp_path / "slide.tif", pixels((256, 384)), levels=2, mpp=0.25)
+    assert main(["slide", MODEL, str(path), "--out", str(tmp_path / "out"), "--mpp", "1", "--quiet"]) == 0
+    found = json.loads((tmp_path / "out" / "slide.tif" / RESULT).read_text())
+    wanted = {
+        "size": [64, 96],
+        "level": 1,
+        "mpp": [1, 1],
+        "scale": [4, 4],
+        "origin": [0, 0],
+        "bounds": None,
+        "remarks": [],
+    }
+    assert {name: found[name] for name in wanted} == wanted
+
+
+def test_slide_mpp_fills_in_and_overrides_no_slide(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    says = write(tmp_path / "says.tif", pixels((256, 384)), mpp=0.25)
+    silent = write(tmp_path / "silent.tif", pixels((256, 384)))
+    words = [
+        "slide",
+        MODEL,
+        str(says),
+        str(silent),
+        "--out",
+        str(tmp_path / "out"),
+        "--mpp",
+        "2",
+        "--slide-mpp",
+        "1",
+        "--quiet",
+    ]
+    assert main(words) == 4
+    assert "says.tif says 0.25 micrometres per pixel" in " ".join(capsys.readouterr().out.split())
+    told = json.loads((tmp_path / "out" / SUMMARY).read_text())["images"]
+    assert ["failed" in one for one in told] == [True, False]
+    assert told[1]["size"] == [128, 192]
 
 
 def test_weights_and_a_store(tmp_path: Path, weights: Path) -> None:

@@ -190,7 +190,6 @@ REFUSED: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "NaN": ("tif", lambda path: pillow(np.full(SIZE, np.nan, np.float32), path), "480 of them NaN or infinite"),
     "infinity": ("tif", lambda path: pillow(np.full(SIZE, np.inf, np.float32), path), "480 of them NaN or infinite"),
     "8 bits under a wider range": ("png", lambda path: pillow(drawn(0, 255, 0, np.uint8), path), "8-bit pixels, which lie in 0..255, and data.range=0..4095 reaches beyond"),
-    "16-bit colours in planes": ("tif", lambda path: tiff(photometric="rgb", planarconfig="separate")(drawn(0, 4095, 0, np.uint16, 3).transpose(2, 0, 1), path), "image.tif"),
     "0 is white": ("tif", lambda path: tiff(photometric="miniswhite")(drawn(0, 4095, 0, np.uint16), path), "in which 0 is white"),
     "16-bit colours in PPM": ("ppm", lambda path: path.write_bytes(f"P6 {SIZE[1]} {SIZE[0]} 4095\n".encode() + bytes(6 * SIZE[0] * SIZE[1])), "16-bit colours in a PPM"),
     "a cut PNG": ("png", cut, "image.png"),

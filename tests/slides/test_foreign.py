@@ -23,7 +23,7 @@ from softless.models.records import SEAL
 from softless.models.scale import Scale, set_training_size, training_scale
 from softless.recipes import get_recipe
 from softless.report import write
-from softless.slides.reader import Bytes, Scaled
+from softless.slides.pixels import Bytes, Scaled
 from softless.training import fit
 
 ADVICE = "Answers so far from it are often wrong. --resize training"
@@ -127,7 +127,7 @@ def test_stream_resizes_to_the_training(run: Path, said: list[str]) -> None:
 def test_scaled_pixels_are_read_in_parts_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     fine = Bytes(pixels(300, 200))
     whole = Scaled(fine, (4.0, 4.0)).read(0, 0, 75, 50)
-    monkeypatch.setattr("softless.slides.reader.AT_ONCE", 50)
+    monkeypatch.setattr("softless.slides.pixels.AT_ONCE", 50)
     parts = Scaled(fine, (4.0, 4.0)).read(0, 0, 75, 50)
     assert parts.shape == whole.shape
     assert int(np.abs(parts.astype(int) - whole).max()) <= 1

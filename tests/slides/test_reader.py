@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from softless.errors import DataError, MissingExtra, MissingResolution, UsageError
+from softless.errors import DataError, MissingExtra, MissingResolution, NothingReadable, UsageError
 from softless.slides import stream
-from softless.slides.reader import Bytes, Scaled, Slide, source_of
+from softless.slides.files import Stored, slide_of
+from softless.slides.pixels import Bytes, Scaled
+from softless.slides.reader import source_of
 from tests.slides.models import answer, apart, vit, xcit
 
 openslide = pytest.importorskip("openslide")
@@ -53,14 +55,14 @@ def spoil(path: Path, tiles: list[int]) -> Path:
 
 @pytest.mark.parametrize("make", [vit, xcit], ids=["vit", "xcit"])
 def test_a_slide_answers_as_its_pixels_do(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    largest, read = 0, Slide.read
+    largest, read = 0, Stored.read
 
-    def reading(self: Slide, top: int, left: int, height: int, width: int) -> Any:
+    def reading(self: Stored, top: int, left: int, height: int, width: int, lost: Any = None) -> Any:
         nonlocal largest
         largest = max(largest, height * width)
-        return read(self, top, left, height, width)
+        return read(self, top, left, height, width, lost)
 
-    monkeypatch.setattr(Slide, "read", reading)
+    monkeypatch.setattr(Stored, "read", reading)
     model, values = make(), pixels()
     found = stream(model, write(tmp_path / "slide.tif", values), chunk=64)
     assert torch.equal(found.logits, stream(model, values, chunk=64).logits)
@@ -70,14 +72,16 @@ def test_a_slide_answers_as_its_pixels_do(make: Any, tmp_path: Path, monkeypatch
 
 def test_a_real_slide_read_in_regions_is_the_slide_read_whole(data_root: Path) -> None:
     path = data_root / "cmu_wsi" / "CMU-1-Small-Region.svs"
-    slide = Slide(path, 0, 3)
+    slide = slide_of(path, 0, 3)
+    assert isinstance(slide, Stored)
     height, width = slide.size
     whole = np.asarray(openslide.OpenSlide(str(path)).read_region((0, 0), 0, (width, height)).convert("RGB"))
     for top in range(0, height, 512):
         for left in range(0, width, 512):
             tall, wide = min(512, height - top), min(512, width - left)
             assert np.array_equal(slide.read(top, left, tall, wide), whole[top : top + tall, left : left + wide])
-    assert slide.resolution() == (0.499, 0.499)
+    assert slide.resolution.mpp == (0.499, 0.499)
+    slide.close()
     model = vit(depth=1)
     assert torch.equal(stream(model, path, saliency=False).logits, stream(model, whole, saliency=False).logits)
 
@@ -96,7 +100,7 @@ def test_tiles_that_cannot_be_read_are_masked_and_reported(tmp_path: Path) -> No
         (0, 128, 256),
         (0, 640, 896),
     ]
-    assert all("ZIPDecode" in tile.reason for tile in found.unreadable)
+    assert all("BAD_DATA" in tile.reason for tile in found.unreadable)
     clean = stream(model, values, chunk=64, mask=mask)
     assert clean.exit_code == 0
     assert torch.equal(found.logits, clean.logits)
@@ -133,11 +137,17 @@ def test_a_report_outlives_the_process(tmp_path: Path, monkeypatch: pytest.Monke
     assert torch.equal(found.logits, wanted.logits)
 
 
-def test_no_tile_can_be_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("store", [False, True])
+def test_no_tile_can_be_read(store: bool, tmp_path: Path) -> None:
+    """There is no answer then, and no folder that holds the half of one."""
     slide = spoil(write(tmp_path / "slide.tif", pixels()), list(range(48)))
-    found = stream(vit(global_pool="avg"), slide, chunk=64)
-    assert found.logits.isfinite().all()
-    assert (found.counted, len(found.unreadable)) == (1, 48)
+    place = tmp_path / "run" if store else None
+    with pytest.raises(
+        NothingReadable, match=r"none of its 48 tiles that count can be read .*replace the file"
+    ) as caught:
+        stream(vit(global_pool="avg"), slide, chunk=64, store=place)
+    assert caught.value.exit_code == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_level_and_a_resolution(tmp_path: Path) -> None:
@@ -151,7 +161,11 @@ def test_a_level_and_a_resolution(tmp_path: Path) -> None:
         assert torch.equal(found.logits, half.logits)
     assert stream(model, path, chunk=64, mpp=0.8).size == (438, 562)
     assert stream(model, path, chunk=64, mpp=1.6).size == (219, 281)
-    assert stream(model, path, chunk=64, mpp=1.0, slide_mpp=1.0).size == SIZE
+    assert stream(model, path, chunk=64, mpp=1.0, slide_mpp=0.504).size == (350, 450)
+    with pytest.raises(UsageError, match=r"slide\.tif says 0\.5 micrometres per pixel, and slide_mpp=1 says another"):
+        stream(model, path, mpp=1.0, slide_mpp=1.0)
+    with pytest.raises(UsageError, match="slide_mpp=0: give micrometres"):
+        stream(model, path, mpp=1.0, slide_mpp=0)
     with pytest.raises(UsageError, match="finer than"):
         stream(model, path, mpp=0.25)
     with pytest.raises(UsageError, match="its levels are 0 to 1"):
@@ -180,7 +194,7 @@ def test_scaled_regions_fit_without_a_seam() -> None:
 
 
 def test_what_lies_outside_of_a_scan_has_the_slide_s_background() -> None:
-    from softless.slides.reader import _colour
+    from softless.slides.files import _colour
 
     assert _colour("F1EEE7") == (0xF1, 0xEE, 0xE7)
     assert _colour(None) == _colour("none") == (255, 255, 255)
@@ -214,4 +228,4 @@ def test_one_channel() -> None:
     wanted = answer(model, (torch.from_numpy(values) / 255 - 0.5)[None, None] / 0.5)
     for given in (values, values[..., None]):
         assert apart(stream(model, given, mean=(0.5,), std=(0.5,)).logits, wanted) < 1e-5
-    assert source_of(np.stack([values] * 3, -1), 3, HALVES, HALVES).read(0, 0, 96, 80).shape == (1, 3, 96, 80)
+    assert source_of(np.stack([values] * 3, -1), 3, HALVES, HALVES).read(0, 0, 96, 80, []).shape == (1, 3, 96, 80)
