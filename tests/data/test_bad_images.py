@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from softless.data import notices
+from softless.data.dicom import ENDINGS
 from softless.data.images import IMAGE_TYPES, MAX_PIXELS, BadImage, decode, verify
 from softless.data.reading import read_image, read_whole
 from softless.errors import DataError, UsageError
@@ -111,7 +112,7 @@ def test_the_limits_are_settable(tmp_path, monkeypatch):
 def test_our_limit_stands_in_the_place_of_pillows(tmp_path, monkeypatch):
     """Pillow would warn above one, and refuse above two times its limit; both are silent here, and its limit comes back."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    for ending in sorted(IMAGE_TYPES - {".pgm"}):
+    for ending in sorted(IMAGE_TYPES - {".pgm"} - ENDINGS):
         for size in (12, 30):
             noise(size, size).save(tmp_path / f"a{ending}")
             assert read_image(tmp_path / f"a{ending}").size == (size, size)
