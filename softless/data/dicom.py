@@ -34,6 +34,7 @@ from softless.data.images import (
 from softless.data.pictures import with_channels
 from softless.data.ranges import WAY, Range
 from softless.errors import UsageError, need
+from softless.words import clipped, visible
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -117,7 +118,7 @@ def decode(
 @contextmanager
 def _reading(path: Path, said: list[Remark]) -> Iterator[None]:
     """What pydicom warns of as remarks, and what it raises on damaged files as one sentence."""
-    from pydicom.errors import InvalidDicomError
+    from pydicom.errors import BytesLengthException, InvalidDicomError
 
     try:
         with heard(said):
@@ -134,14 +135,13 @@ def _reading(path: Path, said: list[Remark]) -> Iterator[None]:
             f"it ends as a DICOM file and has no DICOM preamble ({MAGIC.decode()} after {PREAMBLE} bytes): save it as a DICOM file, or under its "
             "own ending",
         ) from error
-    except (*DAMAGED, AttributeError, NotImplementedError, RuntimeError) as error:
-        raise unreadable(path, _in_a_line(error)) from error
+    except (*DAMAGED, AttributeError, NotImplementedError, RuntimeError, BytesLengthException) as error:
+        raise unreadable(path, error if isinstance(error, OSError) else ValueError(_words(error))) from error
 
 
-def _in_a_line(error: Exception) -> Exception:
-    """pydicom names the faults of several decoders in lines of their own."""
-    text = " ".join(str(error).split())
-    return error if text == str(error) else RuntimeError(text)
+def _words(text: object) -> str:
+    """What a file or pydicom says, in one line of a length that a person reads."""
+    return visible(clipped(" ".join(str(text).split())))
 
 
 def _header(path: Path, page: int, max_pixels: int | None, min_side: int | None) -> "Dataset":
@@ -153,13 +153,15 @@ def _header(path: Path, page: int, max_pixels: int | None, min_side: int | None)
     header = dcmread(path, stop_before_pixels=True)
     if not header.get("Rows") or not header.get("Columns") or not header.get("PhotometricInterpretation"):
         kind = getattr(header.get("SOPClassUID"), "name", "") or "a file without a SOP class"
-        raise bad_image(path, "no image", f"it is DICOM and holds no picture ({kind})")
+        raise bad_image(path, "no image", f"it is DICOM and holds no picture ({_words(kind)})")
     size = int(header.Columns), int(header.Rows)
     refuse_many(path, size, limit("SOFTLESS_MAX_PIXELS", MAX_PIXELS, max_pixels))
     refuse_small(path, size, limit("SOFTLESS_MIN_SIDE", MIN_SIDE, min_side))
     if (kind := str(header.PhotometricInterpretation)) not in GREY + COLOURS:
         raise bad_image(
-            path, "pixel format", f"its photometric interpretation is {kind}; read are {', '.join(GREY + COLOURS)}"
+            path,
+            "pixel format",
+            f"its photometric interpretation is {_words(kind)}; read are {', '.join(GREY + COLOURS)}",
         )
     frames = _frames(header)
     if not 0 <= page < frames:
@@ -210,12 +212,14 @@ def _refuse_packing(path: Path, header: "Dataset") -> None:
         decoder = get_decoder(syntax)
     except NotImplementedError as error:
         raise bad_image(
-            path, "pixel format", f"it is packed as {syntax.name}, which pydicom does not unpack"
+            path, "pixel format", f"it is packed as {_words(syntax.name)}, which pydicom does not unpack"
         ) from error
     if not decoder.is_available:
         ways = "; or ".join(one.partition(" - requires ")[2] for one in decoder.missing_dependencies)
         raise bad_image(
-            path, "pixel format", f"it is packed as {syntax.name}, and nothing installed unpacks that: install {ways}"
+            path,
+            "pixel format",
+            f"it is packed as {_words(syntax.name)}, and nothing installed unpacks that: install {ways}",
         )
 
 

@@ -1,6 +1,7 @@
 """DICOM: the pixels of pydicom's own functions, on the small files that it brings and on made ones of every kind; what cannot be read is named."""
 
 import itertools
+import random
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -424,3 +425,41 @@ def test_a_dicom_file_is_no_label_image(tmp_path: Path):
     made(tmp_path / "a.dcm", drawn(0, 1, 0, np.uint8))
     with pytest.raises(BadImage, match="holds a DICOM image, and the value of a label image's pixel is its class"):
         read_values(tmp_path / "a.dcm")
+
+
+def mutated(content: bytes, rng: random.Random) -> bytes:
+    """Bytes of the header exchanged, a bit turned over, some left out, or the end cut off."""
+    held = bytearray(content)
+    for _ in range(rng.choice([1, 1, 2, 5])):
+        place = rng.randrange(min(len(held), 2000))
+        kind = rng.random()
+        if kind < 0.6:
+            held[place] = rng.randrange(256)
+        elif kind < 0.8:
+            held[place] ^= 1 << rng.randrange(8)
+        elif kind < 0.9:
+            del held[place : place + rng.randrange(1, 9)]
+        else:
+            del held[max(1, rng.randrange(len(held))) :]
+    return bytes(held)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("count", [200, pytest.param(20000, marks=pytest.mark.soak)])
+def test_mutated_files_are_read_or_named_in_one_line(tmp_path: Path, count: int):
+    """None raises anything else, with a declared range or without."""
+    sources = [path.read_bytes() for path in BROUGHT if path.stat().st_size < 200_000]
+    for name, (kind, bits, low, high) in NUMBERS.items():
+        for meaning in MEANINGS.values():
+            path = made(tmp_path / f"{name}.dcm", drawn(low, high, 0, kind), "MONOCHROME1", bits, **meaning(low, high))
+            sources.append(path.read_bytes())
+    rng, outcomes = random.Random(0), Counter[str]()
+    for _ in range(count):
+        (tmp_path / "a.dcm").write_bytes(mutated(rng.choice(sources), rng))
+        for scale in (None, Range.parse("0..255")):
+            try:
+                decode(tmp_path / "a.dcm", 3, scale)
+                outcomes["read"] += 1
+            except BadImage as error:
+                outcomes["refused" if len(str(error).splitlines()) == 1 else "in lines"] += 1
+    assert set(outcomes) == {"read", "refused"}
