@@ -73,8 +73,7 @@ def branches(model: nn.Module, paths: Iterable[str], images: Tensor, at_rest: Re
             hook.remove()
     if missing := [path for path in paths if path not in seen]:
         raise UsageError(
-            f"calibrate: {missing[0]} was not seen at work on these images, so its answer is not known. A compiled model runs without its modules: swap "
-            "the one that was compiled (model._orig_mod), and compile it afterwards"
+            f"calibrate: {missing[0]} was not seen at work on these images, so its answer is not known: leave it out with layers="
         )
     return seen
 

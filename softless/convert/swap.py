@@ -23,6 +23,7 @@ from softless.convert.modules import ReducedAttention
 from softless.errors import UsageError, need_module
 from softless.layers import Attention, SharedGrid
 from softless.layers.plain import absent, place_of, refuse_empty, sharded, why_changed
+from softless.modes import in_evaluation
 
 
 @dataclass(frozen=True)
@@ -183,14 +184,8 @@ def _new(ours: nn.Module, theirs: nn.Module) -> tuple[str, ...]:
 @contextmanager
 def _at_rest(model: nn.Module) -> Iterator[None]:
     """The model in evaluation mode and without gradients; each module gets its own mode back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
+    with in_evaluation(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        yield
 
 
 def _tried(exchange: _Exchanged, record: Operator, images: Tensor | None) -> str:
@@ -214,10 +209,9 @@ def _tried(exchange: _Exchanged, record: Operator, images: Tensor | None) -> str
 
 def _ends_badly(model: nn.Module, images: Tensor) -> str:
     """What a pass ends in other than numbers; empty where it gives numbers."""
-    root: Any = getattr(model, "_orig_mod", model)  # torch.compile's wrapper would compile
     try:
         with _at_rest(model):
-            found = root(images)
+            found: Any = model(images)
     except Exception as error:  # noqa: BLE001  # of any kind: the model is another's
         return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
     while isinstance(found, list | tuple) and found:

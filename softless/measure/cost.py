@@ -20,6 +20,7 @@ from softless.errors import UsageError, need_module
 from softless.measure.exps import ATTENTION, TranscendentalCounter
 from softless.measure.flops import FlopCounter
 from softless.measure.memory import LiveBytes, distinct, packed_weights, weight_bytes
+from softless.modes import in_evaluation, unwrapped
 
 LONGEST = 2**20  # pixels of a side: beyond any slide, and numbers of bytes stay within 64 bits
 
@@ -94,6 +95,7 @@ def cost(model: nn.Module, input_size: int | tuple[int, ...] | None = None) -> C
         UsageError: a size that the model refuses.
     """
     need_module(model, "cost")
+    model = unwrapped(model)
     size = input_size_of(model, input_size)
     first = next(model.parameters(), torch.zeros(()))
     with (
@@ -205,12 +207,12 @@ def refused(size: tuple[int, ...]) -> Iterator[None]:
 @contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients inside, and the model as it was afterwards. (torch's module tracker fails on parameters that ask for gradients.)"""
-    training, grad_modes = model.training, [parameter.requires_grad for parameter in model.parameters()]
-    model.eval().requires_grad_(requires_grad=False)
+    grad_modes = [parameter.requires_grad for parameter in model.parameters()]
+    model.requires_grad_(requires_grad=False)
     try:
-        yield
+        with in_evaluation(model):
+            yield
     finally:
-        model.train(training)
         for parameter, grad_mode in zip(model.parameters(), grad_modes, strict=True):
             parameter.requires_grad_(grad_mode)
 

@@ -22,6 +22,7 @@ from softless.errors import UsageError
 from softless.evaluation import LoadedRun
 from softless.layers import Attention, ClassAttention
 from softless.models.scale import Foreign, foreign
+from softless.modes import in_evaluation
 from softless.saliency.class_row import class_attention_row, class_row
 from softless.saliency.viewer import Picture, Size, Viewer, eyes, tensor_of, viewer_of
 
@@ -86,12 +87,12 @@ def explain(
     batch = tensor_of(images, transform or viewer.transform, viewer.in_chans, viewer.scale)
     home = next(module.parameters()).device
     target = torch.device(device) if device is not None else home
-    training = module.training
-    module.to(target).eval()
+    module.to(target)
     try:
-        found = _maps(module, batch.to(target), attentions[number], number, len(attentions))
+        with in_evaluation(module):
+            found = _maps(module, batch.to(target), attentions[number], number, len(attentions))
     finally:
-        module.train(training).to(home)
+        module.to(home)
     if found.foreign is not None:
         notice(found.foreign.advice())
     return found

@@ -21,6 +21,7 @@ from softless.evaluation import LoadedRun, load_run
 from softless.inference.layers import PatchProjection
 from softless.models import config, create_model
 from softless.models.scale import TRAINING, Scale, training_scale
+from softless.modes import unwrapped
 
 Picture = Tensor | Image.Image | np.ndarray | str | Path  # an image in the forms that are looked at
 
@@ -139,6 +140,7 @@ def viewer_of(model: nn.Module | LoadedRun | str | Path, device: str | torch.dev
     if isinstance(model, LoadedRun):
         best = model.best
         return Viewer(model.model, model.transform, model.in_chans, best["mean"], best["std"], model.scale)
+    model = unwrapped(model)
     mean, std = normalisation(model)
     return Viewer(model, evaluation_transform(model), channels_of(model), mean, std, declared(model))
 

@@ -151,16 +151,6 @@ def test_on_an_error_the_model_is_as_it_was(situation: str) -> None:
     assert_same(before, portrait(model))
 
 
-def test_a_compiled_model_that_runs_without_its_modules_is_not_calibrated() -> None:
-    model: Any = torch.compile(vit(), backend="eager")
-    with torch.no_grad():
-        model(X)
-    before = portrait(model)
-    with pytest.raises(UsageError, match=r"was not seen at work.*swap the one that was compiled \(model\._orig_mod\)"):
-        swap(model, "sima", calibrate=X)
-    assert_same(before, portrait(model))
-
-
 def test_an_interruption_undoes_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt

@@ -1,0 +1,29 @@
+"""The state of a model's modules while somebody looks at it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def in_evaluation(model: nn.Module) -> Iterator[None]:
+    """Every module in evaluation mode; each gets its own mode back, as a frozen norm in a model that trains has one.
+
+    What was compiled runs as it is written: compiled kernels know no fake tensors, and no hooks.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model itself, where `torch.compile` has wrapped it."""
+    inner = getattr(model, "_orig_mod", model)
+    return inner if isinstance(inner, nn.Module) else model
