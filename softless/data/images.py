@@ -168,18 +168,26 @@ def _decoded(path: Path, channels: int, max_pixels: int | None, min_side: int | 
 
 def _tagged(path: Path) -> Tagged | None:
     """What the tags say of a TIFF; None for other files."""
-    try:
+    with _named(path):
         return tagged(path)
-    except Refused as error:
-        raise _bad(path, error.kind, error.text, f"{path} holds ") from error
 
 
 def _by_tiles(told: Tagged, channels: int) -> Decoded:
     """A TIFF that Pillow does not read as it is stored."""
-    image, lost = read_tiles(told.path, channels)
+    with _named(told.path):
+        image, lost = read_tiles(told.path, channels)
     if lost:
         raise _bad(told.path, "damaged", f"{lost}; replace or remove the file")
     return Decoded(image, "TIFF", told.stored, tuple(Remark(*remark) for remark in told.remarks), told.unguarded)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """What the table refuses, as an error that names the file."""
+    try:
+        yield
+    except Refused as error:
+        raise _bad(path, error.kind, error.text, f"{path} holds ") from error
 
 
 def content(path: Path) -> int:

@@ -70,7 +70,7 @@ def test_a_pyramid_of_odd_sizes(number: int, tmp_path: Path) -> None:
     slide.close()
 
 
-@pytest.mark.parametrize("number", range(0, 20, 4))
+@pytest.mark.parametrize("number", [pytest.param(i, marks=[pytest.mark.soak] if i % 4 else []) for i in range(20)])
 def test_a_chunk_changes_no_answer_at_any_level_and_resolution(number: int, tmp_path: Path) -> None:
     levels = pyramid(tmp_path / "pyramid.tif", number)
     model = vit(depth=1, dynamic_img_size=True)
@@ -121,6 +121,23 @@ def test_level_1_of_a_real_slide(data_root: Path) -> None:
     wanted = stream(model, whole, saliency=False).logits
     for chunk in (256, 2048):
         assert apart(stream(model, path, level=1, chunk=chunk, saliency=False).logits, wanted) <= 1e-6
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", ["cmu_wsi/CMU-1-Small-Region.svs", "slides_odd/tcga-cr-7395-01a-01-ts1.svs"])
+def test_a_real_slide_at_five_resolutions_by_three_chunks(name: str, data_root: Path) -> None:
+    slide = opened(data_root / name)
+    said = slide.resolution.mpp
+    slide.close()
+    told = None if said else 0.25
+    model = vit(depth=1)
+    for factor in (1.0, 1.3, 2.0, 3.1, 8.0):
+        mpp = factor * (said[1] if said else 0.25)
+        answers = [
+            stream(model, data_root / name, mpp=mpp, chunk=chunk, saliency=False, quiet=True, slide_mpp=told)
+            for chunk in (200, 1000, 4096)
+        ]
+        assert all(apart(found.logits, answers[-1].logits) <= 1e-6 for found in answers)
 
 
 def test_openslide_reads_a_level_whose_places_are_whole_and_refuses_others_by_name(tmp_path: Path) -> None:
