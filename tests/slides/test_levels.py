@@ -160,6 +160,52 @@ def test_openslide_reads_a_level_whose_places_are_whole_and_refuses_others_by_na
     slide.close()
 
 
+def trestle(path: Path, sizes: list[tuple[int, int]]) -> list[np.ndarray]:
+    """A slide of a maker whose TIFFs openslide reads; its levels as libjpeg decodes them."""
+    whole = pixels(sizes[0])
+    with tifffile.TiffWriter(path) as file:
+        for height, width in sizes:
+            part = np.asarray(Image.fromarray(whole).resize((width, height), Image.Resampling.BOX))
+            told = {"software": "MedScan 1", "description": "Background Color=FFFFFF;OverlapsXY=0 0", "metadata": None}
+            file.write(
+                part,
+                tile=(128, 128),
+                photometric="rgb",
+                compression="jpeg",
+                compressionargs={"outcolorspace": "rgb"},
+                **told,
+            )
+    with tifffile.TiffFile(path) as file:
+        return [page.asarray() for page in file.pages]
+
+
+def test_a_slide_through_openslide_answers_as_its_levels_do(tmp_path: Path) -> None:
+    path, model = tmp_path / "slide.tif", vit(depth=1)
+    levels = trestle(path, [(640, 768), (320, 384), (160, 192)])
+    slide = opened(path)
+    assert isinstance(slide, Slide)
+    slide.close()
+    for level, values in enumerate(levels):
+        for chunk in CHUNKS:
+            found = stream(model, path, level=level, chunk=chunk, saliency=False)
+            assert apart(found.logits, stream(model, values, saliency=False).logits) <= 1e-6
+    odd = trestle(tmp_path / "odd.tif", [(641, 769), (320, 384), (160, 192)])
+    with pytest.raises(
+        UsageError, match=r"level 1 of .*odd\.tif cannot be read as it is stored.*these levels work: 0;"
+    ):
+        stream(model, tmp_path / "odd.tif", level=1)
+    scaled = stream(
+        model, tmp_path / "odd.tif", mpp=3.0, saliency=False
+    )  # of the finest level, since no other is exact
+    assert (scaled.level, scaled.size) == (0, (214, 256))
+    wanted = np.asarray(Image.fromarray(odd[0]).resize((256, 214), Image.Resampling.BICUBIC))
+    assert apart(scaled.logits, stream(model, wanted, saliency=False).logits) < 3e-3
+    with pytest.raises(
+        UsageError, match=r"channels= chooses inside a TIFF, and .*which openslide reads, leaves no choice"
+    ):
+        stream(model, path, channels=(0, 1, 2))
+
+
 @pytest.mark.parametrize("mpp", [None, 0.7, 1.0, 2.0])
 def test_one_bad_tile_loses_that_tile_at_any_resolution(mpp: float | None, tmp_path: Path) -> None:
     values = pixels((640, 640))
