@@ -191,19 +191,18 @@ def _decoded(
 
 def _tagged(path: Path, *, deep: bool) -> Tagged | None:
     """What the tags say of a TIFF; None for other files."""
-    try:
+    with _named(path):
         return tagged(path, deep=deep)
-    except Refused as error:
-        raise bad_image(path, error.kind, error.text, f"{path} holds ") from error
 
 
 def _by_tiles(told: Tagged, channels: int, judge: Judge | None) -> Decoded:
     """A TIFF that Pillow does not read as it is stored."""
-    if judge is None:
-        image, lost = read_tiles(told.path, channels)
-    else:
-        values, lost = read_values(told.path)
-        image = judge.tiles(values)
+    with _named(told.path):
+        if judge is None:
+            image, lost = read_tiles(told.path, channels)
+        else:
+            values, lost = read_values(told.path)
+            image = judge.tiles(values)
     if lost:
         raise bad_image(told.path, "damaged", f"{lost}; replace or remove the file")
     remarks = tuple(Remark(*remark) for remark in told.remarks)
@@ -224,6 +223,15 @@ def said_of_turned(what: str) -> str:
         f"its EXIF orientation turns it and leaves its size, so nothing tells whether {what} drawn on the upright image "
         "or on the stored one: look at some"
     )
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """What the table refuses, as an error that names the file."""
+    try:
+        yield
+    except Refused as error:
+        raise bad_image(path, error.kind, error.text, f"{path} holds ") from error
 
 
 def content(path: Path) -> int:

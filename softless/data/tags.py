@@ -4,7 +4,7 @@ A file is read as it is, read with a remark, or refused by name. Where there is 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
@@ -109,6 +109,8 @@ def _packed(asked: Asked) -> str:
 
 def _mixed(asked: Asked) -> str:
     formats = asked.tags.tags.valueof(339, UNSIGNED)
+    if int(asked.tags.planarconfig) not in {1, 2}:
+        return f"samples laid out in a way that is not known ({int(asked.tags.planarconfig)}): {CONVERT}"
     several = len(set(_bits(asked))) > 1 or (isinstance(formats, tuple) and len(set(formats)) > 1)
     return f"samples of several depths or kinds {_bits(asked)}: {DEEP}" if several else ""
 
@@ -246,17 +248,41 @@ def judged(
         raise NoSuch(str(error)) from error
     chosen = None if channels is None else tuple(channels)
     asked = Asked(contents, picture, chosen, page, values, choosable)
-    remarks = []
     with tiff_pages.silent():
-        for kind in KINDS:
-            said = kind.says(asked)
-            if said and kind.outcome == REFUSED:
-                raise Refused(kind.word, said)
-            if said:
-                remarks.append((kind.word, said))
+        try:
+            remarks = _remarks(asked)
+            whole, said = _readable(asked)
+        except tiff_pages.DAMAGED as error:
+            raise Refused("damaged", f"tags that cannot be ({error}); replace or remove the file") from error
     if chosen is not None:
         _refuse_no_such(asked, chosen)
-    return Verdict(picture, chosen, tuple(remarks))
+    return Verdict(whole, chosen, (*remarks, *said))
+
+
+def _remarks(asked: Asked) -> list[tuple[str, str]]:
+    """What the table has to say of a file that it lets pass."""
+    remarks = []
+    for kind in KINDS:
+        said = kind.says(asked)
+        if said and kind.outcome == REFUSED:
+            raise Refused(kind.word, said)
+        if said:
+            remarks.append((kind.word, said))
+    return remarks
+
+
+def _readable(asked: Asked) -> tuple[Picture, list[tuple[str, str]]]:
+    """The picture with the levels ahead of the first that is of another kind than the finest one, which is said."""
+    for number, level in enumerate(asked.picture.levels):
+        for page in level:
+            own = replace(asked, picture=Picture(((page,),)))
+            wrong = [kind for kind in KINDS if kind.word == FORMAT and kind.says(own)]
+            if wrong and not number:
+                raise Refused(FORMAT, wrong[0].says(own))
+            if wrong:
+                said = f"its levels from {number} on are not read, since that one holds {wrong[0].says(own)}"
+                return replace(asked.picture, levels=asked.picture.levels[:number]), [("levels", said)]
+    return asked.picture, []
 
 
 def _refuse_no_such(asked: Asked, chosen: tuple[int, ...]) -> None:

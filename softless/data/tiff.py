@@ -60,10 +60,6 @@ class Tiles:
         own, base = page.tags.valueof(274), verdict.picture.first.tags.valueof(274)
         self.turn = _Turn(int(own if own is not None else base if base is not None else 1))
         self.size = self.turn.size(self.stored)
-        self.tile = self.turn.size((
-            min(self.segment[0], self.stored[0]) if not page.is_tiled else self.segment[0],
-            self.segment[1],
-        ))
         nothing = np.zeros(0, dtype=np.dtype(page.dtype))
         self.dtype = np.dtype(np.uint8) if values is None else values(nothing).dtype
         self.kept: OrderedDict[int, NDArray[Any]] = OrderedDict()
@@ -73,13 +69,10 @@ class Tiles:
     @property
     def samples(self) -> int:
         """How many samples a region has: 1 or 3."""
-        return (
-            len(self.verdict.channels)
-            if self.verdict.channels is not None
-            else 1
-            if SAMPLES[int(self.page.photometric)] == 1 and self.page.photometric != PALETTE
-            else 3
-        )
+        if self.verdict.channels is not None:
+            return len(self.verdict.channels)
+        photometric = int(self.page.photometric)
+        return 1 if SAMPLES[photometric] == 1 and photometric != PALETTE else 3
 
     def read(
         self, top: int, left: int, height: int, width: int, check: Check | None = None

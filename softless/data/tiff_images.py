@@ -81,11 +81,18 @@ def read_values(path: Path) -> tuple[np.ndarray, str]:
 
 
 def read_tiles(path: Path, channels: int) -> tuple[Image.Image, str]:
-    """The picture in mode "RGB" or "L", and why part of it cannot be read, or nothing."""
+    """The picture in mode "RGB" or "L", and why part of it cannot be read, or nothing.
+
+    Raises:
+        tags.Refused: its tags contradict each other.
+    """
     file = tiff_pages.opened(path)
     assert file is not None, "tagged() opened it"
     with file:
-        tiles = Tiles(file, tags.judged(tiff_pages.contents(file), choosable=False), 0)
-        values, lost = tiles.read(0, 0, *tiles.size)
+        try:
+            tiles = Tiles(file, tags.judged(tiff_pages.contents(file), choosable=False), 0)
+            values, lost = tiles.read(0, 0, *tiles.size)
+        except tiff_pages.DAMAGED as error:
+            raise tags.Refused("damaged", f"tags that cannot be ({error}); replace or remove the file") from error
     image = Image.fromarray(values[..., 0] if tiles.samples == 1 else values)
     return image.convert(MODES[channels]), lost[0].reason if lost else ""

@@ -209,7 +209,7 @@ def _contents(pictures: Sequence[Picture], several: str = "", *, elsewhere: bool
 
 def _alike(page: Any, base: Any) -> bool:
     """Whether two pages hold pixels of one kind."""
-    names = ("samplesperpixel", "bitspersample", "sampleformat", "is_tiled")
+    names = ("samplesperpixel", "bitspersample", "sampleformat", "planarconfig", "is_tiled")
     return all(getattr(page, name) == getattr(base, name) for name in names)
 
 

@@ -10,6 +10,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -210,6 +211,8 @@ class _Check:
 
     def _open(self) -> None:
         self.handle = opened_by(self.lib, self.path)
+        with suppress(self.lib.OpenSlideError):  # a library before 4.0 has one size of cache
+            self.handle.set_cache(self.lib.OpenSlideCache(0))  # each tile is looked at once
         sizes = [(height, width) for width, height in self.handle.level_dimensions]
         if self.size in sizes:
             self.level = sizes.index(self.size)

@@ -117,6 +117,31 @@ def test_level_resolution_and_place_leave_with_the_answer(tmp_path: Path) -> Non
     assert {name: found[name] for name in wanted} == wanted
 
 
+def test_channels_and_pages_are_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    five = np.random.default_rng(0).integers(0, 256, (96, 112, 5), dtype=np.uint8)
+    path = tmp_path / "five.tif"
+    tifffile.imwrite(path, np.moveaxis(five, -1, 0), photometric="minisblack", metadata=None, tile=(32, 48))
+    words = ["slide", MODEL, str(path), "--out", str(tmp_path / "out"), "--quiet"]
+    assert main(words) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "5 grey pages of one size" in said
+    assert "channels= chooses 1 or 3 of them, for example channels=0,1,2, page= one picture" in said
+    assert main([*words, "--channels", "1,x"]) == 2
+    assert "--channels 1,x: give 1 or 3 whole numbers" in " ".join(capsys.readouterr().err.split())
+    assert main([*words, "--page", "5"]) == 2
+    assert "it has no page 5: its pages are 0 to 4" in " ".join(capsys.readouterr().err.split())
+    torch.manual_seed(0)
+    model = softless.create_model(MODEL).eval()
+    for options, pixels_of in (
+        (["--channels", "4,0,2"], five[..., [4, 0, 2]]),
+        (["--page", "3"], np.repeat(five[..., 3:4], 3, -1)),
+    ):
+        assert main([*words, *options]) == 0
+        found = json.loads((tmp_path / "out" / "five.tif" / RESULT).read_text())
+        assert np.allclose(found["logits"], softless.stream(model, pixels_of).logits[0].tolist(), rtol=1e-5, atol=1e-6)
+
+
 def test_slide_mpp_fills_in_and_overrides_no_slide(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     says = write(tmp_path / "says.tif", pixels((256, 384)), mpp=0.25)
     silent = write(tmp_path / "silent.tif", pixels((256, 384)))

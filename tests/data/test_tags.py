@@ -277,6 +277,59 @@ def test_a_tile_that_decodes_to_another_size_is_lost(tmp_path: Path) -> None:
         slide.close()
 
 
+def mutated(content: bytes, spans: list[tuple[int, int]], random: np.random.Generator) -> bytes:
+    """A file cut short, or with bytes of its tags or elsewhere changed, or a tag of an absurd value."""
+    found, how, (first, last) = bytearray(content), random.integers(4), spans[random.integers(len(spans))]
+    if how == 0:
+        found[random.integers(first, last)] = random.integers(256)
+    elif how == 1:
+        found = found[: random.integers(8, len(found))]
+    elif how == 2:
+        tag = first + 2 + 12 * int(random.integers((last - first - 6) // 12))
+        found[tag + 8 : tag + 12] = int(random.choice([0, 1, 5, 65535, 2**31, 2**32 - 1])).to_bytes(4, "little")
+    else:
+        for _ in range(5):
+            found[random.integers(8, len(found))] = random.integers(256)
+    return bytes(found)
+
+
+@pytest.mark.parametrize(
+    "kind", [{}, {"compression": "lzw", "predictor": True}, {"compression": "jpeg"}, {"compression": "jpeg2000"}]
+)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_damaged_file_is_an_error_of_ours_or_loses_tiles(
+    layout: str, kind: dict[str, Any], tmp_path: Path, capfd: Any
+) -> None:
+    path, told = tmp_path / "a.tif", {"photometric": "rgb", "metadata": None, **LAYOUTS[layout], **kind}
+    with tifffile.TiffWriter(path) as file:
+        file.write(RGB, resolution=(20000, 20000), resolutionunit="CENTIMETER", **told)
+        file.write(RGB[::2, ::2], subfiletype=1, **told)
+    with tifffile.TiffFile(path) as file:
+        spans = [(page.offset, page.offset + 2 + 12 * len(page.tags) + 4) for page in file.pages]
+    content, random = path.read_bytes(), np.random.default_rng(7)
+    outcomes: list[str] = []
+    for _ in range(60):
+        path.write_bytes(mutated(content, spans, random))
+        for look in (lambda: decode(path), lambda: region(path)):
+            try:
+                look()
+                outcomes.append("read")
+            except DataError as error:
+                outcomes.append("named" if str(path) in str(error) else "not named")
+    assert set(outcomes) == {"read", "named"}
+    capfd.readouterr()  # libtiff has its own words
+
+
+def region(path: Path) -> np.ndarray:
+    slide = slide_of(path, 0, 3)
+    if slide is None:
+        raise DataError(f"{path} is no TIFF")
+    try:
+        return slide.read(0, 0, min(300, slide.size[0]), min(300, slide.size[1]), [])
+    finally:
+        slide.close()
+
+
 @pytest.mark.parametrize(("options", "mpp"), [
     ({"resolution": (1e4 / 0.5, 1e4 / 0.25), "resolutionunit": "CENTIMETER"}, (0.25, 0.5)),
     ({"resolution": (50800, 50800), "resolutionunit": "INCH"}, (0.5, 0.5)),

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,13 +30,13 @@ from pathlib import Path
 import softless
 from softless.slides import stream
 
-def work(slide, folder, out, depth):
+def work(slide, folder, out, depth, mpp):
     torch.manual_seed(0)
     model = softless.create_model("deit_tiny_patch16_224", op="sima", num_classes=10, depth=depth).bfloat16()
     with torch.no_grad():
         for block in model.blocks:
             block.attn.proj.weight *= 3000  # the attention of many tokens is small at the start: here it counts
-    found = stream(model, slide, store=folder, saliency=False, quiet=True)
+    found = stream(model, slide, store=folder, saliency=False, quiet=True, mpp=mpp)
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     torch.save([found.logits, found.features, int(peak.split()[1])], out)
 
@@ -55,8 +56,8 @@ for line in sys.stdin:
 class Forking:
     """A process with everything imported that forks one child per run: a real process to kill, without its seconds of imports."""
 
-    def __init__(self, depth: int) -> None:
-        self.depth = depth
+    def __init__(self, depth: int, mpp: float | None = None) -> None:
+        self.depth, self.mpp = depth, mpp
         self.process = subprocess.Popen(
             [sys.executable, "-c", SCRIPT], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )  # fmt: skip
@@ -69,7 +70,7 @@ class Forking:
         return int(self.process.stdout.readline())
 
     def start(self, *words: Path) -> int:
-        return self.ask([*map(str, words), self.depth])
+        return self.ask([*map(str, words), self.depth, self.mpp])
 
     def end(self) -> None:
         assert self.process.stdin is not None
@@ -135,3 +136,37 @@ def test_killed_three_times_a_slide_ends_with_the_same_bits(
     (*found, _), (*wanted, peak), (*_, least) = (torch.load(pair[1]) for pair in (ours, whole, little))
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
     assert peak - least < 64_000  # kB
+
+
+READERS: dict[str, tuple[dict[str, Any], float | None]] = {  # how a slide is written, and the resolution it is looked at with
+    "tifffile": ({"compression": "deflate"}, None),
+    "tifffile, scaled": ({"compression": "deflate"}, 1.3),
+    "tifffile, JPEG": ({"compression": "jpeg", "compressionargs": {"outcolorspace": "rgb"}, "description": "Aperio Image Library v1 |MPP = 1.0"}, None),
+    "openslide": ({"compression": "jpeg", "software": "MedScan 1", "description": "Background Color=FFFFFF;OverlapsXY=0 0"}, None),
+}  # fmt: skip
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("reader", READERS)
+def test_killed_twenty_times_each_reader_ends_with_the_same_bits(reader: str, tmp_path: Path) -> None:
+    options, mpp = READERS[reader]
+    side, slide = 4096, tmp_path / "slide.tif"
+    told: dict[str, Any] = {
+        "photometric": "rgb",
+        "metadata": None,
+        "resolution": (1e4, 1e4),
+        "resolutionunit": "CENTIMETER",
+    }
+    tifffile.imwrite(slide, tiles(side), shape=(side, side, 3), dtype=np.uint8, tile=(TILE, TILE), **told, **options)
+    chance, forking = random.Random(3), Forking(3, mpp)
+    ours, whole = ([tmp_path / name, tmp_path / f"{name}.pt"] for name in ("killed", "whole"))
+    try:
+        for _ in range(20):
+            killed(forking, forking.start(slide, *ours), ours[0] / store.JOURNAL, chance.uniform(0, 0.05))
+        assert not ours[1].exists()
+        for pair in (ours, whole):
+            assert forking.ask(forking.start(slide, *pair)) == 0
+    finally:
+        forking.end()
+    (*found, _), (*wanted, _) = (torch.load(pair[1]) for pair in (ours, whole))
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))

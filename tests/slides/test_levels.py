@@ -70,7 +70,7 @@ def test_a_pyramid_of_odd_sizes(number: int, tmp_path: Path) -> None:
     slide.close()
 
 
-@pytest.mark.parametrize("number", range(0, 20, 4))
+@pytest.mark.parametrize("number", [pytest.param(i, marks=[pytest.mark.soak] if i % 4 else []) for i in range(20)])
 def test_a_chunk_changes_no_answer_at_any_level_and_resolution(number: int, tmp_path: Path) -> None:
     levels = pyramid(tmp_path / "pyramid.tif", number)
     model = vit(depth=1, dynamic_img_size=True)
@@ -123,6 +123,23 @@ def test_level_1_of_a_real_slide(data_root: Path) -> None:
         assert apart(stream(model, path, level=1, chunk=chunk, saliency=False).logits, wanted) <= 1e-6
 
 
+@pytest.mark.soak
+@pytest.mark.parametrize("name", ["cmu_wsi/CMU-1-Small-Region.svs", "slides_odd/tcga-cr-7395-01a-01-ts1.svs"])
+def test_a_real_slide_at_five_resolutions_by_three_chunks(name: str, data_root: Path) -> None:
+    slide = opened(data_root / name)
+    said = slide.resolution.mpp
+    slide.close()
+    told = None if said else 0.25
+    model = vit(depth=1)
+    for factor in (1.0, 1.3, 2.0, 3.1, 8.0):
+        mpp = factor * (said[1] if said else 0.25)
+        answers = [
+            stream(model, data_root / name, mpp=mpp, chunk=chunk, saliency=False, quiet=True, slide_mpp=told)
+            for chunk in (200, 1000, 4096)
+        ]
+        assert all(apart(found.logits, answers[-1].logits) <= 1e-6 for found in answers)
+
+
 def test_openslide_reads_a_level_whose_places_are_whole_and_refuses_others_by_name(tmp_path: Path) -> None:
     values = pixels((256, 384))
     with tifffile.TiffWriter(tmp_path / "slide.tif") as file:
@@ -141,6 +158,52 @@ def test_openslide_reads_a_level_whose_places_are_whole_and_refuses_others_by_na
     ):
         slide.at(2)
     slide.close()
+
+
+def trestle(path: Path, sizes: list[tuple[int, int]]) -> list[np.ndarray]:
+    """A slide of a maker whose TIFFs openslide reads; its levels as libjpeg decodes them."""
+    whole = pixels(sizes[0])
+    with tifffile.TiffWriter(path) as file:
+        for height, width in sizes:
+            part = np.asarray(Image.fromarray(whole).resize((width, height), Image.Resampling.BOX))
+            told = {"software": "MedScan 1", "description": "Background Color=FFFFFF;OverlapsXY=0 0", "metadata": None}
+            file.write(
+                part,
+                tile=(128, 128),
+                photometric="rgb",
+                compression="jpeg",
+                compressionargs={"outcolorspace": "rgb"},
+                **told,
+            )
+    with tifffile.TiffFile(path) as file:
+        return [page.asarray() for page in file.pages]
+
+
+def test_a_slide_through_openslide_answers_as_its_levels_do(tmp_path: Path) -> None:
+    path, model = tmp_path / "slide.tif", vit(depth=1)
+    levels = trestle(path, [(640, 768), (320, 384), (160, 192)])
+    slide = opened(path)
+    assert isinstance(slide, Slide)
+    slide.close()
+    for level, values in enumerate(levels):
+        for chunk in CHUNKS:
+            found = stream(model, path, level=level, chunk=chunk, saliency=False)
+            assert apart(found.logits, stream(model, values, saliency=False).logits) <= 1e-6
+    odd = trestle(tmp_path / "odd.tif", [(641, 769), (320, 384), (160, 192)])
+    with pytest.raises(
+        UsageError, match=r"level 1 of .*odd\.tif cannot be read as it is stored.*these levels work: 0;"
+    ):
+        stream(model, tmp_path / "odd.tif", level=1)
+    scaled = stream(
+        model, tmp_path / "odd.tif", mpp=3.0, saliency=False
+    )  # of the finest level, since no other is exact
+    assert (scaled.level, scaled.size) == (0, (214, 256))
+    wanted = np.asarray(Image.fromarray(odd[0]).resize((256, 214), Image.Resampling.BICUBIC))
+    assert apart(scaled.logits, stream(model, wanted, saliency=False).logits) < 3e-3
+    with pytest.raises(
+        UsageError, match=r"channels= chooses inside a TIFF, and .*which openslide reads, leaves no choice"
+    ):
+        stream(model, path, channels=(0, 1, 2))
 
 
 @pytest.mark.parametrize("mpp", [None, 0.7, 1.0, 2.0])
