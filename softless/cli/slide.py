@@ -159,6 +159,7 @@ def slide(
         UsageError: no such model, one that cannot be streamed, or options that do not fit; the error of the only image, or of all.
         DataError: the only image, or every one, cannot be read; exit code 1 where a slide opens and none of its tiles can be read.
     """
+    from softless.saliency.viewer import declared
     from softless.slides.pictures import thumbnail
     from softless.training.world import choose_device
 
@@ -189,7 +190,9 @@ def slide(
         place = None if store is None else located(store) / name
         try:
             found = stream(looker.model, image, store=place, mean=looker.mean, std=looker.std, **options)
-            drawn = thumbnail(image, level=level, choice=Choice(chosen, page)) if pictures else None
+            drawn = (
+                thumbnail(image, level=level, choice=Choice(chosen, page, declared(looker.model))) if pictures else None
+            )
             answers.append(_written(image, root / name, looker, found, drawn))
         except SoftlessError as error:
             errors.append(error)
@@ -235,10 +238,6 @@ def _looker(
         if run.task != "classification":
             raise UsageError(
                 f"'{name}' is a run of {run.task}, and slides are classified: give the run of a classifier"
-            )
-        if run.scale is not None:
-            raise UsageError(
-                f"'{name}' reads images in {run.scale}, and slides are not read so: `softless predict` does"
             )
         return Looker(_ready(run.model, device, dtype, scale), run.classes, run.best["mean"], run.best["std"])
     torch.manual_seed(0)

@@ -152,15 +152,19 @@ class Tiles:
         wide = values.astype(np.uint8) if bits == 8 else values.astype(np.uint8) * np.uint8(255 // (2**bits - 1))
         return np.uint8(WHITE) - wide if photometric == WHITE_IS_ZERO else wide
 
+    def _valued(self, colours: NDArray[np.uint8]) -> NDArray[Any]:
+        return colours if self.values is None else self.values(colours)
+
     def _coloured(self, values: NDArray[Any]) -> NDArray[Any]:
         photometric = int(self.page.photometric)
         if photometric == PALETTE:
-            return _palette(self.page)[values[..., 0].astype(np.intp)]
-        wide = self._widened(values)
+            return self._valued(_palette(self.page)[values[..., 0].astype(np.intp)])
+        wide = self._widened(values) if photometric not in TO_RGB else values.astype(np.uint8)
         if photometric in TO_RGB:
             own = np.ascontiguousarray(wide[..., : SAMPLES[photometric]])
             mode = TO_RGB[photometric]
-            return np.asarray(Image.frombytes(mode, own.shape[1::-1], own.tobytes(), "raw", mode).convert("RGB"))
+            image = Image.frombytes(mode, own.shape[1::-1], own.tobytes(), "raw", mode).convert("RGB")
+            return self._valued(np.asarray(image))
         return wide[..., : SAMPLES[photometric]]
 
 

@@ -198,7 +198,7 @@ def channels_of(model: nn.Module) -> int:
     return next((int(module.in_channels) for module in convolutions), 3)
 
 
-def _in_range(image: Any, channels: int, scale: Range) -> np.ndarray:
+def in_range(image: Any, channels: int, scale: Range) -> np.ndarray:
     """An array (H, W) or (H, W, 1 or 3) of stored values, or a PIL image of them, as float32 (H, W, C) in 0..1."""
     values = np.asarray(image) if isinstance(image, Image.Image | np.ndarray) else np.empty(0)
     values = values[..., None] if values.ndim == 2 else values
@@ -245,7 +245,7 @@ def picture_of(image: Any, channels: int, scale: Range | None = None) -> Any:
     if isinstance(image, str | Path):
         return read_image(located(image), channels, scale)
     if scale is not None:
-        return _in_range(image, channels, scale)
+        return in_range(image, channels, scale)
     if isinstance(image, np.ndarray):
         flat = image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image
         if flat.dtype != np.uint8 or not flat.size or not (flat.ndim == 2 or (flat.ndim == 3 and flat.shape[-1] == 3)):

@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from softless.data import tags, tiff_pages
+from softless.data.deep import in_range, of_tiles
 from softless.data.images import MAX_PIXELS, MIN_SIDE, Remark, bad_image, limit
+from softless.data.ranges import Range
 from softless.data.tiff import Damaged, Tiles
 from softless.data.tiff_pages import JPEG, OPENSLIDE, PLAUSIBLE, Contents, Resolution
 from softless.errors import DataError, MissingExtra, UsageError
@@ -43,7 +45,18 @@ class Choice:
 
     channels: tuple[int, ...] | None = None
     page: int | None = None
-    values: tags.Values | None = None  # a declared range, that brings deeper pixels to 8 bits
+    scale: Range | None = None  # the declared range of its values
+
+    def values(self, path: Path) -> tags.Values | None:
+        """What becomes of the stored numbers of a file, where a range is declared: float32 in 0..1.
+
+        Raises (when called):
+            BadImage: NaN or infinity, or bytes under a range that reaches beyond them.
+        """
+        scale = self.scale
+        if scale is None:
+            return None
+        return lambda found: in_range(of_tiles(found), path, scale)
 
     def refuse(self, what: str) -> None:
         """For an image that leaves no choice.
@@ -93,7 +106,7 @@ class Levels:
         """
         raise NotImplementedError
 
-    def read(self, top: int, left: int, height: int, width: int, lost: list[Lost] | None = None) -> NDArray[np.uint8]:
+    def read(self, top: int, left: int, height: int, width: int, lost: list[Lost] | None = None) -> NDArray[Any]:
         """A region (h,w,C) of this level, as `Pixels.read`."""
         raise NotImplementedError
 
@@ -137,8 +150,9 @@ class Stored(Levels):
         """Judge what the file holds, and find the levels of the picture that is asked for."""
         choice = self.choice
         try:
-            verdict = tags.judged(contents, channels=choice.channels, page=choice.page, values=choice.values)
-            tiles = [Tiles(self.file, verdict, number, choice.values) for number in range(len(verdict.picture.levels))]
+            values = choice.values(self.path)
+            verdict = tags.judged(contents, channels=choice.channels, page=choice.page, values=values)
+            tiles = [Tiles(self.file, verdict, number, values) for number in range(len(verdict.picture.levels))]
         except tags.Refused as error:
             raise bad_image(self.path, error.kind, error.text, f"{self.path} holds ") from error
         except tags.NoSuch as error:
@@ -176,7 +190,7 @@ class Stored(Levels):
         self.close()
         return Stored(self.path, level, self.channels, self.choice)
 
-    def read(self, top: int, left: int, height: int, width: int, lost: list[Lost] | None = None) -> NDArray[np.uint8]:
+    def read(self, top: int, left: int, height: int, width: int, lost: list[Lost] | None = None) -> NDArray[Any]:
         values, bad = self.tiles.read(top, left, height, width, self.check)
         if bad and lost is None:
             raise Unreadable(bad[0].reason)
@@ -246,8 +260,10 @@ class _Check:
 class Slide(Levels):
     """A level of a slide through openslide; after an error the file is opened again, since openslide's handle is of no use then."""
 
-    def __init__(self, path: Path, level: int, channels: int) -> None:
-        self.path, self.level, self.channels = path, level, channels
+    def __init__(self, path: Path, level: int, channels: int, choice: Choice | None = None) -> None:
+        self.path, self.level, self.channels, self.choice = path, level, channels, choice or Choice()
+        self.values = self.choice.values(path)
+        self.dtype = np.dtype(np.uint8) if self.values is None else self.values(np.zeros((0, 0, 1), np.uint8)).dtype
         self.lib = openslide(path)
         self.handle = opened_by(self.lib, path)
         self.sizes = [(height, width) for width, height in self.handle.level_dimensions]
@@ -285,15 +301,15 @@ class Slide(Levels):
     def at(self, level: int) -> "Slide":
         self._refuse_level(level)
         self.close()
-        return Slide(self.path, level, self.channels)
+        return Slide(self.path, level, self.channels, self.choice)
 
-    def read(self, top: int, left: int, height: int, width: int, lost: list[Lost] | None = None) -> NDArray[np.uint8]:
+    def read(self, top: int, left: int, height: int, width: int, lost: list[Lost] | None = None) -> NDArray[Any]:
         try:
             return self._region(top, left, height, width)
         except Unreadable:
             if lost is None:
                 raise
-        found = np.zeros((height, width, self.channels), dtype=np.uint8)
+        found = np.zeros((height, width, self.channels), dtype=self.dtype)
         (tall, wide), (last, end) = self.tile, self.size
         for y in range(top // tall * tall, top + height, tall):
             for x in range(left // wide * wide, left + width, wide):
@@ -304,7 +320,7 @@ class Slide(Levels):
                     lost.append(Lost(self.level, x, y, str(error), (y, x, min(y + tall, last), min(x + wide, end))))
         return found
 
-    def _region(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
+    def _region(self, top: int, left: int, height: int, width: int) -> NDArray[Any]:
         step = self.steps[self.level]  # openslide takes places of level 0
         try:
             region = self.handle.read_region((round(left * step), round(top * step)), self.level, (width, height))
@@ -313,7 +329,8 @@ class Slide(Levels):
             self.handle = opened_by(self.lib, self.path)
             raise Unreadable(" ".join(str(error).split())) from error
         paper = Image.new("RGBA", region.size, (*self.background, 255))
-        return as_channels(np.asarray(Image.alpha_composite(paper, region).convert("RGB")), self.channels)
+        pixels = np.asarray(Image.alpha_composite(paper, region).convert("RGB"))
+        return as_channels(pixels if self.values is None else self.values(pixels), self.channels)
 
     def close(self) -> None:
         self.handle.close()
@@ -346,7 +363,7 @@ def slide_of(path: Path, level: int, channels: int, choice: Choice | None = None
     if file is None and not _by_openslide(path):
         return None
     choice.refuse(f"{path}, which openslide reads,")
-    return Slide(path, level, channels)
+    return Slide(path, level, channels, choice)
 
 
 def _by_openslide(path: Path) -> bool:

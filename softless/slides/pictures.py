@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from softless.data.pictures import for_people
 from softless.saliency import Saliency, figure
 from softless.saliency.overlay import enlarge
 from softless.slides.files import Choice
@@ -34,16 +35,17 @@ def thumbnail(
         small = Scaled(pixels, (factor, factor))
         height, width = small.size
         step = max(1, int(REGION / factor))
-        found, lost = np.empty((height, width, channels), dtype=np.uint8), list[Lost]()
+        dtype = np.uint8 if choice is None or choice.scale is None else np.float32
+        found, lost = np.empty((height, width, channels), dtype=dtype), list[Lost]()
         for top in range(0, height, step):
             for left in range(0, width, step):
                 tall, wide = min(step, height - top), min(step, width - left)
                 found[top : top + tall, left : left + wide] = small.read(top, left, tall, wide, lost)
         for one in lost:
-            found[one.box[0] : one.box[2], one.box[1] : one.box[3]] = LOST
+            found[one.box[0] : one.box[2], one.box[1] : one.box[3]] = LOST if dtype == np.uint8 else LOST / 255
     finally:
         pixels.close()
-    return Image.fromarray(found[..., 0] if channels == 1 else found).convert("RGB")
+    return for_people(found).convert("RGB")
 
 
 def sheet(small: Image.Image, result: StreamResult, title: str = "") -> Image.Image:

@@ -1,14 +1,15 @@
-"""An image of bytes, region by region: in memory, in a file, or scaled down. What cannot be read is noted, or is an error."""
+"""An image of bytes, or of float32 in 0..1 where a range was declared, region by region: in memory, in a file, or scaled down. What cannot be read is noted, or is an error."""
 
 # C channels, h x w pixels
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from softless.data.pictures import with_channels
 from softless.slides.resampling import Axis, resampled
 
 AT_ONCE = 4096  # pixels along a side of the fine image that are read at once to be scaled down
@@ -41,7 +42,7 @@ class Pixels(Protocol):
     def level(self) -> int:
         """Which level of a slide it is."""
 
-    def read(self, top: int, left: int, height: int, width: int, lost: list[Lost] | None = None) -> NDArray[np.uint8]:
+    def read(self, top: int, left: int, height: int, width: int, lost: list[Lost] | None = None) -> NDArray[Any]:
         """A region inside the image.
 
         Args:
@@ -63,14 +64,14 @@ class Pixels(Protocol):
 class Bytes:
     """An image that is in memory as bytes (h, w, C)."""
 
-    values: NDArray[np.uint8]
+    values: NDArray[Any]
     level: int = 0
 
     @property
     def size(self) -> tuple[int, int]:
         return self.values.shape[0], self.values.shape[1]
 
-    def read(self, top: int, left: int, height: int, width: int, _: list[Lost] | None = None) -> NDArray[np.uint8]:
+    def read(self, top: int, left: int, height: int, width: int, _: list[Lost] | None = None) -> NDArray[Any]:
         return self.values[top : top + height, left : left + width]
 
     def close(self) -> None:
@@ -85,7 +86,7 @@ class Scaled:
         self.size = divided(fine.size, factors) if size is None else size
         self.axes = tuple(Axis(side, new) for side, new in zip(fine.size, self.size, strict=True))
 
-    def read(self, top: int, left: int, height: int, width: int, lost: list[Lost] | None = None) -> NDArray[np.uint8]:
+    def read(self, top: int, left: int, height: int, width: int, lost: list[Lost] | None = None) -> NDArray[Any]:
         down, across = (max(1, int(AT_ONCE / axis.by)) for axis in self.axes)
         rows = []
         for row in range(top, top + height, down):
@@ -96,7 +97,7 @@ class Scaled:
             rows.append(parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1))
         return rows[0] if len(rows) == 1 else np.concatenate(rows)
 
-    def _read(self, top: int, left: int, height: int, width: int, lost: list[Lost] | None) -> NDArray[np.uint8]:
+    def _read(self, top: int, left: int, height: int, width: int, lost: list[Lost] | None) -> NDArray[Any]:
         spans = [axis.span(start, start + length) for axis, start, length in zip(self.axes, (top, left), (height, width), strict=True)]  # fmt: skip
         (y0, y1), (x0, x1) = spans
         found: list[Lost] | None = None if lost is None else []
@@ -128,10 +129,12 @@ def divided(sides: tuple[int, int], factors: tuple[float, float]) -> tuple[int, 
     return max(1, round(sides[0] / factors[0])), max(1, round(sides[1] / factors[1]))
 
 
-def as_channels(values: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
+def as_channels(values: NDArray[Any], channels: int) -> NDArray[Any]:
     """Pixels (h,w,1 or 3) with 1 or 3 channels: grey thrice, colour as grey by Pillow's weights."""
     if values.shape[-1] == channels:
         return values
+    if values.dtype != np.uint8:
+        return with_channels(values, channels)
     if channels == 3:
         return np.repeat(values, 3, axis=-1)
     return np.asarray(Image.fromarray(np.ascontiguousarray(values)).convert("L"))[..., None]

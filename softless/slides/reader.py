@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from softless.data.images import decode
+from softless.data.pictures import Picture, scaled
+from softless.data.reading import decode
 from softless.data.tiff_pages import PLAUSIBLE
 from softless.errors import DataError, MissingResolution, UsageError, located
+from softless.saliency.viewer import in_range
 from softless.slides.files import Choice, Levels, slide_of
 from softless.slides.pixels import Bytes, Lost, Pixels, Scaled, divided
 
@@ -93,7 +95,7 @@ def _source(
     def read(top: int, left: int, height: int, width: int, lost: list[Lost]) -> Tensor:
         found: list[Lost] = []
         region = np.array(pixels.read(top, left, height, width, found))  # a copy: a file's bytes are read-only
-        values = torch.from_numpy(region).permute(2, 0, 1).float().div_(255).sub_(scale[0]).div_(scale[1])[None]
+        values = scaled(torch.from_numpy(region).permute(2, 0, 1)).sub_(scale[0]).div_(scale[1])[None]
         for one in found:  # the mean colour, where nothing can be read
             values[..., _part(one.box[0], one.box[2], top), _part(one.box[1], one.box[3], left)] = 0
         lost += found
@@ -160,6 +162,10 @@ def _no_level(what: str, level: int, mpp: float | None) -> None:
 
 
 def _pixels(image: Any, channels: int, level: int, choice: Choice) -> tuple[Pixels, str]:
+    if choice.scale is not None and isinstance(image, Image.Image | np.ndarray):
+        _no_level("an array", level, None)
+        choice.refuse("an array")
+        return Bytes(in_range(image, channels, choice.scale)), "array"
     if isinstance(image, Image.Image):
         _no_level("a PIL image", level, None)
         choice.refuse("a PIL image")
@@ -185,10 +191,12 @@ def _pixels(image: Any, channels: int, level: int, choice: Choice) -> tuple[Pixe
         return slide, str(path)
     _no_level(f"{path} is an image that", level, None)
     choice.refuse(str(path))
-    return Bytes(_array(decode(path, channels).image, channels)), str(path)
+    return Bytes(_array(decode(path, channels, choice.scale).image, channels)), str(path)
 
 
-def _array(image: Image.Image, channels: int) -> NDArray[np.uint8]:
+def _array(image: Picture, channels: int) -> NDArray[Any]:
+    if isinstance(image, np.ndarray):
+        return image
     values = np.asarray(image if channels == 3 else image.convert("L"))
     return values if values.ndim == 3 else values[..., None]
 

@@ -74,8 +74,8 @@ def _bicubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def resampled(
-    values: NDArray[np.uint8], axes: tuple[Axis, ...], place: tuple[int, int], size: tuple[int, int], there: NDArray[np.float64] | None = None
-) -> NDArray[np.uint8]:  # fmt: skip
+    values: NDArray[Any], axes: tuple[Axis, ...], place: tuple[int, int], size: tuple[int, int], there: NDArray[np.float64] | None = None
+) -> NDArray[Any]:  # fmt: skip
     """The region of `size` at `place` of the new image, from the pixels (h,w,C) of the spans that both axes name.
 
     Args:
@@ -91,11 +91,13 @@ def resampled(
     return found if there is None else _mended(found, values, axes, place, size, there)
 
 
-def _along(values: NDArray[np.uint8], axis: Axis, start: int, count: int) -> NDArray[np.uint8]:
-    """The first side brought to its new number of pixels, in bytes."""
+def _along(values: NDArray[Any], axis: Axis, start: int, count: int) -> NDArray[Any]:
+    """The first side brought to its new number of pixels: bytes stay bytes, and floats floats."""
     low, _ = axis.span(start, start + count)
     dtype = np.float32 if axis.bits == BITS else np.float64
-    made = np.empty((count, *values.shape[1:]), dtype=np.uint8)
+    whole = values.dtype == np.uint8
+    dtype = dtype if whole else np.float64
+    made = np.empty((count, *values.shape[1:]), dtype=values.dtype)
     for at in range(0, count, BLOCK):
         stop = min(at + BLOCK, count)
         first, weights = axis.matrix(start + at, start + stop)
@@ -103,15 +105,14 @@ def _along(values: NDArray[np.uint8], axis: Axis, start: int, count: int) -> NDA
             values[first - low : first - low + weights.shape[1]].astype(dtype).reshape(weights.shape[1], -1)
         )
         sums: NDArray[Any] = np.matmul(weights.astype(dtype), part)
-        made[at:stop] = (
-            np.floor(sums * dtype(2.0**-axis.bits) + dtype(0.5)).clip(0, 255).reshape(stop - at, *values.shape[1:])
-        )
+        sums *= dtype(2.0**-axis.bits)
+        made[at:stop] = (_rounded(sums) if whole else sums).reshape(stop - at, *values.shape[1:])
     return made
 
 
 def _mended(
-    found: NDArray[np.uint8], values: NDArray[np.uint8], axes: tuple[Axis, ...], place: tuple[int, int], size: tuple[int, int], there: NDArray[np.float64]
-) -> NDArray[np.uint8]:  # fmt: skip
+    found: NDArray[Any], values: NDArray[Any], axes: tuple[Axis, ...], place: tuple[int, int], size: tuple[int, int], there: NDArray[np.float64]
+) -> NDArray[Any]:  # fmt: skip
     """Where a pixel that cannot be read has a part in a new one, the others alone make it."""
     (_, rows), (_, columns) = (
         axis.matrix(start, start + count) for axis, start, count in zip(axes, place, size, strict=True)
@@ -120,5 +121,11 @@ def _mended(
     weight = rows @ there @ columns.T
     sums = np.stack([rows @ (values[..., channel] * there) @ columns.T for channel in range(values.shape[-1])], axis=-1)
     enough = weight > LEAST * 2.0 ** (axes[0].bits + axes[1].bits)
-    mended = np.where(enough[..., None], np.floor(sums / np.where(enough, weight, 1)[..., None] + 0.5), 0).clip(0, 255)
-    return np.where(touched[..., None], mended.astype(np.uint8), found)
+    means = sums / np.where(enough, weight, 1)[..., None]
+    mended = np.where(enough[..., None], _rounded(means) if values.dtype == np.uint8 else means, 0)
+    return np.where(touched[..., None], mended.astype(values.dtype), found)
+
+
+def _rounded(values: NDArray[Any]) -> NDArray[Any]:
+    """To whole numbers of a byte, halves upwards."""
+    return np.floor(values + values.dtype.type(0.5)).clip(0, 255)

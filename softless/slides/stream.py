@@ -120,7 +120,7 @@ def stream(
             one that is faster here too.
         image: A tensor (C,H,W) or (1,C,H,W) as the model takes it, its size one that the model takes; a PIL image; bytes (H,W,C) as a numpy
             array; or the path of an image file or a slide. All but a tensor are normalised by `mean` and `std`; where the last patches reach beyond
-            the image they are filled up with the mean colour. A slide, or a tiled TIFF, is read region by region; an image file whole, as bytes.
+            the image they are filled up with the mean colour. Of a model that was trained in a declared range, files and arrays hold stored values. A slide, or a tiled TIFF, is read region by region; an image file whole, as bytes.
         chunk: Tokens worked on at once. A layer with local patch interaction works on whole rows of the grid, one at least.
         store: A folder for the residual stream; None is memory. A run that was killed goes on there and ends with the same bits.
         level: Level of a slide, 0 the finest.
@@ -168,7 +168,7 @@ def stream(
         mpp=mpp,
         slide_mpp=slide_mpp,
         to_size=to_size,
-        choice=Choice(None if channels is None else tuple(channels), page),
+        choice=Choice(None if channels is None else tuple(channels), page, viewer.scale),
     )
     for remark in source.place.remarks:
         notice(f"{source.name}: {remark}")
@@ -183,6 +183,7 @@ def stream(
             ("resize", resize),
             ("channels", None if channels is None else list(channels)),
             ("page", page),
+            ("range", None if viewer.scale is None else viewer.scale.text),
         ):
             if about and asked is not None:
                 about[name] = asked

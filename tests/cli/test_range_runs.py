@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import timm
 import torch
 from PIL import Image
@@ -120,8 +121,14 @@ def test_explain_sees_what_the_formula_says(run: Path, tmp_path: Path):
     assert len(drawn.files) == 1
     with pytest.raises(UsageError, match="holds bytes, and data"):
         softless.explain(loaded, np.zeros((64, 64, 3), np.uint8))
-    with pytest.raises(SoftlessError, match="slides"):
-        slide(str(run), str(tmp_path / "a.png"), out=tmp_path / "slides", device="cpu")
+    if loaded.task == "classification":
+        tifffile.imwrite(tmp_path / "a.tif", values, tile=(16, 16), photometric="rgb", metadata=None)
+        told = slide(str(run), str(tmp_path / "a.tif"), out=tmp_path / "slides", device="cpu")
+        one = slide(str(run), str(tmp_path / "a.png"), out=tmp_path / "slides of images", device="cpu")
+        assert told.answers[0].classes == pytest.approx(one.answers[0].classes, rel=1e-4)
+    else:
+        with pytest.raises(SoftlessError, match="slides"):
+            slide(str(run), str(tmp_path / "a.png"), out=tmp_path / "slides", device="cpu")
 
 
 def softless_picture(path: Path, loaded: Any) -> Any:
