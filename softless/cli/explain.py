@@ -38,6 +38,7 @@ def explain(
     layer: int = -1,
     resize: str | None = None,
     token_scale: str | None = None,
+    page: int = 0,
     device: str = "auto",
 ) -> Pictures:
     """Draw the query and key maps of one image or of a folder of images.
@@ -54,6 +55,7 @@ def explain(
         layer: which attention layer, counted from 0, or from the end when negative.
         resize: training (as many tokens as in training), or pixels of the longer side; without it what the run does in evaluation.
         token_scale: of SimA's attention: training (as strong at this size as at the training's), tokens, or a number.
+        page: which frame of a DICOM file that holds several, from 0 on.
         device: auto, cpu, cuda, mps.
 
     Raises:
@@ -80,7 +82,7 @@ def explain(
     with Results(folder, "explain", [root / name for name in files]) as results:
         places = results.pictures(files)
         for name, path in track(zip(files, places, strict=True), len(files), "drawing"):
-            image = viewer.transform(viewer.read(root / name))[None].to(place)
+            image = viewer.transform(viewer.read(root / name, page))[None].to(place)
             maps = look(viewer.model, image, layer=layer)
             if maps.foreign is not None:
                 far[name] = maps.foreign

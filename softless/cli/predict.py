@@ -16,6 +16,7 @@ def predict(
     device: str = "auto",
     batch_size: int | None = None,
     amp: Literal["none", "bfloat16", "float16"] | None = None,
+    page: int = 0,
 ) -> Any:
     """Answer the images of a folder with the best epoch of a run.
 
@@ -34,6 +35,7 @@ def predict(
         device: auto, cpu, cuda, mps.
         batch_size: images at once of a classifier; by default as in training, at most 256.
         amp: what matrix products are computed in: none is float32. By default as the run was trained, and as `eval` measures it.
+        page: which frame of a DICOM file that holds several, from 0 on.
 
     Raises:
         DataError: no images, or none that can be read.
@@ -57,7 +59,7 @@ def predict(
         )
     setting = Setting(place, batch_size or loaded.batch_size, chosen_amp(amp, loaded))
     folder = located(out)
-    samples = readable(images_at(located(images), loaded.in_chans, folder, loaded.scale))
+    samples = readable(images_at(located(images), loaded.in_chans, folder, loaded.scale, page))
     answer: Any = import_module(f"softless.prediction.{loaded.task}").predict
     with Results(folder, "predict", [samples.root / name for name in samples.files]) as results:
         return answer(loaded, samples, results, setting, overlays=overlays)

@@ -220,10 +220,12 @@ def _samples(root: Path, part: str, scan: Scan, channels: int, scale: Range | No
     return FileSamples(root, files, targets, channels, scale)
 
 
-def images_at(path: Path, channels: int, apart: Path | None = None, scale: Range | None = None) -> FileSamples:
+def images_at(
+    path: Path, channels: int, apart: Path | None = None, scale: Range | None = None, page: int = 0
+) -> FileSamples:
     """The images of a folder and its sub-folders, or one image, without labels; see `files_at`."""
     root, files = files_at(path, apart)
-    return FileSamples(root, files, [0] * len(files), channels, scale)
+    return FileSamples(root, files, [0] * len(files), channels, scale, page)
 
 
 def files_at(path: Path, apart: Path | None = None) -> tuple[Path, list[str]]:

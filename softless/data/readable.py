@@ -86,7 +86,9 @@ def fault_of(path: Path, error: BadImage, root: Path) -> Fault:
     return Fault(named(path, root), error.reason, error.kind)
 
 
-def unreadable(files: Sequence[Path], channels: int = 3, scale: Range | None = None) -> dict[Path, BadImage]:
+def unreadable(
+    files: Sequence[Path], channels: int = 3, scale: Range | None = None, page: int = 0
+) -> dict[Path, BadImage]:
     """The files that cannot be read, each with its error; all others were decoded to their last byte, now or before.
 
     Decoding is shared among as many threads as this process has cores. Values outside a declared range are counted and said each time: files that
@@ -95,7 +97,7 @@ def unreadable(files: Sequence[Path], channels: int = 3, scale: Range | None = N
     if not files:
         return {}
     start = time.monotonic()
-    rule = _rule(channels, scale)
+    rule = _rule(channels, scale) + (f" page {page}" if page else "")
     store = _store(files, rule)
     _known.update(_recalled(store))
     keys = [_key(path, rule) for path in files]
@@ -103,7 +105,7 @@ def unreadable(files: Sequence[Path], channels: int = 3, scale: Range | None = N
     bad: dict[Path, BadImage] = {}
     outside, cut = Outside(), set[int]()
     with _threads() as each:
-        read = each(partial(_looked_at, channels=channels, scale=scale), [files[place] for place in asked])
+        read = each(partial(_looked_at, channels=channels, scale=scale, page=page), [files[place] for place in asked])
         for place, found in zip(asked, progress.track(read, len(asked), "reading all images once"), strict=True):
             if isinstance(found, BadImage):
                 bad[files[place]] = found
@@ -160,10 +162,10 @@ class _Whole(NamedTuple):
     outside: tuple[int, int]  # values below and above a declared range
 
 
-def _looked_at(path: Path, channels: int, scale: Range | None) -> _Whole | BadImage:
+def _looked_at(path: Path, channels: int, scale: Range | None, page: int) -> _Whole | BadImage:
     """What is in a file that can be read, or why it cannot."""
     try:
-        decoded = read_whole(path, channels, scale)
+        decoded = read_whole(path, channels, scale, page=page)
         return _Whole(content(path), decoded.outside)
     except BadImage as error:
         return error

@@ -74,6 +74,7 @@ def read_whole(
     channels: int = 3,
     scale: Range | None = None,
     *,
+    page: int = 0,
     max_pixels: int | None = None,
     min_side: int | None = None,
 ) -> Decoded:
@@ -82,7 +83,7 @@ def read_whole(
     Raises:
         BadImage: the file cannot be used.
     """
-    decoded = decode(path, channels, scale, max_pixels=max_pixels, min_side=min_side)
+    decoded = decode(path, channels, scale, page=page, max_pixels=max_pixels, min_side=min_side)
     if decoded.format == "PNG":
         images.verify(path)
     return decoded

@@ -118,6 +118,7 @@ class FileSamples(Samples):
         targets: Sequence[int] | np.ndarray,
         channels: int,
         scale: Range | None = None,
+        page: int = 0,
     ) -> None:
         if channels not in MODES:
             raise DataError(
@@ -127,7 +128,7 @@ class FileSamples(Samples):
         self.root = root
         self.files = list(files)
         self.targets = np.asarray(targets, dtype=np.int64)
-        self.channels, self.scale = channels, scale
+        self.channels, self.scale, self.page = channels, scale, page
 
     def paths(self) -> list[Path]:
         """Where the files lie."""
@@ -137,7 +138,7 @@ class FileSamples(Samples):
         """Feed the outlines drawn on the images, where there are some, into a hashlib digest."""
 
     def image(self, index: int) -> Picture:
-        return read_image(self.root / self.files[index], self.channels, self.scale)
+        return read_image(self.root / self.files[index], self.channels, self.scale, page=self.page)
 
     def name(self, index: int) -> str:
         return self.files[index]
@@ -145,4 +146,4 @@ class FileSamples(Samples):
     def take(self, indices: Sequence[int] | np.ndarray) -> "FileSamples":
         chosen = np.asarray(indices, dtype=np.int64)
         files = [self.files[i] for i in chosen]
-        return FileSamples(self.root, files, self.targets[chosen], self.channels, self.scale)
+        return FileSamples(self.root, files, self.targets[chosen], self.channels, self.scale, self.page)

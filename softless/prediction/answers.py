@@ -60,7 +60,7 @@ def readable(samples: FileSamples) -> FileSamples:
         DataError: none can.
     """
     paths = samples.paths()
-    bad = unreadable(paths, samples.channels, samples.scale)
+    bad = unreadable(paths, samples.channels, samples.scale, samples.page)
     if len(bad) == len(paths):
         first = bad[paths[0]]
         raise DataError(

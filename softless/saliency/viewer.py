@@ -39,9 +39,9 @@ class Viewer:
     std: Sequence[float]
     scale: Range | None = None  # the declared range of the images' values
 
-    def read(self, path: str | Path) -> pictures.Picture:
-        """An image file as the transform takes it."""
-        return read_image(located(path), self.in_chans, self.scale)
+    def read(self, path: str | Path, page: int = 0) -> pictures.Picture:
+        """An image file, of several frames one, as the transform takes it."""
+        return read_image(located(path), self.in_chans, self.scale, page=page)
 
     def resized(self, size: Size) -> "Viewer":
         """The same looking at images of another size: "training", or pixels of the longer side.

@@ -176,3 +176,18 @@ def test_a_run_on_dicom(tmp_path: Path, text: str | None):
         len(explain_command(str(tmp_path / "run"), root / "test", out=tmp_path / "maps", device="cpu").files)
         == answers.images
     )
+    if text is not None:
+        frames = 8 * np.random.default_rng(0).integers(0, 256, (3, 64, 64)).astype(np.int16)
+        made(tmp_path / "several.dcm", frames, NumberOfFrames=3, **ct)
+        made(tmp_path / "second.dcm", frames[1], **ct)
+        options: dict[str, Any] = {"device": "cpu", "overlays": False}
+        several = predict(tmp_path / "run", tmp_path / "several.dcm", tmp_path / "several", page=1, **options)
+        second = predict(tmp_path / "run", tmp_path / "second.dcm", tmp_path / "second", **options)
+        rows = [(tmp_path / name / "predictions.csv").read_text().splitlines()[1] for name in ("several", "second")]
+        assert rows[0].partition(",")[2] == rows[1].partition(",")[2]
+        assert several.images == second.images == 1
+        with pytest.raises(UsageError, match=r"page=3: .* holds 3 pictures, counted from 0"):
+            predict(tmp_path / "run", tmp_path / "several.dcm", tmp_path / "none", page=3, **options)
+        deep_png(frames[0].astype(np.uint16), tmp_path / "a.png")
+        with pytest.raises(UsageError, match=r"page=1: .* only DICOM files have pages here"):
+            explain_command(str(tmp_path / "run"), tmp_path / "a.png", out=tmp_path / "no maps", page=1, device="cpu")
