@@ -82,7 +82,9 @@ def fitted(ours: nn.Module, seen: Seen, at_rest: Rest) -> Fit:
     """The numbers of a new attention on what the old one was given; nothing is changed."""
     holder: Any = getattr(ours, "inner", ours)
     given: list[Tensor] = []
-    hook = holder.proj.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    hook = holder.proj.register_forward_pre_hook(
+        lambda _, inputs: given.append(inputs[0]), prepend=True
+    )  # before others change it
     try:
         with at_rest:
             ours(*seen.args, **seen.kwargs)

@@ -41,8 +41,12 @@ NUMBERS = frozenset({"BININT", "BININT1", "BININT2", "LONG1", "LONG4", "INT", "L
 MEND = "save the model's state dict alone, as .safetensors at best"
 
 
-def read_archive(path: Path) -> dict[str, Any]:
+def read_archive(path: Path, *, foreign: bool = False) -> dict[str, Any]:
     """What an archive holds: tensors, numbers and texts in dicts, lists and tuples.
+
+    Args:
+        path: the file.
+        foreign: a script's, with its options beside the tensors; ours hold none.
 
     Raises:
         DataError: anything else in it, or a torch that is not safe for it.
@@ -55,7 +59,7 @@ def read_archive(path: Path) -> dict[str, Any]:
         raise DataError(
             f"{path} is not an archive of torch.save that can be trusted: {first_line(error)}; copy it again, or {MEND}"
         ) from error
-    _check_pickle(path, scan(pickled))
+    _check_pickle(path, scan(pickled), foreign=foreign)
     return _loaded(path, mapped=True)  # a storage is a part of the file, whatever the pickle claims
 
 
@@ -68,7 +72,7 @@ def read_old(path: Path) -> dict[str, Any]:
     check_torch(path)
     with path.open("rb") as file:
         found = scan(file.read(PICKLE), STACKED)
-    _check_pickle(path, found)
+    _check_pickle(path, found, foreign=True)
     size = path.stat().st_size
     if max(found.claims, default=0) > size or sum(found.claims) > REPEATS * size:
         raise DataError(
@@ -157,9 +161,9 @@ def _check_end(file: BinaryIO, size: int) -> None:
         raise ValueError(f"its directory has {length} bytes, and at most {DIRECTORY} are read")
 
 
-def _check_pickle(path: Path, found: "Scan") -> None:
-    """A bounded number of steps, which call only what tensors need and what stands for nothing."""
-    wrong = [name for name in found.called if not harmless(name)]
+def _check_pickle(path: Path, found: "Scan", *, foreign: bool) -> None:
+    """A bounded number of steps, which call only what tensors need and, in a foreign file, what stands for nothing."""
+    wrong = [name for name in found.called if not (harmless(name) if foreign else name in ALLOWED)]
     if whole := next(
         (name for name in wrong if name.startswith(("torch.nn.modules.", "timm.models.", "softless."))), ""
     ):
@@ -167,7 +171,7 @@ def _check_pickle(path: Path, found: "Scan") -> None:
             f"{path} holds a whole model ({whole[:100]}) and not its weights: load it where its code is, and {MEND}"
         )
     if wrong:
-        raise DataError(f"{path} calls {first_name(wrong)}, and nothing in a file is executed here: {MEND}")
+        raise DataError(f"{path} calls {repr(wrong[0])[1:-1][:100]}, and nothing in a file is executed here: {MEND}")
     if found.problem:
         raise DataError(
             f"{path} is not a checkpoint of plain tensors ({found.problem}): nothing in a file is executed here, so {MEND}"

@@ -50,7 +50,7 @@ def read_tensors(path: str | Path, *, allow_nonfinite: bool = False) -> dict[str
     elif kind in TORCHS and path.suffix == ".safetensors":
         raise DataError(f"{path} is {TORCHS[kind]} and not a safetensors file: call it .pth")
     elif kind in TORCHS:
-        held = read_archive(path) if kind == "zip" else read_old(path)
+        held = read_archive(path, foreign=True) if kind == "zip" else read_old(path)
     else:
         raise DataError(f"{path} {kind}")
     if not allow_nonfinite:

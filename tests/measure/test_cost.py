@@ -61,7 +61,10 @@ SOFT = {
 
 @pytest.mark.parametrize(
     "size",
-    [pytest.param(size, marks=[pytest.mark.extra] if size in {"medium", "large", "huge"} else []) for size in SOFT],
+    [
+        pytest.param(size, marks=[pytest.mark.extra] if size in {"small_code", "medium", "large", "huge"} else [])
+        for size in SOFT
+    ],
 )
 def test_published_sizes_of_soft(size: str) -> None:
     parameters, gmacs, heads = SOFT[size]

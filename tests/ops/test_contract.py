@@ -399,7 +399,9 @@ def test_same_bits_twice(op: Operator) -> None:
 
 
 @every
-@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize(
+    "dynamic", [pytest.param(False, id="static", marks=pytest.mark.extra), pytest.param(True, id="dynamic")]
+)
 def test_compiles_into_one_graph(op: Operator, dynamic: bool) -> None:
     if dynamic and op.resolution == "grid":
         pytest.skip("the grid is a constant of the graph: no number of tokens is dynamic")

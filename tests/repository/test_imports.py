@@ -33,6 +33,7 @@ IMPORTED_AS = {
     "openvino": "openvino",
     "peft": "peft",
     "pycocotools": "pycocotools",
+    "pydicom": "pydicom",
     "pytest": "pytest",
     "pytest-xdist": "xdist",
     "python-multipart": "python_multipart",
