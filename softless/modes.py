@@ -8,19 +8,22 @@ from torch import nn
 
 
 @contextmanager
-def in_evaluation(model: nn.Module) -> Iterator[None]:
-    """Every module in evaluation mode; each gets its own mode back, as a frozen norm in a model that trains has one.
-
-    What was compiled runs as it is written: compiled kernels know no fake tensors, and no hooks.
-    """
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Every module in evaluation mode; each gets its own mode back, as a frozen norm in a model that trains has one."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.compiler.set_stance("force_eager"):
-            yield
+        yield
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def in_evaluation(model: nn.Module) -> Iterator[None]:
+    """`evaluating`, and what was compiled runs as it is written: compiled kernels know no fake tensors, and no hooks."""
+    with evaluating(model), torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

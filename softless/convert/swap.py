@@ -114,12 +114,12 @@ def swap(model: nn.Module, op: str | Operator | type[Attention] = "sima", *, lay
     try:
         untried = _tried(exchange, record, images)  # first: its pass tells the new modules the grid
         fits = {path: fitted(built[path], seen, _at_rest(built[path])) for path, seen in before.items()}
+        for path, fit in fits.items():
+            holder: Any = getattr(built[path], "inner", built[path])
+            holder.proj = multiplied(holder.proj, fit.gains, before[path].out)
     except BaseException:
         exchange.undo()
         raise
-    for path, fit in fits.items():
-        holder: Any = getattr(built[path], "inner", built[path])
-        holder.proj = multiplied(holder.proj, fit.gains, before[path].out)
     mean = "q and k are tied: their common projection is the mean of both" if record.wants("tied_qk", options) else ""
     lost |= {path: why for path, one in chosen.items() if (why := _dropped(one, record)) and path not in lost}
     kinds = {path: type(one).__name__ for path, one in chosen.items()}

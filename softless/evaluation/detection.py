@@ -25,6 +25,7 @@ from softless.data.samples import Samples
 from softless.evaluation.evaluate import autocast
 from softless.evaluation.measures import MEASURES
 from softless.models.durable import write_text
+from softless.modes import evaluating
 from softless.words import visible
 
 PREDICTIONS = "predictions.json"
@@ -114,15 +115,11 @@ def answers_to(
     """
     ids: Sequence[int] = model.categories if categories is None else categories  # type: ignore[assignment]
     device = next(model.parameters()).device
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for image in images:
             with autocast(device, amp):
                 (answer,) = model([image.to(device, non_blocking=True)])
             yield _written(answer, ids)
-    finally:
-        model.train(training)
 
 
 def average_precision(document: Mapping[str, Any], answers: Sequence[Answer], *, masks: bool, detections: int = 100) -> tuple[dict[str, float | None], dict[str, dict[str, float | None]]]:  # fmt: skip

@@ -19,6 +19,7 @@ from softless.evaluation.intervals import wilson
 from softless.evaluation.metrics import Metrics, measure
 from softless.evaluation.run import LoadedRun
 from softless.models.durable import write_stream
+from softless.modes import evaluating
 
 PREDICTIONS = "predictions.npz"
 AMP = {"none": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -140,17 +141,13 @@ def forward_all(
     label: str = "evaluating",
 ) -> tuple[Tensor, Tensor]:
     """Logits (n, K) float32 and targets (n,) of all batches, on the processor."""
-    training = model.training
-    model.eval()
     logits, targets = [], []
-    try:
+    with evaluating(model):
         for images, truth in track(batches, total, label, size=lambda batch: len(batch[1])):
             with autocast(device, amp):
                 output = model(images.to(device, non_blocking=True))
             logits.append(output.float().cpu())
             targets.append(truth)
-    finally:
-        model.train(training)
     if not logits:
         return torch.empty(0, 0), torch.empty(0, dtype=torch.int64)
     return torch.cat(logits), torch.cat(targets)

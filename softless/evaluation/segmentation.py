@@ -28,6 +28,7 @@ from softless.data.samples import Samples
 from softless.errors import DivergedError, need
 from softless.evaluation.evaluate import autocast
 from softless.models.durable import make_folder, write_bytes, write_text
+from softless.modes import evaluating
 from softless.words import visible
 
 FOLDER, SCORES, COUNTS = "predictions", "scores.json", "counts.npz"
@@ -163,22 +164,17 @@ def evaluate(
     Raises:
         DivergedError: logits that are not finite.
     """
-    training = model.training
-    model.eval()
     device = next(model.parameters()).device
     found = Tally(len(classes))
-    try:
-        with torch.no_grad():
-            for images, labels in track(loader, len(loader.positions), label, size=lambda batch: len(batch[0])):
-                for image, truth in zip(images, labels, strict=True):
-                    with autocast(device, amp):
-                        logits = model(image.to(device)[None])[0].float()
-                    if not bool(logits.isfinite().all()):
-                        raise DivergedError("the model's output is not finite: its weights diverged")
-                    measured = None if loss is None else float(loss(logits, truth.to(device)))
-                    found.add(logits.argmax(0).cpu().numpy(), truth.numpy(), values, measured)
-    finally:
-        model.train(training)
+    with evaluating(model), torch.no_grad():
+        for images, labels in track(loader, len(loader.positions), label, size=lambda batch: len(batch[0])):
+            for image, truth in zip(images, labels, strict=True):
+                with autocast(device, amp):
+                    logits = model(image.to(device)[None])[0].float()
+                if not bool(logits.isfinite().all()):
+                    raise DivergedError("the model's output is not finite: its weights diverged")
+                measured = None if loss is None else float(loss(logits, truth.to(device)))
+                found.add(logits.argmax(0).cpu().numpy(), truth.numpy(), values, measured)
     return _of_all_ranks(loader, found).outcome(classes, len(loader.dataset))  # type: ignore[arg-type]
 
 

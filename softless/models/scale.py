@@ -15,6 +15,7 @@ from torch import nn
 from softless.attention.attend import check_options
 from softless.errors import UsageError
 from softless.layers import Attention, ClassAttention
+from softless.modes import evaluating
 
 FOREIGN = 4.0  # times as many tokens as in training, or as few, beyond which a size is foreign
 TRAINING = "training"  # as a size, or as a token_scale: that of the training
@@ -164,15 +165,14 @@ def queries(model: Any, height: int, width: int) -> dict[nn.Module, int]:
         found[module] = inputs[0].shape[1] - isinstance(module, ClassAttention)
 
     hooks = [module.register_forward_pre_hook(note) for module in scaled(model)]
-    training, first = model.training, next(model.parameters())
+    first = next(model.parameters())
     channels = next((int(one.in_channels) for one in model.modules() if isinstance(one, nn.Conv2d)), 3)
     empty = torch.zeros(1, channels, height, width, dtype=first.dtype, device=first.device)
     try:
-        model.eval()
-        looks = model.features if hasattr(model, "framed") else model
-        looks(model.framed(empty) if hasattr(model, "framed") else empty)
+        with evaluating(model):
+            looks = model.features if hasattr(model, "framed") else model
+            looks(model.framed(empty) if hasattr(model, "framed") else empty)
     finally:
-        model.train(training)
         for hook in hooks:
             hook.remove()
     return found

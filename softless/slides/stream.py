@@ -5,6 +5,7 @@
 import hashlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from softless.evaluation import LoadedRun
 from softless.inference.packed import PackedLinear
 from softless.layers.plain import weights_of
 from softless.models.scale import Foreign, foreign
+from softless.modes import evaluating
 from softless.saliency.maps import Saliency, signed_unit, unit
 from softless.saliency.viewer import Picture, Size, size_of, viewer_of
 from softless.slides import store as stores
@@ -156,7 +158,7 @@ def stream(
         raise UsageError("order= is for runs in memory: one in a folder goes on in the order in which the chunks lie")
     start, viewer = time.monotonic(), viewer_of(model)
     model = viewer.model
-    training, host = model.training, host_of(model)
+    host = host_of(model)
     own_mean, own_std = viewer.mean, viewer.std
     to_size = None if resize is None else partial(size_of, model, resize)
     source = source_of(
@@ -175,8 +177,7 @@ def stream(
     far = foreign(model, *source.size)
     if far is not None:
         notice(far.advice())
-    try:
-        model.eval()
+    with closing(source), evaluating(model):
         run = _Run(host, source, chunk, store, _mask(mask, host, source), saliency, tokens, order)
         about: dict[str, Any] = {} if store is None else {"image": image_print(image), "level": [level, mpp, slide_mpp], "scale": [list(mean or own_mean), list(std or own_std)]}  # fmt: skip
         for name, asked in (
@@ -188,9 +189,6 @@ def stream(
             if about and asked is not None:
                 about[name] = asked
         return replace(run.result(about, quiet=quiet, start=start), foreign=far)
-    finally:
-        model.train(training)
-        source.close()
 
 
 class _Run:

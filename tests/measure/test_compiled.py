@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import softless
+from softless.evaluation.evaluate import forward_all
 
 X = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
@@ -47,7 +48,17 @@ def test_a_compiled_model_that_has_run(compiled: Any) -> None:
         assert torch.allclose(model(X), plain(X), atol=1e-5)
 
 
-@pytest.mark.parametrize("look", [softless.cost, softless.audit, lambda model: softless.explain(model, X)])
+@pytest.mark.parametrize(
+    "look",
+    [
+        softless.cost,
+        softless.audit,
+        lambda model: softless.explain(model, X),
+        lambda model: softless.stream(model, X, quiet=True, saliency=False),
+        lambda model: forward_all(model, [(X, torch.zeros(1))], 1, torch.device("cpu")),
+    ],
+    ids=["cost", "audit", "explain", "stream", "eval"],
+)
 def test_each_module_keeps_its_mode(look: Any) -> None:
     model = vit().train()
     model.blocks[0].norm1.eval()
