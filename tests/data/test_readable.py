@@ -116,9 +116,9 @@ def test_a_whole_file_is_decoded_once_and_again_when_it_changed(tmp_path: Path, 
     decoded: list[str] = []
     real = readable.read_whole
 
-    def counted(path: Path, channels: int, scale: Any = None) -> Any:
+    def counted(path: Path, *given: Any, **named: Any) -> Any:
         decoded.append(path.name)
-        return real(path, channels, scale)
+        return real(path, *given, **named)
 
     monkeypatch.setattr(readable, "read_whole", counted)
     monkeypatch.setattr(progress, "PATIENCE", -1.0)  # as though it had taken long: kept for later processes

@@ -17,6 +17,8 @@ import pytest
 from tests.building import ROOT, no_kernels
 
 IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc", "*.so")
+pytestmark = pytest.mark.extra  # it builds wheels
+
 LIBRARY = "softless/attention/kernels/native/libsoftless_native.so"
 
 
