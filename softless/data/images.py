@@ -161,7 +161,7 @@ def _decoded(
             refuse_many(path, image.size, limit("SOFTLESS_MAX_PIXELS", MAX_PIXELS, max_pixels), _tile(image))
             if judge is None:
                 _refuse_deep_pixels(image, path)
-            told = _tagged(path, deep=judge is not None)
+            told = _tagged(path, deep=judge is not None) if image.format == "TIFF" else None
             refuse_small(path, image.size, limit("SOFTLESS_MIN_SIDE", MIN_SIDE, min_side))
             if told is not None and not told.as_pillow:
                 return _by_tiles(told, channels, judge)

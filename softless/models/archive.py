@@ -171,7 +171,7 @@ def _check_pickle(path: Path, found: "Scan", *, foreign: bool) -> None:
             f"{path} holds a whole model ({whole[:100]}) and not its weights: load it where its code is, and {MEND}"
         )
     if wrong:
-        raise DataError(f"{path} calls {repr(wrong[0])[1:-1][:100]}, and nothing in a file is executed here: {MEND}")
+        raise DataError(f"{path} calls {_shown(wrong[0])}, and nothing in a file is executed here: {MEND}")
     if found.problem:
         raise DataError(
             f"{path} is not a checkpoint of plain tensors ({found.problem}): nothing in a file is executed here, so {MEND}"
@@ -252,7 +252,11 @@ def _imported(operation: str, value: Any, texts: tuple[str, str]) -> str:
 
 def first_name(called: list[str]) -> str:
     """The first name that a tensor does not need, else the first."""
-    return repr(next((name for name in called if not harmless(name)), called[0]))[1:-1][:100]
+    return _shown(next((name for name in called if not harmless(name)), called[0]))
+
+
+def _shown(name: str) -> str:
+    return repr(name)[1:-1][:100]
 
 
 def tensors_of(held: Any) -> Iterator[tuple[str, Tensor]]:

@@ -35,12 +35,7 @@ WEIGHTS = (
     "student",
 )  # where scripts keep them
 AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "teacher")
-USUAL = (
-    "state_dict_ema",
-    "ema_state_dict",
-    "model_ema_state_dict",
-    "teacher",
-)  # averages that are the result of their script
+USUAL = tuple(name for name in AVERAGED if name != "model_ema")  # the result of their script, not a second choice
 WRAPPERS = (
     "module.",
     "_orig_mod.",
