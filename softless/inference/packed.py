@@ -14,6 +14,7 @@ from timm.layers import GELUTanh
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from softless.attention.packed import BFLOAT16
 from softless.attention.transforms import transformed
 from softless.errors import UsageError
 from softless.layers.plain import CONV, weights_of
@@ -52,7 +53,7 @@ def why_not(dtype: torch.dtype, device: torch.device) -> str:
         return f"oneDNN packs on the processor, and the model is on {device}"
     if not torch.backends.mkldnn.is_available():
         return "this build of torch has no oneDNN"
-    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if dtype == torch.bfloat16 and not BFLOAT16:
         return "this processor has no instructions that oneDNN could use for bfloat16: dtype=torch.float32 is the faster choice here"
     return ""
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from softless.attention import OPERATORS, Operator, attend, attend_packed, attend_projected, get, output_matrix
 from softless.attention.attend import autocast_off, backend_of, check_options
 from softless.attention.kernels import native
-from softless.attention.packed import absorbed, unpacked
+from softless.attention.packed import absorbed, product, unpacked
 from softless.attention.spec import Dims, Grid
 from softless.errors import UsageError
 from softless.layers.companions import HeadConv, Reduction
@@ -381,13 +381,10 @@ def dtype_of_products(x: Tensor) -> torch.dtype:
 
 def merged(qkv: Tensor, matrix: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """q (A W) + b for the queries of a buffer (B,N,3 H D) and the operator's matrix A (B,H,D,D): the projection's product without q A."""
-    whole = absorbed(matrix, weight).to(qkv.dtype)
+    whole = absorbed(matrix, weight)
     q = qkv[..., : whole.shape[1]]
-    y = (
-        (q[0] @ whole[0])[None]
-        if len(q) == 1
-        else torch.stack([one @ theirs for one, theirs in zip(q, whole, strict=True)])
-    )
+    made = [product(one, theirs) for one, theirs in zip(q, whole, strict=True)]
+    y = made[0][None] if len(made) == 1 else torch.stack(made)
     return y if bias is None else y.add_(bias)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from softless.attention.attend import HALF, extras_of, widen
 from softless.attention.chunks import summed, wide
 from softless.attention.features import keep, root
-from softless.attention.packed import absorbed
+from softless.attention.packed import absorbed, product
 from softless.attention.spec import EPS, Dims, Grid, Place, Summary, Tokens
 from softless.errors import PrecisionError, UsageError
 from softless.inference.packed import PackedLinear
@@ -154,7 +154,7 @@ class Layer:
         h = self.parts.norm1(x)
         if self.weights is not None:
             matrix, bias = reader
-            x += h @ matrix
+            x += product(h, matrix)
             return (
                 x if bias is None else x.add_(bias)
             )  # after the product: a sum that starts from a large bias loses a small product
