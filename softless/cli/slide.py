@@ -13,16 +13,19 @@ from torch import nn
 from softless.benching.record import table
 from softless.cli.output import plain
 from softless.cli.sizes import as_channels, as_size, as_token_scale
-from softless.errors import SoftlessError, UsageError, located
+from softless.errors import DataError, SoftlessError, UsageError, located
 from softless.models.durable import make_folder, remove_empty, write_picture, write_text
 from softless.models.scale import set_token_scale, trained_as_configured
 from softless.prediction.results import writable
 from softless.slides.files import Choice
-from softless.slides.stream import CHUNK, StreamResult, stream
+from softless.slides.lattice import Origin
+from softless.slides.masks import OUTLINES, PICTURES
+from softless.slides.stream import CHUNK, StreamResult, Tissue, stream
+from softless.slides.thumbnails import LARGE
 from softless.words import aligned, visible
 
 TOP = 5  # classes that are told of one image
-RESULT, PICTURE, SUMMARY = "result.json", "saliency.png", "summary.json"
+RESULT, SHEET, SUMMARY = "result.json", "saliency.png", "summary.json"
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class Answer:
     classes: Mapping[str, float]  # probability by class, the largest first
     result: StreamResult | None
     failed: str = ""  # why there is no result
+    counts: str | None = None  # what said which patches count: a file, or otsu
+    files: tuple[str, ...] = ()  # in its folder, beside the result
 
     @property
     def note(self) -> str:
@@ -61,10 +66,12 @@ class Answer:
             "bounds": found.bounds,
             "remarks": found.remarks,
             "tokens": found.counted,
+            "mask": self.counts,
             "foreign": None if found.foreign is None else found.foreign.to_dict(),
             "unreadable": [vars(tile) for tile in found.unreadable],
             "seconds": round(found.seconds, 3),
             "folder": None if self.folder is None else str(self.folder),
+            "files": self.files,
         }
 
 
@@ -91,14 +98,16 @@ class Slides:
         if len(self.answers) == 1 and self.answers[0].result is not None:
             return self._one(self.answers[0], self.answers[0].result)
         cells = [self._cells(answer) for answer in self.answers]
-        return f"{table(['image', 'pixels', 'tokens', 'says', '', 'seconds', ''], cells)}\n\nresults and pictures: {self.out}"
+        heads = ["image", "pixels", "tokens", "says", "", "seconds", ""]
+        return f"{table(heads, cells)}\n\nresults, maps and pictures: {self.out}"
 
     def _one(self, answer: Answer, found: StreamResult) -> str:
         lines = [
             f"{visible(answer.image)}: {found.size[1]:,} x {found.size[0]:,} pixels, {found.counted:,} tokens, {found.seconds:.1f} s"
         ]
         lines += aligned((name, f"{share:6.1%}") for name, share in list(answer.classes.items())[:TOP])
-        return "\n".join([*lines, *([answer.note] if answer.note else []), f"result and picture: {answer.folder}"])
+        where = f"{answer.folder}: {', '.join([RESULT, *answer.files])}"
+        return "\n".join([*lines, *([answer.note] if answer.note else []), where])
 
     @staticmethod
     def _cells(answer: Answer) -> list[str]:
@@ -123,6 +132,9 @@ def slide(
     page: int | None = None,
     resize: str | None = None,
     token_scale: str | None = None,
+    mask: str | Path | None = None,
+    tissue: Tissue = "none",
+    origin: Origin = "slide",
     chunk: int = CHUNK,
     store: str | Path | None = None,
     pictures: bool = True,
@@ -132,8 +144,8 @@ def slide(
 ) -> Slides:
     """Look at slides, or other images of any size, as wholes: exact attention over all their tokens, in memory bounded by a chunk.
 
-    Writes OUT/NAME/result.json (classes, tiles that could not be read, sizes) and OUT/NAME/saliency.png for each image, and OUT/summary.json. An image that
-    fails does not stop the others. The exit code is 4 where one failed or a tile of one could not be read. softless.stream is the Python function.
+    Writes into OUT/NAME for each image result.json (classes, tiles that could not be read, sizes), the maps as arrays (.npy), as pictures
+    (saliency.png, overlay.png) and as polygons for QuPath (saliency.geojson), and OUT/summary.json. An image that fails does not stop the others. The exit code is 4 where one failed or a tile of one could not be read. softless.stream is the Python function.
 
     Args:
         model: the folder of a run, or the name of a model.
@@ -148,9 +160,14 @@ def slide(
         page: which picture of a TIFF that holds several, or which plane of a stack, from 0 on.
         resize: training (as many tokens as in training), or pixels of the longer side; without it images keep their size.
         token_scale: of SimA's attention: training (as strong at this size as at the training's), tokens, or a number.
+        mask: which patches count: a PNG of two values (0 does not), polygons as GeoJSON, or a folder with one of them for
+            each image, named as it is.
+        tissue: otsu lets count what is stained, by Otsu's threshold on saturation; none looks at all of it.
+        origin: whose coordinates GeoJSON has, coming in and going out: slide (the file's corner) or qupath (what QuPath
+            shows, which leaves out what was not scanned).
         chunk: tokens worked on at once.
         store: a folder for what is too large for the memory; a run that was killed goes on there.
-        pictures: draw the saliency maps.
+        pictures: draw and write the maps.
         dtype: float32 or bfloat16.
         device: auto, cpu, cuda, mps.
         quiet: no progress line.
@@ -160,13 +177,14 @@ def slide(
         DataError: the only image, or every one, cannot be read; exit code 1 where a slide opens and none of its tiles can be read.
     """
     from softless.saliency.viewer import declared
-    from softless.slides.pictures import thumbnail
+    from softless.slides.thumbnails import thumbnail
     from softless.training.world import choose_device
 
     if not images:
         raise UsageError("softless slide MODEL IMAGE …: name one image or more")
     for image in images:
         located(image)
+    masks = None if mask is None else _Masks(mask, alone=len(images) == 1)
     scale = None if token_scale is None else as_token_scale(token_scale)
     size = None if resize is None else as_size(resize)
     chosen = None if channels is None else as_channels(channels)
@@ -181,6 +199,8 @@ def slide(
         "channels": chosen,
         "page": page,
         "resize": size,
+        "tissue": tissue,
+        "origin": origin,
         "chunk": chunk,
         "saliency": pictures,
         "quiet": quiet,
@@ -189,11 +209,12 @@ def slide(
     for image, name in zip(images, _names(images), strict=True):
         place = None if store is None else located(store) / name
         try:
-            found = stream(looker.model, image, store=place, mean=looker.mean, std=looker.std, **options)
-            drawn = (
-                thumbnail(image, level=level, choice=Choice(chosen, page, declared(looker.model))) if pictures else None
-            )
-            answers.append(_written(image, root / name, looker, found, drawn))
+            mine = None if masks is None else masks.of(image)
+            found = stream(looker.model, image, store=place, mask=mine, mean=looker.mean, std=looker.std, **options)
+            choice = Choice(chosen, page, declared(looker.model))
+            drawn = thumbnail(image, level=level, side=LARGE, choice=choice) if pictures else None
+            counts = str(mine) if mine is not None else None if tissue == "none" else tissue
+            answers.append(_written(image, root / name, looker, found, drawn, origin, counts))
         except SoftlessError as error:
             errors.append(error)
             answers.append(Answer(image, None, {}, None, " ".join(str(error).split())))
@@ -269,7 +290,50 @@ def _names(images: Sequence[str]) -> list[str]:
     return names
 
 
-def _written(image: str, folder: Path, looker: Looker, found: StreamResult, small: Image.Image | None) -> Answer:
+class _Masks:
+    """A file that says what counts, or a folder with one for each image.
+
+    Raises:
+        UsageError: one file for several images.
+    """
+
+    def __init__(self, mask: str | Path, *, alone: bool) -> None:
+        self.place = located(mask)
+        if not (alone or self.place.is_dir()):
+            raise UsageError(
+                f"--mask {mask} is one file, and there are several images: give a folder that holds a mask for each, "
+                "named as the image is"
+            )
+
+    def of(self, image: str) -> Path:
+        """The mask of an image.
+
+        Raises:
+            DataError: the folder has none, or two.
+        """
+        if not self.place.is_dir():
+            return self.place
+        path = Path(image)
+        ends = [f"{name}{ending}" for name in {path.name, path.stem} for ending in PICTURES | OUTLINES]
+        found = sorted(end for end in ends if (self.place / end).is_file())
+        if len(found) != 1:
+            raise DataError(
+                f"{self.place} holds {' and '.join(found) or 'no mask'} for {path.name}: keep one there, "
+                f"{path.stem}.png or {path.stem}.geojson"
+            )
+        return self.place / found[0]
+
+
+def _written(
+    image: str,
+    folder: Path,
+    looker: Looker,
+    found: StreamResult,
+    small: Image.Image | None,
+    origin: Origin,
+    counts: str | None,
+) -> Answer:
+    from softless.slides.maps import maps_of, save_maps
     from softless.slides.pictures import sheet
 
     if not found.logits.isfinite().all():
@@ -279,12 +343,16 @@ def _written(image: str, folder: Path, looker: Looker, found: StreamResult, smal
     shares = found.logits[0].double().softmax(0).tolist()
     names = looker.classes or [f"class {number}" for number in range(len(shares))]
     classes = dict(sorted(zip(names, shares, strict=True), key=lambda pair: -pair[1]))
-    answer = Answer(image, make_folder(folder), classes, found)
-    _write(folder / RESULT, answer)
+    make_folder(folder)
+    files: tuple[str, ...] = ()
     if small is not None:
         first = next(iter(classes))
-        drawn = sheet(small, found, f"{Path(image).name}: {first}, {classes[first]:.0%}")
-        write_picture(folder / PICTURE, drawn)
+        title = f"{Path(image).name}: {first}, {classes[first]:.0%}"
+        write_picture(folder / SHEET, sheet(small, found, title))
+        saved = save_maps(maps_of(found, origin), small, folder, title=title)
+        files = (SHEET, *(file.name for file in saved))
+    answer = Answer(image, folder, classes, found, counts=counts, files=files)
+    _write(folder / RESULT, answer)
     return answer
 
 

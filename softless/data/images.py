@@ -36,6 +36,7 @@ IMAGE_TYPES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tif
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM", "GIF")  # no others: Pillow hands EPS to another program
 MODES = {1: "L", 3: "RGB"}  # what Pillow calls an 8-bit image of so many channels
 TURNED = "EXIF"  # the kind of a warning
+UPRIGHT = 1  # the orientation of a picture that nothing turns
 MAX_PIXELS = 89_478_485
 MIN_SIDE = 8
 
@@ -102,7 +103,12 @@ class Decoded:
     remarks: tuple[Remark, ...]
     unguarded: str = ""  # the format, where nothing in the file tells altered pixels: it has no checksums
     outside: tuple[int, int] = (0, 0)  # values below and above a declared range
-    turned: bool = False  # by its EXIF orientation
+    orientation: int = UPRIGHT  # 1 to 8, which was undone
+
+    @property
+    def turned(self) -> bool:
+        """Whether it was turned or mirrored."""
+        return self.orientation in _TURNS
 
     @property
     def silently_turned(self) -> bool:
@@ -166,18 +172,17 @@ def _decoded(
             if told is not None and not told.as_pillow:
                 return _by_tiles(told, channels, judge)
             take = partial(convert, path=path, mode=MODES[channels]) if judge is None else judge.opened(image, path)
-            stored, turned = _stored_size(image), _tiff_orientation(image) in _TURNS
+            stored, orientation = _stored_size(image), _tiff_orientation(image)
             _load(image, said)
-            turn = _turn(image, said)
+            left = _orientation_left(image, said)
             upright = take(image)
-            upright = upright if turn is None else upright.transpose(turn)
+            upright = upright.transpose(_TURNS[left]) if left in _TURNS else upright
             if told is None or told.single:
                 _count_pictures(image, said)
             said.extend(() if told is None else (Remark(*remark) for remark in told.remarks))
             remarks = tuple(dict.fromkeys(said))
-            return Decoded(
-                upright, image.format or "", stored, remarks, _unguarded(image), turned=turned or turn is not None
-            )
+            turned = orientation if orientation in _TURNS else left
+            return Decoded(upright, image.format or "", stored, remarks, _unguarded(image), orientation=turned)
     except BadImage:
         raise
     except DAMAGED as error:
@@ -206,7 +211,7 @@ def _by_tiles(told: Tagged, channels: int, judge: Judge | None) -> Decoded:
     if lost:
         raise bad_image(told.path, "damaged", f"{lost}; replace or remove the file")
     remarks = tuple(Remark(*remark) for remark in told.remarks)
-    return Decoded(image, "TIFF", told.stored, remarks, told.unguarded, turned=told.turned)
+    return Decoded(image, "TIFF", told.stored, remarks, told.unguarded, orientation=told.orientation)
 
 
 def _load(image: Image.Image, said: list[Remark]) -> None:
@@ -421,14 +426,15 @@ def _tiff_orientation(image: Image.Image) -> Any:
     return image.tag_v2.get(_ORIENTATION) if image.format == "TIFF" else None  # type: ignore[attr-defined]
 
 
-def _turn(image: Image.Image, said: list[Remark]) -> Transpose | None:
-    """What makes the loaded image upright; Pillow has turned a TIFF already."""
+def _orientation_left(image: Image.Image, said: list[Remark]) -> int:
+    """The orientation of the loaded image that is still to be undone; Pillow has turned a TIFF already."""
     try:
         with heard(said):
-            return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+            found = image.getexif().get(_ORIENTATION, UPRIGHT)
     except DAMAGED:
         said.append(Remark("EXIF", "its EXIF block cannot be read, so it is taken as upright"))
-        return None
+        return UPRIGHT
+    return found if found in _TURNS else UPRIGHT
 
 
 def _unguarded(image: Image.Image) -> str:

@@ -64,5 +64,10 @@ def for_people(picture: Picture) -> Image.Image:
     if not isinstance(picture, np.ndarray):
         image: Image.Image = picture
         return image
-    pixels = picture if picture.dtype == np.uint8 else np.rint(255 * picture).clip(0, 255).astype(np.uint8)
+    pixels = in_bytes(picture)
     return Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels[..., :3]))
+
+
+def in_bytes(pixels: np.ndarray) -> np.ndarray:
+    """Pixels of bytes, or of float32 in 0..1, as bytes."""
+    return pixels if pixels.dtype == np.uint8 else np.rint(255 * pixels).clip(0, 255).astype(np.uint8)

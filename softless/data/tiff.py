@@ -19,6 +19,7 @@ CACHE = 2**25  # bytes of decoded tiles that are kept
 TO_RGB = {CMYK: "CMYK", CIELAB: "LAB"}  # colours that Pillow turns into RGB, by its names
 WHITE = 255  # what a file leaves out on purpose
 LARGEST = 2**31  # bytes of one packed tile
+ORIENTATION, UPRIGHT = 274, 1  # the tag, and its value where nothing turns the picture
 Check = Callable[[int, int, int, int], None]  # of a tile's top, left, height and width
 
 
@@ -57,8 +58,7 @@ class Tiles:
             (int(page.tilelength), int(page.tilewidth)) if page.is_tiled else (int(page.rowsperstrip), self.stored[1])
         )
         self.segment = min(tiled[0], 2**31) or self.stored[0], tiled[1] or self.stored[1]
-        own, base = page.tags.valueof(274), verdict.picture.first.tags.valueof(274)
-        self.turn = _Turn(int(own if own is not None else base if base is not None else 1))
+        self.turn = Turn(oriented(page, oriented(verdict.picture.first)))
         self.size = self.turn.size(self.stored)
         nothing = np.zeros(0, dtype=np.dtype(page.dtype))
         self.dtype = np.dtype(np.uint8) if values is None else values(nothing).dtype
@@ -273,11 +273,20 @@ def _refuse_other_size(found: Sequence[int], size: tuple[int, int], segment: tup
         raise Damaged(f"it decodes to {found[1]} x {found[0]} pixels in place of {segment[1]} x {segment[0]}")
 
 
-class _Turn:
+def oriented(page: Any, otherwise: int = UPRIGHT) -> int:
+    """The Orientation of a page, 1 to 8; `otherwise` where it has no such tag."""
+    found = page.tags.valueof(ORIENTATION)
+    if found is None:
+        return otherwise
+    return int(found) if found in range(1, 9) else UPRIGHT
+
+
+class Turn:
     """What an Orientation of 1 to 8 does to a picture, once and as a whole."""
 
     def __init__(self, orientation: int) -> None:
-        number = orientation if 1 <= orientation <= 8 else 1
+        number = orientation if 1 <= orientation <= 8 else UPRIGHT
+        self.orientation = number
         self.swaps = number >= 5
         self.rows, self.columns = number in {3, 4, 7, 8}, number in {2, 3, 6, 7}
 

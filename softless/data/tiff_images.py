@@ -7,12 +7,11 @@ import numpy as np
 from PIL import Image
 
 from softless.data import tags, tiff_pages
-from softless.data.tiff import Tiles
+from softless.data.tiff import Tiles, oriented
 
 PILLOW = frozenset({1, 2, 3, 4, 5, 7, 8, 32773, 32946})  # codecs of its own, whatever its libtiff was built with
 ASSOCIATED = 1  # alpha that the colours are multiplied with: Pillow divides them by it
 CHECKED = frozenset({8, 32946})  # zlib's own checksum
-ORIENTATION = 274
 MODES = {1: "L", 3: "RGB"}
 
 
@@ -26,7 +25,7 @@ class Tagged:
     as_pillow: bool  # whether Pillow hands over the samples as they are stored
     stored: tuple[int, int]  # width and height before the orientation
     unguarded: str  # the format, where nothing in the file tells altered pixels
-    turned: bool  # whether its Orientation turns it
+    orientation: int  # 1 to 8
 
 
 def tagged(path: Path, *, deep: bool = False) -> Tagged | None:
@@ -61,7 +60,7 @@ def tagged(path: Path, *, deep: bool = False) -> Tagged | None:
             and not (deep and page.samplesperpixel > 1 and page.dtype != np.uint8),
             stored=(int(page.imagewidth), int(page.imagelength)),
             unguarded="" if compression in CHECKED else f"TIFF ({name})",
-            turned=page.tags.valueof(ORIENTATION, 1) in range(2, 9),
+            orientation=oriented(page),
         )
 
 

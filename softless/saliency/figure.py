@@ -60,30 +60,31 @@ def _compose(panels: list[tuple[str, str, Image.Image, bool | None]], size: tupl
     width = MARGIN + len(panels) * (size[0] + MARGIN)
     sheet = Image.new("RGB", (width, HEAD + size[1] + FOOT), PAPER)
     draw = ImageDraw.Draw(sheet)
-    draw.text((MARGIN, 18), _fitting(draw, title, width - 2 * MARGIN, _font(19)), fill=INK, font=_font(19))
+    draw.text((MARGIN, 18), fitting(draw, title, width - 2 * MARGIN, font(19)), fill=INK, font=font(19))
     for number, (name, note, image, signed) in enumerate(panels):
         left = MARGIN + number * (size[0] + MARGIN)
-        draw.text((left, HEAD - 30), name, fill=INK, font=_font(16))
+        draw.text((left, HEAD - 30), name, fill=INK, font=font(16))
         sheet.paste(image, (left, HEAD))
-        draw.text((left, HEAD + size[1] + 8), _fitting(draw, note, size[0], _font(13)), fill=FAINT, font=_font(13))
+        draw.text((left, HEAD + size[1] + 8), fitting(draw, note, size[0], font(13)), fill=FAINT, font=font(13))
         if signed is not None:
-            _colour_bar(sheet, draw, (left, HEAD + size[1] + 30), size[0], signed=signed)
+            colour_bar(sheet, draw, (left, HEAD + size[1] + 30), size[0], signed=signed)
     return sheet
 
 
-def _colour_bar(
+def colour_bar(
     sheet: Image.Image, draw: ImageDraw.ImageDraw, corner: tuple[int, int], width: int, *, signed: bool
 ) -> None:
+    """Colours from low to high, between their names, along so many pixels."""
     words = ("-", "+") if signed else ("low", "high")
     room = 34
     ramp: ArrayLike = np.linspace(-1 if signed else 0, 1, width - 2 * room)
     bar = np.repeat(colourise(np.asarray(ramp), signed=signed)[None], 8, axis=0).round().astype(np.uint8)
     sheet.paste(Image.fromarray(bar), (corner[0] + room, corner[1] + 5))
-    draw.text((corner[0] + room - 6, corner[1]), words[0], fill=FAINT, font=_font(13), anchor="ra")
-    draw.text((corner[0] + width - room + 6, corner[1]), words[1], fill=FAINT, font=_font(13))
+    draw.text((corner[0] + room - 6, corner[1]), words[0], fill=FAINT, font=font(13), anchor="ra")
+    draw.text((corner[0] + width - room + 6, corner[1]), words[1], fill=FAINT, font=font(13))
 
 
-def _fitting(
+def fitting(
     draw: ImageDraw.ImageDraw, text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont
 ) -> str:
     """The text, shortened in the middle until it fits: both ends of a path tell something."""
@@ -96,5 +97,6 @@ def _fitting(
     return "…"
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The typeface of pictures, so many pixels high."""
     return ImageFont.load_default(size=size)

@@ -21,7 +21,7 @@ from PIL import Image
 
 from softless.data import tags, tiff_pages
 from softless.data.deep import in_range, of_tiles
-from softless.data.images import MAX_PIXELS, MIN_SIDE, Remark, bad_image, limit
+from softless.data.images import MAX_PIXELS, MIN_SIDE, UPRIGHT, Remark, bad_image, limit
 from softless.data.ranges import Range
 from softless.data.tiff import Damaged, Tiles
 from softless.data.tiff_pages import JPEG, OPENSLIDE, PLAUSIBLE, Contents, Resolution
@@ -78,6 +78,7 @@ class Levels:
         resolution: Of level 0.
         bounds: (x, y, width, height) of what was scanned, in pixels of level 0, where the file says it.
         remarks: What was seen of the file.
+        orientation: Of the file, 1 to 8; it was undone.
     """
 
     path: Path
@@ -88,6 +89,7 @@ class Levels:
     resolution: Resolution
     bounds: tuple[int, int, int, int] | None = None
     remarks: tuple[Remark, ...] = ()
+    orientation: int = UPRIGHT
 
     @property
     def size(self) -> Sides:
@@ -161,6 +163,7 @@ class Stored(Levels):
         self.sizes, self.works = [one.size for one in tiles], [True] * len(tiles)
         self._refuse_level(self.level)
         self.tiles = tiles[self.level]
+        self.orientation = tiles[0].turn.orientation
         self._refuse_size()
         self.resolution = _upright(contents.resolution, swapped=tiles[0].turn.swaps)
         self.remarks = tuple(Remark(*remark) for remark in verdict.remarks)
@@ -297,6 +300,12 @@ class Slide(Levels):
             return None
         x, y, width, height = (int(one or 0) for one in found)
         return x, y, width, height
+
+    def scale(self, level: int) -> tuple[float, float]:
+        """As openslide places a level: sizes are rounded, and tell it less well."""
+        step = self.steps[level]
+        exact = float(round(step)) if self.works[level] else step
+        return exact, exact
 
     def at(self, level: int) -> "Slide":
         self._refuse_level(level)

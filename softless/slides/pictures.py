@@ -1,51 +1,14 @@
-"""A small picture of an image of any size, and the maps of a streamed answer over it."""
+"""The maps of a streamed answer, as large as the image's picture."""
 
 from dataclasses import replace
-from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from softless.data.pictures import for_people
 from softless.saliency import Saliency, figure
 from softless.saliency.overlay import enlarge
-from softless.slides.files import Choice
-from softless.slides.pixels import Lost, Scaled
-from softless.slides.reader import pixels_of
 from softless.slides.stream import StreamResult
-
-SIDE = 720  # pixels of a picture's longer side
-REGION = 1024  # pixels of the image's own that are read at once, along a side
-LOST = 200  # grey of what cannot be read
-
-
-def thumbnail(
-    image: str | Path, channels: int = 3, level: int = 0, side: int = SIDE, choice: Choice | None = None
-) -> Image.Image:
-    """The picture, its longer side of so many pixels at most, from the coarsest level that has them; read region by region.
-
-    Raises:
-        DataError: the file is no image that can be read.
-    """
-    pixels = pixels_of(image, channels, level, coarse=side, choice=choice)
-    try:
-        factor = max(1.0, max(pixels.size) / side)
-        small = Scaled(pixels, (factor, factor))
-        height, width = small.size
-        step = max(1, int(REGION / factor))
-        dtype = np.uint8 if choice is None or choice.scale is None else np.float32
-        found, lost = np.empty((height, width, channels), dtype=dtype), list[Lost]()
-        for top in range(0, height, step):
-            for left in range(0, width, step):
-                tall, wide = min(step, height - top), min(step, width - left)
-                found[top : top + tall, left : left + wide] = small.read(top, left, tall, wide, lost)
-        for one in lost:
-            found[one.box[0] : one.box[2], one.box[1] : one.box[3]] = LOST if dtype == np.uint8 else LOST / 255
-    finally:
-        pixels.close()
-    return for_people(found).convert("RGB")
 
 
 def sheet(small: Image.Image, result: StreamResult, title: str = "") -> Image.Image:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from softless.data.images import UPRIGHT, Remark
 from softless.data.pictures import with_channels
 from softless.slides.resampling import Axis, resampled
 
@@ -66,6 +67,8 @@ class Bytes:
 
     values: NDArray[Any]
     level: int = 0
+    remarks: tuple[Remark, ...] = ()  # what was seen of its file
+    orientation: int = UPRIGHT  # 1 to 8 of its file, which was undone
 
     @property
     def size(self) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from softless.data.images import UPRIGHT
 from softless.data.pictures import Picture, scaled
 from softless.data.reading import decode
 from softless.data.tiff_pages import PLAUSIBLE
@@ -32,13 +33,15 @@ class Place:
     """
 
     level: int = 0  # whose pixels were read
-    mpp: tuple[float, float] | None = (
-        None  # micrometres per pixel of what was read, down and across; None: nothing says
-    )
-    scale: tuple[float, float] = (1.0, 1.0)  # pixels of level 0 in one of what was read, down and across
+    # micrometres per pixel of what was read, down and across; None: nothing says
+    mpp: tuple[float, float] | None = None
+    scale: tuple[float, float] = (1.0, 1.0)  # pixels of level 0 in one of what was read
     origin: tuple[int, int] = (0, 0)  # x and y of level 0 where it begins
-    bounds: tuple[int, int, int, int] | None = None  # x, y, width, height of what was scanned, in pixels of level 0
+    # x, y, width, height of what was scanned, in pixels of level 0
+    bounds: tuple[int, int, int, int] | None = None
     remarks: tuple[str, ...] = ()  # what was seen of the file
+    step: tuple[float, float] = (1.0, 1.0)  # pixels of level 0 in one of `level`
+    orientation: int = UPRIGHT  # 1 to 8 of the file, which was undone
 
 
 @dataclass(frozen=True)
@@ -110,13 +113,16 @@ def _part(first: int, last: int, start: int) -> slice:
 
 def _place(pixels: Pixels, own: Pixels, told: tuple[float, float] | None) -> Place:
     """What leaves with an answer: `own` is the level that was read, and `pixels` what was made of it."""
+    bounds, step, orientation = None, (1.0, 1.0), UPRIGHT
     if isinstance(own, Levels):
-        whole, bounds, remarks = own.sizes[0], own.bounds, tuple(remark.text for remark in own.remarks)
-    else:
-        whole, bounds, remarks = own.size, None, ()
-    scale = whole[0] / pixels.size[0], whole[1] / pixels.size[1]
+        bounds, step = own.bounds, own.scale(own.level)
+    if isinstance(own, Levels | Bytes):
+        orientation = own.orientation
+    shrunk = own.size[0] / pixels.size[0], own.size[1] / pixels.size[1]
+    scale = step[0] * shrunk[0], step[1] * shrunk[1]
     mpp = None if told is None else (told[0] * scale[0], told[1] * scale[1])
-    return Place(own.level, mpp, scale, bounds=bounds, remarks=remarks)
+    remarks = tuple(remark.text for remark in getattr(own, "remarks", ()))
+    return Place(own.level, mpp, scale, (0, 0), bounds, remarks, step, orientation)
 
 
 def _of_tensor(image: Tensor, channels: int, level: int, mpp: float | None) -> Source:
@@ -191,7 +197,9 @@ def _pixels(image: Any, channels: int, level: int, choice: Choice) -> tuple[Pixe
         return slide, str(path)
     _no_level(f"{path} is an image that", level, None)
     choice.refuse(str(path))
-    return Bytes(_array(decode(path, channels, choice.scale).image, channels)), str(path)
+    found = decode(path, channels, choice.scale)
+    whole = _array(found.image, channels)
+    return Bytes(whole, remarks=found.remarks, orientation=found.orientation), str(path)
 
 
 def _array(image: Picture, channels: int) -> NDArray[Any]:

@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -30,9 +30,12 @@ from softless.slides import store as stores
 from softless.slides.engine import KEY, QUERY, ROW, BadTile, Engine, Order, in_memory
 from softless.slides.files import Choice
 from softless.slides.hosts import Host, host_of
+from softless.slides.lattice import Lattice, Origin
+from softless.slides.masks import mask_of
 from softless.slides.prints import image_print, tensor_print
 from softless.slides.reader import Place, Source, source_of
 
+Tissue = Literal["none", "otsu"]
 CHUNK = 2048
 VERSION = 3  # of what a store holds, the pixels of its image among it
 
@@ -55,6 +58,18 @@ class StreamResult:
     seconds: float
     foreign: Foreign | None = None  # where the image is far from the training size
     place: Place = field(default_factory=Place)  # where it lies in its file
+    mask: Tensor | None = None  # (h, w) booleans: which patches counted; None: all
+
+    def lattice(self, origin: Origin = "slide") -> Lattice:
+        """Its patches as rectangles of level 0.
+
+        Args:
+            origin: Who counts the pixels: "slide" from the file's corner, "qupath" from that of `bounds`.
+
+        Raises:
+            UsageError: another origin.
+        """
+        return Lattice(self.grid, self.patch, self.size, self.place, origin)
 
     @property
     def level(self) -> int:
@@ -104,7 +119,9 @@ def stream(
     channels: Sequence[int] | None = None,
     page: int | None = None,
     resize: Size | None = None,
-    mask: ArrayLike | Tensor | None = None,
+    mask: ArrayLike | Tensor | str | Path | None = None,
+    tissue: Tissue = "none",
+    origin: Origin = "slide",
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     saliency: bool = True,
@@ -132,7 +149,11 @@ def stream(
         page: Which picture of a TIFF that holds several, or which plane of a stack, the first being 0.
         resize: Not for a tensor: "training" brings the image to as many tokens as in training, a number its longer side to so many pixels. None
             leaves its size.
-        mask: (h,w) boolean over patches, True where one counts; the others are as if they were not there.
+        mask: (h,w) boolean over patches, True where one counts; the others are as if they were not there. Or a file:
+            a PNG of two values and the image's shape, where 0 does not count, or polygons as GeoJSON. A patch counts
+            where half of it does.
+        tissue: "otsu" lets count what is stained, by Otsu's threshold on saturation; "none" looks at all of it.
+        origin: Who counted the pixels of a mask's polygons: "slide", or "qupath" (`StreamResult.lattice`).
         mean: Of the normalisation; the model's by default.
         std: Of the normalisation; the model's by default.
         saliency: Whether to draw the maps of `softless.explain` for the last attention layer.
@@ -146,7 +167,7 @@ def stream(
     Raises:
         UsageError: a model, an operator or a size that cannot be streamed; what is in the way is named.
         PrecisionError: a model in float16.
-        DataError: no such image, one of a kind that is not read, or (`NothingReadable`) one of which nothing can be read.
+        DataError: no such image or mask, one of a kind that is not read, or (`NothingReadable`) one of which nothing can be read.
         MissingResolution: `mpp` for a file that does not say its resolution.
         MissingExtra: a slide without what reads it.
         StorageError: the disk of the store is full; what is finished is kept.
@@ -161,6 +182,7 @@ def stream(
     host = host_of(model)
     own_mean, own_std = viewer.mean, viewer.std
     to_size = None if resize is None else partial(size_of, model, resize)
+    choice = Choice(None if channels is None else tuple(channels), page, viewer.scale)
     source = source_of(
         image,
         host.channels,
@@ -170,7 +192,7 @@ def stream(
         mpp=mpp,
         slide_mpp=slide_mpp,
         to_size=to_size,
-        choice=Choice(None if channels is None else tuple(channels), page, viewer.scale),
+        choice=choice,
     )
     for remark in source.place.remarks:
         notice(f"{source.name}: {remark}")
@@ -178,7 +200,8 @@ def stream(
     if far is not None:
         notice(far.advice())
     with closing(source), evaluating(model):
-        run = _Run(host, source, chunk, store, _mask(mask, host, source), saliency, tokens, order)
+        counts = _counting(mask, tissue, image, _lattice(host, source, origin), source.exact, choice)
+        run = _Run(host, source, chunk, store, counts, saliency, tokens, order)
         about: dict[str, Any] = {} if store is None else {"image": image_print(image), "level": [level, mpp, slide_mpp], "scale": [list(mean or own_mean), list(std or own_std)]}  # fmt: skip
         for name, asked in (
             ("resize", resize),
@@ -249,6 +272,7 @@ class _Run:
             counted=whole.tokens if whole.mask is None else int(whole.mask.sum()),
             seconds=time.monotonic() - start,
             place=self.source.place,
+            mask=None if whole.mask is None else whole.mask[self.host.prefix :].unflatten(0, engine.grid).cpu(),
         )
         engine.close()
         return found
@@ -279,15 +303,39 @@ def _saliency(engine: Engine) -> Saliency:
     )
 
 
-def _mask(mask: ArrayLike | Tensor | None, host: Host, source: Source) -> Tensor | None:
+def _lattice(host: Host, source: Source, origin: Origin) -> Lattice:
+    down, across = (-(-side // patch) for side, patch in zip(source.size, host.patch, strict=True))
+    return Lattice((down, across), host.patch, source.size, source.place, origin)
+
+
+def _counting(
+    mask: ArrayLike | Tensor | str | Path | None,
+    tissue: Tissue,
+    image: Picture,
+    lattice: Lattice,
+    exact: bool,
+    choice: Choice,
+) -> Tensor | None:
+    """Which patches count (h,w), as asked; None: all."""
+    if tissue not in get_args(Tissue):
+        raise UsageError(f"tissue={tissue}: give otsu (what is stained counts) or none (all of it)")
+    if tissue == "otsu":
+        if mask is not None:
+            raise UsageError("mask= and tissue=otsu both say what counts: leave one of them out")
+        if exact:
+            raise UsageError("tissue=otsu looks at a picture, and a tensor is taken as it is: give mask=")
+        from softless.slides.tissue import tissue_of
+
+        return torch.from_numpy(tissue_of(image, lattice, choice))
     if mask is None:
         return None
+    if isinstance(mask, str | Path):
+        return torch.from_numpy(mask_of(mask, lattice))
     given = torch.as_tensor(mask) if isinstance(mask, Tensor) else torch.from_numpy(np.array(mask))
-    grid = tuple(-(-side // patch) for side, patch in zip(source.size, host.patch, strict=True))
-    if given.dtype != torch.bool or tuple(given.shape) != grid:
+    if given.dtype != torch.bool or tuple(given.shape) != lattice.grid:
         raise UsageError(
-            f"mask has shape {tuple(given.shape)} and dtype {given.dtype}: give booleans of shape {grid}, one for each patch of {host.patch[0]} x "
-            f"{host.patch[1]} pixels, True where it counts"
+            f"mask has shape {tuple(given.shape)} and dtype {given.dtype}: give booleans of shape {lattice.grid}, one for each patch of "
+            f"{lattice.patch[0]} x {lattice.patch[1]} pixels, True where it counts"
         )
     return given
 

@@ -11,11 +11,12 @@ from PIL import Image
 
 import softless
 from softless.cli.main import main
-from softless.cli.slide import PICTURE, RESULT, SUMMARY, slide
+from softless.cli.slide import RESULT, SHEET, SUMMARY, slide
 from softless.data.reading import read_image
 from softless.errors import DataError, UsageError
-from softless.slides.pictures import LOST, fitted, thumbnail
+from softless.slides.pictures import fitted
 from softless.slides.pixels import Bytes, Scaled
+from softless.slides.thumbnails import LOST, thumbnail
 from tests.slides.test_reader import SIZE, pixels, spoil, write
 
 MODEL = "sima_deit_tiny_patch16_224"
@@ -42,7 +43,7 @@ def test_one_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sum(found["classes"].values()) == pytest.approx(1)
     assert list(found["classes"].values()) == sorted(found["classes"].values(), reverse=True)
     assert (found["size"], found["grid"], found["unreadable"]) == ([150, 170], [10, 11], [])
-    sheet = read_image(tmp_path / "out" / "image.png" / PICTURE)
+    sheet = read_image(tmp_path / "out" / "image.png" / SHEET)
     assert sheet.width < 1700
     assert sheet.height < 700
 
@@ -75,7 +76,7 @@ def test_of_three_slides_one_is_bad(tmp_path: Path, capsys: pytest.CaptureFixtur
     ]
     assert told["images"][2]["unreadable"][0].keys() == {"level", "x", "y", "reason"}
     for name in ("good.tif", "spoilt.tif"):
-        assert (tmp_path / "out" / name / PICTURE).is_file()
+        assert (tmp_path / "out" / name / SHEET).is_file()
 
 
 def test_the_only_image_that_fails_is_the_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -174,7 +175,7 @@ def test_weights_and_a_store(tmp_path: Path, weights: Path) -> None:
     assert first.exit_code == again.exit_code == 0
     assert [answer.classes for answer in again.answers] == [first.answers[0].classes] * 2
     assert {file.name for file in (tmp_path / "store").iterdir()} == {"image.png", "image.png-2"}
-    assert not (tmp_path / "out" / "image.png" / PICTURE).exists()
+    assert not (tmp_path / "out" / "image.png" / SHEET).exists()
     torch.manual_seed(4)
     wanted = softless.stream(softless.create_model(MODEL).eval(), pixels((150, 170))).logits
     assert np.allclose(
@@ -203,3 +204,73 @@ def test_maps_end_where_the_image_ends() -> None:
     assert whole.class_row is not None
     assert whole.class_row.shape == (1, 33, 40)
     assert SIZE == (700, 900)
+
+
+def outputs(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir())
+
+
+def test_maps_leave_as_arrays_pictures_and_polygons(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "slide.tif", pixels((256, 384)), levels=2, mpp=0.25)
+    words = ["slide", MODEL, str(path), "--out", str(tmp_path / "out"), "--level", "1", "--quiet"]
+    assert main(words) == 0
+    folder = tmp_path / "out" / "slide.tif"
+    told = json.loads((folder / RESULT).read_text())
+    assert outputs(folder) == sorted([RESULT, *told["files"]])
+    assert told["files"] == [SHEET, "query.npy", "key.npy", "class_row.npy", "overlay.png", "saliency.geojson"]
+    assert "overlay.png, saliency.geojson" in capsys.readouterr().out
+    features = json.loads((folder / "saliency.geojson").read_text())["features"]
+    assert len(features) == told["tokens"] - 1 == 8 * 12
+    assert features[-1]["geometry"]["coordinates"][0][2] == [384, 256]
+    assert np.load(folder / "key.npy").shape == (8, 12)
+    assert main([*words[:3], "--out", str(tmp_path / "bare"), "--no-pictures", "--quiet"]) == 0
+    assert outputs(tmp_path / "bare" / "slide.tif") == [RESULT]
+
+
+def test_masks_are_a_file_or_a_folder_with_one_for_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = (write(tmp_path / f"{name}.tif", pixels((256, 384), seed)) for seed, name in enumerate("ab"))
+    mask = np.zeros((64, 96), dtype=np.uint8)
+    mask[8:40, 12:60] = 255  # rows 2 to 10 and columns 3 to 15 of 16 x 24
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    Image.fromarray(mask).save(masks / "a.png")
+    square = {"type": "Polygon", "coordinates": [[[48, 32], [240, 32], [240, 160], [48, 160], [48, 32]]]}
+    (masks / "b.tif.geojson").write_text(json.dumps(square))
+    words = ["slide", MODEL, str(first), str(second), "--out", str(tmp_path / "out"), "--quiet", "--no-pictures"]
+    assert main([*words, "--mask", str(masks)]) == 0
+    told = json.loads((tmp_path / "out" / SUMMARY).read_text())["images"]
+    assert [one["tokens"] for one in told] == [1 + 8 * 12] * 2
+    assert [Path(one["mask"]).name for one in told] == ["a.png", "b.tif.geojson"]
+    capsys.readouterr()
+    assert main([*words, "--mask", str(masks / "a.png")]) == 2
+    assert "is one file, and there are several images" in " ".join(capsys.readouterr().err.split())
+    (masks / "b.tif.geojson").unlink()
+    (masks / "a.geojson").write_text(json.dumps(square))
+    assert main([*words, "--mask", str(masks), "--out", str(tmp_path / "none")]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "holds a.geojson and a.png for a.tif" in said
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_mask_of_another_shape_leaves_nothing_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "slide.tif", pixels((256, 384)))
+    Image.fromarray(np.full((96, 64), 255, dtype=np.uint8)).save(tmp_path / "mask.png")
+    words = ["slide", MODEL, str(path), "--out", str(tmp_path / "out"), "--mask", str(tmp_path / "mask.png")]
+    assert main([*words, "--store", str(tmp_path / "store")]) == 2
+    assert "is not the shape of the image (384 x 256 at level 0)" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "store").exists()
+
+
+def test_tissue_and_origin_are_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = np.full((256, 384, 3), 242, dtype=np.uint8)
+    values[64:192, 96:288] = (176, 110, 168)
+    path = write(tmp_path / "slide.tif", values, mpp=2.0)
+    words = ["slide", MODEL, str(path), "--out", str(tmp_path / "out"), "--quiet"]
+    assert main([*words, "--tissue", "otsu", "--origin", "qupath"]) == 0
+    told = json.loads((tmp_path / "out" / "slide.tif" / RESULT).read_text())
+    assert told["mask"] == "otsu"
+    assert told["tokens"] == 1 + 8 * 12
+    capsys.readouterr()
+    assert main([*words, "--origin", "viewer"]) == 2
+    assert "viewer" in capsys.readouterr().err

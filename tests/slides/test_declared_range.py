@@ -14,8 +14,8 @@ from softless.models.config import noted
 from softless.saliency.viewer import normalisation
 from softless.slides import stream
 from softless.slides.files import Choice, slide_of
-from softless.slides.pictures import thumbnail
 from softless.slides.pixels import Scaled
+from softless.slides.thumbnails import thumbnail
 from tests.slides.models import apart, vit
 from tests.slides.test_reader import pixels, write
 

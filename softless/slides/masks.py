@@ -1,0 +1,244 @@
+"""Which patches count: by a mask that somebody drew, or by where tissue is. A patch that does not is removed."""
+
+# h x w patches
+
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from softless.data.images import BadImage
+from softless.data.label_values import read_values
+from softless.data.notices import notice
+from softless.errors import DataError, MissingExtra, located
+from softless.slides.lattice import Lattice
+
+OUTLINES = frozenset({".geojson", ".json"})
+PICTURES = frozenset({".png"})
+HALF = 0.5  # of a patch, from which on it counts
+SAMPLES = 8  # places along a side of a patch that an outline cuts
+IGNORED = "Ignore*"  # QuPath's class of what is to be left out
+LARGEST = 2**28  # bytes of one file of outlines
+Mask = NDArray[np.bool_]
+
+
+def mask_of(path: str | Path, lattice: Lattice) -> Mask:
+    """The patches (h,w) of which at least half lies inside a mask.
+
+    Args:
+        path: A PNG of two values, of the shape of the image at any scale, where anything but 0 counts; or polygons as
+            GeoJSON, in pixels of level 0 as `lattice.origin` says.
+        lattice: The patches.
+
+    Raises:
+        DataError: no such file, one that cannot be read, or no mask of this image.
+        MissingExtra: GeoJSON without what reads it.
+    """
+    file = located(path)
+    ending = file.suffix.lower()
+    if ending not in OUTLINES | PICTURES:
+        raise DataError(
+            f"{file} is no mask that is read: give a PNG of two values (0: does not count), or polygons as GeoJSON"
+        )
+    if not file.is_file():
+        raise DataError(f"no mask at {file}")
+    found = _of_outlines(file, lattice) if ending in OUTLINES else _of_picture(file, lattice)
+    if not found.any():
+        raise DataError(
+            f"{file} leaves no patch of the image: none lies half inside it; "
+            "coordinates are pixels of level 0, as origin= counts them"
+        )
+    return found
+
+
+# A picture
+
+
+def _of_picture(file: Path, lattice: Lattice) -> Mask:
+    values = lattice.turned(_two_values(file))
+    x0, y0, x1, y1 = lattice.shown
+    height, width = values.shape
+    if not _same_shape((height, width), (y1 - y0, x1 - x0)):
+        raise DataError(
+            f"{file} is {width} x {height} pixels, which is not the shape of the image ({x1 - x0:.0f} x {y1 - y0:.0f} "
+            "at level 0): draw the mask over the whole image, at any scale"
+        )
+    rows = (lattice.edges(0) - y0) * (height / (y1 - y0))
+    columns = (lattice.edges(1) - x0) * (width / (x1 - x0))
+    return shares(values, rows, columns) >= HALF
+
+
+def _two_values(file: Path) -> Mask:
+    """The mask (h,w) of a PNG: whether a value is another than 0.
+
+    Raises:
+        DataError: unreadable, in colour, or of more than two values.
+    """
+    try:
+        values = read_values(file)
+    except BadImage as error:
+        if error.kind != "pixel format":
+            raise
+        raise DataError(f"{file} is no mask: {error.reason}") from error
+    found = np.unique(values)
+    if len(found) > 2 or (len(found) == 2 and found[0]):
+        told = ", ".join(str(value) for value in found[:4])
+        raise DataError(
+            f"{file} has {len(found)} values ({told}{', …' if len(found) > 4 else ''}), and a mask has two, "
+            "0 for what does not count and another: choose which of them count, and save those"
+        )
+    return np.asarray(values != 0)
+
+
+def _same_shape(mask: tuple[int, int], image: tuple[float, float]) -> bool:
+    """Whether a picture of the mask's size can be the image scaled by one factor, up to a pixel of the mask a side."""
+    scales = [((side - 1) / whole, (side + 1) / whole) for side, whole in zip(mask, image, strict=True)]
+    return max(low for low, _ in scales) <= min(high for _, high in scales)
+
+
+def shares(values: NDArray[Any], rows: NDArray[np.float64], columns: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean (h,w) of a picture in each rectangle between edges, in its pixels; what lies beyond it is 0.
+
+    Args:
+        values: The picture (height, width).
+        rows: (h + 1,) rising edges down.
+        columns: (w + 1,) rising edges across.
+    """
+    whole = np.stack([_between(line, columns) for line in _bands(values, rows)])
+    areas = np.outer(np.diff(rows), np.diff(columns))
+    return np.divide(whole, areas, out=np.zeros_like(whole), where=areas > 0)
+
+
+def _bands(values: NDArray[Any], rows: NDArray[np.float64]) -> Iterator[NDArray[np.float64]]:
+    """Sums over the height of the picture between edges, a part of a pixel counting as that part."""
+    height = len(values)
+    for top, bottom in itertools.pairwise(rows):
+        first, last = (int(np.clip(edge, 0, height)) for edge in (np.floor(top), np.ceil(bottom)))
+        lines = np.arange(first, last)
+        parts = np.clip(np.minimum(lines + 1, bottom) - np.maximum(lines, top), 0, 1)
+        yield parts @ values[first:last].astype(np.float64)
+
+
+def _between(line: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Sums of a line of pixels between edges."""
+    places = np.arange(len(line) + 1)
+    sums: NDArray[np.float64] = np.interp(edges, places, np.concatenate([[0.0], np.cumsum(line)]))
+    return np.diff(sums)
+
+
+# Outlines
+
+
+def _of_outlines(file: Path, lattice: Lattice) -> Mask:
+    shapely = _shapely(file)
+    region = shapely.union_all([_upright(shapely, shape, lattice) for shape in _shapes(shapely, file)])
+    inside = _inside(shapely, region, lattice)
+    x0, y0, x1, y1 = region.bounds
+    height, width = lattice.whole
+    beyond = max(-x0, -y0, x1 - width, y1 - height)
+    if beyond > max(lattice.patch[i] * lattice.place.scale[i] for i in (0, 1)) and inside.any():
+        notice(f"{file}: its polygons reach {beyond:,.0f} pixels beyond the image; what lies there is left out")
+    return inside
+
+
+def _shapely(file: Path) -> Any:
+    try:
+        import shapely
+    except ImportError as error:
+        raise MissingExtra(f"shapely (to read {file})", "slides") from error
+    return shapely
+
+
+def _shapes(shapely: Any, file: Path) -> list[Any]:
+    """The polygons of a file, those of QuPath's class Ignore* left out."""
+    if file.stat().st_size > LARGEST:
+        raise DataError(
+            f"{file} has {file.stat().st_size:,} bytes, and at most {LARGEST:,} are read: draw fewer points"
+        )
+    try:
+        content = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file} is no GeoJSON: {' '.join(str(error).split())}") from error
+    features = list(_features(file, content))
+    kept = [one for one in features if _class_of(one) != IGNORED]
+    if len(kept) < len(features):
+        notice(f"{file}: {len(features) - len(kept)} polygons of the class {IGNORED} are left out")
+    if not kept:
+        raise DataError(f"{file} holds no polygon that counts: draw around what is to count")
+    return [_shape(shapely, file, number, one) for number, one in enumerate(kept)]
+
+
+def _features(file: Path, content: Any) -> Iterable[Any]:
+    """The features of a collection, of a list (as QuPath exports some), or the only one."""
+    if isinstance(content, list):
+        return content
+    if not isinstance(content, dict):
+        raise DataError(f"{file} is no GeoJSON: it holds a {type(content).__name__} in place of an object")
+    if content.get("type") == "FeatureCollection":
+        found = content.get("features")
+        if not isinstance(found, list):
+            raise DataError(f"{file} is no GeoJSON: its FeatureCollection has no list of features")
+        return found
+    return [content]
+
+
+def _class_of(feature: Any) -> Any:
+    properties = feature.get("properties") if isinstance(feature, dict) else None
+    kind = properties.get("classification") if isinstance(properties, dict) else None
+    return kind.get("name") if isinstance(kind, dict) else None
+
+
+def _shape(shapely: Any, file: Path, number: int, feature: Any) -> Any:
+    """A polygon, or several, of a feature."""
+    geometry = feature.get("geometry", feature) if isinstance(feature, dict) else feature
+    kind = geometry.get("type") if isinstance(geometry, dict) else type(geometry).__name__
+    if kind not in {"Polygon", "MultiPolygon"}:
+        raise DataError(f"{file}: feature {number} is a {kind}, and a mask is made of polygons: leave it out")
+    try:
+        shape = shapely.from_geojson(json.dumps(geometry))
+    except (shapely.GEOSException, ValueError, TypeError) as error:
+        raise DataError(f"{file}: feature {number} cannot be read: {' '.join(str(error).split())}") from error
+    if not np.isfinite(shapely.get_coordinates(shape)).all():
+        raise DataError(f"{file}: feature {number} has coordinates that are no numbers")
+    if not shape.is_valid:
+        why = shapely.is_valid_reason(shape)
+        raise DataError(f"{file}: feature {number} is no simple polygon ({why}): mend its outline")
+    return shape
+
+
+def _upright(shapely: Any, shape: Any, lattice: Lattice) -> Any:
+    return shapely.transform(shape, lattice.upright)
+
+
+def _inside(shapely: Any, region: Any, lattice: Lattice) -> Mask:
+    """Patches half inside: by their middle where no outline cuts them, by many places where one does."""
+    shapely.prepare(region)
+    down, across = lattice.edges(0), lattice.edges(1)
+    y, x = ((edges[:-1] + edges[1:]) / 2 for edges in (down, across))
+    inside = np.stack([shapely.contains_xy(region, x, np.full_like(x, line)) for line in y])
+    for row, column in _cut(shapely, region, down, across):
+        ys, xs = (
+            edges[i] + (np.arange(SAMPLES) + 0.5) / SAMPLES * (edges[i + 1] - edges[i])
+            for edges, i in ((down, row), (across, column))
+        )
+        places = shapely.contains_xy(region, *(side.ravel() for side in np.meshgrid(xs, ys)))
+        inside[row, column] = places.mean() >= HALF
+    return inside
+
+
+def _cut(
+    shapely: Any, region: Any, down: NDArray[np.float64], across: NDArray[np.float64]
+) -> Iterator[tuple[int, int]]:
+    """Row and column of each patch that an outline runs through, a row at a time."""
+    lines = region.boundary
+    for row, (top, bottom) in enumerate(itertools.pairwise(down)):
+        strip = shapely.clip_by_rect(lines, across[0], top, across[-1], bottom)
+        if strip.is_empty:
+            continue
+        boxes = shapely.box(across[:-1], top, across[1:], bottom)
+        for column in np.flatnonzero(shapely.intersects(boxes, strip)):
+            yield row, int(column)
