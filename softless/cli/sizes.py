@@ -34,6 +34,20 @@ def as_token_scale(text: str | float) -> str | float:
         ) from error
 
 
+def as_mpp(text: str | float) -> str | float:
+    """`--mpp`: "training", or micrometres per pixel.
+
+    Raises:
+        UsageError: neither.
+    """
+    if text == TRAINING:
+        return TRAINING
+    try:
+        return float(text)
+    except ValueError as error:
+        raise UsageError(f"--mpp {text}: give micrometres per pixel, for example 0.5, or training") from error
+
+
 def as_channels(given: str) -> tuple[int, ...]:
     """`--channels` in the words of the Python functions: whole numbers with commas between.
 

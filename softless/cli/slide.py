@@ -12,7 +12,7 @@ from torch import nn
 
 from softless.benching.record import table
 from softless.cli.output import plain
-from softless.cli.sizes import as_channels, as_size, as_token_scale
+from softless.cli.sizes import as_channels, as_mpp, as_size, as_token_scale
 from softless.errors import DataError, SoftlessError, UsageError, located
 from softless.models.durable import make_folder, remove_empty, write_picture, write_text
 from softless.models.scale import set_token_scale, trained_as_configured
@@ -126,7 +126,7 @@ def slide(
     op: str | None = None,
     weights: str | Path | None = None,
     level: int = 0,
-    mpp: float | None = None,
+    mpp: str | None = None,
     slide_mpp: float | None = None,
     channels: str | None = None,
     page: int | None = None,
@@ -154,7 +154,7 @@ def slide(
         op: operator for a host (`--op sima` with a timm ViT).
         weights: a checkpoint for the name of a model; without it the weights are new, and said to be.
         level: of a slide, 0 the finest.
-        mpp: micrometres per pixel to look with, in place of a level.
+        mpp: micrometres per pixel to look with, in place of a level; training is what the run's training images had.
         slide_mpp: micrometres per pixel of level 0, for files that do not say; an error for one that says another.
         channels: which 1 or 3 channels of a TIFF to look at, from 0 on, for example 0,1,2.
         page: which picture of a TIFF that holds several, or which plane of a stack, from 0 on.
@@ -194,7 +194,7 @@ def slide(
     make_folder(root)
     options: dict[str, Any] = {
         "level": level,
-        "mpp": mpp,
+        "mpp": None if mpp is None else as_mpp(mpp),
         "slide_mpp": slide_mpp,
         "channels": chosen,
         "page": page,

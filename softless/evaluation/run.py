@@ -19,6 +19,7 @@ from softless.models.config import noted
 from softless.models.features import without_cut_parts
 from softless.models.files import read_safetensors
 from softless.models.outline import check_fits
+from softless.models.records import is_number
 from softless.models.scale import set_training_size
 
 DENSE = frozenset({"detection", "segmentation"})  # tasks whose models take whole images of any size
@@ -112,7 +113,12 @@ def _tell_preparation(model: Any, best: Mapping[str, Any], recipe: Any) -> None:
     told |= {"notes": noted(best.get("range"))}
     model.pretrained_cfg = {**getattr(model, "pretrained_cfg", {}), **told}
     if (trained := _trained_pixels(best, recipe)) is not None:
-        set_training_size(model, *trained)
+        set_training_size(model, *trained, mpp=_trained_mpp(best))
+
+
+def _trained_mpp(best: Mapping[str, Any]) -> float | None:
+    found = best.get("trained_at", {}).get("mpp")
+    return float(found) if is_number(found) and found > 0 else None
 
 
 def _trained_pixels(best: Mapping[str, Any], recipe: Any) -> tuple[int, int] | None:

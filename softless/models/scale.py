@@ -6,7 +6,7 @@ operator; SimA's branch in the paper's scale shrinks besides as tokens are added
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from softless.layers import Attention, ClassAttention
 from softless.modes import evaluating
 
 FOREIGN = 4.0  # times as many tokens as in training, or as few, beyond which a size is foreign
+APART = 1.25  # times another resolution, beyond which it is said
 TRAINING = "training"  # as a size, or as a token_scale: that of the training
 OPTION = "token_scale"
 
@@ -29,6 +30,7 @@ class Scale:
     height: int
     width: int
     tokens: int
+    mpp: float | None = None  # micrometres per pixel, where somebody said so
 
     def __str__(self) -> str:
         return f"{self.tokens:,} tokens ({self.width:,} x {self.height:,} pixels)"
@@ -84,9 +86,10 @@ def token_side(model: Any) -> int | None:
     return int(first["reduction"])
 
 
-def set_training_size(model: nn.Module, height: int, width: int) -> None:
-    """Let the model know at which size of images its weights were trained."""
-    model.trained_at = scale_of(model, height, width)  # type: ignore[assignment]
+def set_training_size(model: nn.Module, height: int, width: int, mpp: float | None = None) -> None:
+    """Let the model know at which size of images its weights were trained, and with how many micrometres per pixel."""
+    scale = scale_of(model, height, width)
+    model.trained_at = None if scale is None else replace(scale, mpp=mpp)  # type: ignore[assignment]
 
 
 def trained_as_configured(model: Any) -> None:
@@ -109,6 +112,34 @@ def foreign(model: nn.Module, height: int, width: int) -> Foreign | None:
         return None
     rescales = any(OPTION in module.op.options and module.options.get(OPTION) is None for module in scaled(model))
     return Foreign(image, trained, rescales)
+
+
+def trained_mpp(model: nn.Module) -> float:
+    """Micrometres per pixel that the model saw in training.
+
+    Raises:
+        UsageError: nobody said.
+    """
+    trained = training_scale(model)
+    if trained is None or trained.mpp is None:
+        raise UsageError(
+            "mpp=training: this model does not know the resolution of its training images, since their files did not say "
+            "one; give micrometres per pixel"
+        )
+    return trained.mpp
+
+
+def other_resolution(model: nn.Module, mpp: tuple[float, float] | None) -> str:
+    """A sentence where an image is looked at with a resolution far from that of the training; empty where it is not, or nobody knows."""
+    trained = training_scale(model)
+    if trained is None or trained.mpp is None or mpp is None:
+        return ""
+    if all(1 / APART <= side / trained.mpp <= APART for side in mpp):
+        return ""
+    return (
+        f"this image is looked at with {mpp[1]:.3g} micrometres per pixel, and the model was trained with {trained.mpp:.3g}. "
+        "--mpp training (mpp='training' in Python) looks as in training."
+    )
 
 
 def farthest(model: nn.Module, sizes: Sequence[tuple[int, int]]) -> str:

@@ -22,7 +22,7 @@ from softless.errors import NothingReadable, UsageError, located
 from softless.evaluation import LoadedRun
 from softless.inference.packed import PackedLinear
 from softless.layers.plain import weights_of
-from softless.models.scale import Foreign, foreign
+from softless.models.scale import TRAINING, Foreign, foreign, other_resolution, trained_mpp
 from softless.modes import evaluating
 from softless.saliency.maps import Saliency, signed_unit, unit
 from softless.saliency.viewer import Picture, Size, size_of, viewer_of
@@ -114,7 +114,7 @@ def stream(
     chunk: int = CHUNK,
     store: str | Path | None = None,
     level: int = 0,
-    mpp: float | None = None,
+    mpp: float | str | None = None,
     slide_mpp: float | None = None,
     channels: Sequence[int] | None = None,
     page: int | None = None,
@@ -144,6 +144,7 @@ def stream(
         store: A folder for the residual stream; None is memory. A run that was killed goes on there and ends with the same bits.
         level: Level of a slide, 0 the finest.
         mpp: Micrometres per pixel to look at a slide with, in place of a level; it is scaled down from the next finer level.
+            "training" is what the model's training images had.
         slide_mpp: Micrometres per pixel of level 0, for a file that does not say; one that says another is an error.
         channels: Which 1 or 3 channels of a TIFF to look at, the first being 0: samples, or pages that are channels.
         page: Which picture of a TIFF that holds several, or which plane of a stack, the first being 0.
@@ -181,6 +182,7 @@ def stream(
     model = viewer.model
     host = host_of(model)
     own_mean, own_std = viewer.mean, viewer.std
+    looks = _micrometres(model, mpp)
     to_size = None if resize is None else partial(size_of, model, resize)
     choice = Choice(None if channels is None else tuple(channels), page, viewer.scale)
     source = source_of(
@@ -189,7 +191,7 @@ def stream(
         mean or own_mean,
         std or own_std,
         level=level,
-        mpp=mpp,
+        mpp=looks,
         slide_mpp=slide_mpp,
         to_size=to_size,
         choice=choice,
@@ -199,10 +201,12 @@ def stream(
     far = foreign(model, *source.size)
     if far is not None:
         notice(far.advice())
+    if other := other_resolution(model, source.place.mpp):
+        notice(f"{source.name}: {other}")
     with closing(source), evaluating(model):
         counts = _counting(mask, tissue, image, _lattice(host, source, origin), source.exact, choice)
         run = _Run(host, source, chunk, store, counts, saliency, tokens, order)
-        about: dict[str, Any] = {} if store is None else {"image": image_print(image), "level": [level, mpp, slide_mpp], "scale": [list(mean or own_mean), list(std or own_std)]}  # fmt: skip
+        about: dict[str, Any] = {} if store is None else {"image": image_print(image), "level": [level, looks, slide_mpp], "scale": [list(mean or own_mean), list(std or own_std)]}  # fmt: skip
         for name, asked in (
             ("resize", resize),
             ("channels", None if channels is None else list(channels)),
@@ -301,6 +305,14 @@ def _saliency(engine: Engine) -> Saliency:
         layers=len(engine.layers),
         normalised=layer.record.hat is not None,
     )
+
+
+def _micrometres(model: nn.Module, mpp: float | str | None) -> float | None:
+    if mpp == TRAINING:
+        return trained_mpp(model)
+    if isinstance(mpp, str):
+        raise UsageError(f"mpp={mpp}: give micrometres per pixel, for example 0.5, or training")
+    return mpp
 
 
 def _lattice(host: Host, source: Source, origin: Origin) -> Lattice:

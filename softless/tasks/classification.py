@@ -6,6 +6,7 @@ y holds label smoothing and the mixing of mixup and cutmix; w is 1, or n / (K n_
 split). The sum is divided by the batch, not by the sum of its weights: so the mean over ranks is the loss of the global batch.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from softless.data import EpochLoader, Pipeline, build_transforms, open_splits
+from softless.data.resolution import seen_mpp
 from softless.errors import UsageError, unknown
 from softless.evaluation import Evaluation, evaluate
 from softless.models.arguments import takes
@@ -63,6 +65,16 @@ class Classification(Task):
     @cached_property
     def _arguments(self) -> dict[str, Any]:
         return model_args(self.recipe, len(self.classes), self.splits.in_chans)
+
+    def trained_mpp(self) -> float | None:
+        return self._mpp
+
+    @cached_property
+    def _mpp(self) -> float | None:
+        frame = math.floor(
+            min(self.pixels()) / self.recipe.data.crop_pct
+        )  # as `eval_transform` brings the short side to
+        return seen_mpp(self.splits.train, lambda height, width: min(height, width) / frame)
 
     def learner(self, model: nn.Module) -> nn.Module:
         return Loss(model, self.loss)

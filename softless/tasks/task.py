@@ -145,6 +145,10 @@ class Task(ABC):
         """Height and width of what the model sees in training."""
         return self.pixels()
 
+    def trained_mpp(self) -> float | None:
+        """Micrometres per pixel of what the model sees in evaluation, where the training files say it; None otherwise."""
+        return None
+
     def train_loader(self, rank: int, world: int) -> EpochLoader:
         """This rank's share of each global batch."""
         recipe = self.recipe
@@ -175,7 +179,7 @@ def facts(task: Task, model: nn.Module) -> Mapping[str, Any]:
     """
     splits, data = task.splits, task.recipe.data
     trained = task.trained_pixels()
-    scale = scale_of(model, *trained)
+    scale, mpp = scale_of(model, *trained), task.trained_mpp()
     return {
         "task": task.name,
         **task.construction(),
@@ -183,7 +187,11 @@ def facts(task: Task, model: nn.Module) -> Mapping[str, Any]:
         "std": list(splits.std),
         "image_size": data.image_size,
         "pixels": list(task.pixels()),
-        "trained_at": {"pixels": list(trained), "tokens": None if scale is None else scale.tokens},
+        "trained_at": {
+            "pixels": list(trained),
+            "tokens": None if scale is None else scale.tokens,
+            **({} if mpp is None else {"mpp": mpp}),
+        },
         "in_chans": splits.in_chans,
         "classes": list(splits.classes),
         "crop_pct": data.crop_pct,

@@ -218,3 +218,58 @@ def test_a_tensor_is_compared_too(said: list[str]) -> None:
     set_training_size(model, 32, 32)
     assert softless.explain(model, torch.zeros(3, 96, 96)).foreign is not None
     assert len(told(said)) == 1
+
+
+def microscope(folder: Path, dpi: float, ending: str = "png") -> Path:
+    """Class folders of images of 64 x 80 pixels whose files say their resolution."""
+    random = np.random.default_rng(0)
+    for part, count in (("train", 6), ("val", 3)):
+        for label, low in (("dark", 0), ("light", 128)):
+            where = folder / part / label
+            where.mkdir(parents=True)
+            for number in range(count):
+                values = random.integers(low, low + 128, (64, 80, 3), dtype=np.uint8)
+                Image.fromarray(values).save(where / f"{number}.{ending}", dpi=(dpi, dpi))
+    return folder
+
+
+FIELDS: dict[str, Any] = {"data.image_size": 32, "schedule.epochs": 1, "data.crop_pct": 1.0, "data.workers": 0, "amp": "none"}  # fmt: skip
+
+
+def trained(tmp_path: Path, dpi: float, ending: str = "png") -> Path:
+    data = microscope(tmp_path / "data", dpi, ending)
+    small = get_recipe("folder").quick(tmp_path / "quick").with_fields(**{"data.path": str(data), **FIELDS})
+    fit(small, tmp_path / "run", device="cpu", progress=False)
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_a_run_knows_the_resolution_that_its_images_were_seen_at(ending: str, tmp_path: Path, said: list[str]) -> None:
+    """Files of 0.5 micrometres per pixel whose short side of 64 pixels became 32."""
+    run = trained(tmp_path, 50_800, ending)
+    told_of = json.loads((run / "best.json").read_text())["trained_at"]["mpp"]
+    assert told_of == pytest.approx(1.0, rel=1e-3)
+    scale = training_scale(load_run(run).model)
+    assert scale is not None
+    assert scale.mpp == told_of
+    tifffile = pytest.importorskip("tifffile")
+    path = tmp_path / "slide.tif"
+    resolution = {"resolution": (1e4 / 0.25, 1e4 / 0.25), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(path, pixels(256, 256), tile=(64, 64), photometric="rgb", metadata=None, **resolution)
+    fine = softless.stream(run, path, quiet=True, resize=128)
+    assert fine.mpp == pytest.approx((0.5, 0.5), rel=1e-3)
+    assert any("looked at with 0.5 micrometres per pixel, and the model was trained with 1." in text for text in said)
+    said.clear()
+    alike = softless.stream(run, path, quiet=True, mpp="training")
+    assert alike.size == (64, 64)
+    assert not any("micrometres per pixel" in text for text in said)
+    torch.testing.assert_close(alike.logits, softless.stream(run, path, quiet=True, mpp=1.0).logits)
+
+
+def test_a_printers_resolution_is_none_of_a_microscope(tmp_path: Path, run: Path) -> None:
+    other = trained(tmp_path, 300)
+    assert "mpp" not in json.loads((other / "best.json").read_text())["trained_at"]
+    with pytest.raises(UsageError, match="mpp=training: this model does not know the resolution"):
+        softless.stream(other, pixels(64, 64), mpp="training")
+    with pytest.raises(UsageError, match="mpp=half: give micrometres per pixel"):
+        softless.stream(run, pixels(64, 64), mpp="half")
