@@ -123,9 +123,16 @@ def test_level_1_of_a_real_slide(data_root: Path) -> None:
         assert apart(stream(model, path, level=1, chunk=chunk, saliency=False).logits, wanted) <= 1e-6
 
 
-@pytest.mark.soak
-@pytest.mark.parametrize("name", ["cmu_wsi/CMU-1-Small-Region.svs", "slides_odd/tcga-cr-7395-01a-01-ts1.svs"])
-def test_a_real_slide_at_five_resolutions_by_three_chunks(name: str, data_root: Path) -> None:
+LARGE = ["cmu_wsi/CMU-1-Small-Region.svs", "slides_odd/tcga-cr-7395-01a-01-ts1.svs"]
+SMALL = [
+    *(f"slides_odd/openslide/{name}" for name in ("boxes.tiff", "small.svs", "boxes_0.dcm")),
+    *(f"slides_odd/large_image/{name}" for name in ("test_orient6.tif", "rgba_geotiff.tiff")),
+]
+REAL = [*(pytest.param(name, marks=pytest.mark.soak) for name in LARGE), *SMALL]
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_real_file_at_five_resolutions_by_three_chunks(name: str, data_root: Path) -> None:
     slide = opened(data_root / name)
     said = slide.resolution.mpp
     slide.close()
@@ -138,6 +145,23 @@ def test_a_real_slide_at_five_resolutions_by_three_chunks(name: str, data_root: 
             for chunk in (200, 1000, 4096)
         ]
         assert all(apart(found.logits, answers[-1].logits) <= 1e-6 for found in answers)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_real_file_answers_at_each_level_as_the_pixels_of_that_level(name: str, data_root: Path) -> None:
+    model = vit(depth=1)
+    slide = opened(data_root / name)
+    count = len(slide.sizes)
+    slide.close()
+    for level in range(count):
+        slide = opened(data_root / name, level)
+        whole = slide.read(0, 0, *slide.size)
+        slide.close()
+        wanted = stream(model, np.ascontiguousarray(whole), saliency=False, quiet=True).logits
+        for chunk in (200, 4096):
+            found = stream(model, data_root / name, level=level, chunk=chunk, saliency=False, quiet=True)
+            assert found.size == whole.shape[:2]
+            assert apart(found.logits, wanted) <= 1e-6
 
 
 def test_openslide_reads_a_level_whose_places_are_whole_and_refuses_others_by_name(tmp_path: Path) -> None:
