@@ -6,8 +6,9 @@ y holds label smoothing and the mixing of mixup and cutmix; w is 1, or n / (K n_
 split). The sum is divided by the batch, not by the sum of its weights: so the mean over ranks is the loss of the global batch.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from softless.data import EpochLoader, Pipeline, build_transforms, open_splits
+from softless.data import EpochLoader, Pipeline, Samples, build_transforms, open_splits
 from softless.errors import UsageError, unknown
 from softless.evaluation import Evaluation, evaluate
 from softless.models.arguments import takes
-from softless.models.sizes import with_training_scale
+from softless.models.sizes import sides, with_training_scale
 from softless.tasks.task import Loss, Task
 
 if TYPE_CHECKING:  # the recipe lives above this layer (softless.training)
@@ -39,7 +40,7 @@ class Classification(Task):
     """
 
     name = "classification"
-    needs = ("torchmetrics",)
+    needs = ()
     measures = ("top1", "balanced_accuracy", "auc", "loss")
 
     def __init__(self, recipe: "Recipe", classes: Sequence[str], class_counts: Sequence[int] | np.ndarray) -> None:
@@ -72,6 +73,13 @@ class Classification(Task):
 
     def evaluate(self, model: nn.Module, loader: EpochLoader, *, amp: str, label: str) -> Evaluation:
         return evaluate(model, loader, self.classes, amp=amp, label=label)
+
+    def composition(self, samples: Samples) -> dict[str, int]:
+        counts = np.bincount(samples.targets, minlength=len(self.classes)).tolist()
+        return dict(zip(self.classes, counts, strict=True))
+
+    def decided(self, outcome: Any, validated: Mapping[str, Any]) -> Evaluation:
+        return replace(outcome, threshold=validated.get("threshold"))
 
     def published(self, model: nn.Module) -> nn.Module:
         return model
@@ -122,9 +130,10 @@ def model_args(recipe: "Recipe", classes: int, in_chans: int) -> dict[str, Any]:
     spec = recipe.model
     size = {"img_size": pixels} if takes(spec.name, spec.op, "img_size") else {}  # convolutional networks have none
     args = {**size, **spec.args, "num_classes": classes, "in_chans": in_chans}
-    if args.get("img_size", pixels) not in {pixels, (pixels, pixels)}:
+    asked = args.get("img_size", pixels)
+    if sides(asked) != sides(pixels):
         raise UsageError(
-            f"model.args.img_size={args['img_size']} and data.image_size={pixels} differ: set both to the same pixels"
+            f"model.args.img_size={asked} and data.image_size={pixels} differ: set both to the same pixels"
         )
     return with_training_scale(spec.name, args if spec.op is None else {"op": spec.op, **args}, pixels)
 
