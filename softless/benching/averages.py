@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from softless.benching.comparison import as_recipe, trained
+from softless.benching.comparison import prepared, trained
 from softless.benching.record import record_path, table, write_csv
 from softless.benching.uses import rising
 from softless.errors import UsageError
 from softless.evaluation.measures import MEASURES
 from softless.report.runs import RunRecord, read_run
 from softless.training.candidates import AVERAGED, KEYS, RAW
-from softless.training.own_data import with_data
 from softless.training.recipe import Recipe
 from softless.words import counted
 
@@ -110,7 +109,8 @@ class Averages:
 
 
 def averages(
-    recipe: str | Recipe, limits: Sequence[int] = (), *, data: str | Path | None = None, set: Mapping[str, Any] | None = None, seeds: int = 1, name: str | None = None,
+    recipe: str | Recipe, limits: Sequence[int] = (), *, data: str | Path | None = None, epochs: int | None = None, set: Mapping[str, Any] | None = None,
+    seeds: int = 1, name: str | None = None,
     out: str | Path | None = None, overwrite: bool = False, resume: bool = False, record: bool = False, device: str = "auto",
     threads: int | None = None,
 ) -> Averages:  # fmt: skip
@@ -122,6 +122,7 @@ def averages(
         recipe: name, or a Recipe.
         limits: training images; all of them where none is given.
         data: folder of the data, for recipes that take one.
+        epochs: how long each trains; the recipe's own length by default.
         set: fields of the recipe and their values.
         seeds: how many, from the recipe's own seed on.
         name: what the rows are recorded as; the recipe's name by default.
@@ -140,7 +141,7 @@ def averages(
 
     if len(dict.fromkeys(limits)) < len(limits):
         raise UsageError(f"limits {' '.join(map(str, limits))}: each once")
-    chosen = with_data(as_recipe(recipe), data).with_fields(**(set or {}))
+    chosen = prepared(recipe, data, epochs, set)
     if threads is not None:
         chosen = replace(chosen, threads=threads)
     recipes = {str(limit): chosen.with_fields(**{"data.limit": limit}) for limit in limits} or {"all": chosen}

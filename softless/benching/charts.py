@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from softless.benching.measure import Spread
+from softless.benching.readable import readable
 from softless.models.durable import make_folder, write_bytes
 
 if TYPE_CHECKING:
@@ -31,15 +32,15 @@ class Drawing:
 
     figure: "Figure"
 
-    def save(self, path: Path) -> Path:
-        """Write it as SVG, the same bytes for the same numbers."""
+    def save(self, path: Path, title: str) -> Path:
+        """Write it as SVG, readable on dark pages and by screen readers, the same bytes for the same numbers."""
         from matplotlib import rc_context
 
         drawn = io.BytesIO()
         with rc_context(STYLE):
             self.figure.savefig(drawn, format="svg", bbox_inches="tight", metadata={"Date": None})
         make_folder(path.parent)
-        write_bytes(path, drawn.getvalue())
+        write_bytes(path, readable(drawn.getvalue().decode("utf-8"), title).encode("utf-8"))
         return path
 
 

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from softless.attention import OPERATORS
 from softless.benching.models import (  # fmt: skip
@@ -26,40 +27,63 @@ from softless.report.statistics import Estimate, accuracy, difference
 from softless.training.own_data import with_data
 from softless.training.recipe import Recipe
 
+if TYPE_CHECKING:
+    from softless.benching.uses import Used
+
 THREADS = 2  # where the recipe leaves it open: those of the recorded tables, which a machine with more cores repeats
 
 _log = logging.getLogger("softless.benching")
 
 
 def twins(
-    recipe: str | Recipe = "digits", *, seeds: int = 1, out: str | Path | None = None, op: str | None = None,
-    overwrite: bool = False, resume: bool = False, record: bool = False, device: str = "auto",
-) -> Compared:  # fmt: skip
+    recipe: str | Recipe = "digits", *, data: str | Path | None = None, epochs: int | None = None, set: Mapping[str, Any] | None = None, seeds: int = 1,
+    out: str | Path | None = None, op: str | None = None, twin: str | None = None, overwrite: bool = False, resume: bool = False, record: bool = False, device: str = "auto",
+) -> "Compared | Used":  # fmt: skip
     """Train a recipe's model and its softmax twin, everything else alike, and compare them on the test images.
+
+    Of classifiers: accuracies with intervals. Of other tasks: their measures, and what a step takes (`uses`).
 
     Args:
         recipe: name, or a Recipe.
+        data: folder or file of the data, for recipes that take one.
+        epochs: how long each trains; the recipe's own length by default.
+        set: fields of the recipe and their values.
         seeds: how many, from the recipe's own seed on.
         out: folder for the runs and report.html; runs/RECIPE-twins by default.
         op: the operator beside softmax; the recipe's own by default.
+        twin: another model in the twin's place, any that timm has, as it is; the same host with softmax by default.
         overwrite: delete the runs that the folder holds.
         resume: keep finished runs and continue those that were stopped.
         record: also write benchmarks/twins_RECIPE.csv of the repository.
         device: auto, cpu, cuda, mps.
+
+    Raises:
+        UsageError: a recipe or a field that cannot be used, an unknown operator or model, a recipe of softmax and no `op`, a folder that
+            already holds these runs, no test split.
     """
-    chosen = as_recipe(recipe)
+    chosen = prepared(recipe, data, epochs, set)
     own = op or host_and_operator(chosen.model)[1]
     if own == "softmax":
         raise UsageError(
             f"recipe '{chosen.name}' uses softmax itself: name the operator to compare it with, for example --op sima"
         )
-    recipes = {op: with_operator(chosen, op) for op in checked_operators((own, "softmax"))}
+    if twin is None:
+        recipes = {name: with_operator(chosen, name) for name in checked_operators((own, "softmax"))}
+    else:
+        plain = chosen.with_fields(**{"model.name": twin})
+        recipes = {own: with_operator(chosen, own), twin: plain}
+    for one in recipes.values():
+        one.check()
+    if chosen.task != "classification":
+        from softless.benching.uses import used
+
+        return used(chosen, recipes, "twins", seeds, out, overwrite, resume, record, device)
     return _compared(chosen, recipes, "twins", seeds, out, overwrite, resume, record, device, measure_steps=False)
 
 
 def compare(
-    recipe: str | Recipe = "digits", ops: Sequence[str] = (), *, data: str | Path | None = None, epochs: int | None = None, seeds: int = 1,
-    out: str | Path | None = None, overwrite: bool = False, resume: bool = False, record: bool = False, device: str = "auto",
+    recipe: str | Recipe = "digits", ops: Sequence[str] = (), *, data: str | Path | None = None, epochs: int | None = None, set: Mapping[str, Any] | None = None,
+    seeds: int = 1, out: str | Path | None = None, overwrite: bool = False, resume: bool = False, record: bool = False, device: str = "auto",
 ) -> Compared:  # fmt: skip
     """Train every operator in one small ViT under one recipe, and measure what a step of each costs.
 
@@ -70,6 +94,7 @@ def compare(
         ops: operators; all by default. softmax, or the last one named, is what the others are compared with.
         data: folder of class folders, or .npz file, for recipes that take one.
         epochs: how long each trains; the recipe's own length by default.
+        set: fields of the recipe and their values.
         seeds: how many, from the recipe's own seed on.
         out: folder for the runs and report.html; runs/RECIPE-compare by default.
         overwrite: delete the runs that the folder holds.
@@ -80,9 +105,7 @@ def compare(
     Raises:
         UsageError: unknown recipe or operator, fewer than two operators, a folder that already holds these runs, no test split.
     """
-    chosen = in_small_vit(with_data(as_recipe(recipe), data))
-    if epochs is not None:
-        chosen = chosen.with_fields(**{"schedule.epochs": epochs})
+    chosen = in_small_vit(prepared(recipe, data, epochs, set))
     names = checked_operators(ops or sorted(OPERATORS, key=lambda name: name == "softmax"))
     recipes = {op: in_comparison(chosen, op) for op in names}
     return _compared(chosen, recipes, "compare", seeds, out, overwrite, resume, record, device, measure_steps=True)
@@ -113,7 +136,7 @@ def _compared(
         accuracies=accuracies,
         differences=tuple(_known(difference(group, groups[-1]), chosen) for group in groups[:-1]),
         speeds=speeds,
-        only={op: options for op in recipes if (options := left_out(chosen, op))},
+        only=lacking(chosen, recipes),
         report=report.write(runs, folder / "report.html", speeds=speeds),
         recorded=target,
         steps=costs,
@@ -176,6 +199,30 @@ def as_recipe(recipe: str | Recipe) -> Recipe:
     chosen = get_recipe(recipe) if isinstance(recipe, str) else recipe
     workers = 0 if chosen.data.workers is None else chosen.data.workers
     return replace(chosen, data=replace(chosen.data, workers=workers), threads=chosen.threads or THREADS)
+
+
+def prepared(
+    recipe: str | Recipe,
+    data: str | Path | None = None,
+    epochs: int | None = None,
+    fields: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """The recipe to compare models under, with its data, fields and length as they are given.
+
+    Raises:
+        UsageError: a recipe, a field or data that cannot be used, or two lengths.
+    """
+    given = dict(fields or {})
+    if epochs is not None and str(given.setdefault("schedule.epochs", epochs)) != str(epochs):
+        raise UsageError(
+            f"epochs={epochs} and schedule.epochs={given['schedule.epochs']} are two lengths: give one of them"
+        )
+    return with_data(as_recipe(recipe).with_fields(**given), data, given)
+
+
+def lacking(chosen: Recipe, recipes: Mapping[str, Recipe]) -> dict[str, dict[str, object]]:
+    """By operator, the options of the recipe's that it does not have; a model that is taken as it is lacks none."""
+    return {name: options for name in recipes if name in OPERATORS and (options := left_out(chosen, name))}
 
 
 def _known(estimate: Estimate | None, recipe: Recipe) -> Estimate:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from softless.benching.comparison import as_recipe, run_folder, trained
+from softless.benching.comparison import prepared, run_folder, trained
 from softless.benching.models import checked_operators, left_out, with_operator
 from softless.benching.record import record_path, table, write_csv
 from softless.data import Pipeline, Samples, eval_loader, open_parts
@@ -21,7 +21,6 @@ from softless.evaluation.features import Reading, extract, layers, output
 from softless.evaluation.knn import K, nearest
 from softless.report.groups import operator_title
 from softless.report.runs import read_run
-from softless.training.own_data import with_data
 from softless.training.recipe import Recipe
 
 PIXELS = 32  # side to which images are reduced where their pixels are the features
@@ -109,8 +108,8 @@ class SelfSupervised:
 
 
 def dino(
-    recipe: str | Recipe = "dino", ops: Sequence[str] = (), *, data: str | Path | None = None, epochs: int | None = None, seeds: int = 1,
-    out: str | Path | None = None, overwrite: bool = False, resume: bool = False, record: bool = False, device: str = "auto",
+    recipe: str | Recipe = "dino", ops: Sequence[str] = (), *, data: str | Path | None = None, epochs: int | None = None,
+    set: Mapping[str, Any] | None = None, seeds: int = 1, out: str | Path | None = None, overwrite: bool = False, resume: bool = False, record: bool = False, device: str = "auto",
 ) -> SelfSupervised:  # fmt: skip
     """Train a recipe of DINO with several operators, labels unused, and measure what the frozen features are worth.
 
@@ -122,6 +121,7 @@ def dino(
         ops: operators; sima and xca by default.
         data: class folders with train and test.
         epochs: how long each trains; the recipe's own length by default.
+        set: fields of the recipe and their values.
         seeds: how many, from the recipe's own seed on.
         out: folder for the runs and report.html; runs/RECIPE-bench by default.
         overwrite: delete the runs that the folder holds.
@@ -136,11 +136,9 @@ def dino(
     from softless.tasks import open_task
     from softless.training.world import choose_device
 
-    chosen = with_data(as_recipe(recipe), data)
+    chosen = prepared(recipe, data, epochs, set)
     if chosen.task != "dino":
         raise UsageError(f"recipe '{chosen.name}' is for {chosen.task}: bench dino takes one of self-supervision")
-    if epochs is not None:
-        chosen = chosen.with_fields(**{"schedule.epochs": epochs})
     target = record_path("dino") if record else None
     recipes = {op: with_operator(chosen, op) for op in checked_operators(ops or ("sima", "xca"))}
     task = open_task(chosen)

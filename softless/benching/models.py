@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from softless.attention import OPERATORS, get
 from softless.errors import UsageError
+from softless.models.sizes import sides
 from softless.training.recipe import ModelSpec, Recipe
 
 
@@ -66,9 +67,9 @@ def in_small_vit(recipe: Recipe) -> Recipe:
     if host not in {variant.name for variant in VARIANTS if variant.host != "vit"}:
         return recipe
     pixels = recipe.data.image_size
-    if pixels % 7:
+    if not isinstance(pixels, int) or pixels % 7:
         raise UsageError(
-            f"data.image_size={pixels}: the small ViT of a comparison takes 7 x 7 patches; choose a multiple of 7"
+            f"data.image_size={pixels}: the small ViT of a comparison takes 7 x 7 patches; choose one number, a multiple of 7"
         )
     small = get_recipe("digits").model
     return replace(recipe, model=replace(small, args={**small.args, "img_size": pixels, "patch_size": pixels // 7}))
@@ -77,8 +78,8 @@ def in_small_vit(recipe: Recipe) -> Recipe:
 def in_comparison(recipe: Recipe, op: str) -> Recipe:
     """The recipe with an operator and, where it has landmarks or projected tokens, a quarter as many of them as patches."""
     chosen = with_operator(recipe, op)
-    side = recipe.data.image_size // int(recipe.model.args.get("patch_size", 16))
-    few = {name: max(1, side * side // SHARE) for name in FEW if name in get(op).options}
+    height, width = (side // int(recipe.model.args.get("patch_size", 16)) for side in sides(recipe.data.image_size))
+    few = {name: max(1, height * width // SHARE) for name in FEW if name in get(op).options}
     return replace(chosen, model=replace(chosen.model, args={**chosen.model.args, **few}))
 
 

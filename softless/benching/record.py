@@ -4,15 +4,16 @@ import csv
 import io
 import os
 import platform
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import softless
+from softless import origin
 from softless.errors import UsageError
 from softless.models.durable import write_text
+from softless.origin import repository
 from softless.words import visible
 
 
@@ -31,28 +32,9 @@ def provenance() -> dict[str, str]:
     }
 
 
-def repository() -> Path | None:
-    """The repository this package is imported from, or None for an installed one."""
-    root = Path(softless.__file__).resolve().parents[1]
-    return root if (root / ".git").exists() and (root / "benchmarks").is_dir() else None
-
-
 def commit() -> str:
     """The commit, with a mark where the tree held changes; "none" outside a repository."""
-    root = repository()
-    if root is None:
-        return "none"
-    try:
-        head = _git(root, "rev-parse", "--short=12", "HEAD")
-        changed = _git(root, "status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.CalledProcessError):  # no git on this machine, or an empty repository
-        return "unknown"
-    return f"{head}{'+changes' if changed else ''}"
-
-
-def _git(root: Path, *words: str) -> str:
-    done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True)  # noqa: S603, S607
-    return done.stdout.strip()
+    return origin.commit(repository())
 
 
 def command() -> str:

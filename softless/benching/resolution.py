@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from softless.attention import OPERATORS
-from softless.benching.comparison import as_recipe, run_folder, trained
+from softless.benching.comparison import prepared, run_folder, trained
 from softless.benching.models import with_operator
 from softless.benching.record import record_path, table, write_csv
 from softless.data import Samples, eval_loader, eval_transform, open_parts
 from softless.errors import UsageError
 from softless.evaluation import LoadedRun, bootstrap_mean, evaluate, load_run, paired_bootstrap
 from softless.layers import Attention, ClassAttention
+from softless.models.sizes import sides
 from softless.models.xcit import Xcit
-from softless.training.own_data import with_data
 from softless.training.recipe import DataSpec, Recipe
 
 FACTORS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)  # of the training size
@@ -103,9 +103,12 @@ class Resolution:
         ])
 
 
+FIGURE = "Accuracy and size of the attention's branch over the image size"
+
+
 def resolution(
-    recipe: str | Recipe = "digits", *, data: str | Path | None = None, image_size: int | None = None, epochs: int | None = None, seeds: int = 1,
-    out: str | Path | None = None, overwrite: bool = False, resume: bool = False, record: bool = False, device: str = "auto",
+    recipe: str | Recipe = "digits", *, data: str | Path | None = None, image_size: int | None = None, epochs: int | None = None,
+    set: Mapping[str, Any] | None = None, seeds: int = 1, out: str | Path | None = None, overwrite: bool = False, resume: bool = False, record: bool = False, device: str = "auto",
 ) -> Resolution:  # fmt: skip
     """Train the recipe's model per operator at one image size, and evaluate it on the test images at 0.5 to 4 times that size.
 
@@ -117,6 +120,7 @@ def resolution(
         data: folder of class folders, or .npz file, for recipes that take one.
         image_size: of training, in pixels; the recipe's own by default.
         epochs: how long each trains; the recipe's own length by default.
+        set: fields of the recipe and their values.
         seeds: how many, from the recipe's own seed on.
         out: folder for the runs and the chart; runs/RECIPE-resolution by default.
         overwrite: delete the runs that the folder holds.
@@ -133,13 +137,14 @@ def resolution(
     from softless.training.model import build_model
     from softless.training.world import choose_device
 
-    chosen = with_data(as_recipe(recipe), data)
+    chosen = prepared(recipe, data, epochs, set)
     if image_size is not None:
         chosen = _at_size(chosen, image_size)
-    if epochs is not None:
-        chosen = chosen.with_fields(**{"schedule.epochs": epochs})
     recipes = {arm.name: in_arm(chosen, arm) for arm in ARMS if not arm.trained_as}
-    pixels = _checked_sizes(chosen.data.image_size, _patch(build_model(recipes["softmax"], 2, chosen.data.in_chans)))
+    side = chosen.data.image_size
+    if not isinstance(side, int):
+        raise UsageError(f"data.image_size={side}: bench resolution takes squares; set one number, or --image-size")
+    pixels = _checked_sizes(side, _patch(build_model(recipes["softmax"], 2, chosen.data.in_chans)))
     target = record_path(f"resolution_{chosen.name}") if record else None
     folder = Path(out or Path("runs") / f"{chosen.name}-resolution")
     test = _test_images(chosen)
@@ -153,10 +158,10 @@ def resolution(
             runs = [_loaded(run_folder(folder, source, seed), arm, place) for seed in ours]
             points += _measured(chosen.name, arm, ours, runs, test, pixels)
     drawing = draw_resolution(points, {arm.name: arm.said for arm in ARMS})
-    figure = drawing.save(folder / "resolution.svg")
+    figure = drawing.save(folder / "resolution.svg", FIGURE)
     if target is not None:
         write_csv(target, [asdict(point) for point in points])
-        figure = drawing.save(target.parents[1] / "docs" / "figures" / f"{target.stem}.svg")
+        figure = drawing.save(target.parents[1] / "docs" / "figures" / f"{target.stem}.svg", FIGURE)
     return Resolution(tuple(points), figure, diverged, target)
 
 
@@ -204,7 +209,7 @@ def _loaded(folder: Path, arm: Arm, place: str) -> LoadedRun:
     run = load_run(folder, place)
     if arm.trained_as:
         model: Any = run.model
-        number = {N_TRAIN: _tokens(model, run.image_size)}
+        number = {N_TRAIN: _tokens(model, sides(run.image_size)[0])}
         for module in _scaled(run.model):
             module.options = {**module.options, **{name: number.get(value, value) for name, value in arm.options.items()}}  # fmt: skip
     return run
@@ -282,7 +287,7 @@ def _at(run: LoadedRun, pixels: int) -> Any:
 
 
 def _right(run: LoadedRun, test: Samples, pixels: int) -> np.ndarray:
-    batch = max(8, int(256 * (run.image_size / pixels) ** 2))
+    batch = max(8, int(256 * (sides(run.image_size)[0] / pixels) ** 2))
     loader = eval_loader(test, _at(run, pixels), batch=batch)
     return evaluate(run, loader, label=f"{run.path.name} at {pixels} px").correct
 

@@ -10,6 +10,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from softless.benching.measure import Spread, interleaved
+from softless.models.sizes import sides
 from softless.training.model import build_model
 from softless.training.recipe import Recipe
 
@@ -61,7 +62,7 @@ def steps(
         torch.set_num_threads(before)
     found = {}
     for name, model in models.items():
-        counted = cost(model, (in_chans, *2 * (recipes[name].data.image_size,)))
+        counted = cost(model, (in_chans, *sides(recipes[name].data.image_size)))
         spent = counted.exps + counted.activation_exps
         found[name] = StepCost(timed.spread(name), peaks[name], counted.exps, spent, counted.parameters)
     return found
@@ -72,8 +73,7 @@ def _step(model: nn.Module, recipe: Recipe, classes: int, in_chans: int) -> Call
 
     place = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
-    pixels = recipe.data.image_size
-    images = torch.randn(recipe.batch_size, in_chans, pixels, pixels, generator=generator).to(place)
+    images = torch.randn(recipe.batch_size, in_chans, *sides(recipe.data.image_size), generator=generator).to(place)
     targets = torch.randint(classes, (recipe.batch_size,), generator=generator).to(place)
     mover = optimizer(recipe, model)
     model.train()

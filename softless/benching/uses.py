@@ -7,16 +7,15 @@ from typing import Any
 
 import torch
 
-from softless.benching.comparison import as_recipe, trained
+from softless.benching.comparison import lacking, prepared, trained
 from softless.benching.measure import Spread, interleaved
-from softless.benching.models import checked_operators, host_and_operator, left_out, with_operator
+from softless.benching.models import checked_operators, host_and_operator, with_operator
 from softless.benching.record import record_path, table, write_csv
 from softless.benching.steps import peak_bytes
 from softless.evaluation.measures import MEASURES
 from softless.report.groups import operator_title
 from softless.report.runs import RunRecord, read_run
 from softless.training.candidates import described, gain
-from softless.training.own_data import with_data
 from softless.training.recipe import Recipe
 
 
@@ -45,9 +44,10 @@ class Used:
         """A row per run, then one per baseline."""
         rows = []
         for run in self.runs:
-            step = self.steps[run.operator]
+            trained_as = folder_of(run)
+            step = self.steps[trained_as]
             rows.append({
-                "model": operator_title(run.operator),
+                "model": operator_title(trained_as),
                 "operator": run.operator,
                 "seed": run.seed,
                 **numbers(run.result["test"] or run.result["val"]),
@@ -96,8 +96,8 @@ class Used:
 
 
 def uses(
-    recipe: str | Recipe, ops: Sequence[str] = (), *, data: str | Path | None = None, epochs: int | None = None, seeds: int = 1,
-    out: str | Path | None = None, overwrite: bool = False, resume: bool = False, record: bool = False, device: str = "auto",
+    recipe: str | Recipe, ops: Sequence[str] = (), *, data: str | Path | None = None, epochs: int | None = None,
+    set: Mapping[str, Any] | None = None, seeds: int = 1, out: str | Path | None = None, overwrite: bool = False, resume: bool = False, record: bool = False, device: str = "auto",
 ) -> Used:  # fmt: skip
     """Train a recipe of any task with several operators, everything else alike, and put their test scores and costs in one table.
 
@@ -106,6 +106,7 @@ def uses(
         ops: operators; the recipe's own and softmax by default.
         data: folder of the data, for recipes that take one.
         epochs: how long each trains; the recipe's own length by default.
+        set: fields of the recipe and their values.
         seeds: how many, from the recipe's own seed on.
         out: folder for the runs and report.html; runs/RECIPE-uses by default.
         overwrite: delete the runs that the folder holds.
@@ -116,34 +117,45 @@ def uses(
     Raises:
         UsageError: unknown recipe or operator, fewer than two operators, or a folder that already holds these runs.
     """
-    from softless import report
-    from softless.training.world import choose_device
-
-    chosen = with_data(as_recipe(recipe), data)
-    if epochs is not None:
-        chosen = chosen.with_fields(**{"schedule.epochs": epochs})
-    target = record_path(f"uses_{chosen.name}") if record else None
+    chosen = prepared(recipe, data, epochs, set)
     recipes = {
         op: with_operator(chosen, op)
         for op in checked_operators(ops or (host_and_operator(chosen.model)[1], "softmax"))
     }
-    folder = Path(out or Path("runs") / f"{chosen.name}-uses")
+    return used(chosen, recipes, "uses", seeds, out, overwrite, resume, record, device)
+
+
+def used(
+    chosen: Recipe, recipes: Mapping[str, Recipe], name: str, seeds: int, out: str | Path | None, overwrite: bool, resume: bool, record: bool,
+    device: str,
+) -> Used:  # fmt: skip
+    """Train each recipe over the seeds, and put scores and costs in one table; rows are recorded as NAME_RECIPE."""
+    from softless import report
+    from softless.training.world import choose_device
+
+    target = record_path(f"{name}_{chosen.name}") if record else None
+    folder = Path(out or Path("runs") / f"{chosen.name}-{name}")
     places, diverged = trained(recipes, folder, seeds, resume=resume, overwrite=overwrite, device=device)
     runs = [read_run(place) for place in places]
-    finished = {op: one for op, one in recipes.items() if any(run.operator == op for run in runs)}
-    used = Used(
+    done = {name: one for name, one in recipes.items() if any(folder_of(run) == name for run in runs)}
+    found = Used(
         recipe=chosen,
         runs=tuple(runs),
-        steps=training_steps(finished, choose_device(device)),
+        steps=training_steps(done, choose_device(device)),
         baselines=_baselines(chosen),
-        only={op: options for op in recipes if (options := left_out(chosen, op))},
+        only=lacking(chosen, recipes),
         diverged=diverged,
         report=report.write(places, folder / "report.html"),
         recorded=target,
     )
     if target is not None:
-        write_csv(target, used.rows())
-    return used
+        write_csv(target, found.rows())
+    return found
+
+
+def folder_of(run: RunRecord) -> str:
+    """What a run was trained as: an operator, or a model that is taken as it is."""
+    return run.folder.name.rpartition("-seed")[0]
 
 
 def training_steps(recipes: Mapping[str, Recipe], device: torch.device, rounds: int = 5) -> dict[str, Step]:
@@ -191,6 +203,9 @@ def _baselines(recipe: Recipe) -> Mapping[str, Mapping[str, float]]:
     return task.baselines(task.splits.test) if task.splits.test is not None else {}
 
 
+DENSE_CLASSES = ("iou", "dice", "box_ap", "mask_ap")  # measures that a table has a column of for each class
+
+
 def rising(run: RunRecord) -> str:
     """How much of the validation measure the last quarter of the epochs added: how far the curve was from flat."""
     added = gain(run.epochs, run.measure)
@@ -200,7 +215,8 @@ def rising(run: RunRecord) -> str:
 def numbers(scores: Mapping[str, Any]) -> dict[str, Any]:
     """The measures among the scores, and those of each class, rounded."""
     found = {name: _rounded(scores[name]) for name in MEASURES if scores.get(name) is not None}
-    for measure, by_class in scores.get("per_class", {}).items():
+    for measure in DENSE_CLASSES:
+        by_class = scores.get("per_class", {}).get(measure, {})
         found |= {f"{measure}_{name}": _rounded(value) for name, value in by_class.items() if value is not None}
     return found
 

@@ -8,14 +8,14 @@ from typing import Any, Literal
 from softless.cli.options import assignments
 from softless.errors import UsageError, need
 
-TRAINED = {"recipe", "seeds", "out", "overwrite", "resume", "record", "device"}
+TRAINED = {"recipe", "data", "epochs", "set", "seeds", "out", "overwrite", "resume", "record", "device"}
 KINDS: Mapping[str, tuple[str, set[str]]] = {  # the function that measures, and the options that it has
-    "twins": ("softless.benching.comparison:twins", TRAINED | {"op"}),
-    "compare": ("softless.benching.comparison:compare", TRAINED | {"ops", "data", "epochs"}),
-    "uses": ("softless.benching.uses:uses", TRAINED | {"ops", "data", "epochs"}),
-    "dino": ("softless.benching.dino:dino", TRAINED | {"ops", "data", "epochs"}),
-    "resolution": ("softless.benching.resolution:resolution", TRAINED | {"data", "image_size", "epochs"}),
-    "averages": ("softless.benching.averages:averages", TRAINED | {"limits", "data", "name", "set", "threads"}),
+    "twins": ("softless.benching.comparison:twins", TRAINED | {"op", "twin"}),
+    "compare": ("softless.benching.comparison:compare", TRAINED | {"ops"}),
+    "uses": ("softless.benching.uses:uses", TRAINED | {"ops"}),
+    "dino": ("softless.benching.dino:dino", TRAINED | {"ops"}),
+    "resolution": ("softless.benching.resolution:resolution", TRAINED | {"image_size"}),
+    "averages": ("softless.benching.averages:averages", TRAINED | {"limits", "name", "threads"}),
     "runs": ("softless.benching.finished:finished", {"runs", "name", "record"}),
     "operators": ("softless.benching.operators:operators", {"ops", "long", "record"}),
     "inverse": ("softless.benching.inverses:compare_inverses", {"record"}),
@@ -31,7 +31,7 @@ KINDS: Mapping[str, tuple[str, set[str]]] = {  # the function that measures, and
 }
 EXTRAS = {
     "dino": ("lightly", "sklearn"),
-    "resolution": ("matplotlib", "torchmetrics"),
+    "resolution": ("matplotlib",),
     "speed": ("matplotlib",),
 }  # used at the end
 
@@ -60,6 +60,7 @@ def bench(
     *,
     recipe: str = "digits",
     op: str | None = None,
+    twin: str | None = None,
     ops: Sequence[str] = (),
     data: str | Path | None = None,
     image_size: int | None = None,
@@ -80,7 +81,7 @@ def bench(
 ) -> Any:
     """Measure: a model against its softmax twin, several operators in one recipe, or the operators' numbers.
 
-    twins      trains a recipe with its own operator and with softmax, everything else alike, and writes out/report.html
+    twins      trains a recipe of any task with its own operator and with softmax, everything else alike, and writes out/report.html
     compare    trains every operator, or those of --ops, in one small ViT under a recipe: accuracy, time per step, memory, exponentials
     uses       trains a recipe of any task (detection, segmentation, …) with its own operator and softmax, or those of --ops
     dino       trains a recipe of dino without labels and measures frozen features, against untrained networks and pixels
@@ -103,12 +104,13 @@ def bench(
         what: twins, compare, uses, dino, resolution, averages, runs, operators, inverse, models, counts, papers, swaps, survival, slides, settings or speed.
         recipe: what to train.
         op: the operator beside softmax in twins, the recipe's own by default; the one that swaps puts in, sima by default.
+        twin: in twins, another model in place of the same host with softmax: any that timm has, as it is, resnet18 for example.
         ops: operators for compare, uses, dino, counts and operators; all by default (uses: the recipe's own and softmax; dino: sima and xca).
-        data: folder of data or .npz file, for compare, uses, dino, resolution and averages with a recipe that takes one; a slide, or a folder of them, for slides.
+        data: folder of data or .npz file, for what trains a recipe that takes one; a slide, or a folder of them, for slides.
         image_size: of training in resolution, in pixels; the recipe's own by default.
-        epochs: how long each run of compare, uses, dino and resolution trains; the recipe's own length by default.
+        epochs: how long each run trains; the recipe's own length by default.
         limits: numbers of training images for averages; all of them by default.
-        set: fields of the recipe for averages, as field=value: `softless list recipes NAME`.
+        set: fields of the recipe, as field=value: `softless list recipes NAME`. In Python also one text, or a mapping.
         runs: run folders that differ in their seed alone.
         name: what runs and averages are recorded as.
         figure: of speed: block, compiled, deit, xcit, training, tokens, width, merging, projected, seqnorm, optimized, optimized_xcit, memory, layer or stream.
@@ -124,7 +126,7 @@ def bench(
     Raises:
         UsageError: an unknown name, an option that this comparison does not have, or a folder that already holds runs.
     """
-    given: dict[str, Any] = {"recipe": recipe, "op": op, "ops": ops, "data": data, "image_size": image_size, "epochs": epochs, "limits": limits, "set": assignments(set), "runs": runs, "name": name, "figure": figure, "threads": threads, "seeds": seeds, "out": out, "overwrite": overwrite, "resume": resume,
+    given: dict[str, Any] = {"recipe": recipe, "op": op, "twin": twin, "ops": ops, "data": data, "image_size": image_size, "epochs": epochs, "limits": limits, "set": assignments(set), "runs": runs, "name": name, "figure": figure, "threads": threads, "seeds": seeds, "out": out, "overwrite": overwrite, "resume": resume,
              "record": record, "long": long, "device": device}  # fmt: skip
     standard = {"recipe": "digits", "seeds": 1, "device": "auto"}
     target, takes = KINDS[what]
@@ -133,7 +135,14 @@ def bench(
     )
     if unused:
         listed = ", ".join("--" + name.replace("_", "-") for name in unused)
-        raise UsageError(f"bench {what} has no use for {listed}: leave {'it' if len(unused) == 1 else 'them'} out")
+        raise UsageError(
+            f"bench {what} has no use for {listed}: leave {'it' if len(unused) == 1 else 'them'} out ({'; '.join(map(_who_takes, unused))})"
+        )
     need(*EXTRAS.get(what, ()))
     module, _, function = target.partition(":")
     return getattr(importlib.import_module(module), function)(**{name: given[name] for name in takes})
+
+
+def _who_takes(option: str) -> str:
+    """The comparisons that have an option."""
+    return f"--{option.replace('_', '-')} is taken by {', '.join(what for what, (_, takes) in KINDS.items() if option in takes)}"

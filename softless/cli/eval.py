@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from softless.data.samples import Samples
 from softless.errors import DataError, UsageError, located, need, unknown
 from softless.evaluation import Evaluation, LoadedRun
-from softless.evaluation.measures import MEASURES
+from softless.evaluation.measures import MEASURES, beside
 from softless.evaluation.run import DENSE, MOST_AT_ONCE
 from softless.words import visible
 
@@ -37,7 +37,7 @@ class RunEvaluation:
     def __str__(self) -> str:
         parts = [_title(self), "", str(self.evaluation)]
         if len(self.evaluation.classes) <= 20:
-            parts += ["", confusion_table(self.evaluation)]
+            parts += ["", self.evaluation.by_class(), "", confusion_table(self.evaluation)]
         return "\n".join(parts)
 
 
@@ -75,11 +75,14 @@ class FeatureEvaluation:
         lines = [f"frozen features of {_title(self)}", ""]
         for probe in self.probes:
             low, high = probe.interval
+            told = beside(probe.commonest, 1 / len(probe.classes))
             name = f"{probe.how.split()[0]}-NN" if probe.measure == "knn" else MEASURES[probe.measure].title
             lines.append(
                 f"{name:<22} {probe.accuracy:.4f}  (95 % interval {low:.4f} to {high:.4f}; {len(probe.targets)} images)"
             )
-            lines.append(f"{'':<22} balanced {probe.balanced_accuracy:.4f}; {probe.width} features; {probe.how}")
+            lines.append(
+                f"{'':<22} balanced {probe.balanced_accuracy:.4f}; {told}; {probe.width} features; {probe.how}"
+            )
         return "\n".join(lines)
 
 
@@ -98,7 +101,9 @@ def eval(
 ) -> Any:
     """Measure the best epoch of a run: a classifier's accuracy, a detector's AP, a segmenter's Dice, or what frozen features are worth.
 
-    Of a classifier: accuracy with its 95 % interval, balanced accuracy, AUC, confusion. With --knn or --linear, of any run but detectors and
+    Of a classifier: accuracy with its 95 % interval beside what always the commonest class and chance get, balanced accuracy, AUC, Brier score,
+    calibration error, precision and recall of each class, confusion; of two classes also sensitivity and specificity at the threshold that the run
+    chose on its validation images. AP and Dice have intervals over images. With --knn or --linear, of any run but detectors and
     segmenters: accuracy of a classifier over frozen features, those of the train folder against those of the split. A run of DINO alone has no
     classes, and is measured by its 20 nearest neighbours where nothing else is asked for.
 
@@ -156,7 +161,8 @@ def eval(
         return FeatureEvaluation(str(loaded.path), where, f"the {split} split", probes)
     samples, part = _samples(loaded, elsewhere, split)
     loader = eval_loader(samples, loaded.transform, batch=batch_size or loaded.batch_size, workers=workers)
-    return RunEvaluation(str(loaded.path), where, part, evaluate(loaded, loader, amp=precise), precision_of(precise))
+    found = replace(evaluate(loaded, loader, amp=precise), threshold=loaded.threshold)
+    return RunEvaluation(str(loaded.path), where, part, found, precision_of(precise))
 
 
 def _head(evaluation: Any) -> dict[str, Any]:

@@ -72,8 +72,8 @@ def list(
         raise unknown("kind of names", what, KINDS)
     if pattern is None:
         return names[what]()
-    if what == "recipes" and pattern in names[what]():
-        return _fields(pattern)
+    if what == "recipes" and _recipe_name(pattern) in names[what]():
+        return _fields(_recipe_name(pattern))
     if what == "operators" and pattern in names[what]():
         return _operator(pattern)
     return _fitting(what, names[what](), pattern)
@@ -145,6 +145,14 @@ def _backends() -> dict[str, str]:
 
 
 def _recipes() -> dict[str, str]:
-    from softless.recipes import RECIPES
+    from softless.recipes import ALIASES, RECIPES
 
-    return {name: make().summary for name, make in RECIPES.items()}
+    older = {new: old for old, new in ALIASES.items()}
+    said = {name: f" (also: {older[name]})" if name in older else "" for name in RECIPES}
+    return {name: make().summary + said[name] for name, make in RECIPES.items()}
+
+
+def _recipe_name(name: str) -> str:
+    from softless.recipes import canonical
+
+    return canonical(name)

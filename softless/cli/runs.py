@@ -8,10 +8,10 @@ from typing import Any
 
 from softless.benching.record import table
 from softless.errors import DataError, located
-from softless.evaluation.measures import MEASURES
+from softless.evaluation.measures import MEASURES, against
 from softless.evaluation.run_files import read_log, read_recipe
 from softless.models.records import read_json
-from softless.training.candidates import Candidate, best_of, better
+from softless.training.candidates import KEYS, Candidate, best_of, better
 from softless.training.claim import holder
 from softless.training.run_folder import CHECKPOINTS, LOG, RECIPE, RESULT, STATE
 from softless.training.store import Checkpoints
@@ -30,6 +30,7 @@ class RunState:
     steps: int  # updates in the newest checkpoint
     value: float | None  # of the metric that chooses, at its best
     metric: str
+    against: str  # what an accuracy is held against: the commonest class and chance, or nothing
     since: str  # of the state, UTC
     how: str  # to continue, or what it said
 
@@ -38,7 +39,9 @@ class RunState:
         """The value in words."""
         if self.value is None:
             return ""
-        return f"epoch {self.value:.0f}, the last" if self.metric == "last" else f"{self.metric} {self.value:.4f}"
+        if self.metric == "last":
+            return f"epoch {self.value:.0f}, the last"
+        return f"{self.metric} {self.value:.4f}" + (f" ({self.against})" if self.against else "")
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ def _state(path: Path) -> RunState:
         steps=places[0][0] if places else 0,
         value=None if best is None else float(best["value"]),
         metric=str(recipe.get("metric", "")),
+        against=_against(lines, best),
         since=str(noted.get("since", "")),
         how=_how(path, state, noted),
     )
@@ -121,7 +125,7 @@ def _length(recipe: Mapping[str, Any]) -> int:
 
 
 def _damaged(path: Path, noted: Mapping[str, Any], why: str) -> RunState:
-    return RunState(str(path), "?", "damaged", 0, 0, 0, None, "", str(noted.get("since", "")), why)
+    return RunState(str(path), "?", "damaged", 0, 0, 0, None, "", "", str(noted.get("since", "")), why)
 
 
 def _how_it_stands(path: Path, noted: Mapping[str, Any]) -> str:
@@ -152,6 +156,16 @@ def _best(lines: Sequence[Mapping[str, Any]], metric: str) -> Candidate | None:
         if better(found := best_of(line, metric), best):
             best = found
     return best
+
+
+ACCURACIES = frozenset({"top1", "balanced_accuracy"})
+
+
+def _against(lines: Sequence[Mapping[str, Any]], best: Candidate | None) -> str:
+    """What the best epoch's accuracy is held against, where the run wrote it down."""
+    if best is None or best["metric"] not in ACCURACIES:
+        return ""
+    return against(lines[best["epoch"] - 1].get(KEYS[best["weights"]], {}))
 
 
 def _noted(path: Path) -> dict[str, Any]:

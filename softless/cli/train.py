@@ -65,14 +65,14 @@ def train(
 
         batch = 16 if chosen.task in {"classification", "dino"} else 1  # whole images are large, and of several sizes
         speeds = throughput([run_dir], batch=batch, rounds=5, device=choose_device(device))
-        report.write([run_dir], run_dir / "report.html", title=f"{chosen.name}: {chosen.summary}", speeds=speeds)
+        report.write([run_dir], run_dir / "report.html", speeds=speeds)
     return result
 
 
 def _chosen(recipe: "str | Recipe | None", out: Path | None, *, resume: bool) -> "Recipe":
     """The recipe as it is before fields are set: that of the run to continue, where one is there and no whole recipe is given."""
     from softless.errors import ResumeMismatch, UsageError
-    from softless.recipes import get_recipe
+    from softless.recipes import canonical, get_recipe
     from softless.training.run_folder import RunFolder
 
     if recipe is not None and not isinstance(recipe, str):
@@ -88,7 +88,7 @@ def _chosen(recipe: "str | Recipe | None", out: Path | None, *, resume: bool) ->
         if named is None:
             raise UsageError(f"no run to continue in {where}: name its folder, or start one there with --recipe")
         return named
-    if named is not None and named.name != held.name:
+    if named is not None and named.name != canonical(held.name):
         raise ResumeMismatch(
             f"cannot resume {where}: it is a run of recipe '{held.name}', and '{named.name}' was asked; leave --recipe out, or choose another --out"
         )

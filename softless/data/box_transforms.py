@@ -16,10 +16,11 @@ from torchvision.ops import masks_to_boxes
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from softless.data.box_sizes import NAMES
 from softless.data.boxes import pixels_of
 from softless.data.pictures import Picture, scaled, size_of, tensor_of
 from softless.data.transforms import Normalised, Pipeline, Step
-from softless.errors import UsageError
+from softless.errors import UsageError, unknown
 
 if TYPE_CHECKING:
     from softless.training.recipe import DetectionSpec
@@ -255,6 +256,8 @@ def check(spec: "DetectionSpec") -> None:
     Raises:
         UsageError: they do not.
     """
+    if strange := sorted(set(spec.measure) - set(NAMES)):
+        raise unknown("field of detection that can be measured", strange[0], NAMES)
     if spec.canvas is not None and (min(spec.canvas) < 32 or any(side % 32 for side in spec.canvas)):
         raise UsageError(
             f"detection.canvas={spec.canvas}: height and width are multiples of 32, or none for DETR's sizes"

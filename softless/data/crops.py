@@ -64,7 +64,7 @@ def multi_crop(
 
 
 def one_crop(
-    image_size: int,
+    image_size: int | Sequence[int],
     interpolation: str,
     mean: Sequence[float],
     std: Sequence[float],

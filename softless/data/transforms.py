@@ -17,12 +17,13 @@ from PIL import Image
 from timm.data import auto_augment, create_transform
 from timm.data.auto_augment import rand_augment_transform
 from timm.data.random_erasing import RandomErasing
-from timm.data.transforms import str_to_interp_mode, str_to_pil_interp
+from timm.data.transforms import ResizeKeepRatio, str_to_interp_mode, str_to_pil_interp
 from torchvision import transforms as tv
 
 from softless.data.images import MODES
 from softless.data.pictures import Picture, scaled, tensor_of
 from softless.errors import UsageError
+from softless.models.sizes import sides
 
 if TYPE_CHECKING:
     from softless.training.recipe import Recipe
@@ -94,7 +95,7 @@ def _deep(recipe: "Recipe") -> bool:
 
 
 def eval_transform(
-    image_size: int,
+    image_size: int | Sequence[int],
     crop_pct: float,
     interpolation: str,
     mean: Sequence[float],
@@ -105,6 +106,8 @@ def eval_transform(
 ) -> Pipeline:
     """Resize the short side to image_size / crop_pct, crop the centre, normalise: timm's evaluation transform.
 
+    Of height and width: resize until both are covered, and cut the rest off.
+
     Images of other channels than one or three, and `deep` ones of a declared range, go the same way as tensors.
     """
     if not 0 < crop_pct <= 1:
@@ -113,7 +116,7 @@ def eval_transform(
         frame = _frame(image_size, crop_pct, interpolation)
         return Pipeline([array_to_tensor, *frame], [tv.Normalize(list(mean), list(std))], fixed=True)
     steps = create_transform(
-        (in_chans, image_size, image_size),
+        (in_chans, *sides(image_size)),
         is_training=False,
         interpolation=interpolation,
         mean=tuple(mean),
@@ -124,7 +127,7 @@ def eval_transform(
 
 
 def plain_transform(
-    image_size: int,
+    image_size: int | Sequence[int],
     crop_pct: float,
     interpolation: str,
     mean: Sequence[float],
@@ -143,7 +146,7 @@ def plain_transform(
 def _timm_pipeline(recipe: "Recipe", mean: Sequence[float], std: Sequence[float]) -> Pipeline:
     data, augment = recipe.data, recipe.augment
     compose = create_transform(
-        (data.in_chans, data.image_size, data.image_size),
+        (data.in_chans, *sides(data.image_size)),
         is_training=True,
         scale=augment.scale,
         ratio=augment.ratio,
@@ -176,7 +179,7 @@ def _affine_pipeline(recipe: "Recipe", mean: Sequence[float], std: Sequence[floa
     tail = [RandomAffine(*augment.affine, interpolation=augment.interpolation), *flips]
     if augment.auto_augment:
         options = {
-            "translate_const": int(data.image_size * 0.45),
+            "translate_const": int(min(sides(data.image_size)) * 0.45),
             "img_mean": fill,
             "interpolation": str_to_pil_interp(augment.interpolation),
         }
@@ -189,7 +192,7 @@ def _affine_pipeline(recipe: "Recipe", mean: Sequence[float], std: Sequence[floa
 def _tensor_pipeline(recipe: "Recipe", mean: Sequence[float], std: Sequence[float]) -> Pipeline:
     augment = recipe.augment
     crop = tv.RandomResizedCrop(
-        recipe.data.image_size,
+        sides(recipe.data.image_size),
         scale=augment.scale,
         ratio=augment.ratio,
         interpolation=str_to_interp_mode(augment.interpolation),
@@ -238,8 +241,11 @@ def _policy(text: str) -> None:
         ) from error
 
 
-def _frame(size: int, crop_pct: float, interpolation: str) -> list[Step]:
-    """What evaluation sees of the image: the short side resized, the centre cropped."""
+def _frame(size: int | Sequence[int], crop_pct: float, interpolation: str) -> list[Step]:
+    """What evaluation sees of the image: the short side resized (or both sides covered), the centre cropped."""
+    if not isinstance(size, int):
+        covered = tuple(math.floor(side / crop_pct) for side in sides(size))
+        return [ResizeKeepRatio(covered, interpolation=interpolation), tv.CenterCrop(sides(size))]
     resize = tv.Resize(math.floor(size / crop_pct), interpolation=str_to_interp_mode(interpolation), antialias=True)
     return [resize, tv.CenterCrop(size)]
 

@@ -9,7 +9,8 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,16 @@ from softless.data.loader import EpochLoader, TransformedSamples
 from softless.data.progress import track
 from softless.data.samples import Samples
 from softless.evaluation.evaluate import autocast
+from softless.evaluation.matches import Matches, matches_of
 from softless.evaluation.measures import MEASURES
+from softless.evaluation.spread import Estimate, estimate
 from softless.models.durable import write_text
 from softless.modes import evaluating
 from softless.words import visible
 
 PREDICTIONS = "predictions.json"
 STRICTNESS = {"": None, "50": 0.5, "75": 0.75}  # what follows "ap" in a measure's name: the IoU, or all ten
+IOUS = np.linspace(0.5, 0.95, 10)
 Answer = dict[str, Any]  # image_id, category_id, bbox as [x, y, width, height], score, segmentation as run lengths
 
 
@@ -43,12 +47,34 @@ class Detections:
     detections: int  # the most that count for an image
     seen: int
     expected: int
+    matches: Mapping[str, Matches] = field(default_factory=dict, repr=False, compare=False)  # of boxes and of masks
+
+    @cached_property
+    def estimates(self) -> dict[str, Estimate]:
+        """The measures with intervals over images: some seconds on many."""
+        found = {}
+        for kind, matches in self.matches.items():
+            drawn = matches.drawn()
+            for name, threshold in STRICTNESS.items():
+                values = drawn[:, _chosen(threshold)].mean(1)
+                value, known = self.measures[f"{kind}_ap{name}"], values[~np.isnan(values)]
+                deviation = float(known.std()) if len(known) > 1 else 0.0
+                found[f"{kind}_ap{name}"] = estimate(
+                    value, deviation, matches.carrying, why="no object is there to be found"
+                )
+        return found
 
     def summary(self) -> dict[str, Any]:
         return {**self.measures, "seen": self.seen, "expected": self.expected}
 
     def to_dict(self) -> dict[str, Any]:
-        return {**self.summary(), "detections": self.detections, "per_class": self.per_class}
+        return {
+            **self.summary(),
+            "detections": self.detections,
+            "per_class": self.per_class,
+            "intervals": {name: one.interval for name, one in self.estimates.items()},
+            "reasons": {name: one.why for name, one in self.estimates.items() if one.why},
+        }
 
     def write(self, folder: Path, samples: Samples) -> None:  # noqa: ARG002 - the answers name their images
         """predictions.json, which pycocotools' `loadRes` reads."""
@@ -59,7 +85,10 @@ class Detections:
             ("images", f"{self.seen} of {self.expected}"),
             ("answers", f"{len(self.answers):,}, at most {self.detections} an image count"),
         ]
-        rows += [(MEASURES[name].title, MEASURES[name].write(value)) for name, value in self.measures.items()]
+        rows += [
+            (MEASURES[name].title, _told(name, value, self.estimates.get(name)))
+            for name, value in self.measures.items()
+        ]
         for name, classes in self.per_class.items():
             if len(classes) > 1:
                 rows += [
@@ -95,8 +124,8 @@ def evaluate(
     mine = zip(loader.positions, told_of, strict=True)
     found = [{"image_id": samples.entries[position].id, **answer} for position, answers in mine for answer in answers]
     told = _gathered(found, len(loader.positions), len(samples))
-    measures, per_class = average_precision(samples.document(), told, masks=samples.masks, detections=detections)
-    return Detections(measures, per_class, told, detections, len(samples), len(samples))
+    measures, per_class, matches = measured(samples.document(), told, masks=samples.masks, detections=detections)
+    return Detections(measures, per_class, told, detections, len(samples), len(samples), matches)
 
 
 @torch.no_grad()
@@ -123,7 +152,13 @@ def answers_to(
 
 
 def average_precision(document: Mapping[str, Any], answers: Sequence[Answer], *, masks: bool, detections: int = 100) -> tuple[dict[str, float | None], dict[str, dict[str, float | None]]]:  # fmt: skip
-    """Measures, and AP of each class.
+    """Measures, and AP of each class: the first two of `measured`."""
+    measures, per_class, _ = measured(document, answers, masks=masks, detections=detections)
+    return measures, per_class
+
+
+def measured(document: Mapping[str, Any], answers: Sequence[Answer], *, masks: bool, detections: int = 100) -> tuple[dict[str, float | None], dict[str, dict[str, float | None]], dict[str, Matches]]:  # fmt: skip
+    """Measures, AP of each class, and the matches of boxes and of masks that both came from.
 
     Args:
         document: images, annotations and categories in COCO's format.
@@ -142,6 +177,7 @@ def average_precision(document: Mapping[str, Any], answers: Sequence[Answer], *,
     )
     measures: dict[str, float | None] = {}
     per_class: dict[str, dict[str, float | None]] = {}
+    matches: dict[str, Matches] = {}
     for kind, iou in [("box", "bbox"), *([("mask", "segm")] if masks else [])]:
         with _silence():
             evaluation = COCOeval(truth, said, iou)
@@ -152,15 +188,15 @@ def average_precision(document: Mapping[str, Any], answers: Sequence[Answer], *,
             )  # by size takes four times as long
             evaluation.evaluate()
             evaluation.accumulate()
+        matches[kind] = matches_of(evaluation, detections)
         precision = evaluation.eval["precision"][..., 0, -1]  # IoU, recall, class; of objects of all sizes
         for name, threshold in STRICTNESS.items():
-            chosen = slice(None) if threshold is None else np.isclose(evaluation.params.iouThrs, threshold)
-            measures[f"{kind}_ap{name}"] = _mean(precision[chosen])
+            measures[f"{kind}_ap{name}"] = _mean(precision[_chosen(threshold)])
         column = {key: place for place, key in enumerate(evaluation.params.catIds)}  # by id, not as the file lists them
         per_class[f"{kind}_ap"] = {
             one["name"]: _mean(precision[:, :, column[one["id"]]]) for one in document["categories"]
         }
-    return measures, per_class
+    return measures, per_class, matches
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -205,6 +241,21 @@ def _indexed(document: Mapping[str, Any]) -> Any:
         coco.dataset = dict(document)
         coco.createIndex()
     return coco
+
+
+def _chosen(threshold: float | None) -> Any:
+    """Which of the ten IoU thresholds, one or all."""
+    return slice(None) if threshold is None else np.isclose(IOUS, threshold)
+
+
+def _told(name: str, value: float | None, one: Estimate | None) -> str:
+    """A measure with its interval, for people."""
+    write = MEASURES[name].write
+    if one is None or value is None:
+        return write(value)
+    if one.interval is None:
+        return f"{write(value)}  (no interval: {one.why})"
+    return f"{write(value)}  (95 % interval {write(one.low)} to {write(one.high)})"
 
 
 def _mean(precision: np.ndarray) -> float | None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ from torch import Tensor, nn
 from softless.data.loader import EpochLoader
 from softless.data.progress import track
 from softless.data.samples import Samples
-from softless.errors import UsageError, need, unknown
+from softless.errors import UsageError, unknown
+from softless.evaluation.details import Details, Operating, details, operating, youden
 from softless.evaluation.intervals import wilson
-from softless.evaluation.metrics import Metrics, measure
+from softless.evaluation.metrics import Calibration, Metrics, measure, second_class
 from softless.evaluation.run import LoadedRun
+from softless.evaluation.spread import Estimate
 from softless.models.durable import write_stream
 from softless.modes import evaluating
+from softless.words import counted, visible
 
 PREDICTIONS = "predictions.npz"
 AMP = {"none": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -36,32 +40,66 @@ class Evaluation:
     logits: np.ndarray
     targets: np.ndarray
     classes: tuple[str, ...]
+    threshold: float | None = None  # of the second of two classes, as validation chose it
 
     @property
     def correct(self) -> np.ndarray:
         """(n,) bool: which images were classified rightly."""
         return self.logits.argmax(1) == self.targets
 
+    @cached_property
+    def details(self) -> Details:
+        """Each class, and the intervals: some seconds on many images."""
+        return details(self.metrics, self.logits, self.targets, self.classes)
+
+    @property
+    def operating(self) -> Operating | None:
+        """Sensitivity and specificity at the threshold."""
+        if self.threshold is None or len(self.classes) != 2:
+            return None
+        return operating(self.logits, self.targets, self.classes, self.threshold)
+
     def summary(self) -> dict[str, Any]:
-        """What a log keeps of an epoch."""
+        """What a log keeps of an epoch; of two classes with the threshold that these images would choose."""
         m = self.metrics
+        chosen = {"threshold": youden(second_class(self.logits), self.targets == 1)} if len(self.classes) == 2 else {}
         return {
             "loss": m.loss,
             "top1": m.top1,
             "balanced_accuracy": m.balanced_accuracy,
             "auc": m.auc,
+            "commonest": m.commonest,
+            "chance": m.chance,
+            **chosen,
             "seen": self.seen,
             "expected": self.expected,
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the logits, as plain numbers, lists and texts."""
+        """Everything but the logits, as plain numbers, lists and texts. `reasons` says of what there is no interval, or no value, and why."""
+        m, whole, of_class = self.metrics, self.details.whole, self.details.of_class
+        named = {name: dict(zip(self.classes, told, strict=True)) for name, told in of_class.items()}
+        reasons = {name: one.why for name, one in whole.items() if one.why}
+        reasons |= {
+            f"{name} of {label}": one.why for name, told in named.items() for label, one in told.items() if one.why
+        }
         return {
-            **self.summary(),
-            "top5": self.metrics.top5,
+            **{name: value for name, value in self.summary().items() if name != "threshold"},
+            "top5": m.top5,
+            "brier": m.brier,
+            "ece": m.calibration.error,
             "interval": list(self.interval),
+            "intervals": {name: one.interval for name, one in whole.items()},
             "classes": list(self.classes),
-            "confusion": self.metrics.confusion.tolist(),
+            "images": dict(zip(self.classes, m.confusion.sum(1).tolist(), strict=True)),
+            "per_class": {name: {label: one.value for label, one in told.items()} for name, told in named.items()},
+            "class_intervals": {
+                name: {label: one.interval for label, one in told.items()} for name, told in named.items()
+            },
+            "at_threshold": None if self.operating is None else self.operating.to_dict(),
+            "calibration": _curve(m.calibration),
+            "reasons": reasons,
+            "confusion": m.confusion.tolist(),
         }
 
     def write(self, folder: Path, samples: Samples) -> None:
@@ -73,16 +111,66 @@ class Evaluation:
         )
 
     def __str__(self) -> str:
-        m, (low, high) = self.metrics, self.interval
+        m, (low, high), whole = self.metrics, self.interval, self.details.whole
+        most = self.classes[int(m.confusion.sum(1).argmax())]
+        two = f"of {self.classes[1]}" if len(self.classes) == 2 else "one against rest"
         rows = [
             ("images", f"{self.seen} of {self.expected}"),
             ("top-1 accuracy", f"{m.top1:.4f}  (95 % interval {low:.4f} to {high:.4f})"),
+            ("always the commonest", f"{m.commonest:.4f}  ({most})"),
+            ("chance", f"{m.chance:.4f}  ({counted(len(self.classes), 'class', 'classes')})"),
             *([] if m.top5 is None else [("top-5 accuracy", f"{m.top5:.4f}")]),
-            ("balanced accuracy", f"{m.balanced_accuracy:.4f}"),
-            ("AUC, one against rest", "only one class occurs" if m.auc is None else f"{m.auc:.4f}"),
+            ("balanced accuracy", str(whole["balanced_accuracy"])),
+            (f"AUC {two}", str(whole["auc"])),
+            *_at(self.operating),
+            ("Brier score", f"{m.brier:.4f}"),
+            ("calibration error", f"{m.calibration.error:.4f}"),
             ("cross-entropy", f"{m.loss:.4f}"),
         ]
-        return "\n".join(f"{name:<22} {value}" for name, value in rows)
+        width = max(22, *(len(visible(name)) for name, _ in rows))
+        return "\n".join(f"{visible(name):<{width}} {visible(value)}" for name, value in rows)
+
+    def by_class(self) -> str:
+        """Precision, recall and AUC of each class with their intervals, as a table."""
+        told = self.details.of_class
+        names = [visible(name) for name in self.classes]
+        width = max(5, *map(len, names))
+        heads = {"precision": "precision", "recall": "recall", "auc": "AUC"}
+        lines = [f"{'class':<{width}}  images  " + "  ".join(f"{head:<24}" for head in heads.values()).rstrip()]
+        for place, (name, images) in enumerate(zip(names, self.metrics.confusion.sum(1).tolist(), strict=True)):
+            cells = [f"{_short(told[measure][place]):<24}" for measure in heads]
+            lines.append(f"{name:<{width}}  {images:>6}  {'  '.join(cells)}".rstrip())
+        return "\n".join(lines)
+
+
+def _short(one: Estimate) -> str:
+    """An estimate in a cell."""
+    if one.value is None:
+        return "n/a"
+    return f"{one.value:.4f}" + ("" if one.interval is None else f" [{one.low:.3f}, {one.high:.3f}]")
+
+
+def _at(point: Operating | None) -> list[tuple[str, str]]:
+    """The lines of a threshold."""
+    if point is None:
+        return []
+    return [
+        (
+            "threshold",
+            f"{point.threshold:.4f}  ({point.positive} from this probability on, chosen on validation images)",
+        ),
+        ("sensitivity", str(point.sensitivity)),
+        ("specificity", str(point.specificity)),
+    ]
+
+
+def _curve(found: Calibration) -> dict[str, Any]:
+    """A calibration curve as JSON holds it, null where a bin has no image."""
+    lists = {"sure": found.sure, "right": found.right}
+    return {
+        "counts": found.counts.tolist(),
+        **{name: [None if np.isnan(one) else float(one) for one in values] for name, values in lists.items()},
+    }
 
 
 def evaluate(
@@ -104,9 +192,8 @@ def evaluate(
         amp: "none", "bfloat16" or "float16" (torch.autocast).
 
     Raises:
-        MissingExtra: torchmetrics is not installed; said before the first image.
+        UsageError: no class names, or others than the model has logits for.
     """
-    need("torchmetrics")
     model = run_or_model.model if isinstance(run_or_model, LoadedRun) else run_or_model
     names = tuple(classes) if classes is not None else getattr(run_or_model, "classes", None)
     if names is None:
@@ -118,17 +205,30 @@ def evaluate(
         raise UsageError(
             f"the model gives {logits.shape[1]} logits and there are {len(names)} classes: they must agree"
         )
-    metrics = measure(logits, targets)
-    right = int(np.trace(metrics.confusion))
-    return Evaluation(
-        metrics=metrics,
-        seen=len(targets),
-        expected=len(loader.dataset),  # type: ignore[arg-type]
-        interval=wilson(right, len(targets)),
-        logits=logits.numpy(),
-        targets=targets.numpy(),
-        classes=names,
-    )
+    return evaluated(logits.numpy(), targets.numpy(), names, expected=len(loader.dataset))  # type: ignore[arg-type]
+
+
+def evaluated(
+    logits: np.ndarray,
+    targets: np.ndarray,
+    classes: tuple[str, ...],
+    *,
+    expected: int | None = None,
+    threshold: float | None = None,
+) -> Evaluation:
+    """Measure answers that are at hand.
+
+    Args:
+        logits: (n, K) float32.
+        targets: (n,) class indices.
+        classes: names in index order.
+        expected: how many images there are, where some may be missing.
+        threshold: of the second of two classes, as validation chose it.
+    """
+    metrics = measure(torch.from_numpy(logits), torch.from_numpy(targets))
+    right, images = int(np.trace(metrics.confusion)), len(targets)
+    seen = images if expected is None else expected
+    return Evaluation(metrics, images, seen, wilson(right, images), logits, targets, classes, threshold)
 
 
 @torch.no_grad()

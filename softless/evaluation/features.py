@@ -50,11 +50,18 @@ class Probe:
         """Mean over the classes that occur of the share of their images that are classified rightly."""
         return float(np.mean([self.correct[self.targets == label].mean() for label in np.unique(self.targets)]))
 
+    @property
+    def commonest(self) -> float:
+        """What always answering the class that is commonest among these images gets right."""
+        return float(np.bincount(self.targets).max() / len(self.targets))
+
     def to_dict(self) -> dict[str, Any]:
         return {
             self.measure: self.accuracy,
             "interval": list(self.interval),
             "balanced_accuracy": self.balanced_accuracy,
+            "commonest": self.commonest,
+            "chance": 1 / len(self.classes),
             "how": self.how,
             "width": self.width,
             "train_images": self.train_images,

@@ -49,4 +49,18 @@ def describe(scores: Mapping[str, Any]) -> str:
         for name, measure in MEASURES.items()
         if scores.get(name) is not None and name != "last"
     ]
+    parts += [held] if (held := against(scores)) else []
     return f"{', '.join(parts)} ({scores['seen']} of {scores['expected']} images)"
+
+
+def against(scores: Mapping[str, Any]) -> str:
+    """What the accuracy among these numbers is held against, or nothing where there is none."""
+    if scores.get("commonest") is None:
+        return ""
+    return beside(scores["commonest"], scores.get("chance"))
+
+
+def beside(commonest: float, chance: float | None = None) -> str:
+    """What an accuracy is held against: always the commonest class, and guessing with every class as likely."""
+    told = "" if chance is None else f", chance {chance:.1%}"
+    return f"always the commonest class {commonest:.1%}{told}"

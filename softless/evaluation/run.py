@@ -21,6 +21,7 @@ from softless.models.files import read_safetensors
 from softless.models.outline import check_fits
 from softless.models.records import is_number
 from softless.models.scale import set_training_size
+from softless.models.sizes import sides
 
 DENSE = frozenset({"detection", "segmentation"})  # tasks whose models take whole images of any size
 MOST_AT_ONCE = 256  # images, where nobody says
@@ -58,18 +59,26 @@ class LoadedRun:
         return Range.of(self.best.get("range"))
 
     @property
+    def threshold(self) -> float | None:
+        """Of two classes: the second is answered from this probability on, as validation chose it. None of older runs."""
+        told = self.best.get("threshold")
+        return None if told is None else float(told)
+
+    @property
     def in_chans(self) -> int:
         return int(self.best["in_chans"])
 
     @property
     def pixels(self) -> tuple[int, int]:
         """Height and width of a typical image."""
-        height, width = self.best.get("pixels", (self.image_size, self.image_size))
+        height, width = self.best.get("pixels", sides(self.image_size))
         return int(height), int(width)
 
     @property
-    def image_size(self) -> int:
-        return int(self.best["image_size"])
+    def image_size(self) -> int | tuple[int, int]:
+        """Side of the square that the model sees, or height and width."""
+        size = self.best["image_size"]
+        return int(size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
 def load_run(run_dir: str | Path, device: str | torch.device = "cpu") -> LoadedRun:
@@ -107,7 +116,7 @@ def load_run(run_dir: str | Path, device: str | torch.device = "cpu") -> LoadedR
 def _tell_preparation(model: Any, best: Mapping[str, Any], recipe: Any) -> None:
     """Let the model say how its images were prepared, where timm's functions look for it, and how large they were in training."""
     size = best["image_size"]
-    pixels = best.get("pixels", (size, size))  # of a typical image: a classifier's are all of one size
+    pixels = best.get("pixels", sides(size))  # of a typical image: a classifier's are all of one size
     told = {name: best[name] for name in ("mean", "std", "crop_pct", "interpolation")}
     told |= {"input_size": (best["in_chans"], *map(int, pixels))}
     told |= {"notes": noted(best.get("range"))}
@@ -127,7 +136,7 @@ def _trained_pixels(best: Mapping[str, Any], recipe: Any) -> tuple[int, int] | N
         if "trained_at" in best:
             height, width = best["trained_at"]["pixels"]
         elif best.get("task", "classification") not in DENSE:
-            height = width = best["image_size"]
+            height, width = sides(best["image_size"])
         elif (fixed := _fixed(recipe)) is not None:
             height, width = fixed
         else:

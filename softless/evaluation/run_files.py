@@ -43,6 +43,10 @@ def _one_of(names: tuple[str, ...]) -> Rule:
     return lambda value: isinstance(value, str) and value in names, f"one of {', '.join(names)}"
 
 
+def _either(one: Rule, other: Rule) -> Rule:
+    return lambda value: one[0](value) or other[0](value), f"{one[1]}, or {other[1]}"
+
+
 SCORES: Rule = (_scored, "a table of scores")
 BEST_RULES: dict[str, Rule] = {
     "task?": _one_of(TASKS),
@@ -50,7 +54,7 @@ BEST_RULES: dict[str, Rule] = {
     "model_args": ARGUMENTS,
     "head?": ARGUMENTS,
     "classes": TEXTS,
-    "image_size": whole(1, LARGEST_IMAGE),
+    "image_size": _either(whole(1, LARGEST_IMAGE), SIDES),
     "in_chans": whole(1, 1 << 12),
     "crop_pct": (lambda value: is_number(value) and 0.05 <= value <= 20, "a number from 0.05 to 20"),
     "interpolation": _one_of(("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming", "random")),
@@ -65,6 +69,7 @@ BEST_RULES: dict[str, Rule] = {
     "metric?": TEXT,
     "value?": ANY_NUMBER,
     "loss?": ANY_NUMBER,
+    "threshold?": ANY_NUMBER,
 }
 RECIPE_RULES: dict[str, Rule] = {
     "name": TEXT,

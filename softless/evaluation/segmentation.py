@@ -12,6 +12,7 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from softless.data.progress import track
 from softless.data.samples import Samples
 from softless.errors import DivergedError, need
 from softless.evaluation.evaluate import autocast
+from softless.evaluation.spread import Estimate, draws, estimate
 from softless.models.durable import make_folder, write_bytes, write_text
 from softless.modes import evaluating
 from softless.words import visible
@@ -54,11 +56,40 @@ class Segmentation:
     def scores(self) -> "Scores":
         return Scores(self.counts.sum(0))
 
+    @cached_property
+    def estimates(self) -> dict[str, Estimate]:
+        """The measures with intervals over images: pixels of one image are not independent, so images are drawn and not pixels."""
+        drawn = (
+            [
+                Scores(counts)
+                for block in draws(self.seen)
+                for counts in np.tensordot(block, self.counts.astype(np.float64), axes=1)
+            ]
+            if self.seen
+            else []
+        )
+        return {
+            name: _estimated(value, [of[name] for of in map(_whole, drawn)], self.seen)
+            for name, value in _whole(self.scores).items()
+        }
+
+    @property
+    def commonest(self) -> float | None:
+        """The pixel accuracy of the commonest class everywhere."""
+        true = self.confusion.sum(1)
+        return float(true.max() / true.sum()) if true.sum() else None
+
     def summary(self) -> dict[str, Any]:
         """What a log keeps of an epoch."""
         scores = self.scores
         loss = {} if self.loss is None else {"loss": self.loss}
-        found = {"miou": scores.miou, "dice": scores.mean_dice, "pixel_accuracy": scores.pixel_accuracy, **loss}
+        found = {
+            "miou": scores.miou,
+            "dice": scores.mean_dice,
+            "pixel_accuracy": scores.pixel_accuracy,
+            "commonest": self.commonest,
+            **loss,
+        }
         return {**found, "seen": self.seen, "expected": self.expected}
 
     def to_dict(self) -> dict[str, Any]:
@@ -68,6 +99,8 @@ class Segmentation:
             **self.summary(),
             "classes": list(self.classes),
             "per_class": {"iou": self._by_class(scores.iou), "dice": self._by_class(scores.dice)},
+            "intervals": {name: one.interval for name, one in self.estimates.items()},
+            "reasons": {name: one.why for name, one in self.estimates.items() if one.why},
             "confusion": self.confusion.tolist(),
         }
 
@@ -94,9 +127,10 @@ class Segmentation:
         scores, loss = self.scores, self.loss
         rows = [
             ("images", f"{self.seen} of {self.expected}"),
-            ("mean IoU", _four(scores.miou)),
-            ("Dice" if len(self.classes) > 2 else f"Dice of {visible(self.classes[1])}", _four(scores.mean_dice)),
-            ("pixel accuracy", _four(scores.pixel_accuracy)),
+            ("mean IoU", str(self.estimates["miou"])),
+            ("Dice" if len(self.classes) > 2 else f"Dice of {visible(self.classes[1])}", str(self.estimates["dice"])),
+            ("pixel accuracy", str(self.estimates["pixel_accuracy"])),
+            ("always the commonest", f"{_four(self.commonest)}  (of the pixels)"),
             *([] if loss is None else [("loss", _four(loss))]),
         ]
         classes = [visible(name) for name in self.classes]
@@ -243,6 +277,16 @@ def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 def _mean(values: np.ndarray) -> float | None:
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else None
+
+
+def _whole(scores: Scores) -> dict[str, float | None]:
+    return {"miou": scores.miou, "dice": scores.mean_dice, "pixel_accuracy": scores.pixel_accuracy}
+
+
+def _estimated(value: float | None, drawn: Sequence[float | None], images: int) -> Estimate:
+    known = [one for one in drawn if one is not None]
+    deviation = float(np.std(known)) if len(known) > 1 else 0.0
+    return estimate(value, deviation, images, why="no pixel counts")
 
 
 def _four(value: float | None) -> str:

@@ -1,7 +1,7 @@
 """Models that are to take images of several sizes: what timm's constructors call that, and SimA's scale at the size of the training."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,16 @@ ANY: tuple[dict[str, bool], ...] = (
     {"strict_img_size": False},
     {},
 )  # ViTs; Swin and its like; XCiT, pyramids
+
+
+def sides(image_size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width of what `data.image_size` says: the side of a square, or both.
+
+    >>> sides(224), sides((96, 160))
+    ((224, 224), (96, 160))
+    """
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    return int(height), int(width)
 
 
 def any_size(architecture: str, args: Mapping[str, Any], pixels: int) -> dict[str, Any]:
@@ -45,8 +55,8 @@ def _is_taken(architecture: str, args: Mapping[str, Any]) -> bool:
     return True
 
 
-def with_training_scale(architecture: str, args: Mapping[str, Any], pixels: int) -> dict[str, Any]:
-    """The arguments of `create_model`, a token_scale="training" among them as the number of tokens of images of so many pixels.
+def with_training_scale(architecture: str, args: Mapping[str, Any], pixels: int | Sequence[int]) -> dict[str, Any]:
+    """The arguments of `create_model`, a token_scale="training" among them as the number of tokens of images of so many pixels (of a side, or height and width).
 
     At that size the model is the paper's, and away from it the attention's branch keeps its size. An operator without token_scale has
     none to keep: it is left out, and that is said.
@@ -59,7 +69,7 @@ def with_training_scale(architecture: str, args: Mapping[str, Any], pixels: int)
     bare = {name: value for name, value in args.items() if name != OPTION}
     with torch.random.fork_rng(devices=[]):
         model = create_model(architecture, **bare)
-    counted = queries(model, pixels, pixels)
+    counted = queries(model, *sides(pixels))
     numbers = {number for module, number in counted.items() if OPTION in module.op.options}  # type: ignore[union-attr, operator]
     if len(numbers) > 1:
         raise UsageError(

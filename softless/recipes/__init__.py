@@ -5,25 +5,32 @@ from softless.recipes import (
     ade20k_softnorm_upernet,
     aerial,
     arteries,
+    boxes,
     cards,
+    classify,
     coco_sima_maskrcnn,
     coco_softnorm_maskrcnn,
     coco_softnorm_retinanet,
     digits,
     dino,
-    folder,
     imagenet_sima_deit_small,
     imagenet_sima_dino,
     imagenet_sima_xcit_small,
+    labels,
+    masks,
     medmnist,
     nuclei,
     vessels,
 )
+from softless.training.names import ALIASES, canonical
 from softless.training.recipe import Recipe
 
 RECIPES = {
     "digits": digits.recipe,
-    "folder": folder.recipe,
+    "classify": classify.recipe,
+    "boxes": boxes.recipe,
+    "masks": masks.recipe,
+    "labels": labels.recipe,
     "medmnist": medmnist.recipe,
     "imagenet_sima_deit_small": imagenet_sima_deit_small.recipe,
     "imagenet_sima_xcit_small": imagenet_sima_xcit_small.recipe,
@@ -40,15 +47,15 @@ RECIPES = {
     "coco_softnorm_retinanet": coco_softnorm_retinanet.recipe,
 }
 
-__all__ = ["RECIPES", "get_recipe"]
+__all__ = ["ALIASES", "RECIPES", "canonical", "get_recipe"]
 
 
 def get_recipe(name: str) -> Recipe:
-    """The recipe of this name.
+    """The recipe of this name, or of one that it had once.
 
     Raises:
         UsageError: there is none; the nearest name is offered.
     """
-    if name not in RECIPES:
+    if canonical(name) not in RECIPES:
         raise unknown("recipe", name, RECIPES)
-    return RECIPES[name]()
+    return RECIPES[canonical(name)]()

@@ -1,10 +1,11 @@
 """Line charts as inline SVG: responsive (a viewBox, no size), coloured by CSS variables, with tooltips and a text that says the same."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from softless.report.html import Html, tag
-from softless.report.ticks import ticks, whole_ticks
+from softless.report.html import Html, enlarged, tag
+from softless.report.ticks import labels, ticks, whole_ticks
 
 WIDTH, HEIGHT = 420, 250  # units of the viewBox; on a phone one unit is a little less than a pixel
 LEFT, RIGHT, TOP, BOTTOM = 54, 14, 12, 36
@@ -29,11 +30,13 @@ class LineChart:
     title: str
     lines: Sequence[Line]
     say: Callable[[float], str]  # a value in words, for tooltips and the text
-    tick: Callable[[float], str]
+    tick: Callable[[float, int], str]  # a number of the axis with so many digits; more are taken until they differ
     low: float | None = None  # where the axis starts and ends; None is where the values do. Curves are cut off outside
     high: float | None = None
     better: str = ""  # "lower" or "higher": what the text calls the best value
     note: str = ""
+    digits: int = 0  # of the axis, the fewest
+    within: tuple[float, float] = (-math.inf, math.inf)  # where values can lie
 
     @property
     def last_epoch(self) -> int:
@@ -46,7 +49,8 @@ class LineChart:
             return tag(
                 "figure", tag("figcaption", self.title), tag("p", "Nothing was logged.", class_="note"), class_="chart"
             )
-        places = ticks(min(values) if self.low is None else self.low, max(values) if self.high is None else self.high)
+        ends = min(values) if self.low is None else self.low, max(values) if self.high is None else self.high
+        places = ticks(*ends, within=self.within)
         y = _scale(places[0], places[-1], HEIGHT - BOTTOM, TOP)
         x = _scale(1, max(self.last_epoch, 2), LEFT, WIDTH - RIGHT)
         drawing = tag(
@@ -66,7 +70,7 @@ class LineChart:
             aria_labelledby=f"{identifier}-title",
         )
         note = tag("p", self.note, class_="note") if self.note else None
-        return tag("figure", tag("figcaption", self.title), drawing, note, class_="chart")
+        return tag("figure", tag("figcaption", self.title), enlarged(drawing, self.title), note, class_="chart")
 
     def describe(self) -> str:
         """The chart in words: where each curve starts, ends and is best."""
@@ -92,9 +96,9 @@ class LineChart:
             tag(
                 "g",
                 tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=_n(y(place)), y2=_n(y(place)), class_="grid"),
-                tag("text", self.tick(place), x=LEFT - 8, y=_n(y(place) + 4), class_="tick end"),
+                tag("text", label, x=LEFT - 8, y=_n(y(place) + 4), class_="tick end"),
             )
-            for place in places
+            for place, label in zip(places, labels(places, self.tick, self.digits), strict=True)
         ]
 
     def _epochs(self, x: Callable[[float], float]) -> list[Html]:

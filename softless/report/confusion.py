@@ -66,8 +66,7 @@ def _cell(
     # A mistake is rare and must be seen: its tint starts at a quarter. The right answers' tint follows their share.
     depth = round(100 * share) if right else round(25 + 75 * min(1, 4 * share))
     meaning = f"{number} of class {classes[truth]} called {classes[said]} ({100 * share:.1f} %)"
-    strong = " deep" if depth > 55 else ""
-    return tag("td", number, class_=("right" if right else "wrong") + strong, style=f"--depth:{depth}%", title=meaning)
+    return tag("td", number, class_="right" if right else "wrong", style=f"--depth:{depth}%", title=meaning)
 
 
 def _in_words(classes: tuple[str, ...], counts: NDArray[np.int64]) -> str:

@@ -1,5 +1,6 @@
 """Loss, the measure that chose the best epoch, and learning rate over the epochs."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,23 +12,27 @@ from softless.report.html import Html, details, table, tag
 from softless.report.numbers import percent, plain
 from softless.training.candidates import KEYS, measured
 
+DIGITS = 4  # of a number on an axis
+
 
 def draw_curves(groups: Sequence[Group]) -> Html:
     measure = MEASURES[groups[0].first.measure]
     scores, rate = _scores(groups), _lines(groups, _rate)
     start = _late(scores) if measure.percent else None
     charts = [
-        LineChart("Training loss", _lines(groups, _loss), plain, plain, better="lower"),
+        LineChart("Training loss", _lines(groups, _loss), plain, plain, better="lower", digits=DIGITS),
         LineChart(
             _title(groups),
             scores,
             percent if measure.percent else plain,
-            (lambda value: percent(value, 0 if start is None or start < 0.9 else 1)) if measure.percent else plain,
+            percent if measure.percent else plain,
+            digits=0 if measure.percent else DIGITS,
+            within=(0, 1) if measure.percent else (-math.inf, math.inf),
             low=start,
             better="higher" if measure.higher else "lower",
             note=_score_note(scores, start),
         ),
-        LineChart("Learning rate", rate, plain, plain, low=0, note=_same(rate)),
+        LineChart("Learning rate", rate, plain, plain, low=0, note=_same(rate), digits=DIGITS),
     ]
     legend = [tag("li", tag("span", class_=f"swatch {group.colour}"), group.label) for group in groups]
     return tag(

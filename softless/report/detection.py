@@ -17,7 +17,7 @@ from softless.evaluation.detection import PREDICTIONS, Answer, average_precision
 from softless.evaluation.measures import MEASURES
 from softless.prediction.box_pictures import SURE, draw
 from softless.report.groups import Group
-from softless.report.html import Html, table, tag
+from softless.report.html import Html, enlarged, table, tag
 from softless.report.numbers import MINUS, THIN, duration, percent, points
 from softless.report.places import without_places
 from softless.training.recipe import DataSpec
@@ -53,7 +53,7 @@ def verdict(groups: Sequence[Group]) -> str:
     if len(groups) == 1:
         return text
     seeds = min(len(group.runs) for group in groups)
-    text += " These are values without intervals:"
+    text += " Differences have no intervals:"
     return text + (
         " one seed each, and another may turn a small difference."
         if seeds == 1
@@ -94,6 +94,7 @@ def method(groups: Sequence[Group]) -> list[str]:
     most = groups[0].first.recipe["detection"]["detections"]
     limit = f"At most {most} answers of an image count{'' if most == 100 else ', where COCO takes 100'}; answers in a crowd's region count neither way."
     return [
+        "Intervals of AP are of a bootstrap over images (on the scale of the logit, with Student's t).",
         "AP is COCO's, computed by pycocotools: the mean over IoU thresholds 0.50 to 0.95 and over classes of the precision at 101 recalls; AP50 and AP75 are of one threshold.",
         limit,
         "The cost is counted of host, pyramid and the head that looks at all places; what R-CNN does for each region depends on the image.",
@@ -138,10 +139,21 @@ def _card(group: Group, measure: str) -> Html:
         "article",
         tag("h3", tag("span", class_=f"swatch {group.colour}"), group.label),
         tag("p", "–" if value is None else f"{100 * value:.1f}", tag("span", f"{THIN}%"), class_="big"),
-        tag("p", f"{MEASURES[measure].title} on {where}", class_="under"),
+        tag("p", f"{MEASURES[measure].title} on {where}{_interval(group, measure)}", class_="under"),
         tag("dl", [tag("div", tag("dt", name), tag("dd", text)) for name, text in rows]),
         class_="card",
     )
+
+
+def _interval(group: Group, measure: str) -> str:
+    """The interval over images of a single run, or why there is none; nothing of runs of an older softless."""
+    test = group.first.result.get("test") or {}
+    if len(group.runs) > 1 or "intervals" not in test:
+        return ""
+    ends = test["intervals"].get(measure)
+    if ends is None:
+        return f", no interval: {test.get('reasons', {}).get(measure, '')}"
+    return f", 95{THIN}% interval {100 * ends[0]:.1f} to {100 * ends[1]:.1f}"
 
 
 def _difference_card(group: Group, base: Group, measure: str, difference: float) -> Html:
@@ -214,4 +226,4 @@ def _figure(image: Image.Image, alternative: str, caption: str) -> Html:
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     source = f"data:image/jpeg;base64,{data}"
     picture = tag("img", src=source, alt=alternative, width=shown.width, height=shown.height, style="aspect-ratio:auto")
-    return tag("figure", picture, tag("figcaption", caption))
+    return tag("figure", enlarged(picture, alternative), tag("figcaption", caption))

@@ -56,7 +56,7 @@ def _key(run: RunRecord) -> str:
 
 def _labels(firsts: list[RunRecord]) -> list[str]:
     choices: list[Callable[[RunRecord], str]] = [
-        lambda run: operator_title(run.operator),
+        *([lambda run: operator_title(run.operator)] if len(set(map(_host, firsts))) == 1 else [_model_title]),
         lambda run: str(run.recipe["model"]["name"]),
         lambda run: run.folder.name,
         lambda run: str(run.folder.resolve()),
@@ -66,6 +66,17 @@ def _labels(firsts: list[RunRecord]) -> list[str]:
         if len(set(labels)) == len(labels):
             return labels
     return [f"run {number + 1}" for number in range(len(firsts))]
+
+
+def _host(run: RunRecord) -> str:
+    """The model's name without the operator that ours begin with."""
+    return str(run.recipe["model"]["name"]).removeprefix(f"{run.operator}_")
+
+
+def _model_title(run: RunRecord) -> str:
+    """Operator and host; the host alone where its attention is its own."""
+    asked = run.recipe["model"].get("op") or (run.operator if _host(run) != run.recipe["model"]["name"] else None)
+    return f"{operator_title(asked)} {_host(run)}" if asked else _host(run)
 
 
 def operator_title(name: str) -> str:

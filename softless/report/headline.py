@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from softless.report.groups import FEW, Group
 from softless.report.html import Html, table, tag
 from softless.report.intervals import Strip, axis, draw
@@ -193,7 +195,11 @@ def _listed(rows: Sequence[tuple[str, Any]]) -> Html:
 
 def _facts(group: Group) -> Html:
     tests = [run.result.get("test") or {} for run in group.runs]
-    rows = []
+    rows = (
+        [("always the commonest class", percent(held)), ("chance", percent(1 / len(group.first.classes)))]
+        if (held := _commonest(group)) is not None
+        else []
+    )
     for key, name in (("balanced_accuracy", "balanced accuracy"), ("auc", "AUC (one against the rest)")):
         values = [test[key] for test in tests if test.get(key) is not None]
         if values:
@@ -208,6 +214,14 @@ def _facts(group: Group) -> Html:
         + (" a run" if len(group.runs) > 1 else ""),
     ))
     return _listed(rows)
+
+
+def _commonest(group: Group) -> float | None:
+    """What always answering the class that is commonest among the images gets right: of the test images, or of those of validation."""
+    answers = group.first.predictions
+    if answers is not None:
+        return float(np.bincount(answers.targets).max() / len(answers.targets))
+    return (group.first.result.get("val") or {}).get("commonest")
 
 
 def _validation_card(group: Group) -> Html:

@@ -1,10 +1,12 @@
 """Interval strips: a mean with its 95 % interval on an axis that all strips of a row share."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from softless.report.html import Html, tag
-from softless.report.ticks import ticks
+from softless.report.numbers import MINUS
+from softless.report.ticks import labels, ticks
 
 WIDTH, HEIGHT, EDGE = 320, 56, 18
 
@@ -26,7 +28,8 @@ def axis(strips: Sequence[Strip]) -> list[float]:
     """Ticks that hold every strip."""
     values = [v for strip in strips for v in (strip.low, strip.high, strip.middle, *strip.seeds)]
     values += [0.0] if any(strip.zero for strip in strips) else []
-    return ticks(min(values), max(values), 4)
+    ends = (-math.inf, math.inf) if any(strip.zero for strip in strips) else (0, 1)
+    return ticks(min(values), max(values), 4, within=ends)
 
 
 def draw(strip: Strip, places: Sequence[float], identifier: str) -> Html:
@@ -35,11 +38,6 @@ def draw(strip: Strip, places: Sequence[float], identifier: str) -> Html:
     def x(value: float) -> str:
         return f"{EDGE + (value - places[0]) / (places[-1] - places[0]) * (WIDTH - 2 * EDGE):.1f}"
 
-    digits = (
-        0
-        if all(float(100 * place).is_integer() or abs(100 * place - round(100 * place)) < 1e-9 for place in places)
-        else 1
-    )
     marks = [
         tag(
             "g",
@@ -51,9 +49,9 @@ def draw(strip: Strip, places: Sequence[float], identifier: str) -> Html:
                 y2=34,
                 class_="grid strong" if strip.zero and place == 0 else "grid",
             ),
-            tag("text", f"{100 * place:.{digits}f}".replace("-", "−"), x=x(place), y=51, class_="tick mid"),
+            tag("text", label, x=x(place), y=51, class_="tick mid"),
         )
-        for place in places
+        for place, label in zip(places, labels(places, _hundredths), strict=True)
     ]
     seeds = [tag("circle", cx=x(value), cy=20, r=3, class_="seed") for value in strip.seeds]
     bar = tag(
@@ -74,3 +72,7 @@ def draw(strip: Strip, places: Sequence[float], identifier: str) -> Html:
         aria_labelledby=identifier,
         class_="strip",
     )
+
+
+def _hundredths(share: float, digits: int) -> str:
+    return f"{100 * share:.{digits}f}".replace("-", MINUS)

@@ -30,14 +30,14 @@ def short(number: float) -> str:
     return f"{number:.3g}"
 
 
-def plain(number: float) -> str:
-    """A tick label or table cell: as few digits as tell it."""
+def plain(number: float, digits: int = 4) -> str:
+    """A tick label or table cell: as few digits as tell it, so many at most."""
     if number == 0 or not math.isfinite(number):
         return "0" if number == 0 else "not finite"
     if abs(number) < 1e-4 or abs(number) >= 1e5:
-        mantissa, exponent = f"{number:.2e}".split("e")
+        mantissa, exponent = f"{number:.{digits - 2}e}".split("e")
         return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}".replace("-", MINUS)
-    return f"{number:.4g}".replace("-", MINUS)
+    return f"{number:.{digits}g}".replace("-", MINUS)
 
 
 def duration(seconds: float) -> str:

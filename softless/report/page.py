@@ -8,6 +8,7 @@ from typing import Any
 import softless
 from softless.errors import UsageError
 from softless.models.durable import make_folder, write_text
+from softless.report.composition import draw_composition
 from softless.report.cost import Speed, draw_cost
 from softless.report.curves import draw_curves
 from softless.report.groups import FEW, Group, grouped
@@ -32,7 +33,7 @@ def write(
     Args:
         run_dirs: folders of finished runs.
         out: the HTML file.
-        title: heading of the page; None takes it from the recipe.
+        title: heading of the page; None says the models, their data and the run.
         speeds: measured images per second in evaluation, by the folder of each model's first run (softless.benching).
 
     Raises:
@@ -68,6 +69,7 @@ def _sections(groups: Sequence[Group], speeds: Mapping[Path, Speed] | None) -> l
     view = _view(groups)
     return [
         section("result", "Result", view.headline(groups)),
+        *([data] if (data := draw_composition(groups)) is not None else []),
         section("curves", "Learning", draw_curves(groups), lead=_curves_lead(groups)),
         section("cost", "Cost", draw_cost(groups, speeds), lead="Counted on one image; speeds are measured."),
         section("samples", "Test images", view.samples(groups), lead=view.SAMPLES),
@@ -96,7 +98,7 @@ def _curves_lead(groups: Sequence[Group]) -> str | None:
     return "Means over seeds." if len(groups) > FEW else "Thick lines are means over seeds, thin lines the seeds."
 
 
-LINKS = {"result": "Result", "curves": "Learning", "cost": "Cost", "samples": "Test images", "confusion": "Confusion", "classes": "Classes",
+LINKS = {"result": "Result", "data": "Data", "numbers": "Numbers", "curves": "Learning", "cost": "Cost", "samples": "Test images", "confusion": "Confusion", "classes": "Classes",
          "recipe": "Recipe", "method": "Method"}  # fmt: skip
 
 
@@ -113,11 +115,14 @@ def _top(groups: Sequence[Group], title: str, main: Html) -> Html:
 
 
 def _title(groups: Sequence[Group]) -> str:
-    name = groups[0].first.recipe["name"]
+    first = groups[0].first
+    path = first.recipe["data"].get("path")
+    name = Path(path).name if path else first.recipe["data"].get("source") or first.recipe["name"]
     if len(groups) > FEW:
         return f"{len(groups)} models on {name}"
     *before, last = (group.label for group in groups)
-    return f"{', '.join(before)}{' and ' if before else ''}{last} on {name}"
+    run = f", run {first.folder.resolve().name}" if len(groups) == 1 and len(groups[0].runs) == 1 else ""
+    return f"{', '.join(before)}{' and ' if before else ''}{last} on {name}{run}"
 
 
 def _subtitle(groups: Sequence[Group]) -> str:
@@ -125,9 +130,13 @@ def _subtitle(groups: Sequence[Group]) -> str:
     runs = sum(len(group.runs) for group in groups)
     test = (first.result.get("test") or {}).get("seen")
     classes = len(first.classes)
-    parts = [str(first.recipe.get("summary", "")), counted(classes, "class", "classes") if classes else ""]
+    parts = [f"recipe {first.recipe['name']}", counted(classes, "class", "classes") if classes else ""]
     parts += [counted(test, "test image")] if test else []
-    parts += [counted(runs, "run"), counted(int(first.result["epochs"]), "epoch")]
+    parts += [
+        counted(runs, "run"),
+        counted(int(first.result["epochs"]), "epoch"),
+        str(first.about.get("date", ""))[:10],
+    ]
     return " · ".join(part for part in parts if part)
 
 

@@ -5,13 +5,13 @@ import io
 
 from PIL import Image
 
-from softless.report.html import Html, tag
+from softless.report.html import Html, enlarged, tag
 
 THUMB = 144  # pixels of the longer side
 
 
 def inline(image: Image.Image, alternative: str, *, class_: str | None = None) -> Html:
-    """An <img> that carries its PNG. Small images keep their pixels and are enlarged by the browser; photographs are cut to 256 colours."""
+    """An <img> that carries its PNG and is enlarged by a click. Small images keep their pixels and are enlarged by the browser; photographs are cut to 256 colours."""
     small = max(image.size) < THUMB
     shown = image.convert("RGB")
     if not small:
@@ -22,7 +22,7 @@ def inline(image: Image.Image, alternative: str, *, class_: str | None = None) -
     shown.save(buffer, "PNG", optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     look = " ".join(word for word in (class_, "pixels" if max(image.size) < 64 else None) if word)
-    return tag(
+    picture = tag(
         "img",
         src=f"data:image/png;base64,{data}",
         alt=alternative,
@@ -30,3 +30,4 @@ def inline(image: Image.Image, alternative: str, *, class_: str | None = None) -
         height=image.height,
         class_=look or None,
     )
+    return enlarged(picture, alternative)

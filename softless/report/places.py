@@ -1,5 +1,6 @@
 """Paths of this machine by as little of them as tells them apart: a page is passed on, and is nobody's map of a disk."""
 
+import re
 from collections.abc import Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -42,3 +43,12 @@ def without_places(text: Any, groups: "Sequence[Group]") -> str:
     for place in sorted(known, key=len, reverse=True):
         said = said.replace(place, PurePath(place).name)
     return said
+
+
+def shortened_words(command: str) -> str:
+    """A command with each whole path cut to its last part, `field=/a/path` too.
+
+    >>> shortened_words("softless train --data /disk/images --set model.weights=/runs/one lr=1e-3")
+    'softless train --data images --set model.weights=one lr=1e-3'
+    """
+    return re.sub(r"(?<![^\s='\"])/(?:[^\s'\"]*/)?([^\s'\"/]+)/?", r"\1", command)

@@ -7,6 +7,7 @@ from softless.evaluation.evaluate import precision_of
 from softless.evaluation.measures import MEASURES
 from softless.report.groups import Group
 from softless.report.html import Html, table, tag
+from softless.report.places import shortened_words
 from softless.training.candidates import described
 
 COUNTED = "Parameters, multiply-adds and exponentials are counted by running the model on one image, not estimated."
@@ -49,8 +50,8 @@ def _fitted(groups: Sequence[Group]) -> list[str]:
     }
     same = set(told.values())
     if len(same) == 1:
-        return [f"The length was fitted to the data: {one}." for one in same if one]
-    return [f"The length of {label} was fitted to the data: {one}." for label, one in told.items() if one]
+        return [f"The run was fitted to the data: {one}." for one in same if one]
+    return [f"The run of {label} was fitted to the data: {one}." for label, one in told.items() if one]
 
 
 def _rising(groups: Sequence[Group]) -> list[str]:
@@ -69,8 +70,20 @@ def _machine(groups: Sequence[Group]) -> Html:
     for name in dict.fromkeys(name for run in runs for name in (*run.versions, *run.machine)):
         values = {str({**run.versions, **run.machine}.get(name)) for run in runs}
         rows[name] = ", ".join(sorted(values))
+    rows = _begun(groups) | rows
     listed = [tag("div", tag("dt", name), tag("dd", value)) for name, value in rows.items()]
-    return tag("div", tag("h3", "Versions and machine"), tag("dl", listed, class_="facts"))
+    return tag("div", tag("h3", "Command, versions and machine"), tag("dl", listed, class_="facts"))
+
+
+def _begun(groups: Sequence[Group]) -> dict[str, Any]:
+    """Command, date and commit of the first run; nothing of runs of an older softless."""
+    runs = [run for group in groups for run in group.runs if run.about]
+    if not runs:
+        return {}
+    told = {name: str(runs[0].about[name]) for name in ("command", "date", "commit")}
+    told["command"] = shortened_words(told["command"])
+    told["date"] = told["date"].replace("T", " ").replace("+00:00", " UTC")
+    return {name: tag("code", value) if name == "command" else value for name, value in told.items()}
 
 
 def _folders(groups: Sequence[Group]) -> Html:

@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 from softless.errors import UsageError
 from softless.evaluation.measures import MEASURES
 from softless.evaluation.run_files import read_best, read_classes, read_log, read_recipe, read_result
+from softless.models.sizes import sides
+from softless.training.about import read_about
 from softless.training.candidates import AVERAGED, RAW
+from softless.training.run_folder import ABOUT
 
 KEPT_APART = (
     "softless",
@@ -65,6 +68,9 @@ class RunRecord:
     best: dict[str, Any]
     predictions: Predictions | None
     fitted: dict[str, Any] = field(default_factory=dict)  # dotted field -> what the run took in place of the recipe's
+    about: dict[str, Any] = field(
+        default_factory=dict
+    )  # command, date, commit, data; nothing of runs of an older softless
 
     @property
     def seed(self) -> int:
@@ -84,8 +90,7 @@ class RunRecord:
     @property
     def pixels(self) -> tuple[int, int, int]:
         """Channels, height and width of a typical image."""
-        side = self.best["image_size"]
-        height, width = self.best.get("pixels", (side, side))
+        height, width = self.best.get("pixels", sides(self.best["image_size"]))
         return int(self.best["in_chans"]), int(height), int(width)
 
     @property
@@ -129,6 +134,7 @@ def read_run(folder: Path) -> RunRecord:
         result=read_result(folder / "result.json"),
         best=read_best(folder / "best.json"),
         fitted=stored.get("fitted") or {},
+        about=read_about(folder / ABOUT),
         predictions=_predictions(folder / "predictions.npz"),
     )
 

@@ -125,10 +125,12 @@ def _maps(look: Looks, place: int) -> Html:
     image = image.resize((max(96, image.width), max(96, image.height))) if max(image.size) < 96 else image
     shown = []
     for name, values in (("queries", look.maps.query), ("keys", look.maps.key)):
+        tall, wide = values[place].shape
         laid = inline(
-            overlay(image, values[place]), f"{name} of {look.group.label} over the image: {_where(values[place])}"
+            overlay(image, values[place], smooth=False),
+            f"{name} of {look.group.label} over the image: {_where(values[place])}",
         )
-        shown.append(tag("figure", laid, tag("figcaption", name)))
+        shown.append(tag("figure", laid, tag("figcaption", f"{name}, {tall} × {wide}")))
     return tag("div", shown, class_="maps")
 
 

@@ -17,16 +17,18 @@ from softless.data.label_values import read_values
 from softless.data.pictures import for_people
 from softless.data.ranges import Range
 from softless.errors import DataError, SoftlessError
+from softless.evaluation import spread
 from softless.evaluation.measures import MEASURES
 from softless.evaluation.segmentation import COUNTS, FOLDER, Scores
 from softless.prediction.label_pictures import BLACK, colours, overlay
 from softless.report.groups import Group
 from softless.report.headline import ONE_SEED
-from softless.report.html import Html, table, tag
+from softless.report.html import Html, enlarged, table, tag
 from softless.report.intervals import Strip, axis, draw
 from softless.report.numbers import MINUS, THIN, duration, percent, points
 from softless.report.places import without_places
 from softless.report.statistics import Estimate
+from softless.words import counted
 
 __all__ = ["SAMPLES", "further", "headline", "method", "samples"]
 
@@ -35,7 +37,6 @@ SAMPLES = (
 )
 SHOWN = 6
 LONGEST = 460  # pixels of a picture's longer side
-REPLICATES = 2000
 
 
 @dataclass(frozen=True)
@@ -60,20 +61,21 @@ def headline(groups: Sequence[Group]) -> Html:
         )
     known = [one for one in read if one is not None]
     measure = _measure(groups[0])
-    draws = [_draws(one, measure) for one in known]
+    drawn_of = [_draws(one, measure) for one in known]
     estimates = [
-        _estimate(_value(one, measure), drawn, len(one[0].names)) for one, drawn in zip(known, draws, strict=True)
+        _estimate(_value(one, measure), drawn, len(one[0].names)) for one, drawn in zip(known, drawn_of, strict=True)
     ]
     base, differences = groups[-1], []
-    for group, one, drawn in list(zip(groups, known, draws, strict=True))[:-1]:
+    for group, one, drawn in list(zip(groups, known, drawn_of, strict=True))[:-1]:
         if one[0].names == known[-1][0].names:
             value = _value(one, measure) - _value(known[-1], measure)
-            differences.append((group, _estimate(value, drawn - draws[-1], len(one[0].names))))
+            differences.append((group, _apart(value, drawn - drawn_of[-1], len(one[0].names))))
     said = _verdict(groups, estimates, differences)
-    strips = [_strip(group, estimate) for group, estimate in zip(groups, estimates, strict=True)]
+    strips = [_strip(group, estimate) for group, estimate in zip(groups, estimates, strict=True) if estimate.drawn]
+    places = axis(strips) if strips else []
     cards = [
-        _card(group, one, strip, axis(strips), f"strip-{number}")
-        for number, (group, one, strip) in enumerate(zip(groups, known, strips, strict=True))
+        _card(group, one, estimate, places, f"strip-{number}")
+        for number, (group, one, estimate) in enumerate(zip(groups, known, estimates, strict=True))
     ]
     apart = [_strip(group, estimate, base) for group, estimate in differences]
     cards += [_difference_card(strip, axis(apart), f"difference-{number}") for number, strip in enumerate(apart)]
@@ -134,7 +136,7 @@ def method(groups: Sequence[Group]) -> list[str]:
     )
     return [
         f"Every pixel of every test image at its own size, without tiling; ignored pixels count nowhere. Pixels are summed over images before a ratio is taken. Dice is {dice}.",
-        f"Intervals are of a bootstrap of {REPLICATES:,} draws of seeds and images, the same images for both models of a difference. Pixels of one image are not independent, so images are drawn and not pixels.",
+        f"Intervals are of a bootstrap of {spread.REPLICATES:,} draws of seeds and images, the same images for both models of a difference. Pixels of one image are not independent, so images are drawn and not pixels; of fewer than ten images there is none.",
     ]
 
 
@@ -176,19 +178,31 @@ def _value(runs: Sequence[Counts], measure: str) -> float:
 def _draws(runs: Sequence[Counts], measure: str) -> np.ndarray:
     """(R,) the measure when seeds and images are drawn with replacement; the same draws for every model of as many images."""
     rng = np.random.default_rng(0)
-    images = len(runs[0].names)
-    weights = rng.multinomial(images, [1 / images] * images, size=REPLICATES)
+    weights = np.concatenate(list(spread.draws(len(runs[0].names))))
     by_seed = np.array([
-        [_of(Scores(counts), measure) for counts in np.tensordot(weights, run.counts, axes=1)] for run in runs
+        [_of(Scores(counts), measure) for counts in np.tensordot(weights, run.counts.astype(np.float64), axes=1)]
+        for run in runs
     ])  # (seeds, R)
-    seeds = rng.multinomial(len(runs), [1 / len(runs)] * len(runs), size=REPLICATES) / len(runs)
+    seeds = rng.multinomial(len(runs), [1 / len(runs)] * len(runs), size=spread.REPLICATES) / len(runs)
     drawn: np.ndarray = (by_seed.T * seeds).sum(1)
     return drawn
 
 
 def _estimate(value: float, drawn: np.ndarray, images: int) -> Estimate:
-    low, high = np.nanquantile(drawn, [0.025, 0.975])
-    return Estimate(value, float(low), float(high), how=f"bootstrap over {images} images")
+    """Of a measure, as `softless eval` has it."""
+    known = drawn[~np.isnan(drawn)]
+    found = spread.estimate(
+        None if np.isnan(value) else value, float(known.std()) if len(known) > 1 else 0.0, images, why="no pixel counts"
+    )
+    if found.low is None or found.high is None:
+        return Estimate(value, float("nan"), float("nan"), how=found.why)
+    return Estimate(value, found.low, found.high, how=f"bootstrap over {counted(images, 'image')}")
+
+
+def _apart(value: float, drawn: np.ndarray, images: int) -> Estimate:
+    """Of a difference of two models on the same images."""
+    low, high = spread.apart(value, float(np.nanstd(drawn)), images)
+    return Estimate(value, low, high, how=f"paired bootstrap over {counted(images, 'image')}")
 
 
 def _verdict(
@@ -217,7 +231,12 @@ def _strip(group: Group, estimate: Estimate, base: Group | None = None) -> Strip
     return Strip(text, group.colour, estimate.value, estimate.low, estimate.high, zero=base is not None)
 
 
-def _card(group: Group, runs: Sequence[Counts], strip: Strip, places: Sequence[float], identifier: str) -> Html:
+def _card(group: Group, runs: Sequence[Counts], estimate: Estimate, places: Sequence[float], identifier: str) -> Html:
+    span = (
+        f"95{THIN}% interval {100 * estimate.low:.1f} to {100 * estimate.high:.1f}"
+        if estimate.drawn
+        else f"no interval: {estimate.how}"
+    )
     rows: list[tuple[str, Any]] = [
         (_title(group, name), percent(_value(runs, name))) for name in ("miou", "dice", "pixel_accuracy")
     ]
@@ -227,9 +246,9 @@ def _card(group: Group, runs: Sequence[Counts], strip: Strip, places: Sequence[f
     return tag(
         "article",
         tag("h3", tag("span", class_=f"swatch {group.colour}"), group.label),
-        tag("p", f"{100 * strip.middle:.1f}", tag("span", f"{THIN}%"), class_="big"),
-        tag("p", f"{_title(group, _measure(group))} on test, 95{THIN}% interval {100 * strip.low:.1f} to {100 * strip.high:.1f}", class_="under"),
-        draw(strip, places, identifier),
+        tag("p", f"{100 * estimate.value:.1f}", tag("span", f"{THIN}%"), class_="big"),
+        tag("p", f"{_title(group, _measure(group))} on test, {span}", class_="under"),
+        draw(_strip(group, estimate), places, identifier) if estimate.drawn else None,
         tag("dl", [tag("div", tag("dt", name), tag("dd", value)) for name, value in rows]),
         class_="card",
     )  # fmt: skip
@@ -326,7 +345,7 @@ def _figure(image: Image.Image, alternative: str, caption: str) -> Html:
         height=shown.height,
         style="aspect-ratio:auto",
     )
-    return tag("figure", picture, tag("figcaption", caption))
+    return tag("figure", enlarged(picture, alternative), tag("figcaption", caption))
 
 
 def _percent(value: float) -> str:

@@ -1,5 +1,6 @@
 """Accuracy with its interval, and the difference between two models with its interval."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,12 @@ class Estimate:
     value: float
     low: float
     high: float
-    how: str
+    how: str  # of the interval, or why there is none (its ends are NaN then)
+
+    @property
+    def drawn(self) -> bool:
+        """Whether there is an interval."""
+        return not math.isnan(self.low)
 
 
 def accuracy(group: Group) -> Estimate | None:

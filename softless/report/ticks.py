@@ -1,16 +1,42 @@
-"""Where an axis puts its numbers."""
+"""Where an axis puts its numbers, and how they are written so that they differ."""
 
 import math
+from collections.abc import Callable, Sequence
+
+MOST = 12  # digits that are tried
 
 
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round values (1, 2 or 5 times a power of ten apart) from `low` or below to `high` or above, about `count` of them."""
+def ticks(low: float, high: float, count: int = 5, within: tuple[float, float] = (-math.inf, math.inf)) -> list[float]:
+    """Round values (1, 2 or 5 times a power of ten apart) from `low` or below to `high` or above, about `count` of them.
+
+    Args:
+        low: least value.
+        high: largest value; where it is the least too, the axis has room on both sides.
+        count: of the values, about.
+        within: between which the room may lie: 0 and 1 for shares.
+    """
     if not high > low:
-        low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
+        room = (abs(low) or 1) / 2
+        low, high = max(low - room, within[0]), min(high + room, within[1])
     step = 10 ** math.floor(math.log10((high - low) / count))
     step *= min((m for m in (1, 2, 5, 10) if (high - low) / (step * m) <= count), default=10)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(number * step, 12) for number in range(first, last + 1)]
+
+
+def labels(places: Sequence[float], write: Callable[[float, int], str], digits: int = 0) -> list[str]:
+    """The numbers with as few digits as tell them apart.
+
+    Args:
+        places: different numbers.
+        write: a number with so many digits.
+        digits: the fewest.
+    """
+    for more in range(digits, MOST + 1):
+        told = [write(place, more) for place in places]
+        if len(set(told)) == len(set(places)):
+            break
+    return told
 
 
 def whole_ticks(high: int, count: int = 6) -> list[int]:

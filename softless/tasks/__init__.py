@@ -45,6 +45,7 @@ def open_task(recipe: "Recipe") -> Task:
         raise UsageError(f"class_weights={recipe.class_weights} is for classification; this recipe is for {kind.name}")
     need(*kind.needs, *(["sklearn"] if recipe.data.source == "digits" else []))
     task = kind.open(recipe)
-    task.fitted = lengths.fitted(recipe, len(task.splits.train))
+    recipe, found = task.measured(recipe)
+    task.fitted = lengths.fitted(recipe, len(task.splits.train)).with_measured(found)
     task.recipe = task.fitted.recipe
     return task

@@ -7,8 +7,9 @@ split). The sum is divided by the batch, not by the sum of its weights: so the m
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from softless.data import EpochLoader, Pipeline, build_transforms, open_splits
+from softless.data import EpochLoader, Pipeline, Samples, build_transforms, open_splits
 from softless.data.resolution import seen_mpp
 from softless.errors import UsageError, unknown
 from softless.evaluation import Evaluation, evaluate
 from softless.models.arguments import takes
-from softless.models.sizes import with_training_scale
+from softless.models.sizes import sides, with_training_scale
 from softless.tasks.task import Loss, Task
 
 if TYPE_CHECKING:  # the recipe lives above this layer (softless.training)
@@ -41,7 +42,7 @@ class Classification(Task):
     """
 
     name = "classification"
-    needs = ("torchmetrics",)
+    needs = ()
     measures = ("top1", "balanced_accuracy", "auc", "loss")
 
     def __init__(self, recipe: "Recipe", classes: Sequence[str], class_counts: Sequence[int] | np.ndarray) -> None:
@@ -71,10 +72,9 @@ class Classification(Task):
 
     @cached_property
     def _mpp(self) -> float | None:
-        frame = math.floor(
-            min(self.pixels()) / self.recipe.data.crop_pct
-        )  # as `eval_transform` brings the short side to
-        return seen_mpp(self.splits.train, lambda height, width: min(height, width) / frame)
+        # as `eval_transform` covers the frame that is cropped
+        down, across = (math.floor(side / self.recipe.data.crop_pct) for side in self.pixels())
+        return seen_mpp(self.splits.train, lambda height, width: min(height / down, width / across))
 
     def learner(self, model: nn.Module) -> nn.Module:
         return Loss(model, self.loss)
@@ -84,6 +84,13 @@ class Classification(Task):
 
     def evaluate(self, model: nn.Module, loader: EpochLoader, *, amp: str, label: str) -> Evaluation:
         return evaluate(model, loader, self.classes, amp=amp, label=label)
+
+    def composition(self, samples: Samples) -> dict[str, int]:
+        counts = np.bincount(samples.targets, minlength=len(self.classes)).tolist()
+        return dict(zip(self.classes, counts, strict=True))
+
+    def decided(self, outcome: Any, validated: Mapping[str, Any]) -> Evaluation:
+        return replace(outcome, threshold=validated.get("threshold"))
 
     def published(self, model: nn.Module) -> nn.Module:
         return model
@@ -134,9 +141,10 @@ def model_args(recipe: "Recipe", classes: int, in_chans: int) -> dict[str, Any]:
     spec = recipe.model
     size = {"img_size": pixels} if takes(spec.name, spec.op, "img_size") else {}  # convolutional networks have none
     args = {**size, **spec.args, "num_classes": classes, "in_chans": in_chans}
-    if args.get("img_size", pixels) not in {pixels, (pixels, pixels)}:
+    asked = args.get("img_size", pixels)
+    if sides(asked) != sides(pixels):
         raise UsageError(
-            f"model.args.img_size={args['img_size']} and data.image_size={pixels} differ: set both to the same pixels"
+            f"model.args.img_size={asked} and data.image_size={pixels} differ: set both to the same pixels"
         )
     return with_training_scale(spec.name, args if spec.op is None else {"op": spec.op, **args}, pixels)
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from softless.data import EpochLoader, Pipeline
+from softless.data import EpochLoader, Pipeline, Samples
+from softless.data.box_sizes import measured
 from softless.data.box_transforms import eval_pipeline, train_pipeline
 from softless.data.boxes import BoxSamples, open_boxes
 from softless.errors import UsageError
@@ -50,6 +51,23 @@ class Detection(Task):
         assert spec is not None
         train_pipeline(spec, (0.5,), (0.5,))  # its errors come before the annotations are read
         return cls(recipe, open_boxes(recipe.data, recipe.seed, masks=spec.head == "maskrcnn", faults=spec.faults))
+
+    counted = "objects"
+
+    def composition(self, samples: Samples) -> dict[str, int]:
+        assert isinstance(samples, BoxSamples)
+        objects = [
+            one["category_id"] for entry in samples.entries for one in entry.annotations if not one.get("iscrowd")
+        ]
+        return {name: objects.count(key) for key, name in samples.categories.items()}
+
+    def measured(self, recipe: "Recipe") -> tuple["Recipe", dict[str, Any]]:
+        spec, train = recipe.detection, self.splits.train
+        assert spec is not None
+        assert isinstance(train, BoxSamples)
+        found = measured(train, spec, spec.measure) if spec.measure else {}
+        told = {f"detection.{name}": (getattr(spec, name), value) for name, value in found.items()}
+        return replace(recipe, detection=replace(spec, **found)), told
 
     def with_classes(self, classes: Sequence[str], there: str) -> "Detection":
         return type(self)(self.recipe, self.splits.ordered(classes, there, self.place))

@@ -104,7 +104,7 @@ class Dino(Task):
         args = {**model.args, "num_classes": 0, "in_chans": data.in_chans}
         if model.op is not None:
             args["op"] = model.op
-        return any_size(model.name, args, data.image_size)
+        return any_size(model.name, args, data.side)
 
     def surround(self, model: nn.Module) -> SelfDistillation:
         spec = self.spec
@@ -150,7 +150,7 @@ class Dino(Task):
         data, splits = self.recipe.data, self.splits
         deep = data.range is not None
         if train:
-            return multi_crop(self.spec, data.image_size, splits.mean, splits.std, data.in_chans, deep=deep)
+            return multi_crop(self.spec, data.side, splits.mean, splits.std, data.in_chans, deep=deep)
         return eval_transform(
             data.image_size, data.crop_pct, data.interpolation, splits.mean, splits.std, data.in_chans, deep=deep
         )

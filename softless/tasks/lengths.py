@@ -5,6 +5,7 @@ weights that have hardly moved. `schedule.min_steps` and `schedule.min_epoch_ste
 least; epochs and batch follow from the number of training images, and what counts epochs or steps follows along.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,11 @@ class Fitted:
 
     recipe: "Recipe"
     changed: dict[str, tuple[Any, Any]]  # dotted field -> what the recipe has, what the run takes
+    measured: tuple[str, ...] = ()  # those that come from the training split itself
+
+    def with_measured(self, found: Mapping[str, tuple[Any, Any]]) -> "Fitted":
+        """The same with fields that were measured, dotted -> what the recipe has, what the run takes."""
+        return replace(self, changed={**self.changed, **found}, measured=tuple(found))
 
     def sentences(self, images: int) -> list[str]:
         """What was changed, for the first lines of a run."""
@@ -45,7 +51,17 @@ class Fitted:
                 f"schedule.epochs {old} -> {new}: epochs of {images // self.recipe.batch_size} steps, and schedule.min_steps is "
                 f"{schedule.min_steps}{also}"
             )
+        if self.measured:
+            told = ", ".join(f"{name} {_plain(self.changed[name][1])}" for name in self.measured)
+            said.append(f"measured on the training objects: {told}")
         return said
+
+
+def _plain(value: Any) -> str:
+    """A value as `--set` takes it."""
+    if isinstance(value, tuple):
+        return ",".join(map(_plain, value))
+    return "none" if value is None else f"{value:g}"
 
 
 def fitted(recipe: "Recipe", images: int) -> Fitted:

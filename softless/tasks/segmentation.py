@@ -63,6 +63,13 @@ class Segmentation(Task):
         )
         return cls(recipe, splits, layout.values)
 
+    counted = "images with the class"
+
+    def composition(self, samples: Samples) -> dict[str, int]:
+        assert isinstance(samples, LabelImages)
+        held = (samples.counts > 0).sum(0).tolist()
+        return dict(zip(self.splits.classes, held, strict=True))
+
     def with_classes(self, classes: Sequence[str], there: str) -> "Segmentation":
         splits = self.splits.ordered(classes, there, self.place)
         value = dict(zip(self.splits.classes, self.values, strict=True))

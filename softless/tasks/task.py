@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from softless.data import EpochLoader, Pipeline, Samples, Splits, eval_loader, train_loader
 from softless.models.scale import scale_of
+from softless.models.sizes import sides
 
 if TYPE_CHECKING:  # the recipe lives above this layer (softless.training)
     from softless.tasks.lengths import Fitted
@@ -111,6 +112,20 @@ class Task(ABC):
     def evaluate(self, model: nn.Module, loader: EpochLoader, *, amp: str, label: str) -> Outcome:
         """Measure the model on what an evaluation loader yields; under torch.distributed all ranks get the result of the whole."""
 
+    counted: ClassVar[str] = "images"  # what `composition` counts
+
+    def composition(self, samples: Samples) -> dict[str, int]:  # noqa: ARG002
+        """How many of what is counted each class has in these samples; nothing where there are no classes."""
+        return {}
+
+    def measured(self, recipe: "Recipe") -> tuple["Recipe", dict[str, Any]]:
+        """The recipe with what it leaves to be measured on the training split, and those fields by dotted name."""
+        return recipe, {}
+
+    def decided(self, outcome: Outcome, validated: Mapping[str, Any]) -> Outcome:  # noqa: ARG002
+        """An outcome with what validation chose beside the epoch, from its summary there: a threshold, where there is one."""
+        return outcome
+
     def prepare(self, batch: Any, device: torch.device, *, epoch: int, step: int) -> tuple[Any, ...]:
         """A batch of the loader as arguments of the learner; what is drawn here derives from (seed, epoch, step)."""
         raise NotImplementedError
@@ -139,7 +154,7 @@ class Task(ABC):
 
     def pixels(self) -> tuple[int, int]:
         """Height and width of a typical image: what cost and speed are counted at."""
-        return (self.recipe.data.image_size, self.recipe.data.image_size)
+        return sides(self.recipe.data.image_size)
 
     def trained_pixels(self) -> tuple[int, int]:
         """Height and width of what the model sees in training."""
@@ -185,7 +200,7 @@ def facts(task: Task, model: nn.Module) -> Mapping[str, Any]:
         **task.construction(),
         "mean": list(splits.mean),
         "std": list(splits.std),
-        "image_size": data.image_size,
+        "image_size": data.image_size if isinstance(data.image_size, int) else list(data.image_size),
         "pixels": list(task.pixels()),
         "trained_at": {
             "pixels": list(trained),

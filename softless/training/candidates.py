@@ -15,6 +15,8 @@ from softless.evaluation.measures import MEASURES
 AVERAGED, RAW = "averaged", "raw"
 KEYS = {AVERAGED: "val_ema", RAW: "val"}  # of a line; in the order in which ties are decided
 
+CHOSEN = ("threshold",)  # what validation chooses beside the epoch
+
 Candidate = dict[str, Any]  # epoch, weights, metric, value and loss: what a kept epoch is known by
 
 
@@ -34,6 +36,7 @@ def candidates(line: Mapping[str, Any], metric: str) -> list[Candidate]:
             "metric": metric,
             "value": line["epoch"] if metric == "last" else scores.get(metric),
             "loss": scores.get("loss", 0.0),
+            **{name: scores[name] for name in CHOSEN if name in scores},
         }
         for kind, scores in measured(line).items()
     ]

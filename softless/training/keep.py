@@ -13,6 +13,7 @@ from softless.errors import DivergedError, StorageError, UsageError
 from softless.evaluation.epochs import COUNTED
 from softless.models.durable import delete_folder
 from softless.models.publish import save_weights
+from softless.models.sizes import sides
 from softless.tasks import Outcome
 from softless.training import checkpoint
 from softless.training.best import take_best
@@ -23,6 +24,12 @@ from softless.training.run_folder import MODEL, RESULT
 from softless.training.setup import Run
 from softless.words import rate
 
+LEFT_OUT = {
+    "confusion",
+    "classes",
+    "detections",
+    "collapsed",
+}  # of an outcome: what follows from the answers beside it and from the recipe
 _log = logging.getLogger("softless.training")
 
 
@@ -69,13 +76,15 @@ def result(run: Run, outcome: Outcome | None) -> Result:
     """Write result.json and the answers to the test split."""
     assert run.best is not None
     lines = run.folder.epochs()
+    validated = lines[run.best["epoch"] - 1][KEYS[run.best["weights"]]]
+    outcome = None if outcome is None else run.task.decided(outcome, validated)
     reached = Result(
         run_dir=run.folder.path,
         best_epoch=run.best["epoch"],
         epochs=run.epochs,
         weights=run.best["weights"],
-        val=lines[run.best["epoch"] - 1][KEYS[run.best["weights"]]],
-        test=None if outcome is None else {**outcome.summary(), **_details(outcome)},
+        val=validated,
+        test=None if outcome is None else _all_of(outcome),
         seconds=sum(line["seconds"] for line in lines),
         images_per_second=statistics.median(line["images_per_second"] for line in lines),
         parameters=sum(parameter.numel() for parameter in run.task.evaluated(run.model).parameters()),
@@ -103,7 +112,7 @@ def publish(run: Run) -> None:
         return
     delete_folder(folder)
     about = {
-        "input_size": (run.splits.in_chans, data.image_size, data.image_size),
+        "input_size": (run.splits.in_chans, *sides(data.image_size)),
         "mean": tuple(run.splits.mean),
         "std": tuple(run.splits.std),
         "crop_pct": data.crop_pct,
@@ -118,10 +127,10 @@ def publish(run: Run) -> None:
         _log.warning("no folder for timm's local-dir: is left: %s", error)
 
 
-def _details(outcome: Outcome) -> dict[str, Any]:
-    """What the result says beside the summary."""
+def _all_of(outcome: Outcome) -> dict[str, Any]:
+    """What the result says of the test images: all but what grows with the square of the classes, and what other files say."""
     told = outcome.to_dict()
-    return {name: told[name] for name in ("interval", "per_class") if told.get(name) is not None}
+    return {name: value for name, value in told.items() if name not in LEFT_OUT}
 
 
 def summary(run: Run, line: dict[str, Any]) -> str:

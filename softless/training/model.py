@@ -16,6 +16,7 @@ from softless.layers import check_size
 from softless.models.arguments import takes
 from softless.models.assemble import assemble
 from softless.models.files import FILE
+from softless.models.sizes import sides
 from softless.tasks import Task
 from softless.tasks.classification import model_args
 from softless.training.recipe import Recipe
@@ -46,10 +47,10 @@ def _in_one_sentence(recipe: Recipe) -> Iterator[None]:
     except SoftlessError:
         raise
     except Exception as error:
-        spec, pixels = recipe.model, recipe.data.image_size
+        spec, (height, width) = recipe.model, sides(recipe.data.image_size)
         given = ", ".join(f"model.args.{name}={value}" for name, value in spec.args.items()) or "its own arguments"
         raise UsageError(
-            f"'{spec.name}' cannot be built for images of {pixels} x {pixels} with {given}: {' '.join(str(error).split())}"
+            f"'{spec.name}' cannot be built for images of {height} x {width} with {given}: {' '.join(str(error).split())}"
         ) from error
 
 
@@ -61,11 +62,11 @@ def made(
     deep = {"drop_path_rate": recipe.drop_path} if takes(recipe.model.name, recipe.model.op, "drop_path_rate") else {}
     with _in_one_sentence(recipe):
         model = assemble(task, **{**construction, "model_args": {**deep, **construction["model_args"]}})
-    _whole_patches(model, recipe.data.image_size)
+    _whole_patches(model, *sides(recipe.data.image_size))
     if recipe.model.weights:
         load_start(model, Path(recipe.model.weights), classes)
     with torch.no_grad(), _in_one_sentence(recipe):
-        model.eval()(torch.zeros(1, in_chans, recipe.data.image_size, recipe.data.image_size))
+        model.eval()(torch.zeros(1, in_chans, *sides(recipe.data.image_size)))
     model.train()
     if recipe.grad_checkpointing:
         host: Any = getattr(model, "host", model)
@@ -74,13 +75,13 @@ def made(
     return model
 
 
-def _whole_patches(model: nn.Module, pixels: int) -> None:
+def _whole_patches(model: nn.Module, height: int, width: int) -> None:
     """timm's own embedding drops what is left of an image beyond its last whole patch, in silence."""
     from timm.layers import PatchEmbed
 
     embed = getattr(model, "patch_embed", None)
     if isinstance(embed, PatchEmbed) and not embed.dynamic_img_pad:
-        check_size(pixels, pixels, embed.patch_size)
+        check_size(height, width, embed.patch_size)
 
 
 def load_start(model: nn.Module, path: Path, classes: Sequence[str] = ()) -> None:

@@ -28,7 +28,7 @@ def with_data(recipe: Recipe, path: str | Path | None, given: Collection[str] = 
     if recipe.data.source == "digits":
         raise UsageError(
             f"recipe '{recipe.name}' reads scikit-learn's bundled digits, so --data {path} has no effect: leave it out, or "
-            "take --recipe folder (class folders) or medmnist (npz)"
+            "take --recipe classify (class folders) or medmnist (npz)"
         )
     data = replace(recipe.data, path=str(path))
     grey = data.source == "npz" and data.in_chans == GREY and data.mean is None and "data.in_chans" not in given

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from softless.models.durable import make_folder, write_picture, write_stream, write_text
+from softless.models.sizes import sides
 from softless.models.variants import VARIANTS
 from softless.training.recipe import Recipe
 
@@ -29,7 +30,7 @@ def quick(recipe: Recipe, folder: Path) -> Recipe:
 
 
 def _classification(recipe: Recipe, folder: Path) -> Recipe:
-    pixels = min(recipe.data.image_size, 32)
+    pixels = min(*sides(recipe.data.image_size), 32)
     args = {**recipe.model.args, **SMALL}
     if "img_size" in args:
         args["img_size"] = pixels
@@ -116,7 +117,15 @@ def _detection(recipe: Recipe, folder: Path) -> Recipe:
         model=replace(recipe.model, args={**recipe.model.args, **_small_host(recipe.model.name)}, weights=None),
         data=replace(recipe.data, path=str(_boxes(folder / "images")), image_size=64, workers=0),
         detection=replace(
-            recipe.detection, width=32, layers=None, proposals=50, regions=16, detections=10, resize=64, **sizes
+            recipe.detection,
+            width=32,
+            layers=None,
+            proposals=50,
+            regions=16,
+            detections=10,
+            resize=64,
+            measure=(),
+            **sizes,
         ),
         schedule=replace(recipe.schedule, epochs=1, warmup_epochs=0, min_steps=None, min_epoch_steps=None),
         optim=replace(recipe.optim, lr=recipe.effective_lr, base_batch=None),

@@ -14,9 +14,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from softless.data import box_sizes
 from softless.errors import UsageError
 from softless.training import rules
 from softless.training.fields import KEY, Setting, group_of, literal, no_field, setting, typed, walk
+from softless.words import clipped
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 SCHEDULES = ("constant", "cosine", "multistep", "plateau", "poly", "step", "tanh")
@@ -41,7 +43,9 @@ class DataSpec:
 
     source: Literal["digits", "folder", "npz", "coco", "masks"] = setting("folder", "what kind of data")
     path: str | None = setting(None, "where they are")
-    image_size: int = setting(224, "side of the square that the model sees", SIDE, unit="pixels")
+    image_size: int | tuple[int, int] = setting(
+        224, "what a classifier sees: the side of a square, or height and width", SIDE, unit="pixels"
+    )
     in_chans: int = setting(3, "number of channels", "[1, 4096]")
     mean: tuple[float, ...] | None = setting(
         None, "mean of each channel, of pixels scaled to 0..1; none is measured on the training split", CHANCE
@@ -63,6 +67,12 @@ class DataSpec:
     faults: Literal["stop", "skip", "clip"] = setting(
         "stop", "images that cannot be used: an error, or left out with a count"
     )
+
+    @property
+    def side(self) -> int:
+        """The side of the square, where nothing but squares is taken (`training.rules`)."""
+        assert isinstance(self.image_size, int)
+        return self.image_size
 
 
 @dataclass(frozen=True)
@@ -162,6 +172,9 @@ class DetectionSpec:
     )
     width: int = setting(256, "channels of pyramid and heads", "[1, 65536]")
     norm: Literal["none", "group"] = setting("none", "norm of pyramid and convolutional heads")
+    measure: tuple[str, ...] = setting(
+        (), "fields that are measured on the training boxes; one that is set too is not measured", known=box_sizes.NAMES
+    )
     anchors: tuple[float, ...] | None = setting(
         None, "sides of the anchors on the five maps; none: 32, 64, 128, 256, 512", "(0, 65536]", unit="pixels"
     )
@@ -331,6 +344,7 @@ class Recipe:
             UsageError: no such field (nearest name offered), a value of another type or out of its range.
         """
         given = _flat(fields)
+        _refuse_image_size(self, given)
         recipe = self
         for name, value in given.items():
             if name != "model.args" and not name.startswith("model.args."):
@@ -340,7 +354,8 @@ class Recipe:
 
             recipe = replace(recipe, model=model_fields.chosen(self.model, recipe.model, given))
             recipe = model_fields.with_depths(recipe, given)
-        return _with_length_kept(_with_warmup_scaled(recipe, self.schedule, given), given)
+        recipe = _with_length_kept(_with_warmup_scaled(recipe, self.schedule, given), given)
+        return _without_measuring(recipe, given)
 
     def check(self) -> None:
         """Whether every field has its type, lies in its range and goes with the others (`training.rules`): held before any work.
@@ -366,6 +381,20 @@ def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+SIZED = {
+    "detection": "detection.resize and detection.longest (evaluation), detection.canvas and detection.scale (training)",
+    "segmentation": "segmentation.scale and segmentation.crop (training); evaluation takes whole images",
+}  # what sets the size of images that are not made square
+
+
+def _refuse_image_size(recipe: Recipe, given: Mapping[str, Any]) -> None:
+    """Images of boxes and of label images keep their shape, so `data.image_size` would be without effect."""
+    if "data.image_size" in given and recipe.task in SIZED:
+        raise UsageError(
+            f"data.image_size={clipped(given['data.image_size'])} has no effect in {recipe.task}, where images keep their shape: set {SIZED[recipe.task]}"
+        )
+
+
 def _with_length_kept(recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
     """Epochs and batch that are set stay as they are, however few the images (`tasks.lengths`)."""
     for name, floor in (("schedule.epochs", "min_steps"), ("batch_size", "min_epoch_steps")):
@@ -376,6 +405,15 @@ def _with_length_kept(recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
         off: dict[str, Any] = {floor: None}
         recipe = replace(recipe, schedule=replace(recipe.schedule, **off))
     return recipe
+
+
+def _without_measuring(recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
+    """Fields of detection that are set are not measured on the data."""
+    spec = recipe.detection
+    if spec is None or "detection.measure" in given:
+        return recipe
+    left = tuple(name for name in spec.measure if f"detection.{name}" not in given)
+    return recipe if left == spec.measure else replace(recipe, detection=replace(spec, measure=left))
 
 
 def _with_warmup_scaled(recipe: Recipe, own: ScheduleSpec, given: Mapping[str, Any]) -> Recipe:

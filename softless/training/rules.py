@@ -99,7 +99,24 @@ def _pairs(recipe: "Recipe") -> None:
         )
 
 
-RULES: tuple[Callable[["Recipe"], None], ...] = (model, rates, lengths, averages, scaling, optimiser, augmentation)
+def squares(recipe: "Recipe") -> None:
+    """Height and width are for classifiers: the crops of self-supervision are squares."""
+    if not isinstance(recipe.data.image_size, int) and recipe.task != "classification":
+        raise UsageError(
+            f"data.image_size={recipe.data.image_size}: height and width are for classification, and this recipe is for {recipe.task}; set one number"
+        )
+
+
+RULES: tuple[Callable[["Recipe"], None], ...] = (
+    squares,
+    model,
+    rates,
+    lengths,
+    averages,
+    scaling,
+    optimiser,
+    augmentation,
+)
 
 
 def check(recipe: "Recipe") -> None:

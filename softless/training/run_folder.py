@@ -11,6 +11,7 @@ from typing import Any
 from softless.errors import CheckpointError, DataError, ResumeMismatch, StorageError, UsageError
 from softless.evaluation.run_files import read_log, read_recipe
 from softless.models.durable import append, delete, delete_folder, make_folder, size, storing, write_bytes, write_text
+from softless.training.names import canonical
 from softless.training.recipe import Recipe, recipe_from
 from softless.words import counted, few
 
@@ -21,8 +22,9 @@ RESULT, REPORT, SCALARS = "result.json", "report.html", "tensorboard"
 PREDICTIONS = ("predictions.npz", "predictions.json")  # of classification and of detection
 LABELS = "predictions"  # of segmentation, a label image each
 STATE, LOCK = "state.json", "lock"
+ABOUT = "about.json"  # command, date, commit and what the data hold
 LEFT_OUT = "left_out.json"  # part -> [file, reason] of images that data.faults=skip left out
-FILES = (RECIPE, CLASSES, LOG, WEIGHTS, BEST, RESULT, *PREDICTIONS, REPORT, STATE, LEFT_OUT)
+FILES = (RECIPE, CLASSES, LOG, WEIGHTS, BEST, RESULT, *PREDICTIONS, REPORT, STATE, LEFT_OUT, ABOUT)
 MODEL = "model"  # the best weights as `save_weights` writes them
 FOLDERS = (CHECKPOINTS, SCALARS, MODEL, LABELS)
 
@@ -236,9 +238,9 @@ def as_json(recipe: Recipe) -> dict[str, Any]:
     return content
 
 
-def may_change(name: str, there: Any, asked: Any) -> bool:  # noqa: ARG001 - a rule of its own may look at the values
+def may_change(name: str, there: Any, asked: Any) -> bool:
     """Whether a run that is continued may have this value of a field in place of the one it started with."""
-    return name in MAY_CHANGE
+    return name in MAY_CHANGE or (name == "name" and canonical(str(there)) == canonical(str(asked)))
 
 
 def changes(held: Recipe, kept: Recipe) -> list[str]:

@@ -17,6 +17,7 @@ from softless.errors import CheckpointError
 from softless.models.durable import delete
 from softless.tasks import Place, Task, open_task
 from softless.training import checkpoint, claim, optim
+from softless.training.about import write_about
 from softless.training.best import write_best
 from softless.training.claim import Claim
 from softless.training.model import build_for
@@ -212,6 +213,7 @@ def _describe(run: Run) -> None:
     asked = {**as_json(run.asked), "fitted": fitted}
     run.folder.write_json(RECIPE, {**asked, **checkpoint.versions(), "machine": machine(run.device)})
     run.folder.write_json(CLASSES, list(run.splits.classes))
+    write_about(run)
     if run.epoch < run.epochs:
         delete(run.folder.path / RESULT)  # of a run that was finished and is made longer
     if run.splits.left_out:

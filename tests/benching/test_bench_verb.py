@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from softless.cli.bench import bench
+from softless.cli.bench import KINDS, bench
 from softless.cli.main import main
 from softless.errors import UsageError
 
@@ -13,7 +13,7 @@ from softless.errors import UsageError
 @pytest.mark.parametrize(
     ("what", "option", "named"),
     [
-        ("operators", {"recipe": "folder"}, "--recipe"),
+        ("operators", {"recipe": "classify"}, "--recipe"),
         ("operators", {"seeds": 3, "overwrite": True}, "--overwrite, --seeds"),
         ("twins", {"long": True}, "--long"),
         ("twins", {"ops": ["sima"]}, "--ops"),
@@ -25,6 +25,26 @@ from softless.errors import UsageError
 def test_an_option_without_effect_is_refused(what, option, named):
     with pytest.raises(UsageError, match=f"bench {what} has no use for {named}: "):
         bench(what, **option)
+
+
+def test_what_takes_an_option_is_named():
+    with pytest.raises(
+        UsageError, match=r"leave it out \(--ops is taken by compare, uses, dino, operators, counts, autograd\)"
+    ):
+        bench("twins", ops=["sima"])
+
+
+@pytest.mark.parametrize("what", ["twins", "compare", "uses", "dino", "resolution", "averages"])
+def test_whatever_trains_takes_data_epochs_and_fields(what):
+    """Each comes to the recipe, whose first fault is said before any work."""
+    assert {"recipe", "data", "epochs", "set", "seeds"} <= KINDS[what][1]
+    recipe = "dino" if what == "dino" else "classify"
+    with pytest.raises(UsageError, match=r"no data folder at .*nowhere"):
+        bench(what, recipe=recipe, data="nowhere", epochs=2, set=["data.image_size=224"])
+    with pytest.raises(UsageError, match=r"no field named 'optim\.rl'"):
+        bench(what, recipe=recipe, data="nowhere", set="optim.rl=1")
+    with pytest.raises(UsageError, match=r"epochs=2 and schedule\.epochs=3 are two lengths: give one of them"):
+        bench(what, recipe=recipe, data="nowhere", epochs=2, set={"schedule.epochs": 3})
 
 
 def test_operators_from_the_command_line(monkeypatch, capsys):

@@ -51,7 +51,7 @@ def test_landmarks_and_projected_tokens_are_a_quarter_of_the_patches(op):
         assert set(given.values()) <= {patches // 4}
         assert not {"landmarks", "projected"} - set(given) & set(chosen.model.args)
         model = build_model(chosen, 2, 1)
-        assert model(torch.zeros(1, 1, *2 * (chosen.data.image_size,))).shape == (1, 2)
+        assert model(torch.zeros(1, 1, *2 * (chosen.data.side,))).shape == (1, 2)
 
 
 @pytest.fixture(scope="module")

@@ -154,7 +154,9 @@ def test_a_narrow_axis_has_more_than_one_tick(tmp_path):
     from softless.benching.measure import Spread
 
     points = [(size, Spread.of([value])) for size, value in ((10, 0.9), (20, 1.0), (40, 1.15))]
-    drawn = draw_panels([Panel("ratio", "tokens", [Line("a", points, 0)])]).save(tmp_path / "a.svg").read_text()
+    drawn = (
+        draw_panels([Panel("ratio", "tokens", [Line("a", points, 0)])]).save(tmp_path / "a.svg", "A chart").read_text()
+    )
     assert all(f"<!-- {tick} -->" in drawn for tick in ("0.9", "1", "1.1"))
 
 
@@ -483,7 +485,7 @@ def test_the_crossover_is_in_the_chart(tmp_path):
     assert [(line.name, [point[0] for point in line.points]) for line in panel.lines] == [(name, [144, 576]) for name in ("softmax", "sima", "bare")]  # fmt: skip
     assert [value.median for _, value in panel.lines[0].points] == [1.0, 4.0]  # to bare
     assert panel.marks == ((pytest.approx(288), "← softmax is faster"),)
-    first, second = (draw_panels([panel]).save(tmp_path / name).read_bytes() for name in ("a.svg", "b.svg"))
+    first, second = (draw_panels([panel]).save(tmp_path / name, "A chart").read_bytes() for name in ("a.svg", "b.svg"))
     assert first == second
     assert b"softmax is faster" in first
     assert all(COLOURS[figures.LOOKS[name]].encode() in first for name in ("softmax", "sima", "bare"))

@@ -10,6 +10,7 @@ import pytest
 from softless.benching import compare, twins
 from softless.benching.finished import finished
 from softless.benching.models import left_out, with_operator
+from softless.benching.outcome import Compared
 from softless.benching.record import provenance
 from softless.errors import UsageError
 from softless.recipes import get_recipe
@@ -123,6 +124,35 @@ def test_twins_of_a_softmax_recipe_need_another_operator(tmp_path):
         twins(replace(short(), model=ModelSpec("vit_tiny_patch16_224")), out=tmp_path)
     with pytest.raises(UsageError, match="seeds=0"):
         twins(short(), seeds=0, out=tmp_path)
+
+
+def test_a_plain_model_of_timm_may_be_the_twin(tmp_path):
+    found = twins(short(), twin="test_resnet", out=tmp_path / "out", device="cpu")
+    assert isinstance(found, Compared)
+    assert [group.label for group in found.groups] == ["SimA vit_tiny_patch16_224", "test_resnet"]
+    assert (tmp_path / "out/test_resnet-seed0/result.json").is_file()
+    assert "SimA vit_tiny_patch16_224 − test_resnet" in str(found)
+    with pytest.raises(UsageError, match="no model named"):
+        twins(short(), twin="test_resnett", out=tmp_path / "no", device="cpu")
+    assert not (tmp_path / "no").exists()
+
+
+def test_fields_and_epochs_reach_both_twins(tmp_path):
+    found = twins(short(), epochs=2, set={"optim.lr": 3e-3}, out=tmp_path / "out", device="cpu")
+    assert isinstance(found, Compared)
+    for group in found.groups:
+        assert group.first.result["epochs"] == 2
+        assert group.first.recipe["optim"]["lr"] == 3e-3
+
+
+@pytest.mark.parametrize("name", ["labels", "boxes"])
+def test_twins_of_every_task_by_one_command(name, tmp_path):
+    found = twins(get_recipe(name).quick(tmp_path / "data"), out=tmp_path / "out", device="cpu")
+    rows = found.rows()
+    assert [row["operator"] for row in rows[:2]] == ["sima", "softmax"]
+    measure = {"labels": "dice", "boxes": "box_ap"}[name]
+    assert all(0 <= row[measure] <= 1 for row in rows[:2])
+    assert found.report.is_file()
 
 
 def test_provenance_holds_no_folder_of_this_machine(monkeypatch):

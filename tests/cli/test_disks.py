@@ -170,7 +170,7 @@ CALLS: dict[str, Callable[[Path, Path], Any]] = {
     "report over a folder": lambda whole, out: report.write([whole / "run"], out / "kept"),
     "save_weights": lambda _, out: save_weights(model(), out / "model"),
     "bench record": lambda _, out: write_csv(out / "rows.csv", [{"a": 1}]),
-    "chart": lambda _, out: drawing().save(out / "figures" / "chart.svg"),
+    "chart": lambda _, out: drawing().save(out / "figures" / "chart.svg", "A chart"),
     "predictions": lambda whole, out: softless.predict(whole / "run", whole / "images", out=out / "a" / "b"),
 }
 

@@ -60,7 +60,9 @@ def test_what_comes_back():
 
 def test_as_dict_and_as_table():
     e = evaluate(Brightness(), loader(), CLASSES)
-    assert list(e.summary()) == ["loss", "top1", "balanced_accuracy", "auc", "seen", "expected"]
+    assert list(e.summary()) == [
+        "loss", "top1", "balanced_accuracy", "auc", "commonest", "chance", "threshold", "seen", "expected",
+    ]  # fmt: skip
     content = json.loads(json.dumps(e.to_dict()))
     assert content["confusion"] == [[9, 2], [1, 9]]
     assert content["interval"] == pytest.approx(e.interval)

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 import softless.recipes
+from softless.cli.list import list as list_names
+from softless.cli.train import train
 from softless.data import EpochOrder, build_transforms
-from softless.errors import UsageError
+from softless.errors import ResumeMismatch, UsageError
 from softless.recipes import RECIPES, get_recipe
 from softless.tasks import Classification
 from softless.training import Recipe, fit
@@ -62,11 +64,11 @@ def test_quick_changes_sizes_alone(name: str, tmp_path: Path):
     assert (small.model.name, small.model.op) == (whole.model.name, whole.model.op)
 
 
-@pytest.mark.parametrize("name", ["digits", "folder", "medmnist"])
+@pytest.mark.parametrize("name", ["digits", "classify", "medmnist"])
 def test_the_models_build_at_full_size(name: str):
     recipe = get_recipe(name)
     model = build_model(recipe, 10, recipe.data.in_chans)
-    images = torch.zeros(2, recipe.data.in_chans, recipe.data.image_size, recipe.data.image_size)
+    images = torch.zeros(2, recipe.data.in_chans, recipe.data.side, recipe.data.side)
     assert model.eval()(images).shape == (2, 10)
 
 
@@ -176,3 +178,21 @@ def test_the_two_papers_recipes_differ_in_model_and_length():
         xcit, name=deit.name, summary=deit.summary, model=deit.model, schedule=replace(xcit.schedule, epochs=300)
     )
     assert same == deit
+
+
+def test_a_recipe_is_found_by_the_name_that_it_had_once():
+    assert get_recipe("folder") == get_recipe("classify")
+    assert "(also: folder)" in str(list_names("recipes"))
+    assert getattr(list_names("recipes", "folder"), "recipe", None) == "classify"
+
+
+def test_a_run_that_was_begun_under_an_old_name_goes_on_under_both(tmp_path: Path):
+    recipe = get_recipe("classify").quick(tmp_path / "data")
+    done = fit(recipe, tmp_path / "run", device="cpu", progress=False)
+    stored = tmp_path / "run/recipe.json"
+    stored.write_text(stored.read_text().replace('"name": "classify"', '"name": "folder"'))
+    for name in ("folder", "classify"):
+        assert fit(replace(recipe, name=name), tmp_path / "run", resume=True, device="cpu", progress=False) == done
+        assert train(name, out=tmp_path / "run", resume=True, device="cpu") == done
+    with pytest.raises(ResumeMismatch, match="it is a run of recipe 'folder', and 'digits' was asked"):
+        train("digits", out=tmp_path / "run", resume=True, device="cpu")

@@ -40,7 +40,7 @@ def test_the_headline_tells_accuracy_with_its_interval(groups: list[Group]):
 def test_each_test_image_has_its_neighbours_by_every_model(groups: list[Group]):
     text = view.samples(groups)
     assert text.count("<article") == 6
-    assert text.count("training image ") == 6 * 2 * view.NEIGHBOURS
+    assert text.count('alt="training image ') == 6 * 2 * view.NEIGHBOURS
     assert "said right" in text
     look = view._looked(groups[0].first.folder)
     assert not isinstance(look, str)

@@ -74,7 +74,7 @@ def speed(
             figure, chosen.title, cases, chosen.bases, verdicts, tuple(marks), load, chart, target, chosen.note()
         )
         write_csv(target, study.rows())  # before the chart, which changes the tree: the rows say whether it was clean
-        draw_panels(chosen.panels(cases, marks)).save(chart)
+        draw_panels(chosen.panels(cases, marks)).save(chart, chosen.title)
     finally:
         torch.set_num_threads(before)
     return study

@@ -4,14 +4,14 @@ Reaches: depends on the images; a thousand photographs of ten kinds of clothes f
 Takes:   12 ms of one CPU core per image and epoch at 128 pixels (8 with `--amp bfloat16` where the processor has it): under ten
          core-minutes for a thousand images. On a GPU take more pixels: --set data.image_size=224 batch_size=256
 Paper:   XCiT's host with SimA (arXiv:2206.08898), light augmentation, for small sets and short runs.
-Command: softless train --recipe folder --data IMAGES
+Command: softless train --recipe classify --data IMAGES
 
 token_scale="training" is the number of tokens at data.image_size: there the model is the paper's, and on larger images the attention keeps
 its size. token_scale="tokens" costs accuracy in this host: 0.28 beside 0.44 at 96 pixels, three seeds (docs/results.md).
 
 Fine-tuning starts from weights of ours (a .safetensors file or a run folder, same model); a head of another number of
 classes is replaced, and said so; a tenth of the rate and a third of the epochs are a good start:
-    softless train --recipe folder --data IMAGES --set model.weights=runs/other optim.lr=1e-4 schedule.epochs=30
+    softless train --recipe classify --data IMAGES --set model.weights=runs/other optim.lr=1e-4 schedule.epochs=30
 """
 
 from softless.training.recipe import AugmentSpec, DataSpec, ModelSpec, OptimSpec, Recipe, ScheduleSpec
@@ -19,7 +19,7 @@ from softless.training.recipe import AugmentSpec, DataSpec, ModelSpec, OptimSpec
 
 def recipe() -> Recipe:
     return Recipe(
-        name="folder",
+        name="classify",
         summary="one's own images in class folders, from random weights or fine-tuned",
         model=ModelSpec(
             name="sima_xcit_tiny_12_p16_224",
