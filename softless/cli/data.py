@@ -32,7 +32,8 @@ def data(
         what: check.
         path: a folder of class folders, with or without splits, of COCO json files, or of images and label images; a COCO json; an npz file
             with MedMNIST's keys; a table (.csv). docs/data.md has the layouts.
-        table: CSV file that lists the images, as of `softless train`; its files start from `path`, or from its own folder. Its columns are set with
+        table: CSV file that lists the images, as of `softless train`; its files start from
+            `path`, or from its own folder. Its columns are set with
             --set table.label=NAME.
         images: folder that a COCO json's file names start from; the usual places are tried without it.
         min_side: report images with a shorter side below this; without it 8, or SOFTLESS_MIN_SIDE.

@@ -122,7 +122,8 @@ def eval(
         run: the run's folder.
         data: a folder or npz file with the same classes, in place of the run's own data; class folders without splits
             are taken whole. Frozen features take any labelled data with a train part.
-        table: a CSV file that lists the images, with the columns that the run names, or file, label and split; its files start from `data`, or from
+        table: a CSV file that lists the images, with the columns that the run names, or file,
+            label and split; its files start from `data`, or from
             its own folder. Without the column split all images are taken.
         split: which part of the data.
         knn: how many nearest neighbours vote, weighted by their similarity; 20 in the papers.
@@ -308,7 +309,8 @@ def _probes(
     _refuse_labels(loaded, parts, source.where)
     if split == "train" or (split == "test" and not {"train", "test"} <= parts.keys()):
         raise UsageError(
-            f"features of a train part answer a val or test part: {source.where} has {', '.join(parts)} and --split {split} was asked for"
+            f"features of a train part answer a val or test part: {source.where} has "
+            f"{', '.join(parts)} and --split {split} was asked for"
         )
     if split == "test":
         train, asked = parts["train"], parts["test"]
@@ -363,7 +365,9 @@ def _linear(pairs: Sequence[str]) -> "LinearSettings":
 
 
 def _source(loaded: LoadedRun, data: str | Path | None, table: str | Path | None) -> Source:
-    """The run's data, or others: a table, an npz file (or the one in a folder), or class folders."""
+    """The run's data, or others: a table, an npz file (or the one in a folder), or class
+    folders.
+    """
     from softless.training.recipe import DataSpec, TableSpec
 
     stored = DataSpec(**vars(loaded.recipe.data))

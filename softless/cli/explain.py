@@ -41,7 +41,7 @@ def explain(
     page: int = 0,
     device: str = "auto",
 ) -> Pictures:
-    """Draw the query and key maps of one image, of a folder of images, of several of these or of an npz file.
+    """Draw the query and key maps of images: of one, of folders, or of an npz file.
 
     One PNG per image: what the model sees, the l2 norm over channels of q^ and of k^ of each token of an attention layer, and the
     class token's signed row of the attention matrix where there is one. Runs of every task are taken; of a detector or a
@@ -50,7 +50,8 @@ def explain(
 
     Args:
         model: the folder of a run, or the name of a model (new weights: the maps then show an untrained network).
-        images: an image file, a folder of them, searched with its sub-folders, or an npz file; several files and folders after --images.
+        images: an image file, a folder of them, searched with its sub-folders, or an npz file;
+            several files and folders after --images.
         out: a folder for the pictures, made if missing.
         layer: which attention layer, counted from 0, or from the end when negative.
         resize: training (as many tokens as in training), or pixels of the longer side; without it what the run does in evaluation.

@@ -19,7 +19,7 @@ def predict(
     amp: Literal["none", "bfloat16", "float16"] | None = None,
     page: int = 0,
 ) -> Any:
-    """Answer images with the best epoch of a run: those of a folder, of several, or of an npz file.
+    """Answer the images of folders, or of an npz file, with the best epoch of a run.
 
     A classifier writes `out/predictions.csv` (file, predicted class, probability of each class) and, with overlays,
     `out/saliency/NAME.png`: what the model saw with its query and key maps over it; the images are framed as in
@@ -30,7 +30,8 @@ def predict(
 
     Args:
         run: the run's folder.
-        images: a folder, searched with its sub-folders, an image, or an npz file (of classifiers); several folders and images after --images.
+        images: a folder, searched with its sub-folders, an image, or an npz file (of
+            classifiers); several folders and images after --images.
         out: a folder for the results, made if missing; not that of the images.
         overlays: draw the pictures too.
         device: auto, cpu, cuda, mps.
@@ -40,7 +41,8 @@ def predict(
 
     Raises:
         DataError: no images, or none that can be read.
-        UsageError: `out` cannot be a folder or is that of the images, an npz file stands beside others, the run cannot be loaded, or its task gives no answers to images.
+        UsageError: `out` cannot be a folder or is that of the images, an npz file stands beside
+            others, the run cannot be loaded, or its task gives no answers to images.
     """
     from softless.data.samples import FileSamples
     from softless.data.sources import images_of

@@ -33,9 +33,12 @@ def train(
     Args:
         recipe: a name that `softless list recipes` tells (in Python also a Recipe); a run that is continued knows its own.
         data: folder of class folders, or .npz file, for recipes that take one; of a run that is continued, where its data lie now.
-        table: CSV file that lists the images: columns file, label, patient and, where the parts are declared, split; table.file, table.label,
-            table.group and table.split give them other names. Its files start from `data`, or from its own folder.
-        folds: train so many runs, fold0, fold1, …, each tested on another part of the images, and write folds.json with means and intervals.
+        table: CSV file that lists the images: columns file, label, patient and, where the parts
+            are declared, split; table.file, table.label,
+            table.group and table.split give them other names. Its files start from `data`, or
+            from its own folder.
+        folds: train so many runs, fold0, fold1, …, each tested on another part of the images, and
+            write folds.json with means and intervals.
         out: the run folder; runs/RECIPE by default.
         set: fields of the recipe as field=value, for example optim.lr=3e-4 schedule.epochs=30; `softless list recipes NAME`
             tells them all. In Python also one text, or a mapping.

@@ -92,12 +92,15 @@ def npz_parts(
 ) -> tuple[dict[str, ArraySamples], tuple[str, ...]]:
     """The splits of an npz file with MedMNIST's keys: `{train,val,test}_images` and `_labels`; val and test optional.
 
-    Images are uint8 (n, H, W) or (n, H, W, C), or of any kind of number with a declared range, labels (n,) or (n, 1) whole numbers from 0, or several
-    labels an image, (n, K) of 0 and 1. A file with one of MedMNIST's names gets that set's class names, any other the numbers. `path` may be a folder with one npz file.
+    Images are uint8 (n, H, W) or (n, H, W, C), or of any kind of number with a declared range,
+    labels (n,) or (n, 1) whole numbers from 0, or several
+    labels an image, (n, K) of 0 and 1. A file with one of MedMNIST's names gets that set's class
+    names, any other the numbers. `path` may be a folder with one npz file.
     Images whose label is no class, or that hold NaN or infinity, are in `unusable` of their part.
 
     Raises:
-        DataError: no such file, keys missing, other types or shapes (what is wrong with all parts in one error), or a class of the training labels
+        DataError: no such file, keys missing, other types or shapes (what is wrong with all parts
+            in one error), or a class of the training labels
             without images.
     """
     file = npz_file(path)
@@ -128,7 +131,8 @@ def npz_parts(
 
 
 def unlabelled_npz(path: Path, channels: int, scale: Range | None = None) -> ArraySamples:
-    """All images of an npz file: those of its keys `{train,val,test}_images`, called `test/0`, or of its one array `images`, called `0`.
+    """All images of an npz file: those of its keys `{train,val,test}_images`, called `test/0`, or
+    of its one array `images`, called `0`.
 
     Labels are not read. Images that hold NaN or infinity are left out, and named in `left_out`.
 
@@ -140,7 +144,8 @@ def unlabelled_npz(path: Path, channels: int, scale: Range | None = None) -> Arr
     keys = [key for key in (*(f"{part}_images" for part in ("train", "val", "test")), "images") if key in arrays]
     if not keys:
         raise DataError(
-            f"{file} has no train_images, val_images, test_images or images; it holds {', '.join(sorted(arrays)) or 'nothing'}"
+            f"{file} has no train_images, val_images, test_images or images; it holds "
+            f"{', '.join(sorted(arrays)) or 'nothing'}"
         )
     names: list[str] = []
     wrong: dict[int, Fault] = {}
@@ -191,7 +196,9 @@ def stored_channels(path: str | Path) -> int | None:
 
 
 def stored_labels(path: str | Path) -> int:
-    """How many labels each training image of an npz file has, from its header; 1 where it cannot be said."""
+    """How many labels each training image of an npz file has, from its header; 1 where it cannot
+    be said.
+    """
     shape = _stored_shape(path, "train_labels")
     return shape[1] if shape is not None and len(shape) == 2 else 1
 
@@ -334,11 +341,13 @@ def _count_labels(file: Path, parts: dict[str, ArraySamples]) -> int:
     for part, samples in parts.items():
         if samples.targets.ndim != 2 or samples.targets.shape[1] != train.shape[1]:
             raise DataError(
-                f"{file}: {part}_labels have shape {samples.targets.shape} and train_labels {train.shape}: each image must have as many labels"
+                f"{file}: {part}_labels have shape {samples.targets.shape} and train_labels "
+                f"{train.shape}: each image must have as many labels"
             )
     if (train.sum(1) == 1).all():
         notice(
-            f"{file}: each training image has exactly one of {train.shape[1]} labels: they are learnt as labels that may come together; "
+            f"{file}: each training image has exactly one of {train.shape[1]} labels: they are "
+            "learnt as labels that may come together; "
             "for classes give labels (n,), the number of the class"
         )
     return train.shape[1]

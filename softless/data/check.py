@@ -80,7 +80,8 @@ def check(
     Args:
         path: a folder `root/{train,val,test}/class/*`, `root/class/*` or of images alone; images with label images, `root/images/{train,val,test}`
             and `root/labels*/{train,val,test}`, or as ADE20K has them; a COCO json, or a folder with several in `annotations/`; an npz file
-            with MedMNIST's keys. Of a table (`reading.table`) the folder that its files start from, or None.
+            with MedMNIST's keys. Of a table (`reading.table`) the folder that its files start
+            from, or None.
         images: folder that a COCO json's file names start from; looked for by the usual layouts without it.
         min_side: images with a shorter side below this are bad; 8, or SOFTLESS_MIN_SIDE, by default.
         max_pixels: images with more pixels are bad and not decoded; 89,478,485, or SOFTLESS_MAX_PIXELS, by default.

@@ -56,9 +56,11 @@ class Splits:
 
 
 def open_splits(spec: "DataSpec", seed: int, table: "TableSpec | None" = None) -> Splits:
-    """Open the source that `spec` names, or the images that a table lists, and cut it (`cut_parts`).
+    """Open the source that `spec` names, or the images that a table lists, and cut it
+    (`cut_parts`).
 
-    A source without a test part has `test=None`. `spec.limit` thins the training part alone, per class.
+    A source without a test part has `test=None`. `spec.limit` thins the training part alone, per
+    class.
 
     Raises:
         DataError: whatever is wrong with the data, with its path.
@@ -113,10 +115,13 @@ def open_parts(spec: "DataSpec", table: "TableSpec | None" = None) -> tuple[dict
 
 
 def cut_parts(parts: Mapping[str, Samples], classes: Sequence[str], spec: "DataSpec", seed: int) -> dict[str, Samples]:
-    """The training, validation and test part of what a source holds, drawn by `seed`; "test" may be absent.
+    """The training, validation and test part of what a source holds, drawn by `seed`; "test" may
+    be absent.
 
-    Where there is no validation part, `spec.val_fraction` of the training part is cut off per class. With `spec.folds` the images are cut into so
-    many folds: number `spec.fold` is the test part, and the validation part is cut off the rest. Groups stay whole.
+    Where there is no validation part, `spec.val_fraction` of the training part is cut off per
+    class. With `spec.folds` the images are cut into so
+    many folds: number `spec.fold` is the test part, and the validation part is cut off the rest.
+    Groups stay whole.
 
     Raises:
         DataError: there are too few images or groups for the cut.
@@ -132,12 +137,15 @@ def cut_parts(parts: Mapping[str, Samples], classes: Sequence[str], spec: "DataS
 
 
 def _fold(parts: Mapping[str, Samples], classes: Sequence[str], spec: "DataSpec", seed: int) -> dict[str, Samples]:
-    """The parts of one fold; the first one also tries all others, so that none fails hours later."""
+    """The parts of one fold; the first one also tries all others, so that none fails hours
+    later.
+    """
     assert spec.folds is not None
     assert spec.fold is not None
     if "all" not in parts:
         raise UsageError(
-            f"folds cut the images themselves, and these have {', '.join(parts)} already: leave folds out, or join the parts "
+            f"folds cut the images themselves, and these have {', '.join(parts)} already: leave "
+            "folds out, or join the parts "
             "(of a table: table.split=none)"
         )
     every = parts["all"]
@@ -194,7 +202,8 @@ def _say_absent(classes: Sequence[str], val: Samples) -> None:
     if absent:
         what = "image" if val.groups is None else "group"
         notice(
-            f"no validation image of {few(absent)}, with one training {what} each: the best epoch is chosen without them, and AUC is of the others; "
+            f"no validation image of {few(absent)}, with one training {what} each: the best "
+            "epoch is chosen without them, and AUC is of the others; "
             "add images, or a val folder"
         )
 

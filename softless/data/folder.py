@@ -52,11 +52,13 @@ def folder_parts(
         path: the folder.
         channels: 1 or 3.
         scale: the declared range of the images' values.
-        group: a regular expression whose capture group finds in the path of a file, class folder first, whose the image is.
+        group: a regular expression whose capture group finds in the path of a file, class folder
+            first, whose the image is.
 
     Raises:
         DataError: the folder is missing, a file or empty; there is only one class; a class has no images; class
-            names differ between parts, or differ only in case; a group stands in two parts, or is not found in a path.
+            names differ between parts, or differ only in case; a group stands in two parts, or is
+            not found in a path.
         UsageError: no regular expression with one capture group.
     """
     root = existing_folder(path)

@@ -1,6 +1,7 @@
 """Groups of images that belong together, patients say: none of them may stand in two parts.
 
-Parts are cut by scikit-learn's StratifiedGroupKFold, which keeps groups whole and the classes as even as the groups allow.
+Parts are cut by scikit-learn's StratifiedGroupKFold, which keeps groups whole and the classes as
+even as the groups allow.
 """
 
 import re
@@ -26,7 +27,8 @@ SINGLE = 100  # groups that are tried alone, where there are many
 
 
 def groups_of(files: Sequence[str], pattern: str) -> list[str]:
-    """The group of each file: what the one capture group of a pattern finds in its path below the folder of its part.
+    """The group of each file: what the one capture group of a pattern finds in its path below the
+    folder of its part.
 
     Raises:
         UsageError: the pattern cannot be used.
@@ -37,7 +39,8 @@ def groups_of(files: Sequence[str], pattern: str) -> list[str]:
     none = [file for file, one in zip(files, found, strict=True) if one is None or not one[1]]
     if none:
         raise DataError(
-            f"data.group={clipped(pattern)} finds no group in {counted(len(none), 'file')} of {len(files):,}, first in {none[0]}: it must find one in "
+            f"data.group={clipped(pattern)} finds no group in {counted(len(none), 'file')} of "
+            f"{len(files):,}, first in {none[0]}: it must find one in "
             "each path below the folder of the split, class folder first"
         )
     return [one[1] for one in found if one is not None]
@@ -55,7 +58,8 @@ def compiled(pattern: str) -> re.Pattern[str]:
         raise UsageError(f"data.group={clipped(pattern)} is no regular expression: {error}") from error
     if rule.groups != 1:
         raise UsageError(
-            f"data.group={clipped(pattern)} has {counted(rule.groups, 'capture group')}: brackets around one part of the path say what the group is, "
+            f"data.group={clipped(pattern)} has {counted(rule.groups, 'capture group')}: "
+            "brackets around one part of the path say what the group is, "
             r"for example data.group='/(p\d+)_'"
         )
     return rule
@@ -74,7 +78,9 @@ def shared_groups(parts: Mapping[str, Samples], called: str) -> Iterator[Fault]:
 
 
 def strata(targets: np.ndarray) -> np.ndarray:
-    """(n,) what a cut keeps even: the class, or of several labels (n, K) the rarest that an image has, and K for none."""
+    """(n,) what a cut keeps even: the class, or of several labels (n, K) the rarest that an image
+    has, and K for none.
+    """
     if targets.ndim == 1:
         return targets
     rarest_first = np.argsort(targets.sum(0), kind="stable")
@@ -83,7 +89,8 @@ def strata(targets: np.ndarray) -> np.ndarray:
 
 
 def grouped_cut(targets: np.ndarray, groups: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted positions (kept, cut off): whole groups, about `fraction` of each class cut off, and no class without a group that is kept.
+    """Sorted positions (kept, cut off): whole groups, about `fraction` of each class cut off, and
+    no class without a group that is kept.
 
     Args:
         targets: (n,) classes, or (n, K) labels of 0 and 1.
@@ -92,7 +99,8 @@ def grouped_cut(targets: np.ndarray, groups: np.ndarray, fraction: float, seed: 
         seed: of the order in which groups are tried.
 
     Raises:
-        DataError: nothing can be cut off: each group is the only one of some class, or there is only one.
+        DataError: nothing can be cut off: each group is the only one of some class, or there is
+            only one.
     """
     need("sklearn")
     y, names = strata(targets), np.unique(groups, return_inverse=True)[1]
@@ -107,10 +115,12 @@ def grouped_cut(targets: np.ndarray, groups: np.ndarray, fraction: float, seed: 
 def folds_of(
     targets: np.ndarray, groups: np.ndarray | None, folds: int, seed: int, classes: Sequence[str]
 ) -> np.ndarray:
-    """(n,) the fold of each image, 0 to folds - 1: whole groups, and classes as even as they allow.
+    """(n,) the fold of each image, 0 to folds - 1: whole groups, and classes as even as they
+    allow.
 
     Raises:
-        DataError: fewer groups than folds (images, where they have no groups), or a class whose images would all be tested in one fold, which
+        DataError: fewer groups than folds (images, where they have no groups), or a class whose
+            images would all be tested in one fold, which
             could not learn it.
     """
     need("sklearn")
@@ -135,13 +145,16 @@ def folds_of(
             return places[names]
         lost = _alone(places, held, folds)
     raise DataError(
-        f"the images of the class '{classes[lost[0] % len(classes)]}' cannot be spread over two of {folds} folds, so one fold would be tested on "
+        f"the images of the class '{classes[lost[0] % len(classes)]}' cannot be spread over two "
+        f"of {folds} folds, so one fold would be tested on "
         f"what it never learnt: the class needs images of two {what}s at least; add some, or leave the class out"
     )
 
 
 def _held_by(targets: np.ndarray, names: np.ndarray, classes: int) -> np.ndarray:
-    """(G, K) bool: whether a group has a class; of several labels (G, 2 K), whether it has images with the label, and without."""
+    """(G, K) bool: whether a group has a class; of several labels (G, 2 K), whether it has images
+    with the label, and without.
+    """
     hot = np.eye(classes, dtype=bool)[targets] if targets.ndim == 1 else np.concatenate([targets > 0, targets < 1], 1)
     held = np.zeros((names.max() + 1, hot.shape[1]), dtype=bool)
     np.logical_or.at(held, names, hot)
@@ -156,7 +169,9 @@ def _alone(places: np.ndarray, held: np.ndarray, folds: int) -> np.ndarray:
 
 
 def _mended(places: np.ndarray, held: np.ndarray, folds: int) -> tuple[np.ndarray, int]:
-    """The fold of each group after moves of groups, as long as they help; and how many folds are empty or classes in one fold alone."""
+    """The fold of each group after moves of groups, as long as they help; and how many folds are
+    empty or classes in one fold alone.
+    """
 
     def wanting(tried: np.ndarray) -> int:
         return len(_alone(tried, held, folds)) + folds - len(np.unique(tried))
@@ -185,7 +200,9 @@ def _cuts(
 
 
 def _needed(y: np.ndarray, names: np.ndarray) -> np.ndarray:
-    """(G,) bool: the groups that are the only one of some class: without them it could not be learnt."""
+    """(G,) bool: the groups that are the only one of some class: without them it could not be
+    learnt.
+    """
     needed = np.zeros(names.max() + 1, dtype=bool)
     for label in np.unique(y):
         of_class = np.unique(names[y == label])
@@ -195,7 +212,9 @@ def _needed(y: np.ndarray, names: np.ndarray) -> np.ndarray:
 
 
 def _best_piece(y: np.ndarray, names: np.ndarray, free: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """The groups to cut off, of those that are free to go: each class keeps a group, as many classes as can be are cut, near to their share."""
+    """The groups to cut off, of those that are free to go: each class keeps a group, as many
+    classes as can be are cut, near to their share.
+    """
     counts = np.zeros((names.max() + 1, y.max() + 1))  # (G, K) images
     np.add.at(counts, (names, y), 1)
     counts = counts[:, counts.any(0)]
@@ -208,7 +227,9 @@ def _best_piece(y: np.ndarray, names: np.ndarray, free: np.ndarray, fraction: fl
 
 
 def _candidates(y: np.ndarray, names: np.ndarray, free: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """(C, G) bool: sets of groups that may be cut off. All there are of few groups; of many single ones, and pieces of several cuts."""
+    """(C, G) bool: sets of groups that may be cut off. All there are of few groups; of many
+    single ones, and pieces of several cuts.
+    """
     groups, total = np.random.default_rng(seed).permutation(np.unique(names[free])), names.max() + 1
     if len(groups) <= FEW:
         sets = (np.arange(1, 2 ** len(groups))[:, None] >> np.arange(len(groups)) & 1).astype(bool)
@@ -223,7 +244,9 @@ def _candidates(y: np.ndarray, names: np.ndarray, free: np.ndarray, fraction: fl
 
 
 def _unions(y: np.ndarray, names: np.ndarray, total: int, pieces: int, taken: int, seed: int) -> Iterator[np.ndarray]:
-    """(pieces, G) bool: unions of so many neighbouring pieces of a cut, for several orders of the groups."""
+    """(pieces, G) bool: unions of so many neighbouring pieces of a cut, for several orders of the
+    groups.
+    """
     from sklearn.model_selection import StratifiedGroupKFold
 
     for attempt in range(ORDERS if total <= MANY else 1):
@@ -245,10 +268,12 @@ def _why_whole(groups: np.ndarray) -> str:
     found = list(dict.fromkeys(groups.tolist()))
     if len(found) == 1:
         return (
-            f"all {counted(len(groups), 'image')} are of one group ({found[0]}): nothing is left to validate on; add another group, "
+            f"all {counted(len(groups), 'image')} are of one group ({found[0]}): nothing is "
+            "left to validate on; add another group, "
             "or declare the parts"
         )
     return (
-        f"nothing can be cut off for validation: each of the {len(found)} groups ({few(found, 5)}) is the only one of some class, "
+        f"nothing can be cut off for validation: each of the {len(found)} groups "
+        f"({few(found, 5)}) is the only one of some class, "
         "and would leave it unlearnt; add groups, or declare the parts"
     )

@@ -1,4 +1,6 @@
-"""Images to be answered: a folder with its sub-folders, an image, several of these at once, or the images of an npz file."""
+"""Images to be answered: a folder with its sub-folders, an image, several of these at once, or
+the images of an npz file.
+"""
 
 import os
 from collections.abc import Sequence
@@ -20,7 +22,8 @@ def images_of(
     scale: Range | None = None,
     page: int = 0,
 ) -> Samples:
-    """The images of one source or of several, without labels. Several are named from the folder that holds them all.
+    """The images of one source or of several, without labels. Several are named from the folder
+    that holds them all.
 
     Args:
         sources: folders, images, or one npz file.
@@ -31,7 +34,8 @@ def images_of(
 
     Raises:
         DataError: nothing is there, or no image.
-        UsageError: no source, an npz file beside others or with a page, or results that would lie among the images.
+        UsageError: no source, an npz file beside others or with a page, or results that would lie
+            among the images.
     """
     named = [sources] if isinstance(sources, str | Path) else list(sources)
     paths = [located(one) for one in named]

@@ -1,7 +1,10 @@
-"""Images listed in a table (CSV): a row for each, with its file, its label or several labels of 0 and 1, its group and its part.
+"""Images listed in a table (CSV): a row for each, with its file, its label or several labels of 0
+and 1, its group and its part.
 
-A group (a patient, say) stands in one part alone. Rows are counted as a spreadsheet counts them: the header is row 1. What is wrong with rows is
-gathered, so that all of it can be said at once; a table that cannot be read at all, or that lacks a column, is an error.
+A group (a patient, say) stands in one part alone. Rows are counted as a spreadsheet counts them:
+the header is row 1. What is wrong with rows is
+gathered, so that all of it can be said at once; a table that cannot be read at all, or that lacks
+a column, is an error.
 """
 
 import codecs
@@ -48,7 +51,8 @@ class Table:
         path: the table.
         root: the folder that its files start from.
         classes: names in index order; of several labels an image, the labels.
-        parts: "train", "val", "test" as the table declares them, or "all"; targets are (n,), or (n, K) of 0 and 1 for several labels.
+        parts: "train", "val", "test" as the table declares them, or "all"; targets are (n,), or
+            (n, K) of 0 and 1 for several labels.
         faults: rows, groups and classes that cannot be used.
         several: whether an image may have several labels.
     """
@@ -102,7 +106,8 @@ def table_parts(
         scale: the declared range of the images' values.
 
     Raises:
-        DataError: the table cannot be read, lacks a column, or has rows, groups or classes that cannot be used (all in one error).
+        DataError: the table cannot be read, lacks a column, or has rows, groups or classes that
+            cannot be used (all in one error).
     """
     found = read_table(spec, path, channels, scale)
     if len(found.faults) == 1:
@@ -168,7 +173,8 @@ def _read(file: Path, wanted: Sequence[str | None]) -> tuple[list[str], list[tup
         number, count = wrong[0]
         more = f", and {counted(len(wrong) - 1, 'more row')} of another length" if len(wrong) > 1 else ""
         raise DataError(
-            f"{file}: row {number} has {counted(count, 'cell')} and the header {len(header)}{more}: a cell that holds the separator "
+            f"{file}: row {number} has {counted(count, 'cell')} and the header "
+            f"{len(header)}{more}: a cell that holds the separator "
             f"'{delimiter}' stands in quotes"
         )
     return header, rows
@@ -195,7 +201,9 @@ def _text(file: Path) -> str:
 
 
 def _delimiter(text: str, wanted: Sequence[str]) -> tuple[str, int]:
-    """The sign between cells, and how many lines stand before the header: the sign by which the header has most of the columns asked for."""
+    """The sign between cells, and how many lines stand before the header: the sign by which the
+    header has most of the columns asked for.
+    """
     lines = [line for line in text.splitlines() if line.strip()]
     if (told := "".join(lines[:1]).strip()).lower().startswith("sep=") and len(told) == 5:
         return told[4], 1
@@ -216,7 +224,8 @@ def _columns(file: Path, header: Sequence[str], rows: Sequence[tuple[int, list[s
     at_file = _place(file, header, spec.file, "table.file")
     if group is not None and group not in header and group == standard.group:
         raise DataError(
-            f"{file} has no column '{group}': table.group={_like(group, header)} names the one that tells whose an image is, and table.group=none "
+            f"{file} has no column '{group}': table.group={_like(group, header)} names the one "
+            "that tells whose an image is, and table.group=none "
             f"says that each image is a group of its own. {_has(header)}"
         )
     at_group = None if group is None else _place(file, header, group, "table.group")
@@ -261,7 +270,9 @@ def _has(header: Sequence[str]) -> str:
 def _marked(
     file: Path, header: Sequence[str], rows: Sequence[tuple[int, list[str]]], name: str, taken: set[int | None]
 ) -> tuple[str, ...]:
-    """The columns that are left, where they are several and hold 0 and 1 alone: labels, which is said."""
+    """The columns that are left, where they are several and hold 0 and 1 alone: labels, which is
+    said.
+    """
     left = [place for place, one in enumerate(header) if one and place not in taken]
     if len(left) > 1 and rows and all(cells[place].lower() in TRUTH for _, cells in rows for place in left):
         names = tuple(header[place] for place in left)
@@ -317,7 +328,9 @@ def _row(
 
 
 def _stored(root: Path, given: str) -> tuple[str, tuple[int, int]] | None:
-    """The name of a file as seen from the root, and what the system knows it by; None where there is none."""
+    """The name of a file as seen from the root, and what the system knows it by; None where there
+    is none.
+    """
     for name in dict.fromkeys((given, given.replace("\\", "/"))):
         try:
             about = os.stat(root / name)  # noqa: PTH116 - one call for each of a million rows
@@ -353,7 +366,8 @@ def _classes(file: Path, rows: Sequence[Row], *, whole: bool) -> tuple[str, ...]
     if fractions:
         number = next(row.number for row in rows if row.label == fractions[0])
         raise DataError(
-            f"{file}: the label {fractions[0]} (row {number}) is a number with a fraction, and classes are names or whole numbers: "
+            f"{file}: the label {fractions[0]} (row {number}) is a number with a fraction, and "
+            "classes are names or whole numbers: "
             "name another column with table.label"
         )
     written: dict[Decimal, str] = {}

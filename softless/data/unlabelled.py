@@ -60,7 +60,9 @@ def open_unlabelled(spec: "DataSpec", seed: int) -> Splits:
 
 
 def _without_several(splits: Splits) -> Splits:
-    """Several labels an image are no classes that neighbours could vote for: they are left out, which is said."""
+    """Several labels an image are no classes that neighbours could vote for: they are left out,
+    which is said.
+    """
     if splits.train.targets.ndim == 1:
         return splits
     notice("the images have several labels each, which are not used: nearest neighbours vote for single ones")

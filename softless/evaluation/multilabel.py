@@ -1,8 +1,10 @@
-"""What a classifier of several labels an image is worth: the area under the ROC curve of each label, with a bootstrap interval.
+"""What a classifier of several labels an image is worth: the area under the ROC curve of each
+label, with a bootstrap interval.
 
     AUC = sum_{i positive, j negative} ([s_i > s_j] + [s_i = s_j] / 2) / (positives * negatives)
 
-The bootstrap draws images with replacement; where images belong to groups (patients), whole groups, since the images of one are alike.
+The bootstrap draws images with replacement; where images belong to groups (patients), whole
+groups, since the images of one are alike.
 """
 
 from collections.abc import Sequence
@@ -65,7 +67,9 @@ def resampled(count: int, groups: np.ndarray | None, replicates: int, seed: int 
 
 @dataclass(frozen=True)
 class LabelEvaluation:
-    """The outcome on one split: logits (n, K) float32 and targets (n, K) of 0 and 1, in order, and what follows from them."""
+    """The outcome on one split: logits (n, K) float32 and targets (n, K) of 0 and 1, in order,
+    and what follows from them.
+    """
 
     logits: np.ndarray
     targets: np.ndarray
@@ -191,7 +195,8 @@ def evaluate_labels(
     amp: str = "none",
     label: str = "evaluating",
 ) -> LabelEvaluation:
-    """Measure a model on what an `eval_loader` yields; under torch.distributed all ranks get the result of the whole.
+    """Measure a model on what an `eval_loader` yields; under torch.distributed all ranks get the
+    result of the whole.
 
     Args:
         model: gives a logit for each label.
@@ -224,7 +229,8 @@ def evaluate_labels(
 def _refuse(logits: Tensor, targets: Tensor, classes: Sequence[str]) -> None:
     if logits.shape[1] != len(classes) or targets.shape != logits.shape:
         raise UsageError(
-            f"the model gives {logits.shape[1]} logits, and there are {len(classes)} labels with targets {tuple(targets.shape)}: they must agree"
+            f"the model gives {logits.shape[1]} logits, and there are {len(classes)} labels "
+            f"with targets {tuple(targets.shape)}: they must agree"
         )
     bad = int((~logits.isfinite()).any(1).sum())
     if bad:

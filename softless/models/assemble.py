@@ -16,7 +16,8 @@ def assemble(
     """The model of a task.
 
     Args:
-        task: "classification", "multilabel", "detection", "segmentation" or "dino" (the backbone that it trained, without a head).
+        task: "classification", "multilabel", "detection", "segmentation" or "dino" (the backbone
+            that it trained, without a head).
         architecture: a registered model or a host.
         model_args: further arguments of `create_model`, among them `op`, `num_classes` and `in_chans`.
         head: what is built around a host for dense prediction: arguments of `detector` or `segmenter`.

@@ -54,7 +54,8 @@ class Answers:
 
 
 def readable(samples: Samples) -> Samples:
-    """The images that can be decoded to their last byte; `left_out` has the others. Those of an array are decoded already.
+    """The images that can be decoded to their last byte; `left_out` has the others. Those of an
+    array are decoded already.
 
     Raises:
         DataError: none can.

@@ -92,7 +92,8 @@ def _probabilities(
     bad = (~logits.isfinite()).any(1).nonzero().flatten().tolist()
     if bad:
         raise UsageError(
-            f"the model's output is not finite for {len(bad)} of {len(samples)} images, first for {names[bad[0]]}: the weights in "
+            f"the model's output is not finite for {len(bad)} of {len(samples)} images, first "
+            f"for {names[bad[0]]}: the weights in "
             f"{loaded.path} are of no use"
         )
     return words.probabilities(logits.double()).numpy()

@@ -10,7 +10,9 @@ from softless.prediction.setting import Setting
 
 
 def predict(loaded: LoadedRun, samples: Samples, out: Results, setting: Setting, *, overlays: bool) -> Predictions:
-    """Write `predictions.csv` (file, the labels from the run's threshold on, probability of each label) and, with overlays, `saliency/NAME.png`."""
+    """Write `predictions.csv` (file, the labels from the run's threshold on, probability of each
+    label) and, with overlays, `saliency/NAME.png`.
+    """
     threshold = float(loaded.recipe.multilabel.threshold)
 
     def said(row: np.ndarray) -> list[str]:

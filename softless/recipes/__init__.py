@@ -16,6 +16,7 @@ from softless.recipes import (
     imagenet_sima_dino,
     imagenet_sima_xcit_small,
     medmnist,
+    multilabel,
     nuclei,
     vessels,
 )
@@ -25,6 +26,7 @@ RECIPES = {
     "digits": digits.recipe,
     "folder": folder.recipe,
     "medmnist": medmnist.recipe,
+    "multilabel": multilabel.recipe,
     "imagenet_sima_deit_small": imagenet_sima_deit_small.recipe,
     "imagenet_sima_xcit_small": imagenet_sima_xcit_small.recipe,
     "dino": dino.recipe,

@@ -1,4 +1,6 @@
-"""What the page of classifiers with several labels an image shows: mean AUC, a table of the labels, and test images."""
+"""What the page of classifiers with several labels an image shows: mean AUC, a table of the
+labels, and test images.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +23,9 @@ SAMPLES = (
 
 
 class LabelReading(Reading):
-    """Several labels an image: those from the threshold on, and the share of all labels that is right."""
+    """Several labels an image: those from the threshold on, and the share of all labels that is
+    right.
+    """
 
     sure = "labels that are right"
 
@@ -68,7 +72,8 @@ def headline(groups: Sequence[Group]) -> Html:
         )
     else:
         parts = [
-            f"{group.label} ranks a test image with a label above one without it in {percent(test['auc'], 1)} of pairs, mean over the labels."
+            f"{group.label} ranks a test image with a label above one without it in "
+            f"{percent(test['auc'], 1)} of pairs, mean over the labels."
             for group, test in zip(groups, tested, strict=True)
             if test["auc"] is not None
         ]

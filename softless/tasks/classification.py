@@ -55,7 +55,8 @@ class Classification(Task):
         splits = open_splits(recipe.data, recipe.seed, recipe.table)
         if splits.train.targets.ndim != 1:
             raise UsageError(
-                f"{(recipe.table and recipe.table.path) or recipe.data.path} has {len(splits.classes)} labels an image, and this recipe takes one: "
+                f"{(recipe.table and recipe.table.path) or recipe.data.path} has "
+                f"{len(splits.classes)} labels an image, and this recipe takes one: "
                 "give the data with --data or --table, or in Python multilabel=MultilabelSpec()"
             )
         task = cls(recipe, splits.classes, np.bincount(splits.train.targets, minlength=len(splits.classes)))

@@ -1,8 +1,11 @@
-"""Classification with several labels an image: a probability for each, binary cross-entropy on smoothed and weighted targets.
+"""Classification with several labels an image: a probability for each, binary cross-entropy on
+smoothed and weighted targets.
 
-    loss = - 1/(B K) sum_b sum_k [ w_k y_bk log s(z_bk) + (1 - y_bk) log(1 - s(z_bk)) ],        s the logistic function
+    loss = - 1/(B K) sum_b sum_k [ w_k y_bk log s(z_bk) + (1 - y_bk) log(1 - s(z_bk)) ],        s
+    the logistic function
 
-y holds label smoothing, y (1 - e) + e / 2; w is 1, or n_k0 / n_k1 for balanced labels: the images without label k over those with it, so that
+y holds label smoothing, y (1 - e) + e / 2; w is 1, or n_k0 / n_k1 for balanced labels: the images
+without label k over those with it, so that
 both sides weigh alike. Mixup and cutmix are for one label an image.
 """
 
@@ -56,7 +59,8 @@ class Multilabel(Classification):
         constant = [name for name, share in zip(splits.classes, targets.mean(0), strict=True) if share in {0, 1}]
         if constant:
             raise DataError(
-                f"all training images have the same value of {few(constant)}: there is nothing to learn; leave the label out, or add images"
+                f"all training images have the same value of {few(constant)}: there is nothing "
+                "to learn; leave the label out, or add images"
             )
         task = cls(recipe, splits.classes, targets)
         task.splits = splits

@@ -1,10 +1,13 @@
-"""Cross-validation: a run for each fold, `fold0`, `fold1`, … in one folder, and what they reached together in `folds.json`.
+"""Cross-validation: a run for each fold, `fold0`, `fold1`, … in one folder, and what they reached
+together in `folds.json`.
 
-Each image is tested once, by the run that neither learnt from it nor from its group. An interval is Student's over the folds,
+Each image is tested once, by the run that neither learnt from it nor from its group. An interval
+is Student's over the folds,
 
     mean +- t(0.975, K - 1) * deviation / sqrt(K),
 
-and the folds share most of their training images, so it is somewhat narrow (Bengio and Grandvalet, JMLR 5, 2004).
+and the folds share most of their training images, so it is somewhat narrow (Bengio and
+Grandvalet, JMLR 5, 2004).
 """
 
 import json
@@ -39,7 +42,9 @@ MEND = "bring it back from a backup, or start anew with --overwrite"
 
 @dataclass(frozen=True)
 class Estimate:
-    """A measure over the folds: its mean, its standard deviation, and the ends of its 95 % interval."""
+    """A measure over the folds: its mean, its standard deviation, and the ends of its 95 %
+    interval.
+    """
 
     mean: float
     deviation: float
@@ -73,9 +78,7 @@ class Folds:
         }
 
     def __str__(self) -> str:
-        lines = [
-            f"{len(self.results)} folds, each image tested once; mean over the folds, 95 % interval, values of the folds"
-        ]
+        lines = [f"{len(self.results)} folds, each image tested once: mean, 95 % interval, values of the folds"]
         for name, one in self.estimates.items():
             measure = MEASURES[name]
             low, high = measure.write(one.low), measure.write(one.high)
@@ -97,10 +100,12 @@ def fit_folds(
     device: str = "auto",
     finished: Callable[[Recipe, Path], object] = lambda recipe, run_dir: None,  # noqa: ARG005
 ) -> Folds:
-    """Train a recipe once for each fold. Killed anywhere and continued, it goes on with the fold that is not finished.
+    """Train a recipe once for each fold. Killed anywhere and continued, it goes on with the fold
+    that is not finished.
 
     Args:
-        recipe: of a classifier; its images are cut into folds, so they may have no parts of their own.
+        recipe: of a classifier; its images are cut into folds, so they may have no parts of their
+            own.
         folder: of the folders of the folds.
         folds: how many, at least 2; None continues as many as there are.
         resume: go on with the folds in the folder.
@@ -109,7 +114,8 @@ def fit_folds(
         finished: called with recipe and folder of each fold whose run has ended.
 
     Raises:
-        UsageError: the folder holds something else, or the recipe cannot be cut into folds (DataError says why).
+        UsageError: the folder holds something else, or the recipe cannot be cut into folds
+            (DataError says why).
         ResumeMismatch: the folds there have another recipe or another number.
     """
     recipe = located(recipe)
@@ -167,7 +173,8 @@ def _number(recipe: Recipe, folder: Path, folds: int | None, *, resume: bool, ov
         return _continued(stored, recipe, folder, folds)
     if stored is not None and any(RunFolder(folder / f"fold{fold}").holds_run() for fold in range(stored["folds"])):
         raise UsageError(
-            f"{folder} already holds {stored['folds']} folds: continue them with --resume, replace them with --overwrite, or choose another --out"
+            f"{folder} already holds {stored['folds']} folds: continue them with --resume, "
+            "replace them with --overwrite, or choose another --out"
         )
     if folds is None:
         raise UsageError(f"no folds to continue in {folder}: give --folds K")
@@ -181,7 +188,8 @@ def _check(recipe: Recipe, folder: Path, *, resume: bool, overwrite: bool) -> No
     need("sklearn", "torchmetrics")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError(
-            "--folds trains one fold after the other in one process: under torchrun start each fold alone, --set data.folds=K data.fold=I"
+            "--folds trains one fold after the other in one process: under torchrun start each "
+            "fold alone, --set data.folds=K data.fold=I"
         )
     if recipe.data.folds is not None or recipe.data.fold is not None:
         raise UsageError("--folds trains every fold, and data.fold is set to one of them: leave one of both out")
@@ -212,7 +220,9 @@ def _try_cuts(first: Recipe) -> None:
 
 
 def _clear_beyond(folder: Path, count: int) -> None:
-    """Delete the runs of folds beyond so many, which others left; the others are overwritten by `fit`."""
+    """Delete the runs of folds beyond so many, which others left; the others are overwritten by
+    `fit`.
+    """
     for path in folder.glob("fold*"):
         number = path.name.removeprefix("fold")
         if number.isdecimal() and int(number) >= count and RunFolder(path).holds_run():

@@ -28,13 +28,15 @@ def with_table(recipe: Recipe, path: str | Path | None) -> Recipe:
         return recipe
     if recipe.task != "classification" or recipe.data.source != "folder":
         raise UsageError(
-            f"recipe '{recipe.name}' reads no image files with classes, so --table {path} has no effect: leave it out, or take --recipe folder"
+            f"recipe '{recipe.name}' reads no image files with classes, so --table {path} has "
+            "no effect: leave it out, or take --recipe folder"
         )
     return replace(recipe, table=replace(recipe.table or TableSpec(), path=str(path)))
 
 
 def with_labels(recipe: Recipe, path: str | Path | None, given: Mapping[str, Any]) -> Recipe:
-    """The recipe for several labels an image, where the data have several. What does not go with that is left out, which is said.
+    """The recipe for several labels an image, where the data have several. What does not go with
+    that is left out, which is said.
 
     Args:
         recipe: of a classifier, its table named.

@@ -299,7 +299,10 @@ class DinoSpec:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One run, complete. `table` lists the images where they lie in no class folders. At most one of `multilabel`, `detection`, `segmentation` and `dino` is set; without, the run classifies. `quick` is the same run on generated data with a small model and two steps."""
+    """One run, complete. `table` lists the images where they lie in no class folders. At most one
+    of `multilabel`, `detection`, `segmentation` and `dino` is set; without, the run classifies.
+    `quick` is the same run on generated data with a small model and two steps.
+    """
 
     name: str
     summary: str

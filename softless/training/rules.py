@@ -78,13 +78,15 @@ def parts(recipe: "Recipe") -> None:
     if data.group is not None:
         if recipe.task != "classification" or data.source != "folder" or table is not None:
             raise UsageError(
-                f"data.group={data.group} finds groups in the paths of class folders, and this recipe reads none: leave it out; "
+                f"data.group={data.group} finds groups in the paths of class folders, and this "
+                "recipe reads none: leave it out; "
                 "a table names its groups with table.group"
             )
         compiled(data.group)
     if (data.folds is None) != (data.fold is None):
         raise UsageError(
-            f"data.folds={data.folds} and data.fold={data.fold} come together: how many folds, and which is tested; --folds K trains all"
+            f"data.folds={data.folds} and data.fold={data.fold} come together: how many folds, "
+            "and which is tested; --folds K trains all"
         )
     if data.folds is not None and data.fold is not None:
         if data.fold >= data.folds:
@@ -128,7 +130,8 @@ def _unmixed(recipe: "Recipe") -> None:
     augment = recipe.augment
     if (augment.mixup or augment.cutmix) and augment.mixup_prob:
         raise UsageError(
-            f"augment.mixup={augment.mixup:g} and augment.cutmix={augment.cutmix:g} mix images of one label each, and these have several: set both to 0"
+            f"augment.mixup={augment.mixup:g} and augment.cutmix={augment.cutmix:g} mix images "
+            "of one label each, and these have several: set both to 0"
         )
 
 

@@ -95,7 +95,8 @@ def data_are_there(recipe: Recipe, run_dir: Path) -> None:
         )
     if recipe.table is not None and not Path(recipe.table.path or "").is_file():
         raise DataError(
-            f"the table of the run {run_dir} is not at {recipe.table.path}: say where it is now with --table FILE (table.path)"
+            f"the table of the run {run_dir} is not at {recipe.table.path}: say where it is now "
+            "with --table FILE (table.path)"
         )
 
 

@@ -1,4 +1,5 @@
-"""`softless train --table`, `eval` and `data check` of tables: right, or one sentence and exit code 2 before any work."""
+"""`softless train --table`, `eval` and `data check` of tables: right, or one sentence and exit
+code 2 before any work."""
 
 import csv
 import json

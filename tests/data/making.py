@@ -60,7 +60,8 @@ def medmnist(path: Path, *, counts: Mapping[str, int] | None = None, channels: i
 def labelled(
     path: Path, counts: Mapping[str, int] | None = None, labels: int = 4, side: int = 16, **replaced: Any
 ) -> Path:
-    """An npz file of grey images with several labels each: label k brightens one quarter of the image, more or less."""
+    """An npz file of grey images with several labels each: label k brightens one quarter of the
+    image, more or less."""
     arrays: dict[str, Any] = {}
     for seed, (part, n) in enumerate((counts or {"train": 48, "val": 24, "test": 32}).items()):
         rng = np.random.default_rng(seed)

@@ -81,7 +81,8 @@ def test_no_group_stands_in_two_folds_of_a_thousand_tables():
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_cut_of_few_groups_is_the_best_there_is(seed):
-    """Against every set of groups there is: classes that are cut at all first, then nearness to the share."""
+    """Against every set of groups there is: classes that are cut at all first, then nearness to
+    the share."""
     rng = np.random.default_rng(seed)
     targets, groups = drawn(rng, most_groups=9)
     names, shares = sorted(set(groups)), []
@@ -168,6 +169,21 @@ def test_folds_test_each_image_once_and_validate_on_others():
 def test_several_labels_are_cut_by_the_rarest_that_an_image_has():
     targets = np.array([[1, 1], [1, 0], [0, 0], [1, 0], [0, 1]])
     assert strata(targets).tolist() == [1, 0, 2, 0, 1]
+
+
+def test_folds_of_several_labels_keep_groups_whole_and_each_label_to_be_learnt():
+    rng = np.random.default_rng(0)
+    groups = np.array([f"p{n // 2}" for n in range(60)], dtype=object)
+    targets = (rng.random((60, 3)) < (0.5, 0.2, 0.08)).astype(np.int64)
+    places = folds_of(targets, groups, 5, 0, ["a", "b", "c"])
+    assert all(len(set(places[groups == group])) == 1 for group in set(groups))
+    for fold in range(5):
+        learnt = targets[places != fold]
+        assert (learnt.any(0) & ~learnt.all(0)).all()
+    alone = np.zeros((60, 2), np.int64)
+    alone[::2, 0], alone[:2, 1] = 1, 1
+    with pytest.raises(DataError, match="class 'rare' cannot be spread"):
+        folds_of(alone, groups, 5, 0, ["common", "rare"])
 
 
 def test_groups_in_the_names_of_class_folders(tmp_path):

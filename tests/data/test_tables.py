@@ -2,6 +2,7 @@
 
 import codecs
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from softless.data import open_splits
 from softless.data.tables import read_table, table_parts
 from softless.errors import DataError, Faults
+from softless.recipes import get_recipe
 from softless.training.recipe import DataSpec, TableSpec
 from tests.data.making import noise, table
 
@@ -111,6 +113,20 @@ def test_rows_that_cannot_be_used(tmp_path, row, message):
         read(path)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_whole_paths_and_rows_with_empty_cells_at_their_end(tmp_path):
+    path = table(tmp_path / "there", ROWS)
+    rewritten(
+        path, path.read_text().replace("images/3.png", f"{tmp_path}/there/images/3.png").replace(",p1\n", ",p1,,\n")
+    )
+    samples = read(path)[0]["all"]
+    assert samples.files == [row[0] for row in ROWS]
+    elsewhere = rewritten(
+        tmp_path / "here.csv",
+        path.read_text().replace("images/", "there/images/").replace(f"{tmp_path}/there/there", f"{tmp_path}/there"),
+    )
+    assert read(elsewhere)[0]["all"].files == [f"there/{row[0]}" for row in ROWS]
 
 
 def test_one_file_under_two_names_is_one(tmp_path):
@@ -282,6 +298,16 @@ def test_several_labels_of_0_and_1(tmp_path):
     parts, classes = read(path, label=("edema", "mass"))
     assert classes == ("edema", "mass")
     assert parts["all"].targets.tolist() == [[n // 2 % 2, n % 2] for n in range(24)]
+
+
+def test_columns_that_are_called_by_numbers(tmp_path):
+    path = table(tmp_path, [(f"images/{n}.png", n % 2, n // 2 % 2, f"p{n}") for n in range(8)], "file,0,1,patient")
+    recipe = replace(get_recipe("folder"), table=TableSpec(path=str(path)))
+    for text in ("1,0", "('1', '0')"):
+        named = recipe.with_fields(**{"table.label": text}).table
+        assert named is not None
+        assert named.label == ("1", "0")
+        assert table_parts(named, None, 3)[1] == ("1", "0")
 
 
 def test_columns_of_0_and_1_alone_are_labels(tmp_path, caplog):

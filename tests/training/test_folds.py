@@ -14,7 +14,7 @@ from scipy import stats
 
 import softless
 from softless.cli.main import main
-from softless.errors import ResumeMismatch, UsageError
+from softless.errors import Interrupted, ResumeMismatch, UsageError
 from softless.training import folds as module
 from softless.training.folds import Estimate
 from tests.data.making import class_folders, noise, split_folders, table
@@ -80,7 +80,8 @@ def test_an_interval_of_known_numbers():
 
 
 def test_a_killed_command_goes_on_with_the_fold_that_is_not_finished(trained, tmp_path):
-    """SIGKILL in the second fold; --resume alone finishes, and each fold is what it is in one go."""
+    """SIGKILL in the second fold; --resume alone finishes, and each fold is what it is in one
+    go."""
     path, whole = trained
     out = tmp_path / "run"
     words = ["train", "--table", str(path), "--folds", "3", "--out", str(out), "--device", "cpu", "--set"]
@@ -139,6 +140,20 @@ def test_other_folds_overwrite_those_that_are_there(tmp_path, monkeypatch):
     assert len(train(tmp_path / "run", table=path, folds=2, overwrite=True).results) == 2
     assert trained_in[3:] == ["fold0 of 2, fold 0, overwrite True", "fold1 of 2, fold 1, overwrite True"]
     assert not (tmp_path / "run/fold2/recipe.json").exists()
+
+
+def test_an_interruption_says_how_all_folds_are_continued(tmp_path, monkeypatch):
+    def fit(recipe, run_dir, **_):
+        raise Interrupted(f"SIGTERM at step 3; continue with `softless train --resume --out {run_dir}`", 143)
+
+    monkeypatch.setattr(module, "fit", fit)
+    out = tmp_path / "run"
+    with pytest.raises(Interrupted) as caught:
+        train(out, table=table(tmp_path, ROWS), folds=2)
+    assert (
+        str(caught.value) == f"fold 0 of 0 to 1: SIGTERM at step 3; continue with `softless train --resume --out {out}`"
+    )
+    assert caught.value.exit_code == 143
 
 
 def test_folds_of_class_folders(tmp_path, monkeypatch):
