@@ -12,8 +12,9 @@ if TYPE_CHECKING:
 
 def data(
     what: Literal["check"],
-    path: str | Path,
+    path: str | Path | None = None,
     *,
+    table: str | Path | None = None,
     images: Path | None = None,
     min_side: int | None = None,
     max_pixels: int | None = None,
@@ -30,7 +31,10 @@ def data(
     Args:
         what: check.
         path: a folder of class folders, with or without splits, of COCO json files, or of images and label images; a COCO json; an npz file
-            with MedMNIST's keys. docs/data.md has the layouts.
+            with MedMNIST's keys; a table (.csv). docs/data.md has the layouts.
+        table: CSV file that lists the images, as of `softless train`; its files start from
+            `path`, or from its own folder. Its columns are set with
+            --set table.label=NAME.
         images: folder that a COCO json's file names start from; the usual places are tried without it.
         min_side: report images with a shorter side below this; without it 8, or SOFTLESS_MIN_SIDE.
         max_pixels: report images with more pixels than this, undecoded; without it 89478485, or SOFTLESS_MAX_PIXELS.
@@ -45,28 +49,35 @@ def data(
     """
     from softless.cli.options import assignments
     from softless.data.check import check
-    from softless.errors import UsageError, unknown
+    from softless.errors import UsageError, located, unknown
 
     if what != "check":
         raise unknown("use of `softless data`", what, ("check",))
-    given = assignments(set)
-    if given and recipe is None:
+    given = dict(assignments(set))
+    if path is not None and table is None and located(path).suffix.lower() == ".csv":
+        path, table = None, path
+    if path is None and table is None:
+        raise UsageError("softless data check needs --path, or --table FILE.csv")
+    if given and recipe is None and table is None:
         raise UsageError("--set sets fields of a recipe: give --recipe too")
+    if range is not None and recipe is None and table is not None:
+        given, range = {"data.range": range, **given}, None
     if range is not None and recipe is not None:
         raise UsageError(f"--range is for a check without a recipe: give --set data.range={range}")
-    reading = None if recipe is None else _reading(recipe, given)
+    reading = None if recipe is None and table is None else _reading(recipe or "folder", given, table)
     return check(
         path, images=images, min_side=min_side, max_pixels=max_pixels, strict=strict, range=range, reading=reading
     )
 
 
-def _reading(name: str, fields: Mapping[str, Any]) -> "Reading":
+def _reading(name: str, fields: Mapping[str, Any], table: str | Path | None) -> "Reading":
     """What a recipe reads of its data."""
     from softless.data.check import Reading
     from softless.errors import UsageError
     from softless.recipes import get_recipe
+    from softless.training.own_data import with_table
 
-    recipe = get_recipe(name).with_fields(**fields)
+    recipe = with_table(get_recipe(name), table).with_fields(**fields)
     if recipe.data.source == "digits":
         raise UsageError(f"recipe '{name}' reads scikit-learn's bundled digits, and there is nothing to check")
     boxes, pixels = recipe.detection, recipe.segmentation
@@ -79,4 +90,6 @@ def _reading(name: str, fields: Mapping[str, Any]) -> "Reading":
         fov=None if pixels is None else pixels.fov,
         values=None if pixels is None else pixels.values,
         range=recipe.data.range,
+        table=recipe.table,
+        group=recipe.data.group,
     )

@@ -1,6 +1,6 @@
 """`softless eval`: what the best epoch of a run is worth on a split of data."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,9 +16,24 @@ if TYPE_CHECKING:
     from softless.evaluation.features import Probe
     from softless.evaluation.linear import LinearSettings
     from softless.tasks import Outcome
-    from softless.training.recipe import DataSpec
+    from softless.training.recipe import DataSpec, TableSpec
 
 SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Source:
+    """The labelled images that are asked for."""
+
+    spec: "DataSpec"
+    table: "TableSpec | None"  # that lists them
+    own: bool  # whether they are those of the run
+
+    @property
+    def where(self) -> str:
+        """Where they are, for people."""
+        listed = None if self.table is None else self.table.path
+        return str(listed or self.spec.path or self.spec.source)
 
 
 @dataclass(frozen=True)
@@ -43,7 +58,7 @@ class RunEvaluation:
 
 @dataclass(frozen=True)
 class DenseEvaluation:
-    """What a detector or segmenter is worth."""
+    """What a detector, a segmenter or a classifier of several labels is worth."""
 
     run: str
     data: str
@@ -90,6 +105,7 @@ def eval(
     run: str | Path,
     data: str | Path | None = None,
     *,
+    table: str | Path | None = None,
     split: Literal["train", "val", "test"] = "test",
     knn: int | None = None,
     linear: bool = False,
@@ -111,6 +127,9 @@ def eval(
         run: the run's folder.
         data: a folder or npz file with the same classes, in place of the run's own data; class folders without splits
             are taken whole. Frozen features take any labelled data with a train part.
+        table: a CSV file that lists the images, with the columns that the run names, or file,
+            label and split; its files start from `data`, or from
+            its own folder. Without the column split all images are taken.
         split: which part of the data.
         knn: how many nearest neighbours vote, weighted by their similarity; 20 in the papers.
         linear: train a linear classifier as the papers do (100 epochs of random crops: hours on a CPU for large data).
@@ -126,8 +145,7 @@ def eval(
         DataError: the run or the data cannot be read, or its classes are not the run's.
         UsageError: no such split, device or field, or features of a detector or segmenter.
     """
-    from softless.data import eval_loader
-    from softless.evaluation import evaluate, load_run
+    from softless.evaluation import load_run
     from softless.evaluation.evaluate import chosen_amp, precision_of
     from softless.tasks import TASKS
     from softless.training.world import choose_device
@@ -141,28 +159,52 @@ def eval(
     loaded = load_run(run, choose_device(device))
     need(*TASKS[loaded.task].needs)
     precise = chosen_amp(amp, loaded)
-    elsewhere = None if data is None else str(data)
-    _check_there(loaded, elsewhere)
-    where = elsewhere or str(loaded.recipe.data.path or loaded.recipe.data.source)
+    _check_there(loaded, data, table)
+    source = _source(loaded, data, table)
     if loaded.task in DENSE:
         if knn is not None or linear:
             raise UsageError(
                 f"{loaded.path} is a run of {loaded.task}: frozen features are measured of classifiers and of dino"
             )
-        outcome = _dense(loaded, elsewhere, split, device, batch_size, workers, precise)
-        return DenseEvaluation(str(loaded.path), where, f"the {split} split", outcome, precision_of(precise))
+        if table is not None:
+            raise UsageError(
+                f"--table lists images with classes, and {loaded.path} is a run of {loaded.task}: leave it out"
+            )
+        outcome = _dense(loaded, None if data is None else str(data), split, device, batch_size, workers, precise)
+        return DenseEvaluation(str(loaded.path), source.where, f"the {split} split", outcome, precision_of(precise))
+    if loaded.task == "multilabel" and (knn is not None or linear):
+        raise UsageError(
+            f"{loaded.path} knows several labels an image: neighbours and linear classifiers vote for single ones"
+        )
     if knn is not None or linear or loaded.task == "dino":
         if amp is not None:
             raise UsageError(f"amp={amp}: frozen features are read in float32; leave --amp out")
         asked = 20 if knn is None and not linear else knn
         probes = _probes(
-            loaded, elsewhere, split, asked, _linear(set) if linear else None, batch_size or MOST_AT_ONCE, workers
+            loaded, source, split, asked, _linear(set) if linear else None, batch_size or MOST_AT_ONCE, workers
         )
-        return FeatureEvaluation(str(loaded.path), where, f"the {split} split", probes)
-    samples, part = _samples(loaded, elsewhere, split)
+        return FeatureEvaluation(str(loaded.path), source.where, f"the {split} split", probes)
+    return _classified(loaded, source, split, batch_size, workers, precise)
+
+
+def _classified(
+    loaded: LoadedRun, source: Source, split: str, batch_size: int | None, workers: int, amp: str
+) -> RunEvaluation | DenseEvaluation:
+    """A classifier, of one label an image or of several."""
+    from softless.data import eval_loader
+    from softless.evaluation import evaluate
+    from softless.evaluation.evaluate import precision_of
+    from softless.evaluation.multilabel import evaluate_labels
+
+    samples, part = _samples(loaded, source, split)
     loader = eval_loader(samples, loaded.transform, batch=batch_size or loaded.batch_size, workers=workers)
-    found = replace(evaluate(loaded, loader, amp=precise), threshold=loaded.threshold)
-    return RunEvaluation(str(loaded.path), where, part, found, precision_of(precise))
+    told = str(loaded.path), source.where, part
+    if loaded.task == "multilabel":
+        threshold = float(loaded.recipe.multilabel.threshold)
+        labels = evaluate_labels(loaded.model, loader, loaded.classes, threshold=threshold, amp=amp)
+        return DenseEvaluation(*told, labels, precision_of(amp))
+    found = replace(evaluate(loaded, loader, amp=amp), threshold=loaded.threshold)
+    return RunEvaluation(*told, found, precision_of(amp))
 
 
 def _head(evaluation: Any) -> dict[str, Any]:
@@ -185,32 +227,51 @@ def confusion_table(evaluation: Evaluation) -> str:
     return "\n".join(lines)
 
 
-def _check_there(loaded: LoadedRun, data: str | None) -> None:
+def _check_there(loaded: LoadedRun, data: str | Path | None, table: str | Path | None) -> None:
     """Whether the run's own data lie where it found them, if no others are given."""
-    path = loaded.recipe.data.path
-    if data is None and path and not located(path).exists():
+    path, held = loaded.recipe.data.path, getattr(loaded.recipe, "table", None)
+    if data is not None or table is not None:
+        return
+    if held is not None and not located(held.path).exists():
         raise DataError(
-            f"the data of the run {loaded.path} are not at {path}: pass their place, softless eval RUN DATA"
+            f"the table of the run {loaded.path} is not at {held.path}: pass its place, softless eval RUN --table FILE"
+        )
+    if path and not located(path).exists():
+        way = "DATA" if held is None else "DATA --table FILE"
+        raise DataError(
+            f"the data of the run {loaded.path} are not at {path}: pass their place, softless eval RUN {way}"
         )
 
 
-def _samples(loaded: LoadedRun, data: str | None, split: str) -> tuple[Samples, str]:
+def _samples(loaded: LoadedRun, source: Source, split: str) -> tuple[Samples, str]:
     """The images asked for and what to call them."""
     from softless.data import open_parts, open_splits
     from softless.data.folder import class_places
 
-    spec = _spec(loaded, data)
-    where = str(spec.path or spec.source)
-    parts, classes = open_parts(spec)
-    places = class_places(loaded.classes, classes, f"the run {loaded.path}", where)
-    if data is not None and "all" in parts:
+    spec = source.spec
+    parts, classes = open_parts(spec, source.table)
+    _refuse_labels(loaded, parts, source.where)
+    places = class_places(loaded.classes, classes, f"the run {loaded.path}", source.where)
+    if not source.own and "all" in parts:
         return parts["all"].renumbered(places), "all images"
     if split in parts and split != "train":
         return parts[split].renumbered(places), f"the {split} split"
-    if split == "test":
-        raise DataError(f"{where} has no test split: choose --split val, or give other images with --data")
-    splits = open_splits(spec, loaded.recipe.seed)  # cuts the validation part off as training did
-    return (splits.val if split == "val" else splits.train).renumbered(places), f"the {split} split"
+    if split == "test" and spec.folds is None:
+        raise DataError(f"{source.where} has no test split: choose --split val, or give other images with --data")
+    splits = open_splits(spec, loaded.recipe.seed, source.table)  # cuts parts off as training did
+    samples = {"train": splits.train, "val": splits.val, "test": splits.test}[split]
+    assert samples is not None
+    return samples.renumbered(places), f"the {split} split"
+
+
+def _refuse_labels(loaded: LoadedRun, parts: Mapping[str, Samples], where: str) -> None:
+    """Whether images have several labels where the run has, and one where it has one."""
+    several = any(samples.targets.ndim == 2 for samples in parts.values())
+    if several != (loaded.task == "multilabel"):
+        kinds = ("one label", "several labels")
+        raise DataError(
+            f"{where} has {kinds[several]} an image, and the run {loaded.path} knows {kinds[not several]}: give others"
+        )
 
 
 def _dense(
@@ -240,7 +301,7 @@ def _dense(
 
 
 def _probes(
-    loaded: LoadedRun, data: str | None, split: str, knn: int | None, linear: "LinearSettings | None", batch: int, workers: int
+    loaded: LoadedRun, source: Source, split: str, knn: int | None, linear: "LinearSettings | None", batch: int, workers: int
 ) -> "tuple[Probe, ...]":  # fmt: skip
     """Classifiers over the features of the train part, asked about those of the split."""
     from softless.data import eval_loader, open_parts, open_splits
@@ -249,16 +310,18 @@ def _probes(
     from softless.evaluation.knn import nearest
     from softless.evaluation.linear import probe
 
-    spec = _spec(loaded, data)
-    parts, classes = open_parts(spec)
+    spec = source.spec
+    parts, classes = open_parts(spec, source.table)
+    _refuse_labels(loaded, parts, source.where)
     if split == "train" or (split == "test" and not {"train", "test"} <= parts.keys()):
         raise UsageError(
-            f"features of a train part answer a val or test part: {spec.path or spec.source} has {', '.join(parts)} and --split {split} was asked for"
+            f"features of a train part answer a val or test part: {source.where} has "
+            f"{', '.join(parts)} and --split {split} was asked for"
         )
     if split == "test":
         train, asked = parts["train"], parts["test"]
     else:
-        splits = open_splits(replace(spec, limit=None), loaded.recipe.seed)
+        splits = open_splits(replace(spec, limit=None), loaded.recipe.seed, source.table)
         train, asked = splits.train, splits.val
     found = []
     if knn is not None:
@@ -307,13 +370,22 @@ def _linear(pairs: Sequence[str]) -> "LinearSettings":
     return LinearSettings(**given)
 
 
-def _spec(loaded: LoadedRun, data: str | None) -> "DataSpec":
-    """The run's data spec, pointed at another place: an npz file (or the one in a folder), or class folders."""
-    from softless.training.recipe import DataSpec
+def _source(loaded: LoadedRun, data: str | Path | None, table: str | Path | None) -> Source:
+    """The run's data, or others: a table, an npz file (or the one in a folder), or class
+    folders.
+    """
+    from softless.training.recipe import DataSpec, TableSpec
 
     stored = DataSpec(**vars(loaded.recipe.data))
-    if data is None:
-        return stored
-    path = located(data)
-    is_npz = path.suffix == ".npz" or (stored.source == "npz" and any(path.glob("*.npz")))
-    return replace(stored, path=data, source="npz" if is_npz else "folder")
+    held = getattr(loaded.recipe, "table", None)
+    columns = None if held is None else TableSpec(**{**vars(held), "label": tuple(held.label)})
+    if data is None and table is None:
+        return Source(stored, columns, own=True)
+    path = None if data is None else str(data)
+    other = replace(stored, path=path, group=None, folds=None, fold=None)
+    if table is not None:  # whose an image is matters to nothing that is measured
+        listed = replace(columns or TableSpec(), path=str(table), group=None)
+        return Source(replace(other, source="folder"), listed, own=False)
+    place = located(str(path))
+    is_npz = place.suffix == ".npz" or (stored.source == "npz" and any(place.glob("*.npz")))
+    return Source(replace(other, source="npz" if is_npz else "folder"), None, own=False)

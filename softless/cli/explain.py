@@ -1,6 +1,6 @@
 """`softless explain`: where the queries and keys of an attention layer are large, as pictures."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ class Pictures:
 
 def explain(
     model: str,
-    images: str | Path,
+    images: str | Path | Sequence[str | Path],
     *,
     out: str | Path = "saliency",
     layer: int = -1,
@@ -41,7 +41,7 @@ def explain(
     page: int = 0,
     device: str = "auto",
 ) -> Pictures:
-    """Draw the query and key maps of one image or of a folder of images.
+    """Draw the query and key maps of images: of one, of folders, or of an npz file.
 
     One PNG per image: what the model sees, the l2 norm over channels of q^ and of k^ of each token of an attention layer, and the
     class token's signed row of the attention matrix where there is one. Runs of every task are taken; of a detector or a
@@ -50,7 +50,8 @@ def explain(
 
     Args:
         model: the folder of a run, or the name of a model (new weights: the maps then show an untrained network).
-        images: an image file, or a folder of them, searched with its sub-folders.
+        images: an image file, a folder of them, searched with its sub-folders, or an npz file;
+            several files and folders after --images.
         out: a folder for the pictures, made if missing.
         layer: which attention layer, counted from 0, or from the end when negative.
         resize: training (as many tokens as in training), or pixels of the longer side; without it what the run does in evaluation.
@@ -62,8 +63,8 @@ def explain(
         UsageError: no such run, model or layer.
         DataError: no images, or one that cannot be read (its path is named).
     """
-    from softless.data.folder import files_at
     from softless.data.progress import track
+    from softless.data.sources import images_of
     from softless.prediction.results import Results
     from softless.saliency import explain as look
     from softless.saliency import figure, picture
@@ -72,17 +73,18 @@ def explain(
 
     place = choose_device(device)
     folder = located(out)
-    root, files = files_at(located(images), apart=folder)
     viewer = viewer_of(model, place)
+    samples = images_of(images, viewer.in_chans, folder, viewer.scale, page)
+    names = [samples.name(index) for index in range(len(samples))]
     if token_scale is not None:
         set_token_scale(viewer.model, as_token_scale(token_scale))
     if resize is not None:
         viewer = viewer.resized(as_size(resize))
     drawn, far = [], {}
-    with Results(folder, "explain", [root / name for name in files]) as results:
-        places = results.pictures(files)
-        for name, path in track(zip(files, places, strict=True), len(files), "drawing"):
-            image = viewer.transform(viewer.read(root / name, page))[None].to(place)
+    with Results(folder, "explain", samples.paths()) as results:
+        places = results.pictures(names)
+        for index, (name, path) in enumerate(track(zip(names, places, strict=True), len(names), "drawing")):
+            image = viewer.transform(samples.image(index))[None].to(place)
             maps = look(viewer.model, image, layer=layer)
             if maps.foreign is not None:
                 far[name] = maps.foreign

@@ -150,9 +150,11 @@ def _add(parser: Parser, parameter: inspect.Parameter, hint: Any, text: str) -> 
         return
     if "choices" not in kind:
         kind["metavar"] = parameter.name.upper()
-    if parameter.kind is not parameter.KEYWORD_ONLY and "action" not in kind:
-        named = f"{text}{default.replace('%', '%%')} Also {option} {parameter.name.upper()}."
-        place = {"nargs": "?", "metavar": parameter.name.upper(), **kind, "default": ABSENT, "help": named.strip()}
+    if parameter.kind is not parameter.KEYWORD_ONLY:
+        several = "action" in kind  # by place one is given, by the option several
+        named = f"{text}{default.replace('%', '%%')} Also {option} {parameter.name.upper()}{' ...' * several}."
+        place = {"metavar": parameter.name.upper(), **kind, "default": ABSENT, "help": named.strip(), "nargs": "?"}
+        place.pop("action", None)
         parser.add_argument(parameter.name + PLACE, **place)
         common["help"] = argparse.SUPPRESS
         kind = {**kind, **common}

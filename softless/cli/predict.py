@@ -1,5 +1,6 @@
 """`softless predict`: what a run says of a folder of images, and pictures of it."""
 
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +10,7 @@ from softless.errors import UsageError, located
 
 def predict(
     run: str | Path,
-    images: str | Path,
+    images: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
     overlays: bool = True,
@@ -18,7 +19,7 @@ def predict(
     amp: Literal["none", "bfloat16", "float16"] | None = None,
     page: int = 0,
 ) -> Any:
-    """Answer the images of a folder with the best epoch of a run.
+    """Answer the images of folders, or of an npz file, with the best epoch of a run.
 
     A classifier writes `out/predictions.csv` (file, predicted class, probability of each class) and, with overlays,
     `out/saliency/NAME.png`: what the model saw with its query and key maps over it; the images are framed as in
@@ -29,7 +30,8 @@ def predict(
 
     Args:
         run: the run's folder.
-        images: a folder, searched with its sub-folders, or one image.
+        images: a folder, searched with its sub-folders, an image, or an npz file (of
+            classifiers); several folders and images after --images.
         out: a folder for the results, made if missing; not that of the images.
         overlays: draw the pictures too.
         device: auto, cpu, cuda, mps.
@@ -39,11 +41,14 @@ def predict(
 
     Raises:
         DataError: no images, or none that can be read.
-        UsageError: `out` cannot be a folder or is that of the images, the run cannot be loaded, or its task gives no answers to images.
+        UsageError: `out` cannot be a folder or is that of the images, an npz file stands beside
+            others, the run cannot be loaded, or its task gives no answers to images.
     """
-    from softless.data.folder import images_at
+    from softless.data.samples import FileSamples
+    from softless.data.sources import images_of
     from softless.evaluation import load_run
     from softless.evaluation.evaluate import chosen_amp
+    from softless.evaluation.run import DENSE
     from softless.prediction.answers import readable
     from softless.prediction.results import Results
     from softless.prediction.setting import Setting
@@ -59,7 +64,11 @@ def predict(
         )
     setting = Setting(place, batch_size or loaded.batch_size, chosen_amp(amp, loaded))
     folder = located(out)
-    samples = readable(images_at(located(images), loaded.in_chans, folder, loaded.scale, page))
+    samples = readable(images_of(images, loaded.in_chans, folder, loaded.scale, page))
+    if loaded.task in DENSE and not isinstance(samples, FileSamples):
+        raise UsageError(
+            f"{loaded.path} is a run of {loaded.task}, which answers image files: give a folder, or images"
+        )
     answer: Any = import_module(f"softless.prediction.{loaded.task}").predict
-    with Results(folder, "predict", [samples.root / name for name in samples.files]) as results:
+    with Results(folder, "predict", samples.paths()) as results:
         return answer(loaded, samples, results, setting, overlays=overlays)

@@ -3,17 +3,21 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from softless.training import Recipe, Result
+    from softless.training.folds import Folds
 
 
 def train(
     recipe: "str | Recipe | None" = None,
     *,
     data: str | Path | None = None,
+    table: str | Path | None = None,
+    folds: int | None = None,
     out: str | Path | None = None,
     set: str | Sequence[str] | Mapping[str, Any] = (),
     resume: bool = False,
@@ -21,7 +25,7 @@ def train(
     device: str = "auto",
     amp: Literal["none", "bfloat16", "float16"] | None = None,
     seed: int | None = None,
-) -> "Result":
+) -> "Result | Folds":
     """Train a recipe and write its run folder and report.
 
     A run is continued by `--resume --out RUN` alone: recipe, data and fields are those that it was started with.
@@ -29,6 +33,12 @@ def train(
     Args:
         recipe: a name that `softless list recipes` tells (in Python also a Recipe); a run that is continued knows its own.
         data: folder of class folders, or .npz file, for recipes that take one; of a run that is continued, where its data lie now.
+        table: CSV file that lists the images: columns file, label, patient and, where the parts
+            are declared, split; table.file, table.label,
+            table.group and table.split give them other names. Its files start from `data`, or
+            from its own folder.
+        folds: train so many runs, fold0, fold1, …, each tested on another part of the images, and
+            write folds.json with means and intervals.
         out: the run folder; runs/RECIPE by default.
         set: fields of the recipe as field=value, for example optim.lr=3e-4 schedule.epochs=30; `softless list recipes NAME`
             tells them all. In Python also one text, or a mapping.
@@ -46,33 +56,48 @@ def train(
     from softless.cli.options import assignments
     from softless.errors import located
     from softless.training import fit
-    from softless.training.own_data import with_data
+    from softless.training.folds import FOLDS, fit_folds
+    from softless.training.own_data import with_data, with_labels, with_table
 
     place = None if out is None else located(out)
-    chosen = _chosen(recipe, place, resume=resume)
+    if recipe is None and table is not None and not resume:
+        recipe = "folder"
+    chosen = with_table(_chosen(recipe, place, resume=resume), None if table is None else located(table))
     given = assignments(set)
-    chosen = with_data(chosen.with_fields(**given), None if data is None else located(data), given)
+    own = None if data is None else located(data)
+    chosen = with_data(with_labels(chosen, own, given).with_fields(**given), own, given)
     if amp is not None:
         chosen = replace(chosen, amp=amp)
     if seed is not None:
         chosen = replace(chosen, seed=seed)
     run_dir = place if place is not None else Path("runs") / chosen.name
+    if folds is not None or (resume and (run_dir / FOLDS).exists()):
+        page = partial(_write_page, device=device)
+        return fit_folds(chosen, run_dir, folds, resume=resume, overwrite=overwrite, device=device, finished=page)
     result = fit(chosen, run_dir, resume=resume, overwrite=overwrite, device=device)
     if os.environ.get("RANK", "0") == "0":
-        from softless import report
-        from softless.benching import throughput
-        from softless.training.world import choose_device
-
-        batch = 16 if chosen.task in {"classification", "dino"} else 1  # whole images are large, and of several sizes
-        speeds = throughput([run_dir], batch=batch, rounds=5, device=choose_device(device))
-        report.write([run_dir], run_dir / "report.html", speeds=speeds)
+        _write_page(chosen, run_dir, device=device)
     return result
+
+
+def _write_page(recipe: "Recipe", run_dir: Path, *, device: str) -> None:
+    """The page of one run, with its speed here."""
+    from softless import report
+    from softless.benching import throughput
+    from softless.training.world import choose_device
+
+    batch = (
+        16 if recipe.task in {"classification", "multilabel", "dino"} else 1
+    )  # whole images are large, and of several sizes
+    speeds = throughput([run_dir], batch=batch, rounds=5, device=choose_device(device))
+    report.write([run_dir], run_dir / "report.html", speeds=speeds)
 
 
 def _chosen(recipe: "str | Recipe | None", out: Path | None, *, resume: bool) -> "Recipe":
     """The recipe as it is before fields are set: that of the run to continue, where one is there and no whole recipe is given."""
     from softless.errors import ResumeMismatch, UsageError
     from softless.recipes import canonical, get_recipe
+    from softless.training.folds import held_recipe
     from softless.training.run_folder import RunFolder
 
     if recipe is not None and not isinstance(recipe, str):
@@ -83,7 +108,7 @@ def _chosen(recipe: "str | Recipe | None", out: Path | None, *, resume: bool) ->
     if named is None and out is None:
         raise UsageError("softless train --resume needs --out RUN, the folder of the run to continue")
     where = out if out is not None else Path("runs") / (named.name if named else "")
-    held = RunFolder(where).recipe() if resume else None
+    held = (RunFolder(where).recipe() or held_recipe(where)) if resume else None
     if held is None:
         if named is None:
             raise UsageError(f"no run to continue in {where}: name its folder, or start one there with --recipe")

@@ -40,6 +40,10 @@ MEDMNIST_CLASSES: dict[str, tuple[str, ...]] = {  # MedMNIST's info.py; the file
         "platelet",
     ),
     "breastmnist": ("malignant", "normal or benign"),
+    "chestmnist": (
+        "atelectasis", "cardiomegaly", "effusion", "infiltration", "mass", "nodule", "pneumonia", "pneumothorax",
+        "consolidation", "edema", "emphysema", "fibrosis", "pleural", "hernia",
+    ),  # labels that may come together
     "dermamnist": (
         "actinic keratoses and intraepithelial carcinoma", "basal cell carcinoma", "benign keratosis-like lesions",
         "dermatofibroma", "melanoma", "melanocytic nevi", "vascular lesions",
@@ -88,13 +92,16 @@ def npz_parts(
 ) -> tuple[dict[str, ArraySamples], tuple[str, ...]]:
     """The splits of an npz file with MedMNIST's keys: `{train,val,test}_images` and `_labels`; val and test optional.
 
-    Images are uint8 (n, H, W) or (n, H, W, C), or of any kind of number with a declared range, labels (n,) or (n, 1) whole numbers from 0. A file with one of
-    MedMNIST's names gets that set's class names, any other the numbers. `path` may be a folder with one npz file.
+    Images are uint8 (n, H, W) or (n, H, W, C), or of any kind of number with a declared range,
+    labels (n,) or (n, 1) whole numbers from 0, or several
+    labels an image, (n, K) of 0 and 1. A file with one of MedMNIST's names gets that set's class
+    names, any other the numbers. `path` may be a folder with one npz file.
     Images whose label is no class, or that hold NaN or infinity, are in `unusable` of their part.
 
     Raises:
-        DataError: no such file, keys missing, other types or shapes, labels of several columns (what is wrong with all
-            parts in one error), or a class of the training labels without images.
+        DataError: no such file, keys missing, other types or shapes (what is wrong with all parts
+            in one error), or a class of the training labels
+            without images.
     """
     file = npz_file(path)
     arrays = _read_npz(file)
@@ -118,9 +125,58 @@ def npz_parts(
             if len(wrong) > 1
             else DataError(wrong[0])
         )
-    count = _count_classes(file, parts)
+    count = _count_labels(file, parts) if parts["train"].targets.ndim == 2 else _count_classes(file, parts)
     named = MEDMNIST_CLASSES.get(file.stem.lower().partition("_")[0], ())
     return parts, named if len(named) == count else tuple(str(i) for i in range(count))
+
+
+def unlabelled_npz(path: Path, channels: int, scale: Range | None = None) -> ArraySamples:
+    """All images of an npz file: those of its keys `{train,val,test}_images`, called `test/0`, or
+    of its one array `images`, called `0`.
+
+    Labels are not read. Images that hold NaN or infinity are left out, and named in `left_out`.
+
+    Raises:
+        DataError: no such file, no such keys, no images, or none that can be used.
+    """
+    file = npz_file(path)
+    arrays = _read_npz(file)
+    keys = [key for key in (*(f"{part}_images" for part in ("train", "val", "test")), "images") if key in arrays]
+    if not keys:
+        raise DataError(
+            f"{file} has no train_images, val_images, test_images or images; it holds "
+            f"{', '.join(sorted(arrays)) or 'nothing'}"
+        )
+    names: list[str] = []
+    wrong: dict[int, Fault] = {}
+    for key in keys:
+        refuse_images(file, key, arrays[key], scale)
+        if arrays[key].shape[1:] != arrays[keys[0]].shape[1:]:
+            raise DataError(f"{file}: {key} and {keys[0]} hold images of other shapes: give a file for each")
+        part = key.removesuffix("_images") if key != "images" else ""
+        found = not_finite(arrays[key], part)
+        wrong |= {len(names) + place: fault for place, fault in found.items()}
+        names += [f"{part}/{place}" if part else str(place) for place in range(len(arrays[key]))]
+    if len(wrong) == len(names):
+        raise DataError(f"{file}: {wrong[0]}; none of the {len(names)} images can be used")
+    every = ArraySamples(np.concatenate([arrays[key] for key in keys]), np.zeros(len(names)), channels, names, scale)
+    kept = every.take([place for place in range(len(names)) if place not in wrong]) if wrong else every
+    kept.left_out = tuple(wrong.values())
+    return kept
+
+
+def refuse_images(file: Path, key: str, images: np.ndarray, scale: Range | None) -> None:
+    """Refuse an array that holds no images.
+
+    Raises:
+        DataError: its numbers, its shape, or volumes.
+    """
+    if why := no_numbers(images, scale):
+        raise DataError(f"{file}: {key} {why}")
+    if images.ndim not in {3, 4} or not images.size:
+        raise DataError(f"{file}: {key} have shape {images.shape}; expected (n, H, W) or (n, H, W, C), n > 0")
+    if why := no_images(images):
+        raise DataError(f"{file}: {key} {why}")
 
 
 def no_images(images: np.ndarray) -> str:
@@ -135,14 +191,28 @@ def no_images(images: np.ndarray) -> str:
 
 def stored_channels(path: str | Path) -> int | None:
     """How many channels the training images of an npz file have, from its header; None where it cannot be said."""
+    shape = _stored_shape(path, "train_images") or ()
+    return {3: 1, 4: shape[-1] if shape else None}.get(len(shape))
+
+
+def stored_labels(path: str | Path) -> int:
+    """How many labels each training image of an npz file has, from its header; 1 where it cannot
+    be said.
+    """
+    shape = _stored_shape(path, "train_labels")
+    return shape[1] if shape is not None and len(shape) == 2 else 1
+
+
+def _stored_shape(path: str | Path, key: str) -> tuple[int, ...] | None:
+    """The shape of an array of an npz file, from its header; None where it cannot be said."""
     try:
-        with zipfile.ZipFile(npz_file(path)) as archive, archive.open("train_images.npy") as member:
+        with zipfile.ZipFile(npz_file(path)) as archive, archive.open(f"{key}.npy") as member:
             version = np.lib.format.read_magic(member)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape = read(member)[0]
+            shape: tuple[int, ...] = read(member)[0]
     except (*NOT_AN_NPZ, DataError, KeyError):  # opening it says what is wrong
         return None
-    return {3: 1, 4: shape[-1]}.get(len(shape))
+    return shape
 
 
 def npz_file(path: str | Path) -> Path:
@@ -190,24 +260,17 @@ def _part(file: Path, arrays: dict[str, np.ndarray], part: str, channels: int, s
     if missing:
         raise DataError(f"{file} lacks {missing[0]}: images and labels come in pairs")
     images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
-    if why := no_numbers(images, scale):
-        raise DataError(f"{file}: {part}_images {why}")
-    if images.ndim not in {3, 4} or not images.size:
-        raise DataError(f"{file}: {part}_images have shape {images.shape}; expected (n, H, W) or (n, H, W, C), n > 0")
-    if why := no_images(images):
-        raise DataError(f"{file}: {part}_images {why}")
-    if labels.ndim == 2 and labels.shape[1] > 1:
-        raise DataError(
-            f"{file}: {part}_labels have {labels.shape[1]} columns; one label per image is read, not several"
-        )
-    labels = labels.reshape(-1)
+    refuse_images(file, f"{part}_images", images, scale)
+    several = labels.ndim == 2 and labels.shape[1] > 1
+    labels = labels if several else labels.reshape(-1)
     if len(labels) != len(images):
         raise DataError(f"{file}: {len(images)} {part}_images and {len(labels)} {part}_labels: the counts must agree")
-    if labels.dtype.kind not in "biu":
+    if labels.dtype.kind not in ("biuf" if several else "biu"):
         raise DataError(f"{file}: {part}_labels must be whole numbers from 0, and they are {labels.dtype}")
     names = [f"{part}/{i}" for i in range(len(images))]
-    samples = ArraySamples(images, labels.astype(np.int64), channels, names, scale)
-    samples.unusable = {**not_finite(images, part), **no_classes(samples.targets, part)}
+    wrong = no_labels(labels, part) if several else no_classes(labels, part)
+    samples = ArraySamples(images, np.where(labels == 1, 1, 0) if several else labels, channels, names, scale)
+    samples.unusable = {**not_finite(images, part), **wrong}
     return samples
 
 
@@ -256,7 +319,45 @@ def no_classes(labels: np.ndarray, part: str) -> dict[int, Fault]:
     }
 
 
+def no_labels(labels: np.ndarray, part: str) -> dict[int, Fault]:
+    """The rows of several labels (n, K) that hold something else than 0 and 1, by place."""
+    return {
+        place: Fault(
+            f"{part}/{place}",
+            f"one of its labels is {_other(labels[place]):g}, and each of several labels is 0 or 1",
+            "labels",
+        )
+        for place in np.flatnonzero(((labels != 0) & (labels != 1)).any(1)).tolist()
+    }
+
+
+def _other(row: np.ndarray) -> float:
+    return float(row[(row != 0) & (row != 1)][0])
+
+
+def _count_labels(file: Path, parts: dict[str, ArraySamples]) -> int:
+    """How many labels an image has; that they are one class written several times is said."""
+    train = parts["train"].targets
+    for part, samples in parts.items():
+        if samples.targets.ndim != 2 or samples.targets.shape[1] != train.shape[1]:
+            raise DataError(
+                f"{file}: {part}_labels have shape {samples.targets.shape} and train_labels "
+                f"{train.shape}: each image must have as many labels"
+            )
+    if (train.sum(1) == 1).all():
+        notice(
+            f"{file}: each training image has exactly one of {train.shape[1]} labels: they are "
+            "learnt as labels that may come together; "
+            "for classes give labels (n,), the number of the class"
+        )
+    return train.shape[1]
+
+
 def _count_classes(file: Path, parts: dict[str, ArraySamples]) -> int:
+    if other := next((part for part, samples in parts.items() if samples.targets.ndim != 1), None):
+        raise DataError(
+            f"{file}: {other}_labels have several columns and train_labels one: each image must have as many labels"
+        )
     found = {part: {label for label in samples.targets.tolist() if label >= 0} for part, samples in parts.items()}
     count = max(found["train"], default=0) + 1
     if count < 2:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from softless.data.arrays import (
     NOT_AN_NPZ,
     no_classes,
     no_images,
+    no_labels,
     no_numbers,
     not_finite,
     npz_file,
@@ -25,20 +26,27 @@ from softless.data.arrays import (
 )
 from softless.data.boxes import check_masks, not_coco
 from softless.data.findings import NO_TEXT, DataCheck, Fault, Gathering, not_there
-from softless.data.folder import Listing, existing_folder, listing, read_as
+from softless.data.folder import Listing, existing_folder, folder_parts, listing, read_as
+from softless.data.groups import grouped_cut
 from softless.data.images import IMAGE_TYPES, MAX_PIXELS, MIN_SIDE, limit
 from softless.data.label_images import read_parts
 from softless.data.label_layout import is_label_layout, label_folders, layout_of
 from softless.data.places import ALIKE, LAYOUT, PARTS, class_splits, composed, folders_in, twins_of
 from softless.data.progress import track
 from softless.data.ranges import Range
+from softless.data.samples import FileSamples
+from softless.data.tables import read_table
 from softless.data.unlabelled import without_classes
-from softless.errors import DataError, UsageError, located
+from softless.errors import DataError, Faults, UsageError, located
 from softless.words import counted, is_text
+
+if TYPE_CHECKING:  # training lies above data
+    from softless.training.recipe import TableSpec
 
 __all__ = ["DataCheck", "Fault", "check"]
 
 LABELS = "label images"
+CUT = 0.15  # of the images, for a validation part that is tried
 
 
 @dataclass(frozen=True)
@@ -53,10 +61,12 @@ class Reading:
     fov: str | None = None  # folder of fields of view
     values: Mapping[Any, str] | None = None  # what stored values of label images are called
     range: str | None = None  # the declared range of the images' values
+    table: "TableSpec | None" = None  # that lists the images
+    group: str | None = None  # a pattern that finds groups in the paths of class folders
 
 
 def check(
-    path: str | Path,
+    path: str | Path | None,
     *,
     images: str | Path | None = None,
     min_side: int | None = None,
@@ -70,7 +80,8 @@ def check(
     Args:
         path: a folder `root/{train,val,test}/class/*`, `root/class/*` or of images alone; images with label images, `root/images/{train,val,test}`
             and `root/labels*/{train,val,test}`, or as ADE20K has them; a COCO json, or a folder with several in `annotations/`; an npz file
-            with MedMNIST's keys.
+            with MedMNIST's keys. Of a table (`reading.table`) the folder that its files start
+            from, or None.
         images: folder that a COCO json's file names start from; looked for by the usual layouts without it.
         min_side: images with a shorter side below this are bad; 8, or SOFTLESS_MIN_SIDE, by default.
         max_pixels: images with more pixels are bad and not decoded; 89,478,485, or SOFTLESS_MAX_PIXELS, by default.
@@ -85,8 +96,9 @@ def check(
         DataError: nothing is there, or nothing that can be checked.
         UsageError: a limit below 1, or `images` for data that are not COCO.
     """
-    root = located(path)
-    if not root.exists():
+    listed = None if reading is None else reading.table
+    root = located(path or (listed and listed.path) or "")
+    if listed is None and not root.exists():
         raise not_there(root)
     for variable, default, given in (
         ("SOFTLESS_MIN_SIDE", MIN_SIDE, min_side),
@@ -95,6 +107,8 @@ def check(
         limit(variable, default, given)
     scale = Range.of(range if reading is None else reading.range)
     found = Gathering(root if root.is_dir() else root.parent, max_pixels, min_side, scale)
+    if listed is not None:
+        return found.report(located(listed.path or ""), _check_table(listed, path, found), strict=strict)
     return found.report(
         root, _checked(root, found, None if images is None else located(images), reading), strict=strict
     )
@@ -115,8 +129,49 @@ def _checked(root: Path, found: Gathering, images: Path | None, reading: Reading
     if reading is not None and not reading.classes and (places := without_classes(existing_folder(root))):
         return "; ".join({_check_images(root / place, found, part) for part, place in places.items()})
     if kind == "folder" or root.is_dir():
-        return _check_folder(existing_folder(root), found, classed=reading is not None)
+        layout = _check_folder(existing_folder(root), found, classed=reading is not None)
+        if reading is not None and reading.group is not None and not found.bad:
+            _check_groups(root, reading.group, found)
+        return layout
     raise DataError(f"{root} is neither a folder, a COCO json file (.json) nor an npz file (.npz)")
+
+
+def _check_table(spec: "TableSpec", folder: str | Path | None, found: Gathering) -> str:
+    """A table against its files: rows, groups, classes, and every image."""
+    listed = read_table(spec, None if folder is None else str(folder), 3, found.scale)
+    found.root = listed.root
+    found.bad += listed.faults
+    for part, samples in listed.parts.items():
+        targets = samples.targets if listed.several else np.eye(len(listed.classes), dtype=np.int64)[samples.targets]
+        found.counts[part] = dict(zip(listed.classes, targets.sum(0).tolist(), strict=True))
+        said = [", ".join(listed.classes[place] for place in np.flatnonzero(row)) for row in targets]
+        for file, label in track(zip(samples.paths(), said, strict=True), len(samples), f"reading {part}"):
+            found.image(file, part, label)
+    if not listed.faults:
+        _check_cut(located(spec.path or ""), listed.parts, found)
+    return "table"
+
+
+def _check_cut(place: Path, parts: Mapping[str, FileSamples], found: Gathering) -> None:
+    """Whether a validation part can be cut off where groups stay whole."""
+    samples = parts.get("all", parts.get("train"))
+    if "val" in parts or samples is None or samples.groups is None:
+        return
+    try:
+        grouped_cut(samples.targets, samples.groups, CUT, 0)
+    except DataError as error:
+        found.fault(place, "groups", str(error))
+
+
+def _check_groups(root: Path, pattern: str, found: Gathering) -> None:
+    """Whether the groups that a pattern finds in class folders can be kept whole."""
+    try:
+        _check_cut(root, folder_parts(root, 3, None, pattern)[0], found)
+    except Faults as error:
+        for line in error.lines:
+            found.fault(root, "groups", line.strip())
+    except DataError as error:
+        found.fault(root, "groups", str(error))
 
 
 def _check_coco(root: Path, files: list[Path], images: Path | None, found: Gathering, reading: Reading | None) -> str:
@@ -273,6 +328,7 @@ def _check_npz(file: Path, found: Gathering) -> str:
         labels = _check_labels(file, part, arrays, found, classes)
         _check_arrays(file, part, arrays, found, labels)
     _check_classes(file, classes, found)
+    _check_widths(file, {part: arrays[f"{part}_labels"] for part in PARTS if f"{part}_labels" in arrays}, found)
     return "npz"
 
 
@@ -309,9 +365,15 @@ def _check_labels(
     labels, key = arrays.get(f"{part}_labels"), f"{file.name}/{part}_labels"
     if labels is None:
         return []
-    if labels.ndim not in {1, 2} or (labels.ndim == 2 and labels.shape[1] != 1):
-        found.fault(key, "labels", f"labels have shape {labels.shape}; one label per image is read: (n,) or (n, 1)")
+    if labels.ndim not in {1, 2} or (labels.ndim == 2 and not labels.shape[1]):
+        found.fault(
+            key,
+            "labels",
+            f"labels have shape {labels.shape}; read are (n,) and (n, 1), or (n, K) for several labels an image",
+        )
         return []
+    if labels.ndim == 2 and labels.shape[1] > 1 and labels.dtype.kind in "biuf":
+        return _check_several(key, part, labels, found)
     if labels.dtype.kind not in "biu":
         found.fault(key, "labels", f"labels are {labels.dtype}, and must be whole numbers from 0")
         return []
@@ -321,6 +383,27 @@ def _check_labels(
     classes[part] = {value for value in values if value >= 0}
     found.counts[part] = {str(value): count for value, count in sorted(Counter(values).items())}
     return [str(value) for value in values]
+
+
+def _check_widths(file: Path, labels: Mapping[str, np.ndarray], found: Gathering) -> None:
+    """Whether each image has as many labels as those of train."""
+    widths = {part: 1 if array.ndim < 2 else array.shape[1] for part, array in labels.items()}
+    for part, width in widths.items():
+        if width != widths.get("train", width):
+            reason = f"each image has {width} labels, and {widths['train']} in train: each must have as many"
+            found.fault(f"{file.name}/{part}_labels", "labels", reason)
+
+
+def _check_several(key: str, part: str, labels: np.ndarray, found: Gathering) -> list[str]:
+    """Several labels an image, (n, K) of 0 and 1; the labels of each as text."""
+    for fault in no_labels(labels, part).values():
+        found.fault(fault.path, fault.kind, fault.reason)
+    found.counts[part] = {str(place): int((column == 1).sum()) for place, column in enumerate(labels.T)}
+    for place in np.flatnonzero((labels == labels[:1]).all(0)).tolist() if part == "train" else ():
+        found.fault(
+            key, "classes", f"all training images have the same value of label {place}: there is nothing to learn"
+        )
+    return [", ".join(map(str, np.flatnonzero(row == 1))) for row in labels]
 
 
 def _check_arrays(file: Path, part: str, arrays: dict[str, np.ndarray], found: Gathering, labels: list[str]) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from softless.data.arrays import digits_parts, npz_parts
 from softless.data.findings import Fault
 from softless.data.folder import class_places, folder_parts
+from softless.data.groups import folds_of, grouped_cut, strata
 from softless.data.notices import notice
 from softless.data.pictures import unit
 from softless.data.progress import track
@@ -17,11 +18,12 @@ from softless.data.ranges import FIELD as RANGE
 from softless.data.ranges import Range
 from softless.data.readable import contents, refuse_policy, sift
 from softless.data.samples import ArraySamples, FileSamples, Samples
+from softless.data.tables import table_parts
 from softless.errors import DataError, UsageError, located, unknown
 from softless.words import few
 
 if TYPE_CHECKING:  # training lies above data: its recipe is read here by its field names only
-    from softless.training.recipe import DataSpec
+    from softless.training.recipe import DataSpec, TableSpec
 
 PIXELS = "pixels of"  # begins the entries of a fingerprint that older runs have not
 MEASURED_IMAGES = 1000  # at most so many files are decoded to measure mean and std
@@ -53,28 +55,24 @@ class Splits:
         return replace(self, train=train, val=val, test=test, classes=tuple(classes))
 
 
-def open_splits(spec: "DataSpec", seed: int) -> Splits:
-    """Open the source that `spec` names and cut it.
+def open_splits(spec: "DataSpec", seed: int, table: "TableSpec | None" = None) -> Splits:
+    """Open the source that `spec` names, or the images that a table lists, and cut it
+    (`cut_parts`).
 
-    Where the source has no validation part, `spec.val_fraction` of the training part is cut off per class, drawn by
-    `seed`. A source without a test part has `test=None`. `spec.limit` thins the training part alone, per class.
+    A source without a test part has `test=None`. `spec.limit` thins the training part alone, per
+    class.
 
     Raises:
         DataError: whatever is wrong with the data, with its path.
         UsageError: a field of `spec` that cannot be used.
     """
-    parts, classes = open_parts(spec)
-    train = parts["all"] if "all" in parts else parts["train"]
-    val = parts.get("val")
-    if val is None:
-        kept, cut = stratified_cut(train.targets, spec.val_fraction, seed)
-        train, val = train.take(kept), train.take(cut)
-        _say_absent(classes, val)
+    parts, classes = open_parts(spec, table)
+    cut = cut_parts(parts, classes, spec, seed)
+    train, val, test = cut["train"], cut["val"], cut.get("test")
     if spec.limit is not None:
-        train = train.take(_thinned(train.targets, spec.limit, seed))
+        train = train.take(_thinned(strata(train.targets), spec.limit, seed))
     mean, std = scaling(spec, train)
-    test = parts.get("test")
-    told = fingerprint(spec.source, classes, {"train": train, "val": val, "test": test})
+    told = fingerprint(spec.source if table is None else "table", classes, {"train": train, "val": val, "test": test})
     return Splits(train, val, test, classes, spec.in_chans, mean, std, told, left_out_of(parts))
 
 
@@ -83,7 +81,7 @@ def left_out_of(parts: Mapping[str, Samples]) -> dict[str, tuple[Fault, ...]]:
     return {part: samples.left_out for part, samples in parts.items() if samples.left_out}
 
 
-def open_parts(spec: "DataSpec") -> tuple[dict[str, Samples], tuple[str, ...]]:
+def open_parts(spec: "DataSpec", table: "TableSpec | None" = None) -> tuple[dict[str, Samples], tuple[str, ...]]:
     """What the source holds before anything is cut: {"train", "val"?, "test"?}, or {"all"}; and the class names.
 
     Every image of every part was read; one that cannot be is an error or left out, as `spec.faults` says.
@@ -95,6 +93,9 @@ def open_parts(spec: "DataSpec") -> tuple[dict[str, Samples], tuple[str, ...]]:
         )
     if spec.in_chans < 1:
         raise UsageError(f"data.in_chans={spec.in_chans}: images have at least one channel")
+    if table is not None:
+        parts, classes = table_parts(table, spec.path, spec.in_chans, Range.of(spec.range))
+        return sift(next(iter(parts.values())).root, parts, spec.faults), classes
     if spec.source == "digits" and spec.range is not None:
         raise UsageError(f"{RANGE}={spec.range}: the digits have 8 bits and are whole; leave it out")
     if spec.source == "digits":
@@ -104,10 +105,72 @@ def open_parts(spec: "DataSpec") -> tuple[dict[str, Samples], tuple[str, ...]]:
         raise unknown("data source", spec.source, ("digits", "folder", "npz"))
     if not spec.path:
         raise DataError(f"the data source '{spec.source}' needs a path: give --data PATH or set data.path=PATH")
-    parts, classes = (folder_parts if spec.source == "folder" else npz_parts)(
-        spec.path, spec.in_chans, Range.of(spec.range)
-    )
-    return sift(located(spec.path), parts, spec.faults), classes
+    scale = Range.of(spec.range)
+    found: tuple[Mapping[str, Samples], tuple[str, ...]]
+    if spec.source == "folder":
+        found = folder_parts(spec.path, spec.in_chans, scale, spec.group)
+    else:
+        found = npz_parts(spec.path, spec.in_chans, scale)
+    return sift(located(spec.path), found[0], spec.faults), found[1]
+
+
+def cut_parts(parts: Mapping[str, Samples], classes: Sequence[str], spec: "DataSpec", seed: int) -> dict[str, Samples]:
+    """The training, validation and test part of what a source holds, drawn by `seed`; "test" may
+    be absent.
+
+    Where there is no validation part, `spec.val_fraction` of the training part is cut off per
+    class. With `spec.folds` the images are cut into so
+    many folds: number `spec.fold` is the test part, and the validation part is cut off the rest.
+    Groups stay whole.
+
+    Raises:
+        DataError: there are too few images or groups for the cut.
+        UsageError: folds of a source that has parts already.
+    """
+    if spec.folds is not None:
+        return _fold(parts, classes, spec, seed)
+    if "val" in parts:
+        return dict(parts)
+    train, val = _held_out(parts["all"] if "all" in parts else parts["train"], spec.val_fraction, seed)
+    _say_absent(classes, val)
+    return {"train": train, "val": val, **{part: samples for part, samples in parts.items() if part == "test"}}
+
+
+def _fold(parts: Mapping[str, Samples], classes: Sequence[str], spec: "DataSpec", seed: int) -> dict[str, Samples]:
+    """The parts of one fold; the first one also tries all others, so that none fails hours
+    later.
+    """
+    assert spec.folds is not None
+    assert spec.fold is not None
+    if "all" not in parts:
+        raise UsageError(
+            f"folds cut the images themselves, and these have {', '.join(parts)} already: leave "
+            "folds out, or join the parts "
+            "(of a table: table.split=none)"
+        )
+    every = parts["all"]
+    places = folds_of(every.targets, every.groups, spec.folds, seed, classes)
+    found: dict[str, Samples] = {}
+    for fold in [*(range(1, spec.folds) if spec.fold == 0 else ()), spec.fold]:
+        train, val = _held_out(every.take(np.flatnonzero(places != fold)), spec.val_fraction, seed)
+        found = {"train": train, "val": val, "test": every.take(np.flatnonzero(places == fold))}
+    _say_absent(classes, found["val"])
+    return found
+
+
+def _held_out(samples: Samples, fraction: float, seed: int) -> tuple[Samples, Samples]:
+    """What stays to be trained on, and what is cut off for validation."""
+    _check_fraction(fraction)
+    if samples.groups is None:
+        kept, cut = stratified_cut(strata(samples.targets), fraction, seed)
+    else:
+        kept, cut = grouped_cut(samples.targets, samples.groups, fraction, seed)
+    return samples.take(kept), samples.take(cut)
+
+
+def _check_fraction(fraction: float) -> None:
+    if not 0 < fraction < 1:
+        raise UsageError(f"data.val_fraction={fraction}: the share cut off for validation lies between 0 and 1")
 
 
 def stratified_cut(targets: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -117,8 +180,7 @@ def stratified_cut(targets: np.ndarray, fraction: float, seed: int) -> tuple[np.
         UsageError: the fraction is not between 0 and 1.
         DataError: so few images that nothing would be cut off.
     """
-    if not 0 < fraction < 1:
-        raise UsageError(f"data.val_fraction={fraction}: the share cut off for validation lies between 0 and 1")
+    _check_fraction(fraction)
     rng = np.random.default_rng(seed)
     cut = []
     for label in np.unique(targets):
@@ -135,10 +197,13 @@ def stratified_cut(targets: np.ndarray, fraction: float, seed: int) -> tuple[np.
 
 def _say_absent(classes: Sequence[str], val: Samples) -> None:
     """Which classes have no validation image: what is measured there says nothing of them."""
-    absent = [name for index, name in enumerate(classes) if index not in set(val.targets.tolist())]
+    each = val.targets > 0 if val.targets.ndim == 2 else np.eye(len(classes), dtype=bool)[val.targets]
+    absent = [name for name, there in zip(classes, each.T, strict=True) if not there.any()]
     if absent:
+        what = "image" if val.groups is None else "group"
         notice(
-            f"no validation image of {few(absent)}, with one training image each: the best epoch is chosen without them, and AUC is of the others; "
+            f"no validation image of {few(absent)}, with one training {what} each: the best "
+            "epoch is chosen without them, and AUC is of the others; "
             "add images, or a val folder"
         )
 

@@ -10,7 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from softless.data.findings import NO_TEXT
+import numpy as np
+
+from softless.data.findings import NO_TEXT, refusal
+from softless.data.groups import groups_of, shared_groups
 from softless.data.images import IMAGE_TYPES
 from softless.data.notices import notice
 from softless.data.places import ALIKE, LAYOUT, class_splits, composed, folders_in, twins_of
@@ -41,19 +44,28 @@ class Scan:
 
 
 def folder_parts(
-    path: str | Path, channels: int, scale: Range | None = None
+    path: str | Path, channels: int, scale: Range | None = None, group: str | None = None
 ) -> tuple[dict[str, FileSamples], tuple[str, ...]]:
     """The parts a data folder holds ({"train", "val", "test"}, or {"all"} for class folders alone) and the class names.
 
+    Args:
+        path: the folder.
+        channels: 1 or 3.
+        scale: the declared range of the images' values.
+        group: a regular expression whose capture group finds in the path of a file, class folder
+            first, whose the image is.
+
     Raises:
         DataError: the folder is missing, a file or empty; there is only one class; a class has no images; class
-            names differ between parts, or differ only in case.
+            names differ between parts, or differ only in case; a group stands in two parts, or is
+            not found in a path.
+        UsageError: no regular expression with one capture group.
     """
     root = existing_folder(path)
     places = class_splits(root)
     if not places:
         scan = _scan(root)
-        return {"all": _samples(root, "", scan, channels, scale)}, tuple(scan.files)
+        return {"all": _samples(root, "", scan, channels, scale, group)}, tuple(scan.files)
     if renamed := read_as(places):
         notice(f"{root}: {renamed}")
     _report_unused(root, places)
@@ -61,7 +73,10 @@ def folder_parts(
     classes = tuple(scans["train"].files)
     for part, scan in scans.items():
         class_places(classes, tuple(scan.files), f"{root / places['train']}", f"{root / places[part]}")
-    return {part: _samples(root, places[part], scan, channels, scale) for part, scan in scans.items()}, classes
+    parts = {part: _samples(root, places[part], scan, channels, scale, group) for part, scan in scans.items()}
+    if shared := list(shared_groups(parts, "group")):
+        raise refusal(root, shared, "move the images of a group into one split")
+    return parts, classes
 
 
 def existing_folder(path: str | Path) -> Path:
@@ -214,10 +229,12 @@ def _refuse_no_text(root: Path, folders: list[str]) -> None:
         raise DataError(f"{root}: the class folder '{visible(bad[0])}' has {NO_TEXT}")
 
 
-def _samples(root: Path, part: str, scan: Scan, channels: int, scale: Range | None) -> FileSamples:
-    files = [f"{part}/{file}" if part else file for found in scan.files.values() for file in found]
+def _samples(root: Path, part: str, scan: Scan, channels: int, scale: Range | None, group: str | None) -> FileSamples:
+    listed = [file for found in scan.files.values() for file in found]
+    groups = None if group is None else np.array(groups_of(listed, group), dtype=object)
+    files = [f"{part}/{file}" if part else file for file in listed]
     targets = [index for index, found in enumerate(scan.files.values()) for _ in found]
-    return FileSamples(root, files, targets, channels, scale)
+    return FileSamples(root, files, targets, channels, scale, groups=groups)
 
 
 def images_at(

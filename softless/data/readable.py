@@ -183,6 +183,8 @@ def _without(root: Path, part: str, samples: Samples, faults: Mapping[int, Fault
         return samples
     kept = samples.take([place for place in range(len(samples)) if place not in faults])
     kept.left_out = tuple(faults.values())
+    if samples.targets.ndim == 2:
+        return kept
     lost = sorted({label for label in samples.targets.tolist() if label >= 0} - set(kept.targets.tolist()))
     if lost:
         shown = ", ".join(

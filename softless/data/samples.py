@@ -23,7 +23,8 @@ from softless.errors import DataError
 class Samples(ABC):
     """Labelled images.
 
-    `targets` (n,) int64 holds class indices, or zeros where an image has no single one; `channels` is what `image` returns, `scale` the declared
+    `targets` (n,) int64 holds class indices, or zeros where an image has no single one, or (n, K)
+    several labels of 0 and 1; `channels` is what `image` returns, `scale` the declared
     range that its values were brought to 0..1 from.
     """
 
@@ -31,18 +32,25 @@ class Samples(ABC):
     channels: int
     scale: Range | None = None
     left_out: tuple[Fault, ...] = ()  # what could not be used when these were opened
+    groups: np.ndarray | None = None  # (n,) whose each image is (a patient, say), where that is known
 
     def __len__(self) -> int:
         return len(self.targets)
 
+    def paths(self) -> list[Path]:
+        """Where the files lie, of images in files."""
+        return []
+
     def target(self, index: int) -> Any:
-        """What the image is to be answered with: its class index."""
-        return int(self.targets[index])
+        """What the image is to be answered with: its class index, or its labels (K,)."""
+        return int(self.targets[index]) if self.targets.ndim == 1 else self.targets[index]
 
     def update(self, digest: Any) -> None:
         """Feed what tells these samples from others into a hashlib digest: names and targets, no path."""
         digest.update("\n".join(self.name(i) for i in range(len(self))).encode(errors="surrogateescape"))
         digest.update(self.targets.tobytes())
+        if self.groups is not None:
+            digest.update("\n".join(self.groups.tolist()).encode(errors="surrogateescape"))
 
     @abstractmethod
     def image(self, index: int) -> Picture:
@@ -58,8 +66,8 @@ class Samples(ABC):
 
     def renumbered(self, places: Sequence[int]) -> "Samples":
         """The same samples with class index i called places[i]."""
-        other = copy(self)
-        other.targets = np.asarray(places, dtype=np.int64)[self.targets]
+        other, moved = copy(self), np.asarray(places, dtype=np.int64)
+        other.targets = moved[self.targets] if self.targets.ndim == 1 else self.targets[:, np.argsort(moved)]
         return other
 
 
@@ -105,7 +113,9 @@ class ArraySamples(Samples):
     def take(self, indices: Sequence[int] | np.ndarray) -> "ArraySamples":
         chosen = np.asarray(indices, dtype=np.int64)
         names = [self.names[i] for i in chosen]
-        return ArraySamples(self.images[chosen], self.targets[chosen], self.channels, names, self.scale)
+        taken = ArraySamples(self.images[chosen], self.targets[chosen], self.channels, names, self.scale)
+        taken.groups = None if self.groups is None else self.groups[chosen]
+        return taken
 
 
 class FileSamples(Samples):
@@ -119,6 +129,7 @@ class FileSamples(Samples):
         channels: int,
         scale: Range | None = None,
         page: int = 0,
+        groups: np.ndarray | None = None,
     ) -> None:
         if channels not in MODES:
             raise DataError(
@@ -128,7 +139,7 @@ class FileSamples(Samples):
         self.root = root
         self.files = list(files)
         self.targets = np.asarray(targets, dtype=np.int64)
-        self.channels, self.scale, self.page = channels, scale, page
+        self.channels, self.scale, self.page, self.groups = channels, scale, page, groups
 
     def paths(self) -> list[Path]:
         """Where the files lie."""
@@ -146,4 +157,5 @@ class FileSamples(Samples):
     def take(self, indices: Sequence[int] | np.ndarray) -> "FileSamples":
         chosen = np.asarray(indices, dtype=np.int64)
         files = [self.files[i] for i in chosen]
-        return FileSamples(self.root, files, self.targets[chosen], self.channels, self.scale, self.page)
+        groups = None if self.groups is None else self.groups[chosen]
+        return FileSamples(self.root, files, self.targets[chosen], self.channels, self.scale, self.page, groups)

@@ -1,5 +1,7 @@
 """Images whose labels are not used: class folders, arrays, or one folder of images without classes."""
 
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +32,7 @@ def open_unlabelled(spec: "DataSpec", seed: int) -> Splits:
     """
     root = located(spec.path) if spec.path else None
     if spec.source != "folder" or root is None:
-        return open_splits(spec, seed)
+        return _without_several(open_splits(spec, seed))
     existing_folder(root)
     places = without_classes(root)
     if not places:
@@ -55,6 +57,22 @@ def open_unlabelled(spec: "DataSpec", seed: int) -> Splits:
     test = parts.get("test")
     told = fingerprint(spec.source, (), {"train": train, "val": val, "test": test})
     return Splits(train, val, test, (), spec.in_chans, mean, std, told, left_out_of(parts))
+
+
+def _without_several(splits: Splits) -> Splits:
+    """Several labels an image are no classes that neighbours could vote for: they are left out,
+    which is said.
+    """
+    if splits.train.targets.ndim == 1:
+        return splits
+    notice("the images have several labels each, which are not used: nearest neighbours vote for single ones")
+    found = {}
+    for part in ("train", "val", "test"):
+        samples = copy(getattr(splits, part))
+        if samples is not None:
+            samples.targets = np.zeros(len(samples), dtype=np.int64)
+        found[part] = samples
+    return replace(splits, classes=(), **found)
 
 
 def without_classes(root: Path) -> dict[str, str]:

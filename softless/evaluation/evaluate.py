@@ -200,7 +200,7 @@ def evaluate(
         raise UsageError("evaluate needs the class names of a bare model: pass classes=splits.classes")
     place = torch.device(device) if device is not None else next(model.parameters()).device
     logits, targets = forward_all(model, loader, len(loader.positions), place, amp, label)
-    logits, targets = _gathered(loader, logits, targets)
+    logits, targets = gathered(loader, logits, targets)
     if logits.shape[1] != len(names):
         raise UsageError(
             f"the model gives {logits.shape[1]} logits and there are {len(names)} classes: they must agree"
@@ -275,7 +275,7 @@ def precision_of(amp: str) -> str:
     return "float32" if amp == "none" else amp
 
 
-def _gathered(loader: EpochLoader, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def gathered(loader: EpochLoader, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """All ranks' parts in the order of the data set; a loader that yields everything has nothing to gather."""
     alone = not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
     if alone or len(loader.positions) == len(loader.dataset):  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from softless.data.loader import EpochLoader
 from softless.errors import DivergedError
-from softless.evaluation.evaluate import _gathered, forward_all
+from softless.evaluation.evaluate import forward_all, gathered
 from softless.evaluation.intervals import wilson
 
 Reading: TypeAlias = Callable[[nn.Module, Tensor], Tensor]
@@ -122,7 +122,7 @@ def extract(
     """
     place = device or next(model.parameters()).device
     features, targets = forward_all(_Reader(model, read), loader, len(loader.positions), place, amp, label)
-    features, targets = _gathered(loader, features, targets)
+    features, targets = gathered(loader, features, targets)
     bad = int((~features.isfinite()).any(1).sum())
     if bad:
         raise DivergedError(f"the features of {bad} of {len(features)} images are not finite: the weights diverged")

@@ -97,7 +97,7 @@ def load_run(run_dir: str | Path, device: str | torch.device = "cpu") -> LoadedR
     classes = tuple(best["classes"])
     task = best.get("task") or "classification"  # which older runs do not say
     args, architecture = best["model_args"], best["architecture"]
-    if task == "classification":
+    if task in {"classification", "multilabel"}:
         args = {"num_classes": len(classes), "in_chans": best["in_chans"], **args}
     transform = (plain_transform if task in DENSE else eval_transform)(
         best["image_size"], best["crop_pct"], best["interpolation"], best["mean"], best["std"], best["in_chans"],

@@ -7,7 +7,7 @@ from torch import nn
 
 from softless.errors import unknown
 
-TASKS = ("classification", "detection", "segmentation", "dino")
+TASKS = ("classification", "multilabel", "detection", "segmentation", "dino")
 
 
 def assemble(
@@ -16,7 +16,8 @@ def assemble(
     """The model of a task.
 
     Args:
-        task: "classification", "detection", "segmentation" or "dino" (the backbone that it trained, without a head).
+        task: "classification", "multilabel", "detection", "segmentation" or "dino" (the backbone
+            that it trained, without a head).
         architecture: a registered model or a host.
         model_args: further arguments of `create_model`, among them `op`, `num_classes` and `in_chans`.
         head: what is built around a host for dense prediction: arguments of `detector` or `segmenter`.
@@ -24,7 +25,7 @@ def assemble(
     Raises:
         UsageError: no such task or model, or arguments that do not fit.
     """
-    if task in {"classification", "dino"}:
+    if task in {"classification", "multilabel", "dino"}:
         from softless.models.create import create_model
 
         return create_model(architecture, **model_args)

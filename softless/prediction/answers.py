@@ -7,7 +7,7 @@ from typing import Any
 
 from softless.data.findings import SHOWN, Fault
 from softless.data.readable import fault_of, unreadable
-from softless.data.samples import FileSamples
+from softless.data.samples import FileSamples, Samples
 from softless.errors import DataError
 from softless.words import counted
 
@@ -53,12 +53,15 @@ class Answers:
         ]
 
 
-def readable(samples: FileSamples) -> FileSamples:
-    """The images that can be decoded to their last byte; `left_out` has the others.
+def readable(samples: Samples) -> Samples:
+    """The images that can be decoded to their last byte; `left_out` has the others. Those of an
+    array are decoded already.
 
     Raises:
         DataError: none can.
     """
+    if not isinstance(samples, FileSamples):
+        return samples
     paths = samples.paths()
     bad = unreadable(paths, samples.channels, samples.scale, samples.page)
     if len(bad) == len(paths):

@@ -3,15 +3,16 @@
 import csv
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from softless.data.samples import FileSamples
+from softless.data.samples import Samples
 from softless.errors import UsageError
 from softless.evaluation import LoadedRun
 from softless.models.durable import write_picture, write_text
@@ -35,15 +36,40 @@ class Predictions(Answers):
         return "\n".join([*self.head(self.csv, "saliency maps"), *aligned(self.counts.items()), *self.foot()])
 
 
-def predict(loaded: LoadedRun, samples: FileSamples, out: Results, setting: Setting, *, overlays: bool) -> Predictions:
+@dataclass(frozen=True)
+class Words:
+    """How logits become words."""
+
+    probabilities: Callable[[Tensor], Tensor]  # (n, K) -> (n, K)
+    said: Callable[[np.ndarray], list[str]]  # the probabilities of an image (K,) -> the classes that it is given
+    title: Callable[[np.ndarray], str]
+
+
+def predict(loaded: LoadedRun, samples: Samples, out: Results, setting: Setting, *, overlays: bool) -> Predictions:
     """Write `predictions.csv` (file, predicted class, probability of each class) and, with overlays, `saliency/NAME.png`."""
+    classes = loaded.classes
+    words = Words(
+        probabilities=lambda logits: logits.softmax(1),
+        said=lambda row: [classes[int(row.argmax())]],
+        title=lambda row: f"{classes[int(row.argmax())]}, {row.max():.0%}",
+    )
+    return answered(loaded, samples, out, setting, words, overlays=overlays)
+
+
+def answered(
+    loaded: LoadedRun, samples: Samples, out: Results, setting: Setting, words: Words, *, overlays: bool
+) -> Predictions:
+    """Answer all images: one line each, several classes of one image with `; ` between."""
+    names = [samples.name(index) for index in range(len(samples))]
     table = out.file("predictions.csv")
-    pictures = out.pictures(samples.files, "saliency") if overlays else []
-    probabilities = _probabilities(loaded, samples, setting)
-    _write_csv(table, samples.files, probabilities, loaded.classes)
+    pictures = out.pictures(names, "saliency") if overlays else []
+    probabilities = _probabilities(loaded, samples, names, setting, words)
+    said = [words.said(row) for row in probabilities]
+    _write_csv(table, names, said, probabilities, loaded.classes)
     if overlays:
-        _draw(loaded, samples, pictures, probabilities, min(setting.batch_size, 16))
-    counts = Counter(loaded.classes[index] for index in probabilities.argmax(1))
+        titles = [f"{words.title(row)}: {name}" for row, name in zip(probabilities, names, strict=True)]
+        _draw(loaded, samples, pictures, titles, min(setting.batch_size, 16))
+    counts = Counter(name for row in said for name in row)
     return Predictions(
         csv=table,
         overlays=out.folder / "saliency" if overlays else None,
@@ -54,7 +80,9 @@ def predict(loaded: LoadedRun, samples: FileSamples, out: Results, setting: Sett
     )
 
 
-def _probabilities(loaded: LoadedRun, samples: FileSamples, setting: Setting) -> np.ndarray:
+def _probabilities(
+    loaded: LoadedRun, samples: Samples, names: Sequence[str], setting: Setting, words: Words
+) -> np.ndarray:
     """(n, K) float64."""
     from softless.data import eval_loader
     from softless.evaluation import forward_all
@@ -64,24 +92,27 @@ def _probabilities(loaded: LoadedRun, samples: FileSamples, setting: Setting) ->
     bad = (~logits.isfinite()).any(1).nonzero().flatten().tolist()
     if bad:
         raise UsageError(
-            f"the model's output is not finite for {len(bad)} of {len(samples)} images, first for "
-            f"{samples.root / samples.files[bad[0]]}: the weights in {loaded.path} are of no use"
+            f"the model's output is not finite for {len(bad)} of {len(samples)} images, first "
+            f"for {names[bad[0]]}: the weights in "
+            f"{loaded.path} are of no use"
         )
-    return logits.double().softmax(1).numpy()
+    return words.probabilities(logits.double()).numpy()
 
 
-def _write_csv(path: Path, files: Sequence[str], probabilities: np.ndarray, classes: Sequence[str]) -> None:
+def _write_csv(
+    path: Path, names: Sequence[str], said: Sequence[Sequence[str]], probabilities: np.ndarray, classes: Sequence[str]
+) -> None:
     # Names that are not UTF-8 are kept as escapes, and quoting keeps a name with a line break one record.
     file = io.StringIO(newline="")
     writer = csv.writer(file)
     writer.writerow(["file", "predicted", *map(as_cell, classes)])
-    for name, row in zip(files, probabilities, strict=True):
-        writer.writerow([as_cell(name), as_cell(classes[int(row.argmax())]), *(f"{p:.6f}" for p in row)])
+    for name, given, row in zip(names, said, probabilities, strict=True):
+        writer.writerow([as_cell(name), as_cell("; ".join(given)), *(f"{p:.6f}" for p in row)])
     write_text(path, file.getvalue(), errors="backslashreplace")
 
 
 def _draw(
-    loaded: LoadedRun, samples: FileSamples, pictures: Sequence[Path], probabilities: np.ndarray, batch_size: int
+    loaded: LoadedRun, samples: Samples, pictures: Sequence[Path], titles: Sequence[str], batch_size: int
 ) -> None:
     from softless.data.progress import track
     from softless.saliency import explain, figure, picture
@@ -92,7 +123,5 @@ def _draw(
         inputs = torch.stack([loaded.transform(samples.image(index)) for index in indices])
         maps = explain(loaded.model, inputs)
         for place, index in enumerate(indices):
-            row = probabilities[index]
-            title = f"{loaded.classes[int(row.argmax())]}, {row.max():.0%}: {samples.files[index]}"
             seen = picture(inputs[place], loaded.best["mean"], loaded.best["std"])
-            write_picture(pictures[index], figure(seen, maps, place, title=title))
+            write_picture(pictures[index], figure(seen, maps, place, title=titles[index]))

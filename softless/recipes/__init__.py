@@ -19,6 +19,7 @@ from softless.recipes import (
     labels,
     masks,
     medmnist,
+    multilabel,
     nuclei,
     vessels,
 )
@@ -32,6 +33,7 @@ RECIPES = {
     "masks": masks.recipe,
     "labels": labels.recipe,
     "medmnist": medmnist.recipe,
+    "multilabel": multilabel.recipe,
     "imagenet_sima_deit_small": imagenet_sima_deit_small.recipe,
     "imagenet_sima_xcit_small": imagenet_sima_xcit_small.recipe,
     "dino": dino.recipe,

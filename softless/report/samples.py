@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from softless.data import Samples, open_parts
+from softless.data.datasets import cut_parts
 from softless.errors import DataError, SoftlessError
 from softless.evaluation import load_run
 from softless.report.choose import chosen
@@ -18,7 +19,7 @@ from softless.report.pictures import inline
 from softless.report.places import without_places
 from softless.report.runs import Predictions
 from softless.saliency import Saliency, explain, overlay, picture
-from softless.training.recipe import DataSpec
+from softless.training.recipe import DataSpec, TableSpec
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,28 @@ class Looks:
     why_no_maps: str = ""
 
 
-def draw_samples(groups: Sequence[Group], count: int = 12) -> Html:
+class Reading:
+    """How answers become words: one class an image."""
+
+    sure = "confidence"  # what the share beside an answer is
+
+    def chosen(self, answers: Sequence[Predictions], count: int) -> list[int]:
+        """Which images are shown."""
+        return chosen(answers, count)
+
+    def truth(self, group: Group, answers: Predictions, index: int) -> str:
+        """The classes of an image."""
+        return group.first.classes[int(answers.targets[index])]
+
+    def said(self, group: Group, answers: Predictions, index: int) -> tuple[str, bool, float]:
+        """The answer, whether it is right, and how sure it is."""
+        said = group.first.classes[int(np.argmax(answers.logits[index]))]
+        return said, said == self.truth(group, answers, index), float(answers.probabilities[index].max())
+
+
+def draw_samples(groups: Sequence[Group], count: int = 12, reading: "Reading | None" = None) -> Html:
     """The grid, or the sentence that says why there is none (data moved, no test split)."""
+    reading = reading or Reading()
     answers = [group.first.predictions for group in groups]
     known = [answer for answer in answers if answer is not None]
     if len(known) < len(groups) or not known[0].names:
@@ -42,12 +63,12 @@ def draw_samples(groups: Sequence[Group], count: int = 12) -> Html:
         return tag(
             "p", "The models were tested on different images, so no image can be shown side by side.", class_="note"
         )
-    indices = chosen(known, count)
+    indices = reading.chosen(known, count)
     try:
         looks = [_look(group, answer, indices) for group, answer in zip(groups, known, strict=True)]
     except (SoftlessError, OSError) as error:
         return tag("p", f"The test images cannot be shown: {without_places(error, groups)}", class_="note")
-    cards = [_card(looks, place, index) for place, index in enumerate(indices)]
+    cards = [_card(looks, place, index, reading) for place, index in enumerate(indices)]
     missing = {f"{look.group.label}: {look.why_no_maps}" for look in looks if look.why_no_maps}
     notes = [tag("p", f"No saliency maps for {text}", class_="note") for text in sorted(missing)]
     return tag("div", tag("div", cards, class_="samples"), notes)
@@ -71,16 +92,20 @@ def _test_split(recipe: Mapping[str, Any]) -> Samples:
     stored: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in recipe["data"].items()
     }
-    parts, _ = open_parts(DataSpec(**stored))
+    listed = recipe.get("table")
+    table = None if listed is None else TableSpec(**{**listed, "label": tuple(listed["label"])})
+    spec = DataSpec(**stored)
+    parts, classes = open_parts(spec, table)
+    if spec.folds is not None:
+        parts = cut_parts(parts, classes, spec, int(recipe["seed"]))
     if "test" not in parts:
         raise DataError("the data no longer hold a test split")
     return parts["test"]
 
 
-def _card(looks: Sequence[Looks], place: int, index: int) -> Html:
+def _card(looks: Sequence[Looks], place: int, index: int, reading: Reading) -> Html:
     first = looks[0]
-    classes = first.group.first.classes
-    truth = classes[int(first.answers.targets[index])]
+    truth = reading.truth(first.group, first.answers, index)
     best = first.group.first.best
     image = picture(first.inputs[place], best["mean"], best["std"])
     return tag(
@@ -95,21 +120,19 @@ def _card(looks: Sequence[Looks], place: int, index: int) -> Html:
                 tag("span", first.answers.names[index], class_="name"),
             ),
         ),
-        [_answer(look, place, index, truth) for look in looks],
+        [_answer(look, place, index, reading) for look in looks],
         class_="sample",
     )
 
 
-def _answer(look: Looks, place: int, index: int, truth: str) -> Html:
-    probabilities = look.answers.probabilities[index]
-    said = look.group.first.classes[int(np.argmax(look.answers.logits[index]))]
-    right, sure = said == truth, float(probabilities.max())
+def _answer(look: Looks, place: int, index: int, reading: Reading) -> Html:
+    said, right, sure = reading.said(look.group, look.answers, index)
     verdict = tag(
         "div",
         tag("span", class_=f"swatch {look.group.colour}"),
         tag("span", look.group.label, class_="who"),
         tag("span", "✓ " if right else "✗ ", said, class_="said right" if right else "said wrong"),
-        tag("span", percent(sure, 0), class_="sure", title=f"confidence {100 * sure:.1f} %"),
+        tag("span", percent(sure, 0), class_="sure", title=f"{reading.sure} {100 * sure:.1f} %"),
         class_="verdict",
     )
     meter = tag(

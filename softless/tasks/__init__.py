@@ -7,19 +7,21 @@ from softless.tasks import lengths
 from softless.tasks.classification import Classification
 from softless.tasks.detection import Detection
 from softless.tasks.dino import Dino
+from softless.tasks.multilabel import Multilabel
 from softless.tasks.segmentation import Segmentation
 from softless.tasks.task import Outcome, Place, Task, facts
 
 if TYPE_CHECKING:
     from softless.training.recipe import Recipe
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (Classification, Detection, Segmentation, Dino)}
+TASKS: dict[str, type[Task]] = {task.name: task for task in (Classification, Multilabel, Detection, Segmentation, Dino)}
 
 __all__ = [
     "TASKS",
     "Classification",
     "Detection",
     "Dino",
+    "Multilabel",
     "Outcome",
     "Place",
     "Segmentation",
@@ -41,7 +43,7 @@ def open_task(recipe: "Recipe") -> Task:
     kind = TASKS[recipe.task]
     if recipe.metric not in kind.measures:
         raise unknown(f"measure of {kind.name}", recipe.metric, kind.measures)
-    if recipe.class_weights != "none" and kind is not Classification:
+    if recipe.class_weights != "none" and not issubclass(kind, Classification):
         raise UsageError(f"class_weights={recipe.class_weights} is for classification; this recipe is for {kind.name}")
     need(*kind.needs, *(["sklearn"] if recipe.data.source == "digits" else []))
     task = kind.open(recipe)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -42,8 +42,8 @@ class Classification(Task):
     """
 
     name = "classification"
-    needs = ()
-    measures = ("top1", "balanced_accuracy", "auc", "loss")
+    needs: ClassVar[tuple[str, ...]] = ()
+    measures: ClassVar[tuple[str, ...]] = ("top1", "balanced_accuracy", "auc", "loss")
 
     def __init__(self, recipe: "Recipe", classes: Sequence[str], class_counts: Sequence[int] | np.ndarray) -> None:
         self.recipe = recipe
@@ -55,7 +55,13 @@ class Classification(Task):
 
     @classmethod
     def open(cls, recipe: "Recipe") -> "Classification":
-        splits = open_splits(recipe.data, recipe.seed)
+        splits = open_splits(recipe.data, recipe.seed, recipe.table)
+        if splits.train.targets.ndim != 1:
+            raise UsageError(
+                f"{(recipe.table and recipe.table.path) or recipe.data.path} has "
+                f"{len(splits.classes)} labels an image, and this recipe takes one: "
+                "give the data with --data or --table, or in Python multilabel=MultilabelSpec()"
+            )
         task = cls(recipe, splits.classes, np.bincount(splits.train.targets, minlength=len(splits.classes)))
         task.splits = splits
         return task

@@ -23,6 +23,7 @@ from softless.words import clipped
 KEY = "setting"  # under which a field's metadata hold its Setting
 INTERVAL = re.compile(r"(?P<left>[\[(])(?P<low>[^,]+), (?P<high>[^,]+)(?P<right>[\])])")
 WORDS = {"true": True, "false": False}
+BRACKETS = frozenset("([{'\"")  # begin what Python writes
 UNIONS, NONE, UNFIT = (types.UnionType, typing.Union), type(None), object()
 
 
@@ -216,7 +217,9 @@ def readings(value: Any, hint: Any) -> list[Any]:
         read += _pairs(value)
     if _any_number(hint):
         if isinstance(value, str) and "," in value:
-            read.append(tuple(literal(part.strip()) for part in value.split(",")))
+            parts = [part.strip() for part in value.split(",")]
+            read.append(tuple(map(literal, parts)))
+            read += [] if value.lstrip()[:1] in BRACKETS else [tuple(parts)]  # names that look like numbers
         read += [(one,) for one in read if one is not None and not isinstance(one, tuple | list | Mapping)]
     return read
 

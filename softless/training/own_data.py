@@ -1,15 +1,66 @@
 """A recipe that reads data of one's own."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from softless.data.arrays import stored_channels
+from softless.data.arrays import stored_channels, stored_labels
 from softless.data.notices import notice
+from softless.data.tables import label_count
 from softless.errors import UsageError, located
-from softless.training.recipe import Recipe
+from softless.training.recipe import MultilabelSpec, Recipe, TableSpec
 
 GREY, COLOUR = 1, 3
+
+
+def with_table(recipe: Recipe, path: str | Path | None) -> Recipe:
+    """The recipe with its images listed in a table.
+
+    Args:
+        recipe: of a classifier that reads class folders.
+        path: the CSV file; None leaves the recipe as it is.
+
+    Raises:
+        UsageError: another recipe.
+    """
+    if path is None:
+        return recipe
+    if recipe.task != "classification" or recipe.data.source != "folder":
+        raise UsageError(
+            f"recipe '{recipe.name}' reads no image files with classes, so --table {path} has "
+            "no effect: leave it out, or take --recipe folder"
+        )
+    return replace(recipe, table=replace(recipe.table or TableSpec(), path=str(path)))
+
+
+def with_labels(recipe: Recipe, path: str | Path | None, given: Mapping[str, Any]) -> Recipe:
+    """The recipe for several labels an image, where the data have several. What does not go with
+    that is left out, which is said.
+
+    Args:
+        recipe: of a classifier, its table named.
+        path: the data, where they are not the recipe's.
+        given: fields that the user sets: they are never changed.
+    """
+    if recipe.task != "classification":
+        return recipe
+    place = path or given.get("data.path") or recipe.data.path
+    if recipe.table is not None:
+        columns = {name: value for name, value in given.items() if name.partition(".")[0] == "table"}
+        named = recipe.with_fields(**columns)
+        there = named.table is not None and located(named.table.path or "").is_file()
+        several = there and named.table is not None and label_count(named.table) > 1
+    else:
+        several = recipe.data.source == "npz" and place is not None and stored_labels(located(str(place))) > 1
+    if not several:
+        return recipe
+    changed: dict[str, Any] = {"metric": "auc"} if recipe.metric not in {"auc", "loss"} else {}
+    changed |= {f"augment.{name}": 0.0 for name in ("mixup", "cutmix") if getattr(recipe.augment, name)}
+    changed = {name: value for name, value in changed.items() if name not in given}
+    said = ", ".join(f"{name}={value}" for name, value in changed.items())
+    notice(f"the images have several labels each{f': {said} in place of what the recipe has for one' if said else ''}")
+    return replace(recipe, multilabel=MultilabelSpec()).with_fields(**changed)
 
 
 def with_data(recipe: Recipe, path: str | Path | None, given: Collection[str] = ()) -> Recipe:

@@ -26,7 +26,10 @@ def quick(recipe: Recipe, folder: Path) -> Recipe:
     bfloat16, which every CPU has).
     """
     small = SHRINK[recipe.task](recipe, folder)
-    return replace(small, data=replace(small.data, range=None))  # the generated images have 8 bits
+    data = replace(
+        small.data, range=None, group=None, folds=None, fold=None
+    )  # generated images have 8 bits, and no groups
+    return replace(small, data=data, table=None)
 
 
 def _classification(recipe: Recipe, folder: Path) -> Recipe:
@@ -34,11 +37,11 @@ def _classification(recipe: Recipe, folder: Path) -> Recipe:
     args = {**recipe.model.args, **SMALL}
     if "img_size" in args:
         args["img_size"] = pixels
-    if recipe.data.source == "folder":
+    if recipe.data.source == "folder" and recipe.multilabel is None:
         path = _class_folders(folder / "images", pixels, recipe.data.in_chans)
         data = replace(recipe.data, path=str(path), image_size=pixels, workers=0)
     else:
-        path = _npz(folder / "images.npz", pixels, recipe.data.in_chans)
+        path = _npz(folder / "images.npz", pixels, recipe.data.in_chans, several=recipe.multilabel is not None)
         data = replace(recipe.data, source="npz", path=str(path), image_size=pixels, workers=0)
     return replace(
         recipe,
@@ -61,12 +64,13 @@ def _images(count: int, pixels: int, channels: int, seed: int) -> tuple[np.ndarr
     return (noise + 127 * labels.reshape(-1, *[1] * (len(shape) - 1))).astype(np.uint8), labels
 
 
-def _npz(path: Path, pixels: int, channels: int) -> Path:
+def _npz(path: Path, pixels: int, channels: int, *, several: bool) -> Path:
     make_folder(path.parent)
     arrays: dict[str, np.ndarray] = {}
     for seed, (part, count) in enumerate(_COUNTS.items()):
         images, labels = _images(count, pixels, channels, seed)
-        arrays |= {f"{part}_images": images, f"{part}_labels": labels.reshape(-1, 1)}
+        told = np.stack([labels, np.roll(labels, 1)], 1) if several else labels.reshape(-1, 1)
+        arrays |= {f"{part}_images": images, f"{part}_labels": told}
     write_stream(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]  # typed as if a key could be allow_pickle
     return path
 
@@ -187,6 +191,7 @@ _COUNTS = {"train": BATCH * STEPS, "val": BATCH, "test": BATCH}
 
 SHRINK: dict[str, Callable[[Recipe, Path], Recipe]] = {
     "classification": _classification,
+    "multilabel": _classification,
     "detection": _detection,
     "dino": _dino,
     "segmentation": _segmentation,

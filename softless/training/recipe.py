@@ -67,12 +67,33 @@ class DataSpec:
     faults: Literal["stop", "skip", "clip"] = setting(
         "stop", "images that cannot be used: an error, or left out with a count"
     )
+    group: str | None = setting(
+        None,
+        "whose an image of class folders is: a regular expression with one capture group, for the path below the split",
+    )
+    folds: int | None = setting(None, "number of folds that the images are cut into; none cuts no folds", "[2, 1000]")
+    fold: int | None = setting(None, "the fold that is tested, counted from 0", "[0, 999]")
 
     @property
     def side(self) -> int:
         """The side of the square, where nothing but squares is taken (`training.rules`)."""
         assert isinstance(self.image_size, int)
         return self.image_size
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """Images listed in a table: which file it is, and the names of its columns."""
+
+    path: str | None = setting(None, "the table, a CSV file")
+    file: str = setting("file", "column of the files, as seen from data.path, or from the folder of the table")
+    label: tuple[str, ...] = setting(
+        ("label",), "column of the classes; several columns of 0 and 1 are labels that an image may have together"
+    )
+    group: str | None = setting("patient", "column that tells whose an image is; none: each image stands alone")
+    split: str | None = setting(
+        "split", "column of the parts (train, val, test); none, or no such column: the parts are cut"
+    )
 
 
 @dataclass(frozen=True)
@@ -139,6 +160,13 @@ class ScheduleSpec:
         COUNT,
         unit="steps",
     )
+
+
+@dataclass(frozen=True)
+class MultilabelSpec:
+    """Several labels an image, each there or not."""
+
+    threshold: float = setting(0.5, "probability from which a label is said", "(0, 1)")
 
 
 @dataclass(frozen=True)
@@ -284,15 +312,20 @@ class DinoSpec:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One run, complete. At most one of `detection`, `segmentation` and `dino` is set; without, the run classifies. `quick` is the same run on generated data with a small model and two steps."""
+    """One run, complete. `table` lists the images where they lie in no class folders. At most one
+    of `multilabel`, `detection`, `segmentation` and `dino` is set; without, the run classifies.
+    `quick` is the same run on generated data with a small model and two steps.
+    """
 
     name: str
     summary: str
     model: ModelSpec = field(default_factory=ModelSpec)
     data: DataSpec = field(default_factory=DataSpec)
+    table: TableSpec | None = None
     augment: AugmentSpec = field(default_factory=AugmentSpec)
     optim: OptimSpec = field(default_factory=OptimSpec)
     schedule: ScheduleSpec = field(default_factory=ScheduleSpec)
+    multilabel: MultilabelSpec | None = None
     detection: DetectionSpec | None = None
     segmentation: SegmentationSpec | None = None
     dino: DinoSpec | None = None
@@ -318,7 +351,9 @@ class Recipe:
     @property
     def task(self) -> str:
         """The task: the group that is set, or classification."""
-        named = [name for name in ("detection", "segmentation", "dino") if getattr(self, name) is not None]
+        named = [
+            name for name in ("multilabel", "detection", "segmentation", "dino") if getattr(self, name) is not None
+        ]
         if len(named) > 1:
             raise UsageError(f"recipe '{self.name}' sets {' and '.join(named)}: a run has one task")
         return named[0] if named else "classification"
@@ -461,6 +496,8 @@ def _replace(spec: Any, path: list[str], value: Any, whole: str) -> Any:
     if head not in hints:
         raise no_field(whole, (row.name for row in walk(Recipe)))
     if rest:
+        if getattr(spec, head) is None and head == "table":
+            raise UsageError(f"'{whole}' is of a table, and none is given: give --table FILE.csv")
         if getattr(spec, head) is None:
             raise UsageError(f"'{whole}' is a field of {head} recipes, and this one is for {spec.task}")
         return replace(spec, **{head: _replace(getattr(spec, head), rest, value, whole)})

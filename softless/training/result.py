@@ -44,7 +44,8 @@ class Result:
         lines = [f"best epoch {self.best_epoch} of {self.epochs}{whose}: validation {describe(self.val)}"]
         if self.test is not None:
             low, high = self.test.get("interval", (None, None))
-            interval = "" if low is None else f", 95 % interval {low:.1%} to {high:.1%}"
+            form = ".1%" if "top1" in self.test else ".3f"
+            interval = "" if low is None else f", 95 % interval {low:{form}} to {high:{form}}"
             lines.append(f"test {describe(self.test)}{interval}")
         lines.append(
             f"{self.parameters:,} parameters, {self.seconds:.0f} s, {rate(self.images_per_second)} images/s in training"

@@ -70,6 +70,33 @@ def scaling(recipe: "Recipe") -> None:
     Range.of(recipe.data.range)
 
 
+def parts(recipe: "Recipe") -> None:
+    """Groups and folds go with images that can be cut by them."""
+    from softless.data.groups import compiled
+
+    data, table = recipe.data, recipe.table
+    if data.group is not None:
+        if recipe.task != "classification" or data.source != "folder" or table is not None:
+            raise UsageError(
+                f"data.group={data.group} finds groups in the paths of class folders, and this "
+                "recipe reads none: leave it out; "
+                "a table names its groups with table.group"
+            )
+        compiled(data.group)
+    if (data.folds is None) != (data.fold is None):
+        raise UsageError(
+            f"data.folds={data.folds} and data.fold={data.fold} come together: how many folds, "
+            "and which is tested; --folds K trains all"
+        )
+    if data.folds is not None and data.fold is not None:
+        if data.fold >= data.folds:
+            raise UsageError(
+                f"data.fold={data.fold} of data.folds={data.folds}: folds are counted from 0 to {data.folds - 1}"
+            )
+        if recipe.task not in {"classification", "multilabel"}:
+            raise UsageError(f"data.folds={data.folds} is for classification; this recipe is for {recipe.task}")
+
+
 def optimiser(recipe: "Recipe") -> None:
     """timm has the optimiser, and it takes what is set."""
     from softless.training.optim import accepted
@@ -87,7 +114,7 @@ def augmentation(recipe: "Recipe") -> None:
         label_transforms.check(recipe.segmentation)
     elif recipe.dino is None:
         transforms.check_augment(recipe)
-        _pairs(recipe)
+        (_unmixed if recipe.multilabel is not None else _pairs)(recipe)
 
 
 def _pairs(recipe: "Recipe") -> None:
@@ -101,9 +128,18 @@ def _pairs(recipe: "Recipe") -> None:
 
 def squares(recipe: "Recipe") -> None:
     """Height and width are for classifiers: the crops of self-supervision are squares."""
-    if not isinstance(recipe.data.image_size, int) and recipe.task != "classification":
+    if not isinstance(recipe.data.image_size, int) and recipe.task not in {"classification", "multilabel"}:
         raise UsageError(
             f"data.image_size={recipe.data.image_size}: height and width are for classification, and this recipe is for {recipe.task}; set one number"
+        )
+
+
+def _unmixed(recipe: "Recipe") -> None:
+    augment = recipe.augment
+    if (augment.mixup or augment.cutmix) and augment.mixup_prob:
+        raise UsageError(
+            f"augment.mixup={augment.mixup:g} and augment.cutmix={augment.cutmix:g} mix images "
+            "of one label each, and these have several: set both to 0"
         )
 
 
@@ -114,6 +150,7 @@ RULES: tuple[Callable[["Recipe"], None], ...] = (
     lengths,
     averages,
     scaling,
+    parts,
     optimiser,
     augmentation,
 )

@@ -24,12 +24,14 @@ LABELS = "predictions"  # of segmentation, a label image each
 STATE, LOCK = "state.json", "lock"
 ABOUT = "about.json"  # command, date, commit and what the data hold
 LEFT_OUT = "left_out.json"  # part -> [file, reason] of images that data.faults=skip left out
-FILES = (RECIPE, CLASSES, LOG, WEIGHTS, BEST, RESULT, *PREDICTIONS, REPORT, STATE, LEFT_OUT, ABOUT)
+SPLITS = "splits.csv"  # file, part and group of each image
+FILES = (RECIPE, CLASSES, LOG, WEIGHTS, BEST, RESULT, *PREDICTIONS, REPORT, STATE, LEFT_OUT, SPLITS, ABOUT)
 MODEL = "model"  # the best weights as `save_weights` writes them
 FOLDERS = (CHECKPOINTS, SCALARS, MODEL, LABELS)
 
 MAY_CHANGE = frozenset({
     "data.path",
+    "table.path",
     "data.workers",
     "threads",
     "save.every_steps",
@@ -39,7 +41,7 @@ MAY_CHANGE = frozenset({
     "divergence.patience",
     "segmentation.observer",
 })  # fields that a resumed run may set anew: no number moves
-PLACES = frozenset({"data.path", "model.weights"})  # fields that hold a path on this machine
+PLACES = frozenset({"data.path", "table.path", "model.weights"})  # fields that hold a path on this machine
 COPIES = 5  # of the parameters in one checkpoint: weights, average, two moments, best weights
 _log = logging.getLogger("softless.training")
 
@@ -104,13 +106,11 @@ class RunFolder:
         if not self.has(RECIPE):
             raise UsageError(f"cannot resume {self.path}: its recipe.json is missing; start anew with --overwrite")
         try:
-            stored = recipe_from(self.stored_recipe())
+            return restored(self.stored_recipe())
         except (UsageError, ValueError, TypeError, AttributeError) as error:
             raise UsageError(
                 f"cannot resume {self.path}: its {RECIPE} cannot be read ({error}); bring it back from a backup, or start anew with --overwrite"
             ) from error
-        args = {name: _tuples(value) for name, value in stored.model.args.items()}  # JSON has lists alone
-        return replace(stored, model=replace(stored.model, args=args))
 
     def make(self) -> None:
         """Make the folder if it is missing.
@@ -230,6 +230,17 @@ class RunFolder:
             raise ResumeMismatch(
                 f"cannot resume {self.path}: its recipe differs in {few(changed)}; give the same fields, or another --out"
             )
+
+
+def restored(stored: Mapping[str, Any]) -> Recipe:
+    """The recipe that was written: JSON has lists alone, and the model's arguments tuples.
+
+    Raises:
+        UsageError: a field that recipes do not have, or a value of another type.
+    """
+    recipe = recipe_from(stored)
+    args = {name: _tuples(value) for name, value in recipe.model.args.items()}
+    return replace(recipe, model=replace(recipe.model, args=args))
 
 
 def as_json(recipe: Recipe) -> dict[str, Any]:

@@ -73,12 +73,14 @@ def located(recipe: Recipe) -> Recipe:
 
     Folders below the data (`segmentation.labels`, `fov`, `observer`) are named from there and stay as they are.
     """
-    data, model = recipe.data, recipe.model
+    data, table, model = recipe.data, recipe.table, recipe.model
     if data.path:
         data = replace(data, path=from_root(data.path))
     if model.weights:
         model = replace(model, weights=from_root(model.weights))
-    return replace(recipe, data=data, model=model)
+    if table is not None and table.path:
+        table = replace(table, path=from_root(table.path))
+    return replace(recipe, data=data, table=table, model=model)
 
 
 def data_are_there(recipe: Recipe, run_dir: Path) -> None:
@@ -90,6 +92,11 @@ def data_are_there(recipe: Recipe, run_dir: Path) -> None:
     if recipe.data.path and not Path(recipe.data.path).exists():
         raise DataError(
             f"the data of the run {run_dir} are not at {recipe.data.path}: say where they are now with --data PATH (data.path)"
+        )
+    if recipe.table is not None and not Path(recipe.table.path or "").is_file():
+        raise DataError(
+            f"the table of the run {run_dir} is not at {recipe.table.path}: say where it is now "
+            "with --table FILE (table.path)"
         )
 
 

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from softless.data import EpochLoader, Splits
 from softless.data.loader import mix
 from softless.errors import CheckpointError
-from softless.models.durable import delete
+from softless.models.durable import delete, write_text
 from softless.tasks import Place, Task, open_task
-from softless.training import checkpoint, claim, optim
+from softless.training import checkpoint, claim, optim, split_table
 from softless.training.about import write_about
 from softless.training.best import write_best
 from softless.training.claim import Claim
 from softless.training.model import build_for
 from softless.training.recipe import Recipe
-from softless.training.run_folder import CHECKPOINTS, CLASSES, LEFT_OUT, RECIPE, RESULT, RunFolder, as_json
+from softless.training.run_folder import CHECKPOINTS, CLASSES, LEFT_OUT, RECIPE, RESULT, SPLITS, RunFolder, as_json
 from softless.training.settle import data_are_there, with_loaders
 from softless.training.signals import Signals
 from softless.training.store import Checkpoints
@@ -214,6 +214,7 @@ def _describe(run: Run) -> None:
     run.folder.write_json(RECIPE, {**asked, **checkpoint.versions(), "machine": machine(run.device)})
     run.folder.write_json(CLASSES, list(run.splits.classes))
     write_about(run)
+    write_text(run.folder.path / SPLITS, split_table.written(run.splits), errors="backslashreplace")
     if run.epoch < run.epochs:
         delete(run.folder.path / RESULT)  # of a run that was finished and is made longer
     if run.splits.left_out:

@@ -213,7 +213,7 @@ def test_interrupt(capsys: pytest.CaptureFixture[str], verb):
         (
             "predict",
             "softless predict RUN IMAGES OUT [options]",
-            ("(required) Also --images IMAGES.", "Also --run RUN."),
+            ("(required) Also --images IMAGES ....", "Also --run RUN."),
         ),
         ("train", "softless train [RECIPE] [options]", ("knows its own. Also --recipe RECIPE.",)),
         ("eval", "softless eval RUN [DATA] [options]", ("(required) Also --run RUN.",)),

@@ -1,7 +1,7 @@
 """Data sets that the tests make themselves."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,18 @@ def split_folders(root: Path, parts: Mapping[str, Mapping[str, int]]) -> Path:
     return root
 
 
+def table(
+    root: Path, rows: Sequence[Sequence[object]], header: str = "file,label,patient", name: str = "table.csv"
+) -> Path:
+    """A table and the images that its rows name first."""
+    (root / "images").mkdir(parents=True, exist_ok=True)
+    for number, (file, *_) in enumerate(rows):
+        noise(seed=number).save(root / str(file))
+    lines = [header, *(",".join(map(str, row)) for row in rows)]
+    (root / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return root / name
+
+
 def medmnist(path: Path, *, counts: Mapping[str, int] | None = None, channels: int = 0, **replaced: Any) -> Path:
     """An npz file with MedMNIST's keys, three classes in turn; `replaced` exchanges or (None) drops arrays."""
     arrays: dict[str, Any] = {}
@@ -40,6 +52,27 @@ def medmnist(path: Path, *, counts: Mapping[str, int] | None = None, channels: i
         shape = (n, 10, 10, channels) if channels else (n, 10, 10)
         arrays[f"{part}_images"] = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
         arrays[f"{part}_labels"] = (np.arange(n) % 3).astype(np.uint8)[:, None]
+    arrays.update(replaced)
+    np.savez(path, **{key: value for key, value in arrays.items() if value is not None})
+    return path
+
+
+def labelled(
+    path: Path, counts: Mapping[str, int] | None = None, labels: int = 4, side: int = 16, **replaced: Any
+) -> Path:
+    """An npz file of grey images with several labels each: label k brightens one quarter of the
+    image, more or less."""
+    arrays: dict[str, Any] = {}
+    for seed, (part, n) in enumerate((counts or {"train": 48, "val": 24, "test": 32}).items()):
+        rng = np.random.default_rng(seed)
+        told = (rng.random((n, labels)) < np.linspace(0.5, 0.2, labels)).astype(np.uint8)
+        told[:2] = [[0] * labels, [1] * labels]
+        pixels = rng.integers(0, 120, (n, side, side))
+        half = side // 2
+        for label in range(labels):
+            top, left = divmod(label % 4, 2)
+            pixels[:, top * half : (top + 1) * half, left * half : (left + 1) * half] += 80 * told[:, label, None, None]
+        arrays |= {f"{part}_images": pixels.astype(np.uint8), f"{part}_labels": told}
     arrays.update(replaced)
     np.savez(path, **{key: value for key, value in arrays.items() if value is not None})
     return path

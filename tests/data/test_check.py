@@ -257,7 +257,10 @@ NPZ = {
     "count": ({"train_labels": labels(n=11)}, {"toy.npz/train_images": "labels"}),
     "negative": ({"train_labels": labels((4, -1), (5, -7))}, {"train/4": "labels", "train/5": "labels"}),
     "fractions": ({"train_labels": labels() / 2}, {"toy.npz/train_labels": "labels"}),
-    "columns": ({"train_labels": np.zeros((12, 14), np.uint8)}, {"toy.npz/train_labels": "labels"}),
+    "columns": (
+        {"train_labels": np.eye(12, 14, dtype=np.uint8)},
+        {"toy.npz/train_labels": "classes", "toy.npz/val_labels": "labels", "toy.npz/test_labels": "labels"},
+    ),
     "unknown class": ({"test_labels": labels((0, 5), n=9)}, {"toy.npz/test_labels": "classes"}),
     "class without images": ({"val_labels": np.zeros(6, np.uint8)}, {"toy.npz/val_labels": "classes"}),
     "gap": ({"train_labels": labels() * 2}, {"toy.npz/train_labels": "classes"}),

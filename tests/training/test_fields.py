@@ -12,15 +12,22 @@ from softless.benching.settings import FOREIGN, NO_NUMBER, faults, is_refused, n
 from softless.errors import UsageError
 from softless.recipes import RECIPES, get_recipe
 from softless.training.fields import Row, Setting, described, fits, nearest_field, typed, walk
-from softless.training.recipe import Recipe, recipe_from
+from softless.training.recipe import Recipe, TableSpec, recipe_from
 from softless.training.run_folder import as_json
 
 EVERY = [pytest.param(row, id=row.name) for row in walk(Recipe)]
-HOLDERS = {"detection": "cards", "segmentation": "aerial", "dino": "dino"}  # recipes that have these groups
+HOLDERS = {
+    "multilabel": "multilabel",
+    "detection": "cards",
+    "segmentation": "aerial",
+    "dino": "dino",
+}  # recipes that have these groups
 
 
 def holder(name: str) -> Recipe:
     """A recipe that has the field."""
+    if name.startswith("table."):
+        return replace(get_recipe("folder"), table=TableSpec(path="table.csv"))
     return get_recipe(HOLDERS.get(name.partition(".")[0], "digits"))
 
 

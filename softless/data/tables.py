@@ -1,0 +1,418 @@
+"""Images listed in a table (CSV): a row for each, with its file, its label or several labels of 0
+and 1, its group and its part.
+
+A group (a patient, say) stands in one part alone. Rows are counted as a spreadsheet counts them:
+the header is row 1. What is wrong with rows is
+gathered, so that all of it can be said at once; a table that cannot be read at all, or that lacks
+a column, is an error.
+"""
+
+import codecs
+import csv
+import io
+import os
+import re
+import stat
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from softless.data.findings import Fault, refusal
+from softless.data.groups import shared_groups
+from softless.data.notices import notice
+from softless.data.places import ALIKE, PARTS, composed, part_of, twins_of
+from softless.data.ranges import Range
+from softless.data.samples import FileSamples
+from softless.errors import DataError, located, nearest
+from softless.words import POINTED, POINTER, clipped, counted, few
+
+if TYPE_CHECKING:  # training lies above data: its recipe is read here by its field names only
+    from softless.training.recipe import TableSpec
+
+DELIMITERS = (",", ";", "\t", "|")
+UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+SPREADSHEET = b"PK\x03\x04"  # begins a zip archive, as a spreadsheet is one
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?")
+TRUTH = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
+NO_LABEL = frozenset({"nan", "na", "n/a", "#n/a", "<na>", "null"})  # what tools write for a missing one
+ALONE = "all"  # the part of rows whose table declares none
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a table lists, as far as it can be used.
+
+    Attributes:
+        path: the table.
+        root: the folder that its files start from.
+        classes: names in index order; of several labels an image, the labels.
+        parts: "train", "val", "test" as the table declares them, or "all"; targets are (n,), or
+            (n, K) of 0 and 1 for several labels.
+        faults: rows, groups and classes that cannot be used.
+        several: whether an image may have several labels.
+    """
+
+    path: Path
+    root: Path
+    classes: tuple[str, ...]
+    parts: Mapping[str, FileSamples]
+    faults: tuple[Fault, ...]
+    several: bool
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where in a row each thing stands."""
+
+    file: int
+    labels: tuple[int, ...]
+    group: int | None
+    split: int | None
+    names: tuple[str, ...]  # of the labels
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row that can be used."""
+
+    number: int
+    file: str  # as seen from the root
+    known_as: tuple[int, int]  # what the system knows the file by: two names may lead to one
+    label: str  # of one label an image
+    values: tuple[int, ...]  # of several
+    group: str
+    part: str
+
+    @property
+    def said(self) -> tuple[object, ...]:
+        """What it says of its file."""
+        return self.label, self.values, self.group, self.part
+
+
+def table_parts(
+    spec: "TableSpec", path: str | None, channels: int, scale: Range | None = None
+) -> tuple[dict[str, FileSamples], tuple[str, ...]]:
+    """The parts that a table declares ({"train", "val", "test"}, or {"all"}) and the class names.
+
+    Args:
+        spec: the table and the names of its columns.
+        path: the folder that its files start from; None is the table's own.
+        channels: 1 or 3.
+        scale: the declared range of the images' values.
+
+    Raises:
+        DataError: the table cannot be read, lacks a column, or has rows, groups or classes that
+            cannot be used (all in one error).
+    """
+    found = read_table(spec, path, channels, scale)
+    if len(found.faults) == 1:
+        raise DataError(f"{found.path}: {found.faults[0]}")
+    if found.faults:
+        raise refusal(found.path, found.faults, "mend the table")
+    return dict(found.parts), found.classes
+
+
+def read_table(spec: "TableSpec", path: str | None, channels: int, scale: Range | None = None) -> Table:
+    """Read a table; see `table_parts`. What is wrong with its rows is in `faults`.
+
+    Raises:
+        DataError: it cannot be read, lacks a column, has no rows, or its labels are no classes.
+    """
+    if not spec.path:
+        raise DataError("no table is named: give --table FILE.csv")
+    file = located(spec.path)
+    root = located(path) if path else file.parent
+    if not root.is_dir():
+        raise DataError(f"no folder at {root}, where the files of {file} are looked for: name it with --data")
+    header, rows = _read(file, (spec.file, *spec.label, spec.group, spec.split))
+    columns = _columns(file, header, rows, spec)
+    good, faults = _read_rows(rows, columns, header, root)
+    if not rows:
+        raise DataError(f"{file} has a header and no rows: a row lists an image")
+    several = len(columns.labels) > 1
+    classes = columns.names if several else _classes(file, good, whole=not faults)
+    parts = _parts(
+        good, root, _targets(good, classes, several=several), channels, scale, grouped=columns.group is not None
+    )
+    faults += _across(parts, classes, spec, several=several)
+    return Table(file, root, classes, parts, tuple(faults), several)
+
+
+def label_count(spec: "TableSpec") -> int:
+    """How many labels an image of a table has.
+
+    Raises:
+        DataError: the table cannot be read, or lacks a column.
+    """
+    file = located(spec.path or "")
+    header, rows = _read(file, (spec.file, *spec.label, spec.group, spec.split))
+    return len(_columns(file, header, rows, spec).labels)
+
+
+def _read(file: Path, wanted: Sequence[str | None]) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The header, and each row that is not empty with its number."""
+    text = _text(file)
+    delimiter, skipped = _delimiter(text, [name for name in wanted if name])
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
+    try:
+        records = list(enumerate(reader, 1))[skipped:]
+    except csv.Error as error:
+        raise DataError(f"{file} is no table of comma-separated values: {error} at line {reader.line_num}") from error
+    filled = [(number, [cell.strip() for cell in cells]) for number, cells in records if any(map(str.strip, cells))]
+    if not filled:
+        raise DataError(f"{file} is empty: its first row names the columns, and each row below lists an image")
+    (_, header), *rows = filled
+    rows = [(number, cells if any(cells[len(header) :]) else cells[: len(header)]) for number, cells in rows]
+    wrong = [(number, len(cells)) for number, cells in rows if len(cells) != len(header)]
+    if wrong:
+        number, count = wrong[0]
+        more = f", and {counted(len(wrong) - 1, 'more row')} of another length" if len(wrong) > 1 else ""
+        raise DataError(
+            f"{file}: row {number} has {counted(count, 'cell')} and the header "
+            f"{len(header)}{more}: a cell that holds the separator "
+            f"'{delimiter}' stands in quotes"
+        )
+    return header, rows
+
+
+def _text(file: Path) -> str:
+    if not file.exists():
+        raise DataError(f"no table at {file}: give a CSV file")
+    if file.is_dir():
+        raise DataError(f"{file} is a folder, and a table is a CSV file")
+    content = file.read_bytes()
+    if content.startswith(POINTER):
+        raise DataError(f"{file} is {POINTED}")
+    if content.startswith(SPREADSHEET):
+        raise DataError(f"{file} is a spreadsheet or an archive: save it as CSV")
+    try:
+        text = content.decode("utf-16" if content.startswith(UTF16) else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise DataError(f"{file} is not UTF-8 (line {line}): save it as CSV in UTF-8") from error
+    if "\0" in text:
+        raise DataError(f"{file} holds NUL signs and so is no table: save it as CSV in UTF-8")
+    return text
+
+
+def _delimiter(text: str, wanted: Sequence[str]) -> tuple[str, int]:
+    """The sign between cells, and how many lines stand before the header: the sign by which the
+    header has most of the columns asked for.
+    """
+    lines = [line for line in text.splitlines() if line.strip()]
+    if (told := "".join(lines[:1]).strip()).lower().startswith("sep=") and len(told) == 5:
+        return told[4], 1
+
+    def fits(delimiter: str) -> tuple[int, int]:
+        try:
+            names = [name.strip() for name in next(csv.reader(lines[:1], delimiter=delimiter, skipinitialspace=True))]
+        except (csv.Error, StopIteration):
+            return 0, 0
+        return len({*wanted} & {*names}), len(names)
+
+    return max(DELIMITERS, key=fits), 0
+
+
+def _columns(file: Path, header: Sequence[str], rows: Sequence[tuple[int, list[str]]], spec: "TableSpec") -> Columns:
+    standard = type(spec)()
+    group, split = spec.group, spec.split
+    at_file = _place(file, header, spec.file, "table.file")
+    if group is not None and group not in header and group == standard.group:
+        raise DataError(
+            f"{file} has no column '{group}': table.group={_like(group, header)} names the one "
+            "that tells whose an image is, and table.group=none "
+            f"says that each image is a group of its own. {_has(header)}"
+        )
+    at_group = None if group is None else _place(file, header, group, "table.group")
+    by_itself = split is not None and split not in header and split == standard.split
+    at_split = None if split is None or by_itself else _place(file, header, split, "table.split")
+    taken = {at_file, at_group, at_split}
+    names = spec.label
+    if names == standard.label and names[0] not in header:
+        names = _marked(file, header, rows, names[0], taken)
+    if not names:
+        raise DataError("table.label names no column: give one, or several of 0 and 1")
+    at_labels = tuple(_place(file, header, name, "table.label") for name in names)
+    twice = [name for name, count in Counter((at_file, at_group, at_split, *at_labels)).items() if name is not None and count > 1]  # fmt: skip
+    if twice:
+        raise DataError(
+            f"{file}: the column '{header[twice[0]]}' is named for two things: name another for one of them"
+        )
+    return Columns(at_file, at_labels, at_group, at_split, tuple(map(composed, names)))
+
+
+def _place(file: Path, header: Sequence[str], name: str, setting: str) -> int:
+    """Where a column stands."""
+    count = header.count(name)
+    if count == 1:
+        return header.index(name)
+    if count:
+        raise DataError(f"{file} has {count} columns named '{name}': rename all but one")
+    raise DataError(f"{file} has no column '{name}': name it with {setting}={_like(name, header)}. {_has(header)}")
+
+
+def _like(name: str, header: Sequence[str]) -> str:
+    """The column that may be meant, or a word for it."""
+    near = nearest(name.casefold(), [one.casefold() for one in header], cutoff=0.6)
+    found = next((one for one in header if f"'{one.casefold()}'" in near), "")
+    return found or "NAME"
+
+
+def _has(header: Sequence[str]) -> str:
+    return f"It has {few(map(clipped, header), 20)}"
+
+
+def _marked(
+    file: Path, header: Sequence[str], rows: Sequence[tuple[int, list[str]]], name: str, taken: set[int | None]
+) -> tuple[str, ...]:
+    """The columns that are left, where they are several and hold 0 and 1 alone: labels, which is
+    said.
+    """
+    left = [place for place, one in enumerate(header) if one and place not in taken]
+    if len(left) > 1 and rows and all(cells[place].lower() in TRUTH for _, cells in rows for place in left):
+        names = tuple(header[place] for place in left)
+        notice(
+            f"{file} has no column '{name}': its columns of 0 and 1 are labels, {few(names)}; table.label names others"
+        )
+        return names
+    return (name,)
+
+
+def _read_rows(
+    rows: Sequence[tuple[int, list[str]]], columns: Columns, header: Sequence[str], root: Path
+) -> tuple[list[Row], list[Fault]]:
+    """The rows that can be used, each file once, and what is wrong with the others."""
+    good: dict[tuple[int, int], Row] = {}
+    faults: list[Fault] = []
+    for number, cells in rows:
+        given = cells[columns.file]
+        place = f"row {number}, {given}" if given else f"row {number}"
+        row = _row(number, cells, columns, header, root)
+        if isinstance(row, Row):
+            before = good.setdefault(row.known_as, row)
+            if before is row:
+                continue
+            what = "the same row" if before.said == row.said else "other words about it"
+            row = "twice", f"row {before.number} has the same file, and {what}: keep one of them"
+        faults.append(Fault(place, row[1], row[0]))
+    return list(good.values()), faults
+
+
+def _row(
+    number: int, cells: Sequence[str], columns: Columns, header: Sequence[str], root: Path
+) -> Row | tuple[str, str]:
+    """A row, or the kind of its fault and what is wrong."""
+    if not cells[columns.file]:
+        return "no file", f"the column '{header[columns.file]}' is empty"
+    stored = _stored(root, cells[columns.file])
+    if stored is None:
+        return "missing file", f"there is no such file below {root}; --data names another folder to look in"
+    group = "" if columns.group is None else cells[columns.group]
+    if columns.group is not None and not group:
+        return "groups", f"the column '{header[columns.group]}' is empty: it tells whose the image is"
+    part = ALONE if columns.split is None else part_of(cells[columns.split])
+    if columns.split is not None and part is None:
+        said = clipped(cells[columns.split])
+        return "split", f"the column '{header[columns.split]}' says '{said}': it must be {', '.join(PARTS)}"
+    labels = [cells[at] for at in columns.labels]
+    if wrong := _no_labels(labels, columns):
+        return "labels", wrong
+    several = len(labels) > 1
+    values = tuple(TRUTH[label.lower()] for label in labels) if several else ()
+    return Row(number, *stored, "" if several else composed(labels[0]), values, group, part or ALONE)
+
+
+def _stored(root: Path, given: str) -> tuple[str, tuple[int, int]] | None:
+    """The name of a file as seen from the root, and what the system knows it by; None where there
+    is none.
+    """
+    for name in dict.fromkeys((given, given.replace("\\", "/"))):
+        try:
+            about = os.stat(root / name)  # noqa: PTH116 - one call for each of a million rows
+        except (OSError, ValueError):
+            continue
+        if stat.S_ISREG(about.st_mode):
+            path, whole = Path(name), root.absolute()
+            below = path.relative_to(whole) if path.is_absolute() and path.is_relative_to(whole) else path
+            return below.as_posix(), (about.st_dev, about.st_ino)
+    return None
+
+
+def _no_labels(cells: Sequence[str], columns: Columns) -> str:
+    """What is wrong with the labels of a row; nothing where they can be used."""
+    if len(cells) == 1:
+        if not cells[0] or cells[0].lower() in NO_LABEL:
+            return f"its label is {repr(cells[0]) if cells[0] else 'empty'}, which is no class: fill it in, or remove the row"
+        return ""
+    wrong = [(name, cell) for name, cell in zip(columns.names, cells, strict=True) if cell.lower() not in TRUTH]
+    if not wrong:
+        return ""
+    name, cell = wrong[0]
+    return f"the label '{name}' is {repr(clipped(cell)) if cell else 'empty'}, and each of several labels is 0 or 1"
+
+
+def _classes(file: Path, rows: Sequence[Row], *, whole: bool) -> tuple[str, ...]:
+    """The labels that occur: whole numbers by their size, names by their letters."""
+    names = {row.label for row in rows}
+    for name, twin in twins_of(sorted(names)).items():
+        raise DataError(f"{file}: the classes '{twin}' and '{name}' {ALIKE}")
+    numbers = {name: Decimal(name) for name in sorted(names) if NUMBER.fullmatch(name)}
+    fractions = [name for name, value in numbers.items() if value != value.to_integral_value()]
+    if fractions:
+        number = next(row.number for row in rows if row.label == fractions[0])
+        raise DataError(
+            f"{file}: the label {fractions[0]} (row {number}) is a number with a fraction, and "
+            "classes are names or whole numbers: "
+            "name another column with table.label"
+        )
+    written: dict[Decimal, str] = {}
+    for name, value in numbers.items():
+        if (other := written.setdefault(value, name)) != name:
+            raise DataError(f"{file}: the labels '{other}' and '{name}' are one number: write it in one way")
+    if len(names) < 2 and whole:
+        raise DataError(f"{file} holds only one class ({few(names)}): a classifier needs at least two")
+    return tuple(sorted(names, key=numbers.__getitem__) if len(numbers) == len(names) else sorted(names))
+
+
+def _targets(rows: Sequence[Row], classes: Sequence[str], *, several: bool) -> np.ndarray:
+    """(n,) class indices, or (n, K) of 0 and 1."""
+    if several:
+        return np.array([row.values for row in rows], dtype=np.int64).reshape(-1, len(classes))
+    index = {name: place for place, name in enumerate(classes)}
+    return np.array([index[row.label] for row in rows], dtype=np.int64)
+
+
+def _parts(
+    rows: Sequence[Row], root: Path, targets: np.ndarray, channels: int, scale: Range | None, *, grouped: bool
+) -> dict[str, FileSamples]:
+    groups = np.array([row.group for row in rows], dtype=object) if grouped else None
+    whole = FileSamples(root, [row.file for row in rows], targets, channels, scale, groups=groups)
+    told = np.array([row.part for row in rows], dtype=object)
+    if set(told.tolist()) <= {ALONE}:
+        return {ALONE: whole}
+    return {part: whole.take(np.flatnonzero(told == part)) for part in PARTS if (told == part).any()}
+
+
+def _across(
+    parts: Mapping[str, FileSamples], classes: Sequence[str], spec: "TableSpec", *, several: bool
+) -> Iterator[Fault]:
+    """What is wrong with the parts together."""
+    if ALONE in parts:
+        return
+    yield from shared_groups(parts, spec.group or "group")
+    if "train" not in parts:
+        said = " and ".join(parts)
+        yield Fault(
+            "train", f"the table declares {said} but no train: add it, or give table.split=none to cut it", "split"
+        )
+        return
+    for part, samples in parts.items():
+        each = samples.targets > 0 if several else np.eye(len(classes), dtype=bool)[samples.targets]
+        for name in (name for name, there in zip(classes, each.T, strict=True) if not there.any()):
+            if part == "train" or not several:
+                yield Fault(part, f"it has no image of the class '{name}': each part must have every class", "classes")

@@ -1,0 +1,20 @@
+"""`splits.csv`: which part each image of a run was in, and its group where it has one."""
+
+import csv
+import io
+
+from softless.data import Splits
+from softless.words import as_cell
+
+
+def written(splits: Splits) -> str:
+    """The table as text: file, part (train, val, test) and group, in the order of the samples."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["file", "part", "group"])
+    for part, samples in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
+        if samples is None:
+            continue
+        groups = [""] * len(samples) if samples.groups is None else samples.groups.tolist()
+        writer.writerows([as_cell(samples.name(index)), part, as_cell(group)] for index, group in enumerate(groups))
+    return text.getvalue()
