@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 KERNELS := CMakeLists.txt $(wildcard softless/attention/kernels/native/*)
 WORKERS ?= 2
 
-.PHONY: demo test extra quick soak threads tiffs crossed counts lint bench tables clean
+.PHONY: demo test extra quick soak threads tiffs traces crossed counts lint bench tables clean
 
 $(STAMP): pyproject.toml $(KERNELS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -36,6 +36,9 @@ threads: $(STAMP)        ## eight threads of every host and operator, against on
 
 tiffs: $(STAMP)          ## TIFFs of all kinds, read and counted: 13,440, of which none may be read otherwise than it was written; minutes
 	$(BIN)/python -m tests.data.tiffs benchmarks/tiffs.csv
+
+traces: $(STAMP)         ## every tracer x host x operator, at other sizes too, counted; minutes
+	$(BIN)/python -m tests.traces.record benchmarks/traces.csv
 
 crossed: $(STAMP)        ## adapters, hooks, quantized and offloaded weights x every use x every operator, counted; minutes
 	$(BIN)/python -m pytest -m "soak or not soak" tests/crossed

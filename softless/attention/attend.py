@@ -17,6 +17,7 @@ from softless.attention.choice import asked_for
 from softless.attention.kernels import native
 from softless.attention.learned import given_or_starting
 from softless.attention.packed import unpacked
+from softless.attention.recording import recording
 from softless.attention.registry import get
 from softless.attention.spec import Backend, Dims, Grid, Operator, no_reason
 from softless.attention.transforms import transformed
@@ -93,7 +94,7 @@ def attend_packed(
     """
     record = get(op)
     checked = check_options(record, options)
-    if mask is None and grid is None and learned is None and not torch.compiler.is_compiling():
+    if mask is None and grid is None and learned is None and not (torch.compiler.is_compiling() or recording()):
         plan = _remembered(record, qkv, num_heads, out_dtype, backend, checked)
     else:
         plan = _packed_plan(record, qkv, num_heads, mask, grid, learned, out_dtype, backend, checked)
@@ -195,7 +196,7 @@ def _may_overflow(row: Tensor, *given: Tensor) -> bool:
     """
     if row.device.type != "cpu" or row.requires_grad or not row.numel() or row.dtype == torch.float64:
         return False
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(row) is not Tensor:
+    if torch.compiler.is_compiling() or recording() or type(row) is not Tensor:
         return False
     if is_in_torch_dispatch_mode() or torch._C._functorch.is_functorch_wrapped_tensor(row):
         return False
@@ -384,7 +385,7 @@ def _check(record: Operator, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Non
             raise UsageError(
                 f"{name} is {given.dtype} {tuple(given.shape)}: it must be torch.bool of shape ({q.shape[0]}, {length}), True where a token counts"
             )
-    looks = not torch.compiler.is_compiling() and not transformed()
+    looks = not (torch.compiler.is_compiling() or recording() or transformed())
     if looks and mask is not None and mask.device.type == "cpu" and not mask.any(-1).all():
         warnings.warn("a sample has all its tokens masked: its output is 0", stacklevel=4)
 

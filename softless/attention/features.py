@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from softless.attention.recording import recording
 from softless.attention.spec import EPS
 from softless.attention.transforms import transformed
 
@@ -37,7 +38,7 @@ def seen(total: Tensor) -> Tensor:
 
     `attend` computes what holds NaN again in float64 where it may look at values.
     """
-    if torch.compiler.is_exporting():
+    if recording():
         return total  # nobody looks there
     return total.masked_fill(total == math.inf, math.nan)
 
@@ -53,8 +54,8 @@ def settle(x: Tensor, norm: Norm) -> Tensor:
     The gradient of x / |x| grows as 1 / |x|: 1e12 on an all-zero channel. It is the formula's while the channel's norm exceeds
     1e-6 of the head's median channel norm, and defined as zero below that. Values are untouched.
     """
-    if norm == "none" or not ((torch.is_grad_enabled() and x.requires_grad) or transformed()):
-        return x
+    if norm == "none" or torch.jit.is_tracing() or not ((torch.is_grad_enabled() and x.requires_grad) or transformed()):
+        return x  # what is traced holds one graph, whether or not gradients are on
     size = root(magnitude(x.detach(), norm), norm)
     median = size.sort(-1).values[
         ..., (size.shape[-1] - 1) // 2, None
@@ -71,7 +72,7 @@ def normalise(x: Tensor, norm: Norm = "l1", mask: Tensor | None = None, eps: flo
 def product(k: Tensor, v: Tensor) -> Tensor:
     """k^T v over the tokens: (B,H,M,D), (B,H,M,E) -> (B,H,D,E), in blocks so that rounding does not grow with M."""
     tokens = k.shape[-2]
-    if torch.compiler.is_exporting() or tokens <= BLOCK:
+    if recording() or tokens <= BLOCK:
         return k.mT @ v  # an exported graph holds one product, without a branch on the number of tokens
     head = tokens // BLOCK * BLOCK
     blocks = (tokens // BLOCK, BLOCK)

@@ -36,7 +36,7 @@ from softless.attention.spec import (
     Tokens,
 )
 
-MOST = 1024  # bottleneck tokens: the inverse costs R^3, and its error grows with R
+MOST = inverses.MOST  # bottleneck tokens: the inverse costs R^3, and its error grows with R
 # of the whole operator; float16's is for outputs that kernels of distant tokens leave below its normal numbers
 CLAIMED = {**TOLERANCE, torch.float32: 1e-5, torch.float16: 1e-2}
 HALF_CHANNELS = 16  # of a head, up to which float16 holds what the convolution's bottleneck tokens make

@@ -12,8 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from softless.attention.recording import known, recording
+
 RESIDUAL = 1e-3  # |I - A X| at which Newton's iteration stops; each further step squares it
 FURTHER = 2
+MOST = 1024  # rows of a matrix, for which a graph of any size has its steps
 PUBLISHED_PRODUCTS = (
     40,
     50,
@@ -34,9 +37,16 @@ def inverse(a: Tensor, ridge: float, method: str = "cholesky") -> Tensor:
     Each matrix is inverted by itself: its neighbours in the batch, a NaN image among them, change nothing.
     """
     ridged = a + ridge * torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+    if recording():  # a graph holds torch's own operators, which have derivatives of their own
+        return _found(ridged, ridge, method)
     with torch.no_grad():
-        x = newton(ridged, ridge).inverse if method == "newton" else cholesky(ridged)
+        x = _found(ridged, ridge, method)
     return _with_derivatives(ridged, x)
+
+
+def _found(a: Tensor, ridge: float, method: str) -> Tensor:
+    """A^-1 by a method."""
+    return newton(a, ridge).inverse if method == "newton" else cholesky(a)
 
 
 def _with_derivatives(a: Tensor, x: Tensor) -> Tensor:
@@ -88,6 +98,7 @@ def cholesky(a: Tensor) -> Tensor:
 
 def most_steps(size: int, ridge: float) -> int:
     """Newton's limit, 2 log2(kappa) + 6 steps: the condition number kappa is at most (R + ridge) / ridge."""
+    size = size if known(size) else MOST
     return math.ceil(2 * math.log2((size + ridge) / ridge)) + 6
 
 
@@ -118,13 +129,13 @@ def published(a: Tensor, steps: int = 20, ridge: float = 0.01) -> Tensor:
     The derivative is -X dA X with the X that was reached, right only where the steps sufficed.
     """
     one = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
-    with torch.no_grad():
+    with torch.set_grad_enabled(recording() and torch.is_grad_enabled()):
         start = 1.8 / a.abs().sum(-1).amax(-1)[..., None, None].square()
         ridged = a + ridge * one
         x = start * ridged
         for _ in range(steps):
             x = 2 * x - x @ ridged @ x
-    return _with_derivatives(a, x)
+    return x if recording() else _with_derivatives(a, x)
 
 
 def published_norm(a: Tensor, steps: int = 20, halvings: int = 10) -> Tensor:

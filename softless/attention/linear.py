@@ -20,6 +20,7 @@ from softless.attention.features import Norm, divisor, keep, magnitude, normalis
 from softless.attention.kernels import linear as kernel
 from softless.attention.kernels import native, projected
 from softless.attention.moments import number
+from softless.attention.recording import recording
 from softless.attention.spec import EPS, TOLERANCE, Backend, Dims, Option, Streaming, Summary, Sweep, Tokens
 
 HALF_TOKENS = 2048  # up to here float16 holds the answer in the paper's scale (reference: reliability.md D3)
@@ -76,7 +77,7 @@ def summarise(tokens: Tokens, _: None, *, norm: Norm, token_scale: str | float |
     if norm != "none":
         summary |= {"q": magnitude(q, norm), "k": magnitude(k, norm)}
     if token_scale is not None:
-        summary["queries"] = torch.as_tensor(count(q, tokens.query_mask), dtype=torch.float64, device=q.device)
+        summary["queries"] = number(q, tokens.query_mask)
     return summary
 
 
@@ -128,7 +129,7 @@ def tokens_first(d: Dims, order: str) -> bool:
     """Whether (q k^T) v is taken before q (k^T v): by name, or by the multiply-adds of each; a tie is linear."""
     if order != "auto":
         return order == "tokens"
-    if torch.compiler.is_exporting():
+    if recording():
         return False  # an exported graph must not depend on the number of tokens it was traced at
     return d.N * d.M * (d.D + d.E) < d.D * d.E * (d.N + d.M)
 

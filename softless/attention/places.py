@@ -49,10 +49,10 @@ def windows(index: Tensor, grid: Grid, side: int) -> tuple[Tensor, Tensor, Tenso
 
     Windows are side x side cells, row by row: floor(height / side) * floor(width / side) of them.
     """
-    row, column, on = cells(index, grid)
+    line, column, on = cells(index, grid)
     down, across = grid[1] // side, grid[2] // side
-    inside = on & (row < down * side) & (column < across * side)
-    return (row // side) * across + column // side, (row % side) * side + column % side, inside
+    inside = on & (line < down * side) & (column < across * side)
+    return (line // side) * across + column // side, (line % side) * side + column % side, inside
 
 
 def number_of_windows(grid: Grid, side: int) -> int:

@@ -44,16 +44,20 @@ class Table:
 SINGLE = {"op": "sima", "num_heads": 1}
 ONE_QUERY = "softmax class attention needs the query of the class token alone, the published code projects all"
 SLIP = "the paper's slip: its Table 1 gives the same model 26M"
+CHEAPER = "the cheaper order of products"
+TWINS = "3.7 is not this model's: its own paper prints 2.9"
+NOT_KNOWN = "what the printed count has beyond the model is not known"
+AUXILIARY = "the printed number has mmsegmentation's auxiliary head, 0.7M to 0.8M, which serves training alone"
 PYRAMID = "soft_pyramid_tiny_224"
 
 
 def _attentions(group: str) -> tuple[Row, ...]:
     """Rows that the papers' Table 2 share: attentions in SOFT's Tiny pyramid."""
     return (
-        Row(group, "Transformer", "13M", "3.9B", "HN^2", PYRAMID, {"op": "softmax"}),
+        Row(group, "Transformer", "13M", "3.9B", "HN^2", PYRAMID, {"op": "softmax"}, note=NOT_KNOWN),
         Row(group, "Linformer", "13M", "1.9B", "HN", PYRAMID, {"op": "linformer", "reduction": "grid"}, note="a strided convolution makes its keys and values"),
         Row(group, "Performer", "13M", "2.2B", "ND", PYRAMID, {"op": "performer"}),
-        Row(group, "Nystroemformer", "13M", "2.0B", "HN", PYRAMID, {"op": "nystrom", "pooling": "grid"}),
+        Row(group, "Nystroemformer", "13M", "2.0B", "HN", PYRAMID, {"op": "nystrom", "pooling": "grid"}, note="counted with the steps of its inverse and the sums that make its landmarks"),
         Row(group, "SOFT", "13M", "1.9B", "HN^2", "soft_tiny_224"),
     )  # fmt: skip
 
@@ -72,7 +76,7 @@ def _retinanet(name: str, params: str, model: str) -> Row:
 
 def _upernet(name: str, params: str, model: str) -> Row:
     head = {"decoder": "upernet", "width": 512, "classes": 150}
-    return Row("UperNet", name, params, "", "", model, {}, 0, "", "segmentation", head)
+    return Row("UperNet", name, params, "", "", model, {}, 0, AUXILIARY, "segmentation", head)
 
 
 TABLES: Mapping[str, Table] = {
@@ -82,27 +86,27 @@ TABLES: Mapping[str, Table] = {
         Row("transformer", "XCiT-T24/16 -> SimA", "12M", "2.3B", "0", "sima_xcit_tiny_24_p16_224"),
         Row("transformer", "XCiT-T12/8", "7M", "4.8B", "HD^2", "xcit_tiny_12_p8_224", {"op": "xca"}, note=ONE_QUERY),
         Row("transformer", "XCiT-T12/8 -> SimA", "7M", "4.8B", "0", "sima_xcit_tiny_12_p8_224"),
-        Row("CNN", "ResNet50 RA", "25M", "3.9B", "0", "resnet50"),
-        Row("CNN", "EfficientNet-B5 RA", "30M", "9.9B", "0", "efficientnet_b5", size=456),
+        Row("CNN", "ResNet50 RA", "25M", "3.9B", "0", "resnet50", note="SOFT's Table 3 prints 4.1 for the same model"),
+        Row("CNN", "EfficientNet-B5 RA", "30M", "9.9B", "0", "efficientnet_b5", size=456, note="timm's model; why it counts more is not known"),
         Row("CNN", "RegNetY-4GF", "21M", "4.0B", "0", "regnety_040"),
         Row("CNN", "ConvNeXt-T", "29M", "4.5B", "0", "convnext_tiny"),
         Row("MLP", "ResMLP-S24", "30M", "6.0B", "0", "resmlp_24_224"),
         Row("MLP", "MS-MLP-T", "28M", "4.9B", "0"),
         Row("MLP", "Hire-MLP-S", "33M", "4.2B", "0"),
-        Row("hybrid", "Twins-SVT-S", "24M", "3.7B", "HM^2N", "twins_svt_small"),
+        Row("hybrid", "Twins-SVT-S", "24M", "3.7B", "HM^2N", "twins_svt_small", note=TWINS),
         Row("hybrid", "CvT-13", "20M", "4.5B", "HN^2", "cvt_13_224"),
-        Row("hybrid", "CvT-13 -> SimA", "20M", "4.5B", "0", "sima_cvt_13_224"),
-        Row("transformer", "Swin-T", "29M", "4.5B", "HM^2N", "swin_tiny_patch4_window7_224"),
+        Row("hybrid", "CvT-13 -> SimA", "20M", "4.5B", "0", "sima_cvt_13_224", note=CHEAPER),
+        Row("transformer", "Swin-T", "29M", "4.5B", "HM^2N", "swin_tiny_patch4_window7_224", note="28.3M, which Swin's own paper prints as 29M too"),
         Row("transformer", "PVT-S", "24M", "4.0B", "HN^2/R"),
         Row("transformer", "T2T-ViT-14", "21M", "5.2B", "HN^2"),
         Row("transformer", "CaiT-XS24", "26M", "19.3B", "HN^2", "cait_xs24_384", size=384),
         Row("transformer", "SOFT-S", "24M", "3.3B", "HN^2", "soft_small_224"),
         Row("transformer", "DeiT-S", "22M", "4.6B", "HN^2", "deit_small_patch16_224"),
         Row("transformer", "XCiT-S12/16", "26M", "4.8B", "HD^2", "xcit_small_12_p16_224", {"op": "xca"}, note=ONE_QUERY),
-        Row("transformer", "DeiT-S -> SimA", "22M", "4.6B", "0", "sima_deit_small_patch16_224", note="the cheaper order of products"),
+        Row("transformer", "DeiT-S -> SimA", "22M", "4.6B", "0", "sima_deit_small_patch16_224", note=CHEAPER),
         Row("transformer", "XCiT-S12/16 -> SimA", "26M", "4.8B", "0", "sima_xcit_small_12_p16_224"),
         Row("variation", "DeiT-S -> SimA, single head", "22M", "4.6B", "0", "deit_small_patch16_224", SINGLE),
-        Row("variation", "DeiT-S -> SimA, ReLU for GELU", "22M", "4.6B", "0", "sima_deit_small_patch16_224", {"act": "relu"}, note="the cheaper order of products"),
+        Row("variation", "DeiT-S -> SimA, ReLU for GELU", "22M", "4.6B", "0", "sima_deit_small_patch16_224", {"act": "relu"}, note=CHEAPER),
     )),
     "sima-table2": Table("SimA (arXiv:2206.08898), Table 2: linear attention", (
         *_attentions("pyramid"),
@@ -126,11 +130,11 @@ TABLES: Mapping[str, Table] = {
         Row("DINO", "ViT-S/16", "22M", "4.6B", "yes", "deit_small_patch16_224", {"num_classes": 0}),
         Row("DINO", "XCiT-S12/16", "26M", "4.9B", "yes", "xcit_small_12_p16_224", {"op": "xca", "num_classes": 0}, note=ONE_QUERY),
         Row("DINO", "XCiT-S12/16 -> SimA", "26M", "4.9B", "no", "sima_xcit_small_12_p16_224", {"num_classes": 0}),
-        Row("MoBY", "Swin-T", "29M", "4.5B", "yes", "swin_tiny_patch4_window7_224", {"num_classes": 0}),
+        Row("MoBY", "Swin-T", "29M", "4.5B", "yes", "swin_tiny_patch4_window7_224", {"num_classes": 0}, note="the printed number is that of the classifier"),
     )),
     "soft-table2": Table("SOFT (arXiv:2110.11945), Table 2: attentions in the Tiny pyramid", _attentions("pyramid")),
     "soft-table3": Table("SOFT (arXiv:2110.11945), Table 3: ImageNet classification", (
-        Row("tiny", "ResNet-18", "11M", "1.9G", model="resnet18"),
+        Row("tiny", "ResNet-18", "11M", "1.9G", model="resnet18", note="SimA's Table 1 prints 1.8 for the same model"),
         Row("tiny", "PVT-Tiny", "13M", "1.9G"),
         Row("tiny", "CoaT-Lite Mini", "11M", "2.0G", model="coat_lite_mini"),
         Row("tiny", "SOFT-Tiny", "13M", "1.9G", model="soft_tiny_224"),
@@ -138,7 +142,7 @@ TABLES: Mapping[str, Table] = {
         Row("small", "PVT-Small", "24M", "4.0G"),
         Row("small", "DeiT-Small", "22M", "4.6G", model="deit_small_patch16_224"),
         Row("small", "T2T-ViTt-14", "21M", "5.2G"),
-        Row("small", "Twins-SVT-S", "24M", "3.7G", model="twins_svt_small"),
+        Row("small", "Twins-SVT-S", "24M", "3.7G", model="twins_svt_small", note=TWINS),
         Row("small", "SOFT-Small", "24M", "3.3G", model="soft_small_224"),
         Row("medium", "ResNet-101", "44M", "7.9G", model="resnet101"),
         Row("medium", "PVT-Medium", "44M", "7.0G"),

@@ -24,6 +24,7 @@ KINDS: Mapping[str, tuple[str, set[str]]] = {  # the function that measures, and
     "papers": ("softless.benching.papers:papers", {"record"}),
     "autograd": ("softless.benching.autograd:autograd", {"ops", "record"}),
     "swaps": ("softless.benching.swaps:families", {"op", "record"}),
+    "fidelity": ("softless.benching.fidelity:fidelity", {"ops", "record"}),
     "survival": ("softless.benching.survival:survival", {"record"}),
     "slides": ("softless.benching.slides:slides", {"data", "record"}),
     "settings": ("softless.benching.settings:settings", {"record"}),
@@ -52,6 +53,7 @@ def bench(
         "papers",
         "autograd",
         "swaps",
+        "fidelity",
         "survival",
         "slides",
         "settings",
@@ -95,17 +97,18 @@ def bench(
     papers     counts the models of the papers' tables, the printed sizes beside the measured ones
     autograd   differentiates and maps every operator by every backend in all of torch's ways: right, refused or wrong, or exit code 1
     swaps      exchanges attention in a model of each family of timm that has an adapter or is refused one
+    fidelity   how far the defaults of the SOFT pyramids are from the published functions, on weights whose kernels count
     survival   what checkpoints and the loop's watching cost, beside plain torch.save and a plain step
     slides     times the reading of slides through tifffile beside openslide, in processor time
     settings   sets every field of every recipe to what it cannot be, and counts what is refused before any work
-    speed      times attention, its training step and whole models on the processor: one --figure at a time, two to eight minutes each
+    speed      times attention, its training step and whole models on the processor: one --figure at a time, two to thirty minutes each
 
     Args:
-        what: twins, compare, uses, dino, resolution, averages, runs, operators, inverse, models, counts, papers, swaps, survival, slides, settings or speed.
+        what: twins, compare, uses, dino, resolution, averages, runs, operators, inverse, models, counts, papers, autograd, swaps, fidelity, survival, slides, settings or speed.
         recipe: what to train.
         op: the operator beside softmax in twins, the recipe's own by default; the one that swaps puts in, sima by default.
         twin: in twins, another model in place of the same host with softmax: any that timm has, as it is, resnet18 for example.
-        ops: operators for compare, uses, dino, counts and operators; all by default (uses: the recipe's own and softmax; dino: sima and xca).
+        ops: operators for compare, uses, dino, counts, autograd, fidelity and operators; all by default (uses: the recipe's own and softmax; dino: sima and xca).
         data: folder of data or .npz file, for what trains a recipe that takes one; a slide, or a folder of them, for slides.
         image_size: of training in resolution, in pixels; the recipe's own by default.
         epochs: how long each run trains; the recipe's own length by default.

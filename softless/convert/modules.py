@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from softless.attention.spec import Grid
 from softless.errors import UsageError
 from softless.layers import Attention
+from softless.layers.leaf import leaf
 
 
 class Joined(nn.Module):
@@ -130,6 +131,7 @@ class ReducedAttention(Attention):
         self.pool, self.sr, self.reduced_norm, self.act = theirs.pool, theirs.sr, theirs.norm, theirs.act
         return self
 
+    @leaf
     def forward(self, x: Tensor, feat_size: tuple[int, int]) -> Tensor:  # type: ignore[override]
         """Attention of tokens (B, N, dim) on a grid of feat_size."""
         return super().forward(x, grid=(0, feat_size[0], feat_size[1]))

@@ -238,14 +238,30 @@ def _calibration(model: nn.Module, images: Tensor) -> Tensor:
     Raises:
         UsageError: no images (B, C, h, w) of finite numbers.
     """
-    kind = f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__  # fmt: skip
-    if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point() or not images.numel():
+    kind = type(images).__name__
+    if isinstance(images, Tensor):
+        where = (
+            f" on {images.device}"
+            if images.is_meta
+            else ""
+            if images.layout == torch.strided
+            else f" in {images.layout}"
+        )
+        kind = f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}{where}"
+    if not _are_images(images):
         raise UsageError(
             f"calibrate is {kind}: give images (B, C, h, w), prepared as the model takes them, at least one"
         )
     if not images.isfinite().all():
         raise UsageError("calibrate holds NaN or infinity: leave those images out")
-    return images.to(place_of(model))
+    return images.detach().to(place_of(model))
+
+
+def _are_images(given: Any) -> bool:
+    """Whether these are images that hold numbers, at least one."""
+    if not isinstance(given, Tensor) or given.ndim != 4 or not given.is_floating_point() or not given.numel():
+        return False
+    return given.layout == torch.strided and not given.is_meta
 
 
 def _nothing_there(model: nn.Module, record: Operator) -> str:
@@ -373,4 +389,4 @@ class Teller:
             height, width = output.shape[1], output.shape[2]
         else:
             height, width = (side // patch for side, patch in zip(inputs[0].shape[-2:], module.patch_size, strict=True))
-        self.told.tell((self.prefix, int(height), int(width)))
+        self.told.tell((self.prefix, height, width))

@@ -8,6 +8,7 @@ cannot honour what timm's arguments ask for.
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -18,13 +19,17 @@ from softless.attention import OPERATORS, Operator, attend, attend_packed, atten
 from softless.attention.attend import autocast_off, backend_of, check_options
 from softless.attention.kernels import native
 from softless.attention.packed import absorbed, product, unpacked
+from softless.attention.recording import recording
 from softless.attention.spec import Dims, Grid
 from softless.errors import UsageError
 from softless.layers.companions import HeadConv, Reduction
 from softless.layers.grid import SharedGrid
+from softless.layers.leaf import leaf
 from softless.layers.masks import token_mask
 from softless.layers.own_tensors import OwnTensors
 from softless.layers.plain import called, is_nothing, place_of, refuse_absent, weights_of, why_changed
+
+MANY = 2**40  # tokens: more than any graph meets
 
 
 class Attention(nn.Module):
@@ -229,6 +234,7 @@ class Attention(nn.Module):
             found["learned"] = self.learned()
         return found
 
+    @leaf
     def forward(
         self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, mask: Tensor | None = None, grid: Grid | None = None, **passed: Any
     ) -> Tensor:  # fmt: skip
@@ -264,7 +270,7 @@ class Attention(nn.Module):
 
     def _project_out(self, x: Tensor, o: Tensor, wide: bool) -> Tensor:
         """Past the norm, the gate and the output projection: joined heads (B,N,H D) -> (B,N,dim_out); a wide o is float32."""
-        lift = self.op.half_lift(self._dims(x)) if wide and self.op.half_lift else None
+        lift = self.op.half_lift(self._dims(x)) if wide and self.op.half_lift and not recording() else None
         o = self.norm((o * lift).to(torch.float16) if lift else o)
         if self.gate is not None:
             o = o * self.gate(x).sigmoid()
@@ -292,19 +298,19 @@ class Attention(nn.Module):
 
     def _merges(self, qkv: Tensor, mask: Tensor | None) -> bool:
         """Whether the output projection takes the operator's matrix into its own: in inference, where the tokens are many."""
-        if qkv.shape[1] < self.merged_from * self.num_heads * self.head_dim or torch.is_grad_enabled():
+        if recording() or torch.is_grad_enabled() or qkv.dtype == torch.float16:
             return False
-        return qkv.dtype != torch.float16 and self._is_all(mask)
+        return bool(qkv.shape[1] >= self.merged_from * self.num_heads * self.head_dim) and self._is_all(mask)
 
     def _projects(self, x: Tensor, mask: Tensor | None) -> bool:
         """Whether both projections become part of the attention: in training, where the tokens are many."""
-        if x.shape[1] < self.projected_from or not torch.is_grad_enabled():
+        if recording() or not torch.is_grad_enabled() or x.shape[1] < self.projected_from:
             return False
         return dtype_of_products(x) != torch.float16 and self._is_all(mask)
 
     def _is_all(self, mask: Tensor | None) -> bool:
         """Whether nothing stands between the operator and the projections."""
-        return mask is None and not torch.compiler.is_exporting() and self.gate is None and is_nothing(self.norm)
+        return mask is None and self.gate is None and is_nothing(self.norm)
 
     def _projected(self, x: Tensor, extras: dict[str, Any]) -> Tensor | None:
         """`attend_projected` of the module's own weights, in autocast's dtype where that is on; None where a projection must be called."""
@@ -362,7 +368,10 @@ class Attention(nn.Module):
         rule = self.op.half_refusal
         if x.dtype != torch.float16 or rule is None or type(self.norm) is not nn.Identity or why_changed(self.norm):
             return False
-        return rule(self._dims(x), **self.op.filled(self.options)) is not None
+        options = self.op.filled(self.options)
+        if recording():  # the graph holds for any number of tokens: float16 does, or it does not
+            return rule(replace(self._dims(x), N=MANY, M=MANY), **options) is not None
+        return rule(self._dims(x), **options) is not None
 
     def _dims(self, x: Tensor) -> Dims:
         return Dims(x.shape[0], self.num_heads, x.shape[1], x.shape[1], self.head_dim, self.head_dim)

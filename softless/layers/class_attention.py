@@ -18,8 +18,10 @@ from softless.attention import Operator, get, output_matrix
 from softless.attention.attend import autocast_off, check_options
 from softless.attention.linear import gain, power_of_two
 from softless.attention.packed import unpacked
+from softless.attention.recording import recording
 from softless.errors import UsageError
-from softless.layers.attention import lowered
+from softless.layers.attention import lowered, widened
+from softless.layers.leaf import leaf
 from softless.layers.plain import refuse_absent, why_called
 
 EPS = 1e-6
@@ -57,6 +59,7 @@ class ClassAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
+    @leaf
     def forward(self, x: Tensor) -> Tensor:
         refuse_absent(x, qkv=self.qkv, proj=self.proj)
         scale = self.options.get("token_scale")
@@ -65,6 +68,8 @@ class ClassAttention(nn.Module):
         with autocast_off(qkv.device.type):
             o = self._by_matrix(qkv) if self._takes_matrix(qkv) else self._by_row(qkv)
             o = (o * gain(x.shape[1] - 1, scale)).transpose(1, 2).flatten(2)
+        if dtype == torch.float16 and scale != "tokens" and recording():  # the graph holds for any number of tokens
+            return self.proj_drop(widened(self.proj, o).to(x.dtype))
         if dtype == torch.float16 and x.shape[1] > LIFTED and scale != "tokens":
             lift = power_of_two(x.shape[1])
             return self.proj_drop(lowered(self.proj, (o * lift).to(dtype), lift, x.dtype))
@@ -88,6 +93,7 @@ class ClassAttention(nn.Module):
 
     def _takes_matrix(self, qkv: Tensor) -> bool:
         """In inference, where the tokens are many; dropout acts on the row, and an exported graph holds it, whatever their number."""
-        many = qkv.shape[1] >= MATRIX_FROM * qkv.shape[2] // 3
+        if recording() or torch.is_grad_enabled() or not self.op.has_matrix:
+            return False
         drops = (self.training and self.attn_drop.p > 0) or why_called(self.attn_drop)
-        return many and self.op.has_matrix and not (drops or torch.is_grad_enabled() or torch.compiler.is_exporting())
+        return bool(qkv.shape[1] >= MATRIX_FROM * qkv.shape[2] // 3) and not drops

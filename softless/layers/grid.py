@@ -8,11 +8,17 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from softless.attention.recording import recording
 from softless.attention.spec import Grid
 from softless.attention.transforms import transformed
 from softless.errors import UsageError
 
 FAR = 4096  # nodes of a recomputed block that are looked at for where its first pass stood: more than any block has
+
+
+def _unseen() -> bool:
+    """Whether the pass at hand makes a graph, in which sizes are symbols."""
+    return torch.compiler.is_compiling() or recording()
 
 
 class SharedGrid(threading.local):
@@ -38,7 +44,7 @@ class SharedGrid(threading.local):
     def tell(self, grid: Grid) -> None:
         """Where the tokens of this thread's pass stand."""
         self.value = grid
-        if not torch.compiler.is_compiling():
+        if not _unseen():
             self.backward = torch._C._current_graph_task_id()
 
     def of(self, x: Tensor) -> Grid | None:
@@ -50,7 +56,7 @@ class SharedGrid(threading.local):
         Raises:
             UsageError: a block is computed again that no gradient enters, so that no graph tells whose it was.
         """
-        if self.start is not None or torch.compiler.is_compiling():
+        if self.start is not None or _unseen():
             return self.value
         if torch._C._current_graph_task_id() >= 0:
             return self._of_first_pass(x)
@@ -101,7 +107,7 @@ class Kept:
 
     def get(self, key: Any, make: Callable[[], Tensor]) -> Tensor:
         """What is kept under a key, made now where it is not."""
-        if torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or transformed():
+        if _unseen() or is_in_torch_dispatch_mode() or transformed():
             return make()
         held = self.held
         if key in held:

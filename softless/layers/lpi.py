@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from softless.layers.leaf import leaf
 from softless.layers.plain import refuse_absent
 
 
@@ -21,6 +22,7 @@ class LPI(nn.Module):
         self.bn = nn.BatchNorm2d(dim)
         self.conv2 = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
 
+    @leaf
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
         refuse_absent(x, conv1=self.conv1, conv2=self.conv2)
         grid = x.unflatten(1, (height, width)).permute(0, 3, 1, 2)  # (B, dim, height, width), channels last in memory

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from softless.attention import Operator
+from softless.attention.recording import recording
 from softless.attention.transforms import transformed
 from softless.errors import UsageError
 
@@ -62,10 +63,10 @@ def constant_over_queries(op: Operator, x: Tensor, attn_mask: Tensor) -> Tensor:
         else attn_mask[:, None]
     )
     several = rows.shape[1] > 1 or rows.shape[2] > 1
-    unseen = torch.compiler.is_compiling() or bool(transformed())
+    unseen = torch.compiler.is_compiling() or recording() or bool(transformed())
     if several and unseen:
         raise UsageError(
-            f"attn_mask of shape {tuple(attn_mask.shape)} cannot be checked inside a compiled graph or a transform of torch.func; {way_out}"
+            f"attn_mask of shape {tuple(attn_mask.shape)} cannot be checked inside a compiled or recorded graph or a transform of torch.func; {way_out}"
         )
     if several and rows.dtype != torch.bool and not _shuts_or_nothing(rows) and bool((rows != rows[:, :1, :1]).any()):
         raise UsageError(f"attn_mask differs between queries or heads; {way_out}")

@@ -5,7 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from softless.attention.recording import known
 from softless.errors import UsageError
+from softless.layers.leaf import leaf, noted
 from softless.layers.plain import refuse_absent
 
 
@@ -24,13 +26,28 @@ def check_size(height: int, width: int, patch: tuple[int, int]) -> None:
     )
 
 
+@noted
+def fitting(images: Tensor, patch: tuple[int, int]) -> Tensor:
+    """The images (B,C,H,W), whose sides are whole numbers of patches; a graph that is recorded asks at each call.
+
+    Raises:
+        UsageError: they are not, by `check_size`; what `torch.jit.trace` recorded raises torch's own error of `unflatten`.
+    """
+    if not torch.jit.is_tracing():
+        check_size(images.shape[-2], images.shape[-1], patch)
+        return images
+    for dim, side in zip((2, 3), patch, strict=True):  # views, which no other size passes
+        images = images.unflatten(dim, (-1, side)).flatten(dim, dim + 1)
+    return images
+
+
 def refuse_empty(images: Tensor) -> None:
     """Some hosts of timm reshape by what is left over, which says nothing where there is no image, and BatchNorm has no mean of none.
 
     Raises:
         UsageError: a batch (0, C, H, W).
     """
-    if not images.shape[0]:
+    if known(images.shape[0]) and not images.shape[0]:
         raise UsageError(
             f"a batch of no images, {tuple(images.shape)}: this model needs at least one; leave the call out"
         )
@@ -69,10 +86,11 @@ class ConvPatchEmbed(nn.Module):
         """Pixels per token, as timm's feature extractors ask."""
         return self.patch_size if as_scalar else (self.patch_size, self.patch_size)
 
+    @leaf
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         refuse_empty(x)
         refuse_absent(x, **dict(self.proj.named_modules(prefix="proj")))
-        check_size(x.shape[-2], x.shape[-1], (self.patch_size, self.patch_size))
+        x = fitting(x, (self.patch_size, self.patch_size))
         if not self.training:  # faster, and the last map is tokens as it lies; in training the ranks' smaller batches would round differently
             x = x.contiguous(memory_format=torch.channels_last)
         x = self.proj(x)

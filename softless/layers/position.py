@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from softless.layers.grid import Kept
+from softless.layers.leaf import leaf
 from softless.layers.plain import place_of
 
 
@@ -49,6 +50,7 @@ class FourierPosition(nn.Module):
             (height, width, device), lambda: fourier_table(height, width, self.features, device=device)
         )
 
+    @leaf
     def forward(self, batch: int, height: int, width: int) -> Tensor:
         table = self.table(height, width).to(place_of(self.token_projection).dtype)
         return self.token_projection(table).expand(batch, -1, -1, -1)

@@ -138,6 +138,8 @@ def _host(name: str, op: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Mo
         )
     if pretrained:
         trained_as_configured(made)
+    elif name.startswith("deit_"):
+        vit.start_as_deit(made)
     return constructed(vit.connect(made), name, op, kwargs)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from softless.layers import ConvAttention
 from softless.models.options import host_arguments, take_companions, take_operator_options
-from softless.models.pyramid import PreNormBlock, Pyramid, Stage, ramp
+from softless.models.pyramid import PreNormBlock, Pyramid, Stage, ramp, start_bias
 
 KERNELS, STRIDES = (7, 3, 3), (4, 2, 2)
 
@@ -69,6 +69,7 @@ class CvT(Pyramid):
             stages, dims=embed_dims, reductions=(4, 8, 16), norm=norm_layer(embed_dims[-1]), img_size=img_size,
             num_classes=num_classes, global_pool=global_pool, drop_rate=drop_rate,
         )  # fmt: skip
+        start_bias(self.head)
 
 
 def build(variant: str, op: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:

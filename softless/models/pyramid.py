@@ -15,9 +15,11 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from softless.attention.recording import known
 from softless.attention.spec import Grid
 from softless.errors import UsageError
 from softless.layers import Attention, check_size
+from softless.layers.patch_embed import fitting
 
 Norm = Callable[[int], nn.Module]
 
@@ -95,7 +97,7 @@ class Stage(nn.Module):
         """(1, prefix + height width, C) the learned positions on this grid."""
         assert self.pos_embed is not None
         assert self.pos_grid is not None
-        if (height, width) == self.pos_grid:
+        if known(height, width) and (height, width) == self.pos_grid:
             return self.pos_embed
         first, rest = self.pos_embed[:, : self.prefix], self.pos_embed[:, self.prefix :]
         map_ = rest.transpose(1, 2).unflatten(2, self.pos_grid)
@@ -174,7 +176,7 @@ class Pyramid(nn.Module):
     def _run(self, x: Tensor, until: int | None = None) -> list[tuple[Tensor, tuple[int, int]]]:
         """Tokens and grid after each stage."""
         side = self.reductions[-1]
-        check_size(x.shape[-2], x.shape[-1], (side, side))
+        x = fitting(x, (side, side))
         found = []
         for stage in self.stages[:until]:
             tokens, grid = stage(x)
@@ -284,3 +286,10 @@ def _start(module: nn.Module) -> None:
         trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def start_bias(head: nn.Module) -> None:
+    """The bias as torch starts it, where a published code draws the weight of its head alone."""
+    if isinstance(head, nn.Linear):
+        bound = head.in_features**-0.5
+        nn.init.uniform_(head.bias, -bound, bound)

@@ -2,13 +2,18 @@
 
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from timm.layers import PatchEmbed as TimmPatchEmbed
+from timm.layers import resample_abs_pos_embed, trunc_normal_
 from timm.models import build_model_with_cfg
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from softless.layers import Attention, SharedGrid, check_size, operator_class
-from softless.layers.patch_embed import refuse_empty
+from softless.attention.recording import known
+from softless.layers import Attention, SharedGrid, operator_class
+from softless.layers.leaf import leaf, noted
+from softless.layers.patch_embed import fitting, refuse_empty
 from softless.layers.plain import refuse_absent
 from softless.models.options import host_arguments, take_companions, take_operator_options
 
@@ -18,22 +23,33 @@ class PatchEmbed(TimmPatchEmbed):
 
     told: SharedGrid | None = None
     prefix = 0
-    takes_none = False  # whether the host can go on with a batch of no images
+    in_ours = False  # whether the host is `ViT`, which goes on with no images, and at any size in a graph
 
+    @leaf
     def forward(self, x: Tensor) -> Tensor:
-        if not self.takes_none:
+        if not self.in_ours:
             refuse_empty(x)
+            x = held_size(x)
         refuse_absent(x, proj=self.proj)
-        check_size(x.shape[-2], x.shape[-1], self.patch_size)
+        x = fitting(x, self.patch_size)
         if self.told is not None:
             height, width = self.dynamic_feat_size((x.shape[-2], x.shape[-1]))
             self.told.tell((self.prefix, height, width))
         return super().forward(x)
 
 
+def held_size(x: Tensor) -> Tensor:
+    """The images, of whose size `torch.jit.trace` holds what it saw: another one is an error of torch, where the host would answer wrongly."""
+    return x.expand(-1, -1, int(x.shape[2]), int(x.shape[3])) if torch.jit.is_tracing() else x
+
+
 def connect(model: VisionTransformer) -> VisionTransformer:
     """Tell the attention modules what timm's blocks do not: how many tokens there are, and at each pass their grid."""
+    if type(model) is VisionTransformer:
+        model.__class__ = ViT  # timm's entry points build their own class, of the same parts
     embed = model.patch_embed
+    if isinstance(model, ViT) and isinstance(embed, PatchEmbed):
+        embed.in_ours = True
     attentions = [module for module in model.modules() if isinstance(module, Attention)]
     for attention in attentions:
         attention.set_tokens(embed.num_patches + model.num_prefix_tokens)
@@ -45,19 +61,54 @@ def connect(model: VisionTransformer) -> VisionTransformer:
     return model
 
 
-class ViT(VisionTransformer):
-    """timm's VisionTransformer, connected to attention modules that look at the grid or at a fixed number of tokens."""
+def start_as_deit(model: VisionTransformer) -> None:
+    """The class token from a normal of 0.02, as in DeiT's code; timm's starts at 1e-6."""
+    if model.cls_token is not None:
+        trunc_normal_(model.cls_token, std=0.02)
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+
+class ViT(VisionTransformer):
+    """timm's VisionTransformer, connected to attention modules that look at the grid or at a fixed number of tokens.
+
+    Args:
+        as_deit: start the class token as DeiT's code does.
+    """
+
+    def __init__(self, *args: Any, as_deit: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if as_deit:
+            start_as_deit(self)
         connect(self)
-        if isinstance(self.patch_embed, PatchEmbed):
-            self.patch_embed.takes_none = True
 
     def _pos_embed(self, x: Tensor) -> Tensor:
+        if self.dynamic_img_size and not known(x.shape[0], x.shape[1], x.shape[2]):
+            return self._recorded_pos_embed(x)
         if x.shape[0]:
             return super()._pos_embed(x)
         return super()._pos_embed(x.new_zeros(1, *x.shape[1:]))[:0]  # timm's reshapes by what is left over
+
+    def _recorded_pos_embed(self, x: Tensor) -> Tensor:
+        """The same of tokens (B, h, w, C) whose sizes are symbols: timm's asks whether they are the table's, and a graph would hold the answer."""
+        ahead = [one.expand(x.shape[0], -1, -1) for one in (self.cls_token, self.reg_token) if one is not None]
+        tokens = x.flatten(1, 2)
+        if self.pos_embed is None:
+            return torch.cat([*ahead, tokens], dim=1)
+        prefix = 0 if self.no_embed_class else self.num_prefix_tokens
+        table = on_grid(self.pos_embed, x, self.patch_embed.grid_size, prefix)
+        if self.no_embed_class:
+            return self.pos_drop(torch.cat([*ahead, tokens + table], dim=1))
+        return self.pos_drop(torch.cat([*ahead, tokens], dim=1) + table)
+
+
+@noted
+def on_grid(table: Tensor, x: Tensor, old: tuple[int, int], prefix: int) -> Tensor:
+    """A table of positions (1, prefix + old cells, C), resized to the grid of tokens x (B, h, w, C) as timm does: (1, prefix + h w, C)."""
+    new = (x.shape[1], x.shape[2])
+    if not torch.jit.is_tracing():
+        return resample_abs_pos_embed(table, new_size=new, old_size=old, num_prefix_tokens=prefix)
+    cells = table[:, prefix:].float().unflatten(1, old).permute(0, 3, 1, 2)
+    cells = F.interpolate(cells, size=new, mode="bicubic", antialias=True).permute(0, 2, 3, 1)
+    return torch.cat([table[:, :prefix], cells.flatten(1, 2).to(table.dtype)], dim=1)
 
 
 def arguments(op: str, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -80,5 +131,6 @@ def build(variant: str, op: str, pretrained: bool = False, **kwargs: Any) -> nn.
         pretrained,
         pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg={"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"},
+        as_deit="deit" in variant,
         **arguments(op, kwargs),
     )

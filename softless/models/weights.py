@@ -18,6 +18,7 @@ from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from softless.errors import DataError, UsageError, located, need_module
+from softless.layers import Attention
 from softless.models import config, digests
 from softless.models.files import CONFIG, FILE, check_finite, has_checksums, read_tensors
 from softless.models.nearest import build_of, nearest
@@ -56,6 +57,7 @@ class Layout:
     name: str
     told_by: str
     renames: Sequence[tuple[str, str | Callable[[re.Match[str]], str]]] = ()
+    trained_as: tuple[str, ...] = ()  # operators whose published function is another one than their default
 
 
 LAYOUTS: tuple[Layout, ...] = (
@@ -75,6 +77,7 @@ LAYOUTS: tuple[Layout, ...] = (
             (r"\.att\.ff(\d)\.", r".mlp.fc\1."),
             (r"\.att\.norm(\d)\.", r".norm\1."),
         ),
+        ("soft", "softnorm"),
     ),
     Layout("CvT's code", r"stage0\.blocks\.0\.attn\.conv_proj_q\.conv\.weight"),
     Layout(
@@ -165,6 +168,7 @@ def _load(
     if not allow_nonfinite:
         check_finite(state.items(), where)
     layout = next((one for one in LAYOUTS if any(re.fullmatch(one.told_by, name) for name in state)), None)
+    _refuse_unsaid(model, layout, where)
     given, renamed = _as_here(state, layout, persistent)
     left = dict(found.left)
     kept: list[str] = []
@@ -179,11 +183,13 @@ def _load(
     resized = _resize(model, given, persistent, _image_size_of(source))
     own = {name for name in persistent if ".learned." in name}
     for name in [name for name in given if name not in persistent]:
-        if why := _needless(name, given[name]) or ("the model gives maps and has no place for it" if cut else ""):
+        if why := _needless(name, given[name]):
             left[name] = why
             del given[name]
     missing = [name for name in persistent if name not in given and name not in kept]
     kept += [name for name in missing if name in own or name.endswith("num_batches_tracked")]
+    if cut and set(missing) <= set(kept):  # what is missing tells another model: then the rest does not fit either
+        left |= _cut_off(given, persistent)
     problems = [
         *_shown(_without_place(given, persistent, head, _classifier(model))),
         *_shown([f"{name} {tuple(persistent[name].shape)} is missing" for name in missing if name not in kept]),
@@ -197,6 +203,29 @@ def _load(
         for name, value in given.items():
             persistent[name].copy_(value)
     return Loaded(layout.name if layout else "our layout or timm's", len(given), found.taken, {old: new for old, new in renamed.items() if new in given}, resized, left, tuple(sorted(kept)))  # fmt: skip
+
+
+def _cut_off(given: Tensors, wanted: Mapping[str, Tensor]) -> dict[str, str]:
+    """Take the tensors of layers that a model of maps has left out; their names, and why."""
+    beyond = [name for name in given if name not in wanted]
+    for name in beyond:
+        del given[name]
+    return dict.fromkeys(beyond, "the model gives maps and has no place for it")
+
+
+def _refuse_unsaid(model: nn.Module, layout: Layout | None, where: str) -> None:
+    """Weights of a published code belong to its function: a model that computes another one must have been asked to.
+
+    Raises:
+        UsageError: the model computes its operator's default, and nobody said so.
+    """
+    trained_as = () if layout is None else layout.trained_as
+    found = (one for one in model.modules() if isinstance(one, Attention) and one.op.name in trained_as)
+    if layout is not None and any("parity" not in one.options for one in found):
+        raise UsageError(
+            f"{where} is of {layout.name}, which computes another inverse than this model by default: build the model with parity=True for the published "
+            "function, or with parity=False for ours (docs/fidelity.md says how far apart they are)"
+        )
 
 
 def _image_size_of(source: str | Path | Mapping[str, Any]) -> tuple[int, int] | None:

@@ -18,8 +18,10 @@ from timm.models.xcit import Xcit as TimmXcit
 from torch import Tensor, nn
 
 from softless.attention import get
+from softless.attention.recording import known
 from softless.errors import UsageError
 from softless.layers import LPI, Attention, ClassAttention, ConvPatchEmbed, FourierPosition, operator_class
+from softless.layers.leaf import tracer_of
 from softless.models.options import host_arguments, take_companions, take_operator_options
 
 
@@ -103,7 +105,7 @@ class Xcit(TimmXcit):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, 3, h, w) -> (B, 1 + N, C); no images make no tokens, outside training, whose BatchNorm has no mean of none."""
-        if x.shape[0] or self.training:
+        if self.training or tracer_of(x) is not None or not known(x.shape[0]) or x.shape[0]:
             return super().forward_features(x)
         return super().forward_features(x.new_zeros(1, *x.shape[1:]))[:0]  # timm's reshapes by what is left over
 

@@ -3,7 +3,8 @@
 Reaches: 44.8 box AP and 40.3 mask AP on COCO's validation images in the paper (Table 3, from weights of ImageNet; XCiT-S12/16: 45.0 and 40.5). Not run here.
 Takes:   36 hours on 8 RTX 2080 Ti (the paper's figure).
 Paper:   SimA, arXiv:2206.08898, section 4.2, with what it takes over from XCiT's configuration (arXiv:2106.09681): steps after epochs 27 and 33, DETR's sizes,
-         drop path 0.05, no decay on norms (timm's rule for all parameters of one dimension). XCiT's first 500 steps of rising rate are left out.
+         drop path 0.05, no decay on norms (timm's rule for all parameters of one dimension). XCiT's first 500 steps of rising rate are left out. Proposals, loss of boxes and
+         sampling of regions are torchvision's and not that configuration's (docs/fidelity.md).
 Command: torchrun --nproc-per-node 8 -m softless train --recipe coco_sima_maskrcnn --data COCO --set model.weights=WEIGHTS
 
 COCO holds annotations/instances_{train,val}2017.json, train2017/ and val2017/; WEIGHTS are those of a classifier, of `imagenet_sima_xcit_small` for one. Images of a

@@ -26,7 +26,9 @@ from softless.modes import in_evaluation
 from softless.saliency.class_row import class_attention_row, class_row
 from softless.saliency.viewer import Picture, Size, Viewer, eyes, tensor_of, viewer_of
 
-MOST_AHEAD = 16  # tokens ahead of the patches: more are a sign that the patches are others
+MOST_AHEAD = (
+    16  # tokens ahead of the patches where a model does not tell them: more are a sign that the patches are others
+)
 
 
 @dataclass(frozen=True)
@@ -133,11 +135,15 @@ class Call:
 
 
 def _calls(
-    attention: Attention, readers: Sequence[ClassAttention], model: nn.Module, batch: Tensor
-) -> tuple[Call | None, list[Tensor]]:
-    """The call of the layer, and the tokens that entered the class attention; nothing of a layer that the pass leaves out."""
+    attention: Attention, readers: Sequence[ClassAttention], model: nn.Module, host: nn.Module, batch: Tensor
+) -> tuple[Call | None, list[Tensor], list[tuple[int, int]]]:
+    """The call of the layer, and the tokens that entered the class attention; nothing of a layer that the pass leaves out.
+
+    Last comes the grid that the patch embedding of the host made, where it shows it.
+    """
     calls: list[Call] = []
     read: list[Tensor] = []
+    made: list[tuple[int, int]] = []
 
     def note(layer: Attention, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tokens, grid, passed = layer.called_with(*args, **kwargs)
@@ -146,42 +152,64 @@ def _calls(
 
     hooks = [attention.register_forward_pre_hook(note, with_kwargs=True)]
     hooks += [one.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0])) for one in readers]
+    if isinstance(embed := getattr(host, "patch_embed", None), nn.Module):
+        hooks.append(embed.register_forward_hook(lambda embed, _, output: made.extend(_grid_of(embed, output))))
     try:
         model(batch)
     finally:
         for hook in hooks:
             hook.remove()
-    return (calls[-1] if calls else None), read
+    return (calls[-1] if calls else None), read, made
 
 
-def _standing(model: Any, batch: Tensor, call: Call) -> Grid:
-    """Where the tokens of a call stand: as they were told, or as the model's patches lie on the image.
+def _grid_of(embed: Any, output: Any) -> list[tuple[int, int]]:
+    """Height and width of what a patch embedding gave: tokens beside their grid, or tokens (B, h, w, C)."""
+    if isinstance(output, tuple) and len(output) == 2 and len(output[1]) == 2:
+        return [(int(output[1][0]), int(output[1][1]))]
+    last = getattr(getattr(embed, "output_fmt", None), "value", "") == "NHWC"
+    return [(output.shape[1], output.shape[2])] if last and isinstance(output, Tensor) and output.ndim == 4 else []
+
+
+def _standing(model: Any, batch: Tensor, call: Call, made: Sequence[tuple[int, int]]) -> Grid:
+    """Where the tokens of a call stand: as they were told, as the patch embedding made them, or as patches lie on the image.
 
     Raises:
         UsageError: neither fits their number.
     """
     number = call.tokens.shape[1]
-    told = [] if call.told is None else [call.told]
-    if (side := getattr(getattr(model, "patch_embed", None), "patch_size", None)) is not None:
-        sides = side if isinstance(side, tuple | list) else (side, side)
-        height, width = (pixels // patch for pixels, patch in zip(batch.shape[-2:], sides, strict=True))
-        told.append((number - height * width, height, width))
-    for prefix, height, width in told:
-        if 0 <= prefix <= MOST_AHEAD and prefix + height * width == number:
-            return prefix, height, width
+    if call.told is not None and call.told[0] + call.told[1] * call.told[2] == number:
+        return call.told
+    known = getattr(model, "num_prefix_tokens", None)  # in some hosts they come behind the layers
+    ahead = range(MOST_AHEAD + 1) if known is None else (0, known)
+    for height, width in [*made, *_patches(model, batch)]:
+        if number - height * width in ahead:
+            return number - height * width, height, width
     raise UsageError(
         f"{type(model).__name__} does not tell where the {number} tokens of this layer stand in the image, so no map can be drawn: "
         "choose a layer or a model whose tokens are patches of a grid"
     )
 
 
+def _patches(model: Any, batch: Tensor) -> list[tuple[int, int]]:
+    """Height and width in patches of the images, as the embedding tells them, or by the side of a patch."""
+    embed = getattr(model, "patch_embed", None)
+    size = (int(batch.shape[-2]), int(batch.shape[-1]))
+    found = [tuple(map(int, tells(size)))] if callable(tells := getattr(embed, "dynamic_feat_size", None)) else []
+    side = getattr(embed, "patch_size", None)
+    if side is not None:
+        sides = side if isinstance(side, tuple | list) else (side, side)
+        found.append((size[0] // sides[0], size[1] // sides[1]))
+    return [(height, width) for height, width in found]
+
+
 def _maps(model: Any, batch: Tensor, attention: Attention, number: int, count: int) -> Saliency:
     looked, seen = eyes(model, batch)
     readers = [module for module in looked.modules() if isinstance(module, ClassAttention)][-1:]
-    call, read = _calls(attention, readers, looked, seen)
+    host = getattr(model, "host", model)
+    call, read, made = _calls(attention, readers, looked, host, seen)
     if call is None:
         raise UsageError(f"layer {number} takes no part when {type(model).__name__} looks at an image: choose another")
-    prefix, *sides = _standing(getattr(model, "host", model), seen, call)
+    prefix, *sides = _standing(host, seen, call, made)
     grid = (sides[0], sides[1])
     q, tied_or_k, _, _ = attention.sides(call.tokens, None, (prefix, *grid), **call.passed)
     k = q if tied_or_k is None else tied_or_k

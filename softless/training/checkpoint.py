@@ -96,7 +96,7 @@ def restore(run: "Run", stored: Mapping[str, Any]) -> None:
         _alike(_kinds(stored["scheduler"]), {**_kinds(own), **_open(stored["scheduler"], own)}, "the schedule", where)
         run.scheduler.load_state_dict(stored["scheduler"])
     else:  # the longer schedule, from the step at which the run stands
-        run.scheduler.step_update(stored["updates"])
+        run.scheduler.step_update(optim.moment(run.recipe, stored["updates"], len(run.loader)))
     run.scaler.load_state_dict(stored["scaler"])
     run.epoch, run.step, run.updates = stored["epoch"], stored["step"], stored["updates"]
     vars(run.partial).update(stored["partial"])

@@ -16,7 +16,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from softless.errors import DataError, DivergedError, Interrupted
 from softless.evaluation.evaluate import autocast
 from softless.layers import stepped
-from softless.training import checkpoint, keep, opening
+from softless.training import checkpoint, keep, opening, optim
 from softless.training.candidates import best_of
 from softless.training.claim import clear_dead
 from softless.training.faults import Rewind, Seen, buffers, judge, leave_out
@@ -234,7 +234,7 @@ def moved_on(run: Run, seen: Seen) -> Seen:
     """The step is done, taken or left out."""
     run.updates += 1
     run.step += 1
-    run.scheduler.step_update(run.updates)
+    run.scheduler.step_update(optim.moment(run.recipe, run.updates, len(run.loader)))
     return seen
 
 

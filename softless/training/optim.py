@@ -109,6 +109,17 @@ def scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, steps_per_epoch:
     return created, int(epochs)
 
 
+def moment(recipe: Recipe, updates: int, steps_per_epoch: int) -> int:
+    """The update whose rate the schedule gives after so many.
+
+    The scripts of DeiT, XCiT and SimA move their schedule behind an epoch, to that epoch's own number: the second epoch still has the rate of the
+    first, and each later one that of the epoch before (`schedule.moves="epoch"`).
+    """
+    if recipe.schedule.moves == "step":
+        return updates
+    return max(updates // steps_per_epoch - 1, 0) * steps_per_epoch
+
+
 def own_tensors(model: nn.Module) -> list[OwnTensors]:
     """The operators' own tensors in a model, in the order of its modules."""
     return [module for module in model.modules() if isinstance(module, OwnTensors)]

@@ -143,6 +143,10 @@ class ScheduleSpec:
     """How the rate moves over the epochs."""
 
     name: str = setting("cosine", "course of the rate", known=SCHEDULES)
+    moves: Literal["step", "epoch"] = setting(
+        "step",
+        "when the rate moves: at every step, or once an epoch, to that of the epoch before, as the scripts of DeiT, XCiT and SimA do",
+    )
     epochs: int = setting(300, "length of the run", "[1, 1000000]", unit="epochs")
     warmup_epochs: int = setting(5, "length of the warm-up, shorter than the run", "[0, 1000000]", unit="epochs")
     warmup_lr: float = setting(1e-6, "rate at the start of the warm-up, at most the effective rate", "[0, inf)")

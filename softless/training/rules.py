@@ -37,6 +37,10 @@ def lengths(recipe: "Recipe") -> None:
             f"schedule of {spec.epochs} epochs with {spec.warmup_epochs} of warm-up: epochs must be at least 1 and "
             "warm-up shorter than the run, for example schedule.warmup_epochs=0"
         )
+    if spec.name == "plateau" and spec.moves == "epoch":
+        raise UsageError(
+            "schedule.name=plateau with schedule.moves=epoch: plateau follows the score of the epoch that ended, and no count: leave moves=step"
+        )
     if (spec.name == "multistep") != bool(spec.decay_epochs):
         raise UsageError(
             f"schedule.name={spec.name} with schedule.decay_epochs={spec.decay_epochs}: multistep needs the epochs after which the rate falls, "

@@ -118,3 +118,19 @@ def test_refusals(words, message, capsys):
     said = capsys.readouterr().err
     assert message in said
     assert said.count("\n") == 1
+
+
+def differs(row: dict[str, str]) -> bool:
+    """Whether a count is not the printed one: parameters rounded or cut off at the printed digit, multiply-adds within 3 %."""
+    printed = row["printed_params"][:-1]
+    digit = 10 ** (6 - len(printed.partition(".")[2]))
+    near = {int(row["parameters"]) // digit, round(int(row["parameters"]) / digit)}
+    off = round(float(printed) * 1e6 / digit) not in near
+    return off or bool(row["macs"] and abs(int(row["macs"]) / 1e9 / float(row["printed_flops"][:-1]) - 1) > 0.03)
+
+
+def test_every_row_that_differs_from_print_says_why():
+    notes = {(name, row.name): row.note for name, one in papers.TABLES.items() for row in one.rows}
+    counted = [row for row in recorded() if row["parameters"]]
+    assert [(row["paper"], row["name"]) for row in counted if differs(row) and not notes[row["paper"], row["name"]]] == []  # fmt: skip
+    assert sum(map(differs, counted)) > 10

@@ -55,6 +55,13 @@ def with_large_projections() -> Any:
     return model
 
 
+def weight_normed_and_large() -> Any:
+    model = with_large_projections()
+    for block in model.blocks:
+        parametrizations.weight_norm(block.attn.proj)
+    return model
+
+
 def without_patch_embedding() -> Any:
     return nn.Sequential(vit().blocks[0])
 
@@ -101,6 +108,10 @@ ERRORS: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
     "no image": (vit, {"calibrate": X[:0]}, "at least one"),
     "no tensor": (vit, {"calibrate": "photos"}, "calibrate is str"),
     "NaN in an image": (vit, {"calibrate": X / 0 * 0}, "holds NaN or infinity"),
+    "infinity in an image": (vit, {"calibrate": X / 0}, "holds NaN or infinity"),
+    "complex images": (vit, {"calibrate": X.to(torch.complex64)}, "calibrate is complex64"),
+    "images without numbers": (vit, {"calibrate": X.to("meta")}, r"calibrate is float32 \(2, 3, 64, 64\) on meta"),
+    "sparse images": (vit, {"calibrate": X.to_sparse()}, "calibrate is float32 .* in torch.sparse_coo"),
     "images of another size": (vit, {"calibrate": X[:, :, :32]}, "does not run on images"),
     "images of other channels": (vit, {"calibrate": X[:, :1]}, "does not run on images"),
     "a branch that is not reached": (beside_an_unused_attention, {"calibrate": X}, "unused was not seen at work"),
@@ -113,6 +124,11 @@ ERRORS: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
     "no numbers, calibrated": (with_large_projections, {"op": "sima_none", "calibrate": X}, "does not run with 'sima_none': it answers NaN"),
     "hooks on every attention": (watched_everywhere, {}, "it has hooks"),
     "a class that is none": (vit, {"op": nn.Linear}, "give an operator's name"),
+    "patches left out, rotary": (named("eva02_tiny_patch14_224", depth=1, patch_drop_rate=0.5), {"op": "soft"}, "leaves some out in training"),
+    "weight-normed, no numbers": (weight_normed_and_large, {"op": "sima_none", "calibrate": X}, "does not run with 'sima_none': it answers NaN"),
+    "half precision, no numbers": (lambda: with_large_projections().to(torch.bfloat16), {"op": "sima_none", "calibrate": X}, "does not run with 'sima_none': it answers NaN"),
+    "compiled, images of another size": (lambda: torch.compile(vit(), backend="eager"), {"calibrate": X[:, :, :32]}, "does not run on images"),
+    "hybrid, images of other channels": (named("vit_tiny_r_s16_p8_224", depth=1), {"calibrate": X[:, :1]}, "does not run on images"),
     "talking heads alone": (named("cait_xxs24_224", depth=1), {"layers": "blocks.*"}, "talking heads"),
 }  # fmt: skip
 
@@ -149,6 +165,84 @@ def test_on_an_error_the_model_is_as_it_was(situation: str) -> None:
         swap(model, **arguments)
     assert "\n" not in str(told.value)
     assert_same(before, portrait(model))
+
+
+def frozen(model: Any) -> Any:
+    return model.requires_grad_(False)
+
+
+def in_part() -> Any:
+    model = vit()
+    swap(model, "sima", layers="blocks.0.*")
+    return model
+
+
+def weight_normed(norm: Any, **other: Any) -> Callable[[], Any]:
+    def make() -> Any:
+        model = vit(**other)
+        for block in model.blocks:
+            norm(block.attn.qkv)
+            norm(block.attn.proj)
+        return model
+
+    return make
+
+
+def images(side: int, channels: int = 3, number: int = 2) -> torch.Tensor:
+    return torch.randn(number, channels, side, side, generator=torch.Generator().manual_seed(2))
+
+
+TAKEN: dict[str, tuple[Callable[[], Any], dict[str, Any], torch.Tensor]] = {
+    "images in half precision": (vit, {"calibrate": X.to(torch.bfloat16)}, X),
+    "images in double precision": (vit, {"calibrate": X.double()}, X),
+    "images that want gradients": (vit, {"calibrate": X.clone().requires_grad_()}, X),
+    "images channels last": (vit, {"calibrate": X.to(memory_format=torch.channels_last)}, X),
+    "one image": (vit, {"calibrate": X[:1]}, X),
+    "a model in bfloat16": (lambda: vit().to(torch.bfloat16), {"op": "xca", "calibrate": X}, X),
+    "a model in float64": (lambda: vit().double(), {"op": "soft", "calibrate": X}, X),
+    "a frozen model": (lambda: frozen(vit()), {"calibrate": X}, X),
+    "a frozen model, tied": (lambda: frozen(vit()), {"op": "softnorm", "calibrate": X}, X),
+    "a model in training": (lambda: vit(attn_drop_rate=0.1, drop_path_rate=0.1).train(), {"calibrate": X}, X),
+    "weight norm": (weight_normed(parametrizations.weight_norm), {"calibrate": X}, X),
+    "weight norm, tied": (weight_normed(parametrizations.weight_norm), {"op": "soft", "calibrate": X}, X),
+    "spectral norm": (weight_normed(parametrizations.spectral_norm), {"calibrate": X}, X),
+    "rotary": (named("eva02_tiny_patch14_224", depth=1, img_size=56), {"calibrate": images(56)}, images(56)),
+    "rotary, DINOv3": (named("vit_small_patch16_dinov3", depth=1, img_size=64), {"op": "cosformer2d", "calibrate": X}, X),
+    "hybrid": (named("vit_tiny_r_s16_p8_224", depth=1, img_size=64), {"calibrate": X}, X),
+    "patches left out, no grid": (lambda: vit(patch_drop_rate=0.5), {"calibrate": X}, X),
+    "NaFlex": (named("naflexvit_base_patch16_gap", depth=1, embed_dim=96, num_heads=3), {"calibrate": X}, X),
+    "swapped in part": (in_part, {"op": "seqnorm", "calibrate": X}, X),
+    "distilled": (named("deit_tiny_distilled_patch16_224", depth=1, img_size=64), {"op": "nystrom", "calibrate": X}, X),
+    "registers": (named("vit_small_patch14_reg4_dinov2", depth=1, img_size=56), {"op": "cosformer2d", "calibrate": images(56)}, images(56)),
+    "grey images": (named("vit_tiny_patch16_224", depth=1, img_size=64, in_chans=1), {"calibrate": images(64, 1)}, images(64, 1)),
+    "XCiT": (named("xcit_nano_12_p16_224", depth=1), {"op": "cosformer2d", "calibrate": X}, X),
+    "CaiT, class attention": (named("cait_xxs24_224", depth=1), {"calibrate": images(224, number=1)}, images(224, number=1)),
+    "PVT": (named("pvt_v2_b0", depths=(1, 1, 1, 1)), {"calibrate": X}, X),
+    "BEiT, its bias given up": (named("beit_base_patch16_224", depth=1, embed_dim=96, num_heads=3), {"force": "*", "calibrate": images(224, number=1)}, images(224, number=1)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("situation", TAKEN)
+def test_what_is_taken_changes_attention_alone(situation: str) -> None:
+    make, arguments, x = TAKEN[situation]
+    model = make()
+    before = {path: (id(one), one.training) for path, one in model.named_modules()}
+    dtypes = {p.dtype for p in model.parameters()}
+    trains = {p.requires_grad for p in model.parameters()}
+    found = swap(model, **arguments)
+    assert found.swapped
+    assert found.untried == ""
+    assert all(error <= bare for bare, error in found.errors.values())
+    inside = tuple(f"{path}." for path in found.swapped)
+    after = {path: (id(one), one.training) for path, one in model.named_modules()}
+    beside = lambda seen: {path: one for path, one in seen.items() if path not in found.swapped and not path.startswith(inside)}  # noqa: E731  # fmt: skip
+    assert beside(after) == beside(before)
+    assert {p.dtype for p in model.parameters()} == dtypes
+    assert {p.requires_grad for p in model.parameters()} == trains
+    model.eval()
+    with torch.no_grad():
+        answer = model(x.to(next(iter(dtypes))))
+    assert answer.isfinite().all()
 
 
 def test_an_interruption_undoes_it_too(monkeypatch: pytest.MonkeyPatch) -> None:

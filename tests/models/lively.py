@@ -30,7 +30,7 @@ def lively(model: nn.Module, image: Tensor) -> nn.Module:
                 buffer.normal_(std=0.1, generator=generator)
     model.eval()
     for module in branches(model).values():  # one after the other: each sees what the ones before it now do
-        _scale(model, module, image)
+        scaled(model, module, image)
     return model
 
 
@@ -63,7 +63,7 @@ def zeroed(model: nn.Module) -> nn.Module:
     return model
 
 
-def _scale(model: nn.Module, module: nn.Module, image: Tensor) -> None:
+def scaled(model: nn.Module, module: nn.Module, image: Tensor) -> None:
     """Sets the projection so that the branch without its bias has SHARE of the RMS of the module's (normalised) input."""
     seen: list[Tensor] = []
     hook = module.register_forward_hook(lambda _, inputs, out: seen.extend((inputs[0].detach(), out.detach())))

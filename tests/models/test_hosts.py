@@ -209,3 +209,14 @@ def test_an_option_of_another_operator_may_be_unset() -> None:
     assert found.options == {}
     with pytest.raises(UsageError, match="operator 'softmax' has no option token_scale"):
         create_model("deit_tiny_patch16_224", op="softmax", token_scale="tokens", **TINY)
+
+
+def test_what_starts_as_in_the_published_codes() -> None:
+    """DeiT's class token from a normal of 0.02, where timm's starts at 1e-6; the bias of CvT's head as torch starts it."""
+    torch.manual_seed(0)
+    for name, op in (("sima_deit_tiny_patch16_224", None), ("deit_tiny_patch16_224", "softmax")):
+        token = softless.create_model(name, op=op, depth=1).state_dict()["cls_token"]
+        assert float(token.std()) == pytest.approx(0.02, rel=0.2)
+    made = softless.create_model("sima_cvt_13_224", depths=(1, 1, 1)).state_dict()
+    assert float(made["head.bias"].abs().max()) == pytest.approx(384**-0.5, rel=0.02)
+    assert float(made["head.weight"].std()) == pytest.approx(0.02, rel=0.02)

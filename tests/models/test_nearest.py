@@ -1,10 +1,15 @@
 """Weights of another architecture: the refusal says which named model they are of."""
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 import timm
 
 import softless
-from softless.errors import UsageError
+from softless.cli.main import main
+from softless.errors import SoftlessError, UsageError
 from softless.models import ENTRIES, load_weights
 from softless.models.nearest import build_of, nearest
 from softless.models.variants import VARIANTS
@@ -46,3 +51,36 @@ def test_other_classes_and_unknown_tensors_name_none() -> None:
     assert "named model" not in str(raised.value)
     assert "by its tensors" not in str(raised.value)
     assert build_of({"conv.weight": other["head.weight"]}) is None
+
+
+def test_every_door_names_three_of_either_side_and_the_nearest_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """load_weights, a folder for a model, for its maps alone or in other channels, and the swap command."""
+    other = softless.create_model("sima_xcit_nano_12_p16_224", num_classes=3)
+    softless.save_weights(other, tmp_path / "other")
+    model = softless.create_model("sima_deit_tiny_patch16_224", num_classes=3)
+    softless.save_weights(model, tmp_path / "folder")
+    (tmp_path / "folder" / "digests.json").unlink()
+    (tmp_path / "folder" / "model.safetensors").write_bytes((tmp_path / "other" / "model.safetensors").read_bytes())
+    folder = f"local-dir:{tmp_path / 'folder'}"
+    doors: list[Callable[[], Any]] = [
+        lambda: load_weights(model, tmp_path / "other"),
+        lambda: softless.create_model(folder, pretrained=True),
+        lambda: softless.create_model(folder, pretrained=True, features_only=True),
+        lambda: softless.create_model(folder, pretrained=True, in_chans=1),
+        lambda: softless.create_model(folder, pretrained=True, num_classes=0),
+    ]
+    told = []
+    for door in doors:
+        with pytest.raises(SoftlessError) as raised:
+            door()
+        told.append(str(raised.value))
+    weights = str(tmp_path / "other" / "model.safetensors")
+    assert main(["swap", "deit_tiny_patch16_224", "--num-classes", "3", "--weights", weights]) == 2
+    told.append(capsys.readouterr().err.strip())
+    for said in told:
+        assert "\n" not in said
+        assert said.count("has no place in the model") + said.count(" in the file and ") == 3, said
+        assert said.count("is missing") == 3, said
+        assert "by its tensors the file is of 'sima_xcit_nano_12_p16_224'" in said, said

@@ -61,7 +61,7 @@ def soft_layout(model: Any) -> dict[str, torch.Tensor]:
 
 def test_softs_code() -> None:
     """Averaged weights, DataParallel's prefix, q and v joined, q and kv joined, stages from 1."""
-    model = lively(create_model("soft_tiny_224", **PYRAMID), image())
+    model = lively(create_model("soft_tiny_224", parity=True, **PYRAMID), image())
     official = soft_layout(model)
     assert {
         "block1.0.att.mha.W_q.weight",
@@ -75,7 +75,7 @@ def test_softs_code() -> None:
         "state_dict_ema": {f"module.{name}": value for name, value in official.items()},
         "epoch": 3,
     }
-    other = create_model("soft_tiny_224", **PYRAMID).eval()
+    other = create_model("soft_tiny_224", parity=True, **PYRAMID).eval()
     found = load_weights(other, held)
     assert torch.equal(other(image()), model(image()))
     assert found.layout == "SOFT's code"
@@ -85,9 +85,27 @@ def test_softs_code() -> None:
     assert not other.head.weight.any()
 
 
+@pytest.mark.parametrize("op", ["soft", "softnorm"])
+def test_weights_of_softs_code_ask_for_its_function(op: str) -> None:
+    """They were trained with another inverse than the default's: parity is said, either way, and our own layout asks nothing."""
+    model = create_model(f"{op}_tiny_224", **PYRAMID)
+    official = soft_layout(model)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(UsageError, match=r"is of SOFT's code.*build the model with parity=True") as told:
+        load_weights(model, {name: value + 1 for name, value in official.items()})
+    assert "\n" not in str(told.value)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    for parity in (True, False):
+        load_weights(create_model(f"{op}_tiny_224", parity=parity, **PYRAMID), official)
+    load_weights(create_model(f"{op}_tiny_224", **PYRAMID), model.state_dict())
+    sima = create_model("soft_pyramid_tiny_224", op="sima", **PYRAMID)
+    with pytest.raises(UsageError, match=r"has no place|is missing"):  # another operator has other projections
+        load_weights(sima, official)
+
+
 def test_positions_are_resized_as_the_code_does_at_each_pass() -> None:
     model = lively(create_model("soft_tiny_224", **PYRAMID), image())
-    other = create_model("soft_tiny_224", img_size=(64, 96), **PYRAMID).eval()
+    other = create_model("soft_tiny_224", img_size=(64, 96), parity=False, **PYRAMID).eval()
     found = load_weights(other, soft_layout(model))
     assert found.resized["stage3.pos_embed"] == ((1, 50, 512), (1, 7, 512))
     assert_near(other(image()), model(image()), 1e-5)

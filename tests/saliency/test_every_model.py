@@ -210,3 +210,24 @@ def test_tokens_without_a_grid_are_one_sentence() -> None:
     swap(model, "sima")
     with pytest.raises(UsageError, match=r"does not tell where the .* tokens of this layer stand"):
         explain(model, image(224, 224))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "size", "grid"),
+    [
+        ("vit_tiny_patch16_224", {"dynamic_img_size": True, "dynamic_img_pad": True}, (60, 90), (4, 6)),
+        ("vit_small_patch14_reg4_dinov2", {"dynamic_img_size": True, "img_size": 56}, (56, 84), (4, 6)),
+        ("xcit_nano_12_p16_224", {}, (60, 90), (4, 6)),  # timm's stem rounds up
+        ("vit_tiny_r_s16_p8_224", {"img_size": 64}, (64, 64), (2, 2)),
+    ],
+)
+def test_filled_up_images_and_registers_have_their_places(name: str, arguments: dict[str, Any], size: tuple[int, int], grid: tuple[int, int]) -> None:  # fmt: skip
+    """Nothing but the patches is drawn, each in its place: tokens beside the grid are told from those on it."""
+    model: Any = timm.create_model(name, num_classes=3, depth=1, **arguments).eval()
+    swap(model, "sima")
+    found = explain(model, image(*size))
+    assert found.grid == grid
+    (q,) = outputs(model, ["blocks.0.attn.qkv"], image(*size))
+    prefix = q.shape[1] - grid[0] * grid[1]
+    assert prefix in {0, model.num_prefix_tokens}
+    torch.testing.assert_close(found.query, norms(q.chunk(3, -1)[0], grid, prefix), atol=1e-5, rtol=1e-5)

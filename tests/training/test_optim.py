@@ -5,12 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from timm.scheduler import CosineLRScheduler
 from torch import nn
 
 from softless.errors import UsageError
+from softless.recipes import get_recipe
 from softless.training import OptimSpec, Recipe, ScheduleSpec
 from softless.training.model import build_model
-from softless.training.optim import averaged, optimizer, scheduler
+from softless.training.optim import averaged, moment, optimizer, scheduler
 
 
 def rates(recipe: Recipe, steps: int) -> list[float]:
@@ -94,3 +96,27 @@ def test_averaged_weights_follow_the_formula(tiny: Recipe):
     model.weight.data.fill_(2.0)
     ema.update(model)
     torch.testing.assert_close(ema.module.weight.data, torch.tensor([[1.1]]))
+
+
+def test_the_rate_of_the_published_scripts_is_that_of_the_epoch_before(tiny: Recipe):
+    """They call timm's schedule behind an epoch with that epoch's number, so the first two epochs have the first rate."""
+    spec = ScheduleSpec(epochs=6, warmup_epochs=2, warmup_lr=1e-4, min_lr=1e-3, moves="epoch")
+    recipe = replace(tiny, optim=OptimSpec(lr=0.1, base_batch=None), schedule=spec)
+    moved = optimizer(recipe, nn.Linear(2, 2))
+    schedule, epochs = scheduler(recipe, moved, 3)
+    seen = []
+    for update in range(epochs * 3):
+        seen.append(moved.param_groups[0]["lr"])
+        schedule.step_update(moment(recipe, update + 1, 3))
+    theirs = optimizer(recipe, nn.Linear(2, 2))
+    published = CosineLRScheduler(theirs, t_initial=6, lr_min=1e-3, warmup_t=2, warmup_lr_init=1e-4)
+    expected = []
+    for epoch in range(6):
+        expected += [theirs.param_groups[0]["lr"]] * 3
+        published.step(epoch)
+    assert seen == pytest.approx(expected)
+    assert moment(tiny, 7, 3) == 7
+    with pytest.raises(UsageError, match="plateau follows the score"):
+        scheduler(replace(tiny, schedule=replace(spec, name="plateau")), moved, 3)
+    for name in ("imagenet_sima_deit_small", "imagenet_sima_xcit_small"):
+        assert get_recipe(name).schedule.moves == "epoch"

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from softless.attention.recording import recording
 from softless.attention.transforms import transformed
 from softless.errors import UsageError
 
@@ -171,8 +172,8 @@ def refuses(q: Tensor, k: Tensor, v: Tensor, **_: Any) -> list[str]:
     reasons = []
     if not torch.compiler.is_compiling() and set_aside():
         return ["a cost is counted, which is that of plain torch on every machine"]
-    if torch.compiler.is_exporting():
-        return ["an exported graph holds nodes that every runtime knows"]
+    if recording():
+        return ["a recorded graph holds nodes that every runtime knows"]
     if why := transformed():
         return [f"{why}, and the native kernels have reverse-mode gradients alone"]
     if LIBRARY is None:

@@ -21,6 +21,7 @@ from softless.attention import exponents
 from softless.attention.features import keep, product
 from softless.attention.moments import precise
 from softless.attention.places import indices, key_ranks, number_of_windows, query_ranks, windows
+from softless.attention.recording import recording
 from softless.attention.spec import (  # fmt: skip
     TOLERANCE,
     Backend,
@@ -113,7 +114,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, query_mask: 
 
 def no_more_than_landmarks(k: Tensor, grid: Grid | None, options: Options) -> bool:
     """Whether every key is a landmark by itself, by the shapes at hand; an exported graph does not ask."""
-    if torch.compiler.is_exporting() or options["pooling"] == "grid":
+    if recording() or options["pooling"] == "grid":
         return False
     return bool(k.shape[-2] <= landmarks(grid, options))
 

@@ -1,0 +1,201 @@
+"""How far SOFT's defaults stand from the published functions, on the same weights: `parity=True` is the published function.
+
+What a random pyramid computes says nothing of this: its bottleneck tokens lie so far from the tokens that every kernel is next to 0, and the convolution
+of v is the whole branch. So the weights here are such that the kernels carry most of every branch, and a control switches them off and leaves the
+convolution.
+"""
+# B images, N tokens, C channels
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from softless.attention import attend
+from softless.benching.record import record_path, table, write_csv
+from softless.data.progress import track
+from softless.errors import UsageError
+from softless.layers import Attention
+from softless.models import ENTRIES, create_model
+
+OPS = ("soft", "softnorm")
+SIZES = ("tiny_224", "small_224", "medium_224", "large_224", "huge_224")
+SIDE, IMAGES = 224, 1
+APART = 1.0  # RMS of |q - mean|^2 / 2 sqrt(D): a kernel between two tokens is e^-1 or so
+NEAR = 0.4  # the weight of the bottleneck tokens' LayerNorm: they lie among the tokens
+KERNELS = 0.5  # RMS of the convolution of v over that of the kernels' part
+SHARE = 0.3  # RMS of a branch over that of the tokens it is added to
+
+
+@dataclass(frozen=True)
+class Distance:
+    """One model by its default and by the published function; errors are relative, Frobenius."""
+
+    model: str
+    blocks: int  # that have the operator
+    kernels: float  # RMS of the kernels' part over that of the whole branch, the least and the most of the blocks
+    kernels_most: float
+    without_kernels: float  # by so much the logits move without them: the control
+    logits: float  # default beside published, float64 both
+    branch: float  # the same of the block that differs most, on the tokens that it is given in the published model
+    parity_float32: float  # the published function in float32 beside itself in float64
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """All of them; prints as a table."""
+
+    lines: tuple[Distance, ...]
+    recorded: Path | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"rows": [asdict(line) for line in self.lines]}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """As they are recorded."""
+        exact = {"model", "blocks", "kernels", "kernels_most"}
+        return [
+            {name: (round(value, 2) if name in exact and isinstance(value, float) else value if name in exact else f"{value:.1e}") for name, value in asdict(line).items()}
+            for line in self.lines
+        ]  # fmt: skip
+
+    def __str__(self) -> str:
+        rows = self.rows()
+        told = f"\n\nrecorded: {self.recorded}" if self.recorded else ""
+        return table([name.replace("_", " ") for name in rows[0]], [list(row.values()) for row in rows]) + told
+
+
+def fidelity(names: Sequence[str] = (), *, ops: Sequence[str] = (), record: bool = False) -> Fidelity:
+    """Measure how far the defaults of SOFT's models are from the published functions, per depth.
+
+    Args:
+        names: sizes of the pyramid ("tiny_224", …); all by default.
+        ops: soft and softnorm by default.
+        record: also write benchmarks/fidelity.csv of the repository.
+
+    Raises:
+        UsageError: an operator or a size without a published pyramid.
+    """
+    target = record_path("fidelity") if record else None
+    asked = [f"{op}_{size}" for op in ops or OPS for size in names or SIZES]
+    if wrong := [name for name in asked if name not in ENTRIES]:
+        raise UsageError(f"no published pyramid '{wrong[0]}': choose from {', '.join(OPS)} and {', '.join(SIZES)}")
+    found = Fidelity(tuple(measured(name) for name in track(asked, len(asked), "measuring")), target)
+    if target is not None:
+        write_csv(target, found.rows())
+    return found
+
+
+@torch.no_grad()
+def measured(name: str, **smaller: Any) -> Distance:
+    """One model; `smaller` are arguments of its host."""
+    images = torch.randn(IMAGES, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(0)
+    published = create_model(name, num_classes=10, parity=True, **smaller).eval()
+    shares = enlivened(published, images)
+    default = create_model(name, num_classes=10, **smaller).eval()
+    default.load_state_dict(published.state_dict())
+    single = published(images)
+    published, default, images = published.double(), default.double(), images.double()
+    exact = published(images)
+    return Distance(
+        name,
+        len(gaussian(default)),
+        min(shares),
+        max(shares),
+        distance(silenced(published, images), exact),
+        distance(default(images), exact),
+        max(_branches(published, default, images)),
+        distance(single.double(), exact),
+    )
+
+
+def gaussian(model: nn.Module) -> list[Attention]:
+    """The attention modules with a Gaussian kernel, in the order of the pass."""
+    return [one for one in model.modules() if isinstance(one, Attention) and one.op.name in OPS]
+
+
+def distance(found: Tensor, want: Tensor) -> float:
+    """Relative to the size of what is right."""
+    return float((found - want).norm() / want.norm())
+
+
+def parts(module: Attention, x: Tensor, grid: Any) -> tuple[Tensor, Tensor]:
+    """What the kernels and what the convolution of v give for tokens x (B,N,C), heads joined: (B,N,H D) twice."""
+    q, k, v, _ = module.sides(x, None, grid)
+    assert module.v_conv is not None
+    kernels = attend(q, k, v, op=module.op, **module.extras(x.shape[1], grid))
+    return kernels.transpose(1, 2).flatten(2), module.v_conv(v, None, grid).transpose(1, 2).flatten(2)
+
+
+@contextmanager
+def _hooked(modules: Sequence[nn.Module], hook: Callable[..., Any], *, before: bool = False) -> Iterator[None]:
+    """A hook (module, args, kwargs[, output]) on some modules."""
+    if before:
+        held = [one.register_forward_pre_hook(hook, with_kwargs=True) for one in modules]
+    else:
+        held = [one.register_forward_hook(hook, with_kwargs=True) for one in modules]
+    try:
+        yield
+    finally:
+        for one in held:
+            one.remove()
+
+
+def enlivened(model: nn.Module, images: Tensor) -> list[float]:
+    """Give a model weights on which its kernels count, block by block as a pass comes to them; the kernels' share of each branch."""
+    generator = torch.Generator().manual_seed(5)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1 and ".learned." not in name:
+            parameter.normal_(std=parameter[0].numel() ** -0.5, generator=generator)
+    shares: list[float] = []
+
+    def enliven(module: Any, args: Any, kwargs: Any) -> None:
+        x, grid = args[0], kwargs["grid"]
+        qv, width = module.qv, module.num_heads * module.head_dim
+        q = module.sides(x, None, grid)[0]
+        apart = (q - q.mean(2, keepdim=True)).square().sum(-1).mean() / (2 * module.head_dim**0.5)
+        qv.weight[:width] *= (APART / apart).sqrt()
+        qv.bias[:width].zero_()
+        module.learned.norm_weight.fill_(NEAR)
+        kernels, convolution = parts(module, x, grid)
+        module.v_conv.weight *= KERNELS * _rms(kernels) / _rms(convolution)
+        kernels, convolution = parts(module, x, grid)
+        module.proj.weight *= SHARE * _rms(x) / _rms((kernels + convolution) @ module.proj.weight.T)
+        shares.append(_rms(kernels) / _rms(kernels + convolution))
+
+    with _hooked(gaussian(model), enliven, before=True):
+        model(images)
+    return shares
+
+
+def _rms(x: Tensor) -> float:
+    return float(x.square().mean().sqrt())
+
+
+def silenced(model: nn.Module, images: Tensor) -> Tensor:
+    """The control: what the model answers with its kernels switched off."""
+
+    def silence(module: Attention, args: Any, kwargs: Any, _: Tensor) -> Tensor:
+        return module.proj(parts(module, args[0], kwargs["grid"])[1])
+
+    with _hooked(gaussian(model), silence):
+        answer: Tensor = model(images)
+    return answer
+
+
+def _branches(published: nn.Module, default: nn.Module, images: Tensor) -> list[float]:
+    """How far each block of the default stands from the published one's on the tokens that this is given."""
+    twins = dict(zip(gaussian(published), gaussian(default), strict=True))
+    apart: list[float] = []
+
+    def compare(module: Attention, args: Any, kwargs: Any, output: Tensor) -> None:
+        apart.append(distance(twins[module](args[0], grid=kwargs["grid"]), output))
+
+    with _hooked(list(twins), compare):
+        published(images)
+    return apart
