@@ -6,10 +6,10 @@ from softless.report.confusion import confusion, draw_confusion
 from softless.report.groups import Group
 from softless.report.headline import headline
 from softless.report.html import Html, section, tag
-from softless.report.measured import draw_numbers
+from softless.report.measured import draw_numbers as numbers
 from softless.report.samples import draw_samples as samples
 
-__all__ = ["SAMPLES", "further", "headline", "method", "samples"]
+__all__ = ["SAMPLES", "further", "headline", "method", "numbers", "samples"]
 
 SAMPLES = (
     "First the mistakes made with most confidence, then right answers class by class. "
@@ -38,8 +38,6 @@ def method(groups: Sequence[Group]) -> list[str]:
 
 def further(groups: Sequence[Group]) -> list[Html]:
     """Sections behind the test images."""
-    numbers = draw_numbers(groups)
     matrices = [draw_confusion(group, confusion(group)) for group in groups]
     lead = "All seeds together." if len(groups[0].runs) > 1 else None
-    confused = section("confusion", "Confusion", tag("div", matrices, class_="matrices"), lead=lead)
-    return [confused] if numbers is None else [numbers, confused]
+    return [section("confusion", "Confusion", tag("div", matrices, class_="matrices"), lead=lead)]

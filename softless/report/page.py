@@ -69,7 +69,11 @@ def _sections(groups: Sequence[Group], speeds: Mapping[Path, Speed] | None) -> l
     view = _view(groups)
     return [
         section("result", "Result", view.headline(groups)),
-        *([data] if (data := draw_composition(groups)) is not None else []),
+        *(
+            part
+            for part in (draw_composition(groups), view.numbers(groups) if hasattr(view, "numbers") else None)
+            if part
+        ),
         section("curves", "Learning", draw_curves(groups), lead=_curves_lead(groups)),
         section("cost", "Cost", draw_cost(groups, speeds), lead="Counted on one image; speeds are measured."),
         section("samples", "Test images", view.samples(groups), lead=view.SAMPLES),
@@ -80,7 +84,7 @@ def _sections(groups: Sequence[Group], speeds: Mapping[Path, Speed] | None) -> l
 
 
 def _view(groups: Sequence[Group]) -> Any:
-    """The module of the runs' task: `headline`, `samples`, SAMPLES (how to read them), `method` (how the measures came about), and `further` sections
+    """The module of the runs' task: `headline`, `samples`, SAMPLES (how to read them), `method` (how the measures came about), and `numbers` and `further` sections
     where it has some.
 
     Raises:

@@ -77,6 +77,9 @@ def test_pictures_are_readable_and_small(read):
 def test_fits_a_phone(page):
     assert 'content="width=device-width, initial-scale=1"' in page
     assert "prefers-color-scheme: dark" in page
+    assert re.search(r"\.scroll \{[^}]*overflow-x: auto[^}]*no-repeat local[^}]*no-repeat scroll", page), (
+        "a shadow where a table goes on"
+    )
     assert not re.search(r"(?<!max-)(?<!min-)\bwidth: ?\d{3,}px", page)
 
 
