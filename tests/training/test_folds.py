@@ -116,6 +116,8 @@ def test_folds_that_are_there_are_kept(trained, capsys):
         train(reached.folder, table=path, folds=4, resume=True)
     with pytest.raises(ResumeMismatch, match=r"its recipe differs in optim\.lr"):
         softless.train(out=reached.folder, device="cpu", resume=True, set={"optim.lr": 0.5})
+    with pytest.raises(UsageError, match="holds folds: go on with --folds or --resume"):
+        train(reached.folder, table=path)
     again = softless.train(out=reached.folder, device="cpu", resume=True)
     assert again.estimates == reached.estimates
     with pytest.raises(UsageError, match="holds a run that is no fold"):
