@@ -251,6 +251,9 @@ def test_a_table_of_several_labels(tmp_path, capsys):
     assert (
         "the images have several labels each: metric=auc, augment.mixup=0.0, augment.cutmix=0.0 in place of" in said.err
     )
+    assert main(["eval", str(tmp_path / "run"), "--table", str(path), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["seen"], told["classes"]) == (48, ["mass", "edema"])
     assert json.loads((tmp_path / "run/classes.json").read_text()) == ["mass", "edema"]
     with (tmp_path / "run/splits.csv").open(newline="") as file:
         parts = {
