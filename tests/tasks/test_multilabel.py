@@ -221,6 +221,7 @@ def test_explain_looks_at_it(run, tmp_path):
     assert sorted(path.name for path in (tmp_path / "maps/test").iterdir()) == ["0.png", "1.png", "2.png"]
 
 
+@pytest.mark.extra
 def test_resume_is_the_same_run(run, tmp_path):
     folder, data = run
     fields = [field for field in SMALL if not field.startswith("schedule.epochs")]
