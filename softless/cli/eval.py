@@ -385,6 +385,8 @@ def _source(loaded: LoadedRun, data: str | Path | None, table: str | Path | None
     other = replace(stored, path=path, group=None, folds=None, fold=None)
     if table is not None:  # whose an image is matters to nothing that is measured
         listed = replace(columns or TableSpec(), path=str(table), group=None)
+        if loaded.task == "multilabel":
+            listed = replace(listed, label=loaded.classes)
         return Source(replace(other, source="folder"), listed, own=False)
     place = located(str(path))
     is_npz = place.suffix == ".npz" or (stored.source == "npz" and any(place.glob("*.npz")))

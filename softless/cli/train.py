@@ -54,13 +54,13 @@ def train(
         DivergedError: the loss is not finite (exit code 3).
     """
     from softless.cli.options import assignments
-    from softless.errors import located
+    from softless.errors import UsageError, located
     from softless.training import fit
     from softless.training.folds import FOLDS, fit_folds
     from softless.training.own_data import with_data, with_labels, with_table
 
     place = None if out is None else located(out)
-    if recipe is None and table is not None and not resume:
+    if recipe is None and table is not None and not (resume and place is not None and _held(place)):
         recipe = "folder"
     chosen = with_table(_chosen(recipe, place, resume=resume), None if table is None else located(table))
     given = assignments(set)
@@ -74,6 +74,8 @@ def train(
     if folds is not None or (resume and (run_dir / FOLDS).exists()):
         page = partial(_write_page, device=device)
         return fit_folds(chosen, run_dir, folds, resume=resume, overwrite=overwrite, device=device, finished=page)
+    if (run_dir / FOLDS).exists():
+        raise UsageError(f"{run_dir} holds folds: go on with --folds or --resume, or choose another --out")
     result = fit(chosen, run_dir, resume=resume, overwrite=overwrite, device=device)
     if os.environ.get("RANK", "0") == "0":
         _write_page(chosen, run_dir, device=device)
@@ -97,8 +99,6 @@ def _chosen(recipe: "str | Recipe | None", out: Path | None, *, resume: bool) ->
     """The recipe as it is before fields are set: that of the run to continue, where one is there and no whole recipe is given."""
     from softless.errors import ResumeMismatch, UsageError
     from softless.recipes import canonical, get_recipe
-    from softless.training.folds import held_recipe
-    from softless.training.run_folder import RunFolder
 
     if recipe is not None and not isinstance(recipe, str):
         return recipe
@@ -108,7 +108,7 @@ def _chosen(recipe: "str | Recipe | None", out: Path | None, *, resume: bool) ->
     if named is None and out is None:
         raise UsageError("softless train --resume needs --out RUN, the folder of the run to continue")
     where = out if out is not None else Path("runs") / (named.name if named else "")
-    held = (RunFolder(where).recipe() or held_recipe(where)) if resume else None
+    held = _held(where) if resume else None
     if held is None:
         if named is None:
             raise UsageError(f"no run to continue in {where}: name its folder, or start one there with --recipe")
@@ -118,3 +118,11 @@ def _chosen(recipe: "str | Recipe | None", out: Path | None, *, resume: bool) ->
             f"cannot resume {where}: it is a run of recipe '{held.name}', and '{named.name}' was asked; leave --recipe out, or choose another --out"
         )
     return held
+
+
+def _held(folder: Path) -> "Recipe | None":
+    """The recipe of the run or of the folds in a folder, or None where there is neither."""
+    from softless.training.folds import held_recipe
+    from softless.training.run_folder import RunFolder
+
+    return RunFolder(folder).recipe() or held_recipe(folder)

@@ -277,7 +277,7 @@ def _marked(
     if len(left) > 1 and rows and all(cells[place].lower() in TRUTH for _, cells in rows for place in left):
         names = tuple(header[place] for place in left)
         notice(
-            f"{file} has no column '{name}': its columns of 0 and 1 are labels, {few(names)}; table.label names others"
+            f"{file.name} has no column '{name}': its columns of 0 and 1 are labels, {few(names)}; table.label names others"
         )
         return names
     return (name,)

@@ -221,6 +221,7 @@ def test_explain_looks_at_it(run, tmp_path):
     assert sorted(path.name for path in (tmp_path / "maps/test").iterdir()) == ["0.png", "1.png", "2.png"]
 
 
+@pytest.mark.extra
 def test_resume_is_the_same_run(run, tmp_path):
     folder, data = run
     fields = [field for field in SMALL if not field.startswith("schedule.epochs")]
@@ -251,6 +252,9 @@ def test_a_table_of_several_labels(tmp_path, capsys):
     assert (
         "the images have several labels each: metric=auc, augment.mixup=0.0, augment.cutmix=0.0 in place of" in said.err
     )
+    assert main(["eval", str(tmp_path / "run"), "--table", str(path), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["seen"], told["classes"]) == (48, ["mass", "edema"])
     assert json.loads((tmp_path / "run/classes.json").read_text()) == ["mass", "edema"]
     with (tmp_path / "run/splits.csv").open(newline="") as file:
         parts = {

@@ -79,6 +79,7 @@ def test_an_interval_of_known_numbers():
     assert Estimate.of([0.8, 0.9, 1.0], share=False).high == pytest.approx(0.9 + 4.302653 * 0.1 / 3**0.5, abs=1e-6)
 
 
+@pytest.mark.extra
 def test_a_killed_command_goes_on_with_the_fold_that_is_not_finished(trained, tmp_path):
     """SIGKILL in the second fold; --resume alone finishes, and each fold is what it is in one
     go."""
@@ -116,6 +117,8 @@ def test_folds_that_are_there_are_kept(trained, capsys):
         train(reached.folder, table=path, folds=4, resume=True)
     with pytest.raises(ResumeMismatch, match=r"its recipe differs in optim\.lr"):
         softless.train(out=reached.folder, device="cpu", resume=True, set={"optim.lr": 0.5})
+    with pytest.raises(UsageError, match="holds folds: go on with --folds or --resume"):
+        train(reached.folder, table=path)
     again = softless.train(out=reached.folder, device="cpu", resume=True)
     assert again.estimates == reached.estimates
     with pytest.raises(UsageError, match="holds a run that is no fold"):
