@@ -15,6 +15,7 @@ from softless.models.durable import delete_folder
 from softless.models.publish import save_weights
 from softless.tasks import Outcome
 from softless.training import checkpoint
+from softless.training.batch_norm import alone
 from softless.training.best import take_best
 from softless.training.candidates import KEYS, best_of, better, finite, gain, still_rising
 from softless.training.faults import check_finite
@@ -101,6 +102,7 @@ def publish(run: Run) -> None:
     model = run.task.published(run.task.evaluated(run.model))
     if model is None:
         return
+    alone(model)
     delete_folder(folder)
     about = {
         "input_size": (run.splits.in_chans, data.image_size, data.image_size),
