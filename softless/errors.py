@@ -18,6 +18,7 @@ class SoftlessError(Exception):
     """Base of the errors that a caller can mend."""
 
     exit_code = 2
+    shared = False  # whether all ranks raise it, so that one of them says it
 
 
 class UsageError(SoftlessError, ValueError):
@@ -71,6 +72,12 @@ class Interrupted(SoftlessError):
     def __reduce__(self) -> tuple[Any, ...]:
         """A process hands it to another whole: an error's own way would leave the code out."""
         return type(self), (*self.args, self.exit_code)
+
+
+class RankGone(SoftlessError):
+    """Another process of the run is gone, or was waited for in vain; what was saved stands."""
+
+    exit_code = 1
 
 
 class PrecisionError(UsageError):

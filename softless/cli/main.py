@@ -45,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         if isinstance(error, Interrupted):
             _end_at_the_next_signal(arguments)
+        if error.shared and not _is_first_rank():  # the first rank says it
+            return error.exit_code
         say(f"softless: {_lines(error)}", sys.stderr)
         if "--json" in words:
             say(as_json({"error": type(error).__name__, "message": str(error), "exit_code": error.exit_code}))

@@ -59,3 +59,11 @@ def synchronised(model: nn.Module) -> nn.Module:
         if type(module) is nn.BatchNorm2d:
             module.__class__ = SyncedBatchNorm2d
     return model
+
+
+def alone(model: nn.Module) -> nn.Module:
+    """The model with ordinary BatchNorms again, in place: what `synchronised` changed for the training of several ranks."""
+    for module in model.modules():
+        if type(module) is SyncedBatchNorm2d:
+            module.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
+    return model

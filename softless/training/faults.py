@@ -82,7 +82,7 @@ def check_finite(run: "Run") -> None:
 
 def buffers(run: "Run") -> list[Tensor] | None:
     """Copies of the model's buffers before a step that may be left out: a forward pass moves running means."""
-    if run.recipe.divergence.policy != "skip":
+    if run.recipe.divergence.policy != "skip" and run.world.size == 1:
         return None
     return [buffer.clone() for buffer in run.model.buffers()]
 

@@ -16,6 +16,7 @@ from softless.models.publish import save_weights
 from softless.models.sizes import sides
 from softless.tasks import Outcome
 from softless.training import checkpoint
+from softless.training.batch_norm import alone
 from softless.training.best import take_best
 from softless.training.candidates import KEYS, best_of, better, finite, gain, still_rising
 from softless.training.faults import check_finite
@@ -110,6 +111,7 @@ def publish(run: Run) -> None:
     model = run.task.published(run.task.evaluated(run.model))
     if model is None:
         return
+    alone(model)
     delete_folder(folder)
     about = {
         "input_size": (run.splits.in_chans, *sides(data.image_size)),

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from softless.errors import DataError, DivergedError, Interrupted
+from softless.errors import DataError, DivergedError, Interrupted, RankGone
 from softless.evaluation.evaluate import autocast
 from softless.layers import stepped
 from softless.training import checkpoint, keep, opening, optim
+from softless.training.agreement import agree_on_command
 from softless.training.candidates import best_of
 from softless.training.claim import clear_dead
 from softless.training.faults import Rewind, Seen, buffers, judge, leave_out
@@ -28,7 +29,7 @@ from softless.training.scalars import Scalars
 from softless.training.settle import settled
 from softless.training.setup import Partial, Run, continue_newest, set_up
 from softless.training.signals import Signals, Stop
-from softless.training.world import join
+from softless.training.world import PATIENCE, hearing, join
 
 LOADER = "DataLoader worker"  # how torch's message of a dead one begins
 
@@ -65,7 +66,9 @@ def fit(
     if recipe is not None:
         recipe.check()
     folder = RunFolder(Path(run_dir))
-    with join(device) as world, Signals() as signals:
+    patience = PATIENCE if recipe is None else recipe.rank_patience
+    with join(device, patience) as world, Signals(ranks=world.size) as signals, hearing(world):
+        agree_on_command(world, recipe, folder.path, resume=resume, overwrite=overwrite)
         seen = world.first(folder.recipe) if resume else None
         recipe = world.first(lambda: settled(recipe, folder, resume=resume, overwrite=overwrite))
         world.compute_with(recipe.threads)
@@ -79,15 +82,21 @@ def fit(
             raise Interrupted("a signal came before the first step: there was nothing to save", 128 + (signals.received or signal.SIGTERM)) from stop  # fmt: skip
         with ended(run):
             try:
-                return train(run, progress=progress)
+                with hearing(world):
+                    return train(run, progress=progress)
             except Stop:
                 leave(run)
+            except RankGone as error:
+                left_alone(run, error)
 
 
 @contextmanager
 def ended(run: Run) -> Iterator[None]:
     """However the run ends, its folder says so and is given back."""
     state, said = "finished", ""
+    if run.claim is not None:
+        claim = run.claim
+        run.signals.last_words = lambda said: claim.end("stopped", said, epoch=run.epoch, epochs=run.epochs)
     try:
         yield
     except BaseException as error:
@@ -203,19 +212,23 @@ def batches(run: Run) -> Iterator[Any]:
 
 
 def train_step(run: Run, batch: Any, step: int) -> Seen:
-    """Forward, backward, and the update if loss and gradient are finite; what was seen is the same on all ranks."""
+    """Forward, backward, and the update if loss and gradient are finite; what was seen is the same on all ranks.
+
+    All exchanges between ranks come before the update, so where one fails the step can be undone.
+
+    Raises:
+        RankGone: another rank is gone; model and optimizer are as they were before the step.
+    """
     run.seed_step(step)
     if (run.epoch, step) in run.left_out:
         return moved_on(run, look(run, None, None))
     before = buffers(run)
-    given = run.task.prepare(batch, run.device, epoch=run.epoch, step=step)
-    with autocast(run.device, run.recipe.amp):
-        loss = run.learner(*given)
-    run.optimizer.zero_grad(set_to_none=True)
-    run.scaler.scale(loss).backward()
-    run.scaler.unscale_(run.optimizer)
-    run.task.before_step(run.model, run.optimizer, run.place)
-    seen = look(run, loss, clip(run))
+    try:
+        with hearing(run.world):
+            seen = exchanged(run, batch, step)
+    except RankGone:
+        leave_out(run, before)
+        raise
     if judge(run, seen, step):
         run.scaler.step(run.optimizer)
         run.scaler.update()
@@ -228,6 +241,18 @@ def train_step(run: Run, batch: Any, step: int) -> Seen:
         run.left_out.add((run.epoch, step))
         seen = replace(seen, loss=0.0)
     return moved_on(run, seen)
+
+
+def exchanged(run: Run, batch: Any, step: int) -> Seen:
+    """Forward and backward, gradients averaged over the ranks; what was seen of them."""
+    given = run.task.prepare(batch, run.device, epoch=run.epoch, step=step)
+    with autocast(run.device, run.recipe.amp):
+        loss = run.learner(*given)
+    run.optimizer.zero_grad(set_to_none=True)
+    run.scaler.scale(loss).backward()
+    run.scaler.unscale_(run.optimizer)
+    run.task.before_step(run.model, run.optimizer, run.place)
+    return look(run, loss, clip(run))
 
 
 def moved_on(run: Run, seen: Seen) -> Seen:
@@ -276,6 +301,7 @@ def rewind(run: Run) -> None:
 
 def leave(run: Run) -> NoReturn:
     """Save where the run stands and end it, as the signal asked."""
+    run.signals.heard()
     run.world.first(lambda: checkpoint.save(run))
     number = run.signals.received or signal.SIGTERM  # of another rank
     raise Interrupted(
@@ -283,6 +309,15 @@ def leave(run: Run) -> NoReturn:
         f"continue with `softless train --resume --out {shlex.quote(str(run.folder.path))}`",
         128 + number,
     )
+
+
+def left_alone(run: Run, error: RankGone) -> NoReturn:
+    """Save where the run stands, which is after the last whole step, if this is the rank that saves; and end it."""
+    again = f"continue with `softless train --resume --out {shlex.quote(str(run.folder.path))}`"
+    if run.world.is_first:
+        checkpoint.save(run)
+        again = f"the state after step {run.step} of epoch {min(run.epoch + 1, run.epochs)} is saved; {again}"
+    raise RankGone(f"{error}: {again}") from error
 
 
 def finish(run: Run) -> Result:

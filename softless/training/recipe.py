@@ -350,6 +350,7 @@ class Recipe:
     threads: int | None = setting(
         None, "threads of each process on a CPU; none: OMP_NUM_THREADS, or its share of the cores", "[1, 4096]"
     )
+    rank_patience: float = setting(30.0, "minutes that one of several processes waits for the others", "(0, 10080]")
     grad_checkpointing: bool = setting(default=False, says="compute activations twice rather than hold them")
 
     @property

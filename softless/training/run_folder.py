@@ -34,6 +34,7 @@ MAY_CHANGE = frozenset({
     "table.path",
     "data.workers",
     "threads",
+    "rank_patience",
     "save.every_steps",
     "save.every_seconds",
     "save.keep",
@@ -256,7 +257,7 @@ def may_change(name: str, there: Any, asked: Any) -> bool:
 
 def changes(held: Recipe, kept: Recipe) -> list[str]:
     """`data.path is B now, A before` for each field that may change and did."""
-    there, here = _flat(as_json(held)), _flat(as_json(kept))
+    there, here = flat(as_json(held)), flat(as_json(kept))
     return [
         f"{name} is {value} now, {there.get(name)} before"
         for name, value in here.items()
@@ -266,9 +267,9 @@ def changes(held: Recipe, kept: Recipe) -> list[str]:
 
 def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
     """`optim.lr (0.001 there, 0.002 asked)` for each field of `asked` that differs and matters."""
-    standard = _flat(as_json(Recipe("", "")))  # what an older softless did not write is at its default
+    standard = flat(as_json(Recipe("", "")))  # what an older softless did not write is at its default
     set_ = {name for name, value in stored.items() if isinstance(value, Mapping)}  # a task's group is null by default
-    there, here = {name: value for name, value in standard.items() if name not in set_} | _flat(stored), _flat(asked)
+    there, here = {name: value for name, value in standard.items() if name not in set_} | flat(stored), flat(asked)
     heads = {name.split(".")[0] for name in here}
     names = [name for name in {**here, **there} if name.split(".")[0] in heads]
     missing = "unset"
@@ -289,8 +290,9 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Fields of a nested table by their whole names."""
+    found: dict[str, Any] = {}
     for key, value in content.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return found

@@ -15,9 +15,10 @@ from softless.data import EpochLoader, Splits
 from softless.data.loader import mix
 from softless.errors import CheckpointError
 from softless.models.durable import delete, write_text
-from softless.tasks import Place, Task, open_task
+from softless.tasks import Place, Task
 from softless.training import checkpoint, claim, optim, split_table
 from softless.training.about import write_about
+from softless.training.agreement import agree_on_steps, opened_alike
 from softless.training.best import write_best
 from softless.training.claim import Claim
 from softless.training.model import build_for
@@ -131,13 +132,14 @@ def set_up(
 
 
 def _made(asked: Recipe, folder: RunFolder, world: World, signals: Signals) -> Run:
-    task = open_task(asked)
+    task = opened_alike(world, asked)
     recipe = task.recipe = world.first(lambda: with_loaders(task.recipe, task, world))
     asked = replace(asked, data=recipe.data)  # with the loaders that were settled on
     model = world.synced(build_for(task).to(world.device))
     optimizer = optim.optimizer(recipe, model)
     loader = task.train_loader(world.rank, world.size)
     scheduler, epochs = optim.scheduler(recipe, optimizer, len(loader))
+    agree_on_steps(world, len(loader), epochs)
     task.to(world.device)
     return Run(
         asked=asked,

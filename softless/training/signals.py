@@ -2,13 +2,16 @@
 
 import os
 import signal
+import socket
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
 WATCHED = (signal.SIGTERM, signal.SIGINT)
+GRACE = 20.0  # seconds that a rank has to reach the end of its step, and tell the others
 
 
 class Stop(BaseException):
@@ -18,11 +21,17 @@ class Stop(BaseException):
 class Signals:
     """Remembers the first signal, and ends the process at once on the second; a context manager.
 
-    Between `interruptible` blocks a signal is only noted, and the loop looks at `received` after each step.
+    Between `interruptible` blocks a signal is only noted, and the loop looks at `received` after each step. A rank that waits for others
+    hears nothing there, since torch's exchange holds the main thread: a thread ends it, if it has not ended by itself.
+
+    Args:
+        ranks: Processes of the run.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ranks: int = 1) -> None:
         self.received: signal.Signals | None = None
+        self.last_words: Callable[[str], None] = lambda _: None  # called before such a rank ends
+        self._watch = Watch(self) if ranks > 1 else None
         self._raises = False
         self._before: dict[int, Any] = {}
         self._process = os.getpid()
@@ -30,13 +39,21 @@ class Signals:
     def __enter__(self) -> "Signals":  # noqa: PYI034 - typing.Self is younger than Python 3.10
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._handle) for number in WATCHED}
+            if self._watch is not None:
+                self._watch.begin()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.heard()
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def heard(self) -> None:
+        """The main thread is at work on what came: nobody has to end it."""
+        if self._watch is not None:
+            self._watch.end()
 
     @contextmanager
     def interruptible(self, *, alone: bool = True) -> Iterator[None]:
@@ -57,3 +74,53 @@ class Signals:
         self.received = signal.Signals(number)
         if self._raises:
             raise Stop
+
+
+class Watch:
+    """Ends a process whose main thread does not come back from an exchange after a signal: after `GRACE`, or at a second one."""
+
+    def __init__(self, signals: Signals) -> None:
+        self.signals = signals
+        self._ends: tuple[socket.socket, socket.socket] | None = None
+        self._before = -1
+
+    def begin(self) -> None:
+        """Hear signals from now on."""
+        self._ends = socket.socketpair()
+        self._ends[1].settimeout(0)  # a handler may not wait
+        self._before = signal.set_wakeup_fd(self._ends[1].fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._hear, args=(self._ends[0],), name="signals", daemon=True).start()
+
+    def end(self) -> None:
+        """Hear none any more."""
+        if self._ends is None:
+            return
+        if threading.current_thread() is threading.main_thread():
+            signal.set_wakeup_fd(self._before)
+        ends, self._ends = self._ends, None
+        ends[1].close()  # the thread reads the end of it
+
+    def _hear(self, inbox: socket.socket) -> None:
+        with inbox:
+            first = _number(inbox)
+            if first is None:
+                return
+            inbox.settimeout(GRACE)
+            try:
+                if _number(inbox) is None:  # the main thread came back
+                    return
+            except TimeoutError:
+                pass
+        name = signal.Signals(first).name
+        said = f"{name}: this rank waited for others that did not come; the last checkpoint stands, and --resume goes on from it"
+        print(f"softless: {said}", file=sys.stderr, flush=True)
+        self.signals.last_words(said)
+        os._exit(128 + first)
+
+
+def _number(inbox: socket.socket) -> int | None:
+    """The next signal that is watched; None at the end."""
+    while found := inbox.recv(1):
+        if found[0] in WATCHED:
+            return found[0]
+    return None

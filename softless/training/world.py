@@ -2,9 +2,12 @@
 
 import itertools
 import os
-from collections.abc import Callable, Iterator
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cache
 from typing import Any, TypeVar
@@ -13,10 +16,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from softless.errors import SoftlessError, UsageError
+from softless.errors import RankGone, SoftlessError, UsageError
+from softless.training import processes
 from softless.training.batch_norm import synchronised
 
 T = TypeVar("T")
+PATIENCE = 30.0  # minutes that a rank waits for the others
+MOMENT = 5.0  # seconds in which a killed process is seen to be gone
+_LOST = re.compile(r"gloo|[Cc]onnection|[Tt]imed out|NCCL|TCPStore|Broken pipe|recvValue|failed to recv")
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,7 @@ class World:
     rank: int
     size: int
     device: torch.device
+    peers: tuple[Mapping[str, Any], ...] = ()  # host, number and start of each rank's process
 
     @property
     def is_first(self) -> bool:
@@ -40,6 +48,9 @@ class World:
         """The model whose backward pass averages gradients over the ranks (the model itself when alone)."""
         if self.size == 1:
             return model
+        for parameter in model.parameters():
+            if parameter.requires_grad and parameter.ndim == 4 and 1 in parameter.shape:
+                parameter.register_hook(_as_stored)
         ids = [self.device.index] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(model, device_ids=ids)
 
@@ -67,15 +78,77 @@ class World:
                 box[1] = error
         dist.broadcast_object_list(box, src=0, device=self.device)
         if box[1] is not None:
-            raise box[1]
+            raise _shared(box[1])
         return box[0]
+
+    def gather(self, mine: T) -> list[T]:
+        """What every rank has, by rank."""
+        if self.size == 1:
+            return [mine]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, mine)
+        return found
+
+    def together(self, work: Callable[[], T]) -> T:
+        """Let every rank do it; where one cannot, all raise an error, so that none waits for a dead one.
+
+        Raises:
+            UsageError: another rank could not; that one raises its own error.
+        """
+        if self.size == 1:
+            return work()
+        done, error = None, None
+        try:
+            done = work()
+        except (SoftlessError, OSError) as found:
+            error = found
+        said = self.gather(None if error is None else str(error))
+        if all(text is not None for text in said):
+            raise _shared(error)
+        if error is not None:
+            raise error if self.is_first else _shared(error)
+        for rank, text in enumerate(said):
+            if text is not None:
+                raise _shared(UsageError(f"rank {rank} of {self.size}: {text}"))
+        return done  # type: ignore[return-value]
+
+    def gone(self) -> list[int]:
+        """The ranks on this machine whose processes are not there any more."""
+        here = socket.gethostname()
+        return [
+            rank
+            for rank, peer in enumerate(self.peers)
+            if peer["host"] == here
+            and not (processes.running(peer["pid"]) and processes.started(peer["pid"]) == peer["process"])
+        ]
+
+
+def _as_stored(grad: Tensor) -> Tensor:
+    """The gradient of a depthwise convolution with the strides of its weight, which DDP compares: convolving tokens leaves those
+    of channels last, the same numbers in the same places, since one side has one entry.
+    """
+    return grad.reshape(-1).view(grad.shape) if grad.is_contiguous() else grad
+
+
+def _shared(error: Any) -> Any:
+    """The error as one that all ranks raise."""
+    if isinstance(error, SoftlessError):
+        error.shared = True
+    return error
 
 
 @contextmanager
-def join(device: str = "auto") -> Iterator[World]:
+def join(device: str = "auto", patience: float = PATIENCE) -> Iterator[World]:
     """The world of this run; the process group of torchrun is opened here and closed at the end.
 
     The caller's random generators and number of threads are put back afterwards.
+
+    Args:
+        device: of the computation, by name.
+        patience: minutes that a rank waits for the others.
+
+    Raises:
+        RankGone: another rank is gone, or was waited for in vain.
     """
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     place = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
@@ -83,15 +156,56 @@ def join(device: str = "auto") -> Iterator[World]:
     if opened:
         backend = "nccl" if place.type == "cuda" else "gloo"
         bound = place if place.type == "cuda" else None
-        dist.init_process_group(backend, store=_meeting_place(rank, size), rank=rank, world_size=size, device_id=bound)
+        dist.init_process_group(
+            backend, store=_meeting_place(rank, size), rank=rank, world_size=size, device_id=bound,
+            timeout=timedelta(minutes=patience),
+        )  # fmt: skip
     before = torch.get_num_threads()
+    world = World(rank, size, place)
     try:
+        if size > 1:
+            world = replace(world, peers=tuple(world.gather(_myself())))
         with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
-            yield World(rank, size, place)
+            yield world
     finally:
         torch.set_num_threads(before)
         if opened:
             dist.destroy_process_group()
+
+
+def _myself() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "pid": os.getpid(), "process": processes.started(os.getpid())}
+
+
+@contextmanager
+def hearing(world: World) -> Iterator[None]:
+    """A stretch with exchanges between ranks: one that fails is an error of ours.
+
+    Raises:
+        RankGone: another rank is gone, or was waited for in vain.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if world.size == 1 or not _LOST.search(str(error)):
+            raise
+        raise RankGone(_why_lost(world, str(error))) from error
+
+
+def _why_lost(world: World, said: str) -> str:
+    gone: list[int] = []
+    if "imed out" not in said:
+        deadline = time.monotonic() + MOMENT
+        while not gone and time.monotonic() < deadline:  # a process that is killed takes a moment to go
+            gone = world.gone()
+            time.sleep(0.05)
+    me = f"rank {world.rank} of {world.size}"
+    if gone:
+        names = " and ".join(str(rank) for rank in gone)
+        return f"rank {names} of {world.size} is gone" if len(gone) == 1 else f"ranks {names} of {world.size} are gone"
+    if "imed out" in said:
+        return f"{me} waited in vain for the others: one of them hangs, or works longer than rank_patience allows"
+    return f"{me} lost the connection to another rank, which has ended or cannot be reached"
 
 
 @cache

@@ -1,0 +1,98 @@
+"""Whether all ranks train the same run: what each of them was given and opened is compared before the first step.
+
+Torch compares nothing. Ranks that see other pixels train side by side to the end, and ranks with another number of
+steps wait for each other for ever.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from softless.errors import UsageError
+from softless.tasks import Task, open_task
+from softless.training import checkpoint
+from softless.training.recipe import Recipe
+from softless.training.run_folder import as_json, flat
+from softless.training.settle import from_root
+
+if TYPE_CHECKING:
+    from softless.training.world import World
+
+LONG = 60  # characters of a value that are said
+
+
+def agree_on_command(world: "World", recipe: Recipe | None, run_dir: Path, *, resume: bool, overwrite: bool) -> None:
+    """Compare what every rank was asked to do, and by which versions.
+
+    Raises:
+        UsageError: one was asked something else; the rank and the field are named.
+    """
+    mine = {
+        **checkpoint.versions(),
+        "out": from_root(run_dir),
+        "resume": resume,
+        "overwrite": overwrite,
+        "recipe": "none" if recipe is None else "given",
+        **({} if recipe is None else flat(as_json(recipe))),
+    }
+    if recipe is None or recipe.threads is None:
+        mine["threads"] = torch.get_num_threads()
+    _agree(world, mine, "give every rank the same command, software and threads")
+
+
+def opened_alike(world: "World", recipe: Recipe) -> Task:
+    """The data, opened by every rank and compared; mean and deviation are measured by the first rank alone.
+
+    Raises:
+        UsageError: a rank cannot open them, or sees others; the rank is named.
+    """
+    measured = recipe.data.mean is None and recipe.data.std is None
+    mine = recipe
+    if measured and not world.is_first:  # the first rank's numbers take their place
+        blank = dataclasses.replace(recipe.data, mean=(0.0,) * recipe.data.in_chans, std=(1.0,) * recipe.data.in_chans)
+        mine = dataclasses.replace(recipe, data=blank)
+    task = world.together(lambda: open_task(mine))
+    if world.size == 1:
+        return task
+    scaling = world.first(lambda: (task.splits.mean, task.splits.std))
+    task.splits = dataclasses.replace(task.splits, mean=scaling[0], std=scaling[1])
+    seen = {
+        **{f"data: {name}": value for name, value in task.splits.fingerprint.items()},
+        "data: class names": list(task.splits.classes),
+    }
+    _agree(world, seen, "let every rank see the same files")
+    return task
+
+
+def agree_on_steps(world: "World", steps: int, epochs: int) -> None:
+    """Compare how long every rank will train.
+
+    Raises:
+        UsageError: one has another number of steps; the rank is named.
+    """
+    _agree(world, {"steps of an epoch": steps, "epochs": epochs}, "give every rank the same data and recipe")
+
+
+def _agree(world: "World", mine: Mapping[str, Any], way: str) -> None:
+    if world.size == 1:
+        return
+    told = world.gather({name: repr(value) for name, value in mine.items()})
+    for rank, theirs in enumerate(told[1:], start=1):
+        names = [name for name in {**told[0], **theirs} if told[0].get(name) != theirs.get(name)]
+        if names:
+            parts = [
+                f"{name} = {_short(theirs.get(name))} and rank 0 has {_short(told[0].get(name))}" for name in names
+            ]
+            more = f" (and {len(parts) - 1} more)" if len(parts) > 1 else ""
+            error = UsageError(f"rank {rank} of {world.size} has {parts[0]}{more}: {way}")
+            error.shared = True
+            raise error
+
+
+def _short(text: str | None) -> str:
+    if text is None:
+        return "none"
+    return text if len(text) <= LONG else f"{text[: LONG // 2]}…{text[-LONG // 2 :]}"
