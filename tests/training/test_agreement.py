@@ -1,7 +1,6 @@
 """Ranks agree or refuse: what differs is named, who is gone is named, and nobody waits for ever."""
 
 import json
-import os
 import pickle
 import signal
 import subprocess
@@ -73,6 +72,7 @@ def test_another_learning_rate_is_named(recipe: Recipe, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.extra
 def test_other_threads_are_named(recipe: Recipe, tmp_path: Path) -> None:
     free = recipe.with_fields(threads=None)
     found = each_rank(commands(tmp_path, free, free), environments={1: {"OMP_NUM_THREADS": "2"}})
@@ -80,6 +80,7 @@ def test_other_threads_are_named(recipe: Recipe, tmp_path: Path) -> None:
     assert "rank 1 of 2 has threads = 2 and rank 0 has 1: give every rank the same command" in found[0][1]
 
 
+@pytest.mark.extra
 def test_another_folder_of_data_is_named(recipe: Recipe, tmp_path: Path) -> None:
     other = recipe.with_fields(**{"data.path": str(images(tmp_path / "other", low=30))})
     found = each_rank(commands(tmp_path, recipe, other))
@@ -104,6 +105,7 @@ runpy.run_path(script, run_name="__main__")
 """
 
 
+@pytest.mark.extra
 @pytest.mark.parametrize("kind", ["pixels", "count", "absent"])
 def test_other_data_at_the_same_place_are_named(kind: str, recipe: Recipe, tmp_path: Path) -> None:
     other = tmp_path / "other"
@@ -153,6 +155,7 @@ def test_a_killed_rank_is_one_sentence_and_the_run_goes_on_with_the_same_bits(re
     assert bits[0] == bits[1]
 
 
+@pytest.mark.extra
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_a_rank_that_waits_for_another(number: signal.Signals, recipe: Recipe, tmp_path: Path) -> None:
     """Rank 1 hangs; rank 0 waits for it in an exchange, and hears the signal all the same."""
@@ -178,6 +181,7 @@ def test_a_signal_ends_a_rank_that_waits_for_another(number: signal.Signals, rec
     assert state(tmp_path)["state"] == "stopped"
 
 
+@pytest.mark.extra
 def test_a_rank_that_hangs_is_not_waited_for_longer_than_asked(recipe: Recipe, tmp_path: Path) -> None:
     (tmp_path / "hang1").touch()
     short = recipe.with_fields(rank_patience=0.1)
@@ -195,8 +199,6 @@ def test_a_rank_that_hangs_is_not_waited_for_longer_than_asked(recipe: Recipe, t
 
 
 def test_a_model_with_batch_norm_is_published_by_ranks_too(recipe: Recipe, tmp_path: Path) -> None:
-    import timm
-
     args = {"img_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2, "cls_attn_layers": 1}
     model = replace(recipe.model, name="xcit_nano_12_p8_224", op="sima", args=args)
     fields: dict[str, Any] = {"data.image_size": 16, "schedule.epochs": 1}
@@ -213,9 +215,9 @@ def test_a_model_with_batch_norm_is_published_by_ranks_too(recipe: Recipe, tmp_p
     run = load_run(tmp_path / "run")
     with torch.inference_mode():
         assert torch.equal(published(x), run.model(x))
-    assert timm.__version__
 
 
+@pytest.mark.extra
 def test_mean_and_deviation_are_the_first_ranks(recipe: Recipe, tmp_path: Path) -> None:
     found = each_rank(commands(tmp_path, recipe, recipe))
     assert [code for code, _ in found] == [0, 0], found
@@ -231,4 +233,3 @@ def test_alone_everything_agrees() -> None:
     assert world.gather(3) == [3]
     assert world.together(lambda: 4) == 4
     assert world.gone() == []
-    assert os.getpid()
