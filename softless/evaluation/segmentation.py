@@ -26,7 +26,7 @@ from softless.data.label_images import IGNORE, LabelImages
 from softless.data.loader import EpochLoader
 from softless.data.progress import track
 from softless.data.samples import Samples
-from softless.errors import DivergedError, need
+from softless.errors import DivergedError
 from softless.evaluation.evaluate import autocast
 from softless.evaluation.spread import Estimate, draws, estimate
 from softless.models.durable import make_folder, write_bytes, write_text
@@ -223,7 +223,7 @@ class Tally:
 
     def add(self, predicted: np.ndarray, truth: np.ndarray, values: Sequence[int], loss: float | None = None) -> None:
         """Count an image: class indices (h, w), of the truth also IGNORE."""
-        matrix = confusion_of(torch.from_numpy(predicted), torch.from_numpy(truth), len(values))
+        matrix = confusion_of(predicted, truth, len(values))
         self.confusion += matrix
         self.counts.append(np.stack([matrix.diagonal(), matrix.sum(0), matrix.sum(1)], axis=-1))
         self.losses.append(loss)
@@ -236,15 +236,11 @@ class Tally:
         return Segmentation(tuple(classes), self.confusion, counts, mean, expected, tuple(self.labels))
 
 
-def confusion_of(predicted: Tensor, truth: Tensor, classes: int) -> np.ndarray:
-    """(K, K) int64 pixels, row truth, column prediction, of label arrays (h, w)."""
-    need("torchmetrics")
-    from torchmetrics.functional.classification import multiclass_confusion_matrix
-
-    found = multiclass_confusion_matrix(
-        predicted.reshape(-1).long(), truth.reshape(-1).long(), classes, ignore_index=IGNORE, validate_args=False
-    )
-    return found.cpu().numpy().astype(np.int64)
+def confusion_of(predicted: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray:
+    """(K, K) int64 pixels, row truth, column prediction, of label arrays (h, w), of the truth also IGNORE."""
+    counts = truth != IGNORE
+    places = truth[counts].astype(np.int64) * classes + predicted[counts]
+    return np.bincount(places, minlength=classes**2).reshape(classes, classes).astype(np.int64)
 
 
 def label_png(indices: np.ndarray, values: Sequence[int]) -> bytes:

@@ -37,7 +37,7 @@ class Multilabel(Classification):
     """
 
     name = "multilabel"
-    needs = ("torchmetrics",)
+    needs = ()
     measures: ClassVar[tuple[str, ...]] = ("auc", "loss")
 
     def __init__(self, recipe: "Recipe", classes: Sequence[str], targets: np.ndarray) -> None:

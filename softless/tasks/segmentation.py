@@ -41,7 +41,7 @@ class Segmentation(Task):
     """
 
     name = "segmentation"
-    needs = ("torchmetrics", "segmentation_models_pytorch")
+    needs = ("segmentation_models_pytorch",)
     measures = ("miou", "dice", "pixel_accuracy", "loss")
 
     def __init__(self, recipe: "Recipe", splits: "Splits", values: Sequence[int]) -> None:

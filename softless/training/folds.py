@@ -185,7 +185,7 @@ def _number(recipe: Recipe, folder: Path, folds: int | None, *, resume: bool, ov
 
 def _check(recipe: Recipe, folder: Path, *, resume: bool, overwrite: bool) -> None:
     """Whether folds can be trained at all."""
-    need("sklearn", "torchmetrics")
+    need("sklearn")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError(
             "--folds trains one fold after the other in one process: under torchrun start each "
