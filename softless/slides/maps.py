@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from softless.errors import UsageError
-from softless.models.durable import write_bytes, write_picture, write_text
+from softless.models.durable import make_folder, write_bytes, write_picture, write_text
 from softless.saliency.colours import colourise
 from softless.saliency.figure import FAINT, INK, PAPER, colour_bar, fitting, font
 from softless.saliency.overlay import overlay
@@ -261,7 +261,7 @@ def save_maps(
     Args:
         maps: The maps.
         picture: The whole of what was read, at any size.
-        folder: Where to; it exists.
+        folder: Where to, made if missing.
         title: Of the overlay.
         outlines: The name of the GeoJSON file.
 
@@ -271,10 +271,10 @@ def save_maps(
     Raises:
         StorageError: the disk does not take it.
     """
-    root, files = Path(folder), []
+    root, files = make_folder(Path(folder)), []
     for one in maps.maps:
         file, held = root / f"{one.name.replace(' ', '_')}.npy", io.BytesIO()
-        np.save(held, one.values)
+        np.lib.format.write_array(held, one.values)
         write_bytes(file, held.getvalue())
         files.append(file)
     write_picture(root / OVERLAY, drawn(maps, picture, title))

@@ -96,7 +96,7 @@ def _needs_skimage() -> None:
     try:
         import skimage  # noqa: F401  # used below
     except ImportError as error:
-        raise MissingExtra("scikit-image (for tissue=otsu)", "slides") from error
+        raise MissingExtra("scikit-image", "slides") from error
 
 
 def _otsu(values: NDArray[np.uint8]) -> int:

@@ -9,15 +9,15 @@ without label k over those with it, so that
 both sides weigh alike. Mixup and cutmix are for one label an image.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from softless.data import EpochLoader, open_splits
+from softless.data import EpochLoader, Samples, open_splits
 from softless.errors import DataError, UsageError
 from softless.evaluation.multilabel import LabelEvaluation, evaluate_labels
 from softless.tasks.classification import Classification
@@ -68,6 +68,14 @@ class Multilabel(Classification):
 
     def evaluate(self, model: nn.Module, loader: EpochLoader, *, amp: str, label: str) -> LabelEvaluation:  # type: ignore[override]
         return evaluate_labels(model, loader, self.classes, threshold=self.threshold, amp=amp, label=label)
+
+    def composition(self, samples: Samples) -> dict[str, int]:
+        """Images that have each label."""
+        return {name: int(count) for name, count in zip(self.classes, samples.targets.sum(0), strict=True)}
+
+    def decided(self, outcome: Any, validated: Mapping[str, Any]) -> Any:  # noqa: ARG002
+        """As it is: the threshold of labels is the recipe's."""
+        return outcome
 
     def soft(self, targets: Tensor) -> Tensor:
         """Labels (B, K) of 0 and 1 as smoothed probabilities."""

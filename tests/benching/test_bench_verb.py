@@ -29,7 +29,8 @@ def test_an_option_without_effect_is_refused(what, option, named):
 
 def test_what_takes_an_option_is_named():
     with pytest.raises(
-        UsageError, match=r"leave it out \(--ops is taken by compare, uses, dino, operators, counts, autograd\)"
+        UsageError,
+        match=r"leave it out \(--ops is taken by compare, uses, dino, operators, counts, autograd, fidelity\)",
     ):
         bench("twins", ops=["sima"])
 

@@ -67,7 +67,7 @@ def test_a_batch_of_no_images(name: str) -> None:
 
 
 def test_no_images_for_a_host_of_timms_class_is_one_sentence() -> None:
-    model = create_model("deit_tiny_patch16_224", op="sima", **TINY)
+    model = create_model("deit_tiny_distilled_patch16_224", op="sima", **TINY)
     with pytest.raises(UsageError, match="a batch of no images"):
         model(torch.randn(0, 3, 64, 64))
 
@@ -150,7 +150,9 @@ def test_a_mask_inside_a_transform_is_one_sentence_where_it_cannot_be_checked() 
     x, valid = torch.randn(3, 2, 6, 24), torch.rand(3, 2, 6) > 0.3
     found = torch.func.vmap(lambda x, m: attention(x, attn_mask=m[:, None, None]))(x, valid)
     assert_near(found, torch.stack([attention(a, mask=m) for a, m in zip(x, valid, strict=True)]), 1e-5)
-    with pytest.raises(UsageError, match=r"cannot be checked inside a compiled graph or a transform of torch\.func"):
+    with pytest.raises(
+        UsageError, match=r"cannot be checked inside a compiled or recorded graph or a transform of torch\.func"
+    ):
         torch.func.vmap(lambda x, m: attention(x, attn_mask=m[:, None, :, None] & m[:, None, None]))(x, valid)
 
 
