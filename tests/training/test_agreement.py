@@ -72,7 +72,7 @@ def test_another_learning_rate_is_named(recipe: Recipe, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.extra
+@pytest.mark.soak
 def test_other_threads_are_named(recipe: Recipe, tmp_path: Path) -> None:
     free = recipe.with_fields(threads=None)
     found = each_rank(commands(tmp_path, free, free), environments={1: {"OMP_NUM_THREADS": "2"}})
@@ -80,7 +80,7 @@ def test_other_threads_are_named(recipe: Recipe, tmp_path: Path) -> None:
     assert "rank 1 of 2 has threads = 2 and rank 0 has 1: give every rank the same command" in found[0][1]
 
 
-@pytest.mark.extra
+@pytest.mark.soak
 def test_another_folder_of_data_is_named(recipe: Recipe, tmp_path: Path) -> None:
     other = recipe.with_fields(**{"data.path": str(images(tmp_path / "other", low=30))})
     found = each_rank(commands(tmp_path, recipe, other))
@@ -156,7 +156,7 @@ def test_a_killed_rank_is_one_sentence_and_the_run_goes_on_with_the_same_bits(re
 
 
 @pytest.mark.extra
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.soak)])
 def test_a_signal_ends_a_rank_that_waits_for_another(number: signal.Signals, recipe: Recipe, tmp_path: Path) -> None:
     """Rank 1 hangs; rank 0 waits for it in an exchange, and hears the signal all the same."""
     longer = recipe.with_fields(**{"schedule.epochs": 60})
@@ -181,7 +181,7 @@ def test_a_signal_ends_a_rank_that_waits_for_another(number: signal.Signals, rec
     assert state(tmp_path)["state"] == "stopped"
 
 
-@pytest.mark.extra
+@pytest.mark.soak
 def test_a_rank_that_hangs_is_not_waited_for_longer_than_asked(recipe: Recipe, tmp_path: Path) -> None:
     (tmp_path / "hang1").touch()
     short = recipe.with_fields(rank_patience=0.1)
@@ -217,7 +217,7 @@ def test_a_model_with_batch_norm_is_published_by_ranks_too(recipe: Recipe, tmp_p
         assert torch.equal(published(x), run.model(x))
 
 
-@pytest.mark.extra
+@pytest.mark.soak
 def test_mean_and_deviation_are_the_first_ranks(recipe: Recipe, tmp_path: Path) -> None:
     found = each_rank(commands(tmp_path, recipe, recipe))
     assert [code for code, _ in found] == [0, 0], found
