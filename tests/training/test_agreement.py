@@ -138,8 +138,9 @@ def once(folder: Path, then: Callable[[list[subprocess.Popen[str]]], None], afte
     return meanwhile
 
 
+@pytest.mark.extra
 def test_a_killed_rank_is_one_sentence_and_the_run_goes_on_with_the_same_bits(recipe: Recipe, tmp_path: Path) -> None:
-    longer = recipe.with_fields(**{"schedule.epochs": 60})
+    longer = recipe.with_fields(**{"schedule.epochs": 8})
     kill = once(tmp_path, lambda processes: processes[1].send_signal(signal.SIGKILL))
     (first, said), (second, _) = each_rank(commands(tmp_path, longer, longer), meanwhile=kill, seconds=100)
     assert (first, second) == (1, -signal.SIGKILL)
