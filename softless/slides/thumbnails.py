@@ -2,7 +2,6 @@
 
 # C channels, h x w pixels
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,9 +20,16 @@ LOST = 200  # grey of what cannot be read
 
 
 def thumbnail(
-    image: str | Path, channels: int = 3, level: int = 0, side: int = SIDE, choice: Choice | None = None
+    image: Any, channels: int = 3, level: int = 0, side: int = SIDE, choice: Choice | None = None
 ) -> Image.Image:
     """The picture, its longer side of so many pixels at most, from the coarsest level that has them; read region by region.
+
+    Args:
+        image: A path, a PIL image or bytes (H,W,C).
+        channels: 1 or 3.
+        level: Of a slide, the finest that is looked at.
+        side: Pixels of the longer side.
+        choice: What was chosen of a file that holds several things.
 
     Raises:
         DataError: the file is no image that can be read.
