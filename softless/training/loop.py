@@ -67,7 +67,7 @@ def fit(
         recipe.check()
     folder = RunFolder(Path(run_dir))
     patience = PATIENCE if recipe is None else recipe.rank_patience
-    with join(device, patience) as world, Signals(ranks=world.size) as signals, hearing(world):
+    with join(device, patience, folder.path) as world, Signals(ranks=world.size) as signals, hearing(world):
         agree_on_command(world, recipe, folder.path, resume=resume, overwrite=overwrite)
         seen = world.first(folder.recipe) if resume else None
         recipe = world.first(lambda: settled(recipe, folder, resume=resume, overwrite=overwrite))
@@ -80,6 +80,7 @@ def fit(
             run = set_up(recipe, folder.path, world, signals, resume=resume, overwrite=overwrite, seen=seen)
         except Stop as stop:
             raise Interrupted("a signal came before the first step: there was nothing to save", 128 + (signals.received or signal.SIGTERM)) from stop  # fmt: skip
+        world.may_speak()
         with ended(run):
             try:
                 with hearing(world):
@@ -94,9 +95,13 @@ def fit(
 def ended(run: Run) -> Iterator[None]:
     """However the run ends, its folder says so and is given back."""
     state, said = "finished", ""
-    if run.claim is not None:
-        claim = run.claim
-        run.signals.last_words = lambda said: claim.end("stopped", said, epoch=run.epoch, epochs=run.epochs)
+
+    def last_words(said: str) -> None:
+        run.world.say(said)
+        if run.claim is not None:
+            run.claim.end("stopped", said, epoch=run.epoch, epochs=run.epochs)
+
+    run.signals.last_words = last_words
     try:
         yield
     except BaseException as error:
