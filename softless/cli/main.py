@@ -10,6 +10,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TextIO
 
 from softless.cli.options import Parser, fill, parser_of
@@ -19,6 +20,7 @@ from softless.words import visible
 
 SHARING = frozenset({"train", "eval", "predict", "explain", "slide", "bench"})  # verbs whose work ranks can share
 RANKS = "--ranks"
+ENDED = "SOFTLESS_ENDED"  # names a file in which rank 0 notes its exit code once it has spoken, for `--ranks`
 VERBS = {
     "list": "softless.cli.list:list",
     "train": "softless.cli.train:train",
@@ -37,6 +39,13 @@ VERBS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; returns the exit code (0 done, 2 usage, 3 diverged, 4 partial result, 130 interrupted)."""
+    code = _main(arguments)
+    if (noted := os.environ.get(ENDED)) and os.environ.get("RANK") == "0":  # it may be killed while it leaves
+        Path(noted).write_text(str(code), encoding="utf-8")
+    return code
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
@@ -49,9 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, Interrupted):
             _end_at_the_next_signal(arguments)
         if error.shared and not _is_first_rank():
-            from softless.training.world import let_the_first_speak
-
-            let_the_first_speak()
+            _let_the_first_speak()
             return error.exit_code
         say(f"softless: {_lines(error)}", sys.stderr)
         if "--json" in words:
@@ -100,7 +107,10 @@ def run(words: Sequence[str]) -> int:
     result = fill(parser, verb, [word for word in rest if word != "--json"])()
     if _is_first_rank() and result is not None:
         say(as_json(result) if json else as_text(result))
-    return int(getattr(result, "exit_code", 0))
+    code = int(getattr(result, "exit_code", 0))
+    if code and not _is_first_rank():
+        _let_the_first_speak()
+    return code
 
 
 def _on_ranks(name: str, parser: Parser, verb: Callable[..., Any], words: Sequence[str]) -> int:
@@ -154,6 +164,13 @@ def _end_at_the_next_signal(arguments: Sequence[str] | None) -> None:
     if arguments is None and threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda number, _: os._exit(128 + number))
+
+
+def _let_the_first_speak() -> None:
+    """Whoever started the ranks ends all as soon as one fails: the first one needs a moment to say why."""
+    from softless.training.world import let_the_first_speak
+
+    let_the_first_speak()
 
 
 def _is_first_rank() -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from softless.cli.main import ENDED
 from softless.errors import UsageError
 from softless.training.last_words import NOTED, leave
 from softless.training.machine import cores
@@ -51,8 +52,8 @@ def launch(words: Sequence[str], count: int) -> int:
 
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # forty lines that say that a rank ended
     with TemporaryDirectory(prefix="softless-ranks-") as held:
-        noted = Path(held) / "folder"
-        os.environ.update(_environment(count, noted))
+        noted, ended = Path(held) / "folder", Path(held) / "ended"
+        os.environ.update(_environment(count, noted), **{ENDED: str(ended)})
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -68,7 +69,7 @@ def launch(words: Sequence[str], count: int) -> int:
         try:
             elastic_launch(config, command[0])(*(word.replace("$", "$$") for word in command[1:]))
         except ChildFailedError as error:
-            return _told(error.failures, count, Path(held), noted)
+            return _told(error.failures, count, Path(held), noted, ended)
         except SignalException as error:
             return 128 + int(error.sigval)
     return 0
@@ -84,12 +85,14 @@ def _environment(count: int, noted: Path) -> dict[str, str]:
     return told
 
 
-def _told(failures: Mapping[int, Any], count: int, held: Path, noted: Path) -> int:
+def _told(failures: Mapping[int, Any], count: int, held: Path, noted: Path, ended: Path) -> int:
     """Say why a rank ended, where rank 0 did not; returns the exit code of the command."""
     killed = {rank: -failure.exitcode for rank, failure in failures.items() if failure.exitcode < 0}
     for rank, number in killed.items():
         if noted.exists():
             leave(Path(noted.read_text("utf-8", "surrogateescape")), rank, f"killed by {_name(number)}")
+    if ended.exists() and (code := int(ended.read_text("utf-8"))):
+        return code
     if 0 in failures and 0 not in killed:
         return int(failures[0].exitcode)  # it said why
     # the launcher ends the others by SIGTERM

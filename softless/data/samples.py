@@ -14,6 +14,7 @@ from PIL import Image
 
 from softless.data.findings import Fault
 from softless.data.images import MODES
+from softless.data.names import Names
 from softless.data.pictures import Picture, with_channels
 from softless.data.ranges import Range
 from softless.data.reading import read_image
@@ -137,7 +138,7 @@ class FileSamples(Samples):
                 "give images of other channel counts as an npz file"
             )
         self.root = root
-        self.files = list(files)
+        self.files = Names(files)
         self.targets = np.asarray(targets, dtype=np.int64)
         self.channels, self.scale, self.page, self.groups = channels, scale, page, groups
 

@@ -241,16 +241,20 @@ def forward_all(
     label: str = "evaluating",
 ) -> tuple[Tensor, Tensor]:
     """Logits (n, K) float32 and targets (n,) of all batches, on the processor."""
-    logits, targets = [], []
+    logits = targets = None
+    done = 0
     with evaluating(model):
         for images, truth in track(batches, total, label, size=lambda batch: len(batch[1])):
             with autocast(device, amp):
                 output = model(images.to(device, non_blocking=True))
-            logits.append(output.float().cpu())
-            targets.append(truth)
-    if not logits:
+            if logits is None or targets is None:  # parts that are joined at the end would take the room twice
+                logits = torch.empty(total, *output.shape[1:])
+                targets = torch.empty(total, *truth.shape[1:], dtype=truth.dtype)
+            logits[done : done + len(truth)], targets[done : done + len(truth)] = output.float(), truth
+            done += len(truth)
+    if logits is None or targets is None:
         return torch.empty(0, 0), torch.empty(0, dtype=torch.int64)
-    return torch.cat(logits), torch.cat(targets)
+    return logits[:done], targets[:done]
 
 
 def autocast(device: torch.device, amp: str) -> Any:

@@ -84,7 +84,8 @@ def measure(logits: Tensor, targets: Tensor) -> Metrics:
         DivergedError: some logits are not finite; no accuracy of them means anything.
     """
     classes = logits.shape[1]
-    walk = _walked(logits.cpu(), targets.long().cpu())
+    walk = walked(logits.cpu(), targets.long().cpu())
+    walk.refuse_bad(len(logits))
     said, truth = logits.cpu().numpy(), targets.long().cpu().numpy()
     confusion = np.bincount(truth * classes + said.argmax(1), minlength=classes**2).reshape(classes, classes)
     right, support = confusion.diagonal(), confusion.sum(1)
@@ -152,18 +153,26 @@ def second_class(logits: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class _Walk:
+class Walk:
     """Sums over the images; and of each image how sure its answer is, whether it is right, and log sum_c exp(logit_c), (n,)."""
 
     log: float
     brier: float
     top5: int
+    bad: int  # images with a logit that is not finite
     sure: np.ndarray
     hits: np.ndarray
     totals: np.ndarray
 
+    def refuse_bad(self, images: int) -> None:
+        """Raise a DivergedError where some of the images have no finite answer."""
+        if self.bad:
+            raise DivergedError(
+                f"the model's output is not finite for {self.bad} of {images} images: its weights diverged"
+            )
 
-def _walked(logits: Tensor, targets: Tensor) -> _Walk:
+
+def walked(logits: Tensor, targets: Tensor) -> Walk:
     """One pass over logits (n, K) and targets (n,), a block that fits the processor's cache at a time."""
     (images, classes), places = logits.shape, torch.arange(logits.shape[1])
     sums, bad = dict.fromkeys(("log", "brier", "top5"), 0.0), 0
@@ -188,9 +197,7 @@ def _walked(logits: Tensor, targets: Tensor) -> _Walk:
         squares = grown.square_().sum(1) / total.square()
         sums["brier"] += float((squares - 2 * chance + 1).sum()) / (2 if classes == 2 else 1)
         sums["top5"] += int((before < 5).sum())
-    if bad:
-        raise DivergedError(f"the model's output is not finite for {bad} of {images} images: its weights diverged")
-    return _Walk(sums["log"], sums["brier"], int(sums["top5"]), sure.numpy(), hits.numpy(), totals.numpy())
+    return Walk(sums["log"], sums["brier"], int(sums["top5"]), bad, sure.numpy(), hits.numpy(), totals.numpy())
 
 
 def _ahead(equal: Tensor, truth: Tensor, places: Tensor) -> Tensor:

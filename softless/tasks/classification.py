@@ -22,6 +22,7 @@ from softless.data import EpochLoader, Pipeline, Samples, build_transforms, open
 from softless.data.resolution import seen_mpp
 from softless.errors import UsageError, unknown
 from softless.evaluation import Evaluation, evaluate
+from softless.evaluation.validation import validate
 from softless.models.arguments import takes
 from softless.models.sizes import sides, with_training_scale
 from softless.tasks.task import Loss, Task
@@ -90,6 +91,11 @@ class Classification(Task):
 
     def evaluate(self, model: nn.Module, loader: EpochLoader, *, amp: str, label: str) -> Evaluation:
         return evaluate(model, loader, self.classes, amp=amp, label=label)
+
+    def validate(self, model: nn.Module, loader: EpochLoader, *, amp: str) -> dict[str, Any]:
+        if loader.rounds is None:
+            return super().validate(model, loader, amp=amp)
+        return validate(model, loader, self.classes, amp=amp)
 
     def composition(self, samples: Samples) -> dict[str, int]:
         counts = np.bincount(samples.targets, minlength=len(self.classes)).tolist()

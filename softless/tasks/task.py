@@ -112,6 +112,10 @@ class Task(ABC):
     def evaluate(self, model: nn.Module, loader: EpochLoader, *, amp: str, label: str) -> Outcome:
         """Measure the model on what an evaluation loader yields; under torch.distributed all ranks get the result of the whole."""
 
+    def validate(self, model: nn.Module, loader: EpochLoader, *, amp: str) -> dict[str, Any]:
+        """The summary of `evaluate` between epochs; on all ranks that of the whole."""
+        return self.evaluate(model, loader, amp=amp, label="validating").summary()
+
     counted: ClassVar[str] = "images"  # what `composition` counts
 
     def composition(self, samples: Samples) -> dict[str, int]:  # noqa: ARG002

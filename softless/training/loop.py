@@ -174,7 +174,7 @@ def run_epoch(run: Run, bar: Progress) -> dict[str, Any]:
 def validate(run: Run, model: nn.Module) -> dict[str, Any]:
     """Scores on the validation split."""
     measured = run.task.evaluated(model)
-    return run.task.evaluate(measured, run.val_loader, amp=run.recipe.amp, label="validating").summary()
+    return run.task.validate(measured, run.val_loader, amp=run.recipe.amp)
 
 
 def train_epoch(run: Run, bar: Progress, start: float) -> dict[str, float]:

@@ -25,6 +25,7 @@ from softless.training.last_words import LastWords
 
 T = TypeVar("T")
 PATIENCE = 30.0  # minutes that a rank waits for the others
+MEETING = 5.0  # minutes that ranks have to come to their first meeting
 MOMENT = 5.0  # seconds in which a killed process is seen to be gone
 _LOST = re.compile(r"gloo|[Cc]onnection|[Tt]imed out|NCCL|TCPStore|Broken pipe|recvValue|failed to recv")
 
@@ -214,7 +215,21 @@ def named(gone: Sequence[int], world: World) -> str:
 def _store(address: str, port: int, rank: int, size: int) -> dist.Store:
     """torchrun's store, or that of rank 0; kept for the life of the process."""
     served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    return dist.TCPStore(address, port, size, is_master=rank == 0 and not served, timeout=timedelta(minutes=30))
+    try:
+        store = dist.TCPStore(
+            address, port, size, is_master=rank == 0 and not served, timeout=timedelta(minutes=MEETING)
+        )
+    except dist.DistError as error:
+        if "EADDRINUSE" in str(error) or "address already in use" in str(error):
+            raise UsageError(
+                f"port {port} of {address}, where the ranks are to meet, is taken by another program: set MASTER_PORT to a free one"
+            ) from error
+        raise UsageError(
+            f"rank {rank} of {size} met nobody at {address}, port {port}, within {MEETING:.0f} minutes: "
+            "start all ranks with one MASTER_ADDR and MASTER_PORT that they can reach"
+        ) from error
+    store.set_timeout(timedelta(minutes=PATIENCE))
+    return store
 
 
 _groups = itertools.count()

@@ -12,6 +12,7 @@ from torch import nn
 from softless.data import ArraySamples, eval_loader, eval_transform
 from softless.errors import UsageError
 from softless.evaluation import evaluate, wilson
+from softless.evaluation.validation import validate
 
 CLASSES = ("dark", "bright")
 
@@ -106,6 +107,8 @@ def _one_of_three(rank, meeting, answers):
     for n in (21, 2):  # with two images the third process has nothing to do
         parts = evaluate(Brightness(), loader(squares(n, 0), rank=rank, world=3), CLASSES)
         whole = evaluate(Brightness(), loader(squares(n, 0)), CLASSES)
+        counted = validate(Brightness(), loader(squares(n, 0), rank=rank, world=3), CLASSES)
+        assert counted == pytest.approx(whole.summary(), rel=1e-12), (counted, whole.summary())
         answers.put((n, parts.logits.tolist(), parts.to_dict(), whole.logits.tolist()))
     torch.distributed.destroy_process_group()
 
