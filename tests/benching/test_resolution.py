@@ -98,12 +98,15 @@ def test_the_chart_names_its_arms_and_is_the_same_for_the_same_numbers(outcome, 
 
     found, _ = outcome
     names = {arm.name: arm.said for arm in ARMS}
-    first, second = (draw_resolution(found.points, names).save(tmp_path / name, "A chart").read_bytes() for name in ("a.svg", "b.svg"))  # fmt: skip
+    first, second = (
+        draw_resolution(found.points, names).save(tmp_path / name, module.FIGURE).read_bytes()
+        for name in ("a.svg", "b.svg")
+    )
     assert first == second == found.figure.read_bytes()
     for name in names.values():
         assert f"<!-- {name} -->".encode() in first
     other = [replace(point, accuracy=point.accuracy / 2) for point in found.points]
-    assert draw_resolution(other, names).save(tmp_path / "c.svg", "A chart").read_bytes() != first
+    assert draw_resolution(other, names).save(tmp_path / "c.svg", module.FIGURE).read_bytes() != first
 
 
 @pytest.mark.extra
