@@ -5,7 +5,8 @@
 import torch
 from torch import Tensor
 
-from softless.attention.spec import Grid, Place, Tokens
+from softless.attention.record import Grid
+from softless.attention.streaming import Place, Tokens
 
 
 def indices(length: int, place: Place | None, device: torch.device) -> Tensor:

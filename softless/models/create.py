@@ -10,7 +10,8 @@ import torch
 from timm.models import is_model, model_entrypoint
 from torch import nn
 
-from softless.attention import get
+from softless.attention import Operator, get
+from softless.attention.registry import registered
 from softless.errors import DataError, UsageError, located, nearest
 from softless.layers import Attention, operator_class
 from softless.models import config, digests, vit
@@ -26,13 +27,13 @@ FOLDER = "local-dir:"  # as timm says it
 VIT_MODULES = ("vision_transformer", "deit")  # timm modules whose models take attn_layer=
 
 
-def create_model(name: str, op: str | None = None, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def create_model(name: str, op: str | Operator | None = None, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """A model by name, with attention `op`.
 
     Args:
         name: A registered model ("sima_deit_small_patch16_224") or a host: a ViT or DeiT of timm, an XCiT, CvT ("cvt_13_224") or SOFT's
             pyramid ("soft_pyramid_tiny_224"). "local-dir:FOLDER" is what `save_weights` wrote there.
-        op: Operator for a host; None keeps a registered model's own, and gives a host timm's own attention.
+        op: Operator for a host, by its name or its registered record; None keeps a registered model's own, and gives a host timm's own attention.
         pretrained: Load the weights that timm knows for this name (downloads), or those of the folder. Hosts with exchanged attention keep the layout of
             their projections, so a ViT's softmax weights load.
         **kwargs: Options of the operator (token_scale, order, …); v_conv, the side of a depthwise convolution of v; act ("relu", "gelu", "hard_swish", "silu"); num_heads; lpi (XCiT);
@@ -50,6 +51,7 @@ def create_model(name: str, op: str | None = None, *, pretrained: bool = False, 
         if op is not None:
             raise UsageError(f"'{name}' says its operator itself: leave op='{op}' out")
         return _from_folder(located(name.removeprefix(FOLDER)), pretrained, kwargs)
+    op = None if op is None else registered(op).name
     check_host(name, op)
     kwargs = {
         key: value for key, value in kwargs.items() if value is not None or key not in {"act", "num_heads", "lpi"}

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from softless.attention.attend import autocast_off
+from softless.attention.call import autocast_off
 from softless.errors import need
 from softless.models.create import no_weight_decay
 

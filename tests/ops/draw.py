@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 
 import softless
-from softless.attention import OPERATORS, Backend, Operator, get
-from softless.attention.learned import starting
-from softless.attention.spec import Sizes
+from softless.attention import OPERATORS, Backend, Operator, get, samples
 
-Call = tuple[Tensor, Tensor, Tensor]
+Call = samples.Inputs
+draw, grid_of = samples.draw, samples.grid_of  # one way to draw a call: the package's
+# options of which a small test takes less than the default
+SMALL = {
+    name: option.small for op in OPERATORS.values() for name, option in op.options.items() if option.small is not None
+}
 
 attend_chunks: Any = softless.attention.attend_chunks
 
@@ -33,9 +36,6 @@ SHAPES = {
 CROSS = {"fewer queries": (2, 2, 7, 40, 8, 8), "more queries": (1, 2, 50, 9, 4, 4), "other width": (1, 2, 20, 20, 8, 5)}
 
 
-SMALL = {"landmarks": 4, "features": 12, "projected": 4}  # options of which a small test takes less than the default
-
-
 def _attend(q: Tensor, k: Tensor, v: Tensor, op: Any = "sima", **arguments: Any) -> Tensor:
     """`softless.attend`, which wants no k from a caller where q and k are tied."""
     tied = get(op).wants("tied_qk", {name: value for name, value in arguments.items() if name in get(op).options})
@@ -49,49 +49,6 @@ def sides(op: Operator, leaves: Any) -> list[Tensor]:
     """q, k and v, or q and v where k is tied to q: what a gradient reaches."""
     q, k, v = leaves
     return [q, v] if op.wants("tied_qk", {}) else [q, k, v]
-
-
-def grid_of(tokens: int) -> tuple[int, int, int]:
-    """The squarest grid of so many tokens, with or without one prefix token."""
-    found = [
-        (height, prefix, (tokens - prefix) // height)
-        for prefix in (0, 1)
-        for height in range(1, math.isqrt(tokens) + 1)
-        if tokens > prefix and (tokens - prefix) % height == 0 and height * height <= tokens - prefix
-    ]
-    height, prefix, width = max(found)
-    return prefix, height, width
-
-
-def draw(
-    op: Operator,
-    shape: tuple[int, ...],
-    dtype: torch.dtype = torch.float64,
-    seed: int = 0,
-    gain: float = 1.0,
-    windows: int = 64,
-) -> tuple[Call, dict[str, Any]]:
-    """q, k, v and what else the operator takes: learned tensors moved away from their start, a grid, small sizes of its options.
-
-    Windows on the grid are such that there are about so many of them.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    B, H, N, M, D, E = shape
-    make = lambda *size: (gain * torch.randn(size, generator=generator, dtype=torch.float64)).to(dtype)  # noqa: E731
-    q, k, v = make(B, H, N, D), make(B, H, M, D), make(B, H, M, E)
-    extras: dict[str, Any] = {name: SMALL[name] for name in op.options if name in SMALL}
-    if op.wants("grid", extras):
-        extras["grid"] = grid_of(M)
-        _, height, width = extras["grid"]
-        if "ratio" in op.options:
-            extras["ratio"] = min(height, width, max(2, math.isqrt(height * width // windows)))
-    sizes = Sizes(H, D, op.filled({name: extras[name] for name in op.options if name in extras}), M, E)
-    if own := starting(op, sizes, generator):
-        extras["learned"] = {
-            name: (x + 0.3 * torch.rand(x.shape, generator=generator, dtype=torch.float64)).to(dtype)
-            for name, x in own.items()
-        }
-    return (q, q if op.wants("tied_qk", extras) else k, v), extras
 
 
 def able(op: Operator, call: Any, extras: dict[str, Any], **masks: Tensor) -> list[Backend]:
