@@ -4,16 +4,14 @@ A layout is a list of names to rename and of projections to join or to split. Wh
 loaded in part, and every tensor of the file is either loaded or named with the reason why not.
 """
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
-from timm.layers import resample_abs_pos_embed
+from timm.models import adapt_input_conv
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
@@ -22,7 +20,7 @@ from softless.layers import Attention
 from softless.models import config, digests
 from softless.models.files import CONFIG, FILE, check_finite, has_checksums, read_tensors
 from softless.models.nearest import build_of, nearest
-from softless.models.pyramid import Pyramid, Stage
+from softless.models.positions import Size, checked_size, resize, two_sides
 
 Tensors = dict[str, Tensor]
 WEIGHTS = (
@@ -102,6 +100,9 @@ class Loaded:
     resized: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
     left: Mapping[str, str] = field(default_factory=dict)  # of the file, not loaded -> why
     kept: tuple[str, ...] = ()  # of the model, not in the file: the operator's own, or a new head
+    assumed: Mapping[str, tuple[int, int]] = field(
+        default_factory=dict
+    )  # tables of positions of which nothing says the grid -> the one that they were taken for
 
     def __str__(self) -> str:
         said = [
@@ -109,16 +110,22 @@ class Loaded:
         ]
         said += [f"  taken    {self.taken}"] if self.taken else []
         said += [f"  resized  {name}: {before} to {after}" for name, (before, after) in self.resized.items()]
+        said += [
+            f"  assumed  {name}: its places are those of {grid[0]} x {grid[1]}, which nothing in the file says (image_size= does)"
+            for name, grid in self.assumed.items()
+        ]
         said += [f"  left     {name}: {why}" for name, why in self.left.items()]
         said += [f"  kept     {name}: as the model had it" for name in self.kept]
         return "\n".join(said)
 
 
-def load_weights(model: nn.Module, source: str | Path | Mapping[str, Any], *, averaged: bool | None = None, head: Literal["same", "new"] = "same", allow_nonfinite: bool = False) -> Loaded:  # fmt: skip
+def load_weights(model: nn.Module, source: str | Path | Mapping[str, Any], *, averaged: bool | None = None, head: Literal["same", "new"] = "same", image_size: Size | None = None, allow_nonfinite: bool = False) -> Loaded:  # fmt: skip
     """Load a checkpoint into a model, whatever of these layouts it has: ours, timm's (ViT, DeiT, XCiT), or that of the code of SimA, XCiT, SOFT, CvT or DeiT.
 
     Files are read without executing anything in them, and compared with the digests that `save_weights` left beside them. Tables of positions
-    are resized to the model's size. On an error the model is as it was.
+    are resized to the model's size. A table does not say its grid; a folder of `save_weights` and `image_size` do. Else one of the model's own number of places
+    is taken for the model's grid, and another for a square; `Loaded.assumed` says which, and one whose own neighbours tell another grid is refused.
+    On an error the model is as it was.
 
     Args:
         model: from `softless.create_model` or timm, of the file's sizes.
@@ -127,6 +134,7 @@ def load_weights(model: nn.Module, source: str | Path | Mapping[str, Any], *, av
         averaged: of a file that holds averaged weights too, take those. None takes them where their script does: beside "state_dict", as SOFT is evaluated, and
             DINO's teacher. `Loaded.taken` says which were.
         head: "same" loads the classifier; "new" leaves the model's, for other classes, and passes over the file's where the model has none.
+        image_size: pixels (height, width), or of a square's side, of the images that the file's positions were made for.
         allow_nonfinite: load NaN and infinity too.
 
     Raises:
@@ -134,7 +142,8 @@ def load_weights(model: nn.Module, source: str | Path | Mapping[str, Any], *, av
         UsageError: tensors that do not fit, lack, or have no place; the message names the first few.
     """
     need_module(model, "load_weights")
-    return _load(model, source, averaged=averaged, head=head, allow_nonfinite=allow_nonfinite)
+    told = None if image_size is None else checked_size(image_size)
+    return _load(model, source, averaged=averaged, head=head, image_size=told, allow_nonfinite=allow_nonfinite)
 
 
 def fill(model: nn.Module, folder: Path, *, head: Literal["same", "new"]) -> Loaded:
@@ -155,6 +164,7 @@ def _load(
     *,
     averaged: bool | None = None,
     head: Literal["same", "new"] = "same",
+    image_size: tuple[int, int] | None = None,
     allow_nonfinite: bool = False,
     cut: bool = False,
     channels: bool = False,
@@ -180,7 +190,7 @@ def _load(
             del given[name]
     if channels:
         _fit_channels(model, given, persistent)
-    resized = _resize(model, given, persistent, _image_size_of(source))
+    resized, assumed = resize(model, given, persistent, image_size or _image_size_of(source))
     own = {name for name in persistent if ".learned." in name}
     for name in [name for name in given if name not in persistent]:
         if why := _needless(name, given[name]):
@@ -202,7 +212,7 @@ def _load(
     with torch.no_grad():
         for name, value in given.items():
             persistent[name].copy_(value)
-    return Loaded(layout.name if layout else "our layout or timm's", len(given), found.taken, {old: new for old, new in renamed.items() if new in given}, resized, left, tuple(sorted(kept)))  # fmt: skip
+    return Loaded(layout.name if layout else "our layout or timm's", len(given), found.taken, {old: new for old, new in renamed.items() if new in given}, resized, left, tuple(sorted(kept)), assumed)  # fmt: skip
 
 
 def _cut_off(given: Tensors, wanted: Mapping[str, Tensor]) -> dict[str, str]:
@@ -229,13 +239,17 @@ def _refuse_unsaid(model: nn.Module, layout: Layout | None, where: str) -> None:
 
 
 def _image_size_of(source: str | Path | Mapping[str, Any]) -> tuple[int, int] | None:
-    """The pixels (height, width) that the config.json of a folder tells, where the source is one."""
-    if isinstance(source, Mapping) or not located(source).is_dir():
+    """The pixels (height, width) that the config.json of a folder of `save_weights` tells, where the source is one or lies in one."""
+    if isinstance(source, Mapping):
         return None
-    found = config.read(located(source) / CONFIG)
-    told = found.built.arguments.get("img_size") or (found.about.get("input_size") or [0, 0, 0])[1:]
-    sides = (told, told) if isinstance(told, int) else tuple(told)
-    return (int(sides[0]), int(sides[1])) if len(sides) == 2 and min(sides) > 0 else None
+    path = located(source)
+    if not path.is_dir():
+        if path.name != FILE or not (path.with_name(CONFIG).is_file() and path.with_name(digests.DIGESTS).is_file()):
+            return None
+        path = path.parent
+        digests.check(path / CONFIG)
+    found = config.read(path / CONFIG)
+    return two_sides(found.built.arguments.get("img_size") or (found.about.get("input_size") or [0, 0, 0])[1:])
 
 
 def _read(source: str | Path | Mapping[str, Any]) -> tuple[Mapping[str, Any], str, str]:
@@ -373,93 +387,25 @@ def _projections(name: str) -> list[tuple[str, list[str]]]:
     return [(f"{start}qkv.{part}", three)]
 
 
-def _resize(
-    model: nn.Module, given: Tensors, wanted: Mapping[str, Tensor], stored: tuple[int, int] | None
-) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Tables of positions of another number of tokens, resized in place: bilinearly in a pyramid, as timm does elsewhere.
-
-    A table does not say its grid: it is taken for square, unless `stored` tells the pixels (height, width) of the file's images.
-    """
-    resized = {}
-    for name in [name for name in given if name.rsplit(".", 1)[-1] == "pos_embed" and name in wanted]:
-        old, new = given[name], wanted[name]
-        places = _places(model, name, old, given, new)
-        if places is None or (stored is None and old.shape == new.shape):
-            continue
-        if stored is not None:
-            places = places.of_images(stored)
-        if places.before in {None, places.grid}:
-            continue
-        assert places.before is not None
-        prefix, before, grid = places.prefix, places.before, places.grid
-        if isinstance(model, Pyramid):
-            rest = old[:, prefix:].float().transpose(1, 2).unflatten(2, before)
-            map_ = F.interpolate(rest, grid, mode="bilinear", align_corners=False)
-            given[name] = torch.cat([old[:, :prefix].float(), map_.flatten(2).transpose(1, 2)], dim=1)
-        else:
-            given[name] = resample_abs_pos_embed(old.float(), list(grid), list(before), num_prefix_tokens=prefix)
-        resized[name] = (tuple(old.shape), tuple(given[name].shape))
-    return resized
-
-
-class _Places(NamedTuple):
-    """What a table of positions has a row for, in the file and in the model."""
-
-    prefix: int  # tokens before the grid: class and register tokens
-    rows: int  # of the file's grid
-    before: tuple[int, int] | None  # that grid, where it is known
-    grid: tuple[int, int]  # the model's
-    reduction: tuple[float, float]  # pixels of an image to one place of the model's grid
-
-    def of_images(self, size: tuple[int, int]) -> "_Places":
-        """The same of a file of images of so many pixels, where that fits its rows."""
-        before = round(size[0] / self.reduction[0]), round(size[1] / self.reduction[1])
-        return self._replace(before=before) if before[0] * before[1] == self.rows else self
-
-
-def _places(model: nn.Module, name: str, old: Tensor, given: Tensors, new: Tensor) -> _Places | None:
-    """What the rows of a table stand for; None where it is no such table, or other tokens come before the grid."""
-    if old.ndim != 3 or new.ndim != 3 or old.shape[-1] != new.shape[-1]:
-        return None
-    if isinstance(model, Pyramid):
-        stage = cast("Stage", model.get_submodule(name.rsplit(".", 1)[0]))
-        prefix, grid = stage.prefix, tuple(stage.pos_grid or ())
-    else:
-        grid = tuple(getattr(getattr(model, "patch_embed", None), "grid_size", None) or ())
-        if len(grid) != 2 or (prefix := new.shape[1] - grid[0] * grid[1]) < 0:
-            return None
-        there = sum(given[token].shape[1] for token in ("cls_token", "reg_token", "dist_token") if token in given)
-        if prefix and there != prefix:
-            return None
-    rows = old.shape[1] - prefix
-    side = math.isqrt(max(rows, 0))
-    size = _image_size(model)
-    if rows < 1 or size is None:
-        return None
-    reduction = size[0] / grid[0], size[1] / grid[1]
-    return _Places(prefix, rows, (side, side) if side * side == rows else None, (grid[0], grid[1]), reduction)
-
-
-def _image_size(model: nn.Module) -> tuple[int, int] | None:
-    """The pixels (height, width) that a model was built for."""
-    told = getattr(getattr(model, "patch_embed", None), "img_size", None) or getattr(model, "img_size", None)
-    told = told or ((getattr(model, "pretrained_cfg", None) or {}).get("input_size") or (0, 0, 0))[1:]
-    sides = (told, told) if isinstance(told, int) else tuple(told)
-    return (int(sides[0]), int(sides[1])) if len(sides) == 2 and min(sides) > 0 else None
-
-
 def _fit_channels(model: nn.Module, given: Tensors, wanted: Mapping[str, Tensor]) -> None:
-    """The first convolution for images of another number of channels, as timm fits it: summed for one, else repeated and scaled."""
+    """The first convolution for images of another number of channels, as timm fits it."""
     told = (getattr(model, "pretrained_cfg", None) or {}).get("first_conv") or ()
     for name in [f"{one}.weight" for one in ((told,) if isinstance(told, str) else told)]:
-        if name not in given or name not in wanted or given[name].ndim != 4:
-            continue
-        before, after = given[name].shape[1], wanted[name].shape[1]
-        if after == 1 < before:
-            given[name] = given[name].float().sum(1, keepdim=True)
-        elif after != before:
-            repeated = given[name].float().repeat(1, -(-after // before), 1, 1)[:, :after]
-            given[name] = repeated * (before / after)
+        if name in given and name in wanted and given[name].ndim == 4:
+            given[name] = _of_channels(given[name], wanted[name].shape[1])
+
+
+def _of_channels(weight: Tensor, channels: int) -> Tensor:
+    """The weight (out, in, h, w) of a convolution for so many channels."""
+    before = weight.shape[1]
+    if channels == before:
+        return weight
+    try:
+        return adapt_input_conv(channels, weight) if before == 3 else adapt_input_conv(channels, weight, before)
+    except TypeError as error:  # before timm 1.0.31
+        raise UsageError(
+            f"this timm fits weights for images of 3 channels to others, and these are for {before}: install timm 1.0.31 or later"
+        ) from error
 
 
 def _needless(name: str, value: Tensor) -> str:
