@@ -133,6 +133,8 @@ def _checked_archive(file: BinaryIO, size: int) -> bytes:
             raise ValueError("two of its members have one name")
         if sum(member.file_size for member in members) > size:
             raise ValueError(f"its members claim more bytes than the {size} of the file")
+        if what := _of_another_tool(names):
+            raise ValueError(what)
         if len(roots) != 1 or f"{names[0].partition('/')[0]}/data.pkl" not in names:
             raise ValueError("it holds no data.pkl in one folder")
         pickled = archive.getinfo(f"{roots.pop()}/data.pkl")
@@ -141,6 +143,15 @@ def _checked_archive(file: BinaryIO, size: int) -> bytes:
         if (damaged := archive.testzip()) is not None:
             raise ValueError(f"its member {damaged} has another checksum than was written")
         return archive.read(pickled)
+
+
+def _of_another_tool(names: list[str]) -> str:
+    """What an archive is that torch.save did not write, by its members."""
+    if names and all(name.endswith(".npy") for name in names):
+        return "it is an .npz of numpy"
+    if any(name.endswith("/archive_format") for name in names):
+        return "it is a program of torch.export"
+    return ""
 
 
 def _check_end(file: BinaryIO, size: int) -> None:

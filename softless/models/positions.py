@@ -141,7 +141,7 @@ def _step(cells: Tensor, grid: Sides) -> float:
 
 def _places(model: nn.Module, name: str, old: Tensor, given: Mapping[str, Tensor], new: Tensor) -> Places | None:
     """What the rows of a table stand for; None where it is no such table, or other tokens come before the grid."""
-    if old.ndim != 3 or new.ndim != 3 or old.shape[-1] != new.shape[-1]:
+    if old.ndim != 3 or new.ndim != 3 or old.shape[-1] != new.shape[-1] or not old.is_floating_point():
         return None
     if isinstance(model, Pyramid):
         stage = cast("Stage", model.get_submodule(name.rsplit(".", 1)[0]))

@@ -35,6 +35,13 @@ WEIGHTS = (
 )  # where scripts keep them
 AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "teacher")
 USUAL = tuple(name for name in AVERAGED if name != "model_ema")  # the result of their script, not a second choice
+INSIDE = (
+    "_orig_mod.",
+    "_fsdp_wrapped_module.",
+    "_checkpoint_wrapped_module.",
+    "_forward_module.",
+)  # of compile, FSDP, checkpointing and Fabric, which may wrap parts of a model
+COUNTERS = ("n_averaged",)  # beside the weights of torch.optim.swa_utils.AveragedModel
 WRAPPERS = (
     "module.",
     "_orig_mod.",
@@ -207,7 +214,7 @@ def _load(
     if problems:
         raise UsageError(
             f"{where} does not fit this model ({layout.name if layout else 'read as ours or timm’s'}): {'; '.join(problems)}"
-            f"{_of_another(given, persistent)}"
+            f"{_of_another(given, persistent)}{_of_adapter(given)}"
         )
     with torch.no_grad():
         for name, value in given.items():
@@ -243,7 +250,10 @@ def _image_size_of(source: str | Path | Mapping[str, Any]) -> tuple[int, int] | 
     if isinstance(source, Mapping):
         return None
     path = located(source)
-    if not path.is_dir():
+    if path.is_dir():
+        if not (path / CONFIG).is_file():  # of other tools
+            return None
+    else:
         if path.name != FILE or not (path.with_name(CONFIG).is_file() and path.with_name(digests.DIGESTS).is_file()):
             return None
         path = path.parent
@@ -289,24 +299,51 @@ def _unwrapped(
         UsageError: averaged weights are asked for, and there are none.
         DataError: no tensors under names.
     """
-    inside = [name for name in WEIGHTS if _is_state(held.get(name))]
-    means = [name for name in AVERAGED if _is_state(held.get(name))]
-    if averaged and not means:
+    said: list[str] = []
+    chosen: str | None = ""
+    taken: list[str] = []
+    left: dict[str, str] = {}
+    while chosen is not None:  # a state dict may hold several models in its turn
+        held, beside = _parted(held, wanted)
+        left |= dict.fromkeys(beside, "it lies beside the models of the file")
+        states = [name for name in (*AVERAGED, *WEIGHTS) if _is_state(held.get(name))]
+        chosen = _chosen(states, averaged)
+        if chosen is not None:
+            others = [f"'{name}'" for name in states if name != chosen]
+            said += [f"'{chosen}', and not {' or '.join(others)}"] if others else []
+            held, where = held[chosen], f"{where} [{chosen}]"
+            taken.append(chosen)
+    if averaged and not {*taken} & {*AVERAGED}:
         raise UsageError(f"{where} has no averaged weights ({', '.join(AVERAGED)}): leave averaged out")
-    usual = [name for name in means if name in USUAL]
-    chosen = means[0] if averaged else next(iter([*(usual if averaged is None else []), *inside]), None)
-    said = []
-    if chosen is not None:
-        others = [f"'{name}'" for name in (*means, *inside) if name != chosen]
-        said += [f"'{chosen}', and not {' or '.join(others)}"] if others else []
-        held, where = held[chosen], f"{where} [{chosen}]"
     tensors = {str(name): value for name, value in held.items() if isinstance(value, Tensor)}
     if not tensors:
         raise DataError(f"{where} holds no tensors under names: pass a state dict, or a file that holds one")
-    tensors, left, cut = _bare(tensors, wanted)
+    tensors, apart, cut = _bare(tensors, wanted)
     said += [f"names without their '{cut}'"] if cut else []
     said += [unguarded] if unguarded else []
-    return Unwrapped(tensors, where, "; ".join(said), left)
+    return Unwrapped(tensors, where, "; ".join(said), left | apart)
+
+
+def _chosen(states: list[str], averaged: bool | None) -> str | None:
+    """Which of several state dicts, averaged ones first; `averaged` None takes those where their script does."""
+    asked = AVERAGED if averaged else USUAL if averaged is None else ()
+    return next(
+        iter([*(name for name in states if name in asked), *(name for name in states if name in WEIGHTS)]), None
+    )
+
+
+def _parted(held: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> tuple[Mapping[str, Any], list[str]]:
+    """The state dicts of a module that holds several models, as students and teachers, each under its own name; and what it has beside them."""
+    names = [str(name) for name, value in held.items() if isinstance(value, Tensor)]
+    models = {name.partition(".")[0] for name in names} & {*WEIGHTS, *AVERAGED}
+    models -= {name.partition(".")[0] for name in wanted}
+    if len(models) < 2:
+        return held, []
+    parts = {
+        model: {name.removeprefix(f"{model}."): held[name] for name in names if name.startswith(f"{model}.")}
+        for model in sorted(models)
+    }
+    return parts, [name for name in names if name.partition(".")[0] not in models]
 
 
 def _is_state(held: Any) -> bool:
@@ -315,7 +352,8 @@ def _is_state(held: Any) -> bool:
 
 def _bare(tensors: Tensors, wanted: Mapping[str, Tensor]) -> tuple[Tensors, dict[str, str], str]:
     """The tensors without what trainers write before every name; those beside a backbone, with why; and what was cut off."""
-    left: dict[str, str] = {}
+    left = {name: "a counter of averaging" for name in COUNTERS if name in tensors and name not in wanted}
+    tensors = {name: value for name, value in tensors.items() if name not in left}
     cut = ""
 
     def ours(start: str) -> bool:
@@ -331,9 +369,10 @@ def _bare(tensors: Tensors, wanted: Mapping[str, Tensor]) -> tuple[Tensors, dict
             break
         tensors = {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
         cut += start
-    if any("_orig_mod." in name for name in tensors) and not any("_orig_mod." in name for name in wanted):
-        tensors = {name.replace("_orig_mod.", ""): value for name, value in tensors.items()}  # blocks compiled alone
-        cut += "_orig_mod."
+    for part in INSIDE:
+        if any(part in name for name in tensors) and not any(part in name for name in wanted):
+            tensors = {name.replace(part, ""): value for name, value in tensors.items()}
+            cut += part
     return tensors, left, cut
 
 
@@ -427,6 +466,15 @@ def _of_another(given: Tensors, wanted: Mapping[str, Tensor]) -> str:
     return f"; by its tensors the file is of '{name}'" if same else f"; the nearest named model is '{name}'"
 
 
+def _of_adapter(given: Tensors) -> str:
+    """The way out for a file of an adapter, which is no model."""
+    return (
+        "; it holds a LoRA adapter: merge it (merge_and_unload of peft) and save the model's state dict"
+        if any(".lora_" in name for name in given)
+        else ""
+    )
+
+
 def _without_place(given: Tensors, wanted: Mapping[str, Tensor], head: str, classifier: re.Pattern[str]) -> list[str]:
     """The file's tensors that do not fit, in words; those of the classifier first."""
     said = []
@@ -438,7 +486,16 @@ def _without_place(given: Tensors, wanted: Mapping[str, Tensor], head: str, clas
                 way = ' (the model has no classifier: pass head="new" to leave the file’s)'
         if name not in wanted:
             said.append(f"{name} {tuple(value.shape)} has no place in the model{way}")
+        elif wanted[name].is_floating_point() and not value.is_floating_point():
+            kinds = [str(x.dtype).removeprefix("torch.") for x in (value, wanted[name])]
+            said.append(
+                f"{name} is {kinds[0]} in the file and {kinds[1]} in the model, and no cast makes one of the other"
+            )
         elif value.shape != wanted[name].shape:
+            if name.rsplit(".", 1)[-1] == "pos_embed":
+                way = (
+                    " (a table of positions does not say its grid: pass image_size= of the images that it was made for)"
+                )
             said.append(f"{name} is {tuple(value.shape)} in the file and {tuple(wanted[name].shape)} in the model{way}")
     return sorted(said, key=lambda line: "head=" not in line)
 
