@@ -10,6 +10,7 @@ import datetime as dt
 import json
 import pathlib
 import pickle
+import re
 import sys
 import tempfile
 import warnings
@@ -361,10 +362,18 @@ def spoilt_counts(folder: Path) -> dict[str, dict[str, int]]:
     return counts
 
 
-def _shown(text: str) -> str:
-    """The first part of a refusal, without what differs from one machine to another."""
-    short = text.split("; ", maxsplit=1)[0].split(": ", maxsplit=1)[0] if len(text) > 160 else text
-    return " ".join(short.split())[:160]
+PREAMBLES = ("FILE does not fit this model (read as ours or timm’s): ", "FILE is not an archive of torch.save that can be trusted: ", "FILE ")  # fmt: skip
+
+
+def _shown(kind: str, text: str) -> str:
+    """What the report says was taken, or the clause of a refusal that gives the reason."""
+    if kind not in REFUSED:
+        return text
+    clauses = text.split("; ")
+    clause = next((one for one in clauses if re.search(REFUSED[kind][1], one)), clauses[0])
+    for start in PREAMBLES:
+        clause = clause.removeprefix(start)
+    return " ".join(clause.replace("__main__", "script").split())
 
 
 def main(target: Path) -> int:
@@ -376,7 +385,7 @@ def main(target: Path) -> int:
             (place := Path(folder) / str(len(rows))).mkdir()
             found = kind_of(kind, place)
             numbers = {name: int(name == found.outcome) for name in ("loads", "refused", "wrong")}
-            rows.append({"kind": kind, "files": 1, **numbers, "run": 0, "said": _shown(found.said)})
+            rows.append({"kind": kind, "files": 1, **numbers, "run": 0, "said": _shown(kind, found.said)})
         for name, counts in spoilt_counts(Path(folder)).items():
             files = counts["loads"] + counts["refused"] + counts["wrong"]
             rows.append({"kind": name, "files": files, **counts, "said": ""})
