@@ -120,6 +120,8 @@ def _checked_archive(file: BinaryIO, size: int) -> bytes:
         members = archive.infolist()
         names = [member.filename for member in members]
         roots = {name.partition("/")[0] for name in names}
+        if what := _of_another_tool(names):
+            raise ValueError(what)
         for member in members:
             name = member.filename
             if name != member.orig_filename or "\\" in name or not {"", ".", ".."}.isdisjoint(name.split("/")):
@@ -133,8 +135,6 @@ def _checked_archive(file: BinaryIO, size: int) -> bytes:
             raise ValueError("two of its members have one name")
         if sum(member.file_size for member in members) > size:
             raise ValueError(f"its members claim more bytes than the {size} of the file")
-        if what := _of_another_tool(names):
-            raise ValueError(what)
         if len(roots) != 1 or f"{names[0].partition('/')[0]}/data.pkl" not in names:
             raise ValueError("it holds no data.pkl in one folder")
         pickled = archive.getinfo(f"{roots.pop()}/data.pkl")
@@ -151,6 +151,8 @@ def _of_another_tool(names: list[str]) -> str:
         return "it is an .npz of numpy"
     if any(name.endswith("/archive_format") for name in names):
         return "it is a program of torch.export"
+    if any(name.endswith("/constants.pkl") for name in names):
+        return "it is a program of TorchScript"
     return ""
 
 

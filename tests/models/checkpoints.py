@@ -247,7 +247,7 @@ LOADS: dict[str, tuple[Callable[[Any, Path], Path], str]] = {  # how it is writt
 REFUSED: dict[str, tuple[Callable[[Any, Path], Path], str]] = {
     "a whole model": (saved(lambda m: nn.Sequential(m.norm)), r"holds a whole model \(torch.nn.modules.*\) and not its weights"),
     "an optimiser": (saved(lambda _: {"state": {}, "param_groups": [{"lr": 0.1}]}), "holds no tensors under names"),
-    "TorchScript": (traced, "can be trusted|whole model|not a checkpoint|calls"),
+    "TorchScript": (traced, "it is a program of TorchScript"),
     "an index of shards": (index_of_shards, "is no file of tensors"),
     "before torch 0.4": (lambda _, path: hostile.tar(path, b"\x80\x02}."), "is a tar archive"),
     "an adapter of peft": (adapter, "it holds a LoRA adapter: merge it"),
