@@ -7,7 +7,7 @@ KERNELS := CMakeLists.txt $(wildcard softless/attention/kernels/native/*)
 WORKERS ?= 2
 MARKS ?= not soak and not extra
 
-.PHONY: demo test extra quick soak threads tiffs traces crossed counts lint bench tables clean
+.PHONY: demo test extra quick soak threads checkpoints tiffs traces crossed counts lint bench tables clean
 
 $(STAMP): pyproject.toml $(KERNELS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -34,6 +34,9 @@ soak: $(STAMP)           ## minutes of kills and several ranks, and the counts b
 
 threads: $(STAMP)        ## eight threads of every host and operator, against one; a quarter of an hour
 	$(BIN)/python -m pytest -m "soak or not soak" tests/models/test_threads.py
+
+checkpoints: $(STAMP)   ## kinds of checkpoints by the tools that write them, and 300 damaged or hostile ones, counted
+	$(BIN)/python -m tests.models.checkpoints benchmarks/checkpoints.csv
 
 tiffs: $(STAMP)          ## TIFFs of all kinds, read and counted: 13,440, of which none may be read otherwise than it was written; minutes
 	$(BIN)/python -m tests.data.tiffs benchmarks/tiffs.csv
