@@ -149,7 +149,7 @@ def _host(name: str, op: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Mo
 
 
 def _from_checkpoint(
-    name: str, op: str | None, path: str | Path, pretrained: bool, kwargs: dict[str, Any]
+    name: str, op: str | Operator | None, path: str | Path, pretrained: bool, kwargs: dict[str, Any]
 ) -> nn.Module:
     """A model with the weights of a file or folder."""
     if pretrained:
