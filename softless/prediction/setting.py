@@ -14,6 +14,7 @@ class Setting:
     device: torch.device
     batch_size: int  # of classifiers; whole images run one by one
     amp: str  # "none", "bfloat16" or "float16"
+    workers: int = 0  # processes that load images of a classifier
 
     @property
     def precision(self) -> str:

@@ -70,7 +70,7 @@ def fit(
         recipe.check()
     folder = RunFolder(Path(run_dir))
     patience = PATIENCE if recipe is None else recipe.rank_patience
-    with join(device, patience) as world, Signals(ranks=world.size) as signals, hearing(world):
+    with join(device, patience, folder.path) as world, Signals(ranks=world.size) as signals, hearing(world):
         agree_on_command(world, recipe, folder.path, resume=resume, overwrite=overwrite)
         seen = world.first(folder.recipe) if resume else None
         recipe = world.first(lambda: settled(recipe, folder, resume=resume, overwrite=overwrite))
@@ -84,6 +84,7 @@ def fit(
             run.on_epoch = on_epoch
         except Stop as stop:
             raise Interrupted("a signal came before the first step: there was nothing to save", 128 + (signals.received or signal.SIGTERM)) from stop  # fmt: skip
+        world.may_speak()
         with ended(run):
             try:
                 with hearing(world):
@@ -104,9 +105,13 @@ def _nothing_left(recipe: Recipe, finished: Result) -> bool:
 def ended(run: Run) -> Iterator[None]:
     """However the run ends, its folder says so and is given back."""
     state, said = "finished", ""
-    if run.claim is not None:
-        claim = run.claim
-        run.signals.last_words = lambda said: claim.end("stopped", said, epoch=run.epoch, epochs=run.epochs)
+
+    def last_words(said: str) -> None:
+        run.world.say(said)
+        if run.claim is not None:
+            run.claim.end("stopped", said, epoch=run.epoch, epochs=run.epochs)
+
+    run.signals.last_words = last_words
     try:
         yield
     except BaseException as error:
