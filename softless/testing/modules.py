@@ -16,17 +16,17 @@ from softless.testing.faults import Fault
 TOKENS, DIM, HEADS = 30, 16, 2
 
 
-class LowRank(nn.Linear):
-    """A linear layer with a low-rank addition, as adapters put in place of a projection."""
+class LowRank(nn.Module):
+    """A layer with a low-rank addition, as adapters put in place of a projection."""
 
     def __init__(self, old: nn.Linear) -> None:
-        super().__init__(old.in_features, old.out_features, old.bias is not None)
-        self.load_state_dict(old.state_dict())
+        super().__init__()
+        self.old = old
         self.down = nn.Linear(old.in_features, 2, bias=False)
         self.up = nn.Linear(2, old.out_features, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + self.up(self.down(x))
+        return self.old(x) + self.up(self.down(x))
 
 
 def _made(op: Operator) -> Attention:

@@ -84,7 +84,7 @@ def test_what_is_no_operator() -> None:
 
 @every_check(linear("decorated"), quick=True)
 def test_the_decorator(check: Any) -> None:
-    check()
+    assert check() is None
 
 
 def test_the_decorator_fails_where_the_contract_does() -> None:
