@@ -61,7 +61,7 @@ def module(op: Operator) -> Iterator[Fault]:
             if adapted:
                 first = "".join(made.parts)
                 setattr(made, first, LowRank(getattr(made, first)).double())
-                made.proj = LowRank(made.proj).double()
+                made.add_module("proj", LowRank(made.proj).double())
             with torch.no_grad():
                 apart = error(made(x), _by_hand(made, x))
             if apart > 1e-8:
