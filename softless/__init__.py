@@ -20,7 +20,8 @@ from softless.errors import (
 from softless.layers import CLASSES, Attention
 from softless.measure import audit, cost
 from softless.models import create_model, load_weights
-from softless.models.registration import register, register_installed
+from softless.models.registration import register
+from softless.models.registration import register_installed as _register_installed
 
 __version__ = "0.1.0"
 
@@ -64,4 +65,4 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *_VERBS, *CLASSES, "testing"})
 
 
-register_installed()
+_register_installed()

@@ -89,9 +89,10 @@ def _learned(record: Operator) -> None:
         where = f"operator '{record.name}': learned[{name!r}]"
         if claim.trained and claim.redraw_every:
             raise UsageError(f"{where} is trained and drawn anew: set trained=False, or leave redraw_every out")
-        if not claim.trained and not callable(claim.start):
+        if not claim.trained and not (callable(claim.start) and claim.redraw_every):
             raise UsageError(
-                f"{where} is neither trained nor drawn: set trained=True, or start=a function that draws it"
+                f"{where} is neither trained nor drawn anew: set trained=True, or start=a function that draws it and "
+                "redraw_every=the option that says how often"
             )
         if claim.redraw_every and claim.redraw_every not in record.options:
             raise UsageError(
@@ -125,7 +126,11 @@ def _signature(record: Operator) -> None:
     if len(first) < 3 or any(one.kind is one.VAR_POSITIONAL for one in parameters):
         raise UsageError(f"operator '{record.name}': reference does not take q, k and v, in that order: write {line}")
     rest, anything = keywords_of(record.reference)
-    missing = [name for name in expected(record) if name not in rest and not anything]
+    if anything:
+        raise UsageError(
+            f"operator '{record.name}': reference takes any keyword (**): name each, so that a missing one is seen: write {line}"
+        )
+    missing = [name for name in expected(record) if name not in rest]
     if missing:
         raise UsageError(f"operator '{record.name}': reference takes no keyword '{missing[0]}': write {line}")
     unknown = [name for name in rest if name not in set(expected(record))]

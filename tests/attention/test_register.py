@@ -1,6 +1,7 @@
 """An operator of one's own: every door that the built-in ones have, and one sentence for what cannot be registered."""
 
 import copy
+import inspect
 import pickle
 import subprocess
 import sys
@@ -106,6 +107,10 @@ def cast(q: Tensor, k: Tensor, v: Tensor, *, mask: Any = None, query_mask: Any =
     return reference(q, k, v, mask=mask, query_mask=query_mask).float()
 
 
+def anything(q: Tensor, k: Tensor, v: Tensor, **masks: Any) -> Tensor:
+    return reference(q, k, v, **masks)
+
+
 def raising(q: Tensor, k: Tensor, v: Tensor, *, mask: Any = None, query_mask: Any = None) -> Tensor:
     return reference(q, k @ v, v, mask=mask, query_mask=query_mask)
 
@@ -118,6 +123,9 @@ def option(name: str) -> Operator:
     def taking(q: Tensor, k: Tensor, v: Tensor, *, mask: Any = None, query_mask: Any = None, **_: Any) -> Tensor:
         return reference(q, k, v, mask=mask, query_mask=query_mask)
 
+    known = inspect.signature(reference)
+    more = inspect.Parameter(name if name != "mask" else "other", inspect.Parameter.KEYWORD_ONLY, default=0.5)
+    taking.__signature__ = known.replace(parameters=[*known.parameters.values(), more])  # type: ignore[attr-defined]
     return replace(linear(), reference=taking, options={name: Option(0.5, "a number", number, "a number")})
 
 
@@ -151,6 +159,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: replace(linear(), reference=cast),
         r"gives torch.float32 for float64 inputs: leave out casts",
     ),
+    "any keyword": (lambda: replace(linear(), reference=anything), r"reference takes any keyword \(\*\*\): name each"),
     "an exception": (
         lambda: replace(linear(), reference=raising),
         r"reference raises RuntimeError for q, k and v of shape",

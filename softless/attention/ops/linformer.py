@@ -29,25 +29,25 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, query_mask: 
     return keep(softmax_over_keys(q @ k.mT * q.shape[-1] ** -0.5, mask) @ v, query_mask)
 
 
-def reference(q: Tensor, k: Tensor, v: Tensor, *, learned: dict[str, Tensor], mask: Tensor | None = None, query_mask: Tensor | None = None, reduction: str = "tokens", **_: Any) -> Tensor:  # fmt: skip
+def reference(q: Tensor, k: Tensor, v: Tensor, *, learned: dict[str, Tensor], mask: Tensor | None = None, query_mask: Tensor | None = None, reduction: str = "tokens", projected: int = 256, ratio: int = 2, shared: bool = False) -> Tensor:  # noqa: ARG001  # the tensors and the module have them  # fmt: skip
     """The formula as printed."""
     if reduction == "grid":
         return attention(q, k, v, mask, query_mask)
-    key_rows, value_rows = rows(Tokens(q, k, v, mask, query_mask), learned)
+    key_rows, value_rows = rows(Tokens(q, k, v, mask, query_mask), learned, shared)
     few_k, few_v = key_rows.mT @ keep(k, mask), value_rows.mT @ keep(v, mask)
     return attention(q, few_k, few_v, None, query_mask)
 
 
-def rows(tokens: Tokens, learned: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def rows(tokens: Tokens, learned: dict[str, Tensor], shared: bool) -> tuple[Tensor, Tensor]:
     """E's and F's rows of these tokens, by their rank among those that count: (B or 1, 1, m, R) each."""
     ranks, _ = key_ranks(tokens)
     of_k = learned["key_projection"][ranks][:, None]
-    return of_k, learned["value_projection"][ranks][:, None] if "value_projection" in learned else of_k
+    return of_k, of_k if shared else learned["value_projection"][ranks][:, None]
 
 
-def summarise(tokens: Tokens, _: None, *, learned: dict[str, Tensor], **__: Any) -> Summary:
+def summarise(tokens: Tokens, _: None, *, learned: dict[str, Tensor], shared: bool, **__: Any) -> Summary:
     """E^T k and F^T v over some tokens."""
-    of_k, of_v = rows(tokens, learned)
+    of_k, of_v = rows(tokens, learned, shared)
     return {"k": product(of_k, keep(tokens.k, tokens.mask)), "v": product(of_v, keep(tokens.v, tokens.mask))}
 
 

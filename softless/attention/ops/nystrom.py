@@ -107,9 +107,9 @@ def no_more_than_landmarks(k: Tensor, grid: Grid | None, options: Options) -> bo
     return bool(k.shape[-2] <= landmarks(grid, options))
 
 
-def reference(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, query_mask: Tensor | None = None, grid: Grid | None = None, **options: Any) -> Tensor:  # fmt: skip
+def reference(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, query_mask: Tensor | None = None, grid: Grid | None = None, landmarks: int = 64, pooling: str = "segments", ratio: int = 2, iterations: int = 6, parity: bool = False) -> Tensor:  # fmt: skip
     """The formula as printed."""
-    options = OPTIONS_AT_START | options
+    options = {"landmarks": landmarks, "pooling": pooling, "ratio": ratio}
     if no_more_than_landmarks(k, grid, options):
         return attention(q, k, v, mask, query_mask)
     of_q, of_k = members(Tokens(q, k, v, mask, query_mask), grid, options)
@@ -117,10 +117,10 @@ def reference(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, qu
     q, k, v = keep(q, query_mask), keep(k, mask), keep(v, mask)
     few_q, few_k = means(of_q.mT @ q, number_q), means(of_k.mT @ k, number_k)
     to_landmarks = _to_landmarks(q, few_k, number_k > 0)
-    inner = pseudo_inverse(between(few_q, few_k, number_q > 0, number_k > 0), options["iterations"], options["parity"])
+    inner = pseudo_inverse(between(few_q, few_k, number_q > 0, number_k > 0), iterations, parity)
     from_tokens = exponents.softmax_over_keys(few_q @ k.mT * q.shape[-1] ** -0.5, mask)
     o = to_landmarks @ (inner @ (from_tokens @ v))
-    if mask is not None and options["pooling"] == "segments":
+    if mask is not None and pooling == "segments":
         plain = to_landmarks @ means(of_k.mT @ v, number_k)
         o = torch.where(mask.sum(-1)[:, None, None, None] <= number_k.shape[-2], plain, o)
     return keep(o, query_mask)
@@ -257,7 +257,6 @@ OPTIONS = {
         values="True or False",
     ),
 }
-OPTIONS_AT_START = {name: option.default for name, option in OPTIONS.items()}
 
 SPEC = Operator(
     identity=Identity(

@@ -30,7 +30,7 @@ RELU_FLOOR = 1e-3  # added to relu features (the generalised attention of the pu
 STABILISER = 1e-4  # epsilon of the published stabiliser
 
 
-def reference(q: Tensor, k: Tensor, v: Tensor, *, learned: dict[str, Tensor], mask: Tensor | None = None, query_mask: Tensor | None = None, kind: str = "softmax", parity: bool = False, **_: Any) -> Tensor:  # fmt: skip
+def reference(q: Tensor, k: Tensor, v: Tensor, *, learned: dict[str, Tensor], mask: Tensor | None = None, query_mask: Tensor | None = None, kind: str = "softmax", parity: bool = False, features: int | None = None, redraw_every: int = 1000) -> Tensor:  # noqa: ARG001  # the random features have them  # fmt: skip
     """The ratio of the docstring; with parity the published form, stabilisers and all."""
     if parity:
         return _published(q, k, v, learned["directions"], mask, query_mask)

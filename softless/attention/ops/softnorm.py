@@ -9,7 +9,6 @@ Introduced so that a model carries over to dense prediction. The kernels, the bo
 # B batch, H heads, N tokens, D features of q, E features of v
 
 from functools import partial
-from typing import Any
 
 from torch import Tensor
 
@@ -18,12 +17,12 @@ from softless.attention.options import always
 from softless.attention.record import Backend, Bounds, Claims, Grid, Half, HostNeeds, Identity, Operator
 
 
-def reference(q: Tensor, k: Tensor, v: Tensor, *, learned: dict[str, Tensor] | None = None, grid: Grid, mask: Tensor | None = None, query_mask: Tensor | None = None, **options: Any) -> Tensor:  # noqa: ARG001  # every reference takes k  # fmt: skip
+def reference(q: Tensor, k: Tensor, v: Tensor, *, learned: dict[str, Tensor] | None = None, grid: Grid, mask: Tensor | None = None, query_mask: Tensor | None = None, ratio: int = 2, sampling: str = "conv", inverse: str = "cholesky", ridge: float = 0.01, parity: bool = False) -> Tensor:  # noqa: ARG001  # every reference takes k  # fmt: skip
     """The formula as printed; k is q and is not looked at."""
-    filled = {name: option.default for name, option in gaussian.OPTIONS.items()} | options
     return gaussian.attention(
-        q, v, learned=learned or {}, grid=grid, mask=mask, query_mask=query_mask, normalised=True, **filled
-    )
+        q, v, learned=learned or {}, grid=grid, mask=mask, query_mask=query_mask, normalised=True,
+        ratio=ratio, sampling=sampling, inverse=inverse, ridge=ridge, parity=parity,
+    )  # fmt: skip
 
 
 SPEC = Operator(
