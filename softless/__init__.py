@@ -20,6 +20,8 @@ from softless.errors import (
 from softless.layers import CLASSES, Attention
 from softless.measure import audit, cost
 from softless.models import create_model, load_weights
+from softless.models.registration import register
+from softless.models.registration import register_installed as _register_installed
 
 __version__ = "0.1.0"
 
@@ -43,7 +45,7 @@ globals().update(CLASSES)  # SimA, XCA, …: the module with the operator fixed,
 
 __all__ = [
     "OPERATORS", "Attention", "BackendRefused", "DataError", "DivergedError", "MissingExtra", "PrecisionError", "SoftlessError", "UsageError",
-    "attend", "audit", "cost", "create_model", "load_weights", "use_backend",
+    "attend", "audit", "cost", "create_model", "load_weights", "register", "use_backend",
 ]  # fmt: skip
 # `from softless import *` leaves the builtins alone: softless.list and softless.eval are called by their whole names
 __all__ += [name for name in (*CLASSES, *_VERBS) if not hasattr(builtins, name)]
@@ -52,8 +54,15 @@ __all__ += [name for name in (*CLASSES, *_VERBS) if not hasattr(builtins, name)]
 def __getattr__(name: str) -> Any:
     if name in _VERBS:
         return getattr(importlib.import_module(_VERBS[name]), name)
+    if name in CLASSES:  # registered later
+        return CLASSES[name]
+    if name == "testing":
+        return importlib.import_module("softless.testing")
     raise AttributeError(f"module 'softless' has no attribute '{name}'")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_VERBS])
+    return sorted({*globals(), *_VERBS, *CLASSES, "testing"})
+
+
+_register_installed()

@@ -46,7 +46,7 @@ COST = {"N": "N", "N^2": "N²"}
 
 def block_of(op: Any) -> Any:
     """One DeiT-S block at 224 x 224: 6 heads, 197 tokens of 64 channels, the class token before 14 x 14 patches, the operator's defaults."""
-    from softless.attention.spec import Dims
+    from softless.attention.record import Dims
 
     return Dims(B=1, H=6, N=197, M=197, D=64, E=64, grid=(1, 14, 14), options=op.filled({}))
 
@@ -117,7 +117,7 @@ def streams(op: Any) -> str:
 
 def tensors(op: Any) -> str:
     """The operator's own tensors at 6 heads of 64 channels and 197 tokens."""
-    from softless.attention.spec import Sizes
+    from softless.attention.options import Sizes
 
     claims = op.own_tensors({})
     sizes = Sizes(6, 64, op.filled({}), 197)

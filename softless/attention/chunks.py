@@ -8,10 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softless.attention.attend import HALF, attend, extras_of, widen
+from softless.attention.attend import attend
+from softless.attention.call import HALF, Call, widen
+from softless.attention.checks import check_options, extras_of
 from softless.attention.kernels import native
+from softless.attention.record import Dims, Grid, Operator
 from softless.attention.registry import get
-from softless.attention.spec import Dims, Grid, Operator, Place, Summary, Sweep, Tokens
+from softless.attention.streaming import Place, Summary, Sweep, Tokens
 from softless.errors import PrecisionError, UsageError
 
 
@@ -52,10 +55,9 @@ def attend_chunks(
     first = chunks[0]
     total = first.keys.total if first.keys else sum(chunk.k.shape[2] for chunk in chunks)
     asking = first.queries.total if first.queries else sum(chunk.q.shape[2] for chunk in chunks)
-    extras = {
-        name: widen(value)
-        for name, value in extras_of(record, _as_long(first.k, total), first.v, grid, learned, options).items()
-    }
+    checked = check_options(record, options)
+    call = Call(record, first.q, _as_long(first.k, total), first.v, checked, grid=grid, learned=learned)
+    extras = {name: widen(value) for name, value in extras_of(call).items()}
     dims = replace(Dims.of(first.q, first.k, first.v, grid, record.filled(options)), N=asking, M=total)
     if why := record.streaming.refuses(**extras) or record.limits(dims, **extras):
         raise UsageError(f"operator '{record.name}' cannot be evaluated in chunks: {why}")

@@ -12,8 +12,9 @@ token the features are T D wide:
 import torch
 from torch import Tensor
 
-from softless.attention.features import keep, product
-from softless.attention.spec import Option, Summary
+from softless.attention.norms import keep, product
+from softless.attention.options import Option
+from softless.attention.streaming import Summary
 
 FLOOR = Option(
     default=1e-6,

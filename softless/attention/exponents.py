@@ -11,8 +11,8 @@ For R rows of scores over the tokens (landmarks, channels or random features):
 import torch
 from torch import Tensor
 
-from softless.attention.features import keep, product
-from softless.attention.spec import Summary
+from softless.attention.norms import keep, product
+from softless.attention.streaming import Summary
 
 
 def weigh(scores: Tensor, v: Tensor, mask: Tensor | None) -> Summary:

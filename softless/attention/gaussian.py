@@ -19,22 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from softless.attention import inverse as inverses
-from softless.attention.features import keep, product
 from softless.attention.moments import precise
+from softless.attention.norms import keep, product
+from softless.attention.options import Learned, Option, Options
 from softless.attention.places import indices, number_of_windows, windows
-from softless.attention.spec import (
-    TOLERANCE,
-    Dims,
-    Grid,
-    Learned,
-    Option,
-    Options,
-    Place,
-    Streaming,
-    Summary,
-    Sweep,
-    Tokens,
-)
+from softless.attention.record import TOLERANCE, Dims, Grid
+from softless.attention.streaming import Place, Streaming, Summary, Sweep, Tokens
 
 MOST = inverses.MOST  # bottleneck tokens: the inverse costs R^3, and its error grows with R
 # of the whole operator; float16's is for outputs that kernels of distant tokens leave below its normal numbers

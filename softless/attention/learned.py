@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from softless.attention.spec import Learned, Operator, Options, Sizes
+from softless.attention.options import Learned, Options, Sizes
+from softless.attention.record import Operator
 from softless.errors import UsageError
 
 

@@ -16,12 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softless.attention.features import Norm, divisor, keep, magnitude, normalise, product, settle
 from softless.attention.kernels import linear as kernel
 from softless.attention.kernels import native, projected
 from softless.attention.moments import number
+from softless.attention.norms import EPS, Norm, divisor, keep, magnitude, normalise, product, settle
+from softless.attention.options import Option
+from softless.attention.record import TOLERANCE, Backend, Bounds, Dims, Roads
 from softless.attention.recording import recording
-from softless.attention.spec import EPS, TOLERANCE, Backend, Dims, Option, Streaming, Summary, Sweep, Tokens
+from softless.attention.streaming import Streaming, Summary, Sweep, Tokens
 
 HALF_TOKENS = 2048  # up to here float16 holds the answer in the paper's scale (reference: reliability.md D3)
 
@@ -189,16 +191,27 @@ def backends(norm: Norm, tolerance: Mapping[torch.dtype, float] = TOLERANCE, **f
     swept = Backend(
         name="native",
         fn=partial(kernel.run, **fixed),
-        packed=partial(kernel.run_packed, **fixed),
-        matrix=partial(matrix, **fixed, summed=kernel.summed),
-        projected=partial(projected.run, **fixed),
         refuses=native_refuses,
-        native_half=True,
+        bounds=Bounds(
+            native_half=True,
+            tolerance=tolerance,
+        ),
+        roads=Roads(
+            packed=partial(kernel.run_packed, **fixed),
+            matrix=partial(matrix, **fixed, summed=kernel.summed),
+            projected=partial(projected.run, **fixed),
+        ),
         here=native.here,
-        tolerance=tolerance,
     )
     return swept, Backend(
-        name="eager", fn=partial(eager, **fixed), matrix=partial(matrix, **fixed), tolerance=tolerance
+        name="eager",
+        fn=partial(eager, **fixed),
+        bounds=Bounds(
+            tolerance=tolerance,
+        ),
+        roads=Roads(
+            matrix=partial(matrix, **fixed),
+        ),
     )
 
 

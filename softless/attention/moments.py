@@ -13,7 +13,7 @@ Means, counts and second moments are float64 where the device has it: they are D
 import torch
 from torch import Tensor
 
-from softless.attention.features import keep, product
+from softless.attention.norms import keep, product
 
 
 def precise(x: Tensor) -> Tensor:

@@ -148,7 +148,7 @@ def _call(record: Operator, seed: int = 0) -> Call:
 def _with_learned(made: Call) -> Call:
     """The call with tensors of the operator's own that fit its options."""
     from softless.attention.learned import starting
-    from softless.attention.spec import Sizes
+    from softless.attention.options import Sizes
 
     options = {name: value for name, value in made.extras.items() if name in made.record.options}
     sizes = Sizes(1, WIDTH, made.record.filled(options), TOKENS, WIDTH)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from softless.attention import Operator, attend
 from softless.attention.learned import starting
-from softless.attention.spec import Grid, Sizes
+from softless.attention.options import Sizes
+from softless.attention.record import Grid
 from softless.benching.families import draw
 
 FEW = 64  # windows of the grid at most, as landmarks and bottleneck tokens are in the papers

@@ -3,19 +3,23 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
+from softless.data.given import GIVEN, data_given, is_dataset, parts_of
 from softless.data.samples import Samples
 from softless.errors import DataError, UsageError, located, need, unknown
 from softless.evaluation import Evaluation, LoadedRun
 from softless.evaluation.measures import MEASURES, beside
 from softless.evaluation.run import DENSE, MOST_AT_ONCE
+from softless.models.given import model_given
 from softless.words import visible
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import torch
+    from torch import nn
+    from torch.utils.data import Dataset
 
     from softless.evaluation.features import Probe
     from softless.evaluation.linear import LinearSettings
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SPLITS = ("train", "val", "test")
+HELD = Path(GIVEN)  # this very object stands for datasets that were built in Python
 
 
 @dataclass(frozen=True)
@@ -110,8 +115,9 @@ class FeatureEvaluation:
 
 def eval(
     run: str | Path,
-    data: str | Path | None = None,
+    data: "str | Path | Dataset[Any] | Mapping[str, Dataset[Any]] | None" = None,
     *,
+    model: "nn.Module | None" = None,
     table: str | Path | None = None,
     split: Literal["train", "val", "test"] = "test",
     knn: int | None = None,
@@ -132,8 +138,10 @@ def eval(
 
     Args:
         run: the run's folder.
-        data: a folder or npz file with the same classes, in place of the run's own data; class folders without splits
-            are taken whole. Frozen features take any labelled data with a train part.
+        data: a folder or npz file with classes of the run, all or some, in place of the run's own data; class folders without splits
+            are taken whole. Frozen features take any labelled data with a train part. In Python also datasets, as
+            `softless.train` takes them.
+        model: the module in Python, built as it was, of a run whose model was given so.
         table: a CSV file that lists the images, with the columns that the run names, or file,
             label and split; its files start from `data`, or from
             its own folder. Without the column split all images are taken.
@@ -155,6 +163,11 @@ def eval(
     from softless.evaluation.evaluate import precision_of
     from softless.training.sharing import sharing
 
+    if model is not None or is_dataset(data):
+        parts = parts_of(data) if is_dataset(data) else None
+        with model_given(model), data_given(parts):
+            place = HELD if parts is not None else data
+            return eval(run, place, table=table, split=split, knn=knn, linear=linear, set=set, device=device, batch_size=batch_size, workers=workers, amp=amp)  # fmt: skip
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
     if batch_size is not None and batch_size < 1:
@@ -171,12 +184,13 @@ def eval(
         "set": set,
         "amp": amp,
     }
+    own = cast("str | Path | None", data)  # datasets were taken above
     with sharing(device, asked | {"batch_size": batch_size}) as world:
-        job = world.together(lambda: _job(run, world.device, data, table, knn=knn, linear=linear, set=set, amp=amp))
+        job = world.together(lambda: _job(run, world.device, own, table, knn=knn, linear=linear, set=set, amp=amp))
         loaded, source = job.loaded, job.source
         told = str(loaded.path), source.where, f"the {split} split"
         if loaded.task in DENSE:
-            outcome = _dense(job, world, None if data is None else str(data), split, batch_size, workers)
+            outcome = _dense(job, world, None if own is None else str(own), split, batch_size, workers)
             return DenseEvaluation(*told, outcome, precision_of(job.amp))
         if knn is not None or linear or loaded.task == "dino":
             return FeatureEvaluation(*told, _probes(job, split, batch_size or MOST_AT_ONCE, workers))
@@ -309,7 +323,8 @@ def _samples(loaded: LoadedRun, source: Source, split: str) -> tuple[Samples, st
     spec = source.spec
     parts, classes = open_parts(spec, source.table)
     _refuse_labels(loaded, parts, source.where)
-    places = class_places(loaded.classes, classes, f"the run {loaded.path}", source.where)
+    partly = not source.own and loaded.task != "multilabel"
+    places = class_places(loaded.classes, classes, f"the run {loaded.path}", source.where, partly=partly)
     if not source.own and "all" in parts:
         return parts["all"].renumbered(places), "all images"
     if split in parts and split != "train":
@@ -447,6 +462,9 @@ def _source(loaded: LoadedRun, data: str | Path | None, table: str | Path | None
     columns = None if held is None else TableSpec(**{**vars(held), "label": tuple(held.label)})
     if data is None and table is None:
         return Source(stored, columns, own=True)
+    if data is HELD:
+        own = replace(stored, source="given", path=None, group=None, folds=None, fold=None)
+        return Source(own, None, own=False)
     path = None if data is None else str(data)
     other = replace(stored, path=path, group=None, folds=None, fold=None)
     if table is not None:  # whose an image is matters to nothing that is measured

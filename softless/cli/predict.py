@@ -1,6 +1,7 @@
 """`softless predict`: what a run says of a folder of images, and pictures of it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,6 +27,7 @@ def predict(
     amp: Literal["none", "bfloat16", "float16"] | None = None,
     page: int = 0,
     workers: int = 0,
+    annotations: str | Path | None = None,
 ) -> Any:
     """Answer the images of folders, or of an npz file, with the best epoch of a run.
 
@@ -47,6 +49,7 @@ def predict(
         amp: what matrix products are computed in: none is float32. By default as the run was trained, and as `eval` measures it.
         page: which frame of a DICOM file that holds several, from 0 on.
         workers: processes that load images of a classifier; 0 loads in this one.
+        annotations: COCO's json file of the images, whose ids a detector's answers keep, so that they can be scored against it.
 
     Raises:
         DataError: no images, or none that can be read.
@@ -66,13 +69,21 @@ def predict(
         raise UsageError(f"workers={workers}: 0 loads in this process, 1 or more in others")
     folder = located(out)
     asked = {"run": run, "images": images, "out": out, "overlays": overlays, "batch_size": batch_size, "amp": amp}
-    with sharing(device, asked | {"page": page}, folder) as world:
+    with sharing(device, asked | {"page": page, "annotations": annotations}, folder) as world:
         loaded, setting = world.together(lambda: _loaded(run, world.device, batch_size, amp, workers))
+        setting = replace(setting, annotations=annotations)
         samples = readable(images_for_all(images, loaded.in_chans, folder, loaded.scale, page))
         if loaded.task in DENSE and not isinstance(samples, FileSamples):
             raise shared(
                 UsageError(
                     f"{loaded.path} is a run of {loaded.task}, which answers image files: give a folder, or images"
+                )
+            )
+        if annotations is not None and loaded.task != "detection":
+            raise shared(
+                UsageError(
+                    f"--annotations gives ids to the answers of a detector, and {loaded.path} is a run of {loaded.task}: "
+                    "leave it out"
                 )
             )
         see_one_folder(world, folder)

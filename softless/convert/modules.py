@@ -10,7 +10,7 @@ import torch
 from timm.layers import apply_rot_embed_cat
 from torch import Tensor, nn
 
-from softless.attention.spec import Grid
+from softless.attention.record import Grid
 from softless.errors import UsageError
 from softless.layers import Attention
 from softless.layers.leaf import leaf

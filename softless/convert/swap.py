@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from softless.attention import Operator, get
-from softless.attention.attend import check_options
+from softless.attention.checks import check_options
 from softless.convert.adapters import ADAPTERS, looks_like_attention, no_adapter
 from softless.convert.calibrate import branches, fitted, multiplied
 from softless.convert.modules import ReducedAttention

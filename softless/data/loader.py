@@ -38,7 +38,7 @@ class TransformedSamples(Dataset[tuple[Any, Any]]):
     def __init__(self, samples: Samples, transform: Pipeline, seed: int = 0, *, cache_bytes: int = CACHE_BYTES) -> None:
         self.samples, self.transform, self.seed = samples, transform, seed
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by workers that outlive an epoch
-        self._room = cache_bytes
+        self._room = 0 if samples.varies else cache_bytes
         self._cache: dict[int, Any] = {}
 
     def set_epoch(self, epoch: int) -> None:
@@ -52,7 +52,7 @@ class TransformedSamples(Dataset[tuple[Any, Any]]):
         return self.__getitems__([position])[0]
 
     def __getitems__(self, positions: Sequence[int]) -> list[tuple[Any, Any]]:
-        if self.transform.fixed:
+        if self.transform.fixed and not self.samples.varies:
             return [self._item(position) for position in positions]
         epoch = int(self._epoch)
         items = []

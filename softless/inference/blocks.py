@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from softless.attention.spec import Grid
+from softless.attention.record import Grid
 from softless.inference.layers import PackedAttention
 from softless.layers import Attention
 

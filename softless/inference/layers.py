@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from softless.attention import attend_packed, output_matrix
 from softless.attention.packed import unpacked
-from softless.attention.spec import Grid
+from softless.attention.record import Grid
 from softless.inference.packed import Activation, FusedConv, PackedLinear
 from softless.layers import Attention
 from softless.layers.grid import Kept

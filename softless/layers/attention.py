@@ -9,18 +9,21 @@ cannot honour what timm's arguments ask for.
 import inspect
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, SupportsIndex
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from softless.attention import OPERATORS, Operator, attend, attend_packed, attend_projected, get, output_matrix
-from softless.attention.attend import autocast_off, backend_of, check_options
+from softless.attention.call import autocast_off
+from softless.attention.checks import check_options
+from softless.attention.choose import backend_of
 from softless.attention.kernels import native
 from softless.attention.packed import absorbed, product, unpacked
+from softless.attention.record import Dims, Grid
 from softless.attention.recording import recording
-from softless.attention.spec import Dims, Grid
+from softless.attention.registry import registered
 from softless.errors import UsageError
 from softless.layers.companions import HeadConv, Reduction
 from softless.layers.grid import SharedGrid
@@ -376,6 +379,12 @@ class Attention(nn.Module):
     def _dims(self, x: Tensor) -> Dims:
         return Dims(x.shape[0], self.num_heads, x.shape[1], x.shape[1], self.head_dim, self.head_dim)
 
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
+        """A module of an operator's own class is pickled by the operator, so that another process can say which one it lacks."""
+        if type(self) is CLASSES.get(self.op.title):
+            return _blank, (registered(self.op),), self.__dict__
+        return super().__reduce_ex__(protocol)
+
     def extra_repr(self) -> str:
         told = "".join(f", {name}={value!r}" for name, value in self.options.items())
         return f"op={self.op.name!r}, num_heads={self.num_heads}{told}"
@@ -417,13 +426,19 @@ def lowered(proj: nn.Module, o: Tensor, lift: float, dtype: torch.dtype) -> Tens
     return (y if found.b is None else y + found.b).to(dtype)
 
 
+def _blank(record: Operator) -> Attention:
+    """A module of an operator's class, whose state comes from a pickle."""
+    cls = operator_class(record)
+    return cls.__new__(cls)
+
+
 def operator_class(op: str | Operator) -> type[Attention]:
     """The module class with the operator fixed: a real class, as timm's `attn_layer=` asks for (it checks issubclass).
 
     Raises:
-        UsageError: no operator of that name.
+        UsageError: no operator of that name, or a record that is not registered.
     """
-    return CLASSES[get(op).title]
+    return CLASSES[registered(op).title]
 
 
 def _class(record: Operator) -> type[Attention]:
@@ -431,5 +446,14 @@ def _class(record: Operator) -> type[Attention]:
     return type(record.title, (Attention,), {"fixed_op": record.name, "__doc__": doc, "__module__": __name__})
 
 
-CLASSES = {record.title: _class(record) for record in OPERATORS.values()}
-globals().update(CLASSES)  # importable by name, so that whole modules can be pickled
+CLASSES: dict[str, type[Attention]] = {}
+
+
+def add_class(record: Operator) -> None:
+    """Make the module class of a record, under its title."""
+    CLASSES[record.title] = _class(record)
+    globals()[record.title] = CLASSES[record.title]  # importable by name: pickles refer to classes so
+
+
+for _record in OPERATORS.values():
+    add_class(_record)

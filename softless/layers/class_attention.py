@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from softless.attention import Operator, get, output_matrix
-from softless.attention.attend import autocast_off, check_options
+from softless.attention.call import autocast_off
+from softless.attention.checks import check_options
 from softless.attention.linear import gain, power_of_two
 from softless.attention.packed import unpacked
 from softless.attention.recording import recording

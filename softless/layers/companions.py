@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from softless.attention.spec import Grid
+from softless.attention.record import Grid
 from softless.errors import UsageError
 from softless.layers.plain import refuse_absent
 

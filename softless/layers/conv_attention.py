@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from softless.attention import Operator
-from softless.attention.spec import Grid
+from softless.attention.record import Grid
 from softless.errors import UsageError
 from softless.layers.attention import Attention
 from softless.layers.plain import refuse_absent

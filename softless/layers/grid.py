@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from softless.attention.record import Grid
 from softless.attention.recording import recording
-from softless.attention.spec import Grid
 from softless.attention.transforms import transformed
 from softless.errors import UsageError
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from softless.attention import Operator
 from softless.attention.learned import drawn, starting
-from softless.attention.spec import Learned, Options, Sizes
+from softless.attention.options import Learned, Options, Sizes
 
 SEEDING = 64  # numbers of a drawn tensor that the next draw hangs on
 

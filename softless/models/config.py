@@ -23,7 +23,7 @@ ARGUMENTS = frozenset({
     "img_size", "in_chans", "num_classes", "global_pool", "patch_size", "embed_dim", "embed_dims", "depth", "depths", "num_heads",
     "mlp_ratio", "qkv_bias", "qk_norm", "init_values", "class_token", "no_embed_class", "reg_tokens", "pos_embed", "pre_norm",
     "final_norm", "fc_norm", "dynamic_img_size", "dynamic_img_pad", "eta", "tokens_norm", "cls_attn_layers", "use_pos_embed",
-    "last_stage", "act", "v_conv", "lpi", *(name for op in OPERATORS.values() for name in op.options),
+    "last_stage", "act", "v_conv", "lpi",
 })  # fmt: skip
 PREPARATION = frozenset({"input_size", "mean", "std", "crop_pct", "crop_mode", "interpolation", "range"})
 ABOUT = (PREPARATION - {"range"}) | {"num_classes", "first_conv", "classifier", "fixed_input_size", "license", "notes"}
@@ -66,7 +66,7 @@ def describe(model: nn.Module, data: Mapping[str, Any] | None) -> dict[str, Any]
     arguments = {name: list(value) if isinstance(value, tuple) else value for name, value in arguments.items()}
     arguments["num_classes"] = classes
     for name, value in arguments.items():
-        if problem := _problem(name, value, ARGUMENTS):
+        if problem := _problem(name, value, _arguments()):
             raise UsageError(f"cannot say {name}={value!r} in a config.json: {problem}")
     about = _about(model, arguments, data)
     name = registered(built)
@@ -132,7 +132,7 @@ def read(path: Path) -> Config:
     if not isinstance(content, dict) or not all(isinstance(content.get(name, {}), dict) for name in tables):
         raise DataError(f"{path} is not a model's: model_args, pretrained_cfg and softless are tables")
     alone = {name: value for name, value in content.items() if name not in tables}
-    for table, known in ((alone, KEYS), (content.get("model_args", {}), ARGUMENTS), (content.get("pretrained_cfg", {}), ABOUT),
+    for table, known in ((alone, KEYS), (content.get("model_args", {}), _arguments()), (content.get("pretrained_cfg", {}), ABOUT),
                          (content.get("softless", {}), {"host", "op"})):  # fmt: skip
         for name, value in table.items():
             if problem := _problem(name, value, known):
@@ -142,6 +142,11 @@ def read(path: Path) -> Config:
     if not isinstance(name, str) or (ours and op not in OPERATORS):
         raise DataError(f"{path} names no model: architecture, or host and op under softless")
     return Config(Construction(name, op, content.get("model_args", {})), content.get("pretrained_cfg", {}))
+
+
+def _arguments() -> frozenset[str]:
+    """What a model is built with: the hosts' arguments, and the options of every operator."""
+    return ARGUMENTS.union(*(op.options for op in OPERATORS.values()))
 
 
 def _problem(name: str, value: Any, known: frozenset[str] | set[str]) -> str:

@@ -3,14 +3,15 @@
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
 from timm.models import is_model, model_entrypoint
 from torch import nn
 
-from softless.attention import get
+from softless.attention import Operator, get
+from softless.attention.registry import registered
 from softless.errors import DataError, UsageError, located, nearest
 from softless.layers import Attention, operator_class
 from softless.models import config, digests, vit
@@ -20,23 +21,24 @@ from softless.models.options import COMPANIONS, constructed, host_arguments
 from softless.models.outline import check_fits
 from softless.models.scale import trained_as_configured
 from softless.models.variants import ENTRIES, VARIANTS, Entry
-from softless.models.weights import fill
+from softless.models.weights import fill, load_weights
 
 FOLDER = "local-dir:"  # as timm says it
 VIT_MODULES = ("vision_transformer", "deit")  # timm modules whose models take attn_layer=
 
 
-def create_model(name: str, op: str | None = None, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def create_model(name: str, op: str | Operator | None = None, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """A model by name, with attention `op`.
 
     Args:
         name: A registered model ("sima_deit_small_patch16_224") or a host: a ViT or DeiT of timm, an XCiT, CvT ("cvt_13_224") or SOFT's
             pyramid ("soft_pyramid_tiny_224"). "local-dir:FOLDER" is what `save_weights` wrote there.
-        op: Operator for a host; None keeps a registered model's own, and gives a host timm's own attention.
+        op: Operator for a host, by its name or its registered record; None keeps a registered model's own, and gives a host timm's own attention.
         pretrained: Load the weights that timm knows for this name (downloads), or those of the folder. Hosts with exchanged attention keep the layout of
             their projections, so a ViT's softmax weights load.
         **kwargs: Options of the operator (token_scale, order, …); v_conv, the side of a depthwise convolution of v; act ("relu", "gelu", "hard_swish", "silu"); num_heads; lpi (XCiT);
-            and every argument of the timm model (num_classes, in_chans, img_size, drop_path_rate, features_only, …).
+            and every argument of the timm model (num_classes, in_chans, img_size, drop_path_rate, features_only, …); checkpoint_path is read by
+            `load_weights`.
 
     Returns:
         A timm model: forward (B, C, H, W) -> (B, num_classes).
@@ -46,10 +48,13 @@ def create_model(name: str, op: str | None = None, *, pretrained: bool = False, 
         UsageError: unknown model (nearest name offered) or operator, an option that does not fit, a host whose attention has no place
             for another.
     """
+    if (path := kwargs.pop("checkpoint_path", None)) is not None and path != "":
+        return _from_checkpoint(name, op, path, pretrained, kwargs)
     if name.startswith(FOLDER):
         if op is not None:
             raise UsageError(f"'{name}' says its operator itself: leave op='{op}' out")
         return _from_folder(located(name.removeprefix(FOLDER)), pretrained, kwargs)
+    op = None if op is None else registered(op).name
     check_host(name, op)
     kwargs = {
         key: value for key, value in kwargs.items() if value is not None or key not in {"act", "num_heads", "lpi"}
@@ -141,6 +146,20 @@ def _host(name: str, op: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Mo
     elif name.startswith("deit_"):
         vit.start_as_deit(made)
     return constructed(vit.connect(made), name, op, kwargs)
+
+
+def _from_checkpoint(
+    name: str, op: str | Operator | None, path: str | Path, pretrained: bool, kwargs: dict[str, Any]
+) -> nn.Module:
+    """A model with the weights of a file or folder."""
+    if pretrained:
+        raise UsageError("pretrained=True and checkpoint_path= both say where the weights come from: choose one")
+    model: Any = create_model(name, op, **kwargs)
+    if kwargs.get("features_only"):
+        fill(model, located(path), head="new")
+    else:
+        load_weights(model, located(path))
+    return cast("nn.Module", model)
 
 
 def _from_folder(folder: Path, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:

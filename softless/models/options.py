@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from softless.attention import OPERATORS, get
-from softless.attention.attend import check_options
+from softless.attention.checks import check_options
 from softless.errors import UsageError, unknown
 from softless.models.kept import softmax_kept, told
 

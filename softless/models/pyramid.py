@@ -15,8 +15,8 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from softless.attention.record import Grid
 from softless.attention.recording import known
-from softless.attention.spec import Grid
 from softless.errors import UsageError
 from softless.layers import Attention, check_size
 from softless.layers.patch_embed import fitting

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from softless.attention.attend import check_options
+from softless.attention.checks import check_options
 from softless.errors import UsageError
 from softless.layers import Attention, ClassAttention
 from softless.modes import evaluating

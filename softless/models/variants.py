@@ -141,6 +141,11 @@ class Entry:
         }  # fmt: skip
 
 
+def entries_of(op: str) -> dict[str, Entry]:
+    """Every size of every host with an operator that came later; a host that has no place for it says so when it is built."""
+    return {variant.entry(op): Entry(variant.entry(op), variant, op) for variant in VARIANTS}
+
+
 def _entries() -> dict[str, Entry]:
     found = {}
     for variant in VARIANTS:
@@ -154,15 +159,16 @@ def _entries() -> dict[str, Entry]:
     return found
 
 
-ENTRIES: Mapping[str, Entry] = MappingProxyType(_entries())
-default_cfgs = generate_default_cfgs({
-    name: entry.configuration for name, entry in ENTRIES.items()
-})  # timm looks for this name
+_known: dict[str, Entry] = {}
+ENTRIES: Mapping[str, Entry] = MappingProxyType(_known)
+default_cfgs: dict[str, Any] = {}  # timm looks for this name
 
 
-def _register() -> None:
-    """timm takes the name of a model, and the module it is listed under, from a function."""
-    for name, entry in ENTRIES.items():
+def add_entries(entries: Mapping[str, Entry]) -> None:
+    """Give names to timm, which takes the name of a model, and the module it is listed under, from a function."""
+    _known.update(entries)
+    default_cfgs.update(generate_default_cfgs({name: entry.configuration for name, entry in entries.items()}))
+    for name, entry in entries.items():
 
         def entry_point(pretrained: bool = False, *, _entry: Entry = entry, **kwargs: Any) -> nn.Module:
             return _entry(pretrained, **kwargs)
@@ -173,4 +179,4 @@ def _register() -> None:
         setattr(sys.modules[__name__], name, register_model(entry_point))
 
 
-_register()
+add_entries(_entries())

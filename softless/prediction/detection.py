@@ -21,6 +21,7 @@ from softless.models.durable import storing, write_picture, write_stream
 from softless.models.scale import farthest
 from softless.prediction.answers import Answers
 from softless.prediction.box_pictures import SURE, draw
+from softless.prediction.known import known_ids
 from softless.prediction.results import Results
 from softless.prediction.setting import Setting
 from softless.words import aligned, counted
@@ -58,6 +59,12 @@ def predict(loaded: LoadedRun, samples: FileSamples, out: Results, setting: Sett
     file = out.file(PREDICTIONS)
     pictures = out.pictures(samples.files, "overlays") if overlays else []
     categories: tuple[int, ...] = loaded.model.categories  # type: ignore[assignment]
+    ids: Sequence[int] = range(1, len(samples) + 1)
+    if (listed := setting.annotations) is not None:
+        known = ranks.together(lambda: known_ids(listed, samples.files, loaded.classes))
+        ids, renamed = known.images, dict(zip(categories, known.categories, strict=True))
+    else:
+        renamed = {category: category for category in categories}
     classes = dict(zip(categories, loaded.classes, strict=True))
     sizes: list[tuple[int, int]] = []
     sure: Counter[str] = Counter()
@@ -69,9 +76,11 @@ def predict(loaded: LoadedRun, samples: FileSamples, out: Results, setting: Sett
             sure.update(classes[one["category_id"]] for one in answers if one["score"] >= SURE)
             for number, answer in enumerate(answers, number + 1):  # noqa: B020 - goes on from the image before
                 area = answer["bbox"][2] * answer["bbox"][3]
-                yield {"id": number, "image_id": len(sizes), **answer, "area": area, "iscrowd": 0}
+                own = {"image_id": ids[len(sizes) - 1], **answer, "category_id": renamed[answer["category_id"]]}
+                yield {"id": number, **own, "area": area, "iscrowd": 0}
 
-    answers = _write(file, setting, samples, sizes, classes, annotations())
+    named = {renamed[category]: name for category, name in classes.items()}
+    answers = _write(file, setting, list(zip(ids, samples.files, strict=True)), sizes, named, annotations())
     answers, foreign, sure = ranks.first(
         lambda: (answers, farthest(loaded.model, [(height, width) for width, height in sizes]), sure)
     )
@@ -109,7 +118,7 @@ def _answered(
 def _write(
     path: Path,
     setting: Setting,
-    samples: FileSamples,
+    files: Sequence[tuple[int, str]],
     sizes: Sequence[tuple[int, int]],
     classes: Mapping[int, str],
     annotations: Iterator[dict[str, Any]],
@@ -126,8 +135,8 @@ def _write(
             spooled.write(b", " * (count > 1) + json.dumps(one).encode())
         spooled.seek(0)
         images = [
-            {"id": index + 1, "file_name": samples.files[index], "width": width, "height": height}
-            for index, (width, height) in enumerate(sizes)
+            {"id": key, "file_name": name, "width": width, "height": height}
+            for (key, name), (width, height) in zip(files, sizes, strict=True)
         ]
         named = [{"id": key, "name": name} for key, name in classes.items()]
         head = json.dumps({"info": {"precision": setting.precision}, "images": images, "categories": named})

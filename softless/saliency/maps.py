@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from softless.attention.spec import Grid
+from softless.attention.record import Grid
 from softless.data.notices import notice
 from softless.errors import UsageError
 from softless.evaluation import LoadedRun

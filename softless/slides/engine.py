@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from softless.attention.spec import Summary
+from softless.attention.streaming import Summary
 from softless.data.notices import notice
 from softless.errors import NothingReadable
 from softless.slides.hosts import Host

@@ -17,11 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from softless.attention.attend import HALF, extras_of, widen
+from softless.attention.call import HALF, Call, widen
+from softless.attention.checks import check_options, extras_of
 from softless.attention.chunks import summed, wide
-from softless.attention.features import keep, root
+from softless.attention.norms import EPS, TokenNorm, keep, root
 from softless.attention.packed import absorbed, product
-from softless.attention.spec import EPS, Dims, Grid, Place, Summary, Tokens
+from softless.attention.record import Dims, Grid
+from softless.attention.streaming import Place, Summary, Tokens
 from softless.errors import PrecisionError, UsageError
 from softless.inference.packed import PackedLinear
 from softless.layers.plain import Weights, is_nothing, weights_of, why_called
@@ -94,9 +96,8 @@ class Layer:
             whole.tokens, whole.grid if self.record.wants("grid", self.attention.options) else None
         )
         grid, learned = told.pop("grid", None), told.pop("learned", None)
-        self.extras: dict[str, Any] = {
-            name: widen(value) for name, value in extras_of(self.record, long, long, grid, learned, told).items()
-        }
+        call = Call(self.record, long, long, long, check_options(self.record, told), grid=grid, learned=learned)
+        self.extras: dict[str, Any] = {name: widen(value) for name, value in extras_of(call).items()}
         dims = Dims.of(long, long, long, grid, self.record.filled(self.attention.options))
         if why := self.streaming.refuses(**self.extras) or self.record.limits(dims, **self.extras):
             raise UsageError(f"{self.name}: operator '{self.record.name}' cannot be streamed: {why}")
@@ -192,10 +193,17 @@ class Layer:
         mask, _ = self.whole.part(span)
         sides = {"q": q, "k": q if k is None else k}
         if self.record.hat is not None:
-            norm = self.record.hat.keywords["norm"]  # type: ignore[attr-defined]  # a hat is `normalise` with its norm
-            sides = {side: y / root(total[side], norm).clamp_min(EPS).to(y.dtype) for side, y in sides.items()}
+            sides = {side: self._under_its_hat(y, total.get(side)) for side, y in sides.items()}
         first, second = (keep(y, mask).double().square().sum((0, 1, 3)).sqrt() for y in sides.values())
         return first, second
+
+    def _under_its_hat(self, y: Tensor, total: Tensor | None) -> Tensor:
+        """q^ of some queries, or k^ of some keys; `total` is what the sweep summed of all, where the hat is a norm over tokens."""
+        hat = self.record.hat
+        if not isinstance(hat, TokenNorm):
+            return hat(y)  # of each token alone: the contract measures it
+        assert total is not None, "the summary of an operator whose hat is a norm holds it as q and k"
+        return y / root(total, hat.norm).clamp_min(EPS).to(y.dtype)
 
     @property
     def has_class_row(self) -> bool:

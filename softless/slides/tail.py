@@ -13,9 +13,10 @@ from torch import Tensor
 
 from softless.attention import exponents, linear
 from softless.attention.chunks import summed
-from softless.attention.features import root
+from softless.attention.norms import root
 from softless.attention.packed import unpacked
-from softless.attention.spec import Summary, Tokens, add
+from softless.attention.streaming import Summary, Tokens, add
+from softless.errors import UsageError
 from softless.layers import ClassAttention
 from softless.layers.class_attention import EPS
 from softless.slides.hosts import Host, ViTHost
@@ -73,7 +74,10 @@ class ClassBlock(Stage):
         self.extras: dict[str, Any] = {}
         if self.ours:
             self.record = block.attn.op
-            assert self.record.streaming is not None, "operators with a class row are sums over tokens"
+            if self.record.streaming is None or not self.record.has_matrix:
+                raise UsageError(
+                    f"class attention by operator '{self.record.name}' cannot be streamed: no matrix turns its query into its output"
+                )
             self.sweep = self.record.streaming.sweeps[0]
             self.extras = self.record.filled({"eps": EPS} if "eps" in self.record.options else {})
 
@@ -131,9 +135,8 @@ class ClassBlock(Stage):
         """q^ / |k| of the class token, (1,H,1,d): its product with a token's k is the weight of that token."""
         if "q" not in total:
             return q
-        norm = self.sweep.summarise.keywords["norm"]
         for side in ("q", "k"):
-            q = q / root(total[side].double(), norm).clamp_min(EPS)
+            q = q / root(total[side].double(), self.record.hat.norm).clamp_min(EPS)
         return q
 
     def row(self, x: Tensor, state: State) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from softless.attention import OPERATORS, get
-from softless.attention.attend import check_options
+from softless.attention.checks import check_options
 from softless.errors import UsageError
 from softless.models.arguments import Argument, arguments, takes
 from softless.models.scale import OPTION, TRAINING

@@ -108,3 +108,22 @@ def test_a_rank_that_was_asked_otherwise_is_named(run: Path) -> None:
     assert (code, other, silent) == (2, 2, "")
     assert "rank 1 of 2 has split = 'val' and rank 0 has 'test'" in said
     assert said.count("\n") == 1
+
+
+OTHER_VERSION = """
+import sys
+from softless.training import checkpoint
+told = checkpoint.versions()
+checkpoint.versions = lambda: {**told, "timm": "1.0.0"}
+from softless.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.soak
+def test_another_version_on_a_rank_is_named(run: Path) -> None:
+    words = ["eval", str(run), "--device", "cpu"]
+    (code, said), (other, silent) = each_rank([["-m", "softless", *words], ["-c", OTHER_VERSION, *words]])
+    assert (code, other, silent) == (2, 2, "")
+    assert "rank 1 of 2 has timm = '1.0.0' and rank 0 has" in said
+    assert said.count("\n") == 1

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from softless.attention import OPERATORS
 from softless.attention.learned import given_or_starting
-from softless.attention.spec import Learned, Option, Sizes
+from softless.attention.options import Learned, Option, Sizes
 from softless.errors import UsageError
 from softless.layers import Attention
 from softless.layers.own_tensors import OwnTensors, stepped
@@ -121,7 +121,7 @@ def test_attend_without_tensors_takes_those_of_a_new_module() -> None:
 
 
 def test_a_module_that_was_not_told_its_tokens() -> None:
-    record = replace(RECORD, needs={"tokens": lambda options: options["wide"] > 4})
+    record = RECORD.changed(needs={"tokens": lambda options: options["wide"] > 4})
     module = Attention(24, 3, op=record, wide=5)
     with pytest.raises(UsageError, match=r"learns a row per token.*with_options\(tokens=197\)"):
         module.extras(20)

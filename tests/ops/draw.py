@@ -2,7 +2,6 @@
 
 # B batch, H heads, N queries, M keys, D features of q and k, E features of v
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,100 +10,35 @@ import torch
 from torch import Tensor
 
 import softless
-from softless.attention import OPERATORS, Backend, Operator, get
-from softless.attention.learned import starting
-from softless.attention.spec import Sizes
+from softless.attention import OPERATORS, Operator, get, samples
+from softless.testing import comparing
 
-Call = tuple[Tensor, Tensor, Tensor]
+Call = samples.Inputs
+draw, grid_of = samples.draw, samples.grid_of  # one way to draw a call and to compare answers: the package's
+SHAPES, CROSS, DTYPES = comparing.SHAPES, comparing.CROSS, comparing.DTYPES
+sides, able, exact, reference, error = (
+    comparing.sides,
+    comparing.able,
+    comparing.exact,
+    comparing.reference,
+    comparing.error,
+)
+# options of which a small test takes less than the default
+SMALL = {
+    name: option.small for op in OPERATORS.values() for name, option in op.options.items() if option.small is not None
+}
 
 attend_chunks: Any = softless.attention.attend_chunks
-
-every = pytest.mark.parametrize("op", OPERATORS.values(), ids=list(OPERATORS))
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-
-# (B, H, N, M, D, E); the awkward ones included: one token, odd lengths, fewer tokens than features
-SHAPES = {
-    "one token": (1, 2, 1, 1, 4, 4),
-    "square": (2, 3, 33, 33, 8, 8),
-    "short": (2, 2, 5, 5, 16, 16),
-    "63": (1, 2, 63, 63, 8, 8),
-    "100": (2, 1, 100, 100, 4, 4),
-}
-CROSS = {"fewer queries": (2, 2, 7, 40, 8, 8), "more queries": (1, 2, 50, 9, 4, 4), "other width": (1, 2, 20, 20, 8, 5)}
-
-
-SMALL = {"landmarks": 4, "features": 12, "projected": 4}  # options of which a small test takes less than the default
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, op: Any = "sima", **arguments: Any) -> Tensor:
     """`softless.attend`, which wants no k from a caller where q and k are tied."""
-    tied = get(op).wants("tied_qk", {name: value for name, value in arguments.items() if name in get(op).options})
-    return softless.attend(q, None if tied else k, v, op=op, **arguments)
+    return comparing.run(get(op), (q, k, v), **arguments)
 
 
 attend: Any = _attend  # untyped, so that q, k and v can be passed as one
 
-
-def sides(op: Operator, leaves: Any) -> list[Tensor]:
-    """q, k and v, or q and v where k is tied to q: what a gradient reaches."""
-    q, k, v = leaves
-    return [q, v] if op.wants("tied_qk", {}) else [q, k, v]
-
-
-def grid_of(tokens: int) -> tuple[int, int, int]:
-    """The squarest grid of so many tokens, with or without one prefix token."""
-    found = [
-        (height, prefix, (tokens - prefix) // height)
-        for prefix in (0, 1)
-        for height in range(1, math.isqrt(tokens) + 1)
-        if tokens > prefix and (tokens - prefix) % height == 0 and height * height <= tokens - prefix
-    ]
-    height, prefix, width = max(found)
-    return prefix, height, width
-
-
-def draw(
-    op: Operator,
-    shape: tuple[int, ...],
-    dtype: torch.dtype = torch.float64,
-    seed: int = 0,
-    gain: float = 1.0,
-    windows: int = 64,
-) -> tuple[Call, dict[str, Any]]:
-    """q, k, v and what else the operator takes: learned tensors moved away from their start, a grid, small sizes of its options.
-
-    Windows on the grid are such that there are about so many of them.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    B, H, N, M, D, E = shape
-    make = lambda *size: (gain * torch.randn(size, generator=generator, dtype=torch.float64)).to(dtype)  # noqa: E731
-    q, k, v = make(B, H, N, D), make(B, H, M, D), make(B, H, M, E)
-    extras: dict[str, Any] = {name: SMALL[name] for name in op.options if name in SMALL}
-    if op.wants("grid", extras):
-        extras["grid"] = grid_of(M)
-        _, height, width = extras["grid"]
-        if "ratio" in op.options:
-            extras["ratio"] = min(height, width, max(2, math.isqrt(height * width // windows)))
-    sizes = Sizes(H, D, op.filled({name: extras[name] for name in op.options if name in extras}), M, E)
-    if own := starting(op, sizes, generator):
-        extras["learned"] = {
-            name: (x + 0.3 * torch.rand(x.shape, generator=generator, dtype=torch.float64)).to(dtype)
-            for name, x in own.items()
-        }
-    return (q, q if op.wants("tied_qk", extras) else k, v), extras
-
-
-def able(op: Operator, call: Any, extras: dict[str, Any], **masks: Tensor) -> list[Backend]:
-    """The backends that run a call; that the native ones do is tests/ops/test_native.py's to see."""
-    filled = op.filled({name: value for name, value in extras.items() if name in op.options})
-    return [backend for backend in op.backends if not backend.refuses(*call, **{**extras, **filled}, **masks)]
-
-
-def exact(op: Operator, call: Any, extras: dict[str, Any], **masks: Tensor) -> Tensor:
-    """The reference in float64 on the same rounded inputs."""
-    learned = {"learned": {name: x.double() for name, x in extras["learned"].items()}} if "learned" in extras else {}
-    q, k, v = (x.double() for x in call)
-    return reference(op, q, k, v, **{**extras, **learned}, **masks)
+every = pytest.mark.parametrize("op", OPERATORS.values(), ids=list(OPERATORS))
 
 
 def sensitivity(op: Operator, call: Any, extras: dict[str, Any], **masks: Tensor) -> float:
@@ -114,25 +48,6 @@ def sensitivity(op: Operator, call: Any, extras: dict[str, Any], **masks: Tensor
     if call[0] is call[1]:
         k = q
     return error(exact(op, (q, k, v), extras, **masks), exact(op, call, extras, **masks))
-
-
-def reference(op: Operator, q: Tensor, k: Tensor, v: Tensor, **extras: Any) -> Tensor:
-    """The operator's reference, given q twice where q and k are tied."""
-    return op.reference(q, q if op.wants("tied_qk", {}) else k, v, **extras)
-
-
-def error(actual: Tensor, expected: Tensor) -> float:
-    """The worse of two relative errors: Frobenius, and largest difference over largest value. NaN counts as infinite.
-
-    Relative alone: no absolute slack that an all-zero answer could pass.
-    """
-    assert actual.shape == expected.shape, f"shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
-    difference = actual.double() - expected.double()
-    if expected.numel() == 0 or not bool(expected.any()):
-        return 0.0 if not bool(difference.any()) else math.inf
-    frobenius = (difference.norm() / expected.double().norm()).item()
-    largest = (difference.abs().max() / expected.double().abs().max()).item()
-    return math.inf if math.isnan(frobenius + largest) else max(frobenius, largest)
 
 
 def assert_near(actual: Tensor, expected: Tensor, bound: float, what: str = "") -> None:

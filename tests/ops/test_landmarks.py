@@ -12,7 +12,7 @@ from softless import UsageError
 from softless.attention import OPERATORS, attend_chunks
 from softless.attention.chunks import split
 from softless.attention.ops.nystrom import pseudo_inverse, segments
-from softless.attention.spec import Tokens
+from softless.attention.streaming import Tokens
 from softless.layers import Attention
 from tests.ops.draw import assert_near, attend, draw, error
 

@@ -10,7 +10,8 @@ from softless import UsageError
 from softless.attention import OPERATORS, attend_chunks
 from softless.attention.learned import starting
 from softless.attention.ops.performer import directions
-from softless.attention.spec import Sizes, Tokens
+from softless.attention.options import Sizes
+from softless.attention.streaming import Tokens
 from softless.layers import Attention, stepped
 from tests.ops.draw import assert_near, attend, draw, error, exact
 

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import softless
 from softless.attention import OPERATORS, Operator, attend_packed, output_matrix
-from softless.attention.attend import backend_of
+from softless.attention.choose import backend_of
 from softless.attention.kernels import native
 from softless.attention.packed import unpacked
 from softless.errors import BackendRefused, UsageError
@@ -139,7 +139,7 @@ def no_library(monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(native, "LIBRARY", None)
     monkeypatch.setattr(native, "WHY_NOT", why)
     monkeypatch.setattr(native, "PATHS", dict.fromkeys(native.DTYPES, ()))
-    monkeypatch.setattr(importlib.import_module("softless.attention.attend"), "_plans", {})
+    monkeypatch.setattr(importlib.import_module("softless.attention.choose"), "_plans", {})
     return why
 
 

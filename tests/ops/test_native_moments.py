@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from softless.attention import OPERATORS
-from softless.attention.attend import backend_of
+from softless.attention.choose import backend_of
 from softless.attention.kernels import moments as kernel
 from softless.attention.kernels import native
-from softless.attention.spec import Tokens
+from softless.attention.streaming import Tokens
 from softless.errors import BackendRefused, UsageError
 from softless.layers import Attention
 from softless.measure import TranscendentalCounter
@@ -146,7 +146,7 @@ def test_a_gradient_through_the_node_itself_is_refused() -> None:
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "LIBRARY", None)
     monkeypatch.setattr(native, "WHY_NOT", "no native library here")
-    monkeypatch.setattr(importlib.import_module("softless.attention.attend"), "_plans", {})
+    monkeypatch.setattr(importlib.import_module("softless.attention.choose"), "_plans", {})
     call, extras = draw(SEQNORM, SHAPES["63"], torch.float32)
     assert backend_of(*call, "seqnorm", **extras).name == "eager"
     with pytest.raises(BackendRefused, match="native: no native library here; eager: can run"):

@@ -12,7 +12,7 @@ from softless import PrecisionError
 from softless.attention import OPERATORS, get
 from softless.attention.chunks import split
 from softless.attention.learned import given_or_starting
-from softless.attention.spec import Tokens
+from softless.attention.streaming import Tokens
 from tests.ops.bars import truth
 from tests.ops.draw import FAMILIES, assert_near, attend, attend_chunks, draw, error, every, exact, family
 

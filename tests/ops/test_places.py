@@ -7,7 +7,7 @@ import torch
 
 from softless.attention import exponents, places
 from softless.attention.chunks import split
-from softless.attention.spec import Tokens
+from softless.attention.streaming import Tokens
 from tests.ops.draw import assert_near, error
 
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from softless.attention import OPERATORS, moments
 from softless.attention.chunks import split
 from softless.attention.learned import starting
-from softless.attention.spec import Sizes, Tokens
+from softless.attention.options import Sizes
+from softless.attention.streaming import Tokens
 from tests.ops.draw import assert_near, attend, attend_chunks, draw, error, exact
 
 SEQNORM = OPERATORS["seqnorm"]

@@ -11,7 +11,8 @@ import softless
 from softless import UsageError
 from softless.attention import OPERATORS, gaussian, get
 from softless.attention.learned import starting
-from softless.attention.spec import Dims, Sizes
+from softless.attention.options import Sizes
+from softless.attention.record import Dims
 from softless.measure.flops import FlopCounter
 from tests.ops.draw import assert_near, attend, error
 

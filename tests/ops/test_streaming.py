@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from softless.attention import OPERATORS, Operator, Tokens
 from softless.attention.chunks import split, wide
 from softless.attention.kernels import native
-from softless.attention.spec import Place
+from softless.attention.streaming import Place
 from softless.errors import UsageError
 from tests.ops.draw import CROSS, DTYPES, assert_near, attend, attend_chunks, draw, every, exact
 

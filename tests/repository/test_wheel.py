@@ -126,7 +126,7 @@ sys.path.insert(0, {folder!r})
 sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in type(finder).__module__]
 import torch
 import softless
-from softless.attention.attend import backend_of
+from softless.attention.choose import backend_of
 from softless.cli.list import list as listed
 from softless.errors import BackendRefused
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from timm.models.vision_transformer import Block
 
-from softless.attention.spec import add
+from softless.attention.streaming import add
 from softless.benching.speed.rivals import Published, share_weights
 from softless.layers import operator_class
 from softless.slides.layer import Whole, joined

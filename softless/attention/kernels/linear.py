@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softless.attention.features import STILL, Norm
 from softless.attention.kernels import native
 from softless.attention.kernels.formulas import register_flop_formula
+from softless.attention.norms import STILL, Norm
 from softless.attention.packed import unpacked
 from softless.attention.transforms import transformed
 

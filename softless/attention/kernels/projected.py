@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from softless.attention.features import STILL, Norm, seen
 from softless.attention.kernels import native
 from softless.attention.kernels.formulas import register_flop_formula
 from softless.attention.kernels.linear import (
@@ -31,8 +30,8 @@ from softless.attention.kernels.linear import (
     room,
     slopes_by,
 )
+from softless.attention.norms import EPS, STILL, Norm, seen
 from softless.attention.packed import absorbed
-from softless.attention.spec import EPS
 
 STRETCH = (
     1536  # tokens whose gradients of q, k and v exist at a time: the products are at their speed, and little is held

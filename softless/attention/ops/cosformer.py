@@ -16,19 +16,11 @@ import torch
 from torch import Tensor
 
 from softless.attention import cosine
-from softless.attention.features import keep
+from softless.attention.norms import keep
+from softless.attention.options import Option
 from softless.attention.places import key_ranks, query_ranks
-from softless.attention.spec import (  # fmt: skip
-    TOLERANCE,
-    Backend,
-    Dims,
-    Operator,
-    Option,
-    Streaming,
-    Summary,
-    Sweep,
-    Tokens,
-)
+from softless.attention.record import TOLERANCE, Backend, Bounds, Claims, Dims, Identity, Operator
+from softless.attention.streaming import Streaming, Summary, Tokens
 
 
 def tables(tokens: Tokens) -> tuple[Tensor, Tensor]:
@@ -53,21 +45,15 @@ def summarise(tokens: Tokens, _: None, *, reweight: bool, **__: Any) -> Summary:
     return cosine.summarise(tokens.k, tokens.v, tables(tokens)[1] if reweight else None, tokens.mask)
 
 
-def finish(summary: Summary, **_: Any) -> Summary:
-    """The sums as they are."""
-    return summary
-
-
 def read(tokens: Tokens, summary: Summary, *, reweight: bool, eps: float, **_: Any) -> Tensor:
     """The output of these queries."""
     return cosine.read(tokens.q, summary, tables(tokens)[0] if reweight else None, tokens.query_mask, eps)
 
 
-STREAMING = Streaming(
-    sweeps=(Sweep(summarise, finish),),
-    read=read,
+STREAMING = Streaming.sums(
+    summarise,
+    read,
     holds="ΣFₖᵀv (2D x E) and ΣFₖ (2D), F = relu(k) times cos and sin of the place; the total is known beforehand",
-    merges="plain addition",
 )
 
 
@@ -84,22 +70,29 @@ def _eager(q: Tensor, k: Tensor, v: Tensor, **extras: Any) -> Tensor:
 
 
 SPEC = Operator(
-    name="cosformer",
-    title="Cosformer",
-    summary="relu features, weights that fall with the distance along the sequence",
-    formula="o = Σⱼ wᵢⱼ vⱼ / Σⱼ wᵢⱼ, wᵢⱼ = relu(qᵢ)·relu(kⱼ) cos(π/2 (i−j)/M)",
-    paper="arXiv:2202.08791",
+    identity=Identity(
+        name="cosformer",
+        summary="relu features, weights that fall with the distance along the sequence",
+        formula="o = Σⱼ wᵢⱼ vⱼ / Σⱼ wᵢⱼ, wᵢⱼ = relu(qᵢ)·relu(kⱼ) cos(π/2 (i−j)/M)",
+        paper="arXiv:2202.08791",
+        title="Cosformer",
+        differs="relu is applied within the heads (the published code applies it before the heads are split: the same numbers). Places are ranks among the "
+        "tokens that count. A class token is the first place of the sequence, as in the published language models; SimA reports that no run with "
+        "re-weighting converged on XCiT, and one without did.",
+    ),
     reference=reference,
-    flops=flops,
-    exps=lambda d: (
-        2 * (d.N + d.M) if d.options["reweight"] else 0
-    ),  # cosines and sines of the places, once for all heads
-    growth="N",
-    normalises="rows",
-    scale_free=False,
-    equivariant=False,
-    implied_matrix=True,
-    cross=True,
+    claims=Claims(
+        flops=flops,
+        exps=lambda d: (
+            2 * (d.N + d.M) if d.options["reweight"] else 0
+        ),  # cosines and sines of the places, once for all heads
+        growth="N",
+        normalises="rows",
+        scale_free=False,
+        equivariant=False,
+        implied_matrix=True,
+        cross=True,
+    ),
     streaming=STREAMING,
     options={
         "reweight": Option(
@@ -110,8 +103,13 @@ SPEC = Operator(
         ),
         "eps": cosine.FLOOR,
     },
-    own=(Backend(name="eager", fn=_eager, tolerance={**TOLERANCE, torch.float32: 2e-6}),),
-    differs="relu is applied within the heads (the published code applies it before the heads are split: the same numbers). Places are ranks among the "
-    "tokens that count. A class token is the first place of the sequence, as in the published language models; SimA reports that no run with "
-    "re-weighting converged on XCiT, and one without did.",
+    own=(
+        Backend(
+            name="eager",
+            fn=_eager,
+            bounds=Bounds(
+                tolerance={**TOLERANCE, torch.float32: 2e-6},
+            ),
+        ),
+    ),
 )

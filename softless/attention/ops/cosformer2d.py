@@ -18,22 +18,11 @@ import torch
 from torch import Tensor
 
 from softless.attention import cosine
-from softless.attention.features import keep
+from softless.attention.norms import keep
+from softless.attention.options import Option, always
 from softless.attention.places import cells, indices
-from softless.attention.spec import (  # fmt: skip
-    TOLERANCE,
-    Backend,
-    Dims,
-    Grid,
-    Operator,
-    Option,
-    Place,
-    Streaming,
-    Summary,
-    Sweep,
-    Tokens,
-    always,
-)
+from softless.attention.record import TOLERANCE, Backend, Bounds, Claims, Dims, Grid, HostNeeds, Identity, Operator
+from softless.attention.streaming import Place, Streaming, Summary, Tokens
 
 
 def tables(x: Tensor, place: Place | None, grid: Grid, parity: bool) -> tuple[Tensor, Tensor]:
@@ -63,11 +52,6 @@ def summarise(tokens: Tokens, _: None, *, grid: Grid, parity: bool, **__: Any) -
     return cosine.summarise(tokens.k, tokens.v, tables(tokens.k, tokens.keys, grid, parity)[1], tokens.mask)
 
 
-def finish(summary: Summary, **_: Any) -> Summary:
-    """The sums as they are."""
-    return summary
-
-
 def read(tokens: Tokens, summary: Summary, *, grid: Grid, parity: bool, eps: float, **_: Any) -> Tensor:
     """The output of these queries."""
     table = tables(tokens.q, tokens.queries, grid, parity)[0]
@@ -80,11 +64,10 @@ def eager(q: Tensor, k: Tensor, v: Tensor, *, grid: Grid, mask: Tensor | None, q
     return cosine.read(q, cosine.summarise(k, v, of_k, mask), of_q, query_mask, eps)
 
 
-STREAMING = Streaming(
-    sweeps=(Sweep(summarise, finish),),
-    read=read,
+STREAMING = Streaming.sums(
+    summarise,
+    read,
     holds="ΣFₖᵀv (4D x E) and ΣFₖ (4D), F = relu(k) times cos and sin of row and column; 6D with prefix tokens",
-    merges="plain addition",
 )
 
 
@@ -95,22 +78,28 @@ def flops(d: Dims) -> int:
 
 
 SPEC = Operator(
-    name="cosformer2d",
-    title="Cosformer2d",
-    summary="relu features, weights that fall with the distance in rows and columns",
-    formula="o = Σⱼ wᵢⱼ vⱼ / Σⱼ wᵢⱼ, wᵢⱼ = relu(qᵢ)·relu(kⱼ) cos(π/2 Δr/h) cos(π/2 Δc/w)",
-    paper="arXiv:2206.08898 §A.3",
+    identity=Identity(
+        name="cosformer2d",
+        summary="relu features, weights that fall with the distance in rows and columns",
+        formula="o = Σⱼ wᵢⱼ vⱼ / Σⱼ wᵢⱼ, wᵢⱼ = relu(qᵢ)·relu(kⱼ) cos(π/2 Δr/h) cos(π/2 Δc/w)",
+        paper="arXiv:2206.08898 §A.3",
+        title="Cosformer2d",
+        differs="SimA prints cos(i − j) cos(m − n) without a factor, whose weights turn negative; here the angles are π/2 over the grid's sides "
+        "(`parity=True` gives the printed form). Nothing is printed for the class token: here its weight with every token is that of equal places.",
+    ),
     reference=reference,
-    flops=flops,
-    exps=lambda d: 4 * d.N,  # cos and sin of each token's row and column, once for all heads
-    growth="N",
-    normalises="rows",
-    scale_free=False,
-    equivariant=False,
-    implied_matrix=True,
-    cross=False,
+    claims=Claims(
+        flops=flops,
+        exps=lambda d: 4 * d.N,  # cos and sin of each token's row and column, once for all heads
+        growth="N",
+        normalises="rows",
+        scale_free=False,
+        equivariant=False,
+        implied_matrix=True,
+        cross=False,
+        resolution="grid",
+    ),
     streaming=STREAMING,
-    resolution="grid",
     options={
         "parity": Option(
             default=False,
@@ -120,8 +109,16 @@ SPEC = Operator(
         ),
         "eps": cosine.FLOOR,
     },
-    needs={"grid": always},
-    own=(Backend(name="eager", fn=eager, tolerance={**TOLERANCE, torch.float32: 2e-6}),),
-    differs="SimA prints cos(i − j) cos(m − n) without a factor, whose weights turn negative; here the angles are π/2 over the grid's sides "
-    "(`parity=True` gives the printed form). Nothing is printed for the class token: here its weight with every token is that of equal places.",
+    host=HostNeeds(
+        needs={"grid": always},
+    ),
+    own=(
+        Backend(
+            name="eager",
+            fn=eager,
+            bounds=Bounds(
+                tolerance={**TOLERANCE, torch.float32: 2e-6},
+            ),
+        ),
+    ),
 )

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from softless.attention import exponents
-from softless.attention.features import keep
-from softless.attention.spec import TOLERANCE, Backend, Dims, Operator, Streaming, Summary, Sweep, Tokens, at_once
+from softless.attention.norms import keep
+from softless.attention.record import TOLERANCE, Backend, Bounds, Claims, Dims, Identity, Operator
+from softless.attention.streaming import Streaming, Summary, Sweep, Tokens, at_once
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, query_mask: Tensor | None = None) -> Tensor:  # fmt: skip
@@ -53,22 +54,34 @@ def flops(d: Dims) -> int:
 
 
 SPEC = Operator(
-    name="efficient",
-    title="Efficient",
-    summary="softmax over channels of q and over tokens of k",
-    formula="o = softmax_c(q) (softmax_n(k)ᵀ v)",
-    paper="arXiv:1812.01243",
+    identity=Identity(
+        name="efficient",
+        summary="softmax over channels of q and over tokens of k",
+        formula="o = softmax_c(q) (softmax_n(k)ᵀ v)",
+        paper="arXiv:1812.01243",
+        title="Efficient",
+        differs="The published module is a convolution with its own residual; here the projections and the residual are the host's. The paper's variant "
+        "that divides q and k by √N is not offered.",
+    ),
     reference=reference,
-    flops=flops,
-    exps=lambda d: d.B * d.H * d.D * (d.N + d.M),
-    growth="N",
-    normalises="rows",
-    scale_free=False,
-    equivariant=True,
-    implied_matrix=True,
-    cross=True,
+    claims=Claims(
+        flops=flops,
+        exps=lambda d: d.B * d.H * d.D * (d.N + d.M),
+        growth="N",
+        normalises="rows",
+        scale_free=False,
+        equivariant=True,
+        implied_matrix=True,
+        cross=True,
+    ),
     streaming=STREAMING,
-    own=(Backend(name="eager", fn=at_once(STREAMING), tolerance={**TOLERANCE, torch.float32: 1e-5}),),
-    differs="The published module is a convolution with its own residual; here the projections and the residual are the host's. The paper's variant "
-    "that divides q and k by √N is not offered.",
+    own=(
+        Backend(
+            name="eager",
+            fn=at_once(STREAMING),
+            bounds=Bounds(
+                tolerance={**TOLERANCE, torch.float32: 1e-5},
+            ),
+        ),
+    ),
 )

@@ -16,22 +16,11 @@ import torch
 from torch import Tensor
 
 from softless.attention.exponents import softmax_over_keys
-from softless.attention.features import keep, product
+from softless.attention.norms import keep, product
+from softless.attention.options import Learned, Option, Sizes
 from softless.attention.places import key_ranks
-from softless.attention.spec import (  # fmt: skip
-    TOLERANCE,
-    Backend,
-    Dims,
-    Learned,
-    Operator,
-    Option,
-    Sizes,
-    Streaming,
-    Summary,
-    Sweep,
-    Tokens,
-    at_once,
-)
+from softless.attention.record import TOLERANCE, Backend, Bounds, Claims, Dims, HostNeeds, Identity, Operator
+from softless.attention.streaming import Streaming, Summary, Sweep, Tokens, at_once
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, query_mask: Tensor | None) -> Tensor:
@@ -40,25 +29,25 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, query_mask: 
     return keep(softmax_over_keys(q @ k.mT * q.shape[-1] ** -0.5, mask) @ v, query_mask)
 
 
-def reference(q: Tensor, k: Tensor, v: Tensor, *, learned: dict[str, Tensor], mask: Tensor | None = None, query_mask: Tensor | None = None, reduction: str = "tokens", **_: Any) -> Tensor:  # fmt: skip
+def reference(q: Tensor, k: Tensor, v: Tensor, *, learned: dict[str, Tensor], mask: Tensor | None = None, query_mask: Tensor | None = None, reduction: str = "tokens", projected: int = 256, ratio: int = 2, shared: bool = False) -> Tensor:  # noqa: ARG001  # the tensors and the module have them  # fmt: skip
     """The formula as printed."""
     if reduction == "grid":
         return attention(q, k, v, mask, query_mask)
-    key_rows, value_rows = rows(Tokens(q, k, v, mask, query_mask), learned)
+    key_rows, value_rows = rows(Tokens(q, k, v, mask, query_mask), learned, shared)
     few_k, few_v = key_rows.mT @ keep(k, mask), value_rows.mT @ keep(v, mask)
     return attention(q, few_k, few_v, None, query_mask)
 
 
-def rows(tokens: Tokens, learned: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def rows(tokens: Tokens, learned: dict[str, Tensor], shared: bool) -> tuple[Tensor, Tensor]:
     """E's and F's rows of these tokens, by their rank among those that count: (B or 1, 1, m, R) each."""
     ranks, _ = key_ranks(tokens)
     of_k = learned["key_projection"][ranks][:, None]
-    return of_k, learned["value_projection"][ranks][:, None] if "value_projection" in learned else of_k
+    return of_k, of_k if shared else learned["value_projection"][ranks][:, None]
 
 
-def summarise(tokens: Tokens, _: None, *, learned: dict[str, Tensor], **__: Any) -> Summary:
+def summarise(tokens: Tokens, _: None, *, learned: dict[str, Tensor], shared: bool, **__: Any) -> Summary:
     """E^T k and F^T v over some tokens."""
-    of_k, of_v = rows(tokens, learned)
+    of_k, of_v = rows(tokens, learned, shared)
     return {"k": product(of_k, keep(tokens.k, tokens.mask)), "v": product(of_v, keep(tokens.v, tokens.mask))}
 
 
@@ -126,24 +115,31 @@ def _is_count(value: Any) -> bool:
 
 
 SPEC = Operator(
-    name="linformer",
-    title="Linformer",
-    summary="softmax over keys and values projected to a few, by learned rows per token or by a strided convolution",
-    formula="o = softmax(q (Eᵀk)ᵀ / √D) (Fᵀv)",
-    paper="arXiv:2006.04768",
+    identity=Identity(
+        name="linformer",
+        summary="softmax over keys and values projected to a few, by learned rows per token or by a strided convolution",
+        formula="o = softmax(q (Eᵀk)ᵀ / √D) (Fᵀv)",
+        paper="arXiv:2006.04768",
+        title="Linformer",
+        differs="Rows are taken by rank among the tokens that count, so that masking is removal. Projections are shared by the heads and start uniform in "
+        '±1/√projected. With reduction="grid" prefix tokens bypass the convolution (PVT has none); the convolution reads the module\'s input.',
+    ),
     reference=reference,
-    flops=flops,
-    exps=lambda d: d.B * d.H * d.N * few(d),
-    growth="N",
-    normalises="nothing",  # the softmax's rows give one, but F^T v is no average
-    scale_free=False,
-    equivariant=False,
-    implied_matrix=True,
-    cross=True,
+    claims=Claims(
+        flops=flops,
+        exps=lambda d: d.B * d.H * d.N * few(d),
+        growth="N",
+        normalises="nothing",  # the softmax's rows give one, but F^T v is no average
+        scale_free=False,
+        equivariant=False,
+        implied_matrix=True,
+        cross=True,
+        resolution="fixed",
+        limits=limits,
+    ),
     streaming=STREAMING,
-    resolution="fixed",
     options={
-        "projected": Option(256, "number of projected keys and values", _is_count, "a positive whole number"),
+        "projected": Option(256, "number of projected keys and values", _is_count, "a positive whole number", small=4),
         "reduction": Option(
             "tokens",
             "how keys and values become few: learned rows per token, or a strided convolution of the module's input on the grid",
@@ -166,13 +162,18 @@ SPEC = Operator(
             _shape, _uniform, when=lambda options: options["reduction"] == "tokens" and not options["shared"]
         ),
     },
-    needs={"tokens": lambda options: options["reduction"] == "tokens"},
-    reduces=lambda options: options["ratio"] if options["reduction"] == "grid" else 1,
-    limits=limits,
+    host=HostNeeds(
+        needs={"tokens": lambda options: options["reduction"] == "tokens"},
+        reduces=lambda options: options["ratio"] if options["reduction"] == "grid" else 1,
+    ),
     own=(
         # one token ten thousand times as large drowns the others in the projected keys, and the softmax feels their rounding
-        Backend(name="eager", fn=eager, tolerance={**TOLERANCE, torch.float32: 1e-4}),
+        Backend(
+            name="eager",
+            fn=eager,
+            bounds=Bounds(
+                tolerance={**TOLERANCE, torch.float32: 1e-4},
+            ),
+        ),
     ),
-    differs="Rows are taken by rank among the tokens that count, so that masking is removal. Projections are shared by the heads and start uniform in "
-    '±1/√projected. With reduction="grid" prefix tokens bypass the convolution (PVT has none); the convolution reads the module\'s input.',
 )

@@ -18,25 +18,13 @@ import torch
 from torch import Tensor
 
 from softless.attention import exponents
-from softless.attention.features import keep, product
 from softless.attention.moments import precise
+from softless.attention.norms import keep, product
+from softless.attention.options import Option, Options
 from softless.attention.places import indices, key_ranks, number_of_windows, query_ranks, windows
+from softless.attention.record import TOLERANCE, Backend, Bounds, Claims, Dims, Grid, HostNeeds, Identity, Operator
 from softless.attention.recording import recording
-from softless.attention.spec import (  # fmt: skip
-    TOLERANCE,
-    Backend,
-    Dims,
-    Grid,
-    Operator,
-    Option,
-    Options,
-    Place,
-    Streaming,
-    Summary,
-    Sweep,
-    Tokens,
-    at_once,
-)
+from softless.attention.streaming import Place, Streaming, Summary, Sweep, Tokens, at_once
 
 
 def segments(ranks: Tensor, counted: Tensor, landmarks: int) -> Tensor:
@@ -119,9 +107,9 @@ def no_more_than_landmarks(k: Tensor, grid: Grid | None, options: Options) -> bo
     return bool(k.shape[-2] <= landmarks(grid, options))
 
 
-def reference(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, query_mask: Tensor | None = None, grid: Grid | None = None, **options: Any) -> Tensor:  # fmt: skip
+def reference(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, query_mask: Tensor | None = None, grid: Grid | None = None, landmarks: int = 64, pooling: str = "segments", ratio: int = 2, iterations: int = 6, parity: bool = False) -> Tensor:  # fmt: skip
     """The formula as printed."""
-    options = OPTIONS_AT_START | options
+    options = {"landmarks": landmarks, "pooling": pooling, "ratio": ratio}
     if no_more_than_landmarks(k, grid, options):
         return attention(q, k, v, mask, query_mask)
     of_q, of_k = members(Tokens(q, k, v, mask, query_mask), grid, options)
@@ -129,10 +117,10 @@ def reference(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, qu
     q, k, v = keep(q, query_mask), keep(k, mask), keep(v, mask)
     few_q, few_k = means(of_q.mT @ q, number_q), means(of_k.mT @ k, number_k)
     to_landmarks = _to_landmarks(q, few_k, number_k > 0)
-    inner = pseudo_inverse(between(few_q, few_k, number_q > 0, number_k > 0), options["iterations"], options["parity"])
+    inner = pseudo_inverse(between(few_q, few_k, number_q > 0, number_k > 0), iterations, parity)
     from_tokens = exponents.softmax_over_keys(few_q @ k.mT * q.shape[-1] ** -0.5, mask)
     o = to_landmarks @ (inner @ (from_tokens @ v))
-    if mask is not None and options["pooling"] == "segments":
+    if mask is not None and pooling == "segments":
         plain = to_landmarks @ means(of_k.mT @ v, number_k)
         o = torch.where(mask.sum(-1)[:, None, None, None] <= number_k.shape[-2], plain, o)
     return keep(o, query_mask)
@@ -251,7 +239,9 @@ def _is_count(value: Any) -> bool:
 
 
 OPTIONS = {
-    "landmarks": Option(64, "number of segments whose means are landmarks", _is_count, "a positive whole number"),
+    "landmarks": Option(
+        64, "number of segments whose means are landmarks", _is_count, "a positive whole number", small=4
+    ),
     "pooling": Option(
         "segments",
         "what a landmark is the mean of: a segment of consecutive tokens, or a window on the grid",
@@ -267,30 +257,43 @@ OPTIONS = {
         values="True or False",
     ),
 }
-OPTIONS_AT_START = {name: option.default for name, option in OPTIONS.items()}
 
 SPEC = Operator(
-    name="nystrom",
-    title="Nystrom",
-    summary="softmax attention by a few landmarks and an iterated pseudo-inverse",
-    formula="o = softmax(q k̃ᵀ/√D) Z softmax(q̃ kᵀ/√D) v, Z ≈ pinv(softmax(q̃ k̃ᵀ/√D))",
-    paper="arXiv:2102.03902",
+    identity=Identity(
+        name="nystrom",
+        summary="softmax attention by a few landmarks and an iterated pseudo-inverse",
+        formula="o = softmax(q k̃ᵀ/√D) Z softmax(q̃ kᵀ/√D) v, Z ≈ pinv(softmax(q̃ k̃ᵀ/√D))",
+        paper="arXiv:2102.03902",
+        title="Nystrom",
+        differs="The iteration starts from each matrix's own norms, as in the paper; the published code's default takes one maximum over batch and heads, so "
+        "that an image's result depends on its mates (`parity=True`). The convolution of v is the module's `v_conv`, on the grid. Segments are cut "
+        "among the tokens that count.",
+    ),
     reference=reference,
-    flops=flops,
-    exps=exps,
-    growth="N",
-    normalises="nothing",  # the rows give one only as far as the pseudo-inverse has converged
-    scale_free=False,
-    equivariant=False,
-    implied_matrix=True,
-    cross=True,
+    claims=Claims(
+        flops=flops,
+        exps=exps,
+        growth="N",
+        normalises="nothing",  # the rows give one only as far as the pseudo-inverse has converged
+        scale_free=False,
+        equivariant=False,
+        implied_matrix=True,
+        cross=True,
+        exports_from=lambda options: int(options["landmarks"]) + 1,
+        limits=limits,
+    ),
     streaming=STREAMING,
-    exports_from=lambda options: int(options["landmarks"]) + 1,
     options=OPTIONS,
-    needs={"grid": lambda options: options["pooling"] == "grid"},
-    limits=limits,
-    own=(Backend(name="eager", fn=eager, tolerance={**TOLERANCE, torch.float32: 1e-5}),),
-    differs="The iteration starts from each matrix's own norms, as in the paper; the published code's default takes one maximum over batch and heads, so "
-    "that an image's result depends on its mates (`parity=True`). The convolution of v is the module's `v_conv`, on the grid. Segments are cut "
-    "among the tokens that count.",
+    host=HostNeeds(
+        needs={"grid": lambda options: options["pooling"] == "grid"},
+    ),
+    own=(
+        Backend(
+            name="eager",
+            fn=eager,
+            bounds=Bounds(
+                tolerance={**TOLERANCE, torch.float32: 1e-5},
+            ),
+        ),
+    ),
 )

@@ -21,29 +21,16 @@ import torch
 from torch import Tensor
 
 from softless.attention import exponents
-from softless.attention.features import keep, product
-from softless.attention.spec import (  # fmt: skip
-    TOLERANCE,
-    Backend,
-    Dims,
-    Learned,
-    Operator,
-    Option,
-    Options,
-    Sizes,
-    Streaming,
-    Summary,
-    Sweep,
-    Tokens,
-    add,
-    at_once,
-)
+from softless.attention.norms import keep, product
+from softless.attention.options import Learned, Option, Options, Sizes
+from softless.attention.record import TOLERANCE, Backend, Bounds, Claims, Dims, Identity, Operator
+from softless.attention.streaming import Streaming, Summary, Sweep, Tokens, add, at_once
 
 RELU_FLOOR = 1e-3  # added to relu features (the generalised attention of the published code)
 STABILISER = 1e-4  # epsilon of the published stabiliser
 
 
-def reference(q: Tensor, k: Tensor, v: Tensor, *, learned: dict[str, Tensor], mask: Tensor | None = None, query_mask: Tensor | None = None, kind: str = "softmax", parity: bool = False, **_: Any) -> Tensor:  # fmt: skip
+def reference(q: Tensor, k: Tensor, v: Tensor, *, learned: dict[str, Tensor], mask: Tensor | None = None, query_mask: Tensor | None = None, kind: str = "softmax", parity: bool = False, features: int | None = None, redraw_every: int = 1000) -> Tensor:  # noqa: ARG001  # the random features have them  # fmt: skip
     """The ratio of the docstring; with parity the published form, stabilisers and all."""
     if parity:
         return _published(q, k, v, learned["directions"], mask, query_mask)
@@ -165,20 +152,26 @@ def exps(d: Dims) -> int:
 
 
 SPEC = Operator(
-    name="performer",
-    title="Performer",
-    summary="softmax attention estimated by positive random features",
-    formula="o = φ(q) (φ(k)ᵀ v) / φ(q) Σφ(k), φ(x) = exp(w x − |x|²/2)",
-    paper="arXiv:2009.14794",
+    identity=Identity(
+        name="performer",
+        summary="softmax attention estimated by positive random features",
+        formula="o = φ(q) (φ(k)ᵀ v) / φ(q) Σφ(k), φ(x) = exp(w x − |x|²/2)",
+        paper="arXiv:2009.14794",
+        title="Performer",
+        differs="The published code stabilises its exponents by maxima over all features (queries) and over all keys and features, and adds 1e-4; here "
+        "each feature carries its own maximum, nothing is added, and far-away keys keep their weight. `parity=True` gives the published numbers.",
+    ),
     reference=reference,
-    flops=flops,
-    exps=exps,
-    growth="N",
-    normalises="rows",
-    scale_free=False,
-    equivariant=True,
-    implied_matrix=True,
-    cross=True,
+    claims=Claims(
+        flops=flops,
+        exps=exps,
+        growth="N",
+        normalises="rows",
+        scale_free=False,
+        equivariant=True,
+        implied_matrix=True,
+        cross=True,
+    ),
     streaming=STREAMING,
     options={
         "features": Option(
@@ -186,6 +179,7 @@ SPEC = Operator(
             "number of random features; None is D ln D",
             lambda value: value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0),
             "None or a positive whole number",
+            small=12,
         ),
         "kind": Option(
             "softmax",
@@ -208,8 +202,12 @@ SPEC = Operator(
     },
     learned={"directions": Learned(_shape, directions, trained=False, redraw_every="redraw_every")},
     own=(
-        Backend(name="eager", fn=eager, tolerance={**TOLERANCE, torch.float32: 1e-5}),
+        Backend(
+            name="eager",
+            fn=eager,
+            bounds=Bounds(
+                tolerance={**TOLERANCE, torch.float32: 1e-5},
+            ),
+        ),
     ),  # exponents of some tens, rounded
-    differs="The published code stabilises its exponents by maxima over all features (queries) and over all keys and features, and adds 1e-4; here "
-    "each feature carries its own maximum, nothing is added, and far-away keys keep their weight. `parity=True` gives the published numbers.",
 )

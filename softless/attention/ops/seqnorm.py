@@ -22,22 +22,13 @@ import torch
 from torch import Tensor
 
 from softless.attention import moments
-from softless.attention.features import keep, seen
 from softless.attention.kernels import moments as kernel
 from softless.attention.kernels import native
 from softless.attention.linear import FLOOR
-from softless.attention.spec import (  # fmt: skip
-    TOLERANCE,
-    Backend,
-    Dims,
-    Learned,
-    Operator,
-    Streaming,
-    Summary,
-    Sweep,
-    Tokens,
-    at_once,
-)
+from softless.attention.norms import keep, seen
+from softless.attention.options import Learned
+from softless.attention.record import TOLERANCE, Backend, Bounds, Claims, Dims, Identity, Operator
+from softless.attention.streaming import Streaming, Summary, Sweep, Tokens, at_once
 
 EPS = 1e-5
 
@@ -146,21 +137,27 @@ def _affine(side: str, start: float) -> Learned:
 
 
 SPEC = Operator(
-    name="seqnorm",
-    title="SeqNorm",
-    summary="q, k and v standardised over the tokens, learned affine, 1/N",
-    formula="o = q^ (k^ᵀ v^) / N, x^ = γ (x − μ) / √(σ² + ε) + β over tokens",
-    paper="arXiv:2406.01314",
+    identity=Identity(
+        name="seqnorm",
+        summary="q, k and v standardised over the tokens, learned affine, 1/N",
+        formula="o = q^ (k^ᵀ v^) / N, x^ = γ (x − μ) / √(σ² + ε) + β over tokens",
+        paper="arXiv:2406.01314",
+        title="SeqNorm",
+        differs="No code was published, and the body of the paper was not available: eps = 1e-5 inside the root, the biased variance, separate affines for "
+        "q, k and v, and 1/N on the product of keys and values are a reconstruction.",
+    ),
     reference=reference,
-    flops=flops,
-    exps=lambda _: 0,
-    growth="N",
-    normalises="tokens",
-    scale_free=False,  # but for eps it is: tests/ops/test_seqnorm.py
-    equivariant=True,
-    implied_matrix=False,  # v is standardised: the output is not linear in it
-    linear_in_v=False,
-    cross=True,
+    claims=Claims(
+        flops=flops,
+        exps=lambda _: 0,
+        growth="N",
+        normalises="tokens",
+        scale_free=False,  # but for eps it is: tests/ops/test_seqnorm.py
+        equivariant=True,
+        implied_matrix=False,  # v is standardised: the output is not linear in it
+        cross=True,
+        linear_in_v=False,
+    ),
     streaming=STREAMING,
     options={"eps": replace(FLOOR, default=EPS, says="added to the variance under the root")},
     learned={
@@ -171,13 +168,19 @@ SPEC = Operator(
             name="native",
             fn=native_sweep,
             refuses=native.refuses,
-            native_half=True,
-            differentiable=False,
+            bounds=Bounds(
+                native_half=True,
+                differentiable=False,
+                tolerance={**TOLERANCE, torch.float32: 1e-5},
+            ),
             here=native.here,
-            tolerance={**TOLERANCE, torch.float32: 1e-5},
         ),
-        Backend(name="eager", fn=at_once(STREAMING), tolerance={**TOLERANCE, torch.float32: 1e-5}),
+        Backend(
+            name="eager",
+            fn=at_once(STREAMING),
+            bounds=Bounds(
+                tolerance={**TOLERANCE, torch.float32: 1e-5},
+            ),
+        ),
     ),
-    differs="No code was published, and the body of the paper was not available: eps = 1e-5 inside the root, the biased variance, separate affines for "
-    "q, k and v, and 1/N on the product of keys and values are a reconstruction.",
 )

@@ -11,8 +11,8 @@ from functools import partial
 from torch import Tensor
 
 from softless.attention import linear
-from softless.attention.features import normalise
-from softless.attention.spec import EPS, Operator
+from softless.attention.norms import EPS, TokenNorm
+from softless.attention.record import Claims, Half, Identity, Operator, Views
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, query_mask: Tensor | None = None, token_scale: str | float | None = None, order: str = "auto", eps: float = EPS) -> Tensor:  # fmt: skip
@@ -23,25 +23,33 @@ def reference(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, qu
 
 
 SPEC = Operator(
-    name="sima",
-    title="SimA",
-    summary="l1 norm over tokens in place of softmax over keys",
-    formula="o = q^ (k^ᵀ v), x^ = x / Σₙ|x|",
-    paper="arXiv:2206.08898",
+    identity=Identity(
+        name="sima",
+        summary="l1 norm over tokens in place of softmax over keys",
+        formula="o = q^ (k^ᵀ v), x^ = x / Σₙ|x|",
+        paper="arXiv:2206.08898",
+        title="SimA",
+    ),
     reference=reference,
-    flops=linear.flops,
-    exps=lambda _: 0,
-    growth="N",
-    normalises="tokens",
-    scale_free=True,
-    equivariant=True,
-    implied_matrix=True,
-    cross=True,
+    claims=Claims(
+        flops=linear.flops,
+        exps=lambda _: 0,
+        growth="N",
+        normalises="tokens",
+        scale_free=True,
+        equivariant=True,
+        implied_matrix=True,
+        cross=True,
+    ),
     streaming=linear.streaming("l1"),
     options={"token_scale": linear.TOKEN_SCALE, "order": linear.ORDER, "eps": linear.FLOOR},
-    hat=partial(normalise, norm="l1"),
-    half_refusal=linear.half_refusal,
-    half_lift=lambda d: linear.power_of_two(d.N),
-    class_row=partial(linear.class_row, norm="l1"),
+    half=Half(
+        half_refusal=linear.half_refusal,
+        half_lift=lambda d: linear.power_of_two(d.N),
+    ),
+    views=Views(
+        hat=TokenNorm("l1"),
+        class_row=partial(linear.class_row, norm="l1"),
+    ),
     own=linear.backends("l1"),
 )

@@ -10,8 +10,8 @@ from functools import partial
 from torch import Tensor
 
 from softless.attention import linear
-from softless.attention.features import normalise
-from softless.attention.spec import EPS, Operator
+from softless.attention.norms import EPS, TokenNorm
+from softless.attention.record import Claims, Identity, Operator, Views
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, query_mask: Tensor | None = None, order: str = "auto", eps: float = EPS) -> Tensor:  # fmt: skip
@@ -22,23 +22,29 @@ def reference(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, qu
 
 
 SPEC = Operator(
-    name="sima_l2",
-    title="SimAL2",
-    summary="SimA with l2 norms: the paper's ablation",
-    formula="o = q^ (k^ᵀ v), x^ = x / √Σₙx²",
-    paper="arXiv:2206.08898 §4.6",
+    identity=Identity(
+        name="sima_l2",
+        summary="SimA with l2 norms: the paper's ablation",
+        formula="o = q^ (k^ᵀ v), x^ = x / √Σₙx²",
+        paper="arXiv:2206.08898 §4.6",
+        title="SimAL2",
+    ),
     reference=reference,
-    flops=linear.flops,
-    exps=lambda _: 0,
-    growth="N",
-    normalises="tokens",
-    scale_free=True,
-    equivariant=True,
-    implied_matrix=True,
-    cross=True,
+    claims=Claims(
+        flops=linear.flops,
+        exps=lambda _: 0,
+        growth="N",
+        normalises="tokens",
+        scale_free=True,
+        equivariant=True,
+        implied_matrix=True,
+        cross=True,
+    ),
     streaming=linear.streaming("l2", token_scale=None),
     options={"order": linear.ORDER, "eps": linear.FLOOR},
-    hat=partial(normalise, norm="l2"),
-    class_row=partial(linear.class_row, norm="l2"),
+    views=Views(
+        hat=TokenNorm("l2"),
+        class_row=partial(linear.class_row, norm="l2"),
+    ),
     own=linear.backends("l2", token_scale=None),
 )

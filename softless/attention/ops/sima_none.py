@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from softless.attention import linear
-from softless.attention.spec import EPS, TOLERANCE, Operator
+from softless.attention.norms import EPS
+from softless.attention.record import TOLERANCE, Claims, Identity, Operator, Views
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, query_mask: Tensor | None = None, order: str = "auto") -> Tensor:  # fmt: skip
@@ -22,23 +23,29 @@ def reference(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, qu
 
 
 SPEC = Operator(
-    name="sima_none",
-    title="SimANone",
-    summary="SimA without norms: the paper's control, whose training ended in NaN there",
-    formula="o = q (kᵀ v)",
-    paper="arXiv:2206.08898 §4.6",
+    identity=Identity(
+        name="sima_none",
+        summary="SimA without norms: the paper's control, whose training ended in NaN there",
+        formula="o = q (kᵀ v)",
+        paper="arXiv:2206.08898 §4.6",
+        title="SimANone",
+    ),
     reference=reference,
-    flops=linear.flops,
-    exps=lambda _: 0,
-    growth="N",
-    normalises="nothing",
-    scale_free=False,
-    equivariant=True,
-    implied_matrix=True,
-    cross=True,
+    claims=Claims(
+        flops=linear.flops,
+        exps=lambda _: 0,
+        growth="N",
+        normalises="nothing",
+        scale_free=False,
+        equivariant=True,
+        implied_matrix=True,
+        cross=True,
+    ),
     streaming=linear.streaming("none", token_scale=None, eps=EPS),
     options={"order": linear.ORDER},
-    class_row=partial(linear.class_row, norm="none"),
+    views=Views(
+        class_row=partial(linear.class_row, norm="none"),
+    ),
     own=linear.backends(
         "none",
         {**TOLERANCE, torch.float32: 5e-6},  # without norms, channels of all sizes cancel in one sum

@@ -9,47 +9,63 @@ P. Lu et al., "SOFT: Softmax-free Transformer with Linear Complexity", NeurIPS 2
 # B batch, H heads, N tokens, D features of q, E features of v
 
 from functools import partial
-from typing import Any
 
 from torch import Tensor
 
 from softless.attention import gaussian
-from softless.attention.spec import Backend, Grid, Operator, always
+from softless.attention.options import always
+from softless.attention.record import Backend, Bounds, Claims, Grid, Half, HostNeeds, Identity, Operator
 
 
-def reference(q: Tensor, k: Tensor, v: Tensor, *, learned: dict[str, Tensor] | None = None, grid: Grid, mask: Tensor | None = None, query_mask: Tensor | None = None, **options: Any) -> Tensor:  # noqa: ARG001  # every reference takes k  # fmt: skip
+def reference(q: Tensor, k: Tensor, v: Tensor, *, learned: dict[str, Tensor] | None = None, grid: Grid, mask: Tensor | None = None, query_mask: Tensor | None = None, ratio: int = 2, sampling: str = "conv", inverse: str = "cholesky", ridge: float = 0.01, parity: bool = False) -> Tensor:  # noqa: ARG001  # every reference takes k  # fmt: skip
     """The formula as printed; k is q and is not looked at."""
-    filled = {name: option.default for name, option in gaussian.OPTIONS.items()} | options
     return gaussian.attention(
-        q, v, learned=learned or {}, grid=grid, mask=mask, query_mask=query_mask, normalised=False, **filled
-    )
+        q, v, learned=learned or {}, grid=grid, mask=mask, query_mask=query_mask, normalised=False,
+        ratio=ratio, sampling=sampling, inverse=inverse, ridge=ridge, parity=parity,
+    )  # fmt: skip
 
 
 SPEC = Operator(
-    name="soft",
-    title="SOFT",
-    summary="Gaussian kernel between tokens, by bottleneck tokens; q and k tied",
-    formula="o = Pᵀ (A + 0.01 I)⁻¹ (P v), P = exp(−‖x̃ − x‖²/2), A = exp(−‖x̃ − x̃‖²/2)",
-    paper="arXiv:2110.11945",
+    identity=Identity(
+        name="soft",
+        summary="Gaussian kernel between tokens, by bottleneck tokens; q and k tied",
+        formula="o = Pᵀ (A + 0.01 I)⁻¹ (P v), P = exp(−‖x̃ − x‖²/2), A = exp(−‖x̃ − x̃‖²/2)",
+        paper="arXiv:2110.11945",
+        title="SOFT",
+        differs="The published inverse takes 20 Newton steps however far they come: 16 to 99.5 % off on flat image regions, and its derivative is that of an exact "
+        "inverse. Here Cholesky, in float64 where the device has it; `parity=True` gives the published numbers. The convolution of v in the published module is "
+        "`v_conv`. Distances are clamped, so that kernels lie in 0..1. In heads wider than the published 32 channels LayerNorm's weight starts at √(16/D) and "
+        "not at 1, with which every kernel is next to nothing and nothing trains.",
+    ),
     reference=reference,
-    flops=partial(gaussian.flops, normalised=False),
-    exps=gaussian.exps,
-    growth="N",  # at a fixed number of bottleneck tokens
-    normalises="nothing",
-    scale_free=False,
-    equivariant=False,
-    implied_matrix=True,
-    cross=False,
+    claims=Claims(
+        flops=partial(gaussian.flops, normalised=False),
+        exps=gaussian.exps,
+        growth="N",  # at a fixed number of bottleneck tokens
+        normalises="nothing",
+        scale_free=False,
+        equivariant=False,
+        implied_matrix=True,
+        cross=False,
+        resolution="grid",
+        limits=gaussian.limits,
+    ),
     streaming=gaussian.streaming(normalised=False),
-    resolution="grid",
     options=gaussian.OPTIONS,
     learned=gaussian.LEARNED,
-    needs={"grid": always, "tied_qk": always},
-    limits=gaussian.limits,
-    half_refusal=gaussian.half_refusal,
-    own=(Backend(name="eager", fn=reference, tolerance=gaussian.CLAIMED),),
-    differs="The published inverse takes 20 Newton steps however far they come: 16 to 99.5 % off on flat image regions, and its derivative is that of an exact "
-    "inverse. Here Cholesky, in float64 where the device has it; `parity=True` gives the published numbers. The convolution of v in the published module is "
-    "`v_conv`. Distances are clamped, so that kernels lie in 0..1. In heads wider than the published 32 channels LayerNorm's weight starts at √(16/D) and "
-    "not at 1, with which every kernel is next to nothing and nothing trains.",
+    half=Half(
+        half_refusal=gaussian.half_refusal,
+    ),
+    host=HostNeeds(
+        needs={"grid": always, "tied_qk": always},
+    ),
+    own=(
+        Backend(
+            name="eager",
+            fn=reference,
+            bounds=Bounds(
+                tolerance=gaussian.CLAIMED,
+            ),
+        ),
+    ),
 )

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from softless.attention.features import keep
-from softless.attention.spec import DROPOUT, TOLERANCE, Backend, Dims, Operator, Option
+from softless.attention.norms import keep
+from softless.attention.options import DROPOUT, Option
+from softless.attention.record import TOLERANCE, Backend, Bounds, Claims, Dims, Identity, Operator
 from softless.attention.transforms import transformed
 
 
@@ -86,24 +87,28 @@ def flops(d: Dims) -> int:
 
 
 SPEC = Operator(
-    name="softmax",
-    title="Softmax",
-    summary="the baseline: every query weighs every key by an exponential",
-    formula="o = softmax(q kᵀ / √D) v",
-    paper="arXiv:1706.03762",
+    identity=Identity(
+        name="softmax",
+        summary="the baseline: every query weighs every key by an exponential",
+        formula="o = softmax(q kᵀ / √D) v",
+        paper="arXiv:1706.03762",
+        title="Softmax",
+    ),
     reference=reference,
-    flops=flops,
-    exps=lambda d: d.B * d.H * d.N * d.M,
-    growth="N^2",
-    normalises="rows",
-    scale_free=False,
-    equivariant=True,
-    implied_matrix=True,
-    cross=True,
+    claims=Claims(
+        flops=flops,
+        exps=lambda d: d.B * d.H * d.N * d.M,
+        growth="N^2",
+        normalises="rows",
+        scale_free=False,
+        equivariant=True,
+        implied_matrix=True,
+        cross=True,
+        masks=("token", "pairwise", "causal"),
+        drops_weights=True,
+    ),
     streaming=None,
     no_stream="each query weighs every key by an exponential of their product: no summary of the keys smaller than the keys holds that",
-    masks=("token", "pairwise", "causal"),
-    drops_weights=True,
     options={
         "scale": Option(
             None,
@@ -132,8 +137,10 @@ SPEC = Operator(
         Backend(
             name="eager",
             fn=eager,
-            native_half=True,
-            tolerance={**TOLERANCE, torch.float32: 5e-6},  # the fused kernel's running sum over many like keys
+            bounds=Bounds(
+                native_half=True,
+                tolerance={**TOLERANCE, torch.float32: 5e-6},  # the fused kernel's running sum over many like keys
+            ),
         ),
     ),
 )

@@ -9,46 +9,62 @@ Introduced so that a model carries over to dense prediction. The kernels, the bo
 # B batch, H heads, N tokens, D features of q, E features of v
 
 from functools import partial
-from typing import Any
 
 from torch import Tensor
 
 from softless.attention import gaussian
-from softless.attention.spec import Backend, Grid, Operator, always
+from softless.attention.options import always
+from softless.attention.record import Backend, Bounds, Claims, Grid, Half, HostNeeds, Identity, Operator
 
 
-def reference(q: Tensor, k: Tensor, v: Tensor, *, learned: dict[str, Tensor] | None = None, grid: Grid, mask: Tensor | None = None, query_mask: Tensor | None = None, **options: Any) -> Tensor:  # noqa: ARG001  # every reference takes k  # fmt: skip
+def reference(q: Tensor, k: Tensor, v: Tensor, *, learned: dict[str, Tensor] | None = None, grid: Grid, mask: Tensor | None = None, query_mask: Tensor | None = None, ratio: int = 2, sampling: str = "conv", inverse: str = "cholesky", ridge: float = 0.01, parity: bool = False) -> Tensor:  # noqa: ARG001  # every reference takes k  # fmt: skip
     """The formula as printed; k is q and is not looked at."""
-    filled = {name: option.default for name, option in gaussian.OPTIONS.items()} | options
     return gaussian.attention(
-        q, v, learned=learned or {}, grid=grid, mask=mask, query_mask=query_mask, normalised=True, **filled
-    )
+        q, v, learned=learned or {}, grid=grid, mask=mask, query_mask=query_mask, normalised=True,
+        ratio=ratio, sampling=sampling, inverse=inverse, ridge=ridge, parity=parity,
+    )  # fmt: skip
 
 
 SPEC = Operator(
-    name="softnorm",
-    title="SOFTNorm",
-    summary="SOFT, its inverse normalised by the kernel's row sums",
-    formula="o = Pᵀ S (A + 0.01 I)⁻¹ S (P v), S = diag(A 1)^−½",
-    paper="arXiv:2207.03341",
+    identity=Identity(
+        name="softnorm",
+        summary="SOFT, its inverse normalised by the kernel's row sums",
+        formula="o = Pᵀ S (A + 0.01 I)⁻¹ S (P v), S = diag(A 1)^−½",
+        paper="arXiv:2207.03341",
+        title="SOFTNorm",
+        differs="The published class cannot be built (it names a class that does not exist), inverts without a ridge from one start for the whole batch, so that an "
+        "image's result depends on its mates, and differentiates through the steps. Here the inverse is SOFT's, each matrix by itself. `parity=True` gives the "
+        "published numbers. In heads wider than 32 channels LayerNorm's weight starts as SOFT's does.",
+    ),
     reference=reference,
-    flops=partial(gaussian.flops, normalised=True),
-    exps=gaussian.exps,
-    growth="N",  # at a fixed number of bottleneck tokens
-    normalises="nothing",
-    scale_free=False,
-    equivariant=False,
-    implied_matrix=True,
-    cross=False,
+    claims=Claims(
+        flops=partial(gaussian.flops, normalised=True),
+        exps=gaussian.exps,
+        growth="N",  # at a fixed number of bottleneck tokens
+        normalises="nothing",
+        scale_free=False,
+        equivariant=False,
+        implied_matrix=True,
+        cross=False,
+        resolution="grid",
+        limits=gaussian.limits,
+    ),
     streaming=gaussian.streaming(normalised=True),
-    resolution="grid",
     options=gaussian.OPTIONS,
     learned=gaussian.LEARNED,
-    needs={"grid": always, "tied_qk": always},
-    limits=gaussian.limits,
-    half_refusal=gaussian.half_refusal,
-    own=(Backend(name="eager", fn=reference, tolerance=gaussian.CLAIMED),),
-    differs="The published class cannot be built (it names a class that does not exist), inverts without a ridge from one start for the whole batch, so that an "
-    "image's result depends on its mates, and differentiates through the steps. Here the inverse is SOFT's, each matrix by itself. `parity=True` gives the "
-    "published numbers. In heads wider than 32 channels LayerNorm's weight starts as SOFT's does.",
+    half=Half(
+        half_refusal=gaussian.half_refusal,
+    ),
+    host=HostNeeds(
+        needs={"grid": always, "tied_qk": always},
+    ),
+    own=(
+        Backend(
+            name="eager",
+            fn=reference,
+            bounds=Bounds(
+                tolerance=gaussian.CLAIMED,
+            ),
+        ),
+    ),
 )

@@ -8,15 +8,16 @@ El-Nouby et al., "XCiT: Cross-Covariance Image Transformers", NeurIPS 2021, arXi
 
 # B batch, H heads, N tokens, D features
 
-from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from softless.attention.features import divisor, keep, magnitude, normalise, product, settle
 from softless.attention.linear import FLOOR
-from softless.attention.spec import DROPOUT, EPS, Backend, Dims, Learned, Operator, Streaming, Summary, Sweep, Tokens
+from softless.attention.norms import EPS, TokenNorm, divisor, keep, magnitude, normalise, product, settle
+from softless.attention.options import DROPOUT, Learned
+from softless.attention.record import Backend, Claims, Dims, Identity, Operator, Views
+from softless.attention.streaming import Streaming, Summary, Sweep, Tokens
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, *, learned: dict[str, Tensor], mask: Tensor | None = None, query_mask: Tensor | None = None, eps: float = EPS, dropout: float = 0.0) -> Tensor:  # fmt: skip
@@ -56,32 +57,38 @@ def flops(d: Dims) -> int:
 
 
 SPEC = Operator(
-    name="xca",
-    title="XCA",
-    summary="softmax between channels instead of tokens",
-    formula="o = v softmax(τ q^ᵀ k^)ᵀ, x^ = x / √Σₙx²",
-    paper="arXiv:2106.09681",
+    identity=Identity(
+        name="xca",
+        summary="softmax between channels instead of tokens",
+        formula="o = v softmax(τ q^ᵀ k^)ᵀ, x^ = x / √Σₙx²",
+        paper="arXiv:2106.09681",
+        title="XCA",
+    ),
     reference=reference,
-    flops=flops,
-    exps=lambda d: d.B * d.H * d.D * d.D,
-    growth="N",
-    normalises="rows",
-    scale_free=True,
-    equivariant=True,
-    implied_matrix=False,
-    cross=False,
+    claims=Claims(
+        flops=flops,
+        exps=lambda d: d.B * d.H * d.D * d.D,
+        growth="N",
+        normalises="rows",
+        scale_free=True,
+        equivariant=True,
+        implied_matrix=False,
+        cross=False,
+        drops_weights=True,
+    ),
     streaming=Streaming(
         sweeps=(Sweep(summarise, finish),),
         read=read,
         holds="Σq² (D), Σk² (D) and qᵀk (D x D), sums over tokens; each output then reads its own v",
         merges="plain addition",
     ),
-    drops_weights=True,
     options={
         "eps": FLOOR,
         "dropout": DROPOUT,
     },
     learned={"temperature": Learned(shape=lambda sizes: (sizes.heads, 1, 1), start=1.0, weight_decay=False)},
-    hat=partial(normalise, norm="l2"),
+    views=Views(
+        hat=TokenNorm("l2"),
+    ),
     own=(Backend(name="eager", fn=eager),),
 )

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from softless.attention import attend
-from softless.attention.attend import backend_of
+from softless.attention.choose import backend_of
 from softless.attention.kernels import native
 from softless.benching.operators import published
 from softless.benching.speed.contract import check, exact_of

@@ -3,18 +3,19 @@
 # B batch, H heads, N tokens, D features
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from softless.attention.recording import recording
-from softless.attention.spec import EPS
 from softless.attention.transforms import transformed
 
 Norm = Literal["l1", "l2", "none"]
 
 STILL = 1e-6  # a channel whose norm is below this share of the median channel's gets no gradient (docs/fidelity.md)
+EPS = 1e-12  # smallest norm anything is divided by, as in torch.nn.functional.normalize
 BLOCK = 1024  # tokens summed at a stretch in float32: at a million tokens one long sum costs a digit
 
 
@@ -67,6 +68,16 @@ def normalise(x: Tensor, norm: Norm = "l1", mask: Tensor | None = None, eps: flo
     """x^ = x / max(|x|, eps), the norm of each channel over its tokens: (B,H,N,D) -> (B,H,N,D)."""
     x = settle(keep(x, mask), norm)
     return x if norm == "none" else x / divisor(magnitude(x, norm), norm, eps)
+
+
+@dataclass(frozen=True)
+class TokenNorm:
+    """`normalise` by a norm over the tokens, as the hat of a record: what is streamed needs the norm itself."""
+
+    norm: Norm
+
+    def __call__(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return normalise(x, self.norm, mask)
 
 
 def product(k: Tensor, v: Tensor) -> Tensor:

@@ -1,0 +1,175 @@
+"""What a record must hold to before it is an operator: its names, the signature of its reference, one call of it."""
+
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from softless.attention.norms import TokenNorm
+from softless.attention.record import Operator
+from softless.attention.samples import draw
+from softless.errors import UsageError
+
+SMALL = (2, 2, 6, 6, 4, 4)  # B, H, N, M, D, E of the call that is tried
+MASKS = ("mask", "query_mask")
+OF_A_CALL = frozenset({"q", "k", "v", "op", *MASKS, "grid", "learned", "out_dtype", "backend"})
+
+
+def check_record(record: object) -> Operator:
+    """The record, if it can be an operator.
+
+    Raises:
+        UsageError: it is none, or a field does not fit; the field is named, and the line to write shown.
+    """
+    if not isinstance(record, Operator):
+        raise UsageError(
+            f"softless.register takes a record, softless.attention.Operator(…), and this is of type {type(record).__name__}"
+        )
+    for check in (_names, _words, _options, _learned, _signature, _one_call):
+        check(record)
+    return record
+
+
+def _names(record: Operator) -> None:
+    if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", record.name):
+        raise UsageError(
+            f"identity.name={record.name!r}: small letters, digits and single underscores, for example Identity(name='relu_linear')"
+        )
+    if not record.title.isidentifier() or not record.title[0].isupper():
+        raise UsageError(
+            f"operator '{record.name}': identity.title={record.title!r} names a class, for example Identity(title='ReluLinear')"
+        )
+
+
+def _words(record: Operator) -> None:
+    """Every field that tables print is one line of text; those that explain something are not empty."""
+    for name in ("summary", "formula", "paper", "differs"):
+        value = getattr(record, name)
+        if not isinstance(value, str) or "\n" in value or value != value.strip() or (name == "summary" and not value):
+            raise UsageError(f"operator '{record.name}': identity.{name}={value!r} must be one line of text")
+    if record.formula and "=" not in record.formula:
+        raise UsageError(
+            f"operator '{record.name}': identity.formula={record.formula!r} must be an equation, for example 'o = q (kᵀ v)'"
+        )
+    if record.paper and not re.search(r"arXiv:\d|doi|https?://|\d{4}", record.paper):
+        raise UsageError(
+            f"operator '{record.name}': identity.paper={record.paper!r} must say where, for example 'arXiv:2206.08898'"
+        )
+
+
+def _options(record: Operator) -> None:
+    for name, option in record.options.items():
+        if name in OF_A_CALL or not name.isidentifier():
+            raise UsageError(
+                f"operator '{record.name}': options[{name!r}] shadows an argument of softless.attend: "
+                f"give it another name, for example options={{'{record.name}_{name}': Option(…)}}"
+            )
+        if not option.accepts(option.default) or (option.small is not None and not option.accepts(option.small)):
+            raise UsageError(
+                f"operator '{record.name}': options[{name!r}].accepts refuses its own default {option.default!r}: "
+                "accepts=lambda value: … must take it"
+            )
+        if option.accepts(object()):
+            raise UsageError(
+                f"operator '{record.name}': options[{name!r}].accepts takes anything: say what it takes, "
+                "for example accepts=lambda value: isinstance(value, float) and value > 0"
+            )
+        if not option.says or not option.values:
+            raise UsageError(
+                f"operator '{record.name}': options[{name!r}] must say what it does and which values it takes: "
+                "Option(default, says='…', accepts=…, values='…')"
+            )
+
+
+def _learned(record: Operator) -> None:
+    """A tensor that is trained, and one that is only drawn."""
+    for name, claim in record.learned.items():
+        where = f"operator '{record.name}': learned[{name!r}]"
+        if claim.trained and claim.redraw_every:
+            raise UsageError(f"{where} is trained and drawn anew: set trained=False, or leave redraw_every out")
+        if not claim.trained and not (callable(claim.start) and claim.redraw_every):
+            raise UsageError(
+                f"{where} is neither trained nor drawn anew: set trained=True, or start=a function that draws it and "
+                "redraw_every=the option that says how often"
+            )
+        if claim.redraw_every and claim.redraw_every not in record.options:
+            raise UsageError(
+                f"{where}.redraw_every={claim.redraw_every!r} must be the name of an option that says how often"
+            )
+
+
+def keywords_of(function: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], bool]:
+    """The parameters of a function behind its first three, and whether it takes any keyword."""
+    parameters = list(inspect.signature(function).parameters.values())
+    rest = {one.name: one for one in parameters[3:] if one.kind is not one.VAR_KEYWORD}
+    return rest, any(one.kind is one.VAR_KEYWORD for one in parameters)
+
+
+def expected(record: Operator) -> Iterator[str]:
+    """Keywords that every reference is given."""
+    yield from MASKS
+    yield from record.options
+    if record.learned:
+        yield "learned"
+    if "grid" in record.needs:
+        yield "grid"
+
+
+def _signature(record: Operator) -> None:
+    line = f"def reference(q, k, v, *, {', '.join(f'{name}=None' if name in MASKS else name for name in expected(record))})"
+    if not callable(record.reference):
+        raise UsageError(f"operator '{record.name}': reference={record.reference!r} is no function: write {line}")
+    parameters = list(inspect.signature(record.reference).parameters.values())
+    first = [one for one in parameters if one.kind in {one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD}][:3]
+    if len(first) < 3 or any(one.kind is one.VAR_POSITIONAL for one in parameters):
+        raise UsageError(f"operator '{record.name}': reference does not take q, k and v, in that order: write {line}")
+    rest, anything = keywords_of(record.reference)
+    if anything:
+        raise UsageError(
+            f"operator '{record.name}': reference takes any keyword (**): name each, so that a missing one is seen: write {line}"
+        )
+    missing = [name for name in expected(record) if name not in rest]
+    if missing:
+        raise UsageError(f"operator '{record.name}': reference takes no keyword '{missing[0]}': write {line}")
+    unknown = [name for name in rest if name not in set(expected(record))]
+    if unknown:
+        raise UsageError(
+            f"operator '{record.name}': reference takes '{unknown[0]}', which is no option: add it to options="
+            f"{{'{unknown[0]}': Option(…)}}, or take it out of the reference"
+        )
+    for name, option in record.options.items():
+        default = rest[name].default if name in rest else inspect.Parameter.empty
+        if default is not inspect.Parameter.empty and default != option.default:
+            raise UsageError(
+                f"operator '{record.name}': options[{name!r}].default={option.default!r}, and reference has {name}={default!r}: "
+                "write the same in both"
+            )
+
+
+def _one_call(record: Operator) -> None:
+    """The reference gives (B,H,N,E) in the dtype of its inputs."""
+    inputs, extras = draw(record, SMALL)
+    extras = {**record.filled({}), **extras}
+    try:
+        with torch.no_grad():
+            o = record.reference(*inputs, mask=None, query_mask=None, **extras)
+    except Exception as error:  # whatever somebody else's function raises is said in one sentence
+        raise UsageError(
+            f"operator '{record.name}': reference raises {type(error).__name__} for q, k and v of shape (2, 2, 6, 4): {error}"
+        ) from error
+    shape = tuple(o.shape) if isinstance(o, torch.Tensor) else type(o).__name__
+    if shape != (2, 2, 6, 4):
+        raise UsageError(
+            f"operator '{record.name}': reference gives {shape} for q, k and v of shape (2, 2, 6, 4): it must return (B, H, N, E)"
+        )
+    if o.dtype != torch.float64:
+        raise UsageError(
+            f"operator '{record.name}': reference gives {o.dtype} for float64 inputs: leave out casts, backends widen what needs it"
+        )
+    hat = record.hat
+    if hat is not None and not callable(hat):
+        raise UsageError(
+            f"operator '{record.name}': views.hat={hat!r} is no function: write hat={TokenNorm.__name__}('l1'), or a function of x (B,H,N,D)"
+        )

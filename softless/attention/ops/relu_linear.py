@@ -1,0 +1,57 @@
+"""Linear attention by relu: EfficientViT's and SANA's.
+
+    o = relu(q) (relu(k)^T v) / max(relu(q) . sum relu(k), eps)
+
+Equal to cosFormer without its re-weighting. A query without a positive feature gives 0. Sums are float32: in float16 they overflow to
+infinity at some hundred tokens, and the division makes zeros of them.
+Cai et al., "EfficientViT: Multi-Scale Linear Attention for High-Resolution Dense Prediction", ICCV 2023, arXiv:2205.14756.
+"""
+
+# B batch, H heads, N query tokens, M key tokens, D features of q and k, E features of v
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softless.attention import cosine
+from softless.attention.averages import flops
+from softless.attention.norms import keep
+from softless.attention.record import TOLERANCE, Backend, Bounds, Claims, Identity, Operator
+from softless.attention.streaming import Streaming, Summary, Tokens, at_once
+
+
+def reference(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, query_mask: Tensor | None = None, eps: float = 1e-6) -> Tensor:  # fmt: skip
+    """The formula as printed, its floor by a maximum."""
+    f_q, f_k = keep(q, query_mask).relu(), keep(k, mask).relu()
+    weights = (f_q * f_k.sum(-2, keepdim=True)).sum(-1, keepdim=True).clamp_min(eps)
+    return f_q @ (f_k.mT @ keep(v, mask)) / weights
+
+
+def summarise(tokens: Tokens, _: None, **__: Any) -> Summary:
+    """Both sums over the keys of a chunk."""
+    return cosine.summarise(tokens.k, tokens.v, None, tokens.mask)
+
+
+def read(tokens: Tokens, summary: Summary, *, eps: float) -> Tensor:
+    """The output of these queries."""
+    return cosine.read(tokens.q, summary, None, tokens.query_mask, eps)
+
+
+STREAMING = Streaming.sums(summarise, read, holds="Σrelu(k)ᵀv (D x E) and Σrelu(k) (D)")
+
+SPEC = Operator(
+    Identity(
+        name="relu_linear",
+        summary="relu features, rows divided by their sums",
+        formula="o = relu(q) (relu(k)ᵀ v) / relu(q) Σ relu(k)",
+        paper="arXiv:2205.14756",
+        differs="eps floors the sum of weights and is not added to it, so that rows sum to one exactly. The published modules' convolutions of "
+        "q, k and v (multi-scale tokens) are not part of the operator.",
+    ),
+    reference,
+    Claims(flops=flops, normalises="rows"),
+    streaming=STREAMING,
+    options={"eps": cosine.FLOOR},
+    own=(Backend("eager", at_once(STREAMING), bounds=Bounds(tolerance={**TOLERANCE, torch.float32: 2e-6})),),
+)
