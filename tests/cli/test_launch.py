@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
+from softless.cli.bench import bench
 from softless.cli.main import main
+from softless.errors import UsageError
 from softless.training import processes
 from softless.training.recipe import DataSpec
 from tests.data.making import split_folders
@@ -217,3 +219,9 @@ def test_a_rank_of_another_verb_that_is_ended(number: signal.Signals, tmp_path: 
     assert number == signal.SIGKILL or "SIGTERM: ended; no file is left half written" in other
     assert not (out / "predictions.csv").exists()
     assert not list(out.rglob("*.tmp"))
+
+
+def test_what_measures_one_process_takes_no_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="bench speed measures one process: start it without --ranks or torchrun"):
+        bench("speed", figure="block")
