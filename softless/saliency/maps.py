@@ -109,6 +109,11 @@ def _resizing(viewer: Viewer, images: Any, transform: Any, resize: Size) -> View
 
 def _attention_layers(model: nn.Module) -> list[Attention]:
     found = [module for module in model.modules() if isinstance(module, Attention)]
+    if not found and any(isinstance(module, ClassAttention) for module in model.modules()):
+        raise UsageError(
+            f"{type(model).__name__} has softless attention for its class token alone, and a map is of the layers over its patches: "
+            "exchange those too, as softless.swap(model, op, force='*') does, or build the model with softless.create_model"
+        )
     if not found:
         raise UsageError(
             f"{type(model).__name__} has no softless attention layer to look into: build it with softless.create_model(name, op=…), "

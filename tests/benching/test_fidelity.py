@@ -64,27 +64,14 @@ def test_the_default_is_another_function(op: str) -> None:
     assert found.blocks == 5
     assert found.without_kernels > 0.3
     assert found.parity_float32 < 4e-6
-    assert 1e-6 < found.logits < 1
+    assert 1e-6 < found.logits < 0.3
     assert found.branch > 1e-6
 
 
-@torch.no_grad()
-def test_bottleneck_tokens_lie_as_far_from_each_other_as_tokens() -> None:
-    torch.manual_seed(0)
-    model: Any = create_model("soft_tiny_224", num_classes=5, parity=True, **SMALL).eval()
-    images = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
-    fidelity.enlivened(model, images)
-    seen: dict[str, Any] = {}
-    module: Any = fidelity.gaussian(model)[0]
-    module.register_forward_pre_hook(lambda _, args, kwargs: seen.update(x=args[0], grid=kwargs["grid"]), with_kwargs=True)  # fmt: skip
-    with torch.no_grad():
-        model(images)
-        q = module.sides(seen["x"], None, seen["grid"])[0] / module.head_dim**0.25
-        image = q.flatten(0, 1).mT.unflatten(2, seen["grid"][1:])
-        few = F.conv2d(image, module.learned.conv, stride=module.options["ratio"]).flatten(2).mT
-        few = F.gelu(F.layer_norm(few, (module.head_dim,), module.learned.norm_weight, module.learned.norm_bias))
-        spreads = [(x - x.mean(-2, keepdim=True)).square().sum(-1).mean() for x in (few, q)]
-    assert float(spreads[0]) == pytest.approx(float(spreads[1]), rel=1e-3)
+def test_far_apart_the_published_steps_reach_the_inverse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Why `NEAR` is what it is: bottleneck tokens farther from each other tell nothing of SOFT's default."""
+    monkeypatch.setattr(fidelity, "NEAR", 0.6)
+    assert fidelity.measured("soft_tiny_224", **SMALL).logits < 1e-12
 
 
 FEW: dict[str, dict[str, Any]] = {

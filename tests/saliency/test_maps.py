@@ -146,5 +146,7 @@ def test_misuse_is_one_sentence(make):
         explain(make(), IMAGES, layer=2)
     with pytest.raises(UsageError, match="no softless attention layer"):
         explain(torch.nn.Linear(2, 2), IMAGES)
+    with pytest.raises(UsageError, match="for its class token alone"):  # CaiT swapped without force
+        explain(torch.nn.Sequential(ClassAttention(8, 2)), IMAGES)
     with pytest.raises(UsageError, match=r"shape \(8, 12\)"):
         explain(make(), IMAGES[0, 0])
