@@ -442,7 +442,17 @@ def operator_class(op: str | Operator) -> type[Attention]:
 
 
 def _class(record: Operator) -> type[Attention]:
-    doc = f"`softless.Attention` with op='{record.name}': {record.summary} ({record.paper})."
+    source = f" ({record.paper})" if record.paper else ""
+    lines = [
+        f"`softless.Attention` with op='{record.name}': {record.summary}{source}.",
+        "",
+        f"    {record.formula}",
+        "",
+        "Options:",
+    ]
+    lines += [f"    {name} = {one.default!r}: {one.says}; {one.values}." for name, one in record.options.items()]
+    lines += [] if record.options else ["    none of the operator's own."]
+    doc = "\n".join([*lines, "", "The other arguments are those of `softless.Attention`."])
     return type(record.title, (Attention,), {"fixed_op": record.name, "__doc__": doc, "__module__": __name__})
 
 

@@ -51,7 +51,7 @@ def mala(q: Tensor, k: Tensor, v: Tensor, *, feature: str = "elu") -> Tensor:
     return ((1 + 1 / (z + 1e-6)) * scores - z) @ v / k.shape[-2]
 
 
-BY_HAND = {"relu_linear": relu_linear, "inline": inline, "focused": focused, "mala": mala}
+BY_HAND: dict[str, Any] = {"relu_linear": relu_linear, "inline": inline, "focused": focused, "mala": mala}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
