@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 KERNELS := CMakeLists.txt $(wildcard softless/attention/kernels/native/*)
 WORKERS ?= 2
+MARKS ?= not soak and not extra
 
-.PHONY: demo test extra quick soak threads tiffs traces crossed counts lint bench tables clean
+.PHONY: demo test extra quick soak threads checkpoints tiffs traces crossed counts lint bench tables clean
 
 $(STAMP): pyproject.toml $(KERNELS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -17,10 +18,10 @@ $(STAMP): pyproject.toml $(KERNELS)
 demo: $(STAMP)           ## train SimA and its softmax twin on real handwritten digits; runs/demo/report.html
 	$(BIN)/softless bench twins --recipe digits --out runs/demo --overwrite
 
-test: lint               ## what CI runs first; under twenty minutes on two idle cores
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+test: lint               ## under twenty minutes on two idle cores; CI runs it with MARKS="not soak"
+	$(BIN)/python -m pytest -m "$(MARKS)" --numprocesses $(WORKERS) --dist loadfile
 
-extra: $(STAMP)          ## and then: compilers, sanitizers, the largest models, whole benchmarks
+extra: $(STAMP)          ## what CI runs beside: compilers, sanitizers, the largest models
 	$(BIN)/python -m pytest -m extra --numprocesses $(WORKERS) --dist loadfile
 
 quick: $(STAMP)          ## the tests that take less than ten seconds each
@@ -28,11 +29,14 @@ quick: $(STAMP)          ## the tests that take less than ten seconds each
 
 soak: $(STAMP)           ## minutes of kills and several ranks, and the counts behind docs/reliability.md
 	$(BIN)/python -m pytest -m "soak or not soak" tests/training tests/data tests/models/test_weight_files.py tests/models/test_publish.py tests/evaluation/test_run_files.py tests/cli/test_disks.py --count benchmarks/reliability.csv
-	$(BIN)/python -m pytest -m soak tests/slides
+	$(BIN)/python -m pytest -m soak tests/slides tests/benching
 	$(BIN)/softless bench survival --record
 
 threads: $(STAMP)        ## eight threads of every host and operator, against one; a quarter of an hour
 	$(BIN)/python -m pytest -m "soak or not soak" tests/models/test_threads.py
+
+checkpoints: $(STAMP)   ## kinds of checkpoints by the tools that write them, and 300 damaged or hostile ones, counted
+	$(BIN)/python -m tests.models.checkpoints benchmarks/checkpoints.csv
 
 tiffs: $(STAMP)          ## TIFFs of all kinds, read and counted: 13,440, of which none may be read otherwise than it was written; minutes
 	$(BIN)/python -m tests.data.tiffs benchmarks/tiffs.csv

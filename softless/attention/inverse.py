@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from softless.attention.recording import known, recording
+from softless.attention.recording import known, recording, recording_for_onnx
 
 RESIDUAL = 1e-3  # |I - A X| at which Newton's iteration stops; each further step squares it
 FURTHER = 2
@@ -45,8 +45,8 @@ def inverse(a: Tensor, ridge: float, method: str = "cholesky") -> Tensor:
 
 
 def _found(a: Tensor, ridge: float, method: str) -> Tensor:
-    """A^-1 by a method."""
-    return newton(a, ridge).inverse if method == "newton" else cholesky(a)
+    """A^-1 by a method; in an ONNX graph, which has no Cholesky, by Newton's iteration."""
+    return newton(a, ridge).inverse if method == "newton" or recording_for_onnx() else cholesky(a)
 
 
 def _with_derivatives(a: Tensor, x: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ def most_steps(size: int, ridge: float) -> int:
 def newton(a: Tensor, ridge: float) -> Found:
     """X <- 2 X - X A X from X_0 = 1.8 A / |A|_1^2, until |I - A X| (Frobenius) is at most 1e-3, and two steps more; each matrix by itself.
 
-    A matrix that has not come so far within the limit is inverted by Cholesky, and counted.
+    A matrix that has not come so far within the limit is inverted by Cholesky, and counted; in an ONNX graph, which has none, it is NaN.
     """
     one = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
     rows = a.abs().sum(-1).amax(-1)[..., None, None]
@@ -120,7 +120,8 @@ def newton(a: Tensor, ridge: float) -> Found:
     fell_back = ~((one - a @ x).square().sum((-2, -1)) <= RESIDUAL**2)
     for _ in range(FURTHER):
         x = x + x @ (one - a @ x)
-    return Found(torch.where(fell_back[..., None, None], cholesky(a), x), steps, fell_back)
+    rest = torch.full_like(x, torch.nan) if recording_for_onnx() else cholesky(a)
+    return Found(torch.where(fell_back[..., None, None], rest, x), steps, fell_back)
 
 
 def published(a: Tensor, steps: int = 20, ridge: float = 0.01) -> Tensor:

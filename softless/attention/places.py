@@ -42,7 +42,8 @@ def cells(index: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
     """Row, column, and whether a token stands on the grid at all, for indices in the whole sequence; prefix tokens do not."""
     prefix, _, width = grid
     place = (index - prefix).clamp_min(0)
-    return place // width, place % width, index >= prefix
+    line = place // width
+    return line, place - line * width, index >= prefix  # no remainder: ONNX has none by a size that is free
 
 
 def windows(index: Tensor, grid: Grid, side: int) -> tuple[Tensor, Tensor, Tensor]:

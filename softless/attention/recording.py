@@ -14,6 +14,11 @@ def recording() -> bool:
     return bool(torch.compiler.is_exporting() or torch.jit.is_tracing())
 
 
+def recording_for_onnx() -> bool:
+    """Whether an ONNX exporter does, whose operators are fewer."""
+    return recording() and torch.onnx.is_in_onnx_export()  # asked last: torch imports torch.onnx where it is named
+
+
 def known(*sizes: Any) -> bool:
     """Whether sizes are numbers that may be asked, and no symbols (torch.export, torch.fx) or tensors (torch.jit.trace) that stand for any."""
     return all(isinstance(size, int) for size in sizes)

@@ -1,6 +1,7 @@
 """Train the same recipe with several operators over several seeds, and say what came out."""
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from softless.benching.record import record_path, write_csv
 from softless.benching.steps import StepCost, steps
 from softless.benching.throughput import throughput
 from softless.errors import DivergedError, UsageError
+from softless.ranks import Done
 from softless.report.groups import grouped
 from softless.report.runs import read_run
 from softless.report.statistics import Estimate, accuracy, difference
@@ -159,6 +161,7 @@ def trained(
     Raises:
         UsageError: seeds below one, or a folder that already holds these runs.
         DivergedError: every run diverged.
+        Done: ranks have trained them together, and this is not the first one, which measures and writes.
     """
     from softless.training import fit
 
@@ -179,6 +182,8 @@ def trained(
     runs = [place for place in places if place.name not in diverged]
     if not runs:
         raise DivergedError(f"every run diverged: {next(iter(diverged.values()))}")
+    if os.environ.get("RANK", "0") != "0":
+        raise Done
     return runs, diverged
 
 

@@ -1,4 +1,4 @@
-"""How far SOFT's defaults stand from the published functions, on the same weights: `parity=True` is the published function.
+"""How far our models stand from the published functions on the same weights: SOFT's by default and by `parity=True`, and SimA's, XCiT's and CvT's.
 
 What a random pyramid computes says nothing of this: its bottleneck tokens lie so far from the tokens that every kernel is next to 0, and the convolution
 of v is the whole branch. So the weights here are such that the kernels carry most of every branch, and a control switches them off and leaves the
@@ -8,7 +8,7 @@ convolution.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from softless.attention import attend
+from softless.attention.gaussian import activated, convolved, scaled
+from softless.benching import published
 from softless.benching.record import record_path, table, write_csv
 from softless.data.progress import track
 from softless.errors import UsageError
 from softless.layers import Attention
-from softless.models import ENTRIES, create_model
+from softless.models import create_model
 
 OPS = ("soft", "softnorm")
 SIZES = ("tiny_224", "small_224", "medium_224", "large_224", "huge_224")
 SIDE, IMAGES = 224, 1
 APART = 1.0  # RMS of |q - mean|^2 / 2 sqrt(D): a kernel between two tokens is e^-1 or so
-NEAR = 0.4  # the weight of the bottleneck tokens' LayerNorm: they lie among the tokens
+HALVINGS = 40  # of the interval in which the weight of the bottleneck tokens' LayerNorm is sought
 KERNELS = 0.5  # RMS of the convolution of v over that of the kernels' part
 SHARE = 0.3  # RMS of a branch over that of the tokens it is added to
 
@@ -47,47 +49,72 @@ class Distance:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """All of them; prints as a table."""
+    """All of them; prints as tables."""
 
     lines: tuple[Distance, ...]
-    recorded: Path | None = None
+    hosts: tuple[published.Parity, ...] = ()
+    recorded: tuple[Path, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        return {"rows": [asdict(line) for line in self.lines]}
+        return {"rows": [asdict(line) for line in self.lines], "hosts": [asdict(line) for line in self.hosts]}
 
-    def rows(self) -> list[dict[str, Any]]:
-        """As they are recorded."""
-        exact = {"model", "blocks", "kernels", "kernels_most"}
-        return [
-            {name: (round(value, 2) if name in exact and isinstance(value, float) else value if name in exact else f"{value:.1e}") for name, value in asdict(line).items()}
-            for line in self.lines
-        ]  # fmt: skip
+    def tables(self) -> dict[str, list[dict[str, Any]]]:
+        """As they are recorded: name of the file -> rows."""
+        found = {"fidelity": [_row(line) for line in self.lines], "fidelity_hosts": [_row(line) for line in self.hosts]}
+        return {name: rows for name, rows in found.items() if rows}
 
     def __str__(self) -> str:
-        rows = self.rows()
-        told = f"\n\nrecorded: {self.recorded}" if self.recorded else ""
-        return table([name.replace("_", " ") for name in rows[0]], [list(row.values()) for row in rows]) + told
+        shown = [
+            table([name.replace("_", " ") for name in rows[0]], [list(row.values()) for row in rows])
+            for rows in self.tables().values()
+        ]
+        return "\n\n".join([*shown, *(f"recorded: {path}" for path in self.recorded)])
+
+
+EXACT = {"kernels", "kernels_most"}
+
+
+def _row(line: Distance | published.Parity) -> dict[str, Any]:
+    """A line with numbers as they are written."""
+    return {
+        name: round(value, 2) if name in EXACT else f"{value:.1e}" if isinstance(value, float) else value
+        for name, value in asdict(line).items()
+    }
 
 
 def fidelity(names: Sequence[str] = (), *, ops: Sequence[str] = (), record: bool = False) -> Fidelity:
-    """Measure how far the defaults of SOFT's models are from the published functions, per depth.
+    """Measure how far models are from the published functions: the defaults of SOFT's for every depth, and SimA's, XCiT's and CvT's.
 
     Args:
-        names: sizes of the pyramid ("tiny_224", …); all by default.
-        ops: soft and softnorm by default.
-        record: also write benchmarks/fidelity.csv of the repository.
+        names: sizes of SOFT's pyramid ("tiny_224", …) and hosts ("xcit_small_12_p16_224", …); all by default.
+        ops: soft, softnorm, sima, xca and softmax (CvT's) by default.
+        record: also write benchmarks/fidelity.csv and benchmarks/fidelity_hosts.csv of the repository.
 
     Raises:
-        UsageError: an operator or a size without a published pyramid.
+        UsageError: an operator or a host that was not published so.
     """
-    target = record_path("fidelity") if record else None
-    asked = [f"{op}_{size}" for op in ops or OPS for size in names or SIZES]
-    if wrong := [name for name in asked if name not in ENTRIES]:
-        raise UsageError(f"no published pyramid '{wrong[0]}': choose from {', '.join(OPS)} and {', '.join(SIZES)}")
-    found = Fidelity(tuple(measured(name) for name in track(asked, len(asked), "measuring")), target)
-    if target is not None:
-        write_csv(target, found.rows())
-    return found
+    places = {**dict.fromkeys(OPS, SIZES), **published.HOSTS}
+    known = {name for op in ops or places for name in places.get(op, ())}
+    if wrong := [*({*ops} - {*places}), *({*names} - known)]:
+        raise UsageError(
+            f"nothing published as '{min(wrong)}': choose from {', '.join(places)} and {', '.join(sorted(known))}"
+        )
+    asked = [(op, name) for op in ops or places for name in places[op] if name in (names or known)]
+    for name in ("fidelity", "fidelity_hosts") if record else ():
+        record_path(name)  # before anything is measured
+    lines: list[Distance] = []
+    hosts: list[published.Parity] = []
+    for op, name in track(asked, len(asked), "measuring"):
+        if op in OPS:
+            lines.append(measured(f"{op}_{name}"))
+        else:
+            hosts.append(published.measured(op, name))
+    found = Fidelity(tuple(lines), tuple(hosts))
+    if not record:
+        return found
+    for name, rows in found.tables().items():
+        write_csv(record_path(name), rows)
+    return replace(found, recorded=tuple(record_path(name) for name in found.tables()))
 
 
 @torch.no_grad()
@@ -95,21 +122,21 @@ def measured(name: str, **smaller: Any) -> Distance:
     """One model; `smaller` are arguments of its host."""
     images = torch.randn(IMAGES, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
     torch.manual_seed(0)
-    published = create_model(name, num_classes=10, parity=True, **smaller).eval()
-    shares = enlivened(published, images)
+    parity = create_model(name, num_classes=10, parity=True, **smaller).eval()
+    shares = enlivened(parity, images)
     default = create_model(name, num_classes=10, **smaller).eval()
-    default.load_state_dict(published.state_dict())
-    single = published(images)
-    published, default, images = published.double(), default.double(), images.double()
-    exact = published(images)
+    default.load_state_dict(parity.state_dict())
+    single = parity(images)
+    parity, default, images = parity.double(), default.double(), images.double()
+    exact = parity(images)
     return Distance(
         name,
         len(gaussian(default)),
         min(shares),
         max(shares),
-        distance(silenced(published, images), exact),
+        distance(silenced(parity, images), exact),
         distance(default(images), exact),
-        max(_branches(published, default, images)),
+        max(_branches(parity, default, images)),
         distance(single.double(), exact),
     )
 
@@ -161,7 +188,7 @@ def enlivened(model: nn.Module, images: Tensor) -> list[float]:
         apart = (q - q.mean(2, keepdim=True)).square().sum(-1).mean() / (2 * module.head_dim**0.5)
         qv.weight[:width] *= (APART / apart).sqrt()
         qv.bias[:width].zero_()
-        module.learned.norm_weight.fill_(NEAR)
+        module.learned.norm_weight.fill_(_as_far(module, q, grid))
         kernels, convolution = parts(module, x, grid)
         module.v_conv.weight *= KERNELS * _rms(kernels) / _rms(convolution)
         kernels, convolution = parts(module, x, grid)
@@ -171,6 +198,29 @@ def enlivened(model: nn.Module, images: Tensor) -> list[float]:
     with _hooked(gaussian(model), enliven, before=True):
         model(images)
     return shares
+
+
+def _as_far(module: Attention, q: Tensor, grid: Any) -> float:
+    """The weight of the bottleneck tokens' LayerNorm with which they lie as far from each other as the tokens q (B,H,N,D), among which they stand.
+
+    They are means of tokens, or stand for some, so neither nearer, where A is next to singular and no inverse is good, nor farther, where A
+    is next to the identity and any is.
+    """
+    tokens = scaled(q, None)
+    learned: Any = module.learned
+    few = convolved(tokens, grid, learned.conv)
+    low, high = 0.0, 4.0
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        weight = torch.full_like(learned.norm_weight, middle)
+        there = activated(few, {"norm_weight": weight, "norm_bias": learned.norm_bias})
+        low, high = (middle, high) if _spread(there) < _spread(tokens) else (low, middle)
+    return high
+
+
+def _spread(x: Tensor) -> float:
+    """Mean squared distance of tokens (B,H,N,D) from their mean."""
+    return float((x - x.mean(2, keepdim=True)).square().sum(-1).mean())
 
 
 def _rms(x: Tensor) -> float:

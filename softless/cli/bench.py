@@ -1,12 +1,14 @@
 """`softless bench`: measured comparisons."""
 
 import importlib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from softless.cli.options import assignments
 from softless.errors import UsageError, need
+from softless.ranks import Done, shared
 
 TRAINED = {"recipe", "data", "epochs", "set", "seeds", "out", "overwrite", "resume", "record", "device"}
 KINDS: Mapping[str, tuple[str, set[str]]] = {  # the function that measures, and the options that it has
@@ -103,6 +105,8 @@ def bench(
     settings   sets every field of every recipe to what it cannot be, and counts what is refused before any work
     speed      times attention, its training step and whole models on the processor: one --figure at a time, two to thirty minutes each
 
+    Under --ranks or torchrun those that train share each run among the ranks, and the first rank measures; the others are refused.
+
     Args:
         what: twins, compare, uses, dino, resolution, averages, runs, operators, inverse, models, counts, papers, autograd, swaps, fidelity, survival, slides, settings or speed.
         recipe: what to train.
@@ -141,9 +145,14 @@ def bench(
         raise UsageError(
             f"bench {what} has no use for {listed}: leave {'it' if len(unused) == 1 else 'them'} out ({'; '.join(map(_who_takes, unused))})"
         )
+    if not takes >= TRAINED and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise shared(UsageError(f"bench {what} measures one process: start it without --ranks or torchrun"))
     need(*EXTRAS.get(what, ()))
     module, _, function = target.partition(":")
-    return getattr(importlib.import_module(module), function)(**{name: given[name] for name in takes})
+    try:
+        return getattr(importlib.import_module(module), function)(**{name: given[name] for name in takes})
+    except Done:
+        return None
 
 
 def _who_takes(option: str) -> str:

@@ -3,22 +3,34 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
+from softless.data.given import GIVEN, data_given, is_dataset, parts_of
 from softless.data.samples import Samples
 from softless.errors import DataError, UsageError, located, need, unknown
 from softless.evaluation import Evaluation, LoadedRun
 from softless.evaluation.measures import MEASURES, beside
 from softless.evaluation.run import DENSE, MOST_AT_ONCE
+from softless.models.given import model_given
 from softless.words import visible
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+    from torch import nn
+    from torch.utils.data import Dataset
+
     from softless.evaluation.features import Probe
     from softless.evaluation.linear import LinearSettings
-    from softless.tasks import Outcome
+    from softless.tasks import Outcome, Task
     from softless.training.recipe import DataSpec, TableSpec
+    from softless.training.world import World
+
+T = TypeVar("T")
 
 SPLITS = ("train", "val", "test")
+HELD = Path(GIVEN)  # this very object stands for datasets that were built in Python
 
 
 @dataclass(frozen=True)
@@ -103,8 +115,9 @@ class FeatureEvaluation:
 
 def eval(
     run: str | Path,
-    data: str | Path | None = None,
+    data: "str | Path | Dataset[Any] | Mapping[str, Dataset[Any]] | None" = None,
     *,
+    model: "nn.Module | None" = None,
     table: str | Path | None = None,
     split: Literal["train", "val", "test"] = "test",
     knn: int | None = None,
@@ -125,8 +138,10 @@ def eval(
 
     Args:
         run: the run's folder.
-        data: a folder or npz file with the same classes, in place of the run's own data; class folders without splits
-            are taken whole. Frozen features take any labelled data with a train part.
+        data: a folder or npz file with classes of the run, all or some, in place of the run's own data; class folders without splits
+            are taken whole. Frozen features take any labelled data with a train part. In Python also datasets, as
+            `softless.train` takes them.
+        model: the module in Python, built as it was, of a run whose model was given so.
         table: a CSV file that lists the images, with the columns that the run names, or file,
             label and split; its files start from `data`, or from
             its own folder. Without the column split all images are taken.
@@ -145,59 +160,108 @@ def eval(
         DataError: the run or the data cannot be read, or its classes are not the run's.
         UsageError: no such split, device or field, or features of a detector or segmenter.
     """
-    from softless.evaluation import load_run
-    from softless.evaluation.evaluate import chosen_amp, precision_of
-    from softless.tasks import TASKS
-    from softless.training.world import choose_device
+    from softless.evaluation.evaluate import precision_of
+    from softless.training.sharing import sharing
 
+    if model is not None or is_dataset(data):
+        parts = parts_of(data) if is_dataset(data) else None
+        with model_given(model), data_given(parts):
+            place = HELD if parts is not None else data
+            return eval(run, place, table=table, split=split, knn=knn, linear=linear, set=set, device=device, batch_size=batch_size, workers=workers, amp=amp)  # fmt: skip
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
     if batch_size is not None and batch_size < 1:
         raise UsageError(f"batch_size={batch_size}: at least one image at once")
     if set and not linear:
         raise UsageError("--set changes how the linear classifier is trained: give --linear too")
-    loaded = load_run(run, choose_device(device))
+    asked = {
+        "run": run,
+        "data": data,
+        "table": table,
+        "split": split,
+        "knn": knn,
+        "linear": linear,
+        "set": set,
+        "amp": amp,
+    }
+    own = cast("str | Path | None", data)  # datasets were taken above
+    with sharing(device, asked | {"batch_size": batch_size}) as world:
+        job = world.together(lambda: _job(run, world.device, own, table, knn=knn, linear=linear, set=set, amp=amp))
+        loaded, source = job.loaded, job.source
+        told = str(loaded.path), source.where, f"the {split} split"
+        if loaded.task in DENSE:
+            outcome = _dense(job, world, None if own is None else str(own), split, batch_size, workers)
+            return DenseEvaluation(*told, outcome, precision_of(job.amp))
+        if knn is not None or linear or loaded.task == "dino":
+            return FeatureEvaluation(*told, _probes(job, split, batch_size or MOST_AT_ONCE, workers))
+        return _classified(job, split, batch_size, workers)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is measured of a run."""
+
+    loaded: LoadedRun
+    source: Source
+    amp: str
+    knn: int | None  # neighbours that vote
+    linear: "LinearSettings | None"
+
+
+def _job(
+    run: str | Path,
+    device: "torch.device",
+    data: str | Path | None,
+    table: str | Path | None,
+    *,
+    knn: int | None,
+    linear: bool,
+    set: Sequence[str],
+    amp: str | None,
+) -> Job:
+    """The run and what is asked of it, which go together.
+
+    Raises:
+        DataError: the run cannot be read, or its data are not where they were.
+        UsageError: it is not measured so.
+    """
+    from softless.evaluation import load_run
+    from softless.evaluation.evaluate import chosen_amp
+    from softless.tasks import TASKS
+
+    loaded = load_run(run, device)
     need(*TASKS[loaded.task].needs)
     precise = chosen_amp(amp, loaded)
     _check_there(loaded, data, table)
     source = _source(loaded, data, table)
-    if loaded.task in DENSE:
-        if knn is not None or linear:
-            raise UsageError(
-                f"{loaded.path} is a run of {loaded.task}: frozen features are measured of classifiers and of dino"
-            )
-        if table is not None:
-            raise UsageError(
-                f"--table lists images with classes, and {loaded.path} is a run of {loaded.task}: leave it out"
-            )
-        outcome = _dense(loaded, None if data is None else str(data), split, device, batch_size, workers, precise)
-        return DenseEvaluation(str(loaded.path), source.where, f"the {split} split", outcome, precision_of(precise))
-    if loaded.task == "multilabel" and (knn is not None or linear):
+    features = knn is not None or linear
+    if loaded.task in DENSE and features:
+        raise UsageError(
+            f"{loaded.path} is a run of {loaded.task}: frozen features are measured of classifiers and of dino"
+        )
+    if loaded.task in DENSE and table is not None:
+        raise UsageError(
+            f"--table lists images with classes, and {loaded.path} is a run of {loaded.task}: leave it out"
+        )
+    if loaded.task == "multilabel" and features:
         raise UsageError(
             f"{loaded.path} knows several labels an image: neighbours and linear classifiers vote for single ones"
         )
-    if knn is not None or linear or loaded.task == "dino":
-        if amp is not None:
-            raise UsageError(f"amp={amp}: frozen features are read in float32; leave --amp out")
-        asked = 20 if knn is None and not linear else knn
-        probes = _probes(
-            loaded, source, split, asked, _linear(set) if linear else None, batch_size or MOST_AT_ONCE, workers
-        )
-        return FeatureEvaluation(str(loaded.path), source.where, f"the {split} split", probes)
-    return _classified(loaded, source, split, batch_size, workers, precise)
+    if amp is not None and (features or loaded.task == "dino"):
+        raise UsageError(f"amp={amp}: frozen features are read in float32; leave --amp out")
+    return Job(loaded, source, precise, 20 if knn is None and not linear else knn, _linear(set) if linear else None)
 
 
-def _classified(
-    loaded: LoadedRun, source: Source, split: str, batch_size: int | None, workers: int, amp: str
-) -> RunEvaluation | DenseEvaluation:
+def _classified(job: Job, split: str, batch_size: int | None, workers: int) -> RunEvaluation | DenseEvaluation:
     """A classifier, of one label an image or of several."""
-    from softless.data import eval_loader
+    from softless.data import shared_loader
     from softless.evaluation import evaluate
     from softless.evaluation.evaluate import precision_of
     from softless.evaluation.multilabel import evaluate_labels
 
-    samples, part = _samples(loaded, source, split)
-    loader = eval_loader(samples, loaded.transform, batch=batch_size or loaded.batch_size, workers=workers)
+    loaded, source, amp = job.loaded, job.source, job.amp
+    samples, part = _opened(source, lambda: _samples(loaded, source, split))
+    loader = shared_loader(samples, loaded.transform, batch=batch_size or loaded.batch_size, workers=workers)
     told = str(loaded.path), source.where, part
     if loaded.task == "multilabel":
         threshold = float(loaded.recipe.multilabel.threshold)
@@ -205,6 +269,14 @@ def _classified(
         return DenseEvaluation(*told, labels, precision_of(amp))
     found = replace(evaluate(loaded, loader, amp=amp), threshold=loaded.threshold)
     return RunEvaluation(*told, found, precision_of(amp))
+
+
+def _opened(source: Source, work: "Callable[[], T]") -> "T":
+    """What is opened of labelled images, on all ranks."""
+    from softless.data.sources import opened_for_all
+    from softless.training.machine import IN_MEMORY
+
+    return opened_for_all(work, in_memory=source.spec.source in IN_MEMORY)
 
 
 def _head(evaluation: Any) -> dict[str, Any]:
@@ -251,7 +323,8 @@ def _samples(loaded: LoadedRun, source: Source, split: str) -> tuple[Samples, st
     spec = source.spec
     parts, classes = open_parts(spec, source.table)
     _refuse_labels(loaded, parts, source.where)
-    places = class_places(loaded.classes, classes, f"the run {loaded.path}", source.where)
+    partly = not source.own and loaded.task != "multilabel"
+    places = class_places(loaded.classes, classes, f"the run {loaded.path}", source.where, partly=partly)
     if not source.own and "all" in parts:
         return parts["all"].renumbered(places), "all images"
     if split in parts and split != "train":
@@ -274,15 +347,13 @@ def _refuse_labels(loaded: LoadedRun, parts: Mapping[str, Samples], where: str) 
         )
 
 
-def _dense(
-    loaded: LoadedRun, data: str | None, split: str, device: str, batch_size: int | None, workers: int, amp: str
-) -> "Outcome":
+def _dense(job: Job, world: "World", data: str | None, split: str, batch_size: int | None, workers: int) -> "Outcome":
     """Measured by the run's own task on the data asked for, scaled as in training."""
     from softless.tasks import open_task
     from softless.training.recipe import recipe_from
     from softless.training.run_folder import RunFolder
-    from softless.training.world import choose_device
 
+    loaded = job.loaded
     stored = recipe_from(RunFolder(loaded.path).stored_recipe())
     spec = replace(
         stored.data,
@@ -291,46 +362,38 @@ def _dense(
         std=tuple(loaded.best["std"]),
         workers=workers,
     )
-    task = open_task(replace(stored, data=spec, batch_size=batch_size or stored.batch_size))
-    task = task.with_classes(loaded.classes, f"the run {loaded.path}")
-    samples = {"train": task.splits.train, "val": task.splits.val, "test": task.splits.test}[split]
-    if samples is None:
-        raise DataError(f"{spec.path} has no test split: choose --split val, or give other images with --data")
-    task = task.to(choose_device(device))
-    return task.evaluate(loaded.model, task.eval_loader(samples, 0, 1), amp=amp, label="evaluating")
+
+    def opened() -> "tuple[Task, Samples]":
+        task = open_task(replace(stored, data=spec, batch_size=batch_size or stored.batch_size))
+        task = task.with_classes(loaded.classes, f"the run {loaded.path}")
+        samples = {"train": task.splits.train, "val": task.splits.val, "test": task.splits.test}[split]
+        if samples is None:
+            raise DataError(f"{spec.path} has no test split: choose --split val, or give other images with --data")
+        return task, samples
+
+    task, samples = world.together(opened)
+    loader = task.eval_loader(samples, world.rank, world.size)
+    return task.to(world.device).evaluate(loaded.model, loader, amp=job.amp, label="evaluating")
 
 
-def _probes(
-    loaded: LoadedRun, source: Source, split: str, knn: int | None, linear: "LinearSettings | None", batch: int, workers: int
-) -> "tuple[Probe, ...]":  # fmt: skip
+def _probes(job: Job, split: str, batch: int, workers: int) -> "tuple[Probe, ...]":
     """Classifiers over the features of the train part, asked about those of the split."""
-    from softless.data import eval_loader, open_parts, open_splits
+    from softless.data import shared_loader
     from softless.data.crops import one_crop
     from softless.evaluation.features import extract, output
     from softless.evaluation.knn import nearest
     from softless.evaluation.linear import probe
 
-    spec = source.spec
-    parts, classes = open_parts(spec, source.table)
-    _refuse_labels(loaded, parts, source.where)
-    if split == "train" or (split == "test" and not {"train", "test"} <= parts.keys()):
-        raise UsageError(
-            f"features of a train part answer a val or test part: {source.where} has "
-            f"{', '.join(parts)} and --split {split} was asked for"
-        )
-    if split == "test":
-        train, asked = parts["train"], parts["test"]
-    else:
-        splits = open_splits(replace(spec, limit=None), loaded.recipe.seed, source.table)
-        train, asked = splits.train, splits.val
+    loaded = job.loaded
+    train, asked, classes = _opened(job.source, lambda: _bank(loaded, job.source, split))
     found = []
-    if knn is not None:
+    if job.knn is not None:
         bank, queries = (
-            extract(loaded.model, eval_loader(samples, loaded.transform, batch=batch, workers=workers), output)
+            extract(loaded.model, shared_loader(samples, loaded.transform, batch=batch, workers=workers), output)
             for samples in (train, asked)
         )
-        found.append(nearest(bank, queries, classes, knn))
-    if linear is not None:
+        found.append(nearest(bank, queries, classes, job.knn))
+    if job.linear is not None:
         best = loaded.best
         views = one_crop(
             loaded.image_size,
@@ -342,11 +405,29 @@ def _probes(
         )
         found.append(
             probe(
-                loaded.model, train, asked, classes, views=views, transform=loaded.transform, settings=linear,
+                loaded.model, train, asked, classes, views=views, transform=loaded.transform, settings=job.linear,
                 batch_size=batch, workers=workers,
             )
         )  # fmt: skip
     return tuple(found)
+
+
+def _bank(loaded: LoadedRun, source: Source, split: str) -> tuple[Samples, Samples, tuple[str, ...]]:
+    """The images whose features answer, those that are asked about, and their classes."""
+    from softless.data import open_parts, open_splits
+
+    spec = source.spec
+    parts, classes = open_parts(spec, source.table)
+    _refuse_labels(loaded, parts, source.where)
+    if split == "train" or (split == "test" and not {"train", "test"} <= parts.keys()):
+        raise UsageError(
+            f"features of a train part answer a val or test part: {source.where} has "
+            f"{', '.join(parts)} and --split {split} was asked for"
+        )
+    if split == "test":
+        return parts["train"], parts["test"], classes
+    splits = open_splits(replace(spec, limit=None), loaded.recipe.seed, source.table)
+    return splits.train, splits.val, classes
 
 
 def _linear(pairs: Sequence[str]) -> "LinearSettings":
@@ -381,6 +462,9 @@ def _source(loaded: LoadedRun, data: str | Path | None, table: str | Path | None
     columns = None if held is None else TableSpec(**{**vars(held), "label": tuple(held.label)})
     if data is None and table is None:
         return Source(stored, columns, own=True)
+    if data is HELD:
+        own = replace(stored, source="given", path=None, group=None, folds=None, fold=None)
+        return Source(own, None, own=False)
     path = None if data is None else str(data)
     other = replace(stored, path=path, group=None, folds=None, fold=None)
     if table is not None:  # whose an image is matters to nothing that is measured

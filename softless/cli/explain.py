@@ -3,12 +3,18 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from softless import ranks
 from softless.cli.sizes import as_size, as_token_scale
 from softless.errors import located
 from softless.models.durable import write_picture
 from softless.models.scale import Foreign, set_token_scale
+
+if TYPE_CHECKING:
+    import torch
+
+    from softless.saliency.viewer import Viewer
 
 
 @dataclass(frozen=True)
@@ -64,32 +70,42 @@ def explain(
         DataError: no images, or one that cannot be read (its path is named).
     """
     from softless.data.progress import track
-    from softless.data.sources import images_of
+    from softless.data.sources import images_for_all
     from softless.prediction.results import Results
     from softless.saliency import explain as look
     from softless.saliency import figure, picture
-    from softless.saliency.viewer import eyes, viewer_of
-    from softless.training.world import choose_device
+    from softless.saliency.viewer import eyes
+    from softless.training.sharing import see_one_folder, sharing
 
-    place = choose_device(device)
     folder = located(out)
-    viewer = viewer_of(model, place)
-    samples = images_of(images, viewer.in_chans, folder, viewer.scale, page)
-    names = [samples.name(index) for index in range(len(samples))]
+    asked = {"model": model, "images": images, "out": out, "layer": layer, "resize": resize, "token_scale": token_scale}
+    with sharing(device, asked | {"page": page}, folder) as world:
+        viewer = world.together(lambda: _viewer(model, world.device, resize, token_scale))
+        samples = images_for_all(images, viewer.in_chans, folder, viewer.scale, page)
+        names = [samples.name(index) for index in range(len(samples))]
+        see_one_folder(world, folder)
+        with Results(folder, "explain", samples.paths()) as results:
+            places = results.pictures(names)
+
+            def drawn(index: int) -> tuple[str, Foreign | None]:
+                image = viewer.transform(samples.image(index))[None].to(world.device)
+                maps = look(viewer.model, image, layer=layer)
+                _, seen = eyes(viewer.model, image)
+                title = f"{names[index]}: {maps.caption}"
+                write_picture(places[index], figure(picture(seen[0], viewer.mean, viewer.std), maps, title=title))
+                return maps.caption, maps.foreign
+
+            mine = range(world.rank, len(names), world.size)
+            told = list(ranks.everywhere(map(drawn, track(mine, len(mine), "drawing")), len(names)))
+    far = {name: foreign for name, (_, foreign) in zip(names, told, strict=True) if foreign is not None}
+    return Pictures(folder, tuple(places), told[-1][0], far)
+
+
+def _viewer(model: str, device: "torch.device", resize: str | None, token_scale: str | None) -> "Viewer":
+    """The model, and how it sees images."""
+    from softless.saliency.viewer import viewer_of
+
+    viewer = viewer_of(model, device)
     if token_scale is not None:
         set_token_scale(viewer.model, as_token_scale(token_scale))
-    if resize is not None:
-        viewer = viewer.resized(as_size(resize))
-    drawn, far = [], {}
-    with Results(folder, "explain", samples.paths()) as results:
-        places = results.pictures(names)
-        for index, (name, path) in enumerate(track(zip(names, places, strict=True), len(names), "drawing")):
-            image = viewer.transform(samples.image(index))[None].to(place)
-            maps = look(viewer.model, image, layer=layer)
-            if maps.foreign is not None:
-                far[name] = maps.foreign
-            _, seen = eyes(viewer.model, image)
-            sheet = figure(picture(seen[0], viewer.mean, viewer.std), maps, title=f"{name}: {maps.caption}")
-            write_picture(path, sheet)
-            drawn.append(path)
-    return Pictures(folder, tuple(drawn), maps.caption, far)
+    return viewer if resize is None else viewer.resized(as_size(resize))

@@ -1,5 +1,6 @@
 """The `softless` command: one table of verbs; options, help and types come from each verb's Python function."""
 
+import argparse
 import importlib
 import logging
 import os
@@ -11,11 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from softless.cli.options import fill, parser_of
+from softless.cli.options import Parser, fill, parser_of
 from softless.cli.output import as_json, as_text
 from softless.errors import Faults, Interrupted, SoftlessError, of_the_system, unknown
 from softless.words import visible
 
+SHARING = frozenset({"train", "eval", "predict", "explain", "slide", "bench"})  # verbs whose work ranks can share
+RANKS = "--ranks"
 VERBS = {
     "list": "softless.cli.list:list",
     "train": "softless.cli.train:train",
@@ -45,7 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         if isinstance(error, Interrupted):
             _end_at_the_next_signal(arguments)
-        if error.shared and not _is_first_rank():  # the first rank says it
+        if error.shared and not _is_first_rank():
+            from softless.training.world import let_the_first_speak
+
+            let_the_first_speak()
             return error.exit_code
         say(f"softless: {_lines(error)}", sys.stderr)
         if "--json" in words:
@@ -80,14 +86,30 @@ def run(words: Sequence[str]) -> int:
         raise unknown("verb", name, VERBS)
     verb = load(name)
     parser = parser_of(name, verb)
+    if name in SHARING:
+        parser.add_argument(
+            RANKS, metavar="N", default=argparse.SUPPRESS, help="processes that share the work; one by default"
+        )
     if "-h" in rest or "--help" in rest:
         print(parser.format_help(), end="")
         return 0
+    several = name in SHARING and any(word.partition("=")[0] == RANKS for word in rest)
+    if several:
+        return _on_ranks(name, parser, verb, rest)
     json = "--json" in rest
     result = fill(parser, verb, [word for word in rest if word != "--json"])()
     if _is_first_rank() and result is not None:
         say(as_json(result) if json else as_text(result))
     return int(getattr(result, "exit_code", 0))
+
+
+def _on_ranks(name: str, parser: Parser, verb: Callable[..., Any], words: Sequence[str]) -> int:
+    """The same as several processes; what is wrong with the words is said before one starts."""
+    from softless.cli import ranks
+
+    count, rest = ranks.asked(words, parser.prog)
+    fill(parser, verb, [word for word in rest if word != "--json"])
+    return ranks.launch([name, *rest], count) if count > 1 else run([name, *rest])
 
 
 def load(name: str) -> Callable[..., Any]:
@@ -101,7 +123,12 @@ def overview() -> str:
     """All verbs with the first sentence of their functions."""
     lines = ["usage: softless VERB [options]        softless VERB --help tells a verb's options", ""]
     lines += [f"  {name:<9} {(load(name).__doc__ or '').strip().partition(chr(10))[0]}" for name in VERBS]
-    return "\n".join([*lines, "", "every verb takes --json (results as JSON) and --debug (errors with traceback)"])
+    return "\n".join([
+        *lines,
+        "",
+        "every verb takes --json (results as JSON) and --debug (errors with traceback)",
+        f"{', '.join(name for name in VERBS if name in SHARING)} take --ranks N (share the work among N processes)",
+    ])
 
 
 def _lines(error: SoftlessError) -> str:

@@ -91,12 +91,15 @@ def parameters(verb: Callable[..., Any]) -> dict[inspect.Parameter, Any]:
 
 
 class _Unknown(type):
-    """What an annotation names that is imported for type checkers only; its attributes are unknown too."""
+    """What an annotation names that is imported for type checkers only; its attributes and items are unknown too."""
 
     def __getattr__(cls, name: str) -> "_Unknown":
         if name.startswith("__"):
             raise AttributeError(name)
         return _Unknown(name, (), {})
+
+    def __getitem__(cls, inner: object) -> "_Unknown":
+        return cls
 
 
 class _Names(dict[str, Any]):

@@ -1,11 +1,19 @@
 """`softless predict`: what a run says of a folder of images, and pictures of it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from softless.errors import UsageError, located
+from softless.ranks import shared
+
+if TYPE_CHECKING:
+    import torch
+
+    from softless.evaluation import LoadedRun
+    from softless.prediction.setting import Setting
 
 
 def predict(
@@ -18,6 +26,8 @@ def predict(
     batch_size: int | None = None,
     amp: Literal["none", "bfloat16", "float16"] | None = None,
     page: int = 0,
+    workers: int = 0,
+    annotations: str | Path | None = None,
 ) -> Any:
     """Answer the images of folders, or of an npz file, with the best epoch of a run.
 
@@ -38,6 +48,8 @@ def predict(
         batch_size: images at once of a classifier; by default as in training, at most 256.
         amp: what matrix products are computed in: none is float32. By default as the run was trained, and as `eval` measures it.
         page: which frame of a DICOM file that holds several, from 0 on.
+        workers: processes that load images of a classifier; 0 loads in this one.
+        annotations: COCO's json file of the images, whose ids a detector's answers keep, so that they can be scored against it.
 
     Raises:
         DataError: no images, or none that can be read.
@@ -45,30 +57,52 @@ def predict(
             others, the run cannot be loaded, or its task gives no answers to images.
     """
     from softless.data.samples import FileSamples
-    from softless.data.sources import images_of
-    from softless.evaluation import load_run
-    from softless.evaluation.evaluate import chosen_amp
+    from softless.data.sources import images_for_all
     from softless.evaluation.run import DENSE
     from softless.prediction.answers import readable
     from softless.prediction.results import Results
-    from softless.prediction.setting import Setting
-    from softless.training.world import choose_device
+    from softless.training.sharing import see_one_folder, sharing
 
     if batch_size is not None and batch_size < 1:
         raise UsageError(f"batch_size={batch_size}: at least one image at once")
-    place = choose_device(device)
-    loaded = load_run(run, place)
+    if workers < 0:
+        raise UsageError(f"workers={workers}: 0 loads in this process, 1 or more in others")
+    folder = located(out)
+    asked = {"run": run, "images": images, "out": out, "overlays": overlays, "batch_size": batch_size, "amp": amp}
+    with sharing(device, asked | {"page": page, "annotations": annotations}, folder) as world:
+        loaded, setting = world.together(lambda: _loaded(run, world.device, batch_size, amp, workers))
+        setting = replace(setting, annotations=annotations)
+        samples = readable(images_for_all(images, loaded.in_chans, folder, loaded.scale, page))
+        if loaded.task in DENSE and not isinstance(samples, FileSamples):
+            raise shared(
+                UsageError(
+                    f"{loaded.path} is a run of {loaded.task}, which answers image files: give a folder, or images"
+                )
+            )
+        if annotations is not None and loaded.task != "detection":
+            raise shared(
+                UsageError(
+                    f"--annotations gives ids to the answers of a detector, and {loaded.path} is a run of {loaded.task}: "
+                    "leave it out"
+                )
+            )
+        see_one_folder(world, folder)
+        answer: Any = import_module(f"softless.prediction.{loaded.task}").predict
+        with Results(folder, "predict", samples.paths()) as results:
+            return answer(loaded, samples, results, setting, overlays=overlays)
+
+
+def _loaded(
+    run: str | Path, device: "torch.device", batch_size: int | None, amp: str | None, workers: int
+) -> "tuple[LoadedRun, Setting]":
+    """The run, and how it answers."""
+    from softless.evaluation import load_run
+    from softless.evaluation.evaluate import chosen_amp
+    from softless.prediction.setting import Setting
+
+    loaded = load_run(run, device)
     if loaded.task == "dino":
         raise UsageError(
             f"{loaded.path} learned features without labels, so it names nothing: see `softless eval --knn`"
         )
-    setting = Setting(place, batch_size or loaded.batch_size, chosen_amp(amp, loaded))
-    folder = located(out)
-    samples = readable(images_of(images, loaded.in_chans, folder, loaded.scale, page))
-    if loaded.task in DENSE and not isinstance(samples, FileSamples):
-        raise UsageError(
-            f"{loaded.path} is a run of {loaded.task}, which answers image files: give a folder, or images"
-        )
-    answer: Any = import_module(f"softless.prediction.{loaded.task}").predict
-    with Results(folder, "predict", samples.paths()) as results:
-        return answer(loaded, samples, results, setting, overlays=overlays)
+    return loaded, Setting(device, batch_size or loaded.batch_size, chosen_amp(amp, loaded), workers)

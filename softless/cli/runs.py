@@ -9,7 +9,7 @@ from typing import Any
 from softless.benching.record import table
 from softless.errors import DataError, located
 from softless.evaluation.measures import MEASURES, against
-from softless.evaluation.run_files import read_log, read_recipe
+from softless.evaluation.run_files import read_log, read_recipe, read_result
 from softless.models.records import read_json
 from softless.training.candidates import KEYS, Candidate, best_of, better
 from softless.training.claim import holder
@@ -142,11 +142,21 @@ def _how(path: Path, state: str, noted: Mapping[str, Any]) -> str:
     said = str(noted.get("said", ""))
     return {
         "running": f"process {noted.get('pid')} on {noted.get('host')}",
-        "finished": "",
+        "finished": _early(path),
         "stopped": f"continue with {command}",
         "killed": f"its process is gone; continue with {command}",
         "diverged": said,
     }.get(state, f"{said}; then {command}")
+
+
+def _early(path: Path) -> str:
+    """What ended a finished run before its last epoch, where something did."""
+    try:
+        result = read_result(path / RESULT)
+    except DataError as error:
+        return str(error)
+    cause = result.get("ended_by")
+    return f"ended by {cause}, {result.get('planned')} epochs were planned" if cause else ""
 
 
 def _best(lines: Sequence[Mapping[str, Any]], metric: str) -> Candidate | None:

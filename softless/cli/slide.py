@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from softless import ranks
 from softless.benching.record import table
 from softless.cli.output import plain
 from softless.cli.sizes import as_channels, as_mpp, as_size, as_token_scale
@@ -47,6 +48,13 @@ class Answer:
             return self.failed
         bad = len(self.result.unreadable)
         return f"{bad} tile{'s' if bad > 1 else ''} could not be read and did not count" if bad else ""
+
+    def light(self) -> "Answer":
+        """Without what is as large as the image: that is written already, and other ranks need none of it."""
+        assert self.result is not None
+        return replace(
+            self, result=replace(self.result, features=torch.empty(0), saliency=None, tokens=None, mask=None)
+        )
 
     def to_dict(self) -> dict[str, Any]:
         if self.result is None:
@@ -178,7 +186,7 @@ def slide(
     """
     from softless.saliency.viewer import declared
     from softless.slides.thumbnails import thumbnail
-    from softless.training.world import choose_device
+    from softless.training.sharing import see_one_folder, sharing
 
     if not images:
         raise UsageError("softless slide MODEL IMAGE …: name one image or more")
@@ -188,10 +196,6 @@ def slide(
     scale = None if token_scale is None else as_token_scale(token_scale)
     size = None if resize is None else as_size(resize)
     chosen = None if channels is None else as_channels(channels)
-    looker = _looker(model, op, weights, choose_device(device), getattr(torch, dtype), scale)
-    root = located(out)
-    new = not root.exists()
-    make_folder(root)
     options: dict[str, Any] = {
         "level": level,
         "mpp": None if mpp is None else as_mpp(mpp),
@@ -205,26 +209,46 @@ def slide(
         "saliency": pictures,
         "quiet": quiet,
     }
-    answers, errors = [], []
-    for image, name in zip(images, _names(images), strict=True):
-        place = None if store is None else located(store) / name
-        try:
-            mine = None if masks is None else masks.of(image)
-            found = stream(looker.model, image, store=place, mask=mine, mean=looker.mean, std=looker.std, **options)
-            choice = Choice(chosen, page, declared(looker.model))
-            drawn = thumbnail(image, level=level, side=LARGE, choice=choice) if pictures else None
-            counts = str(mine) if mine is not None else None if tissue == "none" else tissue
-            answers.append(_written(image, root / name, looker, found, drawn, origin, counts))
-        except SoftlessError as error:
-            errors.append(error)
-            answers.append(Answer(image, None, {}, None, " ".join(str(error).split())))
-    if len(errors) == len(images):
-        if new:
-            remove_empty(root)
-        raise errors[0]
-    slides = Slides(tuple(answers), root)
-    _write(root / SUMMARY, slides)
-    return slides
+    root = located(out)
+    asked = {"model": model, "images": images, "out": out, "op": op, "weights": weights, "mask": mask, "store": store}
+    with sharing(device, {**asked, **options, "token_scale": token_scale, "dtype": dtype}, root) as world:
+        looker = world.together(lambda: _looker(model, op, weights, world.device, getattr(torch, dtype), scale))
+        new = world.first(lambda: not root.exists())
+        see_one_folder(world, root)
+        make_folder(root)
+        names = _names(images)
+
+        def looked(number: int) -> Answer | SoftlessError:
+            """The answer, its files written; or why there is none."""
+            image, name = images[number], names[number]
+            place = None if store is None else located(store) / name
+            try:
+                mine = None if masks is None else masks.of(image)
+                found = stream(looker.model, image, store=place, mask=mine, mean=looker.mean, std=looker.std, **options)
+                choice = Choice(chosen, page, declared(looker.model))
+                drawn = thumbnail(image, level=level, side=LARGE, choice=choice) if pictures else None
+                counts = str(mine) if mine is not None else None if tissue == "none" else tissue
+                answer = _written(image, root / name, looker, found, drawn, origin, counts)
+            except SoftlessError as error:
+                return error
+            return answer if world.size == 1 else answer.light()
+
+        told = ranks.interleaved(
+            world.gather([looked(number) for number in range(world.rank, len(images), world.size)])
+        )
+        errors = [one for one in told if isinstance(one, SoftlessError)]
+        if len(errors) == len(images):
+            if new and world.is_first:
+                remove_empty(root)
+            raise ranks.shared(errors[0])
+        slides = Slides(tuple(map(_answer, images, told)), root)
+        world.first(lambda: _write(root / SUMMARY, slides))
+        return slides
+
+
+def _answer(image: str, told: Answer | SoftlessError) -> Answer:
+    """What became of an image, also where there is no result."""
+    return told if isinstance(told, Answer) else Answer(image, None, {}, None, " ".join(str(told).split()))
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from torch import nn
+    from torch.utils.data import Dataset
+
     from softless.training import Recipe, Result
+    from softless.training.epoch_state import OnEpoch
     from softless.training.folds import Folds
 
 
 def train(
     recipe: "str | Recipe | None" = None,
     *,
-    data: str | Path | None = None,
+    data: "str | Path | Dataset[Any] | Sequence[Dataset[Any]] | Mapping[str, Dataset[Any]] | None" = None,
+    model: "nn.Module | None" = None,
     table: str | Path | None = None,
     folds: int | None = None,
     out: str | Path | None = None,
@@ -25,14 +30,22 @@ def train(
     device: str = "auto",
     amp: Literal["none", "bfloat16", "float16"] | None = None,
     seed: int | None = None,
+    on_epoch: "OnEpoch | None" = None,
 ) -> "Result | Folds":
     """Train a recipe and write its run folder and report.
 
     A run is continued by `--resume --out RUN` alone: recipe, data and fields are those that it was started with.
 
+    In Python the model and the data may be objects: `softless.train(model=module, data=(train, val, test))`. They train under
+    the same loop, and are given again to continue the run.
+
     Args:
         recipe: a name that `softless list recipes` tells (in Python also a Recipe); a run that is continued knows its own.
         data: folder of class folders, or .npz file, for recipes that take one; of a run that is continued, where its data lie now.
+            In Python also map-style datasets of (image, target): one, (train, val) or (train, val, test), or a mapping of
+            these names. Images are Pillow's, arrays (H, W, C) or tensors (C, H, W), not normalised; targets are class
+            numbers, or K labels of 0 and 1.
+        model: a module in Python that answers logits (B, K); it is trained itself, and holds the best weights at the end.
         table: CSV file that lists the images: columns file, label, patient and, where the parts
             are declared, split; table.file, table.label,
             table.group and table.split give them other names. Its files start from `data`, or
@@ -47,6 +60,7 @@ def train(
         device: auto, cpu, cuda, cuda:1, mps.
         amp: compute in bfloat16 or float16 where that is safe.
         seed: of weights, order and augmentation.
+        on_epoch: a function in Python that is called after each epoch with its `EpochState`; state.stop() ends the run.
 
     Raises:
         UsageError: recipe, field, folder or data cannot be used.
@@ -54,31 +68,48 @@ def train(
         DivergedError: the loss is not finite (exit code 3).
     """
     from softless.cli.options import assignments
+    from softless.data.given import data_given, is_dataset, parts_of
     from softless.errors import UsageError, located
+    from softless.models.given import model_given
     from softless.training import fit
     from softless.training.folds import FOLDS, fit_folds
-    from softless.training.own_data import with_data, with_labels, with_table
+    from softless.training.own_data import with_data, with_datasets, with_labels, with_model, with_table
 
     place = None if out is None else located(out)
+    parts = parts_of(data) if is_dataset(data) else None
+    if (
+        recipe is None
+        and (parts is not None or model is not None)
+        and not (resume and place is not None and _held(place))
+    ):
+        recipe = "classify"
     if recipe is None and table is not None and not (resume and place is not None and _held(place)):
         recipe = "folder"
     chosen = with_table(_chosen(recipe, place, resume=resume), None if table is None else located(table))
     given = assignments(set)
-    own = None if data is None else located(data)
-    chosen = with_data(with_labels(chosen, own, given).with_fields(**given), own, given)
+    if parts is not None:
+        chosen = with_datasets(chosen, parts, given).with_fields(**given)
+    else:
+        own = None if data is None else located(data)  # type: ignore[arg-type]  # a path
+        chosen = with_data(with_labels(chosen, own, given).with_fields(**given), own, given)
+    chosen = with_model(chosen, model, given)
     if amp is not None:
         chosen = replace(chosen, amp=amp)
     if seed is not None:
         chosen = replace(chosen, seed=seed)
     run_dir = place if place is not None else Path("runs") / chosen.name
+    if folds is not None and (model is not None or on_epoch is not None):
+        raise UsageError("folds are runs of a model by name: give model=… and on_epoch=… to one run")
     if folds is not None or (resume and (run_dir / FOLDS).exists()):
         page = partial(_write_page, device=device)
-        return fit_folds(chosen, run_dir, folds, resume=resume, overwrite=overwrite, device=device, finished=page)
+        with data_given(parts):
+            return fit_folds(chosen, run_dir, folds, resume=resume, overwrite=overwrite, device=device, finished=page)
     if (run_dir / FOLDS).exists():
         raise UsageError(f"{run_dir} holds folds: go on with --folds or --resume, or choose another --out")
-    result = fit(chosen, run_dir, resume=resume, overwrite=overwrite, device=device)
-    if os.environ.get("RANK", "0") == "0":
-        _write_page(chosen, run_dir, device=device)
+    with model_given(model), data_given(parts):
+        result = fit(chosen, run_dir, resume=resume, overwrite=overwrite, device=device, on_epoch=on_epoch)
+        if os.environ.get("RANK", "0") == "0":
+            _write_page(chosen, run_dir, device=device)
     return result
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from softless.data.arrays import digits_parts, npz_parts
 from softless.data.findings import Fault
 from softless.data.folder import class_places, folder_parts
+from softless.data.given import Reading, given_parts
 from softless.data.groups import folds_of, grouped_cut, strata
 from softless.data.notices import notice
 from softless.data.pictures import unit
@@ -43,13 +44,13 @@ class Splits:
     fingerprint: dict[str, Any]  # says whether two runs saw the same images; holds no path
     left_out: Mapping[str, tuple[Fault, ...]] = field(default_factory=dict)  # part -> what could not be used
 
-    def ordered(self, classes: Sequence[str], there: str, here: str) -> "Splits":
-        """The same samples with class indices in the order of `classes`, matched by name.
+    def ordered(self, classes: Sequence[str], there: str, here: str, *, partly: bool = False) -> "Splits":
+        """The same samples with class indices in the order of `classes`, matched by name; some of them where `partly`.
 
         Raises:
             DataError: the names are not the same; `there` is whose classes they are, `here` the data.
         """
-        places = class_places(classes, self.classes, there, here)
+        places = class_places(classes, self.classes, there, here, partly=partly)
         train, val = self.train.renumbered(places), self.val.renumbered(places)
         test = None if self.test is None else self.test.renumbered(places)
         return replace(self, train=train, val=val, test=test, classes=tuple(classes))
@@ -87,10 +88,9 @@ def open_parts(spec: "DataSpec", table: "TableSpec | None" = None) -> tuple[dict
     Every image of every part was read; one that cannot be is an error or left out, as `spec.faults` says.
     """
     refuse_policy(spec.faults)
-    if spec.faults == "skip" and spec.source == "digits":
-        raise UsageError(
-            "data.faults=skip leaves out images that cannot be used, and the digits have none: leave it out"
-        )
+    if spec.faults == "skip" and spec.source in {"digits", "given"}:
+        whose = {"digits": "the digits have none", "given": "a dataset built in Python is used whole"}[spec.source]
+        raise UsageError(f"data.faults=skip leaves out images that cannot be used, and {whose}: leave it out")
     if spec.in_chans < 1:
         raise UsageError(f"data.in_chans={spec.in_chans}: images have at least one channel")
     if table is not None:
@@ -101,8 +101,10 @@ def open_parts(spec: "DataSpec", table: "TableSpec | None" = None) -> tuple[dict
     if spec.source == "digits":
         digits, names = digits_parts(spec.in_chans)
         return dict(digits), names
+    if spec.source == "given":
+        return given_parts(Reading(spec.in_chans, Range.of(spec.range)))
     if spec.source not in {"folder", "npz"}:
-        raise unknown("data source", spec.source, ("digits", "folder", "npz"))
+        raise unknown("data source", spec.source, ("digits", "folder", "npz", "given"))
     if not spec.path:
         raise DataError(f"the data source '{spec.source}' needs a path: give --data PATH or set data.path=PATH")
     scale = Range.of(spec.range)

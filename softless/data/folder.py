@@ -93,7 +93,9 @@ def existing_folder(path: str | Path) -> Path:
     return root
 
 
-def class_places(expected: Sequence[str], found: Sequence[str], there: str, here: str) -> tuple[int, ...]:
+def class_places(
+    expected: Sequence[str], found: Sequence[str], there: str, here: str, *, partly: bool = False
+) -> tuple[int, ...]:
     """The place in `expected` of each class found. A class is its name: order, index and id may differ.
 
     Args:
@@ -101,6 +103,7 @@ def class_places(expected: Sequence[str], found: Sequence[str], there: str, here
         found: the classes of `here`.
         there: what `expected` belongs to, for the message.
         here: what `found` belongs to.
+        partly: some of the classes are enough; which are missing is said.
 
     Raises:
         DataError: the names are not the same; missing and extra ones are listed.
@@ -110,6 +113,9 @@ def class_places(expected: Sequence[str], found: Sequence[str], there: str, here
         return tuple(place[name] for name in found)
     missing = [name for name in expected if name not in found]
     extra = [name for name in found if name not in expected]
+    if partly and found and not extra and len(set(found)) == len(found):
+        notice(f"{here} has no images of {few(missing)}: the numbers are of the other classes of {there}")
+        return tuple(place[name] for name in found)
     lists = "; ".join(f"{kind}: {few(names)}" for kind, names in (("missing", missing), ("extra", extra)) if names)
     raise DataError(
         f"the classes of {here} are not those of {there} ({lists or 'a name is given twice'}): they must be the same"

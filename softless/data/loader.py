@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from softless import ranks
 from softless.data.samples import Samples
 from softless.data.transforms import Pipeline
 from softless.errors import UsageError
@@ -37,7 +38,7 @@ class TransformedSamples(Dataset[tuple[Any, Any]]):
     def __init__(self, samples: Samples, transform: Pipeline, seed: int = 0, *, cache_bytes: int = CACHE_BYTES) -> None:
         self.samples, self.transform, self.seed = samples, transform, seed
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by workers that outlive an epoch
-        self._room = cache_bytes
+        self._room = 0 if samples.varies else cache_bytes
         self._cache: dict[int, Any] = {}
 
     def set_epoch(self, epoch: int) -> None:
@@ -51,7 +52,7 @@ class TransformedSamples(Dataset[tuple[Any, Any]]):
         return self.__getitems__([position])[0]
 
     def __getitems__(self, positions: Sequence[int]) -> list[tuple[Any, Any]]:
-        if self.transform.fixed:
+        if self.transform.fixed and not self.samples.varies:
             return [self._item(position) for position in positions]
         epoch = int(self._epoch)
         items = []
@@ -93,21 +94,33 @@ class EpochOrder(Sampler[list[int]]):
 
     Args:
         batch: images per step over all ranks.
+        whole: rank r takes every world-th batch as it is instead: ranks that compute for one that trains.
 
     Raises:
         UsageError: fewer images than a batch, or a batch that does not divide among the ranks.
     """
 
-    def __init__(self, n: int, batch: int, seed: int = 0, rank: int = 0, world: int = 1, repeats: int = 1) -> None:
+    def __init__(
+        self,
+        n: int,
+        batch: int,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        repeats: int = 1,
+        *,
+        whole: bool = False,
+    ) -> None:
         if batch < 1 or repeats < 1:
             raise UsageError(f"batch_size={batch}, augment.repeats={repeats}: both must be at least 1")
-        if batch % world:
+        if batch % world and not whole:
             raise UsageError(
                 f"batch_size={batch} does not divide among {world} processes: choose a multiple of {world}"
             )
         if n < batch:
             raise UsageError(f"batch_size={batch} is more than the {n} training images: set batch_size={n} or less")
         self.n, self.batch, self.seed, self.rank, self.world, self.repeats = n, batch, seed, rank, world, repeats
+        self.whole = whole
         self.epoch = self.start = 0
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
@@ -119,7 +132,11 @@ class EpochOrder(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         order = self.positions()
-        for start in range(self.start * self.batch, len(self) * self.batch, self.batch):
+        starts = range(self.start * self.batch, len(self) * self.batch, self.batch)
+        if self.whole:
+            yield from (order[start : start + self.batch].tolist() for start in starts[self.rank :: self.world])
+            return
+        for start in starts:
             yield order[start + self.rank : start + self.batch : self.world].tolist()
 
     def positions(self) -> np.ndarray:
@@ -137,7 +154,11 @@ class EpochLoader(DataLoader[Any]):
     `positions` are the places in the data set of the images this loader yields in evaluation, in order.
     """
 
-    positions: Sequence[int] = ()
+    positions: Sequence[int] | np.ndarray = ()
+    rounds: int | None = None  # batches of the rank that has most, where ranks share the images: they walk abreast
+
+    def __iter__(self) -> Any:
+        return super().__iter__() if self.rounds is None else ranks.abreast(super().__iter__(), self.rounds)
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Set the epoch of the order and of the augmentations, and the step at which the next pass starts."""
@@ -157,21 +178,51 @@ def train_loader(
     world: int = 1,
     repeats: int = 1,
     workers: int = 0,
+    whole: bool = False,
 ) -> EpochLoader:
-    """Batches for training: this rank's batch // world images of each global batch. Call `set_epoch` before each pass."""
-    order = EpochOrder(len(samples), batch, seed, rank, world, repeats)
+    """Batches for training: this rank's batch // world images of each global batch, or with `whole` every world-th of those.
+
+    Call `set_epoch` before each pass.
+    """
+    order = EpochOrder(len(samples), batch, seed, rank, world, repeats, whole=whole)
     return _loader(samples, transform, order, seed, workers)
 
 
 def eval_loader(
-    samples: Samples, transform: Pipeline, *, batch: int, workers: int = 0, rank: int = 0, world: int = 1
+    samples: Samples,
+    transform: Pipeline,
+    *,
+    batch: int,
+    workers: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    keep: bool = True,
 ) -> EpochLoader:
-    """Batches for evaluation: every image once and in order, or every world-th from `rank`; nothing is padded."""
-    mine = range(rank, len(samples), world)
-    order = [list(mine[start : start + batch]) for start in range(0, len(mine), batch)]
-    loader = _loader(samples, transform, order, 0, workers)
-    loader.positions = mine
+    """Batches for evaluation: every image once and in order; nothing is padded.
+
+    Of several ranks each has every world-th batch of one process, so a batch has the same mates whoever computes it.
+
+    Args:
+        samples: the images.
+        transform: what happens to each.
+        batch: images at once.
+        workers: processes that load images; 0 loads in this one.
+        rank: which of the ranks this is.
+        world: how many share the images; those of torch's group, which all walk through their loaders.
+        keep: whether images are kept in memory for the next pass.
+    """
+    whole = [range(start, min(start + batch, len(samples))) for start in range(0, len(samples), batch)]
+    mine = whole[rank::world]
+    loader = _loader(samples, transform, mine, 0, workers, keep=keep)
+    loader.positions = range(len(samples)) if world == 1 else np.concatenate([np.arange(0), *mine])
+    loader.rounds = None if world == 1 else -(-len(whole) // world)
     return loader
+
+
+def shared_loader(samples: Samples, transform: Pipeline, *, batch: int, workers: int = 0) -> EpochLoader:
+    """An `eval_loader` of one pass, whose batches all ranks of torch's group share."""
+    world = {"rank": ranks.rank(), "world": ranks.size()}
+    return eval_loader(samples, transform, batch=batch, workers=workers, keep=False, **world)
 
 
 def seed_generators(*key: int) -> None:
@@ -204,11 +255,13 @@ def mix(*key: int) -> int:
     return state
 
 
-def _loader(samples: Samples, transform: Pipeline, order: Any, seed: int, workers: int) -> EpochLoader:
+def _loader(
+    samples: Samples, transform: Pipeline, order: Any, seed: int, workers: int, *, keep: bool = True
+) -> EpochLoader:
     if workers < 0:
         raise UsageError(f"data.workers={workers}: 0 loads in the training process, 1 or more in others")
     return EpochLoader(
-        TransformedSamples(samples, transform, seed, cache_bytes=CACHE_BYTES // max(workers, 1)),
+        TransformedSamples(samples, transform, seed, cache_bytes=CACHE_BYTES // max(workers, 1) if keep else 0),
         batch_sampler=order,
         num_workers=workers,
         persistent_workers=workers > 0,

@@ -31,6 +31,7 @@ class Samples(ABC):
     targets: np.ndarray
     channels: int
     scale: Range | None = None
+    varies: bool = False  # whether an image is another at each reading
     left_out: tuple[Fault, ...] = ()  # what could not be used when these were opened
     groups: np.ndarray | None = None  # (n,) whose each image is (a patient, say), where that is known
 

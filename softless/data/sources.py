@@ -3,16 +3,20 @@ the images of an npz file.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
+from softless import ranks
 from softless.data.arrays import unlabelled_npz
 from softless.data.folder import files_at, images_at
 from softless.data.notices import notice
 from softless.data.ranges import Range
 from softless.data.samples import FileSamples, Samples
-from softless.errors import UsageError, located
+from softless.errors import DataError, UsageError, located
 from softless.words import counted
+
+Found = TypeVar("Found")
 
 
 def images_of(
@@ -51,6 +55,33 @@ def images_of(
     if len(paths) == 1:
         return images_at(paths[0], channels, apart, scale, page)
     return _together(paths, channels, apart, scale, page)
+
+
+def images_for_all(
+    sources: str | Path | Sequence[str | Path],
+    channels: int,
+    apart: Path | None = None,
+    scale: Range | None = None,
+    page: int = 0,
+) -> Samples:
+    """As `images_of`, on every rank: folders are listed by rank 0 alone, an npz file is opened by each."""
+    named = [sources] if isinstance(sources, str | Path) else list(sources)
+    packed = any(Path(one).suffix.lower() == ".npz" for one in named)
+    found = opened_for_all(lambda: images_of(named, channels, apart, scale, page), in_memory=packed)
+    if paths := found.paths()[:1]:
+        ranks.together(lambda: _seen(paths[0]))
+    return found
+
+
+def opened_for_all(work: Callable[[], Found], *, in_memory: bool) -> Found:
+    """What is opened of images, on all ranks: rank 0 lists and checks files for all; what lies in memory every rank opens."""
+    return ranks.together(work) if in_memory else ranks.first(work)
+
+
+def _seen(path: Path) -> None:
+    """A rank on another machine may not have the folder that rank 0 listed."""
+    if not path.parent.is_dir():
+        raise DataError(f"there is no folder {path.parent} here: let every rank see the same images")
 
 
 def _together(paths: Sequence[Path], channels: int, apart: Path | None, scale: Range | None, page: int) -> FileSamples:

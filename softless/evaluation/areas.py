@@ -6,8 +6,34 @@ Hanley and McNeil, Radiology 1982. Its spread without draws, from what each imag
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+
+SIDES: tuple[Literal["left", "right"], ...] = ("left", "right")
+
+
+def area_of(scores: np.ndarray, own: np.ndarray) -> float | None:
+    """The area of scores (n,) float64, with the places of the images of the class; None where one side has no image.
+
+    Scores are sorted once, rounded to float32, which is three times as fast: rounding keeps their order. The few of the others that share
+    the rounded score of an image of the class are compared as they are.
+    """
+    others = len(scores) - len(own)
+    if not len(own) or not others:
+        return None
+    rounded = scores.astype(np.float32)
+    ordered, mine = np.sort(rounded), np.sort(scores[own])
+    near = mine.astype(np.float32)
+    first, last = (np.searchsorted(ordered, near, side) - np.searchsorted(near, near, side) for side in SIDES)
+    in_order = float(first.sum())  # others below by their rounded scores
+    if (shared := first != last).any():
+        aside = np.isin(rounded, near[shared])
+        aside[own] = False
+        close = np.sort(scores[aside])
+        below, up_to = (np.searchsorted(close, mine[shared], side) for side in SIDES)
+        in_order += float((below - np.searchsorted(close.astype(np.float32), near[shared]) + (up_to - below) / 2).sum())
+    return in_order / (len(own) * others)
 
 
 @dataclass(frozen=True)

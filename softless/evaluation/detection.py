@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
+from softless import ranks
 from softless.data.boxes import BoxSamples, need_pycocotools
 from softless.data.loader import EpochLoader, TransformedSamples
 from softless.data.progress import track
@@ -123,7 +123,7 @@ def evaluate(
     told_of = answers_to(model, track(images, len(loader.positions), label), amp, tuple(samples.categories))
     mine = zip(loader.positions, told_of, strict=True)
     found = [{"image_id": samples.entries[position].id, **answer} for position, answers in mine for answer in answers]
-    told = _gathered(found, len(loader.positions), len(samples))
+    told = _gathered(loader, found)
     measures, per_class, matches = measured(samples.document(), told, masks=samples.masks, detections=detections)
     return Detections(measures, per_class, told, detections, len(samples), len(samples), matches)
 
@@ -271,11 +271,8 @@ def _silence() -> Iterator[None]:
         yield
 
 
-def _gathered(found: list[Answer], mine: int, expected: int) -> list[Answer]:
-    """All ranks' answers, image by image in the order of their ids; a loader that yields everything has nothing to gather."""
-    alone = not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
-    if not alone and mine != expected:
-        parts: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(parts, found)
-        found = [answer for part in parts for answer in part]
+def _gathered(loader: EpochLoader, found: list[Answer]) -> list[Answer]:
+    """All ranks' answers, image by image in the order of their ids; a loader that ranks do not share has nothing to gather."""
+    if loader.rounds is not None:
+        found = [answer for part in ranks.gather(found) for answer in part]
     return sorted(found, key=lambda answer: answer["image_id"])

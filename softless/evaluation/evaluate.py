@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
+from softless import ranks
 from softless.data.loader import EpochLoader
 from softless.data.progress import track
 from softless.data.samples import Samples
@@ -276,12 +276,10 @@ def precision_of(amp: str) -> str:
 
 
 def gathered(loader: EpochLoader, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """All ranks' parts in the order of the data set; a loader that yields everything has nothing to gather."""
-    alone = not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
-    if alone or len(loader.positions) == len(loader.dataset):  # type: ignore[arg-type]
+    """All ranks' parts in the order of the data set; a loader that ranks do not share has nothing to gather."""
+    if loader.rounds is None:
         return logits, targets
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, (list(loader.positions), logits, targets))
-    order = torch.tensor([position for positions, _, _ in parts for position in positions]).argsort()
+    parts = ranks.gather((np.asarray(loader.positions), logits, targets))
+    order = torch.from_numpy(np.concatenate([positions for positions, _, _ in parts])).argsort()
     filled = [part for part in parts if len(part[0])]
     return torch.cat([part[1] for part in filled])[order], torch.cat([part[2] for part in filled])[order]

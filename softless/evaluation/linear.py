@@ -7,7 +7,7 @@ resized crop and a flip for each image and epoch.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from softless.data.loader import EpochOrder, eval_loader, mix, train_loader
+from softless import ranks
+from softless.data.loader import EpochOrder, mix, shared_loader, train_loader
 from softless.data.progress import track
 from softless.data.samples import Samples
 from softless.data.transforms import Pipeline
@@ -77,7 +78,7 @@ def probe(
     device = next(model.parameters()).device
 
     def features(samples: Samples, label: str) -> tuple[Tensor, Tensor]:
-        loader = eval_loader(samples, transform, batch=batch_size, workers=workers)
+        loader = shared_loader(samples, transform, batch=batch_size, workers=workers)
         return extract(model, loader, layers, device=device, label=label)
 
     asked = features(test, "features of test images")
@@ -94,17 +95,29 @@ def probe(
 def _seen(
     model: nn.Module, train: Samples, views: Pipeline, batch: int, settings: LinearSettings, workers: int
 ) -> Batches:
-    """Batches of the features of new views in each epoch."""
-    loader = train_loader(train, views, batch=batch, seed=settings.seed, workers=workers)
+    """Batches of the features of new views in each epoch; ranks compute whole batches in turn, and each has them all."""
+    loader = train_loader(
+        train,
+        views,
+        batch=batch,
+        seed=settings.seed,
+        workers=workers,
+        rank=ranks.rank(),
+        world=ranks.size(),
+        whole=True,
+    )
     device = next(model.parameters()).device
+    steps = len(train) // batch
 
-    def of(epoch: int) -> Iterable[tuple[Tensor, Tensor]]:
-        loader.set_epoch(epoch)
-        label = f"linear classifier, epoch {epoch + 1} of {settings.epochs}"
-        for images, labels in track(loader, len(loader) * batch, label, size=lambda part: len(part[1])):
+    def computed(label: str) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in track(loader, steps * batch // ranks.size(), label, size=lambda part: len(part[1])):
             with torch.no_grad():
                 found = layers(model, images.to(device)).float().cpu()
             yield found, labels
+
+    def of(epoch: int) -> Iterable[tuple[Tensor, Tensor]]:
+        loader.set_epoch(epoch)
+        return ranks.everywhere(computed(f"linear classifier, epoch {epoch + 1} of {settings.epochs}"), steps)
 
     return of
 

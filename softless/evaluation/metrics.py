@@ -11,13 +11,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from softless.errors import DivergedError
-from softless.evaluation.areas import Ordered
+from softless.evaluation.areas import area_of
 
 BINS = 10  # of the calibration curve
 BLOCK = 2_000_000  # numbers of one block of logits: 16 MB
+CACHED = 64_000  # of a block that is walked: 512 kB
+AT_ONCE = 8  # classes whose scores are sorted together
 
 
 @dataclass(frozen=True)
@@ -81,34 +84,43 @@ def measure(logits: Tensor, targets: Tensor) -> Metrics:
         DivergedError: some logits are not finite; no accuracy of them means anything.
     """
     classes = logits.shape[1]
+    walk = _walked(logits.cpu(), targets.long().cpu())
     said, truth = logits.cpu().numpy(), targets.long().cpu().numpy()
-    bad = int((~np.isfinite(said)).any(1).sum())
-    if bad:
-        raise DivergedError(f"the model's output is not finite for {bad} of {len(said)} images: its weights diverged")
     confusion = np.bincount(truth * classes + said.argmax(1), minlength=classes**2).reshape(classes, classes)
     right, support = confusion.diagonal(), confusion.sum(1)
-    areas = class_areas(said, truth)
+    areas = _areas(said, truth, walk.totals)
     known = [area for area in areas if area is not None]
-    sums, hits, sure, held = _walked(said, truth)
     return Metrics(
-        loss=float(-sums["log"] / len(truth)),
+        loss=float(-walk.log / len(truth)),
         top1=float(right.sum() / len(truth)),
-        top5=float(sums["top5"] / len(truth)) if classes > 5 else None,
+        top5=float(walk.top5 / len(truth)) if classes > 5 else None,
         balanced_accuracy=float((right[support > 0] / support[support > 0]).mean()),
         auc=float(np.mean(known)) if known else None,
         class_auc=areas,
-        brier=float(sums["brier"] / len(truth)),
-        calibration=calibration(sure, held if classes == 2 else hits),
+        brier=float(walk.brier / len(truth)),
+        calibration=calibration(walk.sure, truth == 1 if classes == 2 else walk.hits),
         confusion=confusion,
     )
 
 
 def class_areas(logits: np.ndarray, targets: np.ndarray) -> tuple[float | None, ...]:
     """The area under the ROC curve of each class against the rest; None where one side has no image."""
-    return tuple(
-        Ordered.of(scores, targets == label).area() if (targets == label).any() else None
-        for label, scores in enumerate(class_scores(logits))
-    )
+    return _areas(logits, targets, np.concatenate([_log_total(block) for block in _blocks(logits)]))
+
+
+def _areas(logits: np.ndarray, targets: np.ndarray, totals: np.ndarray) -> tuple[float | None, ...]:
+    """As `class_areas`, with the logarithm of each image's summed exponentials (n,) float64; a few classes at once, each sorted once."""
+    order = np.argsort(targets, kind="stable")
+    starts = np.searchsorted(targets[order], np.arange(logits.shape[1] + 1))
+    if logits.shape[1] == 2:
+        scores = np.stack(list(class_scores(logits)))
+        return tuple(area_of(scores[label], order[starts[label] : starts[label + 1]]) for label in range(2))
+    found: list[float | None] = []
+    for first in range(0, logits.shape[1], AT_ONCE):
+        scores = np.ascontiguousarray(logits[:, first : first + AT_ONCE].T).astype(np.float64) - totals
+        places = range(first, first + len(scores))
+        found += [area_of(one, order[starts[at] : starts[at + 1]]) for at, one in zip(places, scores, strict=True)]
+    return tuple(found)
 
 
 def class_scores(logits: np.ndarray) -> Iterator[np.ndarray]:
@@ -139,22 +151,56 @@ def second_class(logits: np.ndarray) -> np.ndarray:
     return 0.5 * (1 + np.tanh(apart / 2))
 
 
-def _walked(logits: np.ndarray, targets: np.ndarray) -> tuple[dict[str, float], np.ndarray, np.ndarray, np.ndarray]:
-    """Sums over the images, and of each image whether its answer is right, how sure it is, and whether it is of the second class."""
-    sums, sure, hits = dict.fromkeys(("log", "brier", "top5"), 0.0), [], []
-    for block, truth in zip(_blocks(logits), _blocks(targets, logits.shape[1]), strict=True):
-        wide, rows = block.astype(np.float64), np.arange(len(block))
-        of_truth = wide[rows, truth]
-        sums["log"] += float((of_truth - _log_total(wide)).sum())
-        before = (wide > of_truth[:, None]).sum(1)  # of equal logits the first class comes first, as in the answer
-        before += ((wide == of_truth[:, None]) & (np.arange(wide.shape[1]) < truth[:, None])).sum(1)
+@dataclass(frozen=True)
+class _Walk:
+    """Sums over the images; and of each image how sure its answer is, whether it is right, and log sum_c exp(logit_c), (n,)."""
+
+    log: float
+    brier: float
+    top5: int
+    sure: np.ndarray
+    hits: np.ndarray
+    totals: np.ndarray
+
+
+def _walked(logits: Tensor, targets: Tensor) -> _Walk:
+    """One pass over logits (n, K) and targets (n,), a block that fits the processor's cache at a time."""
+    (images, classes), places = logits.shape, torch.arange(logits.shape[1])
+    sums, bad = dict.fromkeys(("log", "brier", "top5"), 0.0), 0
+    sure, totals = (torch.zeros(images, dtype=torch.float64) for _ in range(2))
+    hits = torch.zeros(images, dtype=torch.bool)
+    step = max(1, CACHED // classes)
+    room = torch.zeros(min(step, images), classes, dtype=torch.float64)  # new ones would leave gaps in the memory
+    for start in range(0, images, step):
+        rows = slice(start, start + step)
+        block, truth = logits[rows], targets[rows, None]
+        largest = block.amax(1, keepdim=True).double()
+        bad += int((~(largest[:, 0] + block.amin(1)).isfinite()).sum())
+        of_truth = block.gather(1, truth)
+        before = (block > of_truth).sum(1) + _ahead(block == of_truth, truth, places)
+        grown = room[: len(block)].copy_(block).sub_(largest).exp_()
+        total = grown.sum(1)
+        chance = grown.gather(1, truth)[:, 0] / total
+        totals[rows] = largest[:, 0] + total.log()
+        hits[rows] = before == 0
+        sure[rows] = torch.from_numpy(second_class(block.numpy())) if classes == 2 else 1 / total
+        sums["log"] += float((of_truth[:, 0].double() - totals[rows]).sum())
+        squares = grown.square_().sum(1) / total.square()
+        sums["brier"] += float((squares - 2 * chance + 1).sum()) / (2 if classes == 2 else 1)
         sums["top5"] += int((before < 5).sum())
-        hits.append(before == 0)
-        chances = np.exp(wide - _log_total(wide)[:, None])
-        sure.append(second_class(block) if logits.shape[1] == 2 else chances.max(1))
-        chances[rows, truth] -= 1
-        sums["brier"] += float((chances**2).sum()) / (2 if logits.shape[1] == 2 else 1)
-    return sums, np.concatenate(hits), np.concatenate(sure), targets == 1
+    if bad:
+        raise DivergedError(f"the model's output is not finite for {bad} of {images} images: its weights diverged")
+    return _Walk(sums["log"], sums["brier"], int(sums["top5"]), sure.numpy(), hits.numpy(), totals.numpy())
+
+
+def _ahead(equal: Tensor, truth: Tensor, places: Tensor) -> Tensor:
+    """(b,) how many classes with the logit of the true one come before it, as in the answer; of `equal` (b, K), truth (b, 1), places (K,)."""
+    ties = equal.sum(1)
+    shared = (ties > 1).nonzero()[:, 0]
+    ahead = torch.zeros_like(ties)
+    if len(shared):
+        ahead[shared] = (equal[shared] & (places < truth[shared])).sum(1)
+    return ahead
 
 
 def _blocks(values: np.ndarray, width: int | None = None) -> Iterator[np.ndarray]:

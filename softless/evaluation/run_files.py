@@ -63,6 +63,7 @@ BEST_RULES: dict[str, Rule] = {
     "pixels?": SIDES,
     "range?": (lambda value: value is None or (isinstance(value, str) and len(value) < 200), "a text or null"),
     "trained_at?": TABLE,
+    "operators?": TEXTS,
     "weights_sha256?": DIGEST,
     "epoch?": whole(0),
     "weights?": TEXT,
@@ -99,6 +100,8 @@ RESULT_RULES: dict[str, Rule] = {
     "metric?": TEXT,
     "gained?": ANY_NUMBER,
     "rising?": TRULY,
+    "planned?": whole(1),
+    "ended_by?": TEXT,
     "extended_from?": COUNTS,
     "left_out?": (lambda value: isinstance(value, dict) and all(map(whole(0)[0], value.values())), "a table of counts"),
 }

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from PIL import Image
 from torch import Tensor, nn
 
+from softless import ranks
 from softless.data.label_images import IGNORE, LabelImages
 from softless.data.loader import EpochLoader
 from softless.data.progress import track
@@ -251,12 +251,10 @@ def label_png(indices: np.ndarray, values: Sequence[int]) -> bytes:
 
 
 def _of_all_ranks(loader: EpochLoader, mine: Tally) -> Tally:
-    """All ranks' images in the order of the data set; a loader that yields everything has nothing to gather."""
-    alone = not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
-    if alone or len(loader.positions) == len(loader.dataset):  # type: ignore[arg-type]
+    """All ranks' images in the order of the data set; a loader that ranks do not share has nothing to gather."""
+    if loader.rounds is None:
         return mine
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, (list(loader.positions), mine))
+    parts = ranks.gather((list(loader.positions), mine))
     order = np.argsort([place for places, _ in parts for place in places])
     whole = Tally(len(mine.confusion))
     whole.confusion = np.sum([part.confusion for _, part in parts], axis=0)

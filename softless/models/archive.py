@@ -120,6 +120,8 @@ def _checked_archive(file: BinaryIO, size: int) -> bytes:
         members = archive.infolist()
         names = [member.filename for member in members]
         roots = {name.partition("/")[0] for name in names}
+        if what := _of_another_tool(names):
+            raise ValueError(what)
         for member in members:
             name = member.filename
             if name != member.orig_filename or "\\" in name or not {"", ".", ".."}.isdisjoint(name.split("/")):
@@ -141,6 +143,17 @@ def _checked_archive(file: BinaryIO, size: int) -> bytes:
         if (damaged := archive.testzip()) is not None:
             raise ValueError(f"its member {damaged} has another checksum than was written")
         return archive.read(pickled)
+
+
+def _of_another_tool(names: list[str]) -> str:
+    """What an archive is that torch.save did not write, by its members."""
+    if names and all(name.endswith(".npy") for name in names):
+        return "it is an .npz of numpy"
+    if any(name.endswith("/archive_format") for name in names):
+        return "it is a program of torch.export"
+    if any(name.endswith("/constants.pkl") for name in names):
+        return "it is a program of TorchScript"
+    return ""
 
 
 def _check_end(file: BinaryIO, size: int) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from softless.errors import unknown
+from softless.models.given import GIVEN, given_model
 
 TASKS = ("classification", "multilabel", "detection", "segmentation", "dino")
 
@@ -18,13 +19,15 @@ def assemble(
     Args:
         task: "classification", "multilabel", "detection", "segmentation" or "dino" (the backbone
             that it trained, without a head).
-        architecture: a registered model or a host.
+        architecture: a registered model or a host; "given" is the one that `models.given` holds.
         model_args: further arguments of `create_model`, among them `op`, `num_classes` and `in_chans`.
         head: what is built around a host for dense prediction: arguments of `detector` or `segmenter`.
 
     Raises:
         UsageError: no such task or model, or arguments that do not fit.
     """
+    if architecture == GIVEN:
+        return given_model(model_args)
     if task in {"classification", "multilabel", "dino"}:
         from softless.models.create import create_model
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -22,7 +22,7 @@ from softless.models.options import COMPANIONS, constructed, host_arguments
 from softless.models.outline import check_fits
 from softless.models.scale import trained_as_configured
 from softless.models.variants import ENTRIES, VARIANTS, Entry
-from softless.models.weights import fill
+from softless.models.weights import fill, load_weights
 
 FOLDER = "local-dir:"  # as timm says it
 VIT_MODULES = ("vision_transformer", "deit")  # timm modules whose models take attn_layer=
@@ -38,7 +38,8 @@ def create_model(name: str, op: str | Operator | None = None, *, pretrained: boo
         pretrained: Load the weights that timm knows for this name (downloads), or those of the folder. Hosts with exchanged attention keep the layout of
             their projections, so a ViT's softmax weights load.
         **kwargs: Options of the operator (token_scale, order, …); v_conv, the side of a depthwise convolution of v; act ("relu", "gelu", "hard_swish", "silu"); num_heads; lpi (XCiT);
-            and every argument of the timm model (num_classes, in_chans, img_size, drop_path_rate, features_only, …).
+            and every argument of the timm model (num_classes, in_chans, img_size, drop_path_rate, features_only, …); checkpoint_path is read by
+            `load_weights`.
 
     Returns:
         A timm model: forward (B, C, H, W) -> (B, num_classes).
@@ -48,6 +49,8 @@ def create_model(name: str, op: str | Operator | None = None, *, pretrained: boo
         UsageError: unknown model (nearest name offered) or operator, an option that does not fit, a host whose attention has no place
             for another.
     """
+    if (path := kwargs.pop("checkpoint_path", None)) is not None and path != "":
+        return _from_checkpoint(name, op, path, pretrained, kwargs)
     if name.startswith(FOLDER):
         if op is not None:
             raise UsageError(f"'{name}' says its operator itself: leave op='{op}' out")
@@ -158,6 +161,20 @@ def _host(name: str, op: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Mo
     elif name.startswith("deit_"):
         vit.start_as_deit(made)
     return constructed(vit.connect(made), name, op, kwargs)
+
+
+def _from_checkpoint(
+    name: str, op: str | Operator | None, path: str | Path, pretrained: bool, kwargs: dict[str, Any]
+) -> nn.Module:
+    """A model with the weights of a file or folder."""
+    if pretrained:
+        raise UsageError("pretrained=True and checkpoint_path= both say where the weights come from: choose one")
+    model: Any = create_model(name, op, **kwargs)
+    if kwargs.get("features_only"):
+        fill(model, located(path), head="new")
+    else:
+        load_weights(model, located(path))
+    return cast("nn.Module", model)
 
 
 def _from_folder(folder: Path, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:

@@ -21,6 +21,8 @@ SHOWN = 5
 OTHER_KINDS = {
     b"\x1f\x8b": "a gzip archive: unpack it first",
     POINTER: POINTED,
+    b"\x93NUMPY": "an array of numpy: save the model's state dict by torch.save or as .safetensors",
+    b"\x89HDF": "an HDF5 file, as Keras writes: save the model's state dict by torch.save or as .safetensors",
     b"<": "a web page and not a file of tensors: download the file itself",
 }
 TORCHS = {"zip": "an archive of torch.save", "old": "a file of torch.save from before torch 1.6"}

@@ -20,6 +20,12 @@ def softmax_kept(model: nn.Module) -> dict[str, str]:
     return {path: type(module).__name__ for path, module in model.named_modules() if _weighs_by_softmax(module)}
 
 
+def operators_of(model: nn.Module) -> list[str]:
+    """The attention operators in a model, by name; foreign attention counts as softmax. A convolutional network has none."""
+    own = {module.op.name for module in model.modules() if isinstance(module, Attention)}
+    return sorted(own | ({SOFTMAX} if any(map(_weighs_by_softmax, model.modules())) else set()))
+
+
 def _weighs_by_softmax(module: nn.Module) -> bool:
     if isinstance(module, Attention):
         return module.op.name == SOFTMAX

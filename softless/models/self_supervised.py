@@ -53,17 +53,30 @@ class SelfDistillation(nn.Module):
         self.student, self.teacher = _branch(student, head), _branch(teacher, head)
         self.teacher.load_state_dict(self.student.state_dict())
         self.teacher.requires_grad_(requires_grad=False)
+        self._moved: Tensor | None = None  # the centre's mean over the parts of a step
         self.loss = DINOLoss(outputs, student_temp=student_temp, center_momentum=center_momentum)
 
-    def forward(self, views: Sequence[Tensor], teacher_temp: float) -> Tensor:
+    def forward(self, views: Sequence[Tensor], teacher_temp: float, part: tuple[int, int] = (0, 1)) -> Tensor:
         with torch.no_grad():
             taught = self.teacher(torch.cat(list(views[:GLOBAL]))).chunk(GLOBAL)
         said = [*self.student(torch.cat(list(views[:GLOBAL]))).chunk(GLOBAL)]
         if local := list(views[GLOBAL:]):
             said += self.student(torch.cat(local)).chunk(len(local))
+        before = self.loss.center.clone()  # the loss moves it in place
         with autocast_off(views[0].device.type):
             value: Tensor = self.loss([_wide(x) for x in taught], [_wide(x) for x in said], teacher_temp=teacher_temp)
+        self._move_centre(before, *part)
         return value
+
+    def _move_centre(self, before: Tensor, place: int, count: int) -> None:
+        """Where a step's images come in several parts the centre stands until the last, and moves by their mean."""
+        if count == 1:
+            return
+        share = self.loss.center / count
+        moved = share if self._moved is None else self._moved + share
+        last = place == count - 1
+        self._moved = None if last else moved
+        self.loss.center.copy_(moved if last else before)
 
     def hold_last_layer(self, epoch: int) -> None:
         """Cancel the gradients of the student's last layer in the first epochs, which are those it was told to freeze it for."""

@@ -4,16 +4,14 @@ A layout is a list of names to rename and of projections to join or to split. Wh
 loaded in part, and every tensor of the file is either loaded or named with the reason why not.
 """
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
-from timm.layers import resample_abs_pos_embed
+from timm.models import adapt_input_conv
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
@@ -22,7 +20,7 @@ from softless.layers import Attention
 from softless.models import config, digests
 from softless.models.files import CONFIG, FILE, check_finite, has_checksums, read_tensors
 from softless.models.nearest import build_of, nearest
-from softless.models.pyramid import Pyramid, Stage
+from softless.models.positions import Size, checked_size, resize, two_sides
 
 Tensors = dict[str, Tensor]
 WEIGHTS = (
@@ -37,6 +35,13 @@ WEIGHTS = (
 )  # where scripts keep them
 AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "teacher")
 USUAL = tuple(name for name in AVERAGED if name != "model_ema")  # the result of their script, not a second choice
+INSIDE = (
+    "_orig_mod.",
+    "_fsdp_wrapped_module.",
+    "_checkpoint_wrapped_module.",
+    "_forward_module.",
+)  # of compile, FSDP, checkpointing and Fabric, which may wrap parts of a model
+COUNTERS = ("n_averaged",)  # beside the weights of torch.optim.swa_utils.AveragedModel
 WRAPPERS = (
     "module.",
     "_orig_mod.",
@@ -102,6 +107,9 @@ class Loaded:
     resized: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
     left: Mapping[str, str] = field(default_factory=dict)  # of the file, not loaded -> why
     kept: tuple[str, ...] = ()  # of the model, not in the file: the operator's own, or a new head
+    assumed: Mapping[str, tuple[int, int]] = field(
+        default_factory=dict
+    )  # tables of positions of which nothing says the grid -> the one that they were taken for
 
     def __str__(self) -> str:
         said = [
@@ -109,16 +117,22 @@ class Loaded:
         ]
         said += [f"  taken    {self.taken}"] if self.taken else []
         said += [f"  resized  {name}: {before} to {after}" for name, (before, after) in self.resized.items()]
+        said += [
+            f"  assumed  {name}: its places are those of {grid[0]} x {grid[1]}, which nothing in the file says (image_size= does)"
+            for name, grid in self.assumed.items()
+        ]
         said += [f"  left     {name}: {why}" for name, why in self.left.items()]
         said += [f"  kept     {name}: as the model had it" for name in self.kept]
         return "\n".join(said)
 
 
-def load_weights(model: nn.Module, source: str | Path | Mapping[str, Any], *, averaged: bool | None = None, head: Literal["same", "new"] = "same", allow_nonfinite: bool = False) -> Loaded:  # fmt: skip
+def load_weights(model: nn.Module, source: str | Path | Mapping[str, Any], *, averaged: bool | None = None, head: Literal["same", "new"] = "same", image_size: Size | None = None, allow_nonfinite: bool = False) -> Loaded:  # fmt: skip
     """Load a checkpoint into a model, whatever of these layouts it has: ours, timm's (ViT, DeiT, XCiT), or that of the code of SimA, XCiT, SOFT, CvT or DeiT.
 
     Files are read without executing anything in them, and compared with the digests that `save_weights` left beside them. Tables of positions
-    are resized to the model's size. On an error the model is as it was.
+    are resized to the model's size. A table does not say its grid; a folder of `save_weights` and `image_size` do. Else one of the model's own number of places
+    is taken for the model's grid, and another for a square; `Loaded.assumed` says which, and one whose own neighbours tell another grid is refused.
+    On an error the model is as it was.
 
     Args:
         model: from `softless.create_model` or timm, of the file's sizes.
@@ -127,6 +141,7 @@ def load_weights(model: nn.Module, source: str | Path | Mapping[str, Any], *, av
         averaged: of a file that holds averaged weights too, take those. None takes them where their script does: beside "state_dict", as SOFT is evaluated, and
             DINO's teacher. `Loaded.taken` says which were.
         head: "same" loads the classifier; "new" leaves the model's, for other classes, and passes over the file's where the model has none.
+        image_size: pixels (height, width), or of a square's side, of the images that the file's positions were made for.
         allow_nonfinite: load NaN and infinity too.
 
     Raises:
@@ -134,7 +149,8 @@ def load_weights(model: nn.Module, source: str | Path | Mapping[str, Any], *, av
         UsageError: tensors that do not fit, lack, or have no place; the message names the first few.
     """
     need_module(model, "load_weights")
-    return _load(model, source, averaged=averaged, head=head, allow_nonfinite=allow_nonfinite)
+    told = None if image_size is None else checked_size(image_size)
+    return _load(model, source, averaged=averaged, head=head, image_size=told, allow_nonfinite=allow_nonfinite)
 
 
 def fill(model: nn.Module, folder: Path, *, head: Literal["same", "new"]) -> Loaded:
@@ -155,6 +171,7 @@ def _load(
     *,
     averaged: bool | None = None,
     head: Literal["same", "new"] = "same",
+    image_size: tuple[int, int] | None = None,
     allow_nonfinite: bool = False,
     cut: bool = False,
     channels: bool = False,
@@ -180,7 +197,7 @@ def _load(
             del given[name]
     if channels:
         _fit_channels(model, given, persistent)
-    resized = _resize(model, given, persistent, _image_size_of(source))
+    resized, assumed = resize(model, given, persistent, image_size or _image_size_of(source))
     own = {name for name in persistent if ".learned." in name}
     for name in [name for name in given if name not in persistent]:
         if why := _needless(name, given[name]):
@@ -197,12 +214,12 @@ def _load(
     if problems:
         raise UsageError(
             f"{where} does not fit this model ({layout.name if layout else 'read as ours or timm’s'}): {'; '.join(problems)}"
-            f"{_of_another(given, persistent)}"
+            f"{_of_another(given, persistent)}{_of_adapter(given)}"
         )
     with torch.no_grad():
         for name, value in given.items():
             persistent[name].copy_(value)
-    return Loaded(layout.name if layout else "our layout or timm's", len(given), found.taken, {old: new for old, new in renamed.items() if new in given}, resized, left, tuple(sorted(kept)))  # fmt: skip
+    return Loaded(layout.name if layout else "our layout or timm's", len(given), found.taken, {old: new for old, new in renamed.items() if new in given}, resized, left, tuple(sorted(kept)), assumed)  # fmt: skip
 
 
 def _cut_off(given: Tensors, wanted: Mapping[str, Tensor]) -> dict[str, str]:
@@ -229,13 +246,20 @@ def _refuse_unsaid(model: nn.Module, layout: Layout | None, where: str) -> None:
 
 
 def _image_size_of(source: str | Path | Mapping[str, Any]) -> tuple[int, int] | None:
-    """The pixels (height, width) that the config.json of a folder tells, where the source is one."""
-    if isinstance(source, Mapping) or not located(source).is_dir():
+    """The pixels (height, width) that the config.json of a folder of `save_weights` tells, where the source is one or lies in one."""
+    if isinstance(source, Mapping):
         return None
-    found = config.read(located(source) / CONFIG)
-    told = found.built.arguments.get("img_size") or (found.about.get("input_size") or [0, 0, 0])[1:]
-    sides = (told, told) if isinstance(told, int) else tuple(told)
-    return (int(sides[0]), int(sides[1])) if len(sides) == 2 and min(sides) > 0 else None
+    path = located(source)
+    if path.is_dir():
+        if not (path / CONFIG).is_file():  # of other tools
+            return None
+    else:
+        if path.name != FILE or not (path.with_name(CONFIG).is_file() and path.with_name(digests.DIGESTS).is_file()):
+            return None
+        path = path.parent
+        digests.check(path / CONFIG)
+    found = config.read(path / CONFIG)
+    return two_sides(found.built.arguments.get("img_size") or (found.about.get("input_size") or [0, 0, 0])[1:])
 
 
 def _read(source: str | Path | Mapping[str, Any]) -> tuple[Mapping[str, Any], str, str]:
@@ -275,24 +299,51 @@ def _unwrapped(
         UsageError: averaged weights are asked for, and there are none.
         DataError: no tensors under names.
     """
-    inside = [name for name in WEIGHTS if _is_state(held.get(name))]
-    means = [name for name in AVERAGED if _is_state(held.get(name))]
-    if averaged and not means:
+    said: list[str] = []
+    chosen: str | None = ""
+    taken: list[str] = []
+    left: dict[str, str] = {}
+    while chosen is not None:  # a state dict may hold several models in its turn
+        held, beside = _parted(held, wanted)
+        left |= dict.fromkeys(beside, "it lies beside the models of the file")
+        states = [name for name in (*AVERAGED, *WEIGHTS) if _is_state(held.get(name))]
+        chosen = _chosen(states, averaged)
+        if chosen is not None:
+            others = [f"'{name}'" for name in states if name != chosen]
+            said += [f"'{chosen}', and not {' or '.join(others)}"] if others else []
+            held, where = held[chosen], f"{where} [{chosen}]"
+            taken.append(chosen)
+    if averaged and not {*taken} & {*AVERAGED}:
         raise UsageError(f"{where} has no averaged weights ({', '.join(AVERAGED)}): leave averaged out")
-    usual = [name for name in means if name in USUAL]
-    chosen = means[0] if averaged else next(iter([*(usual if averaged is None else []), *inside]), None)
-    said = []
-    if chosen is not None:
-        others = [f"'{name}'" for name in (*means, *inside) if name != chosen]
-        said += [f"'{chosen}', and not {' or '.join(others)}"] if others else []
-        held, where = held[chosen], f"{where} [{chosen}]"
     tensors = {str(name): value for name, value in held.items() if isinstance(value, Tensor)}
     if not tensors:
         raise DataError(f"{where} holds no tensors under names: pass a state dict, or a file that holds one")
-    tensors, left, cut = _bare(tensors, wanted)
+    tensors, apart, cut = _bare(tensors, wanted)
     said += [f"names without their '{cut}'"] if cut else []
     said += [unguarded] if unguarded else []
-    return Unwrapped(tensors, where, "; ".join(said), left)
+    return Unwrapped(tensors, where, "; ".join(said), left | apart)
+
+
+def _chosen(states: list[str], averaged: bool | None) -> str | None:
+    """Which of several state dicts, averaged ones first; `averaged` None takes those where their script does."""
+    asked = AVERAGED if averaged else USUAL if averaged is None else ()
+    return next(
+        iter([*(name for name in states if name in asked), *(name for name in states if name in WEIGHTS)]), None
+    )
+
+
+def _parted(held: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> tuple[Mapping[str, Any], list[str]]:
+    """The state dicts of a module that holds several models, as students and teachers, each under its own name; and what it has beside them."""
+    names = [str(name) for name, value in held.items() if isinstance(value, Tensor)]
+    models = {name.partition(".")[0] for name in names} & {*WEIGHTS, *AVERAGED}
+    models -= {name.partition(".")[0] for name in wanted}
+    if len(models) < 2:
+        return held, []
+    parts = {
+        model: {name.removeprefix(f"{model}."): held[name] for name in names if name.startswith(f"{model}.")}
+        for model in sorted(models)
+    }
+    return parts, [name for name in names if name.partition(".")[0] not in models]
 
 
 def _is_state(held: Any) -> bool:
@@ -301,7 +352,8 @@ def _is_state(held: Any) -> bool:
 
 def _bare(tensors: Tensors, wanted: Mapping[str, Tensor]) -> tuple[Tensors, dict[str, str], str]:
     """The tensors without what trainers write before every name; those beside a backbone, with why; and what was cut off."""
-    left: dict[str, str] = {}
+    left = {name: "a counter of averaging" for name in COUNTERS if name in tensors and name not in wanted}
+    tensors = {name: value for name, value in tensors.items() if name not in left}
     cut = ""
 
     def ours(start: str) -> bool:
@@ -317,9 +369,10 @@ def _bare(tensors: Tensors, wanted: Mapping[str, Tensor]) -> tuple[Tensors, dict
             break
         tensors = {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
         cut += start
-    if any("_orig_mod." in name for name in tensors) and not any("_orig_mod." in name for name in wanted):
-        tensors = {name.replace("_orig_mod.", ""): value for name, value in tensors.items()}  # blocks compiled alone
-        cut += "_orig_mod."
+    for part in INSIDE:
+        if any(part in name for name in tensors) and not any(part in name for name in wanted):
+            tensors = {name.replace(part, ""): value for name, value in tensors.items()}
+            cut += part
     return tensors, left, cut
 
 
@@ -373,93 +426,25 @@ def _projections(name: str) -> list[tuple[str, list[str]]]:
     return [(f"{start}qkv.{part}", three)]
 
 
-def _resize(
-    model: nn.Module, given: Tensors, wanted: Mapping[str, Tensor], stored: tuple[int, int] | None
-) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Tables of positions of another number of tokens, resized in place: bilinearly in a pyramid, as timm does elsewhere.
-
-    A table does not say its grid: it is taken for square, unless `stored` tells the pixels (height, width) of the file's images.
-    """
-    resized = {}
-    for name in [name for name in given if name.rsplit(".", 1)[-1] == "pos_embed" and name in wanted]:
-        old, new = given[name], wanted[name]
-        places = _places(model, name, old, given, new)
-        if places is None or (stored is None and old.shape == new.shape):
-            continue
-        if stored is not None:
-            places = places.of_images(stored)
-        if places.before in {None, places.grid}:
-            continue
-        assert places.before is not None
-        prefix, before, grid = places.prefix, places.before, places.grid
-        if isinstance(model, Pyramid):
-            rest = old[:, prefix:].float().transpose(1, 2).unflatten(2, before)
-            map_ = F.interpolate(rest, grid, mode="bilinear", align_corners=False)
-            given[name] = torch.cat([old[:, :prefix].float(), map_.flatten(2).transpose(1, 2)], dim=1)
-        else:
-            given[name] = resample_abs_pos_embed(old.float(), list(grid), list(before), num_prefix_tokens=prefix)
-        resized[name] = (tuple(old.shape), tuple(given[name].shape))
-    return resized
-
-
-class _Places(NamedTuple):
-    """What a table of positions has a row for, in the file and in the model."""
-
-    prefix: int  # tokens before the grid: class and register tokens
-    rows: int  # of the file's grid
-    before: tuple[int, int] | None  # that grid, where it is known
-    grid: tuple[int, int]  # the model's
-    reduction: tuple[float, float]  # pixels of an image to one place of the model's grid
-
-    def of_images(self, size: tuple[int, int]) -> "_Places":
-        """The same of a file of images of so many pixels, where that fits its rows."""
-        before = round(size[0] / self.reduction[0]), round(size[1] / self.reduction[1])
-        return self._replace(before=before) if before[0] * before[1] == self.rows else self
-
-
-def _places(model: nn.Module, name: str, old: Tensor, given: Tensors, new: Tensor) -> _Places | None:
-    """What the rows of a table stand for; None where it is no such table, or other tokens come before the grid."""
-    if old.ndim != 3 or new.ndim != 3 or old.shape[-1] != new.shape[-1]:
-        return None
-    if isinstance(model, Pyramid):
-        stage = cast("Stage", model.get_submodule(name.rsplit(".", 1)[0]))
-        prefix, grid = stage.prefix, tuple(stage.pos_grid or ())
-    else:
-        grid = tuple(getattr(getattr(model, "patch_embed", None), "grid_size", None) or ())
-        if len(grid) != 2 or (prefix := new.shape[1] - grid[0] * grid[1]) < 0:
-            return None
-        there = sum(given[token].shape[1] for token in ("cls_token", "reg_token", "dist_token") if token in given)
-        if prefix and there != prefix:
-            return None
-    rows = old.shape[1] - prefix
-    side = math.isqrt(max(rows, 0))
-    size = _image_size(model)
-    if rows < 1 or size is None:
-        return None
-    reduction = size[0] / grid[0], size[1] / grid[1]
-    return _Places(prefix, rows, (side, side) if side * side == rows else None, (grid[0], grid[1]), reduction)
-
-
-def _image_size(model: nn.Module) -> tuple[int, int] | None:
-    """The pixels (height, width) that a model was built for."""
-    told = getattr(getattr(model, "patch_embed", None), "img_size", None) or getattr(model, "img_size", None)
-    told = told or ((getattr(model, "pretrained_cfg", None) or {}).get("input_size") or (0, 0, 0))[1:]
-    sides = (told, told) if isinstance(told, int) else tuple(told)
-    return (int(sides[0]), int(sides[1])) if len(sides) == 2 and min(sides) > 0 else None
-
-
 def _fit_channels(model: nn.Module, given: Tensors, wanted: Mapping[str, Tensor]) -> None:
-    """The first convolution for images of another number of channels, as timm fits it: summed for one, else repeated and scaled."""
+    """The first convolution for images of another number of channels, as timm fits it."""
     told = (getattr(model, "pretrained_cfg", None) or {}).get("first_conv") or ()
     for name in [f"{one}.weight" for one in ((told,) if isinstance(told, str) else told)]:
-        if name not in given or name not in wanted or given[name].ndim != 4:
-            continue
-        before, after = given[name].shape[1], wanted[name].shape[1]
-        if after == 1 < before:
-            given[name] = given[name].float().sum(1, keepdim=True)
-        elif after != before:
-            repeated = given[name].float().repeat(1, -(-after // before), 1, 1)[:, :after]
-            given[name] = repeated * (before / after)
+        if name in given and name in wanted and given[name].ndim == 4:
+            given[name] = _of_channels(given[name], wanted[name].shape[1])
+
+
+def _of_channels(weight: Tensor, channels: int) -> Tensor:
+    """The weight (out, in, h, w) of a convolution for so many channels."""
+    before = weight.shape[1]
+    if channels == before:
+        return weight
+    try:
+        return adapt_input_conv(channels, weight) if before == 3 else adapt_input_conv(channels, weight, before)
+    except TypeError as error:  # before timm 1.0.31
+        raise UsageError(
+            f"this timm fits weights for images of 3 channels to others, and these are for {before}: install timm 1.0.31 or later"
+        ) from error
 
 
 def _needless(name: str, value: Tensor) -> str:
@@ -481,6 +466,15 @@ def _of_another(given: Tensors, wanted: Mapping[str, Tensor]) -> str:
     return f"; by its tensors the file is of '{name}'" if same else f"; the nearest named model is '{name}'"
 
 
+def _of_adapter(given: Tensors) -> str:
+    """The way out for a file of an adapter, which is no model."""
+    return (
+        "; it holds a LoRA adapter: merge it (merge_and_unload of peft) and save the model's state dict"
+        if any(".lora_" in name for name in given)
+        else ""
+    )
+
+
 def _without_place(given: Tensors, wanted: Mapping[str, Tensor], head: str, classifier: re.Pattern[str]) -> list[str]:
     """The file's tensors that do not fit, in words; those of the classifier first."""
     said = []
@@ -492,7 +486,16 @@ def _without_place(given: Tensors, wanted: Mapping[str, Tensor], head: str, clas
                 way = ' (the model has no classifier: pass head="new" to leave the file’s)'
         if name not in wanted:
             said.append(f"{name} {tuple(value.shape)} has no place in the model{way}")
+        elif wanted[name].is_floating_point() and not value.is_floating_point():
+            kinds = [str(x.dtype).removeprefix("torch.") for x in (value, wanted[name])]
+            said.append(
+                f"{name} is {kinds[0]} in the file and {kinds[1]} in the model, and no cast makes one of the other"
+            )
         elif value.shape != wanted[name].shape:
+            if name.rsplit(".", 1)[-1] == "pos_embed":
+                way = (
+                    " (a table of positions does not say its grid: pass image_size= of the images that it was made for)"
+                )
             said.append(f"{name} is {tuple(value.shape)} in the file and {tuple(wanted[name].shape)} in the model{way}")
     return sorted(said, key=lambda line: "head=" not in line)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from softless import ranks
 from softless.data.findings import SHOWN, Fault
 from softless.data.readable import fault_of, unreadable
 from softless.data.samples import FileSamples, Samples
@@ -55,7 +56,7 @@ class Answers:
 
 def readable(samples: Samples) -> Samples:
     """The images that can be decoded to their last byte; `left_out` has the others. Those of an
-    array are decoded already.
+    array are decoded already. Ranks share the decoding.
 
     Raises:
         DataError: none can.
@@ -63,12 +64,12 @@ def readable(samples: Samples) -> Samples:
     if not isinstance(samples, FileSamples):
         return samples
     paths = samples.paths()
-    bad = unreadable(paths, samples.channels, samples.scale, samples.page)
+    mine = unreadable(paths[ranks.rank() :: ranks.size()], samples.channels, samples.scale, samples.page)
+    bad = {path: error for found in ranks.gather(mine) for path, error in found.items()}
     if len(bad) == len(paths):
         first = bad[paths[0]]
-        raise DataError(
-            f"{first}; none of the {len(bad)} images there can be read" if len(bad) > 1 else str(first)
-        ) from first
+        said = f"{first}; none of the {len(bad)} images there can be read" if len(bad) > 1 else str(first)
+        raise ranks.shared(DataError(said)) from first
     kept = samples.take([place for place, path in enumerate(paths) if path not in bad])
     kept.left_out = tuple(fault_of(path, bad[path], samples.root) for path in paths if path in bad)
     return kept

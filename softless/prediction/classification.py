@@ -3,23 +3,30 @@
 import csv
 import io
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from softless import ranks
+from softless.data import shared_loader
+from softless.data.progress import track
 from softless.data.samples import Samples
 from softless.errors import UsageError
 from softless.evaluation import LoadedRun
-from softless.models.durable import write_picture, write_text
+from softless.evaluation.evaluate import autocast
+from softless.models.durable import write_picture, write_stream
+from softless.modes import evaluating
 from softless.prediction.answers import Answers
 from softless.prediction.results import Results
 from softless.prediction.setting import Setting
 from softless.words import aligned, as_cell
+
+AT_ONCE = 16  # images whose maps are drawn together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,69 +66,96 @@ def predict(loaded: LoadedRun, samples: Samples, out: Results, setting: Setting,
 def answered(
     loaded: LoadedRun, samples: Samples, out: Results, setting: Setting, words: Words, *, overlays: bool
 ) -> Predictions:
-    """Answer all images: one line each, several classes of one image with `; ` between."""
+    """Answer all images: one line each, several classes of one image with `; ` between. Lines are written as answers come, and none is kept."""
     names = [samples.name(index) for index in range(len(samples))]
     table = out.file("predictions.csv")
     pictures = out.pictures(names, "saliency") if overlays else []
-    probabilities = _probabilities(loaded, samples, names, setting, words)
-    said = [words.said(row) for row in probabilities]
-    _write_csv(table, names, said, probabilities, loaded.classes)
-    if overlays:
-        titles = [f"{words.title(row)}: {name}" for row, name in zip(probabilities, names, strict=True)]
-        _draw(loaded, samples, pictures, titles, min(setting.batch_size, 16))
-    counts = Counter(name for row in said for name in row)
+    step = setting.batch_size
+    blocks = ranks.in_order(_blocks(loaded, samples, names, setting, words, pictures), total=-(-len(samples) // step))
+    counts: Counter[str] = Counter()
+
+    def rows() -> Iterator[list[str]]:
+        for number, block in enumerate(blocks):
+            for name, row in zip(names[number * step :], block, strict=False):
+                given = words.said(row)
+                counts.update(given)
+                yield [as_cell(name), as_cell("; ".join(given)), *(f"{p:.6f}" for p in row)]
+
+    if ranks.rank() == 0:
+        write_csv(table, ["file", "predicted", *map(as_cell, loaded.classes)], rows())
+    else:
+        list(blocks)
+    told = ranks.first(lambda: counts)
     return Predictions(
         csv=table,
         overlays=out.folder / "saliency" if overlays else None,
         images=len(samples),
-        counts={name: counts[name] for name in loaded.classes},
+        counts={name: told[name] for name in loaded.classes},
         precision=setting.precision,
         unread=samples.left_out,
     )
 
 
-def _probabilities(
-    loaded: LoadedRun, samples: Samples, names: Sequence[str], setting: Setting, words: Words
-) -> np.ndarray:
-    """(n, K) float64."""
-    from softless.data import eval_loader
-    from softless.evaluation import forward_all
+@torch.no_grad()
+def _blocks(
+    loaded: LoadedRun,
+    samples: Samples,
+    names: Sequence[str],
+    setting: Setting,
+    words: Words,
+    pictures: Sequence[Path],
+) -> Iterator[np.ndarray]:
+    """Probabilities (b, K) float64 of each batch of this rank, in order; its pictures are drawn then."""
+    loader = shared_loader(samples, loaded.transform, batch=setting.batch_size, workers=setting.workers)
+    loader.rounds = None  # who takes the answers keeps step
+    starts = range(ranks.rank() * setting.batch_size, len(samples), ranks.size() * setting.batch_size)
+    batches = track(loader, len(loader.positions), "predicting", size=lambda batch: len(batch[1]))
+    for start, (images, _) in zip(starts, batches, strict=True):
+        with evaluating(loaded.model), autocast(setting.device, setting.amp):
+            logits = loaded.model(images.to(setting.device, non_blocking=True)).float().cpu()
+        bad = (~logits.isfinite()).any(1).nonzero().flatten().tolist()
+        if bad:
+            raise UsageError(
+                f"the model's output is not finite for {names[start + bad[0]]}: the weights in {loaded.path} are of no use"
+            )
+        chances: np.ndarray = words.probabilities(logits.double()).numpy()
+        if pictures:
+            _draw(loaded, images, chances, names[start:], pictures[start:], words)
+        yield chances
 
-    loader = eval_loader(samples, loaded.transform, batch=setting.batch_size)
-    logits, _ = forward_all(loaded.model, loader, len(samples), setting.device, setting.amp, label="predicting")
-    bad = (~logits.isfinite()).any(1).nonzero().flatten().tolist()
-    if bad:
-        raise UsageError(
-            f"the model's output is not finite for {len(bad)} of {len(samples)} images, first "
-            f"for {names[bad[0]]}: the weights in "
-            f"{loaded.path} are of no use"
-        )
-    return words.probabilities(logits.double()).numpy()
 
+def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table whole or not at all, each row written as it comes.
 
-def _write_csv(
-    path: Path, names: Sequence[str], said: Sequence[Sequence[str]], probabilities: np.ndarray, classes: Sequence[str]
-) -> None:
-    # Names that are not UTF-8 are kept as escapes, and quoting keeps a name with a line break one record.
-    file = io.StringIO(newline="")
-    writer = csv.writer(file)
-    writer.writerow(["file", "predicted", *map(as_cell, classes)])
-    for name, given, row in zip(names, said, probabilities, strict=True):
-        writer.writerow([as_cell(name), as_cell("; ".join(given)), *(f"{p:.6f}" for p in row)])
-    write_text(path, file.getvalue(), errors="backslashreplace")
+    Names that are not UTF-8 are kept as escapes, and quoting keeps a name with a line break one record.
+    """
+
+    def write(file: BinaryIO) -> None:
+        text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="")
+        writer = csv.writer(text)
+        writer.writerow(head)
+        writer.writerows(rows)
+        text.detach()
+
+    write_stream(path, write)
 
 
 def _draw(
-    loaded: LoadedRun, samples: Samples, pictures: Sequence[Path], titles: Sequence[str], batch_size: int
+    loaded: LoadedRun,
+    images: Tensor,
+    chances: np.ndarray,
+    names: Sequence[str],
+    pictures: Sequence[Path],
+    words: Words,
 ) -> None:
-    from softless.data.progress import track
+    """Pictures of a batch, AT_ONCE images at once."""
     from softless.saliency import explain, figure, picture
 
-    starts = range(0, len(samples), batch_size)
-    for start in track(starts, len(starts), "drawing batches"):
-        indices = range(start, min(start + batch_size, len(samples)))
-        inputs = torch.stack([loaded.transform(samples.image(index)) for index in indices])
-        maps = explain(loaded.model, inputs)
-        for place, index in enumerate(indices):
-            seen = picture(inputs[place], loaded.best["mean"], loaded.best["std"])
-            write_picture(pictures[index], figure(seen, maps, place, title=titles[index]))
+    for start in range(0, len(images), AT_ONCE):
+        part = images[start : start + AT_ONCE]
+        maps = explain(loaded.model, part)
+        for place, image in enumerate(part):
+            index = start + place
+            seen = picture(image, loaded.best["mean"], loaded.best["std"])
+            title = f"{words.title(chances[index])}: {names[index]}"
+            write_picture(pictures[index], figure(seen, maps, place, title=title))

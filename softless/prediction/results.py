@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any
 
+from softless import ranks
 from softless.data.notices import notice
 from softless.errors import StorageError, UsageError
 from softless.models.durable import delete, delete_folder, make_folder, write_text
@@ -42,6 +43,8 @@ class Results:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if ranks.rank() > 0:  # all say what they write, and the first keeps the list
+            return
         own = list(self.before.get(self.verb, []))
         if kind is None:
             self._clear([name for name in own if name not in self.written])

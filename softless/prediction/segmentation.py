@@ -1,6 +1,6 @@
 """The class of each pixel of images at their own size: label images, and pictures of them over the photographs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from softless import ranks
 from softless.data.label_images import IGNORE
 from softless.data.notices import notice
 from softless.data.pictures import for_people, size_of
@@ -63,27 +64,28 @@ def predict(loaded: LoadedRun, samples: FileSamples, out: Results, setting: Sett
     masks = [None] * len(samples) if fov is None else masks_beside(samples, fov)
     labels = out.pictures(samples.files, "labels")
     pictures = out.pictures(samples.files, "overlays") if overlays else []
-    sizes = []
-    for index in track(range(len(samples)), len(samples), "reading"):
-        size = size_of(samples.image(index))
-        sizes.append(size[::-1])
-        if (mask := masks[index]) is not None:
-            read_mask(mask, size)
+    sizes = ranks.interleaved(ranks.gather(ranks.together(lambda: _sizes(samples, masks))))
     foreign = farthest(loaded.model, sizes)
     if foreign:
         notice(foreign)
     values: Sequence[int] = loaded.model.values  # type: ignore[assignment]
     pixels = np.zeros(len(values), dtype=np.int64)
-    for index in track(range(len(samples)), len(samples), "predicting"):
+
+    def answered(index: int) -> np.ndarray:
+        """Pixels of each class; the pictures are written."""
         image = samples.image(index)
         classes = classes_of(loaded, image, setting, samples.files[index])
         if (mask := masks[index]) is not None:
             classes = np.where(read_mask(mask, size_of(image)), classes, np.uint8(IGNORE))
-        if fov is None or mask is not None:
-            pixels += np.bincount(classes.reshape(-1), minlength=256)[: len(values)]
         write_picture(labels[index], label_image(classes, values, loaded.classes))
         if overlays:
             write_picture(pictures[index], overlay(for_people(image), classes, loaded.classes))
+        counts = fov is None or mask is not None
+        return np.bincount(classes.reshape(-1) if counts else [], minlength=256)[: len(values)]
+
+    for found in ranks.in_order(map(answered, _mine(samples, "predicting")), len(samples)):
+        pixels += found
+    pixels = ranks.first(lambda: pixels)
     shares = (pixels / pixels.sum()).tolist() if pixels.sum() else [None] * len(values)
     without = 0 if fov is None else masks.count(None)
     return Predictions(
@@ -97,6 +99,27 @@ def predict(loaded: LoadedRun, samples: FileSamples, out: Results, setting: Sett
         foreign=foreign,
         unread=samples.left_out,
     )
+
+
+def _mine(samples: FileSamples, label: str) -> Iterator[int]:
+    """The places of this rank's images."""
+    places = range(ranks.rank(), len(samples), ranks.size())
+    return track(places, len(places), label)
+
+
+def _sizes(samples: FileSamples, masks: Sequence[Path | None]) -> list[tuple[int, int]]:
+    """Height and width of each image of this rank.
+
+    Raises:
+        DataError: a field of view that cannot be read, or of another size than its image.
+    """
+    sizes = []
+    for index in _mine(samples, "reading"):
+        width, height = size_of(samples.image(index))
+        if (mask := masks[index]) is not None:
+            read_mask(mask, (width, height))
+        sizes.append((height, width))
+    return sizes
 
 
 def _notes(fov: str | None, without: int, images: int, ignored: Sequence[str | int]) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """How a folder of images is answered."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -14,6 +15,8 @@ class Setting:
     device: torch.device
     batch_size: int  # of classifiers; whole images run one by one
     amp: str  # "none", "bfloat16" or "float16"
+    workers: int = 0  # processes that load images of a classifier
+    annotations: str | Path | None = None  # COCO's file whose ids a detector's answers keep
 
     @property
     def precision(self) -> str:

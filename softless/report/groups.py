@@ -56,8 +56,8 @@ def _key(run: RunRecord) -> str:
 
 def _labels(firsts: list[RunRecord]) -> list[str]:
     choices: list[Callable[[RunRecord], str]] = [
-        *([lambda run: operator_title(run.operator)] if len(set(map(_host, firsts))) == 1 else [_model_title]),
-        lambda run: str(run.recipe["model"]["name"]),
+        *([_attention_title] if len(set(map(_host, firsts))) == 1 else [_model_title]),
+        lambda run: run.model,
         lambda run: run.folder.name,
         lambda run: str(run.folder.resolve()),
     ]
@@ -68,14 +68,19 @@ def _labels(firsts: list[RunRecord]) -> list[str]:
     return [f"run {number + 1}" for number in range(len(firsts))]
 
 
+def _attention_title(run: RunRecord) -> str:
+    """The operator; the model of networks without attention."""
+    return run.model if run.operator == "none" else operator_title(run.operator)
+
+
 def _host(run: RunRecord) -> str:
     """The model's name without the operator that ours begin with."""
-    return str(run.recipe["model"]["name"]).removeprefix(f"{run.operator}_")
+    return run.model.removeprefix(f"{run.operator}_")
 
 
 def _model_title(run: RunRecord) -> str:
     """Operator and host; the host alone where its attention is its own."""
-    asked = run.recipe["model"].get("op") or (run.operator if _host(run) != run.recipe["model"]["name"] else None)
+    asked = run.recipe["model"].get("op") or (run.operator if _host(run) != run.model else None)
     return f"{operator_title(asked)} {_host(run)}" if asked else _host(run)
 
 

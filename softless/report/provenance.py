@@ -34,6 +34,7 @@ def _method(groups: Sequence[Group], method: Sequence[str]) -> Html:
         COUNTED,
         *_fitted(groups),
         *_rising(groups),
+        *_ended(groups),
     ]
     return tag("div", tag("h3", "How it was measured"), tag("ul", [tag("li", text) for text in (*said, *method)]))
 
@@ -61,6 +62,17 @@ def _rising(groups: Sequence[Group]) -> list[str]:
         f"{described(float(group.first.result['gained']), str(group.first.result['metric']))} on validation images."
         for group in groups
         if group.first.result.get("rising")
+    ]
+
+
+def _ended(groups: Sequence[Group]) -> list[str]:
+    """Which runs were ended before their last epoch, by what, and after how many epochs."""
+    return [
+        f"{group.label}, seed {run.seed}, was ended by {run.result['ended_by']} after {run.result['epochs']} of "
+        f"{run.result['planned']} epochs."
+        for group in groups
+        for run in group.runs
+        if run.result.get("ended_by")
     ]
 
 

@@ -56,7 +56,7 @@ def _shared(compared: Comparison, *, alone: bool) -> Html:
     for name, value in compared.shared.items():
         part, _, rest = name.rpartition(".")
         parts.setdefault(part or "run", []).append(tag("div", tag("dt", rest), tag("dd", written(value))))
-    boxes = [tag("div", tag("h4", part), tag("dl", items), class_="fields") for part, items in parts.items()]
+    boxes = [tag("div", tag("h3", part), tag("dl", items), class_="fields") for part, items in parts.items()]
     summary = (
         f"The recipe: {len(compared.shared)} fields" if alone else f"What is shared: {len(compared.shared)} fields"
     )

@@ -102,12 +102,20 @@ class RunRecord:
 
     @cached_property
     def operator(self) -> str:
-        """The attention operator's name: asked for, part of the model's name, or the host's own softmax."""
+        """The attention operator's name: asked for, part of the model's name, or what the model has; "none" of networks without."""
         from softless.attention import OPERATORS
 
         asked = self.recipe["model"].get("op") or self.best.get("model_args", {}).get("op")
         first = str(self.best.get("architecture", self.recipe["model"]["name"])).split("_")[0]
-        return str(asked or (first if first in OPERATORS else "softmax"))
+        held = self.best.get("operators", ["softmax"])  # which older runs do not say
+        return str(asked or (first if first in OPERATORS else (held or ["none"])[0]))
+
+    @property
+    def model(self) -> str:
+        """The model's name, or the class of one that was built in Python."""
+        named = self.recipe["model"]
+        built = str(named.get("args", {}).get("class", "")).rpartition(".")[2]
+        return built or str(named["name"])
 
 
 def read_run(folder: Path) -> RunRecord:

@@ -2,12 +2,12 @@
 
     loss = - 1/B sum_b sum_c w_c y_bc log softmax(logits_b)_c
 
-y holds label smoothing and the mixing of mixup and cutmix; w is 1, or n / (K n_c) for balanced classes (mean 1 over the training
-split). The sum is divided by the batch, not by the sum of its weights: so the mean over ranks is the loss of the global batch.
+y holds label smoothing and the mixing of mixup and cutmix; w is 1, n / (K n_c) for balanced classes (mean 1 over the training
+split), or what the recipe names. The sum is divided by the batch, not by the sum of its weights: so the mean over ranks is the loss of the global batch.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -23,6 +23,7 @@ from softless.data.resolution import seen_mpp
 from softless.errors import UsageError, unknown
 from softless.evaluation import Evaluation, evaluate
 from softless.models.arguments import takes
+from softless.models.given import GIVEN
 from softless.models.sizes import sides, with_training_scale
 from softless.tasks.task import Loss, Task
 
@@ -50,7 +51,7 @@ class Classification(Task):
         self.classes = tuple(classes)
         self.seed = recipe.seed
         self.smoothing = recipe.augment.smoothing
-        self.weight = class_weights(class_counts) if recipe.class_weights == "balanced" else None
+        self.weight = asked_weights(recipe.class_weights, self.classes, lambda: class_weights(class_counts))
         self.mixer = _mixer(recipe.augment, len(self.classes))
 
     @classmethod
@@ -71,6 +72,8 @@ class Classification(Task):
 
     @cached_property
     def _arguments(self) -> dict[str, Any]:
+        if self.recipe.model.name == GIVEN:
+            return dict(self.recipe.model.args)
         return model_args(self.recipe, len(self.classes), self.splits.in_chans)
 
     def trained_mpp(self) -> float | None:
@@ -153,6 +156,26 @@ def model_args(recipe: "Recipe", classes: int, in_chans: int) -> dict[str, Any]:
             f"model.args.img_size={asked} and data.image_size={pixels} differ: set both to the same pixels"
         )
     return with_training_scale(spec.name, args if spec.op is None else {"op": spec.op, **args}, pixels)
+
+
+def asked_weights(
+    asked: str | Mapping[int | str, float], classes: Sequence[str], balanced: Callable[[], Tensor]
+) -> Tensor | None:
+    """The weights of the classes (K,) that a recipe asks for: none, balanced ones, or those that are named.
+
+    Raises:
+        UsageError: an unknown class, or a weight that is not a number above 0.
+    """
+    if isinstance(asked, str):
+        return balanced() if asked == "balanced" else None
+    weights = torch.ones(len(classes))
+    for name, weight in asked.items():
+        if str(name) not in classes:
+            raise unknown("class (class_weights)", str(name), classes)
+        if not 0 < weight < math.inf:
+            raise UsageError(f"class_weights gives '{name}' the weight {weight:g}: a weight is a number above 0")
+        weights[classes.index(str(name))] = weight
+    return weights
 
 
 def class_weights(class_counts: Sequence[int] | np.ndarray) -> Tensor:

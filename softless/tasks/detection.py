@@ -70,7 +70,7 @@ class Detection(Task):
         return replace(recipe, detection=replace(spec, **found)), told
 
     def with_classes(self, classes: Sequence[str], there: str) -> "Detection":
-        return type(self)(self.recipe, self.splits.ordered(classes, there, self.place))
+        return type(self)(self.recipe, self.splits.ordered(classes, there, self.place, partly=True))
 
     @property
     def spec(self) -> "DetectionSpec":

@@ -88,9 +88,10 @@ class Dino(Task):
     def open(cls, recipe: "Recipe") -> "Dino":
         _check(recipe)
         splits = open_unlabelled(recipe.data, recipe.seed)
-        if len(splits.train) < recipe.batch_size:
+        if len(splits.train) < recipe.step_images:
             raise DataError(
-                f"{len(splits.train)} training images are fewer than batch_size={recipe.batch_size}: add images or set a smaller batch_size"
+                f"{len(splits.train)} training images are fewer than a step takes: add images, or set a smaller "
+                f"batch_size (now {recipe.batch_size}) or accumulate (now {recipe.accumulate})"
             )
         return cls(recipe, splits)
 
@@ -158,6 +159,11 @@ class Dino(Task):
     def prepare(self, batch: Any, device: torch.device, *, epoch: int, step: int) -> tuple[list[Tensor], float]:  # noqa: ARG002
         views, _ = batch
         return [view.to(device, non_blocking=True) for view in views], self.teacher_temp(epoch)
+
+    def parts(self, given: tuple[Any, ...], count: int) -> list[tuple[Any, ...]]:
+        views, temperature = given
+        cut = [view.chunk(count) for view in views]
+        return [([view[place] for view in cut], temperature, (place, count)) for place in range(count)]
 
     def teacher_temp(self, epoch: int) -> float:
         """A line from the first to the last temperature over `teacher_temp_epochs`."""

@@ -40,7 +40,7 @@ class Fitted:
                 "" if decay is None else f"; ema_decay {decay[0]:g} -> {decay[1]:.6g}, to average over as many images"
             )
             said.append(
-                f"batch_size {old} -> {new}: {images} training images make {images // old} steps an epoch, "
+                f"batch_size {old} -> {new}: {images} training images make {images // (old * self.recipe.accumulate)} steps an epoch, "
                 f"and schedule.min_epoch_steps is {schedule.min_epoch_steps}{also}"
             )
         if "schedule.epochs" in self.changed:
@@ -48,7 +48,7 @@ class Fitted:
             rest = [name for name in self.changed if name.startswith("schedule.") and name != "schedule.epochs"]
             also = "".join(f"; {name} {self.changed[name][0]} -> {self.changed[name][1]}" for name in rest)
             said.append(
-                f"schedule.epochs {old} -> {new}: epochs of {images // self.recipe.batch_size} steps, and schedule.min_steps is "
+                f"schedule.epochs {old} -> {new}: epochs of {images // self.recipe.step_images} steps, and schedule.min_steps is "
                 f"{schedule.min_steps}{also}"
             )
         if self.measured:
@@ -72,11 +72,11 @@ def fitted(recipe: "Recipe", images: int) -> Fitted:
     in images: its decay at batch b' is decay^(b'/b) (Busbridge et al., arXiv:2307.13813). Nothing is ever made shorter, and a field
     that is None asks for nothing: `Recipe.with_fields` sets them so where epochs or batch are given.
     """
-    batch, schedule = recipe.batch_size, recipe.schedule
+    batch, times, schedule = recipe.batch_size, recipe.accumulate, recipe.schedule
     if schedule.min_epoch_steps is not None:
-        while images // batch < schedule.min_epoch_steps and batch % 2 == 0 and batch // 2 >= SMALLEST:
+        while images // (batch * times) < schedule.min_epoch_steps and batch % 2 == 0 and batch // 2 >= SMALLEST:
             batch //= 2
-    epochs, steps = schedule.epochs, images // batch
+    epochs, steps = schedule.epochs, images // (batch * times)
     if schedule.min_steps is not None and steps:
         epochs = max(epochs, -(-schedule.min_steps // steps))
     share = epochs / schedule.epochs

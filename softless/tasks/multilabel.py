@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from softless.data import EpochLoader, Samples, open_splits
 from softless.errors import DataError, UsageError
 from softless.evaluation.multilabel import LabelEvaluation, evaluate_labels
-from softless.tasks.classification import Classification
+from softless.tasks.classification import Classification, asked_weights
 from softless.words import few
 
 if TYPE_CHECKING:  # the recipe lives above this layer (softless.training)
@@ -47,7 +47,7 @@ class Multilabel(Classification):
         self.seed = recipe.seed
         self.smoothing = recipe.augment.smoothing
         self.threshold = recipe.multilabel.threshold
-        self.weight = label_weights(targets, classes) if recipe.class_weights == "balanced" else None
+        self.weight = asked_weights(recipe.class_weights, self.classes, lambda: label_weights(targets, classes))
         self.mixer = None
 
     @classmethod

@@ -23,7 +23,7 @@ from softless.data.pictures import size_of
 from softless.errors import UsageError, need
 from softless.evaluation.segmentation import Segmentation as Outcome
 from softless.evaluation.segmentation import Tally, evaluate
-from softless.tasks.classification import class_weights
+from softless.tasks.classification import asked_weights, class_weights
 from softless.tasks.task import Task
 
 if TYPE_CHECKING:  # the recipe lives above this layer (softless.training)
@@ -49,7 +49,8 @@ class Segmentation(Task):
         train = splits.train
         assert isinstance(train, LabelImages)
         self.pixel_counts = train.counts.sum(0)  # (K,) of the training split
-        weight = class_weights(self._counts_of_all()) if self.spec.class_weights == "balanced" else None
+        asked, classes = self.spec.class_weights, splits.classes
+        weight = asked_weights(asked, classes, lambda: class_weights(self._counts_of_all()))
         self.loss = PixelLoss(weight, self.spec.dice)
 
     @classmethod

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from softless.data import EpochLoader, Pipeline, Samples, Splits, eval_loader, train_loader
+from softless.errors import UsageError
+from softless.models.kept import operators_of
 from softless.models.scale import scale_of
 from softless.models.sizes import sides
 
@@ -130,6 +132,18 @@ class Task(ABC):
         """A batch of the loader as arguments of the learner; what is drawn here derives from (seed, epoch, step)."""
         raise NotImplementedError
 
+    def parts(self, given: tuple[Any, ...], count: int) -> list[tuple[Any, ...]]:
+        """A prepared batch in so many of equal size, each as arguments of the learner, in the order of the images.
+
+        Args:
+            given: what `prepare` made of a batch: tensors (B, …) and lists of B.
+            count: how many; it divides B.
+        """
+        if count == 1:
+            return [given]
+        size = len(given[0]) // count
+        return [tuple(one[start : start + size] for one in given) for start in range(0, count * size, size)]
+
     def to(self, device: torch.device) -> "Task":  # noqa: ARG002 - hooks that most tasks leave as they are
         """Move what the task holds itself."""
         return self
@@ -167,10 +181,12 @@ class Task(ABC):
     def train_loader(self, rank: int, world: int) -> EpochLoader:
         """This rank's share of each global batch."""
         recipe = self.recipe
+        if recipe.accumulate > 1:
+            _check_parts(recipe, len(self.splits.train), world)
         return train_loader(
             self.splits.train,
             self.transform(train=True),
-            batch=recipe.batch_size,
+            batch=recipe.step_images,
             seed=recipe.seed,
             rank=rank,
             world=world,
@@ -183,6 +199,19 @@ class Task(ABC):
         batch = max(self.recipe.batch_size // world, 1)
         workers = self.recipe.data.workers or 0
         return eval_loader(samples, self.transform(train=False), batch=batch, workers=workers, rank=rank, world=world)
+
+
+def _check_parts(recipe: "Recipe", images: int, world: int) -> None:
+    said = f"batch_size={recipe.batch_size} x accumulate={recipe.accumulate}"
+    if recipe.batch_size % world:
+        raise UsageError(
+            f"batch_size={recipe.batch_size} does not divide among {world} processes: choose a multiple of {world}"
+        )
+    if recipe.step_images > images:
+        raise UsageError(
+            f"{said} is a step of {recipe.step_images} images, and there are {images} for training: "
+            f"set accumulate={max(images // recipe.batch_size, 1)} or less"
+        )
 
 
 def facts(task: Task, model: nn.Module) -> Mapping[str, Any]:
@@ -198,6 +227,7 @@ def facts(task: Task, model: nn.Module) -> Mapping[str, Any]:
     return {
         "task": task.name,
         **task.construction(),
+        "operators": operators_of(model),
         "mean": list(splits.mean),
         "std": list(splits.std),
         "image_size": data.image_size if isinstance(data.image_size, int) else list(data.image_size),

@@ -43,6 +43,16 @@ def agree_on_command(world: "World", recipe: Recipe | None, run_dir: Path, *, re
     _agree(world, mine, "give every rank the same command, software and threads")
 
 
+def agree_on_arguments(world: "World", asked: Mapping[str, Any]) -> None:
+    """Compare the arguments of a command that every rank was given, its software and its threads.
+
+    Raises:
+        UsageError: one was asked something else; the rank and the argument are named.
+    """
+    mine = {**checkpoint.versions(), **asked, "threads": torch.get_num_threads()}
+    _agree(world, mine, "give every rank the same command, software and threads")
+
+
 def opened_alike(world: "World", recipe: Recipe) -> Task:
     """The data, opened by every rank and compared; mean and deviation are measured by the first rank alone.
 

@@ -53,6 +53,7 @@ def state(run: "Run") -> dict[str, Any]:
         "updates": run.updates,
         "partial": vars(run.partial),
         "left_out": sorted(run.left_out),
+        "ended_by": run.ended_by,
         "best": run.best,
         "best_weights": run.best_weights,
         "classes": list(run.splits.classes),
@@ -101,6 +102,7 @@ def restore(run: "Run", stored: Mapping[str, Any]) -> None:
     run.epoch, run.step, run.updates = stored["epoch"], stored["step"], stored["updates"]
     vars(run.partial).update(stored["partial"])
     run.left_out = {tuple(place) for place in stored["left_out"]}
+    run.ended_by = stored.get("ended_by") or ""  # older runs do not say
     run.best, run.best_weights = stored["best"], stored["best_weights"]
     if run.best is not None:
         run.best = {**from_one(run.best, "epoch"), "weights": run.best.get("weights", _alone(run))}
@@ -133,6 +135,7 @@ def _check_state(run: "Run", stored: Mapping[str, Any]) -> None:
             lambda value: isinstance(value, list) and all(isinstance(place, tuple | list) and len(place) == 2 and all(map(whole(0, 1 << 60)[0], place)) for place in value),
             "a list of epochs and steps",
         ),
+        "ended_by?": (lambda value: value in {"", "on_epoch", "schedule.patience"}, "what ended the run"),
         "best": or_none((_is_best, "the place of the best epoch")),
         "best_weights": or_none(TENSORS),
         "classes": TEXTS,

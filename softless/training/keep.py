@@ -19,6 +19,7 @@ from softless.training import checkpoint
 from softless.training.batch_norm import alone
 from softless.training.best import take_best
 from softless.training.candidates import KEYS, best_of, better, finite, gain, still_rising
+from softless.training.epoch_state import EpochState
 from softless.training.faults import check_finite
 from softless.training.result import Result
 from softless.training.run_folder import MODEL, RESULT
@@ -51,7 +52,32 @@ def epoch(run: Run, line: dict[str, Any]) -> None:
     if line["kept"]:
         run.best = candidate
         take_best(run)
+    if run.on_epoch is not None:
+        _call(run, line)
     checkpoint.save(run)
+
+
+def _call(run: Run, line: Mapping[str, Any]) -> None:
+    assert run.on_epoch is not None
+    state = EpochState(run.epoch, run.epochs, dict(line), run.best, run.model, run.folder.path)
+    run.on_epoch(state)
+    if state.stopped:
+        run.ended_by = "on_epoch"
+
+
+def ended_early(run: Run) -> bool:
+    """Whether the run ends here, as all ranks agree: `on_epoch` asked for it, or `schedule.patience` is over."""
+    if run.recipe.schedule.patience is None and not run.world.first(lambda: run.on_epoch is not None or run.ended_by):
+        return False
+    run.ended_by = run.world.first(lambda: run.ended_by or ("schedule.patience" if _patience_over(run) else ""))
+    return bool(run.ended_by)
+
+
+def _patience_over(run: Run) -> bool:
+    """Whether so many epochs have passed since the best one, or since the warm-up where that ended later."""
+    spec = run.recipe.schedule
+    best = 0 if run.best is None else run.best["epoch"]
+    return spec.patience is not None and run.epoch - max(best, spec.warmup_epochs) >= spec.patience
 
 
 def _others(run: Run, found: Mapping[str, Any]) -> str:
@@ -82,7 +108,9 @@ def result(run: Run, outcome: Outcome | None) -> Result:
     reached = Result(
         run_dir=run.folder.path,
         best_epoch=run.best["epoch"],
-        epochs=run.epochs,
+        epochs=run.epoch,
+        planned=None if run.epoch == run.epochs else run.epochs,
+        ended_by="" if run.epoch == run.epochs else run.ended_by,
         weights=run.best["weights"],
         val=validated,
         test=None if outcome is None else _all_of(outcome),

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from softless.errors import DataError, DivergedError, Interrupted, RankGone
-from softless.evaluation.evaluate import autocast
 from softless.layers import stepped
 from softless.training import checkpoint, keep, opening, optim
 from softless.training.agreement import agree_on_command
 from softless.training.candidates import best_of
 from softless.training.claim import clear_dead
+from softless.training.epoch_state import OnEpoch
 from softless.training.faults import Rewind, Seen, buffers, judge, leave_out
+from softless.training.gradients import backward
 from softless.training.progress import Progress
 from softless.training.recipe import Recipe
 from softless.training.result import Result, stored
@@ -42,6 +43,7 @@ def fit(
     overwrite: bool = False,
     device: str = "auto",
     progress: bool = True,
+    on_epoch: OnEpoch | None = None,
 ) -> Result:
     """Train a recipe and leave everything in its run folder; under torchrun, as one of its processes.
 
@@ -56,6 +58,7 @@ def fit(
         overwrite: delete the run that the folder holds.
         device: auto (cuda, mps or cpu, whichever is there), or a name.
         progress: show a bar, or lines where stderr is no terminal.
+        on_epoch: called on the first rank after each epoch, with its `EpochState`; it may end the run.
 
     Raises:
         UsageError: the recipe, the folder or the data (DataError) cannot be used, another process trains in the folder, it cannot be
@@ -67,19 +70,21 @@ def fit(
         recipe.check()
     folder = RunFolder(Path(run_dir))
     patience = PATIENCE if recipe is None else recipe.rank_patience
-    with join(device, patience) as world, Signals(ranks=world.size) as signals, hearing(world):
+    with join(device, patience, folder.path) as world, Signals(ranks=world.size) as signals, hearing(world):
         agree_on_command(world, recipe, folder.path, resume=resume, overwrite=overwrite)
         seen = world.first(folder.recipe) if resume else None
         recipe = world.first(lambda: settled(recipe, folder, resume=resume, overwrite=overwrite))
         world.compute_with(recipe.threads)
         finished = world.first(lambda: stored(folder)) if resume else None
-        if finished is not None and recipe.schedule.epochs + recipe.schedule.cooldown_epochs <= finished.epochs:
+        if finished is not None and _nothing_left(recipe, finished):
             world.first(lambda: clear_dead(folder.path))
             return finished
         try:
             run = set_up(recipe, folder.path, world, signals, resume=resume, overwrite=overwrite, seen=seen)
+            run.on_epoch = on_epoch
         except Stop as stop:
             raise Interrupted("a signal came before the first step: there was nothing to save", 128 + (signals.received or signal.SIGTERM)) from stop  # fmt: skip
+        world.may_speak()
         with ended(run):
             try:
                 with hearing(world):
@@ -90,13 +95,23 @@ def fit(
                 left_alone(run, error)
 
 
+def _nothing_left(recipe: Recipe, finished: Result) -> bool:
+    """Whether a finished run has all epochs that the recipe asks for, or was ended earlier."""
+    asked = recipe.schedule.epochs + recipe.schedule.cooldown_epochs
+    return asked <= finished.epochs or bool(finished.ended_by)
+
+
 @contextmanager
 def ended(run: Run) -> Iterator[None]:
     """However the run ends, its folder says so and is given back."""
     state, said = "finished", ""
-    if run.claim is not None:
-        claim = run.claim
-        run.signals.last_words = lambda said: claim.end("stopped", said, epoch=run.epoch, epochs=run.epochs)
+
+    def last_words(said: str) -> None:
+        run.world.say(said)
+        if run.claim is not None:
+            run.claim.end("stopped", said, epoch=run.epoch, epochs=run.epochs)
+
+    run.signals.last_words = last_words
     try:
         yield
     except BaseException as error:
@@ -115,7 +130,7 @@ def train(run: Run, *, progress: bool) -> Result:
         run.world.first(lambda: checkpoint.save(run))
     opening.tell(run, show=progress)
     with Progress(run.epochs, len(run.loader), run.updates, show=show) as bar, Scalars(run) as scalars:
-        while run.epoch < run.epochs:
+        while run.epoch < run.epochs and not keep.ended_early(run):
             line = run_epoch_or_rewind(run, bar)
             if line is not None:
                 bar.epoch(line["epoch"], keep.summary(run, line))
@@ -182,7 +197,7 @@ def train_epoch(run: Run, bar: Progress, start: float) -> dict[str, float]:
         seen = train_step(run, batch, step)
         run.partial.loss += seen.loss
         run.partial.lr, run.partial.seconds = lr, time.perf_counter() - start
-        rate = (run.step - first) * run.recipe.batch_size / (time.perf_counter() - began)
+        rate = (run.step - first) * run.recipe.step_images / (time.perf_counter() - began)
         bar.step(run.epoch, step, seen.loss, lr, rate)
         if seen.stop:
             raise Stop
@@ -246,10 +261,16 @@ def train_step(run: Run, batch: Any, step: int) -> Seen:
 def exchanged(run: Run, batch: Any, step: int) -> Seen:
     """Forward and backward, gradients averaged over the ranks; what was seen of them."""
     given = run.task.prepare(batch, run.device, epoch=run.epoch, step=step)
-    with autocast(run.device, run.recipe.amp):
-        loss = run.learner(*given)
     run.optimizer.zero_grad(set_to_none=True)
-    run.scaler.scale(loss).backward()
+    loss = backward(
+        run.task,
+        run.learner,
+        given,
+        parts=run.recipe.accumulate,
+        amp=run.recipe.amp,
+        device=run.device,
+        scaler=run.scaler,
+    )
     run.scaler.unscale_(run.optimizer)
     run.task.before_step(run.model, run.optimizer, run.place)
     return look(run, loss, clip(run))
@@ -277,7 +298,7 @@ def look(run: Run, loss: Tensor | None, norm: Tensor | None) -> Seen:
     wishes = (float(due(run)), float(run.signals.received is not None))
     mine = torch.tensor([0.0, *wishes], device=run.device)
     if loss is not None:
-        mine[0] = loss.detach().float()
+        mine[0] = loss
     length = torch.zeros((), device=run.device) if norm is None else norm.float()
     value, save, stop, found = torch.cat([run.world.mean(mine), length.reshape(1)]).tolist()
     return Seen(value, found, save > 0, stop > 0)

@@ -16,6 +16,7 @@ from softless.layers import check_size
 from softless.models.arguments import takes
 from softless.models.assemble import assemble
 from softless.models.files import FILE
+from softless.models.given import GIVEN, given_model
 from softless.models.sizes import sides
 from softless.tasks import Task
 from softless.tasks.classification import model_args
@@ -58,6 +59,8 @@ def made(
     recipe: Recipe, construction: Mapping[str, Any], task: str, in_chans: int, classes: Sequence[str] = ()
 ) -> nn.Module:
     """Assemble, start and try a model: a size that it refuses is refused before a folder is made."""
+    if recipe.model.name == GIVEN:
+        return _given(recipe, in_chans, len(classes))
     torch.manual_seed(recipe.seed)
     deep = {"drop_path_rate": recipe.drop_path} if takes(recipe.model.name, recipe.model.op, "drop_path_rate") else {}
     with _in_one_sentence(recipe):
@@ -73,6 +76,31 @@ def made(
         with _in_one_sentence(recipe):
             host.set_grad_checkpointing(True)
     return model
+
+
+def _given(recipe: Recipe, in_chans: int, classes: int) -> nn.Module:
+    """The module that was given, with the weights that it has; it is trained itself, not a copy.
+
+    Raises:
+        UsageError: it takes no such image, or does not answer a value for each class.
+    """
+    model = given_model(recipe.model.args, copied=False)
+    height, width = sides(recipe.data.image_size)
+    try:
+        with torch.no_grad():
+            answer = model.cpu().eval()(torch.zeros(2, in_chans, height, width))
+    except Exception as error:
+        raise UsageError(
+            f"the model that was given takes no images of {in_chans} channels and {height} x {width} pixels "
+            f"({' '.join(str(error).split())[:300]}): set data.in_chans and data.image_size to what it takes"
+        ) from error
+    if not isinstance(answer, Tensor) or tuple(answer.shape) != (2, classes):
+        found = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+        raise UsageError(
+            f"the model that was given answers {found} for 2 images, and the data have {classes} classes: "
+            f"it must answer logits of the shape (2, {classes})"
+        )
+    return model.train()
 
 
 def _whole_patches(model: nn.Module, height: int, width: int) -> None:

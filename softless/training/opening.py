@@ -15,8 +15,10 @@ from typing import Any
 import torch
 
 from softless.data.loader import generators_restored
-from softless.evaluation.evaluate import autocast
+from softless.models.given import GIVEN
 from softless.models.kept import softmax_kept, told
+from softless.training.gradients import backward
+from softless.training.recipe import Recipe
 from softless.training.setup import Run
 from softless.words import counted, visible
 
@@ -26,6 +28,7 @@ PATIENCE = 10.0  # seconds after which no further trial step begins
 CLEARLY = 1.5  # times as long: what is said of a number format
 FORWARD = 1 / 3  # of a step's time: what the same images take in validation
 WORDS = {1: "one trial step", 2: "two trial steps", 3: "three trial steps"}
+SAID = {"given": "datasets built in Python"}  # sources by more than their name
 
 
 @dataclass(frozen=True)
@@ -110,13 +113,13 @@ def seen(run: Run) -> Opening:
     """All but the time."""
     recipe, splits = run.recipe, run.splits
     return Opening(
-        data=Path(recipe.data.path).name if recipe.data.path else recipe.data.source,
+        data=Path(recipe.data.path).name if recipe.data.path else SAID.get(recipe.data.source, recipe.data.source),
         classes=len(splits.classes),
         train=len(splits.train),
         val=len(splits.val),
         test=0 if splits.test is None else len(splits.test),
         pixels=run.task.pixels(),
-        model=recipe.model.name if recipe.model.op is None else f"{recipe.model.name} with {recipe.model.op}",
+        model=_model_said(recipe),
         parameters=sum(parameter.numel() for parameter in run.task.evaluated(run.model).parameters()),
         device=str(run.device),
         processes=run.world.size,
@@ -130,11 +133,18 @@ def seen(run: Run) -> Opening:
     )
 
 
+def _model_said(recipe: Recipe) -> str:
+    spec = recipe.model
+    if spec.name == GIVEN:
+        return f"{str(spec.args['class']).rpartition('.')[2]}, built in Python"
+    return spec.name if spec.op is None else f"{spec.name} with {spec.op}"
+
+
 def with_time(said: Opening, run: Run, trial: Trial) -> Opening:
     """The opening with the time that the steps and validations ahead take, as far as a few steps tell."""
     ahead = said.epochs * said.steps - said.done
     looks = 2 if run.ema is not None and run.recipe.ema_evaluate else 1
-    validated = FORWARD * looks * said.val / run.recipe.batch_size * (said.epochs - run.epoch)
+    validated = FORWARD * looks * said.val / run.recipe.step_images * (said.epochs - run.epoch)
     values = asdict(said) | {
         "seconds": trial.seconds * (ahead + validated),
         "cpu_seconds": trial.cpu_seconds * (ahead + validated) if run.device.type == "cpu" else None,
@@ -195,10 +205,8 @@ def _step(run: Run, learner: torch.nn.Module, batch: Any, amp: str) -> None:
     """Forward and backward as in `loop.train_step`, on a copy."""
     run.seed_step(run.step)
     given = run.task.prepare(batch, run.device, epoch=run.epoch, step=run.step)
-    with autocast(run.device, amp):
-        loss = learner(*given)
     learner.zero_grad(set_to_none=True)
-    loss.backward()
+    backward(run.task, learner, given, parts=run.recipe.accumulate, amp=amp, device=run.device)
     if run.device.type == "cuda":
         torch.cuda.synchronize(run.device)
 

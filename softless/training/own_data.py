@@ -5,11 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from softless.data.arrays import stored_channels, stored_labels
+from softless.data.given import has_labels
 from softless.data.notices import notice
 from softless.data.tables import label_count
-from softless.errors import UsageError, located
-from softless.training.recipe import MultilabelSpec, Recipe, TableSpec
+from softless.errors import UsageError, located, need_module
+from softless.models.given import GIVEN, noted
+from softless.training.recipe import ModelSpec, MultilabelSpec, Recipe, TableSpec
 
 GREY, COLOUR = 1, 3
 
@@ -53,7 +57,12 @@ def with_labels(recipe: Recipe, path: str | Path | None, given: Mapping[str, Any
         several = there and named.table is not None and label_count(named.table) > 1
     else:
         several = recipe.data.source == "npz" and place is not None and stored_labels(located(str(place))) > 1
-    if not several:
+    return several_labels(recipe, given) if several else recipe
+
+
+def several_labels(recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
+    """A classifier's recipe for several labels an image; what is changed for that is said."""
+    if recipe.multilabel is not None:
         return recipe
     changed: dict[str, Any] = {"metric": "auc"} if recipe.metric not in {"auc", "loss"} else {}
     changed |= {f"augment.{name}": 0.0 for name in ("mixup", "cutmix") if getattr(recipe.augment, name)}
@@ -61,6 +70,58 @@ def with_labels(recipe: Recipe, path: str | Path | None, given: Mapping[str, Any
     said = ", ".join(f"{name}={value}" for name, value in changed.items())
     notice(f"the images have several labels each{f': {said} in place of what the recipe has for one' if said else ''}")
     return replace(recipe, multilabel=MultilabelSpec()).with_fields(**changed)
+
+
+def with_model(recipe: Recipe, model: nn.Module | None, given: Collection[str]) -> Recipe:
+    """The recipe for a model that was built in Python; where nobody set a size, at the size that the model says.
+
+    Args:
+        recipe: of a classifier.
+        model: the module; None leaves the recipe as it is.
+        given: fields that the user set.
+
+    Raises:
+        UsageError: a recipe of another task, or fields of a model by name.
+    """
+    if model is None:
+        return recipe
+    need_module(model, "train")
+    if recipe.task not in {"classification", "multilabel"}:
+        raise UsageError(f"model=… is for classification; recipe '{recipe.name}' is for {recipe.task}")
+    if named := sorted(name for name in given if name.partition(".")[0] == "model"):
+        raise UsageError(f"{named[0]} is of a model by name, and model=… was given: leave one of them out")
+    changed: dict[str, Any] = {"drop_path": 0.0} if recipe.drop_path else {}
+    side = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    if recipe.model.name != GIVEN and isinstance(side, tuple) and "data.image_size" not in given:
+        size = side[0] if side[0] == side[1] else side
+        changed |= {"data.image_size": size} if size != recipe.data.image_size else {}
+    if changed:
+        said = ", ".join(f"{name}={value}" for name, value in changed.items())
+        notice(f"the model was built in Python: {said} in place of what recipe '{recipe.name}' has")
+    new = recipe.with_fields(**changed)
+    return replace(new, model=ModelSpec(name=GIVEN, args=noted(model)))
+
+
+def with_datasets(recipe: Recipe, parts: Mapping[str, Any], given: Mapping[str, Any]) -> Recipe:
+    """The recipe for datasets that were built in Python.
+
+    Args:
+        recipe: of a classifier.
+        parts: map-style datasets of (image, target) by part.
+        given: fields that the user set.
+
+    Raises:
+        UsageError: a recipe of another task.
+    """
+    if recipe.task not in {"classification", "multilabel"}:
+        raise UsageError(
+            f"a dataset of (image, target) is for classification; recipe '{recipe.name}' is for {recipe.task}: "
+            "give a folder"
+        )
+    if recipe.table is not None:
+        raise UsageError("a table lists image files, and a dataset was given: leave one of them out")
+    data = replace(recipe.data, source="given", path=None, group=None)
+    return several_labels(replace(recipe, data=data), given) if has_labels(parts) else replace(recipe, data=data)
 
 
 def with_data(recipe: Recipe, path: str | Path | None, given: Collection[str] = ()) -> Recipe:

@@ -41,7 +41,9 @@ class ModelSpec:
 class DataSpec:
     """Which images, and the size and scaling at which the model sees them."""
 
-    source: Literal["digits", "folder", "npz", "coco", "masks"] = setting("folder", "what kind of data")
+    source: Literal["digits", "folder", "npz", "coco", "masks", "given"] = setting(
+        "folder", "what kind of data; given: datasets built in Python"
+    )
     path: str | None = setting(None, "where they are")
     image_size: int | tuple[int, int] = setting(
         224, "what a classifier sees: the side of a square, or height and width", SIDE, unit="pixels"
@@ -164,6 +166,12 @@ class ScheduleSpec:
         COUNT,
         unit="steps",
     )
+    patience: int | None = setting(
+        None,
+        "epochs after the warm-up without a better validation score, after which the run ends; none trains them all",
+        "[1, 1000000]",
+        unit="epochs",
+    )
 
 
 @dataclass(frozen=True)
@@ -270,7 +278,9 @@ class SegmentationSpec:
     color_jitter: float | None = setting(None, "strength of changes of brightness, contrast and saturation", "[0, 10]")
     photometric: bool = setting(default=False, says="SSD's distortion of colours")
     dice: float = setting(0.0, "weight of the soft Dice loss beside cross-entropy", "[0, inf)")
-    class_weights: Literal["none", "balanced"] = setting("none", "weights of cross-entropy, by the training pixels")
+    class_weights: Literal["none", "balanced"] | Mapping[int | str, float] = setting(
+        "none", "weights of cross-entropy: by the training pixels, or by name as {cell: 2}, 1 for the others"
+    )
 
 
 @dataclass(frozen=True)
@@ -335,7 +345,8 @@ class Recipe:
     dino: DinoSpec | None = None
     save: SaveSpec = field(default_factory=SaveSpec)
     divergence: DivergenceSpec = field(default_factory=DivergenceSpec)
-    batch_size: int = setting(1024, "images of a step, over all processes", COUNT)
+    batch_size: int = setting(1024, "images of a batch, over all processes", COUNT)
+    accumulate: int = setting(1, "batches whose gradients make one step, in the memory that one takes", "[1, 1000000]")
     drop_path: float = setting(0.0, "rate of stochastic depth", "[0, 1)")
     ema_decay: float | None = setting(
         None, "decay of the averaged weights, reached from below; none keeps none", "[0, 1)"
@@ -343,7 +354,9 @@ class Recipe:
     ema_evaluate: bool = setting(
         default=False, says="measure the averaged weights too and keep the better; otherwise they are only stored"
     )
-    class_weights: Literal["none", "balanced"] = setting("none", "weights of the classes in the loss")
+    class_weights: Literal["none", "balanced"] | Mapping[int | str, float] = setting(
+        "none", "weights of the classes in the loss: by their images, or by name as {benign: 2}, 1 for the others"
+    )
     metric: str = setting("top1", "measure of the task that picks the best epoch on the validation split")
     amp: Literal["none", "bfloat16", "float16"] = setting("none", "numbers of lower precision where that is safe")
     seed: int = setting(0, "of weights, order and augmentation", "[0, 4294967295]")
@@ -366,8 +379,13 @@ class Recipe:
     @property
     def effective_lr(self) -> float:
         """The rate at the top of the schedule."""
-        scale = self.batch_size / self.optim.base_batch if self.optim.base_batch else 1.0
+        scale = self.step_images / self.optim.base_batch if self.optim.base_batch else 1.0
         return self.optim.lr * scale
+
+    @property
+    def step_images(self) -> int:
+        """Images of a step, over all processes."""
+        return self.batch_size * self.accumulate
 
     def quick(self, folder: str | Path | None = None) -> "Recipe":
         """The same run in seconds: two steps of generated images (written into `folder`, or a temporary one) and a small model."""
@@ -437,7 +455,8 @@ def _refuse_image_size(recipe: Recipe, given: Mapping[str, Any]) -> None:
 
 def _with_length_kept(recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
     """Epochs and batch that are set stay as they are, however few the images (`tasks.lengths`)."""
-    for name, floor in (("schedule.epochs", "min_steps"), ("batch_size", "min_epoch_steps")):
+    floors = {"schedule.epochs": "min_steps", "batch_size": "min_epoch_steps", "accumulate": "min_epoch_steps"}
+    for name, floor in floors.items():
         if name not in given:
             continue
         if getattr(recipe.schedule, floor) is not None and f"schedule.{floor}" in given:

@@ -20,6 +20,7 @@ class Result:
     `best_epoch` counts from 1. `weights` says which weights of that epoch were the better on the validation split: raw or averaged. `gained` is
     what the last quarter of the epochs added to `metric` there, `rising` whether a longer run would reach more. `val` and `test` hold the task's
     measures, seen and expected; `test` of a classifier also the 95 % interval of top1. `test` is None where the data has no test split.
+    `planned` is how many epochs there would have been where `ended_by` (schedule.patience, on_epoch) ended the run earlier.
     `extended_from` has the epochs that the run was meant to have before it was made longer.
     `left_out` counts images by part that data.faults=skip left out. `seconds` counts training and validation, `images_per_second` training alone.
     """
@@ -36,6 +37,8 @@ class Result:
     metric: str = ""
     gained: float | None = None
     rising: bool = False
+    planned: int | None = None
+    ended_by: str = ""
     extended_from: list[int] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
 
@@ -55,6 +58,8 @@ class Result:
                 f"still rising: the last quarter of the epochs added {described(self.gained, self.metric)}; make it longer with "
                 f"--resume --set schedule.epochs={2 * self.epochs}"
             )
+        if self.planned is not None:
+            lines.append(f"ended by {self.ended_by} after {self.epochs} of {self.planned} epochs")
         if self.extended_from:
             told = ", then ".join(map(str, self.extended_from))
             lines.append(f"made longer than the {told} epochs that it was begun with")

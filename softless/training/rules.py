@@ -26,7 +26,13 @@ def rates(recipe: "Recipe") -> None:
 
 def _scaled(recipe: "Recipe") -> str:
     base = recipe.optim.base_batch
-    return f" times batch_size={recipe.batch_size} / optim.base_batch={base}" if base else ""
+    return f" times {step_of(recipe)} / optim.base_batch={base}" if base else ""
+
+
+def step_of(recipe: "Recipe") -> str:
+    """The images of a step by the fields that make them."""
+    several = f" x accumulate={recipe.accumulate}" if recipe.accumulate > 1 else ""
+    return f"batch_size={recipe.batch_size}{several}"
 
 
 def lengths(recipe: "Recipe") -> None:
@@ -40,6 +46,11 @@ def lengths(recipe: "Recipe") -> None:
     if spec.name == "plateau" and spec.moves == "epoch":
         raise UsageError(
             "schedule.name=plateau with schedule.moves=epoch: plateau follows the score of the epoch that ended, and no count: leave moves=step"
+        )
+    if spec.patience is not None and recipe.metric == "last":
+        raise UsageError(
+            f"schedule.patience={spec.patience} waits for a better score, and metric=last "
+            "has none: leave patience out, or set a metric"
         )
     if (spec.name == "multistep") != bool(spec.decay_epochs):
         raise UsageError(
@@ -57,9 +68,13 @@ def averages(recipe: "Recipe") -> None:
 def model(recipe: "Recipe") -> None:
     """The model is known and takes its arguments, and stochastic depth where it is set."""
     from softless.models.arguments import takes
+    from softless.models.given import GIVEN, given_model
     from softless.training.model_fields import judged
 
     spec = recipe.model
+    if spec.name == GIVEN:
+        given_model(spec.args, copied=False)
+        return
     judged(spec, spec.args)
     if recipe.drop_path and not takes(spec.name, spec.op, "drop_path_rate"):
         raise UsageError(f"drop_path={recipe.drop_path:g}: '{spec.name}' has no stochastic depth; set drop_path=0")

@@ -27,7 +27,8 @@ LEFT_OUT = "left_out.json"  # part -> [file, reason] of images that data.faults=
 SPLITS = "splits.csv"  # file, part and group of each image
 FILES = (RECIPE, CLASSES, LOG, WEIGHTS, BEST, RESULT, *PREDICTIONS, REPORT, STATE, LEFT_OUT, SPLITS, ABOUT)
 MODEL = "model"  # the best weights as `save_weights` writes them
-FOLDERS = (CHECKPOINTS, SCALARS, MODEL, LABELS)
+RANKS = "ranks"  # the last words of each of several ranks
+FOLDERS = (CHECKPOINTS, SCALARS, MODEL, LABELS, RANKS)
 
 MAY_CHANGE = frozenset({
     "data.path",

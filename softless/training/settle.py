@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from softless.errors import DataError, UsageError
 from softless.training import machine
 from softless.training.recipe import Recipe
+from softless.training.result import stored
 from softless.training.run_folder import RunFolder, changes
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def extended(held: Recipe, asked: Recipe, folder: RunFolder) -> Recipe | None:
     The longer schedule begins as the run did: what was fitted to the data at its start (`tasks.lengths`) stays.
 
     Raises:
-        UsageError: the run has as many epochs already.
+        UsageError: the run has as many epochs already, or something ended it.
     """
     same: dict[str, Any] = {"epochs": held.schedule.epochs, "min_steps": held.schedule.min_steps}
     if asked.schedule.epochs == held.schedule.epochs or replace(asked.schedule, **same) != held.schedule:
@@ -59,6 +60,12 @@ def extended(held: Recipe, asked: Recipe, folder: RunFolder) -> Recipe | None:
         if name.startswith("schedule.")
     }
     there = fitted.pop("epochs", held.schedule.epochs)
+    done = stored(folder)
+    if done is not None and done.ended_by:
+        raise UsageError(
+            f"the run in {folder.path} was ended by {done.ended_by} after {done.epochs} of {done.planned} epochs, "
+            "and more would be ended likewise: start another run without it"
+        )
     if asked.schedule.epochs <= there:
         raise UsageError(
             f"schedule.epochs={asked.schedule.epochs}: the run in {folder.path} has {there} epochs, and a run that is continued can only "
@@ -118,7 +125,7 @@ def with_loaders(recipe: Recipe, task: "Task", world: "World") -> Recipe:
     if recipe.data.workers is not None:
         return recipe
     height, width = task.pixels()
-    images = max(recipe.batch_size // world.size, 1)
+    images = max(recipe.step_images // world.size, 1)
     workers = machine.loaders(
         source=recipe.data.source,
         images=len(task.splits.train),

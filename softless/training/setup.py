@@ -21,6 +21,7 @@ from softless.training.about import write_about
 from softless.training.agreement import agree_on_steps, opened_alike
 from softless.training.best import write_best
 from softless.training.claim import Claim
+from softless.training.epoch_state import OnEpoch
 from softless.training.model import build_for
 from softless.training.recipe import Recipe
 from softless.training.run_folder import CHECKPOINTS, CLASSES, LEFT_OUT, RECIPE, RESULT, SPLITS, RunFolder, as_json
@@ -74,6 +75,8 @@ class Run:
     skipped: int = 0  # steps in a row that the float16 scaler left out
     faults: int = 0  # steps in a row that were left out because they were not finite, or rewinds since the last epoch
     left_out: set[tuple[int, int]] = field(default_factory=set)  # (epoch, step) that a rewind left out
+    on_epoch: OnEpoch | None = None
+    ended_by: str = ""  # what ended the run before its last epoch
     best: dict[str, Any] | None = None
     best_weights: dict[str, Tensor] | None = None  # on the processor
     saved: tuple[int, int] | None = None  # (updates, epoch) of the last checkpoint

@@ -11,6 +11,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 WATCHED = (signal.SIGTERM, signal.SIGINT)
+STANDS = "the last checkpoint stands, and --resume goes on from it"
 GRACE = 20.0  # seconds that a rank has to reach the end of its step, and tell the others
 
 
@@ -26,9 +27,11 @@ class Signals:
 
     Args:
         ranks: Processes of the run.
+        stands: What is left where a rank is ended in an exchange, for people.
     """
 
-    def __init__(self, ranks: int = 1) -> None:
+    def __init__(self, ranks: int = 1, stands: str = STANDS) -> None:
+        self.stands = stands
         self.received: signal.Signals | None = None
         self.last_words: Callable[[str], None] = lambda _: None  # called before such a rank ends
         self._watch = Watch(self) if ranks > 1 else None
@@ -112,7 +115,7 @@ class Watch:
             except TimeoutError:
                 pass
         name = signal.Signals(first).name
-        said = f"{name}: this rank waited for others that did not come; the last checkpoint stands, and --resume goes on from it"
+        said = f"{name}: this rank waited for others that did not come; {self.signals.stands}"
         print(f"softless: {said}", file=sys.stderr, flush=True)
         self.signals.last_words(said)
         os._exit(128 + first)

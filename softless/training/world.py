@@ -5,20 +5,23 @@ import os
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from softless.errors import RankGone, SoftlessError, UsageError
+from softless import ranks
+from softless.errors import RankGone, UsageError
 from softless.training import processes
 from softless.training.batch_norm import synchronised
+from softless.training.last_words import LastWords
 
 T = TypeVar("T")
 PATIENCE = 30.0  # minutes that a rank waits for the others
@@ -34,6 +37,7 @@ class World:
     size: int
     device: torch.device
     peers: tuple[Mapping[str, Any], ...] = ()  # host, number and start of each rank's process
+    words: LastWords | None = None  # where each rank leaves its own
 
     @property
     def is_first(self) -> bool:
@@ -67,50 +71,30 @@ class World:
         return total / self.size
 
     def first(self, work: Callable[[], T]) -> T:
-        """Let rank 0 do it; every rank returns its result, or raises its error (so that none waits for a dead one)."""
-        if self.size == 1:
-            return work()
-        box: list[Any] = [None, None]
-        if self.is_first:
-            try:
-                box[0] = work()
-            except (SoftlessError, OSError) as error:
-                box[1] = error
-        dist.broadcast_object_list(box, src=0, device=self.device)
-        if box[1] is not None:
-            raise _shared(box[1])
-        return box[0]
+        """Let rank 0 do it; every rank returns its result, or raises its error."""
+        return ranks.first(work)
 
     def gather(self, mine: T) -> list[T]:
         """What every rank has, by rank."""
-        if self.size == 1:
-            return [mine]
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, mine)
-        return found
+        return ranks.gather(mine)
 
     def together(self, work: Callable[[], T]) -> T:
-        """Let every rank do it; where one cannot, all raise an error, so that none waits for a dead one.
+        """Let every rank do it; where one cannot, all raise an error."""
+        return ranks.together(work)
 
-        Raises:
-            UsageError: another rank could not; that one raises its own error.
-        """
-        if self.size == 1:
-            return work()
-        done, error = None, None
-        try:
-            done = work()
-        except (SoftlessError, OSError) as found:
-            error = found
-        said = self.gather(None if error is None else str(error))
-        if all(text is not None for text in said):
-            raise _shared(error)
-        if error is not None:
-            raise error if self.is_first else _shared(error)
-        for rank, text in enumerate(said):
-            if text is not None:
-                raise _shared(UsageError(f"rank {rank} of {self.size}: {text}"))
-        return done  # type: ignore[return-value]
+    def may_speak(self) -> None:
+        """The folder of the results is this command's, so last words may stand there."""
+        if self.words is not None:
+            self.words.begin()
+
+    def say(self, text: str) -> None:
+        """Leave this rank's last words."""
+        if self.words is not None:
+            self.words.leave(text)
+
+    def last_of(self, rank: int) -> str:
+        """What another rank said last, where it left that."""
+        return "" if self.words is None else self.words.of(rank)
 
     def gone(self) -> list[int]:
         """The ranks on this machine whose processes are not there any more."""
@@ -130,15 +114,8 @@ def _as_stored(grad: Tensor) -> Tensor:
     return grad.reshape(-1).view(grad.shape) if grad.is_contiguous() else grad
 
 
-def _shared(error: Any) -> Any:
-    """The error as one that all ranks raise."""
-    if isinstance(error, SoftlessError):
-        error.shared = True
-    return error
-
-
 @contextmanager
-def join(device: str = "auto", patience: float = PATIENCE) -> Iterator[World]:
+def join(device: str = "auto", patience: float = PATIENCE, folder: Path | None = None) -> Iterator[World]:
     """The world of this run; the process group of torchrun is opened here and closed at the end.
 
     The caller's random generators and number of threads are put back afterwards.
@@ -146,9 +123,11 @@ def join(device: str = "auto", patience: float = PATIENCE) -> Iterator[World]:
     Args:
         device: of the computation, by name.
         patience: minutes that a rank waits for the others.
+        folder: of the results, in which each of several ranks leaves its last words.
 
     Raises:
         RankGone: another rank is gone, or was waited for in vain.
+        UsageError: no device of that name, or the ranks cannot meet.
     """
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     place = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
@@ -161,16 +140,32 @@ def join(device: str = "auto", patience: float = PATIENCE) -> Iterator[World]:
             timeout=timedelta(minutes=patience),
         )  # fmt: skip
     before = torch.get_num_threads()
-    world = World(rank, size, place)
+    words = LastWords(folder, rank) if size > 1 and folder is not None else None
+    world = World(rank, size, place, words=words)
     try:
         if size > 1:
             world = replace(world, peers=tuple(world.gather(_myself())))
+            _joined.append(world)
         with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
             yield world
+        world.say("ended well")
+    except BaseException as error:
+        world.say(str(error) or type(error).__name__)
+        raise
     finally:
         torch.set_num_threads(before)
         if opened:
             dist.destroy_process_group()
+
+
+_joined: list[World] = []  # by this process; the last one counts
+
+
+def let_the_first_speak() -> None:
+    """Wait until rank 0 has ended: whoever started the ranks ends all as soon as one fails, and rank 0 says why."""
+    deadline = time.monotonic() + (MOMENT if _joined else 1.0)  # unjoined nobody knows its process
+    while time.monotonic() < deadline and not (_joined and 0 in _joined[-1].gone()):
+        time.sleep(0.05)
 
 
 def _myself() -> dict[str, Any]:
@@ -201,11 +196,18 @@ def _why_lost(world: World, said: str) -> str:
             time.sleep(0.05)
     me = f"rank {world.rank} of {world.size}"
     if gone:
-        names = " and ".join(str(rank) for rank in gone)
-        return f"rank {names} of {world.size} is gone" if len(gone) == 1 else f"ranks {names} of {world.size} are gone"
+        return named(gone, world)
     if "imed out" in said:
         return f"{me} waited in vain for the others: one of them hangs, or works longer than rank_patience allows"
     return f"{me} lost the connection to another rank, which has ended or cannot be reached"
+
+
+def named(gone: Sequence[int], world: World) -> str:
+    """Ranks that are gone, with what the first of them said last."""
+    names = " and ".join(str(rank) for rank in gone)
+    said = world.last_of(gone[0])
+    are = f"rank {names} of {world.size} is gone" if len(gone) == 1 else f"ranks {names} of {world.size} are gone"
+    return f"{are} (it said: {said})" if said else are
 
 
 @cache

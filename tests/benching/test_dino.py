@@ -12,7 +12,7 @@ from tests.data.making import split_folders
 from tests.tasks.test_dino import tiny_recipe
 
 
-@pytest.mark.extra
+@pytest.mark.soak
 def test_pixels_untrained_and_trained_networks(tmp_path: Path):
     split_folders(tmp_path / "data", {p: {"cat": n, "dog": n} for p, n in (("train", 12), ("val", 4), ("test", 3))})
     recipe = tiny_recipe(tmp_path / "data")

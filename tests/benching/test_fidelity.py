@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from softless import UsageError, create_model
-from softless.benching import fidelity
+from softless.benching import fidelity, published
 from softless.cli.main import main
 from tests.ops.test_soft import published_inverse, published_norm_inverse
 
@@ -64,15 +64,56 @@ def test_the_default_is_another_function(op: str) -> None:
     assert found.blocks == 5
     assert found.without_kernels > 0.3
     assert found.parity_float32 < 4e-6
-    assert 1e-6 < found.logits < 0.3
+    assert 1e-6 < found.logits < 1
     assert found.branch > 1e-6
+
+
+@torch.no_grad()
+def test_bottleneck_tokens_lie_as_far_from_each_other_as_tokens() -> None:
+    torch.manual_seed(0)
+    model: Any = create_model("soft_tiny_224", num_classes=5, parity=True, **SMALL).eval()
+    images = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    fidelity.enlivened(model, images)
+    seen: dict[str, Any] = {}
+    module: Any = fidelity.gaussian(model)[0]
+    module.register_forward_pre_hook(lambda _, args, kwargs: seen.update(x=args[0], grid=kwargs["grid"]), with_kwargs=True)  # fmt: skip
+    with torch.no_grad():
+        model(images)
+        q = module.sides(seen["x"], None, seen["grid"])[0] / module.head_dim**0.25
+        image = q.flatten(0, 1).mT.unflatten(2, seen["grid"][1:])
+        few = F.conv2d(image, module.learned.conv, stride=module.options["ratio"]).flatten(2).mT
+        few = F.gelu(F.layer_norm(few, (module.head_dim,), module.learned.norm_weight, module.learned.norm_bias))
+        spreads = [(x - x.mean(-2, keepdim=True)).square().sum(-1).mean() for x in (few, q)]
+    assert float(spreads[0]) == pytest.approx(float(spreads[1]), rel=1e-3)
+
+
+FEW: dict[str, dict[str, Any]] = {
+    "deit_small_patch16_224": {"depth": 2, "embed_dim": 48, "num_heads": 3},
+    "xcit_small_12_p16_224": {"depth": 2, "embed_dim": 48, "num_heads": 3},
+    "xcit_small_24_p16_224": {"depth": 2, "embed_dim": 48, "num_heads": 3, "tokens_norm": False},
+    "cvt_13_224": {"depths": (1, 1, 1), "embed_dims": (16, 32, 48), "num_heads": (1, 2, 3)},
+}
+
+
+@pytest.mark.parametrize(("op", "host"), [(op, host) for op, hosts in published.HOSTS.items() for host in hosts])
+def test_attention_that_counts_is_the_published_one(op: str, host: str) -> None:
+    found = published.measured(op, host, **FEW[host])
+    assert found.logits_float32 < 2e-6
+    assert found.branch_float32 < 2e-6
+    assert found.logits_float64 < 1e-12
+    assert found.without_attention > 0.1  # the control
 
 
 def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     real = fidelity.measured
     monkeypatch.setattr(fidelity, "SIZES", ("tiny_224",))
     monkeypatch.setattr(fidelity, "measured", lambda name: real(name, **SMALL))
-    assert main(["bench", "fidelity", "--ops", "soft"]) == 0
-    assert "soft_tiny_224" in capsys.readouterr().out
-    with pytest.raises(UsageError, match="no published pyramid 'sima_tiny_224'"):
+    monkeypatch.setattr(published, "HOSTS", {"xca": ("xcit_nano_12_p16_224",)})
+    assert main(["bench", "fidelity", "--ops", "soft", "xca"]) == 0
+    said = capsys.readouterr().out
+    assert "soft_tiny_224" in said
+    assert "xcit_nano_12_p16_224" in said
+    with pytest.raises(UsageError, match="nothing published as 'sima'"):
         fidelity.fidelity(ops=["sima"])
+    with pytest.raises(UsageError, match="nothing published as 'tiny_96'"):
+        fidelity.fidelity(["tiny_96"])

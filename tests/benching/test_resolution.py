@@ -39,7 +39,7 @@ def outcome(tmp_path_factory):
     return resolution(short(), seeds=2, out=out, device="cpu"), out
 
 
-@pytest.mark.extra
+@pytest.mark.soak
 def test_every_arm_at_every_size(outcome):
     found, _ = outcome
     assert list(dict.fromkeys(point.arm for point in found.points)) == NAMES
@@ -56,7 +56,7 @@ def test_every_arm_at_every_size(outcome):
     assert all(point.low <= point.accuracy <= point.high for point in found.points)
 
 
-@pytest.mark.extra
+@pytest.mark.soak
 def test_at_the_training_size_nothing_has_changed(outcome):
     found, out = outcome
     for point in found.points:
@@ -67,7 +67,7 @@ def test_at_the_training_size_nothing_has_changed(outcome):
             assert point.accuracy == pytest.approx(np.mean(stored), abs=1e-6)
 
 
-@pytest.mark.extra
+@pytest.mark.soak
 def test_the_papers_scale_loses_its_branch_and_the_other_scales_do_not(outcome):
     found, _ = outcome
     branch = {point.arm: point.branch for point in found.points if point.factor == 4}
@@ -76,7 +76,7 @@ def test_the_papers_scale_loses_its_branch_and_the_other_scales_do_not(outcome):
     assert all(0.3 < branch[arm] < 3 for arm in NAMES if arm != "sima")
 
 
-@pytest.mark.extra
+@pytest.mark.soak
 def test_what_each_arm_trains_and_evaluates(outcome):
     _, out = outcome
     trained = {arm.name: in_arm(short(), arm).model for arm in ARMS}
@@ -92,7 +92,7 @@ def test_what_each_arm_trains_and_evaluates(outcome):
     assert not torch.allclose(before.model(larger), after.model(larger))
 
 
-@pytest.mark.extra
+@pytest.mark.soak
 def test_the_chart_names_its_arms_and_is_the_same_for_the_same_numbers(outcome, tmp_path):
     from softless.benching.charts import draw_resolution
 
@@ -109,7 +109,7 @@ def test_the_chart_names_its_arms_and_is_the_same_for_the_same_numbers(outcome, 
     assert draw_resolution(other, names).save(tmp_path / "c.svg", module.FIGURE).read_bytes() != first
 
 
-@pytest.mark.extra
+@pytest.mark.soak
 def test_a_seed_that_diverges_is_left_out_and_told(monkeypatch, tmp_path, outcome):
     _, out = outcome
     monkeypatch.setattr(module, "trained", lambda *_, **__: ([], {"seqnorm-seed1": "loss is NaN", "xca-seed0": "", "xca-seed1": ""}))  # fmt: skip

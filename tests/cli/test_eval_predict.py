@@ -64,6 +64,22 @@ def test_eval_on_other_images(world):
         eval_run(world / "run", world / "nowhere", device="cpu")
 
 
+def test_eval_on_some_of_the_classes(world, caplog):
+    """By name: the second class of the run is the first of the data; what is absent has no recall."""
+    data = DataSpec(source="folder", path=str(world / "three"), image_size=16)
+    run_folder(world / "of_three", ("ape", "cat", "dog"), data)
+    class_folders(world / "mine", {"cat": 3, "dog": 2})
+    with caplog.at_level("WARNING"):
+        found = eval_run(world / "of_three", world / "mine", device="cpu").evaluation
+    assert "mine has no images of ape: the numbers are of the other classes" in caplog.text
+    assert found.targets.tolist() == [1, 1, 1, 2, 2]
+    told = found.to_dict()
+    assert told["per_class"]["recall"]["ape"] is None
+    assert told["balanced_accuracy"] == pytest.approx(
+        np.mean([told["per_class"]["recall"][one] for one in ("cat", "dog")])
+    )
+
+
 def test_eval_of_an_npz_run_elsewhere(tmp_path):
     medmnist(tmp_path / "toy.npz")
     data = DataSpec(source="npz", path="gone.npz", in_chans=1, image_size=16)

@@ -71,7 +71,7 @@ def verb(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_the_table_is_the_folder():
-    helpers = {"main", "options", "output", "sizes"}
+    helpers = {"main", "options", "output", "ranks", "sizes"}
     files = {found.name for found in pkgutil.iter_modules(softless.cli.__path__)} - helpers
     assert set(VERBS) == files | {name for name, place in VERBS.items() if not place.startswith("softless.cli.")}
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from softless.evaluation.areas import Ordered
+from softless.evaluation.areas import Ordered, area_of
 from softless.evaluation.spread import draws
 
 
@@ -53,3 +53,14 @@ def test_what_an_image_adds_gives_delong_s_variance(levels):
     assert moved.sum() == pytest.approx(0, abs=1e-9)
     drawn = np.concatenate([ordered.areas(block) for block in draws(400)])
     assert drawn.std() == pytest.approx(np.sqrt(variance), rel=0.06), "and the draws agree with it"
+
+
+@pytest.mark.parametrize("levels", [None, 100, 1, 1e8, 1e9])
+@pytest.mark.parametrize("n", [2, 5, 60, 1000])
+def test_one_sort_of_rounded_scores_gives_the_same_area(n, levels):
+    """With 1e8 and more levels a unit, scores differ that float32 cannot tell apart."""
+    scores, positive = sample(n, n, levels)
+    for one in (scores, 1 + scores * 1e-8):
+        assert area_of(one, np.flatnonzero(positive)) == Ordered.of(one, positive).area()
+    assert area_of(scores, np.arange(0)) is None
+    assert area_of(scores, np.arange(n)) is None

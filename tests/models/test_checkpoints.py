@@ -1,24 +1,13 @@
 """Checkpoints as everyday tools write them: by the tools' own saving code where it is at hand, else key by key as their scripts do."""
 
-import argparse
-import collections
-import copy
-import datetime as dt
-import json
-import pathlib
 import re
 import sys
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import timm
 import torch
-from timm.scheduler import CosineLRScheduler
-from timm.utils import CheckpointSaver, ModelEmaV3
 from torch import nn
 
 import softless
@@ -26,161 +15,24 @@ from softless import DataError, UsageError
 from softless.models import Loaded, load_weights
 from softless.models.files import read_tensors
 from tests.models import hostile
-from tests.models.hostile import CALLS, Call
-
-TINY: dict[str, Any] = {"depth": 1, "embed_dim": 48, "num_heads": 2, "img_size": 64, "num_classes": 3}
-
-
-def small(seed: int = 0, **other: Any) -> Any:
-    torch.manual_seed(seed)
-    return softless.create_model("deit_tiny_patch16_224", op="sima", **{**TINY, **other}).eval()
-
-
-def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
-    """After one step, so that its state holds tensors."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-9)
-    model(torch.ones(1, 3, 64, 64)).sum().backward()
-    optimizer.step()
-    return optimizer
-
-
-def options() -> argparse.Namespace:
-    """What argparse gives a script, with what scripts put into it."""
-    return argparse.Namespace(model="deit", lr=5e-4, output_dir=Path("runs"), betas=(0.9, 0.999), data=argparse.Namespace(set="IMNET"), seed=np.int64(3))  # fmt: skip
-
-
-def papers_script(model: Any, path: Path) -> Path:
-    """main.py of DeiT, XCiT and SimA; the averaged weights are a second choice there."""
-    optimizer = optimizer_of(model)
-    schedule = CosineLRScheduler(optimizer, t_initial=10)
-    held = {
-        "model": model.state_dict(), "optimizer": optimizer.state_dict(), "lr_scheduler": schedule.state_dict(), "epoch": 3,
-        "model_ema": small(9).state_dict(), "scaler": torch.amp.GradScaler("cpu").state_dict(), "args": options(),
-    }  # fmt: skip
-    torch.save(held, path)
-    return path
-
-
-def timms_saver(model: Any, path: Path, *, averaged: bool) -> Path:
-    """timm's train.py, through its own saver."""
-    args = argparse.Namespace(model="deit_tiny_patch16_224", lr=0.1)
-    raw, mean = (small(9), ModelEmaV3(model)) if averaged else (model, None)
-    saver = CheckpointSaver(raw, optimizer_of(raw), args=args, model_ema=mean, checkpoint_dir=str(path.parent), recovery_dir=str(path.parent))  # fmt: skip
-    saver.save_checkpoint(3, metric=0.5)
-    return path.parent / "last.pth.tar"
-
-
-def dinos_script(model: Any, path: Path, *, which: str = "teacher") -> Path:
-    """main_dino.py: a student in DataParallel and a teacher, each a backbone and a projection."""
-    mine, other = {}, {}
-    for name, value in model.state_dict().items():
-        mine[f"backbone.{name}"], other[f"backbone.{name}"] = value, torch.zeros_like(value)
-    for held in (mine, other):
-        held["head.mlp.0.weight"], held["head.last_layer.weight_g"] = torch.ones(8, 48), torch.ones(8, 1)
-    teacher, student = (mine, other) if which == "teacher" else (other, mine)
-    torch.save({"student": {f"module.{name}": value for name, value in student.items()}, "teacher": teacher, "epoch": 3, "args": options(), "dino_loss": {"center": torch.zeros(1, 8)}}, path)  # fmt: skip
-    return path
-
-
-def saved(held: Callable[[Any], Any], **how: Any) -> Callable[[Any, Path], Path]:
-    def save(model: Any, path: Path) -> Path:
-        torch.save(held(model), path, **how)
-        return path
-
-    return save
-
-
-def renamed(change: Callable[[str], str]) -> Callable[[Any], Any]:
-    return lambda model: {change(name): value for name, value in model.state_dict().items()}
-
-
-def compiled(model: nn.Module) -> Any:
-    return torch.compile(model)
-
-
-def with_compiled_blocks(model: Any) -> Any:
-    model = copy.deepcopy(model)
-    for index, block in enumerate(model.blocks):
-        model.blocks[index] = torch.compile(block)
-    return model.state_dict()
-
-
-def traced(model: Any, path: Path) -> Path:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch would rather export
-        torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)), str(path))
-    return path
-
-
-def index_of_shards(_: Any, path: Path) -> Path:
-    path.write_text(json.dumps({"metadata": {}, "weight_map": {"cls_token": "model-00001-of-00002.safetensors"}}))
-    return path
-
-
-OLD = {"_use_new_zipfile_serialization": False}
-LOADS: dict[str, tuple[Callable[[Any, Path], Path], str]] = {  # how it is written -> what the report says was taken
-    "state dict": (saved(lambda m: m.state_dict()), ""),
-    "main.py of DeiT, XCiT, SimA": (papers_script, "'model', and not 'model_ema'"),
-    "train.py of timm": (lambda m, path: timms_saver(m, path, averaged=False), ""),
-    "train.py of timm, averaged": (lambda m, path: timms_saver(m, path, averaged=True), "'state_dict_ema', and not 'state_dict'"),
-    "DistributedDataParallel": (saved(lambda m: nn.DataParallel(m).state_dict()), "names without their 'module.'"),
-    "torch.compile": (saved(lambda m: compiled(m).state_dict()), "names without their '_orig_mod.'"),
-    "compiled, then DataParallel": (saved(lambda m: nn.DataParallel(compiled(m)).state_dict()), "'module._orig_mod.'"),
-    "blocks compiled alone": (saved(with_compiled_blocks), "'_orig_mod.'"),
-    "Lightning": (saved(lambda m: {"state_dict": renamed("model.{}".format)(m), "hyper_parameters": options(), "callbacks": {"best": {"best_model_score": torch.tensor(0.5), "dirpath": pathlib.PurePosixPath("a")}}, "loops": {}, "epoch": 3}), "'model.'"),
-    "main_dino.py": (dinos_script, "'teacher', and not 'student'; names without their 'backbone.'"),
-    "model_state_dict of the tutorials": (saved(lambda m: {"model_state_dict": m.state_dict(), "optimizer_state_dict": optimizer_of(m).state_dict(), "loss": 0.3}), ""),
-    "before torch 1.6": (saved(lambda m: {"state_dict": m.state_dict(), "epoch": 3}, **OLD), "which has no checksums"),
-    "before torch 1.6, with options": (saved(lambda m: {"model": m.state_dict(), "optimizer": optimizer_of(m).state_dict(), "args": options()}, **OLD), "which has no checksums"),
-    "numpy's numbers and arrays": (saved(lambda m: {"model": m.state_dict(), "best": np.float64(0.5), "history": np.ones(3), "when": dt.datetime.now(), "counts": collections.defaultdict(list, a=[1]), "seen": {1, 2}}), ""),
-    "half precision": (saved(lambda m: m.state_dict()), ""),
-    "parameters, not tensors": (saved(lambda m: dict(m.named_parameters())), ""),
-}  # fmt: skip
-REFUSED: dict[str, tuple[Callable[[Any, Path], Path], str]] = {
-    "a whole model": (saved(lambda m: nn.Sequential(m.norm)), r"holds a whole model \(torch.nn.modules.*\) and not its weights"),
-    "an optimiser": (saved(lambda _: {"state": {}, "param_groups": [{"lr": 0.1}]}), "holds no tensors under names"),
-    "TorchScript": (traced, "can be trusted|whole model|not a checkpoint|calls"),
-    "an index of shards": (index_of_shards, "is no file of tensors"),
-    "before torch 0.4": (lambda _, path: hostile.tar(path, b"\x80\x02}."), "is a tar archive"),
-    "a script's own class": (saved(lambda m: {"model": m.state_dict(), "args": Call(Option, 3)}), "calls tests.models.test_checkpoints.Option"),
-    "another model": (saved(lambda _: timm.create_model("deit_small_patch16_224").state_dict()), "nearest named model|is of 'sima_deit_small"),
-}  # fmt: skip
-
-
-class Option:
-    """Of some script."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
+from tests.models.checkpoints import LOADS, OLD, REFUSED, dinos_script, kind_of, papers_script, small, spoilt_counts
 
 
 @pytest.mark.parametrize("kind", LOADS)
 def test_a_checkpoint_loads(kind: str, tmp_path: Path) -> None:
-    save, taken = LOADS[kind]
-    model = small(1)
-    written = model.half() if kind == "half precision" else model
-    expected = {name: value.clone() for name, value in written.state_dict().items()}
-    path = save(written, tmp_path / "c.pth")
-    other = small(2)
-    found = load_weights(other, path)
-    assert found.loaded == len(expected)
-    assert taken in found.taken
-    assert bool(found.taken) == bool(taken)
-    for name, value in other.state_dict().items():
-        assert torch.allclose(value, expected[name].float(), atol=1e-6), name
+    found = kind_of(kind, tmp_path)
+    assert found.outcome == "loads", found.said
+    taken = LOADS[kind][1]
+    assert taken in found.said
+    assert bool(found.said) == bool(taken)
 
 
 @pytest.mark.parametrize("kind", REFUSED)
 def test_a_checkpoint_is_refused_with_the_reason(kind: str, tmp_path: Path) -> None:
-    save, reason = REFUSED[kind]
-    path = save(small(1), tmp_path / "c.pth")
-    other = small(2)
-    before = {name: value.clone() for name, value in other.state_dict().items()}
-    with pytest.raises((DataError, UsageError), match=reason) as told:
-        load_weights(other, path)
-    assert "\n" not in str(told.value)
-    assert len(str(told.value)) < 900
-    assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
+    found = kind_of(kind, tmp_path)
+    assert found.outcome == "refused", found.said
+    assert re.search(REFUSED[kind][1], found.said)
+    assert len(found.said) < 900
 
 
 def test_students_and_averages_by_request(tmp_path: Path) -> None:
@@ -200,6 +52,27 @@ def test_what_a_projection_leaves_is_named(tmp_path: Path) -> None:
     found = load_weights(small(2), path, head="new")
     assert found.left == dict.fromkeys(["head.mlp.0.weight", "head.last_layer.weight_g"], "it lies beside the backbone: a projection of self-supervised training")  # fmt: skip
     assert found.kept == ("head.bias", "head.weight")
+
+
+def test_what_lies_beside_several_models_is_named() -> None:
+    """A module of students and teachers, flat, with the centre of its loss; either is loaded by request."""
+    one, other = small(1), small(2)
+    held = {f"{name}.{key}": x for name, model in (("student", one), ("teacher", other)) for key, x in model.state_dict().items()}  # fmt: skip
+    held["loss.center"] = torch.zeros(3)
+    for averaged, right in ((None, other), (True, other), (False, one)):
+        model = small(3)
+        found = load_weights(model, {"state_dict": held}, averaged=averaged)
+        assert found.left == {"loss.center": "it lies beside the models of the file"}
+        assert torch.equal(model.cls_token, right.cls_token)
+
+
+@pytest.mark.parametrize("part", ["blocks.0.", ""])
+def test_parts_that_were_wrapped_alone_load(part: str) -> None:
+    """FSDP and activation checkpointing wrap blocks inside one another."""
+    model, other = small(1), small(2)
+    wrapped = {name.replace(part, f"{part}_fsdp_wrapped_module._checkpoint_wrapped_module.", 1): x for name, x in model.state_dict().items()}  # fmt: skip
+    assert load_weights(other, wrapped).taken == "names without their '_fsdp_wrapped_module._checkpoint_wrapped_module.'"  # fmt: skip
+    assert all(torch.equal(x, other.state_dict()[name]) for name, x in model.state_dict().items())
 
 
 def test_a_wrapper_that_the_model_has_too_is_no_wrapper() -> None:
@@ -284,47 +157,14 @@ def test_a_folder_as_a_backbone(name: str, arguments: dict[str, Any], tmp_path: 
 @pytest.mark.bar("C1", "calls beside the weights of everyday checkpoints, zip and old: nothing executed")
 def test_300_damaged_or_hostile_checkpoints(tmp_path: Path, record_property: Any) -> None:
     """Each is refused in one sentence, or loads the bits that were written; nothing runs."""
-    generator = torch.Generator().manual_seed(0)
-    model, other, canary, cases, run = small(1), small(2), tmp_path / "canary", 0, 0
-    whole = papers_script(model, tmp_path / "whole.pth").read_bytes()
-    expected = {name: value.clone() for name, value in model.state_dict().items()}
-
-    def tried(path: Path) -> None:
-        nonlocal cases, run
-        cases += 1
-        said = ""
-        with torch.no_grad():
-            other.cls_token.zero_()
-        try:
-            load_weights(other, path)
-        except (DataError, UsageError) as error:
-            said = str(error)
-        assert "\n" not in said
-        if not said:
-            assert all(torch.equal(value, expected[name]) for name, value in other.state_dict().items())
-        run += canary.exists()
-
-    old = saved(lambda m: {"model": m.state_dict(), "args": options()}, **OLD)(model, tmp_path / "old.pth").read_bytes()
-    for place in torch.randint(len(whole), (110,), generator=generator).tolist():
-        damaged = bytearray(whole)
-        damaged[place] ^= 1 << (place % 8)
-        (tmp_path / "damaged.pth").write_bytes(damaged)
-        tried(tmp_path / "damaged.pth")
-    for content in (whole, old):
-        for length in torch.randint(len(content), (60,), generator=generator).tolist():
-            (tmp_path / "short.pth").write_bytes(content[:length])
-            tried(tmp_path / "short.pth")
-    for how in ({}, OLD):
-        for make, _ in CALLS.values():
-            for held in ({"model": expected, "args": make(canary)}, {"state_dict": expected, "args": argparse.Namespace(a=make(canary))}):  # fmt: skip
-                torch.save(held, tmp_path / "hostile.pth", **how)
-                with pytest.raises(DataError, match=r"nothing in a file is executed here"):  # fmt: skip
-                    load_weights(other, tmp_path / "hostile.pth")
-                cases += 1
-                run += canary.exists()
-    assert cases >= 300
+    counts = spoilt_counts(tmp_path)
+    files = sum(one["loads"] + one["refused"] + one["wrong"] for one in counts.values())
+    run = sum(one["run"] for one in counts.values())
+    assert files >= 300
     assert run == 0
-    record_property("cases", (cases - run, cases))
+    assert sum(one["wrong"] for one in counts.values()) == 0
+    assert all(one["loads"] == 0 for name, one in counts.items() if "calls" in name)
+    record_property("cases", (files - run, files))
 
 
 def test_an_old_file_claims_no_memory(tmp_path: Path) -> None:

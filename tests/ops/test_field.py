@@ -1,5 +1,6 @@
 """Operators of the field since 2022: equal to their equations, to each other where they should be, and no zeros in float16."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -51,7 +52,12 @@ def mala(q: Tensor, k: Tensor, v: Tensor, *, feature: str = "elu") -> Tensor:
     return ((1 + 1 / (z + 1e-6)) * scores - z) @ v / k.shape[-2]
 
 
-BY_HAND: dict[str, Any] = {"relu_linear": relu_linear, "inline": inline, "focused": focused, "mala": mala}
+BY_HAND: dict[str, Callable[..., Tensor]] = {
+    "relu_linear": relu_linear,
+    "inline": inline,
+    "focused": focused,
+    "mala": mala,
+}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -336,3 +336,42 @@ def test_two_processes_train_like_one(tmp_path: Path):
         assert results[0]["seen"] == results[1]["seen"] == 8
         for measure in ("box_ap", "box_ap50"):
             assert results[1][measure] == pytest.approx(results[0][measure], abs=1e-3)
+
+
+def test_answers_keep_the_ids_of_an_annotation_file(trained: Path, tmp_path: Path):
+    """Ids, order and folders of the file differ from ours; what it lacks is named."""
+    images = next((trained / "data").rglob("*.png")).parent
+    names = sorted(path.name for path in images.iterdir())
+    classes = load_run(trained / "run").classes
+    listed: dict[str, Any] = {
+        "images": [{"id": 900 - place, "file_name": f"somewhere/{name}"} for place, name in enumerate(names)],
+        "categories": [{"id": 70 + place, "name": name} for place, name in enumerate(reversed(classes))],
+        "annotations": [],
+    }
+    file = tmp_path / "listed.json"
+    file.write_text(json.dumps(listed))
+    plain, known = tmp_path / "plain", tmp_path / "known"
+    predict(trained / "run", images, plain, device="cpu", overlays=False)
+    predict(trained / "run", images, known, device="cpu", overlays=False, annotations=file)
+    one, other = (json.loads((out / "predictions.json").read_text()) for out in (plain, known))
+    ids = {image["id"]: image["file_name"] for image in one["images"]}
+    own = {image["id"]: image["file_name"] for image in other["images"]}
+    assert own == {900 - place: name for place, name in enumerate(names)}
+    by_name = {category["id"]: category["name"] for category in one["categories"]}
+    renamed = {category["id"]: category["name"] for category in other["categories"]}
+    assert renamed == {row["id"]: row["name"] for row in listed["categories"]}
+    assert one["annotations"]
+    for mine, theirs in zip(one["annotations"], other["annotations"], strict=True):
+        assert ids[mine["image_id"]] == own[theirs["image_id"]]
+        assert by_name[mine["category_id"]] == renamed[theirs["category_id"]]
+        assert mine["bbox"] == theirs["bbox"]
+    for change, said in (
+        ({"images": listed["images"][1:]}, rf"does not list 1 image of {len(names)}, the first {names[0]}"),
+        ({"categories": listed["categories"][1:]}, rf"has no category {classes[-1]}"),
+        ({"images": "none"}, r"is not COCO's: images is no list of entries with id and file_name"),
+        ({"images": [{**row, "id": 5} for row in listed["images"]]}, r"under an id that another image has too"),
+    ):
+        file.write_text(json.dumps({**listed, **change}))
+        with pytest.raises(DataError, match=said):
+            predict(trained / "run", images, tmp_path / "never", device="cpu", annotations=file)
+    assert not (tmp_path / "never/predictions.json").exists()

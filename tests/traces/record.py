@@ -53,7 +53,8 @@ def main(path: Path, tracers: list[str]) -> int:
     asked = [(tracer, host) for tracer in tracers or TRACERS if not absent(tracer) for host in HOSTS]
     for tracer, host in track(asked, len(asked), "tracing"):
         found = counted(tracer, host)
-        rows[tracer, host] = {"tracer": tracer, "host": host, **{name: str(found[name]) for name in OUTCOMES}, **where}
+        row = {"tracer": tracer, "host": host, **{name: str(found[name]) for name in OUTCOMES}, **where}
+        rows = {**held(path), (tracer, host): row}  # another process may count other tracers
         written(path, rows)
     wrong = sum(int(row["wrong"]) for row in rows.values())
     print(f"{len(rows)} rows, {wrong} answers wrong")

@@ -36,6 +36,7 @@ FAMILIES = (
 )
 NEAR = 1e-5  # relative to the answer's own size
 SHOWS = 1e-2  # by so much a model without attention must differ
+SIDES, BATCH = (2, 24), (1, 64)  # the least and the most tokens a side, and images, that a dynamic export promises
 FEW = {"landmarks": 4, "projected": 4, "features": 8}
 
 
@@ -69,13 +70,16 @@ class Host:
 
     @property
     def sizes(self) -> dict[str, tuple[int, int]]:
-        """Where it is recorded, the same number of tokens on another grid, and so many that the model itself goes another way."""
-        return {
-            "as recorded": (2 * self.step, 4 * self.step),
-            "turned": (4 * self.step, 2 * self.step),
-            "fewer": (2 * self.step, 2 * self.step),
-            "large": (self.large[0] * self.step, self.large[1] * self.step),
+        """Where it is recorded, as many tokens on another grid, fewer, and so many that the model itself goes another way; the ends of what is promised."""
+        tokens = {
+            "as recorded": (2, 4),
+            "turned": (4, 2),
+            "fewer": (2, 2),
+            "large": self.large,
+            "widest": (SIDES[0], SIDES[1]),
+            "highest": (SIDES[1], SIDES[0]),
         }
+        return {name: (height * self.step, width * self.step) for name, (height, width) in tokens.items()}
 
 
 WINDOWS = {"ratio": 1}
@@ -125,10 +129,10 @@ def eager(model: nn.Module, x: Tensor) -> Tensor:
     return found
 
 
-def compared(model: nn.Module, host: Host, op: Operator, run: Callable[[Tensor], Tensor], sizes: tuple[str, ...]) -> Iterator[str]:  # fmt: skip
+def compared(model: nn.Module, host: Host, run: Callable[[Tensor], Tensor], sizes: tuple[str, ...], numbers: tuple[int, ...] = (2, 3)) -> Iterator[str]:  # fmt: skip
     """Where what was recorded answers otherwise than the model, for other images in another number too."""
     for name in sizes:
-        for number in (2, 3):
+        for number in numbers:
             x = images(number, host.sizes[name], seed=number)
             try:
                 want = eager(model, x)
@@ -159,7 +163,7 @@ def traced(model: nn.Module, host: Host, op: Operator) -> Iterator[str]:
     for grad in (True, False):
         with torch.set_grad_enabled(grad):
             script = script_of(model, images(2, host.sizes["as recorded"]))
-        yield from compared(model, host, op, partial(eager, script), ALL)
+        yield from compared(model, host, partial(eager, script), ALL)
         height, width = host.sizes["as recorded"]
         try:
             script(images(2, (height + 1, width)))
@@ -185,7 +189,7 @@ def extracted(create: Callable[..., nn.Module]) -> Callable[[nn.Module, Host, Op
                 assert distance(inside, seen["out"]) <= NEAR, "the node inside differs"
             return found["answer"]
 
-        yield from compared(model, host, op, lambda x: eager(run, x), ALL)  # type: ignore[arg-type]
+        yield from compared(model, host, partial(eager, run), ALL)  # type: ignore[arg-type]
 
     return through
 
@@ -194,53 +198,73 @@ def _values(found: Any) -> dict[str, Any]:
     return dict(found)
 
 
-def exported(model: nn.Module, host: Host, op: Operator, shapes: Any, sizes: tuple[str, ...]) -> Iterator[str]:
-    """torch.export; the graph holds no operator of ours."""
+def exported(model: nn.Module, host: Host, shapes: Any) -> torch.export.ExportedProgram:
+    """What torch.export records; the graph holds no operator of ours."""
     with torch.no_grad():
         program = torch.export.export(model, (images(2, host.sizes["as recorded"]),), dynamic_shapes=shapes)
     held = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
     assert not any("softless" in name for name in held), "an operator that exists only in Python"
-    run = program.module()
-    yield from compared(model, host, op, lambda x: eager(run, x), sizes)
+    return program
+
+
+def unguarded(program: torch.export.ExportedProgram, *promised: tuple[int, int]) -> None:
+    """Each size that is free may be all that was promised, and nothing in the graph asks for its value."""
+    ranges = {name: (int(one.lower), int(one.upper)) for name, one in program.range_constraints.items()}
+    free = sorted(one for name, one in ranges.items() if name.is_Symbol)
+    assert free == sorted(promised), f"free are {free}, and promised {sorted(promised)}"
+    asks = [str(node.target) for node in program.graph.nodes if "assert_scalar" in str(node.target) or "constrain_range" in str(node.target)]  # fmt: skip
+    assert not asks, f"the graph asks for sizes: {asks[0]}"
 
 
 def static(model: nn.Module, host: Host, op: Operator) -> Iterator[str]:
     """One shape."""
-    x = images(2, host.sizes["as recorded"])
-    with torch.no_grad():
-        run = torch.export.export(model, (x,)).module()
-    away = distance(eager(run, images(2, host.sizes["as recorded"], seed=5)), eager(model, images(2, host.sizes["as recorded"], seed=5)))  # fmt: skip
-    if not away <= NEAR:
-        yield f"off by {away:.1e}"
+    run = exported(model, host, None).module()
+    yield from compared(model, host, partial(eager, run), ("as recorded",), (2,))
+
+
+def _batch() -> Any:
+    return torch.export.Dim("batch", min=BATCH[0], max=BATCH[1])
+
+
+def _any_size(host: Host) -> list[dict[int, Any]]:
+    """Any number of images of any size, as torch.export takes it."""
+    height, width = (host.step * torch.export.Dim(side, min=SIDES[0], max=SIDES[1]) for side in ("h", "w"))
+    return [{0: _batch(), 2: height, 3: width}]
+
+
+ENDS = (*ALL, "widest", "highest")
 
 
 def dynamic_batch(model: nn.Module, host: Host, op: Operator) -> Iterator[str]:
     """Any number of images of one size."""
-    batch = torch.export.Dim("batch", min=1, max=64)
-    yield from exported(model, host, op, [{0: batch}], ("as recorded",))
+    program = exported(model, host, [{0: _batch()}])
+    unguarded(program, BATCH)
+    yield from compared(model, host, partial(eager, program.module()), ("as recorded",), (1, 3, 64))
 
 
 def dynamic(model: nn.Module, host: Host, op: Operator) -> Iterator[str]:
-    """Any number of images of any size."""
-    batch = torch.export.Dim("batch", min=1, max=64)
-    height, width = (host.step * torch.export.Dim(side, min=2, max=24) for side in ("h", "w"))
-    yield from exported(model, host, op, [{0: batch, 2: height, 3: width}], ALL)
+    """Any number of images of any size, with no guard on the number of tokens."""
+    program = exported(model, host, _any_size(host))
+    unguarded(program, BATCH, SIDES, SIDES)
+    yield from compared(model, host, partial(eager, program.module()), ENDS, (1, 3))
 
 
 def onnx(model: nn.Module, host: Host, op: Operator) -> Iterator[str]:
-    """torch.onnx by its exporter of today, any number of images of any size, run by ONNX Runtime."""
+    """torch.onnx by its exporter of today, any number of images of any size, checked by onnx and run by ONNX Runtime."""
+    import onnx
     import onnxruntime
 
-    batch = torch.export.Dim("batch", min=1, max=64)
-    height, width = (host.step * torch.export.Dim(side, min=2, max=24) for side in ("h", "w"))
     file: Any = io.BytesIO()
+    given = (images(2, host.sizes["as recorded"]),)
     with torch.no_grad():
-        program = torch.onnx.export(model, (images(2, host.sizes["as recorded"]),), dynamo=True, verbose=False, dynamic_shapes=[{0: batch, 2: height, 3: width}])  # fmt: skip
+        program = torch.onnx.export(model, given, dynamo=True, verbose=False, dynamic_shapes=_any_size(host))
     assert program is not None
     program.save(file)
-    session = onnxruntime.InferenceSession(file.getvalue())
+    onnx.checker.check_model(file.getvalue(), full_check=True)
+    session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    yield from compared(model, host, op, lambda x: torch.as_tensor(session.run(None, {name: x.numpy()})[0]), ALL)
+    run = lambda x: torch.as_tensor(session.run(None, {name: x.numpy()})[0])  # noqa: E731
+    yield from compared(model, host, run, ENDS, (1, 3))
 
 
 def compiled(model: nn.Module, host: Host, op: Operator) -> Iterator[str]:
@@ -248,7 +272,7 @@ def compiled(model: nn.Module, host: Host, op: Operator) -> Iterator[str]:
     torch.compiler.reset()
     run: Any = torch.compile(model, backend="aot_eager", fullgraph=True)
     try:
-        yield from compared(model, host, op, lambda x: eager(run, x), ALL)
+        yield from compared(model, host, partial(eager, run), ALL)
     finally:
         torch.compiler.reset()  # what is compiled counts for whoever compiles the same class next
 

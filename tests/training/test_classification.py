@@ -40,6 +40,16 @@ def test_balanced_weights_by_hand_and_over_ranks():
     torch.testing.assert_close(balanced.loss(logits, soft), halves)
 
 
+def test_weights_by_name():
+    logits, targets = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 0, 1])
+    named = task(weights={"c": 4, "a": 0.5})  # type: ignore[arg-type]
+    weight = torch.tensor([0.5, 1.0, 4.0])
+    each = -logits.log_softmax(1)[range(6), targets] * weight[targets]
+    torch.testing.assert_close(named.loss(logits, named.soft(targets)), each.mean())
+    typed = task(weights="{c: 4, a: 0.5}")
+    torch.testing.assert_close(typed.weight, weight)
+
+
 def test_mixing_derives_from_seed_epoch_and_step():
     images, targets = torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
 
@@ -77,6 +87,9 @@ def test_mixed_targets_are_probabilities_of_the_mixed_images():
             lambda: Classification(replace(Recipe("t", ""), class_weights="balanced"), ("a", "b"), (3, 0)),
             "an image of every class",
         ),
+        (lambda: task(weights="{d: 2}"), r"no class \(class_weights\) named 'd'. .*Known: a, b, c"),
+        (lambda: task(weights="{a: -2}"), r"class_weights gives 'a' the weight -2: a weight is a number above 0"),
+        (lambda: task(weights="heavy"), r"class_weights='heavy' does not fit"),
     ],
 )
 def test_what_cannot_be_is_refused(make, message: str):

@@ -1,0 +1,282 @@
+"""Images from datasets that were built in Python: any map-style dataset of (image, target), as torchvision's are.
+
+Each item is read once before the first step, so what is wrong is said then, and its pixels tell whether a continued run sees
+the same. A training set may change its images at random: what it draws then derives from (seed, epoch, position), as all else.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from copy import copy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from softless.data.images import MODES
+from softless.data.loader import generators_restored, seed_generators
+from softless.data.pictures import Picture, with_channels
+from softless.data.progress import track
+from softless.data.ranges import Range
+from softless.data.samples import Samples
+from softless.errors import DataError, UsageError
+
+GIVEN = "given"  # the source in a recipe
+RANGE_WAY = "declare what becomes 0 and 1, for example set={'data.range': '0..1'}"
+PARTS = ("train", "val", "test")
+WAY = "give (image, target) pairs"
+_given: ContextVar["Mapping[str, Any] | None"] = ContextVar("softless_given_data", default=None)
+
+
+@contextmanager
+def data_given(parts: "Mapping[str, Any] | None") -> Iterator[None]:
+    """Within it, these are the datasets of runs whose data were given; None leaves what was given before."""
+    if parts is None:
+        yield
+        return
+    token = _given.set(parts)
+    try:
+        yield
+    finally:
+        _given.reset(token)
+
+
+def is_dataset(data: Any) -> bool:
+    """Whether it is a map-style dataset, or parts of one."""
+    return isinstance(data, Mapping) or ((hasattr(data, "__getitem__") and hasattr(data, "__len__")) and not isinstance(data, str))  # fmt: skip
+
+
+def parts_of(data: Any) -> dict[str, Any]:
+    """Datasets by part.
+
+    Args:
+        data: one dataset, whose validation part is cut off; (train, val) or (train, val, test); or a mapping of these names.
+
+    Raises:
+        UsageError: other names, or something that is no dataset.
+    """
+    if isinstance(data, Mapping):
+        found = dict(data)
+    elif isinstance(data, tuple | list):
+        found = dict(zip(PARTS, data, strict=False))
+        if not 2 <= len(data) <= len(PARTS):
+            raise UsageError(f"data has {len(data)} datasets: give (train, val) or (train, val, test), or one dataset")
+    else:
+        return {"all": checked(data, "")}
+    found = {part: dataset for part, dataset in found.items() if dataset is not None}
+    if "train" not in found or not set(found) <= set(PARTS):
+        raise UsageError(f"data has the parts {', '.join(map(str, found)) or 'none'}: they are train, val and test, and train is needed")  # fmt: skip
+    return {part: checked(dataset, part) for part, dataset in found.items()}
+
+
+def has_labels(parts: Mapping[str, Any]) -> bool:
+    """Whether the first image has several labels."""
+    part, dataset = next(iter(parts.items()))
+    return len(dataset) > 0 and np.ndim(_target(_pair(dataset, 0, part)[1], part, 0)) == 1
+
+
+def checked(dataset: Any, part: str) -> Any:
+    """A map-style dataset.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
+        raise UsageError(
+            f"the {part} dataset is a {type(dataset).__name__}, which has no __getitem__ and __len__: {WAY} by place"
+        )
+    return dataset
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How items become pictures."""
+
+    channels: int
+    scale: Range | None = None
+
+
+def given_parts(reading: Reading) -> "tuple[dict[str, Samples], tuple[str, ...]]":
+    """The datasets that were given, each item read once, and the names of their classes; one alone is "all".
+
+    Raises:
+        DataError: none was given, or an item that cannot be used; its part and place are named.
+    """
+    held = _given.get()
+    if held is None:
+        raise DataError(
+            "the images of this run came from datasets built in Python: give them again, in Python, as data=…, for "
+            "example softless.train(out=RUN, resume=True, data=…) or softless.eval(RUN, data=…)"
+        )
+    parts: dict[str, Samples] = {part: DatasetSamples.read(dataset, part, reading) for part, dataset in held.items()}
+    if (alone := next(iter(parts.values()))).varies and "val" not in parts:
+        raise DataError(
+            "the dataset changes its images from one reading to the next, and its validation part is cut from it: "
+            f"give data=(train, val), of which the second does not change (image 0 of {alone.name(0)})"
+        )
+    return parts, class_names(held, parts)
+
+
+def class_names(held: Mapping[str, Any], parts: Mapping[str, Samples]) -> tuple[str, ...]:
+    """The dataset's own `classes`, or numbers as many as there are targets."""
+    named = {part: tuple(map(str, dataset.classes)) for part, dataset in held.items() if hasattr(dataset, "classes")}
+    if len(set(named.values())) > 1:
+        first, *others = named
+        raise DataError(f"the classes of {first} and {others[0]} are not the same: give every part the same list")
+    several = any(samples.targets.ndim == 2 for samples in parts.values())
+    if several and len({samples.targets.shape[1:] for samples in parts.values()}) > 1:
+        raise DataError("the parts have targets of different lengths: give every part the same labels")
+    count = max(samples.targets.shape[1] if several else int(samples.targets.max()) + 1 for samples in parts.values())
+    names = next(iter(named.values()), tuple(map(str, range(count))))
+    if len(names) < count or (several and len(names) != count):
+        raise DataError(f"the dataset names {len(names)} classes and has targets for {count}: name each class once")
+    if len(names) < 2 and not several:
+        raise DataError("every target is the same class: a classifier needs two at least")
+    return names
+
+
+class DatasetSamples(Samples):
+    """A map-style dataset as samples; its items are read when they are needed."""
+
+    def __init__(
+        self, dataset: Any, part: str, targets: np.ndarray, reading: Reading, digest: str, *, varies: bool
+    ) -> None:
+        self.dataset, self.part, self.targets, self.reading = dataset, part, targets, reading
+        self.digest, self.varies = digest, varies
+        self.channels, self.scale = reading.channels, reading.scale
+        self.places = np.arange(len(targets))
+
+    @classmethod
+    def read(cls, dataset: Any, part: str, reading: Reading) -> "DatasetSamples":
+        """Read every item once.
+
+        Raises:
+            DataError: an empty dataset, an item that cannot be used, or one of an evaluation part that changes from one
+                reading to the next.
+        """
+        if not len(dataset):
+            raise DataError(f"the {part} dataset is empty: {WAY}")
+        digest = hashlib.sha256()
+        targets = []
+        with generators_restored():
+            for place in track(range(len(dataset)), len(dataset), f"reading the {part} dataset"):
+                seed_generators(place)
+                pixels, target = _item(dataset, part, place, reading)
+                targets.append(target)
+                digest.update(pixels.tobytes())
+            seed_generators(len(dataset))
+            again, _ = _item(dataset, part, place, reading)
+        varies = again.shape != pixels.shape or not np.array_equal(again, pixels)
+        if varies and part not in {"train", "all"}:
+            raise DataError(
+                f"image {place} of the {part} dataset changes from one reading to the next: leave random changes to the "
+                "training part"
+            )
+        if len({np.shape(target) for target in targets}) > 1:
+            raise DataError(
+                f"targets of the {part} dataset have several shapes: give class numbers, or K labels of 0 and 1"
+            )
+        numbers = np.asarray(targets, dtype=np.int64)
+        return cls(dataset, part, numbers, reading, digest.hexdigest(), varies=varies)
+
+    def image(self, index: int) -> Picture:
+        place = int(self.places[index])
+        return _picture(_pair(self.dataset, place, self.part)[0], self.reading, _where(self.part, place))
+
+    def name(self, index: int) -> str:
+        return str(self.places[index])
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> "DatasetSamples":
+        chosen = np.asarray(indices, dtype=np.int64)
+        other = copy(self)
+        other.targets, other.places = self.targets[chosen], self.places[chosen]
+        return other
+
+    def update(self, digest: Any) -> None:
+        super().update(digest)
+        digest.update(self.digest.encode())
+
+
+def _where(part: str, place: int) -> str:
+    return f"image {place} of the {part} dataset"
+
+
+def _item(dataset: Any, part: str, place: int, reading: Reading) -> "tuple[np.ndarray, Any]":
+    """Pixels, as they lie in memory, and the target."""
+    image, target = _pair(dataset, place, part)
+    pixels = np.ascontiguousarray(np.asarray(_picture(image, reading, _where(part, place))))
+    return pixels, _target(target, part, place)
+
+
+def _pair(dataset: Any, place: int, part: str) -> "tuple[Any, Any]":
+    item = dataset[place]
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        raise DataError(f"item {place} of the {part} dataset is a {type(item).__name__}, not a pair: {WAY}")
+    return item[0], item[1]
+
+
+def _picture(image: Any, reading: "Reading", where: str) -> Picture:
+    """The image in one of the forms of `pictures`."""
+    if isinstance(image, Image.Image) and image.mode not in {"1", "L", "P", "RGB"} and reading.scale is None:
+        raise DataError(f"{where} has Pillow's mode {image.mode}: convert it to L or RGB in the dataset")
+    pixels = _pixels(image, where)
+    stored, channels = pixels.shape[-1], reading.channels
+    if stored != channels and not {stored, channels} <= set(MODES):
+        raise DataError(f"{where} has {stored} channels and the model takes {channels}: set data.in_chans={stored}")
+    if reading.scale is not None:
+        return with_channels(reading.scale.applied(pixels), channels)
+    pixels = _bytes(pixels, where)
+    if channels not in MODES:
+        return pixels
+    picture = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if stored == 1 else pixels))
+    return picture if picture.mode == MODES[channels] else picture.convert(MODES[channels])
+
+
+def _pixels(image: Any, where: str) -> np.ndarray:
+    """(h, w, C) of the numbers that were given."""
+    if isinstance(image, Image.Image):
+        image = np.asarray(image.convert("RGB") if image.mode == "P" else image.convert("L") if image.mode == "1" else image)  # fmt: skip
+    first = isinstance(image, Tensor)
+    pixels = np.asarray(image.detach().cpu() if isinstance(image, Tensor) else image)
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    elif pixels.ndim == 3 and first:
+        pixels = np.moveaxis(pixels, 0, -1)  # tensors are (C, H, W), arrays (H, W, C)
+    if pixels.ndim != 3 or not pixels.size or pixels.dtype.kind not in "uif":
+        raise DataError(
+            f"{where} has the shape {np.shape(image)} and the type {pixels.dtype}: give numbers, as (H, W) or (H, W, C) "
+            "arrays, (C, H, W) tensors or Pillow's images"
+        )
+    return pixels
+
+
+def _bytes(pixels: np.ndarray, where: str) -> np.ndarray:
+    """The same of 8 bits: bytes, or the floats of 0..1 that torchvision's ToTensor makes of bytes."""
+    if pixels.dtype == np.uint8:
+        return pixels
+    wide = 255 * pixels.astype(np.float64)
+    found = np.rint(wide)
+    if pixels.dtype.kind == "f" and np.abs(wide - found).max() < 1e-3 and found.min() >= 0 and found.max() <= 255:
+        return found.astype(np.uint8)
+    raise DataError(
+        f"{where} has values of {pixels.min():.4g} to {pixels.max():.4g} ({pixels.dtype}) that are no 8 bits: leave "
+        f"Normalize out, since mean and deviation are the recipe's, or {RANGE_WAY}"
+    )
+
+
+def _target(target: Any, part: str, place: int) -> Any:
+    """A class number, or labels (K,) of 0 and 1."""
+    where = f"target {place} of the {part} dataset"
+    value = target.detach().cpu().numpy() if isinstance(target, Tensor) else np.asarray(target)
+    if value.ndim > 1 or value.dtype.kind not in "biuf" or not np.array_equal(value, np.rint(value)):
+        raise DataError(f"{where} is {str(target)[:60]}: give a class number, or K labels of 0 and 1")
+    if value.ndim == 1 and len(value) == 1:
+        value = value[0]
+    if value.ndim == 0 and value < 0:
+        raise DataError(f"{where} is {target}: classes are numbered from 0")
+    if value.ndim == 1 and not set(np.unique(value)) <= {0, 1}:
+        raise DataError(f"{where} is {str(target)[:60]}: several labels are 0 or 1 each")
+    return value.astype(np.int64)
