@@ -25,7 +25,7 @@ from softless.attention.record import Dims, Grid
 from softless.attention.recording import recording
 from softless.attention.registry import registered
 from softless.errors import UsageError
-from softless.layers.companions import HeadConv, Reduction
+from softless.layers.companions import Filters, HeadConv, Reduction
 from softless.layers.grid import SharedGrid
 from softless.layers.leaf import leaf
 from softless.layers.masks import token_mask
@@ -52,8 +52,9 @@ class Attention(nn.Module):
         attn_drop: Dropout on attention weights; an error for operators that have none.
         proj_drop: Dropout after the output projection.
         norm_layer: Layer for qk_norm and scale_norm.
-        v_conv: Side of a depthwise convolution of v over the grid, added to the operator's output: one filter per head, no bias
-            (arXiv:2110.11945, code). Open to every operator.
+        v_conv: Side of a depthwise convolution of v over the grid, added to the operator's output, without a bias. Open to every operator.
+        v_conv_filters: Which channels share one of its filters: "head", one per head (SOFT); "channel", one per channel (lepe of MALA);
+            "shared", one per channel of a head, shared by the heads (FLatten).
         tokens: Number of tokens, for an operator that learns one tensor row per token; `create_model` tells it to its hosts.
         device: Of the parameters.
         dtype: Of the parameters.
@@ -88,6 +89,7 @@ class Attention(nn.Module):
         proj_drop: float = 0.0,
         norm_layer: Any = None,
         v_conv: int | None = None,
+        v_conv_filters: Filters = "head",
         tokens: int | None = None,
         device: Any = None,
         dtype: torch.dtype | None = None,
@@ -123,7 +125,11 @@ class Attention(nn.Module):
         self.gate = nn.Linear(dim, inner, bias=qkv_bias, **place) if gated else None
         self.proj = nn.Linear(inner, dim_out or dim, bias=proj_bias, **place)
         self.proj_drop = nn.Dropout(proj_drop)
-        self.v_conv = HeadConv(num_heads, v_conv, **place) if v_conv else None
+        self.v_conv = HeadConv(num_heads, v_conv, self.head_dim, v_conv_filters, **place) if v_conv else None
+        if v_conv_filters != "head" and self.v_conv is None:
+            raise UsageError(
+                f"v_conv_filters={v_conv_filters!r} is of the convolution of v, and there is none: pass v_conv=, for example 5"
+            )
         side = self.op.reduces(self.op.filled(self.options)) if self.op.reduces else 1
         self.reduction = Reduction(dim, side, **place) if side > 1 else None
         if self.reduction is not None and self.v_conv is not None:
@@ -442,7 +448,17 @@ def operator_class(op: str | Operator) -> type[Attention]:
 
 
 def _class(record: Operator) -> type[Attention]:
-    doc = f"`softless.Attention` with op='{record.name}': {record.summary} ({record.paper})."
+    source = f" ({record.paper})" if record.paper else ""
+    lines = [
+        f"`softless.Attention` with op='{record.name}': {record.summary}{source}.",
+        "",
+        f"    {record.formula}",
+        "",
+        "Options:",
+    ]
+    lines += [f"    {name} = {one.default!r}: {one.says}; {one.values}." for name, one in record.options.items()]
+    lines += [] if record.options else ["    none of the operator's own."]
+    doc = "\n".join([*lines, "", "The other arguments are those of `softless.Attention`."])
     return type(record.title, (Attention,), {"fixed_op": record.name, "__doc__": doc, "__module__": __name__})
 
 

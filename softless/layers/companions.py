@@ -2,29 +2,51 @@
 
 # B batch, H heads, N tokens, D channels of a head, h x w grid
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from softless.attention.record import Grid
-from softless.errors import UsageError
+from softless.errors import UsageError, unknown
 from softless.layers.plain import refuse_absent
+
+Filters = Literal["head", "channel", "shared"]
 
 
 class HeadConv(nn.Module):
-    """Depthwise convolution of v over the grid, one filter per head shared by its channels: (B,H,N,D) -> (B,H,N,D).
+    """Depthwise convolution of v over the grid: (B,H,N,D) -> (B,H,N,D).
 
-    As in SOFT's code (arXiv:2110.11945). Prefix tokens have no place on the grid and get 0; masked tokens add nothing and get 0.
+    `filters` says which channels share one:
+
+    - "head": one filter per head, shared by its channels, as in SOFT's code (arXiv:2110.11945);
+    - "channel": one per channel of every head, called lepe by MALA (arXiv:2507.00698), RALA and MHLA;
+    - "shared": one per channel of a head, shared by the heads, as in FLatten (arXiv:2308.00442) and SLAB.
+
+    Without a bias. Prefix tokens have no place on the grid and get 0; masked tokens add nothing and get 0.
 
     Raises:
-        UsageError: an even side, whose output would not lie on the grid.
+        UsageError: an even side, whose output would not lie on the grid; unknown filters.
     """
 
-    def __init__(self, num_heads: int, side: int, device: object = None, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        num_heads: int,
+        side: int,
+        head_dim: int = 1,
+        filters: Filters = "head",
+        device: object = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         if side < 1 or side % 2 == 0:
             raise UsageError(f"v_conv={side}: the side of the convolution must be odd, for example 3")
-        self.weight = nn.Parameter(torch.empty(num_heads, 1, side, side, device=device, dtype=dtype))  # type: ignore[call-overload]
+        counts = {"head": num_heads, "channel": num_heads * head_dim, "shared": head_dim}
+        if filters not in counts:
+            raise unknown("v_conv_filters", str(filters), counts)
+        self.filters = filters
+        self.weight = nn.Parameter(torch.empty(counts[filters], 1, side, side, device=device, dtype=dtype))  # type: ignore[call-overload]
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)  # as torch.nn.Conv2d starts
 
     def forward(self, v: Tensor, mask: Tensor | None, grid: Grid) -> Tensor:
@@ -33,10 +55,23 @@ class HeadConv(nn.Module):
         if mask is not None:
             v = v.masked_fill(~mask[:, None, :, None], 0)
         B, H, _, D = v.shape
-        image = v[:, :, prefix:].unflatten(2, (height, width)).permute(0, 4, 1, 2, 3).reshape(B * D, H, height, width)
-        out = F.conv2d(image, self.weight.to(v.dtype), padding=self.weight.shape[-1] // 2, groups=H)
-        out = F.pad(out.reshape(B, D, H, height * width).permute(0, 2, 3, 1), (0, 0, prefix, 0))
+        # filters lie along one axis, and what shares them in the batch: (B, D, H) by head, (B, H, D) by channel of a head
+        by_head = self.filters == "head"
+        image = v[:, :, prefix:].unflatten(2, (height, width)).permute(0, 4, 1, 2, 3)
+        image = image if by_head else image.transpose(1, 2)
+        count = len(self.weight)
+        out = F.conv2d(
+            image.reshape(-1, count, height, width),
+            self.weight.to(v.dtype),
+            padding=self.weight.shape[-1] // 2,
+            groups=count,
+        )
+        out = out.reshape(B, D, H, height * width) if by_head else out.reshape(B, H, D, height * width).transpose(1, 2)
+        out = F.pad(out.permute(0, 2, 3, 1), (0, 0, prefix, 0))
         return out if mask is None else out.masked_fill(~mask[:, None, :, None], 0)
+
+    def extra_repr(self) -> str:
+        return f"side={self.weight.shape[-1]}, filters={self.filters!r}"
 
 
 class Reduction(nn.Module):

@@ -67,7 +67,7 @@ def _arguments(name: str, op: str | None) -> Mapping[str, Argument] | None:
     if exchanged is not None:
         options = get(exchanged).options
         found |= {key: Argument(key, Any, option.default, option=True) for key, option in options.items()}
-        found |= {key: Argument(key, int | None) for key in COMPANIONS}
+        found |= {key: Argument(key, hint) for key, hint in COMPANIONS.items()}
     return {key: one for key, one in found.items() if key not in PRIVATE}
 
 

@@ -1,5 +1,6 @@
 """`create_model`: a registered name, or any timm host with its attention exchanged at construction."""
 
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import nn
 
 from softless.attention import Operator, get
 from softless.attention.registry import registered
-from softless.errors import DataError, UsageError, located, nearest
+from softless.errors import DataError, UsageError, located, nearest, unknown
 from softless.layers import Attention, operator_class
 from softless.models import config, digests, vit
 from softless.models.download import downloaded
@@ -36,7 +37,7 @@ def create_model(name: str, op: str | Operator | None = None, *, pretrained: boo
         op: Operator for a host, by its name or its registered record; None keeps a registered model's own, and gives a host timm's own attention.
         pretrained: Load the weights that timm knows for this name (downloads), or those of the folder. Hosts with exchanged attention keep the layout of
             their projections, so a ViT's softmax weights load.
-        **kwargs: Options of the operator (token_scale, order, …); v_conv, the side of a depthwise convolution of v; act ("relu", "gelu", "hard_swish", "silu"); num_heads; lpi (XCiT);
+        **kwargs: Options of the operator (token_scale, order, …); v_conv, the side of a depthwise convolution of v, and v_conv_filters; act ("relu", "gelu", "hard_swish", "silu"); num_heads; lpi (XCiT);
             and every argument of the timm model (num_classes, in_chans, img_size, drop_path_rate, features_only, …); checkpoint_path is read by
             `load_weights`.
 
@@ -59,9 +60,23 @@ def create_model(name: str, op: str | Operator | None = None, *, pretrained: boo
     kwargs = {
         key: value for key, value in kwargs.items() if value is not None or key not in {"act", "num_heads", "lpi"}
     }
-    if pretrained:
-        return downloaded(name, lambda: _named(name, op, kwargs, pretrained=True))
-    return _named(name, op, kwargs, pretrained=False)
+    try:
+        if pretrained:
+            return downloaded(name, lambda: _named(name, op, kwargs, pretrained=True))
+        return _named(name, op, kwargs, pretrained=False)
+    except TypeError as error:
+        raise _unknown_option(name, op, kwargs, error) from error
+
+
+def _unknown_option(name: str, op: str | None, kwargs: Mapping[str, Any], error: TypeError) -> Exception:
+    """What a builder said of a keyword that it does not know, with the nearest that it does; another error as it is."""
+    from softless.models.arguments import arguments  # it asks this module whether there is such a model
+
+    found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    if found is None or found[1] not in kwargs:
+        return error
+    with_op = f" with op='{op}'" if op else ""
+    return unknown(f"option of '{name}'{with_op}", found[1], arguments(name, op) or ())
 
 
 def _named(name: str, op: str | None, kwargs: dict[str, Any], *, pretrained: bool) -> nn.Module:

@@ -9,6 +9,7 @@ from torch import nn
 from softless.attention import OPERATORS, get
 from softless.attention.checks import check_options
 from softless.errors import UsageError, unknown
+from softless.layers.companions import Filters
 from softless.models.kept import softmax_kept, told
 
 ACTIVATIONS: Mapping[str, type[nn.Module]] = {
@@ -80,7 +81,10 @@ def constructed(model: nn.Module, name: str, op: str | None, kwargs: Mapping[str
     return model
 
 
-COMPANIONS = ("v_conv",)  # arguments of layers.Attention that every host hands on
+COMPANIONS: Mapping[str, Any] = {  # arguments of layers.Attention that every host hands on, with their types
+    "v_conv": int | None,
+    "v_conv_filters": Filters,
+}
 
 
 def take_companions(kwargs: dict[str, Any]) -> dict[str, Any]:
