@@ -130,7 +130,6 @@ EXTRAS = {  # what is imported -> (package, extra)
     "pycocotools": ("pycocotools", "detect"),
     "segmentation_models_pytorch": ("segmentation-models-pytorch", "segment"),
     "sklearn": ("scikit-learn", "train"),
-    "torchmetrics": ("torchmetrics", "train"),
 }
 
 

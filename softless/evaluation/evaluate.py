@@ -29,6 +29,12 @@ PREDICTIONS = "predictions.npz"
 AMP = {"none": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+def write_answers(folder: Path, samples: Samples, logits: np.ndarray, targets: np.ndarray) -> None:
+    """Write predictions.npz: logits (n, K), targets (n,) or (n, K), and the samples' names."""
+    names = np.array([samples.name(index) for index in range(len(samples))])
+    write_stream(folder / PREDICTIONS, lambda file: np.savez(file, logits=logits, targets=targets, names=names))
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """The outcome on one split: measures, and the logits (n, K) float32 and targets (n,) they came from, in order."""
@@ -104,11 +110,7 @@ class Evaluation:
 
     def write(self, folder: Path, samples: Samples) -> None:
         """predictions.npz: logits, targets and the samples' names."""
-        names = np.array([samples.name(index) for index in range(len(samples))])
-        write_stream(
-            folder / PREDICTIONS,
-            lambda file: np.savez(file, logits=self.logits, targets=self.targets, names=names),
-        )
+        write_answers(folder, samples, self.logits, self.targets)
 
     def __str__(self) -> str:
         m, (low, high), whole = self.metrics, self.interval, self.details.whole

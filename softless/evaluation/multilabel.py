@@ -21,9 +21,8 @@ from torch import Tensor, nn
 from softless.data.loader import EpochLoader
 from softless.data.samples import Samples
 from softless.errors import DivergedError, UsageError
-from softless.evaluation.evaluate import PREDICTIONS, forward_all, gathered
+from softless.evaluation.evaluate import forward_all, gathered, write_answers
 from softless.evaluation.intervals import Interval
-from softless.models.durable import write_stream
 from softless.words import aligned
 
 REPLICATES = 1000
@@ -162,11 +161,7 @@ class LabelEvaluation:
 
     def write(self, folder: Path, samples: Samples) -> None:
         """predictions.npz: logits, targets and the samples' names."""
-        names = np.array([samples.name(index) for index in range(len(samples))])
-        write_stream(
-            folder / PREDICTIONS,
-            lambda file: np.savez(file, logits=self.logits, targets=self.targets, names=names),
-        )
+        write_answers(folder, samples, self.logits, self.targets)
 
     def __str__(self) -> str:
         ends = "" if self.interval is None else f"  (95 % interval {self.interval[0]:.4f} to {self.interval[1]:.4f})"

@@ -46,7 +46,6 @@ IMPORTED_AS = {
     "shapely": "shapely",
     "tensorboard": "tensorboard",
     "tifffile": "tifffile",
-    "torchmetrics": "torchmetrics",
     "uvicorn": "uvicorn",
     "zarr": "zarr",
 }
