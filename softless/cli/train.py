@@ -77,6 +77,7 @@ def train(
 
     place = None if out is None else located(out)
     parts = parts_of(data) if is_dataset(data) else None
+    _check_callable(on_epoch)
     if (
         recipe is None
         and (parts is not None or model is not None)
@@ -111,6 +112,13 @@ def train(
         if os.environ.get("RANK", "0") == "0":
             _write_page(chosen, run_dir, device=device)
     return result
+
+
+def _check_callable(on_epoch: Any) -> None:
+    from softless.errors import UsageError
+
+    if on_epoch is not None and not callable(on_epoch):
+        raise UsageError(f"on_epoch is a {type(on_epoch).__name__}: give a function that takes an EpochState")
 
 
 def _write_page(recipe: "Recipe", run_dir: Path, *, device: str) -> None:

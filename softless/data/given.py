@@ -10,11 +10,13 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from copy import copy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from softless.data.images import MODES
 from softless.data.loader import generators_restored, seed_generators
@@ -45,8 +47,17 @@ def data_given(parts: "Mapping[str, Any] | None") -> Iterator[None]:
 
 
 def is_dataset(data: Any) -> bool:
-    """Whether it is a map-style dataset, or parts of one."""
-    return isinstance(data, Mapping) or ((hasattr(data, "__getitem__") and hasattr(data, "__len__")) and not isinstance(data, str))  # fmt: skip
+    """Whether it is a map-style dataset or parts of one, and not a path.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if data is None or isinstance(data, str | Path):
+        return False
+    if isinstance(data, Mapping) or (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+        return True
+    way = "give its dataset: batches are the recipe's" if isinstance(data, DataLoader) else f"{WAY} by place"
+    raise UsageError(f"data is a {type(data).__name__}, which is no path and has no __getitem__ and __len__: {way}")
 
 
 def parts_of(data: Any) -> dict[str, Any]:

@@ -170,7 +170,7 @@ def asked_weights(
     """The weights of the classes (K,) that a recipe asks for: none, balanced ones, or those that are named.
 
     Raises:
-        UsageError: an unknown class, or a weight that is not a number above 0.
+        UsageError: an unknown class.
     """
     if isinstance(asked, str):
         return balanced() if asked == "balanced" else None
@@ -178,8 +178,6 @@ def asked_weights(
     for name, weight in asked.items():
         if str(name) not in classes:
             raise unknown("class (class_weights)", str(name), classes)
-        if not 0 < weight < math.inf:
-            raise UsageError(f"class_weights gives '{name}' the weight {weight:g}: a weight is a number above 0")
         weights[classes.index(str(name))] = weight
     return weights
 

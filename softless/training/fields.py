@@ -91,7 +91,10 @@ class Setting:
 
     def holds(self, value: Any) -> bool:
         """Whether the numbers of a value of the right type lie in the range, and in order."""
-        parts = value if isinstance(value, tuple | Mapping) else (value,)  # of a mapping the keys
+        if isinstance(value, Mapping):  # of a mapping its values, or the keys of texts
+            parts = value.values() if any(map(_is_number, value.values())) else value.keys()
+        else:
+            parts = value if isinstance(value, tuple) else (value,)
         numbers = [one for one in parts if _is_number(one)]
         ranges = self.within if len(self.within) > 1 else self.within * len(numbers)
         within = all(number in interval for number, interval in zip(numbers, ranges, strict=False))

@@ -24,6 +24,7 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 SCHEDULES = ("constant", "cosine", "multistep", "plateau", "poly", "step", "tanh")
 _log = logging.getLogger("softless.training")
 CHANCE, SHARE, SIDE = "[0, 1]", "(0, 1]", "[1, 65536]"
+WEIGHT = "(0, 1000000]"
 COUNT, SOME = "[1, 1000000000]", "[0, 1000000000]"  # of things: one at least, or none
 
 
@@ -279,7 +280,7 @@ class SegmentationSpec:
     photometric: bool = setting(default=False, says="SSD's distortion of colours")
     dice: float = setting(0.0, "weight of the soft Dice loss beside cross-entropy", "[0, inf)")
     class_weights: Literal["none", "balanced"] | Mapping[int | str, float] = setting(
-        "none", "weights of cross-entropy: by the training pixels, or by name as {cell: 2}, 1 for the others"
+        "none", "weights of cross-entropy: by the training pixels, or by name as {cell: 2}, 1 for the others", WEIGHT
     )
 
 
@@ -355,7 +356,9 @@ class Recipe:
         default=False, says="measure the averaged weights too and keep the better; otherwise they are only stored"
     )
     class_weights: Literal["none", "balanced"] | Mapping[int | str, float] = setting(
-        "none", "weights of the classes in the loss: by their images, or by name as {benign: 2}, 1 for the others"
+        "none",
+        "weights of the classes in the loss: by their images, or by name as {benign: 2}, 1 for the others",
+        WEIGHT,
     )
     metric: str = setting("top1", "measure of the task that picks the best epoch on the validation split")
     amp: Literal["none", "bfloat16", "float16"] = setting("none", "numbers of lower precision where that is safe")

@@ -15,7 +15,7 @@ import timm
 import torch
 from PIL import Image
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 import softless
 from softless.data.given import parts_of
@@ -291,6 +291,9 @@ def test_deep_images_take_a_declared_range(tmp_path: Path):
         ({"recipe": "cards"}, r"dataset of \(image, target\) is for classification; recipe 'cards'"),
         ({"folds": 3}, r"folds are runs of a model by name"),
         ({"data": (1, 2)}, r"the train dataset is a int"),
+        ({"data": DataLoader(Shades(9))}, r"data is a DataLoader, .*: give its dataset: batches are the recipe's"),
+        ({"data": 7}, r"data is a int, which is no path"),
+        ({"on_epoch": 3}, r"on_epoch is a int: give a function"),
         ({"data": {"train": Shades(8), "other": Shades(8)}}, r"data has the parts train, other"),
         ({"data": (Shades(0), Shades(9))}, r"the train dataset is empty"),
         ({"data": (Shades(9, classes=1), Shades(9, classes=1))}, r"every target is the same class"),
