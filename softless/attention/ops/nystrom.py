@@ -279,7 +279,6 @@ SPEC = Operator(
         equivariant=False,
         implied_matrix=True,
         cross=True,
-        exports_from=lambda options: int(options["landmarks"]) + 1,
         limits=limits,
     ),
     streaming=STREAMING,
