@@ -46,6 +46,19 @@ def merge(a: Summary, b: Summary) -> Summary:
     }
 
 
+def without(whole: Summary, part: Summary) -> Summary:
+    """The keys of a whole that are not in a part of it: `merge` undone."""
+    count = whole["count"] - part["count"]
+    share, there = part["count"] / count.clamp_min(1), count > 0
+    key, value = (
+        (whole[name] + (whole[name] - part[name]) * share).masked_fill(~there, 0) for name in ("key", "value")
+    )
+    weight = count * part["count"] / whole["count"].clamp_min(1)
+    apart = (part["key"] - key).mT * (part["value"] - value)
+    products = (whole["products"] - part["products"] - weight * apart).masked_fill(~there, 0)
+    return {"count": count, "key": key, "value": value, "products": products}
+
+
 def finish(summary: Summary, **_: Any) -> Averages:
     """The averages; all zero where no key counts."""
     return Averages(summary["key"], summary["value"], summary["products"] / summary["count"].clamp_min(1))

@@ -64,6 +64,8 @@ class Sweep:
     merge: Callable[[Summary, Summary], Summary] = add
     # (tokens, **extras) -> summary by the native kernels, where they do not refuse: half precision as it is, and no gradients
     native: Callable[..., Summary] | None = None
+    # (summary of a whole, of a part of it) -> of the rest, where entries are no sums: saliency's row of a chunk needs it
+    without: Callable[[Summary, Summary], Summary] | None = None
 
 
 @dataclass(frozen=True)

@@ -160,14 +160,29 @@ def eval(
         DataError: the run or the data cannot be read, or its classes are not the run's.
         UsageError: no such split, device or field, or features of a detector or segmenter.
     """
+    built = is_dataset(data)
+    own = HELD if built else cast("str | Path | None", data)
+    with model_given(model), data_given(parts_of(data) if built else None):
+        return _measured(run, own, table, split, knn, linear, set, device, batch_size, workers, amp)
+
+
+def _measured(
+    run: str | Path,
+    data: str | Path | None,
+    table: str | Path | None,
+    split: str,
+    knn: int | None,
+    linear: bool,
+    set: Sequence[str],
+    device: str,
+    batch_size: int | None,
+    workers: int,
+    amp: str | None,
+) -> Any:
+    """`eval`, of data in files or of those that are held."""
     from softless.evaluation.evaluate import precision_of
     from softless.training.sharing import sharing
 
-    if model is not None or is_dataset(data):
-        parts = parts_of(data) if is_dataset(data) else None
-        with model_given(model), data_given(parts):
-            place = HELD if parts is not None else data
-            return eval(run, place, table=table, split=split, knn=knn, linear=linear, set=set, device=device, batch_size=batch_size, workers=workers, amp=amp)  # fmt: skip
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
     if batch_size is not None and batch_size < 1:
@@ -184,13 +199,12 @@ def eval(
         "set": set,
         "amp": amp,
     }
-    own = cast("str | Path | None", data)  # datasets were taken above
     with sharing(device, asked | {"batch_size": batch_size}) as world:
-        job = world.together(lambda: _job(run, world.device, own, table, knn=knn, linear=linear, set=set, amp=amp))
+        job = world.together(lambda: _job(run, world.device, data, table, knn=knn, linear=linear, set=set, amp=amp))
         loaded, source = job.loaded, job.source
         told = str(loaded.path), source.where, f"the {split} split"
         if loaded.task in DENSE:
-            outcome = _dense(job, world, None if own is None else str(own), split, batch_size, workers)
+            outcome = _dense(job, world, None if data is None else str(data), split, batch_size, workers)
             return DenseEvaluation(*told, outcome, precision_of(job.amp))
         if knn is not None or linear or loaded.task == "dino":
             return FeatureEvaluation(*told, _probes(job, split, batch_size or MOST_AT_ONCE, workers))

@@ -48,8 +48,8 @@ def any_size(architecture: str, args: Mapping[str, Any], pixels: int) -> dict[st
 def _is_taken(architecture: str, args: Mapping[str, Any]) -> bool:
     try:
         create_model(architecture, **args)
-    except TypeError as error:
-        if "unexpected keyword argument" not in str(error):
+    except UsageError as error:
+        if not isinstance(error.__cause__, TypeError):
             raise
         return False
     return True

@@ -10,13 +10,13 @@ Every other operator with a streaming form takes the general way: project, `summ
 
 # n tokens of a chunk, N of all, D width, H heads, d width of a head
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from softless.attention import weights
 from softless.attention.call import HALF, Call, widen
 from softless.attention.checks import check_options, extras_of
 from softless.attention.chunks import summed, wide
@@ -211,33 +211,14 @@ class Layer:
         return self.record.implied_matrix and self.whole.grid[0] > 0
 
     def pull(self, first: Tensor, total: Summary) -> Summary:
-        """How the first token's output depends on each entry of the last sweep's summary: its row of A, before the keys are known.
-
-        The operator is linear in v, so a token's weight is the slope of that output in its v, through what it adds to the summary. `first` is the
-        token (1,D) as it enters the layer.
-        """
-        last = len(self.sweeps) - 1
-        with torch.enable_grad():
-            leaves = {name: _leaf(x) for name, x in total.items()}
-            tokens = wide(self._tokens(self.parts.norm1(first)[None].detach(), slice(0, 1)))
-            reader = self.sweeps[last].finish(leaves, **{name: _apart(x) for name, x in self.extras.items()})
-            out = self.streaming.read(_detached(tokens), reader, **{name: _apart(x) for name, x in self.extras.items()})
-            wanted = {name: x for name, x in leaves.items() if x.requires_grad}
-            slopes = torch.autograd.grad(out[..., 0, 0].sum(), list(wanted.values()), allow_unused=True)
-        return {name: slope.detach() for name, slope in zip(wanted, slopes, strict=True) if slope is not None}
+        """How the first token's output depends on each entry of the last sweep's summary. `first` is the token (1,D) as it enters the layer."""
+        tokens = wide(self._tokens(self.parts.norm1(first)[None].detach(), slice(0, 1)))
+        return weights.pull(self.streaming, tokens, total, self.extras)
 
     def row(self, x: Tensor, span: slice, total: Summary, pull: Summary, reader: Any) -> Tensor:
         """The first token's weights over the tokens x (n,D) of a chunk: (n,), signed, mean over heads."""
-        last = len(self.sweeps) - 1
-        tokens = _detached(wide(self._tokens(self.parts.norm1(x)[None], span)))
-        extras = {name: _apart(value) for name, value in self.extras.items()}
-        with torch.enable_grad():
-            v = tokens.v.requires_grad_()
-            summary = self.sweeps[last].summarise(replace(tokens, v=v), reader, **extras)
-            whole = self.sweeps[last].merge(total, {name: y.to(total[name].dtype) for name, y in summary.items()})
-            pulled = sum((whole[name] * slope).sum() for name, slope in pull.items())
-            (row,) = torch.autograd.grad(pulled, v)  # type: ignore[arg-type]
-        return row[0, :, :, 0].mean(0)
+        tokens = wide(self._tokens(self.parts.norm1(x)[None], span))
+        return weights.row(self.streaming, tokens, total, pull, reader, self.extras)[0].mean(0)
 
 
 def _number_of(parts: Parts) -> Tensor:
@@ -245,19 +226,3 @@ def _number_of(parts: Parts) -> Tensor:
     own = (x for module in (parts.norm1, parts.attention) for x in (*module.parameters(), *module.buffers()))
     packed = (torch.empty(0, dtype=one.dtype) for one in parts.attention.modules() if isinstance(one, PackedLinear))
     return next((x for x in (*own, *packed) if x.is_floating_point()), torch.empty(0))
-
-
-def _leaf(x: Tensor) -> Tensor:
-    x = x.detach().clone()
-    return x.requires_grad_() if x.is_floating_point() else x
-
-
-def _detached(tokens: Tokens) -> Tokens:
-    return replace(tokens, q=tokens.q.detach(), k=tokens.k.detach(), v=tokens.v.detach().clone())
-
-
-def _apart(value: Any) -> Any:
-    """A tensor, or a mapping of them, without gradients."""
-    if isinstance(value, Mapping):
-        return {name: _apart(entry) for name, entry in value.items()}
-    return value.detach() if isinstance(value, Tensor) else value

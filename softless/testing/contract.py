@@ -67,6 +67,7 @@ CHECKS: Mapping[str, Check] = MappingProxyType({
     "chunks": Check("streaming", streams.chunks),
     "options of the stream": Check("streaming.refuses", streams.options),
     "summaries": Check("streaming", streams.summaries),
+    "weights of the stream": Check("streaming", streams.weights),
     "module": Check("own", modules.module),
     "options": Check("options", modules.options),
     "compiles": Check("own", graphs.compiles, slow=True),

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
-from softless.attention import Operator, Tokens, attend_chunks
+from softless.attention import Operator, Tokens, attend_chunks, implied_matrix
 from softless.attention.chunks import split
 from softless.attention.kernels import native
 from softless.attention.samples import draw, given_options
+from softless.attention.weights import pull, row
 from softless.errors import UsageError
 from softless.testing.comparing import DTYPES, error, exact
 from softless.testing.faults import Fault
@@ -117,6 +118,29 @@ def summaries(op: Operator) -> Iterator[Fault]:
         if sweep.native is not None:
             yield from _native(op, number, drawn)
         reader = sweep.finish(whole, **extras)
+
+
+def weights(op: Operator) -> Iterator[Fault]:
+    """The first query's weights over all keys, chunk by chunk, are the first row of the implied matrix."""
+    if op.streaming is None or not op.implied_matrix:
+        return
+    call, drawn = draw(op, (1, 2, 30, 30, 8, 8))
+    extras, parts = op.filled({}) | drawn, split(Tokens(*call), [10, 7, 13])
+    reader: Any = None
+    for sweep in op.streaming.sweeps:
+        before, total = reader, reduce(sweep.merge, [sweep.summarise(part, reader, **extras) for part in parts])
+        reader = sweep.finish(total, **extras)
+    first = split(Tokens(*call), [1, 29])[0]
+    pulled = pull(op.streaming, first, total, extras)
+    found = torch.cat([row(op.streaming, part, total, pulled, before, extras) for part in parts], dim=-1)
+    wanted = implied_matrix(call[0], call[1], op, **drawn)[:, :, 0]
+    if (apart := error(found, wanted)) > 1e-9:
+        yield Fault(
+            "streaming.sweeps[-1].without",
+            "the first token's weights from chunks",
+            f"off by {apart:.1e}",
+            "give without(whole, part), which undoes merge",
+        )
 
 
 def _native(op: Operator, number: int, drawn: dict[str, Any]) -> Iterator[Fault]:

@@ -1,5 +1,6 @@
 """`check_operator`: right on what is right, wrong on every false claim, with a sentence that names the field."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -96,3 +97,15 @@ def test_the_decorator_fails_where_the_contract_does() -> None:
     case = next(one for one in mark.args[1] if one.id == "mine-growth")
     with pytest.raises(ContractBroken, match=r"claims.growth"):
         case.values[0]()
+
+
+@pytest.mark.parametrize("name", ["inline", "mala"])
+def test_averages_that_cannot_be_taken_apart_are_seen(name: str) -> None:
+    """A chunk that is merged into a whole that holds it counts twice in an average, and not in a sum."""
+    op = OPERATORS[name]
+    assert op.streaming is not None
+    sweeps = tuple(replace(sweep, without=None) for sweep in op.streaming.sweeps)
+    broken = op.changed(streaming=replace(op.streaming, sweeps=sweeps))
+    found = faults_of(broken, ("weights of the stream",))
+    assert [fault.field for fault in found] == ["streaming.sweeps[-1].without"]
+    assert not faults_of(op, ("weights of the stream",))

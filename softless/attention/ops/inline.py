@@ -39,7 +39,10 @@ def read(tokens: Tokens, of: averages.Averages, **_: Any) -> Tensor:
 
 
 STREAMING = Streaming(
-    (Sweep(summarise, averages.finish, averages.merge),), read, averages.HOLDS.replace("f(k)", "k"), averages.MERGES
+    (Sweep(summarise, averages.finish, averages.merge, without=averages.without),),
+    read,
+    averages.HOLDS.replace("f(k)", "k"),
+    averages.MERGES,
 )
 
 SPEC = Operator(

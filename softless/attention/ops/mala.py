@@ -56,7 +56,12 @@ def read(tokens: Tokens, of: averages.Averages, *, feature: str, eps: float) -> 
     return keep(o, tokens.query_mask)
 
 
-STREAMING = Streaming((Sweep(summarise, averages.finish, averages.merge),), read, averages.HOLDS, averages.MERGES)
+STREAMING = Streaming(
+    (Sweep(summarise, averages.finish, averages.merge, without=averages.without),),
+    read,
+    averages.HOLDS,
+    averages.MERGES,
+)
 
 
 def exps(d: Dims) -> int:
