@@ -41,7 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; returns the exit code (0 done, 2 usage, 3 diverged, 4 partial result, 130 interrupted)."""
     code = _main(arguments)
     if (noted := os.environ.get(ENDED)) and os.environ.get("RANK") == "0":  # it may be killed while it leaves
-        Path(noted).write_text(str(code), encoding="utf-8")
+        from softless.models.durable import write_text
+
+        write_text(Path(noted), str(code))
     return code
 
 

@@ -1,7 +1,6 @@
 """Objects in images of any size: one COCO file, and pictures of them over the photographs."""
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,8 @@ from softless.prediction.known import known_ids
 from softless.prediction.results import Results
 from softless.prediction.setting import Setting
 from softless.words import aligned, counted
+
+BLOCK = 1 << 20  # bytes that are copied at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +144,7 @@ def _write(
 
         def write(file: BinaryIO) -> None:
             file.write(head[:-1].encode() + b', "annotations": [')
-            shutil.copyfileobj(spooled, file)
+            file.writelines(iter(lambda: spooled.read(BLOCK), b""))
             file.write(b"]}")
 
         write_stream(path, write)

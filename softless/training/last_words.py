@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from softless.errors import StorageError
-from softless.models.durable import make_folder, write_text
+from softless.models.durable import delete, make_folder, write_text
 from softless.training.run_folder import RANKS
 
 NOTED = "SOFTLESS_RANKS"  # names a file in which rank 0 notes the folder of the results, for the process that started the ranks
@@ -27,10 +27,10 @@ class LastWords:
     def begin(self) -> None:
         """The folder is this command's: what an earlier one said there goes."""
         self.ready = True
-        with suppress(OSError):
-            file_of(self.folder, self.rank).unlink(missing_ok=True)
+        with suppress(StorageError):
+            delete(file_of(self.folder, self.rank))
         if self.rank == 0 and (noted := os.environ.get(NOTED)):
-            Path(noted).write_text(str(self.folder.absolute()), encoding="utf-8", errors="surrogateescape")
+            write_text(Path(noted), str(self.folder.absolute()), errors="surrogateescape")
 
     def leave(self, text: str) -> None:
         """Write them. A disk that refuses hides no error."""

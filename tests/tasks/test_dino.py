@@ -210,7 +210,7 @@ def test_without_centre_and_sharpening_it_collapses(tiny: Recipe):
         ({"dino.momentum": (0.9, 1.1)}, r"dino.momentum=\(0.9, 1.1\) is out of range: .* in \[0, 1\]"),
         ({"dino.teacher_temp": (0.0, 0.07)}, "dino.teacher_temp"),
         ({"dino.local_scale": (0.5, 0.1)}, "dino.local_scale"),
-        ({"batch_size": 100}, "48 training images are fewer than batch_size=100"),
+        ({"batch_size": 100}, "48 training images are fewer than a step takes"),
         ({"metric": "top1"}, "no measure of dino named 'top1'"),
         ({"augment.mixup": 0.5}, "the fields of augment are for classification"),
     ],
