@@ -21,15 +21,15 @@ demo: $(STAMP)           ## train SimA and its softmax twin on real handwritten 
 test: lint               ## under twenty minutes on two idle cores; CI runs it with MARKS="not soak"
 	$(BIN)/python -m pytest -m "$(MARKS)" --numprocesses $(WORKERS) --dist loadfile
 
-extra: $(STAMP)          ## what CI runs beside: compilers, sanitizers, the largest models
+extra: $(STAMP)          ## what CI runs beside: wheels, compilers, ranks, intervals by simulation
 	$(BIN)/python -m pytest -m extra --numprocesses $(WORKERS) --dist loadfile
 
 quick: $(STAMP)          ## the tests that take less than ten seconds each
 	$(BIN)/python -m pytest -m "not slow and not soak and not extra"
 
-soak: $(STAMP)           ## minutes of kills and several ranks, and the counts behind docs/reliability.md
+soak: $(STAMP)           ## hours: kills, several ranks, every compiler and sanitizer, and the counts behind docs/reliability.md
 	$(BIN)/python -m pytest -m "soak or not soak" tests/training tests/data tests/models/test_weight_files.py tests/models/test_publish.py tests/evaluation/test_run_files.py tests/cli/test_disks.py --count benchmarks/reliability.csv
-	$(BIN)/python -m pytest -m soak tests/slides tests/benching
+	$(BIN)/python -m pytest -m soak tests/attention tests/benching tests/cli tests/measure tests/models tests/native tests/ops tests/slides
 	$(BIN)/softless bench survival --record
 
 threads: $(STAMP)        ## eight threads of every host and operator, against one; a quarter of an hour

@@ -13,7 +13,7 @@ from softless.testing import CHECKS, ContractBroken, Row, check_operator, every_
 from tests.attention.mutations import Made, mutations
 from tests.attention.outside import linear, quadratic
 
-HERE = ("sima", "softmax")  # in `make test`; the others are extra's
+HERE = ("sima", "softmax")  # in `make test`; the others are soak's
 FIRST = {
     "flops": "flops", "exps": "exps", "growth": "growth", "normalises": "normalises", "scale_free": "scale_free", "masks": "masks",
     "equivariant": "equivariant", "implied_matrix": "implied_matrix", "cross": "cross", "linear_in_v": "linear_in_v",
@@ -42,7 +42,7 @@ def seen(name: str, make: Made) -> str:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in HERE else pytest.mark.extra) for name in OPERATORS]
+    "name", [pytest.param(name, marks=[] if name in HERE else pytest.mark.soak) for name in OPERATORS]
 )
 def test_no_mutation_of_a_record_passes(name: str) -> None:
     made = mutations(OPERATORS[name])

@@ -21,7 +21,7 @@ def short_table(monkeypatch):
     monkeypatch.setattr(papers, "TABLES", {"sima-table1": papers.Table(whole.title, rows)})
 
 
-@pytest.mark.extra
+@pytest.mark.soak
 def test_printed_and_measured_sizes(short_table, capsys):
     assert main(["cost", "--paper", "sima-table1", "--json"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
@@ -44,7 +44,7 @@ def test_printed_and_measured_sizes(short_table, capsys):
     assert rows["DeiT-S -> SimA"]["activation_exps"] == 12 * 197 * 4 * 384
 
 
-@pytest.mark.extra
+@pytest.mark.soak
 def test_as_text_with_what_is_not_here_and_the_notes(short_table, capsys):
     assert main(["cost", "--paper", "sima-table1"]) == 0
     said = capsys.readouterr().out

@@ -87,7 +87,9 @@ def test_ranks_start_no_ranks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 
 @pytest.mark.extra
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="the ranks are looked for in /proc")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, *(pytest.param(one, marks=pytest.mark.soak) for one in (signal.SIGINT, signal.SIGKILL))]
+)
 def test_a_rank_that_is_ended_is_one_sentence(number: signal.Signals, tmp_path: Path) -> None:
     split_folders(tmp_path / "data", {p: {"cat": n, "dog": n} for p, n in (("train", 8), ("val", 4))})
     env: dict[str, Any] = {**os.environ, "OMP_NUM_THREADS": "1"}

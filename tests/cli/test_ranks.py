@@ -80,7 +80,7 @@ def commands(run: Path) -> list[list[str]]:
     ]
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.extra)])
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.soak)])
 def test_each_image_once_and_files_as_of_one_process(ranks: int, run: Path, tmp_path: Path) -> None:
     alone = shared(tmp_path / "alone", 1, commands(run))
     several = shared(tmp_path / "several", ranks, commands(run))

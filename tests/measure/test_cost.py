@@ -62,7 +62,7 @@ SOFT = {
 @pytest.mark.parametrize(
     "size",
     [
-        pytest.param(size, marks=[pytest.mark.extra] if size in {"small_code", "medium", "large", "huge"} else [])
+        pytest.param(size, marks=[pytest.mark.soak] if size in {"small_code", "medium", "large", "huge"} else [])
         for size in SOFT
     ],
 )

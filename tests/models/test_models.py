@@ -178,7 +178,7 @@ def test_gradient_checkpointing(name: str) -> None:
 
 
 HOSTS = ["sima_deit_tiny_patch16_224", "sima_xcit_tiny_12_p16_224", "sima_cvt_13_224", "soft_tiny_224"]
-COMPILED = [HOSTS[0], *(pytest.param(name, marks=pytest.mark.extra) for name in HOSTS[1:])]  # minutes each
+COMPILED = [HOSTS[0], *(pytest.param(name, marks=pytest.mark.soak) for name in HOSTS[1:])]  # minutes each
 
 
 @pytest.mark.parametrize("name", COMPILED)

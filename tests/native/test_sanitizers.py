@@ -13,7 +13,7 @@ from tests.building import ROOT, cmake, no_kernels
 
 SANITIZERS = "-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all"
 
-pytestmark = pytest.mark.extra
+pytestmark = pytest.mark.soak
 
 
 @pytest.fixture(scope="module")

@@ -106,7 +106,9 @@ runpy.run_path(script, run_name="__main__")
 
 
 @pytest.mark.extra
-@pytest.mark.parametrize("kind", ["pixels", "count", "absent"])
+@pytest.mark.parametrize(
+    "kind", ["pixels", *(pytest.param(kind, marks=pytest.mark.soak) for kind in ("count", "absent"))]
+)
 def test_other_data_at_the_same_place_are_named(kind: str, recipe: Recipe, tmp_path: Path) -> None:
     other = tmp_path / "other"
     if kind != "absent":
@@ -138,7 +140,7 @@ def once(folder: Path, then: Callable[[list[subprocess.Popen[str]]], None], afte
     return meanwhile
 
 
-@pytest.mark.extra
+@pytest.mark.soak
 def test_a_killed_rank_is_one_sentence_and_the_run_goes_on_with_the_same_bits(recipe: Recipe, tmp_path: Path) -> None:
     longer = recipe.with_fields(**{"schedule.epochs": 8})
     kill = once(tmp_path, lambda processes: processes[1].send_signal(signal.SIGKILL))

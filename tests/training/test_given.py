@@ -360,7 +360,7 @@ softless.train(
 """
 
 
-@pytest.mark.extra
+@pytest.mark.soak
 def test_killed_for_good_it_goes_on_with_the_same_bits(tmp_path: Path):
     """SIGKILL after some steps of two batches each, of a model and datasets of one's own."""
     fields = {**SMALL, "accumulate": 2, "batch_size": 4, "save.every_steps": 1, "schedule.epochs": 6}

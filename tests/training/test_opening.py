@@ -166,7 +166,7 @@ def test_the_last_line_is_the_page(
     assert capsys.readouterr().out.splitlines()[-1] == f"page {tmp_path / 'run/report.html'}"
 
 
-@pytest.mark.extra
+@pytest.mark.soak
 def test_of_two_ranks_one_speaks_and_the_run_is_the_same(tiny: Recipe, tmp_path: Path):
     """Both try the same number of steps, BatchNorm's exchange included; nothing waits for ever."""
     args = {"img_size": 32, "embed_dim": 16, "depth": 2, "num_heads": 2, "cls_attn_layers": 1}
