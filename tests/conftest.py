@@ -1,6 +1,7 @@
 """The hostile environment every test runs in (style §8): what a result must not depend on is fixed, poisoned or forbidden.
 
 - one thread: on a busy machine the same tests are many times slower with the default number;
+- notices: what one test was told, the next is told again;
 - seeds: every test starts from the same state of Python's, numpy's and torch's generators, alone or in the whole suite;
 - no network: a connection that leaves this machine raises;
 - `torch.empty` holds NaN (integers: the largest value), so that reading what nobody wrote is seen;
@@ -34,6 +35,7 @@ import numpy as np
 import pytest
 import torch
 
+from softless.data import notices
 from tests.counting import pytest_addoption, pytest_runtest_makereport, pytest_sessionfinish  # noqa: F401 - hooks
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,6 +93,12 @@ def fixed_seeds() -> None:
     random.seed(SEED)
     np.random.seed(SEED)  # noqa: NPY002  # torchvision and timm draw from the global generator
     torch.manual_seed(SEED)
+
+
+@pytest.fixture(autouse=True)
+def nothing_said() -> None:
+    """What is said once per process is said once per test."""
+    notices._said.clear()
 
 
 @pytest.fixture(autouse=True)

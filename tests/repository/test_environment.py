@@ -14,6 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from softless.data.notices import notice
+
 DRAWS: list[tuple[float, float, float]] = []
 
 
@@ -127,3 +129,10 @@ def test_header_names_the_seed_of_hypothesis(request):
 
 def test_data_root_is_a_folder_or_a_skip(data_root):
     assert data_root.is_dir()
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_notice_is_said_to_every_test(again: bool, caplog: pytest.LogCaptureFixture):
+    notice("said to one test and to the next")
+    notice("said to one test and to the next")
+    assert len(caplog.records) == 1, again
