@@ -27,6 +27,7 @@ from softless.data.samples import Samples
 from softless.errors import DataError, UsageError
 
 GIVEN = "given"  # the source in a recipe
+SAID = {GIVEN: "datasets built in Python"}  # sources by more than their name
 RANGE_WAY = "declare what becomes 0 and 1, for example set={'data.range': '0..1'}"
 PARTS = ("train", "val", "test")
 WAY = "give (image, target) pairs"
@@ -44,6 +45,11 @@ def data_given(parts: "Mapping[str, Any] | None") -> Iterator[None]:
         yield
     finally:
         _given.reset(token)
+
+
+def name_of(path: str | Path | None, source: str) -> str:
+    """What people call the data: the last part of their path, or their source in words."""
+    return Path(path).name if path else SAID.get(source, source)
 
 
 def is_dataset(data: Any) -> bool:

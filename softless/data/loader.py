@@ -93,11 +93,12 @@ class EpochOrder(Sampler[list[int]]):
     RASampler; that one also rounds n down to a multiple of 256 before batches are formed.
 
     Args:
-        batch: images per step over all ranks.
+        batch: images of a batch over all ranks.
+        parts: batches of a step, which are drawn together.
         whole: rank r takes every world-th batch as it is instead: ranks that compute for one that trains.
 
     Raises:
-        UsageError: fewer images than a batch, or a batch that does not divide among the ranks.
+        UsageError: fewer images than a step takes, or a batch that does not divide among the ranks.
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class EpochOrder(Sampler[list[int]]):
         repeats: int = 1,
         *,
         whole: bool = False,
+        parts: int = 1,
     ) -> None:
         if batch < 1 or repeats < 1:
             raise UsageError(f"batch_size={batch}, augment.repeats={repeats}: both must be at least 1")
@@ -119,7 +121,13 @@ class EpochOrder(Sampler[list[int]]):
             )
         if n < batch:
             raise UsageError(f"batch_size={batch} is more than the {n} training images: set batch_size={n} or less")
-        self.n, self.batch, self.seed, self.rank, self.world, self.repeats = n, batch, seed, rank, world, repeats
+        step = batch * parts
+        if n < step:
+            raise UsageError(
+                f"batch_size={batch} x accumulate={parts} is a step of {step} images, and there are {n} for training: "
+                f"set accumulate={n // batch} or less"
+            )
+        self.n, self.batch, self.seed, self.rank, self.world, self.repeats = n, step, seed, rank, world, repeats
         self.whole = whole
         self.epoch = self.start = 0
 
@@ -179,12 +187,13 @@ def train_loader(
     repeats: int = 1,
     workers: int = 0,
     whole: bool = False,
+    parts: int = 1,
 ) -> EpochLoader:
-    """Batches for training: this rank's batch // world images of each global batch, or with `whole` every world-th of those.
+    """Batches for training: this rank's share of each `parts` global batches, or with `whole` every world-th of those.
 
     Call `set_epoch` before each pass.
     """
-    order = EpochOrder(len(samples), batch, seed, rank, world, repeats, whole=whole)
+    order = EpochOrder(len(samples), batch, seed, rank, world, repeats, whole=whole, parts=parts)
     return _loader(samples, transform, order, seed, workers)
 
 

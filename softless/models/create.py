@@ -65,18 +65,24 @@ def create_model(name: str, op: str | Operator | None = None, *, pretrained: boo
             return downloaded(name, lambda: _named(name, op, kwargs, pretrained=True))
         return _named(name, op, kwargs, pretrained=False)
     except TypeError as error:
-        raise _unknown_option(name, op, kwargs, error) from error
+        if (refused := _unknown_option(name, op, kwargs, error)) is None:
+            raise
+        raise refused from error
 
 
-def _unknown_option(name: str, op: str | None, kwargs: Mapping[str, Any], error: TypeError) -> Exception:
-    """What a builder said of a keyword that it does not know, with the nearest that it does; another error as it is."""
+class UnknownOption(UsageError):
+    """A keyword that the model does not take."""
+
+
+def _unknown_option(name: str, op: str | None, kwargs: Mapping[str, Any], error: TypeError) -> UnknownOption | None:
+    """What a builder said of a keyword that it does not know, with the nearest that it does; None of another error."""
     from softless.models.arguments import arguments  # it asks this module whether there is such a model
 
     found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
     if found is None or found[1] not in kwargs:
-        return error
+        return None
     with_op = f" with op='{op}'" if op else ""
-    return unknown(f"option of '{name}'{with_op}", found[1], arguments(name, op) or ())
+    return UnknownOption(str(unknown(f"option of '{name}'{with_op}", found[1], arguments(name, op) or ())))
 
 
 def _named(name: str, op: str | None, kwargs: dict[str, Any], *, pretrained: bool) -> nn.Module:

@@ -73,7 +73,7 @@ class SelfDistillation(nn.Module):
         if count == 1:
             return
         share = self.loss.center / count
-        moved = share if self._moved is None else self._moved + share
+        moved = share if place == 0 or self._moved is None else self._moved + share
         last = place == count - 1
         self._moved = None if last else moved
         self.loss.center.copy_(moved if last else before)

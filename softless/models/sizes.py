@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from softless.errors import UsageError
-from softless.models.create import create_model
+from softless.models.create import UnknownOption, create_model
 from softless.models.scale import OPTION, TRAINING, queries
 
 _log = logging.getLogger("softless.models")
@@ -48,9 +48,7 @@ def any_size(architecture: str, args: Mapping[str, Any], pixels: int) -> dict[st
 def _is_taken(architecture: str, args: Mapping[str, Any]) -> bool:
     try:
         create_model(architecture, **args)
-    except UsageError as error:
-        if not isinstance(error.__cause__, TypeError):
-            raise
+    except UnknownOption:
         return False
     return True
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import softless
+from softless.data.given import name_of
 from softless.errors import UsageError
 from softless.models.durable import make_folder, write_text
 from softless.report.composition import draw_composition
@@ -120,8 +121,8 @@ def _top(groups: Sequence[Group], title: str, main: Html) -> Html:
 
 def _title(groups: Sequence[Group]) -> str:
     first = groups[0].first
-    path = first.recipe["data"].get("path")
-    name = Path(path).name if path else first.recipe["data"].get("source") or first.recipe["name"]
+    held = first.recipe["data"]
+    name = name_of(held.get("path"), held.get("source") or first.recipe["name"])
     if len(groups) > FEW:
         return f"{len(groups)} models on {name}"
     *before, last = (group.label for group in groups)

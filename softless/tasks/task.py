@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from softless.data import EpochLoader, Pipeline, Samples, Splits, eval_loader, train_loader
-from softless.errors import UsageError
 from softless.models.kept import operators_of
 from softless.models.scale import scale_of
 from softless.models.sizes import sides
@@ -185,12 +184,11 @@ class Task(ABC):
     def train_loader(self, rank: int, world: int) -> EpochLoader:
         """This rank's share of each global batch."""
         recipe = self.recipe
-        if recipe.accumulate > 1:
-            _check_parts(recipe, len(self.splits.train), world)
         return train_loader(
             self.splits.train,
             self.transform(train=True),
-            batch=recipe.step_images,
+            batch=recipe.batch_size,
+            parts=recipe.accumulate,
             seed=recipe.seed,
             rank=rank,
             world=world,
@@ -203,19 +201,6 @@ class Task(ABC):
         batch = max(self.recipe.batch_size // world, 1)
         workers = self.recipe.data.workers or 0
         return eval_loader(samples, self.transform(train=False), batch=batch, workers=workers, rank=rank, world=world)
-
-
-def _check_parts(recipe: "Recipe", images: int, world: int) -> None:
-    said = f"batch_size={recipe.batch_size} x accumulate={recipe.accumulate}"
-    if recipe.batch_size % world:
-        raise UsageError(
-            f"batch_size={recipe.batch_size} does not divide among {world} processes: choose a multiple of {world}"
-        )
-    if recipe.step_images > images:
-        raise UsageError(
-            f"{said} is a step of {recipe.step_images} images, and there are {images} for training: "
-            f"set accumulate={max(images // recipe.batch_size, 1)} or less"
-        )
 
 
 def facts(task: Task, model: nn.Module) -> Mapping[str, Any]:

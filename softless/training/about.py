@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from softless import origin
+from softless.data.given import name_of
 from softless.data.pictures import size_of
 from softless.errors import DataError
 from softless.models.records import SIDES, TABLE, TEXT, Rule, check, read_json, whole
@@ -68,7 +69,7 @@ def about_data(run: "Run") -> dict[str, Any]:
     parts = {"train": splits.train, "val": splits.val, "test": splits.test}
     known = {part: samples for part, samples in parts.items() if samples is not None}
     return {
-        "name": Path(path).name if path else run.recipe.data.source,
+        "name": name_of(path, run.recipe.data.source),
         "images": {part: len(samples) for part, samples in known.items()},
         "counted": run.task.counted,
         "classes": {part: run.task.composition(samples) for part, samples in known.items()},

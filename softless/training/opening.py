@@ -9,11 +9,11 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from softless.data.given import name_of
 from softless.data.loader import generators_restored
 from softless.models.given import GIVEN
 from softless.models.kept import softmax_kept, told
@@ -28,7 +28,6 @@ PATIENCE = 10.0  # seconds after which no further trial step begins
 CLEARLY = 1.5  # times as long: what is said of a number format
 FORWARD = 1 / 3  # of a step's time: what the same images take in validation
 WORDS = {1: "one trial step", 2: "two trial steps", 3: "three trial steps"}
-SAID = {"given": "datasets built in Python"}  # sources by more than their name
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ def seen(run: Run) -> Opening:
     """All but the time."""
     recipe, splits = run.recipe, run.splits
     return Opening(
-        data=Path(recipe.data.path).name if recipe.data.path else SAID.get(recipe.data.source, recipe.data.source),
+        data=name_of(recipe.data.path, recipe.data.source),
         classes=len(splits.classes),
         train=len(splits.train),
         val=len(splits.val),
