@@ -136,6 +136,8 @@ def join(device: str = "auto", patience: float = PATIENCE, folder: Path | None =
     if opened:
         backend = "nccl" if place.type == "cuda" else "gloo"
         bound = place if place.type == "cuda" else None
+        if bound is not None:
+            torch.cuda.set_device(bound)  # objects are exchanged over the current device, whichever was named
         dist.init_process_group(
             backend, store=_meeting_place(rank, size), rank=rank, world_size=size, device_id=bound,
             timeout=timedelta(minutes=patience),

@@ -88,3 +88,25 @@ def test_unknown_devices(name: str):
 def test_an_absent_device():
     with pytest.raises(UsageError, match="sees no CUDA device"):
         choose_device("cuda")
+
+
+def test_ranks_exchange_objects_over_the_device_that_was_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch takes the current GPU for them, and two ranks on one GPU are an error of NCCL's."""
+    from softless.training import world as module
+
+    class Opened(Exception):
+        pass
+
+    def opened(*_: object, **__: object) -> None:
+        raise Opened
+
+    seen: list[torch.device] = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(module, "choose_device", lambda *_: torch.device("cuda:1"))
+    monkeypatch.setattr(module, "_meeting_place", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "set_device", seen.append)
+    monkeypatch.setattr(torch.distributed, "init_process_group", opened)
+    with pytest.raises(Opened), join("cuda:1"):
+        pass
+    assert seen == [torch.device("cuda:1")]
