@@ -1,7 +1,8 @@
 """Images from datasets that were built in Python: any map-style dataset of (image, target), as torchvision's are.
 
 Each item is read once before the first step, so what is wrong is said then, and its pixels tell whether a continued run sees
-the same. A training set may change its images at random: what it draws then derives from (seed, epoch, position), as all else.
+the same. A training set may change its images at random: what it draws from the global generators derives from (seed, epoch,
+position), as all else. So no training image is kept in memory; whether images change is tried on some of them.
 """
 
 import hashlib
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader
 
 from softless.data.images import MODES
 from softless.data.loader import generators_restored, seed_generators
+from softless.data.notices import notice
 from softless.data.pictures import Picture, with_channels
 from softless.data.progress import track
 from softless.data.ranges import Range
@@ -30,6 +32,8 @@ GIVEN = "given"  # the source in a recipe
 SAID = {GIVEN: "datasets built in Python"}  # sources by more than their name
 RANGE_WAY = "declare what becomes 0 and 1, for example set={'data.range': '0..1'}"
 PARTS = ("train", "val", "test")
+TRAINING = ("train", "all")  # parts that are trained on
+READ_AGAIN = 64  # images of which it is tried whether they change
 WAY = "give (image, target) pairs"
 _given: ContextVar["Mapping[str, Any] | None"] = ContextVar("softless_given_data", default=None)
 
@@ -60,10 +64,14 @@ def is_dataset(data: Any) -> bool:
     """
     if data is None or isinstance(data, str | Path):
         return False
-    if isinstance(data, Mapping) or (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+    if isinstance(data, Mapping) or _is_map_style(data):
         return True
     way = "give its dataset: batches are the recipe's" if isinstance(data, DataLoader) else f"{WAY} by place"
     raise UsageError(f"data is a {type(data).__name__}, which is no path and has no __getitem__ and __len__: {way}")
+
+
+def _is_map_style(data: Any) -> bool:
+    return hasattr(data, "__getitem__") and hasattr(data, "__len__")
 
 
 def parts_of(data: Any) -> dict[str, Any]:
@@ -101,7 +109,7 @@ def checked(dataset: Any, part: str) -> Any:
     Raises:
         UsageError: it is none.
     """
-    if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
+    if not _is_map_style(dataset):
         raise UsageError(
             f"the {part} dataset is a {type(dataset).__name__}, which has no __getitem__ and __len__: {WAY} by place"
         )
@@ -129,10 +137,10 @@ def given_parts(reading: Reading) -> "tuple[dict[str, Samples], tuple[str, ...]]
             "example softless.train(out=RUN, resume=True, data=…) or softless.eval(RUN, data=…)"
         )
     parts: dict[str, Samples] = {part: DatasetSamples.read(dataset, part, reading) for part, dataset in held.items()}
-    if (alone := next(iter(parts.values()))).varies and "val" not in parts:
+    if "val" not in parts and any(isinstance(one, DatasetSamples) and one.changes for one in parts.values()):
         raise DataError(
             "the dataset changes its images from one reading to the next, and its validation part is cut from it: "
-            f"give data=(train, val), of which the second does not change (image 0 of {alone.name(0)})"
+            "give data=(train, val), of which the second does not change"
         )
     return parts, class_names(held, parts)
 
@@ -159,10 +167,11 @@ class DatasetSamples(Samples):
     """A map-style dataset as samples; its items are read when they are needed."""
 
     def __init__(
-        self, dataset: Any, part: str, targets: np.ndarray, reading: Reading, digest: str, *, varies: bool
+        self, dataset: Any, part: str, targets: np.ndarray, reading: Reading, digest: str, *, changes: bool
     ) -> None:
         self.dataset, self.part, self.targets, self.reading = dataset, part, targets, reading
-        self.digest, self.varies = digest, varies
+        self.digest, self.changes = digest, changes
+        self.varies = part in TRAINING  # a change that is rare is not seen by trying
         self.channels, self.scale = reading.channels, reading.scale
         self.places = np.arange(len(targets))
 
@@ -184,20 +193,24 @@ class DatasetSamples(Samples):
                 pixels, target = _item(dataset, part, place, reading)
                 targets.append(target)
                 digest.update(pixels.tobytes())
-            seed_generators(len(dataset))
-            again, _ = _item(dataset, part, place, reading)
-        varies = again.shape != pixels.shape or not np.array_equal(again, pixels)
-        if varies and part not in {"train", "all"}:
+            changed, free = _changed(dataset, part, reading)
+        if changed is not None and part not in TRAINING:
             raise DataError(
-                f"image {place} of the {part} dataset changes from one reading to the next: leave random changes to the "
+                f"image {changed} of the {part} dataset changes from one reading to the next: leave random changes to the "
                 "training part"
+            )
+        if free:
+            notice(
+                f"the {part} dataset draws from a generator of its own, which no seed of the run reaches: a continued run "
+                "draws other changes, and other pixels are not noticed"
             )
         if len({np.shape(target) for target in targets}) > 1:
             raise DataError(
                 f"targets of the {part} dataset have several shapes: give class numbers, or K labels of 0 and 1"
             )
         numbers = np.asarray(targets, dtype=np.int64)
-        return cls(dataset, part, numbers, reading, digest.hexdigest(), varies=varies)
+        told = "" if free else digest.hexdigest()
+        return cls(dataset, part, numbers, reading, told, changes=changed is not None)
 
     def image(self, index: int) -> Picture:
         place = int(self.places[index])
@@ -215,6 +228,21 @@ class DatasetSamples(Samples):
     def update(self, digest: Any) -> None:
         super().update(digest)
         digest.update(self.digest.encode())
+
+
+def _changed(dataset: Any, part: str, reading: Reading) -> tuple[int | None, bool]:
+    """The first of some images that is another at each reading, or None; and whether one is so although the same was drawn before."""
+    found, free = None, False
+    for place in np.linspace(0, len(dataset) - 1, min(READ_AGAIN, len(dataset))).round().astype(int).tolist():
+        read = []
+        for seed in (place, place, len(dataset) + place):
+            seed_generators(seed)
+            read.append(_item(dataset, part, place, reading)[0])
+        first, same, other = read
+        free = free or not np.array_equal(first, same)
+        if found is None and not (np.array_equal(first, same) and np.array_equal(first, other)):
+            found = place
+    return found, free
 
 
 def _where(part: str, place: int) -> str:

@@ -18,7 +18,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 import softless
-from softless.data.given import parts_of
+from softless.data import Pipeline, TransformedSamples
+from softless.data.given import DatasetSamples, Reading, data_given, given_parts, parts_of
+from softless.data.pictures import tensor_of
 from softless.errors import DataError, UsageError
 from softless.evaluation import load_run
 from softless.models.given import model_given
@@ -172,6 +174,43 @@ def test_a_training_set_may_draw_its_own_changes(tmp_path: Path):
     with pytest.raises(DataError, match=r"validation part is cut from it: give data=\(train, val\)"):
         softless.train(model=swapped_vit(), data=Jittered(48), set=SMALL, out=tmp_path / "no")
     assert not (tmp_path / "no").exists()
+
+
+class Flipped(Shades):
+    """Each image turned over, half of the time, by one of the global generators or one of its own."""
+
+    def __init__(self, count: int, seed: int = 0, own: bool = False) -> None:
+        super().__init__(count, seed)
+        self.own = np.random.default_rng() if own else None
+
+    def __getitem__(self, place: int) -> tuple[Any, Any]:
+        image, target = super().__getitem__(place)
+        drawn = torch.rand(()) if self.own is None else self.own.random()
+        return np.array(image)[:, :: 1 if drawn < 0.5 else -1].copy(), target
+
+
+def test_changes_that_come_half_of_the_time_are_seen_and_stay(caplog: pytest.LogCaptureFixture):
+    """Two readings of one image may be equal by chance, and an image that is kept would change no more."""
+    for _ in range(10):
+        with (
+            data_given(parts_of((Shades(48), Flipped(18)))),
+            pytest.raises(DataError, match="of the val dataset changes"),
+        ):
+            given_parts(Reading(1))
+    with data_given(parts_of((Flipped(48), Shades(18)))):
+        samples = given_parts(Reading(1))[0]["train"]
+    seen = TransformedSamples(samples, Pipeline([np.array, tensor_of], [], fixed=True))
+    epochs = []
+    for epoch in range(8):
+        seen.set_epoch(epoch)
+        epochs.append(seen[0][0].numpy().tobytes())
+    assert len(set(epochs)) == 2
+    assert "generator of its own" not in caplog.text
+    with data_given(parts_of((Flipped(48, own=True), Shades(18)))), caplog.at_level(logging.WARNING):
+        drawn = given_parts(Reading(1))[0]["train"]
+    assert isinstance(drawn, DatasetSamples)
+    assert drawn.digest == ""
+    assert "the train dataset draws from a generator of its own" in caplog.text
 
 
 class Labelled(Shades):
