@@ -95,7 +95,7 @@ def _charts(groups: Sequence[Group], known: Mapping[str, Evaluation]) -> Html:
     across, upwards = (f"probability of {positive}", f"share of {positive}") if two else ("how sure the answer is", "share that is right")  # fmt: skip
     note = f"{BINS} bins of one width; on the dashed line probabilities are what happens."
     drawn.append(square("Calibration", across, upwards, curves, "calibration", note=note))
-    return tag("div", drawn, class_="charts")
+    return tag("div", drawn, class_="charts squares")
 
 
 def _roc(group: Group, found: Evaluation) -> Curve:
