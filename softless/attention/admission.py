@@ -66,12 +66,12 @@ def _options(record: Operator) -> None:
                 f"operator '{record.name}': options[{name!r}] shadows an argument of softless.attend: "
                 f"give it another name, for example options={{'{record.name}_{name}': Option(…)}}"
             )
-        if not option.accepts(option.default) or (option.small is not None and not option.accepts(option.small)):
+        if not option.takes(option.default) or (option.small is not None and not option.takes(option.small)):
             raise UsageError(
                 f"operator '{record.name}': options[{name!r}].accepts refuses its own default {option.default!r}: "
                 "accepts=lambda value: … must take it"
             )
-        if option.accepts(object()):
+        if option.takes(object()):
             raise UsageError(
                 f"operator '{record.name}': options[{name!r}].accepts takes anything: say what it takes, "
                 "for example accepts=lambda value: isinstance(value, float) and value > 0"

@@ -26,7 +26,7 @@ def check_options(record: Operator, options: Mapping[str, Any]) -> dict[str, Any
     for name, value in options.items():
         if name not in record.options:
             raise unknown(f"option of operator '{record.name}'", name, record.options)
-        if not record.options[name].accepts(value):
+        if not record.options[name].takes(value):
             shown = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
             raise UsageError(f"operator '{record.name}': {name}={shown} is not {record.options[name].values}")
     return dict(options)
@@ -80,8 +80,20 @@ def check_call(call: Call) -> None:
         raise UsageError(f"q {q.dtype}, k {k.dtype}, v {v.dtype}: all three must have one floating-point dtype")
     if call.mask is not None or call.query_mask is not None:
         _check_masks(call)
+    if isinstance(pairs := call.options.get("pairwise"), Tensor):
+        _check_pairs(call, pairs)
     if "grid" in record.needs:
         _check_cells(call)
+
+
+def _check_pairs(call: Call, pairs: Tensor) -> None:
+    whole = (*call.q.shape[:3], call.k.shape[2])
+    fits = 2 <= pairs.ndim <= len(whole)
+    if not fits or any(n not in (1, m) for n, m in zip(pairs.shape[::-1], whole[::-1], strict=False)):
+        raise UsageError(
+            f"operator '{call.record.name}': pairwise={pairs.dtype} {tuple(pairs.shape)} does not broadcast to "
+            f"(batch, heads, queries, keys) = {whole}: give it the last two, three or four of these, 1 where all share it"
+        )
 
 
 def _check_masks(call: Call) -> None:

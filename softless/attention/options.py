@@ -20,6 +20,13 @@ class Option:
     values: str  # the accepted values in words, for errors and tables
     small: Any = None  # what a small test takes in place of the default
 
+    def takes(self, value: Any) -> bool:
+        """Whether the operator takes a value, of whatever type: a rule that cannot judge it does not."""
+        try:
+            return bool(self.accepts(value))
+        except (TypeError, ValueError, AttributeError, RuntimeError):  # a list is in no set, a tensor in no range
+            return False
+
 
 DROPOUT = Option(
     default=0.0,

@@ -151,6 +151,11 @@ def or_none(rule: Rule) -> Rule:
     return lambda value: value is None or fits(value), f"{should}, or null"
 
 
+def one_of(*words: str) -> Rule:
+    """One of some texts."""
+    return lambda value: isinstance(value, str) and value in words, f"one of {', '.join(map(repr, words))}"
+
+
 def number(least: float = -math.inf, *, above: bool = False) -> Rule:
     """A finite number of at least `least`, or above it."""
     said = "a finite number" + (f" {'above' if above else 'of at least'} {least}" if least > -math.inf else "")

@@ -32,7 +32,7 @@ def variants(op: Operator) -> Iterator[dict[str, Any]]:
             continue
         words: list[Any] = re.findall(r"'(\w+)'", option.values)
         for value in (*words, *CANDIDATES):
-            if value != option.default and (value is not None) and option.accepts(value):
+            if value != option.default and (value is not None) and option.takes(value):
                 yield {name: value}
                 break
 

@@ -18,7 +18,7 @@ from softless.errors import CheckpointError, DataError, ResumeMismatch
 from softless.evaluation.epochs import from_one
 from softless.evaluation.measures import MEASURES
 from softless.evaluation.run import mismatches
-from softless.models.records import ANY_NUMBER, TEXTS, Rule, check, or_none, whole
+from softless.models.records import ANY_NUMBER, TEXTS, Rule, check, one_of, or_none, whole
 from softless.training import optim
 from softless.training.candidates import AVERAGED, RAW
 from softless.training.faults import check_finite
@@ -115,7 +115,8 @@ def _check_state(run: "Run", stored: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: an entry is missing, of another type, or beyond its range; the entry is named.
     """
-    steps, epochs = len(run.loader), stored.get("epochs") or run.epochs
+    steps, told = len(run.loader), stored.get("epochs")
+    epochs = told if type(told) is int and told > 0 else run.epochs
     rules: dict[str, Rule] = {
         "model": TENSORS,
         "ema": or_none(TENSORS),
@@ -124,7 +125,7 @@ def _check_state(run: "Run", stored: Mapping[str, Any]) -> None:
         "scaler": PLAIN,
         "epochs?": whole(1),
         "extended_from?": (lambda value: isinstance(value, list) and all(map(whole(1)[0], value)), "a list of epochs"),
-        "epoch": whole(0, epochs if type(epochs) is int else run.epochs),
+        "epoch": whole(0, epochs),
         "step": whole(0, steps),
         "updates": whole(0, 1 << 60),
         "partial": (
@@ -135,7 +136,7 @@ def _check_state(run: "Run", stored: Mapping[str, Any]) -> None:
             lambda value: isinstance(value, list) and all(isinstance(place, tuple | list) and len(place) == 2 and all(map(whole(0, 1 << 60)[0], place)) for place in value),
             "a list of epochs and steps",
         ),
-        "ended_by?": (lambda value: value in {"", "on_epoch", "schedule.patience"}, "what ended the run"),
+        "ended_by?": one_of("", "on_epoch", "schedule.patience"),
         "best": or_none((_is_best, "the place of the best epoch")),
         "best_weights": or_none(TENSORS),
         "classes": TEXTS,

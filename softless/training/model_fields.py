@@ -68,7 +68,7 @@ def _option(model: "ModelSpec", name: str, value: Any) -> Any:
 
     record = get(model.op or ENTRIES[model.name].op)
     found = readings(value, str | None)
-    taken = next((one for one in found if record.options[name].accepts(one)), found[0])
+    taken = next((one for one in found if record.options[name].takes(one)), found[0])
     return check_options(record, {name: taken})[name]
 
 

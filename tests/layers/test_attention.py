@@ -58,6 +58,16 @@ def test_softmax_is_timms(extras: dict[str, Any]) -> None:
 
 
 @every
+def test_a_value_of_a_foreign_type_is_refused_by_name(op: Any) -> None:
+    """A list is in no set of words, and a tensor of two has no truth: neither may become an error of Python's."""
+    foreign: tuple[Any, ...] = (["a"], {"a": 1}, {1}, torch.ones(2), object())
+    for name in op.options:
+        for value in foreign:
+            with pytest.raises(UsageError, match=rf"operator '{op.name}': {name}="):
+                softless.attend(X[:, None], X[:, None], X[:, None], op=op.name, **{name: value})
+
+
+@every
 def test_one_class_per_operator(op: Any) -> None:
     cls = operator_class(op)
     assert cls is getattr(softless, op.title) is CLASSES[op.title]

@@ -109,6 +109,23 @@ def test_a_state_that_no_run_has_is_one_sentence(run: Path, kind: str):
     assert not (run / "lock").exists()
 
 
+@pytest.mark.parametrize(
+    "value", [["a"], {"a": 1}, "a", 2.5, torch.zeros(2)], ids=["list", "table", "text", "number", "tensor"]
+)
+def test_an_entry_of_another_type_is_one_sentence(run: Path, tmp_path: Path, value: object):
+    """Whichever entry it is: a list is in no set of words, and a tensor is neither true nor false."""
+    names: list[str] = []
+    with_state(run, names.extend)
+    for name in names:
+        again = tmp_path / name
+        shutil.copytree(run, again)
+        with_state(again, lambda state, name=name: state.update({name: value}))  # type: ignore[misc]
+        try:
+            fit(None, again, resume=True, device="cpu", progress=False)
+        except (CheckpointError, ResumeMismatch) as error:
+            assert "\n" not in str(error)  # noqa: PT017 - some entries may be such a value
+
+
 def test_a_state_of_this_run_is_taken(run: Path):
     with_state(run, lambda _: None)
     assert fit(None, run, resume=True, device="cpu", progress=False).epochs == 3
