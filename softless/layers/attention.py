@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from softless.attention import OPERATORS, Operator, attend, attend_packed, attend_projected, get, output_matrix
+from softless.attention import rotary as turning
 from softless.attention.call import autocast_off
 from softless.attention.checks import check_options
 from softless.attention.choose import backend_of
@@ -24,8 +25,9 @@ from softless.attention.packed import absorbed, product, unpacked
 from softless.attention.record import Dims, Grid
 from softless.attention.recording import recording
 from softless.attention.registry import registered
+from softless.attention.streaming import Place
 from softless.errors import UsageError
-from softless.layers.companions import Filters, HeadConv, Reduction
+from softless.layers.companions import GATES, Filters, Gate, HeadConv, Reduction, kind_of_gate
 from softless.layers.grid import SharedGrid
 from softless.layers.leaf import leaf
 from softless.layers.masks import token_mask
@@ -48,13 +50,16 @@ class Attention(nn.Module):
         qk_norm: Normalise q and k per token with norm_layer.
         scale_norm: Normalise the heads' joint output with norm_layer before the projection.
         proj_bias: Bias in the output projection.
-        gated: Multiply the output by a sigmoid gate of the input (a transcendental per output value).
+        gated: Multiply the output, the convolution of v included, by a further projection of the input: "linear" as MALA, RALA and
+            PolaFormer, "silu" as MILA, "sigmoid" or True as timm. The last two take a transcendental per output value.
         attn_drop: Dropout on attention weights; an error for operators that have none.
         proj_drop: Dropout after the output projection.
         norm_layer: Layer for qk_norm and scale_norm.
         v_conv: Side of a depthwise convolution of v over the grid, added to the operator's output, without a bias. Open to every operator.
         v_conv_filters: Which channels share one of its filters: "head", one per head (SOFT); "channel", one per channel (lepe of MALA);
             "shared", one per channel of a head, shared by the heads (FLatten).
+        rotary: Turn pairs of channels of q and k by the token's row and column before the operator, as SANA does; prefix tokens are not turned.
+            MALA turns its features and has an option of its own, `rotate`.
         tokens: Number of tokens, for an operator that learns one tensor row per token; `create_model` tells it to its hosts.
         device: Of the parameters.
         dtype: Of the parameters.
@@ -71,6 +76,8 @@ class Attention(nn.Module):
     # tokens from which both projections are taken into one node in training: softless bench speed --figure projected
     projected_from: ClassVar[float] = 6144
     qkv: nn.Linear  # "qv" where q and k are tied
+    rotary: bool = False  # of modules that were pickled before there were these
+    gate_kind: str = "sigmoid"
 
     def __init__(
         self,
@@ -84,12 +91,13 @@ class Attention(nn.Module):
         qk_norm: bool = False,
         scale_norm: bool = False,
         proj_bias: bool = True,
-        gated: bool = False,
+        gated: bool | Gate = False,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
         norm_layer: Any = None,
         v_conv: int | None = None,
         v_conv_filters: Filters = "head",
+        rotary: bool = False,
         tokens: int | None = None,
         device: Any = None,
         dtype: torch.dtype | None = None,
@@ -122,7 +130,8 @@ class Attention(nn.Module):
         self.q_norm = norm_layer(self.head_dim, **place) if qk_norm else nn.Identity()
         self.k_norm = norm_layer(self.head_dim, **place) if qk_norm and not tied else nn.Identity()
         self.norm = norm_layer(inner, **place) if scale_norm else nn.Identity()
-        self.gate = nn.Linear(dim, inner, bias=qkv_bias, **place) if gated else None
+        self.gate_kind = kind_of_gate(gated)
+        self.gate = nn.Linear(dim, inner, bias=qkv_bias, **place) if self.gate_kind else None
         self.proj = nn.Linear(inner, dim_out or dim, bias=proj_bias, **place)
         self.proj_drop = nn.Dropout(proj_drop)
         self.v_conv = HeadConv(num_heads, v_conv, self.head_dim, v_conv_filters, **place) if v_conv else None
@@ -136,11 +145,23 @@ class Attention(nn.Module):
             raise UsageError(
                 f"v_conv={v_conv} convolves v on the grid, and the reduction by {side} leaves v no grid: choose one of them"
             )
+        self.rotary = rotary
+        if rotary and (why := self._why_not_rotary()):
+            raise UsageError(f"rotary={rotary}: {why}")
         ours = type(self).sides is Attention.sides and type(self).project is Attention.project
-        self._plain = ours and len(self.parts) == 3 and self.reduction is None and self.v_conv is None
+        alone = self.reduction is None and self.v_conv is None and not rotary
+        self._plain = ours and len(self.parts) == 3 and alone
         self.shared_grid: SharedGrid | None = None
         if self.op.own_tensors(self.options) and (tokens or not self.op.wants("tokens", self.options)):
             self.learned = OwnTensors(self.op, num_heads, self.head_dim, self.options, tokens, **place)
+
+    def _why_not_rotary(self) -> str | None:
+        """Why q and k cannot be turned by their places, as the end of a sentence."""
+        if "rotate" in self.op.options:
+            return f"operator '{self.op.name}' turns its features itself: pass rotate=True in place of it"
+        if self.reduction is not None:
+            return f"the reduction by {self.reduction.side} leaves k another grid than q: choose one of them"
+        return turning.why_not(self.head_dim)
 
     def make_projections(self, dim: int, inner: int, bias: bool, place: dict[str, Any]) -> None:
         """The linear layer that makes q, k and v of the tokens."""
@@ -149,7 +170,8 @@ class Attention(nn.Module):
     @property
     def looks_at_the_grid(self) -> bool:
         """Whether the host must tell where the tokens stand."""
-        return self.op.wants("grid", self.options) or self.v_conv is not None or self.reduction is not None
+        companions = self.v_conv is not None or self.reduction is not None or self.rotary
+        return companions or self.op.wants("grid", self.options)
 
     def keys_of(self, prefix: int, height: int, width: int) -> int:
         """How many tokens are attended to where so many stand on a grid behind so many prefix tokens."""
@@ -197,12 +219,30 @@ class Attention(nn.Module):
         q, *k, v = self._heads(getattr(self, "".join(self.parts))(x), len(self.parts))
         return self.q_norm(q), self.k_norm(k[0]) if k else None, v
 
+    def placed(self, x: Tensor, grid: Grid | None, place: Place | None = None) -> tuple[Tensor, Tensor | None, Tensor]:
+        """`project`, with q and k turned by where the tokens x (B,N,dim) stand, where the module has rotary positions.
+
+        Args:
+            x: The tokens.
+            grid: Where all of them stand.
+            place: Of a chunk of them.
+
+        Raises:
+            UsageError: nobody told the grid.
+        """
+        q, k, v = self.project(x)
+        if not self.rotary:
+            return q, k, v
+        whole = self.grid_of(x.shape[1] if place is None else place.total, grid)
+        cos, sin = turning.angles(q, whole, place)
+        return turning.turned(q, cos, sin), None if k is None else turning.turned(k, cos, sin), v
+
     def sides(
         self, x: Tensor, mask: Tensor | None, grid: Grid | None
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
         """q of the tokens, k, v and the mask of those that are attended to: the same, or the few that a reduction leaves."""
         if self.reduction is None:
-            return *self.project(x), mask
+            return *self.placed(x, grid), mask
         few, key_mask = self.reduction(x, mask, self.grid_of(x.shape[1], grid))
         return *self._project_reduced(x, few), key_mask
 
@@ -282,7 +322,7 @@ class Attention(nn.Module):
         lift = self.op.half_lift(self._dims(x)) if wide and self.op.half_lift and not recording() else None
         o = self.norm((o * lift).to(torch.float16) if lift else o)
         if self.gate is not None:
-            o = o * self.gate(x).sigmoid()
+            o = o * GATES[self.gate_kind](self.gate(x))
         if lift:
             return self.proj_drop(lowered(self.proj, o, lift, x.dtype))
         return self.proj_drop(widened(self.proj, o).to(x.dtype) if wide else self.proj(o))
@@ -359,7 +399,7 @@ class Attention(nn.Module):
             UsageError: nobody told, or what was told has another number of tokens.
         """
         grid = given or (self.shared_grid.value if self.shared_grid else None)
-        who = "v_conv" if self.v_conv is not None else f"operator '{self.op.name}'"
+        who = "v_conv" if self.v_conv is not None else "rotary" if self.rotary else f"operator '{self.op.name}'"
         if grid is None:
             raise UsageError(
                 f"{who} needs the grid of the tokens, and timm's blocks pass only tokens: build the model with softless.create_model, "
@@ -391,8 +431,21 @@ class Attention(nn.Module):
             return _blank, (registered(self.op),), self.__dict__
         return super().__reduce_ex__(protocol)
 
+    @property
+    def companions(self) -> tuple[str, ...]:
+        """What the module adds to the operator, in words: for counts and tables."""
+        said = {
+            f"gate ({self.gate_kind})": self.gate is not None,
+            "rotary positions": self.rotary,
+            "norms of q and k": type(self.q_norm) is not nn.Identity,
+            "norm of the output": type(self.norm) is not nn.Identity,
+        }
+        parts = [one.said for one in (self.v_conv, self.reduction) if one is not None]
+        return (*parts, *(name for name, has in said.items() if has))
+
     def extra_repr(self) -> str:
         told = "".join(f", {name}={value!r}" for name, value in self.options.items())
+        told += "".join(f", {one}" for one in self.companions)
         return f"op={self.op.name!r}, num_heads={self.num_heads}{told}"
 
 
