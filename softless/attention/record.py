@@ -6,6 +6,7 @@ Tests, benchmarks, tables, the command line and the model names walk over these 
 
 # B batch, H heads, N query tokens, M key tokens, D features of q and k, E features of v
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
@@ -174,7 +175,7 @@ class Views:
     """What saliency maps and class attention look at."""
 
     hat: Callable[[Tensor], Tensor] | None = None  # what is made of q and of k, token by channel, before their product
-    # (q, k, *, eps) -> weights of the first query over all tokens (B,H,1,N), for class attention
+    # (q, k, *, eps) -> weights of the first query over all tokens (B,H,1,N), for class attention; further keywords are options
     class_row: Callable[..., Tensor] | None = None
 
 
@@ -287,6 +288,13 @@ class Operator:
         """The tensors of its own that the operator has under these options."""
         filled = self.filled(options)
         return {name: claim for name, claim in self.learned.items() if claim.when(filled)}
+
+    def of_row(self, options: Options) -> dict[str, Any]:
+        """Those of the options that the class row takes beside eps."""
+        if self.class_row is None:
+            return {}
+        named = inspect.signature(self.class_row).parameters
+        return {name: value for name, value in options.items() if name in named and name != "eps"}
 
     @property
     def sweeps(self) -> int | None:

@@ -26,7 +26,18 @@ from torch import Tensor
 from softless.attention import averages, cosine, rotary
 from softless.attention.norms import keep
 from softless.attention.options import Option
-from softless.attention.record import TOLERANCE, Backend, Bounds, Claims, Dims, Grid, HostNeeds, Identity, Operator
+from softless.attention.record import (
+    TOLERANCE,
+    Backend,
+    Bounds,
+    Claims,
+    Dims,
+    Grid,
+    HostNeeds,
+    Identity,
+    Operator,
+    Views,
+)
 from softless.attention.streaming import Streaming, Summary, Sweep, Tokens, at_once
 
 
@@ -47,6 +58,15 @@ def features(x: Tensor, mask: Tensor | None, feature: str) -> Tensor:
     x = keep(x, mask)
     made = x.relu() if feature == "relu" else torch.where(x > 0, x + 1, x.clamp_max(0).exp())
     return keep(made, mask)
+
+
+def class_row(q: Tensor, k: Tensor, *, eps: float, feature: str = "elu") -> Tensor:
+    """The first query's weights over all tokens, not turned: (B,H,N,D) twice -> (B,H,1,N)."""
+    f_q, f_k = features(q[:, :, :1], None, feature), features(k, None, feature)
+    s, key = q.shape[-1] ** -0.5, f_k.mean(-2, keepdim=True)
+    z = s * averages.along(f_q, key)
+    scores = s * (f_q @ (f_k - key).mT)
+    return (scores * (1 + 1 / (z + eps)) + z / (z + eps)) / k.shape[-2]
 
 
 class Reader(NamedTuple):
@@ -151,5 +171,6 @@ SPEC = Operator(
         "eps": cosine.FLOOR,
     },
     host=HostNeeds(needs={"grid": lambda options: bool(options["rotate"])}),
+    views=Views(class_row=class_row),
     own=(Backend("eager", at_once(STREAMING), bounds=Bounds(tolerance={**TOLERANCE, **averages.TOLERANCE_FLOAT32})),),
 )
