@@ -22,9 +22,9 @@ from softless.attention.packed import unpacked
 from softless.attention.record import Dims
 from softless.attention.recording import recording
 from softless.errors import UsageError
-from softless.layers.attention import MANY, lowered, widened
 from softless.layers.leaf import leaf
 from softless.layers.plain import refuse_absent, why_called
+from softless.layers.routes import MANY, lowered, widened
 
 EPS = 1e-6
 # tokens, in widths of the tokens, from which the class token's output is read from the D x E matrix of all
