@@ -2,14 +2,14 @@
 
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 
 from softless.attention.norms import TokenNorm
-from softless.attention.record import Operator
-from softless.attention.samples import draw
+from softless.attention.record import Dims, Operator
+from softless.attention.samples import dims_of, draw
 from softless.errors import UsageError
 
 SMALL = (2, 2, 6, 6, 4, 4)  # B, H, N, M, D, E of the call that is tried
@@ -27,7 +27,7 @@ def check_record(record: object) -> Operator:
         raise UsageError(
             f"softless.register takes a record, softless.attention.Operator(…), and this is of type {type(record).__name__}"
         )
-    for check in (_names, _words, _options, _learned, _signature, _one_call):
+    for check in (_names, _words, _functions, _choices, _options, _learned, _signature, _one_call):
         check(record)
     return record
 
@@ -57,6 +57,81 @@ def _words(record: Operator) -> None:
         raise UsageError(
             f"operator '{record.name}': identity.paper={record.paper!r} must say where, for example 'arXiv:2206.08898'"
         )
+
+
+FUNCTIONS = {  # a field, and the line to write
+    "claims.flops": "flops=lambda d: 2 * d.B * d.H * d.D * d.E * (d.N + d.M)",
+    "claims.exps": "exps=lambda d: d.B * d.H * d.N",
+    "claims.limits": "limits=lambda d, **extras: None, or leave it out",
+    "claims.exports_from": "exports_from=lambda options: 2, or leave it out",
+    "half.half_refusal": "half_refusal=lambda d, **options: None, or leave it out",
+    "half.half_lift": "half_lift=lambda d: 2.0 ** 11, or leave it out",
+    "host.reduces": "reduces=lambda options: 2, or leave it out",
+    "views.class_row": "class_row=row, with def row(q, k, *, eps), or leave it out",
+}
+MAY_BE_NONE = {"half.half_refusal", "half.half_lift", "host.reduces", "views.class_row"}
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "growth": ("N", "N^2"),
+    "normalises": ("rows", "tokens", "nothing"),
+    "resolution": ("any", "grid", "fixed"),
+    **dict.fromkeys(
+        ("scale_free", "equivariant", "implied_matrix", "cross", "linear_in_v", "drops_weights"), (False, True)
+    ),
+}
+MASKED = {"token", "pairwise", "causal"}
+
+
+def _functions(record: Operator) -> None:
+    """What is called is a function; the needs of a host are."""
+    for name, line in FUNCTIONS.items():
+        value = getattr(record, name.rpartition(".")[2])
+        if not (callable(value) or (value is None and name in MAY_BE_NONE)):
+            raise UsageError(f"operator '{record.name}': {name}={value!r} is no function: write {line}")
+    needs = record.needs
+    if not isinstance(needs, Mapping) or not all(map(callable, needs.values())):
+        raise UsageError(
+            f"operator '{record.name}': host.needs={needs!r} names what a host must tell and under which options: "
+            "write needs={'grid': lambda options: True}"
+        )
+    if record.class_row is not None:
+        row = inspect.signature(record.class_row).parameters
+        if len(row) < 3 or not ("eps" in row or any(one.kind is one.VAR_KEYWORD for one in row.values())):
+            raise UsageError(
+                f"operator '{record.name}': views.class_row is called with q, k and eps=: write {FUNCTIONS['views.class_row']}"
+            )
+
+
+def _choices(record: Operator) -> None:
+    """What takes one of a few values has one of them."""
+    for name, values in CHOICES.items():
+        value = getattr(record, name)
+        if not any(value is one or (isinstance(value, str) and value == one) for one in values):
+            raise UsageError(
+                f"operator '{record.name}': claims.{name}={value!r} must be one of {', '.join(map(repr, values))}: "
+                f"write {name}={values[0]!r}"
+            )
+    masks = record.masks
+    if not isinstance(masks, tuple) or "token" not in masks or set(masks) - MASKED:
+        raise UsageError(
+            f"operator '{record.name}': claims.masks={masks!r} must hold 'token', and may hold 'pairwise' and 'causal': "
+            "write masks=('token',)"
+        )
+
+
+def _counts(record: Operator, dims: Dims) -> None:
+    """FLOPs and transcendentals of a call are whole numbers."""
+    for name in ("flops", "exps"):
+        try:
+            value = getattr(record, name)(dims)
+        except Exception as error:  # whatever somebody else's function raises is said in one sentence
+            raise UsageError(
+                f"operator '{record.name}': claims.{name} raises {type(error).__name__} for {dims}: {error}: "
+                f"write {FUNCTIONS[f'claims.{name}']}"
+            ) from error
+        if not isinstance(value, int) or value < 0:
+            raise UsageError(
+                f"operator '{record.name}': claims.{name} gives {value!r}, and it counts: write {FUNCTIONS[f'claims.{name}']}"
+            )
 
 
 def _options(record: Operator) -> None:
@@ -168,6 +243,7 @@ def _one_call(record: Operator) -> None:
         raise UsageError(
             f"operator '{record.name}': reference gives {o.dtype} for float64 inputs: leave out casts, backends widen what needs it"
         )
+    _counts(record, dims_of(record, inputs, extras))
     hat = record.hat
     if hat is not None and not callable(hat):
         raise UsageError(

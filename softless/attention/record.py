@@ -6,6 +6,7 @@ Tests, benchmarks, tables, the command line and the model names walk over these 
 
 # B batch, H heads, N query tokens, M key tokens, D features of q and k, E features of v
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
@@ -110,6 +111,7 @@ class Identity:
 
     def __post_init__(self) -> None:
         required(self.name, "identity.name", 'Identity(name="mine", summary="what it computes, in one line")')
+        of_kind(self.name, str, "identity.name", 'Identity(name="mine", summary="what it computes, in one line")')
         if not self.title:
             object.__setattr__(self, "title", "".join(part[:1].upper() + part[1:] for part in self.name.split("_")))
 
@@ -174,7 +176,7 @@ class Views:
     """What saliency maps and class attention look at."""
 
     hat: Callable[[Tensor], Tensor] | None = None  # what is made of q and of k, token by channel, before their product
-    # (q, k, *, eps) -> weights of the first query over all tokens (B,H,1,N), for class attention
+    # (q, k, *, eps) -> weights of the first query over all tokens (B,H,1,N), for class attention; further keywords are options
     class_row: Callable[..., Tensor] | None = None
 
 
@@ -224,6 +226,13 @@ class Operator:
             "reference=reference, with def reference(q, k, v, *, mask=None, query_mask=None)",
         )
         required(self.claims, "claims", "claims=Claims(flops=lambda d: 2 * d.B * d.H * d.D * d.E * (d.N + d.M))")
+        for name, (kind, line) in KINDS.items():
+            of_kind(getattr(self, name), kind, name, line)
+        for name, (kind, line) in MEMBERS.items():
+            for key, one in getattr(self, name).items():
+                of_kind(one, kind, f"{name}[{key!r}]", line)
+        for backend in self.own:
+            of_kind(backend, Backend, "own", "own=(Backend('eager', function),)")
         if self.streaming is not None and self.no_stream:
             raise UsageError(
                 f"operator '{self.identity.name}' has a streaming form and no_stream={self.no_stream!r}: leave one of them out"
@@ -288,6 +297,13 @@ class Operator:
         filled = self.filled(options)
         return {name: claim for name, claim in self.learned.items() if claim.when(filled)}
 
+    def of_row(self, options: Options) -> dict[str, Any]:
+        """Those of the options that the class row takes beside eps."""
+        if self.class_row is None:
+            return {}
+        named = inspect.signature(self.class_row).parameters
+        return {name: value for name, value in options.items() if name in named and name != "eps"}
+
     @property
     def sweeps(self) -> int | None:
         """Passes over the tokens that the streaming form takes, or None where there is none."""
@@ -302,6 +318,34 @@ def field_names() -> list[str]:
     kinds = (Identity, Claims, Half, HostNeeds, Views)
     inside = [one.name for kind in kinds for one in fields(kind)]
     return [*inside, *(one.name for one in fields(Operator) if one.init and one.name not in GROUPS)]
+
+
+KINDS: Mapping[str, tuple[Any, str]] = MappingProxyType({
+    "identity": (Identity, 'identity=Identity(name="mine", summary="what it computes, in one line")'),
+    "claims": (Claims, "claims=Claims(flops=lambda d: 2 * d.B * d.H * d.D * d.E * (d.N + d.M))"),
+    "streaming": (Streaming | None, "streaming=Streaming.sums(summarise, read), or leave it out"),
+    "no_stream": (str, "no_stream='the reason'"),
+    "options": (Mapping, "options={'eps': Option(1e-6, says='…', accepts=lambda value: …, values='…')}"),
+    "learned": (Mapping, "learned={'scale': Learned(lambda sizes: (sizes.heads, 1, 1), 1.0)}"),
+    "half": (Half, "half=Half(half_refusal=lambda d, **options: None)"),
+    "host": (HostNeeds, "host=HostNeeds(needs={'grid': lambda options: True})"),
+    "views": (Views, "views=Views(class_row=row), with def row(q, k, *, eps)"),
+    "own": (tuple, "own=(Backend('eager', function),), with its comma"),
+})
+MEMBERS: Mapping[str, tuple[Any, str]] = MappingProxyType({
+    "options": (Option, "options={'eps': Option(1e-6, says='…', accepts=lambda value: …, values='…')}"),
+    "learned": (Learned, "learned={'scale': Learned(lambda sizes: (sizes.heads, 1, 1), 1.0)}"),
+})
+
+
+def of_kind(value: Any, kind: Any, name: str, line: str) -> None:
+    """Raises where a field holds another kind of thing.
+
+    Raises:
+        UsageError: it does; the line to write is shown.
+    """
+    if not isinstance(value, kind):
+        raise UsageError(f"a record of an operator with {name}={value!r:.60}: write {line}")
 
 
 def required(value: Any, name: str, line: str) -> None:

@@ -102,8 +102,10 @@ def _fields(recipe: str) -> Settings:
 
 def _operator(name: str) -> dict[str, str]:
     from softless import OPERATORS
+    from softless.layers.companions import COMPANIONS
 
     op = OPERATORS[name]
+    beside = {f"companion {key}": f"{said}; off by default" for key, said in COMPANIONS.items()}
     options = {
         f"option {key}": f"{option.says}; {option.values}; {option.default!r} by default"
         for key, option in op.options.items()
@@ -115,7 +117,7 @@ def _operator(name: str) -> dict[str, str]:
         "module": f"softless.{op.title}",
         "grows with": op.growth,
     }
-    return {**told, **_cost(op), **_claims(op), **options}
+    return {**told, **_cost(op), **_claims(op), **options, **beside}
 
 
 def _cost(op: "Operator") -> dict[str, str]:

@@ -142,7 +142,7 @@ def _rope(theirs: Any, op: Operator, options: Options) -> nn.Module:
 
 def _class(theirs: Any, op: Operator, options: Options) -> nn.Module:
     qkv, scale = joined([theirs.q, theirs.k, theirs.v]), options.get("token_scale")
-    ours: Any = ClassAttention(features_of(qkv)[0], theirs.num_heads, op, token_scale=scale)
+    ours: Any = ClassAttention(features_of(qkv)[0], theirs.num_heads, op, token_scale=scale, **op.of_row(options))
     ours.qkv, ours.proj, ours.attn_drop, ours.proj_drop = qkv, theirs.proj, theirs.attn_drop, theirs.proj_drop
     return ours
 

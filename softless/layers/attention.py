@@ -8,34 +8,29 @@ cannot honour what timm's arguments ask for.
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, ClassVar, SupportsIndex
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from softless.attention import OPERATORS, Operator, attend, attend_packed, attend_projected, get, output_matrix
-from softless.attention.call import autocast_off
+from softless.attention import OPERATORS, Operator, attend, get
+from softless.attention import rotary as turning
 from softless.attention.checks import check_options
-from softless.attention.choose import backend_of
-from softless.attention.kernels import native
-from softless.attention.packed import absorbed, product, unpacked
-from softless.attention.record import Dims, Grid
-from softless.attention.recording import recording
+from softless.attention.record import Grid
 from softless.attention.registry import registered
+from softless.attention.streaming import Place
 from softless.errors import UsageError
-from softless.layers.companions import Filters, HeadConv, Reduction
+from softless.layers.companions import Filters, Gate, HeadConv, Reduction, kind_of_gate
 from softless.layers.grid import SharedGrid
 from softless.layers.leaf import leaf
 from softless.layers.masks import token_mask
 from softless.layers.own_tensors import OwnTensors
-from softless.layers.plain import called, is_nothing, place_of, refuse_absent, weights_of, why_changed
+from softless.layers.plain import place_of, refuse_absent, weights_of
+from softless.layers.routes import Routes
 
-MANY = 2**40  # tokens: more than any graph meets
 
-
-class Attention(nn.Module):
+class Attention(Routes):
     """Multi-head self-attention with a named operator: (B, N, dim) -> (B, N, dim_out).
 
     Args:
@@ -48,13 +43,16 @@ class Attention(nn.Module):
         qk_norm: Normalise q and k per token with norm_layer.
         scale_norm: Normalise the heads' joint output with norm_layer before the projection.
         proj_bias: Bias in the output projection.
-        gated: Multiply the output by a sigmoid gate of the input (a transcendental per output value).
+        gated: Multiply the output, the convolution of v included, by a further projection of the input: "linear" as MALA, RALA and
+            PolaFormer, "silu" as MILA, "sigmoid" or True as timm. The last two take a transcendental per output value.
         attn_drop: Dropout on attention weights; an error for operators that have none.
         proj_drop: Dropout after the output projection.
         norm_layer: Layer for qk_norm and scale_norm.
         v_conv: Side of a depthwise convolution of v over the grid, added to the operator's output, without a bias. Open to every operator.
         v_conv_filters: Which channels share one of its filters: "head", one per head (SOFT); "channel", one per channel (lepe of MALA);
             "shared", one per channel of a head, shared by the heads (FLatten).
+        rotary: Turn pairs of channels of q and k by the token's row and column before the operator, as SANA does; prefix tokens are not turned.
+            MALA turns its features and has an option of its own, `rotate`.
         tokens: Number of tokens, for an operator that learns one tensor row per token; `create_model` tells it to its hosts.
         device: Of the parameters.
         dtype: Of the parameters.
@@ -66,11 +64,7 @@ class Attention(nn.Module):
 
     fixed_op: ClassVar[str | None] = None
     fixed_options: ClassVar[Mapping[str, Any]] = {}
-    # tokens, in widths of the tokens, from which the output projection is merged: softless bench speed --figure merging
-    merged_from: ClassVar[float] = 12
-    # tokens from which both projections are taken into one node in training: softless bench speed --figure projected
-    projected_from: ClassVar[float] = 6144
-    qkv: nn.Linear  # "qv" where q and k are tied
+    rotary: bool = False  # of modules that were pickled before there was this
 
     def __init__(
         self,
@@ -84,12 +78,13 @@ class Attention(nn.Module):
         qk_norm: bool = False,
         scale_norm: bool = False,
         proj_bias: bool = True,
-        gated: bool = False,
+        gated: bool | Gate = False,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
         norm_layer: Any = None,
         v_conv: int | None = None,
         v_conv_filters: Filters = "head",
+        rotary: bool = False,
         tokens: int | None = None,
         device: Any = None,
         dtype: torch.dtype | None = None,
@@ -122,7 +117,8 @@ class Attention(nn.Module):
         self.q_norm = norm_layer(self.head_dim, **place) if qk_norm else nn.Identity()
         self.k_norm = norm_layer(self.head_dim, **place) if qk_norm and not tied else nn.Identity()
         self.norm = norm_layer(inner, **place) if scale_norm else nn.Identity()
-        self.gate = nn.Linear(dim, inner, bias=qkv_bias, **place) if gated else None
+        self.gate_kind = kind_of_gate(gated)
+        self.gate = nn.Linear(dim, inner, bias=qkv_bias, **place) if self.gate_kind else None
         self.proj = nn.Linear(inner, dim_out or dim, bias=proj_bias, **place)
         self.proj_drop = nn.Dropout(proj_drop)
         self.v_conv = HeadConv(num_heads, v_conv, self.head_dim, v_conv_filters, **place) if v_conv else None
@@ -136,11 +132,23 @@ class Attention(nn.Module):
             raise UsageError(
                 f"v_conv={v_conv} convolves v on the grid, and the reduction by {side} leaves v no grid: choose one of them"
             )
+        self.rotary = rotary
+        if rotary and (why := self._why_not_rotary()):
+            raise UsageError(f"rotary={rotary}: {why}")
         ours = type(self).sides is Attention.sides and type(self).project is Attention.project
-        self._plain = ours and len(self.parts) == 3 and self.reduction is None and self.v_conv is None
+        alone = self.reduction is None and self.v_conv is None and not rotary
+        self._plain = ours and len(self.parts) == 3 and alone
         self.shared_grid: SharedGrid | None = None
         if self.op.own_tensors(self.options) and (tokens or not self.op.wants("tokens", self.options)):
             self.learned = OwnTensors(self.op, num_heads, self.head_dim, self.options, tokens, **place)
+
+    def _why_not_rotary(self) -> str | None:
+        """Why q and k cannot be turned by their places, as the end of a sentence."""
+        if "rotate" in self.op.options:
+            return f"operator '{self.op.name}' turns its features itself: pass rotate=True in place of it"
+        if self.reduction is not None:
+            return f"the reduction by {self.reduction.side} leaves k another grid than q: choose one of them"
+        return turning.why_not(self.head_dim)
 
     def make_projections(self, dim: int, inner: int, bias: bool, place: dict[str, Any]) -> None:
         """The linear layer that makes q, k and v of the tokens."""
@@ -149,7 +157,8 @@ class Attention(nn.Module):
     @property
     def looks_at_the_grid(self) -> bool:
         """Whether the host must tell where the tokens stand."""
-        return self.op.wants("grid", self.options) or self.v_conv is not None or self.reduction is not None
+        companions = self.v_conv is not None or self.reduction is not None or self.rotary
+        return companions or self.op.wants("grid", self.options)
 
     def keys_of(self, prefix: int, height: int, width: int) -> int:
         """How many tokens are attended to where so many stand on a grid behind so many prefix tokens."""
@@ -197,12 +206,30 @@ class Attention(nn.Module):
         q, *k, v = self._heads(getattr(self, "".join(self.parts))(x), len(self.parts))
         return self.q_norm(q), self.k_norm(k[0]) if k else None, v
 
+    def placed(self, x: Tensor, grid: Grid | None, place: Place | None = None) -> tuple[Tensor, Tensor | None, Tensor]:
+        """`project`, with q and k turned by where the tokens x (B,N,dim) stand, where the module has rotary positions.
+
+        Args:
+            x: The tokens.
+            grid: Where all of them stand.
+            place: Of a chunk of them.
+
+        Raises:
+            UsageError: nobody told the grid.
+        """
+        q, k, v = self.project(x)
+        if not self.rotary:
+            return q, k, v
+        whole = self.grid_of(x.shape[1] if place is None else place.total, grid)
+        cos, sin = turning.angles(q, whole, place)
+        return turning.turned(q, cos, sin), None if k is None else turning.turned(k, cos, sin), v
+
     def sides(
         self, x: Tensor, mask: Tensor | None, grid: Grid | None
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
         """q of the tokens, k, v and the mask of those that are attended to: the same, or the few that a reduction leaves."""
         if self.reduction is None:
-            return *self.project(x), mask
+            return *self.placed(x, grid), mask
         few, key_mask = self.reduction(x, mask, self.grid_of(x.shape[1], grid))
         return *self._project_reduced(x, few), key_mask
 
@@ -277,75 +304,6 @@ class Attention(nn.Module):
             o = o + self.v_conv(v, mask, self.grid_of(x.shape[1], grid))
         return self._project_out(x, o.transpose(1, 2).flatten(2), wide)
 
-    def _project_out(self, x: Tensor, o: Tensor, wide: bool) -> Tensor:
-        """Past the norm, the gate and the output projection: joined heads (B,N,H D) -> (B,N,dim_out); a wide o is float32."""
-        lift = self.op.half_lift(self._dims(x)) if wide and self.op.half_lift and not recording() else None
-        o = self.norm((o * lift).to(torch.float16) if lift else o)
-        if self.gate is not None:
-            o = o * self.gate(x).sigmoid()
-        if lift:
-            return self.proj_drop(lowered(self.proj, o, lift, x.dtype))
-        return self.proj_drop(widened(self.proj, o).to(x.dtype) if wide else self.proj(o))
-
-    @property
-    def reads_the_buffer(self) -> bool:
-        """Whether nothing comes between the projection to q, k and v, the operator, and the joined heads."""
-        return self._plain and is_nothing(self.q_norm) and is_nothing(self.k_norm)
-
-    def _self_attention(self, x: Tensor, mask: Tensor | None, extras: dict[str, Any]) -> Tensor:
-        """`forward` where q, k and v are read from the buffer that their projection wrote."""
-        if self._projects(x, mask) and (y := self._projected(x, extras)) is not None:
-            return self.proj_drop(y)
-        qkv = self.qkv(x)
-        if self._merges(qkv, mask) and (proj := weights_of(self.proj, qkv.device)) is not None:
-            matrix = output_matrix(qkv, self.num_heads, self.op, **extras)
-            if matrix is not None:
-                return self.proj_drop(merged(qkv, matrix, proj.W, proj.b))
-        wide = self._needs_more_than_half(qkv)
-        o = attend_packed(qkv, self.num_heads, self.op, mask, out_dtype=torch.float32 if wide else None, **extras)
-        return self._project_out(x, o, wide)
-
-    def _merges(self, qkv: Tensor, mask: Tensor | None) -> bool:
-        """Whether the output projection takes the operator's matrix into its own: in inference, where the tokens are many."""
-        if recording() or torch.is_grad_enabled() or qkv.dtype == torch.float16:
-            return False
-        return bool(qkv.shape[1] >= self.merged_from * self.num_heads * self.head_dim) and self._is_all(mask)
-
-    def _projects(self, x: Tensor, mask: Tensor | None) -> bool:
-        """Whether both projections become part of the attention: in training, where the tokens are many."""
-        if recording() or not torch.is_grad_enabled() or x.shape[1] < self.projected_from:
-            return False
-        return dtype_of_products(x) != torch.float16 and self._is_all(mask)
-
-    def _is_all(self, mask: Tensor | None) -> bool:
-        """Whether nothing stands between the operator and the projections."""
-        return mask is None and self.gate is None and is_nothing(self.norm)
-
-    def _projected(self, x: Tensor, extras: dict[str, Any]) -> Tensor | None:
-        """`attend_projected` of the module's own weights, in autocast's dtype where that is on; None where a projection must be called."""
-        qkv, proj = weights_of(self.qkv, x.device), weights_of(self.proj, x.device)
-        if qkv is None or proj is None:
-            return None
-        dtype = dtype_of_products(x)
-        if dtype != x.dtype:
-            x, qkv, proj = x.to(dtype), qkv.to(dtype), proj.to(dtype)
-        return attend_projected(x, qkv, proj, self.num_heads, self.op, **extras)
-
-    def path(self, x: Tensor) -> str:
-        """How tokens x (B,N,dim) would go now: the operator's backend, and where the output projection stands."""
-        qkv = torch.empty(*x.shape[:2], 3 * self.num_heads * self.head_dim, dtype=x.dtype, device=x.device)
-        q, k, v = unpacked(qkv, self.num_heads)
-        backend = backend_of(q, k, v, self.op, **self.extras(x.shape[1]))
-        chosen = backend.name
-        if chosen == "native":
-            chosen += f" {native.path_of(q.dtype, q.shape[-1], v.shape[-1])}"
-        takes = self.reads_the_buffer and weights_of(self.proj, x.device) is not None
-        inside = takes and self._projects(x, None) and weights_of(self.qkv, x.device) is not None
-        if inside and backend.projected is not None:
-            return f"{chosen}, both projections inside"
-        merges = takes and self._merges(qkv, None) and self.op.has_matrix
-        return f"{chosen}, {'merged projection' if merges else 'projection apart'}"
-
     def standing(self, x: Tensor, given: Grid | None = None) -> Grid | None:
         """Where the tokens x (B,N,dim) of a pass stand, as passed or as the host told; None where nobody looks."""
         if given is not None or self.shared_grid is None or not self.looks_at_the_grid:
@@ -359,7 +317,7 @@ class Attention(nn.Module):
             UsageError: nobody told, or what was told has another number of tokens.
         """
         grid = given or (self.shared_grid.value if self.shared_grid else None)
-        who = "v_conv" if self.v_conv is not None else f"operator '{self.op.name}'"
+        who = "v_conv" if self.v_conv is not None else "rotary" if self.rotary else f"operator '{self.op.name}'"
         if grid is None:
             raise UsageError(
                 f"{who} needs the grid of the tokens, and timm's blocks pass only tokens: build the model with softless.create_model, "
@@ -372,64 +330,28 @@ class Attention(nn.Module):
             )
         return grid
 
-    def _needs_more_than_half(self, x: Tensor) -> bool:
-        """Whether float16 cannot hold the operator's output on projected tokens (B,N,·): it then stays float32 until it is past `proj`."""
-        rule = self.op.half_refusal
-        if x.dtype != torch.float16 or rule is None or type(self.norm) is not nn.Identity or why_changed(self.norm):
-            return False
-        options = self.op.filled(self.options)
-        if recording():  # the graph holds for any number of tokens: float16 does, or it does not
-            return rule(replace(self._dims(x), N=MANY, M=MANY), **options) is not None
-        return rule(self._dims(x), **options) is not None
-
-    def _dims(self, x: Tensor) -> Dims:
-        return Dims(x.shape[0], self.num_heads, x.shape[1], x.shape[1], self.head_dim, self.head_dim)
-
     def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
         """A module of an operator's own class is pickled by the operator, so that another process can say which one it lacks."""
         if type(self) is CLASSES.get(self.op.title):
             return _blank, (registered(self.op),), self.__dict__
         return super().__reduce_ex__(protocol)
 
+    @property
+    def companions(self) -> tuple[str, ...]:
+        """What the module adds to the operator, in words: for counts and tables."""
+        said = {
+            f"gate ({self.gate_kind})": self.gate is not None,
+            "rotary positions": self.rotary,
+            "norms of q and k": type(self.q_norm) is not nn.Identity,
+            "norm of the output": type(self.norm) is not nn.Identity,
+        }
+        parts = [one.said for one in (self.v_conv, self.reduction) if one is not None]
+        return (*parts, *(name for name, has in said.items() if has))
+
     def extra_repr(self) -> str:
         told = "".join(f", {name}={value!r}" for name, value in self.options.items())
+        told += "".join(f", {one}" for one in self.companions)
         return f"op={self.op.name!r}, num_heads={self.num_heads}{told}"
-
-
-def dtype_of_products(x: Tensor) -> torch.dtype:
-    """What a linear layer computes x in: autocast's dtype where that is on."""
-    kind = x.device.type
-    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    return torch.get_autocast_dtype(kind) if on else x.dtype
-
-
-def merged(qkv: Tensor, matrix: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """q (A W) + b for the queries of a buffer (B,N,3 H D) and the operator's matrix A (B,H,D,D): the projection's product without q A."""
-    whole = absorbed(matrix, weight)
-    q = qkv[..., : whole.shape[1]]
-    made = [product(one, theirs) for one, theirs in zip(q, whole, strict=True)]
-    y = made[0][None] if len(made) == 1 else torch.stack(made)
-    return y if bias is None else y.add_(bias)
-
-
-def widened(proj: nn.Module, o: Tensor) -> Tensor:
-    """`proj` in float32, of a float32 o that its own dtype cannot hold."""
-    found = weights_of(proj, o.device)
-    if found is None:
-        most = o.abs().amax((1, 2), keepdim=True).clamp_min(torch.finfo(o.dtype).tiny)
-        lift = torch.exp2(-most.log2().ceil())  # the largest becomes about one: float16 holds a long way below
-        return called(proj, (o * lift).to(torch.float16), lift)
-    with autocast_off(o.device.type):
-        return F.linear(o.float(), found.W.float(), None if found.b is None else found.b.float())
-
-
-def lowered(proj: nn.Module, o: Tensor, lift: float, dtype: torch.dtype) -> Tensor:
-    """`proj` of o / lift, where o / lift itself is too small for its dtype: the scale comes down in float32, before the bias."""
-    found = weights_of(proj, o.device)
-    if found is None:
-        return called(proj, o, lift).to(dtype)
-    y = F.linear(o, found.W).float() / lift
-    return (y if found.b is None else y + found.b).to(dtype)
 
 
 def _blank(record: Operator) -> Attention:

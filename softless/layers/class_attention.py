@@ -1,6 +1,6 @@
-"""Class attention without softmax: the class token reads all tokens, its weights divided by norms over all of them.
+"""Class attention without softmax: the class token reads all tokens, by the weights that its operator gives the first query.
 
-    a_m = sum_c q^_0c k^_mc,    o = sum_m a_m v_m
+    o = sum_m a_m v_m,    in the SimA family a_m = sum_c q^_0c k^_mc
 
 q^ of the class token needs the queries of all tokens for its norm, so q, k and v stay one projection of every token. Of the queries
 nothing else is read: the norms divide the class token's alone.
@@ -17,18 +17,18 @@ from torch import Tensor, nn
 from softless.attention import Operator, get, output_matrix
 from softless.attention.call import autocast_off
 from softless.attention.checks import check_options
-from softless.attention.linear import gain, power_of_two
+from softless.attention.linear import gain
 from softless.attention.packed import unpacked
+from softless.attention.record import Dims
 from softless.attention.recording import recording
 from softless.errors import UsageError
-from softless.layers.attention import lowered, widened
 from softless.layers.leaf import leaf
 from softless.layers.plain import refuse_absent, why_called
+from softless.layers.routes import MANY, lowered, widened
 
 EPS = 1e-6
 # tokens, in widths of the tokens, from which the class token's output is read from the D x E matrix of all
 MATRIX_FROM = 2
-LIFTED = 2048  # tokens above which float16 cannot hold the row's output (reliability.md D3)
 
 
 class ClassAttention(nn.Module):
@@ -37,23 +37,29 @@ class ClassAttention(nn.Module):
     Args:
         dim: Width of the tokens.
         num_heads: Number of heads.
-        op: An operator with a class row (the SimA family).
+        op: An operator with a class row.
         qkv_bias: Bias in the q, k, v projection.
         attn_drop: Dropout on the row of weights.
         proj_drop: Dropout after the output projection.
         token_scale: As in the operator, where it has it; what is counted are the N - 1 tokens behind the class token, so that one number of
             training tokens holds for all attention of a host.
+        **options: Those of the operator's options that its class row takes (MALA's `feature`).
 
     Raises:
-        UsageError: the operator has no class row, or no token_scale.
+        UsageError: the operator has no class row, no token_scale, or an option that its class row does not take.
     """
 
-    def __init__(self, dim: int, num_heads: int = 8, op: str | Operator = "sima", *, qkv_bias: bool = False, attn_drop: float = 0.0, proj_drop: float = 0.0, token_scale: str | float | None = None) -> None:  # fmt: skip
+    def __init__(self, dim: int, num_heads: int = 8, op: str | Operator = "sima", *, qkv_bias: bool = False, attn_drop: float = 0.0, proj_drop: float = 0.0, token_scale: str | float | None = None, **options: Any) -> None:  # fmt: skip
         super().__init__()
         self.op = get(op)
         if self.op.class_row is None:
             raise UsageError(f"operator '{self.op.name}' has no form for class attention: keep the host's own")
-        self.options = check_options(self.op, {} if token_scale is None else {"token_scale": token_scale})
+        if foreign := set(options) - set(self.op.of_row(options)):
+            raise UsageError(
+                f"class attention by operator '{self.op.name}' takes no option {min(foreign)}: leave it out"
+            )
+        scaled = {} if token_scale is None else {"token_scale": token_scale}
+        self.options = check_options(self.op, options | scaled)
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.attn_drop = nn.Dropout(attn_drop)
@@ -69,19 +75,33 @@ class ClassAttention(nn.Module):
         with autocast_off(qkv.device.type):
             o = self._by_matrix(qkv) if self._takes_matrix(qkv) else self._by_row(qkv)
             o = (o * gain(x.shape[1] - 1, scale)).transpose(1, 2).flatten(2)
-        if dtype == torch.float16 and scale != "tokens" and recording():  # the graph holds for any number of tokens
+        if dtype != torch.float16 or not self._needs_more_than_half(x):
+            return self.proj_drop(self.proj(o.to(dtype)))
+        if self.op.half_lift is None or recording():  # the graph holds for any number of tokens
             return self.proj_drop(widened(self.proj, o).to(x.dtype))
-        if dtype == torch.float16 and x.shape[1] > LIFTED and scale != "tokens":
-            lift = power_of_two(x.shape[1])
-            return self.proj_drop(lowered(self.proj, (o * lift).to(dtype), lift, x.dtype))
-        return self.proj_drop(self.proj(o.to(dtype)))
+        lift = self.op.half_lift(self._dims(x.shape[1]))
+        return self.proj_drop(lowered(self.proj, (o * lift).to(dtype), lift, x.dtype))
+
+    def _needs_more_than_half(self, x: Tensor) -> bool:
+        """Whether float16 cannot hold the output on tokens x (B,N,dim), by the operator's own rule."""
+        rule = self.op.half_refusal
+        tokens = MANY if recording() else x.shape[1]
+        return rule is not None and rule(self._dims(tokens), **self.op.filled(self.options)) is not None
+
+    def _dims(self, tokens: int) -> Dims:
+        width = self.proj.in_features // self.num_heads
+        return Dims(1, self.num_heads, tokens, tokens, width, width)
 
     def _by_row(self, qkv: Tensor) -> Tensor:
         """The class token's weights over all tokens, times v: (B,H,1,D)."""
-        assert self.op.class_row is not None
         q, k, v = unpacked(qkv, self.num_heads)
         wide = torch.promote_types(qkv.dtype, torch.float32)
-        return self.attn_drop(self.op.class_row(q.to(wide), k.to(wide), eps=EPS)) @ v.to(wide)
+        return self.attn_drop(self.row(q.to(wide), k.to(wide))) @ v.to(wide)
+
+    def row(self, q: Tensor, k: Tensor) -> Tensor:
+        """The first query's weights over all tokens, before token_scale: (B,H,N,D) twice -> (B,H,1,N)."""
+        assert self.op.class_row is not None
+        return self.op.class_row(q, k, eps=EPS, **self.op.of_row(self.options))
 
     def _by_matrix(self, qkv: Tensor) -> Tensor:
         """The same as q^ (k^^T v), all tokens read once: (B,H,1,D)."""

@@ -2,6 +2,8 @@
 
 # B batch, H heads, N tokens, D channels of a head, h x w grid
 
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -13,6 +15,43 @@ from softless.errors import UsageError, unknown
 from softless.layers.plain import refuse_absent
 
 Filters = Literal["head", "channel", "shared"]
+FILTERED: Mapping[str, str] = MappingProxyType({
+    "head": "head",
+    "channel": "channel",
+    "shared": "channel of a head",
+})
+Gate = Literal["sigmoid", "linear", "silu"]
+
+
+def _itself(x: Tensor) -> Tensor:
+    return x
+
+
+# what is made of a projection of the input before the output is multiplied by it: timm's; that of MALA, RALA and PolaFormer; MILA's
+GATES: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType({
+    "sigmoid": torch.sigmoid,
+    "linear": _itself,
+    "silu": F.silu,
+})
+# what `softless list operators NAME` says of them
+COMPANIONS: Mapping[str, str] = MappingProxyType({
+    "v_conv": "side of a depthwise convolution of v on the grid, added to the output; v_conv_filters says who shares a filter",
+    "gated": "output times a projection of the input: 'sigmoid' (True), 'linear' or 'silu'",
+    "rotary": "q and k turned by row and column before the operator",
+})
+
+
+def kind_of_gate(gated: bool | str) -> str:
+    """The name of a gate, empty for none; True is timm's.
+
+    Raises:
+        UsageError: an unknown gate.
+    """
+    if isinstance(gated, bool):
+        return "sigmoid" if gated else ""
+    if gated not in GATES:
+        raise unknown("gate (gated=)", str(gated), GATES)
+    return gated
 
 
 class HeadConv(nn.Module):
@@ -70,6 +109,12 @@ class HeadConv(nn.Module):
         out = F.pad(out.permute(0, 2, 3, 1), (0, 0, prefix, 0))
         return out if mask is None else out.masked_fill(~mask[:, None, :, None], 0)
 
+    @property
+    def said(self) -> str:
+        """In words."""
+        side = self.weight.shape[-1]
+        return f"convolution of v ({side} x {side}, filters by {FILTERED[self.filters]})"
+
     def extra_repr(self) -> str:
         return f"side={self.weight.shape[-1]}, filters={self.filters!r}"
 
@@ -87,6 +132,11 @@ class Reduction(nn.Module):
         self.side = side
         self.conv = nn.Conv2d(dim, dim, side, stride=side, device=device, dtype=dtype)
         self.norm = nn.LayerNorm(dim, device=device, dtype=dtype)
+
+    @property
+    def said(self) -> str:
+        """In words."""
+        return f"reduction of k and v ({self.side} x {self.side})"
 
     def forward(self, x: Tensor, mask: Tensor | None, grid: Grid) -> tuple[Tensor, Tensor | None]:
         refuse_absent(x, conv=self.conv)

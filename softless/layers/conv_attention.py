@@ -48,7 +48,7 @@ class ConvAttention(Attention):
         **kwargs: What `Attention` takes.
 
     Raises:
-        UsageError: an operator that ties q to k or needs as many queries as keys, or needs its own grid; v_conv.
+        UsageError: an operator that ties q to k or needs as many queries as keys, or needs its own grid; v_conv, rotary.
     """
 
     def __init__(self, dim: int, num_heads: int = 8, op: str | Operator | None = None, *, kernel: int = 3, key_stride: int = 2, **kwargs: Any) -> None:  # fmt: skip
@@ -67,6 +67,8 @@ class ConvAttention(Attention):
             )
         if self.v_conv is not None:
             raise UsageError("v_conv has no place in CvT, whose v lies on a coarser grid than its tokens: leave it out")
+        if self.rotary:
+            raise UsageError("rotary has no place in CvT, whose k lies on a coarser grid than its q: leave it out")
         if "scale" in self.op.options:
             self.options = {"scale": dim**-0.5, **self.options}
 

@@ -41,6 +41,7 @@ class Cost:
     peak_bytes: int = 0  # peak inference memory: weights, the image, and the most that lives at once beside them
     uncounted: tuple[str, ...] = ()  # operators that ran, may hold products and have no formula: macs lacks theirs
     note: str = ""  # what is left out on purpose
+    companions: tuple[str, ...] = ()  # what attention modules add to their operators: it is counted with the rest
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"transcendentals": dict(self.transcendentals)}
@@ -63,6 +64,8 @@ class Cost:
             "peak inference memory": f"{self.peak_bytes / 1e6:.1f} MB",
             "kept for backward": kept,
         }
+        if self.companions:
+            rows["companions of attention"] = ", ".join(self.companions)
         width_of_names = max(map(len, rows))
         lines = [f"{name:<{width_of_names}}  {value}" for name, value in rows.items()]
         lines += [f"not counted: {self.note}"] if self.note else []
@@ -134,7 +137,14 @@ def cost(model: nn.Module, input_size: int | tuple[int, ...] | None = None) -> C
         peak_bytes=weights + of_image + live.peak,
         uncounted=tuple(sorted(flops.uncounted)),
         note=str(getattr(model, "not_counted", "")),
+        companions=companions_of(model),
     )
+
+
+def companions_of(model: nn.Module) -> tuple[str, ...]:
+    """What the attention modules of a model add to their operators, each named once."""
+    found = (getattr(module, "companions", ()) for module in model.modules())
+    return tuple(dict.fromkeys(name for said in found if isinstance(said, tuple) for name in said))
 
 
 def part_of(model: nn.Module) -> nn.Module:

@@ -23,7 +23,7 @@ ARGUMENTS = frozenset({
     "img_size", "in_chans", "num_classes", "global_pool", "patch_size", "embed_dim", "embed_dims", "depth", "depths", "num_heads",
     "mlp_ratio", "qkv_bias", "qk_norm", "init_values", "class_token", "no_embed_class", "reg_tokens", "pos_embed", "pre_norm",
     "final_norm", "fc_norm", "dynamic_img_size", "dynamic_img_pad", "eta", "tokens_norm", "cls_attn_layers", "use_pos_embed",
-    "last_stage", "act", "v_conv", "v_conv_filters", "lpi",
+    "last_stage", "act", "v_conv", "v_conv_filters", "gated", "rotary", "lpi",
 })  # fmt: skip
 PREPARATION = frozenset({"input_size", "mean", "std", "crop_pct", "crop_mode", "interpolation", "range"})
 ABOUT = (PREPARATION - {"range"}) | {"num_classes", "first_conv", "classifier", "fixed_input_size", "license", "notes"}

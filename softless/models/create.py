@@ -37,8 +37,8 @@ def create_model(name: str, op: str | Operator | None = None, *, pretrained: boo
         op: Operator for a host, by its name or its registered record; None keeps a registered model's own, and gives a host timm's own attention.
         pretrained: Load the weights that timm knows for this name (downloads), or those of the folder. Hosts with exchanged attention keep the layout of
             their projections, so a ViT's softmax weights load.
-        **kwargs: Options of the operator (token_scale, order, …); v_conv, the side of a depthwise convolution of v, and v_conv_filters; act ("relu", "gelu", "hard_swish", "silu"); num_heads; lpi (XCiT);
-            and every argument of the timm model (num_classes, in_chans, img_size, drop_path_rate, features_only, …); checkpoint_path is read by
+        **kwargs: Options of the operator (token_scale, order, …); companions of the attention (v_conv, v_conv_filters, gated, rotary, as in
+            `softless.Attention`); act ("relu", "gelu", "hard_swish", "silu"); num_heads; lpi (XCiT); and every argument of the timm model (num_classes, in_chans, img_size, drop_path_rate, features_only, …); checkpoint_path is read by
             `load_weights`.
 
     Returns:

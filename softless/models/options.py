@@ -9,7 +9,7 @@ from torch import nn
 from softless.attention import OPERATORS, get
 from softless.attention.checks import check_options
 from softless.errors import UsageError, unknown
-from softless.layers.companions import Filters
+from softless.layers.companions import Filters, Gate
 from softless.models.kept import softmax_kept, told
 
 ACTIVATIONS: Mapping[str, type[nn.Module]] = {
@@ -63,6 +63,7 @@ class Construction:
 
     def __str__(self) -> str:
         said = self.name if self.op is None else f"{self.name} with '{self.op}'"
+        said += "".join(f", {key}={self.arguments[key]!r}" for key in COMPANIONS if self.arguments.get(key))
         return f"{said}; softmax is kept in {told(self.softmax)}" if self.softmax else said
 
 
@@ -84,6 +85,8 @@ def constructed(model: nn.Module, name: str, op: str | None, kwargs: Mapping[str
 COMPANIONS: Mapping[str, Any] = {  # arguments of layers.Attention that every host hands on, with their types
     "v_conv": int | None,
     "v_conv_filters": Filters,
+    "gated": bool | Gate,
+    "rotary": bool,
 }
 
 

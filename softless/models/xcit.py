@@ -96,7 +96,7 @@ class Xcit(TimmXcit):
             for block in self.cls_attn_blocks:
                 block.attn = ClassAttention(
                     embed_dim, num_heads, op, qkv_bias=qkv_bias, attn_drop=attn_drop_rate, proj_drop=proj_drop_rate,
-                    token_scale=(op_options or {}).get("token_scale"),
+                    token_scale=(op_options or {}).get("token_scale"), **get(op).of_row(op_options or {}),
                 )  # fmt: skip
         self.apply(self._init_weights)
         for module in self.modules():

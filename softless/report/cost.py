@@ -48,7 +48,7 @@ def draw_cost(groups: Sequence[Group], speeds: Mapping[Path, Speed] | None = Non
             other = row.values[base]
             cells.append("–" if value is None or other is None else ratio(value, other))
         body.append(cells)
-    return table(head, body, caption="Cost of one image", class_="plain cost")
+    return table(head, body, caption=_caption(groups), class_="plain cost")
 
 
 def _listed(groups: Sequence[Group], rows: Sequence[Row]) -> Html:
@@ -59,7 +59,14 @@ def _listed(groups: Sequence[Group], rows: Sequence[Row]) -> Html:
         for number, group in enumerate(groups)
     ]
     head = ["", *(tag("span", row.name, tag("small", row.says)) for row in rows)]
-    return table(head, body, caption="Cost of one image", class_="plain cost listed")
+    return table(head, body, caption=_caption(groups), class_="plain cost listed")
+
+
+def _caption(groups: Sequence[Group]) -> str:
+    """What is counted, with the companions of attention that are counted along."""
+    found = {group.label: _cost(group).companions for group in groups}
+    said = [f"{label} has {', '.join(companions)}" for label, companions in found.items() if companions]
+    return "; ".join(["Cost of one image", *said])
 
 
 def _counted(groups: Sequence[Group]) -> list[Row]:

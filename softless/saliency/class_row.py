@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from softless.attention import attend
-from softless.layers.class_attention import EPS, ClassAttention
+from softless.layers.class_attention import ClassAttention
 
 
 def class_row(attention: Any, q: Tensor, k: Tensor) -> Tensor:
@@ -35,6 +35,5 @@ def class_row(attention: Any, q: Tensor, k: Tensor) -> Tensor:
 
 def class_attention_row(attention: ClassAttention, tokens: Tensor) -> Tensor:
     """(B, N) of a class attention layer (XCiT), which makes the row itself; tokens (B, N, dim), the class token first."""
-    assert attention.op.class_row is not None
     q, k, _ = attention.qkv(tokens).double().unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
-    return attention.op.class_row(q, k, eps=EPS)[:, :, 0].mean(1)
+    return attention.row(q, k)[:, :, 0].mean(1)

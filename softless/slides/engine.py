@@ -331,7 +331,7 @@ class Step:
         if self.job.stage is not None:
             self._sum(self.job.stage.part(x, span, self.handed))
         if self.job.row is not None:
-            self._draw(span, ROW, self.job.row.row(x, self.engine.state))
+            self._draw(span, ROW, self.job.row.row(x, span, self.engine.state))
         if self.job.finishes:
             made = span.start, self.engine.tail.finished(x)
         return made

@@ -120,8 +120,8 @@ class Layer:
 
     def _tokens(self, h: Tensor, span: slice) -> Tokens:
         """q, k and v of normalised tokens (1,n,D), told where they stand."""
-        q, k, v = self.attention.project(h)
         mask, place = self.whole.part(span)
+        q, k, v = self.attention.placed(h, self.whole.grid, place)
         return Tokens(q, q if k is None else k, v, mask, mask, place, place)
 
     def finish(self, total: Summary, sweep: int = 0) -> Any:
@@ -189,8 +189,8 @@ class Layer:
 
     def sizes(self, x: Tensor, span: slice, total: Summary) -> tuple[Tensor, Tensor]:
         """Norms over the channels of q^ and k^ of the tokens x (n,D): (n,) each, as `softless.explain` draws them."""
-        q, k, _ = self.attention.project(self.parts.norm1(x)[None])
-        mask, _ = self.whole.part(span)
+        mask, place = self.whole.part(span)
+        q, k, _ = self.attention.placed(self.parts.norm1(x)[None], self.whole.grid, place)
         sides = {"q": q, "k": q if k is None else k}
         if self.record.hat is not None:
             sides = {side: self._under_its_hat(y, total.get(side)) for side, y in sides.items()}

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softless.attention import exponents, linear
-from softless.attention.chunks import summed
+from softless.attention import exponents, linear, weights
+from softless.attention.chunks import summed, wide
 from softless.attention.norms import root
 from softless.attention.packed import unpacked
 from softless.attention.streaming import Summary, Tokens, add
@@ -74,12 +74,13 @@ class ClassBlock(Stage):
         self.extras: dict[str, Any] = {}
         if self.ours:
             self.record = block.attn.op
-            if self.record.streaming is None or not self.record.has_matrix:
+            if self.record.streaming is None or self.record.sweeps != 1:
                 raise UsageError(
-                    f"class attention by operator '{self.record.name}' cannot be streamed: no matrix turns its query into its output"
+                    f"class attention by operator '{self.record.name}' cannot be streamed: its summary takes more than one sweep over the tokens"
                 )
             self.sweep = self.record.streaming.sweeps[0]
-            self.extras = self.record.filled({"eps": EPS} if "eps" in self.record.options else {})
+            floor = {"eps": EPS} if "eps" in self.record.options else {}
+            self.extras = self.record.filled(self.record.of_row(block.attn.options) | floor)
 
     def change(self, x: Tensor) -> Tensor:
         """What the block makes of patch tokens (n,D)."""
@@ -99,8 +100,7 @@ class ClassBlock(Stage):
     def _sums(self, x: Tensor, mask: Tensor | None, token: Tensor) -> Summary:
         h = self.block.norm1(x)[None]
         if self.ours:
-            q, k, v = unpacked(self.block.attn.qkv(h), self.block.attn.num_heads)
-            return summed(self.sweep, Tokens(q, k, v, mask, mask), None, **self.extras)
+            return summed(self.sweep, self._tokens(h, mask), None, **self.extras)
         attention = self.block.attn
         heads = attention.num_heads
         q, k, v = (
@@ -119,11 +119,10 @@ class ClassBlock(Stage):
         total = self.merge(total, {name: x.to(total[name].dtype) for name, x in own.items()})
         found: State = {}
         if self.ours:
-            matrix = self.sweep.finish(total, **self.extras)
-            q, _, _ = unpacked(block.attn.qkv(block.norm1(token))[None], block.attn.num_heads)
+            tokens = self._tokens(block.norm1(token)[None], None)
             counted = self.whole.tokens if self.whole.mask is None else int(self.whole.mask.sum())
-            o = q.to(matrix.dtype) @ matrix * linear.gain(counted, block.attn.options.get("token_scale"))
-            found["pull"] = self._pull(q.double(), total)
+            o = self._read(tokens, total) * linear.gain(counted, block.attn.options.get("token_scale"))
+            found |= self._pull(tokens, total)
         else:
             o = exponents.averages(total)
         joined = o.transpose(1, 2).flatten(2)[0].to(token.dtype)
@@ -131,19 +130,42 @@ class ClassBlock(Stage):
         token = block.norm2(token)
         return found | {"class": token + block.gamma2 * block.mlp(token)}
 
-    def _pull(self, q: Tensor, total: Summary) -> Tensor:
-        """q^ / |k| of the class token, (1,H,1,d): its product with a token's k is the weight of that token."""
-        if "q" not in total:
-            return q
-        for side in ("q", "k"):
-            q = q / root(total[side].double(), self.record.hat.norm).clamp_min(EPS)
-        return q
+    def _tokens(self, h: Tensor, mask: Tensor | None) -> Tokens:
+        """q, k and v of normalised tokens (1,n,D)."""
+        q, k, v = unpacked(self.block.attn.qkv(h), self.block.attn.num_heads)
+        return Tokens(q, k, v, mask, mask)
 
-    def row(self, x: Tensor, state: State) -> Tensor:
+    def _read(self, token: Tokens, total: Summary) -> Tensor:
+        """The class token's output (1,H,1,d), before token_scale."""
+        reader = self.sweep.finish(total, **self.extras)
+        if self.record.has_matrix:
+            return token.q.to(reader.dtype) @ reader
+        return self.record.streaming.read(wide(token), reader, **self.extras)
+
+    def _pull(self, token: Tokens, total: Summary) -> State:
+        """What the weights of the tokens are read with.
+
+        By a matrix it is q^ / |k| of the class token, (1,H,1,d): its product with a token's k is the weight of that token. Else it is the
+        slope of the class token's output in each entry of the summary, and the summary itself.
+        """
+        if not self.record.has_matrix:
+            slopes = weights.pull(self.record.streaming, wide(token), total, self.extras)
+            return {f"{kind}.{name}": x for kind, of in (("pull", slopes), ("total", total)) for name, x in of.items()}
+        q = token.q.double()
+        for side in ("q", "k") if "q" in total else ():
+            q = q / root(total[side].double(), self.record.hat.norm).clamp_min(EPS)
+        return {"pull": q}
+
+    def row(self, x: Tensor, span: slice, state: State) -> Tensor:
         """The class token's weights over patch tokens x (n,D) of the last layer: (n,), signed, mean over heads."""
-        h = self.block.norm1(self.entering(x))[None]
-        _, k, _ = unpacked(self.block.attn.qkv(h), self.block.attn.num_heads)
-        return (state["pull"] @ k.double().mT)[0, :, 0].mean(0)
+        tokens = self._tokens(self.block.norm1(self.entering(x))[None], self.whole.part(span)[0])
+        if self.record.has_matrix:
+            return (state["pull"] @ tokens.k.double().mT)[0, :, 0].mean(0)
+        total, slopes = (
+            {name.removeprefix(kind): x for name, x in state.items() if name.startswith(kind)}
+            for kind in ("total.", "pull.")
+        )
+        return weights.row(self.record.streaming, wide(tokens), total, slopes, None, self.extras)[0].mean(0)
 
 
 class Mean(Stage):

@@ -29,7 +29,10 @@ def admitted(op: Operator) -> Iterator[Fault]:
     try:
         check_record(op)
     except UsageError as refused:
-        named = re.search(r"(identity|options|learned|views|reference)(\.\w+|\[[^\]]+\](\.\w+)?)?", str(refused))
+        named = re.search(
+            r"(identity|claims|streaming|options|learned|half|host|views|own|reference)(\.\w+|\[[^\]]+\](\.\w+)?)?",
+            str(refused),
+        )
         yield Fault(named[0] if named else "record", "a record of an operator", str(refused), "write what is shown")
 
 

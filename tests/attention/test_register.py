@@ -18,7 +18,7 @@ from torch import Tensor
 
 import softless
 from softless import OPERATORS, UsageError
-from softless.attention import Claims, Identity, Operator, Option
+from softless.attention import Backend, Claims, Identity, Operator, Option
 from softless.layers import Attention, operator_class
 from softless.models.registration import register_installed
 from tests.attention.outside import linear, quadratic, reference
@@ -168,6 +168,35 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "an option of a pyramid": (lambda: option("embed_dims"), r"options\['embed_dims'\] shadows an argument of the host cvt"),
     "an option of the call": (lambda: option("mask"), r"options\['mask'\] shadows an argument of softless.attend"),
     "a companion": (lambda: option("v_conv"), r"options\['v_conv'\] shadows"),
+    "a companion's gate": (lambda: option("gated"), r"options\['gated'\] shadows"),
+    "FLOPs as a number": (lambda: linear().changed(flops=12), r"claims.flops=12 is no function: write flops=lambda d:"),
+    "FLOPs in words": (lambda: linear().changed(flops=lambda _: "few"), r"claims.flops gives 'few', and it counts: write flops=lambda d:"),
+    "FLOPs that raise": (lambda: linear().changed(flops=lambda d: d.Z), r"claims.flops raises AttributeError for Dims\(.*write flops=lambda d:"),
+    "exponentials as a number": (lambda: linear().changed(exps=0), r"claims.exps=0 is no function: write exps=lambda d:"),
+    "an unknown growth": (lambda: linear().changed(growth="n"), r"claims.growth='n' must be one of 'N', 'N\^2': write growth='N'"),
+    "another kind of rows": (lambda: linear().changed(normalises=True), r"claims.normalises=True must be one of 'rows', 'tokens', 'nothing': write"),
+    "yes for True": (lambda: linear().changed(equivariant="yes"), r"claims.equivariant='yes' must be one of False, True: write equivariant="),
+    "an unknown resolution": (lambda: linear().changed(resolution="all"), r"claims.resolution='all' must be one of 'any', 'grid', 'fixed': write"),
+    "masks as a word": (lambda: linear().changed(masks="token"), r"claims.masks='token' must hold 'token'.*write masks=\('token',\)"),
+    "limits as a word": (lambda: linear().changed(limits="none"), r"claims.limits='none' is no function: write limits=lambda"),
+    "claims as a mapping": (lambda: Operator(Identity("mine", "x"), reference, {}), r"with claims=\{\}: write claims=Claims\(flops="),  # type: ignore[arg-type]
+    "a name alone": (lambda: Operator("mine", reference, linear().claims), r"with identity='mine': write identity=Identity\("),  # type: ignore[arg-type]
+    "a number for a name": (lambda: Identity(5, "x"), r"with identity.name=5: write Identity\(name="),  # type: ignore[arg-type]
+    "a stream in words": (lambda: replace(linear(), streaming="yes"), r"with streaming='yes': write streaming=Streaming.sums\("),  # type: ignore[arg-type]
+    "options in a list": (lambda: replace(linear(), options=["eps"]), r"with options=\['eps'\]: write options=\{"),  # type: ignore[arg-type]
+    "an option that is a number": (lambda: replace(linear(), options={"eps": 1.0}), r"with options\['eps'\]=1.0: write options=\{"),  # type: ignore[dict-item]
+    "a learned number": (lambda: replace(linear(), learned={"scale": 1.0}), r"with learned\['scale'\]=1.0: write learned=\{"),  # type: ignore[dict-item]
+    "one backend": (lambda: replace(linear(), own=Backend("eager", reference)), r"with own=Backend.*write own=\(Backend\('eager', function\),\)"),  # type: ignore[arg-type]
+    "a function for a backend": (lambda: replace(linear(), own=(reference,)), r"with own=<function.*write own=\(Backend\("),  # type: ignore[arg-type]
+    "half in words": (lambda: linear().changed(half_refusal="no"), r"half.half_refusal='no' is no function: write half_refusal=lambda"),
+    "windows as a number": (lambda: linear().changed(reduces=2), r"host.reduces=2 is no function: write reduces=lambda options"),
+    "a class row in words": (lambda: linear().changed(class_row="yes"), r"views.class_row='yes' is no function: write class_row=row"),
+    "a class row without eps": (lambda: linear().changed(class_row=lambda q, k: q @ k.mT), r"views.class_row is called with q, k and eps=: write"),
+    "a hat in words": (lambda: linear().changed(hat="l1"), r"views.hat='l1' is no function: write hat=TokenNorm\('l1'\)"),
+    "a need without a rule": (
+        lambda: linear().changed(needs={"tokens": True}),
+        r"host.needs=\{'tokens': True\} names what a host must tell.*write needs=\{'grid': lambda options: True\}",
+    ),
     "no such field": (lambda: linear().changed(flop=1), r"no field of an operator's record named 'flop'. Did you mean 'flops'"),
 }  # fmt: skip
 

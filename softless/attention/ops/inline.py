@@ -15,7 +15,7 @@ from torch import Tensor
 
 from softless.attention import averages
 from softless.attention.norms import keep
-from softless.attention.record import TOLERANCE, Backend, Bounds, Claims, Identity, Operator
+from softless.attention.record import TOLERANCE, Backend, Bounds, Claims, Identity, Operator, Views
 from softless.attention.streaming import Streaming, Summary, Sweep, Tokens, at_once
 
 
@@ -24,6 +24,12 @@ def reference(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, qu
     s, q = q.shape[-1] ** -0.5, keep(q, query_mask)
     key, value, context = averages.plain(keep(k, mask), v, mask)
     return keep(s * (q @ context) + (1 - s * averages.along(q, key)) * value, query_mask)
+
+
+def class_row(q: Tensor, k: Tensor, **_: Any) -> Tensor:
+    """The first query's weights over all tokens: (B,H,N,D) twice -> (B,H,1,N); there is no floor."""
+    scores = q[:, :, :1] @ (k - k.mean(-2, keepdim=True)).mT
+    return (1 + q.shape[-1] ** -0.5 * scores) / k.shape[-2]
 
 
 def summarise(tokens: Tokens, _: None, **__: Any) -> Summary:
@@ -58,5 +64,6 @@ SPEC = Operator(
     reference,
     Claims(flops=averages.flops, normalises="rows"),
     streaming=STREAMING,
+    views=Views(class_row=class_row),
     own=(Backend("eager", at_once(STREAMING), bounds=Bounds(tolerance={**TOLERANCE, **averages.TOLERANCE_FLOAT32})),),
 )

@@ -3,7 +3,8 @@
     o = relu(q) (relu(k)^T v) / max(relu(q) . sum relu(k), eps)
 
 Equal to cosFormer without its re-weighting. A query without a positive feature gives 0. Sums are float32: in float16 they overflow to
-infinity at some hundred tokens, and the division makes zeros of them.
+infinity at some hundred tokens, and the division makes zeros of them. There is no native kernel: the sweeps of the SimA family also sum
+|q|, which is not needed here, and know no relu, so that q and k would be read and written once more; tried so, they were slower.
 Cai et al., "EfficientViT: Multi-Scale Linear Attention for High-Resolution Dense Prediction", ICCV 2023, arXiv:2205.14756.
 """
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from softless.attention import cosine
 from softless.attention.averages import flops
 from softless.attention.norms import keep
-from softless.attention.record import TOLERANCE, Backend, Bounds, Claims, Identity, Operator
+from softless.attention.record import TOLERANCE, Backend, Bounds, Claims, Identity, Operator, Views
 from softless.attention.streaming import Streaming, Summary, Tokens, at_once
 
 
@@ -26,6 +27,12 @@ def reference(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, qu
     f_q, f_k = keep(q, query_mask).relu(), keep(k, mask).relu()
     weights = (f_q * f_k.sum(-2, keepdim=True)).sum(-1, keepdim=True).clamp_min(eps)
     return f_q @ (f_k.mT @ keep(v, mask)) / weights
+
+
+def class_row(q: Tensor, k: Tensor, *, eps: float) -> Tensor:
+    """The first query's weights over all tokens: (B,H,N,D) twice -> (B,H,1,N)."""
+    weights = q[:, :, :1].relu() @ k.relu().mT
+    return weights / weights.sum(-1, keepdim=True).clamp_min(eps)
 
 
 def summarise(tokens: Tokens, _: None, **__: Any) -> Summary:
@@ -53,5 +60,6 @@ SPEC = Operator(
     Claims(flops=flops, normalises="rows"),
     streaming=STREAMING,
     options={"eps": cosine.FLOOR},
+    views=Views(class_row=class_row),
     own=(Backend("eager", at_once(STREAMING), bounds=Bounds(tolerance={**TOLERANCE, torch.float32: 2e-6})),),
 )
