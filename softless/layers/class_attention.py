@@ -17,18 +17,19 @@ from torch import Tensor, nn
 from softless.attention import Operator, get, output_matrix
 from softless.attention.call import autocast_off
 from softless.attention.checks import check_options
-from softless.attention.linear import gain, power_of_two
+from softless.attention.linear import gain
+from softless.attention.overflow import in_range
 from softless.attention.packed import unpacked
+from softless.attention.record import Dims
 from softless.attention.recording import recording
 from softless.errors import UsageError
-from softless.layers.attention import lowered, widened
+from softless.layers.attention import beyond_half, lowered, widened
 from softless.layers.leaf import leaf
 from softless.layers.plain import refuse_absent, why_called
 
 EPS = 1e-6
 # tokens, in widths of the tokens, from which the class token's output is read from the D x E matrix of all
 MATRIX_FROM = 2
-LIFTED = 2048  # tokens above which float16 cannot hold the row's output (reliability.md D3)
 
 
 class ClassAttention(nn.Module):
@@ -69,12 +70,16 @@ class ClassAttention(nn.Module):
         with autocast_off(qkv.device.type):
             o = self._by_matrix(qkv) if self._takes_matrix(qkv) else self._by_row(qkv)
             o = (o * gain(x.shape[1] - 1, scale)).transpose(1, 2).flatten(2)
-        if dtype == torch.float16 and scale != "tokens" and recording():  # the graph holds for any number of tokens
-            return self.proj_drop(widened(self.proj, o).to(x.dtype))
-        if dtype == torch.float16 and x.shape[1] > LIFTED and scale != "tokens":
-            lift = power_of_two(x.shape[1])
+        if dtype == torch.float16 and beyond_half(self.op, dims := self._dims(x), self.options):
+            if recording() or self.op.half_lift is None:
+                return self.proj_drop(widened(self.proj, o).to(x.dtype))
+            lift = self.op.half_lift(dims)
             return self.proj_drop(lowered(self.proj, (o * lift).to(dtype), lift, x.dtype))
-        return self.proj_drop(self.proj(o.to(dtype)))
+        return self.proj_drop(self.proj(in_range(o, dtype, self.op.name, qkv)))
+
+    def _dims(self, x: Tensor) -> Dims:
+        width = x.shape[2] // self.num_heads
+        return Dims(x.shape[0], self.num_heads, x.shape[1], x.shape[1], width, width)
 
     def _by_row(self, qkv: Tensor) -> Tensor:
         """The class token's weights over all tokens, times v: (B,H,1,D)."""
