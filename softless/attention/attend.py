@@ -2,18 +2,17 @@
 
 # B batch, H heads, N query tokens, M key tokens, D features of q and k, E features of v
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from softless.attention.call import Call, autocast_off
 from softless.attention.checks import check_options, keys_of
 from softless.attention.choose import Plan, chosen, of_buffer, planned, remembered
+from softless.attention.overflow import LARGE, in_range, may_overflow
 from softless.attention.record import Grid, Operator
 from softless.attention.recording import recording
 from softless.attention.registry import get
@@ -55,7 +54,7 @@ def attend(
 
     Raises:
         UsageError: shapes, masks, dtypes or options that do not fit; unknown operator.
-        PrecisionError: float16 cannot hold the output at this number of tokens (a rule on shapes).
+        PrecisionError: float16 cannot hold the output at this number of tokens (a rule on shapes), or of these values (where they are looked at).
         BackendRefused: the backend asked for cannot run this call.
     """
     record = get(op)
@@ -96,9 +95,9 @@ def attend_packed(
         return _joined(_run(plan, of_buffer(record, qkv, num_heads, checked, mask)))
     with autocast_off(qkv.device.type):
         o = plan.backend.packed(qkv, num_heads, mask=mask, **plan.extras)
-    if _may_overflow(o[:, :1], qkv[:, :1]):
+    if may_overflow(o[:, :1], qkv[:, :1]):
         o = _joined(_run(plan, of_buffer(record, qkv, num_heads, checked, mask)))
-    return o if o.dtype == plan.out_dtype else o.to(plan.out_dtype)
+    return in_range(o, plan.out_dtype, record.name, qkv)
 
 
 def output_matrix(
@@ -123,7 +122,7 @@ def output_matrix(
         q, k, v = q.float(), k.float(), v.float()
     with autocast_off(q.device.type):
         found = plan.backend.matrix(q, k, v, **plan.extras)
-    return None if _may_overflow(found, q[:, :, :1], k[:, :, :1]) else found
+    return None if may_overflow(found, q[:, :, :1], k[:, :, :1]) else found
 
 
 def attend_projected(
@@ -163,29 +162,9 @@ def _run(plan: Plan, call: Call) -> Tensor:
         q, k, v = q.float(), k.float(), v.float()
     with autocast_off(q.device.type):
         o = plan.backend.fn(q, k, v, mask=call.mask, query_mask=call.query_mask, **plan.extras)
-        if _may_overflow(o[:, :, :1], q[:, :, :1], k[:, :, :1]):
+        if may_overflow(o[:, :, :1], q[:, :, :1], k[:, :, :1]):
             o = _in_double(plan, call, o)
-    return o if o.dtype == plan.out_dtype else o.to(plan.out_dtype)
-
-
-LARGE = 2.0**40  # up to here products of three values and their sums over a million tokens fit float32
-
-
-def _may_overflow(row: Tensor, *given: Tensor) -> bool:
-    """Whether the output of the first query is not finite, or the first tokens given hold large values.
-
-    Sums over tokens that overflow spoil every row, by NaN, infinity or zero, so the first tokens are enough and nothing is read as a whole.
-    On a GPU a look would make the processor wait, and a graph must not depend on values: there it is not taken, nor where a gradient is wanted.
-    """
-    if row.device.type != "cpu" or row.requires_grad or not row.numel() or row.dtype == torch.float64:
-        return False
-    if torch.compiler.is_compiling() or recording() or type(row) is not Tensor:
-        return False
-    if is_in_torch_dispatch_mode() or torch._C._functorch.is_functorch_wrapped_tensor(row):
-        return False
-    if not torch.linalg.vector_norm(row, 1).item() < math.inf:  # NaN is not
-        return True
-    return any(x.numel() and not torch.linalg.vector_norm(x, math.inf).item() <= LARGE for x in given)
+    return in_range(o, plan.out_dtype, plan.record.name, call.q, call.k, call.v)
 
 
 def _in_double(plan: Plan, call: Call, o: Tensor) -> Tensor:

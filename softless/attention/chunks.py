@@ -12,6 +12,7 @@ from softless.attention.attend import attend
 from softless.attention.call import HALF, Call, widen
 from softless.attention.checks import check_options, extras_of
 from softless.attention.kernels import native
+from softless.attention.overflow import in_range
 from softless.attention.record import Dims, Grid, Operator
 from softless.attention.registry import get
 from softless.attention.streaming import Place, Summary, Sweep, Tokens
@@ -70,7 +71,9 @@ def attend_chunks(
         summaries = (sweep.summarise(wide(chunk), reader, **extras) for chunk in chunks)
         reader = sweep.finish(reduce(sweep.merge, summaries), **extras)
     read = record.streaming.read
-    return [read(wide(chunk), reader, **extras).to(chunk.q.dtype) for chunk in chunks]
+    return [
+        in_range(read(wide(chunk), reader, **extras), chunk.q.dtype, record.name, chunk.q, chunk.v) for chunk in chunks
+    ]
 
 
 def _as_long(k: Tensor, total: int) -> Tensor:

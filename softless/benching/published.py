@@ -41,6 +41,8 @@ class Parity:
     blocks: int  # attention modules, class attention among them
     without_attention: float  # by so much the logits move without it, the less of the sizes: the control
     logits_float32: float  # ours beside the published, float32 both
+    ours_float32: float  # ours in float32 beside the published in float64: what the host's own rounding makes
+    published_float32: float  # the published in float32 beside itself in float64
     logits_float64: float
     branch_float32: float  # of the module that differs most, on the same tokens
 
@@ -62,6 +64,8 @@ def measured(op: str, host: str, **smaller: Any) -> Parity:
         len(attentions(model)),
         min(distance(silent, right) for _, right, silent in double),
         max(distance(ours, right) for ours, right, _ in single),
+        max(distance(ours, exact) for (ours, _, _), (_, exact, _) in zip(single, double, strict=True)),
+        max(distance(right, exact) for (_, right, _), (_, exact, _) in zip(single, double, strict=True)),
         max(distance(ours, right) for ours, right, _ in double),
         max(branch for _, _, branch in single),
     )

@@ -18,13 +18,14 @@ from softless.attention import Operator, get, output_matrix
 from softless.attention.call import autocast_off
 from softless.attention.checks import check_options
 from softless.attention.linear import gain
+from softless.attention.overflow import in_range
 from softless.attention.packed import unpacked
 from softless.attention.record import Dims
 from softless.attention.recording import recording
 from softless.errors import UsageError
 from softless.layers.leaf import leaf
 from softless.layers.plain import refuse_absent, why_called
-from softless.layers.routes import MANY, lowered, widened
+from softless.layers.routes import beyond_half, lowered, widened
 
 EPS = 1e-6
 # tokens, in widths of the tokens, from which the class token's output is read from the D x E matrix of all
@@ -75,22 +76,16 @@ class ClassAttention(nn.Module):
         with autocast_off(qkv.device.type):
             o = self._by_matrix(qkv) if self._takes_matrix(qkv) else self._by_row(qkv)
             o = (o * gain(x.shape[1] - 1, scale)).transpose(1, 2).flatten(2)
-        if dtype != torch.float16 or not self._needs_more_than_half(x):
-            return self.proj_drop(self.proj(o.to(dtype)))
-        if self.op.half_lift is None or recording():  # the graph holds for any number of tokens
-            return self.proj_drop(widened(self.proj, o).to(x.dtype))
-        lift = self.op.half_lift(self._dims(x.shape[1]))
-        return self.proj_drop(lowered(self.proj, (o * lift).to(dtype), lift, x.dtype))
+        if dtype == torch.float16 and beyond_half(self.op, dims := self._dims(x), self.options):
+            if recording() or self.op.half_lift is None:
+                return self.proj_drop(widened(self.proj, o).to(x.dtype))
+            lift = self.op.half_lift(dims)
+            return self.proj_drop(lowered(self.proj, (o * lift).to(dtype), lift, x.dtype))
+        return self.proj_drop(self.proj(in_range(o, dtype, self.op.name, qkv)))
 
-    def _needs_more_than_half(self, x: Tensor) -> bool:
-        """Whether float16 cannot hold the output on tokens x (B,N,dim), by the operator's own rule."""
-        rule = self.op.half_refusal
-        tokens = MANY if recording() else x.shape[1]
-        return rule is not None and rule(self._dims(tokens), **self.op.filled(self.options)) is not None
-
-    def _dims(self, tokens: int) -> Dims:
-        width = self.proj.in_features // self.num_heads
-        return Dims(1, self.num_heads, tokens, tokens, width, width)
+    def _dims(self, x: Tensor) -> Dims:
+        width = x.shape[2] // self.num_heads
+        return Dims(x.shape[0], self.num_heads, x.shape[1], x.shape[1], width, width)
 
     def _by_row(self, qkv: Tensor) -> Tensor:
         """The class token's weights over all tokens, times v: (B,H,1,D)."""

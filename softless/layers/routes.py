@@ -2,6 +2,7 @@
 
 # B batch, H heads, N tokens, D features per head
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -118,13 +119,9 @@ class Routes(nn.Module):
 
     def _needs_more_than_half(self, x: Tensor) -> bool:
         """Whether float16 cannot hold the operator's output on projected tokens (B,N,·): it then stays float32 until it is past `proj`."""
-        rule = self.op.half_refusal
-        if x.dtype != torch.float16 or rule is None or type(self.norm) is not nn.Identity or why_changed(self.norm):
+        if x.dtype != torch.float16 or type(self.norm) is not nn.Identity or why_changed(self.norm):
             return False
-        options = self.op.filled(self.options)
-        if recording():  # the graph holds for any number of tokens: float16 does, or it does not
-            return rule(replace(self._dims(x), N=MANY, M=MANY), **options) is not None
-        return rule(self._dims(x), **options) is not None
+        return beyond_half(self.op, self._dims(x), self.options)
 
     def _dims(self, x: Tensor) -> Dims:
         return Dims(x.shape[0], self.num_heads, x.shape[1], x.shape[1], self.head_dim, self.head_dim)
@@ -135,6 +132,14 @@ def dtype_of_products(x: Tensor) -> torch.dtype:
     kind = x.device.type
     on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     return torch.get_autocast_dtype(kind) if on else x.dtype
+
+
+def beyond_half(op: Operator, dims: Dims, options: Mapping[str, Any]) -> bool:
+    """Whether float16 cannot hold the operator's output at these sizes; in a graph, which holds for any number of tokens, at some."""
+    if op.half_refusal is None:
+        return False
+    sizes = replace(dims, N=MANY, M=MANY) if recording() else dims
+    return op.half_refusal(sizes, **op.filled(options)) is not None
 
 
 def merged(qkv: Tensor, matrix: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
