@@ -7,7 +7,7 @@ KERNELS := CMakeLists.txt $(wildcard softless/attention/kernels/native/*)
 WORKERS ?= 2
 MARKS ?= not soak and not extra
 
-.PHONY: demo test extra quick soak threads checkpoints tiffs traces crossed counts lint bench tables clean
+.PHONY: demo test extra quick soak threads checkpoints tiffs traces crossed ranks counts lint bench tables clean
 
 $(STAMP): pyproject.toml $(KERNELS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -47,6 +47,9 @@ traces: $(STAMP)         ## every tracer x host x operator, at other sizes too, 
 crossed: $(STAMP)        ## adapters, hooks, quantized and offloaded weights x every use x every operator, counted; minutes
 	$(BIN)/python -m pytest -m "soak or not soak" tests/crossed
 	$(BIN)/python -m tests.crossed.record benchmarks/crossed.csv
+
+ranks: $(STAMP)          ## every verb x a signal to one of two ranks, and ranks that differ: seconds, exit codes, sentences; half an hour
+	$(BIN)/python -m tests.ranks.record benchmarks/ranks.csv
 
 counts: $(STAMP)         ## every model and operator counted on two devices at two sizes; half an hour
 	$(BIN)/softless bench counts --record

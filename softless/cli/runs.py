@@ -1,7 +1,8 @@
 """`softless runs`: the runs below a folder, how each stands, and how to go on with it."""
 
+import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from softless.evaluation.run_files import read_log, read_recipe, read_result
 from softless.models.records import read_json
 from softless.training.candidates import KEYS, Candidate, best_of, better
 from softless.training.claim import holder
-from softless.training.run_folder import CHECKPOINTS, LOG, RECIPE, RESULT, STATE
+from softless.training.run_folder import CHECKPOINTS, FOLDERS, LOG, RECIPE, RESULT, STATE
 from softless.training.store import Checkpoints
 from softless.words import visible
 
@@ -88,8 +89,15 @@ def runs(folder: str | Path = "runs") -> Runs:
     root = located(folder)
     if not root.is_dir():
         raise DataError(f"no folder at {root}: name the one that `softless train --out` wrote into")
-    found = sorted(path.parent for path in root.rglob(RECIPE))
-    return Runs(str(root), tuple(_state(path) for path in found))
+    return Runs(str(root), tuple(map(_state, sorted(_folders_of_runs(root)))))
+
+
+def _folders_of_runs(root: Path) -> Iterator[Path]:
+    """The folders at or below one that hold a recipe; links to folders are not followed."""
+    for folder, inside, files in os.walk(root):
+        if RECIPE in files:
+            yield Path(folder)
+            inside[:] = [name for name in inside if name not in FOLDERS]
 
 
 def _state(path: Path) -> RunState:

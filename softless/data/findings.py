@@ -218,6 +218,9 @@ class Gathering:
 
 def named(path: Path, root: Path) -> str:
     """A path relative to the root it lies in."""
+    inside, around = path.as_posix(), f"{root.as_posix().rstrip('/')}/"
+    if inside.startswith(around):  # by the text, since each image of a check is named
+        return inside.removeprefix(around)
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 

@@ -7,6 +7,7 @@ exactly these: an index never shifts because a folder is missing. Sub-folders of
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from softless.data.reading import is_image
 from softless.data.samples import FileSamples
 from softless.errors import DataError, UsageError, located
 from softless.words import few, is_text, visible
+
+AT_ONCE = 4  # folders that are listed at once: a disk far away takes its time for each
 
 
 @dataclass(frozen=True)
@@ -134,35 +137,53 @@ def listing(
 ) -> Listing:
     """Everything below a folder; `failed` is called with a folder that cannot be listed, and raises by default.
 
-    A folder `apart` below it is passed over. `wanted` says of a file whether it is looked for.
+    A folder `apart` below it is passed over. Images by their ending are looked for, and what `wanted` says of files with others.
     """
     left_out = None if apart is None else apart.resolve()
     files: list[str] = []
     other: Counter[str] = Counter()
     hidden = loops = 0
-    top = root.resolve()
-    waiting = [(root, (top, *top.parents))]  # a folder, and where it and those it lies in really are
+    waiting: list[tuple[str, tuple[Path, ...]]] = [
+        ("", ())
+    ]  # a folder from the root on, and where it and those it lies in really are
     while waiting:
-        folder, chain = waiting.pop()
+        inside, chain = waiting.pop()
         try:
-            entries = list(os.scandir(folder))
+            with os.scandir(root / inside) as found:
+                entries = list(found)
         except OSError as error:
             failed(error)
             continue
-        for entry in entries:
-            place = folder / entry.name
-            if entry.name.startswith("."):
+        for entry in entries:  # a path is built for few of them: a data set may hold millions
+            name = entry.name
+            if name[0] == ".":
                 hidden += 1
             elif not entry.is_dir():
-                if wanted(place):
-                    files.append(place.relative_to(root).as_posix())
+                ending = _ending(name)
+                if ending in IMAGE_TYPES or wanted(Path(entry.path)):
+                    files.append(inside + name)
                 else:
-                    other[place.suffix.lower() or "(no ending)"] += 1
-            elif (real := place.resolve()) in chain:
-                loops += 1
-            elif real != left_out:
-                waiting.append((place, (*chain, real)))
+                    other[ending or "(no ending)"] += 1
+            else:
+                chain = chain or _chain(root)
+                real = Path(entry.path).resolve()
+                if real in chain:
+                    loops += 1
+                elif real != left_out:
+                    waiting.append((f"{inside}{name}/", (*chain, real)))
     return Listing(sorted(files), other, hidden, loops)
+
+
+def _chain(folder: Path) -> tuple[Path, ...]:
+    """Where a folder and those it lies in really are."""
+    real = folder.resolve()
+    return real, *real.parents
+
+
+def _ending(name: str) -> str:
+    """What follows the last dot of a name, and the dot, in small letters; as `PurePath.suffix` has it."""
+    dot = name.rfind(".")
+    return name[dot:].lower() if 0 < dot < len(name) - 1 else ""
 
 
 def image_files(root: Path) -> tuple[list[str], Counter[str], int]:
@@ -215,8 +236,10 @@ def _scan(root: Path) -> Scan:
     files: dict[str, list[str]] = {}
     other: Counter[str] = Counter()
     hidden = 0
-    for name in sorted(folders, key=composed):  # the same order on every file system
-        found, others, dots = image_files(root / name)
+    folders = sorted(folders, key=composed)  # the same order on every file system
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        inside = list(pool.map(image_files, [root / name for name in folders]))
+    for name, (found, others, dots) in zip(folders, inside, strict=True):
         files[composed(name)] = [f"{name}/{file}" for file in found]
         other, hidden = other + others, hidden + dots
     empty = [name for name, found in files.items() if not found]
@@ -239,7 +262,7 @@ def _samples(root: Path, part: str, scan: Scan, channels: int, scale: Range | No
     listed = [file for found in scan.files.values() for file in found]
     groups = None if group is None else np.array(groups_of(listed, group), dtype=object)
     files = [f"{part}/{file}" if part else file for file in listed]
-    targets = [index for index, found in enumerate(scan.files.values()) for _ in found]
+    targets = np.repeat(np.arange(len(scan.files)), [len(found) for found in scan.files.values()])
     return FileSamples(root, files, targets, channels, scale, groups=groups)
 
 

@@ -16,10 +16,12 @@ class Names(Sequence[str]):
     """
 
     def __init__(self, names: Iterable[str]) -> None:
-        encoded = [name.encode("utf-8", ANY) for name in names]
-        self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
-        self._ends = np.zeros(len(encoded) + 1, dtype=np.int64)
-        np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)), out=self._ends[1:])
+        whole = list(names)
+        joined = "".join(whole)
+        parts = whole if joined.isascii() else [name.encode("utf-8", ANY) for name in whole]
+        self._bytes = np.frombuffer(joined.encode("utf-8", ANY), dtype=np.uint8)
+        self._ends = np.zeros(len(whole) + 1, dtype=np.int64)
+        np.cumsum(np.fromiter(map(len, parts), np.int64, len(whole)), out=self._ends[1:])
 
     def __len__(self) -> int:
         return len(self._ends) - 1

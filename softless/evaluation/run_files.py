@@ -28,6 +28,7 @@ from softless.models.records import (
     whole,
 )
 
+SCORED = frozenset({*MEASURES, "loss", "seen"})
 LARGEST_IMAGE = 1 << 14  # pixels of a side
 TRULY: Rule = (lambda value: isinstance(value, bool), "true or false")
 COUNTS: Rule = (lambda value: isinstance(value, list) and all(map(whole(0)[0], value)), "a list of whole numbers")
@@ -35,7 +36,7 @@ COUNTS: Rule = (lambda value: isinstance(value, list) and all(map(whole(0)[0], v
 
 def _scored(value: Any) -> bool:
     return isinstance(value, dict) and all(
-        one is None or ANY_NUMBER[0](one) for name, one in value.items() if name in MEASURES or name in {"loss", "seen"}
+        value[name] is None or ANY_NUMBER[0](value[name]) for name in SCORED & value.keys()
     )
 
 

@@ -64,7 +64,7 @@ def parsed(text: str, path: Path, kind: type = dict, *, number: int | None = Non
         raise DataError(f"{where}: {reason}; {mend}") from error
     if not isinstance(content, kind):
         raise DataError(f"{where}: it holds {_called(content)} in place of {_called(kind())}; {mend}")
-    if too_deep(content):
+    if text.count("[") + text.count("{") > DEEPEST and too_deep(content):
         raise DataError(f"{where}: it nests more than {DEEPEST} lists and tables; {mend}")
     return content
 

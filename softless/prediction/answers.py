@@ -66,6 +66,8 @@ def readable(samples: Samples) -> Samples:
     paths = samples.paths()
     mine = unreadable(paths[ranks.rank() :: ranks.size()], samples.channels, samples.scale, samples.page)
     bad = {path: error for found in ranks.gather(mine) for path, error in found.items()}
+    if not bad:
+        return samples
     if len(bad) == len(paths):
         first = bad[paths[0]]
         said = f"{first}; none of the {len(bad)} images there can be read" if len(bad) > 1 else str(first)

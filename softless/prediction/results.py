@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -33,7 +34,7 @@ class Results:
     def __init__(self, folder: Path, verb: str, inputs: Sequence[Path]) -> None:
         self.folder, self.verb = folder, verb
         self.written: dict[str, None] = {}  # in order
-        self.inputs = {path.resolve() for path in inputs}
+        self.inputs = {os.path.realpath(path) for path in inputs}  # texts, which are a quarter of a path
         make_folder(folder)
         self.before = _listed(folder / WRITTEN)
 
@@ -65,7 +66,7 @@ class Results:
             UsageError: it is one of those that are read.
         """
         path = self.folder / name
-        if path.resolve() in self.inputs:
+        if os.path.realpath(path) in self.inputs:
             raise UsageError(f"{path} is an image to be read and would be overwritten: choose another --out")
         self.written[PurePosixPath(name).as_posix()] = None
         return path
@@ -99,7 +100,7 @@ class Results:
         gone = 0
         for name in names:
             path = self.folder / name
-            if path.is_file() and path.resolve() not in self.inputs:
+            if path.is_file() and os.path.realpath(path) not in self.inputs:
                 delete(path)
                 gone += 1
                 for parent in path.relative_to(self.folder).parents[:-1]:

@@ -4,10 +4,9 @@ Both are measured each epoch where `ema_evaluate` asks for it, and the pair (epo
 older softless have no `weights`: there the average alone was chosen from.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from softless.evaluation.epochs import COUNTED
 from softless.evaluation.measures import MEASURES
@@ -64,7 +63,7 @@ def better(new: Candidate, old: Candidate | None) -> bool:
 
 def finite(found: Candidate) -> bool:
     """Whether a candidate's value and loss are numbers."""
-    return all(found[key] is not None and np.isfinite(found[key]) for key in ("value", "loss"))
+    return all(found[key] is not None and math.isfinite(found[key]) for key in ("value", "loss"))
 
 
 def rank(found: Candidate) -> tuple[float, bool, float]:

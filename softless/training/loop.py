@@ -324,7 +324,8 @@ def leave(run: Run) -> NoReturn:
     """Save where the run stands and end it, as the signal asked."""
     run.signals.heard()
     run.world.first(lambda: checkpoint.save(run))
-    number = run.signals.received or signal.SIGTERM  # of another rank
+    came = [number for number in run.world.gather(run.signals.received) if number is not None]
+    number = came[0] if came else signal.SIGTERM
     raise Interrupted(
         f"{number.name} at step {run.step} of epoch {min(run.epoch + 1, run.epochs)}: the state is saved in {run.checkpoints.folder}; "
         f"continue with `softless train --resume --out {shlex.quote(str(run.folder.path))}`",

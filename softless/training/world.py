@@ -26,7 +26,7 @@ from softless.training.last_words import LastWords
 T = TypeVar("T")
 PATIENCE = 30.0  # minutes that a rank waits for the others
 MEETING = 5.0  # minutes that ranks have to come to their first meeting
-MOMENT = 5.0  # seconds in which a killed process is seen to be gone
+MOMENT = 15.0  # seconds in which a process that ends is seen to be gone, on a busy machine too
 _LOST = re.compile(r"gloo|[Cc]onnection|[Tt]imed out|NCCL|TCPStore|Broken pipe|recvValue|failed to recv")
 
 

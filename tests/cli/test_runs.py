@@ -1,16 +1,20 @@
 """`softless runs`: each state of a run, and how to go on."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from softless.cli.main import main
+from softless.cli.runs import runs
 from softless.errors import DivergedError
 from softless.tasks import Classification
 from softless.training import Recipe, fit
 from softless.training.claim import Claim
+from softless.training.run_folder import FOLDERS
 from tests.training.conftest import tiny_recipe, write_npz
 
 
@@ -55,3 +59,24 @@ def test_none_and_nowhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert "no runs below" in capsys.readouterr().out
     assert main(["runs", str(tmp_path / "nowhere")]) == 2
     assert "no folder at" in capsys.readouterr().err
+
+
+def test_what_runs_keep_is_not_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand runs have thousands of folders of their own; a run that lies in another's folder is found all the same."""
+    for name in ("one", "one/folds/two", "deep/three"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "recipe.json").write_text("{}")
+        for own in FOLDERS:
+            (tmp_path / name / own).mkdir()
+    seen: list[Path] = []
+    scan = os.scandir
+
+    def looked(folder: str) -> Any:
+        seen.append(Path(folder))
+        return scan(folder)
+
+    monkeypatch.setattr("os.scandir", looked)
+    found = [Path(run.run).relative_to(tmp_path).as_posix() for run in runs(tmp_path).runs]
+    assert found == ["deep/three", "one", "one/folds/two"]
+    assert tmp_path in seen
+    assert not [folder for folder in seen if folder.name in FOLDERS]

@@ -1,14 +1,17 @@
 """Class folders: what is read, in which order, and each way they can be wrong."""
 
 import logging
+import os
 import shutil
+from pathlib import Path, PurePosixPath
+from threading import Barrier
 
 import numpy as np
 import pytest
 
 from softless.data import notices, open_splits
 from softless.data.check import check
-from softless.data.folder import folder_parts, images_at
+from softless.data.folder import _ending, folder_parts, images_at, listing
 from softless.errors import DataError
 from softless.training.recipe import DataSpec
 from tests.data.making import class_folders, noise, split_folders
@@ -197,3 +200,34 @@ def test_the_order_does_not_depend_on_the_disk(tmp_path):
         shutil.copy(file, tmp_path / "two" / file.relative_to(tmp_path / "one"))
     first, second = (folder_parts(tmp_path / name, 3)[0]["all"] for name in ("one", "two"))
     assert first.files == second.files
+
+
+@pytest.mark.parametrize(
+    "name", ["a.png", "a.PNG", ".png", "a.", "a", "a.b.png", "a.tar.gz", "..png", "é.jpg", "a.p\u00dfg"]
+)
+def test_an_ending_is_what_paths_call_a_suffix(name):
+    assert _ending(name) == PurePosixPath(name).suffix.lower()
+
+
+def test_folders_that_take_their_time_are_listed_at_once(tmp_path, monkeypatch):
+    class_folders(tmp_path, dict.fromkeys("abcd", 1))
+    waiting = Barrier(2)
+    scan = os.scandir
+
+    def slow(folder):
+        if Path(folder).parent == tmp_path:
+            waiting.wait(20)  # alone one would wait for ever
+        return scan(folder)
+
+    monkeypatch.setattr("os.scandir", slow)
+    monkeypatch.setattr("softless.data.folder.class_splits", lambda _: {})
+    parts, _ = folder_parts(tmp_path, 3)
+    assert [parts["all"].name(i) for i in range(4)] == [f"{name}/00.png" for name in "abcd"]
+
+
+def test_a_link_back_is_no_folder_of_images(tmp_path):
+    class_folders(tmp_path, {"a": 2})
+    (tmp_path / "a" / "deep").mkdir()
+    (tmp_path / "a" / "deep" / "up").symlink_to(tmp_path / "a")
+    found = listing(tmp_path / "a")
+    assert (found.files, found.loops) == (["00.png", "01.png"], 1)
