@@ -391,7 +391,7 @@ def _bare(tensors: Tensors, wanted: Mapping[str, Tensor]) -> tuple[Tensors, dict
 
 def _whole_below(tensors: Tensors, wanted: Mapping[str, Tensor]) -> str | None:
     """What a trainer writes before the model's names where others lie beside them, as a loss's own: every tensor of the model has it."""
-    return next((one for one in WRAPPERS if all(f"{one}{name}" in tensors for name in wanted)), None)
+    return next((one for one in WRAPPERS if wanted and all(f"{one}{name}" in tensors for name in wanted)), None)
 
 
 def _classifier(model: nn.Module) -> re.Pattern[str]:
