@@ -288,7 +288,8 @@ def _looker(
     torch.manual_seed(0)
     model = create_model(name, op=op, pretrained=name.startswith("local-dir:")).eval()
     if weights is not None:
-        load_weights(model, weights)
+        for told in load_weights(model, weights).doubts():
+            notice(f"{weights}: {told}")
         trained_as_configured(model)
     elif not name.startswith("local-dir:"):
         notice(f"'{name}' is a model with new weights, not a trained one: give --weights, or the folder of a run")

@@ -1,5 +1,6 @@
 """`create_model`: a registered name, or any timm host with its attention exchanged at construction."""
 
+import logging
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -24,6 +25,7 @@ from softless.models.scale import trained_as_configured
 from softless.models.variants import ENTRIES, VARIANTS, Entry
 from softless.models.weights import fill, load_weights
 
+_log = logging.getLogger("softless.models")
 FOLDER = "local-dir:"  # as timm says it
 VIT_MODULES = ("vision_transformer", "deit")  # timm modules whose models take attn_layer=
 
@@ -176,10 +178,11 @@ def _from_checkpoint(
     if pretrained:
         raise UsageError("pretrained=True and checkpoint_path= both say where the weights come from: choose one")
     model: Any = create_model(name, op, **kwargs)
-    if kwargs.get("features_only"):
-        fill(model, located(path), head="new")
-    else:
-        load_weights(model, located(path))
+    loaded = (
+        fill(model, located(path), head="new") if kwargs.get("features_only") else load_weights(model, located(path))
+    )
+    for told in loaded.doubts():
+        _log.warning("%s: %s", path, told)
     return cast("nn.Module", model)
 
 

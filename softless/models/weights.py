@@ -33,8 +33,9 @@ WEIGHTS = (
     "weights",
     "student",
 )  # where scripts keep them
-AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "teacher")
-USUAL = tuple(name for name in AVERAGED if name != "model_ema")  # the result of their script, not a second choice
+AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "teacher", "ema", "ema_model")
+SECOND = ("model_ema", "ema", "ema_model")  # beside the weights that their script evaluates
+USUAL = tuple(name for name in AVERAGED if name not in SECOND)  # the result of their script, not a second choice
 INSIDE = (
     "_orig_mod.",
     "_fsdp_wrapped_module.",
@@ -52,6 +53,7 @@ WRAPPERS = (
     "encoder.",
 )  # of DataParallel, compile, trainers
 BACKBONE = "backbone."  # what self-supervised scripts call the model below their projection
+DEEP = 4  # wrappers around each other; a file may hold one that is inside itself
 SHOWN = 3  # tensors of either side in a refusal
 
 
@@ -117,13 +119,17 @@ class Loaded:
         ]
         said += [f"  taken    {self.taken}"] if self.taken else []
         said += [f"  resized  {name}: {before} to {after}" for name, (before, after) in self.resized.items()]
-        said += [
-            f"  assumed  {name}: its places are those of {grid[0]} x {grid[1]}, which nothing in the file says (image_size= does)"
-            for name, grid in self.assumed.items()
-        ]
+        said += [f"  assumed  {told}" for told in self.doubts()]
         said += [f"  left     {name}: {why}" for name, why in self.left.items()]
         said += [f"  kept     {name}: as the model had it" for name in self.kept]
         return "\n".join(said)
+
+    def doubts(self) -> list[str]:
+        """What was assumed, a sentence each: callers that return no `Loaded` log them."""
+        return [
+            f"{name}: its places are those of {grid[0]} x {grid[1]}, which nothing in the file says (image_size= does)"
+            for name, grid in self.assumed.items()
+        ]
 
 
 def load_weights(model: nn.Module, source: str | Path | Mapping[str, Any], *, averaged: bool | None = None, head: Literal["same", "new"] = "same", image_size: Size | None = None, allow_nonfinite: bool = False) -> Loaded:  # fmt: skip
@@ -303,7 +309,7 @@ def _unwrapped(
     chosen: str | None = ""
     taken: list[str] = []
     left: dict[str, str] = {}
-    while chosen is not None:  # a state dict may hold several models in its turn
+    while chosen is not None and len(taken) < DEEP:  # a state dict may hold several models in its turn
         held, beside = _parted(held, wanted)
         left |= dict.fromkeys(beside, "it lies beside the models of the file")
         states = [name for name in (*AVERAGED, *WEIGHTS) if _is_state(held.get(name))]
@@ -346,8 +352,12 @@ def _parted(held: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> tuple[Mapp
     return parts, [name for name in names if name.partition(".")[0] not in models]
 
 
-def _is_state(held: Any) -> bool:
-    return isinstance(held, Mapping) and any(isinstance(value, Tensor) for value in held.values())
+def _is_state(held: Any, deep: int = DEEP) -> bool:
+    """Whether there are tensors under names, or a wrapper around some, as averages are held beside their counters."""
+    if not isinstance(held, Mapping) or not deep:
+        return False
+    inner = (held.get(name) for name in (*AVERAGED, *WEIGHTS))
+    return any(isinstance(value, Tensor) for value in held.values()) or any(_is_state(one, deep - 1) for one in inner)
 
 
 def _bare(tensors: Tensors, wanted: Mapping[str, Tensor]) -> tuple[Tensors, dict[str, str], str]:
@@ -365,7 +375,10 @@ def _bare(tensors: Tensors, wanted: Mapping[str, Tensor]) -> tuple[Tensors, dict
             start = BACKBONE
             beside = [name for name in tensors if not name.startswith(BACKBONE)]
             left |= dict.fromkeys(beside, "it lies beside the backbone: a projection of self-supervised training")
-        if start is None:
+        if start is None and (start := _whole_below(tensors, wanted)) is not None and not ours(start):
+            beside = [name for name in tensors if not name.startswith(start)]
+            left |= dict.fromkeys(beside, f"it lies beside the model, which is whole under '{start}'")
+        if start is None or ours(start):
             break
         tensors = {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
         cut += start
@@ -374,6 +387,11 @@ def _bare(tensors: Tensors, wanted: Mapping[str, Tensor]) -> tuple[Tensors, dict
             tensors = {name.replace(part, ""): value for name, value in tensors.items()}
             cut += part
     return tensors, left, cut
+
+
+def _whole_below(tensors: Tensors, wanted: Mapping[str, Tensor]) -> str | None:
+    """What a trainer writes before the model's names where others lie beside them, as a loss's own: every tensor of the model has it."""
+    return next((one for one in WRAPPERS if wanted and all(f"{one}{name}" in tensors for name in wanted)), None)
 
 
 def _classifier(model: nn.Module) -> re.Pattern[str]:

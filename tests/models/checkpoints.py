@@ -226,6 +226,8 @@ LOADS: dict[str, tuple[Callable[[Any, Path], Path], str]] = {  # how it is writt
     "compiled, then DataParallel": (saved(lambda m: nn.DataParallel(compiled(m)).state_dict()), "'module._orig_mod.'"),
     "blocks compiled alone": (saved(with_compiled_blocks), "'_orig_mod.'"),
     "Lightning": (saved(lambda m: {"state_dict": renamed("model.{}".format)(m), "hyper_parameters": options(), "callbacks": {"best": {"best_model_score": torch.tensor(0.5), "dirpath": pathlib.PurePosixPath("a")}}, "loops": {}, "epoch": 3}), "'model.'"),
+    "Lightning, a loss's weights beside": (saved(lambda m: {"state_dict": {**renamed("model.{}".format)(m), "criterion.weight": torch.ones(3)}, "epoch": 3}), "'model.'"),
+    "averages one level down": (saved(lambda m: {"model": m.state_dict(), "ema": {"module": small(9).state_dict(), "updates": 3}}), "'model', and not 'ema'"),
     "main_dino.py": (dinos_script, "'teacher', and not 'student'; names without their 'backbone.'"),
     "Lightning's trainer": (lightnings_trainer, "'model.'"),
     "Lightning, student and teacher": (saved(lambda m: {"state_dict": several(student=small(9), teacher=None)(m), "epoch": 3}), "'teacher', and not 'student'"),

@@ -192,3 +192,19 @@ def test_nothing_of_the_named_libraries_is_imported(tmp_path: Path) -> None:
     assert type(held["a"]).__name__ == "Inert"
     assert vars(held["a"]) == {}
     assert "mmengine" not in sys.modules
+
+
+def test_averages_that_are_held_one_level_down_are_taken_where_they_are_asked_for(tmp_path: Path) -> None:
+    model, averages = small(1), small(2)
+    torch.save(
+        {"model": model.state_dict(), "ema": {"module": averages.state_dict(), "updates": 3}}, tmp_path / "w.pth"
+    )
+    made = small(3)
+    assert load_weights(made, tmp_path / "w.pth", averaged=True).taken == "'ema', and not 'model'"
+    assert torch.equal(made.head.weight, averages.head.weight)
+
+
+def test_a_checkpoint_inside_itself_ends() -> None:
+    held: dict[str, Any] = dict(small(1).state_dict())
+    held["model"] = held
+    assert load_weights(made := small(3), held).loaded == len(made.state_dict())

@@ -156,6 +156,19 @@ def test_a_table_of_noise_is_taken_for_the_models_and_that_is_said(rows: int) ->
         assert torch.equal(model.pos_embed, source.pos_embed)
 
 
+def test_a_model_made_with_a_checkpoint_logs_once_what_was_assumed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.save(small((64, 144), 1).state_dict(), tmp_path / "w.pth")
+    softless.create_model(NAME, op="sima", img_size=(64, 144), checkpoint_path=str(tmp_path / "w.pth"), **TINY)
+    (said,) = [record for record in caplog.records if record.name == "softless.models"]
+    assert "w.pth: pos_embed: its places are those of 4 x 9, which nothing in the file says" in said.getMessage()
+    caplog.clear()
+    softless.save_weights(small((64, 144), 1), tmp_path / "w")
+    softless.create_model(NAME, op="sima", img_size=(64, 144), checkpoint_path=str(tmp_path / "w"), **TINY)
+    assert not caplog.records  # the folder says it
+
+
 def test_sines_of_two_axes_are_as_good_as_learned() -> None:
     """The fixed tables of masked autoencoders and ViT's simpler baseline."""
     from timm.layers import build_sincos2d_pos_embed
