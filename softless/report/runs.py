@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from softless.errors import UsageError
+from softless.errors import DataError, UsageError
 from softless.evaluation.measures import MEASURES
 from softless.evaluation.run_files import read_best, read_classes, read_log, read_recipe, read_result
 from softless.models.sizes import sides
@@ -123,6 +123,7 @@ def read_run(folder: Path) -> RunRecord:
 
     Raises:
         UsageError: the folder is missing, or the run in it is not finished.
+        DataError: a file of the run is damaged.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder} is no run folder: give the --out folder of a finished `softless train`")
@@ -131,6 +132,11 @@ def read_run(folder: Path) -> RunRecord:
             raise UsageError(
                 f"{folder} holds no finished run ({name} is missing): finish it with `softless train --resume`"
             )
+    epochs = read_log(folder / "log.jsonl")
+    if not epochs:
+        raise DataError(
+            f"{folder / 'log.jsonl'} is damaged: it holds no epoch, and the run is finished; bring it back from a backup"
+        )
     stored = read_recipe(folder / "recipe.json")
     return RunRecord(
         folder=folder,
@@ -138,7 +144,7 @@ def read_run(folder: Path) -> RunRecord:
         versions={key: str(stored[key]) for key in KEPT_APART if key in stored and key not in {"machine", "fitted"}},
         machine=stored.get("machine") or {},
         classes=read_classes(folder / "classes.json"),
-        epochs=read_log(folder / "log.jsonl"),
+        epochs=epochs,
         result=read_result(folder / "result.json"),
         best=read_best(folder / "best.json"),
         fitted=stored.get("fitted") or {},

@@ -16,7 +16,7 @@ from PIL import Image
 
 import softless
 from softless.cli.main import main
-from softless.errors import UsageError
+from softless.errors import DataError, UsageError
 from softless.evaluation import load_run
 from softless.evaluation.run_files import read_best
 from softless.models.records import sealed
@@ -231,6 +231,12 @@ def test_the_log_is_read_before_training_goes_on(run: Path, finished: Path, monk
         (run / "log.jsonl").write_text("\n".join([bad, *lines[1:]]) + "\n")
         with pytest.raises(UsageError, match=r"cannot resume .*log\.jsonl"):
             fit(None, run, resume=True, device="cpu", progress=False)
+
+
+def test_a_finished_run_without_an_epoch_in_its_log_is_one_sentence(run: Path):
+    (run / "log.jsonl").write_text("")
+    with pytest.raises(DataError, match=r"log\.jsonl is damaged: it holds no epoch"):
+        read_run(run)
 
 
 def test_what_is_no_file_does_not_hang(run: Path):
