@@ -16,6 +16,7 @@ from softless.training.agreement import agree_on_arguments
 from softless.training.signals import Signals, Stop
 from softless.training.world import World, hearing, join, named
 
+WHOLE = "no file is left half written"
 LOOK = 2.0  # seconds between two looks at the other ranks
 DAY = 24 * 60.0  # minutes that a rank with a short share waits for one with a long one
 
@@ -38,7 +39,7 @@ def sharing(device: str, asked: Mapping[str, Any], folder: Path | None = None) -
         if world.size == 1:
             yield world
             return
-        with Signals(ranks=world.size, stands="no file is left half written") as signals, hearing(world):
+        with Signals(ranks=world.size, stands=WHOLE) as signals, hearing(world):
             signals.last_words = world.say
             try:
                 with signals.interruptible(alone=True):
@@ -48,9 +49,10 @@ def sharing(device: str, asked: Mapping[str, Any], folder: Path | None = None) -
                     world.gather(None)  # who is done waits here, so that nobody is missed who may end
             except Stop as stop:
                 if gone := world.gone():  # whoever started the ranks ends all as soon as one is gone
-                    raise RankGone(f"{named(gone, world)}: no file is left half written") from stop
+                    told = named(gone, world)  # with its last words, which may say so already
+                    raise RankGone(told if WHOLE in told else f"{told}: {WHOLE}") from stop
                 number = signals.received or signal.SIGTERM
-                raise Interrupted(f"{number.name}: ended; no file is left half written", 128 + number) from stop
+                raise Interrupted(f"{number.name}: ended; {WHOLE}", 128 + number) from stop
 
 
 @contextmanager
