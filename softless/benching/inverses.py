@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from softless.attention import inverse as inverses
-from softless.attention.gaussian import OPTIONS
+from softless.attention.bottleneck.claims import OPTIONS
 from softless.benching.errors_of import deviation
 from softless.benching.kernels import KERNELS, matrices
 from softless.benching.record import record_path, table, write_csv

@@ -8,7 +8,7 @@ from types import MappingProxyType
 import torch
 from torch import Generator, Tensor
 
-from softless.attention.gaussian import own_kernel
+from softless.attention.bottleneck.kernels import own_kernel
 
 Draw = Callable[[int, int, Generator], Tensor]  # (R, D, generator) -> bottleneck tokens (R, D)
 

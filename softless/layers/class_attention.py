@@ -9,6 +9,8 @@ Koohpayegani and Pirsiavash, arXiv:2206.08898; eps 1e-6 as in the official code.
 
 # B batch, H heads, N tokens (the class token first), D features per head
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -50,6 +52,8 @@ class ClassAttention(nn.Module):
         UsageError: the operator has no class row, no token_scale, or an option that its class row does not take.
     """
 
+    row_options: Mapping[str, Any] = MappingProxyType({})  # of modules that were pickled before there was this
+
     def __init__(self, dim: int, num_heads: int = 8, op: str | Operator = "sima", *, qkv_bias: bool = False, attn_drop: float = 0.0, proj_drop: float = 0.0, token_scale: str | float | None = None, **options: Any) -> None:  # fmt: skip
         super().__init__()
         self.op = get(op)
@@ -61,6 +65,7 @@ class ClassAttention(nn.Module):
             )
         scaled = {} if token_scale is None else {"token_scale": token_scale}
         self.options = check_options(self.op, options | scaled)
+        self.row_options = self.op.of_row(self.options)
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.attn_drop = nn.Dropout(attn_drop)
@@ -96,7 +101,7 @@ class ClassAttention(nn.Module):
     def row(self, q: Tensor, k: Tensor) -> Tensor:
         """The first query's weights over all tokens, before token_scale: (B,H,N,D) twice -> (B,H,1,N)."""
         assert self.op.class_row is not None
-        return self.op.class_row(q, k, eps=EPS, **self.op.of_row(self.options))
+        return self.op.class_row(q, k, eps=EPS, **self.row_options)
 
     def _by_matrix(self, qkv: Tensor) -> Tensor:
         """The same as q^ (k^^T v), all tokens read once: (B,H,1,D)."""

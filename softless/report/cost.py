@@ -34,9 +34,10 @@ class Row:
 
 def draw_cost(groups: Sequence[Group], speeds: Mapping[Path, Speed] | None = None) -> Html:
     """The table, with each model's ratio to the last one, which the others are compared with."""
-    rows = [*_counted(groups), *_timed(groups, speeds or {})]
+    costs = [cost(load_run(group.first.folder, "cpu").model, group.first.pixels) for group in groups]
+    rows, caption = [*_counted(costs), *_timed(groups, speeds or {})], _caption(groups, costs)
     if len(groups) > FEW:
-        return _listed(groups, rows)
+        return _listed(groups, rows, caption)
     base = len(groups) - 1
     head = ["", *(tag("span", tag("span", class_=f"swatch {group.colour}"), group.label) for group in groups)]
     head += ["ratio"] if len(groups) == 2 else [f"{group.label} / {groups[base].label}" for group in groups[:base]]
@@ -48,10 +49,10 @@ def draw_cost(groups: Sequence[Group], speeds: Mapping[Path, Speed] | None = Non
             other = row.values[base]
             cells.append("–" if value is None or other is None else ratio(value, other))
         body.append(cells)
-    return table(head, body, caption=_caption(groups), class_="plain cost")
+    return table(head, body, caption=caption, class_="plain cost")
 
 
-def _listed(groups: Sequence[Group], rows: Sequence[Row]) -> Html:
+def _listed(groups: Sequence[Group], rows: Sequence[Row], caption: str) -> Html:
     """A line for each model, where they are too many for columns."""
     body = [
         [tag("span", tag("span", class_=f"swatch {group.colour}"), group.label)]
@@ -59,18 +60,17 @@ def _listed(groups: Sequence[Group], rows: Sequence[Row]) -> Html:
         for number, group in enumerate(groups)
     ]
     head = ["", *(tag("span", row.name, tag("small", row.says)) for row in rows)]
-    return table(head, body, caption=_caption(groups), class_="plain cost listed")
+    return table(head, body, caption=caption, class_="plain cost listed")
 
 
-def _caption(groups: Sequence[Group]) -> str:
+def _caption(groups: Sequence[Group], costs: Sequence[Cost]) -> str:
     """What is counted, with the companions of attention that are counted along."""
-    found = {group.label: _cost(group).companions for group in groups}
-    said = [f"{label} has {', '.join(companions)}" for label, companions in found.items() if companions]
+    both = zip(groups, costs, strict=True)
+    said = [f"{group.label} has {', '.join(c.companions)}" for group, c in both if c.companions]
     return "; ".join(["Cost of one image", *said])
 
 
-def _counted(groups: Sequence[Group]) -> list[Row]:
-    costs = [_cost(group) for group in groups]
+def _counted(costs: Sequence[Cost]) -> list[Row]:
     return [
         Row("Parameters", "trained numbers", [c.parameters for c in costs], count),
         Row("Multiply-adds", "matrix products and convolutions, per image", [c.macs for c in costs], short),
@@ -85,10 +85,6 @@ def _counted(groups: Sequence[Group]) -> list[Row]:
         Row("Peak inference memory", "weights and live tensors, one image", [c.peak_bytes for c in costs], size),
         Row("Activation memory", "kept for the backward pass, per image", [c.activation_bytes for c in costs], size),
     ]
-
-
-def _cost(group: Group) -> Cost:
-    return cost(load_run(group.first.folder, "cpu").model, group.first.pixels)
 
 
 def _timed(groups: Sequence[Group], speeds: Mapping[Path, Speed]) -> list[Row]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from softless.attention import inverse as inverses
-from softless.attention.gaussian import kernel, own_kernel
+from softless.attention.bottleneck.kernels import kernel, own_kernel
 from softless.benching.kernels import KERNELS, matrices
 from tests.ops.draw import error
 

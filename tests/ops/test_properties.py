@@ -8,7 +8,7 @@ from torch import Tensor
 
 from softless import PrecisionError
 from softless.attention import OPERATORS, Operator
-from softless.attention.gaussian import HALF_CHANNELS
+from softless.attention.bottleneck.claims import HALF_CHANNELS
 from tests.ops.draw import DTYPES, Call, assert_near, attend, draw, every, exact
 
 BOUND = {

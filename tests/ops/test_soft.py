@@ -9,7 +9,9 @@ from torch import Tensor
 
 import softless
 from softless import UsageError
-from softless.attention import OPERATORS, gaussian, get
+from softless.attention import OPERATORS, get
+from softless.attention.bottleneck.claims import SAMPLINGS
+from softless.attention.bottleneck.sampling import sample, scaled
 from softless.attention.learned import starting
 from softless.attention.options import Sizes
 from softless.attention.record import Dims
@@ -118,18 +120,18 @@ def test_gradient_of_the_published_form_is_the_analytic_one() -> None:
     assert_near(leaf.grad, ours.grad, 1e-3)  # well spread tokens: twenty steps suffice
 
 
-@pytest.mark.parametrize("sampling", gaussian.SAMPLINGS)
+@pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_samplings(sampling: str) -> None:
     """Each takes as many bottleneck tokens as there are windows, and repeats; only the convolution has tensors of its own."""
     q, v, own = draw()
     learned = own if sampling == "conv" else {}
     record = OPERATORS["soft"]
     assert set(record.own_tensors({"sampling": sampling})) == set(learned)
-    x = gaussian.scaled(q, None)
-    few, there = gaussian.sample(x, None, GRID, learned, sampling, 2)
+    x = scaled(q, None)
+    few, there = sample(x, None, GRID, learned, sampling, 2)
     assert few.shape == (2, 3, 12, 8)
     assert bool(there.all())
-    assert few.equal(gaussian.sample(x, None, GRID, learned, sampling, 2)[0])
+    assert few.equal(sample(x, None, GRID, learned, sampling, 2)[0])
     cells = x[:, :, 1:].unflatten(2, GRID[1:])
     if sampling == "pool":
         assert_near(few[..., 5, :], cells[:, :, 2:4, 2:4].mean((2, 3)), 1e-12)
@@ -148,7 +150,7 @@ def test_samplings(sampling: str) -> None:
 
 
 @both
-@pytest.mark.parametrize("sampling", gaussian.SAMPLINGS)
+@pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_chunks_of_every_sampling(name: str, sampling: str) -> None:
     q, v, own = draw()
     learned = own if sampling == "conv" else {}

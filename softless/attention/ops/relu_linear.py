@@ -4,7 +4,7 @@
 
 Equal to cosFormer without its re-weighting. A query without a positive feature gives 0. Sums are float32: in float16 they overflow to
 infinity at some hundred tokens, and the division makes zeros of them. There is no native kernel: the sweeps of the SimA family also sum
-|q|, which is not needed here, and know no relu, so that q and k would be read and written once more; tried so, they were slower.
+|q|, which is not needed here, and know no relu, so that q and k would be read and written once more.
 Cai et al., "EfficientViT: Multi-Scale Linear Attention for High-Resolution Dense Prediction", ICCV 2023, arXiv:2205.14756.
 """
 

@@ -2,7 +2,7 @@
 
     o = P^T (A + ridge I)^-1 (P v),     P = kernel(x~, x),  A = kernel(x~, x~),  x = q / D^(1/4),  kernel(a, b) = exp(-|a - b|^2 / 2)
 
-q and k are one. The bottleneck tokens x~ are sampled on the grid (softless/attention/gaussian.py); prefix tokens have no window, and take part in
+q and k are one. The bottleneck tokens x~ are sampled on the grid (softless/attention/bottleneck); prefix tokens have no window, and take part in
 P. Lu et al., "SOFT: Softmax-free Transformer with Linear Complexity", NeurIPS 2021, arXiv:2110.11945, equations 5, 8 and 9.
 """
 
@@ -12,14 +12,16 @@ from functools import partial
 
 from torch import Tensor
 
-from softless.attention import gaussian
+from softless.attention.bottleneck import claims
+from softless.attention.bottleneck.product import attention
+from softless.attention.bottleneck.sums import streaming
 from softless.attention.options import always
 from softless.attention.record import Backend, Bounds, Claims, Grid, Half, HostNeeds, Identity, Operator
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, *, learned: dict[str, Tensor] | None = None, grid: Grid, mask: Tensor | None = None, query_mask: Tensor | None = None, ratio: int = 2, sampling: str = "conv", inverse: str = "cholesky", ridge: float = 0.01, parity: bool = False) -> Tensor:  # noqa: ARG001  # every reference takes k  # fmt: skip
     """The formula as printed; k is q and is not looked at."""
-    return gaussian.attention(
+    return attention(
         q, v, learned=learned or {}, grid=grid, mask=mask, query_mask=query_mask, normalised=False,
         ratio=ratio, sampling=sampling, inverse=inverse, ridge=ridge, parity=parity,
     )  # fmt: skip
@@ -39,8 +41,8 @@ SPEC = Operator(
     ),
     reference=reference,
     claims=Claims(
-        flops=partial(gaussian.flops, normalised=False),
-        exps=gaussian.exps,
+        flops=partial(claims.flops, normalised=False),
+        exps=claims.exps,
         growth="N",  # at a fixed number of bottleneck tokens
         normalises="nothing",
         scale_free=False,
@@ -48,13 +50,13 @@ SPEC = Operator(
         implied_matrix=True,
         cross=False,
         resolution="grid",
-        limits=gaussian.limits,
+        limits=claims.limits,
     ),
-    streaming=gaussian.streaming(normalised=False),
-    options=gaussian.OPTIONS,
-    learned=gaussian.LEARNED,
+    streaming=streaming(normalised=False),
+    options=claims.OPTIONS,
+    learned=claims.LEARNED,
     half=Half(
-        half_refusal=gaussian.half_refusal,
+        half_refusal=claims.half_refusal,
     ),
     host=HostNeeds(
         needs={"grid": always, "tied_qk": always},
@@ -64,7 +66,7 @@ SPEC = Operator(
             name="eager",
             fn=reference,
             bounds=Bounds(
-                tolerance=gaussian.CLAIMED,
+                tolerance=claims.CLAIMED,
             ),
         ),
     ),

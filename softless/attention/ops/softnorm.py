@@ -3,7 +3,7 @@
     o = P^T diag(A 1)^(-1/2) (A + ridge I)^-1 diag(A 1)^(-1/2) (P v)
 
 Introduced so that a model carries over to dense prediction. The kernels, the bottleneck tokens and the streaming form are SOFT's
-(softless/attention/gaussian.py). Lu et al., "Softmax-free Linear Transformers", IJCV 2024, arXiv:2207.03341; the formula is the code's.
+(softless/attention/bottleneck). Lu et al., "Softmax-free Linear Transformers", IJCV 2024, arXiv:2207.03341; the formula is the code's.
 """
 
 # B batch, H heads, N tokens, D features of q, E features of v
@@ -12,14 +12,16 @@ from functools import partial
 
 from torch import Tensor
 
-from softless.attention import gaussian
+from softless.attention.bottleneck import claims
+from softless.attention.bottleneck.product import attention
+from softless.attention.bottleneck.sums import streaming
 from softless.attention.options import always
 from softless.attention.record import Backend, Bounds, Claims, Grid, Half, HostNeeds, Identity, Operator
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, *, learned: dict[str, Tensor] | None = None, grid: Grid, mask: Tensor | None = None, query_mask: Tensor | None = None, ratio: int = 2, sampling: str = "conv", inverse: str = "cholesky", ridge: float = 0.01, parity: bool = False) -> Tensor:  # noqa: ARG001  # every reference takes k  # fmt: skip
     """The formula as printed; k is q and is not looked at."""
-    return gaussian.attention(
+    return attention(
         q, v, learned=learned or {}, grid=grid, mask=mask, query_mask=query_mask, normalised=True,
         ratio=ratio, sampling=sampling, inverse=inverse, ridge=ridge, parity=parity,
     )  # fmt: skip
@@ -38,8 +40,8 @@ SPEC = Operator(
     ),
     reference=reference,
     claims=Claims(
-        flops=partial(gaussian.flops, normalised=True),
-        exps=gaussian.exps,
+        flops=partial(claims.flops, normalised=True),
+        exps=claims.exps,
         growth="N",  # at a fixed number of bottleneck tokens
         normalises="nothing",
         scale_free=False,
@@ -47,13 +49,13 @@ SPEC = Operator(
         implied_matrix=True,
         cross=False,
         resolution="grid",
-        limits=gaussian.limits,
+        limits=claims.limits,
     ),
-    streaming=gaussian.streaming(normalised=True),
-    options=gaussian.OPTIONS,
-    learned=gaussian.LEARNED,
+    streaming=streaming(normalised=True),
+    options=claims.OPTIONS,
+    learned=claims.LEARNED,
     half=Half(
-        half_refusal=gaussian.half_refusal,
+        half_refusal=claims.half_refusal,
     ),
     host=HostNeeds(
         needs={"grid": always, "tied_qk": always},
@@ -63,7 +65,7 @@ SPEC = Operator(
             name="eager",
             fn=reference,
             bounds=Bounds(
-                tolerance=gaussian.CLAIMED,
+                tolerance=claims.CLAIMED,
             ),
         ),
     ),
