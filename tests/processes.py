@@ -16,13 +16,19 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def environment(ranks: int) -> dict[str, str]:
+    """What every rank of one run is told: where they meet, and one thread each."""
+    told = {name: value for name, value in os.environ.items() if name != "MKL_NUM_THREADS"}  # torch takes the lesser
+    meeting = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return {**told, **meeting, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+
+
 def run_ranks(*command: str, ranks: int = 2, seconds: float = 120) -> list[str]:
     """`python COMMAND` once for each rank, with the environment that torch reads; what each said, when all have ended well.
 
     Raises AssertionError with what each said as soon as one fails, or when the time is over; none is left behind.
     """
-    shared = {**os.environ, "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    shared |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    shared = environment(ranks)
     with ExitStack() as stack:
         files = [stack.enter_context(TemporaryFile("w+")) for _ in range(ranks)]
         processes = []
@@ -56,13 +62,7 @@ def each_rank(
 
     Raises AssertionError where one is still at work when the time is over.
     """
-    shared = {
-        **os.environ,
-        "WORLD_SIZE": str(len(commands)),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-    }
-    shared |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    shared = environment(len(commands))
     with ExitStack() as stack:
         files = [stack.enter_context(TemporaryFile("w+")) for _ in commands]
         processes: list[subprocess.Popen[str]] = []
