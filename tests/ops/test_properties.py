@@ -27,6 +27,7 @@ sizes = st.tuples(st.integers(1, 2), st.integers(1, 3), st.integers(1, 80), st.s
 dtypes = st.sampled_from(DTYPES)
 gains = st.sampled_from([1e-4, 1e-2, 1.0, 10.0])
 seeds = st.integers(0, 10_000)
+NEAR_THE_END = 1e-2  # of what a dtype holds: so near, rounding decides
 
 
 def drawn(
@@ -47,10 +48,16 @@ def test_finite_and_in_its_dtype(
         with pytest.raises(PrecisionError):
             attend(q, k, v, op=op, **extras)
         return
-    o = attend(q, k, v, op=op, **extras)
+    most = float(exact(op, (q, k, v), extras).abs().max() / torch.finfo(dtype).max)
+    try:
+        o = attend(q, k, v, op=op, **extras)
+    except PrecisionError:
+        assert dtype == torch.float16
+        assert most > 1 - NEAR_THE_END
+        return
     assert o.dtype == dtype
-    fits = exact(op, (q, k, v), extras).abs().max() < torch.finfo(dtype).max
-    assert bool(o.isfinite().all()) or not fits
+    assert bool(o.isfinite().all()) or (most > 1 and dtype != torch.float16)
+    assert dtype != torch.float16 or most < 1 + NEAR_THE_END
 
 
 @every
