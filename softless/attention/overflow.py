@@ -21,9 +21,9 @@ MOST = torch.finfo(torch.float16).max
 
 def may_look(x: Tensor) -> bool:
     """Whether a call may depend on the values of its result."""
-    if x.device.type != "cpu" or x.requires_grad or not x.numel():
+    if torch.compiler.is_compiling() or recording():  # first: a graph would hold even the question after the size
         return False
-    if torch.compiler.is_compiling() or recording() or type(x) is not Tensor:
+    if x.device.type != "cpu" or x.requires_grad or type(x) is not Tensor or not x.numel():
         return False
     return not (is_in_torch_dispatch_mode() or torch._C._functorch.is_functorch_wrapped_tensor(x))
 
