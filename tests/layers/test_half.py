@@ -19,7 +19,7 @@ from tests.ops.draw import SMALL
 WIDTH, HEADS = 16, 2
 NEAR = 3e-2  # large q and k make exponentials of which half precision keeps two digits
 LEAST = 2.0**-25  # what float16 rounds to 0
-SIZES = (4096, pytest.param(16384, marks=pytest.mark.extra))
+SIZES = (4096, pytest.param(16384, marks=pytest.mark.soak))
 scales = pytest.mark.parametrize("scale", [1.0, 30.0])
 
 
