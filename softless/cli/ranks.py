@@ -11,9 +11,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from softless.cli.main import ENDED
+from softless.data.cores import cores
 from softless.errors import UsageError
 from softless.training.last_words import NOTED, leave
-from softless.training.machine import cores
 
 OPTION = "--ranks"
 LOOPBACK = "lo"

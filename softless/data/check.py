@@ -145,8 +145,7 @@ def _check_table(spec: "TableSpec", folder: str | Path | None, found: Gathering)
         targets = samples.targets if listed.several else np.eye(len(listed.classes), dtype=np.int64)[samples.targets]
         found.counts[part] = dict(zip(listed.classes, targets.sum(0).tolist(), strict=True))
         said = [", ".join(listed.classes[place] for place in np.flatnonzero(row)) for row in targets]
-        for file, label in track(zip(samples.paths(), said, strict=True), len(samples), f"reading {part}"):
-            found.image(file, part, label)
+        found.images(list(zip(samples.paths(), said, strict=True)), part, f"reading {part}")
     if not listed.faults:
         _check_cut(located(spec.path or ""), listed.parts, found)
     return "table"
@@ -256,8 +255,7 @@ def _check_images(root: Path, found: Gathering, part: str = "all") -> str:
             "expected root/{train,val,test}/class/images, or root/class/images"
         )
     found.counts[part] = {"(no class)": len(listed.files)}
-    for file in track(listed.files, len(listed.files), "reading"):
-        found.image(root / file, part, "")
+    found.images([(root / file, "") for file in listed.files], part, "reading")
     return "images"
 
 
@@ -287,9 +285,8 @@ def _check_part(folder: Path, part: str, found: Gathering) -> set[str]:
         found.fault(folder / name, "classes", f"it and '{twin}' {ALIKE}")
     listed = {name: _listed(folder / name, found) for name in names}
     found.counts[part] = {name: len(inside.files) for name, inside in listed.items()}
-    files = [(name, file) for name, inside in listed.items() for file in inside.files]
-    for name, file in track(files, len(files), f"reading {part}"):
-        found.image(folder / name / file, part, name)
+    files = [(folder / name / file, name) for name, inside in listed.items() for file in inside.files]
+    found.images(files, part, f"reading {part}")
     return set(map(composed, names))
 
 

@@ -3,10 +3,12 @@
 import hashlib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from softless.data import progress
+from softless.data.cores import on_all_cores
 from softless.data.images import BadImage, Decoded
 from softless.data.notices import notice
 from softless.data.pictures import size_of
@@ -121,6 +123,14 @@ class DataCheck:
         return f"not clean: {doubts}, and the check is strict" if self.strict else f"clean, with {doubts}"
 
 
+class _Read(NamedTuple):
+    """An image that was read in full."""
+
+    decoded: Decoded
+    size: tuple[int, int]  # width and height
+    digest: bytes  # of its pixels
+
+
 @dataclass
 class Gathering:
     """What has been found so far."""
@@ -161,29 +171,61 @@ class Gathering:
 
     def image(self, path: Path, part: str, label: str) -> Decoded | None:
         """Read an image file in full; None if it cannot be."""
-        self.seen += 1
+        return self._take(self._read(path), path, part, label)
+
+    def images(self, files: Sequence[tuple[Path, str]], part: str, told: str) -> None:
+        """Read the image files of a part in full, each with its label, on all cores.
+
+        Args:
+            files: each with its class, or what else labels it.
+            part: that they belong to.
+            told: what the progress line says.
+        """
+        paths = [file for file, _ in files]
+        with on_all_cores(paths) as each:
+            seen = each(self._glance, paths)
+            for (file, label), read in zip(files, progress.track(seen, len(files), told), strict=True):
+                self._take(read, file, part, label)
+
+    def content(self, pixels: bytes, shape: tuple[int, ...], name: str, part: str, label: str) -> None:
+        """Remember the pixels, and pair them with the same ones in another split, or in another class of this one."""
+        self._pair(_digest(pixels, shape), name, part, label)
+
+    def _read(self, path: Path) -> "_Read | BadImage":
+        """An image read in full, or why it cannot be."""
         try:
             decoded = read_whole(path, 3, self.scale, max_pixels=self.max_pixels, min_side=self.min_side)
         except BadImage as error:
-            self.fault(path, error.kind, error.reason)
+            return error
+        size = size_of(decoded.image)
+        return _Read(decoded, size, _digest(decoded.image.tobytes(), size))
+
+    def _glance(self, path: Path) -> "_Read | BadImage":
+        """`_read` without keeping the pixels, of which thousands may wait."""
+        read = self._read(path)
+        return read if isinstance(read, BadImage) else read._replace(decoded=replace(read.decoded, image=None))
+
+    def _take(self, read: "_Read | BadImage", path: Path, part: str, label: str) -> Decoded | None:
+        """Count an image that was read, and say what there is to say of it."""
+        self.seen += 1
+        if isinstance(read, BadImage):
+            self.fault(path, read.kind, read.reason)
             return None
         self.good += 1
+        decoded, (width, height) = read.decoded, read.size
         for kind, text in decoded.remarks:
             self.warn(path, kind, text)
         if decoded.unguarded:
             self.unguarded[decoded.unguarded] += 1
         self.outside.setdefault(part, Outside()).add(decoded.outside)
-        width, height = size_of(decoded.image)
         if max(width, height) >= SLENDER * min(width, height):
             self.warn(path, "slender", f"it is {width} x {height} pixels: a square model sees a part of it, or a smear")
         if decoded.format not in _ENDINGS.get(path.suffix.lower(), {decoded.format}):
             self.warn(path, "wrong ending", f"it is a {decoded.format} file by its content, and is read as one")
-        self.content(decoded.image.tobytes(), (width, height), self.name(path), part, label)
+        self._pair(read.digest, self.name(path), part, label)
         return decoded
 
-    def content(self, pixels: bytes, shape: tuple[int, ...], name: str, part: str, label: str) -> None:
-        """Remember the pixels, and pair them with the same ones in another split, or in another class of this one."""
-        digest = hashlib.blake2b(pixels, digest_size=16, key=repr(shape).encode()).digest()
+    def _pair(self, digest: bytes, name: str, part: str, label: str) -> None:
         places = self.first.setdefault(digest, {})
         others = [twin for there, (twin, _) in places.items() if there != part]
         if not others and part in places and places[part][1] != label:
@@ -214,6 +256,13 @@ class Gathering:
 
     def _named(self, path: Path | str) -> str:
         return path if isinstance(path, str) else self.name(path)
+
+
+def _digest(pixels: bytes, shape: tuple[int, ...]) -> bytes:
+    """What tells pixels of a size from all others; SHA-256 is the fastest where processors have instructions for it."""
+    digest = hashlib.sha256(repr(shape).encode())
+    digest.update(pixels)
+    return digest.digest()[:16]
 
 
 def named(path: Path, root: Path) -> str:

@@ -8,16 +8,16 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import PIL
 
 from softless.data import progress
+from softless.data.cores import on_all_cores
 from softless.data.findings import Fault, named, refusal
 from softless.data.images import MAX_PIXELS, MIN_SIDE, BadImage, content, limit
 from softless.data.notices import notice
@@ -28,8 +28,6 @@ from softless.errors import DataError, StorageError, UsageError, located, unknow
 from softless.models.durable import discard, make_folder, move, reason_of, write_bytes
 
 POLICIES = ("stop", "skip", "clip")  # of all fields named `faults`
-Found = TypeVar("Found")
-AT_ONCE = 4096  # files that wait for a thread
 _log = logging.getLogger("softless.data")
 _known: dict[int, int] = {}  # files that this process found whole, and what is in them
 
@@ -104,7 +102,7 @@ def unreadable(
     asked = [place for place, key in enumerate(keys) if key is None or key not in _known]
     bad: dict[Path, BadImage] = {}
     outside, cut = Outside(), set[int]()
-    with _threads() as each:
+    with on_all_cores(files) as each:
         read = each(partial(_looked_at, channels=channels, scale=scale, page=page), [files[place] for place in asked])
         for place, found in zip(asked, progress.track(read, len(asked), "reading all images once"), strict=True):
             if isinstance(found, BadImage):
@@ -128,31 +126,11 @@ def unreadable(
 def contents(samples: FileSamples) -> str:
     """A digest of what is in the files of all samples, and of outlines on them; files found whole are not read again."""
     paths, rule = samples.paths(), _rule(samples.channels, samples.scale)
-    with _threads() as each:
+    with on_all_cores(paths) as each:
         found = np.fromiter(each(partial(_content_of, rule=rule), paths), dtype=">u8", count=len(paths))
     digest = hashlib.sha256(found.tobytes())
     samples.update_outlines(digest)
     return digest.hexdigest()
-
-
-def cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-class _threads:  # noqa: N801 - used as a function
-    """Threads that a signal ends: what waits is given up."""
-
-    def __enter__(self) -> Callable[[Callable[[Path], Found], Sequence[Path]], Iterator[Found]]:
-        self.pool = ThreadPoolExecutor(min(cores(), 32))
-        return self._each
-
-    def __exit__(self, *_: object) -> None:
-        self.pool.shutdown(cancel_futures=True)
-
-    def _each(self, work: Callable[[Path], Found], files: Sequence[Path]) -> Iterator[Found]:
-        for start in range(0, len(files), AT_ONCE):
-            yield from self.pool.map(work, files[start : start + AT_ONCE])
 
 
 class _Whole(NamedTuple):

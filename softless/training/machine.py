@@ -5,35 +5,12 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-CGROUP = Path("/sys/fs/cgroup")
+from softless.data.cores import cores
+
 SHARED = Path("/dev/shm")  # noqa: S108 - nothing is written there by us; through which loading processes hand over their batches
 MOST_LOADERS = 8
 SMALL_SET = 256  # images: fewer are decoded and kept before other processes have started
 IN_MEMORY = frozenset({"digits", "npz"})  # sources whose images need no decoding
-
-
-def cores() -> int:
-    """Cores that this process may use: its affinity, and the quota of its control group where there is one."""
-    try:
-        allowed = len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS and Windows
-        allowed = os.cpu_count() or 1
-    quota = _quota(CGROUP)
-    return max(min(allowed, allowed if quota is None else round(quota)), 1)
-
-
-def _quota(root: Path) -> float | None:
-    """Cores that the control group may use at once; None where it has no limit."""
-    try:
-        told = (root / "cpu.max").read_text(encoding="utf-8").split()
-        return None if told[0] == "max" else int(told[0]) / int(told[1])
-    except (OSError, ValueError, IndexError, ZeroDivisionError):
-        pass
-    try:
-        quota, period = (int((root / "cpu" / f"cpu.cfs_{name}_us").read_text("utf-8")) for name in ("quota", "period"))
-    except (OSError, ValueError):
-        return None
-    return quota / period if quota > 0 and period > 0 else None
 
 
 def ranks_here(environment: Mapping[str, str] = os.environ) -> int:

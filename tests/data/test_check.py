@@ -3,13 +3,14 @@
 import json
 import os
 import re
+import threading
 import zipfile
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from softless.data import open_splits
+from softless.data import cores, findings, open_splits
 from softless.data.check import check
 from softless.errors import DataError, UsageError
 from softless.training.recipe import DataSpec
@@ -55,6 +56,33 @@ def test_every_file_of_the_corpus_is_named(tmp_path):
     text = str(found)
     assert all(f"  train/cat/{name}: " in text for name in BAD)
     assert text.splitlines()[-1] == f"not clean: {len(BAD)} faults"
+
+
+def test_many_threads_report_what_one_does(tmp_path, monkeypatch):
+    """Faults, warnings, duplicates and counts in the same order, whether files are read side by side or in a row."""
+    good_split(tmp_path)
+    put_bad(tmp_path / "train" / "cat")
+    for number, (name, odd) in enumerate(ODD.items()):
+        (tmp_path / "val" / "dog" / name).write_bytes(odd.content)
+        (tmp_path / "train" / "dog" / f"{number}-{name}").write_bytes(odd.content)
+    monkeypatch.setattr(cores, "cores", lambda: 4)
+    reports, threads = [], []
+    read_whole = findings.read_whole
+
+    def noted(*args, **options):
+        threads.append(threading.current_thread().name)
+        return read_whole(*args, **options)
+
+    monkeypatch.setattr(findings, "read_whole", noted)
+    for large in (0, 2**40):
+        monkeypatch.setattr(cores, "LARGE", large)
+        threads.clear()
+        reports.append(check(tmp_path).to_dict())
+        assert (len(set(threads)) > 1) == (large == 0)
+    assert reports[0] == reports[1]
+    assert reports[0]["bad"]
+    assert reports[0]["warnings"]
+    assert reports[0]["duplicates"]
 
 
 def test_a_good_corpus_is_clean(tmp_path):

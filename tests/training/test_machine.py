@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from softless.benching.comparison import as_recipe
+from softless.data import cores
 from softless.training import Recipe, fit, machine
 from tests.training.test_loop import untimed
 
@@ -20,7 +21,7 @@ TORCHRUN = {"LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8", "TORCHELASTIC_RUN_ID": "
 @pytest.fixture
 def sixteen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
-    monkeypatch.setattr(machine, "CGROUP", tmp_path / "none")
+    monkeypatch.setattr(cores, "CGROUP", tmp_path / "none")
     monkeypatch.setattr(machine, "SHARED", tmp_path / "none")
 
 
@@ -46,7 +47,7 @@ def test_threads(environment: dict[str, str], threads: int):
 
 @pytest.mark.usefixtures("sixteen")
 @pytest.mark.parametrize(
-    ("files", "cores"),
+    ("files", "number"),
     [
         ({"cpu.max": "200000 100000\n"}, 2),
         ({"cpu.max": "50000 100000\n"}, 1),
@@ -58,13 +59,13 @@ def test_threads(environment: dict[str, str], threads: int):
     ],
 )
 def test_a_container_has_the_cores_of_its_quota(
-    files: dict[str, str], cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    files: dict[str, str], number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    monkeypatch.setattr(cores, "CGROUP", tmp_path)
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert machine.cores() == cores
+    assert cores.cores() == number
 
 
 @pytest.mark.usefixtures("sixteen")

@@ -1,0 +1,76 @@
+"""The cores that this process may use, and files read on all of them."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+CGROUP = Path("/sys/fs/cgroup")
+MOST = 32  # threads
+AT_ONCE = 4096  # files that wait for a thread
+LARGE = 8192  # bytes of a file from which on threads are faster
+LOOKED_AT = 64  # files, for how large they are
+Result = TypeVar("Result")
+
+
+class Each(Protocol):
+    """Does the same work on many files and gives the results in their order."""
+
+    def __call__(self, work: Callable[[Path], Result], asked: Sequence[Path], /) -> Iterator[Result]: ...
+
+
+def cores() -> int:
+    """Cores that this process may use: its affinity, and the quota of its control group where there is one."""
+    try:
+        allowed = len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS and Windows
+        allowed = os.cpu_count() or 1
+    quota = _quota(CGROUP)
+    return max(min(allowed, allowed if quota is None else round(quota)), 1)
+
+
+def _quota(root: Path) -> float | None:
+    """Cores that the control group may use at once; None where it has no limit."""
+    try:
+        told = (root / "cpu.max").read_text(encoding="utf-8").split()
+        return None if told[0] == "max" else int(told[0]) / int(told[1])
+    except (OSError, ValueError, IndexError, ZeroDivisionError):
+        pass
+    try:
+        quota, period = (int((root / "cpu" / f"cpu.cfs_{name}_us").read_text("utf-8")) for name in ("quota", "period"))
+    except (OSError, ValueError):
+        return None
+    return quota / period if quota > 0 and period > 0 else None
+
+
+@contextmanager
+def on_all_cores(files: Sequence[Path]) -> Iterator[Each]:
+    """As many threads as cores for work on files, where that is faster; a signal ends them, and what waits is given up.
+
+    Decoding lets other threads run, what Python does around it does not: small files are read one after the other.
+    """
+    pool = ThreadPoolExecutor(min(cores(), MOST)) if _are_large(files) else None
+
+    def each(work: Callable[[Path], Result], asked: Sequence[Path], /) -> Iterator[Result]:
+        if pool is None:
+            yield from map(work, asked)
+            return
+        for start in range(0, len(asked), AT_ONCE):
+            yield from pool.map(work, asked[start : start + AT_ONCE])
+
+    try:
+        yield each
+    finally:
+        if pool is not None:
+            pool.shutdown(cancel_futures=True)
+
+
+def _are_large(files: Sequence[Path]) -> bool:
+    """Whether the middle one of some files, over the whole list, holds as many bytes as decoding in threads is worth."""
+    sizes = []
+    for file in files[:: max(len(files) // LOOKED_AT, 1)]:
+        with suppress(OSError):
+            sizes.append(file.stat().st_size)
+    return bool(sizes) and sorted(sizes)[len(sizes) // 2] >= LARGE
