@@ -75,6 +75,7 @@ _MAGIC = {
 }
 DEEP = re.compile(r"(?<!BGR);16")  # raw modes with 16 bits per channel; BGR;16 has 16 per pixel
 _TILE_SIDES, SAMPLE_FORMAT, SIGNED, _ORIENTATION = (322, 323), 339, 2, 0x0112  # TIFF tags
+_UNPACKED = frozenset({"JPEG", "PNG", "WEBP"})  # whose pixels are the decoder's own; of others Pillow may map the file
 _TEXTS = re.compile(r"MAX_TEXT_(CHUNK|MEMORY)")  # in what Pillow says of profiles and texts larger than it reads
 _ONE = threading.Lock()
 
@@ -410,7 +411,9 @@ def convert(image: Image.Image, path: Path, mode: str) -> Image.Image:
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # Pillow warns when a palette with transparent entries goes to RGB directly
     try:
-        return image.copy() if image.mode == mode else image.convert(mode)
+        if image.mode != mode:
+            return image.convert(mode)
+        return image if image.format in _UNPACKED else image.copy()
     except ValueError as error:
         raise bad_image(path, "pixel format", f"{error}; convert it to RGB with a colour profile first") from error
 

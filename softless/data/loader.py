@@ -67,21 +67,25 @@ class TransformedSamples(Dataset[tuple[Any, Any]]):
 
     def _item(self, position: int) -> tuple[Any, Any]:
         index = position % len(self.samples)
+        prepared, kept = self._prepared(index)
+        finished = self.transform.finish(prepared, kept=kept)
         if self.transform.joint:
-            pair: tuple[Any, Any] = self.transform.finish(self._prepared(index))
+            pair: tuple[Any, Any] = finished
             return pair
-        return self.transform.finish(self._prepared(index)), self.samples.target(index)
+        return finished, self.samples.target(index)
 
-    def _prepared(self, index: int) -> Any:
+    def _prepared(self, index: int) -> tuple[Any, bool]:
+        """What is the same in every epoch, and whether it is kept."""
         if index in self._cache:
-            return self._cache[index]
+            return self._cache[index], True
         image = self.samples.image(index)
         prepared = self.transform.prepare((image, self.samples.target(index)) if self.transform.joint else image)
         size = _bytes(prepared)
-        if size <= self._room:
+        kept = size <= self._room
+        if kept:
             self._room -= size
             self._cache[index] = prepared
-        return prepared
+        return prepared, kept
 
 
 class EpochOrder(Sampler[list[int]]):

@@ -55,8 +55,10 @@ class Pipeline:
             image = step(image)
         return image
 
-    def finish(self, prepared: Any) -> Any:
-        """The rest: the tail, or a copy of what `prepare` made."""
+    def finish(self, prepared: Any, *, kept: bool = True) -> Any:
+        """The rest: the tail, or what `prepare` made, a copy of it where it is kept."""
+        if self.fixed and not kept:
+            return prepared
         if self.fixed:
             return copy.deepcopy(prepared) if self.joint else prepared.clone()
         for step in self.tail:
@@ -64,7 +66,7 @@ class Pipeline:
         return prepared
 
     def __call__(self, image: Any) -> Any:
-        return self.finish(self.prepare(image))
+        return self.finish(self.prepare(image), kept=False)
 
     def __repr__(self) -> str:
         return "Pipeline(\n" + "".join(f"    {step}\n" for step in self.transforms) + ")"
