@@ -31,9 +31,20 @@ WEIGHTS = (
     "module",
     "net",
     "weights",
+    "network",
+    "params",
     "student",
 )  # where scripts keep them
-AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "teacher", "ema", "ema_model")
+AVERAGED = (
+    "state_dict_ema",
+    "model_ema",
+    "ema_state_dict",
+    "model_ema_state_dict",
+    "teacher",
+    "ema",
+    "ema_model",
+    "params_ema",
+)
 SECOND = ("model_ema", "ema", "ema_model")  # beside the weights that their script evaluates
 USUAL = tuple(name for name in AVERAGED if name not in SECOND)  # the result of their script, not a second choice
 INSIDE = (

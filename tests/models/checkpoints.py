@@ -239,6 +239,8 @@ LOADS: dict[str, tuple[Callable[[Any, Path], Path], str]] = {  # how it is writt
     "mmengine": (saved(lambda m: {"meta": {"cfg": "model = dict()", "epoch": 1}, "state_dict": renamed("backbone.{}".format)(m), "message_hub": {}, "param_schedulers": []}), "'backbone.'"),
     "accelerate": (accelerates, ""),
     "safetensors": (safetensors_own, ""),
+    "params and params_ema (BasicSR's saver)": (saved(lambda m: {"params": small(9).state_dict(), "params_ema": m.state_dict()}), "'params_ema', and not 'params'"),
+    "network": (saved(lambda m: {"network": m.state_dict(), "step": 3}), ""),
     "model_state_dict of the tutorials": (saved(lambda m: {"model_state_dict": m.state_dict(), "optimizer_state_dict": optimizer_of(m).state_dict(), "loss": 0.3}), ""),
     "before torch 1.6": (saved(lambda m: {"state_dict": m.state_dict(), "epoch": 3}, **OLD), "which has no checksums"),
     "before torch 1.6, with options": (saved(lambda m: {"model": m.state_dict(), "optimizer": optimizer_of(m).state_dict(), "args": options()}, **OLD), "which has no checksums"),
