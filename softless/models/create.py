@@ -10,6 +10,7 @@ from typing import Any, cast
 import timm
 import torch
 from timm.models import is_model, model_entrypoint
+from timm.models._features import FeatureGetterNet
 from torch import nn
 
 from softless.attention import Operator, get
@@ -70,6 +71,10 @@ def create_model(name: str, op: str | Operator | None = None, *, pretrained: boo
         if (refused := _unknown_option(name, op, kwargs, error)) is None:
             raise
         raise refused from error
+    except AssertionError as error:  # of timm, which counts the blocks
+        if not kwargs.get("features_only"):
+            raise
+        raise UsageError(f"features_only of '{name}': {error}; name blocks that there are by out_indices=") from error
 
 
 class UnknownOption(UsageError):
@@ -164,11 +169,13 @@ def _host(name: str, op: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Mo
         raise UsageError(
             f"'{name}' with {kwargs} has no block that takes another attention, and would keep softmax: leave block_fn= out"
         )
+    whole: Any = made.model if isinstance(made, FeatureGetterNet) else made  # around it with features_only
     if pretrained:
         trained_as_configured(made)
     elif name.startswith("deit_"):
-        vit.start_as_deit(made)
-    return constructed(vit.connect(made), name, op, kwargs)
+        vit.start_as_deit(whole)
+    vit.connect(whole)
+    return constructed(made, name, op, kwargs)
 
 
 def _from_checkpoint(

@@ -104,6 +104,27 @@ def test_features_only(name: str) -> None:
     assert [tuple(x.shape) for x in model(image())] == [(2, 48, 2, 3)] * 2
 
 
+@pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"])
+@pytest.mark.parametrize("op", ["sima", "cosformer2d", "linformer"])
+def test_features_of_a_host_with_another_operator(name: str, op: str) -> None:
+    """The tokens of the blocks of the same model built whole, its attention told the grid."""
+    options = {**TINY, "img_size": 64}
+    features = create_model(name, op=op, features_only=True, out_indices=(0, 1), **options).eval()
+    whole = create_model(name, op=op, **options).eval()
+    lively(features, image(64, 64))
+    whole.load_state_dict(features.model.state_dict(), strict=False)
+    expected = whole.forward_intermediates(image(64, 64), indices=[0, 1], intermediates_only=True)
+    for found, wanted in zip(features(image(64, 64)), expected, strict=True):
+        assert_near(found, wanted, 1e-6)
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_patch16_224", SIMA_VIT, SIMA_XCIT, "sima_cvt_13_224"])
+def test_features_of_blocks_that_there_are_not(name: str) -> None:
+    op = None if name.startswith("sima") else "sima"
+    with pytest.raises(UsageError, match=r"features_only of '.*': .*out of range.*; name blocks that there are"):
+        create_model(name, op=op, features_only=True, out_indices=(90,))
+
+
 @both
 def test_forward_intermediates(name: str) -> None:
     model = create_model(name, **TINY).eval()
