@@ -61,14 +61,16 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 	$(BIN)/python tools/checks.py
 	$(BIN)/python tools/tables.py --check
+	$(BIN)/python tools/help_table.py --check
 
 bench: $(STAMP)          ## the measured tables of the documents, written to benchmarks/
 	$(BIN)/softless bench operators --record
 	$(BIN)/softless bench operators --ops sima --long --record
 	$(BIN)/softless bench twins --recipe digits --seeds 3 --resume --record
 
-tables: $(STAMP)         ## rewrite the generated blocks of README and docs
+tables: $(STAMP)         ## rewrite the generated blocks of README and docs, and the table of the command's help
 	$(BIN)/python tools/tables.py
+	$(BIN)/python tools/help_table.py
 
 clean:
 	rm -rf $(VENV) build dist runs .mypy_cache .ruff_cache .import_linter_cache

@@ -93,12 +93,7 @@ def run(words: Sequence[str]) -> int:
     name, *rest = words
     if name not in VERBS:
         raise unknown("verb", name, VERBS)
-    verb = load(name)
-    parser = parser_of(name, verb)
-    if name in SHARING:
-        parser.add_argument(
-            RANKS, metavar="N", default=argparse.SUPPRESS, help="processes that share the work; one by default"
-        )
+    verb, parser = load(name), parser_for(name)
     if "-h" in rest or "--help" in rest:
         print(parser.format_help(), end="")
         return 0
@@ -122,6 +117,16 @@ def _on_ranks(name: str, parser: Parser, verb: Callable[..., Any], words: Sequen
     count, rest = ranks.asked(words, parser.prog)
     fill(parser, verb, [word for word in rest if word != "--json"])
     return ranks.launch([name, *rest], count) if count > 1 else run([name, *rest])
+
+
+def parser_for(name: str) -> Parser:
+    """The parser of a verb with what every verb of its kind takes."""
+    parser = parser_of(name, load(name))
+    if name in SHARING:
+        parser.add_argument(
+            RANKS, metavar="N", default=argparse.SUPPRESS, help="processes that share the work; one by default"
+        )
+    return parser
 
 
 def load(name: str) -> Callable[..., Any]:

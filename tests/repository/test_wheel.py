@@ -98,12 +98,12 @@ def test_what_stands_beside_the_package(plain):
     (info,) = {name.split("/")[0] for name in files} - {"softless"}
     names = {name.removeprefix(info + "/") for name in files if name.startswith(info)}
     assert names == {"METADATA", "WHEEL", "entry_points.txt", "RECORD", "licenses/LICENSE"}
-    assert b"softless = softless.cli.main:main" in files[f"{info}/entry_points.txt"]
+    assert b"softless = softless_command:main" in files[f"{info}/entry_points.txt"]
 
 
 def test_a_file_that_the_build_drops_would_be_seen(checkout, tmp_path):
     folder = copy(checkout, tmp_path / "checkout")
-    packages = 'wheel.packages = ["softless"]'
+    packages = 'wheel.packages = ["softless", "softless_command"]'
     settings = (folder / "pyproject.toml").read_text()
     assert packages in settings
     changed = settings.replace(packages, packages + '\nwheel.exclude = ["**/errors.py"]')

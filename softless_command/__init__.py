@@ -1,0 +1,61 @@
+"""The door of the `softless` command: help and version from a table, all else by `softless.cli.main`.
+
+Importing softless imports torch and timm, which takes seconds; a question for help should not.
+The table is written by `tools/tables.py` from the verbs themselves.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+TABLE = Path(__file__).with_name("help.json")
+HELP = ("-h", "--help")
+ACTIONS: dict[str, Any] = {"BooleanOptionalAction": argparse.BooleanOptionalAction}
+
+
+def main() -> int:
+    """Answer the command of this process; returns its exit code."""
+    text = answer(sys.argv[1:])
+    if text is None:
+        from softless.cli.main import main as run
+
+        return run()
+    sys.stdout.write(text)
+    return 0
+
+
+def answer(words: Sequence[str]) -> str | None:
+    """What a question for help or version is answered; None where a verb must run."""
+    words = [word for word in words if word != "--debug"]
+    name = words[0] if words else "help"
+    table = json.loads(TABLE.read_text(encoding="utf-8"))
+    if name in {*HELP, "help"}:
+        return f"{table['overview']}\n"
+    if name == "--version":
+        return f"softless {table['version']}\n"
+    if name in table["verbs"] and any(word in HELP for word in words[1:]):
+        return parser(table["verbs"][name]).format_help()
+    return None
+
+
+def parser(stored: Mapping[str, Any]) -> argparse.ArgumentParser:
+    """A verb's parser with what its help is made of."""
+    made = argparse.ArgumentParser(
+        prog=stored["prog"],
+        usage=stored["usage"],
+        description=stored["description"],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+    )
+    for option in stored["options"]:
+        how = {**option}
+        names = how.pop("names")
+        if how["action"] in ACTIONS:
+            how["action"] = ACTIONS[how["action"]]
+        if how.get("help") is None:
+            how["help"] = argparse.SUPPRESS
+        made.add_argument(*names, default=argparse.SUPPRESS, **how)
+    return made

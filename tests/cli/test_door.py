@@ -1,0 +1,54 @@
+"""Help and version without torch: the table answers as the verbs do, at any width of the terminal."""
+
+import subprocess
+import sys
+
+import pytest
+
+import softless_command
+from softless.cli.main import VERBS, overview, parser_for, run
+from tools import help_table
+
+QUESTIONS = [[], ["--help"], ["-h"], ["help"], ["--version"], ["--version", "--debug"]]
+
+
+@pytest.mark.parametrize("width", ["40", "80", "200"])
+@pytest.mark.parametrize("name", VERBS)
+def test_help_is_the_verb_s(name: str, width: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", width)
+    for words in ([name, "--help"], [name, "--out", "x", "-h"], ["--debug", name, "--help"]):
+        assert softless_command.answer(words) == parser_for(name).format_help()
+
+
+@pytest.mark.parametrize("words", QUESTIONS, ids=" ".join)
+def test_it_says_what_the_command_says(words: list[str], capsys: pytest.CaptureFixture[str]):
+    assert run([word for word in words if word != "--debug"]) == 0
+    assert softless_command.answer(words) == capsys.readouterr().out
+    assert overview() in (softless_command.answer([]) or "")
+
+
+def test_the_table_is_fresh():
+    assert help_table.main(["--check"]) == 0
+
+
+@pytest.mark.parametrize("words", [["trian", "--help"], ["train"], ["list", "models"], ["--hepl"]])
+def test_what_asks_no_help_goes_on(words: list[str]):
+    assert softless_command.answer(words) is None
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["train", "--help"]], ids=" ".join)
+def test_neither_torch_nor_softless_is_imported(words: list[str]):
+    code = (
+        "import sys, softless_command; assert softless_command.main() == 0; "
+        "assert not {'torch', 'timm', 'numpy', 'softless'} & sys.modules.keys()"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "softless" in done.stdout
+
+
+def test_a_verb_that_runs_runs():
+    code = "import sys, softless_command; sys.exit(softless_command.main())"
+    done = subprocess.run([sys.executable, "-c", code, "trian"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Did you mean 'train'" in done.stderr
