@@ -25,7 +25,8 @@ from softless.models.registration import register_installed as _register_install
 
 __version__ = "0.1.0"
 
-# Functions whose modules are imported when first used; most are verbs of the command line, with the same name and arguments.
+# Functions whose modules are imported when first used; most are verbs of the command line, with the
+# same name and arguments.
 _VERBS = {
     "train": "softless.cli.train",
     "eval": "softless.cli.eval",
@@ -41,13 +42,29 @@ _VERBS = {
     "save_weights": "softless.models.publish",
 }
 
-globals().update(CLASSES)  # SimA, XCA, …: the module with the operator fixed, for timm's attn_layer=
+# SimA, XCA, …: the module with the operator fixed, for timm's attn_layer=
+globals().update(CLASSES)
 
 __all__ = [
-    "OPERATORS", "Attention", "BackendRefused", "DataError", "DivergedError", "MissingExtra", "PrecisionError", "SoftlessError", "UsageError",
-    "attend", "audit", "cost", "create_model", "load_weights", "register", "use_backend",
-]  # fmt: skip
-# `from softless import *` leaves the builtins alone: softless.list and softless.eval are called by their whole names
+    "OPERATORS",
+    "Attention",
+    "BackendRefused",
+    "DataError",
+    "DivergedError",
+    "MissingExtra",
+    "PrecisionError",
+    "SoftlessError",
+    "UsageError",
+    "attend",
+    "audit",
+    "cost",
+    "create_model",
+    "load_weights",
+    "register",
+    "use_backend",
+]
+# `from softless import *` leaves the builtins alone: softless.list and softless.eval are called by
+# their whole names
 __all__ += [name for name in (*CLASSES, *_VERBS) if not hasattr(builtins, name)]
 
 

@@ -1,6 +1,7 @@
 """What a caller did wrong, in one sentence: the input, the rule, the way out.
 
-The command line prints these without a traceback and ends with `exit_code`; everything else is a bug and keeps its traceback.
+The command line prints these without a traceback and ends with `exit_code`; everything else is a
+bug and keeps its traceback.
 """
 
 import difflib
@@ -26,11 +27,15 @@ class UsageError(SoftlessError, ValueError):
 
 
 class DataError(UsageError):
-    """Data that cannot be read or does not fit: missing folder, unreadable image, class without images."""
+    """Data that cannot be read or does not fit: missing folder, unreadable image, class without
+    images.
+    """
 
 
 class Faults(DataError):
-    """Several faults of a data set: a headline, and a line for each fault or for each sentence that several share."""
+    """Several faults of a data set: a headline, and a line for each fault or for each sentence that
+    several share.
+    """
 
     def __init__(self, headline: str, lines: Sequence[str]) -> None:
         super().__init__("\n".join([headline, *lines]))
@@ -51,7 +56,10 @@ class NothingReadable(DataError):
 
 
 class StorageError(UsageError):
-    """A file could not be written: full disk, read-only folder, quota. What was there before is whole."""
+    """A file could not be written: full disk, read-only folder, quota.
+
+    What was there before is whole.
+    """
 
 
 class CheckpointError(UsageError):
@@ -63,7 +71,9 @@ class ResumeMismatch(UsageError):
 
 
 class Interrupted(SoftlessError):
-    """A signal ended the run after its state was saved; `exit_code` is the shell's for that signal."""
+    """A signal ended the run after its state was saved; `exit_code` is the shell's for that
+    signal.
+    """
 
     def __init__(self, said: str, exit_code: int) -> None:
         super().__init__(said)
@@ -85,7 +95,9 @@ class PrecisionError(UsageError):
 
 
 class BackendRefused(UsageError):
-    """A backend asked for by name cannot run this call; the message lists each backend's reasons."""
+    """A backend asked for by name cannot run this call; the message lists each backend's
+    reasons.
+    """
 
 
 class DivergedError(SoftlessError):
@@ -99,7 +111,11 @@ class MissingExtra(SoftlessError, ImportError):
 
     def __init__(self, package: str, extra: str) -> None:
         are = "are" if " and " in package else "is"
-        whence = f'-e ".[{extra}]" in {ROOT}' if (ROOT / "pyproject.toml").is_file() else f'"softless[{extra}]"'
+        whence = (
+            f'-e ".[{extra}]" in {ROOT}'
+            if (ROOT / "pyproject.toml").is_file()
+            else f'"softless[{extra}]"'
+        )
         super().__init__(f"this needs {package}, which {are} not installed: pip install {whence}")
         self._needed = (package, extra)
 
@@ -117,9 +133,12 @@ def need_module(model: object, function: str) -> None:
         return
     if isinstance(model, str):
         raise UsageError(
-            f"softless.{function} takes a model, and '{model}' is a text: softless.{function}(softless.create_model('{model}'), …)"
+            f"softless.{function} takes a model, and '{model}' is a text: "
+            f"softless.{function}(softless.create_model('{model}'), …)"
         )
-    raise UsageError(f"softless.{function} takes a torch.nn.Module, and this is of type {type(model).__name__}")
+    raise UsageError(
+        f"softless.{function} takes a torch.nn.Module, and this is of type {type(model).__name__}"
+    )
 
 
 ROOT = Path(__file__).resolve().parents[1]  # of a checkout, which holds pyproject.toml
@@ -137,15 +156,19 @@ def located(path: str | Path) -> Path:
     """A path that somebody names, with `~` expanded. Nothing need be there.
 
     Raises:
-        UsageError: no file system could have it: a part is too long, it holds a NUL sign, a loop of links, or `~` and no such user.
+        UsageError: no file system could have it: a part is too long, it holds a NUL sign, a loop of
+            links, or `~` and no such user.
     """
     try:
         place = Path(path).expanduser()
         with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
-            os.stat(place)  # noqa: PTH116 - Path.exists raises for some of these and is silent for others
+            # Path.exists raises for some of these and is silent for others
+            os.stat(place)  # noqa: PTH116
     except (OSError, ValueError, RuntimeError) as error:
         why = error.strerror if isinstance(error, OSError) else error
-        raise UsageError(f"the path {clipped(path)} cannot be used ({why}): name another") from error
+        raise UsageError(
+            f"the path {clipped(path)} cannot be used ({why}): name another"
+        ) from error
     return place
 
 
@@ -164,7 +187,8 @@ def need(*modules: str) -> None:
     absent = [EXTRAS[name] for name in dict.fromkeys(modules) if not _installed(name)]
     if absent:
         raise MissingExtra(
-            " and ".join(package for package, _ in absent), ",".join(sorted({extra for _, extra in absent}))
+            " and ".join(package for package, _ in absent),
+            ",".join(sorted({extra for _, extra in absent})),
         )
 
 

@@ -9,7 +9,9 @@ from torch import nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Every module in evaluation mode; each gets its own mode back, as a frozen norm in a model that trains has one."""
+    """Every module in evaluation mode; each gets its own mode back, as a frozen norm in a model
+    that trains has one.
+    """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -21,7 +23,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def in_evaluation(model: nn.Module) -> Iterator[None]:
-    """`evaluating`, and what was compiled runs as it is written: compiled kernels know no fake tensors, and no hooks."""
+    """`evaluating`, and what was compiled runs as it is written: compiled kernels know no fake
+    tensors, and no hooks.
+    """
     with evaluating(model), torch.compiler.set_stance("force_eager"):
         yield
 

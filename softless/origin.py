@@ -21,13 +21,16 @@ def commit(root: Path | None) -> str:
     try:
         head = _git(root, "rev-parse", "--short=12", "HEAD")
         changed = _git(root, "status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.CalledProcessError):  # no git on this machine, or an empty repository
+    # no git on this machine, or an empty repository
+    except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return f"{head}{'+changes' if changed else ''}"
 
 
 def command() -> str:
-    """What was typed, as a shell takes it, without the folders before the program's name; of another program that it was Python."""
+    """What was typed, as a shell takes it, without the folders before the program's name; of
+    another program that it was Python.
+    """
     name = Path(sys.argv[0]).name if sys.argv else ""
     return shlex.join([name, *sys.argv[1:]]) if name == PROGRAM else "called in Python"
 

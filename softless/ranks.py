@@ -1,7 +1,8 @@
-"""The ranks that share one piece of work: which of how many this is, what they exchange, and whose each part is.
+"""The ranks that share one piece of work: which of how many this is, what they exchange, and whose
+each part is.
 
-They are the processes of torch's group, once `training.world.join` has opened it. Alone every function is what one process does. All ranks
-call these functions in the same order.
+They are the processes of torch's group, once `training.world.join` has opened it. Alone every
+function is what one process does. All ranks call these functions in the same order.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -39,7 +40,9 @@ def gather(mine: T) -> list[T]:
 
 
 def first(work: Callable[[], T]) -> T:
-    """Let rank 0 do it; every rank returns its result, or raises its error (so that none waits for a dead one)."""
+    """Let rank 0 do it; every rank returns its result, or raises its error (so that none waits for
+    a dead one).
+    """
     if size() == 1:
         return work()
     box: list[Any] = [None, None]
@@ -55,7 +58,8 @@ def first(work: Callable[[], T]) -> T:
 
 
 def together(work: Callable[[], T]) -> T:
-    """Let every rank do it; where one cannot, all raise an error, so that none waits for a dead one.
+    """Let every rank do it; where one cannot, all raise an error, so that none waits for a dead
+    one.
 
     Raises:
         UsageError: another rank could not; that one raises its own error.
@@ -86,7 +90,8 @@ def shared(error: Any) -> Any:
 
 
 def abreast(mine: Iterable[T], rounds: int) -> Iterator[T]:
-    """This rank's items, each once every rank has its own of the same round: an error or a death of one is seen by all.
+    """This rank's items, each once every rank has its own of the same round: an error or a death of
+    one is seen by all.
 
     Args:
         mine: at most one a round.
@@ -101,7 +106,8 @@ def abreast(mine: Iterable[T], rounds: int) -> Iterator[T]:
 
 
 def interleaved(parts: Sequence[Sequence[T]]) -> list[T]:
-    """What the ranks have, by rank, in the order of the whole: rank r has the places r, r + size, r + 2 size, …
+    """What the ranks have, by rank, in the order of the whole: rank r has the places r, r + size, r
+    + 2 size, …
 
     >>> interleaved([[1, 4], [2, 5], [3]])
     [1, 2, 3, 4, 5]
@@ -113,7 +119,8 @@ def interleaved(parts: Sequence[Sequence[T]]) -> list[T]:
 
 
 def in_order(mine: Iterable[T], total: int) -> Iterator[T]:
-    """What all ranks have in the order of the whole, on the first rank, as it comes; the others get nothing.
+    """What all ranks have in the order of the whole, on the first rank, as it comes; the others get
+    nothing.
 
     Args:
         mine: this rank's items of the whole: rank r has the places r, r + size, r + 2 size, …
@@ -124,7 +131,9 @@ def in_order(mine: Iterable[T], total: int) -> Iterator[T]:
 
 
 def everywhere(mine: Iterable[T], total: int) -> Iterator[T]:
-    """What all ranks have in the order of the whole, on every rank, as it comes; the arguments are those of `in_order`."""
+    """What all ranks have in the order of the whole, on every rank, as it comes; the arguments are
+    those of `in_order`.
+    """
     for found in _rounds(mine, total, everywhere=True):
         yield from found
 

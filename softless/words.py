@@ -1,4 +1,6 @@
-"""Numbers and names in sentences: with the right noun, with the digits that say something, and with nothing that steers a terminal."""
+"""Numbers and names in sentences: with the right noun, with the digits that say something, and with
+nothing that steers a terminal.
+"""
 
 from collections.abc import Iterable
 from unicodedata import category
@@ -38,10 +40,11 @@ def rate(per_second: float) -> str:
 
 
 def visible(text: object, *, lines: bool = False) -> str:
-    r"""Text that a terminal or a page may show: what steers it, turns its order or is no text stands as an escape.
+    r"""Text that a terminal or a page may show: what steers it, turns its order or is no text
+    stands as an escape.
 
-    Names come from files, and may hold anything: colour codes, line breaks, signs that turn the direction of writing, bytes that are not
-    UTF-8. Every output for people passes here.
+    Names come from files, and may hold anything: colour codes, line breaks, signs that turn the
+    direction of writing, bytes that are not UTF-8. Every output for people passes here.
 
     Args:
         text: what is shown; `str` of it.
@@ -54,7 +57,9 @@ def visible(text: object, *, lines: bool = False) -> str:
     if text.isprintable():
         return text
     kept = "\n" if lines else ""
-    return "".join(c if c.isprintable() or c in kept or category(c) == SPACE else repr(c)[1:-1] for c in text)
+    return "".join(
+        c if c.isprintable() or c in kept or category(c) == SPACE else repr(c)[1:-1] for c in text
+    )
 
 
 def clipped(text: object, most: int = 200) -> str:
@@ -79,7 +84,9 @@ def aligned(pairs: Iterable[tuple[object, object]]) -> list[str]:
 
 
 def is_text(name: str) -> bool:
-    """Whether a name can be written as UTF-8: names of files may hold bytes that are no text, and JSON halves of signs."""
+    """Whether a name can be written as UTF-8: names of files may hold bytes that are no text, and
+    JSON halves of signs.
+    """
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -88,7 +95,8 @@ def is_text(name: str) -> bool:
 
 
 def as_cell(text: str) -> str:
-    """Text for a cell of a csv file: where a spreadsheet would run it as a formula, an apostrophe stands before it.
+    """Text for a cell of a csv file: where a spreadsheet would run it as a formula, an apostrophe
+    stands before it.
 
     >>> as_cell("=1+1"), as_cell("-cat"), as_cell("cat")
     ("'=1+1", "'-cat", 'cat')
@@ -96,4 +104,5 @@ def as_cell(text: str) -> str:
     return f"'{text}" if text.lstrip(" ").startswith(FORMULAS) else text
 
 
-FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # the wide signs count in some languages
+# the wide signs count in some languages
+FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")

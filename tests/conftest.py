@@ -1,14 +1,16 @@
-"""The hostile environment every test runs in (style §8): what a result must not depend on is fixed, poisoned or forbidden.
+"""The hostile environment every test runs in (style §8): what a result must not depend on is fixed,
+poisoned or forbidden.
 
 - one thread: on a busy machine the same tests are many times slower with the default number;
 - notices: what one test was told, the next is told again;
-- seeds: every test starts from the same state of Python's, numpy's and torch's generators, alone or in the whole suite;
+- seeds: every test starts from the same state of Python's, numpy's and torch's generators, alone or
+  in the whole suite;
 - no network: a connection that leaves this machine raises;
 - `torch.empty` holds NaN (integers: the largest value), so that reading what nobody wrote is seen;
 - warnings are errors (pyproject.toml).
 
-`tests/repository/test_environment.py` shows each of them at work. Processes that a test starts inherit the environment variables below, and
-only those.
+`tests/repository/test_environment.py` shows each of them at work. Processes that a test starts
+inherit the environment variables below, and only those.
 """
 
 import os
@@ -20,7 +22,8 @@ os.environ.update(
     OPENBLAS_NUM_THREADS="1",
     HF_HUB_OFFLINE="1",  # huggingface_hub refuses to download, in child processes too
     MPLBACKEND="Agg",
-    SOFTLESS_CACHE=f"{tempfile.gettempdir()}/softless-tests-{os.getpid()}",  # made only where a test reads for seconds
+    # made only where a test reads for seconds
+    SOFTLESS_CACHE=f"{tempfile.gettempdir()}/softless-tests-{os.getpid()}",
 )
 
 import ipaddress
@@ -36,7 +39,9 @@ import pytest
 import torch
 
 from softless.data import notices
-from tests.counting import pytest_addoption, pytest_runtest_makereport, pytest_sessionfinish  # noqa: F401 - hooks
+
+# hooks
+from tests.counting import pytest_addoption, pytest_runtest_makereport, pytest_sessionfinish  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[1]
 SEED = 0
@@ -50,14 +55,19 @@ hypothesis.settings.register_profile(
     database=None,
     print_blob=True,
     derandomize=False,  # where CI is set, Hypothesis would try the same examples every time
-    suppress_health_check=[hypothesis.HealthCheck.too_slow],  # a busy machine is no fault of the test
+    # a busy machine is no fault of the test
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
-hypothesis.settings.register_profile("nightly", hypothesis.settings.get_profile("pull"), max_examples=5000)
+hypothesis.settings.register_profile(
+    "nightly", hypothesis.settings.get_profile("pull"), max_examples=5000
+)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "pull"))
 
 
 class TorchRandom:
-    """torch's generator as Hypothesis wants it, so that an example gives the same tensors when it is tried again."""
+    """torch's generator as Hypothesis wants it, so that an example gives the same tensors when it
+    is tried again.
+    """
 
     def seed(self, value: int) -> None:
         torch.manual_seed(value)
@@ -75,7 +85,9 @@ hypothesis.register_random(TORCH_RANDOM)
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Draws Hypothesis' seed here, unless --hypothesis-seed gives it, so that the header can name it."""
+    """Draws Hypothesis' seed here, unless --hypothesis-seed gives it, so that the header can name
+    it.
+    """
     if config.getoption("--hypothesis-seed") is None:
         config.option.hypothesis_seed = str(random.SystemRandom().getrandbits(32))
 
@@ -103,12 +115,14 @@ def nothing_said() -> None:
 
 @pytest.fixture(autouse=True)
 def poisoned_memory() -> Iterator[None]:
-    """Fills fresh tensors with NaN. torch does so in its deterministic mode only, which on CPU costs nothing and refuses no operation of ours.
+    """Fills fresh tensors with NaN. torch does so in its deterministic mode only, which on CPU
+    costs nothing and refuses no operation of ours.
 
     A test may change threads, dtype or mode: the next one finds them as they were.
     """
     torch.use_deterministic_algorithms(mode=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]  # a property of the module
+    # a property of the module
+    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
     yield
     torch.use_deterministic_algorithms(mode=False)
     torch.set_default_dtype(torch.float32)
@@ -133,7 +147,9 @@ def _is_local(address: Any) -> bool:
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Python's sockets reach this machine only: Unix sockets and loopback, which gloo's process groups need."""
+    """Python's sockets reach this machine only: Unix sockets and loopback, which gloo's process
+    groups need.
+    """
 
     def guard(name: str) -> None:
         original = getattr(socket.socket, name)
@@ -166,6 +182,8 @@ def data_root() -> Path:
     folder = Path(named) if named else ROOT.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(
-            f"no data sets: {'SOFTLESS_DATA names' if named else 'SOFTLESS_DATA is not set and there is no'} {folder}"
+            "no data sets: "
+            f"{'SOFTLESS_DATA names' if named else 'SOFTLESS_DATA is not set and there is no'} "
+            f"{folder}"
         )
     return folder

@@ -7,7 +7,9 @@ from typing import Any
 
 
 def edit(rng: random.Random, content: Any, values: Sequence[Any]) -> None:
-    """One value somewhere in nested dicts and lists becomes one of `values`, or goes; nothing where there is none."""
+    """One value somewhere in nested dicts and lists becomes one of `values`, or goes; nothing where
+    there is none.
+    """
     while content:
         key = rng.choice(list(content) if isinstance(content, dict) else range(len(content)))
         if isinstance(content[key], dict | list) and content[key] and rng.random() < 0.65:

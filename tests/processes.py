@@ -18,15 +18,22 @@ def free_port() -> int:
 
 def environment(ranks: int) -> dict[str, str]:
     """What every rank of one run is told: where they meet, and one thread each."""
-    told = {name: value for name, value in os.environ.items() if name != "MKL_NUM_THREADS"}  # torch takes the lesser
-    meeting = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    # torch takes the lesser
+    told = {name: value for name, value in os.environ.items() if name != "MKL_NUM_THREADS"}
+    meeting = {
+        "WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
     return {**told, **meeting, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 
 
 def run_ranks(*command: str, ranks: int = 2, seconds: float = 120) -> list[str]:
-    """`python COMMAND` once for each rank, with the environment that torch reads; what each said, when all have ended well.
+    """`python COMMAND` once for each rank, with the environment that torch reads; what each said,
+    when all have ended well.
 
-    Raises AssertionError with what each said as soon as one fails, or when the time is over; none is left behind.
+    Raises AssertionError with what each said as soon as one fails, or when the time is over; none
+    is left behind.
     """
     shared = environment(ranks)
     with ExitStack() as stack:
@@ -34,7 +41,9 @@ def run_ranks(*command: str, ranks: int = 2, seconds: float = 120) -> list[str]:
         processes = []
         for rank, file in enumerate(files):
             env = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            processes.append(subprocess.Popen([sys.executable, *command], env=env, stdout=file, stderr=file))
+            processes.append(
+                subprocess.Popen([sys.executable, *command], env=env, stdout=file, stderr=file)
+            )
             stack.callback(processes[-1].wait)
             stack.callback(processes[-1].kill)
         end = time.monotonic() + seconds
@@ -46,7 +55,10 @@ def run_ranks(*command: str, ranks: int = 2, seconds: float = 120) -> list[str]:
         said: list[str] = []
         for file, code in zip(files, codes, strict=True):
             file.seek(0)
-            said.append(f"rank {len(said)}, {'still at work' if code is None else f'exit {code}'}:\n{file.read()}")
+            said.append(
+                f"rank {len(said)}, "
+                f"{'still at work' if code is None else f'exit {code}'}:\n{file.read()}"
+            )
         assert codes == [0] * ranks, "\n".join(said)
     return said
 
@@ -67,8 +79,17 @@ def each_rank(
         files = [stack.enter_context(TemporaryFile("w+")) for _ in commands]
         processes: list[subprocess.Popen[str]] = []
         for rank, (command, file) in enumerate(zip(commands, files, strict=True)):
-            env = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank), **(environments or {}).get(rank, {})}
-            processes.append(subprocess.Popen([sys.executable, *command], env=env, stdout=file, stderr=file, text=True))
+            env = {
+                **shared,
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                **(environments or {}).get(rank, {}),
+            }
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, *command], env=env, stdout=file, stderr=file, text=True
+                )
+            )
             stack.callback(processes[-1].wait)
             stack.callback(processes[-1].kill)
         end = time.monotonic() + seconds

@@ -28,7 +28,11 @@ def forget(record: Operator) -> None:
     del CLASSES[record.title]
     delattr(layer_module, record.title)
     for name in variants.entries_of(record.name):
-        del variants._known[name], variants.default_cfgs[name], timm_registry._model_entrypoints[name]
+        del (
+            variants._known[name],
+            variants.default_cfgs[name],
+            timm_registry._model_entrypoints[name],
+        )
         timm_registry._module_to_models["variants"].discard(name)
         timm_registry._model_to_module.pop(name, None)
         timm_registry._model_default_cfgs.pop(name, None)

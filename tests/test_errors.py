@@ -6,7 +6,11 @@ import pytest
 
 from softless import errors
 
-KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.SoftlessError)]
+KINDS = [
+    kind
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, errors.SoftlessError)
+]
 GIVEN: dict[type, tuple] = {
     errors.Interrupted: ("stopped", 143),
     errors.MissingExtra: ("lightly", "ssl"),

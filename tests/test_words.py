@@ -9,7 +9,9 @@ import softless.training.opening
 import softless.words
 
 
-@pytest.mark.parametrize("module", [softless.words, softless.report.places, softless.training.opening])
+@pytest.mark.parametrize(
+    "module", [softless.words, softless.report.places, softless.training.opening]
+)
 def test_the_examples_hold(module):
     found = doctest.testmod(module)
     assert found.attempted

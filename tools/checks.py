@@ -2,8 +2,8 @@
 
     python tools/checks.py [root]
 
-A rule is a generator over one file; the two lists at the end say which files it reads. There is no way to switch one off in a line: mend the
-line, or the rule.
+A rule is a generator over one file; the two lists at the end say which files it reads. There is no
+way to switch one off in a line: mend the line, or the rule.
 """
 
 import ast
@@ -42,7 +42,9 @@ def called(node: ast.Call) -> str:
 
 
 def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+    return (
+        node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    )
 
 
 COMPARISONS = {"allclose", "isclose", "equal", "array_equal", "is_close", "array_equiv"}
@@ -54,7 +56,12 @@ def dropped_comparison(source: Source) -> Iterator[Finding]:
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
             name = called(node.value)
             if name.rsplit(".", 1)[-1] in COMPARISONS:
-                yield Finding(source.path, node.lineno, f"the result of {name}(...) is dropped", "dropped comparison")
+                yield Finding(
+                    source.path,
+                    node.lineno,
+                    f"the result of {name}(...) is dropped",
+                    "dropped comparison",
+                )
 
 
 CHECKERS = {"raises", "warns", "deprecated_call", "fail", "gradcheck", "gradgradcheck", "opcheck"}
@@ -82,13 +89,21 @@ def _asserting_helpers(tree: ast.Module) -> set[str]:
 
 
 def test_without_assertion(source: Source) -> Iterator[Finding]:
-    """A test that cannot fail but by an exception. Helpers of other files count when they are called `assert_…` or `check_…`."""
+    """A test that cannot fail but by an exception.
+
+    Helpers of other files count when they are called `assert_…` or `check_…`.
+    """
     if not source.path.name.startswith("test_"):
         return
     helpers = _asserting_helpers(source.tree)
     for function in functions(source.tree):
         if function.name.startswith("test") and not _asserts(function, helpers):
-            yield Finding(source.path, function.lineno, f"{function.name} asserts nothing", "test without assertion")
+            yield Finding(
+                source.path,
+                function.lineno,
+                f"{function.name} asserts nothing",
+                "test without assertion",
+            )
 
 
 SMALL = 5  # lines of a function whose name says it all (style §9)
@@ -102,7 +117,9 @@ def missing_docstring(source: Source) -> Iterator[Finding]:
     if any(part.startswith("_") and part != "__init__.py" for part in source.path.parts):
         return
     defined = [
-        node for node in source.tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        node
+        for node in source.tree.body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
     ]
     public = [node for node in defined if not node.name.startswith("_")]
     if len(public) == 1 and ast.get_docstring(source.tree):
@@ -113,7 +130,12 @@ def missing_docstring(source: Source) -> Iterator[Finding]:
         lines = (node.end_lineno or node.lineno) - node.body[0].lineno + 1
         if isinstance(node, ast.ClassDef) or lines > SMALL:
             kind = "class" if isinstance(node, ast.ClassDef) else "function"
-            yield Finding(source.path, node.lineno, f"public {kind} {node.name} has no docstring", "missing docstring")
+            yield Finding(
+                source.path,
+                node.lineno,
+                f"public {kind} {node.name} has no docstring",
+                "missing docstring",
+            )
 
 
 UNSAFE_IMPORTS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "shelve", "marshal"}
@@ -138,11 +160,18 @@ def _bound(tree: ast.Module) -> set[str]:
 
 def _unsafe_import(node: ast.AST) -> Iterator[str]:
     if isinstance(node, ast.Import):
-        yield from (f"import {alias.name}" for alias in node.names if alias.name.split(".")[0] in UNSAFE_IMPORTS)
-    elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in UNSAFE_IMPORTS and not node.level:
-        names = {alias.name for alias in node.names} - {
-            "UnpicklingError"
-        }  # the error that torch.load raises may be caught
+        yield from (
+            f"import {alias.name}"
+            for alias in node.names
+            if alias.name.split(".")[0] in UNSAFE_IMPORTS
+        )
+    elif (
+        isinstance(node, ast.ImportFrom)
+        and (node.module or "").split(".")[0] in UNSAFE_IMPORTS
+        and not node.level
+    ):
+        # the error that torch.load raises may be caught
+        names = {alias.name for alias in node.names} - {"UnpicklingError"}
         if names:
             yield f"from {node.module} import {', '.join(sorted(names))}"
 
@@ -150,7 +179,9 @@ def _unsafe_import(node: ast.AST) -> Iterator[str]:
 def _unsafe_keyword(node: ast.keyword) -> bool:
     constant = node.value.value if isinstance(node.value, ast.Constant) else ...
     required = {"weights_only": True, "shell": False, "allow_pickle": False}
-    return node.arg == "trust_remote_code" or (node.arg in required and constant is not required[node.arg])
+    return node.arg == "trust_remote_code" or (
+        node.arg in required and constant is not required[node.arg]
+    )
 
 
 def _unsafe(node: ast.AST, bound: set[str]) -> Iterator[str]:
@@ -184,20 +215,36 @@ MAY_READ = {  # by the beginning of the path
 
 
 def _weight_read(node: ast.AST) -> str:
-    """What reads a weight: `layer.weight`, `getattr(layer, "weight")` or `layer._parameters["weight"]`; nothing for what is `self`'s."""
+    """What reads a weight: `layer.weight`, `getattr(layer, "weight")` or
+    `layer._parameters["weight"]`; nothing for what is `self`'s.
+    """
     if isinstance(node, ast.Attribute) and node.attr in READS:
         own = isinstance(node.value, ast.Name) and node.value.id == "self"
         return "" if own else ast.unparse(node)
-    if isinstance(node, ast.Call) and called(node) in {"getattr", "attrgetter", "operator.attrgetter"}:
+    if isinstance(node, ast.Call) and called(node) in {
+        "getattr",
+        "attrgetter",
+        "operator.attrgetter",
+    }:
         named = [one.value for one in node.args if isinstance(one, ast.Constant)]
-        return ast.unparse(node) if any(str(name).rsplit(".", 1)[-1] in READS for name in named) else ""
-    if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Attribute) and node.value.attr == "_parameters":
+        return (
+            ast.unparse(node)
+            if any(str(name).rsplit(".", 1)[-1] in READS for name in named)
+            else ""
+        )
+    if (
+        isinstance(node, ast.Subscript)
+        and isinstance(node.value, ast.Attribute)
+        and node.value.attr == "_parameters"
+    ):
         return ast.unparse(node)
     return ""
 
 
 def weight_read(source: Source) -> Iterator[Finding]:
-    """A weight read without asking whether it may be: an adapter, a hook or an offloaded weight would be passed by."""
+    """A weight read without asking whether it may be: an adapter, a hook or an offloaded weight
+    would be passed by.
+    """
     path = source.path.as_posix()
     if path == ASKED or path.startswith(tuple(MAY_READ)):
         return
@@ -221,11 +268,16 @@ TEMPORARY_PATH = re.compile(r"(?<![\w.~)}\]/-])/tmp(?=/|[\s\"'`,;:)]|$)")
 
 
 def machine_text(path: Path, text: str) -> Iterator[Finding]:
-    """Package registries are the user's settings, and no path of one machine is there on another. Tests may name the folder for temporary files."""
+    """Package registries are the user's settings, and no path of one machine is there on another.
+
+    Tests may name the folder for temporary files.
+    """
     paths = [MACHINE_PATH] if path.parts[0] == "tests" else [MACHINE_PATH, TEMPORARY_PATH]
     for number, line in enumerate(text.splitlines(), 1):
         for match in REGISTRY.finditer(line):
-            yield Finding(path, number, f"names the package registry {match[0]}", "package registry")
+            yield Finding(
+                path, number, f"names the package registry {match[0]}", "package registry"
+            )
         for match in (found for pattern in paths for found in pattern.finditer(line)):
             yield Finding(path, number, f"names the machine path {match[0]}", "machine path")
 
@@ -234,7 +286,10 @@ def missing_init(files: list[Path]) -> Iterator[Finding]:
     """A package folder without __init__.py is there in the checkout and absent from the wheel."""
     known = set(files)
     folders = {
-        parent for path in files if path.suffix == ".py" and path.parts[0] == "softless" for parent in path.parents[:-1]
+        parent
+        for path in files
+        if path.suffix == ".py" and path.parts[0] == "softless"
+        for parent in path.parents[:-1]
     }
     for folder in sorted(folders):
         if folder / "__init__.py" not in known:
@@ -250,7 +305,16 @@ IN_FOLDER: dict[str, list[Callable[[Source], Iterator[Finding]]]] = {
 
 def listed(root: Path) -> list[Path]:
     """The files of the repository: tracked, or new and not ignored; without git, all of them."""
-    command = ["git", "-C", str(root), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    command = [
+        "git",
+        "-C",
+        str(root),
+        "ls-files",
+        "-z",
+        "--cached",
+        "--others",
+        "--exclude-standard",
+    ]
     try:
         answer = subprocess.run(command, capture_output=True, check=True, text=True).stdout
         paths = [Path(name) for name in answer.split("\0") if name]

@@ -1,4 +1,5 @@
-"""The figures of the documents: each has its title, its words and its dark colours (`softless.benching.readable`).
+"""The figures of the documents: each has its title, its words and its dark colours
+(`softless.benching.readable`).
 
 python tools/figures.py            # mend docs/figures/*.svg that an older softless drew
 python tools/figures.py --check    # name those that are not so; exit code 1
@@ -29,7 +30,9 @@ def main(words: list[str]) -> int:
             old.append(file.name)
             if "--check" not in words:
                 file.write_text(mended, encoding="utf-8")
-    sys.stdout.write("".join(f"{name}: {'old' if '--check' in words else 'mended'}\n" for name in old))
+    sys.stdout.write(
+        "".join(f"{name}: {'old' if '--check' in words else 'mended'}\n" for name in old)
+    )
     return 1 if old and "--check" in words else 0
 
 

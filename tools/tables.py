@@ -3,9 +3,10 @@
     python tools/tables.py            rewrite the blocks that are stale
     python tools/tables.py --check    change nothing; exit 1 and name them
 
-A block stands between `<!-- generated: NAME (tools/tables.py) -->` and `<!-- end generated -->`. NAME is a function of BLOCKS, or
-`csv FILE [COLUMN ...] [COLUMN=VALUE ...]` for a table of benchmarks/FILE.csv: these columns of the rows that fit; or `paper NAME`
-for a paper's table of benchmarks/papers.csv.
+A block stands between `<!-- generated: NAME (tools/tables.py) -->` and `<!-- end generated -->`.
+NAME is a function of BLOCKS, or `csv FILE [COLUMN ...] [COLUMN=VALUE ...]` for a table of
+benchmarks/FILE.csv: these columns of the rows that fit; or `paper NAME` for a paper's table of
+benchmarks/papers.csv.
 """
 
 import csv
@@ -29,7 +30,10 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     cells = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
     numbers = [
         bool(cells)
-        and all(re.fullmatch(r"[-+]?[\d.,]+(e[-+]\d+)?( ?[%kMGB])?|refused|not here|", row[i]) for row in cells)
+        and all(
+            re.fullmatch(r"[-+]?[\d.,]+(e[-+]\d+)?( ?[%kMGB])?|refused|not here|", row[i])
+            for row in cells
+        )
         for i in range(len(head))
     ]
     rule = ["---:" if right else "---" for right in numbers]
@@ -45,13 +49,18 @@ COST = {"N": "N", "N^2": "N²"}
 
 
 def block_of(op: Any) -> Any:
-    """One DeiT-S block at 224 x 224: 6 heads, 197 tokens of 64 channels, the class token before 14 x 14 patches, the operator's defaults."""
+    """One DeiT-S block at 224 x 224: 6 heads, 197 tokens of 64 channels, the class token before 14
+    x 14 patches, the operator's defaults.
+    """
     from softless.attention.record import Dims
 
     return Dims(B=1, H=6, N=197, M=197, D=64, E=64, grid=(1, 14, 14), options=op.filled({}))
 
 
-BLOCK = "Counted for the attention of one DeiT-S block at 224 × 224: 6 heads, 197 tokens (a class token and 14 × 14 patches), 64 channels each, the operator's defaults"
+BLOCK = (
+    "Counted for the attention of one DeiT-S block at 224 × 224: 6 heads, 197 tokens (a class "
+    "token and 14 × 14 patches), 64 channels each, the operator's defaults"
+)
 
 
 def operators() -> str:
@@ -63,7 +72,10 @@ def operators() -> str:
         for name, op in sorted(OPERATORS.items(), key=lambda item: (item[0] == "softmax", item[0]))
     ]
     head = ["operator", "what it is", "cost in tokens", "transcendentals per block", "paper"]
-    return f"{table(head, rows)}\n\n{BLOCK}; transcendentals are exponentials, but for cosFormer's cosines, SOFT's GELU and Performer's logarithms."
+    return (
+        f"{table(head, rows)}\n\n{BLOCK}; transcendentals are exponentials, but for "
+        "cosFormer's cosines, SOFT's GELU and Performer's logarithms."
+    )
 
 
 RESOLUTION = {
@@ -122,13 +134,18 @@ def tensors(op: Any) -> str:
     claims = op.own_tensors({})
     sizes = Sizes(6, 64, op.filled({}), 197)
     said = [
-        f"`{name}` {' × '.join(map(str, claim.shape(sizes)))}{'' if claim.trained else ' (drawn, not trained)'}"
+        f"`{name}` "
+        f"{' × '.join(map(str, claim.shape(sizes)))}{'' if claim.trained else ' (drawn, not trained)'}"
         for name, claim in claims.items()
     ]
     return f"{', '.join(said)} (at 6 heads of 64 channels, 197 tokens)" if said else "none"
 
 
-NEEDS = {"grid": "the grid of the tokens", "tied_qk": "q and k tied (k=None)", "tokens": "a fixed number of tokens"}
+NEEDS = {
+    "grid": "the grid of the tokens",
+    "tied_qk": "q and k tied (k=None)",
+    "tokens": "a fixed number of tokens",
+}
 
 
 def needs(op: Any) -> str:
@@ -146,7 +163,8 @@ def bars(op: Any) -> str:
 
     kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     return "; ".join(
-        f"{backend.name}: " + ", ".join(f"{name} {backend.tolerance[kind]:.0e}" for name, kind in kinds.items())
+        f"{backend.name}: "
+        + ", ".join(f"{name} {backend.tolerance[kind]:.0e}" for name, kind in kinds.items())
         for backend in op.own
     )
 
@@ -161,13 +179,16 @@ def sections() -> str:
 def section(name: str, op: Any) -> str:
     """Formula, claims, options of one operator."""
     changes = (
-        "a permutation of the tokens permutes the output" if op.equivariant else "depends on the order of the tokens"
+        "a permutation of the tokens permutes the output"
+        if op.equivariant
+        else "depends on the order of the tokens"
     )
     told = {
         "formula": op.formula,
         "module": f"`softless.{op.title}`",
         "paper": linked(op.paper),
-        "cost": f"grows with {COST[op.growth]}; {op.flops(block_of(op)) / 2e6:.1f} M multiply-adds and {op.exps(block_of(op)):,} transcendentals in the block above",
+        "cost": f"grows with {COST[op.growth]}; {op.flops(block_of(op)) / 2e6:.1f} M "
+        f"multiply-adds and {op.exps(block_of(op)):,} transcendentals in the block above",
         "sum over tokens": streams(op),
         "order": changes,
         "resolution": RESOLUTION[op.resolution],
@@ -175,9 +196,18 @@ def section(name: str, op: Any) -> str:
         "tensors of its own": tensors(op),
         "claimed errors": bars(op),
     }
-    lines = [f"## {name}", "", f"{op.summary[:1].upper()}{op.summary[1:]}.", "", table(["", ""], told.items())]
+    lines = [
+        f"## {name}",
+        "",
+        f"{op.summary[:1].upper()}{op.summary[1:]}.",
+        "",
+        table(["", ""], told.items()),
+    ]
     if op.options:
-        rows = [(f"`{key}`", f"`{option.default!r}`", option.says, option.values) for key, option in op.options.items()]
+        rows = [
+            (f"`{key}`", f"`{option.default!r}`", option.says, option.values)
+            for key, option in op.options.items()
+        ]
         lines += ["", table(["option", "default", "what it does", "values"], rows)]
     if op.differs:
         lines += ["", f"**Where it differs from the published code.** {op.differs}"]
@@ -193,7 +223,8 @@ def models(root: Path = ROOT) -> str:
     rows = read_csv(root / "benchmarks" / "models.csv")
     shown = [
         (
-            f"`{row['model']}`{' (timm)' * (row['of'] == 'timm')}" + (f" or `{row['alias']}`" if row["alias"] else ""),
+            f"`{row['model']}`{' (timm)' * (row['of'] == 'timm')}"
+            + (f" or `{row['alias']}`" if row["alias"] else ""),
             f"{int(row['parameters']):,}",
             f"{int(row['macs']) / 1e9:.3f}",
             f"{int(row['exps']):,}",
@@ -201,11 +232,19 @@ def models(root: Path = ROOT) -> str:
         )
         for row in rows
     ]
-    head = ["model", "parameters", "multiply-adds [G]", "exponentials: attention", "activations and positions"]
+    head = [
+        "model",
+        "parameters",
+        "multiply-adds [G]",
+        "exponentials: attention",
+        "activations and positions",
+    ]
     return (
         table(head, shown)
-        + "\n\nCounted, not timed, for one image of 224 × 224; SOFT's GELU of the bottleneck tokens counts as attention. "
-        'With `act="relu"` the last column is 0 for DeiT and CvT and the position table alone for XCiT.' + origin(rows)
+        + "\n\nCounted, not timed, for one image of 224 × 224; SOFT's GELU of the bottleneck "
+        "tokens counts as attention. "
+        'With `act="relu"` the last column is 0 for DeiT and CvT and the position table alone for '
+        "XCiT." + origin(rows)
     )
 
 
@@ -222,17 +261,24 @@ def paper(name: str, root: Path = ROOT) -> str:
         ("measured [G]", lambda row: f"{int(row['macs']) / 1e9:.3f}" if row["macs"] else ""),
         ("exps", lambda row: row["printed_exps"].replace("^2", "²")),
         ("measured", lambda row: f"{int(row['exps']):,}" if row["exps"] else ""),
-        ("activations and positions", lambda row: f"{int(row['activation_exps']):,}" if row["activation_exps"] else ""),
+        (
+            "activations and positions",
+            lambda row: f"{int(row['activation_exps']):,}" if row["activation_exps"] else "",
+        ),
         (
             "model",
             lambda row: (
-                f"`{row['model']}`" + f" {row['options']}" * bool(row["options"]) if row["model"] else "not here"
+                f"`{row['model']}`" + f" {row['options']}" * bool(row["options"])
+                if row["model"]
+                else "not here"
             ),
         ),
     ]
     filled = [(name, write) for name, write in columns if any(write(row) for row in rows)]
     notes = "".join(f"\n- {row['name']}: {row['note']}." for row in rows if row["note"])
-    shown = table([name for name, _ in filled], [[write(row) for _, write in filled] for row in rows])
+    shown = table(
+        [name for name, _ in filled], [[write(row) for _, write in filled] for row in rows]
+    )
     return shown + f"\n{notes}" * bool(notes) + origin(rows)
 
 
@@ -252,7 +298,11 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 def origin(rows: Sequence[dict[str, str]]) -> str:
     """Where the rows were measured, as a paragraph after their table."""
-    told = [f"{name} {', '.join(sorted({row[name] for row in rows}))}" for name in PROVENANCE if name in rows[0]]
+    told = [
+        f"{name} {', '.join(sorted({row[name] for row in rows}))}"
+        for name in PROVENANCE
+        if name in rows[0]
+    ]
     return f"\n\nMeasured: {'; '.join(told)}." if told else ""
 
 
@@ -265,7 +315,9 @@ def rounded(cell: str) -> str:
 
 
 def csv_table(path: Path, words: Sequence[str]) -> str:
-    """The columns asked for (or all but the provenance, which follows as one line), of the rows that every COLUMN=VALUE fits."""
+    """The columns asked for (or all but the provenance, which follows as one line), of the rows
+    that every COLUMN=VALUE fits.
+    """
     rows = read_csv(path)
     wanted = dict(word.split("=", 1) for word in words if "=" in word)
     columns = [word for word in words if "=" not in word] or [
@@ -275,14 +327,19 @@ def csv_table(path: Path, words: Sequence[str]) -> str:
         raise BlockError(f"{path.name} has no column {missing[0]}; it has {', '.join(rows[0])}")
     rows = [row for row in rows if all(row[name] == value for name, value in wanted.items())]
     if not rows:
-        raise BlockError(f"{path.name} has no row with {' and '.join(word for word in words if '=' in word)}")
+        raise BlockError(
+            f"{path.name} has no row with {' and '.join(word for word in words if '=' in word)}"
+        )
     return table(
-        [name.replace("_", " ") for name in columns], [[rounded(row[name]) for name in columns] for row in rows]
+        [name.replace("_", " ") for name in columns],
+        [[rounded(row[name]) for name in columns] for row in rows],
     ) + origin(rows)
 
 
 def errors(root: Path = ROOT) -> str:
-    """The largest relative errors of each form of each operator over the families of data (benchmarks/operators.csv)."""
+    """The largest relative errors of each form of each operator over the families of data
+    (benchmarks/operators.csv).
+    """
     rows = read_csv(root / "benchmarks" / "operators.csv")
     return "\n\n".join([
         "Of the value:\n\n" + _errors(rows, "error"),
@@ -322,14 +379,21 @@ NAMED = 10  # an error so many times the claim names the data it comes from
 
 
 def settings() -> str:
-    """Every field of a recipe: its default, what it takes and what it is (`softless.training.recipe`)."""
+    """Every field of a recipe: its default, what it takes and what it is
+    (`softless.training.recipe`).
+    """
     from softless.training.fields import shown, walk
     from softless.training.recipe import Recipe
 
     groups: dict[str, list[tuple[str, ...]]] = {}
     for row in walk(Recipe):
         group, _, _ = row.name.rpartition(".")
-        cells = (f"`{row.name}`", f"`{shown(row.value)}`", row.about.takes(row.hint), row.about.says)
+        cells = (
+            f"`{row.name}`",
+            f"`{shown(row.value)}`",
+            row.about.takes(row.hint),
+            row.about.says,
+        )
         groups.setdefault(group, []).append(cells)
     head = ["field", "default", "takes", "what it is"]
     return "\n\n".join(
@@ -339,13 +403,18 @@ def settings() -> str:
 
 
 def refused(root: Path = ROOT) -> str:
-    """What was tried on the fields of all recipes, and how much of it was refused (benchmarks/settings.csv)."""
+    """What was tried on the fields of all recipes, and how much of it was refused
+    (benchmarks/settings.csv).
+    """
     rows = read_csv(root / "benchmarks" / "settings.csv")
     faults = dict.fromkeys(row["fault"] for row in rows)
     sums = [
         (
             fault,
-            *(f"{sum(int(row[column]) for row in rows if row['fault'] == fault):,}" for column in ("tried", "refused")),
+            *(
+                f"{sum(int(row[column]) for row in rows if row['fault'] == fault):,}"
+                for column in ("tried", "refused")
+            ),
         )
         for fault in faults
     ]
@@ -372,7 +441,8 @@ def render(name: str, root: Path) -> str:
         return paper(words[0], root)
     if name not in BLOCKS:
         raise BlockError(
-            f"no such block; known: {', '.join(BLOCKS)}, paper NAME, csv FILE [COLUMN ...] [COLUMN=VALUE ...]"
+            f"no such block; known: {', '.join(BLOCKS)}, paper NAME, csv FILE [COLUMN ...] "
+            "[COLUMN=VALUE ...]"
         )
     return BLOCKS[name]()
 
@@ -397,7 +467,9 @@ def rewritten(text: str, root: Path) -> tuple[str, list[str]]:
 
 
 def main(arguments: list[str], root: Path = ROOT) -> int:
-    """Exit code: 0 when all is (or was brought) up to date, 1 for a stale block under --check, 2 for one that cannot be written."""
+    """Exit code: 0 when all is (or was brought) up to date, 1 for a stale block under --check, 2
+    for one that cannot be written.
+    """
     check, code = arguments == ["--check"], 0
     if arguments and not check:
         print(__doc__, file=sys.stderr)

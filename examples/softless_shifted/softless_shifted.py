@@ -1,4 +1,7 @@
-"""Linear attention by relu + 0.1: every weight is positive, so no query is left with nothing. Installed, it registers itself."""
+"""Linear attention by relu + 0.1: every weight is positive, so no query is left with nothing.
+
+Installed, it registers itself.
+"""
 
 # B batch, H heads, N queries, M keys, D features of q and k, E features of v
 

@@ -1,4 +1,6 @@
-"""What a record must hold to before it is an operator: its names, the signature of its reference, one call of it."""
+"""What a record must hold to before it is an operator: its names, the signature of its reference,
+one call of it.
+"""
 
 import inspect
 import re
@@ -21,11 +23,13 @@ def check_record(record: object) -> Operator:
     """The record, if it can be an operator.
 
     Raises:
-        UsageError: it is none, or a field does not fit; the field is named, and the line to write shown.
+        UsageError: it is none, or a field does not fit; the field is named, and the line to write
+            shown.
     """
     if not isinstance(record, Operator):
         raise UsageError(
-            f"softless.register takes a record, softless.attention.Operator(…), and this is of type {type(record).__name__}"
+            "softless.register takes a record, softless.attention.Operator(…), and this is of "
+            f"type {type(record).__name__}"
         )
     for check in (_names, _words, _functions, _choices, _options, _learned, _signature, _one_call):
         check(record)
@@ -35,27 +39,40 @@ def check_record(record: object) -> Operator:
 def _names(record: Operator) -> None:
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", record.name):
         raise UsageError(
-            f"identity.name={record.name!r}: small letters, digits and single underscores, for example Identity(name='relu_linear')"
+            f"identity.name={record.name!r}: small letters, digits and single underscores, for "
+            "example Identity(name='relu_linear')"
         )
     if not record.title.isidentifier() or not record.title[0].isupper():
         raise UsageError(
-            f"operator '{record.name}': identity.title={record.title!r} names a class, for example Identity(title='ReluLinear')"
+            f"operator '{record.name}': identity.title={record.title!r} names a class, for "
+            "example Identity(title='ReluLinear')"
         )
 
 
 def _words(record: Operator) -> None:
-    """Every field that tables print is one line of text; those that explain something are not empty."""
+    """Every field that tables print is one line of text; those that explain something are not
+    empty.
+    """
     for name in ("summary", "formula", "paper", "differs"):
         value = getattr(record, name)
-        if not isinstance(value, str) or "\n" in value or value != value.strip() or (name == "summary" and not value):
-            raise UsageError(f"operator '{record.name}': identity.{name}={value!r} must be one line of text")
+        if (
+            not isinstance(value, str)
+            or "\n" in value
+            or value != value.strip()
+            or (name == "summary" and not value)
+        ):
+            raise UsageError(
+                f"operator '{record.name}': identity.{name}={value!r} must be one line of text"
+            )
     if record.formula and "=" not in record.formula:
         raise UsageError(
-            f"operator '{record.name}': identity.formula={record.formula!r} must be an equation, for example 'o = q (kᵀ v)'"
+            f"operator '{record.name}': identity.formula={record.formula!r} must be an equation, "
+            "for example 'o = q (kᵀ v)'"
         )
     if record.paper and not re.search(r"arXiv:\d|doi|https?://|\d{4}", record.paper):
         raise UsageError(
-            f"operator '{record.name}': identity.paper={record.paper!r} must say where, for example 'arXiv:2206.08898'"
+            f"operator '{record.name}': identity.paper={record.paper!r} must say where, for "
+            "example 'arXiv:2206.08898'"
         )
 
 
@@ -75,7 +92,8 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "normalises": ("rows", "tokens", "nothing"),
     "resolution": ("any", "grid", "fixed"),
     **dict.fromkeys(
-        ("scale_free", "equivariant", "implied_matrix", "cross", "linear_in_v", "drops_weights"), (False, True)
+        ("scale_free", "equivariant", "implied_matrix", "cross", "linear_in_v", "drops_weights"),
+        (False, True),
     ),
 }
 MASKED = {"token", "pairwise", "causal"}
@@ -86,18 +104,24 @@ def _functions(record: Operator) -> None:
     for name, line in FUNCTIONS.items():
         value = getattr(record, name.rpartition(".")[2])
         if not (callable(value) or (value is None and name in MAY_BE_NONE)):
-            raise UsageError(f"operator '{record.name}': {name}={value!r} is no function: write {line}")
+            raise UsageError(
+                f"operator '{record.name}': {name}={value!r} is no function: write {line}"
+            )
     needs = record.needs
     if not isinstance(needs, Mapping) or not all(map(callable, needs.values())):
         raise UsageError(
-            f"operator '{record.name}': host.needs={needs!r} names what a host must tell and under which options: "
+            f"operator '{record.name}': host.needs={needs!r} names what a host must tell and "
+            "under which options: "
             "write needs={'grid': lambda options: True}"
         )
     if record.class_row is not None:
         row = inspect.signature(record.class_row).parameters
-        if len(row) < 3 or not ("eps" in row or any(one.kind is one.VAR_KEYWORD for one in row.values())):
+        if len(row) < 3 or not (
+            "eps" in row or any(one.kind is one.VAR_KEYWORD for one in row.values())
+        ):
             raise UsageError(
-                f"operator '{record.name}': views.class_row is called with q, k and eps=: write {FUNCTIONS['views.class_row']}"
+                f"operator '{record.name}': views.class_row is called with q, k and eps=: write "
+                f"{FUNCTIONS['views.class_row']}"
             )
 
 
@@ -107,13 +131,15 @@ def _choices(record: Operator) -> None:
         value = getattr(record, name)
         if not any(value is one or (isinstance(value, str) and value == one) for one in values):
             raise UsageError(
-                f"operator '{record.name}': claims.{name}={value!r} must be one of {', '.join(map(repr, values))}: "
+                f"operator '{record.name}': claims.{name}={value!r} must be one of "
+                f"{', '.join(map(repr, values))}: "
                 f"write {name}={values[0]!r}"
             )
     masks = record.masks
     if not isinstance(masks, tuple) or "token" not in masks or set(masks) - MASKED:
         raise UsageError(
-            f"operator '{record.name}': claims.masks={masks!r} must hold 'token', and may hold 'pairwise' and 'causal': "
+            f"operator '{record.name}': claims.masks={masks!r} must hold 'token', and may hold "
+            "'pairwise' and 'causal': "
             "write masks=('token',)"
         )
 
@@ -123,14 +149,17 @@ def _counts(record: Operator, dims: Dims) -> None:
     for name in ("flops", "exps"):
         try:
             value = getattr(record, name)(dims)
-        except Exception as error:  # whatever somebody else's function raises is said in one sentence
+        # whatever somebody else's function raises is said in one sentence
+        except Exception as error:
             raise UsageError(
-                f"operator '{record.name}': claims.{name} raises {type(error).__name__} for {dims}: {error}: "
+                f"operator '{record.name}': claims.{name} raises {type(error).__name__} for "
+                f"{dims}: {error}: "
                 f"write {FUNCTIONS[f'claims.{name}']}"
             ) from error
         if not isinstance(value, int) or value < 0:
             raise UsageError(
-                f"operator '{record.name}': claims.{name} gives {value!r}, and it counts: write {FUNCTIONS[f'claims.{name}']}"
+                f"operator '{record.name}': claims.{name} gives {value!r}, and it counts: write "
+                f"{FUNCTIONS[f'claims.{name}']}"
             )
 
 
@@ -138,22 +167,28 @@ def _options(record: Operator) -> None:
     for name, option in record.options.items():
         if name in OF_A_CALL or not name.isidentifier():
             raise UsageError(
-                f"operator '{record.name}': options[{name!r}] shadows an argument of softless.attend: "
+                f"operator '{record.name}': options[{name!r}] shadows an argument of "
+                "softless.attend: "
                 f"give it another name, for example options={{'{record.name}_{name}': Option(…)}}"
             )
-        if not option.takes(option.default) or (option.small is not None and not option.takes(option.small)):
+        if not option.takes(option.default) or (
+            option.small is not None and not option.takes(option.small)
+        ):
             raise UsageError(
-                f"operator '{record.name}': options[{name!r}].accepts refuses its own default {option.default!r}: "
+                f"operator '{record.name}': options[{name!r}].accepts refuses its own default "
+                f"{option.default!r}: "
                 "accepts=lambda value: … must take it"
             )
         if option.takes(object()):
             raise UsageError(
-                f"operator '{record.name}': options[{name!r}].accepts takes anything: say what it takes, "
+                f"operator '{record.name}': options[{name!r}].accepts takes anything: say what it "
+                "takes, "
                 "for example accepts=lambda value: isinstance(value, float) and value > 0"
             )
         if not option.says or not option.values:
             raise UsageError(
-                f"operator '{record.name}': options[{name!r}] must say what it does and which values it takes: "
+                f"operator '{record.name}': options[{name!r}] must say what it does and which "
+                "values it takes: "
                 "Option(default, says='…', accepts=…, values='…')"
             )
 
@@ -163,15 +198,19 @@ def _learned(record: Operator) -> None:
     for name, claim in record.learned.items():
         where = f"operator '{record.name}': learned[{name!r}]"
         if claim.trained and claim.redraw_every:
-            raise UsageError(f"{where} is trained and drawn anew: set trained=False, or leave redraw_every out")
+            raise UsageError(
+                f"{where} is trained and drawn anew: set trained=False, or leave redraw_every out"
+            )
         if not claim.trained and not (callable(claim.start) and claim.redraw_every):
             raise UsageError(
-                f"{where} is neither trained nor drawn anew: set trained=True, or start=a function that draws it and "
+                f"{where} is neither trained nor drawn anew: set trained=True, or start=a "
+                "function that draws it and "
                 "redraw_every=the option that says how often"
             )
         if claim.redraw_every and claim.redraw_every not in record.options:
             raise UsageError(
-                f"{where}.redraw_every={claim.redraw_every!r} must be the name of an option that says how often"
+                f"{where}.redraw_every={claim.redraw_every!r} must be the name of an option that "
+                "says how often"
             )
 
 
@@ -193,32 +232,47 @@ def expected(record: Operator) -> Iterator[str]:
 
 
 def _signature(record: Operator) -> None:
-    line = f"def reference(q, k, v, *, {', '.join(f'{name}=None' if name in MASKS else name for name in expected(record))})"
+    line = (
+        "def reference(q, k, v, *, "
+        f"{', '.join(f'{name}=None' if name in MASKS else name for name in expected(record))})"
+    )
     if not callable(record.reference):
-        raise UsageError(f"operator '{record.name}': reference={record.reference!r} is no function: write {line}")
+        raise UsageError(
+            f"operator '{record.name}': reference={record.reference!r} is no function: write {line}"
+        )
     parameters = list(inspect.signature(record.reference).parameters.values())
-    first = [one for one in parameters if one.kind in {one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD}][:3]
+    first = [
+        one for one in parameters if one.kind in {one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD}
+    ][:3]
     if len(first) < 3 or any(one.kind is one.VAR_POSITIONAL for one in parameters):
-        raise UsageError(f"operator '{record.name}': reference does not take q, k and v, in that order: write {line}")
+        raise UsageError(
+            f"operator '{record.name}': reference does not take q, k and v, in that order: write "
+            f"{line}"
+        )
     rest, anything = keywords_of(record.reference)
     if anything:
         raise UsageError(
-            f"operator '{record.name}': reference takes any keyword (**): name each, so that a missing one is seen: write {line}"
+            f"operator '{record.name}': reference takes any keyword (**): name each, so that a "
+            f"missing one is seen: write {line}"
         )
     missing = [name for name in expected(record) if name not in rest]
     if missing:
-        raise UsageError(f"operator '{record.name}': reference takes no keyword '{missing[0]}': write {line}")
+        raise UsageError(
+            f"operator '{record.name}': reference takes no keyword '{missing[0]}': write {line}"
+        )
     unknown = [name for name in rest if name not in set(expected(record))]
     if unknown:
         raise UsageError(
-            f"operator '{record.name}': reference takes '{unknown[0]}', which is no option: add it to options="
+            f"operator '{record.name}': reference takes '{unknown[0]}', which is no option: add "
+            "it to options="
             f"{{'{unknown[0]}': Option(…)}}, or take it out of the reference"
         )
     for name, option in record.options.items():
         default = rest[name].default if name in rest else inspect.Parameter.empty
         if default is not inspect.Parameter.empty and default != option.default:
             raise UsageError(
-                f"operator '{record.name}': options[{name!r}].default={option.default!r}, and reference has {name}={default!r}: "
+                f"operator '{record.name}': options[{name!r}].default={option.default!r}, and "
+                f"reference has {name}={default!r}: "
                 "write the same in both"
             )
 
@@ -232,20 +286,24 @@ def _one_call(record: Operator) -> None:
             o = record.reference(*inputs, mask=None, query_mask=None, **extras)
     except Exception as error:  # whatever somebody else's function raises is said in one sentence
         raise UsageError(
-            f"operator '{record.name}': reference raises {type(error).__name__} for q, k and v of shape (2, 2, 6, 4): {error}"
+            f"operator '{record.name}': reference raises {type(error).__name__} for q, k and v of "
+            f"shape (2, 2, 6, 4): {error}"
         ) from error
     shape = tuple(o.shape) if isinstance(o, torch.Tensor) else type(o).__name__
     if shape != (2, 2, 6, 4):
         raise UsageError(
-            f"operator '{record.name}': reference gives {shape} for q, k and v of shape (2, 2, 6, 4): it must return (B, H, N, E)"
+            f"operator '{record.name}': reference gives {shape} for q, k and v of shape (2, 2, 6, "
+            "4): it must return (B, H, N, E)"
         )
     if o.dtype != torch.float64:
         raise UsageError(
-            f"operator '{record.name}': reference gives {o.dtype} for float64 inputs: leave out casts, backends widen what needs it"
+            f"operator '{record.name}': reference gives {o.dtype} for float64 inputs: leave out "
+            "casts, backends widen what needs it"
         )
     _counts(record, dims_of(record, inputs, extras))
     hat = record.hat
     if hat is not None and not callable(hat):
         raise UsageError(
-            f"operator '{record.name}': views.hat={hat!r} is no function: write hat={TokenNorm.__name__}('l1'), or a function of x (B,H,N,D)"
+            f"operator '{record.name}': views.hat={hat!r} is no function: write "
+            f"hat={TokenNorm.__name__}('l1'), or a function of x (B,H,N,D)"
         )

@@ -1,4 +1,6 @@
-"""The ways into every operator: whole tensors, one buffer, both projections, the matrix alone; sums are kept in float32."""
+"""The ways into every operator: whole tensors, one buffer, both projections, the matrix alone; sums
+are kept in float32.
+"""
 
 # B batch, H heads, N query tokens, M key tokens, D features of q and k, E features of v
 
@@ -31,22 +33,27 @@ def attend(
     backend: str = "auto",
     **options: Any,
 ) -> Tensor:
-    """Attention of q over k and v by a named operator: q (B,H,N,D), k (B,H,M,D), v (B,H,M,E) -> (B,H,N,E).
+    """Attention of q over k and v by a named operator: q (B,H,N,D), k (B,H,M,D), v (B,H,M,E) ->
+    (B,H,N,E).
 
-    Sums over tokens are float32 (float64 for float64 input) whatever the input dtype and whatever autocast says.
+    Sums over tokens are float32 (float64 for float64 input) whatever the input dtype and whatever
+    autocast says.
 
     Args:
         q: Queries.
         k: Keys; None for an operator with tied q and k.
         v: Values.
         op: Name in `softless.OPERATORS`, or a record.
-        mask: (B, M) boolean, True where a key counts. Masking is removal: a masked token leaves norms, sums and the outputs of
-            others as if it were not there.
-        query_mask: (B, N) boolean, True where a query counts; the other rows return 0. In self-attention pass the same mask twice.
+        mask: (B, M) boolean, True where a key counts. Masking is removal: a masked token leaves
+            norms, sums and the outputs of others as if it were not there.
+        query_mask: (B, N) boolean, True where a query counts; the other rows return 0. In
+            self-attention pass the same mask twice.
         grid: (prefix tokens, height, width) for operators that need it; others take no notice.
-        learned: The operator's own tensors (xca: "temperature"). None takes those of a new module, random ones drawn from seed 0.
+        learned: The operator's own tensors (xca: "temperature"). None takes those of a new module,
+            random ones drawn from seed 0.
         out_dtype: dtype of the result; the input's by default.
-        backend: "auto" takes what `use_backend` said in this thread, or the first that refuses nothing; a name runs that one or raises.
+        backend: "auto" takes what `use_backend` said in this thread, or the first that refuses
+            nothing; a name runs that one or raises.
         **options: The operator's options (see `softless list operators`).
 
     Returns:
@@ -54,7 +61,8 @@ def attend(
 
     Raises:
         UsageError: shapes, masks, dtypes or options that do not fit; unknown operator.
-        PrecisionError: float16 cannot hold the output at this number of tokens (a rule on shapes), or of these values (where they are looked at).
+        PrecisionError: float16 cannot hold the output at this number of tokens (a rule on shapes),
+            or of these values (where they are looked at).
         BackendRefused: the backend asked for cannot run this call.
     """
     record = get(op)
@@ -75,9 +83,11 @@ def attend_packed(
     backend: str = "auto",
     **options: Any,
 ) -> Tensor:
-    """Self-attention of the buffer (B, N, 3 H D) that one projection wrote, heads joined again: (B, N, H D).
+    """Self-attention of the buffer (B, N, 3 H D) that one projection wrote, heads joined again:
+    (B, N, H D).
 
-    The same value as `attend` on its three parts. A backend that reads the buffer itself also writes its gradient as one.
+    The same value as `attend` on its three parts. A backend that reads the buffer itself also
+    writes its gradient as one.
 
     Raises:
         UsageError: as `attend`; an operator with tied q and k.
@@ -86,7 +96,12 @@ def attend_packed(
     """
     record = get(op)
     checked = check_options(record, options)
-    if mask is None and grid is None and learned is None and not (torch.compiler.is_compiling() or recording()):
+    if (
+        mask is None
+        and grid is None
+        and learned is None
+        and not (torch.compiler.is_compiling() or recording())
+    ):
         plan = remembered(record, qkv, num_heads, out_dtype, backend, checked)
     else:
         about = {"grid": grid, "learned": learned, "out_dtype": out_dtype, "backend": backend}
@@ -103,17 +118,20 @@ def attend_packed(
 def output_matrix(
     qkv: Tensor, num_heads: int, op: str | Operator = "sima", backend: str = "auto", **options: Any
 ) -> Tensor | None:
-    """The matrix (B, H, D, D), float32, that turns each raw query of a buffer (B, N, 3 H D) into its output.
+    """The matrix (B, H, D, D), float32, that turns each raw query of a buffer (B, N, 3 H D) into
+    its output.
 
     None where there is none, and where float32 does not hold it: `attend_packed` then answers.
 
-    An output projection can absorb it: q A W is q (A W), and A W has as many rows as q has channels, however many tokens there are.
+    An output projection can absorb it: q A W is q (A W), and A W has as many rows as q has
+    channels, however many tokens there are.
     """
     record = get(op)
     if not record.has_matrix:
         return None
     checked = check_options(record, options)
-    wide = torch.float32 if qkv.dtype == torch.float16 else None  # the matrix is: float16 need not hold the output
+    # the matrix is: float16 need not hold the output
+    wide = torch.float32 if qkv.dtype == torch.float16 else None
     call = of_buffer(record, qkv, num_heads, checked, out_dtype=wide, backend=backend)
     plan, q, k, v = planned(call), call.q, call.k, call.v
     if plan.backend.matrix is None:
@@ -134,16 +152,21 @@ def attend_projected(
     backend: str = "auto",
     **options: Any,
 ) -> Tensor | None:
-    """Self-attention of tokens x (B, N, dim) with both its projections, (weight, bias) each: (B, N, dim_out); None where no backend does that.
+    """Self-attention of tokens x (B, N, dim) with both its projections, (weight, bias) each:
+    (B, N, dim_out); None where no backend does that.
 
-    The same value as the projection, `attend_packed` and the other projection, for training on many tokens: what lies between is not kept.
+    The same value as the projection, `attend_packed` and the other projection, for training on many
+    tokens: what lies between is not kept.
     """
     record = get(op)
     tensors = [one for one in (x, *qkv, *proj) if one is not None]
     if record.learned or "grid" in record.needs or len({one.dtype for one in tensors}) > 1:
         return None
-    buffer = x.new_empty(()).expand(*x.shape[:2], len(qkv[0]))  # its shape decides; it is not there yet
-    plan = planned(of_buffer(record, buffer, num_heads, check_options(record, options), backend=backend))
+    # its shape decides; it is not there yet
+    buffer = x.new_empty(()).expand(*x.shape[:2], len(qkv[0]))
+    plan = planned(
+        of_buffer(record, buffer, num_heads, check_options(record, options), backend=backend)
+    )
     if plan.backend.projected is None or plan.widened:
         return None
     with autocast_off(x.device.type):
@@ -168,9 +191,11 @@ def _run(plan: Plan, call: Call) -> Tensor:
 
 
 def _in_double(plan: Plan, call: Call, o: Tensor) -> Tensor:
-    """The output with the samples that overflow computed again in float64, as half precision is in float32.
+    """The output with the samples that overflow computed again in float64, as half precision is in
+    float32.
 
-    Samples that hold NaN or infinity, and those of usual values, keep what they have: what an image is answered hangs on none beside it.
+    Samples that hold NaN or infinity, and those of usual values, keep what they have: what an image
+    is answered hangs on none beside it.
     """
     q, k, v = call.q, call.k, call.v
     first = torch.stack([x[:, :, 0].abs().flatten(1).amax(1) for x in (q, k)]).amax(0)
@@ -182,7 +207,9 @@ def _in_double(plan: Plan, call: Call, o: Tensor) -> Tensor:
     q, k, v = q.double(), k.double(), v.double()
     extras = {name: _double(value) for name, value in plan.extras.items()}
     wide = replace(call, q=q, k=k, v=v)
-    exact = chosen(wide, extras, "auto").fn(q, k, v, mask=call.mask, query_mask=call.query_mask, **extras)
+    exact = chosen(wide, extras, "auto").fn(
+        q, k, v, mask=call.mask, query_mask=call.query_mask, **extras
+    )
     return torch.where(again[:, None, None, None], exact.to(plan.out_dtype), o.to(plan.out_dtype))
 
 

@@ -1,8 +1,10 @@
-"""Keys and values as averages: what the operators share that weigh tokens by features of q and k, all in one sweep.
+"""Keys and values as averages: what the operators share that weigh tokens by features of q and k,
+all in one sweep.
 
     m = mean f(k),    u = mean v,    K = mean f(k)^T v - m^T u        (D, E and D x E numbers per head)
 
-Sums are taken about the means and merge by Chan's formula (softless/attention/moments.py), so that K does not cancel.
+Sums are taken about the means and merge by Chan's formula (softless/attention/moments.py), so that
+K does not cancel.
 """
 
 # B batch, H heads, M keys, D features of q and k, E features of v
@@ -18,7 +20,9 @@ from softless.attention.streaming import Summary
 
 
 class Averages(NamedTuple):
-    """Of the keys that count: the mean feature (B,H,1,D), the mean value (B,H,1,E), their covariance (B,H,D,E)."""
+    """Of the keys that count: the mean feature (B,H,1,D), the mean value (B,H,1,E), their
+    covariance (B,H,D,E).
+    """
 
     key: Tensor
     value: Tensor
@@ -29,7 +33,9 @@ def summarise(features: Tensor, v: Tensor, mask: Tensor | None) -> Summary:
     """Count, means and products about the means of some keys: features (B,H,M,D), v (B,H,M,E)."""
     count = moments.number(features, mask)
     key, value = moments.mean(features, mask, count), moments.mean(v, mask, count)
-    products = moments.products(moments.centred(features, key, mask), moments.centred(v, value, mask))
+    products = moments.products(
+        moments.centred(features, key, mask), moments.centred(v, value, mask)
+    )
     return {"count": count, "key": key, "value": value, "products": products}
 
 
@@ -51,7 +57,8 @@ def without(whole: Summary, part: Summary) -> Summary:
     count = whole["count"] - part["count"]
     share, there = part["count"] / count.clamp_min(1), count > 0
     key, value = (
-        (whole[name] + (whole[name] - part[name]) * share).masked_fill(~there, 0) for name in ("key", "value")
+        (whole[name] + (whole[name] - part[name]) * share).masked_fill(~there, 0)
+        for name in ("key", "value")
     )
     weight = count * part["count"] / whole["count"].clamp_min(1)
     apart = (part["key"] - key).mT * (part["value"] - value)
@@ -61,14 +68,22 @@ def without(whole: Summary, part: Summary) -> Summary:
 
 def finish(summary: Summary, **_: Any) -> Averages:
     """The averages; all zero where no key counts."""
-    return Averages(summary["key"], summary["value"], summary["products"] / summary["count"].clamp_min(1))
+    return Averages(
+        summary["key"], summary["value"], summary["products"] / summary["count"].clamp_min(1)
+    )
 
 
 def plain(features: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """mean f(k) (B,H,1,D), mean v (B,H,1,E) and mean f(k)^T v (B,H,D,E), as a formula prints them; masked features are 0."""
+    """mean f(k) (B,H,1,D), mean v (B,H,1,E) and mean f(k)^T v (B,H,D,E), as a formula prints them;
+    masked features are 0.
+    """
     count = features.shape[-2] if mask is None else mask.sum(-1)[:, None, None, None].clamp_min(1)
     v = keep(v, mask)
-    return features.sum(-2, keepdim=True) / count, v.sum(-2, keepdim=True) / count, features.mT @ v / count
+    return (
+        features.sum(-2, keepdim=True) / count,
+        v.sum(-2, keepdim=True) / count,
+        features.mT @ v / count,
+    )
 
 
 def along(q: Tensor, key: Tensor) -> Tensor:

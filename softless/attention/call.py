@@ -17,7 +17,9 @@ HALF = (torch.float16, torch.bfloat16)
 
 @dataclass
 class Call:
-    """A record and what it is called with: q (B,H,N,D), k (B,H,M,D), v (B,H,M,E), masks, and what `attend` takes besides."""
+    """A record and what it is called with: q (B,H,N,D), k (B,H,M,D), v (B,H,M,E), masks, and what
+    `attend` takes besides.
+    """
 
     record: Operator
     q: Tensor

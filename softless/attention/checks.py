@@ -1,4 +1,7 @@
-"""What a call must hold to: options, shapes, dtypes, masks, the grid. Everything raises in one sentence."""
+"""What a call must hold to: options, shapes, dtypes, masks, the grid.
+
+Everything raises in one sentence.
+"""
 
 # B batch, H heads, N query tokens, M key tokens, D features of q and k, E features of v
 
@@ -27,8 +30,12 @@ def check_options(record: Operator, options: Mapping[str, Any]) -> dict[str, Any
         if name not in record.options:
             raise unknown(f"option of operator '{record.name}'", name, record.options)
         if not record.options[name].takes(value):
-            shown = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-            raise UsageError(f"operator '{record.name}': {name}={shown} is not {record.options[name].values}")
+            shown = (
+                f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+            )
+            raise UsageError(
+                f"operator '{record.name}': {name}={shown} is not {record.options[name].values}"
+            )
     return dict(options)
 
 
@@ -42,10 +49,13 @@ def check_grid(record: Operator, grid: Grid | None, options: Mapping[str, Any]) 
         return grid
     if grid is None:
         raise UsageError(
-            f"operator '{record.name}' needs the grid of the tokens: pass grid=(prefix_tokens, height, width)"
+            f"operator '{record.name}' needs the grid of the tokens: pass grid=(prefix_tokens, "
+            "height, width)"
         )
     if len(grid) != 3 or grid[0] < 0 or min(grid[1:]) < 1:
-        raise UsageError(f"grid={grid!r}: it must be (prefix_tokens, height, width), for example (1, 14, 14)")
+        raise UsageError(
+            f"grid={grid!r}: it must be (prefix_tokens, height, width), for example (1, 14, 14)"
+        )
     return grid
 
 
@@ -71,13 +81,19 @@ def check_call(call: Call) -> None:
     """
     record, q, k, v = call.record, call.q, call.k, call.v
     if not (q.ndim == k.ndim == v.ndim == 4):
-        raise UsageError(f"{_shapes(call)}: all three must have four dimensions (batch, heads, tokens, features)")
+        raise UsageError(
+            f"{_shapes(call)}: all three must have four dimensions (batch, heads, tokens, features)"
+        )
     if q.shape[:2] != k.shape[:2] or k.shape[:3] != v.shape[:3] or q.shape[3] != k.shape[3]:
-        raise UsageError(f"{_shapes(call)}: batch and heads must agree, k and v in tokens, q and k in features")
+        raise UsageError(
+            f"{_shapes(call)}: batch and heads must agree, k and v in tokens, q and k in features"
+        )
     if not record.cross and q.shape[2] != k.shape[2]:
         raise UsageError(f"{_shapes(call)}: operator '{record.name}' needs as many queries as keys")
     if not (q.dtype == k.dtype == v.dtype) or not q.is_floating_point():
-        raise UsageError(f"q {q.dtype}, k {k.dtype}, v {v.dtype}: all three must have one floating-point dtype")
+        raise UsageError(
+            f"q {q.dtype}, k {k.dtype}, v {v.dtype}: all three must have one floating-point dtype"
+        )
     if call.mask is not None or call.query_mask is not None:
         _check_masks(call)
     if isinstance(pairs := call.options.get("pairwise"), Tensor):
@@ -89,10 +105,14 @@ def check_call(call: Call) -> None:
 def _check_pairs(call: Call, pairs: Tensor) -> None:
     whole = (*call.q.shape[:3], call.k.shape[2])
     fits = 2 <= pairs.ndim <= len(whole)
-    if not fits or any(n not in (1, m) for n, m in zip(pairs.shape[::-1], whole[::-1], strict=False)):
+    if not fits or any(
+        n not in (1, m) for n, m in zip(pairs.shape[::-1], whole[::-1], strict=False)
+    ):
         raise UsageError(
-            f"operator '{call.record.name}': pairwise={pairs.dtype} {tuple(pairs.shape)} does not broadcast to "
-            f"(batch, heads, queries, keys) = {whole}: give it the last two, three or four of these, 1 where all share it"
+            f"operator '{call.record.name}': pairwise={pairs.dtype} {tuple(pairs.shape)} does not "
+            "broadcast to "
+            f"(batch, heads, queries, keys) = {whole}: give it the last two, three or four of "
+            "these, 1 where all share it"
         )
 
 
@@ -102,9 +122,12 @@ def _check_masks(call: Call) -> None:
         ("mask", call.mask, call.k.shape[2]),
         ("query_mask", call.query_mask, call.q.shape[2]),
     ):
-        if given is not None and (given.dtype != torch.bool or tuple(given.shape) != (batch, length)):
+        if given is not None and (
+            given.dtype != torch.bool or tuple(given.shape) != (batch, length)
+        ):
             raise UsageError(
-                f"{name} is {given.dtype} {tuple(given.shape)}: it must be torch.bool of shape ({batch}, {length}), "
+                f"{name} is {given.dtype} {tuple(given.shape)}: it must be torch.bool of shape "
+                f"({batch}, {length}), "
                 "True where a token counts"
             )
     looks = not (torch.compiler.is_compiling() or recording() or transformed())
@@ -119,17 +142,21 @@ def _shapes(call: Call) -> str:
 
 def _check_cells(call: Call) -> None:
     record, tokens = call.record, call.k.shape[2]
-    if record.wants("grid", call.options) and (given := check_grid(record, call.grid, call.options)):
+    if record.wants("grid", call.options) and (
+        given := check_grid(record, call.grid, call.options)
+    ):
         prefix, height, width = given
         if prefix + height * width != tokens:
             raise UsageError(
-                f"operator '{record.name}': grid={given} has {prefix} + {height} x {width} = {prefix + height * width} "
+                f"operator '{record.name}': grid={given} has {prefix} + {height} x {width} = "
+                f"{prefix + height * width} "
                 f"tokens, and there are {tokens}: pass the grid that these tokens stand on"
             )
 
 
 def extras_of(call: Call) -> dict[str, Any]:
-    """What the operator takes besides q, k, v and the masks: every option, its own tensors, the grid.
+    """What the operator takes besides q, k, v and the masks: every option, its own tensors, the
+    grid.
 
     Raises:
         UsageError: tensors or a grid that it does not have, or that are missing.

@@ -11,31 +11,38 @@ _thread = threading.local()
 
 
 def asked_for(backend: str = AUTO) -> str:
-    """The backend of a call that names this one: what `use_backend` said in this thread, where it names none."""
+    """The backend of a call that names this one: what `use_backend` said in this thread, where it
+    names none.
+    """
     return getattr(_thread, "backend", AUTO) if backend == AUTO else backend
 
 
 def use_backend(name: str) -> "Until":
-    """Every attention of this thread takes this backend from now on, or until the end of a `with` block.
+    """Every attention of this thread takes this backend from now on, or until the end of a `with`
+    block.
 
         with softless.use_backend("eager"):
             hessian = torch.func.hessian(loss)(x)
         softless.use_backend("auto")                # back to the fastest that can run
 
-    Other threads are not concerned. A call that names its backend keeps it. With gradient checkpointing the backward pass computes blocks
-    again: it belongs inside the same block.
+    Other threads are not concerned. A call that names its backend keeps it. With gradient
+    checkpointing the backward pass computes blocks again: it belongs inside the same block.
 
     Args:
-        name: "eager", "native", "reference", …, as `softless list backends` shows them; "auto" takes the first that can run.
+        name: "eager", "native", "reference", …, as `softless list backends` shows them; "auto"
+            takes the first that can run.
 
     Returns:
         What ends it: a context manager that puts back what was before.
 
     Raises:
-        UsageError: no operator has a backend of that name. An operator that lacks it, or whose backend cannot run a call, raises
-            `BackendRefused` at the call.
+        UsageError: no operator has a backend of that name. An operator that lacks it, or whose
+            backend cannot run a call, raises `BackendRefused` at the call.
     """
-    known = dict.fromkeys([AUTO, *(backend.name for record in OPERATORS.values() for backend in record.backends)])
+    known = dict.fromkeys([
+        AUTO,
+        *(backend.name for record in OPERATORS.values() for backend in record.backends),
+    ])
     if name not in known:
         raise unknown("backend", name, known)
     before, _thread.backend = asked_for(), name
@@ -51,5 +58,10 @@ class Until:
     def __enter__(self) -> None:
         """It was taken already."""
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:  # fmt: skip
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         _thread.backend = self.before

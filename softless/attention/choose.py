@@ -1,4 +1,7 @@
-"""How a call goes: by which backend, in which precision. The choice is plain Python over device, dtype and shape."""
+"""How a call goes: by which backend, in which precision.
+
+The choice is plain Python over device, dtype and shape.
+"""
 
 # B batch, H heads, N query tokens, D features of a head
 
@@ -23,7 +26,9 @@ from softless.errors import BackendRefused, PrecisionError, UsageError
 
 @dataclass(frozen=True)
 class Plan:
-    """How a call goes: by which backend, with what beside q, k, v and masks, to which dtype, and whether in float32."""
+    """How a call goes: by which backend, with what beside q, k, v and masks, to which dtype, and
+    whether in float32.
+    """
 
     record: Operator
     backend: Backend
@@ -58,23 +63,31 @@ def planned(call: Call) -> Plan:
 
 
 def of_buffer(
-    record: Operator, qkv: Tensor, num_heads: int, options: Mapping[str, Any], mask: Tensor | None = None, **about: Any
+    record: Operator,
+    qkv: Tensor,
+    num_heads: int,
+    options: Mapping[str, Any],
+    mask: Tensor | None = None,
+    **about: Any,
 ) -> Call:
-    """The call of self-attention on the parts of a buffer (B, N, 3 H D); `about` are further fields of `Call`.
+    """The call of self-attention on the parts of a buffer (B, N, 3 H D); `about` are further fields
+    of `Call`.
 
     Raises:
         UsageError: another shape.
     """
     if qkv.ndim != 3 or qkv.shape[2] % (3 * num_heads):
         raise UsageError(
-            f"qkv {tuple(qkv.shape)} with num_heads={num_heads}: it must be (batch, tokens, 3 x num_heads x features)"
+            f"qkv {tuple(qkv.shape)} with num_heads={num_heads}: it must be (batch, tokens, 3 x "
+            "num_heads x features)"
         )
     q, k, v = unpacked(qkv, num_heads)
     return Call(record, q, keys_of(record, q, k, options), v, options, mask, mask, **about)
 
 
 REMEMBERED = 512
-_plans: dict[Any, Plan] = {}  # by shape and dtype: on few tokens, looking at a call takes longer than the call
+# by shape and dtype: on few tokens, looking at a call takes longer than the call
+_plans: dict[Any, Plan] = {}
 
 
 def remembered(
@@ -85,7 +98,9 @@ def remembered(
     backend: str,
     options: Mapping[str, Any],
 ) -> Plan:
-    """The plan of a call without masks, grid and tensors of the operator's own, which its shapes decide."""
+    """The plan of a call without masks, grid and tensors of the operator's own, which its shapes
+    decide.
+    """
     backend = asked_for(backend)
     key = (
         record,
@@ -101,7 +116,9 @@ def remembered(
     )
     plan = _plans.get(key)
     if plan is None:
-        plan = planned(of_buffer(record, qkv, num_heads, options, out_dtype=out_dtype, backend=backend))
+        plan = planned(
+            of_buffer(record, qkv, num_heads, options, out_dtype=out_dtype, backend=backend)
+        )
         if record.learned or not plan.backend.differentiable:
             return plan  # it holds tensors, or is for calls without gradients
         if len(_plans) >= REMEMBERED:
@@ -133,20 +150,26 @@ def chosen(call: Call, extras: Mapping[str, Any], name: str) -> Backend:
     """The first backend that refuses nothing, or the one asked for.
 
     Raises:
-        BackendRefused: the one asked for cannot run this call, or none can; each backend's reasons are listed.
+        BackendRefused: the one asked for cannot run this call, or none can; each backend's reasons
+            are listed.
     """
     record, q, k, v = call.record, call.q, call.k, call.v
     reasons: dict[str, list[str]] = {}
     for candidate in record.backends:
         why = candidate.refuses(q, k, v, mask=call.mask, query_mask=call.query_mask, **extras)
-        if not candidate.differentiable and _wants_gradient(q, k, v, *(extras.get("learned") or {}).values()):
+        if not candidate.differentiable and _wants_gradient(
+            q, k, v, *(extras.get("learned") or {}).values()
+        ):
             why = [*why, "has no gradients: it is for torch.no_grad() and torch.inference_mode()"]
         if name in {"auto", candidate.name} and not why:
             return candidate
         reasons[candidate.name] = why or ["can run"]
     if name != "auto" and name not in reasons:
-        raise BackendRefused(f"operator '{record.name}' has no backend '{name}'. It has: {', '.join(reasons)}")
+        raise BackendRefused(
+            f"operator '{record.name}' has no backend '{name}'. It has: {', '.join(reasons)}"
+        )
     told = "; ".join(f"{backend}: {' and '.join(why)}" for backend, why in reasons.items())
     raise BackendRefused(
-        f"backend '{name}' cannot run {record.name} on q {tuple(q.shape)} {q.dtype} {q.device}: {told}"
+        f"backend '{name}' cannot run {record.name} on q {tuple(q.shape)} {q.dtype} {q.device}: "
+        f"{told}"
     )

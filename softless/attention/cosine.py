@@ -1,7 +1,8 @@
-"""relu features times a table of cosines and sines of the tokens' places: linear attention with weights that fall with distance.
+"""relu features times a table of cosines and sines of the tokens' places: linear attention with
+weights that fall with distance.
 
-cos(a - b) = cos a cos b + sin a sin b, so a weight cos(a_i - a_j) between tokens i and j is a product of features. With T table entries per
-token the features are T D wide:
+cos(a - b) = cos a cos b + sin a sin b, so a weight cos(a_i - a_j) between tokens i and j is a
+product of features. With T table entries per token the features are T D wide:
 
     summary:  F_k^T V  (T D x E)  and  sum F_k  (T D), plain sums over tokens
     output:   F_q (F_k^T V) / max(F_q . sum F_k, eps)
@@ -25,9 +26,15 @@ FLOOR = Option(
 
 
 def features(x: Tensor, table: Tensor | None, mask: Tensor | None) -> Tensor:
-    """relu(x) times each table entry of its token: x (B,H,N,D), table (B or 1, N, T) -> (B,H,N,TD); None is a table of ones."""
+    """relu(x) times each table entry of its token: x (B,H,N,D), table (B or 1, N, T) -> (B,H,N,TD);
+    None is a table of ones.
+    """
     x = keep(x, mask).relu()
-    return x if table is None else (table[:, None, :, :, None].to(x.dtype) * x[..., None, :]).flatten(-2)
+    return (
+        x
+        if table is None
+        else (table[:, None, :, :, None].to(x.dtype) * x[..., None, :]).flatten(-2)
+    )
 
 
 def summarise(k: Tensor, v: Tensor, table: Tensor | None, mask: Tensor | None) -> Summary:
@@ -36,8 +43,12 @@ def summarise(k: Tensor, v: Tensor, table: Tensor | None, mask: Tensor | None) -
     return {"context": product(made, keep(v, mask)), "total": made.sum(-2, keepdim=True)}
 
 
-def read(q: Tensor, summary: Summary, table: Tensor | None, mask: Tensor | None, eps: float) -> Tensor:
-    """The output of some queries; 0 for a query that no feature lets through, NaN where the sum of weights overflows: a quotient would be 0."""
+def read(
+    q: Tensor, summary: Summary, table: Tensor | None, mask: Tensor | None, eps: float
+) -> Tensor:
+    """The output of some queries; 0 for a query that no feature lets through, NaN where the sum of
+    weights overflows: a quotient would be 0.
+    """
     made = features(q, table, mask)
     weights = (made * summary["total"]).sum(-1, keepdim=True).clamp_min(eps)
     return (made @ summary["context"]) / weights.masked_fill(weights == float("inf"), float("nan"))

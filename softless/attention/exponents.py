@@ -1,4 +1,5 @@
-"""Averages of v with weights exp(score), as sums that carry their largest exponent: exact for scores of any size.
+"""Averages of v with weights exp(score), as sums that carry their largest exponent: exact for
+scores of any size.
 
 For R rows of scores over the tokens (landmarks, channels or random features):
 
@@ -16,7 +17,9 @@ from softless.attention.streaming import Summary
 
 
 def weigh(scores: Tensor, v: Tensor, mask: Tensor | None) -> Summary:
-    """Summary of tokens with scores (B,H,M,R) and values v (B,H,M,E); a masked token has no weight, whatever it holds."""
+    """Summary of tokens with scores (B,H,M,R) and values v (B,H,M,E); a masked token has no weight,
+    whatever it holds.
+    """
     if mask is not None:
         scores = scores.masked_fill(~mask[:, None, :, None], float("-inf"))
     top = _top(scores)
@@ -45,7 +48,9 @@ def log_totals(summary: Summary) -> Tensor:
     """(B,H,R,1): log of each row's sum of exp(score); minus infinity where no token counts."""
     total = summary["sum"]
     empty = total == 0
-    return (total.masked_fill(empty, 1).log() + _finite(summary["top"])).masked_fill(empty, float("-inf"))
+    return (total.masked_fill(empty, 1).log() + _finite(summary["top"])).masked_fill(
+        empty, float("-inf")
+    )
 
 
 def _top(scores: Tensor) -> Tensor:
@@ -61,7 +66,9 @@ def _finite(top: Tensor) -> Tensor:
 
 
 def softmax_over_tokens(scores: Tensor, mask: Tensor | None) -> Tensor:
-    """(B,H,M,R) weights of each row over the tokens that count, as printed in a formula; all 0 where none does."""
+    """(B,H,M,R) weights of each row over the tokens that count, as printed in a formula; all 0
+    where none does.
+    """
     if mask is None:
         return scores.softmax(-2)
     shut = ~mask[:, None, :, None]

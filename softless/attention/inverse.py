@@ -1,7 +1,9 @@
-"""The inverse of SOFT's kernel matrix: Cholesky, or Newton's iteration that stops by its residual, with the derivative of the inverse itself.
+"""The inverse of SOFT's kernel matrix: Cholesky, or Newton's iteration that stops by its residual,
+with the derivative of the inverse itself.
 
-A is a kernel matrix plus a ridge, so it is symmetric with eigenvalues of at least the ridge. However X = A^-1 was found, its derivative is
--X dA X: nothing is differentiated through Cholesky or through steps.
+A is a kernel matrix plus a ridge, so it is symmetric with eigenvalues of at least the ridge.
+However X = A^-1 was found, its derivative is -X dA X: nothing is differentiated through Cholesky or
+through steps.
 """
 
 # B batch, H heads, R landmarks
@@ -17,10 +19,11 @@ from softless.attention.recording import known, recording, recording_for_onnx
 RESIDUAL = 1e-3  # |I - A X| at which Newton's iteration stops; each further step squares it
 FURTHER = 2
 MOST = 1024  # rows of a matrix, for which a graph of any size has its steps
+# R x R products of `published` and `published_norm`: 20 steps of two, and the ten of its start
 PUBLISHED_PRODUCTS = (
     40,
     50,
-)  # R x R products of `published` and `published_norm`: 20 steps of two, and the ten of its start
+)
 
 
 class Found(NamedTuple):
@@ -32,9 +35,11 @@ class Found(NamedTuple):
 
 
 def inverse(a: Tensor, ridge: float, method: str = "cholesky") -> Tensor:
-    """(A + ridge I)^-1 for kernel matrices (..., R, R), differentiable; float32 at least, whatever came.
+    """(A + ridge I)^-1 for kernel matrices (..., R, R), differentiable; float32 at least, whatever
+    came.
 
-    Each matrix is inverted by itself: its neighbours in the batch, a NaN image among them, change nothing.
+    Each matrix is inverted by itself: its neighbours in the batch, a NaN image among them, change
+    nothing.
     """
     ridged = a + ridge * torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
     if recording():  # a graph holds torch's own operators, which have derivatives of their own
@@ -67,7 +72,8 @@ class Inverse(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, _: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(output)  # not the x that was given: a second derivative goes through it
+        # not the x that was given: a second derivative goes through it
+        ctx.save_for_backward(output)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -90,22 +96,29 @@ class ForwardInverse(Inverse):
 
 
 def cholesky(a: Tensor) -> Tensor:
-    """A^-1 of symmetric positive definite A. A matrix that holds NaN gives NaN, and no error for the others."""
+    """A^-1 of symmetric positive definite A.
+
+    A matrix that holds NaN gives NaN, and no error for the others.
+    """
     factor, _ = torch.linalg.cholesky_ex(a)
     one = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device).expand_as(a)
     return torch.cholesky_solve(one, factor)
 
 
 def most_steps(size: int, ridge: float) -> int:
-    """Newton's limit, 2 log2(kappa) + 6 steps: the condition number kappa is at most (R + ridge) / ridge."""
+    """Newton's limit, 2 log2(kappa) + 6 steps: the condition number kappa is at most (R + ridge) /
+    ridge.
+    """
     size = size if known(size) else MOST
     return math.ceil(2 * math.log2((size + ridge) / ridge)) + 6
 
 
 def newton(a: Tensor, ridge: float) -> Found:
-    """X <- 2 X - X A X from X_0 = 1.8 A / |A|_1^2, until |I - A X| (Frobenius) is at most 1e-3, and two steps more; each matrix by itself.
+    """X <- 2 X - X A X from X_0 = 1.8 A / |A|_1^2, until |I - A X| (Frobenius) is at most 1e-3, and
+    two steps more; each matrix by itself.
 
-    A matrix that has not come so far within the limit is inverted by Cholesky, and counted; in an ONNX graph, which has none, it is NaN.
+    A matrix that has not come so far within the limit is inverted by Cholesky, and counted; in an
+    ONNX graph, which has none, it is NaN.
     """
     one = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
     rows = a.abs().sum(-1).amax(-1)[..., None, None]
@@ -125,7 +138,8 @@ def newton(a: Tensor, ridge: float) -> Found:
 
 
 def published(a: Tensor, steps: int = 20, ridge: float = 0.01) -> Tensor:
-    """SOFT's code: 20 steps from a start chosen before the ridge is added, no stop, and the derivative of an exact inverse.
+    """SOFT's code: 20 steps from a start chosen before the ridge is added, no stop, and the
+    derivative of an exact inverse.
 
     The derivative is -X dA X with the X that was reached, right only where the steps sufficed.
     """
@@ -140,7 +154,8 @@ def published(a: Tensor, steps: int = 20, ridge: float = 0.01) -> Tensor:
 
 
 def published_norm(a: Tensor, steps: int = 20, halvings: int = 10) -> Tensor:
-    """The code of the normalised variant: no ridge, one start for the whole batch and all heads, and gradients through the steps.
+    """The code of the normalised variant: no ridge, one start for the whole batch and all heads,
+    and gradients through the steps.
 
     The start is halved while |I - start A A|_1 exceeds 1.01, at most ten times.
     """

@@ -1,4 +1,6 @@
-"""An operator's own tensors at their start: what a new module holds, and what `attend` takes where none are given."""
+"""An operator's own tensors at their start: what a new module holds, and what `attend` takes where
+none are given.
+"""
 
 from collections.abc import Mapping
 
@@ -10,8 +12,12 @@ from softless.attention.record import Operator
 from softless.errors import UsageError
 
 
-def starting(record: Operator, sizes: Sizes, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-    """Each tensor the operator has under these options, float64 on the CPU; `generator` draws the random ones, torch's own by default."""
+def starting(
+    record: Operator, sizes: Sizes, generator: torch.Generator | None = None
+) -> dict[str, Tensor]:
+    """Each tensor the operator has under these options, float64 on the CPU; `generator` draws the
+    random ones, torch's own by default.
+    """
     claims = record.own_tensors(sizes.options)
     return {name: drawn(claim, sizes, generator) for name, claim in claims.items()}
 
@@ -27,7 +33,8 @@ def drawn(claim: Learned, sizes: Sizes, generator: torch.Generator | None = None
 def given_or_starting(
     record: Operator, learned: Mapping[str, Tensor] | None, options: Options, k: Tensor, v: Tensor
 ) -> dict[str, Tensor]:
-    """The tensors passed by a caller, or those of a new module with random ones drawn from seed 0, in k's dtype and place.
+    """The tensors passed by a caller, or those of a new module with random ones drawn from seed 0,
+    in k's dtype and place.
 
     Raises:
         UsageError: some tensors are missing, or do not belong to the operator.
@@ -39,6 +46,7 @@ def given_or_starting(
         return {name: x.to(k.device, k.dtype) for name, x in made.items()}
     if set(learned or {}) != set(wanted):
         raise UsageError(
-            f"operator '{record.name}' has learned tensors: {', '.join(wanted) or 'none'}; got {', '.join(sorted(learned or {})) or 'none'}"
+            f"operator '{record.name}' has learned tensors: {', '.join(wanted) or 'none'}; got "
+            f"{', '.join(sorted(learned or {})) or 'none'}"
         )
     return dict(learned or {})

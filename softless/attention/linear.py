@@ -25,17 +25,20 @@ from softless.attention.record import TOLERANCE, Backend, Bounds, Dims, Roads
 from softless.attention.recording import recording
 from softless.attention.streaming import Streaming, Summary, Sweep, Tokens
 
-HALF_TOKENS = 2048  # up to here float16 holds the answer in the paper's scale (reference: reliability.md D3)
+# up to here float16 holds the answer in the paper's scale (reference: reliability.md D3)
+HALF_TOKENS = 2048
 
 ORDER = Option(
     default="auto",
-    says="which product comes first: q^ k^^T (tokens) or k^^T v (channels); auto takes the cheaper one for the shapes at hand",
+    says="which product comes first: q^ k^^T (tokens) or k^^T v (channels); auto takes the "
+    "cheaper one for the shapes at hand",
     accepts=lambda value: value in {"auto", "tokens", "channels"},
     values="'auto', 'tokens' or 'channels'",
 )
 TOKEN_SCALE = Option(
     default=None,
-    says="None is the paper's form, whose output shrinks as tokens are added; 'tokens' multiplies by the number of queries N, "
+    says="None is the paper's form, whose output shrinks as tokens are added; 'tokens' multiplies "
+    "by the number of queries N, "
     "a number n by N / n",
     accepts=lambda value: (
         value is None
@@ -64,7 +67,18 @@ def count(x: Tensor, mask: Tensor | None) -> Tensor | int:
     return x.shape[-2] if mask is None else mask.sum(-1)[:, None, None, None].to(x.dtype)
 
 
-def reference(q: Tensor, k: Tensor, v: Tensor, *, norm: Norm, mask: Tensor | None, query_mask: Tensor | None, token_scale: str | float | None, eps: float, order: str) -> Tensor:  # fmt: skip
+def reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    norm: Norm,
+    mask: Tensor | None,
+    query_mask: Tensor | None,
+    token_scale: str | float | None,
+    eps: float,
+    order: str,
+) -> Tensor:
     """The formula as printed: normalise q and k over the tokens, then multiply."""
     q_hat, k_hat = normalise(q, norm, query_mask, eps), normalise(k, norm, mask, eps)
     v = keep(v, mask)
@@ -72,9 +86,14 @@ def reference(q: Tensor, k: Tensor, v: Tensor, *, norm: Norm, mask: Tensor | Non
     return o * gain(count(q, query_mask), token_scale)
 
 
-def summarise(tokens: Tokens, _: None, *, norm: Norm, token_scale: str | float | None, **__: Any) -> Summary:
+def summarise(
+    tokens: Tokens, _: None, *, norm: Norm, token_scale: str | float | None, **__: Any
+) -> Summary:
     """Norms and context of some tokens; every entry is a plain sum over tokens."""
-    q, k = settle(keep(tokens.q, tokens.query_mask), norm), settle(keep(tokens.k, tokens.mask), norm)
+    q, k = (
+        settle(keep(tokens.q, tokens.query_mask), norm),
+        settle(keep(tokens.k, tokens.mask), norm),
+    )
     summary = {"context": product(k, keep(tokens.v, tokens.mask))}
     if norm != "none":
         summary |= {"q": magnitude(q, norm), "k": magnitude(k, norm)}
@@ -83,7 +102,9 @@ def summarise(tokens: Tokens, _: None, *, norm: Norm, token_scale: str | float |
     return summary
 
 
-def native_sums(tokens: Tokens, *, norm: Norm, token_scale: str | float | None, **_: Any) -> Summary:
+def native_sums(
+    tokens: Tokens, *, norm: Norm, token_scale: str | float | None, **_: Any
+) -> Summary:
     """`summarise` by the native kernels."""
     summary = kernel.summed(tokens.q, tokens.k, tokens.v, tokens.mask, tokens.query_mask, norm=norm)
     if token_scale is not None:
@@ -91,12 +112,18 @@ def native_sums(tokens: Tokens, *, norm: Norm, token_scale: str | float | None, 
     return summary
 
 
-def finish(summary: Summary, *, norm: Norm, token_scale: str | float | None, eps: float, **_: Any) -> Tensor:
+def finish(
+    summary: Summary, *, norm: Norm, token_scale: str | float | None, eps: float, **_: Any
+) -> Tensor:
     """The D x E matrix that turns a raw query into its output: (B,H,D,E)."""
     matrix = summary["context"]
     for side in ("k", "q") if norm != "none" else ():
         matrix = matrix / divisor(summary[side], norm, eps).mT
-    return matrix if token_scale is None else matrix * gain(summary["queries"], token_scale).to(matrix.dtype)  # type: ignore[union-attr]
+    return (
+        matrix
+        if token_scale is None
+        else matrix * gain(summary["queries"], token_scale).to(matrix.dtype)  # type: ignore[union-attr]
+    )
 
 
 def read(tokens: Tokens, matrix: Tensor, *, norm: Norm, **_: Any) -> Tensor:
@@ -104,12 +131,28 @@ def read(tokens: Tokens, matrix: Tensor, *, norm: Norm, **_: Any) -> Tensor:
     return settle(keep(tokens.q, tokens.query_mask), norm) @ matrix
 
 
-def eager(q: Tensor, k: Tensor, v: Tensor, *, norm: Norm, mask: Tensor | None, query_mask: Tensor | None, token_scale: str | float | None, eps: float, order: str) -> Tensor:  # fmt: skip
-    """The same value with the norms folded into the smaller factor: the D x E product, or k where N x M is smaller."""
+def eager(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    norm: Norm,
+    mask: Tensor | None,
+    query_mask: Tensor | None,
+    token_scale: str | float | None,
+    eps: float,
+    order: str,
+) -> Tensor:
+    """The same value with the norms folded into the smaller factor: the D x E product, or k where N
+    x M is smaller.
+    """
     if not tokens_first(Dims.of(q, k, v), order):
         whole = Tokens(q, k, v, mask, query_mask)
         matrix = finish(
-            summarise(whole, None, norm=norm, token_scale=token_scale), norm=norm, token_scale=token_scale, eps=eps
+            summarise(whole, None, norm=norm, token_scale=token_scale),
+            norm=norm,
+            token_scale=token_scale,
+            eps=eps,
         )
         return read(whole, matrix, norm=norm)
     q, k, v = settle(keep(q, query_mask), norm), settle(keep(k, mask), norm), keep(v, mask)
@@ -118,17 +161,33 @@ def eager(q: Tensor, k: Tensor, v: Tensor, *, norm: Norm, mask: Tensor | None, q
     return (q @ k.mT) @ v * gain(count(q, query_mask), token_scale)
 
 
-def matrix(q: Tensor, k: Tensor, v: Tensor, *, norm: Norm, token_scale: str | float | None, eps: float, summed: Callable[..., Summary] | None = None, **_: Any) -> Tensor:  # fmt: skip
-    """The D x E matrix that turns each raw query into its output, (B,H,D,E); `summed` is a faster way to the norms and the context."""
+def matrix(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    norm: Norm,
+    token_scale: str | float | None,
+    eps: float,
+    summed: Callable[..., Summary] | None = None,
+    **_: Any,
+) -> Tensor:
+    """The D x E matrix that turns each raw query into its output, (B,H,D,E); `summed` is a faster
+    way to the norms and the context.
+    """
     if summed is None:
         summary = summarise(Tokens(q, k, v), None, norm=norm, token_scale=token_scale)
     else:
-        summary = summed(q, k, v, None, None, norm=norm) | {"queries": torch.tensor(q.shape[2], dtype=torch.float64)}
+        summary = summed(q, k, v, None, None, norm=norm) | {
+            "queries": torch.tensor(q.shape[2], dtype=torch.float64)
+        }
     return finish(summary, norm=norm, token_scale=token_scale, eps=eps)
 
 
 def tokens_first(d: Dims, order: str) -> bool:
-    """Whether (q k^T) v is taken before q (k^T v): by name, or by the multiply-adds of each; a tie is linear."""
+    """Whether (q k^T) v is taken before q (k^T v): by name, or by the multiply-adds of each; a tie
+    is linear.
+    """
     if order != "auto":
         return order == "tokens"
     if recording():
@@ -140,13 +199,19 @@ def native_refuses(q: Tensor, k: Tensor, v: Tensor, *, order: str, **_: Any) -> 
     """Why the native kernels cannot run a call: what they are, and the order of the products."""
     reasons = native.refuses(q, k, v)
     if not reasons and tokens_first(Dims.of(q, k, v), order):
-        why = "order='tokens' was asked for" if order == "tokens" else "q^ k^^T is the cheaper product at this size"
+        why = (
+            "order='tokens' was asked for"
+            if order == "tokens"
+            else "q^ k^^T is the cheaper product at this size"
+        )
         reasons.append(f"sums over tokens first, and {why}")
     return reasons
 
 
 def half_refusal(d: Dims, *, token_scale: str | float | None, **_: Any) -> str | None:
-    """Why float16 cannot hold this output: q^ is of the order of 1/N, so it sinks below the smallest float16 numbers."""
+    """Why float16 cannot hold this output: q^ is of the order of 1/N, so it sinks below the
+    smallest float16 numbers.
+    """
     if token_scale == "tokens":
         return None
     n = max(d.N, d.M)
@@ -155,7 +220,8 @@ def half_refusal(d: Dims, *, token_scale: str | float | None, **_: Any) -> str |
         return None
     scale = "the paper's scale" if token_scale is None else f"token_scale={token_scale}"
     return (
-        f"float16 cannot hold the output of {n} tokens in {scale} (the limit is {HALF_TOKENS} tokens; merely rounding the exact answer "
+        f"float16 cannot hold the output of {n} tokens in {scale} (the limit is {HALF_TOKENS} "
+        "tokens; merely rounding the exact answer "
         'loses it): pass out_dtype=torch.float32, use bfloat16, or set token_scale="tokens"'
     )
 
@@ -166,7 +232,9 @@ def power_of_two(tokens: int) -> float:
 
 
 def class_row(q: Tensor, k: Tensor, *, norm: Norm, eps: float) -> Tensor:
-    """The first query's weights over all tokens, its norm taken over all queries: (B,H,N,D) twice -> (B,H,1,N)."""
+    """The first query's weights over all tokens, its norm taken over all queries: (B,H,N,D) twice
+    -> (B,H,1,N).
+    """
     q, k = settle(q, norm), settle(k, norm)
     first = q[:, :, :1]
     for x in (q, k) if norm != "none" else ():
@@ -178,15 +246,27 @@ def streaming(norm: Norm, **fixed: Any) -> Streaming:
     """One sweep, D + D + D x E sums per head; `fixed` are options the operator does not offer."""
     fixed["norm"] = norm
     return Streaming(
-        sweeps=(Sweep(partial(summarise, **fixed), partial(finish, **fixed), native=partial(native_sums, **fixed)),),
+        sweeps=(
+            Sweep(
+                partial(summarise, **fixed),
+                partial(finish, **fixed),
+                native=partial(native_sums, **fixed),
+            ),
+        ),
         read=partial(read, **fixed),
-        holds="k^T v (D x E)" if norm == "none" else "|q| (D), |k| (D) and k^T v (D x E), sums over tokens",
+        holds="k^T v (D x E)"
+        if norm == "none"
+        else "|q| (D), |k| (D) and k^T v (D x E), sums over tokens",
         merges="plain addition",
     )
 
 
-def backends(norm: Norm, tolerance: Mapping[torch.dtype, float] = TOLERANCE, **fixed: Any) -> tuple[Backend, ...]:
-    """The backends of a member of the family; `fixed` are options that the operator does not offer."""
+def backends(
+    norm: Norm, tolerance: Mapping[torch.dtype, float] = TOLERANCE, **fixed: Any
+) -> tuple[Backend, ...]:
+    """The backends of a member of the family; `fixed` are options that the operator does not
+    offer.
+    """
     fixed["norm"] = norm
     swept = Backend(
         name="native",
@@ -217,4 +297,9 @@ def backends(norm: Norm, tolerance: Mapping[torch.dtype, float] = TOLERANCE, **f
 
 def flops(d: Dims) -> int:
     """Both products in the cheaper order, 2 FLOPs per multiply-add."""
-    return 2 * d.B * d.H * (d.N * d.M * (d.D + d.E) if tokens_first(d, "auto") else d.D * d.E * (d.N + d.M))
+    return (
+        2
+        * d.B
+        * d.H
+        * (d.N * d.M * (d.D + d.E) if tokens_first(d, "auto") else d.D * d.E * (d.N + d.M))
+    )

@@ -1,7 +1,8 @@
-"""Means and second moments over tokens that merge exactly, however large the means are beside the spread.
+"""Means and second moments over tokens that merge exactly, however large the means are beside the
+spread.
 
-Plain sums of squares lose 3.6e-2 in float32 at mean / std = 100. Here each chunk is centred on its own mean before anything is squared, and
-two chunks join by Chan, Golub and LeVeque (1979):
+Plain sums of squares lose 3.6e-2 in float32 at mean / std = 100. Here each chunk is centred on its
+own mean before anything is squared, and two chunks join by Chan, Golub and LeVeque (1979):
 
     mean = mean_a + d n_b / n,    S = S_a + S_b + d d^T n_a n_b / n,    d = mean_b - mean_a
 
@@ -22,7 +23,9 @@ def precise(x: Tensor) -> Tensor:
 
 
 def number(x: Tensor, mask: Tensor | None) -> Tensor:
-    """How many tokens of x (B,H,N,D) count: (B,1,1,1) or (1,1,1,1), whatever the dtype of x can count to."""
+    """How many tokens of x (B,H,N,D) count: (B,1,1,1) or (1,1,1,1), whatever the dtype of x can
+    count to.
+    """
     dtype = torch.float32 if x.device.type == "mps" else torch.float64
     if mask is None:
         return torch.full((1, 1, 1, 1), x.shape[-2], device=x.device, dtype=dtype)
@@ -35,7 +38,9 @@ def mean(x: Tensor, mask: Tensor | None, count: Tensor) -> Tensor:
 
 
 def centred(x: Tensor, middle: Tensor, mask: Tensor | None) -> Tensor:
-    """x - middle in x's dtype, with what the dtype cannot hold of a large middle taken off afterwards; 0 where a token does not count."""
+    """x - middle in x's dtype, with what the dtype cannot hold of a large middle taken off
+    afterwards; 0 where a token does not count.
+    """
     high = middle.to(x.dtype)
     low = (middle - high).to(x.dtype)
     return keep(x - high - low, mask)
@@ -51,7 +56,11 @@ def products(x: Tensor, y: Tensor) -> Tensor:
     return precise(product(x, y))
 
 
-def shift(mean_a: Tensor, mean_b: Tensor, count_a: Tensor, count_b: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean of both, and the weight that the product of two such differences of means enters second moments with."""
+def shift(
+    mean_a: Tensor, mean_b: Tensor, count_a: Tensor, count_b: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The mean of both, and the weight that the product of two such differences of means enters
+    second moments with.
+    """
     both = (count_a + count_b).clamp_min(1)
     return mean_a + (mean_b - mean_a) * (count_b / both), count_a * count_b / both

@@ -21,24 +21,31 @@ class Option:
     small: Any = None  # what a small test takes in place of the default
 
     def takes(self, value: Any) -> bool:
-        """Whether the operator takes a value, of whatever type: a rule that cannot judge it does not."""
+        """Whether the operator takes a value, of whatever type: a rule that cannot judge it does
+        not.
+        """
         try:
             return bool(self.accepts(value))
-        except (TypeError, ValueError, AttributeError, RuntimeError):  # a list is in no set, a tensor in no range
+        # a list is in no set, a tensor in no range
+        except (TypeError, ValueError, AttributeError, RuntimeError):
             return False
 
 
 DROPOUT = Option(
     default=0.0,
     says="share of the attention weights dropped",
-    accepts=lambda value: isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1,
+    accepts=lambda value: (
+        isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1
+    ),
     values="a number in [0, 1)",
 )
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the shapes of an operator's own tensors depend on; `tokens` is None until the host has told it."""
+    """What the shapes of an operator's own tensors depend on; `tokens` is None until the host has
+    told it.
+    """
 
     heads: int
     head_dim: int
@@ -52,7 +59,8 @@ class Sizes:
         return self.head_dim if self.value_dim is None else self.value_dim
 
 
-Start = Callable[[tuple[int, ...], torch.Generator | None], Tensor]  # (shape, generator) -> float64 on the CPU
+# (shape, generator) -> float64 on the CPU
+Start = Callable[[tuple[int, ...], torch.Generator | None], Tensor]
 
 
 def always(_: Options) -> bool:
@@ -62,7 +70,9 @@ def always(_: Options) -> bool:
 
 @dataclass(frozen=True)
 class Learned:
-    """A tensor of the operator's own: its shape, its value at the start, and whether it is trained or only drawn."""
+    """A tensor of the operator's own: its shape, its value at the start, and whether it is trained
+    or only drawn.
+    """
 
     shape: Callable[[Sizes], tuple[int, ...]]
     start: float | Start

@@ -1,7 +1,8 @@
 """What a dtype cannot hold, told by values: float32 its sums over tokens, float16 its answers.
 
-Values are looked at where that costs nothing: on a processor, without gradients, outside compiled and recorded graphs. On a GPU a look
-would make the processor wait, a graph must not depend on values, and in training a loss that is not finite says it.
+Values are looked at where that costs nothing: on a processor, without gradients, outside compiled
+and recorded graphs. On a GPU a look would make the processor wait, a graph must not depend on
+values, and in training a loss that is not finite says it.
 """
 
 # B batch, H heads, N query tokens, D features
@@ -15,13 +16,15 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from softless.attention.recording import recording
 from softless.errors import PrecisionError
 
-LARGE = 2.0**40  # up to here products of three values and their sums over a million tokens fit float32
+# up to here products of three values and their sums over a million tokens fit float32
+LARGE = 2.0**40
 MOST = torch.finfo(torch.float16).max
 
 
 def may_look(x: Tensor) -> bool:
     """Whether a call may depend on the values of its result."""
-    if torch.compiler.is_compiling() or recording():  # first: a graph would hold even the question after the size
+    # first: a graph would hold even the question after the size
+    if torch.compiler.is_compiling() or recording():
         return False
     if x.device.type != "cpu" or x.requires_grad or type(x) is not Tensor or not x.numel():
         return False
@@ -29,15 +32,19 @@ def may_look(x: Tensor) -> bool:
 
 
 def may_overflow(row: Tensor, *given: Tensor) -> bool:
-    """Whether the output of the first query is not finite, or the first tokens given hold large values.
+    """Whether the output of the first query is not finite, or the first tokens given hold large
+    values.
 
-    Sums over tokens that overflow spoil every row, by NaN, infinity or zero, so the first tokens are enough and nothing is read as a whole.
+    Sums over tokens that overflow spoil every row, by NaN, infinity or zero, so the first tokens
+    are enough and nothing is read as a whole.
     """
     if row.dtype == torch.float64 or not may_look(row):
         return False
     if not torch.linalg.vector_norm(row, 1).item() < math.inf:  # NaN is not
         return True
-    return any(x.numel() and not torch.linalg.vector_norm(x, math.inf).item() <= LARGE for x in given)
+    return any(
+        x.numel() and not torch.linalg.vector_norm(x, math.inf).item() <= LARGE for x in given
+    )
 
 
 def in_range(o: Tensor, dtype: torch.dtype, op: str, *given: Tensor) -> Tensor:
@@ -47,7 +54,8 @@ def in_range(o: Tensor, dtype: torch.dtype, op: str, *given: Tensor) -> Tensor:
         o: (B, ...), first axis the images.
         dtype: what the caller gets.
         op: name of the operator.
-        given: what the output was made of, (B, ...) each; an image of which holds NaN or infinity answers so.
+        given: what the output was made of, (B, ...) each; an image of which holds NaN or infinity
+            answers so.
 
     Raises:
         PrecisionError: float16 does not hold the answer to finite values.
@@ -59,7 +67,8 @@ def in_range(o: Tensor, dtype: torch.dtype, op: str, *given: Tensor) -> Tensor:
     lost = whole & ~cast.isfinite().flatten(1).all(1)
     if lost.any():
         raise PrecisionError(
-            f"operator '{op}': float16 ends at {MOST:,.0f}, and the answer to these values exceeds it: use bfloat16 or float32"
+            f"operator '{op}': float16 ends at {MOST:,.0f}, and the answer to these values "
+            "exceeds it: use bfloat16 or float32"
         )
     return cast
 

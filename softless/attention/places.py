@@ -15,8 +15,12 @@ def indices(length: int, place: Place | None, device: torch.device) -> Tensor:
     return index if place is None else index + place.start
 
 
-def ranks(mask: Tensor | None, length: int, place: Place | None, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(B or 1, n) number of tokens that count before each token, and (B or 1, 1) number of those that count in all."""
+def ranks(
+    mask: Tensor | None, length: int, place: Place | None, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """(B or 1, n) number of tokens that count before each token, and (B or 1, 1) number of those
+    that count in all.
+    """
     if mask is None:
         total = length if place is None else place.total
         return indices(length, place, device)[None], torch.full((1, 1), total, device=device)
@@ -39,15 +43,19 @@ def key_ranks(tokens: Tokens) -> tuple[Tensor, Tensor]:
 
 
 def cells(index: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
-    """Row, column, and whether a token stands on the grid at all, for indices in the whole sequence; prefix tokens do not."""
+    """Row, column, and whether a token stands on the grid at all, for indices in the whole
+    sequence; prefix tokens do not.
+    """
     prefix, _, width = grid
     place = (index - prefix).clamp_min(0)
     line = place // width
-    return line, place - line * width, index >= prefix  # no remainder: ONNX has none by a size that is free
+    # no remainder: ONNX has none by a size that is free
+    return line, place - line * width, index >= prefix
 
 
 def windows(index: Tensor, grid: Grid, side: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Window, place inside it, and whether a token is in one: prefix tokens and what a whole number of windows leaves over are not.
+    """Window, place inside it, and whether a token is in one: prefix tokens and what a whole number
+    of windows leaves over are not.
 
     Windows are side x side cells, row by row: floor(height / side) * floor(width / side) of them.
     """

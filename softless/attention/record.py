@@ -1,7 +1,8 @@
-"""What an attention operator says of itself: a pure function and a record of claims about it, in groups.
+"""What an attention operator says of itself: a pure function and a record of claims about it, in
+groups.
 
-Tests, benchmarks, tables, the command line and the model names walk over these records. Every claim has a meter in
-`softless.testing.check_operator`.
+Tests, benchmarks, tables, the command line and the model names walk over these records. Every claim
+has a meter in `softless.testing.check_operator`.
 """
 
 # B batch, H heads, N query tokens, M key tokens, D features of q and k, E features of v
@@ -33,12 +34,22 @@ class Dims:
     D: int
     E: int
     grid: Grid | None = None
-    options: Options = field(default_factory=dict)  # every option of the operator, defaults filled in
+    # every option of the operator, defaults filled in
+    options: Options = field(default_factory=dict)
 
     @classmethod
-    def of(cls, q: Tensor, k: Tensor, v: Tensor, grid: Grid | None = None, options: Options | None = None) -> "Dims":
+    def of(
+        cls,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        grid: Grid | None = None,
+        options: Options | None = None,
+    ) -> "Dims":
         B, H, N, D = q.shape
-        return cls(B=B, H=H, N=N, M=k.shape[2], D=D, E=v.shape[3], grid=grid, options=dict(options or {}))
+        return cls(
+            B=B, H=H, N=N, M=k.shape[2], D=D, E=v.shape[3], grid=grid, options=dict(options or {})
+        )
 
 
 TOLERANCE: Mapping[torch.dtype, float] = MappingProxyType({
@@ -58,12 +69,14 @@ def never(*_: Any, **__: Any) -> list[str]:
 class Roads:
     """Shorter ways through the whole module that a backend knows; None where it has none."""
 
-    # (qkv, heads, *, mask, **extras) -> (B,N,H D): self-attention read from the buffer (B,N,3 H D) that one projection wrote
+    # (qkv, heads, *, mask, **extras) -> (B,N,H D): self-attention read from the buffer (B,N,3 H D)
+    # that one projection wrote
     packed: Callable[..., Tensor] | None = None
-    # as fn -> (B,H,D,E) float32: the matrix that turns a raw query into its output, for operators that have one; without masks
+    # as fn -> (B,H,D,E) float32: the matrix that turns a raw query into its output, for operators
+    # that have one; without masks
     matrix: Callable[..., Tensor] | None = None
-    # (x, weight, bias, proj, proj_bias, heads, **extras) -> (B,N,dim_out): self-attention of tokens x (B,N,dim) with both its
-    # projections, in training, in less memory than one after the other
+    # (x, weight, bias, proj, proj_bias, heads, **extras) -> (B,N,dim_out): self-attention of tokens
+    # x (B,N,dim) with both its projections, in training, in less memory than one after the other
     projected: Callable[..., Tensor] | None = None
 
 
@@ -71,7 +84,8 @@ class Roads:
 class Bounds:
     """What a backend takes and how near it comes."""
 
-    native_half: bool = False  # takes the half precision it does not refuse as it is; the others are given float32
+    # takes the half precision it does not refuse as it is; the others are given float32
+    native_half: bool = False
     differentiable: bool = True  # False: it is refused where a gradient is wanted
     # largest relative error (Frobenius) against the float64 reference
     tolerance: Mapping[torch.dtype, float] = field(default_factory=lambda: TOLERANCE)
@@ -79,7 +93,9 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Backend:
-    """One way to compute an operator; `refuses` answers why not, in sentences, and is empty when it can run."""
+    """One way to compute an operator; `refuses` answers why not, in sentences, and is empty when it
+    can run.
+    """
 
     name: str
     fn: Callable[..., Tensor]
@@ -89,7 +105,8 @@ class Backend:
     here: Callable[[], str] | None = None  # what it has on this machine, in words
 
     def __post_init__(self) -> None:
-        for group in (self.bounds, self.roads):  # read flat as well: backend.packed is backend.roads.packed
+        # read flat as well: backend.packed is backend.roads.packed
+        for group in (self.bounds, self.roads):
             self.__dict__.update(group.__dict__)
 
     if TYPE_CHECKING:
@@ -106,14 +123,26 @@ class Identity:
     summary: str = ""  # one line
     formula: str = ""
     paper: str = ""
-    title: str = ""  # of the module class, as in softless.SimA; the name in capitals where it is left out
+    # of the module class, as in softless.SimA; the name in capitals where it is left out
+    title: str = ""
     differs: str = ""  # where ours differs from the published code, for docs/operators.md
 
     def __post_init__(self) -> None:
-        required(self.name, "identity.name", 'Identity(name="mine", summary="what it computes, in one line")')
-        of_kind(self.name, str, "identity.name", 'Identity(name="mine", summary="what it computes, in one line")')
+        required(
+            self.name,
+            "identity.name",
+            'Identity(name="mine", summary="what it computes, in one line")',
+        )
+        of_kind(
+            self.name,
+            str,
+            "identity.name",
+            'Identity(name="mine", summary="what it computes, in one line")',
+        )
         if not self.title:
-            object.__setattr__(self, "title", "".join(part[:1].upper() + part[1:] for part in self.name.split("_")))
+            object.__setattr__(
+                self, "title", "".join(part[:1].upper() + part[1:] for part in self.name.split("_"))
+            )
 
 
 def nothing(_: "Dims") -> int:
@@ -128,36 +157,47 @@ def two(_: Options) -> int:
 
 @dataclass(frozen=True)
 class Claims:
-    """What an operator says of its reference; `softless.testing.check_operator` measures each, in both directions."""
+    """What an operator says of its reference; `softless.testing.check_operator` measures each, in
+    both directions.
+    """
 
-    flops: Callable[[Dims], int] = None  # type: ignore[assignment]  # matrix-product FLOPs of the reference, 2 per multiply-add
+    # matrix-product FLOPs of the reference, 2 per multiply-add
+    flops: Callable[[Dims], int] = None  # type: ignore[assignment]
     exps: Callable[[Dims], int] = nothing  # transcendental evaluations of the reference
     growth: Literal["N", "N^2"] = "N"  # of time and memory with the number of tokens
-    normalises: Literal["rows", "tokens", "nothing"] = "nothing"  # "rows": with v = 1 each row gives one
+    # "rows": with v = 1 each row gives one
+    normalises: Literal["rows", "tokens", "nothing"] = "nothing"
     scale_free: bool = False  # a positive factor on a channel of q or of k changes nothing
     equivariant: bool = True  # permuting the tokens permutes the output
     implied_matrix: bool = True  # o = A(q, k) v with A of shape (N, M)
     cross: bool = True  # the number of queries may differ from the number of keys
     linear_in_v: bool = True  # a factor on v is a factor on the output
-    # "any": any number of tokens, in one exported graph too; "grid": any grid, told at each call, an exported graph holds one;
-    # "fixed": at most the number of tokens it has learned
+    # "any": any number of tokens, in one exported graph too; "grid": any grid, told at each call,
+    # an exported graph holds one; "fixed": at most the number of tokens it has learned
     resolution: Literal["any", "grid", "fixed"] = "any"
     exports_from: Callable[[Options], int] = two  # fewest tokens that one exported graph serves
-    masks: tuple[str, ...] = ("token",)  # "token" (B, M); "pairwise" and "causal" where a query may choose its keys
+    # "token" (B, M); "pairwise" and "causal" where a query may choose its keys
+    masks: tuple[str, ...] = ("token",)
     drops_weights: bool = False  # has attention weights that attn_drop can act on
-    limits: Callable[..., str | None] = no_reason  # (Dims, **extras) -> why this call has no good answer
+    # (Dims, **extras) -> why this call has no good answer
+    limits: Callable[..., str | None] = no_reason
 
     def __post_init__(self) -> None:
-        required(self.flops, "claims.flops", "Claims(flops=lambda d: 2 * d.B * d.H * d.D * d.E * (d.N + d.M))")
+        required(
+            self.flops,
+            "claims.flops",
+            "Claims(flops=lambda d: 2 * d.B * d.H * d.D * d.E * (d.N + d.M))",
+        )
 
 
 @dataclass(frozen=True)
 class Half:
     """What float16 does to the output."""
 
-    half_refusal: Callable[..., str | None] | None = None  # (Dims, **options): why float16 cannot hold the output
-    # (Dims): the power of two that brings an output which float16 cannot hold back to the size of v; modules carry it past their
-    # projection
+    # (Dims, **options): why float16 cannot hold the output
+    half_refusal: Callable[..., str | None] | None = None
+    # (Dims): the power of two that brings an output which float16 cannot hold back to the size of
+    # v; modules carry it past their projection
     half_lift: Callable[[Dims], float] | None = None
 
 
@@ -165,7 +205,8 @@ class Half:
 class HostNeeds:
     """What a host must bring."""
 
-    # what the caller must provide, and under which options: "grid", "tied_qk" (k is None), "tokens" (a fixed number)
+    # what the caller must provide, and under which options: "grid", "tied_qk" (k is None), "tokens"
+    # (a fixed number)
     needs: Mapping[str, Callable[[Options], bool]] = field(default_factory=dict)
     # side of the windows to which the module reduces its input before k and v
     reduces: Callable[[Options], int] | None = None
@@ -175,8 +216,10 @@ class HostNeeds:
 class Views:
     """What saliency maps and class attention look at."""
 
-    hat: Callable[[Tensor], Tensor] | None = None  # what is made of q and of k, token by channel, before their product
-    # (q, k, *, eps) -> weights of the first query over all tokens (B,H,1,N), for class attention; further keywords are options
+    # what is made of q and of k, token by channel, before their product
+    hat: Callable[[Tensor], Tensor] | None = None
+    # (q, k, *, eps) -> weights of the first query over all tokens (B,H,1,N), for class attention;
+    # further keywords are options
     class_row: Callable[..., Tensor] | None = None
 
 
@@ -187,15 +230,15 @@ NO_STREAM = "its record has no streaming form"
 class Operator:
     """An attention operator and what it claims.
 
-    `reference(q, k, v, *, mask, query_mask, **extras)` is the meaning: the paper's formula in the dtype it is given. The extras are
-    the options, `learned` where the operator has tensors of its own, and `grid` where it needs one. With tied q and k the reference
-    is given q twice.
+    `reference(q, k, v, *, mask, query_mask, **extras)` is the meaning: the paper's formula in the
+    dtype it is given. The extras are the options, `learned` where the operator has tensors of its
+    own, and `grid` where it needs one. With tied q and k the reference is given q twice.
 
-    A masked token is gone. Where tokens have no places (`equivariant`, or places along the sequence) that is removal: the same as
-    without it. On a grid the others keep their places.
+    A masked token is gone. Where tokens have no places (`equivariant`, or places along the
+    sequence) that is removal: the same as without it. On a grid the others keep their places.
 
-    Written in groups, read flat as well: `record.growth` is `record.claims.growth`. Where no backend is named "eager", the reference
-    widened to float32 is it.
+    Written in groups, read flat as well: `record.growth` is `record.claims.growth`. Where no
+    backend is named "eager", the reference widened to float32 is it.
 
     Raises:
         UsageError: a field is missing, or two contradict each other; the line to write is shown.
@@ -212,20 +255,28 @@ class Operator:
     host: HostNeeds = field(default_factory=HostNeeds)
     views: Views = field(default_factory=Views)
     own: tuple[Backend, ...] = ()  # fastest first
-    # every backend, the preferred first and the reference last, which is held to no more than the one before it
+    # every backend, the preferred first and the reference last, which is held to no more than the
+    # one before it
     backends: tuple[Backend, ...] = field(init=False)
-    has_matrix: bool = field(
-        init=False
-    )  # one small matrix turns every raw query into its output: a projection can absorb it
+    # one small matrix turns every raw query into its output: a projection can absorb it
+    has_matrix: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        required(self.identity, "identity", 'identity=Identity(name="mine", summary="what it computes, in one line")')
+        required(
+            self.identity,
+            "identity",
+            'identity=Identity(name="mine", summary="what it computes, in one line")',
+        )
         required(
             self.reference,
             "reference",
             "reference=reference, with def reference(q, k, v, *, mask=None, query_mask=None)",
         )
-        required(self.claims, "claims", "claims=Claims(flops=lambda d: 2 * d.B * d.H * d.D * d.E * (d.N + d.M))")
+        required(
+            self.claims,
+            "claims",
+            "claims=Claims(flops=lambda d: 2 * d.B * d.H * d.D * d.E * (d.N + d.M))",
+        )
         for name, (kind, line) in KINDS.items():
             of_kind(getattr(self, name), kind, name, line)
         for name, (kind, line) in MEMBERS.items():
@@ -235,7 +286,8 @@ class Operator:
             of_kind(backend, Backend, "own", "own=(Backend('eager', function),)")
         if self.streaming is not None and self.no_stream:
             raise UsageError(
-                f"operator '{self.identity.name}' has a streaming form and no_stream={self.no_stream!r}: leave one of them out"
+                f"operator '{self.identity.name}' has a streaming form and "
+                f"no_stream={self.no_stream!r}: leave one of them out"
             )
         if self.streaming is None and not self.no_stream:
             object.__setattr__(self, "no_stream", NO_STREAM)
@@ -268,14 +320,17 @@ class Operator:
         return self
 
     def changed(self, **fields: Any) -> "Operator":
-        """The record with these fields changed, whatever group they stand in: `record.changed(growth="N^2")`.
+        """The record with these fields changed, whatever group they stand in:
+        `record.changed(growth="N^2")`.
 
         Raises:
             UsageError: it has no such field.
         """
         groups = {name: getattr(self, name) for name in GROUPS}
         for name, value in fields.items():
-            home = next((group for group, held in groups.items() if name in held.__dataclass_fields__), None)
+            home = next(
+                (group for group, held in groups.items() if name in held.__dataclass_fields__), None
+            )
             if home is not None:
                 groups[home] = replace(groups[home], **{name: value})
             elif name not in self.__dataclass_fields__ or name in {"backends", "has_matrix"}:
@@ -285,7 +340,9 @@ class Operator:
         return replace(self, **groups)
 
     def wants(self, need: str, options: Options) -> bool:
-        """Whether the caller must provide "grid", "tokens" or tied q and k ("tied_qk") under these options."""
+        """Whether the caller must provide "grid", "tokens" or tied q and k ("tied_qk") under these
+        options.
+        """
         return need in self.needs and self.needs[need](self.filled(options))
 
     def filled(self, options: Options) -> dict[str, Any]:
@@ -321,11 +378,17 @@ def field_names() -> list[str]:
 
 
 KINDS: Mapping[str, tuple[Any, str]] = MappingProxyType({
-    "identity": (Identity, 'identity=Identity(name="mine", summary="what it computes, in one line")'),
+    "identity": (
+        Identity,
+        'identity=Identity(name="mine", summary="what it computes, in one line")',
+    ),
     "claims": (Claims, "claims=Claims(flops=lambda d: 2 * d.B * d.H * d.D * d.E * (d.N + d.M))"),
     "streaming": (Streaming | None, "streaming=Streaming.sums(summarise, read), or leave it out"),
     "no_stream": (str, "no_stream='the reason'"),
-    "options": (Mapping, "options={'eps': Option(1e-6, says='…', accepts=lambda value: …, values='…')}"),
+    "options": (
+        Mapping,
+        "options={'eps': Option(1e-6, says='…', accepts=lambda value: …, values='…')}",
+    ),
     "learned": (Mapping, "learned={'scale': Learned(lambda sizes: (sizes.heads, 1, 1), 1.0)}"),
     "half": (Half, "half=Half(half_refusal=lambda d, **options: None)"),
     "host": (HostNeeds, "host=HostNeeds(needs={'grid': lambda options: True})"),
@@ -333,7 +396,10 @@ KINDS: Mapping[str, tuple[Any, str]] = MappingProxyType({
     "own": (tuple, "own=(Backend('eager', function),), with its comma"),
 })
 MEMBERS: Mapping[str, tuple[Any, str]] = MappingProxyType({
-    "options": (Option, "options={'eps': Option(1e-6, says='…', accepts=lambda value: …, values='…')}"),
+    "options": (
+        Option,
+        "options={'eps': Option(1e-6, says='…', accepts=lambda value: …, values='…')}",
+    ),
     "learned": (Learned, "learned={'scale': Learned(lambda sizes: (sizes.heads, 1, 1), 1.0)}"),
 })
 

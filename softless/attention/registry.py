@@ -1,4 +1,6 @@
-"""The list of operators: every record that `softless.attention.ops` holds, and those that `softless.register` adds."""
+"""The list of operators: every record that `softless.attention.ops` holds, and those that
+`softless.register` adds.
+"""
 
 import copyreg
 from collections.abc import Callable, Mapping
@@ -8,7 +10,9 @@ from softless.attention import ops
 from softless.attention.record import Operator
 from softless.errors import UsageError, unknown
 
-_records = {name: record for name in ops.__all__ if isinstance(record := getattr(ops, name), Operator)}
+_records = {
+    name: record for name in ops.__all__ if isinstance(record := getattr(ops, name), Operator)
+}
 OPERATORS: Mapping[str, Operator] = MappingProxyType(_records)
 
 
@@ -26,7 +30,8 @@ def get(op: str | Operator) -> Operator:
 
 
 def registered(op: str | Operator) -> Operator:
-    """The record of a name, or the record itself where the list holds it: what goes on by its name alone.
+    """The record of a name, or the record itself where the list holds it: what goes on by its name
+    alone.
 
     Raises:
         UsageError: no operator of that name, or a record that is not in the list.
@@ -35,7 +40,8 @@ def registered(op: str | Operator) -> Operator:
     if OPERATORS.get(record.name) is not record:
         other = " (another record has that name)" if record.name in OPERATORS else ""
         raise UsageError(
-            f"operator '{record.name}' is not registered{other}: call softless.register(record) first, "
+            f"operator '{record.name}' is not registered{other}: call softless.register(record) "
+            "first, "
             "for models, classes and pickles know an operator by its name"
         )
     return record
@@ -59,14 +65,18 @@ def unpickled(name: str) -> Operator:
     """
     if name not in OPERATORS:
         raise UsageError(
-            f"this was saved with operator '{name}', which this process has not registered: import the module that calls "
-            "softless.register first, or install its package with the entry point 'softless.operators'"
+            f"this was saved with operator '{name}', which this process has not registered: "
+            "import the module that calls "
+            "softless.register first, or install its package with the entry point "
+            "'softless.operators'"
         )
     return OPERATORS[name]
 
 
 def _by_name(record: Operator) -> tuple[Callable[[str], Operator], tuple[str]]:
-    """Pickles of a model refer to the record by name: it holds functions, and there is one of it."""
+    """Pickles of a model refer to the record by name: it holds functions, and there is one of
+    it.
+    """
     return unpickled, (registered(record).name,)
 
 

@@ -21,7 +21,9 @@ def grid_of(tokens: int) -> tuple[int, int, int]:
         (height, prefix, (tokens - prefix) // height)
         for prefix in (0, 1)
         for height in range(1, math.isqrt(tokens) + 1)
-        if tokens > prefix and (tokens - prefix) % height == 0 and height * height <= tokens - prefix
+        if tokens > prefix
+        and (tokens - prefix) % height == 0
+        and height * height <= tokens - prefix
     ]
     height, prefix, width = max(found)
     return prefix, height, width
@@ -37,14 +39,20 @@ def draw(
 ) -> tuple[Inputs, dict[str, Any]]:
     """q, k and v of a shape (B, H, N, M, D, E), and what else the operator takes.
 
-    Learned tensors are moved away from their start; options have their small values. Where an option "ratio" makes windows on the grid
-    there are about `windows` of them. With tied q and k, k is q.
+    Learned tensors are moved away from their start; options have their small values. Where an
+    option "ratio" makes windows on the grid there are about `windows` of them. With tied q and k, k
+    is q.
     """
     generator = torch.Generator().manual_seed(seed)
     B, H, N, M, D, E = shape
-    make = lambda *size: (gain * torch.randn(size, generator=generator, dtype=torch.float64)).to(dtype)  # noqa: E731
+
+    def make(*size: int) -> Tensor:
+        return (gain * torch.randn(size, generator=generator, dtype=torch.float64)).to(dtype)
+
     q, k, v = make(B, H, N, D), make(B, H, M, D), make(B, H, M, E)
-    extras: dict[str, Any] = {name: option.small for name, option in op.options.items() if option.small is not None}
+    extras: dict[str, Any] = {
+        name: option.small for name, option in op.options.items() if option.small is not None
+    }
     if op.wants("grid", extras):
         extras["grid"] = grid_of(M)
         _, height, width = extras["grid"]
@@ -53,7 +61,9 @@ def draw(
     sizes = Sizes(H, D, op.filled(given_options(op, extras)), M, E)
     if own := starting(op, sizes, generator):
         extras["learned"] = {
-            name: (x + 0.3 * torch.rand(x.shape, generator=generator, dtype=torch.float64)).to(dtype)
+            name: (x + 0.3 * torch.rand(x.shape, generator=generator, dtype=torch.float64)).to(
+                dtype
+            )
             for name, x in own.items()
         }
     return (q, q if op.wants("tied_qk", extras) else k, v), extras

@@ -3,11 +3,14 @@
 import torch
 from torch.autograd import forward_ad
 
-_depth = torch._C._functorch.get_dynamic_layer_stack_depth  # by name: looking it up takes longer than the call
+# by name: looking it up takes longer than the call
+_depth = torch._C._functorch.get_dynamic_layer_stack_depth
 
 
 def transformed() -> str:
-    """What is active just now that a kernel with a reverse-mode gradient alone would pass over in silence; empty where nothing is."""
+    """What is active just now that a kernel with a reverse-mode gradient alone would pass over in
+    silence; empty where nothing is.
+    """
     if _depth() > 0:  # dynamo knows it too, and compiles anew where it changes
         return "a transform of torch.func is active (grad, vmap, jvp, …)"
     if forward_ad._current_level >= 0:

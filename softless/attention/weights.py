@@ -1,6 +1,7 @@
 """How much each token enters the first token's output, from the sums of a streaming form alone.
 
-The operator is linear in v, so a token's weight is the slope of that output in its v, through what it adds to the last sweep's summary.
+The operator is linear in v, so a token's weight is the slope of that output in its v, through what
+it adds to the last sweep's summary.
 """
 
 # B batch, H heads, D features, n tokens of a chunk
@@ -16,7 +17,8 @@ from softless.attention.streaming import Streaming, Summary, Tokens
 
 
 def pull(streaming: Streaming, first: Tokens, total: Summary, extras: Mapping[str, Any]) -> Summary:
-    """The slope of the first token's output in each entry of the last sweep's summary: its row of A, before the keys are known.
+    """The slope of the first token's output in each entry of the last sweep's summary: its row of
+    A, before the keys are known.
 
     Args:
         streaming: the form.
@@ -31,10 +33,21 @@ def pull(streaming: Streaming, first: Tokens, total: Summary, extras: Mapping[st
         out = streaming.read(_detached(first), reader, **apart)
         wanted = {name: x for name, x in leaves.items() if x.requires_grad}
         slopes = torch.autograd.grad(out[..., 0, 0].sum(), list(wanted.values()), allow_unused=True)
-    return {name: slope.detach() for name, slope in zip(wanted, slopes, strict=True) if slope is not None}
+    return {
+        name: slope.detach()
+        for name, slope in zip(wanted, slopes, strict=True)
+        if slope is not None
+    }
 
 
-def row(streaming: Streaming, tokens: Tokens, total: Summary, pulled: Summary, reader: Any, extras: Mapping[str, Any]) -> Tensor:  # fmt: skip
+def row(
+    streaming: Streaming,
+    tokens: Tokens,
+    total: Summary,
+    pulled: Summary,
+    reader: Any,
+    extras: Mapping[str, Any],
+) -> Tensor:
     """The first token's weights over the tokens of a chunk: (B,H,n), signed.
 
     Args:
@@ -48,9 +61,15 @@ def row(streaming: Streaming, tokens: Tokens, total: Summary, pulled: Summary, r
     sweep, tokens = streaming.sweeps[-1], _detached(tokens)
     with torch.enable_grad():
         v = tokens.v.requires_grad_()
-        found = sweep.summarise(replace(tokens, v=v), reader, **{name: detached(x) for name, x in extras.items()})
+        found = sweep.summarise(
+            replace(tokens, v=v), reader, **{name: detached(x) for name, x in extras.items()}
+        )
         summary = {name: y.to(total[name].dtype) for name, y in found.items()}
-        rest = total if sweep.without is None else sweep.without(total, {name: y.detach() for name, y in summary.items()})  # fmt: skip
+        rest = (
+            total
+            if sweep.without is None
+            else sweep.without(total, {name: y.detach() for name, y in summary.items()})
+        )
         whole = sweep.merge(rest, summary)
         through = torch.stack([(whole[name] * slope).sum() for name, slope in pulled.items()]).sum()
         (weights,) = torch.autograd.grad(through, v)

@@ -1,4 +1,6 @@
-"""Timed and trained comparisons, each printed as a table and kept as CSV rows with where they came from."""
+"""Timed and trained comparisons, each printed as a table and kept as CSV rows with where they came
+from.
+"""
 
 from softless.benching.comparison import compare, twins
 from softless.benching.measure import Spread, Timings, interleaved

@@ -1,7 +1,9 @@
-"""What torch's ways of differentiating and mapping give for every operator and backend: right, refused in a sentence, or wrong.
+"""What torch's ways of differentiating and mapping give for every operator and backend: right,
+refused in a sentence, or wrong.
 
-The truth is the operator's reference in float64: central differences for what goes forward and for second derivatives, reverse mode for the
-rest. A result that a transform drops in silence is zero, and zero is wrong: every truth here is not.
+The truth is the operator's reference in float64: central differences for what goes forward and for
+second derivatives, reverse mode for the rest. A result that a transform drops in silence is zero,
+and zero is wrong: every truth here is not.
 """
 
 # B images, N tokens, D features of a head
@@ -67,17 +69,30 @@ class Autograd:
         return 1 if self.wrong else 0
 
     def to_dict(self) -> dict[str, Any]:
-        return {"cells": [asdict(cell) for cell in self.cells], "counts": self.counts, "exit_code": self.exit_code}
+        return {
+            "cells": [asdict(cell) for cell in self.cells],
+            "counts": self.counts,
+            "exit_code": self.exit_code,
+        }
 
     def __str__(self) -> str:
-        rows = [[name, *(counts.get(outcome, 0) for outcome in OUTCOMES)] for name, counts in self.counts.items()]
-        said = [f"wrong: {cell.transform} of {cell.operator}, {cell.backend}: {cell.error or cell.why}" for cell in self.wrong]  # fmt: skip
+        rows = [
+            [name, *(counts.get(outcome, 0) for outcome in OUTCOMES)]
+            for name, counts in self.counts.items()
+        ]
+        said = [
+            f"wrong: {cell.transform} of {cell.operator}, {cell.backend}: {cell.error or cell.why}"
+            for cell in self.wrong
+        ]
         said += [f"recorded: {self.recorded}"] if self.recorded else []
         return "\n".join([table(["transform", *OUTCOMES], rows), *said])
 
 
-def autograd(names: Sequence[str] = (), *, ops: Sequence[str] = (), record: bool = False) -> Autograd:
-    """Transform every operator by every backend, and say which answers are right, refused and wrong.
+def autograd(
+    names: Sequence[str] = (), *, ops: Sequence[str] = (), record: bool = False
+) -> Autograd:
+    """Transform every operator by every backend, and say which answers are right, refused and
+    wrong.
 
     Args:
         names: transforms; all by default.
@@ -93,16 +108,25 @@ def autograd(names: Sequence[str] = (), *, ops: Sequence[str] = (), record: bool
     target = record_path("autograd") if record else None
     records = [get(name) for name in ops or OPERATORS]
     asked = [(name, one) for one in records for name in names or TRANSFORMS]
-    cells = [cell for name, one in track(asked, len(asked), "differentiating") for cell in measured(name, one)]
+    cells = [
+        cell
+        for name, one in track(asked, len(asked), "differentiating")
+        for cell in measured(name, one)
+    ]
     made = Autograd(tuple(cells), target)
     if target is not None:
-        rows = [{"transform": name, **{one: counts.get(one, 0) for one in OUTCOMES}} for name, counts in made.counts.items()]  # fmt: skip
+        rows = [
+            {"transform": name, **{one: counts.get(one, 0) for one in OUTCOMES}}
+            for name, counts in made.counts.items()
+        ]
         write_csv(target, rows)
     return made
 
 
 def measured(transform: str, record: Operator) -> list[Cell]:
-    """A transform of an operator, by every backend and by the one that is taken where none is named."""
+    """A transform of an operator, by every backend and by the one that is taken where none is
+    named.
+    """
     found = []
     for backend in ("auto", *(one.name for one in record.backends)):
         outcome, error, why = judged(TRANSFORMS[transform], record, backend)
@@ -118,7 +142,11 @@ def judged(transform: "Transform", record: Operator, backend: str) -> tuple[str,
         return "refused", None, str(refusal).splitlines()[0]
     except RuntimeError as refusal:
         line = str(refusal).splitlines()[0]
-        return ("refused" if "not implemented" in line else "wrong"), None, f"{type(refusal).__name__}: {line}"
+        return (
+            ("refused" if "not implemented" in line else "wrong"),
+            None,
+            f"{type(refusal).__name__}: {line}",
+        )
     got, expected = _flat(got), _flat(expected)
     size = expected.norm()
     assert size > 0, "a truth of zero would tell nothing"
@@ -129,7 +157,8 @@ def judged(transform: "Transform", record: Operator, backend: str) -> tuple[str,
 # What is differentiated
 
 Leaves = tuple[Tensor, ...]
-Transform = Callable[[Operator, str], tuple[Sequence[Tensor], Sequence[Tensor]]]  # what came, and the truth
+# what came, and the truth
+Transform = Callable[[Operator, str], tuple[Sequence[Tensor], Sequence[Tensor]]]
 
 
 def _flat(tensors: Sequence[Tensor]) -> Tensor:
@@ -138,7 +167,11 @@ def _flat(tensors: Sequence[Tensor]) -> Tensor:
 
 def _call(record: Operator, seed: int = 0) -> Call:
     made = call(record, "gauss", TOKENS, WIDTH, seed, torch.float32)
-    more = {name: value for name, value in SMALL.items() if name in record.options and (name != "ratio" or "grid" in made.extras)}  # fmt: skip
+    more = {
+        name: value
+        for name, value in SMALL.items()
+        if name in record.options and (name != "ratio" or "grid" in made.extras)
+    }
     if not more:
         return made
     again = Call(record, made.q, made.k, made.v, {**made.extras, **more})
@@ -153,22 +186,34 @@ def _with_learned(made: Call) -> Call:
     options = {name: value for name, value in made.extras.items() if name in made.record.options}
     sizes = Sizes(1, WIDTH, made.record.filled(options), TOKENS, WIDTH)
     own = starting(made.record, sizes, torch.Generator().manual_seed(0))
-    return Call(made.record, made.q, made.k, made.v, {**made.extras, "learned": {name: x.float() for name, x in own.items()}})  # fmt: skip
+    return Call(
+        made.record,
+        made.q,
+        made.k,
+        made.v,
+        {**made.extras, "learned": {name: x.float() for name, x in own.items()}},
+    )
 
 
 def _function(made: Call, backend: str) -> Callable[..., Tensor]:
     names = list(made.leaves)
-    return lambda *leaves: made.with_leaves(**dict(zip(names, leaves, strict=True))).run(backend=backend)
+    return lambda *leaves: made.with_leaves(**dict(zip(names, leaves, strict=True))).run(
+        backend=backend
+    )
 
 
 def _like(leaves: Leaves, seed: int) -> Leaves:
     generator = torch.Generator().manual_seed(seed)
-    return tuple(torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype) for x in leaves)
+    return tuple(
+        torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype) for x in leaves
+    )
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A function in float32 by a backend, the same in float64 by the reference, where they are taken, and a direction."""
+    """A function in float32 by a backend, the same in float64 by the reference, where they are
+    taken, and a direction.
+    """
 
     f: Callable[..., Tensor]
     exact: Callable[..., Tensor]
@@ -179,7 +224,9 @@ class Problem:
     def of(cls, record: Operator, backend: str, seed: int = 0) -> "Problem":
         made = _call(record, seed)
         at = tuple(made.leaves.values())
-        return cls(_function(made, backend), _function(made.double(), "reference"), at, _like(at, 5))
+        return cls(
+            _function(made, backend), _function(made.double(), "reference"), at, _like(at, 5)
+        )
 
     def doubled(self) -> Leaves:
         return tuple(x.double() for x in self.at)
@@ -209,15 +256,21 @@ def _all(problem: Problem) -> tuple[int, ...]:
 
 def _jvp(record: Operator, backend: str) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     problem = Problem.of(record, backend)
-    return [torch.func.jvp(problem.f, problem.at, problem.along)[1]], _difference(lambda *x: [problem.exact(*x)], problem)  # fmt: skip
+    return [torch.func.jvp(problem.f, problem.at, problem.along)[1]], _difference(
+        lambda *x: [problem.exact(*x)], problem
+    )
 
 
 def _forward(record: Operator, backend: str) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     problem = Problem.of(record, backend)
     with forward_ad.dual_level():
-        o = problem.f(*(forward_ad.make_dual(x, t) for x, t in zip(problem.at, problem.along, strict=True)))
+        o = problem.f(
+            *(forward_ad.make_dual(x, t) for x, t in zip(problem.at, problem.along, strict=True))
+        )
         found = forward_ad.unpack_dual(o).tangent
-    return [torch.zeros_like(o) if found is None else found], _difference(lambda *x: [problem.exact(*x)], problem)
+    return [torch.zeros_like(o) if found is None else found], _difference(
+        lambda *x: [problem.exact(*x)], problem
+    )
 
 
 def _vjp(record: Operator, backend: str) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
@@ -230,12 +283,16 @@ def _vjp(record: Operator, backend: str) -> tuple[Sequence[Tensor], Sequence[Ten
 def _jacrev(record: Operator, backend: str) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     problem = Problem.of(record, backend)
     found = torch.func.jacrev(lambda *x: problem.f(*x)[0, 0, 0], argnums=_all(problem))(*problem.at)
-    exact = torch.autograd.functional.jacobian(lambda *x: problem.exact(*x)[0, 0, 0], problem.doubled())
+    exact = torch.autograd.functional.jacobian(
+        lambda *x: problem.exact(*x)[0, 0, 0], problem.doubled()
+    )
     return found, exact
 
 
 def _stacked(record: Operator, backend: str) -> tuple[Callable[..., Tensor], Leaves, list[Problem]]:
-    """A function, three sets of its arguments, and the problem of each; what the operator itself holds is the same."""
+    """A function, three sets of its arguments, and the problem of each; what the operator itself
+    holds is the same.
+    """
     made, several = _call(record), [_call(record, seed) for seed in (1, 2, 3)]
     leaves = [tuple(one.leaves.values()) for one in several]
     exact = _function(made.double(), "reference")
@@ -256,7 +313,9 @@ def _vmap_grad(record: Operator, backend: str) -> tuple[Sequence[Tensor], Sequen
 
 
 def _batched_backward(record: Operator, backend: str) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-    """Several cotangents at once through a graph that was made without a transform (`is_grads_batched`)."""
+    """Several cotangents at once through a graph that was made without a transform
+    (`is_grads_batched`).
+    """
     problem = Problem.of(record, backend)
     leaves = tuple(x.clone().requires_grad_() for x in problem.at)
     o = problem.f(*leaves)
@@ -278,7 +337,9 @@ def _double_backward(record: Operator, backend: str) -> tuple[Sequence[Tensor], 
     return torch.autograd.grad(along, leaves), _curvature(problem)  # type: ignore[arg-type]
 
 
-def _forward_over_reverse(record: Operator, backend: str) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+def _forward_over_reverse(
+    record: Operator, backend: str
+) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     problem = Problem.of(record, backend)
     gradient = torch.func.grad(_loss(problem.f), argnums=_all(problem))
     return torch.func.jvp(gradient, problem.at, problem.along)[1], _curvature(problem)
@@ -288,7 +349,9 @@ def _gradgradcheck(record: Operator, backend: str) -> tuple[Sequence[Tensor], Se
     """torch's own check in float64: one where it passes, zero where it does not."""
     made = _call(record).double()
     leaves = tuple(x.clone().requires_grad_() for x in made.leaves.values())
-    passed = torch.autograd.gradgradcheck(_function(made, backend), leaves, raise_exception=False, fast_mode=True)
+    passed = torch.autograd.gradgradcheck(
+        _function(made, backend), leaves, raise_exception=False, fast_mode=True
+    )
     return [torch.tensor([float(passed)])], [torch.ones(1)]
 
 
@@ -297,7 +360,11 @@ def _gradgradcheck(record: Operator, backend: str) -> tuple[Sequence[Tensor], Se
 
 def _module(record: Operator, seed: int) -> Any:
     torch.manual_seed(seed)
-    options: Any = {name: value for name, value in SMALL.items() if name in record.options and (name != "ratio" or record.wants("grid", {}))}  # fmt: skip
+    options: Any = {
+        name: value
+        for name, value in SMALL.items()
+        if name in record.options and (name != "ratio" or record.wants("grid", {}))
+    }
     made: Any = Attention(HEADS * WIDTH, HEADS, op=record, qkv_bias=True, tokens=TOKENS, **options)
     made.set_grid((0, 4, 6))
     with torch.no_grad():
@@ -315,7 +382,9 @@ def _weights(module: Any) -> dict[str, Tensor]:
 
 
 def _functional_call(record: Operator, backend: str) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-    """Another module's weights in every way that a pass may go: few tokens, both projections inside, the output projection merged."""
+    """Another module's weights in every way that a pass may go: few tokens, both projections
+    inside, the output projection merged.
+    """
     module, other, x = _module(record, 0), _module(record, 1), _tokens()
     given = _weights(other)
     found: list[Tensor] = []
@@ -331,7 +400,9 @@ def _functional_call(record: Operator, backend: str) -> tuple[Sequence[Tensor], 
 
 
 def _checkpointing(record: Operator, backend: str) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-    """Gradients of a module that is computed again in the backward pass, few tokens and both projections inside."""
+    """Gradients of a module that is computed again in the backward pass, few tokens and both
+    projections inside.
+    """
     found: list[Tensor] = []
     for inside in (1e9, 0):
         module, x = _module(record, 0), _tokens().requires_grad_()

@@ -1,4 +1,6 @@
-"""What a run publishes beside the weights that it ended with: whether averaging and choosing pay, on little data and on much."""
+"""What a run publishes beside the weights that it ended with: whether averaging and choosing pay,
+on little data and on much.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,12 +30,18 @@ class Ended:
     run: RunRecord
     images: int  # of training
     batch: int  # that fits them
-    last: Mapping[str, Mapping[str, Mapping[str, Any]]]  # split -> raw or averaged -> scores of the last epoch
+    # split -> raw or averaged -> scores of the last epoch
+    last: Mapping[str, Mapping[str, Mapping[str, Any]]]
 
     @property
     def measures(self) -> list[str]:
         """What chose the best epoch, and accuracy where there is one."""
-        return list(dict.fromkeys([self.run.measure, *(name for name in ("top1",) if name in self.run.result["val"])]))
+        return list(
+            dict.fromkeys([
+                self.run.measure,
+                *(name for name in ("top1",) if name in self.run.result["val"]),
+            ])
+        )
 
     def values(self, measure: str) -> dict[str, float]:
         """Split and weights -> value: of what the run published, and of what it ended with."""
@@ -88,7 +96,9 @@ class Averages:
                     "seed": counted(len(ours), "seed"),
                     "images": ours[0].images,
                     "measure": measure,
-                    **_rounded({name: float(np.mean([one[name] for one in values])) for name in values[0]}),
+                    **_rounded({
+                        name: float(np.mean([one[name] for one in values])) for name in values[0]
+                    }),
                 })
         return rows
 
@@ -99,24 +109,44 @@ class Averages:
         rows = [row for row in self.rows() if row["kind"] == "mean"]
         names = [name for name in rows[0] if name.startswith(("val_", "test_"))]
         cells = [
-            [row["limit"], row["seed"], MEASURES[row["measure"]].title, *(f"{row[name]:.4f}" for name in names)]
+            [
+                row["limit"],
+                row["seed"],
+                MEASURES[row["measure"]].title,
+                *(f"{row[name]:.4f}" for name in names),
+            ]
             for row in rows
         ]
         said = [f"{name} diverged: {why}" for name, why in self.diverged.items()]
-        said += [f"report: {self.report}", *([f"recorded: {self.recorded}"] if self.recorded else [])]
+        said += [
+            f"report: {self.report}",
+            *([f"recorded: {self.recorded}"] if self.recorded else []),
+        ]
         head = ["images", "", "", *(name.replace("_", " ") for name in names)]
         return "\n".join([table(head, cells), "", *said])
 
 
 def averages(
-    recipe: str | Recipe, limits: Sequence[int] = (), *, data: str | Path | None = None, epochs: int | None = None, set: Mapping[str, Any] | None = None,
-    seeds: int = 1, name: str | None = None,
-    out: str | Path | None = None, overwrite: bool = False, resume: bool = False, record: bool = False, device: str = "auto",
+    recipe: str | Recipe,
+    limits: Sequence[int] = (),
+    *,
+    data: str | Path | None = None,
+    epochs: int | None = None,
+    set: Mapping[str, Any] | None = None,
+    seeds: int = 1,
+    name: str | None = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    record: bool = False,
+    device: str = "auto",
     threads: int | None = None,
-) -> Averages:  # fmt: skip
-    """Train a recipe as it is on several numbers of images, and measure what it publishes beside its last weights.
+) -> Averages:
+    """Train a recipe as it is on several numbers of images, and measure what it publishes beside
+    its last weights.
 
-    The test images of a run are read once more here, for the weights that it did not publish: nothing is chosen from them.
+    The test images of a run are read once more here, for the weights that it did not publish:
+    nothing is chosen from them.
 
     Args:
         recipe: name, or a Recipe.
@@ -134,7 +164,8 @@ def averages(
         threads: of the processor for each run; the recipe's own number by default.
 
     Raises:
-        UsageError: unknown recipe, a limit below one or given twice, a folder that already holds these runs.
+        UsageError: unknown recipe, a limit below one or given twice, a folder that already holds
+            these runs.
         DivergedError: every run diverged.
     """
     from softless import report
@@ -144,13 +175,17 @@ def averages(
     chosen = prepared(recipe, data, epochs, set)
     if threads is not None:
         chosen = replace(chosen, threads=threads)
-    recipes = {str(limit): chosen.with_fields(**{"data.limit": limit}) for limit in limits} or {"all": chosen}
+    recipes = {str(limit): chosen.with_fields(**{"data.limit": limit}) for limit in limits} or {
+        "all": chosen
+    }
     for one in recipes.values():
         one.check()
     named = name or chosen.name
     target = record_path(f"averages_{named}") if record else None
     folder = Path(out or Path("runs") / f"{named}-averages")
-    places, diverged = trained(recipes, folder, seeds, resume=resume, overwrite=overwrite, device=device)
+    places, diverged = trained(
+        recipes, folder, seeds, resume=resume, overwrite=overwrite, device=device
+    )
     ended = tuple(_ended(place, recipes[place.name.rpartition("-")[0]], device) for place in places)
     found = Averages(ended, report.write(places, folder / "report.html"), diverged, target)
     if target is not None:
@@ -169,7 +204,10 @@ def _ended(place: Path, recipe: Recipe, device: str) -> Ended:
     run = read_run(place)
     state = Checkpoints(place / CHECKPOINTS).newest()
     if state is None or state["epoch"] != run.result["epochs"]:
-        raise UsageError(f"{place} does not hold the checkpoint of its last epoch: train it anew with --overwrite")
+        raise UsageError(
+            f"{place} does not hold the checkpoint of its last epoch: train it anew with "
+            "--overwrite"
+        )
     task, where = open_task(replace(recipe, seed=run.seed)), choose_device(device)
     task = task.to(where)
     line = run.epochs[-1]
@@ -180,9 +218,13 @@ def _ended(place: Path, recipe: Recipe, device: str) -> Ended:
         for kind in last["val"]:
             model.load_state_dict(state[STATES[kind]])
             loader = task.eval_loader(task.splits.test, 0, 1)
-            found = task.evaluate(task.evaluated(model), loader, amp=recipe.amp, label=f"{place.name}, {kind}")
+            found = task.evaluate(
+                task.evaluated(model), loader, amp=recipe.amp, label=f"{place.name}, {kind}"
+            )
             last["test"][kind] = found.summary()
-    return Ended(place.name.rpartition("-")[0], run, len(task.splits.train), task.recipe.batch_size, last)
+    return Ended(
+        place.name.rpartition("-")[0], run, len(task.splits.train), task.recipe.batch_size, last
+    )
 
 
 def _rounded(values: Mapping[str, float]) -> dict[str, float]:

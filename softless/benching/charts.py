@@ -16,14 +16,35 @@ if TYPE_CHECKING:
     from softless.benching.resolution import Point
 
 INK, SOFT, GRID = "#1c1e22", "#5d626c", "#ebe8e1"
-COLOURS = ("#1c1e22", "#2f5fd0", "#7fa3f7", "#d9730d", "#0d8a7b", "#b0358f", "#7a6a12", "#6b52c8", "#a8a29a")
+COLOURS = (
+    "#1c1e22",
+    "#2f5fd0",
+    "#7fa3f7",
+    "#d9730d",
+    "#0d8a7b",
+    "#b0358f",
+    "#7a6a12",
+    "#6b52c8",
+    "#a8a29a",
+)
 MARKS = ("o", "s", "D", "^", "v", "P", "X", "*", "<")
 # ticks of a logarithmic axis whose ends are less than so many times apart
 NARROW, FINE = 3, (1, 1.1, 1.2, 1.3, 1.5, 1.7, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
 STYLE: Any = {
-    "font.family": "sans-serif", "font.size": 10, "text.color": INK, "axes.labelcolor": SOFT, "axes.edgecolor": GRID, "xtick.color": SOFT, "ytick.color": SOFT,
-    "axes.grid": True, "grid.color": GRID, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "softless", "figure.facecolor": "white",
-}  # fmt: skip
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.labelcolor": SOFT,
+    "axes.edgecolor": GRID,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "axes.grid": True,
+    "grid.color": GRID,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.hashsalt": "softless",
+    "figure.facecolor": "white",
+}
 
 
 @dataclass(frozen=True)
@@ -33,7 +54,9 @@ class Drawing:
     figure: "Figure"
 
     def save(self, path: Path, title: str) -> Path:
-        """Write it as SVG, readable on dark pages and by screen readers, the same bytes for the same numbers."""
+        """Write it as SVG, readable on dark pages and by screen readers, the same bytes for the
+        same numbers.
+        """
         from matplotlib import rc_context
 
         drawn = io.BytesIO()
@@ -45,7 +68,9 @@ class Drawing:
 
 
 def draw_resolution(points: Sequence["Point"], names: Mapping[str, str]) -> Drawing:
-    """Accuracy with its interval, and the size of the attention's branch, over the image size in units of the training size."""
+    """Accuracy with its interval, and the size of the attention's branch, over the image size in
+    units of the training size.
+    """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -64,19 +89,35 @@ def draw_resolution(points: Sequence["Point"], names: Mapping[str, str]) -> Draw
             }
             factors = [point.factor for point in ours]
             left.plot(factors, [100 * point.accuracy for point in ours], label=names[arm], **look)
-            left.fill_between(factors, [100 * p.low for p in ours], [100 * p.high for p in ours], color=COLOURS[number], alpha=0.08, linewidth=0)  # fmt: skip
+            left.fill_between(
+                factors,
+                [100 * p.low for p in ours],
+                [100 * p.high for p in ours],
+                color=COLOURS[number],
+                alpha=0.08,
+                linewidth=0,
+            )
             right.plot(factors, [point.branch for point in ours], **look)
         first = points[0]
         trained_at = next(point.pixels for point in points if point.factor == 1)
-        left.set_title(f"Test accuracy [%], trained at {trained_at} pixels", loc="left", fontsize=11, color=INK)
-        right.set_title("Size of the attention's branch, at the training size = 1", loc="left", fontsize=11, color=INK)
+        left.set_title(
+            f"Test accuracy [%], trained at {trained_at} pixels", loc="left", fontsize=11, color=INK
+        )
+        right.set_title(
+            "Size of the attention's branch, at the training size = 1",
+            loc="left",
+            fontsize=11,
+            color=INK,
+        )
         right.set_yscale("log")
         sizes = {point.factor: point for point in points if point.arm == first.arm}
         for axes in (left, right):
             axes.set_xscale("log", base=2)
             axes.minorticks_off()
             axes.axvline(1, color=SOFT, linewidth=0.8, linestyle=(0, (2, 3)))
-            axes.set_xticks(list(sizes), [f"{factor:g}×\n{point.pixels} px" for factor, point in sizes.items()])
+            axes.set_xticks(
+                list(sizes), [f"{factor:g}×\n{point.pixels} px" for factor, point in sizes.items()]
+            )
             axes.set_xlabel("image size in evaluation")
         figure.legend(loc="lower left", ncols=2, frameon=False, bbox_to_anchor=(0.05, -0.17))
         figure.tight_layout()
@@ -85,7 +126,9 @@ def draw_resolution(points: Sequence["Point"], names: Mapping[str, str]) -> Draw
 
 @dataclass(frozen=True)
 class Line:
-    """One rival's line: (size, value with its quarters), and which of the colours and marks it has."""
+    """One rival's line: (size, value with its quarters), and which of the colours and marks it
+    has.
+    """
 
     name: str
     points: Sequence[tuple[float, Spread]]
@@ -116,7 +159,12 @@ def draw_panels(panels: Sequence[Panel], columns: int = 2) -> Drawing:
             axes.set_visible(False)
         for axes, panel in zip(places, panels, strict=False):
             _draw(axes, panel)
-        handles = {line.get_label(): line for axes in places for line in axes.get_lines() if line.get_label() in names}
+        handles = {
+            line.get_label(): line
+            for axes in places
+            for line in axes.get_lines()
+            if line.get_label() in names
+        }
         figure.tight_layout()
         figure.legend(
             [handles[name] for name in names],
@@ -135,11 +183,21 @@ def _draw(axes: Any, panel: Panel) -> None:
     sizes = sorted({size for line in panel.lines for size, _ in line.points})
     for line in panel.lines:
         colour = COLOURS[line.look]
-        look: dict[str, Any] = {"color": colour, "marker": MARKS[line.look], "markersize": 5, "linewidth": 1.8}
+        look: dict[str, Any] = {
+            "color": colour,
+            "marker": MARKS[line.look],
+            "markersize": 5,
+            "linewidth": 1.8,
+        }
         places, values = [size for size, _ in line.points], [value for _, value in line.points]
         axes.plot(places, [value.median for value in values], label=line.name, **look)
         axes.fill_between(
-            places, [v.low for v in values], [v.high for v in values], color=colour, alpha=0.12, linewidth=0
+            places,
+            [v.low for v in values],
+            [v.high for v in values],
+            color=colour,
+            alpha=0.12,
+            linewidth=0,
         )
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")

@@ -1,4 +1,6 @@
-"""Counts of the same model on the processor and on the meta device: a difference would say that a count hangs on the machine."""
+"""Counts of the same model on the processor and on the meta device: a difference would say that a
+count hangs on the machine.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,13 +16,15 @@ from softless.errors import UsageError
 from softless.measure.cost import Cost, cost
 
 DEVICES = ("cpu", "meta")
-SIZES = {"deit": (224, 384), "xcit": (224, 320), "cvt": (224, 288), "soft": (224, 256)}  # pixels, by host
+# pixels, by host
+SIZES = {"deit": (224, 384), "xcit": (224, 320), "cvt": (224, 288), "soft": (224, 256)}
+# of each host, for all operators
 SMALL = (
     "deit_tiny_patch16_224",
     "xcit_nano_12_p16_224",
     "cvt_13_224",
     "soft_pyramid_tiny_224",
-)  # of each host, for all operators
+)
 
 
 @dataclass(frozen=True)
@@ -82,10 +86,20 @@ class Counts:
     def __str__(self) -> str:
         head = ["model", "op", "pixels", "multiply-adds [G]", "differing", "uncounted"]
         rows = [
-            [row["model"], row["op"], row["pixels"], f"{row['macs'] / 1e9:.3f}", row["differing"], row["uncounted"]]
+            [
+                row["model"],
+                row["op"],
+                row["pixels"],
+                f"{row['macs'] / 1e9:.3f}",
+                row["differing"],
+                row["uncounted"],
+            ]
             for row in (one.row() for one in self.found)
         ]
-        said = f"{len(self.found)} counted on {' and '.join(DEVICES)}, {len(self.wrong)} differ or miss a formula"
+        said = (
+            f"{len(self.found)} counted on {' and '.join(DEVICES)}, {len(self.wrong)} differ "
+            "or miss a formula"
+        )
         return "\n".join([
             table(head, rows),
             "",
@@ -96,7 +110,8 @@ class Counts:
 
 
 def counts(names: Sequence[str] = (), *, ops: Sequence[str] = (), record: bool = False) -> Counts:
-    """Count every registered model with its own operator, and one of each host with every operator, at two sizes.
+    """Count every registered model with its own operator, and one of each host with every operator,
+    at two sizes.
 
     Args:
         names: registered models; all by default.
@@ -104,7 +119,8 @@ def counts(names: Sequence[str] = (), *, ops: Sequence[str] = (), record: bool =
         record: also write benchmarks/counts.csv of the repository.
 
     Returns:
-        The counts; exit_code 1 where one differs between devices, or an operator that may hold a product has no formula.
+        The counts; exit_code 1 where one differs between devices, or an operator that may hold a
+        product has no formula.
 
     Raises:
         UsageError: an unknown name.
@@ -115,7 +131,9 @@ def counts(names: Sequence[str] = (), *, ops: Sequence[str] = (), record: bool =
     asked = list(dict.fromkeys(_asked(names, ops)))
     for model, op in asked:
         check_host(model, op)
-    tried = [one for model, op in track(asked, len(asked), "counting") for one in _counted(model, op)]
+    tried = [
+        one for model, op in track(asked, len(asked), "counting") for one in _counted(model, op)
+    ]
     found = tuple(one for one in tried if isinstance(one, Counted))
     if target is not None:
         write_csv(target, [one.row() for one in found])
@@ -145,14 +163,19 @@ def _counted(name: str, op: str) -> Iterator[Counted | str]:
         counted = {device: one for device, one in found.items() if isinstance(one, Cost)}
         if counted and len(counted) < len(DEVICES):
             raise UsageError(f"{name} with {op} is refused on some devices: {found}")
-        yield Counted(name, op, pixels, counted) if counted else f"{name} with {op}: {found[DEVICES[0]]}"
+        yield (
+            Counted(name, op, pixels, counted)
+            if counted
+            else f"{name} with {op}: {found[DEVICES[0]]}"
+        )
 
 
 def _on(device: str, name: str, op: str, pixels: int) -> Cost | str:
     """The counts of a model, or why there are none."""
     from softless.models import create_model
 
-    size: dict[str, Any] = {"img_size": pixels} if "deit" in name else {}  # a ViT's table of positions is of one size
+    # a ViT's table of positions is of one size
+    size: dict[str, Any] = {"img_size": pixels} if "deit" in name else {}
     try:
         with torch.device(device):
             model = create_model(name, op=op, **size)

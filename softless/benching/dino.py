@@ -1,4 +1,6 @@
-"""Self-supervision under one recipe and several operators: what frozen features are worth, against the same networks untrained and against pixels."""
+"""Self-supervision under one recipe and several operators: what frozen features are worth, against
+the same networks untrained and against pixels.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +26,8 @@ from softless.report.runs import read_run
 from softless.training.recipe import Recipe
 
 PIXELS = 32  # side to which images are reduced where their pixels are the features
-STRENGTHS = tuple(10.0**power for power in range(-5, 2))  # C of the linear classifier, chosen on the validation part
+# C of the linear classifier, chosen on the validation part
+STRENGTHS = tuple(10.0**power for power in range(-5, 2))
 
 
 @dataclass(frozen=True)
@@ -86,17 +89,38 @@ class SelfSupervised:
 
     def to_dict(self) -> dict[str, Any]:
         left = {op: dict(options) for op, options in self.only.items()}
-        return {"rows": self.rows(), "left_out": left, "report": str(self.report), "diverged": dict(self.diverged)}
+        return {
+            "rows": self.rows(),
+            "left_out": left,
+            "report": str(self.report),
+            "diverged": dict(self.diverged),
+        }
 
     def __str__(self) -> str:
         cells = []
         for row in self.rows_:
-            name = row.model if row.seed is None or not row.trained else f"{row.model}, seed {row.seed}"
+            name = (
+                row.model
+                if row.seed is None or not row.trained
+                else f"{row.model}, seed {row.seed}"
+            )
             spread = "–" if row.spread is None else f"{row.spread:.2f}"
             cells.append([
-                name, _with(row.knn, row.knn_interval), _with(row.linear, row.linear_interval), spread, row.epochs, f"{row.seconds:.0f}",
-            ])  # fmt: skip
-        head = ["", f"{K}-NN (95 % interval)", "linear (95 % interval)", "spread", "epochs", "seconds"]
+                name,
+                _with(row.knn, row.knn_interval),
+                _with(row.linear, row.linear_interval),
+                spread,
+                row.epochs,
+                f"{row.seconds:.0f}",
+            ])
+        head = [
+            "",
+            f"{K}-NN (95 % interval)",
+            "linear (95 % interval)",
+            "spread",
+            "epochs",
+            "seconds",
+        ]
         said = [
             f"{op} does not have, and so ran without: {', '.join(map(str, options))}"
             for op, options in self.only.items()
@@ -108,13 +132,25 @@ class SelfSupervised:
 
 
 def dino(
-    recipe: str | Recipe = "dino", ops: Sequence[str] = (), *, data: str | Path | None = None, epochs: int | None = None,
-    set: Mapping[str, Any] | None = None, seeds: int = 1, out: str | Path | None = None, overwrite: bool = False, resume: bool = False, record: bool = False, device: str = "auto",
-) -> SelfSupervised:  # fmt: skip
-    """Train a recipe of DINO with several operators, labels unused, and measure what the frozen features are worth.
+    recipe: str | Recipe = "dino",
+    ops: Sequence[str] = (),
+    *,
+    data: str | Path | None = None,
+    epochs: int | None = None,
+    set: Mapping[str, Any] | None = None,
+    seeds: int = 1,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    record: bool = False,
+    device: str = "auto",
+) -> SelfSupervised:
+    """Train a recipe of DINO with several operators, labels unused, and measure what the frozen
+    features are worth.
 
-    All rows are measured alike: 20-NN as in DINO; and multinomial logistic regression on standardised features (those of `features.layers`, or the
-    pixels), whose C the validation part chooses among powers of ten, as SGD with the papers' settings makes too few steps on small data.
+    All rows are measured alike: 20-NN as in DINO; and multinomial logistic regression on
+    standardised features (those of `features.layers`, or the pixels), whose C the validation part
+    chooses among powers of ten, as SGD with the papers' settings makes too few steps on small data.
 
     Args:
         recipe: name, or a Recipe.
@@ -130,7 +166,8 @@ def dino(
         device: auto, cpu, cuda, mps.
 
     Raises:
-        UsageError: a recipe of another task, data without labels or without a test part, or a folder that already holds these runs.
+        UsageError: a recipe of another task, data without labels or without a test part, or a
+            folder that already holds these runs.
     """
     from softless import report
     from softless.tasks import open_task
@@ -138,7 +175,9 @@ def dino(
 
     chosen = prepared(recipe, data, epochs, set)
     if chosen.task != "dino":
-        raise UsageError(f"recipe '{chosen.name}' is for {chosen.task}: bench dino takes one of self-supervision")
+        raise UsageError(
+            f"recipe '{chosen.name}' is for {chosen.task}: bench dino takes one of self-supervision"
+        )
     target = record_path("dino") if record else None
     recipes = {op: with_operator(chosen, op) for op in checked_operators(ops or ("sima", "xca"))}
     task = open_task(chosen)
@@ -147,14 +186,21 @@ def dino(
     place = choose_device(device)
     for op, one in recipes.items():
         seeded = [replace(one, seed=one.seed + number) for number in range(seeds)]
-        rows += [labelled.row(each, op, _untrained(each, place), task.transform(train=False)) for each in seeded]
+        rows += [
+            labelled.row(each, op, _untrained(each, place), task.transform(train=False))
+            for each in seeded
+        ]
     folder = Path(out or Path("runs") / f"{chosen.name}-bench")
-    runs, diverged = trained(recipes, folder, seeds, resume=resume, overwrite=overwrite, device=device)
+    runs, diverged = trained(
+        recipes, folder, seeds, resume=resume, overwrite=overwrite, device=device
+    )
     for op, one in recipes.items():
         for seed in range(one.seed, one.seed + seeds):
             if (where := run_folder(folder, op, seed)) in runs:
                 loaded = load_run(where, place)
-                rows.append(labelled.row(replace(one, seed=seed), op, loaded.model, loaded.transform, where))
+                rows.append(
+                    labelled.row(replace(one, seed=seed), op, loaded.model, loaded.transform, where)
+                )
     compared = SelfSupervised(
         recipe=chosen.name,
         rows_=tuple(rows),
@@ -180,7 +226,9 @@ def _untrained(recipe: Recipe, device: torch.device) -> nn.Module:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Images whose labels measure the features: the train folder whole, the part that chooses C, and the test folder."""
+    """Images whose labels measure the features: the train folder whole, the part that chooses C,
+    and the test folder.
+    """
 
     train: Samples
     kept: Samples  # of the train folder, without what was cut off for validation
@@ -193,52 +241,105 @@ class Labelled:
         parts, classes = open_parts(recipe.data)
         if not {"train", "test"} <= parts.keys():
             raise UsageError(
-                f"{recipe.data.path} has no train and test parts: features of a train part answer a test part"
+                f"{recipe.data.path} has no train and test parts: features of a train part answer "
+                "a test part"
             )
         return cls(parts["train"], kept, val, parts["test"], classes)
 
-    def row(self, recipe: Recipe, op: str, model: nn.Module, transform: Pipeline, folder: Path | None = None) -> Row:
+    def row(
+        self,
+        recipe: Recipe,
+        op: str,
+        model: nn.Module,
+        transform: Pipeline,
+        folder: Path | None = None,
+    ) -> Row:
         """A network's features."""
 
         def of(read: Reading) -> list[tuple[Tensor, Tensor]]:
-            loaders = [eval_loader(part, transform, batch=64) for part in (self.train, self.kept, self.val, self.test)]
+            loaders = [
+                eval_loader(part, transform, batch=64)
+                for part in (self.train, self.kept, self.val, self.test)
+            ]
             return [extract(model, loader, read, label=f"features of {op}") for loader in loaders]
 
         run = None if folder is None else read_run(folder)
         name = f"{operator_title(op)}, {'untrained' if run is None else 'DINO'}"
         seconds = 0.0 if run is None else float(run.result["seconds"])
         epochs = 0 if run is None else int(run.result["epochs"])
-        return self._measured(name, op, recipe.seed, run is not None, of(output), of(layers), epochs, seconds)
+        return self._measured(
+            name, op, recipe.seed, run is not None, of(output), of(layers), epochs, seconds
+        )
 
     def pixels(self) -> Row:
         """The images themselves, reduced."""
         parts = [self.train, self.kept, self.val, self.test]
         raw = [
-            torch.from_numpy(np.stack([_reduced(part, place) for place in range(len(part))])).float() for part in parts
+            torch.from_numpy(
+                np.stack([_reduced(part, place) for place in range(len(part))])
+            ).float()
+            for part in parts
         ]
         mean, std = raw[0].mean(0), raw[0].std(0).clamp_min(1e-6)
-        features = [((x - mean) / std, torch.from_numpy(part.targets)) for x, part in zip(raw, parts, strict=True)]
-        return self._measured(f"pixels, {PIXELS} x {PIXELS}", "", None, False, features, features, 0, 0.0)  # noqa: FBT003
+        features = [
+            ((x - mean) / std, torch.from_numpy(part.targets))
+            for x, part in zip(raw, parts, strict=True)
+        ]
+        return self._measured(
+            f"pixels, {PIXELS} x {PIXELS}",
+            "",
+            None,
+            False,  # noqa: FBT003
+            features,
+            features,
+            0,
+            0.0,
+        )
 
-    def _measured(self, name: str, op: str, seed: int | None, trained: bool, shallow: Any, deep: Any, epochs: int, seconds: float) -> Row:  # fmt: skip
+    def _measured(
+        self,
+        name: str,
+        op: str,
+        seed: int | None,
+        trained: bool,
+        shallow: Any,
+        deep: Any,
+        epochs: int,
+        seconds: float,
+    ) -> Row:
         from softless.models.self_supervised import spread
 
         bank, _, _, asked = shallow
         probe = nearest(bank, asked, self.classes, min(K, len(bank[0])))
         right, images, strength = logistic(*deep)
         return Row(
-            model=name, operator=op, trained=trained, seed=seed, knn=probe.accuracy, knn_interval=probe.interval, linear=right / images,
-            linear_interval=wilson(right, images), strength=strength, spread=spread(asked[0]) if op else None, epochs=epochs, seconds=seconds,
+            model=name,
+            operator=op,
+            trained=trained,
+            seed=seed,
+            knn=probe.accuracy,
+            knn_interval=probe.interval,
+            linear=right / images,
+            linear_interval=wilson(right, images),
+            strength=strength,
+            spread=spread(asked[0]) if op else None,
+            epochs=epochs,
+            seconds=seconds,
             width=deep[0][0].shape[1],
-        )  # fmt: skip
+        )
 
 
 def logistic(
-    train: tuple[Tensor, Tensor], kept: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]
+    train: tuple[Tensor, Tensor],
+    kept: tuple[Tensor, Tensor],
+    val: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor],
 ) -> tuple[int, int, float]:
-    """Logistic regression on standardised features (n, D): how many of how many test images are right, and C.
+    """Logistic regression on standardised features (n, D): how many of how many test images are
+    right, and C.
 
-    C is what a classifier of `kept` answers `val` best with (the smallest of equals); the classifier of `train` with that C answers `test`.
+    C is what a classifier of `kept` answers `val` best with (the smallest of equals); the
+    classifier of `train` with that C answers `test`.
     """
     need("sklearn")
     from sklearn.linear_model import LogisticRegression
@@ -249,7 +350,10 @@ def logistic(
     def classifier(strength: float, part: tuple[np.ndarray, np.ndarray]) -> Any:
         return LogisticRegression(C=strength, max_iter=5000).fit(*part)
 
-    best = max(STRENGTHS, key=lambda strength: (classifier(strength, scaled[1]).score(*scaled[2]), -strength))
+    best = max(
+        STRENGTHS,
+        key=lambda strength: (classifier(strength, scaled[1]).score(*scaled[2]), -strength),
+    )
     said = classifier(best, scaled[0]).predict(scaled[3][0])
     return int((said == scaled[3][1]).sum()), len(said), best
 

@@ -1,4 +1,6 @@
-"""How far a result is from the exact one, relative to the exact one's own size (reliability.md, group D)."""
+"""How far a result is from the exact one, relative to the exact one's own size (reliability.md,
+group D).
+"""
 
 import math
 from collections.abc import Callable, Mapping
@@ -23,7 +25,9 @@ class Deviation:
 
 
 def deviation(result: Tensor, exact: Tensor) -> Deviation:
-    """Compare a result with the float64 one; values that are not finite count as infinitely wrong."""
+    """Compare a result with the float64 one; values that are not finite count as infinitely
+    wrong.
+    """
     result = result.double()
     apart = (result - exact).abs()
     apart = torch.where(result.isfinite(), apart, torch.inf)
@@ -43,14 +47,17 @@ def _relative(error: float, size: float) -> float:
 def gradients(
     run: Callable[[Call], Tensor], call: Call, *, like: Mapping[str, Tensor] | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The value of a call, and the gradients of its inputs for a fixed random weighting of the value.
+    """The value of a call, and the gradients of its inputs for a fixed random weighting of the
+    value.
 
-    `like` are the exact gradients: float16 ones are taken under a loss scale, a power of two that brings the largest of those near 1,
-    as training does.
+    `like` are the exact gradients: float16 ones are taken under a loss scale, a power of two that
+    brings the largest of those near 1, as training does.
     """
     leaves = {name: x.detach().requires_grad_() for name, x in call.leaves.items()}
     value = run(call.with_leaves(**leaves))
-    weights = torch.randn(value.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    weights = torch.randn(
+        value.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64
+    )
     scale = 1.0
     if like is not None and call.q.dtype == torch.float16:
         largest = max(float(x.abs().max()) for x in like.values())
@@ -65,14 +72,15 @@ def gradients(
 def gradient_deviation(found: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> float:
     """The largest relative error (Frobenius) of the gradients of q, k and v.
 
-    One that is next to nothing beside the others (exactly nothing for the queries of a softmax over a single key) is judged by a
-    thousandth of the largest.
+    One that is next to nothing beside the others (exactly nothing for the queries of a softmax over
+    a single key) is judged by a thousandth of the largest.
     """
     sizes = {name: float(gradient.norm()) for name, gradient in exact.items()}
     least = LEAST * max(sizes.values())
     return max(
         _relative(
-            float(torch.where(found[name].isfinite(), found[name] - exact[name], torch.inf).norm()), max(size, least)
+            float(torch.where(found[name].isfinite(), found[name] - exact[name], torch.inf).norm()),
+            max(size, least),
         )
         for name, size in sizes.items()
     )

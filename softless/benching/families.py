@@ -1,4 +1,6 @@
-"""The data on which an operator's numbers are judged (reliability.md §3.2): friendly ones, and those that break the published form."""
+"""The data on which an operator's numbers are judged (reliability.md §3.2): friendly ones, and
+those that break the published form.
+"""
 # N tokens, D channels of a head
 
 from collections.abc import Callable, Mapping
@@ -25,7 +27,9 @@ def wide(N: int, D: int, generator: Generator) -> Tensor:
 
 
 def outlier(N: int, D: int, generator: Generator) -> Tensor:
-    """One token in the middle ten thousand times as large (in q and k: with it in v, the answer would not fit float16)."""
+    """One token in the middle ten thousand times as large (in q and k: with it in v, the answer
+    would not fit float16).
+    """
     x = gauss(N, D, generator)
     x[N // 2] *= 1e4
     return x
@@ -37,7 +41,9 @@ def constant(N: int, D: int, generator: Generator) -> Tensor:
 
 
 def one_hot(N: int, D: int, generator: Generator) -> Tensor:
-    """Each token has one channel, drawn at random: most products are exactly zero, and with few tokens whole channels are."""
+    """Each token has one channel, drawn at random: most products are exactly zero, and with few
+    tokens whole channels are.
+    """
     return torch.nn.functional.one_hot(torch.randint(D, (N,), generator=generator), D).double()
 
 
@@ -51,15 +57,20 @@ FAMILIES: Mapping[str, Draw] = MappingProxyType({
 })
 
 
-REPEATED = frozenset({"outlier", "constant"})  # where one token decides q^ and k^, as it does with one or two tokens
+# where one token decides q^ and k^, as it does with one or two tokens
+REPEATED = frozenset({"outlier", "constant"})
 
 
-def draw(family: str, N: int, D: int, seed: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k, v (1, 1, N, D) in dtype: rounded once, so that the float64 reference sees the same numbers.
+def draw(
+    family: str, N: int, D: int, seed: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k, v (1, 1, N, D) in dtype: rounded once, so that the float64 reference sees the same
+    numbers.
 
-    Where one token decides, SimA's answer is a multiple of the number of channels in which q and k agree in sign less those in
-    which they differ. With that number at 0 the exact answer is 0 and no relative error means anything, so signs are drawn
-    until it is at least a quarter of the channels.
+    Where one token decides, SimA's answer is a multiple of the number of channels in which q and k
+    agree in sign less those in which they differ. With that number at 0 the exact answer is 0 and
+    no relative error means anything, so signs are drawn until it is at least a quarter of the
+    channels.
     """
     generator = torch.Generator().manual_seed(seed)
     q, k = FAMILIES[family](N, D, generator), FAMILIES[family](N, D, generator)

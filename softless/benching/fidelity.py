@@ -1,8 +1,10 @@
-"""How far our models stand from the published functions on the same weights: SOFT's by default and by `parity=True`, and SimA's, XCiT's and CvT's.
+"""How far our models stand from the published functions on the same weights: SOFT's by default and
+by `parity=True`, and SimA's, XCiT's and CvT's.
 
-What a random pyramid computes says nothing of this: its bottleneck tokens lie so far from the tokens that every kernel is next to 0, and the convolution
-of v is the whole branch. So the weights here are such that the kernels carry most of every branch, and a control switches them off and leaves the
-convolution.
+What a random pyramid computes says nothing of this: its bottleneck tokens lie so far from the
+tokens that every kernel is next to 0, and the convolution of v is the whole branch. So the weights
+here are such that the kernels carry most of every branch, and a control switches them off and
+leaves the convolution.
 """
 # B images, N tokens, C channels
 
@@ -27,8 +29,10 @@ OPS = ("soft", "softnorm")
 SIZES = ("tiny_224", "small_224", "medium_224", "large_224", "huge_224")
 SIDE, IMAGES = 224, 1
 APART = 1.0  # RMS of |q - mean|^2 / 2 sqrt(D): a kernel between two tokens is e^-1 or so
-# the weight of the bottleneck tokens' LayerNorm, which says how far they lie from each other. From 0.6 on the twenty published steps reach SOFT's inverse
-# and its two functions agree to 1e-14, which says nothing; at 0.4 they no longer do, and kernels still carry most of every branch
+# the weight of the bottleneck tokens' LayerNorm, which says how far they lie from each other. From
+# 0.6 on the twenty published steps reach SOFT's inverse and its two functions agree to 1e-14, which
+# says nothing; at 0.4 they no longer do, and kernels
+# still carry most of every branch
 NEAR = 0.4
 KERNELS = 0.5  # RMS of the convolution of v over that of the kernels' part
 SHARE = 0.3  # RMS of a branch over that of the tokens it is added to
@@ -40,11 +44,13 @@ class Distance:
 
     model: str
     blocks: int  # that have the operator
-    kernels: float  # RMS of the kernels' part over that of the whole branch, the least and the most of the blocks
+    # RMS of the kernels' part over that of the whole branch, the least and the most of the blocks
+    kernels: float
     kernels_most: float
     without_kernels: float  # by so much the logits move without them: the control
     logits: float  # default beside published, float64 both
-    branch: float  # the same of the block that differs most, on the tokens that it is given in the published model
+    # the same of the block that differs most, on the tokens that it is given in the published model
+    branch: float
     parity_float32: float  # the published function in float32 beside itself in float64
 
 
@@ -57,16 +63,24 @@ class Fidelity:
     recorded: tuple[Path, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        return {"rows": [asdict(line) for line in self.lines], "hosts": [asdict(line) for line in self.hosts]}
+        return {
+            "rows": [asdict(line) for line in self.lines],
+            "hosts": [asdict(line) for line in self.hosts],
+        }
 
     def tables(self) -> dict[str, list[dict[str, Any]]]:
         """As they are recorded: name of the file -> rows."""
-        found = {"fidelity": [_row(line) for line in self.lines], "fidelity_hosts": [_row(line) for line in self.hosts]}
+        found = {
+            "fidelity": [_row(line) for line in self.lines],
+            "fidelity_hosts": [_row(line) for line in self.hosts],
+        }
         return {name: rows for name, rows in found.items() if rows}
 
     def __str__(self) -> str:
         shown = [
-            table([name.replace("_", " ") for name in rows[0]], [list(row.values()) for row in rows])
+            table(
+                [name.replace("_", " ") for name in rows[0]], [list(row.values()) for row in rows]
+            )
             for rows in self.tables().values()
         ]
         return "\n\n".join([*shown, *(f"recorded: {path}" for path in self.recorded)])
@@ -78,18 +92,27 @@ EXACT = {"kernels", "kernels_most"}
 def _row(line: Distance | published.Parity) -> dict[str, Any]:
     """A line with numbers as they are written."""
     return {
-        name: round(value, 2) if name in EXACT else f"{value:.1e}" if isinstance(value, float) else value
+        name: round(value, 2)
+        if name in EXACT
+        else f"{value:.1e}"
+        if isinstance(value, float)
+        else value
         for name, value in asdict(line).items()
     }
 
 
-def fidelity(names: Sequence[str] = (), *, ops: Sequence[str] = (), record: bool = False) -> Fidelity:
-    """Measure how far models are from the published functions: the defaults of SOFT's for every depth, and SimA's, XCiT's and CvT's.
+def fidelity(
+    names: Sequence[str] = (), *, ops: Sequence[str] = (), record: bool = False
+) -> Fidelity:
+    """Measure how far models are from the published functions: the defaults of SOFT's for every
+    depth, and SimA's, XCiT's and CvT's.
 
     Args:
-        names: sizes of SOFT's pyramid ("tiny_224", …) and hosts ("xcit_small_12_p16_224", …); all by default.
+        names: sizes of SOFT's pyramid ("tiny_224", …) and hosts ("xcit_small_12_p16_224", …); all
+            by default.
         ops: soft, softnorm, sima, xca and softmax (CvT's) by default.
-        record: also write benchmarks/fidelity.csv and benchmarks/fidelity_hosts.csv of the repository.
+        record: also write benchmarks/fidelity.csv and benchmarks/fidelity_hosts.csv of the
+            repository.
 
     Raises:
         UsageError: an operator or a host that was not published so.
@@ -98,7 +121,8 @@ def fidelity(names: Sequence[str] = (), *, ops: Sequence[str] = (), record: bool
     known = {name for op in ops or places for name in places.get(op, ())}
     if wrong := [*({*ops} - {*places}), *({*names} - known)]:
         raise UsageError(
-            f"nothing published as '{min(wrong)}': choose from {', '.join(places)} and {', '.join(sorted(known))}"
+            f"nothing published as '{min(wrong)}': choose from {', '.join(places)} and "
+            f"{', '.join(sorted(known))}"
         )
     asked = [(op, name) for op in ops or places for name in places[op] if name in (names or known)]
     for name in ("fidelity", "fidelity_hosts") if record else ():
@@ -153,15 +177,21 @@ def distance(found: Tensor, want: Tensor) -> float:
 
 
 def parts(module: Attention, x: Tensor, grid: Any) -> tuple[Tensor, Tensor]:
-    """What the kernels and what the convolution of v give for tokens x (B,N,C), heads joined: (B,N,H D) twice."""
+    """What the kernels and what the convolution of v give for tokens x (B,N,C), heads joined:
+    (B,N,H D) twice.
+    """
     q, k, v, _ = module.sides(x, None, grid)
     assert module.v_conv is not None
     kernels = attend(q, k, v, op=module.op, **module.extras(x.shape[1], grid))
-    return kernels.transpose(1, 2).flatten(2), module.v_conv(v, None, grid).transpose(1, 2).flatten(2)
+    return kernels.transpose(1, 2).flatten(2), module.v_conv(v, None, grid).transpose(1, 2).flatten(
+        2
+    )
 
 
 @contextmanager
-def _hooked(modules: Sequence[nn.Module], hook: Callable[..., Any], *, before: bool = False) -> Iterator[None]:
+def _hooked(
+    modules: Sequence[nn.Module], hook: Callable[..., Any], *, before: bool = False
+) -> Iterator[None]:
     """A hook (module, args, kwargs[, output]) on some modules."""
     if before:
         held = [one.register_forward_pre_hook(hook, with_kwargs=True) for one in modules]
@@ -175,7 +205,9 @@ def _hooked(modules: Sequence[nn.Module], hook: Callable[..., Any], *, before: b
 
 
 def enlivened(model: nn.Module, images: Tensor) -> list[float]:
-    """Give a model weights on which its kernels count, block by block as a pass comes to them; the kernels' share of each branch."""
+    """Give a model weights on which its kernels count, block by block as a pass comes to them; the
+    kernels' share of each branch.
+    """
     generator = torch.Generator().manual_seed(5)
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1 and ".learned." not in name:
@@ -217,7 +249,9 @@ def silenced(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def _branches(published: nn.Module, default: nn.Module, images: Tensor) -> list[float]:
-    """How far each block of the default stands from the published one's on the tokens that this is given."""
+    """How far each block of the default stands from the published one's on the tokens that this is
+    given.
+    """
     twins = dict(zip(gaussian(published), gaussian(default), strict=True))
     apart: list[float] = []
 

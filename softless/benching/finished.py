@@ -1,4 +1,6 @@
-"""Finished runs of one recipe over several seeds, put together: mean test accuracy with its interval."""
+"""Finished runs of one recipe over several seeds, put together: mean test accuracy with its
+interval.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +13,11 @@ from softless.report.runs import read_run
 from softless.report.statistics import accuracy
 
 
-def finished(runs: Sequence[str | Path], *, name: str | None = None, record: bool = False) -> Compared:
-    """Put finished runs together and write one report over them; the interval is a bootstrap over seeds and test images.
+def finished(
+    runs: Sequence[str | Path], *, name: str | None = None, record: bool = False
+) -> Compared:
+    """Put finished runs together and write one report over them; the interval is a bootstrap over
+    seeds and test images.
 
     Args:
         runs: run folders that differ in their seed alone.
@@ -26,19 +31,26 @@ def finished(runs: Sequence[str | Path], *, name: str | None = None, record: boo
 
     if not runs:
         raise UsageError(
-            "no runs: name the folders that `softless train --out` wrote, for example --runs runs/a runs/b"
+            "no runs: name the folders that `softless train --out` wrote, for example --runs "
+            "runs/a runs/b"
         )
     if record and not name:
-        raise UsageError("--record needs --name, for example --name pneumonia writes benchmarks/runs_pneumonia.csv")
+        raise UsageError(
+            "--record needs --name, for example --name pneumonia writes "
+            "benchmarks/runs_pneumonia.csv"
+        )
     folders = [Path(run) for run in runs]
     groups = grouped([read_run(folder) for folder in folders])
     if len(groups) != 1:
         raise UsageError(
-            f"{len(groups)} models among these runs ({', '.join(group.label for group in groups)}): name runs of one"
+            f"{len(groups)} models among these runs "
+            f"({', '.join(group.label for group in groups)}): name runs of one"
         )
     estimate = accuracy(groups[0])
     if estimate is None:
-        raise UsageError(f"{folders[0]} and its like were not tested: their data have no test split")
+        raise UsageError(
+            f"{folders[0]} and its like were not tested: their data have no test split"
+        )
     target = record_path(f"runs_{name}") if record else None
     result = Compared(
         recipe=name or groups[0].first.recipe["name"],

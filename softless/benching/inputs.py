@@ -1,4 +1,6 @@
-"""One call of an operator on data of a family: q, k, v, the grid, the options a grid asks for, and the operator's own tensors."""
+"""One call of an operator on data of a family: q, k, v, the grid, the options a grid asks for, and
+the operator's own tensors.
+"""
 # N tokens, D channels of a head
 
 import math
@@ -29,10 +31,21 @@ class Call:
     v: Tensor
     extras: Mapping[str, Any]  # options, grid, learned
 
-    def run(self, *, backend: str = "auto", out: torch.dtype | None = None, **options: Any) -> Tensor:
+    def run(
+        self, *, backend: str = "auto", out: torch.dtype | None = None, **options: Any
+    ) -> Tensor:
         """The operator's output through `attend`."""
         k = None if self.tied else self.k
-        return attend(self.q, k, self.v, op=self.record, backend=backend, out_dtype=out, **self.extras, **options)
+        return attend(
+            self.q,
+            k,
+            self.v,
+            op=self.record,
+            backend=backend,
+            out_dtype=out,
+            **self.extras,
+            **options,
+        )
 
     @property
     def tied(self) -> bool:
@@ -52,7 +65,9 @@ class Call:
         """The same rounded numbers in float64."""
         learned = {name: value.double() for name, value in self.extras.get("learned", {}).items()}
         extras = {**self.extras, "learned": learned} if learned else self.extras
-        return replace(self.with_leaves(**{name: x.double() for name, x in self.leaves.items()}), extras=extras)
+        return replace(
+            self.with_leaves(**{name: x.double() for name, x in self.leaves.items()}), extras=extras
+        )
 
     def nudged(self) -> "Call":
         """The same call with every input moved at random by float32's rounding."""
@@ -67,13 +82,24 @@ class Call:
         said = []
         if grid := self.extras.get("grid"):
             said.append(f"grid={grid[0]}+{grid[1]}x{grid[2]}")
-        return " ".join(said + [f"{name}={self.extras[name]}" for name in ("ratio",) if name in self.extras])
+        return " ".join(
+            said + [f"{name}={self.extras[name]}" for name in ("ratio",) if name in self.extras]
+        )
 
 
 def call(
-    record: Operator, family: str, tokens: int, width: int, seed: int, dtype: torch.dtype, *, queries: int | None = None
+    record: Operator,
+    family: str,
+    tokens: int,
+    width: int,
+    seed: int,
+    dtype: torch.dtype,
+    *,
+    queries: int | None = None,
 ) -> Call:
-    """One head of an operator on data of a family, rounded to dtype; `queries` keeps the first few of them."""
+    """One head of an operator on data of a family, rounded to dtype; `queries` keeps the first few
+    of them.
+    """
     q, k, v = draw(family, tokens, width, seed, dtype)
     extras: dict[str, Any] = {}
     if record.wants("grid", {}):

@@ -1,4 +1,6 @@
-"""SOFT's inverse beside the published one and a plain float32 Cholesky: errors of value and gradient over the kernel matrices of `kernels.py`."""
+"""SOFT's inverse beside the published one and a plain float32 Cholesky: errors of value and
+gradient over the kernel matrices of `kernels.py`.
+"""
 # R bottleneck tokens
 
 from collections.abc import Callable, Mapping
@@ -17,12 +19,15 @@ from softless.benching.record import record_path, table, write_csv
 
 SIZES = (1, 2, 49, 196, 256)
 RIDGE = float(OPTIONS["ridge"].default)
-Invert = Callable[[Tensor], Tensor]  # kernel matrices (B,R,R) float32, without the ridge -> their inverses
+# kernel matrices (B,R,R) float32, without the ridge -> their inverses
+Invert = Callable[[Tensor], Tensor]
 
 METHODS: Mapping[str, Invert] = {
-    "cholesky": lambda a: inverses.inverse(a.double(), RIDGE, "cholesky"),  # as the operator calls it
+    # as the operator calls it
+    "cholesky": lambda a: inverses.inverse(a.double(), RIDGE, "cholesky"),
     "newton": lambda a: inverses.inverse(a.double(), RIDGE, "newton"),
-    "cholesky float32": lambda a: inverses.inverse(a, RIDGE, "cholesky"),  # as on a device without float64
+    # as on a device without float64
+    "cholesky float32": lambda a: inverses.inverse(a, RIDGE, "cholesky"),
     "newton float32": lambda a: inverses.inverse(a, RIDGE, "newton"),
     "published": inverses.published,  # parity=True
 }
@@ -53,7 +58,9 @@ class Inverses:
         """A row per family and size, a column per method: value error / gradient error."""
         found: dict[tuple[str, int], dict[str, Any]] = {}
         for line in self.lines:
-            row = found.setdefault((line.kernel, line.tokens), {"kernel": line.kernel, "tokens": line.tokens})
+            row = found.setdefault(
+                (line.kernel, line.tokens), {"kernel": line.kernel, "tokens": line.tokens}
+            )
             row[line.method] = f"{line.error:.1e} / {line.gradient_error:.1e}"
         return list(found.values())
 
@@ -65,7 +72,8 @@ class Inverses:
 
 
 def compare_inverses(*, record: bool = False) -> Inverses:
-    """Every method on every kernel matrix; the gradient is that of a fixed random weighting of the inverse.
+    """Every method on every kernel matrix; the gradient is that of a fixed random weighting of the
+    inverse.
 
     Args:
         record: also write benchmarks/inverse.csv of the repository.
@@ -97,7 +105,12 @@ def _errors(a: Tensor, invert: Invert) -> tuple[float, float]:
         (slope,) = torch.autograd.grad((value.double() * weights).sum(), leaf)
         return value.detach(), slope
 
-    (value, slope), (true_value, true_slope) = with_gradient(invert, a), with_gradient(exactly, a.double())
+    (value, slope), (true_value, true_slope) = (
+        with_gradient(invert, a),
+        with_gradient(exactly, a.double()),
+    )
     pairs = ((value, true_value), (slope, true_slope))
-    value_error, slope_error = (max(deviation(x, y).frobenius for x, y in zip(*both, strict=True)) for both in pairs)
+    value_error, slope_error = (
+        max(deviation(x, y).frobenius for x, y in zip(*both, strict=True)) for both in pairs
+    )
     return value_error, slope_error

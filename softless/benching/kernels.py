@@ -1,4 +1,6 @@
-"""The kernel matrices on which SOFT's inverse is judged (reliability.md §3.3): from well spread bottleneck tokens to a flat image region."""
+"""The kernel matrices on which SOFT's inverse is judged (reliability.md §3.3): from well spread
+bottleneck tokens to a flat image region.
+"""
 
 # R bottleneck tokens, D features
 
@@ -22,9 +24,9 @@ def _spread(sigma: float) -> Draw:
 
 def near_duplicates(number: int, width: int, generator: Generator) -> Tensor:
     """Groups of four that differ by next to nothing."""
-    groups = torch.randn(-(-number // 4), width, generator=generator, dtype=torch.float64).repeat_interleave(4, 0)[
-        :number
-    ]
+    groups = torch.randn(
+        -(-number // 4), width, generator=generator, dtype=torch.float64
+    ).repeat_interleave(4, 0)[:number]
     return groups + 1e-3 * torch.randn(number, width, generator=generator, dtype=torch.float64)
 
 

@@ -1,7 +1,8 @@
 """Timing several calls fairly: interleaved in one process, medians, and ratios of pairs.
 
-A machine's speed drifts (heat, neighbours, frequency). Calls that take turns meet the same drift, so the ratio of two calls that
-ran one after the other is far steadier than the ratio of two separate timings (design §7).
+A machine's speed drifts (heat, neighbours, frequency). Calls that take turns meet the same drift,
+so the ratio of two calls that ran one after the other is far steadier than the ratio of two
+separate timings (design §7).
 """
 
 import time
@@ -37,8 +38,12 @@ class Timings:
         return Spread.of(self.seconds[name])
 
     def ratio(self, name: str, base: str) -> Spread:
-        """Time of `name` over time of `base`, from the pairs of each round: below one means that `name` is faster."""
-        return Spread.of([a / b for a, b in zip(self.seconds[name], self.seconds[base], strict=True)])
+        """Time of `name` over time of `base`, from the pairs of each round: below one means that
+        `name` is faster.
+        """
+        return Spread.of([
+            a / b for a, b in zip(self.seconds[name], self.seconds[base], strict=True)
+        ])
 
     def rates(self, name: str, items: int) -> Spread:
         """Things per second, where a call handles `items` of them."""
@@ -53,13 +58,15 @@ def interleaved(
     synchronise: Callable[[], Any] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Timings:
-    """Time the calls in turns: each round runs every call once, starting with another one each time.
+    """Time the calls in turns: each round runs every call once, starting with another one each
+    time.
 
     Args:
         calls: what to time, by name.
         rounds: how often each is timed.
         warmup: rounds before, whose times are dropped (caches, lazy initialisation, compilation).
-        synchronise: waits until the device is done (torch.cuda.synchronize), called before the clock is read.
+        synchronise: waits until the device is done (torch.cuda.synchronize), called before the
+            clock is read.
         clock: seconds.
     """
     if not calls or rounds < 1:

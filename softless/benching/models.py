@@ -1,4 +1,6 @@
-"""The recipes of a comparison: the same in every field, but for the operator and what only some operators understand."""
+"""The recipes of a comparison: the same in every field, but for the operator and what only some
+operators understand.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,11 +22,17 @@ def host_and_operator(model: ModelSpec) -> tuple[str, str]:
 
 
 def with_operator(recipe: Recipe, op: str) -> Recipe:
-    """The recipe with another operator in the same host; options that the operator does not have are left out."""
+    """The recipe with another operator in the same host; options that the operator does not have
+    are left out.
+    """
     record = get(op)
     host, _ = host_and_operator(recipe.model)
     known = {name for other in OPERATORS.values() for name in other.options}
-    args = {name: value for name, value in recipe.model.args.items() if name not in known or name in record.options}
+    args = {
+        name: value
+        for name, value in recipe.model.args.items()
+        if name not in known or name in record.options
+    }
     return replace(recipe, model=replace(recipe.model, name=host, op=op, args=args))
 
 
@@ -43,19 +51,24 @@ def checked_operators(ops: Sequence[str]) -> list[str]:
     names = [get(op).name for op in ops]
     if len(set(names)) != len(names) or len(names) < 2:
         raise UsageError(
-            f"a comparison takes at least two different operators, got {', '.join(names) or 'none'}: for example --ops sima softmax"
+            "a comparison takes at least two different operators, got "
+            f"{', '.join(names) or 'none'}: for example --ops sima softmax"
         )
     return names
 
 
-SHARE = 4  # a comparison gives landmarks and projected tokens a quarter of the patches: with as many as tokens nothing is approximated
+# a comparison gives landmarks and projected tokens a quarter of the patches: with as many as tokens
+# nothing is approximated
+SHARE = 4
 FEW = ("landmarks", "projected")
 
 
 def in_small_vit(recipe: Recipe) -> Recipe:
-    """The recipe with a ViT in which operators are compared: its own, or the digits' small one with 7 x 7 patches.
+    """The recipe with a ViT in which operators are compared: its own, or the digits' small one with
+    7 x 7 patches.
 
-    A host with convolutions in its blocks (XCiT's local patch interaction) would do a part of the attention's work.
+    A host with convolutions in its blocks (XCiT's local patch interaction) would do a part of the
+    attention's work.
 
     Raises:
         UsageError: an image size that does not divide into 7 x 7 patches.
@@ -69,16 +82,25 @@ def in_small_vit(recipe: Recipe) -> Recipe:
     pixels = recipe.data.image_size
     if not isinstance(pixels, int) or pixels % 7:
         raise UsageError(
-            f"data.image_size={pixels}: the small ViT of a comparison takes 7 x 7 patches; choose one number, a multiple of 7"
+            f"data.image_size={pixels}: the small ViT of a comparison takes 7 x 7 patches; choose "
+            "one number, a multiple of 7"
         )
     small = get_recipe("digits").model
-    return replace(recipe, model=replace(small, args={**small.args, "img_size": pixels, "patch_size": pixels // 7}))
+    return replace(
+        recipe,
+        model=replace(small, args={**small.args, "img_size": pixels, "patch_size": pixels // 7}),
+    )
 
 
 def in_comparison(recipe: Recipe, op: str) -> Recipe:
-    """The recipe with an operator and, where it has landmarks or projected tokens, a quarter as many of them as patches."""
+    """The recipe with an operator and, where it has landmarks or projected tokens, a quarter as
+    many of them as patches.
+    """
     chosen = with_operator(recipe, op)
-    height, width = (side // int(recipe.model.args.get("patch_size", 16)) for side in sides(recipe.data.image_size))
+    height, width = (
+        side // int(recipe.model.args.get("patch_size", 16))
+        for side in sides(recipe.data.image_size)
+    )
     few = {name: max(1, height * width // SHARE) for name in FEW if name in get(op).options}
     return replace(chosen, model=replace(chosen.model, args={**chosen.model.args, **few}))
 

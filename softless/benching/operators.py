@@ -1,4 +1,6 @@
-"""Value and gradient errors of every operator against float64, over lengths, dtypes, backends and data that break naive forms."""
+"""Value and gradient errors of every operator against float64, over lengths, dtypes, backends and
+data that break naive forms.
+"""
 # N tokens, D channels of a head
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,15 +22,18 @@ from softless.errors import BackendRefused, PrecisionError, UsageError
 
 LENGTHS = (1, 2, 49, 197, 1024, 4097, 65_536)
 LONG = 1_000_000
-LONG_FAMILIES = ("gauss", "biased", "wide")  # those on which the published form was measured (reliability.md §3.2)
+# those on which the published form was measured (reliability.md §3.2)
+LONG_FAMILIES = ("gauss", "biased", "wide")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 D = 64
-ROWS = 64  # queries that are looked at where each row stands alone and all of them would take N^2 memory
+# queries that are looked at where each row stands alone and all of them would take N^2 memory
+ROWS = 64
 WHOLE = 1024  # tokens up to which all of them are
 PLAIN = 10_000  # tokens up to which the plain formula is measured in low precision too
 
 
-CONDITION = 16  # a result may be so many times as far off as rounding the inputs to float32 moves the exact one
+# a result may be so many times as far off as rounding the inputs to float32 moves the exact one
+CONDITION = 16
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,8 @@ class Form:
     name: str  # the backend, or "published"
     options: Mapping[str, Any]
     run: Callable[[Call, torch.dtype | None], Tensor]  # call, dtype of the result
-    claim: Mapping[torch.dtype, float]  # largest error that is claimed, by input dtype; empty where none is
+    # largest error that is claimed, by input dtype; empty where none is
+    claim: Mapping[torch.dtype, float]
 
 
 @dataclass(frozen=True)
@@ -47,8 +53,10 @@ class Exact:
     """The float64 answer to one call."""
 
     value: Tensor
-    gradients: Mapping[str, Tensor]  # of a fixed random weighting of the value; empty where they were not asked for
-    moves: float  # how far the value moves, relative to its size, when the inputs are rounded to float32
+    # of a fixed random weighting of the value; empty where they were not asked for
+    gradients: Mapping[str, Tensor]
+    # how far the value moves, relative to its size, when the inputs are rounded to float32
+    moves: float
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,9 @@ class Line:
     tokens: int
     family: str
     status: (
-        str  # "ok", "refused", or "does not fit": all of the exact answer is below or some beyond what the dtype holds
+        # "ok", "refused", or "does not fit": all of the exact answer is below or some beyond what
+        # the dtype holds
+        str
     )
     error: float | None
     gradient_error: float | None
@@ -77,13 +87,17 @@ class Line:
 
     @property
     def bar(self) -> float | None:
-        """The claim, or what the data allow where the exact answer hangs on the last bits of the inputs."""
+        """The claim, or what the data allow where the exact answer hangs on the last bits of the
+        inputs.
+        """
         return None if self.claim is None else max(self.claim, CONDITION * self.moves)
 
     @property
     def within(self) -> bool:
         """Within the bar; a form without a claim, and a refusal, break none."""
-        return self.status != "ok" or self.bar is None or self.error is None or self.error <= self.bar
+        return (
+            self.status != "ok" or self.bar is None or self.error is None or self.error <= self.bar
+        )
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -107,21 +121,37 @@ class Errors:
 
     def __str__(self) -> str:
         over = [line for line in self.lines if not line.within]
-        said = [f"{len(self.lines)} measurements; {len(over)} above what their backend claims (marked !)"]
+        said = [
+            (
+                f"{len(self.lines)} measurements; {len(over)} above what their backend claims "
+                "(marked "
+                "!)"
+            )
+        ]
         said += [
-            f"  {x.operator} {x.form} {x.dtype} N={x.tokens} {x.family}: {x.error:.1e} > {x.bar:.0e}" for x in over[:20]
+            f"  {x.operator} {x.form} {x.dtype} N={x.tokens} {x.family}: {x.error:.1e} > "
+            f"{x.bar:.0e}"
+            for x in over[:20]
         ]
         hard = [
-            x for x in self.lines if x.within and x.claim is not None and x.status == "ok" and (x.error or 0) > x.claim
+            x
+            for x in self.lines
+            if x.within and x.claim is not None and x.status == "ok" and (x.error or 0) > x.claim
         ]
         if hard:
             said.append(
-                f"{len(hard)} above the claim where rounding the inputs to float32 moves the exact answer as much (marked ~)"
+                f"{len(hard)} above the claim where rounding the inputs to float32 moves the "
+                "exact answer as much (marked ~)"
             )
         parts = [self._table("value", "error")]
         if any(line.gradient_error is not None for line in self.lines):
             parts.append(self._table("gradient", "gradient_error"))
-        return "\n".join(["\n\n".join(parts), "", *said, *([f"recorded: {self.recorded}"] if self.recorded else [])])
+        return "\n".join([
+            "\n\n".join(parts),
+            "",
+            *said,
+            *([f"recorded: {self.recorded}"] if self.recorded else []),
+        ])
 
     def _table(self, what: str, column: str) -> str:
         lengths = sorted({line.tokens for line in self.lines})
@@ -133,7 +163,9 @@ class Errors:
             + [_worst(found.get(length, []), column) for length in lengths]
             for (operator, form, options, dtype, out), found in by_key.items()
         ]
-        return table([f"largest relative {what} error over the families", "dtype", *map(str, lengths)], rows)
+        return table(
+            [f"largest relative {what} error over the families", "dtype", *map(str, lengths)], rows
+        )
 
 
 def _worst(lines: Sequence[Line], column: str) -> str:
@@ -142,7 +174,9 @@ def _worst(lines: Sequence[Line], column: str) -> str:
     if not measured:
         return lines[0].status if lines else ""
     mark = ""
-    if column == "error" and any(x.claim is not None and (x.error or 0) > x.claim for x in measured):
+    if column == "error" and any(
+        x.claim is not None and (x.error or 0) > x.claim for x in measured
+    ):
         mark = " ~" if all(x.within for x in measured) else " !"
     return f"{max(getattr(x, column) for x in measured):.1e}{mark}"
 
@@ -157,15 +191,17 @@ def operators(
 ) -> Errors:
     """Measure every operator's errors against the float64 reference on the same rounded inputs.
 
-    One head of 64 channels, with the operator's own tensors at their start and, on a grid, windows of which there are at most 64. The
-    gradient is that of a fixed random weighting of the output. Where each row of the result stands alone (softmax), only 64 queries
-    are looked at above 1,024 tokens.
+    One head of 64 channels, with the operator's own tensors at their start and, on a grid, windows
+    of which there are at most 64. The gradient is that of a fixed random weighting of the output.
+    Where each row of the result stands alone (softmax), only 64 queries are looked at above 1,024
+    tokens.
 
     Args:
         ops: which operators; all by default.
         lengths: numbers of tokens; 1 to 65,536 by default.
         long: also a million tokens, values alone (some ten minutes an operator, 6 GB).
-        record: also write benchmarks/operators.csv of the repository (the families with the largest errors), or operators_million.csv.
+        record: also write benchmarks/operators.csv of the repository (the families with the largest
+            errors), or operators_million.csv.
         seed: of the data.
     """
     names = [get(name).name for name in ops] or list(OPERATORS)
@@ -180,28 +216,39 @@ def operators(
     if target is not None:
         kept = lines if long else hardest(lines)
         write_csv(
-            target, [{name: "" if value is None else value for name, value in asdict(line).items()} for line in kept]
+            target,
+            [
+                {name: "" if value is None else value for name, value in asdict(line).items()}
+                for line in kept
+            ],
         )
     return Errors(tuple(lines), target)
 
 
 def hardest(lines: Sequence[Line]) -> list[Line]:
-    """Of each form, dtype and length the families with the largest errors, of the value and of the gradient; a refusal stands for all families."""
+    """Of each form, dtype and length the families with the largest errors, of the value and of the
+    gradient; a refusal stands for all families.
+    """
     found: dict[tuple[Any, ...], dict[str, Line]] = {}
     for line in lines:
         worst = found.setdefault((*line.key, line.tokens), {})
         for column in ("error", "gradient_error"):
             before = worst.setdefault(column, line)
             if line.status == "ok" and (
-                before.status != "ok" or (getattr(line, column) or 0) > (getattr(before, column) or 0)
+                before.status != "ok"
+                or (getattr(line, column) or 0) > (getattr(before, column) or 0)
             ):
                 worst[column] = line
     return [line for worst in found.values() for line in dict.fromkeys(worst.values())]
 
 
-def _measure(record: Operator, tokens: int, family: str, seed: int, *, gradient: bool) -> Iterator[Line]:
+def _measure(
+    record: Operator, tokens: int, family: str, seed: int, *, gradient: bool
+) -> Iterator[Line]:
     """Every form and dtype on one set of data."""
-    alone = record.growth == "N^2" and record.normalises == "rows" and record.cross and tokens > WHOLE
+    alone = (
+        record.growth == "N^2" and record.normalises == "rows" and record.cross and tokens > WHOLE
+    )
     for dtype_name, dtype in DTYPES.items():
         asked = call(record, family, tokens, D, seed, dtype, queries=ROWS if alone else None)
         exact: dict[tuple[Any, ...], Exact] = {}
@@ -225,12 +272,22 @@ def _exact(asked: Call, options: Mapping[str, Any], *, gradient: bool) -> Exact:
 
 
 def _outputs(form: Form, dtype: torch.dtype) -> list[torch.dtype | None]:
-    """The dtype of the result: the input's, and float32 for float16, which above 2,048 tokens cannot hold the paper's scale."""
-    return [None, torch.float32] if dtype == torch.float16 and form.name != "published" and not form.options else [None]
+    """The dtype of the result: the input's, and float32 for float16, which above 2,048 tokens
+    cannot hold the paper's scale.
+    """
+    return (
+        [None, torch.float32]
+        if dtype == torch.float16 and form.name != "published" and not form.options
+        else [None]
+    )
 
 
-def _line(form: Form, asked: Call, exact: Exact, out: torch.dtype | None, dtype: str, family: str) -> Line | None:
-    """One measurement; None where the backend does not take such calls (`softless list --backends`)."""
+def _line(
+    form: Form, asked: Call, exact: Exact, out: torch.dtype | None, dtype: str, family: str
+) -> Line | None:
+    """One measurement; None where the backend does not take such calls
+    (`softless list --backends`).
+    """
     found: Deviation | None = None
     slope: float | None = None
     reason = ""
@@ -269,15 +326,25 @@ def _line(form: Form, asked: Call, exact: Exact, out: torch.dtype | None, dtype:
 
 
 def forms(record: Operator, *, reference: bool = True) -> list[Form]:
-    """Every backend of an operator; SimA's also with token_scale, and the published forms of the same meaning."""
+    """Every backend of an operator; SimA's also with token_scale, and the published forms of the
+    same meaning.
+    """
     made = [_backend_form(record, backend.name, {}, backend.tolerance) for backend in record.own]
     if reference:
-        made.append(_backend_form(record, "reference", {}, {}))  # the meaning, in float64; below that it claims nothing
+        # the meaning, in float64; below that it claims nothing
+        made.append(_backend_form(record, "reference", {}, {}))
     if record.name == "sima":
-        made += [_backend_form(record, one.name, {"token_scale": "tokens"}, one.tolerance) for one in record.own]
-        made.append(Form("sima", "published", {}, lambda one, _: published(one.q, one.k, one.v), {}))
+        made += [
+            _backend_form(record, one.name, {"token_scale": "tokens"}, one.tolerance)
+            for one in record.own
+        ]
+        made.append(
+            Form("sima", "published", {}, lambda one, _: published(one.q, one.k, one.v), {})
+        )
     if record.name == "performer":  # the same ratio with the published stabilisers
-        made.append(Form(record.name, "published", {}, lambda one, out: one.run(out=out, parity=True), {}))
+        made.append(
+            Form(record.name, "published", {}, lambda one, out: one.run(out=out, parity=True), {})
+        )
     return made
 
 
@@ -291,6 +358,12 @@ def _backend_form(
 
 
 def published(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """SimA as its authors' code has it: normalise in the input's dtype, then multiply (sima.md §2)."""
+    """SimA as its authors' code has it: normalise in the input's dtype, then multiply (sima.md
+    §2).
+    """
     q, k = F.normalize(q, p=1.0, dim=-2), F.normalize(k, p=1.0, dim=-2)
-    return (q @ k.transpose(-2, -1)) @ v if q.shape[-2] < q.shape[-1] else q @ (k.transpose(-2, -1) @ v)
+    return (
+        (q @ k.transpose(-2, -1)) @ v
+        if q.shape[-2] < q.shape[-1]
+        else q @ (k.transpose(-2, -1) @ v)
+    )

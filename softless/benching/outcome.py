@@ -15,7 +15,9 @@ from softless.report.statistics import Estimate
 
 @dataclass(frozen=True)
 class Compared:
-    """The outcome: one group of runs per operator, the last one being what the others are compared with."""
+    """The outcome: one group of runs per operator, the last one being what the others are compared
+    with.
+    """
 
     recipe: str
     groups: tuple[Group, ...]
@@ -31,15 +33,31 @@ class Compared:
 
     def rows(self) -> list[dict[str, Any]]:
         """A row per run, then one per mean and per difference."""
-        rows = [_run_row(self.recipe, group, run, self.speeds) for group in self.groups for run in group.runs]
+        rows = [
+            _run_row(self.recipe, group, run, self.speeds)
+            for group in self.groups
+            for run in group.runs
+        ]
         for group, estimate in zip(self.groups, self.accuracies, strict=True):
             row = _summary_row(self.recipe, "mean", group.first.operator, group, estimate)
             rows.append(row | self._costs(group.first.operator))
         base = self.groups[-1].first.operator
         for group, estimate in zip(self.groups, self.differences, strict=False):
-            rows.append(_summary_row(self.recipe, "difference", f"{group.first.operator} - {base}", group, estimate))
-        told = [{"kind": "diverged", "recipe": self.recipe, "operator": name.partition("-seed")[0], "seed": name.partition("-seed")[2], "how": why}
-                for name, why in self.diverged.items()]  # fmt: skip
+            rows.append(
+                _summary_row(
+                    self.recipe, "difference", f"{group.first.operator} - {base}", group, estimate
+                )
+            )
+        told = [
+            {
+                "kind": "diverged",
+                "recipe": self.recipe,
+                "operator": name.partition("-seed")[0],
+                "seed": name.partition("-seed")[2],
+                "how": why,
+            }
+            for name, why in self.diverged.items()
+        ]
         return rows + told
 
     def _costs(self, op: str) -> dict[str, Any]:
@@ -75,7 +93,9 @@ class Compared:
         ])
 
 
-def _run_row(recipe: str, group: Group, run: RunRecord, speeds: Mapping[Path, Speed]) -> dict[str, Any]:
+def _run_row(
+    recipe: str, group: Group, run: RunRecord, speeds: Mapping[Path, Speed]
+) -> dict[str, Any]:
     assert run.predictions is not None
     speed = speeds.get(run.folder)
     return {
@@ -100,10 +120,18 @@ def _run_row(recipe: str, group: Group, run: RunRecord, speeds: Mapping[Path, Sp
     }
 
 
-def _summary_row(recipe: str, kind: str, name: str, group: Group, estimate: Estimate) -> dict[str, Any]:
+def _summary_row(
+    recipe: str, kind: str, name: str, group: Group, estimate: Estimate
+) -> dict[str, Any]:
     values = {"accuracy": estimate.value, "low": estimate.low, "high": estimate.high}
-    return {"kind": kind, "recipe": recipe, "operator": name, "seed": " ".join(map(str, group.seeds)),
-            **{key: round(value, 6) for key, value in values.items()}, "how": estimate.how}  # fmt: skip
+    return {
+        "kind": kind,
+        "recipe": recipe,
+        "operator": name,
+        "seed": " ".join(map(str, group.seeds)),
+        **{key: round(value, 6) for key, value in values.items()},
+        "how": estimate.how,
+    }
 
 
 def _runs_table(compared: Compared) -> str:
@@ -115,13 +143,19 @@ def _runs_table(compared: Compared) -> str:
             group.label,
             f"{100 * estimate.value:.2f} %",
             f"{100 * estimate.low:.1f} to {100 * estimate.high:.1f}",
-            " ".join(f"{100 * float(run.predictions.correct.mean()):.1f}" for run in group.runs if run.predictions),
+            " ".join(
+                f"{100 * float(run.predictions.correct.mean()):.1f}"
+                for run in group.runs
+                if run.predictions
+            ),
             f"{speed.median:,.0f}" if speed else "–",
             f"{sum(run.result['seconds'] for run in group.runs) / len(group.runs):.0f} s",
             *_step_cells(compared, first.operator),
         ])
     head = ["", "test accuracy", "95 % interval", "by seed", "images/s in evaluation", "training"]
-    return table(head + (["ms per step", "peak MiB", "exps per image"] if compared.steps else []), rows)
+    return table(
+        head + (["ms per step", "peak MiB", "exps per image"] if compared.steps else []), rows
+    )
 
 
 def _step_cells(compared: Compared, op: str) -> list[str]:
@@ -134,7 +168,8 @@ def _step_cells(compared: Compared, op: str) -> list[str]:
 def _sentences(compared: Compared) -> list[str]:
     base = compared.groups[-1]
     said = [
-        f"{group.label} − {base.label}: {100 * estimate.value:+.2f} points, 95 % interval {100 * estimate.low:+.2f} to {100 * estimate.high:+.2f} ({estimate.how})"
+        f"{group.label} − {base.label}: {100 * estimate.value:+.2f} points, 95 % interval "
+        f"{100 * estimate.low:+.2f} to {100 * estimate.high:+.2f} ({estimate.how})"
         for group, estimate in zip(compared.groups, compared.differences, strict=False)
     ]
     said += [f"{name} diverged: {why}" for name, why in compared.diverged.items()]

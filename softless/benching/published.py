@@ -1,11 +1,13 @@
-"""The published attention of SimA, XCiT and CvT, written out a second time, beside ours in whole models whose attention counts.
+"""The published attention of SimA, XCiT and CvT, written out a second time, beside ours in whole
+models whose attention counts.
 
     SimA    q^ (k^^T v),                        x^ = x / max(|x|_1, eps) over tokens; eps 1e-12, in class attention 1e-6
     XCA     v softmax_e(t q^^T k^)^T,           x^ = x / max(|x|_2, 1e-12) over tokens, t learned per head
     CvT     softmax_m(q k^T / sqrt(dim)) v,     q, k, v by convolution, and sqrt of the full width
 
-arXiv:2206.08898, 2106.09681 and 2103.15808, and their codes. A model as it is made says nothing of its attention (layer scales of 1e-5,
-branches twenty times weaker than the tokens), so weights are drawn here such that each branch has a third of its tokens' size.
+arXiv:2206.08898, 2106.09681 and 2103.15808, and their codes. A model as it is made says nothing of
+its attention (layer scales of 1e-5, branches twenty times weaker than the tokens), so weights are
+drawn here such that each branch has a third of its tokens' size.
 """
 # B images, H heads, N tokens, M keys, D channels of a head, C channels
 
@@ -23,25 +25,35 @@ from softless.layers.conv_attention import ConvAttention
 from softless.models import create_model
 
 HOSTS: Mapping[str, tuple[str, ...]] = {  # an operator -> the hosts in which it was published
-    "sima": ("deit_small_patch16_224", "xcit_small_12_p16_224", "xcit_small_24_p16_224", "cvt_13_224"),
+    "sima": (
+        "deit_small_patch16_224",
+        "xcit_small_12_p16_224",
+        "xcit_small_24_p16_224",
+        "cvt_13_224",
+    ),
     "xca": ("xcit_small_12_p16_224", "xcit_small_24_p16_224"),
     "softmax": ("cvt_13_224",),
 }
 SHARE = 0.3  # RMS of an attention branch over that of the tokens it is given
-SHARP = 2.0  # times the size of q and k that a random projection gives: a softmax of it is far from even
+# times the size of q and k that a random projection gives: a softmax of it is far from even
+SHARP = 2.0
 SIZES = ((224, 224), (96, 160))  # pixels (height, width)
 
 
 @dataclass(frozen=True)
 class Parity:
-    """A model beside the published attention in its places; errors are relative, Frobenius, the larger of two sizes."""
+    """A model beside the published attention in its places; errors are relative, Frobenius, the
+    larger of two sizes.
+    """
 
     model: str
     operator: str
     blocks: int  # attention modules, class attention among them
-    without_attention: float  # by so much the logits move without it, the less of the sizes: the control
+    # by so much the logits move without it, the less of the sizes: the control
+    without_attention: float
     logits_float32: float  # ours beside the published, float32 both
-    ours_float32: float  # ours in float32 beside the published in float64: what the host's own rounding makes
+    # ours in float32 beside the published in float64: what the host's own rounding makes
+    ours_float32: float
     published_float32: float  # the published in float32 beside itself in float64
     logits_float64: float
     branch_float32: float  # of the module that differs most, on the same tokens
@@ -57,15 +69,24 @@ def measured(op: str, host: str, **smaller: Any) -> Parity:
     enlivened(model, images[0])
     single = [(model(x), *answer(model, x)) for x in images]
     model = model.double()
-    double = [(model(x.double()), answer(model, x.double())[0], silenced(model, x.double())) for x in images]
+    double = [
+        (model(x.double()), answer(model, x.double())[0], silenced(model, x.double()))
+        for x in images
+    ]
     return Parity(
         host,
         op,
         len(attentions(model)),
         min(distance(silent, right) for _, right, silent in double),
         max(distance(ours, right) for ours, right, _ in single),
-        max(distance(ours, exact) for (ours, _, _), (_, exact, _) in zip(single, double, strict=True)),
-        max(distance(right, exact) for (_, right, _), (_, exact, _) in zip(single, double, strict=True)),
+        max(
+            distance(ours, exact)
+            for (ours, _, _), (_, exact, _) in zip(single, double, strict=True)
+        ),
+        max(
+            distance(right, exact)
+            for (_, right, _), (_, exact, _) in zip(single, double, strict=True)
+        ),
         max(distance(ours, right) for ours, right, _ in double),
         max(branch for _, _, branch in single),
     )
@@ -78,12 +99,16 @@ def distance(found: Tensor, want: Tensor) -> float:
 
 def attentions(model: nn.Module) -> list[nn.Module]:
     """The modules that are compared, in the order of the pass."""
-    return [one for one in model.modules() if isinstance(one, Attention | ClassAttention | ClassAttn)]
+    return [
+        one for one in model.modules() if isinstance(one, Attention | ClassAttention | ClassAttn)
+    ]
 
 
 @torch.no_grad()
 def enlivened(model: nn.Module, images: Tensor) -> None:
-    """Give a model weights on which its attention counts, block by block as a pass comes to them."""
+    """Give a model weights on which its attention counts, block by block as a pass comes to
+    them.
+    """
     generator = torch.Generator().manual_seed(5)
     for name, parameter in model.named_parameters():
         if "gamma" in name or name.endswith("temperature"):
@@ -106,7 +131,9 @@ def enlivened(model: nn.Module, images: Tensor) -> None:
 
 
 def by_hand(module: Any, x: Tensor, grid: Any = None) -> Tensor:
-    """What the published code answers for tokens x (B,N,C): all of them, or the class token's row."""
+    """What the published code answers for tokens x (B,N,C): all of them, or the class token's
+    row.
+    """
     if isinstance(module, ClassAttn):
         return _class_softmax(module, x)
     q, k, v = _sides(module, x, grid)
@@ -138,7 +165,10 @@ def _sides(module: Any, x: Tensor, grid: Any) -> list[Tensor]:
 
 def _class_softmax(module: Any, x: Tensor) -> Tensor:
     """XCiT's class attention: softmax of the class token's row, (B,1,C)."""
-    q, k, v = (one(y).unflatten(-1, (module.num_heads, -1)).transpose(1, 2) for one, y in ((module.q, x[:, :1]), (module.k, x), (module.v, x)))  # fmt: skip
+    q, k, v = (
+        one(y).unflatten(-1, (module.num_heads, -1)).transpose(1, 2)
+        for one, y in ((module.q, x[:, :1]), (module.k, x), (module.v, x))
+    )
     o = torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, dim=-1) @ v
     found: Tensor = module.proj(o.transpose(1, 2).flatten(2))
     return found
@@ -146,7 +176,9 @@ def _class_softmax(module: Any, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def answer(model: nn.Module, images: Tensor) -> tuple[Tensor, float]:
-    """What a model answers with the published attention in its places, and how far its own are from it on the same tokens, the farthest."""
+    """What a model answers with the published attention in its places, and how far its own are from
+    it on the same tokens, the farthest.
+    """
     apart: list[float] = []
 
     def publish(module: Any, args: Any, kwargs: Any, output: Tensor) -> Tensor:

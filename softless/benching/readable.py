@@ -1,4 +1,6 @@
-"""An SVG of matplotlib for everybody: a title, its words as a description, and colours that turn with a dark page."""
+"""An SVG of matplotlib for everybody: a title, its words as a description, and colours that turn
+with a dark page.
+"""
 
 import re
 from html import escape, unescape
@@ -11,9 +13,11 @@ ROLE = ' role="img" aria-labelledby="title description"'
 
 
 def readable(svg: str, title: str) -> str:
-    """The drawing with `title` and a description, in whose place a screen reader would find paths alone.
+    """The drawing with `title` and a description, in whose place a screen reader would find paths
+    alone.
 
-    Light is exchanged for dark where the page is dark, and hues stay. Of a drawing that is readable already the title is exchanged.
+    Light is exchanged for dark where the page is dark, and hues stay. Of a drawing that is readable
+    already the title is exchanged.
     """
     bare = ADDED.sub("", svg).replace(ROLE, "")
     opening = OPENING.search(bare)
@@ -27,9 +31,15 @@ def readable(svg: str, title: str) -> str:
 
 
 def described(svg: str) -> str:
-    """What is written in the drawing but for numbers: panels, axes and the names of the lines. matplotlib leaves it as comments."""
+    """What is written in the drawing but for numbers: panels, axes and the names of the lines.
+    matplotlib leaves it as comments.
+    """
     words = [unescape(found) for found in re.findall(r"<!-- (.*?) -->", svg, re.DOTALL)]
-    kept = dict.fromkeys(" ".join(word.split()) for word in words if not NUMBER.fullmatch(word.strip()))
+    kept = dict.fromkeys(
+        " ".join(word.split()) for word in words if not NUMBER.fullmatch(word.strip())
+    )
     return (
-        f"A chart with these words: {'; '.join(kept)}. The numbers are in the table beside it." if kept else "A chart."
+        f"A chart with these words: {'; '.join(kept)}. The numbers are in the table beside it."
+        if kept
+        else "A chart."
     )

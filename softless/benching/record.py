@@ -28,7 +28,8 @@ def provenance() -> dict[str, str]:
         "machine": f"{processor()}, {os.cpu_count()} cores"
         + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
         "threads": str(torch.get_num_threads()),
-        "versions": f"softless {softless.__version__}, torch {torch.__version__}, timm {timm.__version__}, python {platform.python_version()}",
+        "versions": f"softless {softless.__version__}, torch {torch.__version__}, timm "
+        f"{timm.__version__}, python {platform.python_version()}",
     }
 
 
@@ -61,13 +62,16 @@ def record_path(name: str) -> Path:
     root = repository()
     if root is None:
         raise UsageError(
-            "--record writes to benchmarks/ of the repository, and this softless is an installed package: leave it out"
+            "--record writes to benchmarks/ of the repository, and this softless is an installed "
+            "package: leave it out"
         )
     return root / "benchmarks" / f"{name}.csv"
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Rows with their provenance, whole or not at all; columns in the order in which rows first name them."""
+    """Rows with their provenance, whole or not at all; columns in the order in which rows first
+    name them.
+    """
     where = provenance()
     columns = list(dict.fromkeys(name for row in rows for name in row)) + list(where)
     file = io.StringIO(newline="")
@@ -79,7 +83,10 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Columns for a terminal: the first flush left, the others flush right. A row is one line, whatever its names hold."""
+    """Columns for a terminal: the first flush left, the others flush right.
+
+    A row is one line, whatever its names hold.
+    """
     cells = [list(map(visible, row)) for row in (head, *rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
     lines = [

@@ -23,7 +23,9 @@ from softless.training.recipe import DataSpec, Recipe
 
 FACTORS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)  # of the training size
 SIDE = (
-    8  # patches along a side of the small ViT, where the recipe has no ViT of its own: half of them is a whole number
+    # patches along a side of the small ViT, where the recipe has no ViT of its own: half of them is
+    # a whole number
+    8
 )
 BRANCH_IMAGES = 32  # on which the size of the attention's branch is measured
 
@@ -43,11 +45,17 @@ N_TRAIN = "tokens at the training size"
 ARMS = (
     Arm("softmax", "softmax", said="softmax"),
     Arm("sima", "sima", said="SimA, the paper's scale"),
-    Arm("sima_rescaled", "sima", {"token_scale": N_TRAIN}, "sima", "SimA, the paper's scale in training, token_scale=N_train in evaluation"),
+    Arm(
+        "sima_rescaled",
+        "sima",
+        {"token_scale": N_TRAIN},
+        "sima",
+        "SimA, the paper's scale in training, token_scale=N_train in evaluation",
+    ),
     Arm("sima_tokens", "sima", {"token_scale": "tokens"}, said='SimA, token_scale="tokens"'),
     Arm("seqnorm", "seqnorm", said="SeqNorm"),
     Arm("xca", "xca", said="XCA"),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,9 @@ class Point:
     change: float  # of the accuracy, to that at the training size
     change_low: float
     change_high: float
-    branch: float  # RMS of the attention's branch over that at the training size, geometric mean over layers and seeds
+    # RMS of the attention's branch over that at the training size, geometric mean over layers and
+    # seeds
+    branch: float
 
 
 @dataclass(frozen=True)
@@ -81,7 +91,11 @@ class Resolution:
     recorded: Path | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return {"rows": [asdict(point) for point in self.points], "diverged": dict(self.diverged), "figure": str(self.figure)}  # fmt: skip
+        return {
+            "rows": [asdict(point) for point in self.points],
+            "diverged": dict(self.diverged),
+            "figure": str(self.figure),
+        }
 
     def __str__(self) -> str:
         arms = list(dict.fromkeys(point.arm for point in self.points))
@@ -107,13 +121,24 @@ FIGURE = "Accuracy and size of the attention's branch over the image size"
 
 
 def resolution(
-    recipe: str | Recipe = "digits", *, data: str | Path | None = None, image_size: int | None = None, epochs: int | None = None,
-    set: Mapping[str, Any] | None = None, seeds: int = 1, out: str | Path | None = None, overwrite: bool = False, resume: bool = False, record: bool = False, device: str = "auto",
-) -> Resolution:  # fmt: skip
-    """Train the recipe's model per operator at one image size, and evaluate it on the test images at 0.5 to 4 times that size.
+    recipe: str | Recipe = "digits",
+    *,
+    data: str | Path | None = None,
+    image_size: int | None = None,
+    epochs: int | None = None,
+    set: Mapping[str, Any] | None = None,
+    seeds: int = 1,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    record: bool = False,
+    device: str = "auto",
+) -> Resolution:
+    """Train the recipe's model per operator at one image size, and evaluate it on the test images
+    at 0.5 to 4 times that size.
 
-    A ViT's position table is resampled to each grid as timm does, for all alike. Beside accuracy it measures the attention's branch: the paper's
-    SimA loses it as the tokens grow in number.
+    A ViT's position table is resampled to each grid as timm does, for all alike. Beside accuracy it
+    measures the attention's branch: the paper's SimA loses it as the tokens grow in number.
 
     Args:
         recipe: name, or a Recipe.
@@ -125,12 +150,13 @@ def resolution(
         out: folder for the runs and the chart; runs/RECIPE-resolution by default.
         overwrite: delete the runs that the folder holds.
         resume: keep finished runs and continue those that were stopped.
-        record: also write benchmarks/resolution_RECIPE.csv and docs/figures/resolution_RECIPE.svg of the repository.
+        record: also write benchmarks/resolution_RECIPE.csv and docs/figures/resolution_RECIPE.svg
+            of the repository.
         device: auto, cpu, cuda, mps.
 
     Raises:
-        UsageError: unknown recipe, an image size that does not divide into an even number of patches, a folder that already holds
-            these runs, data without a test split.
+        UsageError: unknown recipe, an image size that does not divide into an even number of
+            patches, a folder that already holds these runs, data without a test split.
         DivergedError: every run diverged.
     """
     from softless.benching.charts import draw_resolution
@@ -143,7 +169,10 @@ def resolution(
     recipes = {arm.name: in_arm(chosen, arm) for arm in ARMS if not arm.trained_as}
     side = chosen.data.image_size
     if not isinstance(side, int):
-        raise UsageError(f"data.image_size={side}: bench resolution takes squares; set one number, or --image-size")
+        raise UsageError(
+            f"data.image_size={side}: bench resolution takes squares; set one number, or "
+            "--image-size"
+        )
     pixels = _checked_sizes(side, _patch(build_model(recipes["softmax"], 2, chosen.data.in_chans)))
     target = record_path(f"resolution_{chosen.name}") if record else None
     folder = Path(out or Path("runs") / f"{chosen.name}-resolution")
@@ -153,7 +182,11 @@ def resolution(
     points: list[Point] = []
     for arm in ARMS:
         source = arm.trained_as or arm.name
-        ours = [seed for seed in range(chosen.seed, chosen.seed + seeds) if f"{source}-seed{seed}" not in diverged]
+        ours = [
+            seed
+            for seed in range(chosen.seed, chosen.seed + seeds)
+            if f"{source}-seed{seed}" not in diverged
+        ]
         if ours:
             runs = [_loaded(run_folder(folder, source, seed), arm, place) for seed in ours]
             points += _measured(chosen.name, arm, ours, runs, test, pixels)
@@ -166,7 +199,9 @@ def resolution(
 
 
 def in_arm(recipe: Recipe, arm: Arm) -> Recipe:
-    """The recipe with an arm's operator and options; those of other operators and arms are left out."""
+    """The recipe with an arm's operator and options; those of other operators and arms are left
+    out.
+    """
     known = {name for operator in OPERATORS.values() for name in operator.options}
     bare = {name: value for name, value in recipe.model.args.items() if name not in known}
     model = replace(recipe.model, args={**bare, **({} if arm.trained_as else arm.options)})
@@ -179,7 +214,9 @@ def _at_size(recipe: Recipe, pixels: int) -> Recipe:
     args = dict(recipe.model.args)
     if "img_size" in args:
         args["img_size"] = pixels
-    return replace(recipe, data=replace(recipe.data, image_size=pixels), model=replace(recipe.model, args=args))
+    return replace(
+        recipe, data=replace(recipe.data, image_size=pixels), model=replace(recipe.model, args=args)
+    )
 
 
 def _checked_sizes(pixels: int, patch: int) -> dict[float, int]:
@@ -190,7 +227,8 @@ def _checked_sizes(pixels: int, patch: int) -> dict[float, int]:
     """
     if pixels % (2 * patch):
         raise UsageError(
-            f"image_size={pixels}: half of it must divide into patches of {patch} pixels; choose a multiple of {2 * patch}"
+            f"image_size={pixels}: half of it must divide into patches of {patch} pixels; choose "
+            f"a multiple of {2 * patch}"
         )
     return {factor: int(factor * pixels) for factor in FACTORS if factor * pixels % patch == 0}
 
@@ -199,7 +237,8 @@ def _test_images(recipe: Recipe) -> Samples:
     parts, _ = open_parts(recipe.data)
     if "test" not in parts:
         raise UsageError(
-            f"the data of recipe '{recipe.name}' have no test split, so there is nothing to compare: add one"
+            f"the data of recipe '{recipe.name}' have no test split, so there is nothing to "
+            "compare: add one"
         )
     return parts["test"]
 
@@ -211,7 +250,10 @@ def _loaded(folder: Path, arm: Arm, place: str) -> LoadedRun:
         model: Any = run.model
         number = {N_TRAIN: _tokens(model, sides(run.image_size)[0])}
         for module in _scaled(run.model):
-            module.options = {**module.options, **{name: number.get(value, value) for name, value in arm.options.items()}}  # fmt: skip
+            module.options = {
+                **module.options,
+                **{name: number.get(value, value) for name, value in arm.options.items()},
+            }
     return run
 
 
@@ -224,11 +266,24 @@ def _scaled(model: nn.Module) -> Iterator[Attention | ClassAttention]:
 
 
 def _measured(
-    recipe: str, arm: Arm, seeds: Sequence[int], runs: Sequence[LoadedRun], test: Samples, pixels: Mapping[float, int]
+    recipe: str,
+    arm: Arm,
+    seeds: Sequence[int],
+    runs: Sequence[LoadedRun],
+    test: Samples,
+    pixels: Mapping[float, int],
 ) -> list[Point]:
-    """The arm at every size: accuracies with their intervals over seeds and images, and its branch."""
-    right = {factor: np.stack([_right(run, test, size) for run in runs]) for factor, size in pixels.items()}
-    branches = {factor: np.concatenate([_branch(run, test, size) for run in runs]) for factor, size in pixels.items()}
+    """The arm at every size: accuracies with their intervals over seeds and images, and its
+    branch.
+    """
+    right = {
+        factor: np.stack([_right(run, test, size) for run in runs])
+        for factor, size in pixels.items()
+    }
+    branches = {
+        factor: np.concatenate([_branch(run, test, size) for run in runs])
+        for factor, size in pixels.items()
+    }
     model: Any = runs[0].model
     options = next(_attention(model)).options
     points = []
@@ -244,10 +299,15 @@ def _measured(
                 tokens=_tokens(model, size),
                 seeds=" ".join(map(str, seeds)),
                 images=right[factor].shape[1],
-                **{name: round(value, 6) for name, value in zip(("accuracy", "low", "high"), share, strict=True)},
                 **{
                     name: round(value, 6)
-                    for name, value in zip(("change", "change_low", "change_high"), moved, strict=True)
+                    for name, value in zip(("accuracy", "low", "high"), share, strict=True)
+                },
+                **{
+                    name: round(value, 6)
+                    for name, value in zip(
+                        ("change", "change_low", "change_high"), moved, strict=True
+                    )
                 },
                 branch=round(float(np.exp(np.log(branches[factor] / branches[1.0]).mean())), 6),
             )
@@ -269,7 +329,10 @@ def _patch(model: Any) -> int:
     """
     embed = getattr(model, "patch_embed", None)
     if embed is None:
-        raise UsageError(f"{type(model).__name__} has no one grid of patches: choose a recipe whose model is a ViT or an XCiT")  # fmt: skip
+        raise UsageError(
+            f"{type(model).__name__} has no one grid of patches: choose a recipe whose model is a "
+            "ViT or an XCiT"
+        )
     return int(embed.patch_size[0] if isinstance(embed.patch_size, tuple) else embed.patch_size)
 
 

@@ -1,4 +1,6 @@
-"""`softless bench settings`: every field of every recipe set to what it cannot be, and how that is answered. Nothing trains."""
+"""`softless bench settings`: every field of every recipe set to what it cannot be, and how that is
+answered. Nothing trains.
+"""
 
 import math
 import typing
@@ -18,7 +20,9 @@ FOREIGN = ({"a": 1}, (object(),), object())  # values that no field takes
 
 @dataclass(frozen=True)
 class Settings:
-    """What was tried on each recipe, by kind of fault, and how many were refused in one sentence."""
+    """What was tried on each recipe, by kind of fault, and how many were refused in one
+    sentence.
+    """
 
     rows: tuple[dict[str, Any], ...]
 
@@ -39,7 +43,8 @@ class Settings:
 
 
 def settings(*, record: bool = False) -> Settings:
-    """Set every field of every recipe below and above its range, to another type, and under a misspelt name.
+    """Set every field of every recipe below and above its range, to another type, and under a
+    misspelt name.
 
     Args:
         record: also write benchmarks/settings.csv of the repository.
@@ -66,7 +71,9 @@ def _tried(name: str, recipe: Recipe) -> Iterator[dict[str, Any]]:
 
 
 def is_refused(recipe: Recipe, field: str, value: Any) -> bool:
-    """Whether a field that is set so is refused by one sentence before any work; another exception is none."""
+    """Whether a field that is set so is refused by one sentence before any work; another exception
+    is none.
+    """
     try:
         recipe.with_fields(**{field: value}).check()
     except UsageError as error:
@@ -97,17 +104,33 @@ def outside(row: Row) -> Iterator[Any]:
     """The nearest values below and above a field's range, at every place that has one."""
     ranges, whole = row.about.within, float not in numbers(row.hint)
     parts = [
-        typing.get_args(part) for part in (row.hint, *typing.get_args(row.hint)) if typing.get_origin(part) is tuple
+        typing.get_args(part)
+        for part in (row.hint, *typing.get_args(row.hint))
+        if typing.get_origin(part) is tuple
     ]
     for at, one in enumerate(ranges):
-        below = one.low - 1 if whole else math.nextafter(one.low, -math.inf) if one.with_low else one.low
-        above = one.high + 1 if whole else math.nextafter(one.high, math.inf) if one.with_high else one.high
+        below = (
+            one.low - 1
+            if whole
+            else math.nextafter(one.low, -math.inf)
+            if one.with_low
+            else one.low
+        )
+        above = (
+            one.high + 1
+            if whole
+            else math.nextafter(one.high, math.inf)
+            if one.with_high
+            else one.high
+        )
         for value in (below, above):
             number = int(value) if whole else value
             if not parts:
                 yield number
             elif len(ranges) > 1:
-                yield tuple(number if place == at else ranges[place].low for place in range(len(ranges)))
+                yield tuple(
+                    number if place == at else ranges[place].low for place in range(len(ranges))
+                )
             else:
                 yield (number,) * (1 if ... in parts[0] else len(parts[0]))
 

@@ -35,9 +35,21 @@ class Sizes:
         return {"rows": [asdict(size) for size in self.sizes]}
 
     def __str__(self) -> str:
-        head = ["model", "parameters", "multiply-adds [G]", "exps: attention", "activations and positions"]
+        head = [
+            "model",
+            "parameters",
+            "multiply-adds [G]",
+            "exps: attention",
+            "activations and positions",
+        ]
         rows = [
-            [s.model, f"{s.parameters:,}", f"{s.macs / 1e9:.3f}", f"{s.exps:,}", f"{s.activation_exps:,}"]
+            [
+                s.model,
+                f"{s.parameters:,}",
+                f"{s.macs / 1e9:.3f}",
+                f"{s.exps:,}",
+                f"{s.activation_exps:,}",
+            ]
             for s in self.sizes
         ]
         told = f"\n\nrecorded: {self.recorded}" if self.recorded else ""
@@ -58,7 +70,12 @@ def models(names: Sequence[str] = (), *, record: bool = False) -> Sizes:
     aliases = {entry.alias_of: entry.name for entry in ENTRIES.values() if entry.alias_of}
     found = Sizes(
         tuple(
-            Size(name, "softless" if name in ENTRIES else "timm", aliases.get(name, ""), *counted(name))
+            Size(
+                name,
+                "softless" if name in ENTRIES else "timm",
+                aliases.get(name, ""),
+                *counted(name),
+            )
             for name in track(chosen, len(chosen), "counting")
         ),
         target,
@@ -82,7 +99,9 @@ def listed() -> list[str]:
 
 
 def counted(name: str, size: int = 224, **args: Any) -> tuple[int, int, int, int]:
-    """Parameters, multiply-adds, exponentials of the attention, and those of everything else; on the meta device, which holds no numbers."""
+    """Parameters, multiply-adds, exponentials of the attention, and those of everything else; on
+    the meta device, which holds no numbers.
+    """
     from softless.measure import cost
     from softless.models import create_model
 

@@ -1,4 +1,6 @@
-"""What it costs to read a slide: tile by tile through tifffile, beside openslide's regions, in processor time."""
+"""What it costs to read a slide: tile by tile through tifffile, beside openslide's regions, in
+processor time.
+"""
 
 import time
 from collections.abc import Callable
@@ -50,11 +52,18 @@ class Readings:
             for row in self.rows
         ]
         told = f"\n\nrecorded: {self.recorded}" if self.recorded else ""
-        return table(["slide", "reader", "pixels", "ms of the processor", "quarters", "to openslide"], cells) + told
+        return (
+            table(
+                ["slide", "reader", "pixels", "ms of the processor", "quarters", "to openslide"],
+                cells,
+            )
+            + told
+        )
 
 
 def slides(*, data: str | Path | None = None, rounds: int = 15, record: bool = False) -> Readings:
-    """Read level 0 of slides in squares of 512 pixels, through tifffile and through openslide, in turns.
+    """Read level 0 of slides in squares of 512 pixels, through tifffile and through openslide, in
+    turns.
 
     Args:
         data: a slide that both read (SVS or tiled TIFF), or a folder with such.
@@ -66,12 +75,19 @@ def slides(*, data: str | Path | None = None, rounds: int = 15, record: bool = F
     """
     target = record_path("slides") if record else None
     if data is None:
-        raise UsageError("bench slides reads slides: name one, or a folder of SVS files and tiled TIFFs, with --data")
+        raise UsageError(
+            "bench slides reads slides: name one, or a folder of SVS files and tiled TIFFs, with "
+            "--data"
+        )
     place = located(data)
-    files = sorted(place.glob("*.svs")) + sorted(place.glob("*.tif*")) if place.is_dir() else [place]
+    files = (
+        sorted(place.glob("*.svs")) + sorted(place.glob("*.tif*")) if place.is_dir() else [place]
+    )
     rows = tuple(row for path in files for row in _readings(path, rounds))
     if not rows:
-        raise UsageError(f"{data} holds no SVS and no tiled TIFF: name a slide, or a folder with one")
+        raise UsageError(
+            f"{data} holds no SVS and no tiled TIFF: name a slide, or a folder with one"
+        )
     if target is not None:
         write_csv(target, [asdict(row) for row in rows])
     return Readings(rows, target)
@@ -89,9 +105,13 @@ def _readings(path: Path, rounds: int) -> list[Reading]:
     found = []
     for name in readers:
         spread = timed.spread(name)
-        milliseconds, low, high = (round(1e3 * value, 2) for value in (spread.median, spread.low, spread.high))
+        milliseconds, low, high = (
+            round(1e3 * value, 2) for value in (spread.median, spread.low, spread.high)
+        )
         ratio = None if name == PLAIN else round(timed.ratio(name, PLAIN).median, 3)
-        found.append(Reading(path.name, name, f"{size[1]} x {size[0]}", milliseconds, low, high, ratio))
+        found.append(
+            Reading(path.name, name, f"{size[1]} x {size[0]}", milliseconds, low, high, ratio)
+        )
     return found
 
 

@@ -1,4 +1,6 @@
-"""What one training step takes: seconds, in turns with the other models, and the most memory that its tensors hold at once."""
+"""What one training step takes: seconds, in turns with the other models, and the most memory that
+its tensors hold at once.
+"""
 
 import os
 from collections.abc import Callable, Mapping
@@ -22,7 +24,8 @@ class StepCost:
     """One training step of one model at the recipe's batch size, float32."""
 
     seconds: Spread
-    peak_bytes: int  # most held at once beyond what lay there before the step: activations, gradients, workspaces
+    # most held at once beyond what lay there before the step: activations, gradients, workspaces
+    peak_bytes: int
     exps: int  # exponentials of attention for one image
     transcendentals: int  # every transcendental evaluation for one image (GELU, cosines … too)
     parameters: int
@@ -37,7 +40,8 @@ def steps(
     device: str | torch.device = "cpu",
     threads: int | None = None,
 ) -> dict[str, StepCost]:
-    """Measure the models of some recipes side by side on random pixels: forward, loss, backward, optimiser.
+    """Measure the models of some recipes side by side on random pixels: forward, loss, backward,
+    optimiser.
 
     Args:
         recipes: by name; all of one batch size and image size.
@@ -45,7 +49,8 @@ def steps(
         in_chans: of the images.
         rounds: how often each step is timed.
         device: where.
-        threads: of the processor; None takes the number of the recipes, or torch's own where they leave it open.
+        threads: of the processor; None takes the number of the recipes, or torch's own where they
+            leave it open.
     """
     from softless.measure import cost
 
@@ -53,8 +58,13 @@ def steps(
     before = torch.get_num_threads()
     torch.set_num_threads(threads or next(iter(recipes.values())).threads or before)
     try:
-        models = {name: build_model(recipe, classes, in_chans).to(place) for name, recipe in recipes.items()}
-        calls = {name: _step(models[name], recipe, classes, in_chans) for name, recipe in recipes.items()}
+        models = {
+            name: build_model(recipe, classes, in_chans).to(place)
+            for name, recipe in recipes.items()
+        }
+        calls = {
+            name: _step(models[name], recipe, classes, in_chans) for name, recipe in recipes.items()
+        }
         synchronise = torch.cuda.synchronize if place.type == "cuda" else lambda: None
         timed = interleaved(calls, rounds=rounds, synchronise=synchronise)
         peaks = {name: peak_bytes(call, place) for name, call in calls.items()}
@@ -64,7 +74,9 @@ def steps(
     for name, model in models.items():
         counted = cost(model, (in_chans, *sides(recipes[name].data.image_size)))
         spent = counted.exps + counted.activation_exps
-        found[name] = StepCost(timed.spread(name), peaks[name], counted.exps, spent, counted.parameters)
+        found[name] = StepCost(
+            timed.spread(name), peaks[name], counted.exps, spent, counted.parameters
+        )
     return found
 
 
@@ -73,7 +85,9 @@ def _step(model: nn.Module, recipe: Recipe, classes: int, in_chans: int) -> Call
 
     place = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(recipe.batch_size, in_chans, *sides(recipe.data.image_size), generator=generator).to(place)
+    images = torch.randn(
+        recipe.batch_size, in_chans, *sides(recipe.data.image_size), generator=generator
+    ).to(place)
     targets = torch.randint(classes, (recipe.batch_size,), generator=generator).to(place)
     mover = optimizer(recipe, model)
     model.train()
@@ -89,7 +103,8 @@ def _step(model: nn.Module, recipe: Recipe, classes: int, in_chans: int) -> Call
 def peak_bytes(call: Callable[[], Any], device: torch.device) -> int:
     """Most bytes that a call holds at once, beyond what was held before it.
 
-    On a GPU the allocator says so. On a processor torch's profiler tells every allocation and release; their running sum has a maximum.
+    On a GPU the allocator says so. On a processor torch's profiler tells every allocation and
+    release; their running sum has a maximum.
     """
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -98,12 +113,15 @@ def peak_bytes(call: Callable[[], Any], device: torch.device) -> int:
         call()
         torch.cuda.synchronize()
         return int(torch.cuda.max_memory_allocated() - held)
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler writes its starts and stops to stderr otherwise
+    # the profiler writes its starts and stops to stderr otherwise
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         call()
     held = most = 0
     kineto = seen.profiler.kineto_results
-    changes = sorted((event.start_ns(), event.nbytes()) for event in kineto.events() if event.name() == MEMORY)
+    changes = sorted(
+        (event.start_ns(), event.nbytes()) for event in kineto.events() if event.name() == MEMORY
+    )
     for _, change in changes:
         held += change
         most = max(most, held)

@@ -1,4 +1,6 @@
-"""What it costs that a run survives: a verified checkpoint beside plain torch.save, and a step of the loop beside the same step without what it watches."""
+"""What it costs that a run survives: a verified checkpoint beside plain torch.save, and a step of
+the loop beside the same step without what it watches.
+"""
 
 import tempfile
 from collections.abc import Callable
@@ -54,7 +56,8 @@ class Costs:
 
 
 def survival(*, rounds: int = 15, record: bool = False) -> Costs:
-    """Time a checkpoint of 100 MB and a training step of the digits recipe, each beside its plain form, in turns.
+    """Time a checkpoint of 100 MB and a training step of the digits recipe, each beside its plain
+    form, in turns.
 
     Args:
         rounds: how often each is timed.
@@ -74,7 +77,11 @@ def _costs(timed: Timings) -> list[Cost]:
     found = []
     for name, seconds in timed.seconds.items():
         spread, plain = timed.spread(name), PLAIN.get(name)
-        more = None if plain is None else Spread.of([a - b for a, b in zip(seconds, timed.seconds[plain], strict=True)])
+        more = (
+            None
+            if plain is None
+            else Spread.of([a - b for a, b in zip(seconds, timed.seconds[plain], strict=True)])
+        )
         found.append(
             Cost(
                 what=name,
@@ -100,7 +107,9 @@ def _saves(folder: Path) -> dict[str, Callable[[], Any]]:
 
 
 def _steps(folder: Path) -> dict[str, Callable[[], Any]]:
-    """Two trainings of the same recipe: one through the loop's steps, one through the same without seeds, wishes and judgement."""
+    """Two trainings of the same recipe: one through the loop's steps, one through the same without
+    seeds, wishes and judgement.
+    """
     from softless.recipes import get_recipe
     from softless.training import loop
     from softless.training.setup import Run, set_up
@@ -111,7 +120,8 @@ def _steps(folder: Path) -> dict[str, Callable[[], Any]]:
     torch.set_num_threads(1)
     world = World(0, 1, torch.device("cpu"))
     runs = [
-        set_up(recipe, folder / name, world, Signals(), resume=False, overwrite=False) for name in ("ours", "plain")
+        set_up(recipe, folder / name, world, Signals(), resume=False, overwrite=False)
+        for name in ("ours", "plain")
     ]
     images, targets = next(iter(runs[0].loader))
     runs[0].learner.train()
@@ -125,7 +135,9 @@ def _steps(folder: Path) -> dict[str, Callable[[], Any]]:
 
     def plain(run: Run) -> None:
         for step in range(STEPS):
-            loss = run.learner(*run.task.prepare((images.clone(), targets), run.device, epoch=0, step=step))
+            loss = run.learner(
+                *run.task.prepare((images.clone(), targets), run.device, epoch=0, step=step)
+            )
             run.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(run.model.parameters(), recipe.optim.clip_grad or 1.0)

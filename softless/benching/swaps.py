@@ -1,4 +1,6 @@
-"""Which families of timm take another attention: what is swapped, what is kept and why, audited before and after."""
+"""Which families of timm take another attention: what is swapped, what is kept and why, audited
+before and after.
+"""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -33,7 +35,9 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Family:
-    """One model: how many of its attention modules were swapped, and its softmax evaluations for one image."""
+    """One model: how many of its attention modules were swapped, and its softmax evaluations for
+    one image.
+    """
 
     family: str
     model: str
@@ -42,9 +46,9 @@ class Family:
     why: str  # of what is kept
     softmax_before: int
     softmax_after: int
-    bare_error: (
-        float | None
-    )  # of the branches, relative, their mean on a random image and weights; None where none was swapped
+    # of the branches, relative, their mean on a random image and weights; None where none was
+    # swapped
+    bare_error: float | None
     calibrated_error: float | None
 
 
@@ -68,17 +72,23 @@ class Families:
                 row.kept,
                 f"{row.softmax_before:,}",
                 f"{row.softmax_after:,}",
-                "" if row.bare_error is None else f"{row.bare_error:.3f} to {row.calibrated_error:.3f}",
+                ""
+                if row.bare_error is None
+                else f"{row.bare_error:.3f} to {row.calibrated_error:.3f}",
                 row.why,
             ]
             for row in self.rows
         ]
         told = f"\n\nrecorded: {self.recorded}" if self.recorded else ""
-        return f"attention '{self.op}' in models of timm with random weights\n\n{table(head, cells)}{told}"
+        return (
+            f"attention '{self.op}' in models of timm with random "
+            f"weights\n\n{table(head, cells)}{told}"
+        )
 
 
 def families(names: Sequence[str] = (), *, op: str | None = None, record: bool = False) -> Families:
-    """Swap attention in one model of each family, with random weights, calibrated on two random images.
+    """Swap attention in one model of each family, with random weights, calibrated on two random
+    images.
 
     Args:
         names: families; all by default.
@@ -88,7 +98,10 @@ def families(names: Sequence[str] = (), *, op: str | None = None, record: bool =
     target = record_path("swaps") if record else None
     operator = get(op or "sima").name
     chosen = {name: FAMILIES[name] for name in names or FAMILIES}
-    rows = tuple(_family(name, chosen[name], operator) for name in track(list(chosen), len(chosen), "swapping"))
+    rows = tuple(
+        _family(name, chosen[name], operator)
+        for name in track(list(chosen), len(chosen), "swapping")
+    )
     if target is not None:
         write_csv(target, [asdict(row) for row in rows])
     return Families(operator, rows, target)
@@ -111,14 +124,27 @@ def _family(family: str, name: str, op: str) -> Family:
         _, _, why = str(refusal).partition(": ")
         kept = len(_attention(model))
         return Family(family, name, 0, kept, why, before, before, None, None)
-    bare, calibrated = (sum(errors) / len(found.errors) for errors in zip(*found.errors.values(), strict=True))
+    bare, calibrated = (
+        sum(errors) / len(found.errors) for errors in zip(*found.errors.values(), strict=True)
+    )
     return Family(
-        family, name, len(found.swapped), len(found.kept), "; ".join(dict.fromkeys(found.kept.values())), before,
-        audit(model).kinds.get("softmax", 0), round(bare, 4), round(calibrated, 4),
-    )  # fmt: skip
+        family,
+        name,
+        len(found.swapped),
+        len(found.kept),
+        "; ".join(dict.fromkeys(found.kept.values())),
+        before,
+        audit(model).kinds.get("softmax", 0),
+        round(bare, 4),
+        round(calibrated, 4),
+    )
 
 
 def _attention(model: torch.nn.Module) -> list[str]:
     from softless.convert.adapters import ADAPTERS, looks_like_attention
 
-    return [path for path, one in model.named_modules() if type(one) in ADAPTERS or looks_like_attention(one)]
+    return [
+        path
+        for path, one in model.named_modules()
+        if type(one) in ADAPTERS or looks_like_attention(one)
+    ]

@@ -20,7 +20,8 @@ def throughput(
     device: str | torch.device = "cpu",
     threads: int | None = None,
 ) -> Mapping[Path, Speed]:
-    """Time the runs' models on one batch of random pixels in turns: medians over the rounds, by run folder.
+    """Time the runs' models on one batch of random pixels in turns: medians over the rounds, by run
+    folder.
 
     Args:
         run_dirs: one folder per model.
@@ -36,7 +37,8 @@ def throughput(
     torch.set_num_threads(threads or int(first.recipe.threads))
     try:
         calls = {
-            str(folder): _call(run.model, (batch, run.in_chans, *run.pixels), place) for folder, run in runs.items()
+            str(folder): _call(run.model, (batch, run.in_chans, *run.pixels), place)
+            for folder, run in runs.items()
         }
         synchronise = torch.cuda.synchronize if place.type == "cuda" else lambda: None
         timed = interleaved(calls, rounds=rounds, synchronise=synchronise)

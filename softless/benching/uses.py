@@ -1,4 +1,6 @@
-"""The papers' uses under one recipe and several operators: what each reaches on test images, and what a step of it takes."""
+"""The papers' uses under one recipe and several operators: what each reaches on test images, and
+what a step of it takes.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +23,9 @@ from softless.training.recipe import Recipe
 
 @dataclass(frozen=True)
 class Step:
-    """One training step on the first batch of the recipe, of the whole task: forward, loss, backward, optimiser."""
+    """One training step on the first batch of the recipe, of the whole task: forward, loss,
+    backward, optimiser.
+    """
 
     seconds: Spread
     peak_bytes: int  # most held at once beyond what lay there before it
@@ -29,7 +33,9 @@ class Step:
 
 @dataclass(frozen=True)
 class Used:
-    """Runs of one recipe that differ in operator and seed, and numbers that need no training to compare them with."""
+    """Runs of one recipe that differ in operator and seed, and numbers that need no training to
+    compare them with.
+    """
 
     recipe: Recipe
     runs: tuple[RunRecord, ...]
@@ -65,7 +71,10 @@ class Used:
             })
         for name, found in self.baselines.items():
             rows.append({"model": name, **numbers(found), "split": "test"})
-        rows += [{"model": name, "still_rising": f"diverged: {why}"} for name, why in self.diverged.items()]
+        rows += [
+            {"model": name, "still_rising": f"diverged: {why}"}
+            for name, why in self.diverged.items()
+        ]
         return rows
 
     def to_dict(self) -> dict[str, Any]:
@@ -85,21 +94,41 @@ class Used:
             "peak_mib",
         ]
         cells = [[row["model"], *(_cell(name, row.get(name)) for name in names)] for row in rows]
-        head = ["", *(MEASURES[name].title if name in MEASURES else name.replace("_", " ") for name in names)]
+        head = [
+            "",
+            *(
+                MEASURES[name].title if name in MEASURES else name.replace("_", " ")
+                for name in names
+            ),
+        ]
         said = [
             f"{op} does not have, and so ran without: {', '.join(map(str, options))}"
             for op, options in self.only.items()
         ]
         said += [f"{name} diverged: {why}" for name, why in self.diverged.items()]
-        said += [f"report: {self.report}", *([f"recorded: {self.recorded}"] if self.recorded else [])]
+        said += [
+            f"report: {self.report}",
+            *([f"recorded: {self.recorded}"] if self.recorded else []),
+        ]
         return "\n".join([table(head, cells), "", *said])
 
 
 def uses(
-    recipe: str | Recipe, ops: Sequence[str] = (), *, data: str | Path | None = None, epochs: int | None = None,
-    set: Mapping[str, Any] | None = None, seeds: int = 1, out: str | Path | None = None, overwrite: bool = False, resume: bool = False, record: bool = False, device: str = "auto",
-) -> Used:  # fmt: skip
-    """Train a recipe of any task with several operators, everything else alike, and put their test scores and costs in one table.
+    recipe: str | Recipe,
+    ops: Sequence[str] = (),
+    *,
+    data: str | Path | None = None,
+    epochs: int | None = None,
+    set: Mapping[str, Any] | None = None,
+    seeds: int = 1,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    record: bool = False,
+    device: str = "auto",
+) -> Used:
+    """Train a recipe of any task with several operators, everything else alike, and put their test
+    scores and costs in one table.
 
     Args:
         recipe: name, or a Recipe.
@@ -115,7 +144,8 @@ def uses(
         device: auto, cpu, cuda, mps.
 
     Raises:
-        UsageError: unknown recipe or operator, fewer than two operators, or a folder that already holds these runs.
+        UsageError: unknown recipe or operator, fewer than two operators, or a folder that already
+            holds these runs.
     """
     chosen = prepared(recipe, data, epochs, set)
     recipes = {
@@ -126,18 +156,31 @@ def uses(
 
 
 def used(
-    chosen: Recipe, recipes: Mapping[str, Recipe], name: str, seeds: int, out: str | Path | None, overwrite: bool, resume: bool, record: bool,
+    chosen: Recipe,
+    recipes: Mapping[str, Recipe],
+    name: str,
+    seeds: int,
+    out: str | Path | None,
+    overwrite: bool,
+    resume: bool,
+    record: bool,
     device: str,
-) -> Used:  # fmt: skip
-    """Train each recipe over the seeds, and put scores and costs in one table; rows are recorded as NAME_RECIPE."""
+) -> Used:
+    """Train each recipe over the seeds, and put scores and costs in one table; rows are recorded as
+    NAME_RECIPE.
+    """
     from softless import report
     from softless.training.world import choose_device
 
     target = record_path(f"{name}_{chosen.name}") if record else None
     folder = Path(out or Path("runs") / f"{chosen.name}-{name}")
-    places, diverged = trained(recipes, folder, seeds, resume=resume, overwrite=overwrite, device=device)
+    places, diverged = trained(
+        recipes, folder, seeds, resume=resume, overwrite=overwrite, device=device
+    )
     runs = [read_run(place) for place in places]
-    done = {name: one for name, one in recipes.items() if any(folder_of(run) == name for run in runs)}
+    done = {
+        name: one for name, one in recipes.items() if any(folder_of(run) == name for run in runs)
+    }
     found = Used(
         recipe=chosen,
         runs=tuple(runs),
@@ -158,15 +201,21 @@ def folder_of(run: RunRecord) -> str:
     return run.folder.name.rpartition("-seed")[0]
 
 
-def training_steps(recipes: Mapping[str, Recipe], device: torch.device, rounds: int = 5) -> dict[str, Step]:
-    """A training step of each recipe on its first batch, in turns: seconds and the most memory held."""
+def training_steps(
+    recipes: Mapping[str, Recipe], device: torch.device, rounds: int = 5
+) -> dict[str, Step]:
+    """A training step of each recipe on its first batch, in turns: seconds and the most memory
+    held.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(next(iter(recipes.values())).threads or before)
     try:
         calls = {name: _step(recipe, device) for name, recipe in recipes.items()}
         synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
         timed = interleaved(calls, rounds=rounds, warmup=1, synchronise=synchronise)
-        return {name: Step(timed.spread(name), peak_bytes(call, device)) for name, call in calls.items()}
+        return {
+            name: Step(timed.spread(name), peak_bytes(call, device)) for name, call in calls.items()
+        }
     finally:
         torch.set_num_threads(before)
 
@@ -203,11 +252,14 @@ def _baselines(recipe: Recipe) -> Mapping[str, Mapping[str, float]]:
     return task.baselines(task.splits.test) if task.splits.test is not None else {}
 
 
-DENSE_CLASSES = ("iou", "dice", "box_ap", "mask_ap")  # measures that a table has a column of for each class
+# measures that a table has a column of for each class
+DENSE_CLASSES = ("iou", "dice", "box_ap", "mask_ap")
 
 
 def rising(run: RunRecord) -> str:
-    """How much of the validation measure the last quarter of the epochs added: how far the curve was from flat."""
+    """How much of the validation measure the last quarter of the epochs added: how far the curve
+    was from flat.
+    """
     added = gain(run.epochs, run.measure)
     return "" if added is None else described(added, run.measure)
 
@@ -217,7 +269,11 @@ def numbers(scores: Mapping[str, Any]) -> dict[str, Any]:
     found = {name: _rounded(scores[name]) for name in MEASURES if scores.get(name) is not None}
     for measure in DENSE_CLASSES:
         by_class = scores.get("per_class", {}).get(measure, {})
-        found |= {f"{measure}_{name}": _rounded(value) for name, value in by_class.items() if value is not None}
+        found |= {
+            f"{measure}_{name}": _rounded(value)
+            for name, value in by_class.items()
+            if value is not None
+        }
     return found
 
 

@@ -1,4 +1,6 @@
-"""`softless audit`: which transcendental functions a model calls; the exit code says whether any is left."""
+"""`softless audit`: which transcendental functions a model calls; the exit code says whether any is
+left.
+"""
 
 from pathlib import Path
 
@@ -6,11 +8,21 @@ from softless.measure import Audit
 from softless.measure import audit as watch
 
 
-def audit(model: str, input_size: int | None = None, *, height: int | None = None, width: int | None = None, op: str | None = None, act: str | None = None) -> Audit:  # fmt: skip
-    """List every transcendental function that one image meets, by kind, number of evaluations and place; the exit code is 0 where none is left, 1 where one is.
+def audit(
+    model: str,
+    input_size: int | None = None,
+    *,
+    height: int | None = None,
+    width: int | None = None,
+    op: str | None = None,
+    act: str | None = None,
+) -> Audit:
+    """List every transcendental function that one image meets, by kind, number of evaluations and
+    place; the exit code is 0 where none is left, 1 where one is.
 
-    Exponentials, softmax, GELU, sigmoid, tanh, logarithms, sines and other powers count, fused attention opened up; square roots and
-    divisions do not. Tables that do not depend on the image are listed apart. The Python function softless.audit takes a module.
+    Exponentials, softmax, GELU, sigmoid, tanh, logarithms, sines and other powers count, fused
+    attention opened up; square roots and divisions do not. Tables that do not depend on the image
+    are listed apart. The Python function softless.audit takes a module.
 
     Args:
         model: the name of a model, the folder of a run, or a .pt2 file (torch.export.save).
@@ -21,7 +33,8 @@ def audit(model: str, input_size: int | None = None, *, height: int | None = Non
         act: activation: gelu, relu, hard_swish or silu.
 
     Raises:
-        UsageError: unknown model, operator or activation, a size the model refuses, options that a file has no use for.
+        UsageError: unknown model, operator or activation, a size the model refuses, options that a
+            file has no use for.
     """
     from softless.cli.cost import counted_of, size_of
     from softless.errors import UsageError
@@ -31,6 +44,7 @@ def audit(model: str, input_size: int | None = None, *, height: int | None = Non
         return watch(*counted_of(model, op, act, size))
     if op or act:
         raise UsageError(
-            f"'{model}' is an exported program: its operator and activation are its own; leave --op and --act out"
+            f"'{model}' is an exported program: its operator and activation are its own; leave "
+            "--op and --act out"
         )
     return watch(Path(model), size)

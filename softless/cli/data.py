@@ -1,4 +1,6 @@
-"""`softless data check`: a data set read once, every fault named before anything is trained on it."""
+"""`softless data check`: a data set read once, every fault named before anything is trained on
+it.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,23 +25,29 @@ def data(
     recipe: str | None = None,
     set: Sequence[str] | str | Mapping[str, Any] = (),
 ) -> DataCheck:
-    """Read a data set in full and list every bad file with its reason; the exit code is 0 where it is clean, 1 where something is bad.
+    """Read a data set in full and list every bad file with its reason; the exit code is 0 where it
+    is clean, 1 where something is bad.
 
-    Also counted: images seen and good, files passed over because of their ending, hidden files, images that are read but perhaps not as
-    meant (warnings), and the same pixels in two splits. The Python function is softless.data.check.check.
+    Also counted: images seen and good, files passed over because of their ending, hidden files,
+    images that are read but perhaps not as meant (warnings), and the same pixels in two splits. The
+    Python function is softless.data.check.check.
 
     Args:
         what: check.
-        path: a folder of class folders, with or without splits, of COCO json files, or of images and label images; a COCO json; an npz file
-            with MedMNIST's keys; a table (.csv). docs/data.md has the layouts.
+        path: a folder of class folders, with or without splits, of COCO json files, or of images
+            and label images; a COCO json; an npz file with MedMNIST's keys; a table (.csv).
+            docs/data.md has the layouts.
         table: CSV file that lists the images, as of `softless train`; its files start from
             `path`, or from its own folder. Its columns are set with
             --set table.label=NAME.
-        images: folder that a COCO json's file names start from; the usual places are tried without it.
+        images: folder that a COCO json's file names start from; the usual places are tried without
+            it.
         min_side: report images with a shorter side below this; without it 8, or SOFTLESS_MIN_SIDE.
-        max_pixels: report images with more pixels than this, undecoded; without it 89478485, or SOFTLESS_MAX_PIXELS.
+        max_pixels: report images with more pixels than this, undecoded; without it 89478485, or
+            SOFTLESS_MAX_PIXELS.
         strict: warnings and duplicates make the exit code 1 too.
-        range: the range of the images' values, for images of more than 8 bits: 0..4095, or window=400,level=40.
+        range: the range of the images' values, for images of more than 8 bits: 0..4095, or
+            window=400,level=40.
         recipe: refuse what training by this recipe refuses, and nothing else.
         set: fields of the recipe as field=value, for example detection.head=retinanet.
 
@@ -64,9 +72,17 @@ def data(
         given, range = {"data.range": range, **given}, None
     if range is not None and recipe is not None:
         raise UsageError(f"--range is for a check without a recipe: give --set data.range={range}")
-    reading = None if recipe is None and table is None else _reading(recipe or "folder", given, table)
+    reading = (
+        None if recipe is None and table is None else _reading(recipe or "folder", given, table)
+    )
     return check(
-        path, images=images, min_side=min_side, max_pixels=max_pixels, strict=strict, range=range, reading=reading
+        path,
+        images=images,
+        min_side=min_side,
+        max_pixels=max_pixels,
+        strict=strict,
+        range=range,
+        reading=reading,
     )
 
 
@@ -79,7 +95,9 @@ def _reading(name: str, fields: Mapping[str, Any], table: str | Path | None) -> 
 
     recipe = with_table(get_recipe(name), table).with_fields(**fields)
     if recipe.data.source == "digits":
-        raise UsageError(f"recipe '{name}' reads scikit-learn's bundled digits, and there is nothing to check")
+        raise UsageError(
+            f"recipe '{name}' reads scikit-learn's bundled digits, and there is nothing to check"
+        )
     boxes, pixels = recipe.detection, recipe.segmentation
     return Reading(
         recipe.data.source,

@@ -103,12 +103,18 @@ class FeatureEvaluation:
         for probe in self.probes:
             low, high = probe.interval
             told = beside(probe.commonest, 1 / len(probe.classes))
-            name = f"{probe.how.split()[0]}-NN" if probe.measure == "knn" else MEASURES[probe.measure].title
-            lines.append(
-                f"{name:<22} {probe.accuracy:.4f}  (95 % interval {low:.4f} to {high:.4f}; {len(probe.targets)} images)"
+            name = (
+                f"{probe.how.split()[0]}-NN"
+                if probe.measure == "knn"
+                else MEASURES[probe.measure].title
             )
             lines.append(
-                f"{'':<22} balanced {probe.balanced_accuracy:.4f}; {told}; {probe.width} features; {probe.how}"
+                f"{name:<22} {probe.accuracy:.4f}  (95 % interval {low:.4f} to {high:.4f}; "
+                f"{len(probe.targets)} images)"
+            )
+            lines.append(
+                f"{'':<22} balanced {probe.balanced_accuracy:.4f}; {told}; {probe.width} "
+                f"features; {probe.how}"
             )
         return "\n".join(lines)
 
@@ -128,33 +134,40 @@ def eval(
     workers: int = 0,
     amp: Literal["none", "bfloat16", "float16"] | None = None,
 ) -> Any:
-    """Measure the best epoch of a run: a classifier's accuracy, a detector's AP, a segmenter's Dice, or what frozen features are worth.
+    """Measure the best epoch of a run: a classifier's accuracy, a detector's AP, a segmenter's
+    Dice, or what frozen features are worth.
 
-    Of a classifier: accuracy with its 95 % interval beside what always the commonest class and chance get, balanced accuracy, AUC, Brier score,
-    calibration error, precision and recall of each class, confusion; of two classes also sensitivity and specificity at the threshold that the run
-    chose on its validation images. AP and Dice have intervals over images. With --knn or --linear, of any run but detectors and
-    segmenters: accuracy of a classifier over frozen features, those of the train folder against those of the split. A run of DINO alone has no
-    classes, and is measured by its 20 nearest neighbours where nothing else is asked for.
+    Of a classifier: accuracy with its 95 % interval beside what always the commonest class and
+    chance get, balanced accuracy, AUC, Brier score, calibration error, precision and recall of each
+    class, confusion; of two classes also sensitivity and specificity at the threshold that the run
+    chose on its validation images. AP and Dice have intervals over images. With --knn or --linear,
+    of any run but detectors and segmenters: accuracy of a classifier over frozen features, those of
+    the train folder against those of the split. A run of DINO alone has no classes, and is measured
+    by its 20 nearest neighbours where nothing else is asked for.
 
     Args:
         run: the run's folder.
-        data: a folder or npz file with classes of the run, all or some, in place of the run's own data; class folders without splits
-            are taken whole. Frozen features take any labelled data with a train part. In Python also datasets, as
-            `softless.train` takes them.
+        data: a folder or npz file with classes of the run, all or some, in place of the run's own
+            data; class folders without splits are taken whole. Frozen features take any labelled
+            data with a train part. In Python also datasets, as `softless.train` takes them.
         model: the module in Python, built as it was, of a run whose model was given so.
         table: a CSV file that lists the images, with the columns that the run names, or file,
             label and split; its files start from `data`, or from
             its own folder. Without the column split all images are taken.
         split: which part of the data.
         knn: how many nearest neighbours vote, weighted by their similarity; 20 in the papers.
-        linear: train a linear classifier as the papers do (100 epochs of random crops: hours on a CPU for large data).
-        set: fields of that training as field=value: lr, epochs, batch, weight_decay, seed, and views=fixed, which computes the features
-            of each image once and so takes seconds for small data.
+        linear: train a linear classifier as the papers do (100 epochs of random crops: hours on a
+            CPU for large data).
+        set: fields of that training as field=value: lr, epochs, batch, weight_decay, seed, and
+            views=fixed, which computes the features of each image once and so takes seconds for
+            small data.
         device: auto, cpu, cuda, mps.
-        batch_size: images at once; by default as in training (of classifiers at most 256), and 256 for features.
+        batch_size: images at once; by default as in training (of classifiers at most 256), and 256
+            for features.
         workers: processes that load images; 0 loads in this one.
-        amp: what matrix products are computed in: none is float32. By default as the run was trained and tested, so that result.json,
-            `eval` and `predict` agree; features are always read in float32.
+        amp: what matrix products are computed in: none is float32. By default as the run was
+            trained and tested, so that result.json, `eval` and `predict` agree; features are always
+            read in float32.
 
     Raises:
         DataError: the run or the data cannot be read, or its classes are not the run's.
@@ -200,14 +213,20 @@ def _measured(
         "amp": amp,
     }
     with sharing(device, asked | {"batch_size": batch_size}) as world:
-        job = world.together(lambda: _job(run, world.device, data, table, knn=knn, linear=linear, set=set, amp=amp))
+        job = world.together(
+            lambda: _job(run, world.device, data, table, knn=knn, linear=linear, set=set, amp=amp)
+        )
         loaded, source = job.loaded, job.source
         told = str(loaded.path), source.where, f"the {split} split"
         if loaded.task in DENSE:
-            outcome = _dense(job, world, None if data is None else str(data), split, batch_size, workers)
+            outcome = _dense(
+                job, world, None if data is None else str(data), split, batch_size, workers
+            )
             return DenseEvaluation(*told, outcome, precision_of(job.amp))
         if knn is not None or linear or loaded.task == "dino":
-            return FeatureEvaluation(*told, _probes(job, split, batch_size or MOST_AT_ONCE, workers))
+            return FeatureEvaluation(
+                *told, _probes(job, split, batch_size or MOST_AT_ONCE, workers)
+            )
         return _classified(job, split, batch_size, workers)
 
 
@@ -251,22 +270,33 @@ def _job(
     features = knn is not None or linear
     if loaded.task in DENSE and features:
         raise UsageError(
-            f"{loaded.path} is a run of {loaded.task}: frozen features are measured of classifiers and of dino"
+            f"{loaded.path} is a run of {loaded.task}: frozen features are measured of "
+            "classifiers and of dino"
         )
     if loaded.task in DENSE and table is not None:
         raise UsageError(
-            f"--table lists images with classes, and {loaded.path} is a run of {loaded.task}: leave it out"
+            f"--table lists images with classes, and {loaded.path} is a run of {loaded.task}: "
+            "leave it out"
         )
     if loaded.task == "multilabel" and features:
         raise UsageError(
-            f"{loaded.path} knows several labels an image: neighbours and linear classifiers vote for single ones"
+            f"{loaded.path} knows several labels an image: neighbours and linear classifiers vote "
+            "for single ones"
         )
     if amp is not None and (features or loaded.task == "dino"):
         raise UsageError(f"amp={amp}: frozen features are read in float32; leave --amp out")
-    return Job(loaded, source, precise, 20 if knn is None and not linear else knn, _linear(set) if linear else None)
+    return Job(
+        loaded,
+        source,
+        precise,
+        20 if knn is None and not linear else knn,
+        _linear(set) if linear else None,
+    )
 
 
-def _classified(job: Job, split: str, batch_size: int | None, workers: int) -> RunEvaluation | DenseEvaluation:
+def _classified(
+    job: Job, split: str, batch_size: int | None, workers: int
+) -> RunEvaluation | DenseEvaluation:
     """A classifier, of one label an image or of several."""
     from softless.data import shared_loader
     from softless.evaluation import evaluate
@@ -275,7 +305,9 @@ def _classified(job: Job, split: str, batch_size: int | None, workers: int) -> R
 
     loaded, source, amp = job.loaded, job.source, job.amp
     samples, part = _opened(source, lambda: _samples(loaded, source, split))
-    loader = shared_loader(samples, loaded.transform, batch=batch_size or loaded.batch_size, workers=workers)
+    loader = shared_loader(
+        samples, loaded.transform, batch=batch_size or loaded.batch_size, workers=workers
+    )
     told = str(loaded.path), source.where, part
     if loaded.task == "multilabel":
         threshold = float(loaded.recipe.multilabel.threshold)
@@ -299,17 +331,28 @@ def _head(evaluation: Any) -> dict[str, Any]:
 
 
 def _title(evaluation: Any) -> str:
-    return visible(f"{evaluation.run} on {evaluation.split} of {evaluation.data}, computed in {evaluation.precision}")
+    return visible(
+        f"{evaluation.run} on {evaluation.split} of {evaluation.data}, computed in "
+        f"{evaluation.precision}"
+    )
 
 
 def confusion_table(evaluation: Evaluation) -> str:
     """Rows are the truth, columns the prediction."""
-    names = [name if len(name) <= 14 else name[:13] + "…" for name in map(visible, evaluation.classes)]
+    names = [
+        name if len(name) <= 14 else name[:13] + "…" for name in map(visible, evaluation.classes)
+    ]
     width = max(len(name) for name in names) + 2
     columns = [max(len(name), 5) for name in names]
-    lines = ["truth \\ said".ljust(max(width, 14)) + "  ".join(n.rjust(w) for n, w in zip(names, columns, strict=True))]
+    lines = [
+        "truth \\ said".ljust(max(width, 14))
+        + "  ".join(n.rjust(w) for n, w in zip(names, columns, strict=True))
+    ]
     for name, row in zip(names, evaluation.metrics.confusion.tolist(), strict=True):
-        lines.append(name.ljust(max(width, 14)) + "  ".join(str(c).rjust(w) for c, w in zip(row, columns, strict=True)))
+        lines.append(
+            name.ljust(max(width, 14))
+            + "  ".join(str(c).rjust(w) for c, w in zip(row, columns, strict=True))
+        )
     return "\n".join(lines)
 
 
@@ -320,12 +363,14 @@ def _check_there(loaded: LoadedRun, data: str | Path | None, table: str | Path |
         return
     if held is not None and not located(held.path).exists():
         raise DataError(
-            f"the table of the run {loaded.path} is not at {held.path}: pass its place, softless eval RUN --table FILE"
+            f"the table of the run {loaded.path} is not at {held.path}: pass its place, softless "
+            "eval RUN --table FILE"
         )
     if path and not located(path).exists():
         way = "DATA" if held is None else "DATA --table FILE"
         raise DataError(
-            f"the data of the run {loaded.path} are not at {path}: pass their place, softless eval RUN {way}"
+            f"the data of the run {loaded.path} are not at {path}: pass their place, softless "
+            f"eval RUN {way}"
         )
 
 
@@ -338,13 +383,18 @@ def _samples(loaded: LoadedRun, source: Source, split: str) -> tuple[Samples, st
     parts, classes = open_parts(spec, source.table)
     _refuse_labels(loaded, parts, source.where)
     partly = not source.own and loaded.task != "multilabel"
-    places = class_places(loaded.classes, classes, f"the run {loaded.path}", source.where, partly=partly)
+    places = class_places(
+        loaded.classes, classes, f"the run {loaded.path}", source.where, partly=partly
+    )
     if not source.own and "all" in parts:
         return parts["all"].renumbered(places), "all images"
     if split in parts and split != "train":
         return parts[split].renumbered(places), f"the {split} split"
     if split == "test" and spec.folds is None:
-        raise DataError(f"{source.where} has no test split: choose --split val, or give other images with --data")
+        raise DataError(
+            f"{source.where} has no test split: choose --split val, or give other images with "
+            "--data"
+        )
     splits = open_splits(spec, loaded.recipe.seed, source.table)  # cuts parts off as training did
     samples = {"train": splits.train, "val": splits.val, "test": splits.test}[split]
     assert samples is not None
@@ -357,11 +407,14 @@ def _refuse_labels(loaded: LoadedRun, parts: Mapping[str, Samples], where: str) 
     if several != (loaded.task == "multilabel"):
         kinds = ("one label", "several labels")
         raise DataError(
-            f"{where} has {kinds[several]} an image, and the run {loaded.path} knows {kinds[not several]}: give others"
+            f"{where} has {kinds[several]} an image, and the run {loaded.path} knows "
+            f"{kinds[not several]}: give others"
         )
 
 
-def _dense(job: Job, world: "World", data: str | None, split: str, batch_size: int | None, workers: int) -> "Outcome":
+def _dense(
+    job: Job, world: "World", data: str | None, split: str, batch_size: int | None, workers: int
+) -> "Outcome":
     """Measured by the run's own task on the data asked for, scaled as in training."""
     from softless.tasks import open_task
     from softless.training.recipe import recipe_from
@@ -380,9 +433,14 @@ def _dense(job: Job, world: "World", data: str | None, split: str, batch_size: i
     def opened() -> "tuple[Task, Samples]":
         task = open_task(replace(stored, data=spec, batch_size=batch_size or stored.batch_size))
         task = task.with_classes(loaded.classes, f"the run {loaded.path}")
-        samples = {"train": task.splits.train, "val": task.splits.val, "test": task.splits.test}[split]
+        samples = {"train": task.splits.train, "val": task.splits.val, "test": task.splits.test}[
+            split
+        ]
         if samples is None:
-            raise DataError(f"{spec.path} has no test split: choose --split val, or give other images with --data")
+            raise DataError(
+                f"{spec.path} has no test split: choose --split val, or give other images with "
+                "--data"
+            )
         return task, samples
 
     task, samples = world.together(opened)
@@ -403,7 +461,11 @@ def _probes(job: Job, split: str, batch: int, workers: int) -> "tuple[Probe, ...
     found = []
     if job.knn is not None:
         bank, queries = (
-            extract(loaded.model, shared_loader(samples, loaded.transform, batch=batch, workers=workers), output)
+            extract(
+                loaded.model,
+                shared_loader(samples, loaded.transform, batch=batch, workers=workers),
+                output,
+            )
             for samples in (train, asked)
         )
         found.append(nearest(bank, queries, classes, job.knn))
@@ -419,14 +481,23 @@ def _probes(job: Job, split: str, batch: int, workers: int) -> "tuple[Probe, ...
         )
         found.append(
             probe(
-                loaded.model, train, asked, classes, views=views, transform=loaded.transform, settings=job.linear,
-                batch_size=batch, workers=workers,
+                loaded.model,
+                train,
+                asked,
+                classes,
+                views=views,
+                transform=loaded.transform,
+                settings=job.linear,
+                batch_size=batch,
+                workers=workers,
             )
-        )  # fmt: skip
+        )
     return tuple(found)
 
 
-def _bank(loaded: LoadedRun, source: Source, split: str) -> tuple[Samples, Samples, tuple[str, ...]]:
+def _bank(
+    loaded: LoadedRun, source: Source, split: str
+) -> tuple[Samples, Samples, tuple[str, ...]]:
     """The images whose features answer, those that are asked about, and their classes."""
     from softless.data import open_parts, open_splits
 
@@ -449,7 +520,9 @@ def _linear(pairs: Sequence[str]) -> "LinearSettings":
     from softless.cli.options import assignments
     from softless.evaluation.linear import LinearSettings
 
-    kinds = {field.name: type(getattr(LinearSettings(), field.name)) for field in fields(LinearSettings)}
+    kinds = {
+        field.name: type(getattr(LinearSettings(), field.name)) for field in fields(LinearSettings)
+    }
     given: dict[str, Any] = {}
     for name, text in assignments(pairs).items():
         if name not in kinds:
@@ -458,7 +531,8 @@ def _linear(pairs: Sequence[str]) -> "LinearSettings":
             given[name] = kinds[name](text)
         except ValueError:
             raise UsageError(
-                f"{name}={text} does not fit: the field takes {'a whole number' if kinds[name] is int else 'a number'}"
+                f"{name}={text} does not fit: the field takes "
+                f"{'a whole number' if kinds[name] is int else 'a number'}"
             ) from None
     if given.get("views", "fixed") not in {"random", "fixed"}:
         raise unknown("kind of views", given["views"], ("random", "fixed"))

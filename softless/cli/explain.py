@@ -24,7 +24,8 @@ class Pictures:
     folder: Path
     files: tuple[Path, ...]
     caption: str
-    foreign: Mapping[str, Foreign] = field(default_factory=dict)  # images far from the training size
+    # images far from the training size
+    foreign: Mapping[str, Foreign] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         far = {name: one.to_dict() for name, one in self.foreign.items()}
@@ -49,19 +50,23 @@ def explain(
 ) -> Pictures:
     """Draw the query and key maps of images: of one, of folders, or of an npz file.
 
-    One PNG per image: what the model sees, the l2 norm over channels of q^ and of k^ of each token of an attention layer, and the
-    class token's signed row of the attention matrix where there is one. Runs of every task are taken; of a detector or a
-    segmenter the host is looked at. softless.explain is the Python function. A second call with
-    the same `out` removes the pictures of the first.
+    One PNG per image: what the model sees, the l2 norm over channels of q^ and of k^ of each token
+    of an attention layer, and the class token's signed row of the attention matrix where there is
+    one. Runs of every task are taken; of a detector or a segmenter the host is looked at.
+    softless.explain is the Python function. A second call with the same `out` removes the pictures
+    of the first.
 
     Args:
-        model: the folder of a run, or the name of a model (new weights: the maps then show an untrained network).
+        model: the folder of a run, or the name of a model (new weights: the maps then show an
+            untrained network).
         images: an image file, a folder of them, searched with its sub-folders, or an npz file;
             several files and folders after --images.
         out: a folder for the pictures, made if missing.
         layer: which attention layer, counted from 0, or from the end when negative.
-        resize: training (as many tokens as in training), or pixels of the longer side; without it what the run does in evaluation.
-        token_scale: of SimA's attention: training (as strong at this size as at the training's), tokens, or a number.
+        resize: training (as many tokens as in training), or pixels of the longer side; without it
+            what the run does in evaluation.
+        token_scale: of SimA's attention: training (as strong at this size as at the training's),
+            tokens, or a number.
         page: which frame of a DICOM file that holds several, from 0 on.
         device: auto, cpu, cuda, mps.
 
@@ -78,7 +83,14 @@ def explain(
     from softless.training.sharing import see_one_folder, sharing
 
     folder = located(out)
-    asked = {"model": model, "images": images, "out": out, "layer": layer, "resize": resize, "token_scale": token_scale}
+    asked = {
+        "model": model,
+        "images": images,
+        "out": out,
+        "layer": layer,
+        "resize": resize,
+        "token_scale": token_scale,
+    }
     with sharing(device, asked | {"page": page}, folder) as world:
         viewer = world.together(lambda: _viewer(model, world.device, resize, token_scale))
         samples = images_for_all(images, viewer.in_chans, folder, viewer.scale, page)
@@ -92,16 +104,23 @@ def explain(
                 maps = look(viewer.model, image, layer=layer)
                 _, seen = eyes(viewer.model, image)
                 title = f"{names[index]}: {maps.caption}"
-                write_picture(places[index], figure(picture(seen[0], viewer.mean, viewer.std), maps, title=title))
+                write_picture(
+                    places[index],
+                    figure(picture(seen[0], viewer.mean, viewer.std), maps, title=title),
+                )
                 return maps.caption, maps.foreign
 
             mine = range(world.rank, len(names), world.size)
             told = list(ranks.everywhere(map(drawn, track(mine, len(mine), "drawing")), len(names)))
-    far = {name: foreign for name, (_, foreign) in zip(names, told, strict=True) if foreign is not None}
+    far = {
+        name: foreign for name, (_, foreign) in zip(names, told, strict=True) if foreign is not None
+    }
     return Pictures(folder, tuple(places), told[-1][0], far)
 
 
-def _viewer(model: str, device: "torch.device", resize: str | None, token_scale: str | None) -> "Viewer":
+def _viewer(
+    model: str, device: "torch.device", resize: str | None, token_scale: str | None
+) -> "Viewer":
     """The model, and how it sees images."""
     from softless.saliency.viewer import viewer_of
 

@@ -34,10 +34,18 @@ class Settings:
     def __str__(self) -> str:
         from softless.training.fields import shown
 
-        cells = [(row.name, shown(row.value), row.about.takes(row.hint), row.about.says) for row in self.rows]
+        cells = [
+            (row.name, shown(row.value), row.about.takes(row.hint), row.about.says)
+            for row in self.rows
+        ]
         name, value = (max(len(row[column]) for row in cells) for column in (0, 1))
         lines = [f"{a:<{name}}  {b:<{min(value, WIDE)}}  {d}: {c}" for a, b, c, d in cells]
-        return "\n".join([f"{self.recipe}: {self.summary}", "set with --set NAME=VALUE", "", *lines])
+        return "\n".join([
+            f"{self.recipe}: {self.summary}",
+            "set with --set NAME=VALUE",
+            "",
+            *lines,
+        ])
 
 
 WIDE = 24  # characters of a column of values
@@ -49,13 +57,16 @@ def list(
     *,
     backends: bool = False,
 ) -> dict[str, str] | dict[str, dict[str, str]] | Settings:
-    """List models, operators, recipes and backends; `softless list recipes NAME` tells every field of a recipe.
+    """List models, operators, recipes and backends; `softless list recipes NAME` tells every field
+    of a recipe.
 
     Args:
         what: one of the four kinds; all of them without it.
-        pattern: only names that hold this text, or that it fits (`sima_*_224`). A recipe's whole name: all its fields, with default, range,
-            unit and one line. An operator's: its formula, paper and options.
-        backends: the backends of each operator, with what they have on this machine or why they cannot run here.
+        pattern: only names that hold this text, or that it fits (`sima_*_224`). A recipe's whole
+            name: all its fields, with default, range, unit and one line. An operator's: its
+            formula, paper and options.
+        backends: the backends of each operator, with what they have on this machine or why they
+            cannot run here.
 
     Raises:
         UsageError: another kind, two kinds at once, or no such name.
@@ -86,7 +97,11 @@ def _fitting(what: str, named: dict[str, str], pattern: str) -> dict[str, str]:
     from softless.errors import unknown
 
     some = any(sign in pattern for sign in "*?[")
-    found = {name: said for name, said in named.items() if (fnmatch(name, pattern) if some else pattern in name)}
+    found = {
+        name: said
+        for name, said in named.items()
+        if (fnmatch(name, pattern) if some else pattern in name)
+    }
     if not found:
         raise unknown(what.removesuffix("s"), pattern, named)
     return found
@@ -121,12 +136,15 @@ def _operator(name: str) -> dict[str, str]:
 
 
 def _cost(op: "Operator") -> dict[str, str]:
-    """Of the attention of a DeiT-S block at 224 px: 6 heads of 64 channels, 14 x 14 patches and a class token."""
+    """Of the attention of a DeiT-S block at 224 px: 6 heads of 64 channels, 14 x 14 patches and a
+    class token.
+    """
     from softless.attention import Dims
 
     dims = Dims(B=1, H=6, N=197, M=197, D=64, E=64, grid=(1, 14, 14), options=op.filled({}))
     return {
-        "cost": f"{op.flops(dims) / 2e6:.1f} M multiply-adds and {op.exps(dims):,} transcendentals in the attention of a DeiT-S block"
+        "cost": f"{op.flops(dims) / 2e6:.1f} M multiply-adds and {op.exps(dims):,} "
+        "transcendentals in the attention of a DeiT-S block"
     }
 
 
@@ -135,13 +153,17 @@ def _claims(op: "Operator") -> dict[str, str]:
     needs = [need for need in op.needs if op.wants(need, {})]
     said = {
         "normalises": op.normalises,
-        "a permutation of tokens": "permutes the output" if op.equivariant else "gives another output",
+        "a permutation of tokens": "permutes the output"
+        if op.equivariant
+        else "gives another output",
         "matrix between tokens": "yes" if op.implied_matrix else "no",
         "other queries than keys": "yes" if op.cross else "no",
         "resolution": op.resolution,
         "masks": ", ".join(op.masks),
         "needs": ", ".join(needs) or "nothing",
-        "chunks": f"{op.sweeps} sweeps; {op.streaming.holds}" if op.streaming else f"none: {op.no_stream}",
+        "chunks": f"{op.sweeps} sweeps; {op.streaming.holds}"
+        if op.streaming
+        else f"none: {op.no_stream}",
     }
     return {**said, **({"differs": op.differs} if op.differs else {})}
 
@@ -151,7 +173,11 @@ def _models() -> dict[str, str]:
 
     import softless.models  # noqa: F401 - registers them
 
-    ours = [name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith("softless.")]
+    ours = [
+        name
+        for name in timm.list_models()
+        if timm.model_entrypoint(name).__module__.startswith("softless.")
+    ]
     return dict.fromkeys(ours, "")
 
 

@@ -1,4 +1,6 @@
-"""The `softless` command: one table of verbs; options, help and types come from each verb's Python function."""
+"""The `softless` command: one table of verbs; options, help and types come from each verb's Python
+function.
+"""
 
 import argparse
 import importlib
@@ -18,9 +20,11 @@ from softless.cli.output import as_json, as_text
 from softless.errors import Faults, Interrupted, SoftlessError, of_the_system, unknown
 from softless.words import visible
 
-SHARING = frozenset({"train", "eval", "predict", "explain", "slide", "bench"})  # verbs whose work ranks can share
+# verbs whose work ranks can share
+SHARING = frozenset({"train", "eval", "predict", "explain", "slide", "bench"})
 RANKS = "--ranks"
-ENDED = "SOFTLESS_ENDED"  # names a file in which rank 0 notes its exit code once it has spoken, for `--ranks`
+# names a file in which rank 0 notes its exit code once it has spoken, for `--ranks`
+ENDED = "SOFTLESS_ENDED"
 VERBS = {
     "list": "softless.cli.list:list",
     "train": "softless.cli.train:train",
@@ -38,9 +42,12 @@ VERBS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a verb; returns the exit code (0 done, 2 usage, 3 diverged, 4 partial result, 130 interrupted)."""
+    """Run a verb; returns the exit code (0 done, 2 usage, 3 diverged, 4 partial result, 130
+    interrupted).
+    """
     code = _main(arguments)
-    if (noted := os.environ.get(ENDED)) and os.environ.get("RANK") == "0":  # it may be killed while it leaves
+    # it may be killed while it leaves
+    if (noted := os.environ.get(ENDED)) and os.environ.get("RANK") == "0":
         from softless.models.durable import write_text
 
         write_text(Path(noted), str(code))
@@ -64,7 +71,13 @@ def _main(arguments: Sequence[str] | None) -> int:
             return error.exit_code
         say(f"softless: {_lines(error)}", sys.stderr)
         if "--json" in words:
-            say(as_json({"error": type(error).__name__, "message": str(error), "exit_code": error.exit_code}))
+            say(
+                as_json({
+                    "error": type(error).__name__,
+                    "message": str(error),
+                    "exit_code": error.exit_code,
+                })
+            )
         return error.exit_code
     except KeyboardInterrupt:
         _end_at_the_next_signal(arguments)
@@ -73,7 +86,8 @@ def _main(arguments: Sequence[str] | None) -> int:
     except BrokenPipeError:  # the reader of `softless list | head` has gone: nothing is left to say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:  # a verb names what it expects; a disk or a right may still stand in the way anywhere
+    # a verb names what it expects; a disk or a right may still stand in the way anywhere
+    except OSError as error:
         if debug or error.errno is None:
             raise
         say(f"softless: {_one_line(of_the_system(error))}", sys.stderr)
@@ -124,7 +138,10 @@ def parser_for(name: str) -> Parser:
     parser = parser_of(name, load(name))
     if name in SHARING:
         parser.add_argument(
-            RANKS, metavar="N", default=argparse.SUPPRESS, help="processes that share the work; one by default"
+            RANKS,
+            metavar="N",
+            default=argparse.SUPPRESS,
+            help="processes that share the work; one by default",
         )
     return parser
 
@@ -138,13 +155,22 @@ def load(name: str) -> Callable[..., Any]:
 
 def overview() -> str:
     """All verbs with the first sentence of their functions."""
-    lines = ["usage: softless VERB [options]        softless VERB --help tells a verb's options", ""]
-    lines += [f"  {name:<9} {(load(name).__doc__ or '').strip().partition(chr(10))[0]}" for name in VERBS]
+    lines = [
+        "usage: softless VERB [options]        softless VERB --help tells a verb's options",
+        "",
+    ]
+    lines += [
+        f"  {name:<9} {(load(name).__doc__ or '').strip().partition(chr(10))[0]}" for name in VERBS
+    ]
     return "\n".join([
         *lines,
         "",
         "every verb takes --json (results as JSON) and --debug (errors with traceback)",
-        f"{', '.join(name for name in VERBS if name in SHARING)} take --ranks N (share the work among N processes)",
+        (
+            f"{', '.join(name for name in VERBS if name in SHARING)} take --ranks N (share the "
+            "work "
+            "among N processes)"
+        ),
     ])
 
 
@@ -160,21 +186,29 @@ def _one_line(error: object) -> str:
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
-    """Print text for people: what steers a terminal, and what its encoding does not have, stands as an escape."""
+    """Print text for people: what steers a terminal, and what its encoding does not have, stands as
+    an escape.
+    """
     stream = sys.stdout if stream is None else stream
     encoding = stream.encoding or "utf-8"
-    print(visible(text, lines=True).encode(encoding, "backslashreplace").decode(encoding), file=stream)
+    print(
+        visible(text, lines=True).encode(encoding, "backslashreplace").decode(encoding), file=stream
+    )
 
 
 def _end_at_the_next_signal(arguments: Sequence[str] | None) -> None:
-    """What is left is to leave, and loaders take seconds for it: a second signal ends the program at once, without a traceback."""
+    """What is left is to leave, and loaders take seconds for it: a second signal ends the program
+    at once, without a traceback.
+    """
     if arguments is None and threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda number, _: os._exit(128 + number))
 
 
 def _let_the_first_speak() -> None:
-    """Whoever started the ranks ends all as soon as one fails: the first one needs a moment to say why."""
+    """Whoever started the ranks ends all as soon as one fails: the first one needs a moment to say
+    why.
+    """
     from softless.training.world import let_the_first_speak
 
     let_the_first_speak()
@@ -186,7 +220,9 @@ def _is_first_rank() -> bool:
 
 @contextmanager
 def _notices() -> Iterator[None]:
-    """What the package logs (`softless.*`) as lines on stderr; of several ranks only the first speaks."""
+    """What the package logs (`softless.*`) as lines on stderr; of several ranks only the first
+    speaks.
+    """
     log, handler = logging.getLogger("softless"), logging.StreamHandler()
     handler.setFormatter(_Visible("softless: note: %(message)s"))
     handler.setLevel(logging.INFO if _is_first_rank() else logging.ERROR)

@@ -2,8 +2,9 @@
 
     def bench(what: str, *, seeds: int = 3, overwrite: bool = False, set: Sequence[str] = ()) -> ...
 
-becomes `softless bench WHAT --seeds 3 --overwrite --set a=1 b=2`. Positional parameters may be given by name as well
-(`--what`). Parameters whose type a command line cannot give (a module, a tensor) are left out where they have a default.
+becomes `softless bench WHAT --seeds 3 --overwrite --set a=1 b=2`. Positional parameters may be
+given by name as well (`--what`). Parameters whose type a command line cannot give (a module, a
+tensor) are left out where they have a default.
 """
 
 import argparse
@@ -19,7 +20,8 @@ from typing import Any, Literal
 
 from softless.errors import UsageError, nearest
 
-PLACE, ABSENT = " by place", object()  # a positional argument's key beside the option of its name; nothing was given
+# a positional argument's key beside the option of its name; nothing was given
+PLACE, ABSENT = " by place", object()
 SIMPLE = (str, Path, int, float)  # tried in this order where a type is a union
 
 
@@ -52,28 +54,43 @@ def fill(parser: Parser, verb: Callable[..., Any], words: Sequence[str]) -> Call
     """The verb with the arguments that the words give.
 
     Raises:
-        UsageError: an unknown option (nearest name offered), a value of another type, or a missing argument.
+        UsageError: an unknown option (nearest name offered), a value of another type, or a missing
+            argument.
     """
     found, rest = parser.parse_known_args(list(words))
     several = next((one.name for one in parameters(verb) if one.kind is one.VAR_POSITIONAL), None)
     if several:  # argparse takes those ahead of the first option only
-        vars(found)[several] = [*getattr(found, several, []), *(word for word in rest if not word.startswith("-"))]
+        vars(found)[several] = [
+            *getattr(found, several, []),
+            *(word for word in rest if not word.startswith("-")),
+        ]
         rest = [word for word in rest if word.startswith("-")]
     if rest:
         raise _surplus(parser, rest)
-    given = {key: value for key, value in vars(found).items() if value is not ABSENT and key not in {"json", "debug"}}
+    given = {
+        key: value
+        for key, value in vars(found).items()
+        if value is not ABSENT and key not in {"json", "debug"}
+    }
     for key in [key for key in given if key.endswith(PLACE)]:
         name = key.removesuffix(PLACE)
         if name in given:
-            raise UsageError(f"{parser.prog}: {name} is given twice, as '{given[key]}' and as --{name} {given[name]}")
+            raise UsageError(
+                f"{parser.prog}: {name} is given twice, as '{given[key]}' and as --{name} "
+                f"{given[name]}"
+            )
         given[name] = given.pop(key)
     positional: list[Any] = []
     for parameter in parameters(verb):
-        if parameter.kind is parameter.VAR_POSITIONAL:  # whatever stands ahead of it must go by place as well
+        # whatever stands ahead of it must go by place as well
+        if parameter.kind is parameter.VAR_POSITIONAL:
             ahead = [one.name for one in parameters(verb) if one.kind is one.POSITIONAL_OR_KEYWORD]
             positional += [given.pop(name) for name in ahead] + given.pop(parameter.name, [])
         elif parameter.name not in given and parameter.default is parameter.empty:
-            raise UsageError(f"{parser.prog} needs --{_dashed(parameter.name)}; {parser.prog} --help tells what it is")
+            raise UsageError(
+                f"{parser.prog} needs --{_dashed(parameter.name)}; {parser.prog} --help tells "
+                "what it is"
+            )
     return partial(verb, *positional, **given)
 
 
@@ -83,15 +100,23 @@ def parameters(verb: Callable[..., Any]) -> dict[inspect.Parameter, Any]:
     kept = {}
     for parameter in inspect.signature(verb).parameters.values():
         hint = _givable(hints.get(parameter.name, str))
-        if hint is None and parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD:
-            raise TypeError(f"parameter {parameter.name} of {verb.__name__} cannot be given on a command line")
+        if (
+            hint is None
+            and parameter.default is parameter.empty
+            and parameter.kind is not parameter.VAR_KEYWORD
+        ):
+            raise TypeError(
+                f"parameter {parameter.name} of {verb.__name__} cannot be given on a command line"
+            )
         if hint is not None and parameter.kind is not parameter.VAR_KEYWORD:
             kept[parameter] = hint
     return kept
 
 
 class _Unknown(type):
-    """What an annotation names that is imported for type checkers only; its attributes and items are unknown too."""
+    """What an annotation names that is imported for type checkers only; its attributes and items
+    are unknown too.
+    """
 
     def __getattr__(cls, name: str) -> "_Unknown":
         if name.startswith("__"):
@@ -138,10 +163,17 @@ def _usage(name: str, verb: Callable[..., Any]) -> str:
 
 
 def _add(parser: Parser, parameter: inspect.Parameter, hint: Any, text: str) -> None:
-    default = "" if parameter.default in {parameter.empty, None, "", (), False} else f" (default {parameter.default})"
+    default = (
+        ""
+        if parameter.default in {parameter.empty, None, "", (), False}
+        else f" (default {parameter.default})"
+    )
     if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_POSITIONAL:
         default = " (required)"
-    common: dict[str, Any] = {"help": text + default.replace("%", "%%"), "default": argparse.SUPPRESS}
+    common: dict[str, Any] = {
+        "help": text + default.replace("%", "%%"),
+        "default": argparse.SUPPRESS,
+    }
     option = f"--{_dashed(parameter.name)}"
     if hint is bool:
         action = argparse.BooleanOptionalAction if parameter.default is True else "store_true"
@@ -155,8 +187,17 @@ def _add(parser: Parser, parameter: inspect.Parameter, hint: Any, text: str) -> 
         kind["metavar"] = parameter.name.upper()
     if parameter.kind is not parameter.KEYWORD_ONLY:
         several = "action" in kind  # by place one is given, by the option several
-        named = f"{text}{default.replace('%', '%%')} Also {option} {parameter.name.upper()}{' ...' * several}."
-        place = {"metavar": parameter.name.upper(), **kind, "default": ABSENT, "help": named.strip(), "nargs": "?"}
+        named = (
+            f"{text}{default.replace('%', '%%')} Also {option} "
+            f"{parameter.name.upper()}{' ...' * several}."
+        )
+        place = {
+            "metavar": parameter.name.upper(),
+            **kind,
+            "default": ABSENT,
+            "help": named.strip(),
+            "nargs": "?",
+        }
         place.pop("action", None)
         parser.add_argument(parameter.name + PLACE, **place)
         common["help"] = argparse.SUPPRESS
@@ -173,7 +214,9 @@ def _kind(hint: Any) -> dict[str, Any]:
 
 
 def _givable(hint: Any) -> Any:
-    """The type as the command line gives it: bool, a simple type, a Literal, tuple[simple, ...]; None if it cannot."""
+    """The type as the command line gives it: bool, a simple type, a Literal, tuple[simple, ...];
+    None if it cannot.
+    """
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return str
@@ -200,11 +243,17 @@ def _surplus(parser: Parser, rest: Sequence[str]) -> UsageError:
             and not nearest(word, known, cutoff=0.8)
         ):
             return UsageError(
-                f"{parser.prog} has no option '{word}'. Did you mean --set {field}=…? Fields of a recipe are set so"
+                f"{parser.prog} has no option '{word}'. Did you mean --set {field}=…? Fields of a "
+                "recipe are set so"
             )
         listed = ", ".join(sorted(known))
-        return UsageError(f"{parser.prog} has no option '{word}'. {nearest(word, known)}Known: {listed}")
-    return UsageError(f"{parser.prog} takes no further argument '{word}'; {parser.prog} --help lists what it takes")
+        return UsageError(
+            f"{parser.prog} has no option '{word}'. {nearest(word, known)}Known: {listed}"
+        )
+    return UsageError(
+        f"{parser.prog} takes no further argument '{word}'; {parser.prog} --help lists what it "
+        "takes"
+    )
 
 
 def _field_meant(option: str) -> str:
@@ -230,9 +279,13 @@ def assignments(pairs: str | Sequence[str] | Mapping[str, Any]) -> Mapping[str, 
     pairs = [pairs] if isinstance(pairs, str) else pairs
     wrong = [pair for pair in pairs if "=" not in pair]
     if wrong:
-        raise UsageError(f"--set takes field=value, for example --set optim.lr=3e-4; got '{wrong[0]}'")
+        raise UsageError(
+            f"--set takes field=value, for example --set optim.lr=3e-4; got '{wrong[0]}'"
+        )
     found: dict[str, str] = {}
     for field, _, value in (pair.partition("=") for pair in pairs):
         if found.setdefault(field, value) != value:
-            raise UsageError(f"{field} is set twice, to '{found[field]}' and to '{value}': leave one out")
+            raise UsageError(
+                f"{field} is set twice, to '{found[field]}' and to '{value}': leave one out"
+            )
     return found

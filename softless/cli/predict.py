@@ -31,12 +31,13 @@ def predict(
 ) -> Any:
     """Answer the images of folders, or of an npz file, with the best epoch of a run.
 
-    A classifier writes `out/predictions.csv` (file, predicted class, probability of each class) and, with overlays,
-    `out/saliency/NAME.png`: what the model saw with its query and key maps over it; the images are framed as in
-    evaluation. In the table an apostrophe stands before a name that a spreadsheet would run as a formula. Every image is
-    read before a file is written. One that cannot be read has no answer: it is named at the end, and the exit code is 4.
-    A second call with the same `out` removes what the first left and it does not write itself. Where `out` lies
-    inside the images, what is in it is left out.
+    A classifier writes `out/predictions.csv` (file, predicted class, probability of each class)
+    and, with overlays, `out/saliency/NAME.png`: what the model saw with its query and key maps over
+    it; the images are framed as in evaluation. In the table an apostrophe stands before a name that
+    a spreadsheet would run as a formula. Every image is read before a file is written. One that
+    cannot be read has no answer: it is named at the end, and the exit code is 4. A second call with
+    the same `out` removes what the first left and it does not write itself. Where `out` lies inside
+    the images, what is in it is left out.
 
     Args:
         run: the run's folder.
@@ -46,10 +47,12 @@ def predict(
         overlays: draw the pictures too.
         device: auto, cpu, cuda, mps.
         batch_size: images at once of a classifier; by default as in training, at most 256.
-        amp: what matrix products are computed in: none is float32. By default as the run was trained, and as `eval` measures it.
+        amp: what matrix products are computed in: none is float32. By default as the run was
+            trained, and as `eval` measures it.
         page: which frame of a DICOM file that holds several, from 0 on.
         workers: processes that load images of a classifier; 0 loads in this one.
-        annotations: COCO's json file of the images, whose ids a detector's answers keep, so that they can be scored against it.
+        annotations: COCO's json file of the images, whose ids a detector's answers keep, so that
+            they can be scored against it.
 
     Raises:
         DataError: no images, or none that can be read.
@@ -68,21 +71,32 @@ def predict(
     if workers < 0:
         raise UsageError(f"workers={workers}: 0 loads in this process, 1 or more in others")
     folder = located(out)
-    asked = {"run": run, "images": images, "out": out, "overlays": overlays, "batch_size": batch_size, "amp": amp}
+    asked = {
+        "run": run,
+        "images": images,
+        "out": out,
+        "overlays": overlays,
+        "batch_size": batch_size,
+        "amp": amp,
+    }
     with sharing(device, asked | {"page": page, "annotations": annotations}, folder) as world:
-        loaded, setting = world.together(lambda: _loaded(run, world.device, batch_size, amp, workers))
+        loaded, setting = world.together(
+            lambda: _loaded(run, world.device, batch_size, amp, workers)
+        )
         setting = replace(setting, annotations=annotations)
         samples = readable(images_for_all(images, loaded.in_chans, folder, loaded.scale, page))
         if loaded.task in DENSE and not isinstance(samples, FileSamples):
             raise shared(
                 UsageError(
-                    f"{loaded.path} is a run of {loaded.task}, which answers image files: give a folder, or images"
+                    f"{loaded.path} is a run of {loaded.task}, which answers image files: give a "
+                    "folder, or images"
                 )
             )
         if annotations is not None and loaded.task != "detection":
             raise shared(
                 UsageError(
-                    f"--annotations gives ids to the answers of a detector, and {loaded.path} is a run of {loaded.task}: "
+                    f"--annotations gives ids to the answers of a detector, and {loaded.path} is "
+                    f"a run of {loaded.task}: "
                     "leave it out"
                 )
             )
@@ -103,6 +117,9 @@ def _loaded(
     loaded = load_run(run, device)
     if loaded.task == "dino":
         raise UsageError(
-            f"{loaded.path} learned features without labels, so it names nothing: see `softless eval --knn`"
+            f"{loaded.path} learned features without labels, so it names nothing: see `softless "
+            "eval --knn`"
         )
-    return loaded, Setting(device, batch_size or loaded.batch_size, chosen_amp(amp, loaded), workers)
+    return loaded, Setting(
+        device, batch_size or loaded.batch_size, chosen_amp(amp, loaded), workers
+    )

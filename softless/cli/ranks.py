@@ -21,25 +21,33 @@ TAIL = 4000  # bytes of what a rank printed that are looked at
 
 
 def asked(words: Sequence[str], prog: str) -> tuple[int, list[str]]:
-    """How many ranks the words of a command ask for, which holds `--ranks`, and the words without that.
+    """How many ranks the words of a command ask for, which holds `--ranks`, and the words without
+    that.
 
     Raises:
-        UsageError: no whole number from 1 on, more than this machine has cores, or torchrun started this process already.
+        UsageError: no whole number from 1 on, more than this machine has cores, or torchrun started
+            this process already.
     """
     rest = list(words)
     place = next(at for at, word in enumerate(rest) if word.partition("=")[0] == OPTION)
     word = rest.pop(place)
     given = word.partition("=")[2] if "=" in word else rest.pop(place) if place < len(rest) else ""
     if not given.isdecimal() or int(given) < 1:
-        raise UsageError(f"{prog}: {OPTION} takes a whole number of processes from 1 on, and got '{given}'")
+        raise UsageError(
+            f"{prog}: {OPTION} takes a whole number of processes from 1 on, and got '{given}'"
+        )
     count, most = int(given), cores()
     if "RANK" in os.environ:
-        raise UsageError(f"{OPTION} {count} starts processes, and this one was started as one of several: leave it out")
+        raise UsageError(
+            f"{OPTION} {count} starts processes, and this one was started as one of several: "
+            "leave it out"
+        )
     if any(word.partition("=")[0] == OPTION for word in rest):
         raise UsageError(f"{prog}: {OPTION} is given twice: leave one out")
     if count > most:
         raise UsageError(
-            f"{OPTION} {count}: this machine has {most} cores for them; give at most {most}, or start more with torchrun"
+            f"{OPTION} {count}: this machine has {most} cores for them; give at most {most}, or "
+            "start more with torchrun"
         )
     return count, rest
 
@@ -50,7 +58,8 @@ def launch(words: Sequence[str], count: int) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # forty lines that say that a rank ended
+    # forty lines that say that a rank ended
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     with TemporaryDirectory(prefix="softless-ranks-") as held:
         noted, ended = Path(held) / "folder", Path(held) / "ended"
         os.environ.update(_environment(count, noted), **{ENDED: str(ended)})
@@ -80,7 +89,9 @@ def _environment(count: int, noted: Path) -> dict[str, str]:
     told = {NOTED: str(noted)}
     if "OMP_NUM_THREADS" not in os.environ:
         told["OMP_NUM_THREADS"] = str(max(cores() // count, 1))
-    if "GLOO_SOCKET_IFNAME" not in os.environ and LOOPBACK in {name for _, name in socket.if_nameindex()}:
+    if "GLOO_SOCKET_IFNAME" not in os.environ and LOOPBACK in {
+        name for _, name in socket.if_nameindex()
+    }:
         told["GLOO_SOCKET_IFNAME"] = LOOPBACK
     return told
 
@@ -90,14 +101,25 @@ def _told(failures: Mapping[int, Any], count: int, held: Path, noted: Path, ende
     killed = {rank: -failure.exitcode for rank, failure in failures.items() if failure.exitcode < 0}
     for rank, number in killed.items():
         if noted.exists():
-            leave(Path(noted.read_text("utf-8", "surrogateescape")), rank, f"killed by {_name(number)}")
+            leave(
+                Path(noted.read_text("utf-8", "surrogateescape")),
+                rank,
+                f"killed by {_name(number)}",
+            )
     if ended.exists() and (code := int(ended.read_text("utf-8"))):
         return code
     if 0 in failures and 0 not in killed:
         return int(failures[0].exitcode)  # it said why
     # the launcher ends the others by SIGTERM
-    cause = min(failures, key=lambda rank: (killed.get(rank) == signal.SIGTERM, failures[rank].timestamp, rank))
-    how = f"was killed by {_name(killed[cause])}" if cause in killed else f"ended: {_last_line(held, cause)}"
+    cause = min(
+        failures,
+        key=lambda rank: (killed.get(rank) == signal.SIGTERM, failures[rank].timestamp, rank),
+    )
+    how = (
+        f"was killed by {_name(killed[cause])}"
+        if cause in killed
+        else f"ended: {_last_line(held, cause)}"
+    )
     print(f"softless: rank {cause} of {count} {how}", file=sys.stderr)
     return 1 if cause in killed else int(failures[cause].exitcode)
 

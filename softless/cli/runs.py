@@ -78,7 +78,8 @@ class Runs:
 
 
 def runs(folder: str | Path = "runs") -> Runs:
-    """List the runs below a folder: running, finished, stopped by a signal, diverged, failed or killed, and how to continue.
+    """List the runs below a folder: running, finished, stopped by a signal, diverged, failed or
+    killed, and how to continue.
 
     Args:
         folder: a run's folder, or one that holds some at any depth.
@@ -133,7 +134,9 @@ def _length(recipe: Mapping[str, Any]) -> int:
 
 
 def _damaged(path: Path, noted: Mapping[str, Any], why: str) -> RunState:
-    return RunState(str(path), "?", "damaged", 0, 0, 0, None, "", "", str(noted.get("since", "")), why)
+    return RunState(
+        str(path), "?", "damaged", 0, 0, 0, None, "", "", str(noted.get("since", "")), why
+    )
 
 
 def _how_it_stands(path: Path, noted: Mapping[str, Any]) -> str:

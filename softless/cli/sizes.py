@@ -15,7 +15,9 @@ def as_size(text: str | int) -> str | int:
     try:
         return int(text)
     except ValueError as error:
-        raise UsageError(f"--resize {text}: give training, or pixels of the longer side, for example 512") from error
+        raise UsageError(
+            f"--resize {text}: give training, or pixels of the longer side, for example 512"
+        ) from error
 
 
 def as_token_scale(text: str | float) -> str | float:
@@ -45,7 +47,9 @@ def as_mpp(text: str | float) -> str | float:
     try:
         return float(text)
     except ValueError as error:
-        raise UsageError(f"--mpp {text}: give micrometres per pixel, for example 0.5, or training") from error
+        raise UsageError(
+            f"--mpp {text}: give micrometres per pixel, for example 0.5, or training"
+        ) from error
 
 
 def as_channels(given: str) -> tuple[int, ...]:
@@ -57,6 +61,7 @@ def as_channels(given: str) -> tuple[int, ...]:
     parts = [part.strip() for part in given.split(",")]
     if not all(part.isascii() and part.isdigit() for part in parts):
         raise UsageError(
-            f"--channels {given}: give 1 or 3 whole numbers with commas between, from 0 on, for example 0,1,2"
+            f"--channels {given}: give 1 or 3 whole numbers with commas between, from 0 on, for "
+            "example 0,1,2"
         )
     return tuple(map(int, parts))

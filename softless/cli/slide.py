@@ -1,4 +1,6 @@
-"""`softless slide`: what a model says of slides and other large images, each looked at as a whole."""
+"""`softless slide`: what a model says of slides and other large images, each looked at as a
+whole.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -47,13 +49,20 @@ class Answer:
         if self.result is None:
             return self.failed
         bad = len(self.result.unreadable)
-        return f"{bad} tile{'s' if bad > 1 else ''} could not be read and did not count" if bad else ""
+        return (
+            f"{bad} tile{'s' if bad > 1 else ''} could not be read and did not count" if bad else ""
+        )
 
     def light(self) -> "Answer":
-        """Without what is as large as the image: that is written already, and other ranks need none of it."""
+        """Without what is as large as the image: that is written already, and other ranks need none
+        of it.
+        """
         assert self.result is not None
         return replace(
-            self, result=replace(self.result, features=torch.empty(0), saliency=None, tokens=None, mask=None)
+            self,
+            result=replace(
+                self.result, features=torch.empty(0), saliency=None, tokens=None, mask=None
+            ),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -111,9 +120,14 @@ class Slides:
 
     def _one(self, answer: Answer, found: StreamResult) -> str:
         lines = [
-            f"{visible(answer.image)}: {found.size[1]:,} x {found.size[0]:,} pixels, {found.counted:,} tokens, {found.seconds:.1f} s"
+            (
+                f"{visible(answer.image)}: {found.size[1]:,} x {found.size[0]:,} pixels, "
+                f"{found.counted:,} tokens, {found.seconds:.1f} s"
+            )
         ]
-        lines += aligned((name, f"{share:6.1%}") for name, share in list(answer.classes.items())[:TOP])
+        lines += aligned(
+            (name, f"{share:6.1%}") for name, share in list(answer.classes.items())[:TOP]
+        )
         where = f"{answer.folder}: {', '.join([RESULT, *answer.files])}"
         return "\n".join([*lines, *([answer.note] if answer.note else []), where])
 
@@ -124,7 +138,15 @@ class Slides:
             return [answer.image, "", "", "", "", "", f"failed: {answer.failed}"]
         name, share = next(iter(answer.classes.items()))
         size = f"{found.size[1]:,} x {found.size[0]:,}"
-        return [answer.image, size, f"{found.counted:,}", name, f"{share:.1%}", f"{found.seconds:.1f}", answer.note]
+        return [
+            answer.image,
+            size,
+            f"{found.counted:,}",
+            name,
+            f"{share:.1%}",
+            f"{found.seconds:.1f}",
+            answer.note,
+        ]
 
 
 def slide(
@@ -150,29 +172,40 @@ def slide(
     device: str = "auto",
     quiet: bool = False,
 ) -> Slides:
-    """Look at slides, or other images of any size, as wholes: exact attention over all their tokens, in memory bounded by a chunk.
+    """Look at slides, or other images of any size, as wholes: exact attention over all their
+    tokens, in memory bounded by a chunk.
 
-    Writes into OUT/NAME for each image result.json (classes, tiles that could not be read, sizes), the maps as arrays (.npy), as pictures
-    (saliency.png, overlay.png) and as polygons for QuPath (saliency.geojson), and OUT/summary.json. An image that fails does not stop the others. The exit code is 4 where one failed or a tile of one could not be read. softless.stream is the Python function.
+    Writes into OUT/NAME for each image result.json (classes, tiles that could not be read, sizes),
+    the maps as arrays (.npy), as pictures (saliency.png, overlay.png) and as polygons for QuPath
+    (saliency.geojson), and OUT/summary.json. An image that fails does not stop the others. The exit
+    code is 4 where one failed or a tile of one could not be read. softless.stream is the Python
+    function.
 
     Args:
         model: the folder of a run, or the name of a model.
-        images: image files, tiled TIFF or slides (SVS, NDPI, MRXS, …); a slide is read region by region.
+        images: image files, tiled TIFF or slides (SVS, NDPI, MRXS, …); a slide is read region by
+            region.
         out: a folder for the results, made if missing.
         op: operator for a host (`--op sima` with a timm ViT).
-        weights: a checkpoint for the name of a model; without it the weights are new, and said to be.
+        weights: a checkpoint for the name of a model; without it the weights are new, and said to
+            be.
         level: of a slide, 0 the finest.
-        mpp: micrometres per pixel to look with, in place of a level; training is what the run's training images had.
-        slide_mpp: micrometres per pixel of level 0, for files that do not say; an error for one that says another.
+        mpp: micrometres per pixel to look with, in place of a level; training is what the run's
+            training images had.
+        slide_mpp: micrometres per pixel of level 0, for files that do not say; an error for one
+            that says another.
         channels: which 1 or 3 channels of a TIFF to look at, from 0 on, for example 0,1,2.
         page: which picture of a TIFF that holds several, or which plane of a stack, from 0 on.
-        resize: training (as many tokens as in training), or pixels of the longer side; without it images keep their size.
-        token_scale: of SimA's attention: training (as strong at this size as at the training's), tokens, or a number.
-        mask: which patches count: a PNG of two values (0 does not), polygons as GeoJSON, or a folder with one of them for
-            each image, named as it is.
-        tissue: otsu lets count what is stained, by Otsu's threshold on saturation; none looks at all of it.
-        origin: whose coordinates GeoJSON has, coming in and going out: slide (the file's corner) or qupath (what QuPath
-            shows, which leaves out what was not scanned).
+        resize: training (as many tokens as in training), or pixels of the longer side; without it
+            images keep their size.
+        token_scale: of SimA's attention: training (as strong at this size as at the training's),
+            tokens, or a number.
+        mask: which patches count: a PNG of two values (0 does not), polygons as GeoJSON, or a
+            folder with one of them for each image, named as it is.
+        tissue: otsu lets count what is stained, by Otsu's threshold on saturation; none looks at
+            all of it.
+        origin: whose coordinates GeoJSON has, coming in and going out: slide (the file's corner) or
+            qupath (what QuPath shows, which leaves out what was not scanned).
         chunk: tokens worked on at once.
         store: a folder for what is too large for the memory; a run that was killed goes on there.
         pictures: draw and write the maps.
@@ -181,8 +214,10 @@ def slide(
         quiet: no progress line.
 
     Raises:
-        UsageError: no such model, one that cannot be streamed, or options that do not fit; the error of the only image, or of all.
-        DataError: the only image, or every one, cannot be read; exit code 1 where a slide opens and none of its tiles can be read.
+        UsageError: no such model, one that cannot be streamed, or options that do not fit; the
+            error of the only image, or of all.
+        DataError: the only image, or every one, cannot be read; exit code 1 where a slide opens and
+            none of its tiles can be read.
     """
     from softless.saliency.viewer import declared
     from softless.slides.thumbnails import thumbnail
@@ -210,9 +245,21 @@ def slide(
         "quiet": quiet,
     }
     root = located(out)
-    asked = {"model": model, "images": images, "out": out, "op": op, "weights": weights, "mask": mask, "store": store}
-    with sharing(device, {**asked, **options, "token_scale": token_scale, "dtype": dtype}, root) as world:
-        looker = world.together(lambda: _looker(model, op, weights, world.device, getattr(torch, dtype), scale))
+    asked = {
+        "model": model,
+        "images": images,
+        "out": out,
+        "op": op,
+        "weights": weights,
+        "mask": mask,
+        "store": store,
+    }
+    with sharing(
+        device, {**asked, **options, "token_scale": token_scale, "dtype": dtype}, root
+    ) as world:
+        looker = world.together(
+            lambda: _looker(model, op, weights, world.device, getattr(torch, dtype), scale)
+        )
         new = world.first(lambda: not root.exists())
         see_one_folder(world, root)
         make_folder(root)
@@ -224,9 +271,19 @@ def slide(
             place = None if store is None else located(store) / name
             try:
                 mine = None if masks is None else masks.of(image)
-                found = stream(looker.model, image, store=place, mask=mine, mean=looker.mean, std=looker.std, **options)
+                found = stream(
+                    looker.model,
+                    image,
+                    store=place,
+                    mask=mine,
+                    mean=looker.mean,
+                    std=looker.std,
+                    **options,
+                )
                 choice = Choice(chosen, page, declared(looker.model))
-                drawn = thumbnail(image, level=level, side=LARGE, choice=choice) if pictures else None
+                drawn = (
+                    thumbnail(image, level=level, side=LARGE, choice=choice) if pictures else None
+                )
                 counts = str(mine) if mine is not None else None if tissue == "none" else tissue
                 answer = _written(image, root / name, looker, found, drawn, origin, counts)
             except SoftlessError as error:
@@ -248,7 +305,11 @@ def slide(
 
 def _answer(image: str, told: Answer | SoftlessError) -> Answer:
     """What became of an image, also where there is no result."""
-    return told if isinstance(told, Answer) else Answer(image, None, {}, None, " ".join(str(told).split()))
+    return (
+        told
+        if isinstance(told, Answer)
+        else Answer(image, None, {}, None, " ".join(str(told).split()))
+    )
 
 
 @dataclass(frozen=True)
@@ -277,14 +338,18 @@ def _looker(
     if located(name).is_dir():
         if op is not None or weights is not None:
             raise UsageError(
-                f"'{name}' is a run: its operator and weights are its own; --op and --weights go with the name of a model"
+                f"'{name}' is a run: its operator and weights are its own; --op and --weights go "
+                "with the name of a model"
             )
         run = load_run(name, device)
         if run.task != "classification":
             raise UsageError(
-                f"'{name}' is a run of {run.task}, and slides are classified: give the run of a classifier"
+                f"'{name}' is a run of {run.task}, and slides are classified: give the run of a "
+                "classifier"
             )
-        return Looker(_ready(run.model, device, dtype, scale), run.classes, run.best["mean"], run.best["std"])
+        return Looker(
+            _ready(run.model, device, dtype, scale), run.classes, run.best["mean"], run.best["std"]
+        )
     torch.manual_seed(0)
     model = create_model(name, op=op, pretrained=name.startswith("local-dir:")).eval()
     if weights is not None:
@@ -292,12 +357,19 @@ def _looker(
             notice(f"{weights}: {told}")
         trained_as_configured(model)
     elif not name.startswith("local-dir:"):
-        notice(f"'{name}' is a model with new weights, not a trained one: give --weights, or the folder of a run")
+        notice(
+            f"'{name}' is a model with new weights, not a trained one: give --weights, or the "
+            "folder of a run"
+        )
     return Looker(_ready(model, device, dtype, scale), None, *normalisation(model))
 
 
-def _ready(model: nn.Module, device: torch.device, dtype: torch.dtype, scale: str | float | None) -> nn.Module:
-    """In a dtype on a device; on the processor as `softless.optimize` prepares it, which gives the same answers sooner."""
+def _ready(
+    model: nn.Module, device: torch.device, dtype: torch.dtype, scale: str | float | None
+) -> nn.Module:
+    """In a dtype on a device; on the processor as `softless.optimize` prepares it, which gives the
+    same answers sooner.
+    """
     from softless.inference import optimize
 
     if scale is not None:
@@ -326,7 +398,8 @@ class _Masks:
         self.place = located(mask)
         if not (alone or self.place.is_dir()):
             raise UsageError(
-                f"--mask {mask} is one file, and there are several images: give a folder that holds a mask for each, "
+                f"--mask {mask} is one file, and there are several images: give a folder that "
+                "holds a mask for each, "
                 "named as the image is"
             )
 
@@ -339,11 +412,14 @@ class _Masks:
         if not self.place.is_dir():
             return self.place
         path = Path(image)
-        ends = [f"{name}{ending}" for name in {path.name, path.stem} for ending in PICTURES | OUTLINES]
+        ends = [
+            f"{name}{ending}" for name in {path.name, path.stem} for ending in PICTURES | OUTLINES
+        ]
         found = sorted(end for end in ends if (self.place / end).is_file())
         if len(found) != 1:
             raise DataError(
-                f"{self.place} holds {' and '.join(found) or 'no mask'} for {path.name}: keep one there, "
+                f"{self.place} holds {' and '.join(found) or 'no mask'} for {path.name}: keep one "
+                "there, "
                 f"{path.stem}.png or {path.stem}.geojson"
             )
         return self.place / found[0]
@@ -363,7 +439,8 @@ def _written(
 
     if not found.logits.isfinite().all():
         raise UsageError(
-            f"the model's output is not finite for {image}: its weights are of no use, or its dtype is too narrow for them"
+            f"the model's output is not finite for {image}: its weights are of no use, or its "
+            "dtype is too narrow for them"
         )
     shares = found.logits[0].double().softmax(0).tolist()
     names = looker.classes or [f"class {number}" for number in range(len(shares))]

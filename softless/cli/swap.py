@@ -1,4 +1,6 @@
-"""`softless swap`: a timm model with another attention, what became of each layer, and what is left of the exponentials."""
+"""`softless swap`: a timm model with another attention, what became of each layer, and what is left
+of the exponentials.
+"""
 
 import json
 import random
@@ -54,7 +56,11 @@ class Exchange:
         width = max((len(kind) for kind in kinds), default=0)
         lines = [self.loaded] if self.loaded else []
         lines += [str(self.swapped), "", "evaluations for one image, before and after:"]
-        lines += [f"  {kind:<{width}}  {self.before.kinds.get(kind, 0):>14,}  {self.after.kinds.get(kind, 0):>14,}" for kind in kinds]  # fmt: skip
+        lines += [
+            f"  {kind:<{width}}  {self.before.kinds.get(kind, 0):>14,}  "
+            f"{self.after.kinds.get(kind, 0):>14,}"
+            for kind in kinds
+        ]
         lines += [] if self.out is None else ["", f"weights: {self.out}"]
         return "\n".join(lines)
 
@@ -76,10 +82,12 @@ def swap(
     set: Sequence[str] = (),  # the command says --set
     out: str | Path | None = None,
 ) -> Exchange:
-    """Exchange the attention of a timm model, keep its projections, and say what was swapped, what was kept and why.
+    """Exchange the attention of a timm model, keep its projections, and say what was swapped, what
+    was kept and why.
 
-    The Python function softless.swap takes a module. A swapped model has to be trained before it is of use. To load the weights that --out
-    writes: make the model, softless.swap it alike, softless.load_weights; the file's metadata name model, operator, options and layers.
+    The Python function softless.swap takes a module. A swapped model has to be trained before it is
+    of use. To load the weights that --out writes: make the model, softless.swap it alike,
+    softless.load_weights; the file's metadata name model, operator, options and layers.
 
     Args:
         model: the name of a timm model.
@@ -88,9 +96,12 @@ def swap(
         allow_nonfinite: take NaN and infinity in it.
         pretrained: start from the weights that timm knows for the name (downloads).
         layers: patterns of the paths of attention modules ("blocks.[0-5].*"); the others are kept.
-        force: patterns of the paths at which what an operator cannot keep (a relative position bias) may be lost.
-        calibrate: a folder of images, or one image: each branch is brought as near as one number a head can to what it was on them.
-        images: how many of them: drawn from a fixed seed, in turn from each folder below, so that every class counts.
+        force: patterns of the paths at which what an operator cannot keep (a relative position
+            bias) may be lost.
+        calibrate: a folder of images, or one image: each branch is brought as near as one number a
+            head can to what it was on them.
+        images: how many of them: drawn from a fixed seed, in turn from each folder below, so that
+            every class counts.
         num_classes: classes of a model of one's own, as --weights has them.
         in_chans: channels of its images.
         image_size: pixels of their side.
@@ -98,7 +109,8 @@ def swap(
         out: a .safetensors file for the weights of the swapped model.
 
     Raises:
-        UsageError: an unknown model, operator or option, patterns that fit nothing, or a model in which nothing can be swapped.
+        UsageError: an unknown model, operator or option, patterns that fit nothing, or a model in
+            which nothing can be swapped.
         DataError: weights or images that cannot be read.
     """
     from softless.models import load_weights
@@ -106,18 +118,31 @@ def swap(
     options = {name: _value(text) for name, text in assignments(set).items()}
     target = None if out is None else _checked(located(out))
     if pretrained and weights is not None:
-        raise UsageError("--pretrained and --weights both say where the weights come from: choose one")
+        raise UsageError(
+            "--pretrained and --weights both say where the weights come from: choose one"
+        )
     told = {"num_classes": num_classes, "in_chans": in_chans, "img_size": image_size}
     arguments = {name: value for name, value in told.items() if value is not None}
     made = _made(model, pretrained, arguments).eval()
-    loaded = "" if weights is None else str(load_weights(made, weights, allow_nonfinite=allow_nonfinite))
-    batch = None if calibrate is None else _images(located(calibrate), images, made)  # fmt: skip
+    loaded = (
+        "" if weights is None else str(load_weights(made, weights, allow_nonfinite=allow_nonfinite))
+    )
+    batch = None if calibrate is None else _images(located(calibrate), images, made)
     before = watch(made)
     swapped = exchange(made, op, layers=layers, force=force, calibrate=batch, **options)
     if target is not None:
-        asked = {"model": model, "op": swapped.op, "options": options, "layers": list(layers), "force": list(force)}
+        asked = {
+            "model": model,
+            "op": swapped.op,
+            "options": options,
+            "layers": list(layers),
+            "force": list(force),
+        }
         asked |= {"arguments": arguments} if arguments else {}
-        state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in made.state_dict().items()}
+        state = {
+            name: tensor.detach().cpu().clone().contiguous()
+            for name, tensor in made.state_dict().items()
+        }
         write_tensors(target, state, {"format": "pt", "softless.swap": json.dumps(asked)})
     return Exchange(model, swapped, before, watch(made), loaded, target)
 
@@ -128,7 +153,9 @@ def _value(text: str) -> Any:
 
 def _checked(path: Path) -> Path:
     if path.suffix != ".safetensors":
-        raise UsageError(f"--out {path}: the weights are written as .safetensors; give the file that ending")
+        raise UsageError(
+            f"--out {path}: the weights are written as .safetensors; give the file that ending"
+        )
     if not path.parent.is_dir():
         raise UsageError(f"--out {path}: there is no folder {path.parent}; make it first")
     return path
@@ -151,12 +178,16 @@ def _made(name: str, pretrained: bool, arguments: dict[str, Any]) -> Any:
     except SoftlessError:
         raise
     except (TypeError, ValueError, AssertionError) as error:
-        raise UsageError(f"{name} with {arguments} cannot be built: {str(error).splitlines()[0][:200]}") from error
+        raise UsageError(
+            f"{name} with {arguments} cannot be built: {str(error).splitlines()[0][:200]}"
+        ) from error
     return _prepared(made, arguments.get("in_chans"), arguments.get("img_size"))
 
 
 def _prepared(model: Any, channels: int | None, side: int | None) -> Any:
-    """A model that says how images of other channels or of another size than it was published with are prepared."""
+    """A model that says how images of other channels or of another size than it was published with
+    are prepared.
+    """
     from softless.models.create import of_channels
 
     told = dict(model.pretrained_cfg)
@@ -171,7 +202,12 @@ def _drawn(files: Sequence[str], number: int) -> list[int]:
     for index in random.Random(0).sample(range(len(files)), len(files)):
         folders.setdefault(Path(files[index]).parent.as_posix(), []).append(index)
     turns = [indices for _, indices in sorted(folders.items())]
-    rounds = (indices[turn] for turn in range(max(map(len, turns))) for indices in turns if turn < len(indices))
+    rounds = (
+        indices[turn]
+        for turn in range(max(map(len, turns)))
+        for indices in turns
+        if turn < len(indices)
+    )
     return list(islice(rounds, number))
 
 
@@ -184,5 +220,8 @@ def _images(folder: Path, number: int, model: nn.Module) -> Tensor:
 
     if number < 1:
         raise UsageError(f"images={number}: at least one image to calibrate on")
-    samples, transform = images_at(folder, channels_of(model), scale=declared(model)), evaluation_transform(model)
+    samples, transform = (
+        images_at(folder, channels_of(model), scale=declared(model)),
+        evaluation_transform(model),
+    )
     return torch.stack([transform(samples.image(index)) for index in _drawn(samples.files, number)])

@@ -34,18 +34,23 @@ def train(
 ) -> "Result | Folds":
     """Train a recipe and write its run folder and report.
 
-    A run is continued by `--resume --out RUN` alone: recipe, data and fields are those that it was started with.
+    A run is continued by `--resume --out RUN` alone: recipe, data and fields are those that it was
+    started with.
 
-    In Python the model and the data may be objects: `softless.train(model=module, data=(train, val, test))`. They train under
-    the same loop, and are given again to continue the run.
+    In Python the model and the data may be objects:
+    `softless.train(model=module, data=(train, val, test))`. They train under the same loop, and are
+    given again to continue the run.
 
     Args:
-        recipe: a name that `softless list recipes` tells (in Python also a Recipe); a run that is continued knows its own.
-        data: folder of class folders, or .npz file, for recipes that take one; of a run that is continued, where its data lie now.
-            In Python also map-style datasets of (image, target): one, (train, val) or (train, val, test), or a mapping of
-            these names. Images are Pillow's, arrays (H, W, C) or tensors (C, H, W), not normalised; targets are class
+        recipe: a name that `softless list recipes` tells (in Python also a Recipe); a run that is
+            continued knows its own.
+        data: folder of class folders, or .npz file, for recipes that take one; of a run that is
+            continued, where its data lie now. In Python also map-style datasets of (image, target):
+            one, (train, val) or (train, val, test), or a mapping of these names. Images are
+            Pillow's, arrays (H, W, C) or tensors (C, H, W), not normalised; targets are class
             numbers, or K labels of 0 and 1.
-        model: a module in Python that answers logits (B, K); it is trained itself, and holds the best weights at the end.
+        model: a module in Python that answers logits (B, K); it is trained itself, and holds the
+            best weights at the end.
         table: CSV file that lists the images: columns file, label, patient and, where the parts
             are declared, split; table.file, table.label,
             table.group and table.split give them other names. Its files start from `data`, or
@@ -53,14 +58,15 @@ def train(
         folds: train so many runs, fold0, fold1, …, each tested on another part of the images, and
             write folds.json with means and intervals.
         out: the run folder; runs/RECIPE by default.
-        set: fields of the recipe as field=value, for example optim.lr=3e-4 schedule.epochs=30; `softless list recipes NAME`
-            tells them all. In Python also one text, or a mapping.
+        set: fields of the recipe as field=value, for example optim.lr=3e-4 schedule.epochs=30;
+            `softless list recipes NAME` tells them all. In Python also one text, or a mapping.
         resume: continue the run in the folder from its newest good checkpoint.
         overwrite: delete the run in the folder first.
         device: auto, cpu, cuda, cuda:1, mps.
         amp: compute in bfloat16 or float16 where that is safe.
         seed: of weights, order and augmentation.
-        on_epoch: a function in Python that is called after each epoch with its `EpochState`; state.stop() ends the run.
+        on_epoch: a function in Python that is called after each epoch with its `EpochState`;
+            state.stop() ends the run.
 
     Raises:
         UsageError: recipe, field, folder or data cannot be used.
@@ -73,7 +79,13 @@ def train(
     from softless.models.given import model_given
     from softless.training import fit
     from softless.training.folds import FOLDS, fit_folds
-    from softless.training.own_data import with_data, with_datasets, with_labels, with_model, with_table
+    from softless.training.own_data import (
+        with_data,
+        with_datasets,
+        with_labels,
+        with_model,
+        with_table,
+    )
 
     place = None if out is None else located(out)
     parts = parts_of(data) if is_dataset(data) else None
@@ -86,7 +98,9 @@ def train(
         recipe = "classify"
     if recipe is None and table is not None and not (resume and place is not None and _held(place)):
         recipe = "folder"
-    chosen = with_table(_chosen(recipe, place, resume=resume), None if table is None else located(table))
+    chosen = with_table(
+        _chosen(recipe, place, resume=resume), None if table is None else located(table)
+    )
     given = assignments(set)
     if parts is not None:
         chosen = with_datasets(chosen, parts, given).with_fields(**given)
@@ -100,15 +114,29 @@ def train(
         chosen = replace(chosen, seed=seed)
     run_dir = place if place is not None else Path("runs") / chosen.name
     if folds is not None and (model is not None or on_epoch is not None):
-        raise UsageError("folds are runs of a model by name: give model=… and on_epoch=… to one run")
+        raise UsageError(
+            "folds are runs of a model by name: give model=… and on_epoch=… to one run"
+        )
     if folds is not None or (resume and (run_dir / FOLDS).exists()):
         page = partial(_write_page, device=device)
         with data_given(parts):
-            return fit_folds(chosen, run_dir, folds, resume=resume, overwrite=overwrite, device=device, finished=page)
+            return fit_folds(
+                chosen,
+                run_dir,
+                folds,
+                resume=resume,
+                overwrite=overwrite,
+                device=device,
+                finished=page,
+            )
     if (run_dir / FOLDS).exists():
-        raise UsageError(f"{run_dir} holds folds: go on with --folds or --resume, or choose another --out")
+        raise UsageError(
+            f"{run_dir} holds folds: go on with --folds or --resume, or choose another --out"
+        )
     with model_given(model), data_given(parts):
-        result = fit(chosen, run_dir, resume=resume, overwrite=overwrite, device=device, on_epoch=on_epoch)
+        result = fit(
+            chosen, run_dir, resume=resume, overwrite=overwrite, device=device, on_epoch=on_epoch
+        )
         if os.environ.get("RANK", "0") == "0":
             _write_page(chosen, run_dir, device=device)
     return result
@@ -118,7 +146,9 @@ def _check_callable(on_epoch: Any) -> None:
     from softless.errors import UsageError
 
     if on_epoch is not None and not callable(on_epoch):
-        raise UsageError(f"on_epoch is a {type(on_epoch).__name__}: give a function that takes an EpochState")
+        raise UsageError(
+            f"on_epoch is a {type(on_epoch).__name__}: give a function that takes an EpochState"
+        )
 
 
 def _write_page(recipe: "Recipe", run_dir: Path, *, device: str) -> None:
@@ -127,15 +157,16 @@ def _write_page(recipe: "Recipe", run_dir: Path, *, device: str) -> None:
     from softless.benching import throughput
     from softless.training.world import choose_device
 
-    batch = (
-        16 if recipe.task in {"classification", "multilabel", "dino"} else 1
-    )  # whole images are large, and of several sizes
+    # whole images are large, and of several sizes
+    batch = 16 if recipe.task in {"classification", "multilabel", "dino"} else 1
     speeds = throughput([run_dir], batch=batch, rounds=5, device=choose_device(device))
     report.write([run_dir], run_dir / "report.html", speeds=speeds)
 
 
 def _chosen(recipe: "str | Recipe | None", out: Path | None, *, resume: bool) -> "Recipe":
-    """The recipe as it is before fields are set: that of the run to continue, where one is there and no whole recipe is given."""
+    """The recipe as it is before fields are set: that of the run to continue, where one is there
+    and no whole recipe is given.
+    """
     from softless.errors import ResumeMismatch, UsageError
     from softless.recipes import canonical, get_recipe
 
@@ -143,18 +174,25 @@ def _chosen(recipe: "str | Recipe | None", out: Path | None, *, resume: bool) ->
         return recipe
     named = None if recipe is None else get_recipe(recipe)
     if named is None and not resume:
-        raise UsageError("softless train needs --recipe; `softless list recipes` tells what there is")
+        raise UsageError(
+            "softless train needs --recipe; `softless list recipes` tells what there is"
+        )
     if named is None and out is None:
-        raise UsageError("softless train --resume needs --out RUN, the folder of the run to continue")
+        raise UsageError(
+            "softless train --resume needs --out RUN, the folder of the run to continue"
+        )
     where = out if out is not None else Path("runs") / (named.name if named else "")
     held = _held(where) if resume else None
     if held is None:
         if named is None:
-            raise UsageError(f"no run to continue in {where}: name its folder, or start one there with --recipe")
+            raise UsageError(
+                f"no run to continue in {where}: name its folder, or start one there with --recipe"
+            )
         return named
     if named is not None and named.name != canonical(held.name):
         raise ResumeMismatch(
-            f"cannot resume {where}: it is a run of recipe '{held.name}', and '{named.name}' was asked; leave --recipe out, or choose another --out"
+            f"cannot resume {where}: it is a run of recipe '{held.name}', and '{named.name}' was "
+            "asked; leave --recipe out, or choose another --out"
         )
     return held
 

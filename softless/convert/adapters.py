@@ -1,4 +1,6 @@
-"""One entry per foreign attention class: what stands in the way, and how ours is built around its projections."""
+"""One entry per foreign attention class: what stands in the way, and how ours is built around its
+projections.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +17,14 @@ from timm.models.xcit import XCA
 from torch import Tensor, nn
 
 from softless.attention import Operator
-from softless.convert.modules import Joined, ReducedAttention, RopeAttention, Tied, WithBias, features_of
+from softless.convert.modules import (
+    Joined,
+    ReducedAttention,
+    RopeAttention,
+    Tied,
+    WithBias,
+    features_of,
+)
 from softless.layers import Attention, ClassAttention
 from softless.layers.plain import Weights, give, weights_of
 
@@ -33,23 +42,33 @@ class Adapter:
     """How one class of attention is exchanged."""
 
     build: Build
-    cannot: Callable[[Any, Operator, Options], str | None] = nothing  # why this operator has no place here
+    # why this operator has no place here
+    cannot: Callable[[Any, Operator, Options], str | None] = nothing
     loses: Callable[[Any], str | None] = nothing  # what would be lost; `force` accepts it
 
 
 def joined(layers: Sequence[nn.Module]) -> nn.Module:
-    """One projection of several, their outputs one after the other; they are called where their weights may not be read."""
+    """One projection of several, their outputs one after the other; they are called where their
+    weights may not be read.
+    """
     found = [weights_of(one) for one in layers]
     read = [one for one in found if one is not None]
     return _row(read) if len(read) == len(found) else Joined(layers)
 
 
 def _row(parts: Sequence[Weights]) -> nn.Linear:
-    """A layer of several weights, frozen where all of them are; an absent bias is 0 where another has one."""
+    """A layer of several weights, frozen where all of them are; an absent bias is 0 where another
+    has one.
+    """
     first, biased = parts[0].W, any(part.b is not None for part in parts)
     whole: nn.Linear = nn.utils.skip_init(  # what is drawn elsewhere does not depend on it
-        nn.Linear, first.shape[1], sum(part.W.shape[0] for part in parts), bias=biased, device=first.device, dtype=first.dtype
-    )  # fmt: skip
+        nn.Linear,
+        first.shape[1],
+        sum(part.W.shape[0] for part in parts),
+        bias=biased,
+        device=first.device,
+        dtype=first.dtype,
+    )
     zeros = (part.W.new_zeros(part.W.shape[0]) for part in parts)
     biases = [none if part.b is None else part.b for part, none in zip(parts, zeros, strict=True)]
     give(whole, torch.cat([part.W for part in parts]), torch.cat(biases) if biased else None)
@@ -114,7 +133,9 @@ def _biased(theirs: Any) -> nn.Module:
     found = weights_of(qkv)
     if found is None:
         return WithBias(qkv, theirs.q_bias, theirs.v_bias)
-    return _row([Weights(found.W, torch.cat([theirs.q_bias, torch.zeros_like(theirs.q_bias), theirs.v_bias]))])
+    return _row([
+        Weights(found.W, torch.cat([theirs.q_bias, torch.zeros_like(theirs.q_bias), theirs.v_bias]))
+    ])
 
 
 def _beit(theirs: Any, op: Operator, options: Options) -> nn.Module:
@@ -123,27 +144,40 @@ def _beit(theirs: Any, op: Operator, options: Options) -> nn.Module:
 
 
 class _Beit(nn.Module):
-    """Called as BEiT's blocks call theirs; a bias shared by the layers is dropped, as `force` accepted."""
+    """Called as BEiT's blocks call theirs; a bias shared by the layers is dropped, as `force`
+    accepted.
+    """
 
     def __init__(self, inner: Attention) -> None:
         super().__init__()
         self.inner = inner
 
-    def forward(self, x: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Tensor:  # noqa: ARG002  # the block passes it
+    # the block passes it
+    def forward(self, x: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """Attention over the tokens x (B,N,dim)."""
         return self.inner(x)
 
 
 def _rope(theirs: Any, op: Operator, options: Options) -> nn.Module:
     qkv = _biased(theirs)
-    more = {"prefix": theirs.num_prefix_tokens, "rotate_half": getattr(theirs, "rotate_half", False)}
+    more = {
+        "prefix": theirs.num_prefix_tokens,
+        "rotate_half": getattr(theirs, "rotate_half", False),
+    }
     return _fit(RopeAttention(op=op, **_sizes(theirs, qkv), **more, **options), theirs, qkv)
 
 
 def _class(theirs: Any, op: Operator, options: Options) -> nn.Module:
     qkv, scale = joined([theirs.q, theirs.k, theirs.v]), options.get("token_scale")
-    ours: Any = ClassAttention(features_of(qkv)[0], theirs.num_heads, op, token_scale=scale, **op.of_row(options))
-    ours.qkv, ours.proj, ours.attn_drop, ours.proj_drop = qkv, theirs.proj, theirs.attn_drop, theirs.proj_drop
+    ours: Any = ClassAttention(
+        features_of(qkv)[0], theirs.num_heads, op, token_scale=scale, **op.of_row(options)
+    )
+    ours.qkv, ours.proj, ours.attn_drop, ours.proj_drop = (
+        qkv,
+        theirs.proj,
+        theirs.attn_drop,
+        theirs.proj_drop,
+    )
     return ours
 
 
@@ -155,9 +189,14 @@ def _pvt(theirs: Any, op: Operator, options: Options) -> nn.Module:
 
 def _needs_pairs(_: Any, op: Operator, options: Options) -> str | None:
     if not op.cross or op.wants("tied_qk", options):
-        return f"many queries attend to few keys here, and operator '{op.name}' needs as many of both"
+        return (
+            f"many queries attend to few keys here, and operator '{op.name}' needs as many of both"
+        )
     if op.wants("tokens", options):
-        return f"operator '{op.name}' has a row per token, and this model's tokens change from stage to stage"
+        return (
+            f"operator '{op.name}' has a row per token, and this model's tokens change from "
+            "stage to stage"
+        )
     return None
 
 
@@ -167,20 +206,29 @@ def _has_class_row(_: Any, op: Operator, __: Options) -> str | None:
 
 def _bias(theirs: Any) -> str | None:
     shown = getattr(theirs, "relative_position_bias_table", None) is not None
-    return "its relative position bias is added to scores, which a sum over tokens does not have" if shown else None
+    return (
+        "its relative position bias is added to scores, which a sum over tokens does not have"
+        if shown
+        else None
+    )
 
 
 def _turns(_: Any, op: Operator, options: Options) -> str | None:
     reduced = op.reduces is not None and op.reduces(op.filled(options)) > 1
     return (
-        f"its keys are turned by their positions, and '{op.name}' attends to reduced ones, which have none"
+        f"its keys are turned by their positions, and '{op.name}' attends to reduced ones, which "
+        "have none"
         if reduced
         else None
     )
 
 
 def _groups(theirs: Any) -> str | None:
-    return "its keys and values are shared by groups of heads" if getattr(theirs, "num_kv_groups", 1) > 1 else None
+    return (
+        "its keys and values are shared by groups of heads"
+        if getattr(theirs, "num_kv_groups", 1) > 1
+        else None
+    )
 
 
 ADAPTERS: Mapping[type, Adapter] = {
@@ -189,10 +237,16 @@ ADAPTERS: Mapping[type, Adapter] = {
     AttentionRope: Adapter(_rope, cannot=lambda *given: _groups(given[0]) or _turns(*given)),
     BeitAttention: Adapter(_beit, loses=_bias),
     XCA: Adapter(_plain),
-    TalkingHeadAttn: Adapter(_plain, loses=lambda _: "it mixes the weights of its heads (talking heads), and a sum over tokens has none to mix"),
+    TalkingHeadAttn: Adapter(
+        _plain,
+        loses=lambda _: (
+            "it mixes the weights of its heads (talking heads), and a sum over tokens has none to "
+            "mix"
+        ),
+    ),
     ClassAttn: Adapter(_class, cannot=_has_class_row),
     PvtAttention: Adapter(_pvt, cannot=_needs_pairs),
-}  # fmt: skip
+}
 
 WINDOWS = "it attends within windows that its blocks cut and shift, so it never sees all tokens"
 BIASED = "a bias by relative position is added to its scores, which a sum over tokens does not have"
@@ -205,7 +259,8 @@ FOREIGN: Mapping[str, str] = {  # classes without an adapter, by name (or module
     "timm.models.levit.Attention": BIASED,
     "timm.models.levit.AttentionDownsample": BIASED,
     "Attention2d": WINDOWS,
-    "CrossCovarianceAttn": "its channels attend to channels inside a block that has no place for tokens",
+    "CrossCovarianceAttn": "its channels attend to channels inside a block that has no place for "
+    "tokens",
 }
 
 
@@ -220,4 +275,8 @@ def looks_like_attention(module: nn.Module) -> bool:
     """Whether a module that has no adapter is one a user would expect to be told of."""
     name = type(module).__name__
     ours = isinstance(module, Attention | ClassAttention | _Beit)
-    return not ours and ("attention" in name.lower() or name.endswith("Attn")) and "block" not in name.lower()
+    return (
+        not ours
+        and ("attention" in name.lower() or name.endswith("Attn"))
+        and "block" not in name.lower()
+    )

@@ -1,11 +1,14 @@
-"""`calibrate=` of `swap`: each head of a new attention gets the number that brings its branch nearest to the one that was there.
+"""`calibrate=` of `swap`: each head of a new attention gets the number that brings its branch
+nearest to the one that was there.
 
-With P_h what head h adds to the branch and r what the old branch added, both without the bias, the numbers minimise
+With P_h what head h adds to the branch and r what the old branch added, both without the bias, the
+numbers minimise
 
     |r - sum_h g_h P_h|^2        over the tokens of one half of the images,
 
-by the normal equations of H unknowns. How far they go, g(s) = 1 + s (g - 1), is chosen on the other half. s = 0 is the bare swap, and any
-other has to be better by more than its standard error over those images: on them no branch is farther from the old one than the bare swap's.
+by the normal equations of H unknowns. How far they go, g(s) = 1 + s (g - 1), is chosen on the other
+half. s = 0 is the bare swap, and any other has to be better by more than its standard error over
+those images: on them no branch is farther from the old one than the bare swap's.
 """
 
 import math
@@ -38,14 +41,18 @@ class Seen:
 
 @dataclass(frozen=True)
 class Fit:
-    """The numbers of one branch, and its relative error on held-out images without and with them."""
+    """The numbers of one branch, and its relative error on held-out images without and with
+    them.
+    """
 
     gains: tuple[float, ...]  # one for each head
     bare: float
     error: float
 
 
-def branches(model: nn.Module, paths: Iterable[str], images: Tensor, at_rest: Rest) -> dict[str, Seen]:
+def branches(
+    model: nn.Module, paths: Iterable[str], images: Tensor, at_rest: Rest
+) -> dict[str, Seen]:
     """Each attention at work on some images, as it is.
 
     Raises:
@@ -67,13 +74,16 @@ def branches(model: nn.Module, paths: Iterable[str], images: Tensor, at_rest: Re
             model(images)
     except Exception as error:
         line = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise UsageError(f"calibrate: the model does not run on images {tuple(images.shape)} ({line})") from error
+        raise UsageError(
+            f"calibrate: the model does not run on images {tuple(images.shape)} ({line})"
+        ) from error
     finally:
         for hook in hooks:
             hook.remove()
     if missing := [path for path in paths if path not in seen]:
         raise UsageError(
-            f"calibrate: {missing[0]} was not seen at work on these images, so its answer is not known: leave it out with layers="
+            f"calibrate: {missing[0]} was not seen at work on these images, so its answer is not "
+            "known: leave it out with layers="
         )
     return seen
 
@@ -82,9 +92,10 @@ def fitted(ours: nn.Module, seen: Seen, at_rest: Rest) -> Fit:
     """The numbers of a new attention on what the old one was given; nothing is changed."""
     holder: Any = getattr(ours, "inner", ours)
     given: list[Tensor] = []
+    # before others change it
     hook = holder.proj.register_forward_pre_hook(
         lambda _, inputs: given.append(inputs[0]), prepend=True
-    )  # before others change it
+    )
     try:
         with at_rest:
             ours(*seen.args, **seen.kwargs)
@@ -94,9 +105,15 @@ def fitted(ours: nn.Module, seen: Seen, at_rest: Rest) -> Fit:
         weight, bias = _linear(holder.proj, given[0])
         first, second = _halves(given[0].double(), seen.out.double() - bias)
         best = _Moments.of(*first, weight, holder.num_heads).solution()
-        held = [_Moments.of(o[None], r[None], weight, holder.num_heads) for o, r in zip(*second, strict=True)]
+        held = [
+            _Moments.of(o[None], r[None], weight, holder.num_heads)
+            for o, r in zip(*second, strict=True)
+        ]
     one = torch.ones_like(best)
-    chosen = min((torch.lerp(one, best, strength) for strength in STRENGTHS), key=lambda gains: _total(held, gains))
+    chosen = min(
+        (torch.lerp(one, best, strength) for strength in STRENGTHS),
+        key=lambda gains: _total(held, gains),
+    )
     if not _surely_better(held, chosen, one):
         chosen = one
     return Fit(tuple(chosen.tolist()), _relative(held, one), _relative(held, chosen))
@@ -113,14 +130,20 @@ def _relative(held: Sequence["_Moments"], gains: Tensor) -> float:
 
 
 def _surely_better(held: Sequence["_Moments"], gains: Tensor, one: Tensor) -> bool:
-    """Whether numbers lessen the error by more than the standard error of their doing so over the images."""
-    less = torch.tensor([image.squares(one) - image.squares(gains) for image in held], dtype=torch.float64)
+    """Whether numbers lessen the error by more than the standard error of their doing so over the
+    images.
+    """
+    less = torch.tensor(
+        [image.squares(one) - image.squares(gains) for image in held], dtype=torch.float64
+    )
     spread = float(less.std()) / math.sqrt(len(less)) if len(less) > 1 else 0.0
     return float(less.mean()) > spread
 
 
 def _linear(projection: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
-    """The matrix (in, out) and the bias (out) of a projection, float64; of one that must be called, from what it answers."""
+    """The matrix (in, out) and the bias (out) of a projection, float64; of one that must be called,
+    from what it answers.
+    """
     found = weights_of(projection)
     if found is not None:
         bias = found.W.new_zeros(len(found.W)) if found.b is None else found.b
@@ -135,12 +158,17 @@ def _halves(o: Tensor, r: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, 
     if len(o) > 1:
         half = (len(o) + 1) // 2
         return (o[:half], r[:half]), (o[half:], r[half:])
-    return (o[:, ::2], r[:, ::2]), (o[:, 1::2] if o.shape[1] > 1 else o, r[:, 1::2] if o.shape[1] > 1 else r)
+    return (o[:, ::2], r[:, ::2]), (
+        o[:, 1::2] if o.shape[1] > 1 else o,
+        r[:, 1::2] if o.shape[1] > 1 else r,
+    )
 
 
 @dataclass(frozen=True)
 class _Moments:
-    """What the error of a branch hangs on: |r|^2 - 2 g·b + g·A g, with A_hh' = P_h·P_h' and b_h = P_h·r summed over tokens."""
+    """What the error of a branch hangs on: |r|^2 - 2 g·b + g·A g, with A_hh' = P_h·P_h' and b_h =
+    P_h·r summed over tokens.
+    """
 
     A: Tensor  # (H, H)
     b: Tensor  # (H)
@@ -170,7 +198,9 @@ class _Moments:
 
 @torch.no_grad()
 def multiplied(projection: nn.Module, gains: Iterable[float], like: Tensor) -> nn.Module:
-    """A projection that multiplies what each head gives it by its number: in its weight where that is all there is to it."""
+    """A projection that multiplies what each head gives it by its number: in its weight where that
+    is all there is to it.
+    """
     numbers = torch.tensor([*gains], dtype=torch.float64, device=like.device)
     channels = numbers.repeat_interleave(features_of(projection)[0] // len(numbers))
     found = weights_of(projection)

@@ -1,4 +1,6 @@
-"""Attention modules that take the places of foreign ones, with their projections: rotary positions, reduced keys."""
+"""Attention modules that take the places of foreign ones, with their projections: rotary positions,
+reduced keys.
+"""
 
 # B batch, H heads, N tokens, M reduced ones, D channels of a head
 
@@ -17,7 +19,10 @@ from softless.layers.leaf import leaf
 
 
 class Joined(nn.Module):
-    """Layers side by side, as one projection: (…, in) -> (…, sum of out). For layers whose weights are not read."""
+    """Layers side by side, as one projection: (…, in) -> (…, sum of out).
+
+    For layers whose weights are not read.
+    """
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -30,7 +35,9 @@ class Joined(nn.Module):
 
 
 class Tied(nn.Module):
-    """q and v of a projection to q, k and v: the mean of what it makes for q and k, and v: (…, in) -> (…, 2 inner)."""
+    """q and v of a projection to q, k and v: the mean of what it makes for q and k, and v: (…, in)
+    -> (…, 2 inner).
+    """
 
     def __init__(self, qkv: nn.Module) -> None:
         super().__init__()
@@ -44,7 +51,9 @@ class Tied(nn.Module):
 
 
 class WithBias(nn.Module):
-    """A projection to q, k and v whose biases stand apart, k having none: (…, in) -> (…, 3 inner)."""
+    """A projection to q, k and v whose biases stand apart, k having none: (…, in) -> (…, 3
+    inner).
+    """
 
     def __init__(self, qkv: nn.Module, q_bias: nn.Parameter, v_bias: nn.Parameter) -> None:
         super().__init__()
@@ -57,7 +66,9 @@ class WithBias(nn.Module):
 
 
 class Gained(nn.Module):
-    """A projection of inputs that are multiplied channel by channel, its bias not: (…, in) -> (…, out)."""
+    """A projection of inputs that are multiplied channel by channel, its bias not: (…, in) -> (…,
+    out).
+    """
 
     gain: Tensor
 
@@ -85,18 +96,23 @@ def features_of(layer: nn.Module) -> tuple[int, int]:
     found = getattr(layer, "in_features", None), getattr(layer, "out_features", None)
     if not (isinstance(found[0], int) and isinstance(found[1], int)):
         raise UsageError(
-            f"a projection is a {type(layer).__name__}, which does not say its in_features and out_features as torch.nn.Linear does: give it both"
+            f"a projection is a {type(layer).__name__}, which does not say its in_features and "
+            "out_features as torch.nn.Linear does: give it both"
         )
     return found[0], found[1]
 
 
 class RopeAttention(Attention):
-    """Attention whose q and k are turned by rotary positions before the operator sees them, as in EVA-02 and DINOv3.
+    """Attention whose q and k are turned by rotary positions before the operator sees them, as in
+    EVA-02 and DINOv3.
 
-    Prefix tokens are not turned. Arguments are those of `Attention`, and the layout of the rotary table.
+    Prefix tokens are not turned. Arguments are those of `Attention`, and the layout of the rotary
+    table.
     """
 
-    def __init__(self, *args: Any, prefix: int = 1, rotate_half: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, prefix: int = 1, rotate_half: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.prefix, self.rotate_half = prefix, rotate_half
 
@@ -107,17 +123,26 @@ class RopeAttention(Attention):
         q, k, v, key_mask = super().sides(x, mask, grid)
         if rope is None:
             return q, k, v, key_mask
-        return self._turned(q, rope, v), None if k is None else self._turned(k, rope, v), v, key_mask
+        return (
+            self._turned(q, rope, v),
+            None if k is None else self._turned(k, rope, v),
+            v,
+            key_mask,
+        )
 
     def _turned(self, x: Tensor, rope: Tensor, like: Tensor) -> Tensor:
         first, rest = x[:, :, : self.prefix], x[:, :, self.prefix :]
-        return torch.cat([first, apply_rot_embed_cat(rest, rope, half=self.rotate_half)], dim=2).type_as(like)
+        return torch.cat(
+            [first, apply_rot_embed_cat(rest, rope, half=self.rotate_half)], dim=2
+        ).type_as(like)
 
 
 class ReducedAttention(Attention):
-    """PVT's attention: q of all tokens, k and v of what a convolution or a pooling of the grid leaves. Called with the grid's sides, as PVT does.
+    """PVT's attention: q of all tokens, k and v of what a convolution or a pooling of the grid
+    leaves. Called with the grid's sides, as PVT does.
 
-    Arguments are those of `Attention`; `take` gives it the foreign module's projections and reduction.
+    Arguments are those of `Attention`; `take` gives it the foreign module's projections and
+    reduction.
     """
 
     def make_projections(self, dim: int, inner: int, bias: bool, place: dict[str, Any]) -> None:
@@ -128,7 +153,12 @@ class ReducedAttention(Attention):
     def take(self, theirs: Any) -> "ReducedAttention":
         """The projections and the reduction of a PVT attention."""
         self.q, self.kv, self.proj = theirs.q, theirs.kv, theirs.proj
-        self.pool, self.sr, self.reduced_norm, self.act = theirs.pool, theirs.sr, theirs.norm, theirs.act
+        self.pool, self.sr, self.reduced_norm, self.act = (
+            theirs.pool,
+            theirs.sr,
+            theirs.norm,
+            theirs.act,
+        )
         return self
 
     @leaf
@@ -158,7 +188,8 @@ class ReducedAttention(Attention):
         """q (B,H,N,D) of all tokens, k and v (B,H,M,D) of the reduced ones."""
         if mask is not None:
             raise UsageError(
-                "PVT's reduction mixes every token with its neighbours, so no mask can take one out: cut the image instead"
+                "PVT's reduction mixes every token with its neighbours, so no mask can take one "
+                "out: cut the image instead"
             )
         assert grid is not None
         (q,) = self._heads(self.q(x), 1)

@@ -1,6 +1,8 @@
-"""`swap`: exchange the attention of an existing model, keeping its projections, and say what was done.
+"""`swap`: exchange the attention of an existing model, keeping its projections, and say what was
+done.
 
-All is built beside the model first. Then the modules are exchanged, one pass is tried, and on any error each is put back.
+All is built beside the model first. Then the modules are exchanged, one pass is tried, and on any
+error each is put back.
 """
 
 import fnmatch
@@ -33,29 +35,40 @@ class Swapped:
     op: str
     swapped: Mapping[str, str]  # path -> the class that was there
     kept: Mapping[str, str]  # path -> why
-    lost: Mapping[str, str] = field(
-        default_factory=dict
-    )  # path -> what was given up: what `force` named, dropout of weights
-    gains: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # path -> what each head is multiplied by
+    # path -> what was given up: what `force` named, dropout of weights
+    lost: Mapping[str, str] = field(default_factory=dict)
+    # path -> what each head is multiplied by
+    gains: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     tied: str = ""  # how q and k became one
-    new: Mapping[str, tuple[str, ...]] = field(
-        default_factory=dict
-    )  # path -> tensors of the operator that no training has seen
+    # path -> tensors of the operator that no training has seen
+    new: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     untried: str = ""  # why no pass was tried
-    errors: Mapping[str, tuple[float, float]] = field(
-        default_factory=dict
-    )  # path -> relative, on held-out images: bare, calibrated
+    # path -> relative, on held-out images: bare, calibrated
+    errors: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        said = [f"{len(self.swapped)} attention modules now compute '{self.op}', {len(self.kept)} are kept"]
-        said += [f"  swapped  {path} ({kind}){self._calibrated(path)}" for path, kind in self.swapped.items()]
+        said = [
+            (
+                f"{len(self.swapped)} attention modules now compute '{self.op}', {len(self.kept)} "
+                "are "
+                "kept"
+            )
+        ]
+        said += [
+            f"  swapped  {path} ({kind}){self._calibrated(path)}"
+            for path, kind in self.swapped.items()
+        ]
         said += [f"  kept     {path}: {why}" for path, why in self.kept.items()]
         said += [f"  lost     {path}: {what}" for path, what in self.lost.items()]
         said += [
-            f"  new      {path}: {', '.join(names)}, which no training has seen" for path, names in self.new.items()
+            f"  new      {path}: {', '.join(names)}, which no training has seen"
+            for path, names in self.new.items()
         ]
         said += [self.tied] if self.tied else []
-        return "\n".join([*said, *([f"not tried on an image: {self.untried}"] if self.untried else [])])
+        return "\n".join([
+            *said,
+            *([f"not tried on an image: {self.untried}"] if self.untried else []),
+        ])
 
     def _calibrated(self, path: str) -> str:
         if path not in self.gains:
@@ -66,29 +79,42 @@ class Swapped:
         return f", gain {gains}, error {bare:.3g} to {error:.3g}"
 
 
-def swap(model: nn.Module, op: str | Operator | type[Attention] = "sima", *, layers: str | Sequence[str] = "*", force: str | Sequence[str] = (), calibrate: Tensor | None = None, **options: Any) -> Swapped:  # fmt: skip
+def swap(
+    model: nn.Module,
+    op: str | Operator | type[Attention] = "sima",
+    *,
+    layers: str | Sequence[str] = "*",
+    force: str | Sequence[str] = (),
+    calibrate: Tensor | None = None,
+    **options: Any,
+) -> Swapped:
     """Exchange attention in a timm model, in place, keeping projections and everything around them.
 
-    ViT, DeiT, DeiT-III, FlexiViT, EVA and other models with rotary positions, XCiT, CaiT, PVT-v2 and BEiT have adapters. What would be
-    lost (a relative position bias, talking heads) is a reason to keep a layer, which `force` overrules layer by layer. A pass is tried
-    on the images of `calibrate`, or on one of noise. New tensors are drawn from a fixed seed, in the dtype of what was there, and SOFT
-    takes its bottleneck from pools of tokens, which need none, unless `sampling` is given. What was frozen stays frozen.
+    ViT, DeiT, DeiT-III, FlexiViT, EVA and other models with rotary positions, XCiT, CaiT, PVT-v2
+    and BEiT have adapters. What would be lost (a relative position bias, talking heads) is a reason
+    to keep a layer, which `force` overrules layer by layer. A pass is tried on the images of
+    `calibrate`, or on one of noise. New tensors are drawn from a fixed seed, in the dtype of what
+    was there, and SOFT takes its bottleneck from pools of tokens, which need none, unless
+    `sampling` is given. What was frozen stays frozen.
 
     Args:
         model: the model; on an error it is as it was, to the bit.
-        op: the operator: its name, its record, or its class, as `softless.SimA.with_options(token_scale="tokens")`.
+        op: the operator: its name, its record, or its class, as
+            `softless.SimA.with_options(token_scale="tokens")`.
         layers: patterns of the paths of attention modules ("blocks.[0-5].*"); the others are kept.
         force: patterns of the paths at which what would be lost may be lost.
-        calibrate: images (B, C, h, w): each head is multiplied by one number, folded into the projection, that brings its branch nearest
-            to what it was on half of them. How far the numbers go is chosen on the other half, where the error is never above the bare swap's.
+        calibrate: images (B, C, h, w): each head is multiplied by one number, folded into the
+            projection, that brings its branch nearest to what it was on half of them. How far the
+            numbers go is chosen on the other half, where the error is never above the bare swap's.
         **options: of the operator.
 
     Returns:
         What was swapped, kept and why, with the gains.
 
     Raises:
-        UsageError: unknown operator or option, patterns that fit nothing, images that the model does not take, a model in which nothing
-            can be swapped, or one that does not run afterwards.
+        UsageError: unknown operator or option, patterns that fit nothing, images that the model
+            does not take, a model in which nothing can be swapped, or one that does not run
+            afterwards.
     """
     need_module(model, "swap")
     record, options = _operator(op, options)
@@ -105,23 +131,37 @@ def swap(model: nn.Module, op: str | Operator | type[Attention] = "sima", *, lay
     told, tokens = SharedGrid(), _tokens(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        built = {path: _built(path, module, record, options, told, tokens) for path, module in chosen.items()}
+        built = {
+            path: _built(path, module, record, options, told, tokens)
+            for path, module in chosen.items()
+        }
     if looks := [path for path, ours in built.items() if _looks(ours)]:
         _refuse_dropped_patches(model, record, looks[0])
-    telling = looks and not any(isinstance(ours, ReducedAttention) for ours in built.values())  # those are passed it
+    # those are passed it
+    telling = looks and not any(isinstance(ours, ReducedAttention) for ours in built.values())
     before = {} if images is None else branches(model, list(built), images, _at_rest(model))
     exchange = _Exchanged(model, chosen, built, told if telling else None)
     try:
         untried = _tried(exchange, record, images)  # first: its pass tells the new modules the grid
-        fits = {path: fitted(built[path], seen, _at_rest(built[path])) for path, seen in before.items()}
+        fits = {
+            path: fitted(built[path], seen, _at_rest(built[path])) for path, seen in before.items()
+        }
         for path, fit in fits.items():
             holder: Any = getattr(built[path], "inner", built[path])
             holder.proj = multiplied(holder.proj, fit.gains, before[path].out)
     except BaseException:
         exchange.undo()
         raise
-    mean = "q and k are tied: their common projection is the mean of both" if record.wants("tied_qk", options) else ""
-    lost |= {path: why for path, one in chosen.items() if (why := _dropped(one, record)) and path not in lost}
+    mean = (
+        "q and k are tied: their common projection is the mean of both"
+        if record.wants("tied_qk", options)
+        else ""
+    )
+    lost |= {
+        path: why
+        for path, one in chosen.items()
+        if (why := _dropped(one, record)) and path not in lost
+    }
     kinds = {path: type(one).__name__ for path, one in chosen.items()}
     new = {path: names for path, ours in built.items() if (names := _new(ours, chosen[path]))}
     gains, errors = (
@@ -134,7 +174,13 @@ def swap(model: nn.Module, op: str | Operator | type[Attention] = "sima", *, lay
 class _Exchanged:
     """A model with the new modules in place; `undo` puts back the ones that were there."""
 
-    def __init__(self, model: nn.Module, old: Mapping[str, nn.Module], new: Mapping[str, nn.Module], told: SharedGrid | None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        model: nn.Module,
+        old: Mapping[str, nn.Module],
+        new: Mapping[str, nn.Module],
+        told: SharedGrid | None,
+    ) -> None:
         self.model, self.old, self.new = model, old, new
         self.embed = None if told is None else _embed(model)
         self.told = told
@@ -162,7 +208,8 @@ def _refuse_dropped_patches(model: nn.Module, record: Operator, path: str) -> No
     drop = getattr(model, "patch_drop", None)
     if drop is not None and not isinstance(drop, nn.Identity):
         raise UsageError(
-            f"{path}: '{record.name}' needs to know where its tokens stand, and the model leaves some out in training (patch_drop): "
+            f"{path}: '{record.name}' needs to know where its tokens stand, and the model leaves "
+            "some out in training (patch_drop): "
             "build it without patch_drop_rate, or choose an operator that needs no grid"
         )
 
@@ -171,14 +218,20 @@ def _dropped(theirs: nn.Module, record: Operator) -> str:
     """What becomes of dropout of attention weights."""
     p = getattr(getattr(theirs, "attn_drop", None), "p", 0.0)
     return (
-        "" if record.drops_weights or not p else f"dropout of weights ({p:g}): '{record.name}' makes no weights to drop"
+        ""
+        if record.drops_weights or not p
+        else f"dropout of weights ({p:g}): '{record.name}' makes no weights to drop"
     )
 
 
 def _new(ours: nn.Module, theirs: nn.Module) -> tuple[str, ...]:
     """The operator's own tensors, unless they were there (the temperature of XCA)."""
     had = {id(x) for x in theirs.parameters()}
-    return tuple(name for name, x in ours.named_parameters() if ".learned." in f".{name}" and id(x) not in had)
+    return tuple(
+        name
+        for name, x in ours.named_parameters()
+        if ".learned." in f".{name}" and id(x) not in had
+    )
 
 
 @contextmanager
@@ -204,7 +257,9 @@ def _tried(exchange: _Exchanged, record: Operator, images: Tensor | None) -> str
     if before := _ends_badly(model, x):
         exchange.redo()
         return f"it does not run on images {tuple(x.shape)} as it was either ({before})"
-    raise UsageError(f"{type(model).__name__} does not run with '{record.name}': {wrong}. Nothing was exchanged")
+    raise UsageError(
+        f"{type(model).__name__} does not run with '{record.name}': {wrong}. Nothing was exchanged"
+    )
 
 
 def _ends_badly(model: nn.Module, images: Tensor) -> str:
@@ -216,7 +271,9 @@ def _ends_badly(model: nn.Module, images: Tensor) -> str:
         return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
     while isinstance(found, list | tuple) and found:
         found = found[0]
-    finite = not (isinstance(found, Tensor) and found.is_floating_point()) or bool(found.isfinite().all())
+    finite = not (isinstance(found, Tensor) and found.is_floating_point()) or bool(
+        found.isfinite().all()
+    )
     return "" if finite else "it answers NaN or infinity"
 
 
@@ -226,9 +283,15 @@ def _noise(model: nn.Module) -> Tensor:
     channels, *sides = tuple(told.get("input_size") or (3, 224, 224))
     size = getattr(getattr(model, "patch_embed", None), "img_size", None) or sides
     first = told.get("first_conv")
-    conv = next((one for path, one in model.named_modules() if path == first), None) if isinstance(first, str) else None
+    conv = (
+        next((one for path, one in model.named_modules() if path == first), None)
+        if isinstance(first, str)
+        else None
+    )
     channels = getattr(conv, "in_channels", channels)
-    noise = torch.randn(1, int(channels), *map(int, size), generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(
+        1, int(channels), *map(int, size), generator=torch.Generator().manual_seed(0)
+    )
     return noise.to(place_of(model))
 
 
@@ -250,7 +313,8 @@ def _calibration(model: nn.Module, images: Tensor) -> Tensor:
         kind = f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}{where}"
     if not _are_images(images):
         raise UsageError(
-            f"calibrate is {kind}: give images (B, C, h, w), prepared as the model takes them, at least one"
+            f"calibrate is {kind}: give images (B, C, h, w), prepared as the model takes them, at "
+            "least one"
         )
     if not images.isfinite().all():
         raise UsageError("calibrate holds NaN or infinity: leave those images out")
@@ -259,7 +323,12 @@ def _calibration(model: nn.Module, images: Tensor) -> Tensor:
 
 def _are_images(given: Any) -> bool:
     """Whether these are images that hold numbers, at least one."""
-    if not isinstance(given, Tensor) or given.ndim != 4 or not given.is_floating_point() or not given.numel():
+    if (
+        not isinstance(given, Tensor)
+        or given.ndim != 4
+        or not given.is_floating_point()
+        or not given.numel()
+    ):
         return False
     return given.layout == torch.strided and not given.is_meta
 
@@ -270,17 +339,24 @@ def _nothing_there(model: nn.Module, record: Operator) -> str:
     if not ours:
         return "it has no attention module that softless knows"
     return (
-        f"its attention is softless's already: {', '.join(ours)}; build its host with softless.create_model(host, op='{record.name}') and load "
+        f"its attention is softless's already: {', '.join(ours)}; build its host with "
+        f"softless.create_model(host, op='{record.name}') and load "
         "the weights there"
     )
 
 
-def _operator(op: str | Operator | type[Attention], options: Mapping[str, Any]) -> tuple[Operator, dict[str, Any]]:
-    """The record behind a name or a class of attention, with the options that the class has fixed."""
+def _operator(
+    op: str | Operator | type[Attention], options: Mapping[str, Any]
+) -> tuple[Operator, dict[str, Any]]:
+    """The record behind a name or a class of attention, with the options that the class has
+    fixed.
+    """
     if not isinstance(op, type):
         return get(op), {**options}
     if not issubclass(op, Attention) or op.fixed_op is None:
-        raise UsageError(f"op={op.__name__}: give an operator's name, as 'sima', or its class, as softless.SimA")
+        raise UsageError(
+            f"op={op.__name__}: give an operator's name, as 'sima', or its class, as softless.SimA"
+        )
     return get(op.fixed_op), {**op.fixed_options, **options}
 
 
@@ -289,10 +365,18 @@ def _patterns(given: str | Sequence[str]) -> list[str]:
 
 
 def _chosen(
-    model: nn.Module, record: Operator, options: Mapping[str, Any], layers: list[str], force: list[str]
+    model: nn.Module,
+    record: Operator,
+    options: Mapping[str, Any],
+    layers: list[str],
+    force: list[str],
 ) -> tuple[dict[str, nn.Module], dict[str, str], dict[str, str]]:
     """The modules to exchange, the reasons of those that are kept, and what is given up."""
-    seen = {path: one for path, one in model.named_modules() if type(one) in ADAPTERS or looks_like_attention(one)}
+    seen = {
+        path: one
+        for path, one in model.named_modules()
+        if type(one) in ADAPTERS or looks_like_attention(one)
+    }
     for pattern in [*layers, *force]:
         if seen and not any(fnmatch.fnmatch(path, pattern) for path in seen):
             listed = ", ".join(list(seen)[:6]) + (" …" if len(seen) > 6 else "")
@@ -327,7 +411,14 @@ def _in_the_way(module: nn.Module, record: Operator, options: Mapping[str, Any])
     return adapter.cannot(module, record, options)
 
 
-def _built(path: str, theirs: nn.Module, record: Operator, options: Mapping[str, Any], told: SharedGrid, tokens: int | None) -> nn.Module:  # fmt: skip
+def _built(
+    path: str,
+    theirs: nn.Module,
+    record: Operator,
+    options: Mapping[str, Any],
+    told: SharedGrid,
+    tokens: int | None,
+) -> nn.Module:
     """Our module for a place; nothing of the model is changed by it."""
     try:
         ours = ADAPTERS[type(theirs)].build(theirs, record, options)
@@ -348,12 +439,17 @@ def _built(path: str, theirs: nn.Module, record: Operator, options: Mapping[str,
 
 
 def _beside(ours: nn.Module, theirs: nn.Module) -> None:
-    """What is new comes to the dtype and device of what was there; what was there stays where it is, offloaded or not."""
+    """What is new comes to the dtype and device of what was there; what was there stays where it
+    is, offloaded or not.
+    """
     place, old = place_of(theirs), set(theirs.modules())
     own = {id(x) for x in theirs.parameters()}
     for module in ours.modules():
         if module not in old and not any(id(x) in own for x in module._parameters.values()):
-            module._apply(lambda x: x.to(place) if x.is_floating_point() else x.to(place.device), recurse=False)
+            module._apply(
+                lambda x: x.to(place) if x.is_floating_point() else x.to(place.device),
+                recurse=False,
+            )
 
 
 def _tokens(model: nn.Module) -> int | None:
@@ -362,7 +458,9 @@ def _tokens(model: nn.Module) -> int | None:
 
 
 def _prefix(model: nn.Module) -> int:
-    """Tokens ahead of the patches where the attention over them is: none in XCiT and CaiT, whose class token comes later."""
+    """Tokens ahead of the patches where the attention over them is: none in XCiT and CaiT, whose
+    class token comes later.
+    """
     return 0 if isinstance(model, Xcit | Cait) else int(getattr(model, "num_prefix_tokens", 0))
 
 
@@ -371,7 +469,8 @@ def _embed(model: nn.Module) -> nn.Module:
     embed = getattr(model, "patch_embed", None)
     if not isinstance(embed, nn.Module):
         raise UsageError(
-            f"{type(model).__name__} has no patch_embed that could tell the grid: choose an operator that needs none"
+            f"{type(model).__name__} has no patch_embed that could tell the grid: choose an "
+            "operator that needs none"
         )
     return embed
 
@@ -388,5 +487,8 @@ class Teller:
         elif output.ndim == 4:  # channels last
             height, width = output.shape[1], output.shape[2]
         else:
-            height, width = (side // patch for side, patch in zip(inputs[0].shape[-2:], module.patch_size, strict=True))
+            height, width = (
+                side // patch
+                for side, patch in zip(inputs[0].shape[-2:], module.patch_size, strict=True)
+            )
         self.told.tell((self.prefix, height, width))

@@ -1,4 +1,5 @@
-"""Which json files of a folder are its boxes: COCO's own layout, and those that CVAT, Roboflow, Label Studio, labelme and FiftyOne write.
+"""Which json files of a folder are its boxes: COCO's own layout, and those that CVAT, Roboflow,
+Label Studio, labelme and FiftyOne write.
 
     annotations/instances_train2017.json + train2017/      annotations/instances_default.json + images/      train/_annotations.coco.json
     result.json + images/      annotations.json + JPEGImages/      labels.json + data/      train.json + train/
@@ -15,7 +16,8 @@ from pathlib import Path
 from softless.data.places import PARTS, PICTURES, folders_in, part_of, words_of
 from softless.errors import DataError
 
-_BESIDE_BOXES = ("captions", "keypoints", "stuff", "panoptic", "image_info")  # COCO's other files, by their names
+# COCO's other files, by their names
+_BESIDE_BOXES = ("captions", "keypoints", "stuff", "panoptic", "image_info")
 _HOLDERS = frozenset({"annotations", "annotation", "labels"})  # folders that hold such files
 LISTS = ("images", "annotations", "categories")
 
@@ -29,14 +31,17 @@ class AnnotationFiles:
 
     def sentence(self, root: Path) -> str:
         """What is said of the files that are not read; nothing where there are none."""
-        told = [f"{file.relative_to(root).as_posix()} ({why})" for file, why in self.passed_over.items()]
+        told = [
+            f"{file.relative_to(root).as_posix()} ({why})" for file, why in self.passed_over.items()
+        ]
         return f"not read: {', '.join(told)}" if told else ""
 
 
 def annotation_files(root: Path) -> AnnotationFiles:
     """The files of boxes in a folder; empty where it holds none.
 
-    A file is of the split that its name says, or its folder's; one alone that says none is for training.
+    A file is of the split that its name says, or its folder's; one alone that says none is for
+    training.
 
     Raises:
         DataError: several files for one split, or several that say none.
@@ -64,7 +69,8 @@ def annotation_files(root: Path) -> AnnotationFiles:
     if not parts and unnamed:
         names = ", ".join(file.relative_to(root).as_posix() for file in unnamed)
         raise DataError(
-            f"{root} has several files of boxes, and no name says a split: {names}; call them train.json, val.json and test.json"
+            f"{root} has several files of boxes, and no name says a split: {names}; call them "
+            "train.json, val.json and test.json"
         )
     return AnnotationFiles(parts, passed | dict.fromkeys(unnamed, "no name of a split in it"))
 
@@ -76,17 +82,28 @@ def _part(file: Path, root: Path) -> str | None:
 
 
 def _candidates(root: Path) -> list[Path]:
-    """Json files where tools put them: at the top, in a folder of annotations, or in a split's folder."""
+    """Json files where tools put them: at the top, in a folder of annotations, or in a split's
+    folder.
+    """
     names = folders_in(root)
     folders = [root / name for name in names if _holds_annotations(root / name)]
     splits = [root / name for name in names if part_of(name)]
-    inside = [split / name for split in splits for name in folders_in(split) if _holds_annotations(split / name)]
-    files = chain.from_iterable(sorted(folder.glob("*.json")) for folder in (root, *folders, *splits, *inside))
+    inside = [
+        split / name
+        for split in splits
+        for name in folders_in(split)
+        if _holds_annotations(split / name)
+    ]
+    files = chain.from_iterable(
+        sorted(folder.glob("*.json")) for folder in (root, *folders, *splits, *inside)
+    )
     return [file for file in files if file.is_file() and not file.name.startswith(".")]
 
 
 def _no_boxes(file: Path) -> str:
-    """Why a json file is not read; nothing where it is COCO's, or so damaged that reading it says more."""
+    """Why a json file is not read; nothing where it is COCO's, or so damaged that reading it says
+    more.
+    """
     if "instances" in file.stem or "coco" in words_of(file.name):
         return ""
     try:
@@ -99,7 +116,9 @@ def _no_boxes(file: Path) -> str:
 
 
 def picture_folders(file: Path) -> list[Path]:
-    """Where the images of an annotation file may lie, those that are likelier first; folders of another split are left out."""
+    """Where the images of an annotation file may lie, those that are likelier first; folders of
+    another split are left out.
+    """
     here, part, last = file.parent, part_of(file.stem), file.stem.rpartition("_")[2]
     root = here.parent if _holds_annotations(here) else here
     part = part or part_of(root.name)
@@ -107,15 +126,25 @@ def picture_folders(file: Path) -> list[Path]:
     for base in dict.fromkeys((here, root)):
         names = folders_in(base)
         own = [name for name in names if name == last or (part and part_of(name) == part)]
-        pictures = [name for name in names if " ".join(words_of(name)) in PICTURES or name == "data"]
-        deeper = [(outer, inner) for outer in (*pictures, *own) for inner in folders_in(base / outer)]
-        fits = [base / outer / inner for outer, inner in deeper if _fits(inner, part, last, outer in pictures)]
+        pictures = [
+            name for name in names if " ".join(words_of(name)) in PICTURES or name == "data"
+        ]
+        deeper = [
+            (outer, inner) for outer in (*pictures, *own) for inner in folders_in(base / outer)
+        ]
+        fits = [
+            base / outer / inner
+            for outer, inner in deeper
+            if _fits(inner, part, last, outer in pictures)
+        ]
         found += [*fits, *(base / name for name in (*own, *pictures)), base]
     return found
 
 
 def _fits(inner: str, part: str | None, last: str, among_pictures: bool) -> bool:
-    """Whether a folder in a folder of pictures is of the split, or one in a split's folder holds pictures."""
+    """Whether a folder in a folder of pictures is of the split, or one in a split's folder holds
+    pictures.
+    """
     if among_pictures:
         return inner == last or (part is not None and part_of(inner) == part)
     return " ".join(words_of(inner)) in PICTURES or inner == "data"

@@ -1,4 +1,6 @@
-"""Images that come as arrays: scikit-learn's handwritten digits, and npz files with MedMNIST's keys."""
+"""Images that come as arrays: scikit-learn's handwritten digits, and npz files with MedMNIST's
+keys.
+"""
 
 import zipfile
 import zlib
@@ -31,45 +33,94 @@ NOT_AN_NPZ = (
 )
 
 _ORGANS = (
-    "bladder", "femur-left", "femur-right", "heart", "kidney-left", "kidney-right", "liver", "lung-left", "lung-right",
-    "pancreas", "spleen",
-)  # fmt: skip
-MEDMNIST_CLASSES: dict[str, tuple[str, ...]] = {  # MedMNIST's info.py; the files themselves hold numbers only
+    "bladder",
+    "femur-left",
+    "femur-right",
+    "heart",
+    "kidney-left",
+    "kidney-right",
+    "liver",
+    "lung-left",
+    "lung-right",
+    "pancreas",
+    "spleen",
+)
+# MedMNIST's info.py; the files themselves hold numbers only
+MEDMNIST_CLASSES: dict[str, tuple[str, ...]] = {
     "bloodmnist": (
-        "basophil", "eosinophil", "erythroblast", "immature granulocytes", "lymphocyte", "monocyte", "neutrophil",
+        "basophil",
+        "eosinophil",
+        "erythroblast",
+        "immature granulocytes",
+        "lymphocyte",
+        "monocyte",
+        "neutrophil",
         "platelet",
     ),
     "breastmnist": ("malignant", "normal or benign"),
+    # labels that may come together
     "chestmnist": (
-        "atelectasis", "cardiomegaly", "effusion", "infiltration", "mass", "nodule", "pneumonia", "pneumothorax",
-        "consolidation", "edema", "emphysema", "fibrosis", "pleural", "hernia",
-    ),  # labels that may come together
+        "atelectasis",
+        "cardiomegaly",
+        "effusion",
+        "infiltration",
+        "mass",
+        "nodule",
+        "pneumonia",
+        "pneumothorax",
+        "consolidation",
+        "edema",
+        "emphysema",
+        "fibrosis",
+        "pleural",
+        "hernia",
+    ),
     "dermamnist": (
-        "actinic keratoses and intraepithelial carcinoma", "basal cell carcinoma", "benign keratosis-like lesions",
-        "dermatofibroma", "melanoma", "melanocytic nevi", "vascular lesions",
+        "actinic keratoses and intraepithelial carcinoma",
+        "basal cell carcinoma",
+        "benign keratosis-like lesions",
+        "dermatofibroma",
+        "melanoma",
+        "melanocytic nevi",
+        "vascular lesions",
     ),
     "octmnist": ("choroidal neovascularization", "diabetic macular edema", "drusen", "normal"),
     "organamnist": _ORGANS,
     "organcmnist": _ORGANS,
     "organsmnist": _ORGANS,
     "pathmnist": (
-        "adipose", "background", "debris", "lymphocytes", "mucus", "smooth muscle", "normal colon mucosa",
-        "cancer-associated stroma", "colorectal adenocarcinoma epithelium",
+        "adipose",
+        "background",
+        "debris",
+        "lymphocytes",
+        "mucus",
+        "smooth muscle",
+        "normal colon mucosa",
+        "cancer-associated stroma",
+        "colorectal adenocarcinoma epithelium",
     ),
     "pneumoniamnist": ("normal", "pneumonia"),
     "retinamnist": ("0", "1", "2", "3", "4"),  # grades of retinopathy
     "tissuemnist": (
-        "collecting duct, connecting tubule", "distal convoluted tubule", "glomerular endothelial cells",
-        "interstitial endothelial cells", "leukocytes", "podocytes", "proximal tubule segments", "thick ascending limb",
+        "collecting duct, connecting tubule",
+        "distal convoluted tubule",
+        "glomerular endothelial cells",
+        "interstitial endothelial cells",
+        "leukocytes",
+        "podocytes",
+        "proximal tubule segments",
+        "thick ascending limb",
     ),
-}  # fmt: skip
+}
 
 
 def digits_parts(channels: int) -> tuple[dict[str, ArraySamples], tuple[str, ...]]:
-    """The 1,797 handwritten digits of scikit-learn, 8 x 8 grey, cut into 1,437 to train on and 360 to test.
+    """The 1,797 handwritten digits of scikit-learn, 8 x 8 grey, cut into 1,437 to train on and 360
+    to test.
 
-    The cut is `train_test_split(range(1797), test_size=0.2, stratify=target, random_state=0)` whatever the seed of a
-    run, so anyone can make the same test split. Grey levels 0..16 become 0..255.
+    The cut is `train_test_split(range(1797), test_size=0.2, stratify=target, random_state=0)`
+    whatever the seed of a run, so anyone can make the same test split. Grey levels 0..16 become
+    0..255.
     """
     need("sklearn")
     from sklearn.datasets import load_digits
@@ -84,13 +135,16 @@ def digits_parts(channels: int) -> tuple[dict[str, ArraySamples], tuple[str, ...
         stratify=digits.target,
         random_state=DIGITS_SPLIT_SEED,
     )
-    return {"train": every.take(train), "test": every.take(test)}, tuple(str(d) for d in digits.target_names)
+    return {"train": every.take(train), "test": every.take(test)}, tuple(
+        str(d) for d in digits.target_names
+    )
 
 
 def npz_parts(
     path: str | Path, channels: int, scale: Range | None = None
 ) -> tuple[dict[str, ArraySamples], tuple[str, ...]]:
-    """The splits of an npz file with MedMNIST's keys: `{train,val,test}_images` and `_labels`; val and test optional.
+    """The splits of an npz file with MedMNIST's keys: `{train,val,test}_images` and `_labels`; val
+    and test optional.
 
     Images are uint8 (n, H, W) or (n, H, W, C), or of any kind of number with a declared range,
     labels (n,) or (n, 1) whole numbers from 0, or several
@@ -107,10 +161,14 @@ def npz_parts(
     arrays = _read_npz(file)
     if not _given(arrays, "train"):
         raise DataError(
-            f"{file} has no train_images and train_labels; it holds {', '.join(sorted(arrays)) or 'nothing'}"
+            f"{file} has no train_images and train_labels; it holds "
+            f"{', '.join(sorted(arrays)) or 'nothing'}"
         )
     if channels == 1 and "train_images" in arrays and arrays["train_images"].shape[3:] == (3,):
-        notice(f"{file}: the images are in colour, and data.in_chans=1 makes them grey; data.in_chans=3 keeps it")
+        notice(
+            f"{file}: the images are in colour, and data.in_chans=1 makes them grey; "
+            "data.in_chans=3 keeps it"
+        )
     parts: dict[str, ArraySamples] = {}
     wrong = []
     for part in ("train", "val", "test"):
@@ -121,11 +179,17 @@ def npz_parts(
                 wrong.append(str(error))
     if wrong:
         raise (
-            Faults(f"{file} cannot be used:", [f"  {one.removeprefix(f'{file}: ')}" for one in wrong])
+            Faults(
+                f"{file} cannot be used:", [f"  {one.removeprefix(f'{file}: ')}" for one in wrong]
+            )
             if len(wrong) > 1
             else DataError(wrong[0])
         )
-    count = _count_labels(file, parts) if parts["train"].targets.ndim == 2 else _count_classes(file, parts)
+    count = (
+        _count_labels(file, parts)
+        if parts["train"].targets.ndim == 2
+        else _count_classes(file, parts)
+    )
     named = MEDMNIST_CLASSES.get(file.stem.lower().partition("_")[0], ())
     return parts, named if len(named) == count else tuple(str(i) for i in range(count))
 
@@ -141,7 +205,11 @@ def unlabelled_npz(path: Path, channels: int, scale: Range | None = None) -> Arr
     """
     file = npz_file(path)
     arrays = _read_npz(file)
-    keys = [key for key in (*(f"{part}_images" for part in ("train", "val", "test")), "images") if key in arrays]
+    keys = [
+        key
+        for key in (*(f"{part}_images" for part in ("train", "val", "test")), "images")
+        if key in arrays
+    ]
     if not keys:
         raise DataError(
             f"{file} has no train_images, val_images, test_images or images; it holds "
@@ -152,15 +220,21 @@ def unlabelled_npz(path: Path, channels: int, scale: Range | None = None) -> Arr
     for key in keys:
         refuse_images(file, key, arrays[key], scale)
         if arrays[key].shape[1:] != arrays[keys[0]].shape[1:]:
-            raise DataError(f"{file}: {key} and {keys[0]} hold images of other shapes: give a file for each")
+            raise DataError(
+                f"{file}: {key} and {keys[0]} hold images of other shapes: give a file for each"
+            )
         part = key.removesuffix("_images") if key != "images" else ""
         found = not_finite(arrays[key], part)
         wrong |= {len(names) + place: fault for place, fault in found.items()}
         names += [f"{part}/{place}" if part else str(place) for place in range(len(arrays[key]))]
     if len(wrong) == len(names):
         raise DataError(f"{file}: {wrong[0]}; none of the {len(names)} images can be used")
-    every = ArraySamples(np.concatenate([arrays[key] for key in keys]), np.zeros(len(names)), channels, names, scale)
-    kept = every.take([place for place in range(len(names)) if place not in wrong]) if wrong else every
+    every = ArraySamples(
+        np.concatenate([arrays[key] for key in keys]), np.zeros(len(names)), channels, names, scale
+    )
+    kept = (
+        every.take([place for place in range(len(names)) if place not in wrong]) if wrong else every
+    )
     kept.left_out = tuple(wrong.values())
     return kept
 
@@ -174,23 +248,30 @@ def refuse_images(file: Path, key: str, images: np.ndarray, scale: Range | None)
     if why := no_numbers(images, scale):
         raise DataError(f"{file}: {key} {why}")
     if images.ndim not in {3, 4} or not images.size:
-        raise DataError(f"{file}: {key} have shape {images.shape}; expected (n, H, W) or (n, H, W, C), n > 0")
+        raise DataError(
+            f"{file}: {key} have shape {images.shape}; expected (n, H, W) or (n, H, W, C), n > 0"
+        )
     if why := no_images(images):
         raise DataError(f"{file}: {key} {why}")
 
 
 def no_images(images: np.ndarray) -> str:
-    """What is said of volumes, (n, D, D, D) as in MedMNIST's 3-D sets: taken for images, their depth would be channels."""
+    """What is said of volumes, (n, D, D, D) as in MedMNIST's 3-D sets: taken for images, their
+    depth would be channels.
+    """
     cubes = images.ndim == 4 and images.shape[1] == images.shape[2] == images.shape[3]
     return (
-        f"are volumes of {' x '.join(map(str, images.shape[1:]))}, and images are read: give slices of them as images"
+        f"are volumes of {' x '.join(map(str, images.shape[1:]))}, and images are read: give "
+        "slices of them as images"
         if cubes
         else ""
     )
 
 
 def stored_channels(path: str | Path) -> int | None:
-    """How many channels the training images of an npz file have, from its header; None where it cannot be said."""
+    """How many channels the training images of an npz file have, from its header; None where it
+    cannot be said.
+    """
     shape = _stored_shape(path, "train_images") or ()
     return {3: 1, 4: shape[-1] if shape else None}.get(len(shape))
 
@@ -208,7 +289,11 @@ def _stored_shape(path: str | Path, key: str) -> tuple[int, ...] | None:
     try:
         with zipfile.ZipFile(npz_file(path)) as archive, archive.open(f"{key}.npy") as member:
             version = np.lib.format.read_magic(member)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            read = (
+                np.lib.format.read_array_header_1_0
+                if version == (1, 0)
+                else np.lib.format.read_array_header_2_0
+            )
             shape: tuple[int, ...] = read(member)[0]
     except (*NOT_AN_NPZ, DataError, KeyError):  # opening it says what is wrong
         return None
@@ -228,7 +313,10 @@ def npz_file(path: str | Path) -> Path:
         found = sorted(file.glob("*.npz"))
         if len(found) != 1:
             listed = ", ".join(f.name for f in found[:10]) or "none"
-            raise DataError(f"{file} must hold exactly one npz file, and it holds {listed}: name the file itself")
+            raise DataError(
+                f"{file} must hold exactly one npz file, and it holds {listed}: name the file "
+                "itself"
+            )
         return found[0]
     return file
 
@@ -239,7 +327,9 @@ def _read_npz(file: Path) -> dict[str, np.ndarray]:
         with file.open("rb") as handle, np.load(handle, allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files}
     except NOT_AN_NPZ as error:
-        raise DataError(f"cannot read {file} as an npz file of plain arrays: {why_no_npz(file, error)}") from error
+        raise DataError(
+            f"cannot read {file} as an npz file of plain arrays: {why_no_npz(file, error)}"
+        ) from error
 
 
 def why_no_npz(file: Path, error: Exception) -> str:
@@ -255,7 +345,9 @@ def _given(arrays: dict[str, np.ndarray], part: str) -> bool:
     return f"{part}_images" in arrays or f"{part}_labels" in arrays
 
 
-def _part(file: Path, arrays: dict[str, np.ndarray], part: str, channels: int, scale: Range | None) -> ArraySamples:
+def _part(
+    file: Path, arrays: dict[str, np.ndarray], part: str, channels: int, scale: Range | None
+) -> ArraySamples:
     missing = [key for key in (f"{part}_images", f"{part}_labels") if key not in arrays]
     if missing:
         raise DataError(f"{file} lacks {missing[0]}: images and labels come in pairs")
@@ -264,12 +356,19 @@ def _part(file: Path, arrays: dict[str, np.ndarray], part: str, channels: int, s
     several = labels.ndim == 2 and labels.shape[1] > 1
     labels = labels if several else labels.reshape(-1)
     if len(labels) != len(images):
-        raise DataError(f"{file}: {len(images)} {part}_images and {len(labels)} {part}_labels: the counts must agree")
+        raise DataError(
+            f"{file}: {len(images)} {part}_images and {len(labels)} {part}_labels: the counts "
+            "must agree"
+        )
     if labels.dtype.kind not in ("biuf" if several else "biu"):
-        raise DataError(f"{file}: {part}_labels must be whole numbers from 0, and they are {labels.dtype}")
+        raise DataError(
+            f"{file}: {part}_labels must be whole numbers from 0, and they are {labels.dtype}"
+        )
     names = [f"{part}/{i}" for i in range(len(images))]
     wrong = no_labels(labels, part) if several else no_classes(labels, part)
-    samples = ArraySamples(images, np.where(labels == 1, 1, 0) if several else labels, channels, names, scale)
+    samples = ArraySamples(
+        images, np.where(labels == 1, 1, 0) if several else labels, channels, names, scale
+    )
     samples.unusable = {**not_finite(images, part), **wrong}
     return samples
 
@@ -285,7 +384,10 @@ def no_numbers(images: np.ndarray, scale: Range | None) -> str:
     if images.dtype.kind not in "biuf":
         return f"are {images.dtype}, which are no numbers of pixels"
     if images.dtype == np.uint8 and scale.beyond_bytes:
-        return f"are uint8, which lie in 0..255, and {scale} reaches beyond: declare the range that they have"
+        return (
+            f"are uint8, which lie in 0..255, and {scale} reaches beyond: declare the range "
+            "that they have"
+        )
     return ""
 
 
@@ -312,9 +414,15 @@ def say_outside(images: np.ndarray, part: str, scale: Range | None) -> str:
 
 
 def no_classes(labels: np.ndarray, part: str) -> dict[int, Fault]:
-    """The labels (n,) that name no class, by place: those below 0, as some sets mark images that nobody labelled."""
+    """The labels (n,) that name no class, by place: those below 0, as some sets mark images that
+    nobody labelled.
+    """
     return {
-        place: Fault(f"{part}/{place}", f"its label is {labels[place]}, and labels are whole numbers from 0", "labels")
+        place: Fault(
+            f"{part}/{place}",
+            f"its label is {labels[place]}, and labels are whole numbers from 0",
+            "labels",
+        )
         for place in np.flatnonzero(labels < 0).tolist()
     }
 
@@ -356,16 +464,30 @@ def _count_labels(file: Path, parts: dict[str, ArraySamples]) -> int:
 def _count_classes(file: Path, parts: dict[str, ArraySamples]) -> int:
     if other := next((part for part, samples in parts.items() if samples.targets.ndim != 1), None):
         raise DataError(
-            f"{file}: {other}_labels have several columns and train_labels one: each image must have as many labels"
+            f"{file}: {other}_labels have several columns and train_labels one: each image must "
+            "have as many labels"
         )
-    found = {part: {label for label in samples.targets.tolist() if label >= 0} for part, samples in parts.items()}
+    found = {
+        part: {label for label in samples.targets.tolist() if label >= 0}
+        for part, samples in parts.items()
+    }
     count = max(found["train"], default=0) + 1
     if count < 2:
-        raise DataError(f"{file}: train_labels hold only one class; a classifier needs at least two")
-    _refuse_classes(file, "has no training images of class", sorted(set(range(count)) - found["train"]))
+        raise DataError(
+            f"{file}: train_labels hold only one class; a classifier needs at least two"
+        )
+    _refuse_classes(
+        file, "has no training images of class", sorted(set(range(count)) - found["train"])
+    )
     for part, labels in found.items():
-        _refuse_classes(file, f"{part}_labels hold classes unknown to train_labels:", sorted(labels - found["train"]))
-        _refuse_classes(file, f"{part}_labels lack classes of train_labels:", sorted(found["train"] - labels))
+        _refuse_classes(
+            file,
+            f"{part}_labels hold classes unknown to train_labels:",
+            sorted(labels - found["train"]),
+        )
+        _refuse_classes(
+            file, f"{part}_labels lack classes of train_labels:", sorted(found["train"] - labels)
+        )
     return count
 
 

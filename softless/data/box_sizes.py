@@ -1,8 +1,11 @@
-"""What the objects of a training split ask of a detector: the size of the images, the sides of the anchors, the canvas of training.
+"""What the objects of a training split ask of a detector: the size of the images, the sides of the
+anchors, the canvas of training.
 
-The side of an object is sqrt(width x height). Images are enlarged, twice at most, until a tenth of the objects alone has a side below `SMALL` pixels; they
-are reduced where they are larger than `LONGEST`, or where nine objects of ten have sides above `LARGE`. Images of unlike sizes keep them. The five anchors stand at equal ratios from
-the side that one object of twenty falls below to the one that one of twenty exceeds. The canvas has the typical image, and the large objects whole.
+The side of an object is sqrt(width x height). Images are enlarged, twice at most, until a tenth of
+the objects alone has a side below `SMALL` pixels; they are reduced where they are larger than
+`LONGEST`, or where nine objects of ten have sides above `LARGE`. Images of unlike sizes keep them.
+The five anchors stand at equal ratios from the side that one object of twenty falls below to the
+one that one of twenty exceeds. The canvas has the typical image, and the large objects whole.
 """
 
 from collections.abc import Collection, Sequence
@@ -14,9 +17,12 @@ import numpy as np
 if TYPE_CHECKING:
     from softless.data.boxes import BoxSamples
 
-NAMES = ("anchors", "resize", "canvas", "scale")  # fields of a recipe's `detection` that can be measured
+# fields of a recipe's `detection` that can be measured
+NAMES = ("anchors", "resize", "canvas", "scale")
 SMALL, LARGE = 16.0, 128.0  # pixels
-ALIKE = 1.5  # times as large: images of more different sizes keep them, as one shorter side for all would shrink some that the others do not need
+# times as large: images of more different sizes keep them, as one shorter side for all would shrink
+# some that the others do not need
+ALIKE = 1.5
 LONGEST = 1333  # of an image's longer side, as COCO's detectors have it
 ENLARGED = 2.0
 SPREAD = 4.0  # largest anchor over the smallest, at least
@@ -47,7 +53,9 @@ class BoxSizes:
             if not one.get("iscrowd")
         ]
         listed = np.array(objects, dtype=np.float64).reshape(-1, 3)
-        images = np.array([[one.height, one.width] for one in samples.entries], dtype=np.float64).reshape(-1, 2)
+        images = np.array(
+            [[one.height, one.width] for one in samples.entries], dtype=np.float64
+        ).reshape(-1, 2)
         sides = np.sqrt(listed[:, 1] * listed[:, 2])
         return cls(sides, listed[:, 1:], listed[:, 0].astype(int), images.min(1), images.max(1))
 
@@ -72,7 +80,9 @@ class BoxSizes:
             return np.ones(len(self.sides))
         return np.minimum(resize / self.short, longest / self.long)[self.of_image]
 
-    def anchors(self, resize: int | None, longest: int = LONGEST, octave: float = 1.0) -> tuple[float, ...]:
+    def anchors(
+        self, resize: int | None, longest: int = LONGEST, octave: float = 1.0
+    ) -> tuple[float, ...]:
         """Five sides in pixels of the resized images.
 
         Args:
@@ -85,7 +95,9 @@ class BoxSizes:
         middle = np.sqrt(low * high)
         low, high = min(low, middle / np.sqrt(SPREAD)), max(high, middle * np.sqrt(SPREAD))
         low = max(low, LEAST)
-        return tuple(round(float(side), 1) for side in np.geomspace(low, max(high, SPREAD * low), LEVELS))
+        return tuple(
+            round(float(side), 1) for side in np.geomspace(low, max(high, SPREAD * low), LEVELS)
+        )
 
     def canvas(self, resize: int | None, longest: int = LONGEST) -> tuple[int, int]:
         """Height and width of a square canvas, multiples of 32."""
@@ -102,7 +114,8 @@ class BoxSizes:
 
 
 def measured(samples: "BoxSamples", spec: Any, names: Collection[str]) -> dict[str, Any]:
-    """The fields of `detection` that are to be measured, by name; those that are set are taken as they are. Without objects nothing is.
+    """The fields of `detection` that are to be measured, by name; those that are set are taken as
+    they are. Without objects nothing is.
 
     Args:
         samples: the training split.
@@ -123,12 +136,22 @@ def measured(samples: "BoxSamples", spec: Any, names: Collection[str]) -> dict[s
     return {name: value for name, value in every.items() if name in names}
 
 
-def covered(samples: "BoxSamples", anchors: Sequence[float], resize: int | None, longest: int = LONGEST, octaves: Sequence[float] = (1.0,)) -> float:  # fmt: skip
-    """The share of objects for which some anchor, centred on the object, has an IoU of 0.5 or more: the others can be learnt from by chance alone."""
+def covered(
+    samples: "BoxSamples",
+    anchors: Sequence[float],
+    resize: int | None,
+    longest: int = LONGEST,
+    octaves: Sequence[float] = (1.0,),
+) -> float:
+    """The share of objects for which some anchor, centred on the object, has an IoU of 0.5 or more:
+    the others can be learnt from by chance alone.
+    """
     found = BoxSizes.of(samples)
     seen = found.shapes * found.factors(resize, longest)[:, None]
     sides = np.array([side * octave for side in anchors for octave in octaves])
-    shapes = np.array([(side / np.sqrt(ratio), side * np.sqrt(ratio)) for side in sides for ratio in RATIOS])
+    shapes = np.array([
+        (side / np.sqrt(ratio), side * np.sqrt(ratio)) for side in sides for ratio in RATIOS
+    ])
     common = np.minimum(seen[:, None], shapes[None]).prod(2)
     union = seen.prod(1)[:, None] + shapes.prod(1)[None] - common
     return float(((common / union).max(1) >= 0.5).mean())

@@ -1,9 +1,11 @@
-"""Images with boxes and masks in COCO's layout, read in one pass in which every fault is found before the first step.
+"""Images with boxes and masks in COCO's layout, read in one pass in which every fault is found
+before the first step.
 
     root/annotations/instances_{train,val,test}.json    root/images/{train,val,test}/NAME.jpg
 
-or COCO's own: `annotations/instances_{train2017,val2017}.json` beside `train2017/` and `val2017/`. Annotations are read and images decoded in full,
-once (`readable.py`). Crowds are no objects to learn: they are kept for who measures.
+or COCO's own: `annotations/instances_{train2017,val2017}.json` beside `train2017/` and `val2017/`.
+Annotations are read and images decoded in full, once (`readable.py`). Crowds are no objects to
+learn: they are kept for who measures.
 """
 
 import json
@@ -35,9 +37,8 @@ if TYPE_CHECKING:  # training lies above data: its recipe is read here by its fi
     from softless.training.recipe import DataSpec
 
 OUTSIDE = frozenset({"box outside", "polygon outside"})  # faults that cutting mends
-UNMENDABLE = frozenset({
-    "unknown category"
-})  # a class that is misspelt is missing from training, so it is never passed over
+# a class that is misspelt is missing from training, so it is never passed over
+UNMENDABLE = frozenset({"unknown category"})
 ORIENTATION = 0x0112  # EXIF's
 
 
@@ -74,12 +75,20 @@ class BoxSamples(FileSamples):
         masks: bool,
         scale: Range | None = None,
     ) -> None:
-        super().__init__(root, [entry.file for entry in entries], np.zeros(len(entries), np.int64), channels, scale)
+        super().__init__(
+            root,
+            [entry.file for entry in entries],
+            np.zeros(len(entries), np.int64),
+            channels,
+            scale,
+        )
         self.entries, self.categories, self.masks = list(entries), dict(categories), masks
         self.index_of = {key: place for place, key in enumerate(self.categories)}
 
     def target(self, index: int) -> dict[str, Any]:
-        """Its objects, crowds left out: boxes (n, 4) float32 as corners, labels (n,) int64, and run-length masks where they are asked for."""
+        """Its objects, crowds left out: boxes (n, 4) float32 as corners, labels (n,) int64, and
+        run-length masks where they are asked for.
+        """
         entry = self.entries[index]
         objects = [one for one in entry.annotations if not one.get("iscrowd")]
         boxes = np.array([one["bbox"] for one in objects], dtype=np.float32).reshape(-1, 4)
@@ -87,7 +96,9 @@ class BoxSamples(FileSamples):
         labels = np.array([self.index_of[one["category_id"]] for one in objects], dtype=np.int64)
         target: dict[str, Any] = {"boxes": boxes, "labels": labels}
         if self.masks:
-            target["runs"] = [runs(one["segmentation"], entry.height, entry.width) for one in objects]
+            target["runs"] = [
+                runs(one["segmentation"], entry.height, entry.width) for one in objects
+            ]
         return target
 
     def update(self, digest: Any) -> None:
@@ -97,7 +108,10 @@ class BoxSamples(FileSamples):
                 [one["category_id"], one.get("iscrowd", 0), one.get("area", 0), *one["bbox"]]
                 for one in entry.annotations
             ]
-            digest.update(np.array([entry.id, len(numbers)]).tobytes() + np.array(numbers, dtype=np.float64).tobytes())
+            digest.update(
+                np.array([entry.id, len(numbers)]).tobytes()
+                + np.array(numbers, dtype=np.float64).tobytes()
+            )
 
     def update_outlines(self, digest: Any) -> None:
         if self.masks:
@@ -106,17 +120,22 @@ class BoxSamples(FileSamples):
 
     def take(self, indices: Sequence[int] | np.ndarray) -> "BoxSamples":
         chosen = [self.entries[int(index)] for index in indices]
-        return BoxSamples(self.root, chosen, self.categories, self.channels, masks=self.masks, scale=self.scale)
+        return BoxSamples(
+            self.root, chosen, self.categories, self.channels, masks=self.masks, scale=self.scale
+        )
 
     def renumbered(self, places: Sequence[int]) -> "BoxSamples":
         listed = dict(zip(places, self.categories.items(), strict=True))
         categories = dict(listed[place] for place in range(len(listed)))
-        return BoxSamples(self.root, self.entries, categories, self.channels, masks=self.masks, scale=self.scale)
+        return BoxSamples(
+            self.root, self.entries, categories, self.channels, masks=self.masks, scale=self.scale
+        )
 
     def document(self) -> dict[str, Any]:
         """The samples as COCO's evaluation takes them, annotations numbered from 1."""
         images = [
-            {"id": one.id, "file_name": one.file, "width": one.width, "height": one.height} for one in self.entries
+            {"id": one.id, "file_name": one.file, "width": one.width, "height": one.height}
+            for one in self.entries
         ]
         annotations = [
             {"area": one["bbox"][2] * one["bbox"][3], "iscrowd": 0, **one}
@@ -133,22 +152,28 @@ class BoxSamples(FileSamples):
 def open_boxes(spec: "DataSpec", seed: int, *, masks: bool, faults: str = "stop") -> Splits:
     """Open a folder in COCO's layout, checked whole, and cut it.
 
-    Where there is no validation file, `spec.val_fraction` of the training images is cut off, drawn by `seed`. `spec.limit` thins the training images alone.
+    Where there is no validation file, `spec.val_fraction` of the training images is cut off, drawn
+    by `seed`. `spec.limit` thins the training images alone.
 
     Args:
-        spec: data of a recipe; `spec.faults` says what becomes of images that cannot be used, as `faults` does of annotations.
+        spec: data of a recipe; `spec.faults` says what becomes of images that cannot be used, as
+            `faults` does of annotations.
         seed: of what is drawn.
         masks: each object must have a mask.
-        faults: "stop" at annotations that cannot be used; "skip" leaves them out; "clip" cuts those that reach outside their image and leaves the others out.
+        faults: "stop" at annotations that cannot be used; "skip" leaves them out; "clip" cuts those
+            that reach outside their image and leaves the others out.
 
     Raises:
-        DataError: all that is wrong with images and annotations, unless their policy lets them pass. An annotation of an unknown class never passes.
+        DataError: all that is wrong with images and annotations, unless their policy lets them
+            pass. An annotation of an unknown class never passes.
         UsageError: a field of `spec` that cannot be used.
     """
     for policy in (faults, spec.faults):
         refuse_policy(policy, boxes=True)
     if not spec.path:
-        raise DataError("the data source 'coco' needs a path: give --data PATH or set data.path=PATH")
+        raise DataError(
+            "the data source 'coco' needs a path: give --data PATH or set data.path=PATH"
+        )
     root = located(spec.path)
     files = _files_of(root)
     found = Headers(root, scale=Range.of(spec.range))
@@ -162,28 +187,41 @@ def open_boxes(spec: "DataSpec", seed: int, *, masks: bool, faults: str = "stop"
         else {one.path: one for one in found.bad if one.annotation is None and one.path in images}
     )
     mending = _Mending(
-        _faulty(root, [one for one in found.bad if one.path not in left_out], faults, images), faults, found
+        _faulty(root, [one for one in found.bad if one.path not in left_out], faults, images),
+        faults,
+        found,
     )
     whole = {
-        part: _samples(root, file, contents[file], mending, spec.in_chans, masks=masks) for part, file in files.items()
+        part: _samples(root, file, contents[file], mending, spec.in_chans, masks=masks)
+        for part, file in files.items()
     }
     mending.say(root)
     parts = {part: _without(root, part, samples, left_out) for part, samples in whole.items()}
     if left_out:
-        say_left_out(root, {part: (len(parts[part].left_out), len(samples)) for part, samples in whole.items()})
+        say_left_out(
+            root,
+            {part: (len(parts[part].left_out), len(samples)) for part, samples in whole.items()},
+        )
     train, val = parts["train"], parts.get("val")
     if val is None:
         train, val = _cut(train, spec.val_fraction, seed)
     if spec.limit is not None:
         if spec.limit < 1:
-            raise UsageError(f"data.limit={spec.limit}: keep at least one training image, or none for no limit")
-        train = train.take(np.sort(np.random.default_rng(seed).permutation(len(train))[: spec.limit]))
+            raise UsageError(
+                f"data.limit={spec.limit}: keep at least one training image, or none for no limit"
+            )
+        train = train.take(
+            np.sort(np.random.default_rng(seed).permutation(len(train))[: spec.limit])
+        )
     _say_unlearnt(root, files["train"].stem, train, found)
     classes = tuple(train.categories.values())
+    # each file may list its categories in an order of its own
     val, test = (
-        None if part is None else part.renumbered(class_places(classes, tuple(part.categories.values()), "train", name))
+        None
+        if part is None
+        else part.renumbered(class_places(classes, tuple(part.categories.values()), "train", name))
         for name, part in (("val", val), ("test", parts.get("test")))
-    )  # each file may list its categories in an order of its own
+    )
     assert val is not None
     mean, std = scaling(spec, train)
     told = fingerprint(spec.source, classes, {"train": train, "val": val, "test": test})
@@ -197,14 +235,20 @@ def _say_unlearnt(root: Path, name: str, train: BoxSamples, found: Gathering) ->
         DataError: no class has one.
     """
     found.say(root, {"crowds", TURNED})
-    held = {one["category_id"] for entry in train.entries for one in entry.annotations if not one.get("iscrowd")}
+    held = {
+        one["category_id"]
+        for entry in train.entries
+        for one in entry.annotations
+        if not one.get("iscrowd")
+    }
     if not held and not any(found.counts[name].values()):
         raise DataError(f"{root}: {name}.json has no object, so there is nothing to learn")
     absent = [called for key, called in train.categories.items() if key not in held]
     if absent:
         shown = few(absent)
         notice(
-            f"{root}: no object of {shown} is trained on, so the detector cannot find {'it' if len(absent) == 1 else 'them'}"
+            f"{root}: no object of {shown} is trained on, so the detector cannot find "
+            f"{'it' if len(absent) == 1 else 'them'}"
         )
 
 
@@ -227,13 +271,17 @@ def not_coco(root: Path, listed: AnnotationFiles) -> DataError:
     told += [listed.sentence(root)] if listed.passed_over else []
     held = f"it has {' and '.join(listed.parts)} but no train; " if listed.parts else ""
     return DataError(
-        f"{root} is not in COCO's layout: {held}expected annotations/instances_train.json (val, test) with images/train/, COCO's own "
-        f"annotations/instances_train2017.json with train2017/, or train/_annotations.coco.json{''.join(f'; {one}' for one in told)}"
+        f"{root} is not in COCO's layout: {held}expected annotations/instances_train.json (val, "
+        "test) with images/train/, COCO's own "
+        "annotations/instances_train2017.json with train2017/, or "
+        f"train/_annotations.coco.json{''.join(f'; {one}' for one in told)}"
     )
 
 
 class Headers(Gathering):
-    """A gathering that takes sizes from headers; images with a turn, of unusual pixels or with a declared range are decoded, as all are afterwards."""
+    """A gathering that takes sizes from headers; images with a turn, of unusual pixels or with a
+    declared range are decoded, as all are afterwards.
+    """
 
     def image(self, path: Path, part: str, label: str) -> Decoded | None:
         if self.scale is not None:
@@ -285,10 +333,18 @@ def check_masks(contents: Mapping[Path, Mapping[str, list[Any]]], found: Gatheri
     for file, content in contents.items():
         for place, one in enumerate(content["annotations"]):
             if not one.get("segmentation") and not one.get("iscrowd"):
-                found.fault(file, "no mask", "it has no segmentation, and this head learns masks; detection.head=retinanet or fasterrcnn needs none", _id(one, place))  # fmt: skip
+                found.fault(
+                    file,
+                    "no mask",
+                    "it has no segmentation, and this head learns masks; detection.head=retinanet "
+                    "or fasterrcnn needs none",
+                    _id(one, place),
+                )
 
 
-def _decoded(root: Path, contents: Mapping[Path, Mapping[str, list[Any]]], found: Gathering, channels: int) -> set[str]:
+def _decoded(
+    root: Path, contents: Mapping[Path, Mapping[str, list[Any]]], found: Gathering, channels: int
+) -> set[str]:
     """Decode every image that nothing was said of yet; returns the names of all images."""
     places = [
         image_folder(file, content["images"]) / name
@@ -298,29 +354,42 @@ def _decoded(root: Path, contents: Mapping[Path, Mapping[str, list[Any]]], found
     ]
     known = {fault.path for fault in found.bad if fault.annotation is None}
     asked = [path for path in dict.fromkeys(places) if found.name(path) not in known]
-    found.bad += [fault_of(path, error, root) for path, error in unreadable(asked, channels, found.scale).items()]
+    found.bad += [
+        fault_of(path, error, root)
+        for path, error in unreadable(asked, channels, found.scale).items()
+    ]
     return {found.name(path) for path in places}
 
 
-def _without(root: Path, part: str, samples: BoxSamples, left_out: Mapping[str, Fault]) -> BoxSamples:
+def _without(
+    root: Path, part: str, samples: BoxSamples, left_out: Mapping[str, Fault]
+) -> BoxSamples:
     """The samples but for images that cannot be used."""
     bad = [left_out[file] for file in samples.files if file in left_out]
     if not bad:
         return samples
     kept = samples.take([place for place, file in enumerate(samples.files) if file not in left_out])
     if not len(kept):
-        raise DataError(f"{root}: none of the {len(samples)} images of {part} can be used; the first: {bad[0]}")
+        raise DataError(
+            f"{root}: none of the {len(samples)} images of {part} can be used; the first: {bad[0]}"
+        )
     kept.left_out = tuple(bad)
     return kept
 
 
-def _faulty(root: Path, bad: Sequence[Fault], policy: str, images: Collection[str]) -> dict[tuple[str, Any], set[str]]:
+def _faulty(
+    root: Path, bad: Sequence[Fault], policy: str, images: Collection[str]
+) -> dict[tuple[str, Any], set[str]]:
     """(path, annotation) and its kinds of faults, where the policy lets those pass.
 
     Raises:
         DataError: it does not.
     """
-    fatal = [fault for fault in bad if policy == "stop" or fault.annotation is None or fault.kind in UNMENDABLE]
+    fatal = [
+        fault
+        for fault in bad
+        if policy == "stop" or fault.annotation is None or fault.kind in UNMENDABLE
+    ]
     if fatal:
         ways = ["mend them"]
         if any(fault.annotation is not None and fault.kind not in UNMENDABLE for fault in fatal):
@@ -368,7 +437,15 @@ def _cut_to(box: Sequence[float], size: tuple[int, int]) -> list[float] | None:
     return [left, top, right - left, bottom - top] if right > left and bottom > top else None
 
 
-def _samples(root: Path, file: Path, content: Mapping[str, list[Any]], mending: _Mending, channels: int, *, masks: bool) -> BoxSamples:  # fmt: skip
+def _samples(
+    root: Path,
+    file: Path,
+    content: Mapping[str, list[Any]],
+    mending: _Mending,
+    channels: int,
+    *,
+    masks: bool,
+) -> BoxSamples:
     folder = image_folder(file, content["images"])
     images = {one["id"]: one for one in content["images"]}
     held: dict[int, list[Mapping[str, Any]]] = {key: [] for key in images}
@@ -381,7 +458,11 @@ def _samples(root: Path, file: Path, content: Mapping[str, list[Any]], mending: 
             held[used["image_id"]].append(used)
     entries = [
         Entry(
-            key, (folder / one["file_name"]).relative_to(root).as_posix(), one["width"], one["height"], tuple(held[key])
+            key,
+            (folder / one["file_name"]).relative_to(root).as_posix(),
+            one["width"],
+            one["height"],
+            tuple(held[key]),
         )
         for key, one in images.items()
     ]
@@ -391,11 +472,14 @@ def _samples(root: Path, file: Path, content: Mapping[str, list[Any]], mending: 
 
 def _cut(train: BoxSamples, fraction: float, seed: int) -> tuple[BoxSamples, BoxSamples]:
     if not 0 < fraction < 1:
-        raise UsageError(f"data.val_fraction={fraction}: the share cut off for validation lies between 0 and 1")
+        raise UsageError(
+            f"data.val_fraction={fraction}: the share cut off for validation lies between 0 and 1"
+        )
     order, count = np.random.default_rng(seed).permutation(len(train)), round(fraction * len(train))
     if not 0 < count < len(train):
         raise DataError(
-            f"{len(train)} training images leave none for training or for validation at data.val_fraction={fraction}: add images"
+            f"{len(train)} training images leave none for training or for validation at "
+            f"data.val_fraction={fraction}: add images"
         )
     return train.take(np.sort(order[count:])), train.take(np.sort(order[:count]))
 

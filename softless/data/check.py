@@ -1,6 +1,8 @@
-"""A whole data set read once, before anything is trained on it: every fault by its file, and what was not read.
+"""A whole data set read once, before anything is trained on it: every fault by its file, and what
+was not read.
 
-What is read here is what training reads, by the same functions; but the first fault does not end it.
+What is read here is what training reads, by the same functions; but the first fault does not end
+it.
 """
 
 from collections import Counter
@@ -78,19 +80,26 @@ def check(
     """Read a data set in full and report all that is wrong with it.
 
     Args:
-        path: a folder `root/{train,val,test}/class/*`, `root/class/*` or of images alone; images with label images, `root/images/{train,val,test}`
-            and `root/labels*/{train,val,test}`, or as ADE20K has them; a COCO json, or a folder with several in `annotations/`; an npz file
-            with MedMNIST's keys. Of a table (`reading.table`) the folder that its files start
+        path: a folder `root/{train,val,test}/class/*`, `root/class/*` or of images alone; images
+            with label images, `root/images/{train,val,test}` and `root/labels*/{train,val,test}`,
+            or as ADE20K has them; a COCO json, or a folder with several in `annotations/`; an npz
+            file with MedMNIST's keys. Of a table (`reading.table`) the folder that its files start
             from, or None.
-        images: folder that a COCO json's file names start from; looked for by the usual layouts without it.
-        min_side: images with a shorter side below this are bad; 8, or SOFTLESS_MIN_SIDE, by default.
-        max_pixels: images with more pixels are bad and not decoded; 89,478,485, or SOFTLESS_MAX_PIXELS, by default.
+        images: folder that a COCO json's file names start from; looked for by the usual layouts
+            without it.
+        min_side: images with a shorter side below this are bad; 8, or SOFTLESS_MIN_SIDE, by
+            default.
+        max_pixels: images with more pixels are bad and not decoded; 89,478,485, or
+            SOFTLESS_MAX_PIXELS, by default.
         strict: warnings and duplicates fail the check too.
-        range: the range of the images' values, as data.range of a recipe; without it images of more than 8 bits are bad.
-        reading: what a recipe reads of the data; without it all that the layout can mean is checked.
+        range: the range of the images' values, as data.range of a recipe; without it images of more
+            than 8 bits are bad.
+        reading: what a recipe reads of the data; without it all that the layout can mean is
+            checked.
 
     Returns:
-        Every bad file as [path, reason] (COCO: [file, annotation id, reason]), counts, and duplicates across splits.
+        Every bad file as [path, reason] (COCO: [file, annotation id, reason]), counts, and
+        duplicates across splits.
 
     Raises:
         DataError: nothing is there, or nothing that can be checked.
@@ -108,9 +117,13 @@ def check(
     scale = Range.of(range if reading is None else reading.range)
     found = Gathering(root if root.is_dir() else root.parent, max_pixels, min_side, scale)
     if listed is not None:
-        return found.report(located(listed.path or ""), _check_table(listed, path, found), strict=strict)
+        return found.report(
+            located(listed.path or ""), _check_table(listed, path, found), strict=strict
+        )
     return found.report(
-        root, _checked(root, found, None if images is None else located(images), reading), strict=strict
+        root,
+        _checked(root, found, None if images is None else located(images), reading),
+        strict=strict,
     )
 
 
@@ -126,8 +139,14 @@ def _checked(root: Path, found: Gathering, images: Path | None, reading: Reading
         return _check_label_images(root, found, reading)
     if kind == "npz" or (kind is None and root.is_file() and root.suffix.lower() == ".npz"):
         return _check_npz(npz_file(root), found)
-    if reading is not None and not reading.classes and (places := without_classes(existing_folder(root))):
-        return "; ".join({_check_images(root / place, found, part) for part, place in places.items()})
+    if (
+        reading is not None
+        and not reading.classes
+        and (places := without_classes(existing_folder(root)))
+    ):
+        return "; ".join({
+            _check_images(root / place, found, part) for part, place in places.items()
+        })
     if kind == "folder" or root.is_dir():
         layout = _check_folder(existing_folder(root), found, classed=reading is not None)
         if reading is not None and reading.group is not None and not found.bad:
@@ -142,9 +161,15 @@ def _check_table(spec: "TableSpec", folder: str | Path | None, found: Gathering)
     found.root = listed.root
     found.bad += listed.faults
     for part, samples in listed.parts.items():
-        targets = samples.targets if listed.several else np.eye(len(listed.classes), dtype=np.int64)[samples.targets]
+        targets = (
+            samples.targets
+            if listed.several
+            else np.eye(len(listed.classes), dtype=np.int64)[samples.targets]
+        )
         found.counts[part] = dict(zip(listed.classes, targets.sum(0).tolist(), strict=True))
-        said = [", ".join(listed.classes[place] for place in np.flatnonzero(row)) for row in targets]
+        said = [
+            ", ".join(listed.classes[place] for place in np.flatnonzero(row)) for row in targets
+        ]
         found.images(list(zip(samples.paths(), said, strict=True)), part, f"reading {part}")
     if not listed.faults:
         _check_cut(located(spec.path or ""), listed.parts, found)
@@ -173,7 +198,9 @@ def _check_groups(root: Path, pattern: str, found: Gathering) -> None:
         found.fault(root, "groups", str(error))
 
 
-def _check_coco(root: Path, files: list[Path], images: Path | None, found: Gathering, reading: Reading | None) -> str:
+def _check_coco(
+    root: Path, files: list[Path], images: Path | None, found: Gathering, reading: Reading | None
+) -> str:
     if not files:
         raise not_coco(root, annotation_files(root))
     contents = coco.check_files(files, images, found, masks=reading is None or reading.masks)
@@ -186,17 +213,25 @@ def _check_label_images(root: Path, found: Gathering, reading: Reading | None) -
     """Each folder of label images against the images; of a recipe, those that it reads."""
     if reading is not None:
         existing_folder(root)
-        read_parts(layout_of(root, found, reading.labels, reading.ignore, reading.values), found, fov=reading.fov)
+        read_parts(
+            layout_of(root, found, reading.labels, reading.ignore, reading.values),
+            found,
+            fov=reading.fov,
+        )
         return LABELS
     folders = label_folders(root)
     if not folders:
         found.fault(
-            root, "layout", "there are images and classes.json but no label images: labels/{train,val,test}/NAME.png"
+            root,
+            "layout",
+            "there are images and classes.json but no label images: "
+            "labels/{train,val,test}/NAME.png",
         )
     for number, labels in enumerate(folders):
+        # images are counted once
         here = (
             found if number == 0 else Gathering(root, found.max_pixels, found.min_side, found.scale)
-        )  # images are counted once
+        )
         read_parts(layout_of(root, here, labels), here)
         if here is not found:
             found.bad += [fault for fault in here.bad if fault not in found.bad]
@@ -236,14 +271,30 @@ def _check_folder(root: Path, found: Gathering, *, classed: bool) -> str:
         return "class folders"
     if renamed := read_as(places):
         found.warn(root, "layout", renamed)
-    for name in (name for name in folders if name not in {place.partition("/")[0] for place in places.values()}):
-        found.warn(root / name, "layout", "a folder beside the splits, not read (splits are named train, val, test)")
+    for name in (
+        name
+        for name in folders
+        if name not in {place.partition("/")[0] for place in places.values()}
+    ):
+        found.warn(
+            root / name,
+            "layout",
+            "a folder beside the splits, not read (splits are named train, val, test)",
+        )
     classes = {part: _check_part(root / place, part, found) for part, place in places.items()}
     for part, place in places.items():
         for name in sorted(classes["train"] - classes[part]):
-            found.fault(root / place / name, "classes", f"the class is missing: {part} must have the classes of train")
+            found.fault(
+                root / place / name,
+                "classes",
+                f"the class is missing: {part} must have the classes of train",
+            )
         for name in sorted(classes[part] - classes["train"]):
-            found.fault(root / place / name, "classes", f"the class is extra: {part} must have the classes of train")
+            found.fault(
+                root / place / name,
+                "classes",
+                f"the class is extra: {part} must have the classes of train",
+            )
     return "splits of class folders"
 
 
@@ -263,12 +314,16 @@ def _pass_beside(folder: Path, found: Gathering) -> None:
     """What lies beside class folders or splits, where nothing reads it."""
     entries = list(folder.iterdir())
     found.hidden += sum(entry.name.startswith(".") for entry in entries)
-    files = [entry.name for entry in entries if not entry.is_dir() and not entry.name.startswith(".")]
+    files = [
+        entry.name for entry in entries if not entry.is_dir() and not entry.name.startswith(".")
+    ]
     endings = Counter(Path(name).suffix.lower() or "(no ending)" for name in files)
     images = sum(endings.pop(ending, 0) for ending in IMAGE_TYPES)
     found.passed_over += endings
     if images:
-        found.warn(folder, "layout", f"{images} images lie outside the class folders and are not read")
+        found.warn(
+            folder, "layout", f"{images} images lie outside the class folders and are not read"
+        )
 
 
 def _check_part(folder: Path, part: str, found: Gathering) -> set[str]:
@@ -277,7 +332,11 @@ def _check_part(folder: Path, part: str, found: Gathering) -> set[str]:
     if part != "all":
         _pass_beside(folder, found)
     if len(names) < 2:
-        found.fault(folder, "classes", f"it holds {len(names)} class folders, and a classifier needs at least two")
+        found.fault(
+            folder,
+            "classes",
+            f"it holds {len(names)} class folders, and a classifier needs at least two",
+        )
     for name in names:
         if not is_text(name):
             found.fault(folder / name, "classes", f"the class folder has {NO_TEXT}")
@@ -285,7 +344,9 @@ def _check_part(folder: Path, part: str, found: Gathering) -> set[str]:
         found.fault(folder / name, "classes", f"it and '{twin}' {ALIKE}")
     listed = {name: _listed(folder / name, found) for name in names}
     found.counts[part] = {name: len(inside.files) for name, inside in listed.items()}
-    files = [(folder / name / file, name) for name, inside in listed.items() for file in inside.files]
+    files = [
+        (folder / name / file, name) for name, inside in listed.items() for file in inside.files
+    ]
     found.images(files, part, f"reading {part}")
     return set(map(composed, names))
 
@@ -294,7 +355,9 @@ def _listed(folder: Path, found: Gathering) -> Listing:
     """What lies below a folder, with its faults reported."""
 
     def unlisted(error: OSError) -> None:
-        found.fault(Path(error.filename), "unreadable", f"the folder cannot be listed: {error.strerror}")
+        found.fault(
+            Path(error.filename), "unreadable", f"the folder cannot be listed: {error.strerror}"
+        )
 
     listed = listing(folder, unlisted)
     found.passed_over += listed.other
@@ -302,7 +365,11 @@ def _listed(folder: Path, found: Gathering) -> Listing:
     if not listed.files and folder != found.root:
         found.fault(folder, "classes", "the class folder holds no images; remove it or fill it")
     if listed.loops:
-        found.warn(folder, "layout", f"{counted(listed.loops, 'link')} back to a folder around it, not followed")
+        found.warn(
+            folder,
+            "layout",
+            f"{counted(listed.loops, 'link')} back to a folder around it, not followed",
+        )
     return listed
 
 
@@ -310,22 +377,44 @@ def _check_npz(file: Path, found: Gathering) -> str:
     try:
         with file.open("rb") as handle, np.load(handle, allow_pickle=False) as archive:
             keys = list(archive.files)
-            arrays = {key: array for key in keys if (array := _array(archive, key, file, found)) is not None}
+            arrays = {
+                key: array
+                for key in keys
+                if (array := _array(archive, key, file, found)) is not None
+            }
     except NOT_AN_NPZ as error:
-        found.fault(file, "damaged", f"it is no npz file of plain arrays: {why_no_npz(file, error)}")
+        found.fault(
+            file, "damaged", f"it is no npz file of plain arrays: {why_no_npz(file, error)}"
+        )
         return "npz"
-    for key in sorted(set(keys) - {f"{part}_{what}" for part in PARTS for what in ("images", "labels")}):
-        found.warn(f"{file.name}/{key}", "layout", "not read: the keys read are {train,val,test}_images and _labels")
+    for key in sorted(
+        set(keys) - {f"{part}_{what}" for part in PARTS for what in ("images", "labels")}
+    ):
+        found.warn(
+            f"{file.name}/{key}",
+            "layout",
+            "not read: the keys read are {train,val,test}_images and _labels",
+        )
     if not {"train_images", "train_labels"} <= set(keys):
-        found.fault(file, "layout", f"no train_images and train_labels; it holds {', '.join(keys) or 'nothing'}")
+        found.fault(
+            file,
+            "layout",
+            f"no train_images and train_labels; it holds {', '.join(keys) or 'nothing'}",
+        )
     classes: dict[str, set[int]] = {}
     for part in PARTS:
         if part != "train" and (f"{part}_images" in keys) != (f"{part}_labels" in keys):
-            found.fault(file, "layout", f"{part}_images and {part}_labels come in pairs, and one is missing")
+            found.fault(
+                file, "layout", f"{part}_images and {part}_labels come in pairs, and one is missing"
+            )
         labels = _check_labels(file, part, arrays, found, classes)
         _check_arrays(file, part, arrays, found, labels)
     _check_classes(file, classes, found)
-    _check_widths(file, {part: arrays[f"{part}_labels"] for part in PARTS if f"{part}_labels" in arrays}, found)
+    _check_widths(
+        file,
+        {part: arrays[f"{part}_labels"] for part in PARTS if f"{part}_labels" in arrays},
+        found,
+    )
     return "npz"
 
 
@@ -337,7 +426,8 @@ def _array(archive: Any, key: str, file: Path, found: Gathering) -> np.ndarray |
         return None
     if isinstance(array, np.ndarray):
         return array
-    found.fault(f"{file.name}/{key}", "damaged", "it is no array")  # numpy gives such a member as bytes
+    # numpy gives such a member as bytes
+    found.fault(f"{file.name}/{key}", "damaged", "it is no array")
     return None
 
 
@@ -348,15 +438,27 @@ def _check_classes(file: Path, classes: dict[str, set[int]], found: Gathering) -
     for label in sorted(set(range(max(known, default=0) + 1)) - known):
         found.fault(f"{file.name}/train_labels", "classes", f"class {label} has no training images")
     if len(known) < 2:
-        found.fault(f"{file.name}/train_labels", "classes", "only one class; a classifier needs at least two")
+        found.fault(
+            f"{file.name}/train_labels",
+            "classes",
+            "only one class; a classifier needs at least two",
+        )
     for part, labels in classes.items():
         for label in sorted(known ^ labels):
-            text = f"class {label} is unknown to train" if label in labels else f"class {label} of train has no images"
+            text = (
+                f"class {label} is unknown to train"
+                if label in labels
+                else f"class {label} of train has no images"
+            )
             found.fault(f"{file.name}/{part}_labels", "classes", text)
 
 
 def _check_labels(
-    file: Path, part: str, arrays: dict[str, np.ndarray], found: Gathering, classes: dict[str, set[int]]
+    file: Path,
+    part: str,
+    arrays: dict[str, np.ndarray],
+    found: Gathering,
+    classes: dict[str, set[int]],
 ) -> list[str]:
     """The class of each image as text; empty where the labels cannot be used."""
     labels, key = arrays.get(f"{part}_labels"), f"{file.name}/{part}_labels"
@@ -366,7 +468,8 @@ def _check_labels(
         found.fault(
             key,
             "labels",
-            f"labels have shape {labels.shape}; read are (n,) and (n, 1), or (n, K) for several labels an image",
+            f"labels have shape {labels.shape}; read are (n,) and (n, 1), or (n, K) for several "
+            "labels an image",
         )
         return []
     if labels.ndim == 2 and labels.shape[1] > 1 and labels.dtype.kind in "biuf":
@@ -387,7 +490,10 @@ def _check_widths(file: Path, labels: Mapping[str, np.ndarray], found: Gathering
     widths = {part: 1 if array.ndim < 2 else array.shape[1] for part, array in labels.items()}
     for part, width in widths.items():
         if width != widths.get("train", width):
-            reason = f"each image has {width} labels, and {widths['train']} in train: each must have as many"
+            reason = (
+                f"each image has {width} labels, and {widths['train']} in train: each must "
+                "have as many"
+            )
             found.fault(f"{file.name}/{part}_labels", "labels", reason)
 
 
@@ -395,24 +501,36 @@ def _check_several(key: str, part: str, labels: np.ndarray, found: Gathering) ->
     """Several labels an image, (n, K) of 0 and 1; the labels of each as text."""
     for fault in no_labels(labels, part).values():
         found.fault(fault.path, fault.kind, fault.reason)
-    found.counts[part] = {str(place): int((column == 1).sum()) for place, column in enumerate(labels.T)}
+    found.counts[part] = {
+        str(place): int((column == 1).sum()) for place, column in enumerate(labels.T)
+    }
     for place in np.flatnonzero((labels == labels[:1]).all(0)).tolist() if part == "train" else ():
         found.fault(
-            key, "classes", f"all training images have the same value of label {place}: there is nothing to learn"
+            key,
+            "classes",
+            f"all training images have the same value of label {place}: there is nothing to learn",
         )
     return [", ".join(map(str, np.flatnonzero(row == 1))) for row in labels]
 
 
-def _check_arrays(file: Path, part: str, arrays: dict[str, np.ndarray], found: Gathering, labels: list[str]) -> None:
+def _check_arrays(
+    file: Path, part: str, arrays: dict[str, np.ndarray], found: Gathering, labels: list[str]
+) -> None:
     images, key = arrays.get(f"{part}_images"), f"{file.name}/{part}_images"
     if images is None or not _are_images(images, key, found):
         return
     found.seen += len(images)
     if labels and len(labels) != len(images):
-        found.fault(key, "labels", f"{len(images)} images and {len(labels)} labels: the counts must agree")
+        found.fault(
+            key, "labels", f"{len(images)} images and {len(labels)} labels: the counts must agree"
+        )
     sides = images.shape[1:3]
     if min(sides) < (found.min_side or 1):
-        found.fault(key, "too small", f"images are {sides[1]} x {sides[0]} pixels, and min_side is {found.min_side}")
+        found.fault(
+            key,
+            "too small",
+            f"images are {sides[1]} x {sides[0]} pixels, and min_side is {found.min_side}",
+        )
         return
     _check_numbers(images, part, key, found)
     for index, pixels in enumerate(track(images, len(images), f"reading {part}")):
@@ -423,7 +541,11 @@ def _check_arrays(file: Path, part: str, arrays: dict[str, np.ndarray], found: G
 def _are_images(images: np.ndarray, key: str, found: Gathering) -> bool:
     """Whether an array has the shape of images; if not, that is a fault."""
     if images.ndim not in {3, 4} or not images.size:
-        found.fault(key, "shape", f"images have shape {images.shape}; expected (n, H, W) or (n, H, W, C), n > 0")
+        found.fault(
+            key,
+            "shape",
+            f"images have shape {images.shape}; expected (n, H, W) or (n, H, W, C), n > 0",
+        )
         return False
     if why := no_images(images):
         found.fault(key, "shape", f"images {why}")

@@ -1,10 +1,12 @@
-"""COCO annotations (instances: boxes, polygons, run-length masks) read in one pass, every fault by its annotation.
+"""COCO annotations (instances: boxes, polygons, run-length masks) read in one pass, every fault by
+its annotation.
 
     {"images": [{"id", "file_name", "width", "height"}], "categories": [{"id", "name"}],
      "annotations": [{"id", "image_id", "category_id", "bbox": [x, y, w, h], "segmentation", "area", "iscrowd"}]}
 
-Run-length masks are column by column, zeros first; as text, each run is written in base 32 from character 48 on, less the run
-two before it. Both forms are decoded here, so nothing needs pycocotools.
+Run-length masks are column by column, zeros first; as text, each run is written in base 32 from
+character 48 on, less the run two before it. Both forms are decoded here, so nothing needs
+pycocotools.
 """
 
 import json
@@ -26,11 +28,19 @@ from softless.data.progress import track
 from softless.words import POINTED, POINTER, counted, is_text
 
 OUTSIDE = 0.5  # pixels a box or polygon may reach over the image's edge: rounding
-DISAGREE = 2.0  # pixels between the sides of a box and of its mask, or 2 % of the box: vertices may be pixel centres
+# pixels between the sides of a box and of its mask, or 2 % of the box: vertices may be pixel
+# centres
+DISAGREE = 2.0
 
 OUTLINES = frozenset({  # faults of masks, which a head without masks never looks at
-    "mask", "polygon", "polygon not finite", "polygon outside", "run lengths", "mask size", "mask and box",
-})  # fmt: skip
+    "mask",
+    "polygon",
+    "polygon not finite",
+    "polygon outside",
+    "run lengths",
+    "mask size",
+    "mask and box",
+})
 Extent = tuple[float, float, float, float]  # left, top, right, bottom
 
 
@@ -75,15 +85,21 @@ def check_files(
     expected = categories.get(first, {})
     for name, here in categories.items():
         if here != expected:
-            differing = sorted({f"{key}: {value}" for key, value in here.items() ^ expected.items()})
-            text = f"its categories are not those of {first}; they differ in {', '.join(differing[:10])}"
+            differing = sorted({
+                f"{key}: {value}" for key, value in here.items() ^ expected.items()
+            })
+            text = (
+                f"its categories are not those of {first}; they differ in "
+                f"{', '.join(differing[:10])}"
+            )
             found.fault(name, "categories", text)
     return contents
 
 
 def _read(file: Path, found: Gathering) -> dict[str, list[Any]] | None:
     try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))  # some tools begin with a byte-order mark
+        # some tools begin with a byte-order mark
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         pointer = error.doc.encode(errors="replace").startswith(POINTER)
         why = (
@@ -97,7 +113,11 @@ def _read(file: Path, found: Gathering) -> dict[str, list[Any]] | None:
         found.fault(file, "json", f"it cannot be read: {error}")
         return None
     if not isinstance(content, dict):
-        found.fault(file, "json", f"it holds a {type(content).__name__}, and COCO is an object with {', '.join(LISTS)}")
+        found.fault(
+            file,
+            "json",
+            f"it holds a {type(content).__name__}, and COCO is an object with {', '.join(LISTS)}",
+        )
         return None
     for key in LISTS:
         if not isinstance(content.get(key), list):
@@ -113,7 +133,12 @@ def _read(file: Path, found: Gathering) -> dict[str, list[Any]] | None:
 
 
 def _check(
-    file: Path, content: Mapping[str, list[Any]], images: Path | None, found: Gathering, *, masks: bool
+    file: Path,
+    content: Mapping[str, list[Any]],
+    images: Path | None,
+    found: Gathering,
+    *,
+    masks: bool,
 ) -> dict[Any, str]:
     """Returns the categories, id -> name."""
     part = file.stem
@@ -139,19 +164,32 @@ def _check(
     return names
 
 
-def _check_crowds(file: Path, used: Mapping[Any, int], crowds: Mapping[Any, int], found: Gathering) -> None:
+def _check_crowds(
+    file: Path, used: Mapping[Any, int], crowds: Mapping[Any, int], found: Gathering
+) -> None:
     """Crowds are left out of training, so a category of crowds alone cannot be learnt."""
-    why = "which no detector learns from; where the tool writes it for every mask drawn with a brush (CVAT), set iscrowd to 0"
+    why = (
+        "which no detector learns from; where the tool writes it for every mask drawn with a "
+        "brush (CVAT), set iscrowd to 0"
+    )
     total = sum(used.values())
     if total and sum(crowds.values()) == total:
-        found.fault(file, "crowds", f"all of its {counted(total, 'annotation')} have iscrowd 1, {why}")
+        found.fault(
+            file, "crowds", f"all of its {counted(total, 'annotation')} have iscrowd 1, {why}"
+        )
         return
     for name, count in used.items():
         if count and crowds[name] == count:
-            found.warn(file, "crowds", f"all {counted(count, 'annotation')} of '{name}' have iscrowd 1, {why}")
+            found.warn(
+                file,
+                "crowds",
+                f"all {counted(count, 'annotation')} of '{name}' have iscrowd 1, {why}",
+            )
 
 
-def _check_categories(file: Path, categories: Sequence[Mapping[str, Any]], found: Gathering) -> dict[Any, str]:
+def _check_categories(
+    file: Path, categories: Sequence[Mapping[str, Any]], found: Gathering
+) -> dict[Any, str]:
     names: dict[Any, str] = {}
     folded: dict[str, str] = {}
     if not categories:
@@ -159,7 +197,11 @@ def _check_categories(file: Path, categories: Sequence[Mapping[str, Any]], found
     for place, category in enumerate(categories):
         key, name = category.get("id"), category.get("name")
         if not _is_id(key):
-            found.fault(file, "categories", f"categories[{place}] has the id {_short(key)}; ids are whole numbers")
+            found.fault(
+                file,
+                "categories",
+                f"categories[{place}] has the id {_short(key)}; ids are whole numbers",
+            )
             continue
         if not isinstance(name, str) or not name.strip():
             found.fault(file, "categories", f"category {key} has the name {_short(name)}")
@@ -167,7 +209,11 @@ def _check_categories(file: Path, categories: Sequence[Mapping[str, Any]], found
         elif not is_text(name):
             found.fault(file, "categories", f"category {key} has {NO_TEXT}")
         if key in names:
-            found.fault(file, "duplicate id", f"category id {key} is given twice: '{names[key]}' and '{name}'")
+            found.fault(
+                file,
+                "duplicate id",
+                f"category id {key} is given twice: '{names[key]}' and '{name}'",
+            )
             continue
         twin = folded.setdefault(composed(name).casefold(), name)
         if name in names.values():
@@ -179,20 +225,36 @@ def _check_categories(file: Path, categories: Sequence[Mapping[str, Any]], found
 
 
 def image_folder(file: Path, images: Sequence[Mapping[str, Any]]) -> Path:
-    """Of the usual places the one that holds most of the first images; `annotations/x_train.json` has them in `images/train`."""
-    names = [name for image in images[:50] if isinstance(name := image.get("file_name"), str) and "\0" not in name]
-    return max(picture_folders(file), key=lambda place: sum((place / name).is_file() for name in names))
+    """Of the usual places the one that holds most of the first images; `annotations/x_train.json`
+    has them in `images/train`.
+    """
+    names = [
+        name
+        for image in images[:50]
+        if isinstance(name := image.get("file_name"), str) and "\0" not in name
+    ]
+    return max(
+        picture_folders(file), key=lambda place: sum((place / name).is_file() for name in names)
+    )
 
 
-def _check_images(file: Path, images: Sequence[Mapping[str, Any]], folder: Path, found: Gathering) -> dict[Any, _Entry]:
+def _check_images(
+    file: Path, images: Sequence[Mapping[str, Any]], folder: Path, found: Gathering
+) -> dict[Any, _Entry]:
     entries: dict[Any, _Entry] = {}
     files: dict[str, Any] = {}
     for place, image in enumerate(track(images, len(images), f"reading images of {file.name}")):
         key, name = image.get("id"), image.get("file_name")
         if not _is_id(key):
-            found.fault(file, "images", f"images[{place}] has the id {_short(key)}; ids are whole numbers")
+            found.fault(
+                file, "images", f"images[{place}] has the id {_short(key)}; ids are whole numbers"
+            )
         elif key in entries:
-            found.fault(file, "duplicate id", f"image id {key} is given twice: {entries[key].name} and {_short(name)}")
+            found.fault(
+                file,
+                "duplicate id",
+                f"image id {key} is given twice: {entries[key].name} and {_short(name)}",
+            )
         size = _stated_size(image)
         if not isinstance(name, str) or not name or "\0" in name:
             found.fault(file, "images", f"image {_short(key)} has the file name {_short(name)}")
@@ -201,7 +263,11 @@ def _check_images(file: Path, images: Sequence[Mapping[str, Any]], folder: Path,
             found.fault(file, "images", f"image {_short(key)} {why}")
             name = None
         elif name in files:
-            found.fault(file, "duplicate file", f"the file {name} is both image {files[name]} and image {_short(key)}")
+            found.fault(
+                file,
+                "duplicate file",
+                f"the file {name} is both image {files[name]} and image {_short(key)}",
+            )
         if name is None:
             entry = _Entry(file.name, size)
         else:
@@ -223,7 +289,9 @@ def _misplaced(name: str, folder: Path) -> str:
 
 def _stated_size(image: Mapping[str, Any]) -> tuple[int, int] | None:
     width, height = image.get("width"), image.get("height")
-    return (width, height) if _is_id(width) and _is_id(height) and width > 0 and height > 0 else None
+    return (
+        (width, height) if _is_id(width) and _is_id(height) and width > 0 and height > 0 else None
+    )
 
 
 def _check_file(
@@ -241,11 +309,15 @@ def _check_file(
     actual = size_of(decoded.image)
     if size is not None and size != actual:
         turned = size == decoded.stored_size
-        why = "; the json has the size before the EXIF orientation, so boxes and masks lie beside the upright image"
+        why = (
+            "; the json has the size before the EXIF orientation, so boxes and masks lie beside "
+            "the upright image"
+        )
         found.fault(
             path,
             "image size",
-            f"it is {actual[0]} x {actual[1]}, and the json says {size[0]} x {size[1]}" + (why if turned else ""),
+            f"it is {actual[0]} x {actual[1]}, and the json says {size[0]} x {size[1]}"
+            + (why if turned else ""),
         )
     return _Entry(name, size or actual)
 
@@ -253,7 +325,9 @@ def _check_file(
 class _Annotation:
     """One annotation and where its faults go."""
 
-    def __init__(self, file: Path, place: int, content: Mapping[str, Any], found: Gathering, *, masks: bool) -> None:
+    def __init__(
+        self, file: Path, place: int, content: Mapping[str, Any], found: Gathering, *, masks: bool
+    ) -> None:
         self.file, self.content, self.found, self.masks = file, content, found, masks
         key = content.get("id")
         self.id: Any = key if _is_id(key) else f"annotations[{place}]"
@@ -264,10 +338,18 @@ class _Annotation:
         tell(self.where, kind, reason, self.id)
 
     def check(
-        self, images: Mapping[Any, _Entry], categories: Mapping[Any, str], seen: set[int], boxes: dict[Any, Any]
+        self,
+        images: Mapping[Any, _Entry],
+        categories: Mapping[Any, str],
+        seen: set[int],
+        boxes: dict[Any, Any],
     ) -> None:
-        """Report all that is wrong with it; `seen` and `boxes` are those of the annotations before."""
-        key, image, category = (self.content.get(field) for field in ("id", "image_id", "category_id"))
+        """Report all that is wrong with it; `seen` and `boxes` are those of the annotations
+        before.
+        """
+        key, image, category = (
+            self.content.get(field) for field in ("id", "image_id", "category_id")
+        )
         entry = images.get(image) if _is_id(image) else None
         self.where = self.file if entry is None else entry.name
         if not _is_id(key):
@@ -280,7 +362,10 @@ class _Annotation:
             self.fault("unknown image", f"no image has the id {_short(image)}")
         if not _is_id(category) or category not in categories:
             known = ", ".join(map(str, list(categories)[:20]))
-            self.fault("unknown category", f"no category has the id {_short(category)}; known: {known or 'none'}")
+            self.fault(
+                "unknown category",
+                f"no category has the id {_short(category)}; known: {known or 'none'}",
+            )
         size = None if entry is None else entry.size
         box = self.check_box(size)
         self.check_numbers()
@@ -290,31 +375,46 @@ class _Annotation:
         if box is not None and _is_id(image) and _is_id(category):
             twin = boxes.setdefault((image, category, box), self.id)
             if twin != self.id:
-                self.found.warn(self.where, "repeated box", f"the same box and category as annotation {twin}", self.id)
+                self.found.warn(
+                    self.where,
+                    "repeated box",
+                    f"the same box and category as annotation {twin}",
+                    self.id,
+                )
 
     def check_box(self, size: tuple[int, int] | None) -> Extent | None:
         """Its sides, if they make a box."""
         box = self.content.get("bbox")
         if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
-            self.fault("box", f"its bbox is {_short(box)}; a box is four numbers, [x, y, width, height]")
+            self.fault(
+                "box", f"its bbox is {_short(box)}; a box is four numbers, [x, y, width, height]"
+            )
             return None
         if not all(map(math.isfinite, box)):
             self.fault("box not finite", f"its bbox is {box}: NaN or infinite")
             return None
         left, top, width, height = box
         if width <= 0 or height <= 0:
-            self.fault("empty box", f"its bbox {box} has the width {width} and height {height}; both must be positive")
+            self.fault(
+                "empty box",
+                f"its bbox {box} has the width {width} and height {height}; both must be positive",
+            )
             return None
         extent = (left, top, left + width, top + height)
         self.check_inside("box", f"its bbox {box}", extent, size)
         return extent
 
-    def check_inside(self, what: str, text: str, extent: Extent, size: tuple[int, int] | None) -> None:
+    def check_inside(
+        self, what: str, text: str, extent: Extent, size: tuple[int, int] | None
+    ) -> None:
         if size is None:
             return
         left, top, right, bottom = extent
         if min(left, top) < -OUTSIDE or right > size[0] + OUTSIDE or bottom > size[1] + OUTSIDE:
-            self.fault(f"{what} outside", f"{text} reaches outside the image of {size[0]} x {size[1]} pixels")
+            self.fault(
+                f"{what} outside",
+                f"{text} reaches outside the image of {size[0]} x {size[1]} pixels",
+            )
 
     def check_numbers(self) -> None:
         area, crowd = self.content.get("area", 1), self.content.get("iscrowd", 0)
@@ -330,25 +430,39 @@ class _Annotation:
             return None
         if isinstance(mask, list) and all(map(_is_number, mask)):
             self.fault(
-                "mask", "its segmentation is a flat list of numbers; it is a list of such lists, one per polygon"
+                "mask",
+                "its segmentation is a flat list of numbers; it is a list of such lists, one per "
+                "polygon",
             )
             return None
         if isinstance(mask, list):
-            extents = [self.check_polygon(place, polygon, size) for place, polygon in enumerate(mask)]
+            extents = [
+                self.check_polygon(place, polygon, size) for place, polygon in enumerate(mask)
+            ]
             whole = [extent for extent in extents if extent is not None]
             return _around(whole) if len(whole) == len(extents) else None
         if isinstance(mask, dict):
             return self.check_runs(mask, size)
-        self.fault("mask", f"its segmentation is {_short(mask)}; it is a list of polygons or a run-length mask")
+        self.fault(
+            "mask",
+            f"its segmentation is {_short(mask)}; it is a list of polygons or a run-length mask",
+        )
         return None
 
-    def check_polygon(self, place: int, polygon: Any, size: tuple[int, int] | None) -> Extent | None:
+    def check_polygon(
+        self, place: int, polygon: Any, size: tuple[int, int] | None
+    ) -> Extent | None:
         text = f"polygon {place} of its segmentation"
         if not isinstance(polygon, list) or not all(map(_is_number, polygon)):
-            self.fault("polygon", f"{text} is {_short(polygon)}; a polygon is a list of numbers, [x, y, x, y, ...]")
+            self.fault(
+                "polygon",
+                f"{text} is {_short(polygon)}; a polygon is a list of numbers, [x, y, x, y, ...]",
+            )
             return None
         if len(polygon) % 2 or len(polygon) < 6:
-            points = f"{len(polygon)} numbers" if len(polygon) % 2 else f"{len(polygon) // 2} points"
+            points = (
+                f"{len(polygon)} numbers" if len(polygon) % 2 else f"{len(polygon) // 2} points"
+            )
             self.fault("polygon", f"{text} has {points}; it needs at least 3 points of two numbers")
             return None
         points_N2 = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
@@ -365,13 +479,22 @@ class _Annotation:
 
     def check_runs(self, mask: Mapping[str, Any], size: tuple[int, int] | None) -> Extent | None:
         stated = mask.get("size")
-        if not isinstance(stated, list) or len(stated) != 2 or not all(_is_id(s) and 0 < s < 2**31 for s in stated):
-            self.fault("run lengths", f"the size of its mask is {_short(stated)}; it is [height, width]")
+        if (
+            not isinstance(stated, list)
+            or len(stated) != 2
+            or not all(_is_id(s) and 0 < s < 2**31 for s in stated)
+        ):
+            self.fault(
+                "run lengths", f"the size of its mask is {_short(stated)}; it is [height, width]"
+            )
             return None
         height, width = stated
         if size is not None and size != (width, height):
             text = f"its mask is {width} x {height}, and the image {size[0]} x {size[1]}"
-            self.fault("mask size", f"{text} (size is [height, width])" if size == (height, width) else text)
+            self.fault(
+                "mask size",
+                f"{text} (size is [height, width])" if size == (height, width) else text,
+            )
             return None
         try:
             runs = run_lengths(mask.get("counts"))
@@ -379,7 +502,10 @@ class _Annotation:
             self.fault("run lengths", f"the counts of its mask are malformed: {error}")
             return None
         if sum(runs) != height * width:
-            self.fault("run lengths", f"the counts of its mask add up to {sum(runs)}, and its size to {height * width}")
+            self.fault(
+                "run lengths",
+                f"the counts of its mask add up to {sum(runs)}, and its size to {height * width}",
+            )
             return None
         extent = _runs_extent(runs, height)
         if extent is None:
@@ -387,10 +513,16 @@ class _Annotation:
         return extent
 
     def check_agreement(self, box: Extent, mask: Extent) -> None:
-        slack = (max(DISAGREE, 0.02 * (box[2] - box[0])), max(DISAGREE, 0.02 * (box[3] - box[1]))) * 2
+        slack = (
+            max(DISAGREE, 0.02 * (box[2] - box[0])),
+            max(DISAGREE, 0.02 * (box[3] - box[1])),
+        ) * 2
         if any(abs(one - other) > most for one, other, most in zip(box, mask, slack, strict=True)):
             around = [round(x, 2) for x in (mask[0], mask[1], mask[2] - mask[0], mask[3] - mask[1])]
-            self.fault("mask and box", f"its bbox is {self.content['bbox']}, and the box around its mask is {around}")
+            self.fault(
+                "mask and box",
+                f"its bbox is {self.content['bbox']}, and the box around its mask is {around}",
+            )
 
 
 def run_lengths(counts: Any) -> list[int]:
@@ -432,7 +564,9 @@ def _written(counts: str) -> list[int]:
             raise ValueError(f"run {len(runs) - 1} has the length {runs[-1]}")
         value = shift = 0
     if shift or not runs:
-        raise ValueError("the text ends within a run" if shift else "there are no runs in a list or a text")
+        raise ValueError(
+            "the text ends within a run" if shift else "there are no runs in a list or a text"
+        )
     return runs
 
 
@@ -444,10 +578,16 @@ def _runs_extent(runs: Sequence[int], height: int) -> Extent | None:
     starts, stops = starts[: len(stops)][kept], stops[kept]
     if not len(starts):
         return None
-    across = starts // height != stops // height  # it goes on in the next column: bottom row and top row are in it
+    # it goes on in the next column: bottom row and top row are in it
+    across = starts // height != stops // height
     top = int(np.where(across, 0, starts % height).min())
     bottom = int(np.where(across, height - 1, stops % height).max())
-    return float(starts.min() // height), float(top), float(stops.max() // height + 1), float(bottom + 1)
+    return (
+        float(starts.min() // height),
+        float(top),
+        float(stops.max() // height + 1),
+        float(bottom + 1),
+    )
 
 
 def _around(extents: Sequence[Extent]) -> Extent:

@@ -18,11 +18,15 @@ Result = TypeVar("Result")
 class Each(Protocol):
     """Does the same work on many files and gives the results in their order."""
 
-    def __call__(self, work: Callable[[Path], Result], asked: Sequence[Path], /) -> Iterator[Result]: ...
+    def __call__(
+        self, work: Callable[[Path], Result], asked: Sequence[Path], /
+    ) -> Iterator[Result]: ...
 
 
 def cores() -> int:
-    """Cores that this process may use: its affinity, and the quota of its control group where there is one."""
+    """Cores that this process may use: its affinity, and the quota of its control group where there
+    is one.
+    """
     try:
         allowed = len(os.sched_getaffinity(0))
     except AttributeError:  # macOS and Windows
@@ -39,7 +43,10 @@ def _quota(root: Path) -> float | None:
     except (OSError, ValueError, IndexError, ZeroDivisionError):
         pass
     try:
-        quota, period = (int((root / "cpu" / f"cpu.cfs_{name}_us").read_text("utf-8")) for name in ("quota", "period"))
+        quota, period = (
+            int((root / "cpu" / f"cpu.cfs_{name}_us").read_text("utf-8"))
+            for name in ("quota", "period")
+        )
     except (OSError, ValueError):
         return None
     return quota / period if quota > 0 and period > 0 else None
@@ -47,9 +54,11 @@ def _quota(root: Path) -> float | None:
 
 @contextmanager
 def on_all_cores(files: Sequence[Path]) -> Iterator[Each]:
-    """As many threads as cores for work on files, where that is faster; a signal ends them, and what waits is given up.
+    """As many threads as cores for work on files, where that is faster; a signal ends them, and
+    what waits is given up.
 
-    Decoding lets other threads run, what Python does around it does not: small files are read one after the other.
+    Decoding lets other threads run, what Python does around it does not: small files are read one
+    after the other.
     """
     pool = ThreadPoolExecutor(min(cores(), MOST)) if _are_large(files) else None
 
@@ -68,7 +77,9 @@ def on_all_cores(files: Sequence[Path]) -> Iterator[Each]:
 
 
 def _are_large(files: Sequence[Path]) -> bool:
-    """Whether the middle one of some files, over the whole list, holds as many bytes as decoding in threads is worth."""
+    """Whether the middle one of some files, over the whole list, holds as many bytes as decoding in
+    threads is worth.
+    """
     sizes = []
     for file in files[:: max(len(files) // LOOKED_AT, 1)]:
         with suppress(OSError):

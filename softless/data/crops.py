@@ -1,4 +1,7 @@
-"""Views of one image: two global crops and several local ones, each with colours of its own. The steps are those of the library lightly."""
+"""Views of one image: two global crops and several local ones, each with colours of its own.
+
+The steps are those of the library lightly.
+"""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,20 +23,30 @@ if TYPE_CHECKING:  # the recipe lives above this layer (softless.training)
 
 
 def multi_crop(
-    spec: "DinoSpec", image_size: int, mean: Sequence[float], std: Sequence[float], in_chans: int, *, deep: bool = False
+    spec: "DinoSpec",
+    image_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    in_chans: int,
+    *,
+    deep: bool = False,
 ) -> Pipeline:
-    """The pipeline image -> list of float tensors (C, S, S): two of `image_size`, then those of `spec.local_size`.
+    """The pipeline image -> list of float tensors (C, S, S): two of `image_size`, then those of
+    `spec.local_size`.
 
-    Random resized crop, flip, colours (chance 0.8), grey, blur, for the second view solarisation; normalised by `mean` and `std`.
-    Caron et al., DINO, arXiv:2104.14294, section 3.2 and the published code. `deep` images, of a declared range, go through the same steps as
-    tensors: none rounds them to 8 bits.
+    Random resized crop, flip, colours (chance 0.8), grey, blur, for the second view solarisation;
+    normalised by `mean` and `std`. Caron et al., DINO, arXiv:2104.14294, section 3.2 and the
+    published code. `deep` images, of a declared range, go through the same steps as tensors: none
+    rounds them to 8 bits.
 
     Raises:
         MissingExtra: lightly is not installed.
         UsageError: images that are neither grey nor RGB.
     """
     if in_chans not in MODES:
-        raise UsageError(f"views change colours of grey or RGB images, and data.in_chans is {in_chans}")
+        raise UsageError(
+            f"views change colours of grey or RGB images, and data.in_chans is {in_chans}"
+        )
     need("lightly")
     from lightly.transforms.dino_transform import DINOViewTransform
     from lightly.transforms.multi_view_transform import MultiViewTransform
@@ -60,7 +73,9 @@ def multi_crop(
     local = view(spec.local_size, spec.local_scale, spec.blur[2])
     head: list[Step] = [] if spec.reduce is None else [_Reduced(spec.reduce)]
     head += [array_to_tensor] if deep else []
-    return Pipeline(head, [MultiViewTransform([first, second, *[local] * spec.local_crops])], fixed=False)
+    return Pipeline(
+        head, [MultiViewTransform([first, second, *[local] * spec.local_crops])], fixed=False
+    )
 
 
 def one_crop(
@@ -72,17 +87,25 @@ def one_crop(
     *,
     deep: bool = False,
 ) -> Pipeline:
-    """Random resized crop (0.08 to 1 of the area) and flip, normalised: the views that DINO trains its linear classifier on."""
-    crop = tv.RandomResizedCrop(image_size, interpolation=str_to_interp_mode(interpolation), antialias=True)
+    """Random resized crop (0.08 to 1 of the area) and flip, normalised: the views that DINO trains
+    its linear classifier on.
+    """
+    crop = tv.RandomResizedCrop(
+        image_size, interpolation=str_to_interp_mode(interpolation), antialias=True
+    )
     if in_chans in MODES and not deep:
         return Pipeline([], [crop, tv.RandomHorizontalFlip(), Normalised(mean, std)], fixed=False)
     return Pipeline(
-        [array_to_tensor], [crop, tv.RandomHorizontalFlip(), tv.Normalize(list(mean), list(std))], fixed=False
+        [array_to_tensor],
+        [crop, tv.RandomHorizontalFlip(), tv.Normalize(list(mean), list(std))],
+        fixed=False,
     )
 
 
 def _of_tensors(step: Any) -> Step:
-    """A step of lightly's views for tensors in 0..1; its own blur and solarisation go through 8-bit images."""
+    """A step of lightly's views for tensors in 0..1; its own blur and solarisation go through 8-bit
+    images.
+    """
     name = type(step).__name__
     if name == "RandomResizedCrop":
         return tv.Compose([step, _within])  # cubic interpolation overshoots
@@ -109,7 +132,8 @@ class _Sometimes:
         self.share, self.step = share, step
 
     def __call__(self, image: Tensor) -> Tensor:
-        return self.step(image) if np.random.random_sample() < self.share else image  # noqa: NPY002 - seeded by the loader
+        # seeded by the loader
+        return self.step(image) if np.random.random_sample() < self.share else image  # noqa: NPY002
 
     def __repr__(self) -> str:
         return f"Sometimes({self.share}, {self.step})"
@@ -122,7 +146,8 @@ class _Blur:
         self.sigmas = sigmas
 
     def __call__(self, image: Tensor) -> Tensor:
-        sigma = float(np.random.uniform(self.sigmas[0], self.sigmas[1]))  # noqa: NPY002 - seeded by the loader
+        # seeded by the loader
+        sigma = float(np.random.uniform(self.sigmas[0], self.sigmas[1]))  # noqa: NPY002
         reach = min(max(1, round(3 * sigma)), min(image.shape[-2:]) - 1)
         return F.gaussian_blur(image, [2 * reach + 1] * 2, [sigma] * 2)
 

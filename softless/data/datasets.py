@@ -32,7 +32,9 @@ MEASURED_IMAGES = 1000  # at most so many files are decoded to measure mean and 
 
 @dataclass(frozen=True)
 class Splits:
-    """A data set, cut: `mean` and `std` are per channel, of pixels scaled to 0..1; `test` may be absent."""
+    """A data set, cut: `mean` and `std` are per channel, of pixels scaled to 0..1; `test` may be
+    absent.
+    """
 
     train: Samples
     val: Samples
@@ -42,13 +44,18 @@ class Splits:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fingerprint: dict[str, Any]  # says whether two runs saw the same images; holds no path
-    left_out: Mapping[str, tuple[Fault, ...]] = field(default_factory=dict)  # part -> what could not be used
+    # part -> what could not be used
+    left_out: Mapping[str, tuple[Fault, ...]] = field(default_factory=dict)
 
-    def ordered(self, classes: Sequence[str], there: str, here: str, *, partly: bool = False) -> "Splits":
-        """The same samples with class indices in the order of `classes`, matched by name; some of them where `partly`.
+    def ordered(
+        self, classes: Sequence[str], there: str, here: str, *, partly: bool = False
+    ) -> "Splits":
+        """The same samples with class indices in the order of `classes`, matched by name; some of
+        them where `partly`.
 
         Raises:
-            DataError: the names are not the same; `there` is whose classes they are, `here` the data.
+            DataError: the names are not the same; `there` is whose classes they are, `here` the
+                data.
         """
         places = class_places(classes, self.classes, there, here, partly=partly)
         train, val = self.train.renumbered(places), self.val.renumbered(places)
@@ -73,7 +80,11 @@ def open_splits(spec: "DataSpec", seed: int, table: "TableSpec | None" = None) -
     if spec.limit is not None:
         train = train.take(_thinned(strata(train.targets), spec.limit, seed))
     mean, std = scaling(spec, train)
-    told = fingerprint(spec.source if table is None else "table", classes, {"train": train, "val": val, "test": test})
+    told = fingerprint(
+        spec.source if table is None else "table",
+        classes,
+        {"train": train, "val": val, "test": test},
+    )
     return Splits(train, val, test, classes, spec.in_chans, mean, std, told, left_out_of(parts))
 
 
@@ -82,22 +93,33 @@ def left_out_of(parts: Mapping[str, Samples]) -> dict[str, tuple[Fault, ...]]:
     return {part: samples.left_out for part, samples in parts.items() if samples.left_out}
 
 
-def open_parts(spec: "DataSpec", table: "TableSpec | None" = None) -> tuple[dict[str, Samples], tuple[str, ...]]:
-    """What the source holds before anything is cut: {"train", "val"?, "test"?}, or {"all"}; and the class names.
+def open_parts(
+    spec: "DataSpec", table: "TableSpec | None" = None
+) -> tuple[dict[str, Samples], tuple[str, ...]]:
+    """What the source holds before anything is cut: {"train", "val"?, "test"?}, or {"all"}; and the
+    class names.
 
-    Every image of every part was read; one that cannot be is an error or left out, as `spec.faults` says.
+    Every image of every part was read; one that cannot be is an error or left out, as `spec.faults`
+    says.
     """
     refuse_policy(spec.faults)
     if spec.faults == "skip" and spec.source in {"digits", "given"}:
-        whose = {"digits": "the digits have none", "given": "a dataset built in Python is used whole"}[spec.source]
-        raise UsageError(f"data.faults=skip leaves out images that cannot be used, and {whose}: leave it out")
+        whose = {
+            "digits": "the digits have none",
+            "given": "a dataset built in Python is used whole",
+        }[spec.source]
+        raise UsageError(
+            f"data.faults=skip leaves out images that cannot be used, and {whose}: leave it out"
+        )
     if spec.in_chans < 1:
         raise UsageError(f"data.in_chans={spec.in_chans}: images have at least one channel")
     if table is not None:
         parts, classes = table_parts(table, spec.path, spec.in_chans, Range.of(spec.range))
         return sift(next(iter(parts.values())).root, parts, spec.faults), classes
     if spec.source == "digits" and spec.range is not None:
-        raise UsageError(f"{RANGE}={spec.range}: the digits have 8 bits and are whole; leave it out")
+        raise UsageError(
+            f"{RANGE}={spec.range}: the digits have 8 bits and are whole; leave it out"
+        )
     if spec.source == "digits":
         digits, names = digits_parts(spec.in_chans)
         return dict(digits), names
@@ -106,7 +128,9 @@ def open_parts(spec: "DataSpec", table: "TableSpec | None" = None) -> tuple[dict
     if spec.source not in {"folder", "npz"}:
         raise unknown("data source", spec.source, ("digits", "folder", "npz", "given"))
     if not spec.path:
-        raise DataError(f"the data source '{spec.source}' needs a path: give --data PATH or set data.path=PATH")
+        raise DataError(
+            f"the data source '{spec.source}' needs a path: give --data PATH or set data.path=PATH"
+        )
     scale = Range.of(spec.range)
     found: tuple[Mapping[str, Samples], tuple[str, ...]]
     if spec.source == "folder":
@@ -116,7 +140,9 @@ def open_parts(spec: "DataSpec", table: "TableSpec | None" = None) -> tuple[dict
     return sift(located(spec.path), found[0], spec.faults), found[1]
 
 
-def cut_parts(parts: Mapping[str, Samples], classes: Sequence[str], spec: "DataSpec", seed: int) -> dict[str, Samples]:
+def cut_parts(
+    parts: Mapping[str, Samples], classes: Sequence[str], spec: "DataSpec", seed: int
+) -> dict[str, Samples]:
     """The training, validation and test part of what a source holds, drawn by `seed`; "test" may
     be absent.
 
@@ -133,12 +159,20 @@ def cut_parts(parts: Mapping[str, Samples], classes: Sequence[str], spec: "DataS
         return _fold(parts, classes, spec, seed)
     if "val" in parts:
         return dict(parts)
-    train, val = _held_out(parts["all"] if "all" in parts else parts["train"], spec.val_fraction, seed)
+    train, val = _held_out(
+        parts["all"] if "all" in parts else parts["train"], spec.val_fraction, seed
+    )
     _say_absent(classes, val)
-    return {"train": train, "val": val, **{part: samples for part, samples in parts.items() if part == "test"}}
+    return {
+        "train": train,
+        "val": val,
+        **{part: samples for part, samples in parts.items() if part == "test"},
+    }
 
 
-def _fold(parts: Mapping[str, Samples], classes: Sequence[str], spec: "DataSpec", seed: int) -> dict[str, Samples]:
+def _fold(
+    parts: Mapping[str, Samples], classes: Sequence[str], spec: "DataSpec", seed: int
+) -> dict[str, Samples]:
     """The parts of one fold; the first one also tries all others, so that none fails hours
     later.
     """
@@ -172,11 +206,16 @@ def _held_out(samples: Samples, fraction: float, seed: int) -> tuple[Samples, Sa
 
 def _check_fraction(fraction: float) -> None:
     if not 0 < fraction < 1:
-        raise UsageError(f"data.val_fraction={fraction}: the share cut off for validation lies between 0 and 1")
+        raise UsageError(
+            f"data.val_fraction={fraction}: the share cut off for validation lies between 0 and 1"
+        )
 
 
-def stratified_cut(targets: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted positions (kept, cut off): of each class `fraction`, rounded, but one image at least stays, and one is cut off where there are two.
+def stratified_cut(
+    targets: np.ndarray, fraction: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted positions (kept, cut off): of each class `fraction`, rounded, but one image at least
+    stays, and one is cut off where there are two.
 
     Raises:
         UsageError: the fraction is not between 0 and 1.
@@ -199,7 +238,9 @@ def stratified_cut(targets: np.ndarray, fraction: float, seed: int) -> tuple[np.
 
 def _say_absent(classes: Sequence[str], val: Samples) -> None:
     """Which classes have no validation image: what is measured there says nothing of them."""
-    each = val.targets > 0 if val.targets.ndim == 2 else np.eye(len(classes), dtype=bool)[val.targets]
+    each = (
+        val.targets > 0 if val.targets.ndim == 2 else np.eye(len(classes), dtype=bool)[val.targets]
+    )
     absent = [name for name, there in zip(classes, each.T, strict=True) if not there.any()]
     if absent:
         what = "image" if val.groups is None else "group"
@@ -211,14 +252,17 @@ def _say_absent(classes: Sequence[str], val: Samples) -> None:
 
 
 def pixel_statistics(samples: Samples) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel over pixels scaled to 0..1, each image counting alike.
+    """Mean and standard deviation per channel over pixels scaled to 0..1, each image counting
+    alike.
 
     Of more than 1,000 images in files, 1,000 spread evenly over the list are read.
 
     Raises:
         DataError: a channel is constant, so that it cannot be scaled to unit deviation.
     """
-    count = len(samples) if isinstance(samples, ArraySamples) else min(len(samples), MEASURED_IMAGES)
+    count = (
+        len(samples) if isinstance(samples, ArraySamples) else min(len(samples), MEASURED_IMAGES)
+    )
     chosen = np.linspace(0, len(samples) - 1, count).round().astype(int)
     total = np.zeros((2, samples.channels))
     for index in track(chosen, count, "measuring mean and std"):
@@ -228,14 +272,17 @@ def pixel_statistics(samples: Samples) -> tuple[tuple[float, ...], tuple[float, 
     std = np.sqrt(np.maximum(square - mean**2, 0))
     if (std < 1e-4).any():
         raise DataError(
-            f"channel {int(np.argmin(std))} of the training images is constant: the images carry nothing there; "
+            f"channel {int(np.argmin(std))} of the training images is constant: the images carry "
+            "nothing there; "
             "check them, or set data.mean and data.std"
         )
     return tuple(round(float(x), 6) for x in mean), tuple(round(float(x), 6) for x in std)
 
 
 def scaling(spec: "DataSpec", train: Samples) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel: those of `spec`, or measured on the training images."""
+    """Mean and standard deviation per channel: those of `spec`, or measured on the training
+    images.
+    """
     check_scaling(spec)
     if spec.mean is None or spec.std is None:
         return pixel_statistics(train)
@@ -243,22 +290,32 @@ def scaling(spec: "DataSpec", train: Samples) -> tuple[tuple[float, ...], tuple[
 
 
 def check_scaling(spec: "DataSpec") -> None:
-    """Whether mean and standard deviation are both given or both measured, with a number for each channel.
+    """Whether mean and standard deviation are both given or both measured, with a number for each
+    channel.
 
     Raises:
         UsageError: they are not.
     """
     if (spec.mean is None) != (spec.std is None):
-        raise UsageError("set data.mean and data.std together, or neither to have them measured on the training images")
+        raise UsageError(
+            "set data.mean and data.std together, or neither to have them measured on the "
+            "training images"
+        )
     for name, values in (("mean", spec.mean), ("std", spec.std)):
         if values is not None and len(values) != spec.in_chans:
-            raise UsageError(f"data.{name} has {len(values)} numbers for data.in_chans={spec.in_chans} channels")
+            raise UsageError(
+                f"data.{name} has {len(values)} numbers for data.in_chans={spec.in_chans} channels"
+            )
 
 
 def _thinned(targets: np.ndarray, limit: int, seed: int) -> np.ndarray:
-    """At most `limit` positions, as even over the classes as their sizes allow: round by round, one of each class."""
+    """At most `limit` positions, as even over the classes as their sizes allow: round by round, one
+    of each class.
+    """
     if limit < 1:
-        raise UsageError(f"data.limit={limit}: keep at least one training image, or none for no limit")
+        raise UsageError(
+            f"data.limit={limit}: keep at least one training image, or none for no limit"
+        )
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(len(targets))
     turn = np.empty(len(targets), dtype=np.int64)  # which member of its class each image is
@@ -268,10 +325,13 @@ def _thinned(targets: np.ndarray, limit: int, seed: int) -> np.ndarray:
     return np.sort(shuffled[np.argsort(turn[shuffled], kind="stable")][:limit])
 
 
-def fingerprint(source: str, classes: tuple[str, ...], parts: Mapping[str, Samples | None]) -> dict[str, Any]:
+def fingerprint(
+    source: str, classes: tuple[str, ...], parts: Mapping[str, Samples | None]
+) -> dict[str, Any]:
     """Says whether two runs saw the same images and targets; holds no path.
 
-    Names and targets are one digest; what is in image files has one for each part, so that a change can be named.
+    Names and targets are one digest; what is in image files has one for each part, so that a change
+    can be named.
     """
     digest = hashlib.sha256()
     for part, samples in parts.items():
@@ -280,8 +340,17 @@ def fingerprint(source: str, classes: tuple[str, ...], parts: Mapping[str, Sampl
             samples.update(digest)
     counts = {part: 0 if samples is None else len(samples) for part, samples in parts.items()}
     pixels = {
-        f"{PIXELS} {part}": contents(samples) for part, samples in parts.items() if isinstance(samples, FileSamples)
+        f"{PIXELS} {part}": contents(samples)
+        for part, samples in parts.items()
+        if isinstance(samples, FileSamples)
     }
     scale = None if parts["train"] is None else parts["train"].scale
     declared = {} if scale is None else {"range": scale.text}  # older runs have none
-    return {"source": source, "classes": len(classes), **counts, "sha256": digest.hexdigest(), **pixels, **declared}
+    return {
+        "source": source,
+        "classes": len(classes),
+        **counts,
+        "sha256": digest.hexdigest(),
+        **pixels,
+        **declared,
+    }

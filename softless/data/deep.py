@@ -1,6 +1,8 @@
-"""The numbers that an image file stores, whatever their width: 8, 12 and 16 bits, signed ones, 32 bits and floating point.
+"""The numbers that an image file stores, whatever their width: 8, 12 and 16 bits, signed ones, 32
+bits and floating point.
 
-Pillow clips, cuts or stretches some of these on the way, so each kind is taken where its numbers are whole, and refused by name where none gives them.
+Pillow clips, cuts or stretches some of these on the way, so each kind is taken where its numbers
+are whole, and refused by name where none gives them.
 """
 
 import re
@@ -29,7 +31,8 @@ from softless.data.ranges import FIELD, Range
 
 PHOTOMETRIC, BITS = 262, 258  # TIFF tags
 WHITE_IS_ZERO = 0
-COLOURS = re.compile(r"(?P<mode>RGBA?);16(?P<order>[LBN])")  # raw modes of 16-bit colours, and the order of their bytes
+# raw modes of 16-bit colours, and the order of their bytes
+COLOURS = re.compile(r"(?P<mode>RGBA?);16(?P<order>[LBN])")
 
 
 class Stored(NamedTuple):
@@ -52,7 +55,8 @@ def judged(image: Image.Image, path: Path) -> Take:
     Raises:
         BadImage: numbers that nothing here gives whole.
     """
-    tiles = getattr(image, "tile", ())  # how the decoder will read the file: (codec, extents, offset, args)
+    # how the decoder will read the file: (codec, extents, offset, args)
+    tiles = getattr(image, "tile", ())
     args = tiles[0][3] if tiles else ""
     if image.format == "PNG" and str(args) == "LA;16B":
         return lambda _: Stored(_grey_with_alpha(path))
@@ -84,7 +88,11 @@ def _plain(image: Image.Image, path: Path) -> Stored:
 
 
 def _colours(file: Path | BytesIO, mode: str, order: str) -> np.ndarray:
-    """Colours of 16 bits. Pillow keeps the byte of each number that it takes for the high one: asked for both, it gives both."""
+    """Colours of 16 bits.
+
+    Pillow keeps the byte of each number that it takes for the high one: asked for both, it gives
+    both.
+    """
     first, second = (_bytes_of(file, mode, f"{mode};16{one}") for one in "BL")
     high, low = (first, second) if order == "B" else (second, first)
     return high.astype(np.uint16) << 8 | low
@@ -111,12 +119,20 @@ def _grey_with_alpha(path: Path) -> np.ndarray:
 
 
 def _ppm(image: Image.Image, path: Path, args: Any) -> Take:
-    """Pillow stretches values up to `most` to 255, or of grey above a byte to 65,535: that is undone without loss."""
-    most = args[1] if isinstance(args, tuple) and len(args) > 1 and isinstance(args[1], int) else 255
+    """Pillow stretches values up to `most` to 255, or of grey above a byte to 65,535: that is
+    undone without loss.
+    """
+    most = (
+        args[1] if isinstance(args, tuple) and len(args) > 1 and isinstance(args[1], int) else 255
+    )
     if image.mode == "RGB" and most > 255:
-        raise _refused(path, "16-bit colours in a PPM file", "save it as PNG or TIFF of one channel, or as npz")
+        raise _refused(
+            path, "16-bit colours in a PPM file", "save it as PNG or TIFF of one channel, or as npz"
+        )
     if image.mode in {"L", "RGB"} and most < 255:
-        return lambda loaded: Stored(np.rint(_plain(loaded, path).values * (most / 255)), bytes=True)
+        return lambda loaded: Stored(
+            np.rint(_plain(loaded, path).values * (most / 255)), bytes=True
+        )
     if image.mode == "I" and 255 < most < 65535:
         return lambda loaded: Stored(np.rint(_plain(loaded, path).values * (most / 65535)))
     return lambda loaded: _plain(loaded, path)
@@ -126,24 +142,39 @@ def _tiff(image: Image.Image, path: Path, args: Any) -> Take:
     tags: Any = image.tag_v2  # type: ignore[attr-defined]  # TIFF's class has it
     signed = SIGNED in tags.get(SAMPLE_FORMAT, ())
     wide = image.mode in {"I", "F"} or image.mode.startswith("I;16")
-    if not signed and (deep := COLOURS.fullmatch(str(args[0] if isinstance(args, tuple) else args))):
-        order = "B" if deep["order"] == "B" or (deep["order"] == "N" and sys.byteorder == "big") else "L"
+    if not signed and (
+        deep := COLOURS.fullmatch(str(args[0] if isinstance(args, tuple) else args))
+    ):
+        order = (
+            "B"
+            if deep["order"] == "B" or (deep["order"] == "N" and sys.byteorder == "big")
+            else "L"
+        )
         return lambda _: Stored(_colours(path, deep["mode"], order))
     if DEEP.search(str(args)) and not wide:
-        raise _refused(path, f"16-bit colours of mode {image.mode} in a TIFF file", "save it as RGB, as PNG, or as npz")
+        raise _refused(
+            path,
+            f"16-bit colours of mode {image.mode} in a TIFF file",
+            "save it as RGB, as PNG, or as npz",
+        )
     if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO and (wide or signed):
         raise _refused(path, "more than 8 bits in which 0 is white", "save it with 0 as black")
     if signed and image.mode == "L":
         return lambda loaded: Stored(np.asarray(loaded).view(np.int8)[..., None])
     if signed and not wide:
-        raise _refused(path, f"signed pixels of mode {image.mode}", "save it as TIFF of one channel, or as npz")
+        raise _refused(
+            path, f"signed pixels of mode {image.mode}", "save it as TIFF of one channel, or as npz"
+        )
     if image.mode == "I" and not signed and max(tags.get(BITS, (16,))) == 32:
-        return lambda loaded: Stored(np.asarray(loaded).view(np.uint32)[..., None])  # Pillow's mode is signed
+        # Pillow's mode is signed
+        return lambda loaded: Stored(np.asarray(loaded).view(np.uint32)[..., None])
     return lambda loaded: _plain(loaded, path)
 
 
 def _refused(path: Path, holds: str, way: str) -> BadImage:
-    return bad_image(path, "pixel format", f"{holds}, whose values are not read whole: {way}", f"{path} holds ")
+    return bad_image(
+        path, "pixel format", f"{holds}, whose values are not read whole: {way}", f"{path} holds "
+    )
 
 
 def in_range(stored: Stored, path: Path, scale: Range) -> np.ndarray:
@@ -156,14 +187,16 @@ def in_range(stored: Stored, path: Path, scale: Range) -> np.ndarray:
         raise bad_image(
             path,
             "pixel format",
-            f"8-bit pixels, which lie in 0..255, and {scale} reaches beyond: leave it out, or declare the range that its pixels have",
+            f"8-bit pixels, which lie in 0..255, and {scale} reaches beyond: leave it out, or "
+            "declare the range that its pixels have",
             f"{path} holds ",
         )
     if stored.values.dtype.kind == "f" and (wrong := int((~np.isfinite(stored.values)).sum())):
         raise bad_image(
             path,
             "not finite",
-            f"floating-point pixels, {wrong} of them NaN or infinite: those have no place in {FIELD}; mend them",
+            f"floating-point pixels, {wrong} of them NaN or infinite: those have no place in "
+            f"{FIELD}; mend them",
             f"{path} holds ",
         )
     return scale.applied(stored.values)

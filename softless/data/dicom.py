@@ -1,8 +1,10 @@
-"""DICOM images, by pydicom's own functions: modality LUT or rescale, VOI LUT or window, palettes, colour spaces, one frame of several.
+"""DICOM images, by pydicom's own functions: modality LUT or rescale, VOI LUT or window, palettes,
+colour spaces, one frame of several.
 
-A grey image is shown as its file says: rescaled, then by its VOI LUT or its first window, MONOCHROME1 inverted. Without those it is read where its
-numbers have 8 bits. A declared range stands before the file's window, and is of the rescaled values (Hounsfield units, say). Colours are what is
-stored, or what the palette gives.
+A grey image is shown as its file says: rescaled, then by its VOI LUT or its first window,
+MONOCHROME1 inverted. Without those it is read where its numbers have 8 bits. A declared range
+stands before the file's window, and is of the rescaled values (Hounsfield units, say). Colours are
+what is stored, or what the palette gives.
 """
 
 import zlib
@@ -45,6 +47,7 @@ META = PREAMBLE + 4 + 12  # bytes ahead of what the length of the file meta info
 BYTES, PIECE = 4, 1 << 20  # of a deflated file: for each pixel of the limit; inflated at once
 GREY = ("MONOCHROME1", "MONOCHROME2")
 PALETTE = "PALETTE COLOR"
+# that pydicom gives as red, green and blue
 COLOURS = (
     "RGB",
     "YBR_FULL",
@@ -52,16 +55,20 @@ COLOURS = (
     "YBR_ICT",
     "YBR_RCT",
     PALETTE,
-)  # that pydicom gives as red, green and blue
-EMPTY = ("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth")  # may be there without a value
+)
+# may be there without a value
+EMPTY = ("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth")
+# of frames that have a rescale and a window of their own
 MACROS = (
     "PixelValueTransformationSequence",
     "FrameVOILUTSequence",
-)  # of frames that have a rescale and a window of their own
+)
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file is read as DICOM: by its ending, or without one (or with a number, as in an identifier) by how it begins."""
+    """Whether a file is read as DICOM: by its ending, or without one (or with a number, as in an
+    identifier) by how it begins.
+    """
     ending = path.suffix.lower()
     if ending in ENDINGS:
         return True
@@ -88,7 +95,8 @@ def decode(
     """One frame of a file, as `softless.data.reading.decode` gives images.
 
     Raises:
-        BadImage: no picture, damaged, packed in a way that nothing installed unpacks, or values that nothing says the meaning of.
+        BadImage: no picture, damaged, packed in a way that nothing installed unpacks, or values
+            that nothing says the meaning of.
         MissingExtra: pydicom is not installed.
         UsageError: no frame of that number.
     """
@@ -101,13 +109,16 @@ def decode(
             said.append(
                 Remark(
                     "several pictures",
-                    f"it holds {frame.count} pictures, and only number {page} is read, counted from 0",
+                    f"it holds {frame.count} pictures, and only number {page} is read, counted "
+                    "from 0",
                 )
             )
         if scale is None:
             image, outside = _shown(frame, path, channels, said), (0, 0)
         else:
-            stored = deep.Stored(frame.values, bytes=frame.colours and frame.values.dtype == np.uint8)
+            stored = deep.Stored(
+                frame.values, bytes=frame.colours and frame.values.dtype == np.uint8
+            )
             pixels = deep.in_range(stored, path, scale)
             outside = scale.outside(frame.values)
             image = with_channels(1 - pixels if frame.inverted else pixels, channels)
@@ -122,9 +133,8 @@ def _reading(path: Path, said: list[Remark]) -> Iterator[None]:
 
     try:
         with heard(said):
-            Image.MAX_IMAGE_PIXELS = limit(
-                "SOFTLESS_MAX_PIXELS", MAX_PIXELS
-            )  # of a packed picture, whatever the header says
+            # of a packed picture, whatever the header says
+            Image.MAX_IMAGE_PIXELS = limit("SOFTLESS_MAX_PIXELS", MAX_PIXELS)
             yield
     except (BadImage, UsageError):
         raise
@@ -132,11 +142,20 @@ def _reading(path: Path, said: list[Remark]) -> Iterator[None]:
         raise bad_image(
             path,
             "no image",
-            f"it ends as a DICOM file and has no DICOM preamble ({MAGIC.decode()} after {PREAMBLE} bytes): save it as a DICOM file, or under its "
+            f"it ends as a DICOM file and has no DICOM preamble ({MAGIC.decode()} after "
+            f"{PREAMBLE} bytes): save it as a DICOM file, or under its "
             "own ending",
         ) from error
-    except (*DAMAGED, AttributeError, NotImplementedError, RuntimeError, BytesLengthException) as error:
-        raise unreadable(path, error if isinstance(error, OSError) else ValueError(_words(error))) from error
+    except (
+        *DAMAGED,
+        AttributeError,
+        NotImplementedError,
+        RuntimeError,
+        BytesLengthException,
+    ) as error:
+        raise unreadable(
+            path, error if isinstance(error, OSError) else ValueError(_words(error))
+        ) from error
 
 
 def _words(text: object) -> str:
@@ -151,7 +170,11 @@ def _header(path: Path, page: int, max_pixels: int | None, min_side: int | None)
     refuse_no_file(path)
     _refuse_inflated(path)
     header = dcmread(path, stop_before_pixels=True)
-    if not header.get("Rows") or not header.get("Columns") or not header.get("PhotometricInterpretation"):
+    if (
+        not header.get("Rows")
+        or not header.get("Columns")
+        or not header.get("PhotometricInterpretation")
+    ):
         kind = getattr(header.get("SOPClassUID"), "name", "") or "a file without a SOP class"
         raise bad_image(path, "no image", f"it is DICOM and holds no picture ({_words(kind)})")
     size = int(header.Columns), int(header.Rows)
@@ -161,7 +184,8 @@ def _header(path: Path, page: int, max_pixels: int | None, min_side: int | None)
         raise bad_image(
             path,
             "pixel format",
-            f"its photometric interpretation is {_words(kind)}; read are {', '.join(GREY + COLOURS)}",
+            f"its photometric interpretation is {_words(kind)}; read are "
+            f"{', '.join(GREY + COLOURS)}",
         )
     frames = _frames(header)
     if not 0 <= page < frames:
@@ -171,13 +195,19 @@ def _header(path: Path, page: int, max_pixels: int | None, min_side: int | None)
 
 
 def _refuse_inflated(path: Path) -> None:
-    """Refuse a deflated file that would fill the memory: pydicom inflates it whole before it reads a header."""
+    """Refuse a deflated file that would fill the memory: pydicom inflates it whole before it reads
+    a header.
+    """
     from pydicom.filereader import read_file_meta_info
 
     meta = read_file_meta_info(path)
     if not _is_deflated(meta):
         return
-    most, held, inflating = BYTES * limit("SOFTLESS_MAX_PIXELS", MAX_PIXELS), 0, zlib.decompressobj(-zlib.MAX_WBITS)
+    most, held, inflating = (
+        BYTES * limit("SOFTLESS_MAX_PIXELS", MAX_PIXELS),
+        0,
+        zlib.decompressobj(-zlib.MAX_WBITS),
+    )
     with path.open("rb") as file:
         file.seek(META + int(meta.FileMetaInformationGroupLength))
         rest = file.read(PIECE)
@@ -187,14 +217,20 @@ def _refuse_inflated(path: Path) -> None:
                 raise bad_image(
                     path,
                     "too many pixels",
-                    f"deflated, it holds more than {most} bytes: save it in another transfer syntax",
+                    f"deflated, it holds more than {most} bytes: save it in another transfer "
+                    "syntax",
                 )
             rest = inflating.unconsumed_tail or file.read(PIECE)
 
 
 def _is_deflated(meta: "Dataset") -> bool:
     syntax = meta.get("TransferSyntaxUID")
-    return syntax is not None and syntax.is_transfer_syntax and not syntax.is_private and bool(syntax.is_deflated)
+    return (
+        syntax is not None
+        and syntax.is_transfer_syntax
+        and not syntax.is_private
+        and bool(syntax.is_deflated)
+    )
 
 
 def _frames(header: "Dataset") -> int:
@@ -212,14 +248,19 @@ def _refuse_packing(path: Path, header: "Dataset") -> None:
         decoder = get_decoder(syntax)
     except NotImplementedError as error:
         raise bad_image(
-            path, "pixel format", f"it is packed as {_words(syntax.name)}, which pydicom does not unpack"
+            path,
+            "pixel format",
+            f"it is packed as {_words(syntax.name)}, which pydicom does not unpack",
         ) from error
     if not decoder.is_available:
-        ways = "; or ".join(one.partition(" - requires ")[2] for one in decoder.missing_dependencies)
+        ways = "; or ".join(
+            one.partition(" - requires ")[2] for one in decoder.missing_dependencies
+        )
         raise bad_image(
             path,
             "pixel format",
-            f"it is packed as {_words(syntax.name)}, and nothing installed unpacks that: install {ways}",
+            f"it is packed as {_words(syntax.name)}, and nothing installed unpacks that: install "
+            f"{ways}",
         )
 
 
@@ -246,19 +287,26 @@ def _frame(path: Path, header: "Dataset", page: int) -> _Frame:
     from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
 
     about = _of_frame(header, page)
-    whole = dcmread(path) if _is_deflated(header.file_meta) else path  # pydicom takes one frame out of all others
+    # pydicom takes one frame out of all others
+    whole = dcmread(path) if _is_deflated(header.file_meta) else path
     pixels = pixel_array(whole, index=page)
     if str(header.PhotometricInterpretation) == PALETTE:
         return _Frame(apply_color_lut(pixels, header)[..., :3], about, _frames(header))
     if str(header.PhotometricInterpretation) in GREY:
         return _Frame(apply_modality_lut(pixels, about)[..., None], about, _frames(header))
     if pixels.ndim != 3:
-        raise bad_image(path, "damaged", f"its colours ({header.PhotometricInterpretation}) have one sample per pixel")
+        raise bad_image(
+            path,
+            "damaged",
+            f"its colours ({header.PhotometricInterpretation}) have one sample per pixel",
+        )
     return _Frame(pixels, about, _frames(header))
 
 
 def _of_frame(header: "Dataset", page: int) -> "Dataset":
-    """The header, with the rescale and window that enhanced images have for all frames or for each."""
+    """The header, with the rescale and window that enhanced images have for all frames or for
+    each.
+    """
     from copy import copy
 
     about = copy(header)
@@ -277,9 +325,8 @@ def _of_frame(header: "Dataset", page: int) -> "Dataset":
 def _shown(frame: _Frame, path: Path, channels: int, said: list[Remark]) -> Image.Image:
     """8 bits, as the file says that it is to be shown."""
     unit = _colours(frame, path) if frame.colours else _grey(frame, path, said)
-    pixels = np.rint(255 * with_channels(unit.clip(0, 1), channels)).astype(
-        np.uint8
-    )  # entries of a table may lie beyond its depth
+    # entries of a table may lie beyond its depth
+    pixels = np.rint(255 * with_channels(unit.clip(0, 1), channels)).astype(np.uint8)
     return Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
 
 
@@ -304,7 +351,12 @@ def _grey(frame: _Frame, path: Path, said: list[Remark]) -> np.ndarray:
         unit = apply_voi_lut(frame.values.astype(np.int64), about) / most
     elif windows:
         if about["WindowWidth"].VM > 1:
-            said.append(Remark("several windows", f"it has {about['WindowWidth'].VM} windows, and the first is used"))
+            said.append(
+                Remark(
+                    "several windows",
+                    f"it has {about['WindowWidth'].VM} windows, and the first is used",
+                )
+            )
         unit = _windowed(frame.values, about)
     else:
         unit = _bytes(frame, path)
@@ -312,7 +364,9 @@ def _grey(frame: _Frame, path: Path, said: list[Remark]) -> np.ndarray:
 
 
 def _windowed(values: np.ndarray, about: "Dataset") -> np.ndarray:
-    """pydicom's window, whose output lies between what it makes of the lowest and of the highest number."""
+    """pydicom's window, whose output lies between what it makes of the lowest and of the highest
+    number.
+    """
     from pydicom.pixels import apply_windowing
 
     with np.errstate(over="ignore"):  # of the sigmoid far from its centre
@@ -326,10 +380,16 @@ def _bytes(frame: _Frame, path: Path) -> np.ndarray:
     about, values = frame.about, frame.values
     most = 2 ** int(about.get("BitsStored") or 16) - 1
     plain = about.get("PixelRepresentation") == 0 and not about.get("ModalityLUTSequence")
-    rescaled = (float(about.get("RescaleSlope") or 1), float(about.get("RescaleIntercept") or 0)) != (1.0, 0.0)
+    rescaled = (
+        float(about.get("RescaleSlope") or 1),
+        float(about.get("RescaleIntercept") or 0),
+    ) != (1.0, 0.0)
     if most > 255 or not plain or rescaled:
         held = f"values from {values.min():g} to {values.max():g}"
         raise bad_image(
-            path, "pixel format", f"{held} and no window that says which are shown: {WAY}", f"{path} holds "
+            path,
+            "pixel format",
+            f"{held} and no window that says which are shown: {WAY}",
+            f"{path} holds ",
         )
     return values / most

@@ -1,4 +1,6 @@
-"""What tools write beside images: annotations that are named for what they are where something else is read."""
+"""What tools write beside images: annotations that are named for what they are where something else
+is read.
+"""
 
 import re
 from collections.abc import Callable, Iterator
@@ -11,7 +13,8 @@ from softless.data.images import IMAGE_TYPES
 _FILES, _FOLDERS = 200, 10  # so many tell what a folder holds
 _HEAD = 4096  # bytes of a file that tell what it is
 _CONVERT = (
-    "boxes are read from COCO json: let the tool export that, or convert them (supervision's DetectionDataset does)"
+    "boxes are read from COCO json: let the tool export that, or convert them "
+    "(supervision's DetectionDataset does)"
 )
 _OUTLINES = "boxes and outlines are read from COCO json: convert them with labelme2coco"
 _TRAIN = "train a detector with a recipe for boxes (cards, nuclei)"
@@ -29,7 +32,9 @@ class Export(NamedTuple):
 
 
 def export_in(root: Path) -> Export | None:
-    """Boxes or outlines of objects that a tool wrote into a folder, its folders or theirs; the first kind that is found."""
+    """Boxes or outlines of objects that a tool wrote into a folder, its folders or theirs; the
+    first kind that is found.
+    """
     for folder in _near(root):
         for file in islice(_files(folder), _FILES):
             kind = _KINDS.get(file.suffix.lower())
@@ -59,7 +64,11 @@ def _folders(folder: Path) -> Iterator[Path]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    return (entry for entry in _entries(folder) if entry.suffix.lower() not in IMAGE_TYPES and entry.is_file())
+    return (
+        entry
+        for entry in _entries(folder)
+        if entry.suffix.lower() not in IMAGE_TYPES and entry.is_file()
+    )
 
 
 def _head(file: Path) -> bytes:
@@ -84,13 +93,17 @@ def _json(head: bytes) -> tuple[str, str] | None:
 
 
 def _text(head: bytes) -> tuple[str, str] | None:
-    row = next((line.split() for line in head.decode("ascii", "replace").splitlines() if line.strip()), [])
+    row = next(
+        (line.split() for line in head.decode("ascii", "replace").splitlines() if line.strip()), []
+    )
     numbers = len(row) >= 5 and all(re.fullmatch(r"-?\d+(\.\d+)?(e-?\d+)?", one) for one in row)
     return ("labels of YOLO", _CONVERT) if numbers else None
 
 
 def _yaml(head: bytes) -> tuple[str, str] | None:
-    keys = {match.decode() for match in re.findall(rb"^(names|train|val|path)\s*:", head, re.MULTILINE)}
+    keys = {
+        match.decode() for match in re.findall(rb"^(names|train|val|path)\s*:", head, re.MULTILINE)
+    }
     return ("labels of YOLO", _CONVERT) if "names" in keys and len(keys) > 1 else None
 
 
@@ -106,5 +119,10 @@ def _csv(head: bytes) -> tuple[str, str] | None:
 
 
 _KINDS: dict[str, Callable[[bytes], tuple[str, str] | None]] = {
-    ".json": _json, ".txt": _text, ".yaml": _yaml, ".yml": _yaml, ".xml": _xml, ".csv": _csv,
-}  # fmt: skip
+    ".json": _json,
+    ".txt": _text,
+    ".yaml": _yaml,
+    ".yml": _yaml,
+    ".xml": _xml,
+    ".csv": _csv,
+}

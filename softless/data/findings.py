@@ -19,13 +19,23 @@ from softless.words import counted, visible
 
 REFUSED = 50  # lines of faults in an error
 NAMED = 3  # places of a sentence that more share
-NO_TEXT = "a name that is not UTF-8, and results and pages name their classes: rename it"  # of a class
+# of a class
+NO_TEXT = "a name that is not UTF-8, and results and pages name their classes: rename it"
 SLENDER = 10  # times as long as wide: of such an image a square model sees a fraction, or a smear
 SHOWN = 20  # warnings and duplicates of one kind in the printed report; to_dict has all
 _ENDINGS = {  # what Pillow calls the content of a file that ends so
-    ".jpg": {"JPEG", "MPO"}, ".jpeg": {"JPEG", "MPO"}, ".png": {"PNG"}, ".bmp": {"BMP"}, ".webp": {"WEBP"},
-    ".tif": {"TIFF"}, ".tiff": {"TIFF"}, ".ppm": {"PPM"}, ".pgm": {"PPM"}, ".dcm": {"DICOM"}, ".dicom": {"DICOM"},
-}  # fmt: skip
+    ".jpg": {"JPEG", "MPO"},
+    ".jpeg": {"JPEG", "MPO"},
+    ".png": {"PNG"},
+    ".bmp": {"BMP"},
+    ".webp": {"WEBP"},
+    ".tif": {"TIFF"},
+    ".tiff": {"TIFF"},
+    ".ppm": {"PPM"},
+    ".pgm": {"PPM"},
+    ".dcm": {"DICOM"},
+    ".dicom": {"DICOM"},
+}
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,9 @@ class Fault:
 
     @property
     def place(self) -> str:
-        return self.path if self.annotation is None else f"{self.path}, annotation {self.annotation}"
+        return (
+            self.path if self.annotation is None else f"{self.path}, annotation {self.annotation}"
+        )
 
     def __str__(self) -> str:
         return visible(f"{self.place}: {self.reason}")
@@ -60,12 +72,14 @@ class DataCheck:
     annotations: int  # of COCO
     bad: tuple[Fault, ...]  # what keeps a file or an annotation from being used
     warnings: tuple[Fault, ...]  # what is read, but perhaps not as meant
-    duplicates: tuple[tuple[str, str], ...]  # the same pixels in two splits, or in two classes of one
+    # the same pixels in two splits, or in two classes of one
+    duplicates: tuple[tuple[str, str], ...]
     passed_over: Mapping[str, int]  # ending -> files not read because of it
     hidden: int  # files and folders whose name starts with a dot
     counts: Mapping[str, Mapping[str, int]]  # part -> class -> images, or annotations of COCO
     strict: bool = False  # warnings and duplicates fail the check too
-    unguarded: Mapping[str, int] = field(default_factory=dict)  # format without checksums -> images that were read
+    # format without checksums -> images that were read
+    unguarded: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def by_reason(self) -> Mapping[str, int]:
@@ -111,16 +125,28 @@ class DataCheck:
             said += ["", f"hidden files and folders, not read: {self.hidden:,}"]
         if self.unguarded:
             formats = _counted(self.unguarded)
-            said += ["", visible(f"formats without checksums, in which altered pixels are not seen: {formats}")]
+            said += [
+                "",
+                visible(
+                    f"formats without checksums, in which altered pixels are not seen: {formats}"
+                ),
+            ]
         return "\n".join([*said, "", self._verdict()])
 
     def _verdict(self) -> str:
         if self.bad:
             return f"not clean: {counted(len(self.bad), 'fault')}"
-        doubts = f"{counted(len(self.warnings), 'warning')}, {counted(len(self.duplicates), 'pair')} of duplicates"
+        doubts = (
+            f"{counted(len(self.warnings), 'warning')}, "
+            f"{counted(len(self.duplicates), 'pair')} of duplicates"
+        )
         if not (self.warnings or self.duplicates):
             return "clean"
-        return f"not clean: {doubts}, and the check is strict" if self.strict else f"clean, with {doubts}"
+        return (
+            f"not clean: {doubts}, and the check is strict"
+            if self.strict
+            else f"clean, with {doubts}"
+        )
 
 
 class _Read(NamedTuple):
@@ -149,18 +175,24 @@ class Gathering:
     hidden: int = 0
     unguarded: Counter[str] = field(default_factory=Counter)
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
-    outside: dict[str, Outside] = field(default_factory=dict)  # part -> values outside the declared range
-    first: dict[bytes, dict[str, tuple[str, str]]] = field(default_factory=dict)  # digest -> part -> (name, class)
+    # part -> values outside the declared range
+    outside: dict[str, Outside] = field(default_factory=dict)
+    # digest -> part -> (name, class)
+    first: dict[bytes, dict[str, tuple[str, str]]] = field(default_factory=dict)
 
     def name(self, path: Path) -> str:
         """How the report calls a file."""
         return named(path, self.root)
 
-    def fault(self, path: Path | str, kind: str, reason: str, annotation: int | str | None = None) -> None:
+    def fault(
+        self, path: Path | str, kind: str, reason: str, annotation: int | str | None = None
+    ) -> None:
         """Something that cannot be used."""
         self.bad.append(Fault(self._named(path), reason, kind, annotation))
 
-    def warn(self, path: Path | str, kind: str, reason: str, annotation: int | str | None = None) -> None:
+    def warn(
+        self, path: Path | str, kind: str, reason: str, annotation: int | str | None = None
+    ) -> None:
         """Something that is read, but perhaps not as meant."""
         self.warnings.append(Fault(self._named(path), reason, kind, annotation))
 
@@ -184,17 +216,25 @@ class Gathering:
         paths = [file for file, _ in files]
         with on_all_cores(paths) as each:
             seen = each(self._glance, paths)
-            for (file, label), read in zip(files, progress.track(seen, len(files), told), strict=True):
+            for (file, label), read in zip(
+                files, progress.track(seen, len(files), told), strict=True
+            ):
                 self._take(read, file, part, label)
 
-    def content(self, pixels: bytes, shape: tuple[int, ...], name: str, part: str, label: str) -> None:
-        """Remember the pixels, and pair them with the same ones in another split, or in another class of this one."""
+    def content(
+        self, pixels: bytes, shape: tuple[int, ...], name: str, part: str, label: str
+    ) -> None:
+        """Remember the pixels, and pair them with the same ones in another split, or in another
+        class of this one.
+        """
         self._pair(_digest(pixels, shape), name, part, label)
 
     def _read(self, path: Path) -> "_Read | BadImage":
         """An image read in full, or why it cannot be."""
         try:
-            decoded = read_whole(path, 3, self.scale, max_pixels=self.max_pixels, min_side=self.min_side)
+            decoded = read_whole(
+                path, 3, self.scale, max_pixels=self.max_pixels, min_side=self.min_side
+            )
         except BadImage as error:
             return error
         size = size_of(decoded.image)
@@ -203,7 +243,11 @@ class Gathering:
     def _glance(self, path: Path) -> "_Read | BadImage":
         """`_read` without keeping the pixels, of which thousands may wait."""
         read = self._read(path)
-        return read if isinstance(read, BadImage) else read._replace(decoded=replace(read.decoded, image=None))
+        return (
+            read
+            if isinstance(read, BadImage)
+            else read._replace(decoded=replace(read.decoded, image=None))
+        )
 
     def _take(self, read: "_Read | BadImage", path: Path, part: str, label: str) -> Decoded | None:
         """Count an image that was read, and say what there is to say of it."""
@@ -219,9 +263,17 @@ class Gathering:
             self.unguarded[decoded.unguarded] += 1
         self.outside.setdefault(part, Outside()).add(decoded.outside)
         if max(width, height) >= SLENDER * min(width, height):
-            self.warn(path, "slender", f"it is {width} x {height} pixels: a square model sees a part of it, or a smear")
+            self.warn(
+                path,
+                "slender",
+                f"it is {width} x {height} pixels: a square model sees a part of it, or a smear",
+            )
         if decoded.format not in _ENDINGS.get(path.suffix.lower(), {decoded.format}):
-            self.warn(path, "wrong ending", f"it is a {decoded.format} file by its content, and is read as one")
+            self.warn(
+                path,
+                "wrong ending",
+                f"it is a {decoded.format} file by its content, and is read as one",
+            )
         self._pair(read.digest, self.name(path), part, label)
         return decoded
 
@@ -259,7 +311,9 @@ class Gathering:
 
 
 def _digest(pixels: bytes, shape: tuple[int, ...]) -> bytes:
-    """What tells pixels of a size from all others; SHA-256 is the fastest where processors have instructions for it."""
+    """What tells pixels of a size from all others; SHA-256 is the fastest where processors have
+    instructions for it.
+    """
     digest = hashlib.sha256(repr(shape).encode())
     digest.update(pixels)
     return digest.digest()[:16]
@@ -274,18 +328,24 @@ def named(path: Path, root: Path) -> str:
 
 
 def refusal(root: Path, faults: Sequence[Fault], way: str) -> Faults:
-    """All faults in one error: the number, the way out, and as many as a person reads, those that share a sentence in one line."""
+    """All faults in one error: the number, the way out, and as many as a person reads, those that
+    share a sentence in one line.
+    """
     lines = [f"  {line}" for line in grouped(faults)]
     if len(lines) > REFUSED:
         lines = [
             *lines[:REFUSED],
-            f"  … and {len(lines) - REFUSED:,} more lines: `softless data check {root} --json` lists all",
+            (
+                f"  … and {len(lines) - REFUSED:,} more lines: `softless data check {root} --json` "
+                "lists all"
+            ),
         ]
     return Faults(f"{root}: {counted(len(faults), 'fault')} before the first step; {way}:", lines)
 
 
 def grouped(faults: Sequence[Fault], most: int = NAMED) -> list[str]:
-    """A line for each fault; one for all that share a sentence, if more than `most` do, with their number and the first of them.
+    """A line for each fault; one for all that share a sentence, if more than `most` do, with their
+    number and the first of them.
 
     >>> grouped(
     ...     [Fault(f"{name}.png", "it is empty", "empty") for name in "abcd"]
@@ -296,7 +356,9 @@ def grouped(faults: Sequence[Fault], most: int = NAMED) -> list[str]:
     shared = Counter(fault.reason for fault in faults)
     lines: dict[str, list[Fault]] = {}
     for fault in faults:
-        lines.setdefault(fault.reason if shared[fault.reason] > most else str(fault), []).append(fault)
+        lines.setdefault(fault.reason if shared[fault.reason] > most else str(fault), []).append(
+            fault
+        )
     return [_together(held) if len(held) > most else str(held[0]) for held in lines.values()]
 
 
@@ -308,7 +370,8 @@ def _together(faults: Sequence[Fault]) -> str:
 def not_there(path: Path) -> DataError:
     """For a path that leads nowhere."""
     return DataError(
-        f"no data at {path}: give a folder of class folders, a COCO json file, or an npz file with MedMNIST's keys"
+        f"no data at {path}: give a folder of class folders, a COCO json file, or an npz file "
+        "with MedMNIST's keys"
     )
 
 
@@ -330,10 +393,16 @@ def _shortened(warnings: tuple[Fault, ...]) -> tuple[list[str], Mapping[str, int
     by_kind: dict[str, list[str]] = {}
     for one in warnings:
         by_kind.setdefault(one.kind, []).append(str(one))
-    return [line for lines in by_kind.values() for line in _cut(lines)], {k: len(v) for k, v in by_kind.items()}
+    return [line for lines in by_kind.values() for line in _cut(lines)], {
+        k: len(v) for k, v in by_kind.items()
+    }
 
 
 def _section(title: str, lines: list[str], counts: Mapping[str, int] | None = None) -> list[str]:
     if not lines:
         return []
-    return ["", f"{title}: {_counted(counts)}" if counts else f"{title}:", *(f"  {line}" for line in lines)]
+    return [
+        "",
+        f"{title}: {_counted(counts)}" if counts else f"{title}:",
+        *(f"  {line}" for line in lines),
+    ]

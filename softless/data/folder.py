@@ -1,7 +1,9 @@
-"""Images in class folders: `root/{train,val,test}/class/*`, in any usual spelling of the splits, or `root/class/*` alone.
+"""Images in class folders: `root/{train,val,test}/class/*`, in any usual spelling of the splits, or
+`root/class/*` alone.
 
-`val` and `test` may be absent. Classes are the sorted folder names of the training part, and every other part must have
-exactly these: an index never shifts because a folder is missing. Sub-folders of a class belong to it, linked ones too.
+`val` and `test` may be absent. Classes are the sorted folder names of the training part, and every
+other part must have exactly these: an index never shifts because a folder is missing. Sub-folders
+of a class belong to it, linked ones too.
 """
 
 import os
@@ -31,7 +33,8 @@ AT_ONCE = 4  # folders that are listed at once: a disk far away takes its time f
 class Listing:
     """What a folder and its sub-folders hold."""
 
-    files: list[str] = field(default_factory=list)  # images by their ending, sorted paths relative to the folder
+    # images by their ending, sorted paths relative to the folder
+    files: list[str] = field(default_factory=list)
     other: Counter[str] = field(default_factory=Counter)  # ending -> files that are no images by it
     hidden: int = 0  # files and folders whose name starts with a dot
     loops: int = 0  # links back to a folder that they lie in: not followed
@@ -39,7 +42,9 @@ class Listing:
 
 @dataclass(frozen=True)
 class Scan:
-    """What one folder of class folders holds: files per class relative to the folder, and what was passed over."""
+    """What one folder of class folders holds: files per class relative to the folder, and what was
+    passed over.
+    """
 
     files: dict[str, list[str]]
     other: Counter[str]  # ending -> files that are no images by it
@@ -49,7 +54,8 @@ class Scan:
 def folder_parts(
     path: str | Path, channels: int, scale: Range | None = None, group: str | None = None
 ) -> tuple[dict[str, FileSamples], tuple[str, ...]]:
-    """The parts a data folder holds ({"train", "val", "test"}, or {"all"} for class folders alone) and the class names.
+    """The parts a data folder holds ({"train", "val", "test"}, or {"all"} for class folders alone)
+    and the class names.
 
     Args:
         path: the folder.
@@ -59,9 +65,9 @@ def folder_parts(
             first, whose the image is.
 
     Raises:
-        DataError: the folder is missing, a file or empty; there is only one class; a class has no images; class
-            names differ between parts, or differ only in case; a group stands in two parts, or is
-            not found in a path.
+        DataError: the folder is missing, a file or empty; there is only one class; a class has no
+            images; class names differ between parts, or differ only in case; a group stands in two
+            parts, or is not found in a path.
         UsageError: no regular expression with one capture group.
     """
     root = existing_folder(path)
@@ -75,8 +81,13 @@ def folder_parts(
     scans = {part: _scan(root / place) for part, place in places.items()}
     classes = tuple(scans["train"].files)
     for part, scan in scans.items():
-        class_places(classes, tuple(scan.files), f"{root / places['train']}", f"{root / places[part]}")
-    parts = {part: _samples(root, places[part], scan, channels, scale, group) for part, scan in scans.items()}
+        class_places(
+            classes, tuple(scan.files), f"{root / places['train']}", f"{root / places[part]}"
+        )
+    parts = {
+        part: _samples(root, places[part], scan, channels, scale, group)
+        for part, scan in scans.items()
+    }
     if shared := list(shared_groups(parts, "group")):
         raise refusal(root, shared, "move the images of a group into one split")
     return parts, classes
@@ -99,7 +110,8 @@ def existing_folder(path: str | Path) -> Path:
 def class_places(
     expected: Sequence[str], found: Sequence[str], there: str, here: str, *, partly: bool = False
 ) -> tuple[int, ...]:
-    """The place in `expected` of each class found. A class is its name: order, index and id may differ.
+    """The place in `expected` of each class found. A class is its name: order, index and id may
+    differ.
 
     Args:
         expected: the classes of `there`.
@@ -117,11 +129,17 @@ def class_places(
     missing = [name for name in expected if name not in found]
     extra = [name for name in found if name not in expected]
     if partly and found and not extra and len(set(found)) == len(found):
-        notice(f"{here} has no images of {few(missing)}: the numbers are of the other classes of {there}")
+        notice(
+            f"{here} has no images of {few(missing)}: the numbers are of the other classes of "
+            f"{there}"
+        )
         return tuple(place[name] for name in found)
-    lists = "; ".join(f"{kind}: {few(names)}" for kind, names in (("missing", missing), ("extra", extra)) if names)
+    lists = "; ".join(
+        f"{kind}: {few(names)}" for kind, names in (("missing", missing), ("extra", extra)) if names
+    )
     raise DataError(
-        f"the classes of {here} are not those of {there} ({lists or 'a name is given twice'}): they must be the same"
+        f"the classes of {here} are not those of {there} ({lists or 'a name is given twice'}): "
+        "they must be the same"
     )
 
 
@@ -135,17 +153,18 @@ def listing(
     apart: Path | None = None,
     wanted: Callable[[Path], bool] = is_image,
 ) -> Listing:
-    """Everything below a folder; `failed` is called with a folder that cannot be listed, and raises by default.
+    """Everything below a folder; `failed` is called with a folder that cannot be listed, and raises
+    by default.
 
-    A folder `apart` below it is passed over. Images by their ending are looked for, and what `wanted` says of files with others.
+    A folder `apart` below it is passed over. Images by their ending are looked for, and what
+    `wanted` says of files with others.
     """
     left_out = None if apart is None else apart.resolve()
     files: list[str] = []
     other: Counter[str] = Counter()
     hidden = loops = 0
-    waiting: list[tuple[str, tuple[Path, ...]]] = [
-        ("", ())
-    ]  # a folder from the root on, and where it and those it lies in really are
+    # a folder from the root on, and where it and those it lies in really are
+    waiting: list[tuple[str, tuple[Path, ...]]] = [("", ())]
     while waiting:
         inside, chain = waiting.pop()
         try:
@@ -181,13 +200,17 @@ def _chain(folder: Path) -> tuple[Path, ...]:
 
 
 def _ending(name: str) -> str:
-    """What follows the last dot of a name, and the dot, in small letters; as `PurePath.suffix` has it."""
+    """What follows the last dot of a name, and the dot, in small letters; as `PurePath.suffix` has
+    it.
+    """
     dot = name.rfind(".")
     return name[dot:].lower() if 0 < dot < len(name) - 1 else ""
 
 
 def image_files(root: Path) -> tuple[list[str], Counter[str], int]:
-    """All images below a folder as sorted relative paths, the other files by ending, and the number of hidden entries."""
+    """All images below a folder as sorted relative paths, the other files by ending, and the number
+    of hidden entries.
+    """
     found = listing(root)
     return found.files, found.other, found.hidden
 
@@ -198,7 +221,8 @@ def report_passed_over(root: Path, other: Counter[str], hidden: int) -> None:
         endings = ", ".join(f"{ending} {count}" for ending, count in other.most_common(10))
         endings += ", …" if len(other) > 10 else ""
         notice(
-            f"{root}: {other.total()} files are not images by their ending and are not read: {endings} "
+            f"{root}: {other.total()} files are not images by their ending and are not read: "
+            f"{endings} "
             f"(images end in {', '.join(sorted(IMAGE_TYPES))})"
         )
     if hidden:
@@ -216,7 +240,8 @@ def _report_unused(root: Path, places: Mapping[str, str]) -> None:
     unused = [name for name in folders_in(root) if name not in used]
     if unused:
         notice(
-            f"{root}: the folders {', '.join(unused)} beside {places['train']} are not read (splits are named train, val, test)"
+            f"{root}: the folders {', '.join(unused)} beside {places['train']} are not read "
+            "(splits are named train, val, test)"
         )
 
 
@@ -228,7 +253,8 @@ def _scan(root: Path) -> Scan:
         inside = root / folders[0]
         deeper = f"; the data may be {inside}" if folders_in(inside) else ""
         raise DataError(
-            f"{root} holds only one class ('{folders[0]}'): a classifier needs at least two class folders{deeper}"
+            f"{root} holds only one class ('{folders[0]}'): a classifier needs at least two class "
+            f"folders{deeper}"
         )
     _refuse_no_text(root, folders)
     for name, twin in twins_of(folders).items():
@@ -245,7 +271,8 @@ def _scan(root: Path) -> Scan:
     empty = [name for name, found in files.items() if not found]
     if empty:
         raise DataError(
-            f"no images in {', '.join(str(root / name) for name in empty[:10])}: every class folder must hold at least one "
+            f"no images in {', '.join(str(root / name) for name in empty[:10])}: every class "
+            "folder must hold at least one "
             f"({', '.join(sorted(IMAGE_TYPES))}); remove the folder or fill it"
         )
     report_passed_over(root, other, hidden)
@@ -258,7 +285,9 @@ def _refuse_no_text(root: Path, folders: list[str]) -> None:
         raise DataError(f"{root}: the class folder '{visible(bad[0])}' has {NO_TEXT}")
 
 
-def _samples(root: Path, part: str, scan: Scan, channels: int, scale: Range | None, group: str | None) -> FileSamples:
+def _samples(
+    root: Path, part: str, scan: Scan, channels: int, scale: Range | None, group: str | None
+) -> FileSamples:
     listed = [file for found in scan.files.values() for file in found]
     groups = None if group is None else np.array(groups_of(listed, group), dtype=object)
     files = [f"{part}/{file}" if part else file for file in listed]
@@ -275,11 +304,13 @@ def images_at(
 
 
 def files_at(path: Path, apart: Path | None = None) -> tuple[Path, list[str]]:
-    """A folder, and the images in it and in its sub-folders by their paths below it, sorted; or one image and its folder.
+    """A folder, and the images in it and in its sub-folders by their paths below it, sorted; or one
+    image and its folder.
 
     Args:
         path: a folder or an image.
-        apart: where results will lie. What is there already is no image to look at: it is left out, which is said.
+        apart: where results will lie. What is there already is no image to look at: it is left out,
+            which is said.
 
     Raises:
         DataError: nothing is there, or no image.
@@ -290,7 +321,10 @@ def files_at(path: Path, apart: Path | None = None) -> tuple[Path, list[str]]:
     if path.is_file():
         return path.parent, [path.name]
     if apart is not None and apart.resolve() == path.resolve():
-        raise UsageError(f"--out {apart} is the folder of the images: give a folder of its own, as {path / 'out'}")
+        raise UsageError(
+            f"--out {apart} is the folder of the images: give a folder of its own, as "
+            f"{path / 'out'}"
+        )
     found = listing(path, apart=apart)
     inside = apart is not None and apart.is_dir() and apart.resolve().is_relative_to(path.resolve())
     left_out = len(listing(apart).files) if inside and apart is not None else 0
@@ -298,6 +332,8 @@ def files_at(path: Path, apart: Path | None = None) -> tuple[Path, list[str]]:
         but = f" but for {apart}, the folder for the results" if left_out else ""
         raise DataError(f"no images in {path} or below{but} ({', '.join(sorted(IMAGE_TYPES))})")
     if left_out:
-        notice(f"{path}: {left_out} images in {apart} are left out: it is the folder for the results")
+        notice(
+            f"{path}: {left_out} images in {apart} are left out: it is the folder for the results"
+        )
     report_passed_over(path, found.other, found.hidden)
     return path, found.files

@@ -1,8 +1,10 @@
-"""Images from datasets that were built in Python: any map-style dataset of (image, target), as torchvision's are.
+"""Images from datasets that were built in Python: any map-style dataset of (image, target), as
+torchvision's are.
 
-Each item is read once before the first step, so what is wrong is said then, and its pixels tell whether a continued run sees
-the same. A training set may change its images at random: what it draws from the global generators derives from (seed, epoch,
-position), as all else. So no training image is kept in memory; whether images change is tried on some of them.
+Each item is read once before the first step, so what is wrong is said then, and its pixels tell
+whether a continued run sees the same. A training set may change its images at random: what it draws
+from the global generators derives from (seed, epoch, position), as all else. So no training image
+is kept in memory; whether images change is tried on some of them.
 """
 
 import hashlib
@@ -40,7 +42,9 @@ _given: ContextVar["Mapping[str, Any] | None"] = ContextVar("softless_given_data
 
 @contextmanager
 def data_given(parts: "Mapping[str, Any] | None") -> Iterator[None]:
-    """Within it, these are the datasets of runs whose data were given; None leaves what was given before."""
+    """Within it, these are the datasets of runs whose data were given; None leaves what was given
+    before.
+    """
     if parts is None:
         yield
         return
@@ -66,8 +70,15 @@ def is_dataset(data: Any) -> bool:
         return False
     if isinstance(data, Mapping) or _is_map_style(data):
         return True
-    way = "give its dataset: batches are the recipe's" if isinstance(data, DataLoader) else f"{WAY} by place"
-    raise UsageError(f"data is a {type(data).__name__}, which is no path and has no __getitem__ and __len__: {way}")
+    way = (
+        "give its dataset: batches are the recipe's"
+        if isinstance(data, DataLoader)
+        else f"{WAY} by place"
+    )
+    raise UsageError(
+        f"data is a {type(data).__name__}, which is no path and has no __getitem__ and __len__: "
+        f"{way}"
+    )
 
 
 def _is_map_style(data: Any) -> bool:
@@ -78,7 +89,8 @@ def parts_of(data: Any) -> dict[str, Any]:
     """Datasets by part.
 
     Args:
-        data: one dataset, whose validation part is cut off; (train, val) or (train, val, test); or a mapping of these names.
+        data: one dataset, whose validation part is cut off; (train, val) or (train, val, test); or
+            a mapping of these names.
 
     Raises:
         UsageError: other names, or something that is no dataset.
@@ -88,12 +100,18 @@ def parts_of(data: Any) -> dict[str, Any]:
     elif isinstance(data, tuple | list):
         found = dict(zip(PARTS, data, strict=False))
         if not 2 <= len(data) <= len(PARTS):
-            raise UsageError(f"data has {len(data)} datasets: give (train, val) or (train, val, test), or one dataset")
+            raise UsageError(
+                f"data has {len(data)} datasets: give (train, val) or (train, val, test), or one "
+                "dataset"
+            )
     else:
         return {"all": checked(data, "")}
     found = {part: dataset for part, dataset in found.items() if dataset is not None}
     if "train" not in found or not set(found) <= set(PARTS):
-        raise UsageError(f"data has the parts {', '.join(map(str, found)) or 'none'}: they are train, val and test, and train is needed")  # fmt: skip
+        raise UsageError(
+            f"data has the parts {', '.join(map(str, found)) or 'none'}: they are train, val and "
+            "test, and train is needed"
+        )
     return {part: checked(dataset, part) for part, dataset in found.items()}
 
 
@@ -111,7 +129,8 @@ def checked(dataset: Any, part: str) -> Any:
     """
     if not _is_map_style(dataset):
         raise UsageError(
-            f"the {part} dataset is a {type(dataset).__name__}, which has no __getitem__ and __len__: {WAY} by place"
+            f"the {part} dataset is a {type(dataset).__name__}, which has no __getitem__ and "
+            f"__len__: {WAY} by place"
         )
     return dataset
 
@@ -125,7 +144,8 @@ class Reading:
 
 
 def given_parts(reading: Reading) -> "tuple[dict[str, Samples], tuple[str, ...]]":
-    """The datasets that were given, each item read once, and the names of their classes; one alone is "all".
+    """The datasets that were given, each item read once, and the names of their classes; one alone
+    is "all".
 
     Raises:
         DataError: none was given, or an item that cannot be used; its part and place are named.
@@ -133,13 +153,19 @@ def given_parts(reading: Reading) -> "tuple[dict[str, Samples], tuple[str, ...]]
     held = _given.get()
     if held is None:
         raise DataError(
-            "the images of this run came from datasets built in Python: give them again, in Python, as data=…, for "
+            "the images of this run came from datasets built in Python: give them again, in "
+            "Python, as data=…, for "
             "example softless.train(out=RUN, resume=True, data=…) or softless.eval(RUN, data=…)"
         )
-    parts: dict[str, Samples] = {part: DatasetSamples.read(dataset, part, reading) for part, dataset in held.items()}
-    if "val" not in parts and any(isinstance(one, DatasetSamples) and one.changes for one in parts.values()):
+    parts: dict[str, Samples] = {
+        part: DatasetSamples.read(dataset, part, reading) for part, dataset in held.items()
+    }
+    if "val" not in parts and any(
+        isinstance(one, DatasetSamples) and one.changes for one in parts.values()
+    ):
         raise DataError(
-            "the dataset changes its images from one reading to the next, and its validation part is cut from it: "
+            "the dataset changes its images from one reading to the next, and its validation part "
+            "is cut from it: "
             "give data=(train, val), of which the second does not change"
         )
     return parts, class_names(held, parts)
@@ -147,17 +173,32 @@ def given_parts(reading: Reading) -> "tuple[dict[str, Samples], tuple[str, ...]]
 
 def class_names(held: Mapping[str, Any], parts: Mapping[str, Samples]) -> tuple[str, ...]:
     """The dataset's own `classes`, or numbers as many as there are targets."""
-    named = {part: tuple(map(str, dataset.classes)) for part, dataset in held.items() if hasattr(dataset, "classes")}
+    named = {
+        part: tuple(map(str, dataset.classes))
+        for part, dataset in held.items()
+        if hasattr(dataset, "classes")
+    }
     if len(set(named.values())) > 1:
         first, *others = named
-        raise DataError(f"the classes of {first} and {others[0]} are not the same: give every part the same list")
+        raise DataError(
+            f"the classes of {first} and {others[0]} are not the same: give every part the same "
+            "list"
+        )
     several = any(samples.targets.ndim == 2 for samples in parts.values())
     if several and len({samples.targets.shape[1:] for samples in parts.values()}) > 1:
-        raise DataError("the parts have targets of different lengths: give every part the same labels")
-    count = max(samples.targets.shape[1] if several else int(samples.targets.max()) + 1 for samples in parts.values())
+        raise DataError(
+            "the parts have targets of different lengths: give every part the same labels"
+        )
+    count = max(
+        samples.targets.shape[1] if several else int(samples.targets.max()) + 1
+        for samples in parts.values()
+    )
     names = next(iter(named.values()), tuple(map(str, range(count))))
     if len(names) < count or (several and len(names) != count):
-        raise DataError(f"the dataset names {len(names)} classes and has targets for {count}: name each class once")
+        raise DataError(
+            f"the dataset names {len(names)} classes and has targets for {count}: name each class "
+            "once"
+        )
     if len(names) < 2 and not several:
         raise DataError("every target is the same class: a classifier needs two at least")
     return names
@@ -167,7 +208,14 @@ class DatasetSamples(Samples):
     """A map-style dataset as samples; its items are read when they are needed."""
 
     def __init__(
-        self, dataset: Any, part: str, targets: np.ndarray, reading: Reading, digest: str, *, changes: bool
+        self,
+        dataset: Any,
+        part: str,
+        targets: np.ndarray,
+        reading: Reading,
+        digest: str,
+        *,
+        changes: bool,
     ) -> None:
         self.dataset, self.part, self.targets, self.reading = dataset, part, targets, reading
         self.digest, self.changes = digest, changes
@@ -180,8 +228,8 @@ class DatasetSamples(Samples):
         """Read every item once.
 
         Raises:
-            DataError: an empty dataset, an item that cannot be used, or one of an evaluation part that changes from one
-                reading to the next.
+            DataError: an empty dataset, an item that cannot be used, or one of an evaluation part
+                that changes from one reading to the next.
         """
         if not len(dataset):
             raise DataError(f"the {part} dataset is empty: {WAY}")
@@ -196,17 +244,20 @@ class DatasetSamples(Samples):
             changed, free = _changed(dataset, part, reading)
         if changed is not None and part not in TRAINING:
             raise DataError(
-                f"image {changed} of the {part} dataset changes from one reading to the next: leave random changes to the "
+                f"image {changed} of the {part} dataset changes from one reading to the next: "
+                "leave random changes to the "
                 "training part"
             )
         if free:
             notice(
-                f"the {part} dataset draws from a generator of its own, which no seed of the run reaches: a continued run "
+                f"the {part} dataset draws from a generator of its own, which no seed of the run "
+                "reaches: a continued run "
                 "draws other changes, and other pixels are not noticed"
             )
         if len({np.shape(target) for target in targets}) > 1:
             raise DataError(
-                f"targets of the {part} dataset have several shapes: give class numbers, or K labels of 0 and 1"
+                f"targets of the {part} dataset have several shapes: give class numbers, or K "
+                "labels of 0 and 1"
             )
         numbers = np.asarray(targets, dtype=np.int64)
         told = "" if free else digest.hexdigest()
@@ -214,7 +265,9 @@ class DatasetSamples(Samples):
 
     def image(self, index: int) -> Picture:
         place = int(self.places[index])
-        return _picture(_pair(self.dataset, place, self.part)[0], self.reading, _where(self.part, place))
+        return _picture(
+            _pair(self.dataset, place, self.part)[0], self.reading, _where(self.part, place)
+        )
 
     def name(self, index: int) -> str:
         return str(self.places[index])
@@ -231,9 +284,13 @@ class DatasetSamples(Samples):
 
 
 def _changed(dataset: Any, part: str, reading: Reading) -> tuple[int | None, bool]:
-    """The first of some images that is another at each reading, or None; and whether one is so although the same was drawn before."""
+    """The first of some images that is another at each reading, or None; and whether one is so
+    although the same was drawn before.
+    """
     found, free = None, False
-    for place in np.linspace(0, len(dataset) - 1, min(READ_AGAIN, len(dataset))).round().astype(int).tolist():
+    for place in (
+        np.linspace(0, len(dataset) - 1, min(READ_AGAIN, len(dataset))).round().astype(int).tolist()
+    ):
         read = []
         for seed in (place, place, len(dataset) + place):
             seed_generators(seed)
@@ -259,18 +316,29 @@ def _item(dataset: Any, part: str, place: int, reading: Reading) -> "tuple[np.nd
 def _pair(dataset: Any, place: int, part: str) -> "tuple[Any, Any]":
     item = dataset[place]
     if not isinstance(item, tuple | list) or len(item) != 2:
-        raise DataError(f"item {place} of the {part} dataset is a {type(item).__name__}, not a pair: {WAY}")
+        raise DataError(
+            f"item {place} of the {part} dataset is a {type(item).__name__}, not a pair: {WAY}"
+        )
     return item[0], item[1]
 
 
 def _picture(image: Any, reading: "Reading", where: str) -> Picture:
     """The image in one of the forms of `pictures`."""
-    if isinstance(image, Image.Image) and image.mode not in {"1", "L", "P", "RGB"} and reading.scale is None:
-        raise DataError(f"{where} has Pillow's mode {image.mode}: convert it to L or RGB in the dataset")
+    if (
+        isinstance(image, Image.Image)
+        and image.mode not in {"1", "L", "P", "RGB"}
+        and reading.scale is None
+    ):
+        raise DataError(
+            f"{where} has Pillow's mode {image.mode}: convert it to L or RGB in the dataset"
+        )
     pixels = _pixels(image, where)
     stored, channels = pixels.shape[-1], reading.channels
     if stored != channels and not {stored, channels} <= set(MODES):
-        raise DataError(f"{where} has {stored} channels and the model takes {channels}: set data.in_chans={stored}")
+        raise DataError(
+            f"{where} has {stored} channels and the model takes {channels}: set "
+            f"data.in_chans={stored}"
+        )
     if reading.scale is not None:
         return with_channels(reading.scale.applied(pixels), channels)
     pixels = _bytes(pixels, where)
@@ -283,7 +351,13 @@ def _picture(image: Any, reading: "Reading", where: str) -> Picture:
 def _pixels(image: Any, where: str) -> np.ndarray:
     """(h, w, C) of the numbers that were given."""
     if isinstance(image, Image.Image):
-        image = np.asarray(image.convert("RGB") if image.mode == "P" else image.convert("L") if image.mode == "1" else image)  # fmt: skip
+        image = np.asarray(
+            image.convert("RGB")
+            if image.mode == "P"
+            else image.convert("L")
+            if image.mode == "1"
+            else image
+        )
     first = isinstance(image, Tensor)
     pixels = np.asarray(image.detach().cpu() if isinstance(image, Tensor) else image)
     if pixels.ndim == 2:
@@ -292,22 +366,31 @@ def _pixels(image: Any, where: str) -> np.ndarray:
         pixels = np.moveaxis(pixels, 0, -1)  # tensors are (C, H, W), arrays (H, W, C)
     if pixels.ndim != 3 or not pixels.size or pixels.dtype.kind not in "uif":
         raise DataError(
-            f"{where} has the shape {np.shape(image)} and the type {pixels.dtype}: give numbers, as (H, W) or (H, W, C) "
+            f"{where} has the shape {np.shape(image)} and the type {pixels.dtype}: give numbers, "
+            "as (H, W) or (H, W, C) "
             "arrays, (C, H, W) tensors or Pillow's images"
         )
     return pixels
 
 
 def _bytes(pixels: np.ndarray, where: str) -> np.ndarray:
-    """The same of 8 bits: bytes, or the floats of 0..1 that torchvision's ToTensor makes of bytes."""
+    """The same of 8 bits: bytes, or the floats of 0..1 that torchvision's ToTensor makes of
+    bytes.
+    """
     if pixels.dtype == np.uint8:
         return pixels
     wide = 255 * pixels.astype(np.float64)
     found = np.rint(wide)
-    if pixels.dtype.kind == "f" and np.abs(wide - found).max() < 1e-3 and found.min() >= 0 and found.max() <= 255:
+    if (
+        pixels.dtype.kind == "f"
+        and np.abs(wide - found).max() < 1e-3
+        and found.min() >= 0
+        and found.max() <= 255
+    ):
         return found.astype(np.uint8)
     raise DataError(
-        f"{where} has values of {pixels.min():.4g} to {pixels.max():.4g} ({pixels.dtype}) that are no 8 bits: leave "
+        f"{where} has values of {pixels.min():.4g} to {pixels.max():.4g} ({pixels.dtype}) that "
+        "are no 8 bits: leave "
         f"Normalize out, since mean and deviation are the recipe's, or {RANGE_WAY}"
     )
 
@@ -316,8 +399,14 @@ def _target(target: Any, part: str, place: int) -> Any:
     """A class number, or labels (K,) of 0 and 1."""
     where = f"target {place} of the {part} dataset"
     value = target.detach().cpu().numpy() if isinstance(target, Tensor) else np.asarray(target)
-    if value.ndim > 1 or value.dtype.kind not in "biuf" or not np.array_equal(value, np.rint(value)):
-        raise DataError(f"{where} is {str(target)[:60]}: give a class number, or K labels of 0 and 1")
+    if (
+        value.ndim > 1
+        or value.dtype.kind not in "biuf"
+        or not np.array_equal(value, np.rint(value))
+    ):
+        raise DataError(
+            f"{where} is {str(target)[:60]}: give a class number, or K labels of 0 and 1"
+        )
     if value.ndim == 1 and len(value) == 1:
         value = value[0]
     if value.ndim == 0 and value < 0:

@@ -55,7 +55,9 @@ def compiled(pattern: str) -> re.Pattern[str]:
     try:
         rule = re.compile(pattern)
     except re.error as error:
-        raise UsageError(f"data.group={clipped(pattern)} is no regular expression: {error}") from error
+        raise UsageError(
+            f"data.group={clipped(pattern)} is no regular expression: {error}"
+        ) from error
     if rule.groups != 1:
         raise UsageError(
             f"data.group={clipped(pattern)} has {counted(rule.groups, 'capture group')}: "
@@ -74,7 +76,9 @@ def shared_groups(parts: Mapping[str, Samples], called: str) -> Iterator[Fault]:
     for group, found in places.items():
         if len(found) > 1:
             said = " and ".join(f"{part} ({name})" for part, name in found.items())
-            yield Fault(f"{called} {group}", f"it is in {said}: no group may stand in two parts", "groups")
+            yield Fault(
+                f"{called} {group}", f"it is in {said}: no group may stand in two parts", "groups"
+            )
 
 
 def strata(targets: np.ndarray) -> np.ndarray:
@@ -88,7 +92,9 @@ def strata(targets: np.ndarray) -> np.ndarray:
     return np.where(ordered.any(1), rarest_first[ordered.argmax(1)], targets.shape[1])
 
 
-def grouped_cut(targets: np.ndarray, groups: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def grouped_cut(
+    targets: np.ndarray, groups: np.ndarray, fraction: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Sorted positions (kept, cut off): whole groups, about `fraction` of each class cut off, and
     no class without a group that is kept.
 
@@ -130,7 +136,8 @@ def folds_of(
     count, what = int(names.max()) + 1, "image" if groups is None else "group"
     if count < folds:
         raise DataError(
-            f"{counted(count, what)} cannot be cut into {folds} folds: each needs one of its own, so ask for fewer"
+            f"{counted(count, what)} cannot be cut into {folds} folds: each needs one of its own, "
+            "so ask for fewer"
         )
     kind = StratifiedKFold if groups is None else StratifiedGroupKFold
     y, held = strata(targets), _held_by(targets, names, len(classes))
@@ -147,7 +154,8 @@ def folds_of(
     raise DataError(
         f"the images of the class '{classes[lost[0] % len(classes)]}' cannot be spread over two "
         f"of {folds} folds, so one fold would be tested on "
-        f"what it never learnt: the class needs images of two {what}s at least; add some, or leave the class out"
+        f"what it never learnt: the class needs images of two {what}s at least; add some, or "
+        "leave the class out"
     )
 
 
@@ -155,7 +163,11 @@ def _held_by(targets: np.ndarray, names: np.ndarray, classes: int) -> np.ndarray
     """(G, K) bool: whether a group has a class; of several labels (G, 2 K), whether it has images
     with the label, and without.
     """
-    hot = np.eye(classes, dtype=bool)[targets] if targets.ndim == 1 else np.concatenate([targets > 0, targets < 1], 1)
+    hot = (
+        np.eye(classes, dtype=bool)[targets]
+        if targets.ndim == 1
+        else np.concatenate([targets > 0, targets < 1], 1)
+    )
     held = np.zeros((names.max() + 1, hot.shape[1]), dtype=bool)
     np.logical_or.at(held, names, hot)
     return held
@@ -193,7 +205,8 @@ def _cuts(
     kind: type, pieces: int, seed: int, y: np.ndarray, names: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """scikit-learn's cuts; that a class has fewer images than pieces is no fault here."""
-    y = y if (np.bincount(y) >= pieces).any() else np.zeros_like(y)  # it asks for one class that reaches every piece
+    # it asks for one class that reaches every piece
+    y = y if (np.bincount(y) >= pieces).any() else np.zeros_like(y)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         yield from kind(pieces, shuffle=True, random_state=seed).split(np.zeros(len(y)), y, names)
@@ -211,7 +224,9 @@ def _needed(y: np.ndarray, names: np.ndarray) -> np.ndarray:
     return needed
 
 
-def _best_piece(y: np.ndarray, names: np.ndarray, free: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+def _best_piece(
+    y: np.ndarray, names: np.ndarray, free: np.ndarray, fraction: float, seed: int
+) -> np.ndarray:
     """The groups to cut off, of those that are free to go: each class keeps a group, as many
     classes as can be are cut, near to their share.
     """
@@ -226,7 +241,9 @@ def _best_piece(y: np.ndarray, names: np.ndarray, free: np.ndarray, fraction: fl
     return np.flatnonzero(chosen[order[0]])
 
 
-def _candidates(y: np.ndarray, names: np.ndarray, free: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+def _candidates(
+    y: np.ndarray, names: np.ndarray, free: np.ndarray, fraction: float, seed: int
+) -> np.ndarray:
     """(C, G) bool: sets of groups that may be cut off. All there are of few groups; of many
     single ones, and pieces of several cuts.
     """
@@ -243,7 +260,9 @@ def _candidates(y: np.ndarray, names: np.ndarray, free: np.ndarray, fraction: fl
     return np.concatenate([chosen, *_unions(y[free], names[free], total, pieces, taken, seed)])
 
 
-def _unions(y: np.ndarray, names: np.ndarray, total: int, pieces: int, taken: int, seed: int) -> Iterator[np.ndarray]:
+def _unions(
+    y: np.ndarray, names: np.ndarray, total: int, pieces: int, taken: int, seed: int
+) -> Iterator[np.ndarray]:
     """(pieces, G) bool: unions of so many neighbouring pieces of a cut, for several orders of the
     groups.
     """
@@ -251,14 +270,18 @@ def _unions(y: np.ndarray, names: np.ndarray, total: int, pieces: int, taken: in
 
     for attempt in range(ORDERS if total <= MANY else 1):
         cuts = np.zeros((pieces, total), dtype=bool)
-        for piece, (_, test) in enumerate(_cuts(StratifiedGroupKFold, pieces, seed + attempt, y, names)):
+        for piece, (_, test) in enumerate(
+            _cuts(StratifiedGroupKFold, pieces, seed + attempt, y, names)
+        ):
             cuts[piece, names[test]] = True
         yield np.logical_or.reduce([np.roll(cuts, step, axis=0) for step in range(taken)])
 
 
 def _share(fraction: float, count: int) -> tuple[int, int]:
     """Into how many pieces to cut, and how many of them to take, for about this share."""
-    ways = [(pieces, max(round(fraction * pieces), 1)) for pieces in range(2, min(PIECES, count) + 1)]
+    ways = [
+        (pieces, max(round(fraction * pieces), 1)) for pieces in range(2, min(PIECES, count) + 1)
+    ]
     ways = [(pieces, min(taken, pieces - 1)) for pieces, taken in ways]
     near = [way for way in ways if abs(way[1] / way[0] - fraction) <= CLOSE]
     return near[0] if near else min(ways, key=lambda way: abs(way[1] / way[0] - fraction))

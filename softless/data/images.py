@@ -1,8 +1,9 @@
 """Reading one image file: every failure names the file, and no pixel value is changed in silence.
 
-Two limits are checked on the header, before a pixel is decoded; environment variables set them for every reader, workers included:
-SOFTLESS_MAX_PIXELS (width x height of the largest image; 89,478,485, where Pillow begins to warn, about 9,459 x 9,459) and
-SOFTLESS_MIN_SIDE (the shorter side of the smallest; 8).
+Two limits are checked on the header, before a pixel is decoded; environment variables set them for
+every reader, workers included: SOFTLESS_MAX_PIXELS (width x height of the largest image;
+89,478,485, where Pillow begins to warn, about 9,459 x 9,459) and SOFTLESS_MIN_SIDE (the shorter
+side of the smallest; 8).
 """
 
 import io
@@ -32,15 +33,29 @@ from softless.errors import DataError, UsageError
 from softless.models.digests import of_file
 from softless.words import POINTED, POINTER
 
-IMAGE_TYPES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".dcm", ".dicom"})
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM", "GIF")  # no others: Pillow hands EPS to another program
+IMAGE_TYPES = frozenset({
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".bmp",
+    ".webp",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".pgm",
+    ".dcm",
+    ".dicom",
+})
+# no others: Pillow hands EPS to another program
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM", "GIF")
 MODES = {1: "L", 3: "RGB"}  # what Pillow calls an 8-bit image of so many channels
 TURNED = "EXIF"  # the kind of a warning
 UPRIGHT = 1  # the orientation of a picture that nothing turns
 MAX_PIXELS = 89_478_485
 MIN_SIDE = 8
 
-# What Pillow's decoders are seen to raise on damaged files; anything else is a bug and keeps its traceback.
+# What Pillow's decoders are seen to raise on damaged files; anything else is a bug and keeps its
+# traceback.
 DAMAGED = (
     OSError,
     UnidentifiedImageError,
@@ -75,15 +90,18 @@ _MAGIC = {
 }
 DEEP = re.compile(r"(?<!BGR);16")  # raw modes with 16 bits per channel; BGR;16 has 16 per pixel
 _TILE_SIDES, SAMPLE_FORMAT, SIGNED, _ORIENTATION = (322, 323), 339, 2, 0x0112  # TIFF tags
-_UNPACKED = frozenset({"JPEG", "PNG", "WEBP"})  # whose pixels are the decoder's own; of others Pillow may map the file
-_TEXTS = re.compile(r"MAX_TEXT_(CHUNK|MEMORY)")  # in what Pillow says of profiles and texts larger than it reads
+# whose pixels are the decoder's own; of others Pillow may map the file
+_UNPACKED = frozenset({"JPEG", "PNG", "WEBP"})
+# in what Pillow says of profiles and texts larger than it reads
+_TEXTS = re.compile(r"MAX_TEXT_(CHUNK|MEMORY)")
 _ONE = threading.Lock()
 
 
 class BadImage(DataError):
     """A file that is not read, with why in one word and in one sentence."""
 
-    kind = ""  # missing, empty, no image, damaged, too many pixels, too small, pixel format, not finite
+    # missing, empty, no image, damaged, too many pixels, too small, pixel format, not finite
+    kind = ""
     reason = ""
 
 
@@ -102,7 +120,8 @@ class Decoded:
     format: str  # as Pillow names it
     stored_size: tuple[int, int]  # width and height before the EXIF orientation
     remarks: tuple[Remark, ...]
-    unguarded: str = ""  # the format, where nothing in the file tells altered pixels: it has no checksums
+    # the format, where nothing in the file tells altered pixels: it has no checksums
+    unguarded: str = ""
     outside: tuple[int, int] = (0, 0)  # values below and above a declared range
     orientation: int = UPRIGHT  # 1 to 8, which was undone
 
@@ -113,7 +132,9 @@ class Decoded:
 
     @property
     def silently_turned(self) -> bool:
-        """Whether it was turned and its size does not tell: what was drawn on the picture as it is stored lies elsewhere."""
+        """Whether it was turned and its size does not tell: what was drawn on the picture as it is
+        stored lies elsewhere.
+        """
         return self.turned and self.stored_size == size_of(self.image)
 
 
@@ -125,22 +146,24 @@ def decode(
     min_side: int | None = None,
     judge: "Judge | None" = None,
 ) -> Decoded:
-    """The upright image in mode "RGB" (3 channels) or "L" (1 channel), and what was seen on the way.
+    """The upright image in mode "RGB" (3 channels) or "L" (1 channel), and what was seen on the
+    way.
 
-    EXIF orientation is applied. Palettes are expanded, an alpha channel is dropped (transparent pixels keep their
-    stored colour), CMYK becomes RGB, colour becomes grey by Pillow's ITU-R 601 weights. Of a file with several
-    pictures the first is read, with a remark.
+    EXIF orientation is applied. Palettes are expanded, an alpha channel is dropped (transparent
+    pixels keep their stored colour), CMYK becomes RGB, colour becomes grey by Pillow's ITU-R 601
+    weights. Of a file with several pictures the first is read, with a remark.
 
     Args:
         path: the file.
         channels: 1 or 3.
         max_pixels: refuse more, from the header; SOFTLESS_MAX_PIXELS by default.
         min_side: refuse a shorter side below this; SOFTLESS_MIN_SIDE by default.
-        judge: in place of 8-bit pixels, gives what takes the stored numbers of the opened image once it is loaded (`deep`).
+        judge: in place of 8-bit pixels, gives what takes the stored numbers of the opened image
+            once it is loaded (`deep`).
 
     Raises:
-        BadImage: the file is unreadable, larger or smaller than the limits, or has more than 8 bits per channel (Pillow
-            would clip or truncate those).
+        BadImage: the file is unreadable, larger or smaller than the limits, or has more than 8 bits
+            per channel (Pillow would clip or truncate those).
     """
     reading = partial(_decoded, path, channels, max_pixels, min_side, judge)
     try:
@@ -154,25 +177,39 @@ def decode(
 class Judge(NamedTuple):
     """What takes stored numbers in place of 8-bit pixels."""
 
-    opened: Callable[[Image.Image, Path], Callable[[Image.Image], Any]]  # of an opened image, once it is loaded
-    tiles: Callable[[np.ndarray], Any]  # of an upright array (h, w, 1 or 3), where Pillow does not hold them whole
+    # of an opened image, once it is loaded
+    opened: Callable[[Image.Image, Path], Callable[[Image.Image], Any]]
+    # of an upright array (h, w, 1 or 3), where Pillow does not hold them whole
+    tiles: Callable[[np.ndarray], Any]
 
 
 def _decoded(
-    path: Path, channels: int, max_pixels: int | None, min_side: int | None, judge: Judge | None, *, texts: bool
+    path: Path,
+    channels: int,
+    max_pixels: int | None,
+    min_side: int | None,
+    judge: Judge | None,
+    *,
+    texts: bool,
 ) -> Decoded:
     """`decode`; without its texts a PNG's profile and texts are not looked at."""
     try:
         refuse_no_file(path)
         with _open(path, texts=texts) as (image, said):
-            refuse_many(path, image.size, limit("SOFTLESS_MAX_PIXELS", MAX_PIXELS, max_pixels), _tile(image))
+            refuse_many(
+                path, image.size, limit("SOFTLESS_MAX_PIXELS", MAX_PIXELS, max_pixels), _tile(image)
+            )
             if judge is None:
                 _refuse_deep_pixels(image, path)
             told = _tagged(path, deep=judge is not None) if image.format == "TIFF" else None
             refuse_small(path, image.size, limit("SOFTLESS_MIN_SIDE", MIN_SIDE, min_side))
             if told is not None and not told.as_pillow:
                 return _by_tiles(told, channels, judge)
-            take = partial(convert, path=path, mode=MODES[channels]) if judge is None else judge.opened(image, path)
+            take = (
+                partial(convert, path=path, mode=MODES[channels])
+                if judge is None
+                else judge.opened(image, path)
+            )
             stored, orientation = _stored_size(image), _tiff_orientation(image)
             _load(image, said)
             left = _orientation_left(image, said)
@@ -183,7 +220,9 @@ def _decoded(
             said.extend(() if told is None else (Remark(*remark) for remark in told.remarks))
             remarks = tuple(dict.fromkeys(said))
             turned = orientation if orientation in _TURNS else left
-            return Decoded(upright, image.format or "", stored, remarks, _unguarded(image), orientation=turned)
+            return Decoded(
+                upright, image.format or "", stored, remarks, _unguarded(image), orientation=turned
+            )
     except BadImage:
         raise
     except DAMAGED as error:
@@ -212,21 +251,31 @@ def _by_tiles(told: Tagged, channels: int, judge: Judge | None) -> Decoded:
     if lost:
         raise bad_image(told.path, "damaged", f"{lost}; replace or remove the file")
     remarks = tuple(Remark(*remark) for remark in told.remarks)
-    return Decoded(image, "TIFF", told.stored, remarks, told.unguarded, orientation=told.orientation)
+    return Decoded(
+        image, "TIFF", told.stored, remarks, told.unguarded, orientation=told.orientation
+    )
 
 
 def _load(image: Image.Image, said: list[Remark]) -> None:
-    """Decode the pixels. Pillow 13 maps a TIFF that is not packed into memory with its sides exchanged or its turn undone, where a tag turns it."""
+    """Decode the pixels.
+
+    Pillow 13 maps a TIFF that is not packed into memory with its sides exchanged or its turn
+    undone, where a tag turns it.
+    """
     if _tiff_orientation(image) in _TURNS:
         image.filename = ""  # type: ignore[attr-defined]  # without one it reads the file
-    with heard(said) if image.format == "TIFF" else nullcontext():  # a TIFF's loading reads its tags again
+    # a TIFF's loading reads its tags again
+    with heard(said) if image.format == "TIFF" else nullcontext():
         image.load()
 
 
 def said_of_turned(what: str) -> str:
-    """What is said where an image was turned and its size does not tell (`Decoded.silently_turned`)."""
+    """What is said where an image was turned and its size does not tell
+    (`Decoded.silently_turned`).
+    """
     return (
-        f"its EXIF orientation turns it and leaves its size, so nothing tells whether {what} drawn on the upright image "
+        f"its EXIF orientation turns it and leaves its size, so nothing tells whether {what} "
+        "drawn on the upright image "
         "or on the stored one: look at some"
     )
 
@@ -253,7 +302,8 @@ def content(path: Path) -> int:
 
 
 def verify(path: Path) -> None:
-    """Hold a PNG against its checksums, which Pillow's decoder passes over; those of zlib in a TIFF it sees; other types have none.
+    """Hold a PNG against its checksums, which Pillow's decoder passes over; those of zlib in a TIFF
+    it sees; other types have none.
 
     Raises:
         BadImage: they differ.
@@ -266,7 +316,9 @@ def verify(path: Path) -> None:
                 raise
             _verify(path, texts=False)
     except DAMAGED as error:
-        raise bad_image(path, "damaged", f"{error}; the pixels are not those that were stored") from error
+        raise bad_image(
+            path, "damaged", f"{error}; the pixels are not those that were stored"
+        ) from error
 
 
 def _verify(path: Path, *, texts: bool) -> None:
@@ -289,11 +341,18 @@ def limit(variable: str, default: int, given: int | None = None) -> int:
 
 @contextmanager
 def _open(path: Path, *, texts: bool = True) -> Iterator[tuple[Image.Image, list[Remark]]]:
-    """The file opened, no pixel decoded, and what Pillow warned of; without texts a PNG's own are passed over, which is said."""
+    """The file opened, no pixel decoded, and what Pillow warned of; without texts a PNG's own are
+    passed over, which is said.
+    """
     said: list[Remark] = (
         []
         if texts
-        else [Remark("large texts", "its colour profile or texts are too large to be read; its pixels are whole")]
+        else [
+            Remark(
+                "large texts",
+                "its colour profile or texts are too large to be read; its pixels are whole",
+            )
+        ]
     )
     with heard(said):
         image = Image.open(path if texts else without_texts(path), formats=FORMATS)
@@ -315,7 +374,8 @@ def without_texts(path: Path) -> io.BytesIO:
 
 @contextmanager
 def heard(said: list[Remark]) -> Iterator[None]:
-    """Pillow's warnings as remarks, and our limit in the place of its own, which warns up to twice its value and names no file.
+    """Pillow's warnings as remarks, and our limit in the place of its own, which warns up to twice
+    its value and names no file.
 
     Both belong to the process, so one thread at a time is in here.
     """
@@ -333,9 +393,15 @@ def refuse_no_file(path: Path) -> None:
     """Refuse what is no file, or an empty one."""
     status = path.stat()  # follows links; raises where there is nothing
     if not stat.S_ISREG(status.st_mode):
-        raise bad_image(path, "no image", "it is no file" + (" but a folder" if stat.S_ISDIR(status.st_mode) else ""))
+        raise bad_image(
+            path,
+            "no image",
+            "it is no file" + (" but a folder" if stat.S_ISDIR(status.st_mode) else ""),
+        )
     if not status.st_size:
-        raise bad_image(path, "empty", "it is empty or no image (0 bytes); replace or remove the file")
+        raise bad_image(
+            path, "empty", "it is empty or no image (0 bytes); replace or remove the file"
+        )
 
 
 def _tile(image: Image.Image) -> int:
@@ -351,12 +417,17 @@ def refuse_many(path: Path, size: tuple[int, int], most: int, tile: int = 1) -> 
     """Refuse an image, or one tile of it, of more pixels than the limit."""
     width, height = size
     if width * height > most or tile > most:
-        what = f"{width} x {height} = {width * height}" if width * height > most else f"one tile of {tile}"
+        what = (
+            f"{width} x {height} = {width * height}"
+            if width * height > most
+            else f"one tile of {tile}"
+        )
         more = max(width * height, tile)
         raise bad_image(
             path,
             "too many pixels",
-            f"its header says {what} pixels, and at most {most} are decoded; make it smaller, or set "
+            f"its header says {what} pixels, and at most {most} are decoded; make it smaller, or "
+            "set "
             f"SOFTLESS_MAX_PIXELS={more} if you trust it",
         )
 
@@ -368,14 +439,18 @@ def refuse_small(path: Path, size: tuple[int, int], least: int) -> None:
         raise bad_image(
             path,
             "too small",
-            f"it is {width} x {height} pixels, and both sides must have at least {least}; remove it, or set "
+            f"it is {width} x {height} pixels, and both sides must have at least {least}; remove "
+            "it, or set "
             f"SOFTLESS_MIN_SIDE={min(width, height)} to have it enlarged",
         )
 
 
 def _refuse_deep_pixels(image: Image.Image, path: Path) -> None:
-    """Pillow clips "I;16" to 255 on conversion and cuts 16-bit colour to its high byte while decoding."""
-    tiles = getattr(image, "tile", ())  # how the decoder will read the file: (codec, extents, offset, args)
+    """Pillow clips "I;16" to 255 on conversion and cuts 16-bit colour to its high byte while
+    decoding.
+    """
+    # how the decoder will read the file: (codec, extents, offset, args)
+    tiles = getattr(image, "tile", ())
     args = tiles[0][3] if tiles else ""
     depth = args[1] if image.format == "PPM" and isinstance(args, tuple) else 255
     deep_colour = DEEP.search(str(args)) is not None or (isinstance(depth, int) and depth > 255)
@@ -384,7 +459,9 @@ def _refuse_deep_pixels(image: Image.Image, path: Path) -> None:
         return
     if image.mode == "F":
         _refuse_not_finite(image, path)
-    kind = {"F": "floating-point", "I": "32-bit integer"}.get(image.mode, "signed" if signed else "16-bit")
+    kind = {"F": "floating-point", "I": "32-bit integer"}.get(
+        image.mode, "signed" if signed else "16-bit"
+    )
     kind = "16-bit" if deep_colour else kind
     raise bad_image(
         path,
@@ -409,13 +486,16 @@ def _refuse_not_finite(image: Image.Image, path: Path) -> None:
 def convert(image: Image.Image, path: Path, mode: str) -> Image.Image:
     """The image in another 8-bit mode; palettes are expanded, alpha is dropped."""
     if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # Pillow warns when a palette with transparent entries goes to RGB directly
+        # Pillow warns when a palette with transparent entries goes to RGB directly
+        image = image.convert("RGBA")
     try:
         if image.mode != mode:
             return image.convert(mode)
         return image if image.format in _UNPACKED else image.copy()
     except ValueError as error:
-        raise bad_image(path, "pixel format", f"{error}; convert it to RGB with a colour profile first") from error
+        raise bad_image(
+            path, "pixel format", f"{error}; convert it to RGB with a colour profile first"
+        ) from error
 
 
 def _stored_size(image: Image.Image) -> tuple[int, int]:
@@ -430,7 +510,9 @@ def _tiff_orientation(image: Image.Image) -> Any:
 
 
 def _orientation_left(image: Image.Image, said: list[Remark]) -> int:
-    """The orientation of the loaded image that is still to be undone; Pillow has turned a TIFF already."""
+    """The orientation of the loaded image that is still to be undone; Pillow has turned a TIFF
+    already.
+    """
     try:
         with heard(said):
             found = image.getexif().get(_ORIENTATION, UPRIGHT)
@@ -441,15 +523,22 @@ def _orientation_left(image: Image.Image, said: list[Remark]) -> int:
 
 
 def _unguarded(image: Image.Image) -> str:
-    """The format of a file without checksums over its pixels. A PNG has them, and so has what zlib packed in a TIFF."""
+    """The format of a file without checksums over its pixels.
+
+    A PNG has them, and so has what zlib packed in a TIFF.
+    """
     packing = str(image.info.get("compression", "raw"))
     if image.format == "PNG" or (image.format == "TIFF" and "deflate" in packing):
         return ""
-    return f"TIFF ({packing.removeprefix('tiff_')})" if image.format == "TIFF" else str(image.format)
+    return (
+        f"TIFF ({packing.removeprefix('tiff_')})" if image.format == "TIFF" else str(image.format)
+    )
 
 
 def _count_pictures(image: Image.Image, said: list[Remark]) -> None:
-    """An MPO is a photograph with its previews or depth behind it: the first picture is the photograph."""
+    """An MPO is a photograph with its previews or depth behind it: the first picture is the
+    photograph.
+    """
     if image.format == "MPO" or not getattr(image, "is_animated", False):
         return
     try:
@@ -463,12 +552,18 @@ def _count_pictures(image: Image.Image, said: list[Remark]) -> None:
 def unreadable(path: Path, error: Exception) -> BadImage:
     """The error for a file that a decoder, or the operating system, does not give."""
     if isinstance(error, FileNotFoundError):
-        return bad_image(path, "missing", "no such file" + (" (a link to nothing)" if path.is_symlink() else ""))
+        return bad_image(
+            path, "missing", "no such file" + (" (a link to nothing)" if path.is_symlink() else "")
+        )
     if isinstance(error, UnidentifiedImageError):
         return bad_image(path, *_unknown_type(path))
     if isinstance(error, OSError) and error.errno:
-        return bad_image(path, "unreadable", f"{error.strerror}; its rights or the disk stand in the way")
-    return bad_image(path, "damaged", f"{str(error) or type(error).__name__}; replace or remove the file")
+        return bad_image(
+            path, "unreadable", f"{error.strerror}; its rights or the disk stand in the way"
+        )
+    return bad_image(
+        path, "damaged", f"{str(error) or type(error).__name__}; replace or remove the file"
+    )
 
 
 def _unknown_type(path: Path) -> tuple[str, str]:
@@ -480,15 +575,25 @@ def _unknown_type(path: Path) -> tuple[str, str]:
         if begins.startswith(magic):
             return (
                 "damaged",
-                f"it begins as a {name} file, but its header is damaged or of a kind that Pillow cannot read",
+                (
+                    f"it begins as a {name} file, but its header is damaged or of a kind that "
+                    "Pillow "
+                    "cannot read"
+                ),
             )
     types = ", ".join(sorted(IMAGE_TYPES))
-    return "no image", f"it is empty or no image of the types read ({types}): it begins with {begins!r}"
+    return (
+        "no image",
+        f"it is empty or no image of the types read ({types}): it begins with {begins!r}",
+    )
 
 
 def bad_image(path: Path, kind: str, reason: str, opening: str = "") -> BadImage:
-    """The error for a file that is not read: why in a word, and in a sentence that `opening` may begin in place of ours."""
-    # torch raises an error of a worker again with its message alone, so the constructor takes nothing else
+    """The error for a file that is not read: why in a word, and in a sentence that `opening` may
+    begin in place of ours.
+    """
+    # torch raises an error of a worker again with its message alone, so the constructor takes
+    # nothing else
     error = BadImage((opening or f"cannot read the image {path}: ") + reason)
     error.kind, error.reason = kind, (f"it holds {reason}" if opening else reason)
     return error

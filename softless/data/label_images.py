@@ -1,7 +1,9 @@
-"""Images with label images, whose pixel values are classes; read in one pass in which every fault is found.
+"""Images with label images, whose pixel values are classes; read in one pass in which every fault
+is found.
 
-`label_layout` says where they lie and what the values are called. Palette images hold the value as index; their colours are not looked at. What is
-ignored (a value, pixels outside a field of view) becomes `IGNORE`, has no class index, and counts nowhere.
+`label_layout` says where they lie and what the values are called. Palette images hold the value as
+index; their colours are not looked at. What is ignored (a value, pixels outside a field of view)
+becomes `IGNORE`, has no class index, and counts nowhere.
 """
 
 import hashlib
@@ -30,11 +32,11 @@ from softless.words import counted
 if TYPE_CHECKING:  # training lies above data: its recipe is read here by its field names only
     from softless.training.recipe import DataSpec
 
-_ENDS = re.compile(
-    r"[_-](masks?|labels?|segmentation|seg|gt|manual\d?)$", re.IGNORECASE
-)  # of label images beside the image's name
+# of label images beside the image's name
+_ENDS = re.compile(r"[_-](masks?|labels?|segmentation|seg|gt|manual\d?)$", re.IGNORECASE)
 
 
+# warnings on how values and names were read: training says them too
 TOLD = frozenset({
     "labels",
     "values",
@@ -42,7 +44,7 @@ TOLD = frozenset({
     "void",
     "names",
     TURNED,
-})  # warnings on how values and names were read: training says them too
+})
 
 
 class LabelImages(FileSamples):
@@ -57,7 +59,8 @@ class LabelImages(FileSamples):
         counts: pixels of each class (n, K).
         digests: of the classes of all pixels.
         channels: of the images, 1 or 3.
-        fovs: their fields of view, where there are some: outside, where the value is 0, pixels are ignored.
+        fovs: their fields of view, where there are some: outside, where the value is 0, pixels are
+            ignored.
         colours: value of each colour, where label images hold colours.
         scale: the declared range of the images' values.
     """
@@ -78,12 +81,18 @@ class LabelImages(FileSamples):
     ) -> None:
         super().__init__(root, files, np.zeros(len(files), dtype=np.int64), channels, scale)
         self.base, self.labels, self.lookup, self.counts = base, list(labels), lookup, counts
-        self.digests, self.fovs, self.colours = list(digests), None if fovs is None else list(fovs), colours
+        self.digests, self.fovs, self.colours = (
+            list(digests),
+            None if fovs is None else list(fovs),
+            colours,
+        )
 
     def target(self, index: int) -> np.ndarray:
         """(h, w) uint8: class index of each pixel, or IGNORE."""
         fov = None if self.fovs is None else read_values(self.root / self.fovs[index])
-        return _classes_of(read_values(self.root / self.labels[index], self.colours), self.lookup, fov)
+        return _classes_of(
+            read_values(self.root / self.labels[index], self.colours), self.lookup, fov
+        )
 
     def key(self, index: int) -> str:
         """The image's path below its folder, without its ending: what its label image has too."""
@@ -97,7 +106,9 @@ class LabelImages(FileSamples):
     def renumbered(self, places: Sequence[int]) -> "LabelImages":
         other = self.take(range(len(self)))
         named = self.lookup != IGNORE
-        other.lookup = np.where(named, np.asarray(places, np.uint8)[np.where(named, self.lookup, 0)], np.uint8(IGNORE))
+        other.lookup = np.where(
+            named, np.asarray(places, np.uint8)[np.where(named, self.lookup, 0)], np.uint8(IGNORE)
+        )
         other.counts = self.counts[:, np.argsort(places)]
         return other
 
@@ -129,7 +140,8 @@ def open_label_images(
 ) -> tuple[Splits, Layout]:
     """Read all images and label images once and cut them into splits.
 
-    Without a validation part `spec.val_fraction` of the training images, drawn by `seed`, are it. `spec.limit` thins the training part alone.
+    Without a validation part `spec.val_fraction` of the training images, drawn by `seed`, are it.
+    `spec.limit` thins the training part alone.
 
     Args:
         spec: path, channels and scaling.
@@ -144,10 +156,13 @@ def open_label_images(
         UsageError: a class to ignore that is none, or a field of `spec` that cannot be used.
     """
     if not spec.path:
-        raise DataError(f"the data source '{spec.source}' needs a path: give --data PATH or set data.path=PATH")
+        raise DataError(
+            f"the data source '{spec.source}' needs a path: give --data PATH or set data.path=PATH"
+        )
     if spec.faults != "stop":
         raise UsageError(
-            f"data.faults={spec.faults} has no effect on label images: mend what `softless data check {spec.path}` names, and leave it at stop"
+            f"data.faults={spec.faults} has no effect on label images: mend what `softless data "
+            f"check {spec.path}` names, and leave it at stop"
         )
     root = existing_folder(spec.path)
     found = Gathering(root, scale=Range.of(spec.range))
@@ -156,7 +171,8 @@ def open_label_images(
     found.say(root, TOLD)
     if fov is not None and IGNORE in layout.values:
         raise UsageError(
-            f"segmentation.fov={fov}: pixels outside are written as {IGNORE}, which is a class of {root}; leave one out"
+            f"segmentation.fov={fov}: pixels outside are written as {IGNORE}, which is a class of "
+            f"{root}; leave one out"
         )
     if found.bad:
         raise refusal(root, found.bad, "mend them")
@@ -167,25 +183,37 @@ def open_label_images(
         train, val = train.take(kept), train.take(cut)
     if spec.limit is not None:
         if spec.limit < 1:
-            raise UsageError(f"data.limit={spec.limit}: keep at least one training image, or none for no limit")
-        train = train.take(np.sort(np.random.default_rng(seed).permutation(len(train))[: spec.limit]))
+            raise UsageError(
+                f"data.limit={spec.limit}: keep at least one training image, or none for no limit"
+            )
+        train = train.take(
+            np.sort(np.random.default_rng(seed).permutation(len(train))[: spec.limit])
+        )
     mean, std = scaling(spec, train)
     told = fingerprint(spec.source, layout.classes, {"train": train, "val": val, "test": test})
     return Splits(train, val, test, layout.classes, spec.in_chans, mean, std, told), layout
 
 
-def read_parts(layout: Layout, found: Gathering, channels: int = 3, fov: str | None = None) -> dict[str, LabelImages]:
-    """Read every image and label image; what is wrong with one is a fault, and the image is left out."""
+def read_parts(
+    layout: Layout, found: Gathering, channels: int = 3, fov: str | None = None
+) -> dict[str, LabelImages]:
+    """Read every image and label image; what is wrong with one is a fault, and the image is left
+    out.
+    """
     if layout.read_as:
         found.warn(layout.root, "values", layout.read_as)
     if renamed := read_as({
-        part: layout.folder(part) for part, name in layout.pattern.parts.items() if name not in {part, ""}
+        part: layout.folder(part)
+        for part, name in layout.pattern.parts.items()
+        if name not in {part, ""}
     }):
         found.warn(layout.root, "splits", renamed)
     return {part: read_part(layout, part, found, channels, fov) for part in layout.parts}
 
 
-def read_part(layout: Layout, part: str, found: Gathering, channels: int = 3, fov: str | None = None) -> LabelImages:
+def read_part(
+    layout: Layout, part: str, found: Gathering, channels: int = 3, fov: str | None = None
+) -> LabelImages:
     """`read_parts` of one part."""
     base, beside = layout.folder(part), layout.folder(part, layout.labels)
     images = _by_key(layout.root / base, found)
@@ -193,7 +221,9 @@ def read_part(layout: Layout, part: str, found: Gathering, channels: int = 3, fo
     _pair_by_ending(layout.root / beside, images, labels, found)
     fovs = {} if fov is None else _by_key(layout.root / layout.folder(part, fov), found, is_label)
     for key in sorted(set(labels) - set(images)):
-        found.fault(layout.root / labels[key], "missing image", f"there is no image of this name in {base}")
+        found.fault(
+            layout.root / labels[key], "missing image", f"there is no image of this name in {base}"
+        )
     taken: list[tuple[str, str, str, np.ndarray, bytes]] = []
     void: list[int] = []
     for key, file in track(images.items(), len(images), f"reading {part}"):
@@ -205,20 +235,36 @@ def read_part(layout: Layout, part: str, found: Gathering, channels: int = 3, fo
         found.fault(layout.root / base, "layout", "it holds no images")
     if any(void) and layout.void:
         where = f"{sum(void):,} pixels of {counted(sum(map(bool, void)), 'label image')}"
-        found.warn(beside, "void", f"the value {IGNORE} has no name in classes.json and counts nowhere: {where}")
+        found.warn(
+            beside,
+            "void",
+            f"the value {IGNORE} has no name in classes.json and counts nowhere: {where}",
+        )
     counts = np.array([one[3] for one in taken]).reshape(len(taken), len(layout.values))
     title = part if len(label_folders(layout.root)) < 2 else f"{part}, {layout.labels}"
     found.counts[title] = dict(zip(layout.classes, counts.sum(0).tolist(), strict=True))
     return LabelImages(
-        layout.root, base, [one[0] for one in taken], [one[1] for one in taken], layout.lookup, counts, [one[4] for one in taken], channels,
-        None if fov is None else [one[2] for one in taken], layout.colours, found.scale,
-    )  # fmt: skip
+        layout.root,
+        base,
+        [one[0] for one in taken],
+        [one[1] for one in taken],
+        layout.lookup,
+        counts,
+        [one[4] for one in taken],
+        channels,
+        None if fov is None else [one[2] for one in taken],
+        layout.colours,
+        found.scale,
+    )
 
 
-def _pair_by_ending(folder: Path, images: Mapping[str, str], labels: dict[str, str], found: Gathering) -> None:
+def _pair_by_ending(
+    folder: Path, images: Mapping[str, str], labels: dict[str, str], found: Gathering
+) -> None:
     """`a_mask.png` belongs to `a.jpg` where no label image has its very name."""
     short = {key: _ENDS.sub("", key) for key in labels if key not in images}
-    claims = Counter(short.values())  # two for one image stay apart: neither is its label image without a doubt
+    # two for one image stay apart: neither is its label image without a doubt
+    claims = Counter(short.values())
     fits = {
         key: name
         for key, name in short.items()
@@ -231,12 +277,17 @@ def _pair_by_ending(folder: Path, images: Mapping[str, str], labels: dict[str, s
         found.warn(
             folder,
             "names",
-            f"{counted(len(fits), 'label image')} belong to images by their names without the ending, as {first} to {fits[first]}",
+            f"{counted(len(fits), 'label image')} belong to images by their names without the "
+            f"ending, as {first} to {fits[first]}",
         )
 
 
-def _by_key(folder: Path, found: Gathering, wanted: Callable[[Path], bool] = is_image) -> dict[str, str]:
-    """Images below a folder, relative to the data's root, by their path in it without its ending."""
+def _by_key(
+    folder: Path, found: Gathering, wanted: Callable[[Path], bool] = is_image
+) -> dict[str, str]:
+    """Images below a folder, relative to the data's root, by their path in it without its
+    ending.
+    """
     by_key: dict[str, str] = {}
     if not folder.is_dir():
         found.fault(folder, "layout", "there is no such folder")
@@ -260,12 +311,16 @@ def _by_key(folder: Path, found: Gathering, wanted: Callable[[Path], bool] = is_
 def _read(
     layout: Layout, part: str, file: str, label: str | None, fov: str | None, found: Gathering
 ) -> tuple[np.ndarray, bytes, int] | None:
-    """Pixels of each class (K,), a digest of them all, and how many are void; None where the image cannot be used."""
+    """Pixels of each class (K,), a digest of them all, and how many are void; None where the image
+    cannot be used.
+    """
     decoded = found.image(layout.root / file, part, "")
     if label is None:
         name = Path(file).relative_to(layout.folder(part)).with_suffix(".png").as_posix()
         found.fault(
-            layout.root / file, "missing label", f"it has no label image {layout.folder(part, layout.labels)}/{name}"
+            layout.root / file,
+            "missing label",
+            f"it has no label image {layout.folder(part, layout.labels)}/{name}",
         )
         return None
     if fov == "":
@@ -282,13 +337,23 @@ def _read(
         return None
     classes = _classes_of(values, layout.lookup, seen)
     counts = np.bincount(classes.reshape(-1), minlength=256)[: len(layout.values)]
-    return counts, hashlib.blake2b(classes.tobytes(), digest_size=16).digest(), int((values == IGNORE).sum())
+    return (
+        counts,
+        hashlib.blake2b(classes.tobytes(), digest_size=16).digest(),
+        int((values == IGNORE).sum()),
+    )
 
 
 def _unnamed(values: np.ndarray, layout: Layout) -> str:
-    """What is said of values that have no name, with their numbers of pixels; nothing where all have one."""
+    """What is said of values that have no name, with their numbers of pixels; nothing where all
+    have one.
+    """
     counts = np.bincount(values.reshape(-1), minlength=256)
-    strange = [value for value in np.flatnonzero(counts).tolist() if value not in {*layout.names, *layout.ignored}]
+    strange = [
+        value
+        for value in np.flatnonzero(counts).tolist()
+        if value not in {*layout.names, *layout.ignored}
+    ]
     if not strange:
         return ""
     shown = ", ".join(f"{value} ({counts[value]} pixels)" for value in strange[:20])
@@ -312,8 +377,8 @@ def _checked(
         found.fault(
             path,
             "label size",
-            f"it is {width} x {height}, and its image is {size[0]} x {size[1]}: they must be the same"
-            + (stored if decoded.turned and (width, height) == decoded.stored_size else ""),
+            f"it is {width} x {height}, and its image is {size[0]} x {size[1]}: they must be the "
+            "same" + (stored if decoded.turned and (width, height) == decoded.stored_size else ""),
         )
         return None
     return values

@@ -2,9 +2,10 @@
 
     root/images/{train,val,test}/NAME.jpg    root/labels/{train,val,test}/NAME.png    root/classes.json: {"0": "background", …}
 
-in any usual spelling of splits and folders (`img_dir/train`, `annotations/training`, `masks/val`), the other way round (`train/images`,
-`train/masks`), or `images` and `masks` alone. Without classes.json, ADE20K's own layout has its 150 classes from value 1 on, and masks of two values
-have a background and an object.
+in any usual spelling of splits and folders (`img_dir/train`, `annotations/training`, `masks/val`),
+the other way round (`train/images`, `train/masks`), or `images` and `masks` alone. Without
+classes.json, ADE20K's own layout has its 150 classes from value 1 on, and masks of two values have
+a background and an object.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -19,14 +20,25 @@ from softless.data.exports import export_in
 from softless.data.findings import Gathering
 from softless.data.folder import listing
 from softless.data.images import BadImage
-from softless.data.label_names import CLASSES, VOID, Classes, ade20k_names, checked_values, stored_names, values_of
+from softless.data.label_names import (
+    CLASSES,
+    VOID,
+    Classes,
+    ade20k_names,
+    checked_values,
+    stored_names,
+    values_of,
+)
 from softless.data.label_values import is_label, read_values
 from softless.data.places import PICTURES, TARGETS, by_part, folders_in, words_of
 from softless.errors import DataError, UsageError
 from softless.words import few
 
-IGNORE = 255  # of class indices: a pixel that counts nowhere; of values one that is void where no class is called so
-_BEGIN = frozenset({"label", "labels", "annotation", "annotations", "mask", "masks"})  # of `labels_observer1`
+# of class indices: a pixel that counts nowhere; of values one that is void where no class is called
+# so
+IGNORE = 255
+# of `labels_observer1`
+_BEGIN = frozenset({"label", "labels", "annotation", "annotations", "mask", "masks"})
 
 
 class _Pattern(NamedTuple):
@@ -53,11 +65,13 @@ class Layout:
 
     pattern: _Pattern
     labels: str  # the name of the folders of label images
-    names: Mapping[int, str]  # value -> class, those that are ignored too; several values may share one
+    # value -> class, those that are ignored too; several values may share one
+    names: Mapping[int, str]
     ignored: frozenset[int]
     read_as: str = ""  # what is said where the values are not those of classes.json
     void: bool = False  # whether 255 counts nowhere only for want of a name
-    colours: Mapping[int, int] | None = None  # red << 16 | green << 8 | blue -> value, where classes.json names colours
+    # red << 16 | green << 8 | blue -> value, where classes.json names colours
+    colours: Mapping[int, int] | None = None
 
     @property
     def root(self) -> Path:
@@ -68,12 +82,16 @@ class Layout:
         return tuple(self.pattern.parts)
 
     def folder(self, part: str, kind: str | None = None) -> str:
-        """Where the images of a part lie below the root, or what belongs to them: `labels`, or a field of view."""
+        """Where the images of a part lie below the root, or what belongs to them: `labels`, or a
+        field of view.
+        """
         return self.pattern.folder(kind or self.pattern.pictures, part)
 
     @property
     def values(self) -> tuple[int, ...]:
-        """One for each class that a model has an output for, in the order of the class indices; of a class with several, the lowest."""
+        """One for each class that a model has an output for, in the order of the class indices; of
+        a class with several, the lowest.
+        """
         first: dict[str, int] = {}
         for value in sorted(set(self.names) - self.ignored):
             first.setdefault(self.names[value], value)
@@ -100,7 +118,9 @@ def is_label_layout(root: Path) -> bool:
 
 
 def label_folders(root: Path) -> list[str]:
-    """The names of the folders of label images beside those of images; several where several people drew."""
+    """The names of the folders of label images beside those of images; several where several people
+    drew.
+    """
     pattern = _pattern(root)
     return [] if pattern is None else _label_folders(pattern)
 
@@ -123,13 +143,15 @@ def layout_of(
 
     Raises:
         DataError: no images with label images.
-        UsageError: `values` that are none, a class to ignore that is none, or fewer than two that are left.
+        UsageError: `values` that are none, a class to ignore that is none, or fewer than two that
+            are left.
     """
     pattern = _pattern(root)
     export = None if pattern is not None and _label_folders(pattern) else export_in(root)
     if pattern is None or export:
         raise DataError(
-            f"{root} holds no label images: expected images/train and labels/train in it, and {CLASSES} "
+            f"{root} holds no label images: expected images/train and labels/train in it, and "
+            f"{CLASSES} "
             '({"0": "background", …}), or ADE20K\'s images/training and annotations/training'
             + (f"; it holds {export}" if export else "")
         )
@@ -144,7 +166,8 @@ def layout_of(
     classes = _classes(pattern, folder, found, values, ade=ade)
     names = classes.names
     taken = {value for one in ignore for value in values_of(one, names)} | ({0} if ade else set())
-    if values is not None:  # who names values by hand names all: 255 too is a fault where it is not named
+    # who names values by hand names all: 255 too is a fault where it is not named
+    if values is not None:
         taken |= {value for value, name in names.items() if name == VOID}
     void = {IGNORE} - set(names) if values is None else set()
     layout = Layout(
@@ -158,13 +181,18 @@ def layout_of(
     )
     if not found.bad and len(layout.values) < 2:
         raise UsageError(
-            f"{len(layout.values)} of the classes {', '.join(dict.fromkeys(names.values()))} are left to learn, and it takes two: ignore fewer"
+            f"{len(layout.values)} of the classes {', '.join(dict.fromkeys(names.values()))} are "
+            "left to learn, and it takes two: ignore fewer"
         )
     return layout
 
 
 def _is_ade20k(root: Path, labels: str) -> bool:
-    return not (root / CLASSES).is_file() and (root / "annotations" / "training").is_dir() and labels == "annotations"
+    return (
+        not (root / CLASSES).is_file()
+        and (root / "annotations" / "training").is_dir()
+        and labels == "annotations"
+    )
 
 
 def _classes(
@@ -198,7 +226,9 @@ def _pattern(root: Path) -> _Pattern | None:
 
 
 def _splits(root: Path) -> dict[str, str]:
-    """The folders called like splits, where no two are called alike: whoever reads classes says that."""
+    """The folders called like splits, where no two are called alike: whoever reads classes says
+    that.
+    """
     try:
         return by_part(root)
     except DataError:
@@ -210,12 +240,16 @@ def _called(folder: Path, kinds: Iterable[str]) -> list[str]:
 
 
 def _label_folders(pattern: _Pattern) -> list[str]:
-    """The names of folders of label images: those called so that hold images for one of the parts."""
+    """The names of folders of label images: those called so that hold images for one of the
+    parts.
+    """
     part = next(iter(pattern.parts))
     around = pattern.root / pattern.parts[part] if pattern.split_first else pattern.root
     names = [name for name in folders_in(around) if _is_target(name) and name != pattern.pictures]
     return [
-        name for name in names if any(_holds_images(pattern.root / pattern.folder(name, one)) for one in pattern.parts)
+        name
+        for name in names
+        if any(_holds_images(pattern.root / pattern.folder(name, one)) for one in pattern.parts)
     ]
 
 
@@ -229,16 +263,24 @@ def _holds_images(folder: Path) -> bool:
 
 
 def _first_of(pattern: _Pattern, found: Gathering) -> str:
-    """The folder of label images where none is named: `labels`, or the first there is; that others are not read is said."""
+    """The folder of label images where none is named: `labels`, or the first there is; that others
+    are not read is said.
+    """
     names = _label_folders(pattern) or ["labels"]
     chosen = "labels" if "labels" in names else names[0]
     if others := [name for name in names if name != chosen]:
-        found.warn(pattern.root, "labels", f"{chosen} is read, and {few(others)} is not: segmentation.labels chooses")
+        found.warn(
+            pattern.root,
+            "labels",
+            f"{chosen} is read, and {few(others)} is not: segmentation.labels chooses",
+        )
     return chosen
 
 
 def _occurring(pattern: _Pattern, labels: str, most: int, known: Collection[int] = ()) -> set[int]:
-    """The values that label images hold; reading ends once there are more than `most`, or all that are known, however many masks are empty."""
+    """The values that label images hold; reading ends once there are more than `most`, or all that
+    are known, however many masks are empty.
+    """
     held: set[int] = set()
     for part in pattern.parts:
         for file in _label_files(pattern, labels, part):
@@ -250,11 +292,17 @@ def _occurring(pattern: _Pattern, labels: str, most: int, known: Collection[int]
 
 def _label_files(pattern: _Pattern, labels: str, part: str) -> list[Path]:
     folder = pattern.root / pattern.folder(labels, part)
-    return [folder / file for file in listing(folder, wanted=is_label).files] if folder.is_dir() else []
+    return (
+        [folder / file for file in listing(folder, wanted=is_label).files]
+        if folder.is_dir()
+        else []
+    )
 
 
 def _held(file: Path) -> set[int]:
     try:
-        return set(np.flatnonzero(np.bincount(read_values(file).reshape(-1), minlength=256)).tolist())
+        return set(
+            np.flatnonzero(np.bincount(read_values(file).reshape(-1), minlength=256)).tolist()
+        )
     except BadImage:  # reading all of them says what is wrong
         return set()

@@ -1,4 +1,6 @@
-"""What the values of label images are called: as the recipe says (`segmentation.values`), as classes.json says, or as two values say themselves."""
+"""What the values of label images are called: as the recipe says (`segmentation.values`), as
+classes.json says, or as two values say themselves.
+"""
 
 import json
 import re
@@ -23,7 +25,9 @@ Occurring = Callable[..., set[int]]  # (most, known) -> values that the label im
 
 
 class Classes(NamedTuple):
-    """What values are called, what is said of how that was found, and the value of each colour where colours stand for values."""
+    """What values are called, what is said of how that was found, and the value of each colour
+    where colours stand for values.
+    """
 
     names: Mapping[int, str]
     said: str = ""
@@ -34,7 +38,8 @@ def checked_values(values: Mapping[Any, Any]) -> Classes:
     """The recipe's values and colours; several may share a name.
 
     Args:
-        values: a whole number in 0..255, or a colour "#ff0000", to the name of its class; json's texts stand for numbers too.
+        values: a whole number in 0..255, or a colour "#ff0000", to the name of its class; json's
+            texts stand for numbers too.
 
     Raises:
         UsageError: an entry that is none, values beside colours, or fewer than two classes.
@@ -48,11 +53,17 @@ def checked_values(values: Mapping[Any, Any]) -> Classes:
     classes = dict.fromkeys(name for name in found.names.values() if name != VOID)
     if len(classes) < 2:
         raise UsageError(
-            f"{FIELD} names {len(classes)} class{'' if len(classes) == 1 else 'es'} beside {VOID}, and it takes two; "
+            f"{FIELD} names {len(classes)} class{'' if len(classes) == 1 else 'es'} beside "
+            f"{VOID}, and it takes two; "
             f"for example {_EXAMPLE}"
         )
-    shared = {name: [value for value, one in found.names.items() if one == name] for name in classes}
-    told = [f"{', '.join(_shown(found, value) for value in held)} as {name}" for name, held in shared.items()]
+    shared = {
+        name: [value for value, one in found.names.items() if one == name] for name in classes
+    }
+    told = [
+        f"{', '.join(_shown(found, value) for value in held)} as {name}"
+        for name, held in shared.items()
+    ]
     void = [_shown(found, value) for value, name in found.names.items() if name == VOID]
     told += [f"{', '.join(void)} counting nowhere"] if void else []
     return found._replace(said=f"{FIELD}: the label images hold {'; '.join(told)}")
@@ -64,7 +75,8 @@ def _shown(classes: Classes, value: int) -> str:
 
 
 def stored_names(file: Path, occurring: Occurring, found: Gathering) -> Classes:
-    """What classes.json says; masks of two values need none, and one that names two others names them.
+    """What classes.json says; masks of two values need none, and one that names two others names
+    them.
 
     Args:
         file: classes.json, which may not be there.
@@ -81,7 +93,8 @@ def stored_names(file: Path, occurring: Occurring, found: Gathering) -> Classes:
         found.fault(
             file,
             "classes",
-            f'no such file; it says what the values mean: {{"0": "background", "1": "vessel"}}, and so does {FIELD}{shown}',
+            f'no such file; it says what the values mean: {{"0": "background", "1": "vessel"}}, '
+            f"and so does {FIELD}{shown}",
         )
         return Classes({})
     stored = _stored(file, found)
@@ -91,20 +104,27 @@ def stored_names(file: Path, occurring: Occurring, found: Gathering) -> Classes:
         if len(held) == 2 and held != set(names):
             pairs = dict(zip(sorted(held), (names[key] for key in sorted(names)), strict=True))
             told = " and ".join(f"{value} as {name}" for value, name in pairs.items())
-            return Classes(pairs, f"the label images hold two values, and {CLASSES} names two others: {told}")
+            return Classes(
+                pairs, f"the label images hold two values, and {CLASSES} names two others: {told}"
+            )
     return stored
 
 
 def _stored(file: Path, found: Gathering) -> Classes:
-    """classes.json: an object from value to name, a list of names, or an object from colour to name, {"#000000": "ground", "#ff0000": "water"}."""
+    """classes.json: an object from value to name, a list of names, or an object from colour to
+    name, {"#000000": "ground", "#ff0000": "water"}.
+    """
     try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))  # some tools begin with a byte-order mark
+        # some tools begin with a byte-order mark
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         found.fault(file, "classes", f"it is no complete JSON: {error}")
         return Classes({})
     content = dict(enumerate(content)) if isinstance(content, list) else content
     if not isinstance(content, dict) or not content:
-        found.fault(file, "classes", f"it holds {content!r:.40}; it is an object from value to name")
+        found.fault(
+            file, "classes", f"it holds {content!r:.40}; it is an object from value to name"
+        )
         return Classes({})
     read = _meanings(content, lambda reason: found.fault(file, "classes", reason))
     names: dict[int, str] = {}
@@ -113,7 +133,8 @@ def _stored(file: Path, found: Gathering) -> Classes:
             found.fault(
                 file,
                 "classes",
-                f"the name '{name}' is given twice; {FIELD} of the recipe may give several values one name",
+                f"the name '{name}' is given twice; {FIELD} of the recipe may give several values "
+                "one name",
             )
         else:
             names[value] = name
@@ -123,7 +144,10 @@ def _stored(file: Path, found: Gathering) -> Classes:
 
 
 def _meanings(content: Mapping[Any, Any], wrong: Callable[[str], None]) -> Classes:
-    """Value, or colour, to name; `wrong` is told of entries that are none. Colours stand for values in their order."""
+    """Value, or colour, to name; `wrong` is told of entries that are none.
+
+    Colours stand for values in their order.
+    """
     colours = None
     if content and all(_COLOUR.fullmatch(str(key)) for key in content):
         colours = {int(str(key).removeprefix("#"), 16): place for place, key in enumerate(content)}
@@ -158,7 +182,9 @@ def ade20k_names(root: Path) -> dict[int, str]:
     names = {value: str(value) for value in range(1, ADE20K_CLASSES + 1)}
     if file.is_file():
         rows = [line.split("\t") for line in file.read_text(encoding="utf-8").splitlines()[1:]]
-        names |= {int(row[0]): row[-1].strip().split(",")[0] for row in rows if row[0].strip().isdigit()}
+        names |= {
+            int(row[0]): row[-1].strip().split(",")[0] for row in rows if row[0].strip().isdigit()
+        }
     return {0: "other", **names}
 
 

@@ -1,4 +1,6 @@
-"""From an image and its label image to two tensors: torchvision's joint transforms, drawn from the generators that the loader seeds."""
+"""From an image and its label image to two tensors: torchvision's joint transforms, drawn from the
+generators that the loader seeds.
+"""
 
 import random
 from collections.abc import Sequence
@@ -26,12 +28,16 @@ Pair = tuple[Any, Any]
 
 
 class LabelPipeline(Pipeline):
-    """(image, label array (h, w)) to (tensor (C, h, w) normalised, tensor (h, w) uint8 of class indices)."""
+    """(image, label array (h, w)) to (tensor (C, h, w) normalised, tensor (h, w) uint8 of class
+    indices).
+    """
 
     joint = True
 
 
-def train_pipeline(spec: "SegmentationSpec", mean: Sequence[float], std: Sequence[float]) -> LabelPipeline:
+def train_pipeline(
+    spec: "SegmentationSpec", mean: Sequence[float], std: Sequence[float]
+) -> LabelPipeline:
     """Scale, crop, flips, quarter turns, colours, as the recipe says.
 
     Raises:
@@ -57,7 +63,9 @@ def eval_pipeline(mean: Sequence[float], std: Sequence[float]) -> LabelPipeline:
 
 
 def as_tensors(pair: tuple[Picture, np.ndarray]) -> Pair:
-    """(C, h, w), uint8 or float32, and (h, w) uint8, with the types by which torchvision tells them apart."""
+    """(C, h, w), uint8 or float32, and (h, w) uint8, with the types by which torchvision tells them
+    apart.
+    """
     image, label = pair
     return tensor_of(image).as_subclass(tv_tensors.Image), tv_tensors.Mask(torch.from_numpy(label))
 
@@ -102,7 +110,8 @@ class RandomScale:
 class VariedCrop:
     """A random crop, filled up with the mean colour and IGNORE where the image is smaller.
 
-    One in which a single class has more than `share` of the pixels that count is drawn again, ten times at most (mmsegmentation's cat_max_ratio).
+    One in which a single class has more than `share` of the pixels that count is drawn again, ten
+    times at most (mmsegmentation's cat_max_ratio).
     """
 
     def __init__(self, size: tuple[int, int], share: float, mean: Sequence[float]) -> None:
@@ -117,7 +126,9 @@ class VariedCrop:
         crop = self.crops[pair[0].dtype]
         for _ in range(TRIES if self.share < 1 else 1):
             image, label = crop(*pair)
-            counts = torch.bincount(label.reshape(-1).as_subclass(torch.Tensor), minlength=IGNORE + 1)[:IGNORE]
+            counts = torch.bincount(
+                label.reshape(-1).as_subclass(torch.Tensor), minlength=IGNORE + 1
+            )[:IGNORE]
             if counts.max() <= self.share * counts.sum():
                 break
         return image, label
@@ -127,7 +138,9 @@ class VariedCrop:
 
 
 def _crop(size: tuple[int, int], colour: Sequence[float]) -> v2.RandomCrop:
-    return v2.RandomCrop(size, pad_if_needed=True, fill={tv_tensors.Image: list(colour), tv_tensors.Mask: IGNORE})
+    return v2.RandomCrop(
+        size, pad_if_needed=True, fill={tv_tensors.Image: list(colour), tv_tensors.Mask: IGNORE}
+    )
 
 
 class Whole:
@@ -167,13 +180,16 @@ def check(spec: "SegmentationSpec") -> None:
         checked_values(spec.values)
     if spec.crop is not None and min(spec.crop) < 32:
         raise UsageError(
-            f"segmentation.crop={spec.crop}: height and width of at least 32 pixels, or none for whole images"
+            f"segmentation.crop={spec.crop}: height and width of at least 32 pixels, or none for "
+            "whole images"
         )
     if not 0 < spec.scale[0] <= spec.scale[1]:
         raise UsageError(
-            f"segmentation.scale={spec.scale}: two positive numbers, the smaller first; (1.0, 1.0) leaves the size"
+            f"segmentation.scale={spec.scale}: two positive numbers, the smaller first; (1.0, "
+            "1.0) leaves the size"
         )
     if not 0 < spec.crop_share <= 1:
         raise UsageError(
-            f"segmentation.crop_share={spec.crop_share}: the largest share of one class in a crop lies in (0, 1]"
+            f"segmentation.crop_share={spec.crop_share}: the largest share of one class in a crop "
+            "lies in (0, 1]"
         )

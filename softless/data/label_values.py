@@ -1,4 +1,6 @@
-"""The values of one label image, whatever holds them: a picture of any kind, or an array that numpy wrote."""
+"""The values of one label image, whatever holds them: a picture of any kind, or an array that numpy
+wrote.
+"""
 
 import zipfile
 from collections.abc import Mapping
@@ -10,11 +12,23 @@ from PIL import Image
 
 from softless.data.arrays import NOT_AN_NPZ, why_no_npz
 from softless.data.dicom import ENDINGS
-from softless.data.images import FORMATS, IMAGE_TYPES, MAX_PIXELS, BadImage, bad_image, decode, limit, verify
+from softless.data.images import (
+    FORMATS,
+    IMAGE_TYPES,
+    MAX_PIXELS,
+    BadImage,
+    bad_image,
+    decode,
+    limit,
+    verify,
+)
 from softless.data.label_names import CLASSES
 
 ARRAYS = frozenset({".npy", ".npz"})  # endings of label images that numpy wrote
-WAY = f'name the colours in {CLASSES} as "#ff0000", or write the class of each pixel as 8-bit grey PNG'
+WAY = (
+    f'name the colours in {CLASSES} as "#ff0000", or write the class of each pixel as 8-bit '
+    "grey PNG"
+)
 
 
 def is_label(path: Path) -> bool:
@@ -25,10 +39,12 @@ def is_label(path: Path) -> bool:
 def read_values(path: Path, colours: Mapping[int, int] | None = None) -> np.ndarray:
     """The values (h, w) of a label image, uint8.
 
-    Of a palette image the indices, of a 1-bit mask and an array of true and false 0 and 1, of grey stored as colour the grey.
+    Of a palette image the indices, of a 1-bit mask and an array of true and false 0 and 1, of grey
+    stored as colour the grey.
 
     Args:
-        path: an image, or a numpy file (.npy, or .npz with one array) of true and false or of whole numbers in 0..255.
+        path: an image, or a numpy file (.npy, or .npz with one array) of true and false or of whole
+            numbers in 0..255.
         colours: red << 16 | green << 8 | blue -> value, where colours stand for values.
 
     Raises:
@@ -42,11 +58,16 @@ def read_values(path: Path, colours: Mapping[int, int] | None = None) -> np.ndar
         decode(path, 1)  # refuses what no image file may be
     except BadImage as error:
         if error.kind == "pixel format":
-            raise _no_label(path, "more than 8 bits per pixel", "write the same values as 8-bit grey PNG") from error
+            raise _no_label(
+                path, "more than 8 bits per pixel", "write the same values as 8-bit grey PNG"
+            ) from error
         raise
-    with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:  # by name Pillow maps some, see `images`
+    # by name Pillow maps some, see `images`
+    with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
         if colours is not None:
-            return _values_of_colours(path, np.asarray(image.convert("RGB")).astype(np.int64), colours)
+            return _values_of_colours(
+                path, np.asarray(image.convert("RGB")).astype(np.int64), colours
+            )
         if image.mode in {"RGB", "RGBA", "LA"}:
             pixels = np.asarray(image.convert("RGB"))
             if (pixels == pixels[..., :1]).all():  # as painting programs save black and white
@@ -63,7 +84,8 @@ def read_whole_values(path: Path, colours: Mapping[int, int] | None = None) -> n
         BadImage: unreadable or damaged, or no image of one 8-bit value per pixel.
     """
     values = read_values(path, colours)
-    if path.suffix.lower() not in ARRAYS:  # zip archives are held against theirs while they are read
+    # zip archives are held against theirs while they are read
+    if path.suffix.lower() not in ARRAYS:
         verify(path)
     return values
 
@@ -74,12 +96,16 @@ def _array(path: Path) -> np.ndarray:
     except FileNotFoundError as error:
         raise bad_image(path, "missing", "no such file") from error
     except NOT_AN_NPZ as error:
-        raise bad_image(path, "damaged", f"it is no numpy file of plain arrays: {why_no_npz(path, error)}") from error
+        raise bad_image(
+            path, "damaged", f"it is no numpy file of plain arrays: {why_no_npz(path, error)}"
+        ) from error
     flat = values[..., 0] if values.ndim == 3 and values.shape[-1] == 1 else values
     if flat.ndim != 2 or not flat.size:
         raise _no_label(path, f"an array of shape {values.shape}", "write (height, width)")
     if flat.dtype.kind not in "biu":
-        raise _no_label(path, f"an array of {flat.dtype}", "write whole numbers in 0..255, or true and false")
+        raise _no_label(
+            path, f"an array of {flat.dtype}", "write whole numbers in 0..255, or true and false"
+        )
     low, high = int(flat.min()), int(flat.max())
     if low < 0 or high > 255:
         raise _no_label(path, f"the values {low} to {high}", "write whole numbers in 0..255")
@@ -87,7 +113,9 @@ def _array(path: Path) -> np.ndarray:
 
 
 def _stored(path: Path) -> np.ndarray:
-    """The one array of a file; its header is read first, so that one that claims too much is not served."""
+    """The one array of a file; its header is read first, so that one that claims too much is not
+    served.
+    """
     with path.open("rb") as file:
         if path.suffix.lower() == ".npy":
             return _plain(path, file)
@@ -102,19 +130,29 @@ def _stored(path: Path) -> np.ndarray:
 
 def _plain(path: Path, file: IO[bytes]) -> np.ndarray:
     version = np.lib.format.read_magic(file)
-    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    header = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )
     shape, columns_first, dtype = header(file)
     most = limit("SOFTLESS_MAX_PIXELS", MAX_PIXELS)
     count = int(np.prod(shape, dtype=object))
     if count > most:
-        raise bad_image(path, "too many pixels", f"its header says {count} values, and at most {most} are read")
+        raise bad_image(
+            path, "too many pixels", f"its header says {count} values, and at most {most} are read"
+        )
     if dtype.hasobject:
-        raise _no_label(path, "an array of objects", "write whole numbers in 0..255, or true and false")
+        raise _no_label(
+            path, "an array of objects", "write whole numbers in 0..255, or true and false"
+        )
     content = file.read(count * dtype.itemsize)
     if len(content) < count * dtype.itemsize:
         raise bad_image(path, "damaged", "it is cut off; replace or remove the file")
     if file.read(1):  # and at the end a zip archive is held against its checksum
-        raise bad_image(path, "damaged", "it holds more than its header says; replace or remove the file")
+        raise bad_image(
+            path, "damaged", "it holds more than its header says; replace or remove the file"
+        )
     return np.frombuffer(content, dtype).reshape(shape, order="F" if columns_first else "C")
 
 
@@ -127,7 +165,8 @@ def _values_of_colours(path: Path, pixels: np.ndarray, colours: Mapping[int, int
     if other.any():
         strange, counts = np.unique(packed[other], return_counts=True)
         shown = ", ".join(
-            f"#{colour:06x} ({count:,} pixels)" for colour, count in zip(strange[:10], counts, strict=False)
+            f"#{colour:06x} ({count:,} pixels)"
+            for colour, count in zip(strange[:10], counts, strict=False)
         )
         raise _no_label(
             path,

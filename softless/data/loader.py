@@ -1,7 +1,8 @@
-"""Batches whose content depends on (seed, epoch, index) alone: not on workers, ranks, or what ran before.
+"""Batches whose content depends on (seed, epoch, index) alone: not on workers, ranks, or what ran
+before.
 
-An epoch is a sequence of *positions*: position p stands for image p % n in its copy p // n, so that each copy of repeated
-augmentation draws its own randomness.
+An epoch is a sequence of *positions*: position p stands for image p % n in its copy p // n, so that
+each copy of repeated augmentation draws its own randomness.
 """
 
 import random
@@ -30,14 +31,23 @@ class TransformedSamples(Dataset[tuple[Any, Any]]):
 
     Python's, numpy's and torch's generators are seeded for the call and restored after it.
 
-    What the pipeline does alike in every epoch (decoding; resizing where no random crop follows; everything in
-    evaluation) is kept in memory until `cache_bytes` are full; images beyond are decoded each time. The values are the
-    same either way: nothing is kept in a reduced form that the uncached path would not also use.
+    What the pipeline does alike in every epoch (decoding; resizing where no random crop follows;
+    everything in evaluation) is kept in memory until `cache_bytes` are full; images beyond are
+    decoded each time. The values are the same either way: nothing is kept in a reduced form that
+    the uncached path would not also use.
     """
 
-    def __init__(self, samples: Samples, transform: Pipeline, seed: int = 0, *, cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(
+        self,
+        samples: Samples,
+        transform: Pipeline,
+        seed: int = 0,
+        *,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
         self.samples, self.transform, self.seed = samples, transform, seed
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by workers that outlive an epoch
+        # seen by workers that outlive an epoch
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._room = 0 if samples.varies else cache_bytes
         self._cache: dict[int, Any] = {}
 
@@ -79,7 +89,9 @@ class TransformedSamples(Dataset[tuple[Any, Any]]):
         if index in self._cache:
             return self._cache[index], True
         image = self.samples.image(index)
-        prepared = self.transform.prepare((image, self.samples.target(index)) if self.transform.joint else image)
+        prepared = self.transform.prepare(
+            (image, self.samples.target(index)) if self.transform.joint else image
+        )
         size = _bytes(prepared)
         kept = size <= self._room
         if kept:
@@ -91,15 +103,17 @@ class TransformedSamples(Dataset[tuple[Any, Any]]):
 class EpochOrder(Sampler[list[int]]):
     """Batches of positions for one rank; the order derives from (seed, epoch).
 
-    The global order is a permutation of the images, each `repeats` times in a row, cut to the n // batch whole batches
-    of an epoch of n images. Rank r takes every world-th position of each global batch, so copies of an image land on
-    different ranks, and any number of ranks sees the same global batches. With one rank and `repeats=3` this is DeiT's
-    RASampler; that one also rounds n down to a multiple of 256 before batches are formed.
+    The global order is a permutation of the images, each `repeats` times in a row, cut to the n //
+    batch whole batches of an epoch of n images. Rank r takes every world-th position of each global
+    batch, so copies of an image land on different ranks, and any number of ranks sees the same
+    global batches. With one rank and `repeats=3` this is DeiT's RASampler; that one also rounds n
+    down to a multiple of 256 before batches are formed.
 
     Args:
         batch: images of a batch over all ranks.
         parts: batches of a step, which are drawn together.
-        whole: rank r takes every world-th batch as it is instead: ranks that compute for one that trains.
+        whole: rank r takes every world-th batch as it is instead: ranks that compute for one that
+            trains.
 
     Raises:
         UsageError: fewer images than a step takes, or a batch that does not divide among the ranks.
@@ -118,25 +132,41 @@ class EpochOrder(Sampler[list[int]]):
         parts: int = 1,
     ) -> None:
         if batch < 1 or repeats < 1:
-            raise UsageError(f"batch_size={batch}, augment.repeats={repeats}: both must be at least 1")
+            raise UsageError(
+                f"batch_size={batch}, augment.repeats={repeats}: both must be at least 1"
+            )
         if batch % world and not whole:
             raise UsageError(
-                f"batch_size={batch} does not divide among {world} processes: choose a multiple of {world}"
+                f"batch_size={batch} does not divide among {world} processes: choose a multiple "
+                f"of {world}"
             )
         if n < batch:
-            raise UsageError(f"batch_size={batch} is more than the {n} training images: set batch_size={n} or less")
+            raise UsageError(
+                f"batch_size={batch} is more than the {n} training images: set batch_size={n} or "
+                "less"
+            )
         step = batch * parts
         if n < step:
             raise UsageError(
-                f"batch_size={batch} x accumulate={parts} is a step of {step} images, and there are {n} for training: "
+                f"batch_size={batch} x accumulate={parts} is a step of {step} images, and there "
+                f"are {n} for training: "
                 f"set accumulate={n // batch} or less"
             )
-        self.n, self.batch, self.seed, self.rank, self.world, self.repeats = n, step, seed, rank, world, repeats
+        self.n, self.batch, self.seed, self.rank, self.world, self.repeats = (
+            n,
+            step,
+            seed,
+            rank,
+            world,
+            repeats,
+        )
         self.whole = whole
         self.epoch = self.start = 0
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """The epoch that the order derives from, and the step at which the next pass starts: a resumed epoch has done some."""
+        """The epoch that the order derives from, and the step at which the next pass starts: a
+        resumed epoch has done some.
+        """
         self.epoch, self.start = epoch, start
 
     def __len__(self) -> int:
@@ -146,7 +176,10 @@ class EpochOrder(Sampler[list[int]]):
         order = self.positions()
         starts = range(self.start * self.batch, len(self) * self.batch, self.batch)
         if self.whole:
-            yield from (order[start : start + self.batch].tolist() for start in starts[self.rank :: self.world])
+            yield from (
+                order[start : start + self.batch].tolist()
+                for start in starts[self.rank :: self.world]
+            )
             return
         for start in starts:
             yield order[start + self.rank : start + self.batch : self.world].tolist()
@@ -161,19 +194,28 @@ class EpochOrder(Sampler[list[int]]):
 
 
 class EpochLoader(DataLoader[Any]):
-    """A DataLoader of (images, targets) that is told the epoch before each pass: (B, C, S, S) and (B,), or lists of a joint pipeline.
+    """A DataLoader of (images, targets) that is told the epoch before each pass: (B, C, S, S) and
+    (B,), or lists of a joint pipeline.
 
-    `positions` are the places in the data set of the images this loader yields in evaluation, in order.
+    `positions` are the places in the data set of the images this loader yields in evaluation, in
+    order.
     """
 
     positions: Sequence[int] | np.ndarray = ()
-    rounds: int | None = None  # batches of the rank that has most, where ranks share the images: they walk abreast
+    # batches of the rank that has most, where ranks share the images: they walk abreast
+    rounds: int | None = None
 
     def __iter__(self) -> Any:
-        return super().__iter__() if self.rounds is None else ranks.abreast(super().__iter__(), self.rounds)
+        return (
+            super().__iter__()
+            if self.rounds is None
+            else ranks.abreast(super().__iter__(), self.rounds)
+        )
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Set the epoch of the order and of the augmentations, and the step at which the next pass starts."""
+        """Set the epoch of the order and of the augmentations, and the step at which the next pass
+        starts.
+        """
         if isinstance(self.batch_sampler, EpochOrder):
             self.batch_sampler.set_epoch(epoch, start)
         if isinstance(self.dataset, TransformedSamples):
@@ -193,7 +235,8 @@ def train_loader(
     whole: bool = False,
     parts: int = 1,
 ) -> EpochLoader:
-    """Batches for training: this rank's share of each `parts` global batches, or with `whole` every world-th of those.
+    """Batches for training: this rank's share of each `parts` global batches, or with `whole` every
+    world-th of those.
 
     Call `set_epoch` before each pass.
     """
@@ -213,7 +256,8 @@ def eval_loader(
 ) -> EpochLoader:
     """Batches for evaluation: every image once and in order; nothing is padded.
 
-    Of several ranks each has every world-th batch of one process, so a batch has the same mates whoever computes it.
+    Of several ranks each has every world-th batch of one process, so a batch has the same mates
+    whoever computes it.
 
     Args:
         samples: the images.
@@ -221,10 +265,13 @@ def eval_loader(
         batch: images at once.
         workers: processes that load images; 0 loads in this one.
         rank: which of the ranks this is.
-        world: how many share the images; those of torch's group, which all walk through their loaders.
+        world: how many share the images; those of torch's group, which all walk through their
+            loaders.
         keep: whether images are kept in memory for the next pass.
     """
-    whole = [range(start, min(start + batch, len(samples))) for start in range(0, len(samples), batch)]
+    whole = [
+        range(start, min(start + batch, len(samples))) for start in range(0, len(samples), batch)
+    ]
     mine = whole[rank::world]
     loader = _loader(samples, transform, mine, 0, workers, keep=keep)
     loader.positions = range(len(samples)) if world == 1 else np.concatenate([np.arange(0), *mine])
@@ -232,7 +279,9 @@ def eval_loader(
     return loader
 
 
-def shared_loader(samples: Samples, transform: Pipeline, *, batch: int, workers: int = 0) -> EpochLoader:
+def shared_loader(
+    samples: Samples, transform: Pipeline, *, batch: int, workers: int = 0
+) -> EpochLoader:
     """An `eval_loader` of one pass, whose batches all ranks of torch's group share."""
     world = {"rank": ranks.rank(), "world": ranks.size()}
     return eval_loader(samples, transform, batch=batch, workers=workers, keep=False, **world)
@@ -259,7 +308,9 @@ def generators_restored() -> Iterator[None]:
 
 
 def mix(*key: int) -> int:
-    """64 bits from whole numbers by splitmix64's finaliser (Steele, Lea, Flood 2014): neighbours get unrelated values."""
+    """64 bits from whole numbers by splitmix64's finaliser (Steele, Lea, Flood 2014): neighbours
+    get unrelated values.
+    """
     state = 0x9E3779B97F4A7C15
     for number in key:
         state = (state ^ number) * 0xBF58476D1CE4E5B9 & _MASK
@@ -272,26 +323,35 @@ def _loader(
     samples: Samples, transform: Pipeline, order: Any, seed: int, workers: int, *, keep: bool = True
 ) -> EpochLoader:
     if workers < 0:
-        raise UsageError(f"data.workers={workers}: 0 loads in the training process, 1 or more in others")
+        raise UsageError(
+            f"data.workers={workers}: 0 loads in the training process, 1 or more in others"
+        )
     return EpochLoader(
-        TransformedSamples(samples, transform, seed, cache_bytes=CACHE_BYTES // max(workers, 1) if keep else 0),
+        TransformedSamples(
+            samples, transform, seed, cache_bytes=CACHE_BYTES // max(workers, 1) if keep else 0
+        ),
         batch_sampler=order,
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator().manual_seed(seed),  # a loader otherwise draws from the caller's generator
+        # a loader otherwise draws from the caller's generator
+        generator=torch.Generator().manual_seed(seed),
         worker_init_fn=_outlive_signals,
         collate_fn=lists if transform.joint else None,
     )
 
 
 def lists(items: Sequence[tuple[Any, Any]]) -> tuple[list[Any], list[Any]]:
-    """(images, targets): images of several sizes, and targets of several lengths, make no tensor."""
+    """(images, targets): images of several sizes, and targets of several lengths, make no
+    tensor.
+    """
     return [image for image, _ in items], [target for _, target in items]
 
 
 def _outlive_signals(_: int) -> None:
-    """A signal to the whole group of processes is the parent's: it saves its state and ends its loaders. One that is left over ends by itself."""
+    """A signal to the whole group of processes is the parent's: it saves its state and ends its
+    loaders. One that is left over ends by itself.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "alarm"):
         signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LEFT_OVER))
@@ -304,7 +364,8 @@ def _bytes(prepared: Any) -> int:
         return sum(map(_bytes, prepared.values()))
     if isinstance(prepared, tuple | list):
         return sum(map(_bytes, prepared))
-    if hasattr(prepared, "size") and hasattr(prepared, "getbands"):  # Pillow stores RGB in four bytes per pixel
+    # Pillow stores RGB in four bytes per pixel
+    if hasattr(prepared, "size") and hasattr(prepared, "getbands"):
         width, height = prepared.size
         return width * height * (1 if len(prepared.getbands()) == 1 else 4)
     return sys.getsizeof(prepared)

@@ -1,4 +1,6 @@
-"""Many names in two arrays: a list of strings is copied by each loading process, since whoever looks at a string counts it."""
+"""Many names in two arrays: a list of strings is copied by each loading process, since whoever
+looks at a string counts it.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
@@ -9,7 +11,8 @@ ANY = "surrogatepass"  # names of files need be no text: all come back as they w
 
 
 class Names(Sequence[str]):
-    """Names as their bytes one behind the other, and where each ends. Processes that are forked share both arrays.
+    """Names as their bytes one behind the other, and where each ends. Processes that are forked
+    share both arrays.
 
     Args:
         names: in order.

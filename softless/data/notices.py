@@ -1,4 +1,6 @@
-"""What a person should know about the data without being stopped by it: said once per process, on the log."""
+"""What a person should know about the data without being stopped by it: said once per process, on
+the log.
+"""
 
 import logging
 

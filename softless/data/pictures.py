@@ -1,7 +1,8 @@
 """One image in memory, in the forms that transforms take.
 
-A PIL image (mode "L" or "RGB") of 8 bits; an array (h, w, C) of bytes where the channels are neither one nor three; and an array (h, w, C) of
-float32 in 0..1 where a range was declared (`data.range`): it is never rounded to 8 bits.
+A PIL image (mode "L" or "RGB") of 8 bits; an array (h, w, C) of bytes where the channels are
+neither one nor three; and an array (h, w, C) of float32 in 0..1 where a range was declared
+(`data.range`): it is never rounded to 8 bits.
 """
 
 from typing import Any, TypeAlias
@@ -35,7 +36,9 @@ def resized(picture: Picture, width: int, height: int) -> Picture:
     """The picture at another size, by cubic interpolation."""
     if not isinstance(picture, np.ndarray):
         return picture.resize((width, height), Image.Resampling.BICUBIC)
-    moved = F.resize(tensor_of(picture), [height, width], F.InterpolationMode.BICUBIC, antialias=True)
+    moved = F.resize(
+        tensor_of(picture), [height, width], F.InterpolationMode.BICUBIC, antialias=True
+    )
     return moved.permute(1, 2, 0).numpy()
 
 
@@ -65,9 +68,13 @@ def for_people(picture: Picture) -> Image.Image:
         image: Image.Image = picture
         return image
     pixels = in_bytes(picture)
-    return Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels[..., :3]))
+    return Image.fromarray(
+        np.ascontiguousarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels[..., :3])
+    )
 
 
 def in_bytes(pixels: np.ndarray) -> np.ndarray:
     """Pixels of bytes, or of float32 in 0..1, as bytes."""
-    return pixels if pixels.dtype == np.uint8 else np.rint(255 * pixels).clip(0, 255).astype(np.uint8)
+    return (
+        pixels if pixels.dtype == np.uint8 else np.rint(255 * pixels).clip(0, 255).astype(np.uint8)
+    )

@@ -1,4 +1,5 @@
-"""Where a data set keeps its parts, whatever tool wrote it: what people call splits, and what a folder is by what lies in it.
+"""Where a data set keeps its parts, whatever tool wrote it: what people call splits, and what a
+folder is by what lies in it.
 
 All that reads folders asks here, so training, prediction and `softless data check` see one layout.
 """
@@ -23,42 +24,106 @@ _CALLED = {
 }
 _PART_OF = {word: part for part, words in _CALLED.items() for word in words}
 _BESIDE = frozenset({  # words that tools and people put beside the name of a split
-    "set", "data", "dataset", "images", "image", "imgs", "img", "pictures", "split", "subset", "folder", "dir", "seg",
-    "instances", "annotations", "annotation", "labels", "label", "coco", "bbox", "v",
-})  # fmt: skip
+    "set",
+    "data",
+    "dataset",
+    "images",
+    "image",
+    "imgs",
+    "img",
+    "pictures",
+    "split",
+    "subset",
+    "folder",
+    "dir",
+    "seg",
+    "instances",
+    "annotations",
+    "annotation",
+    "labels",
+    "label",
+    "coco",
+    "bbox",
+    "v",
+})
 _ENDINGS = ("", "set", "data", "images")  # `trainset`
-PICTURES = frozenset({"image", "images", "img", "imgs", "img dir", "jpegimages", "input", "inputs", "photo", "photos"})
+PICTURES = frozenset({
+    "image",
+    "images",
+    "img",
+    "imgs",
+    "img dir",
+    "jpegimages",
+    "input",
+    "inputs",
+    "photo",
+    "photos",
+})
 TARGETS = frozenset({
-    "mask", "masks", "label", "labels", "annotation", "annotations", "ann dir", "gt", "ground truth", "groundtruth", "target", "targets",
-    "segmentation", "segmentations", "segmentation class", "segmentation object", "segmentationclass", "segmentationobject", "manual",
-})  # fmt: skip
+    "mask",
+    "masks",
+    "label",
+    "labels",
+    "annotation",
+    "annotations",
+    "ann dir",
+    "gt",
+    "ground truth",
+    "groundtruth",
+    "target",
+    "targets",
+    "segmentation",
+    "segmentations",
+    "segmentation class",
+    "segmentation object",
+    "segmentationclass",
+    "segmentationobject",
+    "manual",
+})
 
 
 def part_of(name: str) -> str | None:
-    """What a folder or file of this name holds: "train", "val" or "test" in any usual spelling; None for another name.
+    """What a folder or file of this name holds: "train", "val" or "test" in any usual spelling;
+    None for another name.
 
     >>> [
     ...     part_of(name)
-    ...     for name in ("Training", "val2017", "instances_valid", "test-set", "trainData", "dev", "test_tube")
+    ...     for name in (
+    ...         "Training",
+    ...         "val2017",
+    ...         "instances_valid",
+    ...         "test-set",
+    ...         "trainData",
+    ...         "dev",
+    ...         "test_tube",
+    ...     )
     ... ]
     ['train', 'val', 'val', 'test', 'train', 'val', None]
     """
     left = [word for word in words_of(name) if word not in _BESIDE]
     if len(left) != 1:
         return None
-    found = (_PART_OF.get(left[0].removesuffix(ending)) for ending in _ENDINGS if left[0].endswith(ending))
+    found = (
+        _PART_OF.get(left[0].removesuffix(ending))
+        for ending in _ENDINGS
+        if left[0].endswith(ending)
+    )
     return next((part for part in found if part), None)
 
 
 def words_of(name: str) -> list[str]:
-    """The words in a name, in small letters; what is no letter parts them, and so does a capital after a small letter."""
+    """The words in a name, in small letters; what is no letter parts them, and so does a capital
+    after a small letter.
+    """
     return re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).casefold())
 
 
 def folders_in(folder: Path) -> list[str]:
     """The folders in a folder, sorted; hidden ones are left out."""
     with os.scandir(folder) as entries:  # which asks no file what it is: a class may hold a million
-        return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+        return sorted(
+            entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()
+        )
 
 
 def by_part(folder: Path) -> dict[str, str]:
@@ -73,19 +138,24 @@ def by_part(folder: Path) -> dict[str, str]:
         filled = [name for name in names if _any_in(folder / name)]
         if len(filled) > 1:
             said = " and ".join(f"'{name}'" for name in filled)
-            raise DataError(f"{folder} has several folders for {part}, {said}: keep one, or merge them")
+            raise DataError(
+                f"{folder} has several folders for {part}, {said}: keep one, or merge them"
+            )
         if names:
             found[part] = (filled or names)[0]
     return found
 
 
 def class_splits(root: Path) -> dict[str, str]:
-    """Where the class folders of each split lie below a root: part -> path; empty where the root's own folders are the classes.
+    """Where the class folders of each split lie below a root: part -> path; empty where the root's
+    own folders are the classes.
 
-    A folder called like a split is one if it holds folders. With images in it, it is a class of that name (of vehicles, say).
+    A folder called like a split is one if it holds folders. With images in it, it is a class of
+    that name (of vehicles, say).
 
     Raises:
-        DataError: splits without one for training, two for one split, or folders that are no classes; both readings are said.
+        DataError: splits without one for training, two for one split, or folders that are no
+            classes; both readings are said.
     """
     named = by_part(root)
     splits = [
@@ -97,7 +167,9 @@ def class_splits(root: Path) -> dict[str, str]:
         _refuse_pictures_and_targets(root / named["train"])
         return {part: _unwrapped(root, name, part) for part, name in named.items()}
     if splits:
-        raise DataError(f"{root} has {' and '.join(named[part] for part in splits)} but no train: {LAYOUT}")
+        raise DataError(
+            f"{root} has {' and '.join(named[part] for part in splits)} but no train: {LAYOUT}"
+        )
     _refuse_no_classes(root, named)
     return {}
 
@@ -119,8 +191,10 @@ def _refuse_no_classes(root: Path, named: Mapping[str, str]) -> None:
         export = export_in(root)
         beside = f" There are {export}." if export else ""
         raise DataError(
-            f"{root}: the folders {' and '.join(named.values())} are called like splits, and hold no class folders.{beside} "
-            "If they are splits, put the images into train/CLASS/; if they are the classes, give them other names"
+            f"{root}: the folders {' and '.join(named.values())} are called like splits, and hold "
+            f"no class folders.{beside} "
+            "If they are splits, put the images into train/CLASS/; if they are the classes, give "
+            "them other names"
         )
     _refuse_pictures_and_targets(root)
     _refuse_same_folders(root, names)
@@ -131,28 +205,38 @@ def _refuse_no_classes(root: Path, named: Mapping[str, str]) -> None:
 def _refuse_pictures_and_targets(folder: Path) -> None:
     """Images beside what is drawn on them are no classes."""
     called = {name: " ".join(words_of(name)) for name in folders_in(folder)}
-    pictures, targets = ([name for name, words in called.items() if words in kind] for kind in (PICTURES, TARGETS))
+    pictures, targets = (
+        [name for name, words in called.items() if words in kind] for kind in (PICTURES, TARGETS)
+    )
     if pictures and targets:
         export = export_in(folder)
         beside = f" There are {export}." if export else ""
         raise DataError(
-            f"{folder}: the folders {pictures[0]} and {targets[0]} are called like images and what is drawn on them, and not like classes."
-            f"{beside} If {targets[0]} holds label images, take a recipe for them (vessels), with images/train and labels/train; "
+            f"{folder}: the folders {pictures[0]} and {targets[0]} are called like images and "
+            "what is drawn on them, and not like classes."
+            f"{beside} If {targets[0]} holds label images, take a recipe for them (vessels), with "
+            "images/train and labels/train; "
             "if they are the classes, give them other names"
         )
 
 
 def _refuse_same_folders(root: Path, names: Sequence[str]) -> None:
-    """Folders that all hold the same ones are no classes: a folder for each patient, say, or classes around their splits."""
+    """Folders that all hold the same ones are no classes: a folder for each patient, say, or
+    classes around their splits.
+    """
     inside = folders_in(root / names[0]) if len(names) > 1 else []
     if len(inside) < 2 or any(folders_in(root / name) != inside for name in names[1:]):
         return
     shown, shared = few(names, 5), few(inside, 5)
     if all(map(part_of, inside)):
-        way = f"Those are called like splits, and splits lie around the classes: make it {inside[0]}/{names[0]}, and so on"
+        way = (
+            "Those are called like splits, and splits lie around the classes: make it "
+            f"{inside[0]}/{names[0]}, and so on"
+        )
     else:
         way = (
-            f"If those are the classes, merge {shown} into one, or call them train, val and test; if not, move the images up, straight "
+            f"If those are the classes, merge {shown} into one, or call them train, val and test; "
+            "if not, move the images up, straight "
             "into their class folders"
         )
     raise DataError(f"{root}: the folders {shown} all hold the same folders, {shared}. {way}")

@@ -20,12 +20,14 @@ def track(
     size: Callable[[Item], int] = lambda _: 1,
     stream: TextIO | None = None,
 ) -> Iterator[Item]:
-    """Yield the items; after two seconds show `label 120/360  45/s  5 s left` on a terminal, and clear it at the end.
+    """Yield the items; after two seconds show `label 120/360  45/s  5 s left` on a terminal, and
+    clear it at the end.
 
     Args:
         total: how many things the items hold together.
         size: how many of them an item holds (a batch holds several).
-        stream: where to write, stderr by default; nothing is written to a stream that is not a terminal.
+        stream: where to write, stderr by default; nothing is written to a stream that is not a
+            terminal.
     """
     stream = stream or sys.stderr
     start = last = time.monotonic()

@@ -1,9 +1,10 @@
-"""A declared range of pixel values: what becomes 0 and what becomes 1, for images of more than 8 bits.
+"""A declared range of pixel values: what becomes 0 and what becomes 1, for images of more than 8
+bits.
 
     applied(v) = clip((v - low) / (high - low), 0, 1)
 
-computed in float64 and handed on in float32; nothing on the way has 8 bits. A window and a level are the range
-level - window / 2 .. level + window / 2, as DICOM's function LINEAR_EXACT has it.
+computed in float64 and handed on in float32; nothing on the way has 8 bits. A window and a level
+are the range level - window / 2 .. level + window / 2, as DICOM's function LINEAR_EXACT has it.
 """
 
 import math
@@ -17,7 +18,10 @@ from softless.errors import UsageError
 from softless.words import clipped, counted
 
 FIELD = "data.range"
-WAY = f"declare the range that is meant, as --set {FIELD}=0..4095 or --set {FIELD}=window=400,level=40"
+WAY = (
+    f"declare the range that is meant, as --set {FIELD}=0..4095 or --set "
+    f"{FIELD}=window=400,level=40"
+)
 _NUMBER = r"[-+]?(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?"
 _ENDS = re.compile(rf"\s*({_NUMBER})\s*\.\.\s*({_NUMBER})\s*")
 _WINDOW = re.compile(rf"\s*window\s*=\s*({_NUMBER})\s*,\s*level\s*=\s*({_NUMBER})\s*")
@@ -46,12 +50,14 @@ class Range:
             low, high = level - width / 2, level + width / 2
         else:
             raise UsageError(
-                f"{FIELD}={clipped(text)} is no range: give the lowest and the highest value, as 0..4095 or -1000..400, or a window and "
+                f"{FIELD}={clipped(text)} is no range: give the lowest and the highest value, as "
+                "0..4095 or -1000..400, or a window and "
                 "its level, as window=400,level=40"
             )
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise UsageError(
-                f"{FIELD}={clipped(text)}: the range is from {low:g} to {high:g}, and must rise and be finite"
+                f"{FIELD}={clipped(text)}: the range is from {low:g} to {high:g}, and must rise "
+                "and be finite"
             )
         return cls(low, high, text.strip())
 
@@ -98,4 +104,7 @@ class Outside:
         """What is said of them; nothing where there are none."""
         if not self.images:
             return ""
-        return f"{counted(self.images, 'image')} of {part} with values outside {scale}, cut to its ends: {self.below:,} below and {self.above:,} above"
+        return (
+            f"{counted(self.images, 'image')} of {part} with values outside {scale}, cut to "
+            f"its ends: {self.below:,} below and {self.above:,} above"
+        )

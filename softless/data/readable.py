@@ -1,7 +1,9 @@
-"""Which images can be used: every file of every split decoded whole before anything is done with one.
+"""Which images can be used: every file of every split decoded whole before anything is done with
+one.
 
-A file that was found whole is known by place, size and time of change, with a digest of its content, and is not read again: within a process
-always, and for later ones where finding it out took more than two seconds (SOFTLESS_CACHE names the folder; `~/.cache/softless` by default).
+A file that was found whole is known by place, size and time of change, with a digest of its
+content, and is not read again: within a process always, and for later ones where finding it out
+took more than two seconds (SOFTLESS_CACHE names the folder; `~/.cache/softless` by default).
 """
 
 import hashlib
@@ -33,47 +35,67 @@ _known: dict[int, int] = {}  # files that this process found whole, and what is 
 
 
 def sift(root: Path, parts: Mapping[str, Samples], policy: str) -> dict[str, Samples]:
-    """The parts, once every image file in them was decoded; of arrays it is known which images cannot be used.
+    """The parts, once every image file in them was decoded; of arrays it is known which images
+    cannot be used.
 
     Args:
         root: what names in messages are relative to.
         parts: "train", "val", "test" or "all" to its samples.
-        policy: "stop" at images that cannot be used, or "skip" to leave them out, said with their number; `left_out` of a part holds them.
+        policy: "stop" at images that cannot be used, or "skip" to leave them out, said with their
+            number; `left_out` of a part holds them.
 
     Raises:
         DataError: images cannot be used (all in one error), or a part or class has none left.
         UsageError: another policy.
     """
     refuse_policy(policy)
-    files = {part: samples.paths() for part, samples in parts.items() if isinstance(samples, FileSamples)}
+    files = {
+        part: samples.paths() for part, samples in parts.items() if isinstance(samples, FileSamples)
+    }
     channels = max((samples.channels for samples in parts.values()), default=3)
     scale = next((samples.scale for samples in parts.values()), None)
     bad = unreadable([path for paths in files.values() for path in paths], channels, scale)
     faults = {
-        part: {place: fault_of(path, bad[path], root) for place, path in enumerate(paths) if path in bad}
+        part: {
+            place: fault_of(path, bad[path], root)
+            for place, path in enumerate(paths)
+            if path in bad
+        }
         for part, paths in files.items()
     }
-    faults |= {part: dict(samples.unusable) for part, samples in parts.items() if isinstance(samples, ArraySamples)}
+    faults |= {
+        part: dict(samples.unusable)
+        for part, samples in parts.items()
+        if isinstance(samples, ArraySamples)
+    }
     wrong = [fault for found in faults.values() for fault in found.values()]
     if wrong and policy == "stop":
         raise refusal(root, wrong, "mend or remove them, or leave them out with data.faults=skip")
-    kept = {part: _without(root, part, samples, faults.get(part, {})) for part, samples in parts.items()}
+    kept = {
+        part: _without(root, part, samples, faults.get(part, {})) for part, samples in parts.items()
+    }
     if wrong:
         say_left_out(root, {part: (len(found), len(parts[part])) for part, found in faults.items()})
     return kept
 
 
 def refuse_policy(policy: str, *, boxes: bool = False) -> None:
-    """Raise a UsageError for a policy that does not exist, or has no effect on data without boxes."""
+    """Raise a UsageError for a policy that does not exist, or has no effect on data without
+    boxes.
+    """
     if policy not in POLICIES:
         raise unknown("policy for faults", policy, POLICIES)
     if policy == "clip" and not boxes:
-        raise UsageError("data.faults=clip cuts boxes to their image, and these data have none: set stop or skip")
+        raise UsageError(
+            "data.faults=clip cuts boxes to their image, and these data have none: set stop or skip"
+        )
 
 
 def say_left_out(root: Path, counts: Mapping[str, tuple[int, int]]) -> None:
     """One line on what is not used: part -> (images left out, of how many)."""
-    told = ", ".join(f"{left} of {whole} images of {part}" for part, (left, whole) in counts.items() if left)
+    told = ", ".join(
+        f"{left} of {whole} images of {part}" for part, (left, whole) in counts.items() if left
+    )
     smaller = [part for part in ("val", "test") if counts.get(part, (0, 0))[0]]
     note = f"; scores are of the images of {' and '.join(smaller)} that are left" if smaller else ""
     notice(f"{root}: data.faults=skip leaves out {told}, which cannot be used{note}")
@@ -87,10 +109,11 @@ def fault_of(path: Path, error: BadImage, root: Path) -> Fault:
 def unreadable(
     files: Sequence[Path], channels: int = 3, scale: Range | None = None, page: int = 0
 ) -> dict[Path, BadImage]:
-    """The files that cannot be read, each with its error; all others were decoded to their last byte, now or before.
+    """The files that cannot be read, each with its error; all others were decoded to their last
+    byte, now or before.
 
-    Decoding is shared among as many threads as this process has cores. Values outside a declared range are counted and said each time: files that
-    have some are not remembered.
+    Decoding is shared among as many threads as this process has cores. Values outside a declared
+    range are counted and said each time: files that have some are not remembered.
     """
     if not files:
         return {}
@@ -103,8 +126,13 @@ def unreadable(
     bad: dict[Path, BadImage] = {}
     outside, cut = Outside(), set[int]()
     with on_all_cores(files) as each:
-        read = each(partial(_looked_at, channels=channels, scale=scale, page=page), [files[place] for place in asked])
-        for place, found in zip(asked, progress.track(read, len(asked), "reading all images once"), strict=True):
+        read = each(
+            partial(_looked_at, channels=channels, scale=scale, page=page),
+            [files[place] for place in asked],
+        )
+        for place, found in zip(
+            asked, progress.track(read, len(asked), "reading all images once"), strict=True
+        ):
             if isinstance(found, BadImage):
                 bad[files[place]] = found
             elif (key := keys[place]) is not None:
@@ -113,21 +141,30 @@ def unreadable(
                     outside.add(found.outside)
                     cut.add(key)
     seconds = time.monotonic() - start
-    told = f"{len(files):,} images: {len(asked):,} decoded, {len(files) - len(asked):,} known to be whole, {len(bad):,} cannot be read"
+    told = (
+        f"{len(files):,} images: {len(asked):,} decoded, {len(files) - len(asked):,} known to "
+        f"be whole, {len(bad):,} cannot be read"
+    )
     (notice if seconds > progress.PATIENCE else _log.info)(f"{told} ({seconds:.0f} s)")
     if scale is not None and (said := outside.sentence(f"{len(files):,}", scale)):
         notice(said)
     if seconds > progress.PATIENCE and len(asked) > len(bad):
-        whole = (key for key, path in zip(keys, files, strict=True) if path not in bad and key not in cut)
+        whole = (
+            key for key, path in zip(keys, files, strict=True) if path not in bad and key not in cut
+        )
         _remember(store, {key: _known[key] for key in whole if key is not None and key in _known})
     return bad
 
 
 def contents(samples: FileSamples) -> str:
-    """A digest of what is in the files of all samples, and of outlines on them; files found whole are not read again."""
+    """A digest of what is in the files of all samples, and of outlines on them; files found whole
+    are not read again.
+    """
     paths, rule = samples.paths(), _rule(samples.channels, samples.scale)
     with on_all_cores(paths) as each:
-        found = np.fromiter(each(partial(_content_of, rule=rule), paths), dtype=">u8", count=len(paths))
+        found = np.fromiter(
+            each(partial(_content_of, rule=rule), paths), dtype=">u8", count=len(paths)
+        )
     digest = hashlib.sha256(found.tobytes())
     samples.update_outlines(digest)
     return digest.hexdigest()
@@ -163,13 +200,18 @@ def _without(root: Path, part: str, samples: Samples, faults: Mapping[int, Fault
     kept.left_out = tuple(faults.values())
     if samples.targets.ndim == 2:
         return kept
-    lost = sorted({label for label in samples.targets.tolist() if label >= 0} - set(kept.targets.tolist()))
+    lost = sorted(
+        {label for label in samples.targets.tolist() if label >= 0} - set(kept.targets.tolist())
+    )
     if lost:
         shown = ", ".join(
-            sorted({samples.name(int(np.flatnonzero(samples.targets == label)[0])) for label in lost})[:10]
+            sorted({
+                samples.name(int(np.flatnonzero(samples.targets == label)[0])) for label in lost
+            })[:10]
         )
         raise DataError(
-            f"{root}: without the images that cannot be used, {len(lost)} classes of {part} have none left (such as {shown}): "
+            f"{root}: without the images that cannot be used, {len(lost)} classes of {part} have "
+            f"none left (such as {shown}): "
             "mend some, or remove the classes"
         )
     return kept
@@ -182,7 +224,9 @@ def _key(path: Path, rule: str) -> int | None:
     except OSError:
         return None
     told = f"{path.absolute()}\0{about.st_size} {about.st_mtime_ns} {rule}"
-    return int.from_bytes(hashlib.blake2b(told.encode(errors="surrogateescape"), digest_size=8).digest(), "big")
+    return int.from_bytes(
+        hashlib.blake2b(told.encode(errors="surrogateescape"), digest_size=8).digest(), "big"
+    )
 
 
 def _rule(channels: int, scale: Range | None) -> str:
@@ -193,11 +237,19 @@ def _rule(channels: int, scale: Range | None) -> str:
 
 def _store(files: Sequence[Path], rule: str) -> Path:
     """Where it is kept what is known of such files."""
-    given = os.environ.get("SOFTLESS_CACHE") or os.environ.get("LOCALAPPDATA") or os.environ.get("XDG_CACHE_HOME")
+    given = (
+        os.environ.get("SOFTLESS_CACHE")
+        or os.environ.get("LOCALAPPDATA")
+        or os.environ.get("XDG_CACHE_HOME")
+    )
     base = located(given) if given else Path.home() / ".cache"
     folder = base if os.environ.get("SOFTLESS_CACHE") else base / "softless"
     place = f"{Path(os.path.commonpath([path.parent for path in files])).absolute()}\0{rule}"
-    return folder / "contents" / hashlib.blake2b(place.encode(errors="surrogateescape"), digest_size=12).hexdigest()
+    return (
+        folder
+        / "contents"
+        / hashlib.blake2b(place.encode(errors="surrogateescape"), digest_size=12).hexdigest()
+    )
 
 
 def _recalled(store: Path) -> dict[int, int]:
@@ -211,11 +263,15 @@ def _recalled(store: Path) -> dict[int, int]:
 
 def _remember(store: Path, found: Mapping[int, int]) -> None:
     """Keep what is known for the next process; without it that one decodes again."""
-    beside = store.with_name(f"{store.name}.{os.getpid()}")  # other processes may read the same images
+    # other processes may read the same images
+    beside = store.with_name(f"{store.name}.{os.getpid()}")
     try:
         make_folder(store.parent)
         write_bytes(beside, np.array(sorted(found.items()), dtype=">u8").tobytes())
         move(beside, store)
     except StorageError as error:
         discard(beside)
-        notice(f"cannot write {store}: {reason_of(error)}; the images are decoded again at the next start")
+        notice(
+            f"cannot write {store}: {reason_of(error)}; the images are decoded again at the next "
+            "start"
+        )

@@ -1,4 +1,6 @@
-"""How large the pixels of image files are, in micrometres, where the files say so: by a TIFF's tags, a PNG's or a JPEG's density."""
+"""How large the pixels of image files are, in micrometres, where the files say so: by a TIFF's
+tags, a PNG's or a JPEG's density.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +19,9 @@ INCH = 25_400.0  # micrometres
 
 
 def micrometres(path: Path) -> tuple[float, float] | None:
-    """Micrometres per pixel of an image file, down and across; None where it says none, or one that no microscope has."""
+    """Micrometres per pixel of an image file, down and across; None where it says none, or one that
+    no microscope has.
+    """
     file = tiff_pages.opened(path)
     if file is not None:
         with file, tiff_pages.silent():
@@ -33,15 +37,19 @@ def micrometres(path: Path) -> tuple[float, float] | None:
     if not density or not all(density):
         return None
     down, across = INCH / float(density[1]), INCH / float(density[0])
-    return (down, across) if all(PLAUSIBLE[0] <= side <= PRINTED for side in (down, across)) else None
+    return (
+        (down, across) if all(PLAUSIBLE[0] <= side <= PRINTED for side in (down, across)) else None
+    )
 
 
 def seen_mpp(samples: Samples, shrinks: Callable[[int, int], float]) -> float | None:
-    """Micrometres per pixel of what a model sees of its images; None where the files do not say, or differ.
+    """Micrometres per pixel of what a model sees of its images; None where the files do not say, or
+    differ.
 
     Args:
         samples: The images; up to 64 of them are asked.
-        shrinks: Of an image's height and width, how many of its pixels make one that the model sees.
+        shrinks: Of an image's height and width, how many of its pixels make one that the model
+            sees.
     """
     if not isinstance(samples, FileSamples) or not len(samples):
         return None

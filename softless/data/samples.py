@@ -1,6 +1,7 @@
 """A list of labelled images: how many, which class each has, and the pixels of the i-th.
 
-Every source of data becomes `Samples`, and all that follows (transforms, loaders, predictions) knows nothing else.
+Every source of data becomes `Samples`, and all that follows (transforms, loaders, predictions)
+knows nothing else.
 """
 
 from abc import ABC, abstractmethod
@@ -34,7 +35,8 @@ class Samples(ABC):
     scale: Range | None = None
     varies: bool = False  # whether an image is another at each reading
     left_out: tuple[Fault, ...] = ()  # what could not be used when these were opened
-    groups: np.ndarray | None = None  # (n,) whose each image is (a patient, say), where that is known
+    # (n,) whose each image is (a patient, say), where that is known
+    groups: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -48,8 +50,12 @@ class Samples(ABC):
         return int(self.targets[index]) if self.targets.ndim == 1 else self.targets[index]
 
     def update(self, digest: Any) -> None:
-        """Feed what tells these samples from others into a hashlib digest: names and targets, no path."""
-        digest.update("\n".join(self.name(i) for i in range(len(self))).encode(errors="surrogateescape"))
+        """Feed what tells these samples from others into a hashlib digest: names and targets, no
+        path.
+        """
+        digest.update(
+            "\n".join(self.name(i) for i in range(len(self))).encode(errors="surrogateescape")
+        )
         digest.update(self.targets.tobytes())
         if self.groups is not None:
             digest.update("\n".join(self.groups.tolist()).encode(errors="surrogateescape"))
@@ -69,12 +75,16 @@ class Samples(ABC):
     def renumbered(self, places: Sequence[int]) -> "Samples":
         """The same samples with class index i called places[i]."""
         other, moved = copy(self), np.asarray(places, dtype=np.int64)
-        other.targets = moved[self.targets] if self.targets.ndim == 1 else self.targets[:, np.argsort(moved)]
+        other.targets = (
+            moved[self.targets] if self.targets.ndim == 1 else self.targets[:, np.argsort(moved)]
+        )
         return other
 
 
 class ArraySamples(Samples):
-    """Images held in memory: `images` (n, H, W) or (n, H, W, C), uint8, or any numbers where a range is declared."""
+    """Images held in memory: `images` (n, H, W) or (n, H, W, C), uint8, or any numbers where a
+    range is declared.
+    """
 
     def __init__(
         self,
@@ -87,13 +97,15 @@ class ArraySamples(Samples):
         stored = 1 if images.ndim == 3 else images.shape[-1]
         if stored != channels and not {stored, channels} <= set(MODES):
             raise DataError(
-                f"the images have {stored} channels and the model takes {channels}: set data.in_chans={stored}"
+                f"the images have {stored} channels and the model takes {channels}: set "
+                f"data.in_chans={stored}"
             )
         self.images = images[..., 0] if images.ndim == 4 and stored == 1 else images
         self.targets = np.asarray(targets, dtype=np.int64)
         self.channels, self.scale = channels, scale
         self.names = [str(i) for i in range(len(images))] if names is None else list(names)
-        self.unusable: Mapping[int, Fault] = {}  # place -> why; `sift` stops at these or leaves them out
+        # place -> why; `sift` stops at these or leaves them out
+        self.unusable: Mapping[int, Fault] = {}
 
     def image(self, index: int) -> Picture:
         pixels = self.images[index]
@@ -115,13 +127,18 @@ class ArraySamples(Samples):
     def take(self, indices: Sequence[int] | np.ndarray) -> "ArraySamples":
         chosen = np.asarray(indices, dtype=np.int64)
         names = [self.names[i] for i in chosen]
-        taken = ArraySamples(self.images[chosen], self.targets[chosen], self.channels, names, self.scale)
+        taken = ArraySamples(
+            self.images[chosen], self.targets[chosen], self.channels, names, self.scale
+        )
         taken.groups = None if self.groups is None else self.groups[chosen]
         return taken
 
 
 class FileSamples(Samples):
-    """Images in files, decoded (and so verified) when asked for. Names are the paths relative to `root`."""
+    """Images in files, decoded (and so verified) when asked for.
+
+    Names are the paths relative to `root`.
+    """
 
     def __init__(
         self,
@@ -160,4 +177,6 @@ class FileSamples(Samples):
         chosen = np.asarray(indices, dtype=np.int64)
         files = [self.files[i] for i in chosen]
         groups = None if self.groups is None else self.groups[chosen]
-        return FileSamples(self.root, files, self.targets[chosen], self.channels, self.scale, self.page, groups)
+        return FileSamples(
+            self.root, files, self.targets[chosen], self.channels, self.scale, self.page, groups
+        )

@@ -47,10 +47,15 @@ def images_of(
         raise UsageError("no images are named: give a folder, an image, or several of them")
     packed = [path for path in paths if path.suffix.lower() == ".npz"]
     if packed and len(paths) > 1:
-        raise UsageError(f"{packed[0]} is an npz file, and {counted(len(paths), 'source')} are given: give it alone")
+        raise UsageError(
+            f"{packed[0]} is an npz file, and {counted(len(paths), 'source')} are given: give it "
+            "alone"
+        )
     if packed:
         if page:
-            raise UsageError(f"page={page}: {packed[0]} is an npz file, and only DICOM files have pages")
+            raise UsageError(
+                f"page={page}: {packed[0]} is an npz file, and only DICOM files have pages"
+            )
         return unlabelled_npz(packed[0], channels, scale)
     if len(paths) == 1:
         return images_at(paths[0], channels, apart, scale, page)
@@ -64,7 +69,9 @@ def images_for_all(
     scale: Range | None = None,
     page: int = 0,
 ) -> Samples:
-    """As `images_of`, on every rank: folders are listed by rank 0 alone, an npz file is opened by each."""
+    """As `images_of`, on every rank: folders are listed by rank 0 alone, an npz file is opened by
+    each.
+    """
     named = [sources] if isinstance(sources, str | Path) else list(sources)
     packed = any(Path(one).suffix.lower() == ".npz" for one in named)
     found = opened_for_all(lambda: images_of(named, channels, apart, scale, page), in_memory=packed)
@@ -74,26 +81,37 @@ def images_for_all(
 
 
 def opened_for_all(work: Callable[[], Found], *, in_memory: bool) -> Found:
-    """What is opened of images, on all ranks: rank 0 lists and checks files for all; what lies in memory every rank opens."""
+    """What is opened of images, on all ranks: rank 0 lists and checks files for all; what lies in
+    memory every rank opens.
+    """
     return ranks.together(work) if in_memory else ranks.first(work)
 
 
 def _seen(path: Path) -> None:
     """A rank on another machine may not have the folder that rank 0 listed."""
     if not path.parent.is_dir():
-        raise DataError(f"there is no folder {path.parent} here: let every rank see the same images")
+        raise DataError(
+            f"there is no folder {path.parent} here: let every rank see the same images"
+        )
 
 
-def _together(paths: Sequence[Path], channels: int, apart: Path | None, scale: Range | None, page: int) -> FileSamples:
+def _together(
+    paths: Sequence[Path], channels: int, apart: Path | None, scale: Range | None, page: int
+) -> FileSamples:
     """Files of several sources, each once."""
     found = [files_at(path, apart) for path in paths]
     files = [(root / name).absolute() for root, names in found for name in names]
     once = list(dict.fromkeys(files))
     if len(once) < len(files):
-        notice(f"{counted(len(files) - len(once), 'image')} lie in two of the sources and are answered once")
+        notice(
+            f"{counted(len(files) - len(once), 'image')} lie in two of the sources and are "
+            "answered once"
+        )
     try:
         base = Path(os.path.commonpath([root.absolute() for root, _ in found]))
     except ValueError as error:
-        raise UsageError("the sources lie on several drives: answer those of each drive alone") from error
+        raise UsageError(
+            "the sources lie on several drives: answer those of each drive alone"
+        ) from error
     names = [file.relative_to(base).as_posix() for file in once]
     return FileSamples(base, names, [0] * len(names), channels, scale, page)

@@ -39,7 +39,8 @@ UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 SPREADSHEET = b"PK\x03\x04"  # begins a zip archive, as a spreadsheet is one
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?")
 TRUTH = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
-NO_LABEL = frozenset({"nan", "na", "n/a", "#n/a", "<na>", "null"})  # what tools write for a missing one
+# what tools write for a missing one
+NO_LABEL = frozenset({"nan", "na", "n/a", "#n/a", "<na>", "null"})
 ALONE = "all"  # the part of rows whose table declares none
 
 
@@ -117,7 +118,9 @@ def table_parts(
     return dict(found.parts), found.classes
 
 
-def read_table(spec: "TableSpec", path: str | None, channels: int, scale: Range | None = None) -> Table:
+def read_table(
+    spec: "TableSpec", path: str | None, channels: int, scale: Range | None = None
+) -> Table:
     """Read a table; see `table_parts`. What is wrong with its rows is in `faults`.
 
     Raises:
@@ -128,7 +131,9 @@ def read_table(spec: "TableSpec", path: str | None, channels: int, scale: Range 
     file = located(spec.path)
     root = located(path) if path else file.parent
     if not root.is_dir():
-        raise DataError(f"no folder at {root}, where the files of {file} are looked for: name it with --data")
+        raise DataError(
+            f"no folder at {root}, where the files of {file} are looked for: name it with --data"
+        )
     header, rows = _read(file, (spec.file, *spec.label, spec.group, spec.split))
     columns = _columns(file, header, rows, spec)
     good, faults = _read_rows(rows, columns, header, root)
@@ -137,7 +142,12 @@ def read_table(spec: "TableSpec", path: str | None, channels: int, scale: Range 
     several = len(columns.labels) > 1
     classes = columns.names if several else _classes(file, good, whole=not faults)
     parts = _parts(
-        good, root, _targets(good, classes, several=several), channels, scale, grouped=columns.group is not None
+        good,
+        root,
+        _targets(good, classes, several=several),
+        channels,
+        scale,
+        grouped=columns.group is not None,
     )
     faults += _across(parts, classes, spec, several=several)
     return Table(file, root, classes, parts, tuple(faults), several)
@@ -154,24 +164,43 @@ def label_count(spec: "TableSpec") -> int:
     return len(_columns(file, header, rows, spec).labels)
 
 
-def _read(file: Path, wanted: Sequence[str | None]) -> tuple[list[str], list[tuple[int, list[str]]]]:
+def _read(
+    file: Path, wanted: Sequence[str | None]
+) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """The header, and each row that is not empty with its number."""
     text = _text(file)
     delimiter, skipped = _delimiter(text, [name for name in wanted if name])
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
+    reader = csv.reader(
+        io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True
+    )
     try:
         records = list(enumerate(reader, 1))[skipped:]
     except csv.Error as error:
-        raise DataError(f"{file} is no table of comma-separated values: {error} at line {reader.line_num}") from error
-    filled = [(number, [cell.strip() for cell in cells]) for number, cells in records if any(map(str.strip, cells))]
+        raise DataError(
+            f"{file} is no table of comma-separated values: {error} at line {reader.line_num}"
+        ) from error
+    filled = [
+        (number, [cell.strip() for cell in cells])
+        for number, cells in records
+        if any(map(str.strip, cells))
+    ]
     if not filled:
-        raise DataError(f"{file} is empty: its first row names the columns, and each row below lists an image")
+        raise DataError(
+            f"{file} is empty: its first row names the columns, and each row below lists an image"
+        )
     (_, header), *rows = filled
-    rows = [(number, cells if any(cells[len(header) :]) else cells[: len(header)]) for number, cells in rows]
+    rows = [
+        (number, cells if any(cells[len(header) :]) else cells[: len(header)])
+        for number, cells in rows
+    ]
     wrong = [(number, len(cells)) for number, cells in rows if len(cells) != len(header)]
     if wrong:
         number, count = wrong[0]
-        more = f", and {counted(len(wrong) - 1, 'more row')} of another length" if len(wrong) > 1 else ""
+        more = (
+            f", and {counted(len(wrong) - 1, 'more row')} of another length"
+            if len(wrong) > 1
+            else ""
+        )
         raise DataError(
             f"{file}: row {number} has {counted(count, 'cell')} and the header "
             f"{len(header)}{more}: a cell that holds the separator "
@@ -210,7 +239,10 @@ def _delimiter(text: str, wanted: Sequence[str]) -> tuple[str, int]:
 
     def fits(delimiter: str) -> tuple[int, int]:
         try:
-            names = [name.strip() for name in next(csv.reader(lines[:1], delimiter=delimiter, skipinitialspace=True))]
+            names = [
+                name.strip()
+                for name in next(csv.reader(lines[:1], delimiter=delimiter, skipinitialspace=True))
+            ]
         except (csv.Error, StopIteration):
             return 0, 0
         return len({*wanted} & {*names}), len(names)
@@ -218,7 +250,9 @@ def _delimiter(text: str, wanted: Sequence[str]) -> tuple[str, int]:
     return max(DELIMITERS, key=fits), 0
 
 
-def _columns(file: Path, header: Sequence[str], rows: Sequence[tuple[int, list[str]]], spec: "TableSpec") -> Columns:
+def _columns(
+    file: Path, header: Sequence[str], rows: Sequence[tuple[int, list[str]]], spec: "TableSpec"
+) -> Columns:
     standard = type(spec)()
     group, split = spec.group, spec.split
     at_file = _place(file, header, spec.file, "table.file")
@@ -238,10 +272,15 @@ def _columns(file: Path, header: Sequence[str], rows: Sequence[tuple[int, list[s
     if not names:
         raise DataError("table.label names no column: give one, or several of 0 and 1")
     at_labels = tuple(_place(file, header, name, "table.label") for name in names)
-    twice = [name for name, count in Counter((at_file, at_group, at_split, *at_labels)).items() if name is not None and count > 1]  # fmt: skip
+    twice = [
+        name
+        for name, count in Counter((at_file, at_group, at_split, *at_labels)).items()
+        if name is not None and count > 1
+    ]
     if twice:
         raise DataError(
-            f"{file}: the column '{header[twice[0]]}' is named for two things: name another for one of them"
+            f"{file}: the column '{header[twice[0]]}' is named for two things: name another for "
+            "one of them"
         )
     return Columns(at_file, at_labels, at_group, at_split, tuple(map(composed, names)))
 
@@ -253,7 +292,10 @@ def _place(file: Path, header: Sequence[str], name: str, setting: str) -> int:
         return header.index(name)
     if count:
         raise DataError(f"{file} has {count} columns named '{name}': rename all but one")
-    raise DataError(f"{file} has no column '{name}': name it with {setting}={_like(name, header)}. {_has(header)}")
+    raise DataError(
+        f"{file} has no column '{name}': name it with {setting}={_like(name, header)}. "
+        f"{_has(header)}"
+    )
 
 
 def _like(name: str, header: Sequence[str]) -> str:
@@ -268,16 +310,25 @@ def _has(header: Sequence[str]) -> str:
 
 
 def _marked(
-    file: Path, header: Sequence[str], rows: Sequence[tuple[int, list[str]]], name: str, taken: set[int | None]
+    file: Path,
+    header: Sequence[str],
+    rows: Sequence[tuple[int, list[str]]],
+    name: str,
+    taken: set[int | None],
 ) -> tuple[str, ...]:
     """The columns that are left, where they are several and hold 0 and 1 alone: labels, which is
     said.
     """
     left = [place for place, one in enumerate(header) if one and place not in taken]
-    if len(left) > 1 and rows and all(cells[place].lower() in TRUTH for _, cells in rows for place in left):
+    if (
+        len(left) > 1
+        and rows
+        and all(cells[place].lower() in TRUTH for _, cells in rows for place in left)
+    ):
         names = tuple(header[place] for place in left)
         notice(
-            f"{file.name} has no column '{name}': its columns of 0 and 1 are labels, {few(names)}; table.label names others"
+            f"{file.name} has no column '{name}': its columns of 0 and 1 are labels, "
+            f"{few(names)}; table.label names others"
         )
         return names
     return (name,)
@@ -311,20 +362,31 @@ def _row(
         return "no file", f"the column '{header[columns.file]}' is empty"
     stored = _stored(root, cells[columns.file])
     if stored is None:
-        return "missing file", f"there is no such file below {root}; --data names another folder to look in"
+        return (
+            "missing file",
+            f"there is no such file below {root}; --data names another folder to look in",
+        )
     group = "" if columns.group is None else cells[columns.group]
     if columns.group is not None and not group:
-        return "groups", f"the column '{header[columns.group]}' is empty: it tells whose the image is"
+        return (
+            "groups",
+            f"the column '{header[columns.group]}' is empty: it tells whose the image is",
+        )
     part = ALONE if columns.split is None else part_of(cells[columns.split])
     if columns.split is not None and part is None:
         said = clipped(cells[columns.split])
-        return "split", f"the column '{header[columns.split]}' says '{said}': it must be {', '.join(PARTS)}"
+        return (
+            "split",
+            f"the column '{header[columns.split]}' says '{said}': it must be {', '.join(PARTS)}",
+        )
     labels = [cells[at] for at in columns.labels]
     if wrong := _no_labels(labels, columns):
         return "labels", wrong
     several = len(labels) > 1
     values = tuple(TRUTH[label.lower()] for label in labels) if several else ()
-    return Row(number, *stored, "" if several else composed(labels[0]), values, group, part or ALONE)
+    return Row(
+        number, *stored, "" if several else composed(labels[0]), values, group, part or ALONE
+    )
 
 
 def _stored(root: Path, given: str) -> tuple[str, tuple[int, int]] | None:
@@ -338,7 +400,11 @@ def _stored(root: Path, given: str) -> tuple[str, tuple[int, int]] | None:
             continue
         if stat.S_ISREG(about.st_mode):
             path, whole = Path(name), root.absolute()
-            below = path.relative_to(whole) if path.is_absolute() and path.is_relative_to(whole) else path
+            below = (
+                path.relative_to(whole)
+                if path.is_absolute() and path.is_relative_to(whole)
+                else path
+            )
             return below.as_posix(), (about.st_dev, about.st_ino)
     return None
 
@@ -347,13 +413,23 @@ def _no_labels(cells: Sequence[str], columns: Columns) -> str:
     """What is wrong with the labels of a row; nothing where they can be used."""
     if len(cells) == 1:
         if not cells[0] or cells[0].lower() in NO_LABEL:
-            return f"its label is {repr(cells[0]) if cells[0] else 'empty'}, which is no class: fill it in, or remove the row"
+            return (
+                f"its label is {repr(cells[0]) if cells[0] else 'empty'}, which is no class: "
+                "fill it in, or remove the row"
+            )
         return ""
-    wrong = [(name, cell) for name, cell in zip(columns.names, cells, strict=True) if cell.lower() not in TRUTH]
+    wrong = [
+        (name, cell)
+        for name, cell in zip(columns.names, cells, strict=True)
+        if cell.lower() not in TRUTH
+    ]
     if not wrong:
         return ""
     name, cell = wrong[0]
-    return f"the label '{name}' is {repr(clipped(cell)) if cell else 'empty'}, and each of several labels is 0 or 1"
+    return (
+        f"the label '{name}' is {repr(clipped(cell)) if cell else 'empty'}, and each of "
+        "several labels is 0 or 1"
+    )
 
 
 def _classes(file: Path, rows: Sequence[Row], *, whole: bool) -> tuple[str, ...]:
@@ -373,10 +449,16 @@ def _classes(file: Path, rows: Sequence[Row], *, whole: bool) -> tuple[str, ...]
     written: dict[Decimal, str] = {}
     for name, value in numbers.items():
         if (other := written.setdefault(value, name)) != name:
-            raise DataError(f"{file}: the labels '{other}' and '{name}' are one number: write it in one way")
+            raise DataError(
+                f"{file}: the labels '{other}' and '{name}' are one number: write it in one way"
+            )
     if len(names) < 2 and whole:
-        raise DataError(f"{file} holds only one class ({few(names)}): a classifier needs at least two")
-    return tuple(sorted(names, key=numbers.__getitem__) if len(numbers) == len(names) else sorted(names))
+        raise DataError(
+            f"{file} holds only one class ({few(names)}): a classifier needs at least two"
+        )
+    return tuple(
+        sorted(names, key=numbers.__getitem__) if len(numbers) == len(names) else sorted(names)
+    )
 
 
 def _targets(rows: Sequence[Row], classes: Sequence[str], *, several: bool) -> np.ndarray:
@@ -388,14 +470,22 @@ def _targets(rows: Sequence[Row], classes: Sequence[str], *, several: bool) -> n
 
 
 def _parts(
-    rows: Sequence[Row], root: Path, targets: np.ndarray, channels: int, scale: Range | None, *, grouped: bool
+    rows: Sequence[Row],
+    root: Path,
+    targets: np.ndarray,
+    channels: int,
+    scale: Range | None,
+    *,
+    grouped: bool,
 ) -> dict[str, FileSamples]:
     groups = np.array([row.group for row in rows], dtype=object) if grouped else None
     whole = FileSamples(root, [row.file for row in rows], targets, channels, scale, groups=groups)
     told = np.array([row.part for row in rows], dtype=object)
     if set(told.tolist()) <= {ALONE}:
         return {ALONE: whole}
-    return {part: whole.take(np.flatnonzero(told == part)) for part in PARTS if (told == part).any()}
+    return {
+        part: whole.take(np.flatnonzero(told == part)) for part in PARTS if (told == part).any()
+    }
 
 
 def _across(
@@ -408,11 +498,17 @@ def _across(
     if "train" not in parts:
         said = " and ".join(parts)
         yield Fault(
-            "train", f"the table declares {said} but no train: add it, or give table.split=none to cut it", "split"
+            "train",
+            f"the table declares {said} but no train: add it, or give table.split=none to cut it",
+            "split",
         )
         return
     for part, samples in parts.items():
         each = samples.targets > 0 if several else np.eye(len(classes), dtype=bool)[samples.targets]
         for name in (name for name, there in zip(classes, each.T, strict=True) if not there.any()):
             if part == "train" or not several:
-                yield Fault(part, f"it has no image of the class '{name}': each part must have every class", "classes")
+                yield Fault(
+                    part,
+                    f"it has no image of the class '{name}': each part must have every class",
+                    "classes",
+                )

@@ -1,6 +1,8 @@
-"""What becomes of a TIFF of each kind, decided by its tags before a pixel is decoded: one table, the same for tiles and strips, images and slides.
+"""What becomes of a TIFF of each kind, decided by its tags before a pixel is decoded: one table,
+the same for tiles and strips, images and slides.
 
-A file is read as it is, read with a remark, or refused by name. Where there is a choice, `channels=` and `page=` make it.
+A file is read as it is, read with a remark, or refused by name. Where there is a choice,
+`channels=` and `page=` make it.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 
 from softless.data import tiff_pages
 from softless.data.ranges import WAY
-from softless.data.tiff_pages import (  # fmt: skip
+from softless.data.tiff_pages import (
     CIELAB,
     CMYK,
     COLOURED,
@@ -28,7 +30,8 @@ from softless.data.tiff_pages import (  # fmt: skip
     Picture,
 )
 
-Values = Callable[[NDArray[Any]], NDArray[Any]]  # what becomes of stored numbers: a declared range, or they themselves
+# what becomes of stored numbers: a declared range, or they themselves
+Values = Callable[[NDArray[Any]], NDArray[Any]]
 DEEP = f"only 8-bit images are read without a range: {WAY}"
 CHOOSE = "channels= chooses 1 or 3 of them, for example channels=0,1,2"
 REWRITE = "write the ones you mean as one RGB image"
@@ -36,7 +39,9 @@ CONVERT = "convert it to RGB first"
 
 
 class Refused(Exception):
-    """A TIFF that is not read: why in one word, and what the file holds, in words that follow "FILE holds"."""
+    """A TIFF that is not read: why in one word, and what the file holds, in words that follow "FILE
+    holds".
+    """
 
     def __init__(self, kind: str, text: str) -> None:
         super().__init__(text)
@@ -75,7 +80,9 @@ class Asked:
 
 
 class Kind(NamedTuple):
-    """A row of the table: what a file is called, what becomes of it, and what is said of one that is of this kind (nothing of others)."""
+    """A row of the table: what a file is called, what becomes of it, and what is said of one that
+    is of this kind (nothing of others).
+    """
 
     name: str
     outcome: str  # refused, or read with a remark
@@ -103,14 +110,18 @@ def _packed(asked: Asked) -> str:
     return (
         ""
         if usable
-        else f"pixels packed by a codec that is not read (compression {number}{f', {name}' if name else ''}): {CONVERT}"
+        else "pixels packed by a codec that is not read (compression "
+        f"{number}{f', {name}' if name else ''}): {CONVERT}"
     )
 
 
 def _mixed(asked: Asked) -> str:
     formats = asked.tags.tags.valueof(339, UNSIGNED)
     if int(asked.tags.planarconfig) not in {1, 2}:
-        return f"samples laid out in a way that is not known ({int(asked.tags.planarconfig)}): {CONVERT}"
+        return (
+            f"samples laid out in a way that is not known ({int(asked.tags.planarconfig)}): "
+            f"{CONVERT}"
+        )
     several = len(set(_bits(asked))) > 1 or (isinstance(formats, tuple) and len(set(formats)) > 1)
     return f"samples of several depths or kinds {_bits(asked)}: {DEEP}" if several else ""
 
@@ -141,7 +152,11 @@ def _inverted(asked: Asked) -> str:
 
 
 def _complex(asked: Asked) -> str:
-    return "" if asked.tags.sampleformat in {UNSIGNED, SIGNED, FLOAT, VOID} else f"complex pixels: {DEEP}"
+    return (
+        ""
+        if asked.tags.sampleformat in {UNSIGNED, SIGNED, FLOAT, VOID}
+        else f"complex pixels: {DEEP}"
+    )
 
 
 def _deep(asked: Asked) -> str:
@@ -154,7 +169,9 @@ def _deep(asked: Asked) -> str:
 def _colours(asked: Asked) -> str:
     photometric, tags = int(asked.tags.photometric), asked.tags
     name = getattr(tags.photometric, "name", str(photometric))
-    uncoloured = photometric == YCBCR and (int(tags.compression) not in COLOURED or tags.samplesperpixel != 3)
+    uncoloured = photometric == YCBCR and (
+        int(tags.compression) not in COLOURED or tags.samplesperpixel != 3
+    )
     shallow = _bits(asked)[0] < 8 and (tags.samplesperpixel > 1 or asked.own > 1)
     if photometric not in SAMPLES or uncoloured:
         return f"colours of a kind that is not read ({name}): {CONVERT}"
@@ -172,7 +189,10 @@ def _unknown(asked: Asked) -> str:
         return ""
     count = len(asked.picture.levels[0])
     also = ", page= one picture" if asked.choosable else ""
-    return f"{count} grey pages of one size, and nothing says whether they are channels or a stack: {asked.way}{also}"
+    return (
+        f"{count} grey pages of one size, and nothing says whether they are channels or a "
+        f"stack: {asked.way}{also}"
+    )
 
 
 def _samples(asked: Asked) -> str:
@@ -184,7 +204,11 @@ def _samples(asked: Asked) -> str:
 
 
 def _elsewhere(asked: Asked) -> str:
-    return f"pictures that lie in other files, or behind one header: {CONVERT}" if asked.contents.elsewhere else ""
+    return (
+        f"pictures that lie in other files, or behind one header: {CONVERT}"
+        if asked.contents.elsewhere
+        else ""
+    )
 
 
 def _fourth(asked: Asked) -> str:
@@ -201,7 +225,10 @@ def _several(asked: Asked) -> str:
     if asked.page is not None or not asked.contents.several or count < 2:
         return ""
     also = f" ({asked.contents.several}; page= chooses another)" if asked.choosable else ""
-    return f"it holds {f'{count} ' if asked.contents.whole else ''}pictures, and only the first is read{also}"
+    return (
+        f"it holds {f'{count} ' if asked.contents.whole else ''}pictures, and only the first "
+        f"is read{also}"
+    )
 
 
 REFUSED, REMARK = "refused", "read, with a remark"
@@ -234,8 +261,13 @@ class Verdict:
 
 
 def judged(
-    contents: Contents, *, channels: Sequence[int] | None = None, page: int | None = None, values: Values | None = None, choosable: bool = True
-) -> Verdict:  # fmt: skip
+    contents: Contents,
+    *,
+    channels: Sequence[int] | None = None,
+    page: int | None = None,
+    values: Values | None = None,
+    choosable: bool = True,
+) -> Verdict:
     """What becomes of a file.
 
     Raises:
@@ -253,7 +285,9 @@ def judged(
             remarks = _remarks(asked)
             whole, said = _readable(asked)
         except tiff_pages.DAMAGED as error:
-            raise Refused("damaged", f"tags that cannot be ({error}); replace or remove the file") from error
+            raise Refused(
+                "damaged", f"tags that cannot be ({error}); replace or remove the file"
+            ) from error
     if chosen is not None:
         _refuse_no_such(asked, chosen)
     return Verdict(whole, chosen, (*remarks, *said))
@@ -272,7 +306,9 @@ def _remarks(asked: Asked) -> list[tuple[str, str]]:
 
 
 def _readable(asked: Asked) -> tuple[Picture, list[tuple[str, str]]]:
-    """The picture with the levels ahead of the first that is of another kind than the finest one, which is said."""
+    """The picture with the levels ahead of the first that is of another kind than the finest one,
+    which is said.
+    """
     for number, level in enumerate(asked.picture.levels):
         for page in level:
             own = replace(asked, picture=Picture(((page,),)))
@@ -280,18 +316,30 @@ def _readable(asked: Asked) -> tuple[Picture, list[tuple[str, str]]]:
             if wrong and not number:
                 raise Refused(FORMAT, wrong[0].says(own))
             if wrong:
-                said = f"its levels from {number} on are not read, since that one holds {wrong[0].says(own)}"
-                return replace(asked.picture, levels=asked.picture.levels[:number]), [("levels", said)]
+                said = (
+                    f"its levels from {number} on are not read, since that one holds "
+                    f"{wrong[0].says(own)}"
+                )
+                return replace(asked.picture, levels=asked.picture.levels[:number]), [
+                    ("levels", said)
+                ]
     return asked.picture, []
 
 
 def _refuse_no_such(asked: Asked, chosen: tuple[int, ...]) -> None:
     last = asked.picture.channels - 1
     if len(chosen) not in {1, 3}:
-        raise NoSuch(f"channels={','.join(map(str, chosen))}: 1 or 3 channels are read, and these are {len(chosen)}")
+        raise NoSuch(
+            f"channels={','.join(map(str, chosen))}: 1 or 3 channels are read, and these are "
+            f"{len(chosen)}"
+        )
     if int(asked.tags.photometric) in {PALETTE, CMYK, CIELAB}:
-        raise NoSuch("channels= chooses among the channels of a TIFF, and the colours of this one are not separate")
+        raise NoSuch(
+            "channels= chooses among the channels of a TIFF, and the colours of this one are not "
+            "separate"
+        )
     if not all(0 <= channel <= last for channel in chosen):
         raise NoSuch(
-            f"it has no channel {max(chosen) if max(chosen) > last else min(chosen)}: its channels are 0 to {last}"
+            f"it has no channel {max(chosen) if max(chosen) > last else min(chosen)}: its "
+            f"channels are 0 to {last}"
         )

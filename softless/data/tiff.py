@@ -1,4 +1,6 @@
-"""The pixels of a TIFF as they are stored, tile by tile or strip by strip, of one level and upright: one unreadable tile loses that tile and no other."""
+"""The pixels of a TIFF as they are stored, tile by tile or strip by strip, of one level and
+upright: one unreadable tile loses that tile and no other.
+"""
 
 # h x w pixels, s samples
 
@@ -48,14 +50,18 @@ class Tiles:
         values: What becomes of stored numbers, where a range was declared; 8 bits without.
     """
 
-    def __init__(self, file: Any, verdict: tags.Verdict, level: int, values: tags.Values | None = None) -> None:
+    def __init__(
+        self, file: Any, verdict: tags.Verdict, level: int, values: tags.Values | None = None
+    ) -> None:
         self.file, self.verdict, self.values = file, verdict, values
         self.pages = verdict.picture.levels[level]
         page = self.pages[0]
         self.page = page
         self.stored = int(page.imagelength), int(page.imagewidth)
         tiled = (
-            (int(page.tilelength), int(page.tilewidth)) if page.is_tiled else (int(page.rowsperstrip), self.stored[1])
+            (int(page.tilelength), int(page.tilewidth))
+            if page.is_tiled
+            else (int(page.rowsperstrip), self.stored[1])
         )
         self.segment = min(tiled[0], 2**31) or self.stored[0], tiled[1] or self.stored[1]
         self.turn = Turn(oriented(page, oriented(verdict.picture.first)))
@@ -64,7 +70,8 @@ class Tiles:
         self.dtype = np.dtype(np.uint8) if values is None else values(nothing).dtype
         self.kept: OrderedDict[int, NDArray[Any]] = OrderedDict()
         self.held = 0
-        self.sparse = not page.is_svs and page.photometric != PALETTE  # Aperio's empty tiles are a fault of its encoder
+        # Aperio's empty tiles are a fault of its encoder
+        self.sparse = not page.is_svs and page.photometric != PALETTE
 
     @property
     def samples(self) -> int:
@@ -77,14 +84,16 @@ class Tiles:
     def read(
         self, top: int, left: int, height: int, width: int, check: Check | None = None
     ) -> tuple[NDArray[Any], list[LostTile]]:
-        """A region (h,w,s) of the upright level, and the tiles in it that cannot be read, which are left at zero.
+        """A region (h,w,s) of the upright level, and the tiles in it that cannot be read, which are
+        left at zero.
 
         Args:
             top: Of the region.
             left: Of the region.
             height: Of the region.
             width: Of the region.
-            check: Called with the rectangle of each tile that is decoded, and raises `Damaged` for one that is of no use.
+            check: Called with the rectangle of each tile that is decoded, and raises `Damaged` for
+                one that is of no use.
         """
         box = self.turn.stored((top, left, top + height, left + width), self.size)
         found = np.zeros((box[2] - box[0], box[3] - box[1], self.samples), dtype=self.dtype)
@@ -99,11 +108,20 @@ class Tiles:
                 except Damaged as error:
                     lost.append(LostTile(*self.turn.upright((y, x, *end), self.stored), str(error)))
                     continue
-                y0, x0, y1, x1 = max(y, box[0]), max(x, box[1]), min(end[0], box[2]), min(end[1], box[3])
-                found[y0 - box[0] : y1 - box[0], x0 - box[1] : x1 - box[1]] = tile[y0 - y : y1 - y, x0 - x : x1 - x]
+                y0, x0, y1, x1 = (
+                    max(y, box[0]),
+                    max(x, box[1]),
+                    min(end[0], box[2]),
+                    min(end[1], box[3]),
+                )
+                found[y0 - box[0] : y1 - box[0], x0 - box[1] : x1 - box[1]] = tile[
+                    y0 - y : y1 - y, x0 - x : x1 - x
+                ]
         return self.turn.turned(found), lost
 
-    def _tile(self, number: int, box: tuple[int, int, int, int], check: Check | None) -> NDArray[Any]:
+    def _tile(
+        self, number: int, box: tuple[int, int, int, int], check: Check | None
+    ) -> NDArray[Any]:
         """A tile (h,w,s) of the stored level, from those that are kept where it is among them."""
         if number in self.kept:
             self.kept.move_to_end(number)
@@ -136,20 +154,30 @@ class Tiles:
         """All samples of a tile, whether they lie together or in tiles of their own."""
         if int(page.planarconfig) == 1 or page.samplesperpixel == 1:
             return unpacked(self.file, page, number, size, self.segment, sparse=self.sparse)
-        each = math.prod(-(-side // tile) for side, tile in zip(self.stored, self.segment, strict=True))
+        each = math.prod(
+            -(-side // tile) for side, tile in zip(self.stored, self.segment, strict=True)
+        )
         parts = [
-            unpacked(self.file, page, number + each * sample, size, self.segment, sparse=self.sparse)
+            unpacked(
+                self.file, page, number + each * sample, size, self.segment, sparse=self.sparse
+            )
             for sample in range(int(page.samplesperpixel))
         ]
         return np.concatenate(parts, axis=-1)
 
     def _widened(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Samples in 8 bits, those of fewer bits spread over them; or what becomes of stored numbers."""
+        """Samples in 8 bits, those of fewer bits spread over them; or what becomes of stored
+        numbers.
+        """
         bits, photometric = self.page.bitspersample, int(self.page.photometric)
         if self.values is not None and bits >= 8:
             inverted = photometric == WHITE_IS_ZERO  # of 8 bits: deeper ones are refused
             return self.values(np.uint8(WHITE) - values if inverted else values)
-        wide = values.astype(np.uint8) if bits == 8 else values.astype(np.uint8) * np.uint8(255 // (2**bits - 1))
+        wide = (
+            values.astype(np.uint8)
+            if bits == 8
+            else values.astype(np.uint8) * np.uint8(255 // (2**bits - 1))
+        )
         return np.uint8(WHITE) - wide if photometric == WHITE_IS_ZERO else wide
 
     def _valued(self, colours: NDArray[np.uint8]) -> NDArray[Any]:
@@ -163,7 +191,9 @@ class Tiles:
         if photometric in TO_RGB:
             own = np.ascontiguousarray(wide[..., : SAMPLES[photometric]])
             mode = TO_RGB[photometric]
-            image = Image.frombytes(mode, own.shape[1::-1], own.tobytes(), "raw", mode).convert("RGB")
+            image = Image.frombytes(mode, own.shape[1::-1], own.tobytes(), "raw", mode).convert(
+                "RGB"
+            )
             return self._valued(np.asarray(image))
         return wide[..., : SAMPLES[photometric]]
 
@@ -179,7 +209,13 @@ def _palette(page: Any) -> NDArray[np.uint8]:
 
 
 def unpacked(
-    file: Any, page: Any, number: int, size: tuple[int, int], segment: tuple[int, int], *, sparse: bool = True
+    file: Any,
+    page: Any,
+    number: int,
+    size: tuple[int, int],
+    segment: tuple[int, int],
+    *,
+    sparse: bool = True,
 ) -> NDArray[Any]:
     """A tile of a page (h,w,s), cut to the `size` that lies in the image.
 
@@ -225,11 +261,15 @@ def _left_out(page: Any, size: tuple[int, int], *, sparse: bool) -> NDArray[Any]
     if not sparse:
         raise Damaged("the file has no bytes for it")
     samples = 1 if int(page.planarconfig) != 1 else int(page.samplesperpixel)
-    white = 0 if int(page.photometric) in {WHITE_IS_ZERO, CMYK} else 2 ** int(page.bitspersample) - 1
+    white = (
+        0 if int(page.photometric) in {WHITE_IS_ZERO, CMYK} else 2 ** int(page.bitspersample) - 1
+    )
     return np.full((*size, samples), white, dtype=np.dtype(page.dtype))
 
 
-def _decoded(page: Any, data: bytes, number: int, size: tuple[int, int], segment: tuple[int, int]) -> NDArray[Any]:
+def _decoded(
+    page: Any, data: bytes, number: int, size: tuple[int, int], segment: tuple[int, int]
+) -> NDArray[Any]:
     """What a tile's bytes decode to (h,w,s), at least as large as the part in the image."""
     import tifffile
 
@@ -257,7 +297,9 @@ def _of_depth(page: Any, values: NDArray[Any]) -> NDArray[Any]:
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int]:
-    """Height and width as a JPEG says; one that ends early is decoded to grey by libjpeg, without a word."""
+    """Height and width as a JPEG says; one that ends early is decoded to grey by libjpeg, without a
+    word.
+    """
     import tifffile
 
     if data.rstrip(b"\0\xff")[-1:] != b"\xd9" and b"\xff\xd9" not in data[-64:]:
@@ -266,11 +308,17 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _refuse_other_size(found: Sequence[int], size: tuple[int, int], segment: tuple[int, int]) -> None:
+def _refuse_other_size(
+    found: Sequence[int], size: tuple[int, int], segment: tuple[int, int]
+) -> None:
     """A tile is as large as its tags say, or as the part of it that lies in the image."""
-    fits = all(side in {least, most} for side, least, most in zip(found, size, segment, strict=True))
+    fits = all(
+        side in {least, most} for side, least, most in zip(found, size, segment, strict=True)
+    )
     if not fits:
-        raise Damaged(f"it decodes to {found[1]} x {found[0]} pixels in place of {segment[1]} x {segment[0]}")
+        raise Damaged(
+            f"it decodes to {found[1]} x {found[0]} pixels in place of {segment[1]} x {segment[0]}"
+        )
 
 
 def oriented(page: Any, otherwise: int = UPRIGHT) -> int:
@@ -293,11 +341,17 @@ class Turn:
     def size(self, stored: tuple[int, int]) -> tuple[int, int]:
         return stored[::-1] if self.swaps else stored
 
-    def stored(self, box: tuple[int, int, int, int], upright: tuple[int, int]) -> tuple[int, int, int, int]:
-        """Where the rectangle (top, left, bottom, right) of an upright picture of this size is stored."""
+    def stored(
+        self, box: tuple[int, int, int, int], upright: tuple[int, int]
+    ) -> tuple[int, int, int, int]:
+        """Where the rectangle (top, left, bottom, right) of an upright picture of this size is
+        stored.
+        """
         return self._swapped(self._flipped(box, upright))
 
-    def upright(self, box: tuple[int, int, int, int], stored: tuple[int, int]) -> tuple[int, int, int, int]:
+    def upright(
+        self, box: tuple[int, int, int, int], stored: tuple[int, int]
+    ) -> tuple[int, int, int, int]:
         """Where a rectangle of the stored picture comes to lie."""
         return self._flipped(self._swapped(box), self.size(stored))
 
@@ -306,7 +360,9 @@ class Turn:
         values = values.transpose(1, 0, 2) if self.swaps else values
         return values[:: -1 if self.rows else 1, :: -1 if self.columns else 1]
 
-    def _flipped(self, box: tuple[int, int, int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:
+    def _flipped(
+        self, box: tuple[int, int, int, int], size: tuple[int, int]
+    ) -> tuple[int, int, int, int]:
         top, left, bottom, right = box
         if self.rows:
             top, bottom = size[0] - bottom, size[0] - top

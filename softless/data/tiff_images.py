@@ -1,4 +1,6 @@
-"""A TIFF as a plain image: judged by its tags before Pillow decodes it, and read tile by tile where Pillow would change pixels or knows no codec for them."""
+"""A TIFF as a plain image: judged by its tags before Pillow decodes it, and read tile by tile where
+Pillow would change pixels or knows no codec for them.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +11,8 @@ from PIL import Image
 from softless.data import tags, tiff_pages
 from softless.data.tiff import Tiles, oriented
 
-PILLOW = frozenset({1, 2, 3, 4, 5, 7, 8, 32773, 32946})  # codecs of its own, whatever its libtiff was built with
+# codecs of its own, whatever its libtiff was built with
+PILLOW = frozenset({1, 2, 3, 4, 5, 7, 8, 32773, 32946})
 ASSOCIATED = 1  # alpha that the colours are multiplied with: Pillow divides them by it
 CHECKED = frozenset({8, 32946})  # zlib's own checksum
 MODES = {1: "L", 3: "RGB"}
@@ -53,7 +56,9 @@ def tagged(path: Path, *, deep: bool = False) -> Tagged | None:
         return Tagged(
             path,
             verdict.remarks,
-            single=len(verdict.picture.levels) == 1 and not verdict.remarks and contents.maker != "Aperio",
+            single=len(verdict.picture.levels) == 1
+            and not verdict.remarks
+            and contents.maker != "Aperio",
             as_pillow=compression in PILLOW
             and ASSOCIATED not in page.extrasamples
             and page is file.pages[0]
@@ -69,7 +74,9 @@ def _as_stored(values: np.ndarray) -> np.ndarray:
 
 
 def read_values(path: Path) -> tuple[np.ndarray, str]:
-    """The numbers (h, w, 1 or 3) of the upright picture as they are stored, and why part of them cannot be read, or nothing."""
+    """The numbers (h, w, 1 or 3) of the upright picture as they are stored, and why part of them
+    cannot be read, or nothing.
+    """
     file = tiff_pages.opened(path)
     assert file is not None, "tagged() opened it"
     with file:
@@ -92,6 +99,8 @@ def read_tiles(path: Path, channels: int) -> tuple[Image.Image, str]:
             tiles = Tiles(file, tags.judged(tiff_pages.contents(file), choosable=False), 0)
             values, lost = tiles.read(0, 0, *tiles.size)
         except tiff_pages.DAMAGED as error:
-            raise tags.Refused("damaged", f"tags that cannot be ({error}); replace or remove the file") from error
+            raise tags.Refused(
+                "damaged", f"tags that cannot be ({error}); replace or remove the file"
+            ) from error
     image = Image.fromarray(values[..., 0] if tiles.samples == 1 else values)
     return image.convert(MODES[channels]), lost[0].reason if lost else ""

@@ -1,8 +1,10 @@
-"""What the tags of a TIFF say before a pixel of it is decoded: which pictures it holds, at which levels, and what becomes of each kind.
+"""What the tags of a TIFF say before a pixel of it is decoded: which pictures it holds, at which
+levels, and what becomes of each kind.
 
-One table (`KINDS`) decides, the same for tiles and strips, for images and slides. Pages of one size are told apart by tags and OME-XML: the levels of a
-pyramid, the channels of one picture, the planes of a stack, or pictures that have nothing to do with each other. What nothing tells apart is refused,
-and `channels=` or `page=` chooses.
+One table (`KINDS`) decides, the same for tiles and strips, for images and slides. Pages of one size
+are told apart by tags and OME-XML: the levels of a pyramid, the channels of one picture, the planes
+of a stack, or pictures that have nothing to do with each other. What nothing tells apart is
+refused, and `channels=` or `page=` chooses.
 """
 
 import logging
@@ -17,17 +19,44 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree as ET
 
-WHITE_IS_ZERO, GREY, RGB, PALETTE, CMYK, YCBCR, CIELAB = 0, 1, 2, 3, 5, 6, 8  # photometric interpretations
-SAMPLES = {WHITE_IS_ZERO: 1, GREY: 1, RGB: 3, PALETTE: 1, CMYK: 4, YCBCR: 3, CIELAB: 3}  # of those that are read
+# photometric interpretations
+WHITE_IS_ZERO, GREY, RGB, PALETTE, CMYK, YCBCR, CIELAB = 0, 1, 2, 3, 5, 6, 8
+# of those that are read
+SAMPLES = {WHITE_IS_ZERO: 1, GREY: 1, RGB: 3, PALETTE: 1, CMYK: 4, YCBCR: 3, CIELAB: 3}
 UNSIGNED, SIGNED, FLOAT, VOID = 1, 2, 3, 4  # sample formats
 JPEG, OLD_JPEG = 7, 6
 COLOURED = frozenset({JPEG, 33003, 33004, 34712})  # codecs that hand YCbCr over as RGB
 TYPES = frozenset({".tif", ".tiff"})  # besides those of slides
 PLAUSIBLE = (0.01, 100.0)  # micrometres per pixel
-PRINTED = 10.0  # micrometres per pixel from which on a TIFF's resolution is that of a screen or a printer
-TO_MICROMETRES = {"nm": 1e-3, "µm": 1.0, "μm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6, "Å": 1e-4}
-OPENSLIDE = frozenset({"Hamamatsu", "Leica", "Ventana", "Trestle"})  # makers whose TIFFs are not pages of one picture
-DAMAGED = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, ZeroDivisionError, EOFError, MemoryError, RuntimeError, OverflowError, struct.error)  # fmt: skip  # what tifffile and imagecodecs are seen to raise on damaged files
+# micrometres per pixel from which on a TIFF's resolution is that of a screen or a printer
+PRINTED = 10.0
+TO_MICROMETRES = {
+    "nm": 1e-3,
+    "µm": 1.0,
+    "μm": 1.0,
+    "um": 1.0,
+    "mm": 1e3,
+    "cm": 1e4,
+    "m": 1e6,
+    "Å": 1e-4,
+}
+# makers whose TIFFs are not pages of one picture
+OPENSLIDE = frozenset({"Hamamatsu", "Leica", "Ventana", "Trestle"})
+# what tifffile and imagecodecs are seen to raise on damaged files
+DAMAGED = (
+    OSError,
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    ZeroDivisionError,
+    EOFError,
+    MemoryError,
+    RuntimeError,
+    OverflowError,
+    struct.error,
+)
 
 _silent: ContextVar[bool] = ContextVar("tifffile is silent", default=False)
 
@@ -39,7 +68,9 @@ class _Silence(logging.Filter):
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """What tifffile logs of odd tags stays out of the way: what matters of it is said by the table."""
+    """What tifffile logs of odd tags stays out of the way: what matters of it is said by the
+    table.
+    """
     logger = logging.getLogger("tifffile")
     if not any(isinstance(one, _Silence) for one in logger.filters):
         logger.addFilter(_Silence())
@@ -81,7 +112,9 @@ class Contents:
 
     maker: str  # Aperio, Philips, OME, …; empty where nothing says
     pictures: tuple[Picture, ...]  # `page=` chooses among them
-    several: str  # what several pictures are; empty where those behind the first are known to be labels and the like
+    # what several pictures are; empty where those behind the first are known to be labels and the
+    # like
+    several: str
     resolution: Resolution
     whole: bool = True  # whether the tags of all pages can be read
     elsewhere: bool = False  # planes of the picture lie in other files, or behind one header
@@ -124,7 +157,9 @@ def is_tiff(path: Path) -> bool:
 
 
 def opened(path: Path) -> Any:
-    """The open file of tifffile, or None: it is no TIFF, tifffile is not installed, or the tags of its first page cannot be read."""
+    """The open file of tifffile, or None: it is no TIFF, tifffile is not installed, or the tags of
+    its first page cannot be read.
+    """
     if not is_tiff(path):
         return None
     try:
@@ -159,7 +194,12 @@ def contents(file: Any) -> Contents:
         told = _TOLD.get(made_by, _by_size)(file, pages)
         if told is None:
             told = _by_size(file, pages)
-        return replace(told, maker=made_by, resolution=_resolution(file, made_by, told.pictures[0].first), whole=whole)
+        return replace(
+            told,
+            maker=made_by,
+            resolution=_resolution(file, made_by, told.pictures[0].first),
+            whole=whole,
+        )
 
 
 def _pages(file: Any) -> tuple[list[Any], bool]:
@@ -175,7 +215,9 @@ def _pages(file: Any) -> tuple[list[Any], bool]:
 
 
 def _ends(file: Any, last: Any) -> bool:
-    """Whether the chain ends with a page: tifffile stops at one that it cannot read and says so in its log alone."""
+    """Whether the chain ends with a page: tifffile stops at one that it cannot read and says so in
+    its log alone.
+    """
     form, handle = file.tiff, file.filehandle
     handle.seek(last.offset)
     (count,) = struct.unpack(form.tagnoformat, handle.read(form.tagnosize))
@@ -193,18 +235,30 @@ def _maker(page: Any) -> str:
     text = page.description or ""
     software = str(page.software or "")
     flags = {
-        "Aperio": page.is_svs, "Philips": page.is_philips, "OME": page.is_ome, "Hamamatsu": page.is_ndpi, "Leica": page.is_scn,
-        "Ventana": page.is_bif, "ImageJ": page.is_imagej, "PerkinElmer": page.is_qpi, "Trestle": software.startswith("MedScan"),
-        "tifffile": page.is_shaped, "IndicaLabs": "<indica" in text[:200],
-    }  # fmt: skip
+        "Aperio": page.is_svs,
+        "Philips": page.is_philips,
+        "OME": page.is_ome,
+        "Hamamatsu": page.is_ndpi,
+        "Leica": page.is_scn,
+        "Ventana": page.is_bif,
+        "ImageJ": page.is_imagej,
+        "PerkinElmer": page.is_qpi,
+        "Trestle": software.startswith("MedScan"),
+        "tifffile": page.is_shaped,
+        "IndicaLabs": "<indica" in text[:200],
+    }
     return next((name for name, found in flags.items() if found), "")
 
 
 _NOTHING = Resolution(None)
 
 
-def _contents(pictures: Sequence[Picture], several: str = "", *, elsewhere: bool = False) -> Contents:
-    return Contents("", tuple(pictures), several if len(pictures) > 1 else "", _NOTHING, elsewhere=elsewhere)
+def _contents(
+    pictures: Sequence[Picture], several: str = "", *, elsewhere: bool = False
+) -> Contents:
+    return Contents(
+        "", tuple(pictures), several if len(pictures) > 1 else "", _NOTHING, elsewhere=elsewhere
+    )
 
 
 def _alike(page: Any, base: Any) -> bool:
@@ -214,7 +268,9 @@ def _alike(page: Any, base: Any) -> bool:
 
 
 def _is_coarser(page: Any, base: Any) -> bool:
-    """Whether the sizes can be those of one picture, a level apart: one factor serves both sides, to a pixel of rounding."""
+    """Whether the sizes can be those of one picture, a level apart: one factor serves both sides,
+    to a pixel of rounding.
+    """
     if not (page.imagewidth < base.imagewidth and page.imagelength < base.imagelength):
         return (
             page.imagewidth <= base.imagewidth
@@ -231,7 +287,9 @@ def _is_coarser(page: Any, base: Any) -> bool:
 def _levels(
     planes: Sequence[Any], others: Sequence[Any], *, flagged: bool = True
 ) -> tuple[tuple[tuple[Any, ...], ...], list[Any]]:
-    """The levels of a picture with these planes, out of the other pages; and the pages that are none."""
+    """The levels of a picture with these planes, out of the other pages; and the pages that are
+    none.
+    """
     base = planes[0]
     groups: dict[tuple[int, int], list[Any]] = {}
     left: list[Any] = []
@@ -248,7 +306,9 @@ def _levels(
 
 
 def _by_size(_: Any, pages: list[Any], planes: str = "") -> Contents:
-    """Pages of the first one's size are its planes; smaller ones with the flag of a reduced picture are levels."""
+    """Pages of the first one's size are its planes; smaller ones with the flag of a reduced picture
+    are levels.
+    """
     base = pages[0]
     same = [
         page
@@ -265,12 +325,16 @@ def _by_size(_: Any, pages: list[Any], planes: str = "") -> Contents:
     if planes == "channels":
         return _contents([Picture(levels, "channels"), *rest])
     if planes == "stack" or base.samplesperpixel > 1:
-        return _contents([*_one_by_one(levels), *rest], "planes of a stack" if planes == "stack" else "pictures")
+        return _contents(
+            [*_one_by_one(levels), *rest], "planes of a stack" if planes == "stack" else "pictures"
+        )
     return _contents([Picture(levels, "unknown"), *rest])
 
 
 def _one_by_one(levels: Sequence[tuple[Any, ...]]) -> list[Picture]:
-    return [Picture(tuple((level[number],) for level in levels)) for number in range(len(levels[0]))]
+    return [
+        Picture(tuple((level[number],) for level in levels)) for number in range(len(levels[0]))
+    ]
 
 
 def _with_subifds(planes: Sequence[Any]) -> tuple[tuple[Any, ...], ...]:
@@ -279,14 +343,19 @@ def _with_subifds(planes: Sequence[Any]) -> tuple[tuple[Any, ...], ...]:
     for plane in planes:
         subs: list[Any] = []
         with suppress(*DAMAGED):
-            subs = [page for page in plane.pages if _is_coarser(page, plane)] if plane.subifds else []
+            subs = (
+                [page for page in plane.pages if _is_coarser(page, plane)] if plane.subifds else []
+            )
         below.append(sorted(subs, key=lambda page: -page.imagewidth * page.imagelength))
     deep = min(map(len, below))
     return (tuple(planes), *(tuple(subs[level] for subs in below) for level in range(deep)))
 
 
 def _aperio(_: Any, pages: list[Any]) -> Contents:
-    """Tiled pages are levels, whatever their flag; two of one size are focal planes. Thumbnail, label and macro are known by their strips."""
+    """Tiled pages are levels, whatever their flag; two of one size are focal planes.
+
+    Thumbnail, label and macro are known by their strips.
+    """
     tiled = [page for page in pages if page.is_tiled] or pages[:1]
     same = [page for page in tiled if page.shaped == tiled[0].shaped]
     levels, _ = _levels(same, [page for page in tiled if page not in same], flagged=False)
@@ -304,7 +373,9 @@ def _philips(file: Any, _: list[Any]) -> Contents | None:
 
 def _imagej(file: Any, pages: list[Any]) -> Contents:
     told = dict(line.split("=", 1) for line in pages[0].description.splitlines() if "=" in line)
-    count = {name: _number(told.get(name), 1) for name in ("images", "channels", "slices", "frames")}
+    count = {
+        name: _number(told.get(name), 1) for name in ("images", "channels", "slices", "frames")
+    }
     if count["images"] > len(pages) and len(pages) == 1:
         return replace(_contents([Picture(((pages[0],),))]), elsewhere=True)
     planes = count["channels"] if pages[0].samplesperpixel == 1 else 1
@@ -315,7 +386,9 @@ def _imagej(file: Any, pages: list[Any]) -> Contents:
 
 
 def _shaped(file: Any, pages: list[Any]) -> Contents | None:
-    """What tifffile writes of its own files: the shape, and the axes where its caller named them."""
+    """What tifffile writes of its own files: the shape, and the axes where its caller named
+    them.
+    """
     told = re.search(r'"shape":\s*\[([\d,\s]+)\]', pages[0].description or "")
     axes = re.search(r'"axes":\s*"([A-Z]+)"', pages[0].description or "")
     shape = [int(part) for part in told[1].split(",")] if told else []
@@ -325,7 +398,11 @@ def _shaped(file: Any, pages: list[Any]) -> Contents | None:
     return _by_size(
         file,
         pages,
-        "channels" if "C" in named and not set(named) & set("ZTQI") else "stack" if set(named) & set("ZT") else "",
+        "channels"
+        if "C" in named and not set(named) & set("ZTQI")
+        else "stack"
+        if set(named) & set("ZT")
+        else "",
     )
 
 
@@ -344,7 +421,11 @@ def _ome(_: Any, pages: list[Any]) -> Contents | None:
         if placed is None:
             return None
         elsewhere = elsewhere or (not number and placed.elsewhere)
-        whole = [places for places in placed.positions if all(0 <= place < len(pages) for place in places)]
+        whole = [
+            places
+            for places in placed.positions
+            if all(0 <= place < len(pages) for place in places)
+        ]
         for places in whole:
             levels = _with_subifds([pages[place] for place in places])
             pictures.append(Picture(levels, "channels" if len(places) > 1 else ""))
@@ -356,7 +437,8 @@ def _ome(_: Any, pages: list[Any]) -> Contents | None:
 
 def _ome_images(page: Any) -> Iterator[Any]:
     with suppress(ET.ParseError):
-        root = ET.fromstring(page.description)  # noqa: S314 - expat bounds what entities may grow to
+        # expat bounds what entities may grow to
+        root = ET.fromstring(page.description)  # noqa: S314
         for image in root.iter():
             if _named(image, "Image"):
                 yield from (part for part in image if _named(part, "Pixels"))
@@ -372,12 +454,15 @@ class _Placed(NamedTuple):
 
 
 def _ome_planes(pixels: Any, count: int, own: int) -> _Placed | None:
-    """Where the planes of an image lie among `count` pages; libvips does not say that a page has several (`own`) samples."""
+    """Where the planes of an image lie among `count` pages; libvips does not say that a page has
+    several (`own`) samples.
+    """
     sizes = {axis: _number(pixels.get(f"Size{axis}"), 1) for axis in "CZT"}
     order = [axis for axis in pixels.get("DimensionOrder", "XYCZT") if axis in sizes]
     channels = [part for part in pixels if _named(part, "Channel")]
     samples = max(
-        [_number(one.get("SamplesPerPixel"), 1) for one in channels], default=own if sizes["C"] % own == 0 else 1
+        [_number(one.get("SamplesPerPixel"), 1) for one in channels],
+        default=own if sizes["C"] % own == 0 else 1,
     )
     spans = {**sizes, "C": max(1, sizes["C"] // samples)}
     total = math.prod(spans.values())
@@ -385,13 +470,22 @@ def _ome_planes(pixels: Any, count: int, own: int) -> _Placed | None:
         return None
     pages: dict[tuple[int, int, int], int] = {}
     blocks = [part for part in pixels if _named(part, "TiffData")]
-    files = {one.get("FileName") or one.text for block in blocks for one in block if _named(one, "UUID")}
+    files = {
+        one.get("FileName") or one.text for block in blocks for one in block if _named(one, "UUID")
+    }
     for number, block in enumerate(blocks):
         start = [_number(block.get(f"First{axis}"), 0) for axis in order]
         if "C" in order:
             start[order.index("C")] //= samples
-        whole = total if block.get("IFD") is None and block.get("PlaneCount") is None and len(blocks) == 1 else 1
-        at = sum(first * math.prod(spans[axis] for axis in order[:place]) for place, first in enumerate(start))
+        whole = (
+            total
+            if block.get("IFD") is None and block.get("PlaneCount") is None and len(blocks) == 1
+            else 1
+        )
+        at = sum(
+            first * math.prod(spans[axis] for axis in order[:place])
+            for place, first in enumerate(start)
+        )
         page = _number(block.get("IFD"), 0 if len(blocks) == 1 else number)
         for step in range(min(_number(block.get("PlaneCount"), whole), total)):
             pages[_place(at + step, order, spans)] = page + step
@@ -419,20 +513,30 @@ def _number(text: str | None, default: int) -> int:
 
 
 _TOLD: dict[str, Callable[[Any, list[Any]], Contents | None]] = {
-    "Aperio": _aperio, "Philips": _philips, "OME": _ome, "ImageJ": _imagej, "PerkinElmer": _as_channels, "IndicaLabs": _as_channels, "tifffile": _shaped,
-}  # fmt: skip
+    "Aperio": _aperio,
+    "Philips": _philips,
+    "OME": _ome,
+    "ImageJ": _imagej,
+    "PerkinElmer": _as_channels,
+    "IndicaLabs": _as_channels,
+    "tifffile": _shaped,
+}
 
 
 # The resolution
 
 
 def _resolution(file: Any, maker: str, page: Any) -> Resolution:
-    """What the maker says of it, else the tags of resolution; what cannot be is said and not taken."""
+    """What the maker says of it, else the tags of resolution; what cannot be is said and not
+    taken.
+    """
     stated, what = _STATED.get(maker, lambda *_: (None, ""))(file, page)
     if stated is not None:
         if all(PLAUSIBLE[0] <= side <= PLAUSIBLE[1] for side in stated):
             return Resolution(stated)
-        return Resolution(None, f"{what} says {stated[1]:.4g} micrometres per pixel, which cannot be")
+        return Resolution(
+            None, f"{what} says {stated[1]:.4g} micrometres per pixel, which cannot be"
+        )
     if maker in {"Aperio", "Philips"}:
         return _NOTHING
     return _by_tags(page)
@@ -441,14 +545,17 @@ def _resolution(file: Any, maker: str, page: Any) -> Resolution:
 def _by_tags(page: Any) -> Resolution:
     unit = {2: 25_400.0, 3: 10_000.0}.get(int(page.tags.valueof(296, 2) or 1))
     densities = [page.tags.valueof(tag) for tag in (283, 282)]  # down, across
-    if unit is None or any(not isinstance(one, tuple) or len(one) != 2 or not all(one) for one in densities):
+    if unit is None or any(
+        not isinstance(one, tuple) or len(one) != 2 or not all(one) for one in densities
+    ):
         return _NOTHING
     down, across = (unit * one[1] / one[0] for one in densities)
     if all(PLAUSIBLE[0] <= side <= PRINTED for side in (down, across)):
         return Resolution((down, across))
     return Resolution(
         None,
-        f"its tags of resolution say {25_400 / across:.4g} dpi, which is {across:.4g} micrometres per pixel: no microscope's",
+        f"its tags of resolution say {25_400 / across:.4g} dpi, which is {across:.4g} micrometres "
+        "per pixel: no microscope's",
     )
 
 
@@ -462,7 +569,10 @@ def _ome_says(file: Any, _: Any) -> tuple[tuple[float, float] | None, str]:
     for pixels in _ome_images(file.pages[0]):
         sides = []
         for axis in "YX":
-            value, unit = _float(pixels.get(f"PhysicalSize{axis}")), pixels.get(f"PhysicalSize{axis}Unit", "µm")
+            value, unit = (
+                _float(pixels.get(f"PhysicalSize{axis}")),
+                pixels.get(f"PhysicalSize{axis}Unit", "µm"),
+            )
             if value is None or unit not in TO_MICROMETRES:
                 return None, ""
             sides.append(value * TO_MICROMETRES[unit])
@@ -482,8 +592,10 @@ def _philips_says(file: Any, _: Any) -> tuple[tuple[float, float] | None, str]:
 
 
 _STATED: dict[str, Callable[[Any, Any], tuple[tuple[float, float] | None, str]]] = {
-    "Aperio": _aperio_says, "OME": _ome_says, "Philips": _philips_says,
-}  # fmt: skip
+    "Aperio": _aperio_says,
+    "OME": _ome_says,
+    "Philips": _philips_says,
+}
 
 
 def _float(text: str | None) -> float | None:

@@ -1,8 +1,9 @@
-"""From an image to the tensor a model takes: a fixed head, which may be computed once and kept, and a tail.
+"""From an image to the tensor a model takes: a fixed head, which may be computed once and kept, and
+a tail.
 
-Recipes with a random crop use timm's `create_transform` unchanged, so that the list of steps is the reference's. Recipes
-with `augment.affine` (small images, where a crop would lose the object) frame the image as in evaluation and then shift,
-turn and scale it.
+Recipes with a random crop use timm's `create_transform` unchanged, so that the list of steps is the
+reference's. Recipes with `augment.affine` (small images, where a crop would lose the object) frame
+the image as in evaluation and then shift, turn and scale it.
 """
 
 import copy
@@ -32,9 +33,11 @@ Step = Callable[[Any], Any]
 
 
 class Pipeline:
-    """Steps applied in order. `head` has no randomness and can be cached; with `fixed`, neither has the tail.
+    """Steps applied in order. `head` has no randomness and can be cached; with `fixed`, neither has
+    the tail.
 
-    A pipeline that is `joint` takes and returns pairs, (image, target): what moves pixels moves boxes and label images too.
+    A pipeline that is `joint` takes and returns pairs, (image, target): what moves pixels moves
+    boxes and label images too.
     """
 
     joint = False
@@ -72,8 +75,11 @@ class Pipeline:
         return "Pipeline(\n" + "".join(f"    {step}\n" for step in self.transforms) + ")"
 
 
-def build_transforms(recipe: "Recipe", mean: Sequence[float], std: Sequence[float], *, train: bool) -> Pipeline:
-    """The pipeline image -> float tensor (C, S, S), normalised by `mean` and `std` (of pixels scaled to 0..1).
+def build_transforms(
+    recipe: "Recipe", mean: Sequence[float], std: Sequence[float], *, train: bool
+) -> Pipeline:
+    """The pipeline image -> float tensor (C, S, S), normalised by `mean` and `std` (of pixels
+    scaled to 0..1).
 
     Raises:
         UsageError: a setting that cannot be used with these images.
@@ -81,7 +87,13 @@ def build_transforms(recipe: "Recipe", mean: Sequence[float], std: Sequence[floa
     data = recipe.data
     if not train:
         return eval_transform(
-            data.image_size, data.crop_pct, data.interpolation, mean, std, data.in_chans, deep=_deep(recipe)
+            data.image_size,
+            data.crop_pct,
+            data.interpolation,
+            mean,
+            std,
+            data.in_chans,
+            deep=_deep(recipe),
         )
     check_augment(recipe)
     if recipe.augment.affine is not None:
@@ -106,17 +118,24 @@ def eval_transform(
     *,
     deep: bool = False,
 ) -> Pipeline:
-    """Resize the short side to image_size / crop_pct, crop the centre, normalise: timm's evaluation transform.
+    """Resize the short side to image_size / crop_pct, crop the centre, normalise: timm's evaluation
+    transform.
 
     Of height and width: resize until both are covered, and cut the rest off.
 
-    Images of other channels than one or three, and `deep` ones of a declared range, go the same way as tensors.
+    Images of other channels than one or three, and `deep` ones of a declared range, go the same way
+    as tensors.
     """
     if not 0 < crop_pct <= 1:
-        raise UsageError(f"data.crop_pct={crop_pct}: the share of the side that the centre crop keeps lies in (0, 1]")
+        raise UsageError(
+            f"data.crop_pct={crop_pct}: the share of the side that the centre crop keeps lies in "
+            "(0, 1]"
+        )
     if deep or in_chans not in MODES:
         frame = _frame(image_size, crop_pct, interpolation)
-        return Pipeline([array_to_tensor, *frame], [tv.Normalize(list(mean), list(std))], fixed=True)
+        return Pipeline(
+            [array_to_tensor, *frame], [tv.Normalize(list(mean), list(std))], fixed=True
+        )
     steps = create_transform(
         (in_chans, *sides(image_size)),
         is_training=False,
@@ -138,7 +157,10 @@ def plain_transform(
     *,
     deep: bool = False,
 ) -> Pipeline:
-    """The whole image, normalised and of its own size: for models that take any. The first three arguments have no effect."""
+    """The whole image, normalised and of its own size: for models that take any.
+
+    The first three arguments have no effect.
+    """
     del image_size, crop_pct, interpolation
     if deep or in_chans not in MODES:
         return Pipeline([array_to_tensor], [tv.Normalize(list(mean), list(std))], fixed=True)
@@ -154,7 +176,8 @@ def _timm_pipeline(recipe: "Recipe", mean: Sequence[float], std: Sequence[float]
         ratio=augment.ratio,
         hflip=augment.hflip,
         vflip=augment.vflip,
-        color_jitter=augment.color_jitter or None,  # type: ignore[arg-type]  # timm annotates it narrower than it is
+        # timm annotates it narrower than it is
+        color_jitter=augment.color_jitter or None,  # type: ignore[arg-type]
         auto_augment=augment.auto_augment,
         interpolation=augment.interpolation,
         mean=tuple(mean),
@@ -172,9 +195,18 @@ def _affine_pipeline(recipe: "Recipe", mean: Sequence[float], std: Sequence[floa
     flips = _flips(recipe)
     tail: list[Step]
     if data.in_chans not in MODES or _deep(recipe):
-        head: list[Step] = [array_to_tensor, *_frame(data.image_size, data.crop_pct, data.interpolation)]
+        head: list[Step] = [
+            array_to_tensor,
+            *_frame(data.image_size, data.crop_pct, data.interpolation),
+        ]
         affine = _tensor_affine(augment.affine)
-        tail = [affine, *flips, *_colours(recipe), tv.Normalize(list(mean), list(std)), *_erasing(recipe)]
+        tail = [
+            affine,
+            *flips,
+            *_colours(recipe),
+            tv.Normalize(list(mean), list(std)),
+            *_erasing(recipe),
+        ]
         return Pipeline(head, tail, fixed=False)
     head = _frame(data.image_size, data.crop_pct, data.interpolation)
     fill = tuple(min(255, round(255 * x)) for x in mean)
@@ -214,17 +246,24 @@ def check_augment(recipe: "Recipe") -> None:
     augment, channels = recipe.augment, recipe.data.in_chans
     if channels not in MODES and (augment.auto_augment or augment.color_jitter):
         raise UsageError(
-            f"augment.auto_augment and augment.color_jitter need grey or RGB images, and data.in_chans is {channels}: "
+            "augment.auto_augment and augment.color_jitter need grey or RGB images, and "
+            f"data.in_chans is {channels}: "
             "set both to none"
         )
     if _deep(recipe) and augment.auto_augment:
         raise UsageError(
-            f"augment.auto_augment='{augment.auto_augment}' changes 8-bit images, and data.range={recipe.data.range} gives others: "
+            f"augment.auto_augment='{augment.auto_augment}' changes 8-bit images, and "
+            f"data.range={recipe.data.range} gives others: "
             "set augment.auto_augment=none; augment.color_jitter changes these too"
         )
-    if augment.affine is not None and augment.auto_augment and not augment.auto_augment.startswith("rand"):
+    if (
+        augment.affine is not None
+        and augment.auto_augment
+        and not augment.auto_augment.startswith("rand")
+    ):
         raise UsageError(
-            f"augment.auto_augment='{augment.auto_augment}' cannot be combined with augment.affine: "
+            f"augment.auto_augment='{augment.auto_augment}' cannot be combined with "
+            "augment.affine: "
             "only RandAugment ('rand-…') can"
         )
     if augment.auto_augment:
@@ -232,28 +271,42 @@ def check_augment(recipe: "Recipe") -> None:
 
 
 def _policy(text: str) -> None:
-    """Whether timm reads this policy. Its parser asserts, or takes what it does not know in silence."""
+    """Whether timm reads this policy.
+
+    Its parser asserts, or takes what it does not know in silence.
+    """
     kinds = {"rand": rand_augment_transform, "augmix": auto_augment.augment_and_mix_transform}
-    read = next((kind for begin, kind in kinds.items() if text.startswith(begin)), auto_augment.auto_augment_transform)
+    read = next(
+        (kind for begin, kind in kinds.items() if text.startswith(begin)),
+        auto_augment.auto_augment_transform,
+    )
     try:
         read(text, {"translate_const": 1, "img_mean": (0, 0, 0)})
     except (AssertionError, ValueError, KeyError, IndexError, TypeError) as error:
         raise UsageError(
-            f"augment.auto_augment='{text}' is no policy of timm: for example rand-m9-mstd0.5-inc1, or none"
+            f"augment.auto_augment='{text}' is no policy of timm: for example "
+            "rand-m9-mstd0.5-inc1, or none"
         ) from error
 
 
 def _frame(size: int | Sequence[int], crop_pct: float, interpolation: str) -> list[Step]:
-    """What evaluation sees of the image: the short side resized (or both sides covered), the centre cropped."""
+    """What evaluation sees of the image: the short side resized (or both sides covered), the centre
+    cropped.
+    """
     if not isinstance(size, int):
         covered = tuple(math.floor(side / crop_pct) for side in sides(size))
         return [ResizeKeepRatio(covered, interpolation=interpolation), tv.CenterCrop(sides(size))]
-    resize = tv.Resize(math.floor(size / crop_pct), interpolation=str_to_interp_mode(interpolation), antialias=True)
+    resize = tv.Resize(
+        math.floor(size / crop_pct), interpolation=str_to_interp_mode(interpolation), antialias=True
+    )
     return [resize, tv.CenterCrop(size)]
 
 
 def _flips(recipe: "Recipe") -> list[Step]:
-    chances = ((recipe.augment.hflip, tv.RandomHorizontalFlip), (recipe.augment.vflip, tv.RandomVerticalFlip))
+    chances = (
+        (recipe.augment.hflip, tv.RandomHorizontalFlip),
+        (recipe.augment.vflip, tv.RandomVerticalFlip),
+    )
     return [flip(p=chance) for chance, flip in chances if chance > 0]
 
 
@@ -266,7 +319,9 @@ def _erasing(recipe: "Recipe") -> list[Step]:
     augment = recipe.augment
     if not augment.reprob:
         return []
-    return [RandomErasing(augment.reprob, mode=augment.remode, max_count=augment.recount, device="cpu")]
+    return [
+        RandomErasing(augment.reprob, mode=augment.remode, max_count=augment.recount, device="cpu")
+    ]
 
 
 def _mended(step: Step) -> Step:
@@ -281,20 +336,24 @@ def _mended(step: Step) -> Step:
 def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
     """timm's posterize, with 0 bits giving black as in the papers' runs.
 
-    The strongest magnitude of "PosterizeIncreasing" asks for 0 bits; Pillow 13 refuses that where older versions
-    returned a black image, and timm 1.0.31 passes it on.
+    The strongest magnitude of "PosterizeIncreasing" asks for 0 bits; Pillow 13 refuses that where
+    older versions returned a black image, and timm 1.0.31 passes it on.
     """
     return auto_augment.posterize(image, bits) if bits else Image.new(image.mode, image.size)
 
 
 class RandomAffine:
-    """Turn by up to `degrees`, shift by up to `shift` of the side, scale by 1 - change to 1 + change, about the centre.
+    """Turn by up to `degrees`, shift by up to `shift` of the side, scale by 1 - change to 1 +
+    change, about the centre.
 
-    The same map as torchvision's `affine` (tested), drawn from Python's generator and handed to Pillow directly: on
-    32 x 32 pixels torchvision's checks take longer than the picture. What comes from outside the image is black.
+    The same map as torchvision's `affine` (tested), drawn from Python's generator and handed to
+    Pillow directly: on 32 x 32 pixels torchvision's checks take longer than the picture. What comes
+    from outside the image is black.
     """
 
-    def __init__(self, degrees: float, shift: float, change: float, *, interpolation: str = "bilinear") -> None:
+    def __init__(
+        self, degrees: float, shift: float, change: float, *, interpolation: str = "bilinear"
+    ) -> None:
         self.degrees, self.shift, self.change = degrees, shift, change
         self.interpolation = interpolation
         modes = str_to_pil_interp(interpolation)  # "random" is a choice of two
@@ -312,15 +371,29 @@ class RandomAffine:
         return image.transform(image.size, Image.Transform.AFFINE, matrix, resample=mode)
 
     def __repr__(self) -> str:
-        return f"RandomAffine({self.degrees}, {self.shift}, {self.change}, interpolation={self.interpolation!r})"
+        return (
+            f"RandomAffine({self.degrees}, {self.shift}, {self.change}, "
+            f"interpolation={self.interpolation!r})"
+        )
 
 
-def inverse_affine(angle: float, scale: float, x: float, y: float, width: int, height: int) -> tuple[float, ...]:
-    """Pillow's six numbers, from output to input pixels, for: turn by `angle` degrees clockwise, scale, shift by x, y."""
+def inverse_affine(
+    angle: float, scale: float, x: float, y: float, width: int, height: int
+) -> tuple[float, ...]:
+    """Pillow's six numbers, from output to input pixels, for: turn by `angle` degrees clockwise,
+    scale, shift by x, y.
+    """
     cos, sin = math.cos(math.radians(angle)) / scale, math.sin(math.radians(angle)) / scale
     centre_x, centre_y = width * 0.5, height * 0.5
     out_x, out_y = -centre_x - x, -centre_y - y
-    return cos, sin, cos * out_x + sin * out_y + centre_x, -sin, cos, -sin * out_x + cos * out_y + centre_y
+    return (
+        cos,
+        sin,
+        cos * out_x + sin * out_y + centre_x,
+        -sin,
+        cos,
+        -sin * out_x + cos * out_y + centre_y,
+    )
 
 
 def _tensor_affine(affine: tuple[float, float, float]) -> Step:
@@ -336,11 +409,15 @@ def _tensor_affine(affine: tuple[float, float, float]) -> Step:
 
 
 class Normalised:
-    """torchvision's ToTensor and Normalize in one, by a table of the 256 grey levels per channel."""
+    """torchvision's ToTensor and Normalize in one, by a table of the 256 grey levels per
+    channel.
+    """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         levels = torch.arange(256, dtype=torch.float32).div(255)[None]
-        centre, spread = (torch.tensor(tuple(values), dtype=torch.float32)[:, None] for values in (mean, std))
+        centre, spread = (
+            torch.tensor(tuple(values), dtype=torch.float32)[:, None] for values in (mean, std)
+        )
         self.table = levels.sub(centre).div(spread).numpy()  # (C, 256)
         self.centre, self.spread = centre[..., None], spread[..., None]
 
@@ -350,7 +427,9 @@ class Normalised:
             return tensor_of(pixels).sub(self.centre).div(self.spread)
         if pixels.ndim == 2:
             return torch.from_numpy(self.table[0].take(pixels)[None])
-        return torch.from_numpy(np.stack([row.take(pixels[..., c]) for c, row in enumerate(self.table)]))
+        return torch.from_numpy(
+            np.stack([row.take(pixels[..., c]) for c, row in enumerate(self.table)])
+        )
 
     def __repr__(self) -> str:
         return f"Normalised(channels={len(self.table)})"

@@ -1,4 +1,6 @@
-"""Images whose labels are not used: class folders, arrays, or one folder of images without classes."""
+"""Images whose labels are not used: class folders, arrays, or one folder of images without
+classes.
+"""
 
 from copy import copy
 from dataclasses import replace
@@ -7,7 +9,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from softless.data.datasets import Splits, fingerprint, left_out_of, open_splits, scaling, stratified_cut
+from softless.data.datasets import (
+    Splits,
+    fingerprint,
+    left_out_of,
+    open_splits,
+    scaling,
+    stratified_cut,
+)
 from softless.data.folder import existing_folder, images_at, read_as
 from softless.data.notices import notice
 from softless.data.places import by_part
@@ -22,9 +31,11 @@ if TYPE_CHECKING:  # the recipe lives above this layer (softless.training)
 
 
 def open_unlabelled(spec: "DataSpec", seed: int) -> Splits:
-    """The splits of `open_splits`; and, without classes, those of `root/*` or `root/{train,val,test}/*`, where images lie in the folder itself.
+    """The splits of `open_splits`; and, without classes, those of `root/*` or
+    `root/{train,val,test}/*`, where images lie in the folder itself.
 
-    Images in folders below such a folder are taken too. Its targets are all zero, and `classes` is empty.
+    Images in folders below such a folder are taken too. Its targets are all zero, and `classes` is
+    empty.
 
     Raises:
         DataError: whatever is wrong with the data, with its path.
@@ -37,7 +48,10 @@ def open_unlabelled(spec: "DataSpec", seed: int) -> Splits:
     places = without_classes(root)
     if not places:
         return open_splits(spec, seed)
-    found = {part: _below(root, place, spec.in_chans, Range.of(spec.range)) for part, place in places.items()}
+    found = {
+        part: _below(root, place, spec.in_chans, Range.of(spec.range))
+        for part, place in places.items()
+    }
     if (renamed := read_as(places)) and places["train"]:
         notice(f"{root}: {renamed}")
     parts = sift(root, found, spec.faults)
@@ -51,8 +65,12 @@ def open_unlabelled(spec: "DataSpec", seed: int) -> Splits:
         raise DataError(f"{root} holds one image: self-supervision compares several")
     if spec.limit is not None:
         if spec.limit < 1:
-            raise UsageError(f"data.limit={spec.limit}: keep at least one training image, or none for no limit")
-        train = train.take(np.sort(np.random.default_rng(seed).permutation(len(train))[: spec.limit]))
+            raise UsageError(
+                f"data.limit={spec.limit}: keep at least one training image, or none for no limit"
+            )
+        train = train.take(
+            np.sort(np.random.default_rng(seed).permutation(len(train))[: spec.limit])
+        )
     mean, std = scaling(spec, train)
     test = parts.get("test")
     told = fingerprint(spec.source, (), {"train": train, "val": val, "test": test})
@@ -65,7 +83,10 @@ def _without_several(splits: Splits) -> Splits:
     """
     if splits.train.targets.ndim == 1:
         return splits
-    notice("the images have several labels each, which are not used: nearest neighbours vote for single ones")
+    notice(
+        "the images have several labels each, which are not used: nearest neighbours vote for "
+        "single ones"
+    )
     found = {}
     for part in ("train", "val", "test"):
         samples = copy(getattr(splits, part))
@@ -76,7 +97,9 @@ def _without_several(splits: Splits) -> Splits:
 
 
 def without_classes(root: Path) -> dict[str, str]:
-    """Where the images of a folder without classes lie: part -> folder below it, "" for the folder itself; empty where it has classes."""
+    """Where the images of a folder without classes lie: part -> folder below it, "" for the folder
+    itself; empty where it has classes.
+    """
     if _holds_images(root):
         return {"train": ""}
     places = by_part(root)
@@ -85,7 +108,8 @@ def without_classes(root: Path) -> dict[str, str]:
 
 def _holds_images(folder: Path) -> bool:
     return folder.is_dir() and any(
-        not entry.name.startswith(".") and entry.is_file() and is_image(entry) for entry in folder.iterdir()
+        not entry.name.startswith(".") and entry.is_file() and is_image(entry)
+        for entry in folder.iterdir()
     )
 
 

@@ -1,8 +1,11 @@
-"""What clinicians and reviewers ask of a classifier beyond its accuracy: each class, intervals, and a threshold that validation chose.
+"""What clinicians and reviewers ask of a classifier beyond its accuracy: each class, intervals, and
+a threshold that validation chose.
 
-Intervals of an area under the ROC curve, and of the mean of those, are of a bootstrap over images (`spread`); where images, classes and draws are
-more than `MOST` numbers the deviation is DeLong's, which is the limit of the bootstrap's for many images. That of the balanced accuracy has the
-bootstrap's deviation in closed form. Shares (recall, precision, sensitivity, specificity) have Wilson's.
+Intervals of an area under the ROC curve, and of the mean of those, are of a bootstrap over images
+(`spread`); where images, classes and draws are more than `MOST` numbers the deviation is DeLong's,
+which is the limit of the bootstrap's for many images. That of the balanced accuracy has the
+bootstrap's deviation in closed form. Shares (recall, precision, sensitivity, specificity) have
+Wilson's.
 """
 
 from dataclasses import dataclass
@@ -15,17 +18,21 @@ from softless.evaluation.intervals import wilson
 from softless.evaluation.metrics import Metrics, class_scores, second_class
 from softless.evaluation.spread import REPLICATES, Estimate, estimate, resampled
 
-MOST = 100_000_000  # numbers (draws x images x classes) that the intervals of areas may take: some seconds
+# numbers (draws x images x classes) that the intervals of areas may take: some seconds
+MOST = 100_000_000
 NO_THRESHOLD = "no threshold on the validation images tells the two classes apart"
 
 
 @dataclass(frozen=True)
 class Operating:
-    """A classifier of two classes that answers the second where its probability is at least `threshold`."""
+    """A classifier of two classes that answers the second where its probability is at least
+    `threshold`.
+    """
 
     threshold: float
     positive: str  # name of the second class
-    counts: tuple[int, int, int, int]  # of the second class found and missed, of the first right and called the second
+    # of the second class found and missed, of the first right and called the second
+    counts: tuple[int, int, int, int]
 
     @property
     def sensitivity(self) -> Estimate:
@@ -57,16 +64,24 @@ class Operating:
 
 @dataclass(frozen=True)
 class Details:
-    """Estimates of all images together by the measure's name, and of each class: measure -> estimates in the order of the classes."""
+    """Estimates of all images together by the measure's name, and of each class: measure ->
+    estimates in the order of the classes.
+    """
 
     whole: dict[str, Estimate]
     of_class: dict[str, list[Estimate]]
 
 
-def details(metrics: Metrics, logits: np.ndarray, targets: np.ndarray, classes: tuple[str, ...]) -> Details:
+def details(
+    metrics: Metrics, logits: np.ndarray, targets: np.ndarray, classes: tuple[str, ...]
+) -> Details:
     """Everything with its interval, of logits (n, K) and targets (n,) whose `Metrics` are known."""
     areas, mean = _areas(metrics, logits, targets)
-    support, answered, right = metrics.confusion.sum(1), metrics.confusion.sum(0), metrics.confusion.diagonal()
+    support, answered, right = (
+        metrics.confusion.sum(1),
+        metrics.confusion.sum(0),
+        metrics.confusion.diagonal(),
+    )
     return Details(
         whole={"balanced_accuracy": _balanced(metrics), "auc": mean},
         of_class={
@@ -91,9 +106,11 @@ def share(part: int, whole: int, why: str) -> Estimate:
 
 
 def youden(chances: np.ndarray, positive: np.ndarray) -> float | None:
-    """The threshold at which sensitivity + specificity is largest (Youden, Cancer 1950), or None where none is better than no test.
+    """The threshold at which sensitivity + specificity is largest (Youden, Cancer 1950), or None
+    where none is better than no test.
 
-    Of several the one next to 0.5. It lies between two of the probabilities, so that rounding moves no image across it.
+    Of several the one next to 0.5. It lies between two of the probabilities, so that rounding moves
+    no image across it.
 
     Args:
         chances: (n,) probabilities of the class.
@@ -102,7 +119,9 @@ def youden(chances: np.ndarray, positive: np.ndarray) -> float | None:
     if not positive.any() or positive.all():
         return None
     values, place = np.unique(chances, return_inverse=True)
-    up, down = (np.bincount(place, weights=side, minlength=len(values)) for side in (positive, ~positive))
+    up, down = (
+        np.bincount(place, weights=side, minlength=len(values)) for side in (positive, ~positive)
+    )
     found, called = up[::-1].cumsum()[::-1] / up.sum(), down[::-1].cumsum()[::-1] / down.sum()
     gain = found - called  # of answering the class from this probability on
     if gain.max() <= 0:
@@ -113,10 +132,17 @@ def youden(chances: np.ndarray, positive: np.ndarray) -> float | None:
     return float(between[best[np.abs(between[best] - 0.5).argmin()]])
 
 
-def operating(logits: np.ndarray, targets: np.ndarray, classes: tuple[str, ...], threshold: float) -> Operating:
+def operating(
+    logits: np.ndarray, targets: np.ndarray, classes: tuple[str, ...], threshold: float
+) -> Operating:
     """How a threshold does on logits (n, 2) and targets (n,)."""
     said, truth = second_class(logits) >= threshold, targets == 1
-    counts = [int((truth & said).sum()), int((truth & ~said).sum()), int((~truth & ~said).sum()), int((~truth & said).sum())]  # fmt: skip
+    counts = [
+        int((truth & said).sum()),
+        int((truth & ~said).sum()),
+        int((~truth & ~said).sum()),
+        int((~truth & said).sum()),
+    ]
     return Operating(threshold, classes[1], (counts[0], counts[1], counts[2], counts[3]))
 
 
@@ -129,7 +155,9 @@ def _balanced(metrics: Metrics) -> Estimate:
     return estimate(metrics.balanced_accuracy, deviation, int(counts.min()))
 
 
-def _areas(metrics: Metrics, logits: np.ndarray, targets: np.ndarray) -> tuple[list[Estimate], Estimate]:
+def _areas(
+    metrics: Metrics, logits: np.ndarray, targets: np.ndarray
+) -> tuple[list[Estimate], Estimate]:
     """The area of each class against the rest, and their mean."""
     occurring = [label for label, area in enumerate(metrics.class_auc) if area is not None]
     if not occurring:
@@ -137,7 +165,8 @@ def _areas(metrics: Metrics, logits: np.ndarray, targets: np.ndarray) -> tuple[l
         return [only_one for _ in metrics.class_auc], only_one
     images, counts = len(targets), np.bincount(targets, minlength=logits.shape[1])
     drawn = images * len(occurring) * REPLICATES <= MOST
-    kept = occurring if logits.shape[1] > 2 else occurring[:1]  # of two classes one curve is the other's mirror image
+    # of two classes one curve is the other's mirror image
+    kept = occurring if logits.shape[1] > 2 else occurring[:1]
     total, deviations = np.zeros(REPLICATES if drawn else images), {}
     for label, scores in enumerate(class_scores(logits)):
         if label not in kept:
@@ -156,7 +185,9 @@ def _areas(metrics: Metrics, logits: np.ndarray, targets: np.ndarray) -> tuple[l
 
 
 def _deviation(moved: np.ndarray, *, drawn: bool) -> float:
-    """Of a measure, from its values under draws (NaN where a draw lacks a class), or from what each image adds."""
+    """Of a measure, from its values under draws (NaN where a draw lacks a class), or from what each
+    image adds.
+    """
     if not drawn:
         return float(np.sqrt((moved**2).sum()) / len(moved))
     known = moved[~np.isnan(moved)]

@@ -1,8 +1,10 @@
-"""Detectors on a labelled set: average precision of boxes and masks by COCO's own code (pycocotools).
+"""Detectors on a labelled set: average precision of boxes and masks by COCO's own code
+(pycocotools).
 
     AP = mean over IoU thresholds 0.50, 0.55, …, 0.95 and over classes of the precision at 101 recalls
 
-Lin et al., arXiv:1405.0312. At most `detections` answers of an image count, 100 as COCO does unless the recipe says more; answers in a crowd's region count neither way.
+Lin et al., arXiv:1405.0312. At most `detections` answers of an image count, 100 as COCO does unless
+the recipe says more; answers in a crowd's region count neither way.
 """
 
 import contextlib
@@ -32,14 +34,18 @@ from softless.modes import evaluating
 from softless.words import visible
 
 PREDICTIONS = "predictions.json"
-STRICTNESS = {"": None, "50": 0.5, "75": 0.75}  # what follows "ap" in a measure's name: the IoU, or all ten
+# what follows "ap" in a measure's name: the IoU, or all ten
+STRICTNESS = {"": None, "50": 0.5, "75": 0.75}
 IOUS = np.linspace(0.5, 0.95, 10)
-Answer = dict[str, Any]  # image_id, category_id, bbox as [x, y, width, height], score, segmentation as run lengths
+# image_id, category_id, bbox as [x, y, width, height], score, segmentation as run lengths
+Answer = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Detections:
-    """The outcome on one split: measures, and the answers they came from in COCO's format of results."""
+    """The outcome on one split: measures, and the answers they came from in COCO's format of
+    results.
+    """
 
     measures: dict[str, float | None]  # None where no object is there to be found
     per_class: dict[str, dict[str, float | None]]  # measure -> class -> value
@@ -47,7 +53,8 @@ class Detections:
     detections: int  # the most that count for an image
     seen: int
     expected: int
-    matches: Mapping[str, Matches] = field(default_factory=dict, repr=False, compare=False)  # of boxes and of masks
+    # of boxes and of masks
+    matches: Mapping[str, Matches] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def estimates(self) -> dict[str, Estimate]:
@@ -76,7 +83,8 @@ class Detections:
             "reasons": {name: one.why for name, one in self.estimates.items() if one.why},
         }
 
-    def write(self, folder: Path, samples: Samples) -> None:  # noqa: ARG002 - the answers name their images
+    # the answers name their images
+    def write(self, folder: Path, samples: Samples) -> None:  # noqa: ARG002
         """predictions.json, which pycocotools' `loadRes` reads."""
         write_json(folder / PREDICTIONS, self.answers)
 
@@ -99,9 +107,15 @@ class Detections:
 
 
 def evaluate(
-    model: nn.Module, loader: EpochLoader, *, detections: int = 100, amp: str = "none", label: str = "evaluating"
+    model: nn.Module,
+    loader: EpochLoader,
+    *,
+    detections: int = 100,
+    amp: str = "none",
+    label: str = "evaluating",
 ) -> Detections:
-    """Measure a detector on what an `eval_loader` of `BoxSamples` yields; under torch.distributed all ranks get the result of the whole.
+    """Measure a detector on what an `eval_loader` of `BoxSamples` yields; under torch.distributed
+    all ranks get the result of the whole.
 
     Answers carry the category ids of the samples, whose classes lie in the order of the model's.
 
@@ -120,11 +134,19 @@ def evaluate(
     samples = loader.dataset.samples
     assert isinstance(samples, BoxSamples)
     images = (image for batch, _ in loader for image in batch)
-    told_of = answers_to(model, track(images, len(loader.positions), label), amp, tuple(samples.categories))
+    told_of = answers_to(
+        model, track(images, len(loader.positions), label), amp, tuple(samples.categories)
+    )
     mine = zip(loader.positions, told_of, strict=True)
-    found = [{"image_id": samples.entries[position].id, **answer} for position, answers in mine for answer in answers]
+    found = [
+        {"image_id": samples.entries[position].id, **answer}
+        for position, answers in mine
+        for answer in answers
+    ]
     told = _gathered(loader, found)
-    measures, per_class, matches = measured(samples.document(), told, masks=samples.masks, detections=detections)
+    measures, per_class, matches = measured(
+        samples.document(), told, masks=samples.masks, detections=detections
+    )
     return Detections(measures, per_class, told, detections, len(samples), len(samples), matches)
 
 
@@ -140,7 +162,8 @@ def answers_to(
         model: a `Detector`.
         images: normalised.
         amp: "none", "bfloat16" or "float16".
-        categories: the id of each class, in the model's order; those that it was trained with by default.
+        categories: the id of each class, in the model's order; those that it was trained with by
+            default.
     """
     ids: Sequence[int] = model.categories if categories is None else categories  # type: ignore[assignment]
     device = next(model.parameters()).device
@@ -151,13 +174,17 @@ def answers_to(
             yield _written(answer, ids)
 
 
-def average_precision(document: Mapping[str, Any], answers: Sequence[Answer], *, masks: bool, detections: int = 100) -> tuple[dict[str, float | None], dict[str, dict[str, float | None]]]:  # fmt: skip
+def average_precision(
+    document: Mapping[str, Any], answers: Sequence[Answer], *, masks: bool, detections: int = 100
+) -> tuple[dict[str, float | None], dict[str, dict[str, float | None]]]:
     """Measures, and AP of each class: the first two of `measured`."""
     measures, per_class, _ = measured(document, answers, masks=masks, detections=detections)
     return measures, per_class
 
 
-def measured(document: Mapping[str, Any], answers: Sequence[Answer], *, masks: bool, detections: int = 100) -> tuple[dict[str, float | None], dict[str, dict[str, float | None]], dict[str, Matches]]:  # fmt: skip
+def measured(
+    document: Mapping[str, Any], answers: Sequence[Answer], *, masks: bool, detections: int = 100
+) -> tuple[dict[str, float | None], dict[str, dict[str, float | None]], dict[str, Matches]]:
     """Measures, AP of each class, and the matches of boxes and of masks that both came from.
 
     Args:
@@ -172,7 +199,9 @@ def measured(document: Mapping[str, Any], answers: Sequence[Answer], *, masks: b
         _indexed(document),
         _indexed({
             **document,
-            "annotations": [_as_annotation(answer, place) for place, answer in enumerate(answers, 1)],
+            "annotations": [
+                _as_annotation(answer, place) for place, answer in enumerate(answers, 1)
+            ],
         }),
     )
     measures: dict[str, float | None] = {}
@@ -182,17 +211,20 @@ def measured(document: Mapping[str, Any], answers: Sequence[Answer], *, masks: b
         with _silence():
             evaluation = COCOeval(truth, said, iou)
             evaluation.params.maxDets = [detections]
+            # by size takes four times as long
             evaluation.params.areaRng, evaluation.params.areaRngLbl = (
                 [[0, 1e10]],
                 ["all"],
-            )  # by size takes four times as long
+            )
             evaluation.evaluate()
             evaluation.accumulate()
         matches[kind] = matches_of(evaluation, detections)
-        precision = evaluation.eval["precision"][..., 0, -1]  # IoU, recall, class; of objects of all sizes
+        # IoU, recall, class; of objects of all sizes
+        precision = evaluation.eval["precision"][..., 0, -1]
         for name, threshold in STRICTNESS.items():
             measures[f"{kind}_ap{name}"] = _mean(precision[_chosen(threshold)])
-        column = {key: place for place, key in enumerate(evaluation.params.catIds)}  # by id, not as the file lists them
+        # by id, not as the file lists them
+        column = {key: place for place, key in enumerate(evaluation.params.catIds)}
         per_class[f"{kind}_ap"] = {
             one["name"]: _mean(precision[:, :, column[one["id"]]]) for one in document["categories"]
         }
@@ -205,7 +237,9 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def _written(answer: Mapping[str, Tensor], categories: Sequence[int]) -> list[Answer]:
-    boxes, scores, labels = (answer[name].float().cpu().numpy() for name in ("boxes", "scores", "labels"))
+    boxes, scores, labels = (
+        answer[name].float().cpu().numpy() for name in ("boxes", "scores", "labels")
+    )
     coded = _coded(answer["masks"]) if "masks" in answer else None
     answers = []
     for place, (left, top, right, bottom) in enumerate(boxes.tolist()):
@@ -224,7 +258,10 @@ def _coded(masks: Tensor) -> list[dict[str, Any]]:
 
     def run(mask: Tensor) -> dict[str, Any]:
         coded = coding.encode(np.asfortranarray(mask.cpu().numpy().view(np.uint8)))
-        return {"size": [int(side) for side in coded["size"]], "counts": coded["counts"].decode("ascii")}
+        return {
+            "size": [int(side) for side in coded["size"]],
+            "counts": coded["counts"].decode("ascii"),
+        }
 
     return [run(mask) for mask in masks]
 
@@ -267,12 +304,17 @@ def _mean(precision: np.ndarray) -> float | None:
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
     """pycocotools prints its progress."""
-    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
+    with (
+        Path(os.devnull).open("w", encoding="utf-8") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+    ):
         yield
 
 
 def _gathered(loader: EpochLoader, found: list[Answer]) -> list[Answer]:
-    """All ranks' answers, image by image in the order of their ids; a loader that ranks do not share has nothing to gather."""
+    """All ranks' answers, image by image in the order of their ids; a loader that ranks do not
+    share has nothing to gather.
+    """
     if loader.rounds is not None:
         found = [answer for part in ranks.gather(found) for answer in part]
     return sorted(found, key=lambda answer: answer["image_id"])

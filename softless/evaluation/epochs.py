@@ -1,7 +1,8 @@
-"""Epochs count from 1 in every file, table, curve and line that a person reads: the first is epoch 1, as `schedule.epochs` counts them.
+"""Epochs count from 1 in every file, table, curve and line that a person reads: the first is epoch
+1, as `schedule.epochs` counts them.
 
-Runs of an older softless counted from 0 in their files. Those that count from 1 say so beside the number: `"counted_from": 1`.
-In log.jsonl an epoch's place tells: the first line is the first epoch.
+Runs of an older softless counted from 0 in their files. Those that count from 1 say so beside the
+number: `"counted_from": 1`. In log.jsonl an epoch's place tells: the first line is the first epoch.
 """
 
 from collections.abc import Mapping, Sequence

@@ -32,12 +32,17 @@ AMP = {"none": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 def write_answers(folder: Path, samples: Samples, logits: np.ndarray, targets: np.ndarray) -> None:
     """Write predictions.npz: logits (n, K), targets (n,) or (n, K), and the samples' names."""
     names = np.array([samples.name(index) for index in range(len(samples))])
-    write_stream(folder / PREDICTIONS, lambda file: np.savez(file, logits=logits, targets=targets, names=names))
+    write_stream(
+        folder / PREDICTIONS,
+        lambda file: np.savez(file, logits=logits, targets=targets, names=names),
+    )
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The outcome on one split: measures, and the logits (n, K) float32 and targets (n,) they came from, in order."""
+    """The outcome on one split: measures, and the logits (n, K) float32 and targets (n,) they came
+    from, in order.
+    """
 
     metrics: Metrics
     seen: int
@@ -66,9 +71,15 @@ class Evaluation:
         return operating(self.logits, self.targets, self.classes, self.threshold)
 
     def summary(self) -> dict[str, Any]:
-        """What a log keeps of an epoch; of two classes with the threshold that these images would choose."""
+        """What a log keeps of an epoch; of two classes with the threshold that these images would
+        choose.
+        """
         m = self.metrics
-        chosen = {"threshold": youden(second_class(self.logits), self.targets == 1)} if len(self.classes) == 2 else {}
+        chosen = (
+            {"threshold": youden(second_class(self.logits), self.targets == 1)}
+            if len(self.classes) == 2
+            else {}
+        )
         return {
             "loss": m.loss,
             "top1": m.top1,
@@ -82,12 +93,20 @@ class Evaluation:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the logits, as plain numbers, lists and texts. `reasons` says of what there is no interval, or no value, and why."""
+        """Everything but the logits, as plain numbers, lists and texts.
+
+        `reasons` says of what there is no interval, or no value, and why.
+        """
         m, whole, of_class = self.metrics, self.details.whole, self.details.of_class
-        named = {name: dict(zip(self.classes, told, strict=True)) for name, told in of_class.items()}
+        named = {
+            name: dict(zip(self.classes, told, strict=True)) for name, told in of_class.items()
+        }
         reasons = {name: one.why for name, one in whole.items() if one.why}
         reasons |= {
-            f"{name} of {label}": one.why for name, told in named.items() for label, one in told.items() if one.why
+            f"{name} of {label}": one.why
+            for name, told in named.items()
+            for label, one in told.items()
+            if one.why
         }
         return {
             **{name: value for name, value in self.summary().items() if name != "threshold"},
@@ -98,9 +117,13 @@ class Evaluation:
             "intervals": {name: one.interval for name, one in whole.items()},
             "classes": list(self.classes),
             "images": dict(zip(self.classes, m.confusion.sum(1).tolist(), strict=True)),
-            "per_class": {name: {label: one.value for label, one in told.items()} for name, told in named.items()},
+            "per_class": {
+                name: {label: one.value for label, one in told.items()}
+                for name, told in named.items()
+            },
             "class_intervals": {
-                name: {label: one.interval for label, one in told.items()} for name, told in named.items()
+                name: {label: one.interval for label, one in told.items()}
+                for name, told in named.items()
             },
             "at_threshold": None if self.operating is None else self.operating.to_dict(),
             "calibration": _curve(m.calibration),
@@ -138,8 +161,13 @@ class Evaluation:
         names = [visible(name) for name in self.classes]
         width = max(5, *map(len, names))
         heads = {"precision": "precision", "recall": "recall", "auc": "AUC"}
-        lines = [f"{'class':<{width}}  images  " + "  ".join(f"{head:<24}" for head in heads.values()).rstrip()]
-        for place, (name, images) in enumerate(zip(names, self.metrics.confusion.sum(1).tolist(), strict=True)):
+        lines = [
+            f"{'class':<{width}}  images  "
+            + "  ".join(f"{head:<24}" for head in heads.values()).rstrip()
+        ]
+        for place, (name, images) in enumerate(
+            zip(names, self.metrics.confusion.sum(1).tolist(), strict=True)
+        ):
             cells = [f"{_short(told[measure][place]):<24}" for measure in heads]
             lines.append(f"{name:<{width}}  {images:>6}  {'  '.join(cells)}".rstrip())
         return "\n".join(lines)
@@ -149,7 +177,9 @@ def _short(one: Estimate) -> str:
     """An estimate in a cell."""
     if one.value is None:
         return "n/a"
-    return f"{one.value:.4f}" + ("" if one.interval is None else f" [{one.low:.3f}, {one.high:.3f}]")
+    return f"{one.value:.4f}" + (
+        "" if one.interval is None else f" [{one.low:.3f}, {one.high:.3f}]"
+    )
 
 
 def _at(point: Operating | None) -> list[tuple[str, str]]:
@@ -159,7 +189,10 @@ def _at(point: Operating | None) -> list[tuple[str, str]]:
     return [
         (
             "threshold",
-            f"{point.threshold:.4f}  ({point.positive} from this probability on, chosen on validation images)",
+            (
+                f"{point.threshold:.4f}  ({point.positive} from this probability on, chosen on "
+                "validation images)"
+            ),
         ),
         ("sensitivity", str(point.sensitivity)),
         ("specificity", str(point.specificity)),
@@ -171,7 +204,10 @@ def _curve(found: Calibration) -> dict[str, Any]:
     lists = {"sure": found.sure, "right": found.right}
     return {
         "counts": found.counts.tolist(),
-        **{name: [None if np.isnan(one) else float(one) for one in values] for name, values in lists.items()},
+        **{
+            name: [None if np.isnan(one) else float(one) for one in values]
+            for name, values in lists.items()
+        },
     }
 
 
@@ -184,9 +220,11 @@ def evaluate(
     amp: str = "none",
     label: str = "evaluating",
 ) -> Evaluation:
-    """Measure a model on what an `eval_loader` yields. The model is left in the mode (training or not) it was in.
+    """Measure a model on what an `eval_loader` yields. The model is left in the mode (training or
+    not) it was in.
 
-    Under torch.distributed, with a loader that yields each rank its part, all ranks get the result of the whole.
+    Under torch.distributed, with a loader that yields each rank its part, all ranks get the result
+    of the whole.
 
     Args:
         classes: names in index order; a loaded run knows its own.
@@ -199,13 +237,16 @@ def evaluate(
     model = run_or_model.model if isinstance(run_or_model, LoadedRun) else run_or_model
     names = tuple(classes) if classes is not None else getattr(run_or_model, "classes", None)
     if names is None:
-        raise UsageError("evaluate needs the class names of a bare model: pass classes=splits.classes")
+        raise UsageError(
+            "evaluate needs the class names of a bare model: pass classes=splits.classes"
+        )
     place = torch.device(device) if device is not None else next(model.parameters()).device
     logits, targets = forward_all(model, loader, len(loader.positions), place, amp, label)
     logits, targets = gathered(loader, logits, targets)
     if logits.shape[1] != len(names):
         raise UsageError(
-            f"the model gives {logits.shape[1]} logits and there are {len(names)} classes: they must agree"
+            f"the model gives {logits.shape[1]} logits and there are {len(names)} classes: they "
+            "must agree"
         )
     return evaluated(logits.numpy(), targets.numpy(), names, expected=len(loader.dataset))  # type: ignore[arg-type]
 
@@ -230,7 +271,9 @@ def evaluated(
     metrics = measure(torch.from_numpy(logits), torch.from_numpy(targets))
     right, images = int(np.trace(metrics.confusion)), len(targets)
     seen = images if expected is None else expected
-    return Evaluation(metrics, images, seen, wilson(right, images), logits, targets, classes, threshold)
+    return Evaluation(
+        metrics, images, seen, wilson(right, images), logits, targets, classes, threshold
+    )
 
 
 @torch.no_grad()
@@ -249,10 +292,14 @@ def forward_all(
         for images, truth in track(batches, total, label, size=lambda batch: len(batch[1])):
             with autocast(device, amp):
                 output = model(images.to(device, non_blocking=True))
-            if logits is None or targets is None:  # parts that are joined at the end would take the room twice
+            # parts that are joined at the end would take the room twice
+            if logits is None or targets is None:
                 logits = torch.empty(total, *output.shape[1:])
                 targets = torch.empty(total, *truth.shape[1:], dtype=truth.dtype)
-            logits[done : done + len(truth)], targets[done : done + len(truth)] = output.float(), truth
+            logits[done : done + len(truth)], targets[done : done + len(truth)] = (
+                output.float(),
+                truth,
+            )
             done += len(truth)
     if logits is None or targets is None:
         return torch.empty(0, 0), torch.empty(0, dtype=torch.int64)
@@ -266,7 +313,8 @@ def autocast(device: torch.device, amp: str) -> Any:
 
 
 def chosen_amp(amp: str | None, run: LoadedRun) -> str:
-    """What a verb computes in: what is asked for, or what the run was trained and tested in, so that all give one answer.
+    """What a verb computes in: what is asked for, or what the run was trained and tested in, so
+    that all give one answer.
 
     Raises:
         UsageError: no such name.
@@ -282,10 +330,14 @@ def precision_of(amp: str) -> str:
 
 
 def gathered(loader: EpochLoader, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """All ranks' parts in the order of the data set; a loader that ranks do not share has nothing to gather."""
+    """All ranks' parts in the order of the data set; a loader that ranks do not share has nothing
+    to gather.
+    """
     if loader.rounds is None:
         return logits, targets
     parts = ranks.gather((np.asarray(loader.positions), logits, targets))
     order = torch.from_numpy(np.concatenate([positions for positions, _, _ in parts])).argsort()
     filled = [part for part in parts if len(part[0])]
-    return torch.cat([part[1] for part in filled])[order], torch.cat([part[2] for part in filled])[order]
+    return torch.cat([part[1] for part in filled])[order], torch.cat([part[2] for part in filled])[
+        order
+    ]

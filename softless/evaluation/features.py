@@ -47,8 +47,14 @@ class Probe:
 
     @property
     def balanced_accuracy(self) -> float:
-        """Mean over the classes that occur of the share of their images that are classified rightly."""
-        return float(np.mean([self.correct[self.targets == label].mean() for label in np.unique(self.targets)]))
+        """Mean over the classes that occur of the share of their images that are classified
+        rightly.
+        """
+        return float(
+            np.mean([
+                self.correct[self.targets == label].mean() for label in np.unique(self.targets)
+            ])
+        )
 
     @property
     def commonest(self) -> float:
@@ -77,7 +83,9 @@ def as_it_is(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def output(model: nn.Module, images: Tensor) -> Tensor:
-    """(B, C, h, w) -> (B, D): what the head of a model would take, in a ViT or XCiT the class token. For k-NN, as in DINO."""
+    """(B, C, h, w) -> (B, D): what the head of a model would take, in a ViT or XCiT the class
+    token. For k-NN, as in DINO.
+    """
     host: Any = model
     features: Tensor = host.forward_head(host.forward_features(images), pre_logits=True)
     return features
@@ -86,9 +94,10 @@ def output(model: nn.Module, images: Tensor) -> Tensor:
 def layers(model: nn.Module, images: Tensor) -> Tensor:
     """(B, C, h, w) -> (B, D): features of the last layers, for a linear probe.
 
-    XCiT: class tokens of the last two class-attention layers and means of the tokens of the last two blocks, 4 x width (SimA,
-    arXiv:2206.08898, section 4.3). ViT with a class token: that of the last four blocks (DINO, arXiv:2104.14294, for ViT-S). All others:
-    `output`. Each part is normalised by the model's last norm, as in DINO. A model with fewer layers gives those it has.
+    XCiT: class tokens of the last two class-attention layers and means of the tokens of the last
+    two blocks, 4 x width (SimA, arXiv:2206.08898, section 4.3). ViT with a class token: that of the
+    last four blocks (DINO, arXiv:2104.14294, for ViT-S). All others: `output`. Each part is
+    normalised by the model's last norm, as in DINO. A model with fewer layers gives those it has.
     """
     host: Any = model
     if hasattr(host, "cls_attn_blocks"):
@@ -115,17 +124,22 @@ def extract(
     amp: str = "none",
     label: str = "extracting features",
 ) -> tuple[Tensor, Tensor]:
-    """Features (n, D) float32 and targets (n,) of what a loader yields, on the processor; with several ranks all get the whole.
+    """Features (n, D) float32 and targets (n,) of what a loader yields, on the processor; with
+    several ranks all get the whole.
 
     Raises:
         DivergedError: features that are not finite.
     """
     place = device or next(model.parameters()).device
-    features, targets = forward_all(_Reader(model, read), loader, len(loader.positions), place, amp, label)
+    features, targets = forward_all(
+        _Reader(model, read), loader, len(loader.positions), place, amp, label
+    )
     features, targets = gathered(loader, features, targets)
     bad = int((~features.isfinite()).any(1).sum())
     if bad:
-        raise DivergedError(f"the features of {bad} of {len(features)} images are not finite: the weights diverged")
+        raise DivergedError(
+            f"the features of {bad} of {len(features)} images are not finite: the weights diverged"
+        )
     return features, targets
 
 
@@ -145,7 +159,10 @@ class _Reader(nn.Module):
 def _outputs(modules: list[nn.Module]) -> Iterator[list[Tensor]]:
     """What these modules give, in the order in which they are run."""
     found: list[Tensor] = []
-    handles = [module.register_forward_hook(lambda _module, _given, gave: found.append(gave)) for module in modules]
+    handles = [
+        module.register_forward_hook(lambda _module, _given, gave: found.append(gave))
+        for module in modules
+    ]
     try:
         yield found
     finally:

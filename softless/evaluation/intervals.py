@@ -1,4 +1,6 @@
-"""How far a measured accuracy may be from the true one: Wilson's interval for one run, bootstrap intervals over several."""
+"""How far a measured accuracy may be from the true one: Wilson's interval for one run, bootstrap
+intervals over several.
+"""
 
 import math
 from statistics import NormalDist
@@ -24,13 +26,16 @@ class Interval(NamedTuple):
 
 
 def wilson(correct: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a share `correct / n` (Wilson 1927): it keeps to 0..1 and holds near the ends.
+    """Wilson's score interval of a share `correct / n` (Wilson 1927): it keeps to 0..1 and holds
+    near the ends.
 
     Raises:
         UsageError: n is zero, correct is not within 0..n, or level not between 0 and 1.
     """
     if n < 1 or not 0 <= correct <= n:
-        raise UsageError(f"no interval for {correct} of {n}: it needs at least one image, and 0 <= correct <= n")
+        raise UsageError(
+            f"no interval for {correct} of {n}: it needs at least one image, and 0 <= correct <= n"
+        )
     z = NormalDist().inv_cdf(0.5 + _checked(level) / 2)
     share = correct / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
@@ -43,10 +48,11 @@ def wilson(correct: int, n: int, level: float = 0.95) -> tuple[float, float]:
 def paired_bootstrap(
     a: ArrayLike, b: ArrayLike, *, level: float = 0.95, replicates: int = 10_000, seed: int = 0
 ) -> Interval:
-    """The difference mean(a) - mean(b) of two models and its percentile interval, seeds and images drawn together.
+    """The difference mean(a) - mean(b) of two models and its percentile interval, seeds and images
+    drawn together.
 
-    Both models were trained with the same seeds and tested on the same images: each replicate draws seeds and images
-    with replacement, the same for both, so what is hard for both cancels.
+    Both models were trained with the same seeds and tested on the same images: each replicate draws
+    seeds and images with replacement, the same for both, so what is hard for both cancels.
 
     Args:
         a: (seeds, images), True where the run got the image right; (images,) counts as one seed.
@@ -54,12 +60,18 @@ def paired_bootstrap(
     """
     right_a, right_b = _runs(a), _runs(b)
     if right_a.shape != right_b.shape:
-        raise UsageError(f"paired runs need the same seeds and images, got {right_a.shape} and {right_b.shape}")
+        raise UsageError(
+            f"paired runs need the same seeds and images, got {right_a.shape} and {right_b.shape}"
+        )
     return _bootstrap(right_a - right_b, level, replicates, seed)
 
 
-def bootstrap_mean(a: ArrayLike, *, level: float = 0.95, replicates: int = 10_000, seed: int = 0) -> Interval:
-    """The mean accuracy of one model over its seeds and its percentile interval, seeds and images drawn together."""
+def bootstrap_mean(
+    a: ArrayLike, *, level: float = 0.95, replicates: int = 10_000, seed: int = 0
+) -> Interval:
+    """The mean accuracy of one model over its seeds and its percentile interval, seeds and images
+    drawn together.
+    """
     return _bootstrap(_runs(a), level, replicates, seed)
 
 
@@ -71,7 +83,9 @@ def _runs(a: ArrayLike) -> np.ndarray:
 
 
 def _bootstrap(runs: np.ndarray, level: float, replicates: int, seed: int) -> Interval:
-    """A replicate is sum_si w_s u_i runs_si, w and u the shares of multinomial draws of the seeds and the images."""
+    """A replicate is sum_si w_s u_i runs_si, w and u the shares of multinomial draws of the seeds
+    and the images.
+    """
     rng = np.random.default_rng(seed)
     seeds, images = runs.shape
     block = max(1, min(replicates, _BLOCK // max(seeds, images)))
@@ -88,5 +102,7 @@ def _bootstrap(runs: np.ndarray, level: float, replicates: int, seed: int) -> In
 
 def _checked(level: float) -> float:
     if not 0 < level < 1:
-        raise UsageError(f"level={level}: a confidence level lies between 0 and 1, for example 0.95")
+        raise UsageError(
+            f"level={level}: a confidence level lies between 0 and 1, for example 0.95"
+        )
     return level

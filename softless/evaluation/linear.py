@@ -1,9 +1,10 @@
-"""A linear classifier on frozen features: multinomial logistic regression by SGD, as DINO and SimA measure them.
+"""A linear classifier on frozen features: multinomial logistic regression by SGD, as DINO and SimA
+measure them.
 
     rate of epoch e = lr batch / 256 (1 + cos(pi e / epochs)) / 2,     momentum 0.9
 
-Defaults are SimA's (arXiv:2206.08898, section 4.3) under DINO's rule for the rate: lr 1e-3, a batch of 1024, no weight decay, 100 epochs, a random
-resized crop and a flip for each image and epoch.
+Defaults are SimA's (arXiv:2206.08898, section 4.3) under DINO's rule for the rate: lr 1e-3, a batch
+of 1024, no weight decay, 100 epochs, a random resized crop and a flip for each image and epoch.
 """
 
 import math
@@ -23,7 +24,8 @@ from softless.data.transforms import Pipeline
 from softless.errors import DivergedError, UsageError
 from softless.evaluation.features import Probe, extract, layers
 
-Batches = Callable[[int], Iterable[tuple[Tensor, Tensor]]]  # of an epoch: features (B, D) and labels (B,)
+# of an epoch: features (B, D) and labels (B,)
+Batches = Callable[[int], Iterable[tuple[Tensor, Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,17 @@ class LinearSettings:
     weight_decay: float = 0.0
     momentum: float = 0.9
     views: Literal["random", "fixed"] = (
-        "random"  # fixed: each image as in evaluation, its features computed once; minutes instead of hours
+        # fixed: each image as in evaluation, its features computed once; minutes instead of hours
+        "random"
     )
     seed: int = 0
 
     def __str__(self) -> str:
         views = "random crops and flips" if self.views == "random" else "fixed views"
-        return f"SGD, lr {self.lr:g} at a batch of 256, batch {self.batch}, {self.epochs} epochs, {views}"
+        return (
+            f"SGD, lr {self.lr:g} at a batch of 256, batch {self.batch}, {self.epochs} epochs, "
+            f"{views}"
+        )
 
 
 def probe(
@@ -89,13 +95,22 @@ def probe(
     linear = fit(batches, asked[0].shape[1], len(classes), settings, batch)
     with torch.no_grad():
         said = linear(asked[0]).argmax(1).numpy()
-    return Probe("linear", str(settings), said, asked[1].numpy(), classes, len(train), asked[0].shape[1])
+    return Probe(
+        "linear", str(settings), said, asked[1].numpy(), classes, len(train), asked[0].shape[1]
+    )
 
 
 def _seen(
-    model: nn.Module, train: Samples, views: Pipeline, batch: int, settings: LinearSettings, workers: int
+    model: nn.Module,
+    train: Samples,
+    views: Pipeline,
+    batch: int,
+    settings: LinearSettings,
+    workers: int,
 ) -> Batches:
-    """Batches of the features of new views in each epoch; ranks compute whole batches in turn, and each has them all."""
+    """Batches of the features of new views in each epoch; ranks compute whole batches in turn, and
+    each has them all.
+    """
     loader = train_loader(
         train,
         views,
@@ -110,20 +125,27 @@ def _seen(
     steps = len(train) // batch
 
     def computed(label: str) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, labels in track(loader, steps * batch // ranks.size(), label, size=lambda part: len(part[1])):
+        for images, labels in track(
+            loader, steps * batch // ranks.size(), label, size=lambda part: len(part[1])
+        ):
             with torch.no_grad():
                 found = layers(model, images.to(device)).float().cpu()
             yield found, labels
 
     def of(epoch: int) -> Iterable[tuple[Tensor, Tensor]]:
         loader.set_epoch(epoch)
-        return ranks.everywhere(computed(f"linear classifier, epoch {epoch + 1} of {settings.epochs}"), steps)
+        return ranks.everywhere(
+            computed(f"linear classifier, epoch {epoch + 1} of {settings.epochs}"), steps
+        )
 
     return of
 
 
-def fit(batches: Batches, width: int, classes: int, settings: LinearSettings, batch: int) -> nn.Linear:
-    """Train the classifier (width -> classes) on what `batches` yields for each epoch, `batch` images at once.
+def fit(
+    batches: Batches, width: int, classes: int, settings: LinearSettings, batch: int
+) -> nn.Linear:
+    """Train the classifier (width -> classes) on what `batches` yields for each epoch, `batch`
+    images at once.
 
     Raises:
         DivergedError: the loss is not finite.
@@ -134,7 +156,9 @@ def fit(batches: Batches, width: int, classes: int, settings: LinearSettings, ba
         nn.init.normal_(linear.weight, std=0.01)
     nn.init.zeros_(linear.bias)
     top = settings.lr * batch / 256
-    mover = torch.optim.SGD(linear.parameters(), top, momentum=settings.momentum, weight_decay=settings.weight_decay)
+    mover = torch.optim.SGD(
+        linear.parameters(), top, momentum=settings.momentum, weight_decay=settings.weight_decay
+    )
     for epoch in range(settings.epochs):
         for group in mover.param_groups:
             group["lr"] = top * (1 + math.cos(math.pi * epoch / settings.epochs)) / 2
@@ -142,7 +166,8 @@ def fit(batches: Batches, width: int, classes: int, settings: LinearSettings, ba
             loss = F.cross_entropy(linear(features), labels)
             if not loss.isfinite():
                 raise DivergedError(
-                    f"the linear classifier's loss is {float(loss.detach())} in epoch {epoch + 1}: try a lower lr than {settings.lr:g}"
+                    f"the linear classifier's loss is {float(loss.detach())} in epoch "
+                    f"{epoch + 1}: try a lower lr than {settings.lr:g}"
                 )
             mover.zero_grad()
             loss.backward()
@@ -151,7 +176,9 @@ def fit(batches: Batches, width: int, classes: int, settings: LinearSettings, ba
 
 
 def held(features: Tensor, labels: Tensor, batch: int, seed: int) -> Batches:
-    """Batches of features (n, D) that are held in memory, in an order that derives from (seed, epoch)."""
+    """Batches of features (n, D) that are held in memory, in an order that derives from (seed,
+    epoch).
+    """
     order = EpochOrder(len(features), batch, seed)
 
     def of(epoch: int) -> Iterable[tuple[Tensor, Tensor]]:
@@ -169,6 +196,7 @@ def checked(settings: LinearSettings) -> LinearSettings:
     """
     if settings.lr <= 0 or settings.epochs < 1 or settings.batch < 1:
         raise UsageError(
-            f"lr={settings.lr}, epochs={settings.epochs}, batch={settings.batch} of the linear classifier: all must be above 0"
+            f"lr={settings.lr}, epochs={settings.epochs}, batch={settings.batch} of the linear "
+            "classifier: all must be above 0"
         )
     return settings

@@ -1,4 +1,5 @@
-"""Average precision when images are drawn again: from pycocotools' matches of answers and objects, each image counted as often as it is drawn.
+"""Average precision when images are drawn again: from pycocotools' matches of answers and objects,
+each image counted as often as it is drawn.
 
     AP = mean over IoU thresholds, recalls 0.00, 0.01, …, 1.00 and classes of the highest precision at that recall or a higher one
 
@@ -36,8 +37,14 @@ class Matches:
     images: int
 
     def precision(self, weights: np.ndarray) -> np.ndarray:
-        """(T,) mean over recalls and classes with each image counted `weights` (n,) times; NaN without an object."""
-        known = [one for told in self.classes if (one := _precision(told, weights, self.recalls)) is not None]
+        """(T,) mean over recalls and classes with each image counted `weights` (n,) times; NaN
+        without an object.
+        """
+        known = [
+            one
+            for told in self.classes
+            if (one := _precision(told, weights, self.recalls)) is not None
+        ]
         if not known:
             return np.full(len(self.classes[0].hit) if self.classes else 1, np.nan)
         mean: np.ndarray = np.mean(known, axis=0)
@@ -46,12 +53,18 @@ class Matches:
     def drawn(self, seed: int = 0) -> np.ndarray:
         """(R, T) the same under draws of the images."""
         replicates = int(np.clip(CURVES // max(len(self.classes), 1), FEWEST, MOST))
-        return np.array([self.precision(row) for block in draws(self.images, replicates, seed) for row in block])
+        return np.array([
+            self.precision(row) for block in draws(self.images, replicates, seed) for row in block
+        ])
 
     @property
     def carrying(self) -> int:
         """Images that have an object of some class."""
-        return int((np.sum([one.objects for one in self.classes], axis=0) > 0).sum()) if self.classes else 0
+        return (
+            int((np.sum([one.objects for one in self.classes], axis=0) > 0).sum())
+            if self.classes
+            else 0
+        )
 
 
 def matches_of(evaluation: Any, detections: int) -> Matches:
@@ -63,9 +76,13 @@ def matches_of(evaluation: Any, detections: int) -> Matches:
     """
     parameters, found = evaluation.params, evaluation.evalImgs
     images, thresholds = len(parameters.imgIds), len(parameters.iouThrs)
-    by_class = [found[start : start + images] for start in range(0, len(found), images)] if images else []
+    by_class = (
+        [found[start : start + images] for start in range(0, len(found), images)] if images else []
+    )
     return Matches(
-        tuple(_class(one, images, thresholds, detections) for one in by_class), np.asarray(parameters.recThrs), images
+        tuple(_class(one, images, thresholds, detections) for one in by_class),
+        np.asarray(parameters.recThrs),
+        images,
     )
 
 
@@ -97,6 +114,7 @@ def _precision(told: ClassMatches, weights: np.ndarray, recalls: np.ndarray) -> 
     found, wrong = (told.hit * counted).cumsum(1), (told.missed * counted).cumsum(1)
     recall, precision = found / objects, found / (found + wrong + np.spacing(1))
     highest = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    padded = np.concatenate([highest, np.zeros((len(highest), 1))], axis=1)  # recalls that are never reached
+    # recalls that are never reached
+    padded = np.concatenate([highest, np.zeros((len(highest), 1))], axis=1)
     at = [np.searchsorted(reached, recalls, side="left") for reached in recall]
     return np.array([curve[places].mean() for curve, places in zip(padded, at, strict=True)])

@@ -15,7 +15,9 @@ class Measure:
     higher: bool = True
 
     def write(self, value: float | None) -> str:
-        """The value for people; one that cannot be computed (no class of that kind occurs) as n/a."""
+        """The value for people; one that cannot be computed (no class of that kind occurs) as
+        n/a.
+        """
         if value is None:
             return "n/a"
         return f"{value:.1%}" if self.percent else f"{value:.3f}"
@@ -61,6 +63,8 @@ def against(scores: Mapping[str, Any]) -> str:
 
 
 def beside(commonest: float, chance: float | None = None) -> str:
-    """What an accuracy is held against: always the commonest class, and guessing with every class as likely."""
+    """What an accuracy is held against: always the commonest class, and guessing with every class
+    as likely.
+    """
     told = "" if chance is None else f", chance {chance:.1%}"
     return f"always the commonest class {commonest:.1%}{told}"

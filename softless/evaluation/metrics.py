@@ -1,10 +1,11 @@
-"""What a classifier's logits are worth: accuracies, areas under curves, Brier score, calibration, confusion.
+"""What a classifier's logits are worth: accuracies, areas under curves, Brier score, calibration,
+confusion.
 
     Brier = 1/n sum_i sum_c (p_ic - y_ic)^2     (of two classes half of it: the second class alone)
     ECE   = sum_b n_b / n |share right - mean probability|     over ten bins of one width
 
-Brier, Monthly Weather Review 1950; Naeini et al., AAAI 2015. All in float64, a block of images or one class at a time: beside the logits no table
-of images and classes is made.
+Brier, Monthly Weather Review 1950; Naeini et al., AAAI 2015. All in float64, a block of images or
+one class at a time: beside the logits no table of images and classes is made.
 """
 
 from collections.abc import Iterator
@@ -27,7 +28,8 @@ AT_ONCE = 8  # classes whose scores are sorted together
 class Calibration:
     """How sure the answers are beside how often they are right, in bins of one width over 0..1.
 
-    Of two classes it is about the probability of the second and how often that is true; of more about the answer.
+    Of two classes it is about the probability of the second and how often that is true; of more
+    about the answer.
     """
 
     counts: np.ndarray  # (BINS,) images
@@ -49,8 +51,10 @@ class Metrics:
     top1: float
     top5: float | None  # None up to five classes, where it is always 1
     balanced_accuracy: float  # mean recall of the classes that occur
-    auc: float | None  # one class against the rest, mean over the classes that occur; None if only one occurs
-    class_auc: tuple[float | None, ...]  # each against the rest; None for a class that does not occur or has no rest
+    # one class against the rest, mean over the classes that occur; None if only one occurs
+    auc: float | None
+    # each against the rest; None for a class that does not occur or has no rest
+    class_auc: tuple[float | None, ...]
     brier: float
     calibration: Calibration
     confusion: np.ndarray  # (K, K) int64: row truth, column prediction
@@ -73,7 +77,9 @@ class Metrics:
 
     @property
     def precision(self) -> tuple[float | None, ...]:
-        """The share of the answers of each class that is right; None for a class that is never answered."""
+        """The share of the answers of each class that is right; None for a class that is never
+        answered.
+        """
         return _shares(self.confusion.diagonal(), self.confusion.sum(0))
 
 
@@ -87,7 +93,9 @@ def measure(logits: Tensor, targets: Tensor) -> Metrics:
     walk = walked(logits.cpu(), targets.long().cpu())
     walk.refuse_bad(len(logits))
     said, truth = logits.cpu().numpy(), targets.long().cpu().numpy()
-    confusion = np.bincount(truth * classes + said.argmax(1), minlength=classes**2).reshape(classes, classes)
+    confusion = np.bincount(truth * classes + said.argmax(1), minlength=classes**2).reshape(
+        classes, classes
+    )
     right, support = confusion.diagonal(), confusion.sum(1)
     areas = _areas(said, truth, walk.totals)
     known = [area for area in areas if area is not None]
@@ -105,43 +113,63 @@ def measure(logits: Tensor, targets: Tensor) -> Metrics:
 
 
 def class_areas(logits: np.ndarray, targets: np.ndarray) -> tuple[float | None, ...]:
-    """The area under the ROC curve of each class against the rest; None where one side has no image."""
+    """The area under the ROC curve of each class against the rest; None where one side has no
+    image.
+    """
     return _areas(logits, targets, np.concatenate([_log_total(block) for block in _blocks(logits)]))
 
 
 def _areas(logits: np.ndarray, targets: np.ndarray, totals: np.ndarray) -> tuple[float | None, ...]:
-    """As `class_areas`, with the logarithm of each image's summed exponentials (n,) float64; a few classes at once, each sorted once."""
+    """As `class_areas`, with the logarithm of each image's summed exponentials (n,) float64; a few
+    classes at once, each sorted once.
+    """
     order = np.argsort(targets, kind="stable")
     starts = np.searchsorted(targets[order], np.arange(logits.shape[1] + 1))
     if logits.shape[1] == 2:
         scores = np.stack(list(class_scores(logits)))
-        return tuple(area_of(scores[label], order[starts[label] : starts[label + 1]]) for label in range(2))
+        return tuple(
+            area_of(scores[label], order[starts[label] : starts[label + 1]]) for label in range(2)
+        )
     found: list[float | None] = []
     for first in range(0, logits.shape[1], AT_ONCE):
-        scores = np.ascontiguousarray(logits[:, first : first + AT_ONCE].T).astype(np.float64) - totals
+        scores = (
+            np.ascontiguousarray(logits[:, first : first + AT_ONCE].T).astype(np.float64) - totals
+        )
         places = range(first, first + len(scores))
-        found += [area_of(one, order[starts[at] : starts[at + 1]]) for at, one in zip(places, scores, strict=True)]
+        found += [
+            area_of(one, order[starts[at] : starts[at + 1]])
+            for at, one in zip(places, scores, strict=True)
+        ]
     return tuple(found)
 
 
 def class_scores(logits: np.ndarray) -> Iterator[np.ndarray]:
-    """(n,) float64 for each class, rising with its probability: the logarithm of that, or of two classes the difference of the logits, exact where
-    probabilities round to 1.
+    """(n,) float64 for each class, rising with its probability: the logarithm of that, or of two
+    classes the difference of the logits, exact where probabilities round to 1.
     """
     if logits.shape[1] == 2:
         apart = logits[:, 1].astype(np.float64) - logits[:, 0]
         yield from (-apart, apart)
         return
-    total = np.concatenate([_log_total(block) for block in _blocks(logits)]) if len(logits) else np.empty(0)
+    total = (
+        np.concatenate([_log_total(block) for block in _blocks(logits)])
+        if len(logits)
+        else np.empty(0)
+    )
     for label in range(logits.shape[1]):
         yield logits[:, label].astype(np.float64) - total
 
 
 def calibration(sure: np.ndarray, right: np.ndarray, bins: int = BINS) -> Calibration:
-    """Probabilities (n,) beside what came true (n,); a probability on the border of two bins is in the lower."""
+    """Probabilities (n,) beside what came true (n,); a probability on the border of two bins is in
+    the lower.
+    """
     place = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], sure)
     counts = np.bincount(place, minlength=bins)
-    summed = (np.bincount(place, weights=values, minlength=bins) for values in (sure, right.astype(np.float64)))
+    summed = (
+        np.bincount(place, weights=values, minlength=bins)
+        for values in (sure, right.astype(np.float64))
+    )
     means = [np.divide(one, counts, out=np.full(bins, np.nan), where=counts > 0) for one in summed]
     return Calibration(counts, *means)
 
@@ -154,7 +182,9 @@ def second_class(logits: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Walk:
-    """Sums over the images; and of each image how sure its answer is, whether it is right, and log sum_c exp(logit_c), (n,)."""
+    """Sums over the images; and of each image how sure its answer is, whether it is right, and log
+    sum_c exp(logit_c), (n,).
+    """
 
     log: float
     brier: float
@@ -168,18 +198,22 @@ class Walk:
         """Raise a DivergedError where some of the images have no finite answer."""
         if self.bad:
             raise DivergedError(
-                f"the model's output is not finite for {self.bad} of {images} images: its weights diverged"
+                f"the model's output is not finite for {self.bad} of {images} images: its weights "
+                "diverged"
             )
 
 
 def walked(logits: Tensor, targets: Tensor) -> Walk:
-    """One pass over logits (n, K) and targets (n,), a block that fits the processor's cache at a time."""
+    """One pass over logits (n, K) and targets (n,), a block that fits the processor's cache at a
+    time.
+    """
     (images, classes), places = logits.shape, torch.arange(logits.shape[1])
     sums, bad = dict.fromkeys(("log", "brier", "top5"), 0.0), 0
     sure, totals = (torch.zeros(images, dtype=torch.float64) for _ in range(2))
     hits = torch.zeros(images, dtype=torch.bool)
     step = max(1, CACHED // classes)
-    room = torch.zeros(min(step, images), classes, dtype=torch.float64)  # new ones would leave gaps in the memory
+    # new ones would leave gaps in the memory
+    room = torch.zeros(min(step, images), classes, dtype=torch.float64)
     for start in range(0, images, step):
         rows = slice(start, start + step)
         block, truth = logits[rows], targets[rows, None]
@@ -197,11 +231,21 @@ def walked(logits: Tensor, targets: Tensor) -> Walk:
         squares = grown.square_().sum(1) / total.square()
         sums["brier"] += float((squares - 2 * chance + 1).sum()) / (2 if classes == 2 else 1)
         sums["top5"] += int((before < 5).sum())
-    return Walk(sums["log"], sums["brier"], int(sums["top5"]), bad, sure.numpy(), hits.numpy(), totals.numpy())
+    return Walk(
+        sums["log"],
+        sums["brier"],
+        int(sums["top5"]),
+        bad,
+        sure.numpy(),
+        hits.numpy(),
+        totals.numpy(),
+    )
 
 
 def _ahead(equal: Tensor, truth: Tensor, places: Tensor) -> Tensor:
-    """(b,) how many classes with the logit of the true one come before it, as in the answer; of `equal` (b, K), truth (b, 1), places (K,)."""
+    """(b,) how many classes with the logit of the true one come before it, as in the answer; of
+    `equal` (b, K), truth (b, 1), places (K,).
+    """
     ties = equal.sum(1)
     shared = (ties > 1).nonzero()[:, 0]
     ahead = torch.zeros_like(ties)

@@ -53,7 +53,9 @@ def weighted_auc(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> 
     return areas
 
 
-def resampled(count: int, groups: np.ndarray | None, replicates: int, seed: int = 0) -> "Sequence[np.ndarray] | Any":
+def resampled(
+    count: int, groups: np.ndarray | None, replicates: int, seed: int = 0
+) -> "Sequence[np.ndarray] | Any":
     """Blocks (r, n) of how often each image is drawn; images of a group together."""
     rng = np.random.default_rng(seed)
     names = np.arange(count) if groups is None else np.unique(groups, return_inverse=True)[1]
@@ -86,14 +88,20 @@ class LabelEvaluation:
     @cached_property
     def loss(self) -> float:
         """Mean binary cross-entropy, without label smoothing and class weights."""
-        logits, targets = torch.as_tensor(self.logits).double(), torch.as_tensor(self.targets).double()
+        logits, targets = (
+            torch.as_tensor(self.logits).double(),
+            torch.as_tensor(self.targets).double(),
+        )
         return float(F.binary_cross_entropy_with_logits(logits, targets))
 
     @cached_property
     def areas(self) -> tuple[float | None, ...]:
         """AUC of each label; None where all images have it, or none."""
         once = np.ones((1, len(self.targets)))
-        found = [weighted_auc(self.logits[:, k], self.targets[:, k], once)[0] for k in range(len(self.classes))]
+        found = [
+            weighted_auc(self.logits[:, k], self.targets[:, k], once)[0]
+            for k in range(len(self.classes))
+        ]
         return tuple(None if np.isnan(area) else float(area) for area in found)
 
     @property
@@ -115,7 +123,9 @@ class LabelEvaluation:
         areas = np.concatenate(drawn, axis=1)  # (labels, replicates)
         by_label = {k: _percentiles(row) for k, row in zip(known, areas, strict=True)}
         whole = areas[:, ~np.isnan(areas).any(0)]
-        return [by_label.get(k) for k in range(len(self.classes))], _percentiles(whole.mean(0)) if whole.size else None
+        return [by_label.get(k) for k in range(len(self.classes))], _percentiles(
+            whole.mean(0)
+        ) if whole.size else None
 
     @property
     def intervals(self) -> tuple[Interval | None, ...]:
@@ -143,11 +153,18 @@ class LabelEvaluation:
             "specificity": [_share(~said[:, k], ~truth[:, k]) for k in range(len(self.classes))],
             "precision": [_share(truth[:, k], said[:, k]) for k in range(len(self.classes))],
         }
-        return {name: dict(zip(self.classes, column, strict=True)) for name, column in columns.items()}
+        return {
+            name: dict(zip(self.classes, column, strict=True)) for name, column in columns.items()
+        }
 
     def summary(self) -> dict[str, Any]:
         """What a log keeps of an epoch."""
-        return {"loss": self.loss, "auc": self.auc, "seen": len(self.targets), "expected": self.expected}
+        return {
+            "loss": self.loss,
+            "auc": self.auc,
+            "seen": len(self.targets),
+            "expected": self.expected,
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the logits, as plain numbers, lists and texts."""
@@ -164,10 +181,19 @@ class LabelEvaluation:
         write_answers(folder, samples, self.logits, self.targets)
 
     def __str__(self) -> str:
-        ends = "" if self.interval is None else f"  (95 % interval {self.interval[0]:.4f} to {self.interval[1]:.4f})"
+        ends = (
+            ""
+            if self.interval is None
+            else f"  (95 % interval {self.interval[0]:.4f} to {self.interval[1]:.4f})"
+        )
         rows = [
             ("images", f"{len(self.targets)} of {self.expected}"),
-            ("mean AUC", "no label has images with and without it" if self.auc is None else f"{self.auc:.4f}{ends}"),
+            (
+                "mean AUC",
+                "no label has images with and without it"
+                if self.auc is None
+                else f"{self.auc:.4f}{ends}",
+            ),
             ("binary cross-entropy", f"{self.loss:.4f}"),
         ]
         lines = [f"{name:<22} {value}" for name, value in rows]
@@ -176,7 +202,10 @@ class LabelEvaluation:
             (name, "all images have it, or none" if one is None else f"{one}  {_rates(told, name)}")
             for name, one in zip(self.classes, self.intervals, strict=True)
         ]
-        head = f"AUC of each label [95 % interval], and rates from a probability of {self.threshold:g} on"
+        head = (
+            "AUC of each label [95 % interval], and rates from a probability of "
+            f"{self.threshold:g} on"
+        )
         return "\n".join([*lines, "", head, *aligned(labels)])
 
 
@@ -229,7 +258,10 @@ def _refuse(logits: Tensor, targets: Tensor, classes: Sequence[str]) -> None:
         )
     bad = int((~logits.isfinite()).any(1).sum())
     if bad:
-        raise DivergedError(f"the model's output is not finite for {bad} of {len(logits)} images: its weights diverged")
+        raise DivergedError(
+            f"the model's output is not finite for {bad} of {len(logits)} images: its weights "
+            "diverged"
+        )
 
 
 def _percentiles(areas: np.ndarray) -> tuple[float, float] | None:
@@ -247,4 +279,6 @@ def _share(part: np.ndarray, whole: np.ndarray) -> float | None:
 
 def _rates(told: dict[str, dict[str, float | None]], name: str) -> str:
     shown = {key: told[key][name] for key in ("sensitivity", "specificity")}
-    return ", ".join(f"{key} {'n/a' if value is None else f'{value:.3f}'}" for key, value in shown.items())
+    return ", ".join(
+        f"{key} {'n/a' if value is None else f'{value:.3f}'}" for key, value in shown.items()
+    )

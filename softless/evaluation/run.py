@@ -1,4 +1,6 @@
-"""A finished run, loaded back: the weights of its best epoch with all that is needed to use them."""
+"""A finished run, loaded back: the weights of its best epoch with all that is needed to use
+them.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,8 +38,11 @@ class LoadedRun:
     model: nn.Module  # in evaluation mode, on the device asked for
     classes: tuple[str, ...]
     transform: Pipeline  # image -> (C, S, S)
-    recipe: Any  # recipe.json by attributes, as in recipe.data.source; data.mean and data.std are what the run measured
-    best: dict[str, Any]  # best.json: epoch (from 1), metric, value, architecture, image size, scaling
+    # recipe.json by attributes, as in recipe.data.source; data.mean and data.std are what the run
+    # measured
+    recipe: Any
+    # best.json: epoch (from 1), metric, value, architecture, image size, scaling
+    best: dict[str, Any]
 
     @property
     def task(self) -> str:
@@ -50,7 +55,10 @@ class LoadedRun:
 
     @property
     def batch_size(self) -> int:
-        """Images at once where nobody says: as in training, at most 256. In bfloat16 another batch may round otherwise."""
+        """Images at once where nobody says: as in training, at most 256.
+
+        In bfloat16 another batch may round otherwise.
+        """
         return min(MOST_AT_ONCE, int(getattr(self.recipe, "batch_size", MOST_AT_ONCE)))
 
     @property
@@ -60,7 +68,10 @@ class LoadedRun:
 
     @property
     def threshold(self) -> float | None:
-        """Of two classes: the second is answered from this probability on, as validation chose it. None of older runs."""
+        """Of two classes: the second is answered from this probability on, as validation chose it.
+
+        None of older runs.
+        """
         told = self.best.get("threshold")
         return None if told is None else float(told)
 
@@ -85,14 +96,19 @@ def load_run(run_dir: str | Path, device: str | torch.device = "cpu") -> LoadedR
     """Load the best epoch of the run in a folder.
 
     Raises:
-        DataError: no such folder, no finished epoch in it, a file of it damaged, or class lists that disagree.
+        DataError: no such folder, no finished epoch in it, a file of it damaged, or class lists
+            that disagree.
         UsageError: the weights are those of another model.
     """
     path = located(run_dir)
     if not path.is_dir():
-        raise DataError(f"no run folder at {path}: give the folder that `softless train --out` wrote")
+        raise DataError(
+            f"no run folder at {path}: give the folder that `softless train --out` wrote"
+        )
     if not (path / BEST).is_file() or not (path / WEIGHTS).is_file():
-        raise DataError(f"{path} holds no finished epoch ({BEST} and {WEIGHTS} are not both there): train first")
+        raise DataError(
+            f"{path} holds no finished epoch ({BEST} and {WEIGHTS} are not both there): train first"
+        )
     best = read_best(path / BEST)
     classes = tuple(best["classes"])
     task = best.get("task") or "classification"  # which older runs do not say
@@ -100,12 +116,19 @@ def load_run(run_dir: str | Path, device: str | torch.device = "cpu") -> LoadedR
     if task in {"classification", "multilabel"}:
         args = {"num_classes": len(classes), "in_chans": best["in_chans"], **args}
     transform = (plain_transform if task in DENSE else eval_transform)(
-        best["image_size"], best["crop_pct"], best["interpolation"], best["mean"], best["std"], best["in_chans"],
+        best["image_size"],
+        best["crop_pct"],
+        best["interpolation"],
+        best["mean"],
+        best["std"],
+        best["in_chans"],
         deep=best.get("range") is not None,
-    )  # fmt: skip
+    )
     _check_same_classes(path, classes)
     _check_same_weights(path / WEIGHTS, best.get("weights_sha256"))
-    check_fits(lambda: assemble(task, architecture, args, best.get("head")), path / WEIGHTS, path / BEST)
+    check_fits(
+        lambda: assemble(task, architecture, args, best.get("head")), path / WEIGHTS, path / BEST
+    )
     model = assemble(task, architecture, args, best.get("head"))
     fill(model, read_weights(path / WEIGHTS), path / WEIGHTS)
     recipe = _recipe(path / RECIPE, best)
@@ -114,9 +137,12 @@ def load_run(run_dir: str | Path, device: str | torch.device = "cpu") -> LoadedR
 
 
 def _tell_preparation(model: Any, best: Mapping[str, Any], recipe: Any) -> None:
-    """Let the model say how its images were prepared, where timm's functions look for it, and how large they were in training."""
+    """Let the model say how its images were prepared, where timm's functions look for it, and how
+    large they were in training.
+    """
     size = best["image_size"]
-    pixels = best.get("pixels", sides(size))  # of a typical image: a classifier's are all of one size
+    # of a typical image: a classifier's are all of one size
+    pixels = best.get("pixels", sides(size))
     told = {name: best[name] for name in ("mean", "std", "crop_pct", "interpolation")}
     told |= {"input_size": (best["in_chans"], *map(int, pixels))}
     told |= {"notes": noted(best.get("range"))}
@@ -131,7 +157,9 @@ def _trained_mpp(best: Mapping[str, Any]) -> float | None:
 
 
 def _trained_pixels(best: Mapping[str, Any], recipe: Any) -> tuple[int, int] | None:
-    """Height and width of the images in training; of runs that do not say so as their recipe has it, or None."""
+    """Height and width of the images in training; of runs that do not say so as their recipe has
+    it, or None.
+    """
     try:
         if "trained_at" in best:
             height, width = best["trained_at"]["pixels"]
@@ -169,12 +197,16 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], file: Path) -> None:
         raise UsageError(f"{file} is a checkpoint of another model: {', '.join(wrong[:5])}{more}")
     bad = [name for name, tensor in state.items() if not tensor.isfinite().all()]
     if bad:
-        raise DataError(f"{file} holds numbers that are not finite, first in {bad[0]}: the file is of no use")
+        raise DataError(
+            f"{file} holds numbers that are not finite, first in {bad[0]}: the file is of no use"
+        )
     model.load_state_dict(dict(state))
 
 
 def mismatches(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
-    """A clause for each tensor in which a state is not that of the model: missing, unknown, of another shape."""
+    """A clause for each tensor in which a state is not that of the model: missing, unknown, of
+    another shape.
+    """
     own = model.state_dict()
     return [
         *(f"{name} is missing" for name in own if name not in state),
@@ -188,22 +220,32 @@ def mismatches(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
 
 
 def _recipe(file: Path, best: Mapping[str, Any]) -> SimpleNamespace:
-    """The recipe with the field names it has in training, which lies above this layer and owns the class."""
+    """The recipe with the field names it has in training, which lies above this layer and owns the
+    class.
+    """
     stored = read_recipe(file)
     data = {**stored["data"], "mean": tuple(best["mean"]), "std": tuple(best["std"])}
-    groups = {name: SimpleNamespace(**entry) for name, entry in stored.items() if isinstance(entry, dict)}
+    groups = {
+        name: SimpleNamespace(**entry) for name, entry in stored.items() if isinstance(entry, dict)
+    }
     return SimpleNamespace(**{**stored, **groups, "data": SimpleNamespace(**data)})
 
 
 def _check_same_classes(path: Path, classes: tuple[str, ...]) -> None:
     if (path / CLASSES).is_file() and read_classes(path / CLASSES) != classes:
-        raise DataError(f"{path}: {CLASSES} and {BEST} list other classes; one of them is another run's")
+        raise DataError(
+            f"{path}: {CLASSES} and {BEST} list other classes; one of them is another run's"
+        )
 
 
 def _check_same_weights(file: Path, expected: str | None) -> None:
-    """Against the digest that training wrote beside the epoch's score; runs of an older softless have none."""
+    """Against the digest that training wrote beside the epoch's score; runs of an older softless
+    have none.
+    """
     if expected is not None and (found := digests.of_file(file)) != expected:
         raise DataError(
-            f"{file} is not what {BEST} beside it describes: SHA-256 {found[:12]}… and not {expected[:12]}…. A copy was damaged, or the run was cut "
-            "while it wrote them: `softless train --resume` writes both anew (of a finished run once its result.json is deleted)"
+            f"{file} is not what {BEST} beside it describes: SHA-256 {found[:12]}… and not "
+            f"{expected[:12]}…. A copy was damaged, or the run was cut "
+            "while it wrote them: `softless train --resume` writes both anew (of a finished run "
+            "once its result.json is deleted)"
         )

@@ -1,6 +1,8 @@
-"""The files of a run folder, as training wrote them or refused: one reader for training, evaluation, page and `softless runs`.
+"""The files of a run folder, as training wrote them or refused: one reader for training,
+evaluation, page and `softless runs`.
 
-best.json holds its own SHA-256. The others, and best.json of older runs, are held to the types and ranges that are used.
+best.json holds its own SHA-256. The others, and best.json of older runs, are held to the types and
+ranges that are used.
 """
 
 from pathlib import Path
@@ -31,7 +33,10 @@ from softless.models.records import (
 SCORED = frozenset({*MEASURES, "loss", "seen"})
 LARGEST_IMAGE = 1 << 14  # pixels of a side
 TRULY: Rule = (lambda value: isinstance(value, bool), "true or false")
-COUNTS: Rule = (lambda value: isinstance(value, list) and all(map(whole(0)[0], value)), "a list of whole numbers")
+COUNTS: Rule = (
+    lambda value: isinstance(value, list) and all(map(whole(0)[0], value)),
+    "a list of whole numbers",
+)
 
 
 def _scored(value: Any) -> bool:
@@ -57,12 +62,29 @@ BEST_RULES: dict[str, Rule] = {
     "classes": TEXTS,
     "image_size": _either(whole(1, LARGEST_IMAGE), SIDES),
     "in_chans": whole(1, 1 << 12),
-    "crop_pct": (lambda value: is_number(value) and 0.05 <= value <= 20, "a number from 0.05 to 20"),
-    "interpolation": _one_of(("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming", "random")),
+    "crop_pct": (
+        lambda value: is_number(value) and 0.05 <= value <= 20,
+        "a number from 0.05 to 20",
+    ),
+    "interpolation": _one_of((
+        "nearest",
+        "bilinear",
+        "bicubic",
+        "lanczos",
+        "box",
+        "hamming",
+        "random",
+    )),
     "mean": NUMBERS,
-    "std": (lambda value: NUMBERS[0](value) and all(one > 0 for one in value), "a list of numbers above 0"),
+    "std": (
+        lambda value: NUMBERS[0](value) and all(one > 0 for one in value),
+        "a list of numbers above 0",
+    ),
     "pixels?": SIDES,
-    "range?": (lambda value: value is None or (isinstance(value, str) and len(value) < 200), "a text or null"),
+    "range?": (
+        lambda value: value is None or (isinstance(value, str) and len(value) < 200),
+        "a text or null",
+    ),
     "trained_at?": TABLE,
     "operators?": TEXTS,
     "weights_sha256?": DIGEST,
@@ -104,7 +126,10 @@ RESULT_RULES: dict[str, Rule] = {
     "planned?": whole(1),
     "ended_by?": TEXT,
     "extended_from?": COUNTS,
-    "left_out?": (lambda value: isinstance(value, dict) and all(map(whole(0)[0], value.values())), "a table of counts"),
+    "left_out?": (
+        lambda value: isinstance(value, dict) and all(map(whole(0)[0], value.values())),
+        "a table of counts",
+    ),
 }
 INTERVAL: Rule = (lambda value: NUMBERS[0](value) and len(value) == 2, "two numbers")
 LINE_RULES: dict[str, Rule] = {
@@ -121,17 +146,26 @@ MEND = "bring it back from a backup, or train the run again"
 
 
 def read_best(path: Path) -> dict[str, Any]:
-    """best.json: how the best epoch's model is built and its images are prepared; the epoch counts from 1.
+    """best.json: how the best epoch's model is built and its images are prepared; the epoch counts
+    from 1.
 
     Raises:
         DataError: missing, damaged, or with values that no run has.
     """
-    mend = "bring it back from a backup, or delete result.json and `softless train --resume` writes it anew"
+    mend = (
+        "bring it back from a backup, or delete result.json and `softless train --resume` "
+        "writes it anew"
+    )
     content = unsealed(read_json(path, mend=mend), path, mend=mend)
     check(content, BEST_RULES, path, mend=mend)
     for name in ("mean", "std"):
         fits = len(content[name]) in {1, content["in_chans"]}
-        check({name: content[name]}, {name: (lambda _, fits=fits: fits, f"{content['in_chans']} numbers")}, path, mend=mend)  # type: ignore[misc]  # fmt: skip
+        check(
+            {name: content[name]},
+            {name: (lambda _, fits=fits: fits, f"{content['in_chans']} numbers")},  # type: ignore[misc]
+            path,
+            mend=mend,
+        )
     return from_one(content, "epoch")
 
 

@@ -1,11 +1,13 @@
-"""What label images a model makes are worth: every pixel of every image at its own size, one image at a time.
+"""What label images a model makes are worth: every pixel of every image at its own size, one image
+at a time.
 
 With h_c hits, p_c predicted and t_c true pixels of class c, summed over all images,
 
     IoU_c = h_c / (p_c + t_c - h_c),     Dice_c = 2 h_c / (p_c + t_c)
 
-`miou` is the mean IoU over the classes that occur in truth or prediction. `dice` is the mean Dice over them; of two classes it is the Dice of the
-second alone, the foreground. Ignored pixels count nowhere.
+`miou` is the mean IoU over the classes that occur in truth or prediction. `dice` is the mean Dice
+over them; of two classes it is the Dice of the second alone, the foreground. Ignored pixels count
+nowhere.
 """
 
 import io
@@ -58,7 +60,9 @@ class Segmentation:
 
     @cached_property
     def estimates(self) -> dict[str, Estimate]:
-        """The measures with intervals over images: pixels of one image are not independent, so images are drawn and not pixels."""
+        """The measures with intervals over images: pixels of one image are not independent, so
+        images are drawn and not pixels.
+        """
         drawn = (
             [
                 Scores(counts)
@@ -109,7 +113,9 @@ class Segmentation:
         return dict(zip(self.classes, listed, strict=True))
 
     def write(self, folder: Path, samples: Samples) -> None:
-        """predictions/NAME.png: label images with the data set's own values; counts.npz and scores.json beside them."""
+        """predictions/NAME.png: label images with the data set's own values; counts.npz and
+        scores.json beside them.
+        """
         assert isinstance(samples, LabelImages)
         root = folder / FOLDER
         keys = [samples.key(index) for index in range(len(samples))]
@@ -128,7 +134,10 @@ class Segmentation:
         rows = [
             ("images", f"{self.seen} of {self.expected}"),
             ("mean IoU", str(self.estimates["miou"])),
-            ("Dice" if len(self.classes) > 2 else f"Dice of {visible(self.classes[1])}", str(self.estimates["dice"])),
+            (
+                "Dice" if len(self.classes) > 2 else f"Dice of {visible(self.classes[1])}",
+                str(self.estimates["dice"]),
+            ),
             ("pixel accuracy", str(self.estimates["pixel_accuracy"])),
             ("always the commonest", f"{_four(self.commonest)}  (of the pixels)"),
             *([] if loss is None else [("loss", _four(loss))]),
@@ -138,7 +147,9 @@ class Segmentation:
         lines = [f"{name:<{width}}  {value}" for name, value in rows]
         per_class = zip(classes, scores.iou, scores.dice, strict=True)
         lines += ["", f"{'class':<{width}}  IoU     Dice"]
-        lines += [f"{name:<{width}}  {_four(iou):<6}  {_four(dice)}" for name, iou, dice in per_class]
+        lines += [
+            f"{name:<{width}}  {_four(iou):<6}  {_four(dice)}" for name, iou, dice in per_class
+        ]
         return "\n".join(lines)
 
 
@@ -169,7 +180,9 @@ class Scores:
 
     @property
     def pixel_accuracy(self) -> float | None:
-        return _mean(_share(self.counts[:, HITS].sum(keepdims=True), self.counts[:, TRUE].sum(keepdims=True)))
+        return _mean(
+            _share(self.counts[:, HITS].sum(keepdims=True), self.counts[:, TRUE].sum(keepdims=True))
+        )
 
 
 def evaluate(
@@ -182,9 +195,11 @@ def evaluate(
     amp: str = "none",
     label: str = "evaluating",
 ) -> Segmentation:
-    """Measure a segmenter on what an `eval_loader` of label images yields; it is left in the mode it was in.
+    """Measure a segmenter on what an `eval_loader` of label images yields; it is left in the mode
+    it was in.
 
-    Under torch.distributed, with a loader that yields each rank its part, all ranks get the result of the whole.
+    Under torch.distributed, with a loader that yields each rank its part, all ranks get the result
+    of the whole.
 
     Args:
         model: (1, C, h, w) to logits (1, K, h, w).
@@ -201,7 +216,9 @@ def evaluate(
     device = next(model.parameters()).device
     found = Tally(len(classes))
     with evaluating(model), torch.no_grad():
-        for images, labels in track(loader, len(loader.positions), label, size=lambda batch: len(batch[0])):
+        for images, labels in track(
+            loader, len(loader.positions), label, size=lambda batch: len(batch[0])
+        ):
             for image, truth in zip(images, labels, strict=True):
                 with autocast(device, amp):
                     logits = model(image.to(device)[None])[0].float()
@@ -221,7 +238,13 @@ class Tally:
         self.losses: list[float | None] = []
         self.labels: list[bytes] = []
 
-    def add(self, predicted: np.ndarray, truth: np.ndarray, values: Sequence[int], loss: float | None = None) -> None:
+    def add(
+        self,
+        predicted: np.ndarray,
+        truth: np.ndarray,
+        values: Sequence[int],
+        loss: float | None = None,
+    ) -> None:
         """Count an image: class indices (h, w), of the truth also IGNORE."""
         matrix = confusion_of(predicted, truth, len(values))
         self.confusion += matrix
@@ -233,11 +256,15 @@ class Tally:
         losses = [loss for loss in self.losses if loss is not None]
         counts = np.array(self.counts, dtype=np.int64).reshape(-1, len(classes), 3)
         mean = float(np.mean(losses)) if losses else None
-        return Segmentation(tuple(classes), self.confusion, counts, mean, expected, tuple(self.labels))
+        return Segmentation(
+            tuple(classes), self.confusion, counts, mean, expected, tuple(self.labels)
+        )
 
 
 def confusion_of(predicted: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray:
-    """(K, K) int64 pixels, row truth, column prediction, of label arrays (h, w), of the truth also IGNORE."""
+    """(K, K) int64 pixels, row truth, column prediction, of label arrays (h, w), of the truth also
+    IGNORE.
+    """
     counts = truth != IGNORE
     places = truth[counts].astype(np.int64) * classes + predicted[counts]
     return np.bincount(places, minlength=classes**2).reshape(classes, classes).astype(np.int64)
@@ -246,12 +273,16 @@ def confusion_of(predicted: np.ndarray, truth: np.ndarray, classes: int) -> np.n
 def label_png(indices: np.ndarray, values: Sequence[int]) -> bytes:
     """A label image (h, w) of class indices as an 8-bit grey PNG file of the data set's values."""
     buffer = io.BytesIO()
-    Image.fromarray(np.asarray(values, dtype=np.uint8)[indices]).save(buffer, "PNG", compress_level=3)
+    Image.fromarray(np.asarray(values, dtype=np.uint8)[indices]).save(
+        buffer, "PNG", compress_level=3
+    )
     return buffer.getvalue()
 
 
 def _of_all_ranks(loader: EpochLoader, mine: Tally) -> Tally:
-    """All ranks' images in the order of the data set; a loader that ranks do not share has nothing to gather."""
+    """All ranks' images in the order of the data set; a loader that ranks do not share has nothing
+    to gather.
+    """
     if loader.rounds is None:
         return mine
     parts = ranks.gather((list(loader.positions), mine))

@@ -1,10 +1,13 @@
-"""Intervals of measures that are no plain share: images are drawn again with replacement, and the measure's spread is seen.
+"""Intervals of measures that are no plain share: images are drawn again with replacement, and the
+measure's spread is seen.
 
     logit m ± t s / (m (1 - m))
 
-s is the standard deviation of the measure m over the draws (Efron 1979), made larger by n / (n - 1) in its square, and t is Student's quantile of
-n - 1 degrees: with few images the draws alone make intervals too narrow. On the scale of the logit they keep within 0..1 and are as lopsided as the
-measure is near an end. Where the draws cannot tell the spread there is no interval, and a sentence says why.
+s is the standard deviation of the measure m over the draws (Efron 1979), made larger by n / (n - 1)
+in its square, and t is Student's quantile of n - 1 degrees: with few images the draws alone make
+intervals too narrow. On the scale of the logit they keep within 0..1 and are as lopsided as the
+measure is near an end. Where the draws cannot tell the spread there is no interval, and a sentence
+says why.
 """
 
 import math
@@ -24,7 +27,9 @@ BLOCK = 2_000_000  # numbers of one block of draws: 16 MB
 
 @dataclass(frozen=True)
 class Estimate:
-    """A measure with the ends of its 95 % interval; `why` says what there is none of: a value, or an interval of it."""
+    """A measure with the ends of its 95 % interval; `why` says what there is none of: a value, or
+    an interval of it.
+    """
 
     value: float | None
     low: float | None = None
@@ -44,7 +49,9 @@ class Estimate:
 
 
 def draws(images: int, replicates: int = REPLICATES, seed: int = 0) -> Iterator[np.ndarray]:
-    """How often each image is drawn: blocks (b, images) of whole numbers, a row for each replicate; a row sums to `images`."""
+    """How often each image is drawn: blocks (b, images) of whole numbers, a row for each replicate;
+    a row sums to `images`.
+    """
     rng = np.random.default_rng(seed)
     block = max(1, BLOCK // max(images, 1))
     for start in range(0, replicates, block):
@@ -53,7 +60,12 @@ def draws(images: int, replicates: int = REPLICATES, seed: int = 0) -> Iterator[
         yield np.bincount(picked.ravel(), minlength=rows * images).reshape(rows, images)
 
 
-def resampled(measure: Callable[[np.ndarray], np.ndarray], images: int, replicates: int = REPLICATES, seed: int = 0) -> np.ndarray:  # fmt: skip
+def resampled(
+    measure: Callable[[np.ndarray], np.ndarray],
+    images: int,
+    replicates: int = REPLICATES,
+    seed: int = 0,
+) -> np.ndarray:
     """(replicates,) values of a measure under the draws.
 
     Args:
@@ -71,22 +83,33 @@ def estimate(value: float | None, deviation: float, images: int, *, why: str = "
     Args:
         value: the measure of the images as they are, 0..1; None where it has none.
         deviation: of the measure over draws of the images.
-        images: how many independent ones the measure rests on (of an area under a curve: those of the rarer side).
+        images: how many independent ones the measure rests on (of an area under a curve: those of
+            the rarer side).
         why: there is no value.
     """
     if value is None:
         return Estimate(None, why=why)
     if images < FEWEST:
-        return Estimate(value, why=f"it would rest on {counted(images, 'image')}, and at least {FEWEST} are needed")
+        return Estimate(
+            value,
+            why=f"it would rest on {counted(images, 'image')}, and at least {FEWEST} are needed",
+        )
     if not 0 < value < 1 or not deviation > 0 or not math.isfinite(deviation):
-        return Estimate(value, why="every draw of these images gives the same value, so they do not show its spread")
-    wide = deviation * math.sqrt(images / (images - 1)) * student(images - 1) / (value * (1 - value))
+        return Estimate(
+            value,
+            why="every draw of these images gives the same value, so they do not show its spread",
+        )
+    wide = (
+        deviation * math.sqrt(images / (images - 1)) * student(images - 1) / (value * (1 - value))
+    )
     middle = math.log(value / (1 - value))
     return Estimate(value, _share(middle - wide), _share(middle + wide))
 
 
 def student(freedom: int, level: float = LEVEL) -> float:
-    """The two-sided quantile of Student's t, to 1e-3 from 5 degrees on, to 1 % at 2 (Abramowitz and Stegun 26.7.5)."""
+    """The two-sided quantile of Student's t, to 1e-3 from 5 degrees on, to 1 % at 2 (Abramowitz and
+    Stegun 26.7.5).
+    """
     z = NormalDist().inv_cdf(0.5 + level / 2)
     terms = (
         (z**3 + z) / 4,
@@ -103,7 +126,9 @@ def _share(logit: float) -> float:
 
 
 def apart(difference: float, deviation: float, images: int) -> tuple[float, float]:
-    """The ends of the interval of a difference of two measures of the same images, from the deviation of the difference over draws of them."""
+    """The ends of the interval of a difference of two measures of the same images, from the
+    deviation of the difference over draws of them.
+    """
     if images < 3:  # which say nothing of a spread: all that shares can differ by
         return -1.0, 1.0
     wide = deviation * math.sqrt(images / (images - 1)) * student(images - 1)

@@ -1,6 +1,8 @@
-"""A classifier between epochs, measured by several ranks: each keeps its own logits, and counts are summed over the ranks.
+"""A classifier between epochs, measured by several ranks: each keeps its own logits, and counts are
+summed over the ranks.
 
-For the areas under curves the logits of a few classes at a time are exchanged; each rank sorts some of them.
+For the areas under curves the logits of a few classes at a time are exchanged; each rank sorts some
+of them.
 """
 
 from collections.abc import Sequence
@@ -24,9 +26,15 @@ AT_ONCE = 64  # classes whose logits are exchanged together: 13 MB of 50,000 ima
 
 
 def validate(
-    model: nn.Module, loader: EpochLoader, classes: Sequence[str], *, amp: str = "none", label: str = "validating"
+    model: nn.Module,
+    loader: EpochLoader,
+    classes: Sequence[str],
+    *,
+    amp: str = "none",
+    label: str = "validating",
 ) -> dict[str, Any]:
-    """The summary of `evaluate` on what all ranks' loaders yield, without the logits of the whole on any rank.
+    """The summary of `evaluate` on what all ranks' loaders yield, without the logits of the whole
+    on any rank.
 
     Args:
         model: left in the mode it was in.
@@ -44,10 +52,16 @@ def validate(
     number = len(classes)
     logits = logits if len(logits) else logits.reshape(0, number)
     if logits.shape[1] != number:
-        raise UsageError(f"the model gives {logits.shape[1]} logits and there are {number} classes: they must agree")
+        raise UsageError(
+            f"the model gives {logits.shape[1]} logits and there are {number} classes: they must "
+            "agree"
+        )
     walk = walked(logits, targets)
     truth = targets.numpy()
-    support, right = np.bincount(truth, minlength=number), np.bincount(truth[walk.hits], minlength=number)
+    support, right = (
+        np.bincount(truth, minlength=number),
+        np.bincount(truth[walk.hits], minlength=number),
+    )
     support, right = np.sum(ranks.gather((support, right)), axis=0)
     sums = np.sum(ranks.gather((walk.bad, walk.log)), axis=0)
     images = int(support.sum())
@@ -109,4 +123,6 @@ def _columns(mine: Tensor, sizes: Sequence[int]) -> np.ndarray:
     padded[: len(mine)] = mine
     parts = [torch.zeros_like(padded) for _ in sizes]
     dist.all_gather(parts, padded)
-    return np.concatenate([part[:size].cpu().numpy() for part, size in zip(parts, sizes, strict=True)])
+    return np.concatenate([
+        part[:size].cpu().numpy() for part, size in zip(parts, sizes, strict=True)
+    ])

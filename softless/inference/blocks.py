@@ -1,4 +1,7 @@
-"""Blocks for inference: every branch adds itself to the residual. One class per way of being called."""
+"""Blocks for inference: every branch adds itself to the residual.
+
+One class per way of being called.
+"""
 
 from typing import Any
 
@@ -23,7 +26,9 @@ class PackedBlock(nn.Module):
         super().__init__()
         self.norm1, self.attn, self.norm2, self.mlp = norm1, attn, norm2, mlp
 
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    def forward(
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
         x = self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=is_causal, onto=x)
         return self.mlp(self.norm2(x), onto=x)
 
@@ -43,11 +48,19 @@ class GridBlock(PackedBlock):
 
 
 class XcitBlock(PackedBlock):
-    """As XCiT calls its own, with the sides of the grid; between attention and MLP the local patch interaction, where it has one."""
+    """As XCiT calls its own, with the sides of the grid; between attention and MLP the local patch
+    interaction, where it has one.
+    """
 
     def __init__(
-        self, norm1: nn.Module, attn: nn.Module, norm2: nn.Module, mlp: nn.Module, norm3: nn.Module | None, local_mp: nn.Module | None
-    ) -> None:  # fmt: skip
+        self,
+        norm1: nn.Module,
+        attn: nn.Module,
+        norm2: nn.Module,
+        mlp: nn.Module,
+        norm3: nn.Module | None,
+        local_mp: nn.Module | None,
+    ) -> None:
         super().__init__(norm1, attn, norm2, mlp)
         self.norm3, self.local_mp = norm3, local_mp
         self.takes_grid = isinstance(getattr(attn, "branch", attn), Attention)

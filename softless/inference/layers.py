@@ -1,4 +1,6 @@
-"""The parts of a block for inference: each takes the normalised tokens and the residual, and returns the residual with its branch added."""
+"""The parts of a block for inference: each takes the normalised tokens and the residual, and
+returns the residual with its branch added.
+"""
 
 # B batch, H heads, N tokens, D features per head
 
@@ -18,7 +20,8 @@ from softless.layers.plain import CONV, NORM, give, is_nothing, watched, weights
 
 
 class PackedAttention(Attention):
-    """`softless.Attention` in inference: both projections packed, the layer scale in the second, the residual added to its output.
+    """`softless.Attention` in inference: both projections packed, the layer scale in the second,
+    the residual added to its output.
 
     Made of a module by `of`, never by its constructor.
     """
@@ -28,7 +31,9 @@ class PackedAttention(Attention):
 
     @classmethod
     def of(cls, theirs: Attention, dtype: torch.dtype, scale: Tensor | None) -> "PackedAttention":
-        """A module that reads the buffer of its projection, its output multiplied by scale (dim)."""
+        """A module that reads the buffer of its projection, its output multiplied by scale
+        (dim).
+        """
         made = cls.__new__(cls)
         made.__dict__.update(theirs.__dict__)
         made._modules = dict(theirs._modules)
@@ -37,15 +42,25 @@ class PackedAttention(Attention):
         return made
 
     def forward(
-        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, mask: Tensor | None = None, grid: Grid | None = None,
-        onto: Tensor | None = None, **passed: Any,
-    ) -> Tensor:  # fmt: skip
+        self,
+        x: Tensor,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        mask: Tensor | None = None,
+        grid: Grid | None = None,
+        onto: Tensor | None = None,
+        **passed: Any,
+    ) -> Tensor:
         """Attention over the tokens x (B,N,dim), plus `onto`; the rest as `Attention.forward`."""
         if attn_mask is not None or is_causal or mask is not None or passed or not self._untouched:
             y = super().forward(x, attn_mask, is_causal, mask, grid, **passed)
             return y if onto is None else onto + y
-        # the projection stays apart: packed it is faster than a product with the operator's matrix inside (the figure merging)
-        return self.proj(attend_packed(self.qkv(x), self.num_heads, self.op, **self.extras(x.shape[1], grid)), onto)
+        # the projection stays apart: packed it is faster than a product with the operator's matrix
+        # inside (the figure merging)
+        return self.proj(
+            attend_packed(self.qkv(x), self.num_heads, self.op, **self.extras(x.shape[1], grid)),
+            onto,
+        )
 
     @property
     def _untouched(self) -> bool:
@@ -65,7 +80,9 @@ class PackedAttention(Attention):
 
 
 class PackedMlp(nn.Module):
-    """act(x W1ᵀ + b1) W2ᵀ + b2 + onto, the layer scale in the second layer: (B,N,dim) -> (B,N,dim)."""
+    """act(x W1ᵀ + b1) W2ᵀ + b2 + onto, the layer scale in the second layer: (B,N,dim) ->
+    (B,N,dim).
+    """
 
     def __init__(self, fc1: PackedLinear, act: nn.Module, fc2: PackedLinear) -> None:
         super().__init__()
@@ -76,11 +93,13 @@ class PackedMlp(nn.Module):
 
 
 class PackedLPI(nn.Module):
-    """XCiT's local patch interaction: the scale of BatchNorm and the layer scale in the second convolution, its shift an addition before it.
+    """XCiT's local patch interaction: the scale of BatchNorm and the layer scale in the second
+    convolution, its shift an addition before it.
 
         conv2(s a + t) = conv2'(a + t / s),    conv2' = s conv2        a = act(conv1(x))
 
-    The shift cannot go into the second convolution's bias: at the border the image is padded with zeros after it.
+    The shift cannot go into the second convolution's bias: at the border the image is padded with
+    zeros after it.
     """
 
     def __init__(self, first: FusedConv, shift: Tensor, second: nn.Conv2d) -> None:
@@ -96,16 +115,26 @@ class PackedLPI(nn.Module):
         factor, shift = factors(norm)
         after = torch.ones_like(factor) if scale is None else scale.detach().double()
         made = nn.Conv2d(
-            second.in_channels, second.out_channels, second.kernel_size, second.stride, second.padding, groups=second.groups,
-            device=held.W.device, dtype=held.W.dtype,
-        )  # fmt: skip
+            second.in_channels,
+            second.out_channels,
+            second.kernel_size,
+            second.stride,
+            second.padding,
+            groups=second.groups,
+            device=held.W.device,
+            dtype=held.W.dtype,
+        )
         with torch.no_grad():
             give(
                 made,
                 held.W.double() * (factor * after)[:, None, None, None],
                 (0 if held.b is None else held.b.double()) * after,
             )
-        return cls(FusedConv(theirs.conv1, activation), (shift / factor)[:, None, None].to(held.W.dtype), made)
+        return cls(
+            FusedConv(theirs.conv1, activation),
+            (shift / factor)[:, None, None].to(held.W.dtype),
+            made,
+        )
 
     def ahead(self, grid: Tensor) -> Tensor:
         """What the second convolution is given: (B,dim,h,w) -> (B,dim,h,w)."""
@@ -145,7 +174,9 @@ class Added(nn.Module):
 
 
 def cast(value: Any, dtype: torch.dtype) -> Any:
-    """The floating-point tensors of a value in another dtype, whatever lists, tuples and mappings they lie in."""
+    """The floating-point tensors of a value in another dtype, whatever lists, tuples and mappings
+    they lie in.
+    """
     if isinstance(value, Tensor):
         return value.to(dtype) if value.is_floating_point() else value
     if isinstance(value, dict):
@@ -157,13 +188,16 @@ def cast(value: Any, dtype: torch.dtype) -> Any:
 
 
 class InDtype(nn.Module):
-    """A part that computes in a dtype of its own: what it is given is cast to it, and its answers to the dtype around."""
+    """A part that computes in a dtype of its own: what it is given is cast to it, and its answers
+    to the dtype around.
+    """
 
     def __init__(self, part: nn.Module, inside: torch.dtype, outside: torch.dtype) -> None:
         super().__init__()
         self.part, self.inside, self.outside = part, inside, outside
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "InDtype":  # noqa: ARG002  # it stays
+    # it stays
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "InDtype":  # noqa: ARG002
         return self
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -188,7 +222,9 @@ class LookedInto(InDtype):
 
 
 class PatchProjection(nn.Module):
-    """A convolution whose stride is its side, as one product: (B,C,H,W) -> (B,C',H/side,W/side), channels last."""
+    """A convolution whose stride is its side, as one product: (B,C,H,W) -> (B,C',H/side,W/side),
+    channels last.
+    """
 
     def __init__(self, conv: nn.Conv2d, dtype: torch.dtype) -> None:
         super().__init__()
@@ -196,7 +232,8 @@ class PatchProjection(nn.Module):
         assert found is not None, "who packs a layer has asked whether it may be read"
         self.in_channels = conv.in_channels
         self.kernel_size = self.stride = (conv.kernel_size[0], conv.kernel_size[1])
-        weight = found.W.detach().permute(0, 2, 3, 1).flatten(1)  # a patch's rows, its columns, its colours
+        # a patch's rows, its columns, its colours
+        weight = found.W.detach().permute(0, 2, 3, 1).flatten(1)
         self.linear = PackedLinear(weight, found.b, dtype)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -204,13 +241,18 @@ class PatchProjection(nn.Module):
         image = image[..., : image.shape[-2] // rows * rows, : image.shape[-1] // columns * columns]
         B, C, H, W = image.shape
         patches = (
-            image.to(self.linear.dtype).reshape(B, C, H // rows, rows, W // columns, columns).permute(0, 2, 4, 3, 5, 1)
+            image
+            .to(self.linear.dtype)
+            .reshape(B, C, H // rows, rows, W // columns, columns)
+            .permute(0, 2, 4, 3, 5, 1)
         )
         return self.linear(patches.flatten(3)).permute(0, 3, 1, 2)
 
 
 class KeptPositions(nn.Module):
-    """XCiT's positions, projected once for each grid and kept as tokens lie: (batch, height, width) -> (batch, dim, height, width)."""
+    """XCiT's positions, projected once for each grid and kept as tokens lie: (batch, height, width)
+    -> (batch, dim, height, width).
+    """
 
     def __init__(self, positions: nn.Module) -> None:
         super().__init__()
@@ -228,7 +270,9 @@ class KeptPositions(nn.Module):
             found: Tensor = self.positions(batch, height, width)
             return found
         weight = next(self.positions.parameters())
-        kept = self.kept.get((height, width, weight.dtype, weight.device), lambda: self._made(height, width))
+        kept = self.kept.get(
+            (height, width, weight.dtype, weight.device), lambda: self._made(height, width)
+        )
         return kept.expand(batch, -1, -1, -1)
 
     def _made(self, height: int, width: int) -> Tensor:

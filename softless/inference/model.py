@@ -1,4 +1,6 @@
-"""What an optimized model is besides a model: it refuses what it cannot do, and reads no token that its answer does not need."""
+"""What an optimized model is besides a model: it refuses what it cannot do, and reads no token that
+its answer does not need.
+"""
 
 import functools
 from typing import TYPE_CHECKING, Any
@@ -31,15 +33,18 @@ class InferenceModel(nn.Module):
     outside: torch.dtype  # what it takes and answers in
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As torch calls a model, without gradients; floating-point tensors among the arguments are cast to the model's dtype, in lists too.
+        """As torch calls a model, without gradients; floating-point tensors among the arguments are
+        cast to the model's dtype, in lists too.
 
         Raises:
-            UsageError: a gradient by the images is asked for, a transform of torch.func or forward-mode differentiation is active, or the
-                model is exported.
+            UsageError: a gradient by the images is asked for, a transform of torch.func or
+                forward-mode differentiation is active, or the model is exported.
         """
         if why := transformed():
             raise UsageError(f"{why}: {NO_GRADIENTS}")
-        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in tree_leaves((args, kwargs))):  # fmt: skip
+        if torch.is_grad_enabled() and any(
+            isinstance(x, Tensor) and x.requires_grad for x in tree_leaves((args, kwargs))
+        ):
             raise UsageError(NO_GRADIENTS)
         with torch.no_grad():
             return super().__call__(*cast(args, self.outside), **cast(kwargs, self.outside))
@@ -52,7 +57,8 @@ class InferenceModel(nn.Module):
         """
         if mode:
             raise UsageError(
-                "an optimized model cannot be trained: train the model it was made of, and optimize that again"
+                "an optimized model cannot be trained: train the model it was made of, and "
+                "optimize that again"
             )
         return super().train(mode=False)
 
@@ -73,7 +79,8 @@ class InferenceModel(nn.Module):
             UsageError: always.
         """
         raise UsageError(
-            "an optimized model has no state dict, since its weights are packed and folded: keep that of the model it was made of, "
+            "an optimized model has no state dict, since its weights are packed and folded: keep "
+            "that of the model it was made of, "
             "or store the whole with torch.save(model, path)"
         )
 
@@ -84,7 +91,8 @@ class InferenceModel(nn.Module):
             UsageError: always.
         """
         raise UsageError(
-            "an optimized model takes no weights, since its own are packed and folded: load them into the plain model, and optimize that"
+            "an optimized model takes no weights, since its own are packed and folded: load them "
+            "into the plain model, and optimize that"
         )
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
@@ -92,7 +100,8 @@ class InferenceModel(nn.Module):
         there = fn(here)
         if there.dtype != here.dtype or there.device != here.device:
             raise UsageError(
-                f"an optimized model stays {here.dtype} on {here.device}: move or convert the model it was made of, and optimize that"
+                f"an optimized model stays {here.dtype} on {here.device}: move or convert the "
+                "model it was made of, and optimize that"
             )
         return super()._apply(fn, recurse)
 
@@ -101,9 +110,13 @@ class InferenceModel(nn.Module):
 
 
 class FirstTokenViT(InferenceModel):
-    """A ViT whose head reads the class token alone: in the last block nothing else is computed past the attention's sums."""
+    """A ViT whose head reads the class token alone: in the last block nothing else is computed past
+    the attention's sums.
+    """
 
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    def forward(
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
         """(B,C,H,W) -> (B,num_classes), as timm's."""
         me: Any = self
         *blocks, last = me.blocks
@@ -115,13 +128,17 @@ class FirstTokenViT(InferenceModel):
         return me.forward_head(me.norm(last.first(x)))
 
     def _seen(self, last: nn.Module) -> bool:
-        """Whether somebody waits for what the short cut leaves out: all tokens of the last block and of the norm, and the call of `blocks`."""
+        """Whether somebody waits for what the short cut leaves out: all tokens of the last block
+        and of the norm, and the call of `blocks`.
+        """
         me: Any = self
         return bool(why_called(me.blocks)) or watched(last) or watched(me.norm)
 
 
 def reads_first(model: Any) -> bool:
-    """Whether a model's answer is made of its first token, and its last block can give that alone."""
+    """Whether a model's answer is made of its first token, and its last block can give that
+    alone.
+    """
     if type(model) not in VITS and not isinstance(model, FirstTokenViT):
         return False
     last = model.blocks[-1] if len(model.blocks) else None
@@ -140,7 +157,9 @@ def inference_class(kind: Any, first: bool) -> type:
     """The class of a model of some kind once it is optimized."""
     mixed = FirstTokenViT if first else InferenceModel
     return type(
-        f"Optimized{kind.__name__}", (mixed, kind), {"__module__": __name__, "__doc__": f"{kind.__name__}, optimized."}
+        f"Optimized{kind.__name__}",
+        (mixed, kind),
+        {"__module__": __name__, "__doc__": f"{kind.__name__}, optimized."},
     )
 
 

@@ -41,7 +41,15 @@ from softless.inference.model import InferenceModel, inference_class, reads_firs
 from softless.inference.packed import DTYPES, NONE, FusedConv, PackedLinear, activation_of, why_not
 from softless.layers import LPI, Attention, FourierPosition
 from softless.layers.conv_attention import ConvProjection
-from softless.layers.plain import CONV, NORM, is_nothing, refuse_parts, watched, weights_of, why_called
+from softless.layers.plain import (
+    CONV,
+    NORM,
+    is_nothing,
+    refuse_parts,
+    watched,
+    weights_of,
+    why_called,
+)
 from softless.layers.plain import why_not as why_not_plain
 from softless.models import vit, xcit
 from softless.models.detectors import Backbone
@@ -67,8 +75,15 @@ class Optimized:
 
     def __str__(self) -> str:
         kind = str(self.dtype).removeprefix("torch.")
-        packed = f"{len(self.packed)} linear layers packed" if self.packed else "no linear layer packed"
-        said = [f"{kind}: {packed}, {len(self.blocks)} blocks fused, {len(self.folded)} scales folded, {len(self.kept)} parts left alone"]  # fmt: skip
+        packed = (
+            f"{len(self.packed)} linear layers packed" if self.packed else "no linear layer packed"
+        )
+        said = [
+            (
+                f"{kind}: {packed}, {len(self.blocks)} blocks fused, {len(self.folded)} scales "
+                f"folded, {len(self.kept)} parts left alone"
+            )
+        ]
         said += _lines("block", self.blocks, ": ") + _lines("folded", self.folded, " into ")
         said += _lines("fused", self.fused, " into ") + _lines("kept", self.kept, ": ")
         return "\n".join([*said, *self.notes])
@@ -76,19 +91,26 @@ class Optimized:
 
 def _lines(word: str, told: Mapping[str, str], between: str) -> list[str]:
     """A line for all paths that differ in their numbers alone and have the same told of them."""
-    alike = Counter(re.sub(r"\b\d+\b", "*", f"{path}{between}{what}") for path, what in told.items())
-    return [f"  {word:8} {line}" + (f" ({number} times)" if number > 1 else "") for line, number in alike.items()]
+    alike = Counter(
+        re.sub(r"\b\d+\b", "*", f"{path}{between}{what}") for path, what in told.items()
+    )
+    return [
+        f"  {word:8} {line}" + (f" ({number} times)" if number > 1 else "")
+        for line, number in alike.items()
+    ]
 
 
 def optimize(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> Any:
     """A copy of a model for inference on the processor: the same answers, sooner.
 
-    Weights are packed once for oneDNN; GELU and residuals are computed with the linear layers beside them; BatchNorm (in evaluation) and layer
-    scales are folded into weights; attention runs natively. A ViT that is read by its class token computes of the last block what that token
+    Weights are packed once for oneDNN; GELU and residuals are computed with the linear layers
+    beside them; BatchNorm (in evaluation) and layer scales are folded into weights; attention runs
+    natively. A ViT that is read by its class token computes of the last block what that token
     needs. The copy takes images of any number and size, and returns `dtype`.
 
-    ViT (ours, timm's, swapped), XCiT, CvT and the SOFT pyramid have blocks that are rewritten; of other models the linear layers and
-    BatchNorms. Layers with hooks stay as they are. Call it under `torch.inference_mode()`.
+    ViT (ours, timm's, swapped), XCiT, CvT and the SOFT pyramid have blocks that are rewritten; of
+    other models the linear layers and BatchNorms. Layers with hooks stay as they are. Call it under
+    `torch.inference_mode()`.
 
     Args:
         model: the model; it is not touched.
@@ -102,13 +124,19 @@ def optimize(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> Any:
     """
     need_module(model, "optimize")
     if dtype not in DTYPES:
-        raise UsageError(f"dtype={dtype}: an optimized model computes in torch.bfloat16 or torch.float32")
+        raise UsageError(
+            f"dtype={dtype}: an optimized model computes in torch.bfloat16 or torch.float32"
+        )
     if isinstance(model, InferenceModel):
         raise UsageError("the model is optimized already: optimize the one it was made of")
     refuse_parts(model, "optimize")
     made: Any = _copied(model).eval().requires_grad_(requires_grad=False)
-    first_weight = next((one for one in made.parameters() if one.is_floating_point()), torch.empty(0))
-    device = next((one.device for one in made.parameters() if one.device.type != "meta"), torch.device("cpu"))
+    first_weight = next(
+        (one for one in made.parameters() if one.is_floating_point()), torch.empty(0)
+    )
+    device = next(
+        (one.device for one in made.parameters() if one.device.type != "meta"), torch.device("cpu")
+    )
     work, outside = _Work(dtype), dtype
     with torch.no_grad():
         if backbones := _backbones(made):
@@ -121,38 +149,66 @@ def optimize(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> Any:
         notes.append(f"  {', '.join(backbones)} in {dtype}, boxes, scores and masks in {outside}")
     first = reads_first(made)
     if first:
-        notes.append("  the last block computes what the class token needs; forward_features still gives every token")
+        notes.append(
+            "  the last block computes what the class token needs; forward_features still gives "
+            "every token"
+        )
     kind: Any = type(made)
     made.__class__ = inference_class(kind, first)
     made.outside = outside
-    made.optimized = Optimized(dtype, device, work.blocks, () if why else tuple(work.packed), work.folded, work.fused, work.kept, tuple(notes))  # fmt: skip
+    made.optimized = Optimized(
+        dtype,
+        device,
+        work.blocks,
+        () if why else tuple(work.packed),
+        work.folded,
+        work.fused,
+        work.kept,
+        tuple(notes),
+    )
     return made
 
 
 def _copied(model: nn.Module) -> nn.Module:
-    """A copy; a weight that is computed of others before each call, as weight_norm's, is copied as the number that it is now."""
+    """A copy; a weight that is computed of others before each call, as weight_norm's, is copied as
+    the number that it is now.
+    """
     computed = [
-        x for module in model.modules() for x in vars(module).values() if isinstance(x, Tensor) and not x.is_leaf
+        x
+        for module in model.modules()
+        for x in vars(module).values()
+        if isinstance(x, Tensor) and not x.is_leaf
     ]
     return copy.deepcopy(model, {id(x): x.detach().clone() for x in computed})
 
 
 def _settled(made: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """All parts in a dtype, new ones too; the weights of convolutions as their images lie, or each call would copy them."""
-    return made.to(dtype, memory_format=torch.channels_last).eval().requires_grad_(requires_grad=False)  # type: ignore[call-overload]
+    """All parts in a dtype, new ones too; the weights of convolutions as their images lie, or each
+    call would copy them.
+    """
+    return (
+        made.to(dtype, memory_format=torch.channels_last).eval().requires_grad_(requires_grad=False)  # type: ignore[call-overload]
+    )
 
 
 def _backbones(model: nn.Module) -> list[str]:
-    """The paths of what detectors look at an image with; ours have a pyramid behind it, some of which is in float32 by itself."""
+    """The paths of what detectors look at an image with; ours have a pyramid behind it, some of
+    which is in float32 by itself.
+    """
     found = [
-        (below(path, "backbone"), one.backbone) for path, one in model.named_modules() if isinstance(one, DETECTORS)
+        (below(path, "backbone"), one.backbone)
+        for path, one in model.named_modules()
+        if isinstance(one, DETECTORS)
     ]
     return [below(path, "features") if isinstance(one, Backbone) else path for path, one in found]
 
 
 @dataclass
 class _Work:
-    """One walk through a model. Everything is folded in the precision that the model came in, and rounded once."""
+    """One walk through a model.
+
+    Everything is folded in the precision that the model came in, and rounded once.
+    """
 
     dtype: torch.dtype
     blocks: dict[str, str] = field(default_factory=dict)
@@ -187,7 +243,8 @@ class _Work:
             found = rule(self, path, module)
         if found is None:
             self._name(path, module)
-            for name, child in module._modules.items():  # named_children would pass over a part that is there twice
+            # named_children would pass over a part that is there twice
+            for name, child in module._modules.items():
                 if child is not None:
                     setattr(module, name, self.replaced(below(path, name), child))
             found = module
@@ -195,7 +252,9 @@ class _Work:
         return found
 
     def as_it_came(self, module: nn.Module) -> nn.Module:
-        """A layer that is called as it is, in the dtype that it came in: a hook may add what it holds in that."""
+        """A layer that is called as it is, in the dtype that it came in: a hook may add what it
+        holds in that.
+        """
         own = next((x.dtype for x in module.parameters() if x.is_floating_point()), torch.float32)
         found = module if own == self.dtype else InDtype(module, own, self.dtype)
         self.made[id(module)] = (module, found)
@@ -215,17 +274,25 @@ class _Work:
         if path in self.kept:
             return
         if looks_like_attention(module):
-            self.kept[path] = f"{type(module).__name__} is no attention of softless: only its linear layers are packed"
+            self.kept[path] = (
+                f"{type(module).__name__} is no attention of softless: only its linear layers are "
+                "packed"
+            )
         elif isinstance(module, Attention):
             self.kept[path] = (
-                "something stands between its projection and its operator: only its linear layers are packed"
+                "something stands between its projection and its operator: only its linear layers "
+                "are packed"
             )
         elif isinstance(module, nn.BatchNorm2d):
             self.kept[path] = "no rule says which convolution stands before it"
         elif "Block" in type(module).__name__:
-            self.kept[path] = f"no rule for {type(module).__name__}: only its linear layers are packed"
+            self.kept[path] = (
+                f"no rule for {type(module).__name__}: only its linear layers are packed"
+            )
 
-    def linear(self, path: str, linear: nn.Module, scale: Tensor | None = None, activation: Any = NONE) -> PackedLinear:
+    def linear(
+        self, path: str, linear: nn.Module, scale: Tensor | None = None, activation: Any = NONE
+    ) -> PackedLinear:
         assert isinstance(linear, nn.Linear)
         self.packed.append(path)
         return PackedLinear.of(linear, self.dtype, scale, activation)
@@ -311,7 +378,9 @@ def _apart(work: _Work, path: str, module: Any) -> nn.Module | None:
 
 
 def _vit(work: _Work, path: str, module: Any) -> nn.Module | None:
-    if not isinstance(module.attn, Attention | TimmAttention) or not _only(module, LEFT_OUT | {LayerScale}, "ls1", "ls2", "drop_path1", "drop_path2"):  # fmt: skip
+    if not isinstance(module.attn, Attention | TimmAttention) or not _only(
+        module, LEFT_OUT | {LayerScale}, "ls1", "ls2", "drop_path1", "drop_path2"
+    ):
         return None
     scales = (work.scale(path, "ls1", module), work.scale(path, "ls2", module))
     return _block(work, path, module, PackedBlock, scales)
@@ -320,7 +389,9 @@ def _vit(work: _Work, path: str, module: Any) -> nn.Module | None:
 def _only(module: Any, kinds: set[type], *names: str) -> bool:
     """Whether the parts that a block of ours leaves out or folds are nothing else."""
     return all(
-        type(getattr(module, name)) in kinds for name in names if isinstance(getattr(module, name, None), nn.Module)
+        type(getattr(module, name)) in kinds
+        for name in names
+        if isinstance(getattr(module, name, None), nn.Module)
     )
 
 
@@ -341,7 +412,12 @@ def _xcit(work: _Work, path: str, module: Any) -> nn.Module | None:
 
 
 def _block(
-    work: _Work, path: str, module: Any, kind: Any, scales: tuple[Tensor | None, Tensor | None], *more: Any
+    work: _Work,
+    path: str,
+    module: Any,
+    kind: Any,
+    scales: tuple[Tensor | None, Tensor | None],
+    *more: Any,
 ) -> nn.Module:
     """A block whose branches add themselves."""
     attn = work.attention(f"{path}.attn", module.attn, scales[0])
@@ -369,16 +445,25 @@ def _sequence(work: _Work, path: str, module: nn.Sequential) -> nn.Module | None
 
 
 def _stem(work: _Work, path: str, module: nn.Sequential) -> nn.Module | None:
-    """As `_sequence`, then the activations behind convolutions, one level down too (XCiT's stem)."""
+    """As `_sequence`, then the activations behind convolutions, one level down too
+    (XCiT's stem).
+    """
     _sequence(work, path, module)
     items: list[tuple[nn.Sequential, str, str]] = []
     for name, child in module.named_children():
         if type(child) is nn.Sequential and not why_called(child):
             _sequence(work, below(path, name), child)
-            items += [(child, inner, below(path, f"{name}.{inner}")) for inner, _ in child.named_children()]
+            items += [
+                (child, inner, below(path, f"{name}.{inner}"))
+                for inner, _ in child.named_children()
+            ]
         else:
             items.append((module, name, below(path, name)))
-    parts = [(owner, name, where) for owner, name, where in items if type(getattr(owner, name)) is not nn.Identity]
+    parts = [
+        (owner, name, where)
+        for owner, name, where in items
+        if type(getattr(owner, name)) is not nn.Identity
+    ]
     for (owner, name, where), (after, act_name, act_where) in pairwise(parts):
         conv, act = getattr(owner, name), getattr(after, act_name)
         activation = activation_of(act)
@@ -399,7 +484,13 @@ def _projection(work: _Work, path: str, module: ConvProjection) -> nn.Module | N
 def _patches(work: _Work, path: str, module: Any) -> nn.Module | None:
     conv = module.proj
     plain = weights_of(conv, kinds=CONV) is not None
-    if plain and conv.stride == conv.kernel_size and conv.groups == 1 and conv.dilation == (1, 1) and conv.padding == (0, 0):  # fmt: skip
+    if (
+        plain
+        and conv.stride == conv.kernel_size
+        and conv.groups == 1
+        and conv.dilation == (1, 1)
+        and conv.padding == (0, 0)
+    ):
         module.proj = PatchProjection(conv, work.dtype)
         work.packed.append(f"{path}.proj")
     return None
@@ -426,7 +517,17 @@ RULES: Mapping[type, Rule] = {
     PositionalEncodingFourier: _positions,
 }
 # modules whose parts are called no more once they are replaced: a hook of a part keeps the whole
-WHOLE = {Mlp, TimmBlock, PreNormBlock, xcit.Block, XCABlock, LPI, TimmLPI, FourierPosition, PositionalEncodingFourier}
+WHOLE = {
+    Mlp,
+    TimmBlock,
+    PreNormBlock,
+    xcit.Block,
+    XCABlock,
+    LPI,
+    TimmLPI,
+    FourierPosition,
+    PositionalEncodingFourier,
+}
 
 
 def reads_its_buffer(module: Attention) -> bool:
@@ -447,7 +548,9 @@ def is_plain_mlp(module: nn.Module) -> bool:
 def fuses(conv: nn.Module) -> bool:
     """Whether oneDNN can compute a convolution together with what follows."""
     return (
-        weights_of(conv, kinds=CONV) is not None and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+        weights_of(conv, kinds=CONV) is not None
+        and conv.padding_mode == "zeros"
+        and not isinstance(conv.padding, str)
     )
 
 
@@ -457,20 +560,26 @@ def below(path: str, name: str) -> str:
 
 
 def folds(conv: nn.Module, norm: nn.Module) -> bool:
-    """Whether BatchNorm in evaluation is a factor and a shift that a convolution before it can take."""
+    """Whether BatchNorm in evaluation is a factor and a shift that a convolution before it can
+    take.
+    """
     plain = weights_of(conv, kinds=CONV) is not None and not why_not_plain(norm, kinds=NORM)
     return plain and bool(norm.track_running_stats)
 
 
 def why_read_not(module: nn.Module) -> str:
-    """Why a module is called as it is: it was changed, or it is a layer whose weight is none that lies in rows."""
+    """Why a module is called as it is: it was changed, or it is a layer whose weight is none that
+    lies in rows.
+    """
     if type(module) in {nn.Linear, nn.Conv2d}:
         return why_not_plain(module, kinds={type(module)})
     return why_called(module) or ("" if _is_float(module) else "its weight is quantized")
 
 
 def _is_float(module: nn.Module) -> bool:
-    """Whether a layer of torch's computes with floating-point weights: those of its quantized ones are packed."""
+    """Whether a layer of torch's computes with floating-point weights: those of its quantized ones
+    are packed.
+    """
     return not hasattr(module, "_packed_params")
 
 

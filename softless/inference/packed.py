@@ -1,7 +1,9 @@
-"""oneDNN's fused linear layer with packed weights: y = act(x Wᵀ + b) + onto in one call, and why it may not be there.
+"""oneDNN's fused linear layer with packed weights: y = act(x Wᵀ + b) + onto in one call, and why it
+may not be there.
 
-torch has the operator for its compiler's frozen graphs (`torch.ops.mkldnn._linear_pointwise`); eager code may call it too. Whoever counts a call
-(`softless.cost`, `softless.audit`) sees the plain form, since no counter knows what is fused.
+torch has the operator for its compiler's frozen graphs (`torch.ops.mkldnn._linear_pointwise`);
+eager code may call it too. Whoever counts a call (`softless.cost`, `softless.audit`) sees the plain
+form, since no counter knows what is fused.
 """
 
 from collections.abc import Callable
@@ -30,7 +32,8 @@ PLAIN: dict[Activation, Callable[[Tensor], Tensor]] = {
 }
 NONE: Activation = ("none", "")
 NOT_EXPORTED = (
-    "an optimized model is not exported, since no graph holds its packed weights: take the model it was made of"
+    "an optimized model is not exported, since no graph holds its packed weights: take "
+    "the model it was made of"
 )
 NO_GRADIENTS = "an optimized model has no gradients: take them of the model it was made of"
 
@@ -54,7 +57,10 @@ def why_not(dtype: torch.dtype, device: torch.device) -> str:
     if not torch.backends.mkldnn.is_available():
         return "this build of torch has no oneDNN"
     if dtype == torch.bfloat16 and not BFLOAT16:
-        return "this processor has no instructions that oneDNN could use for bfloat16: dtype=torch.float32 is the faster choice here"
+        return (
+            "this processor has no instructions that oneDNN could use for bfloat16: "
+            "dtype=torch.float32 is the faster choice here"
+        )
     return ""
 
 
@@ -64,7 +70,8 @@ def counted() -> bool:
 
 
 class PackedLinear(nn.Module):
-    """A linear layer for inference: (…, in) -> (…, out), with an activation behind it or a tensor that the result is added to.
+    """A linear layer for inference: (…, in) -> (…, out), with an activation behind it or a tensor
+    that the result is added to.
 
     Args:
         weight: (out, in), in any dtype: what was folded into it is rounded once.
@@ -75,7 +82,9 @@ class PackedLinear(nn.Module):
 
     bias: Tensor | None
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, activation: Activation = NONE) -> None:
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, activation: Activation = NONE
+    ) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.activation, self.dtype = activation, dtype
@@ -84,7 +93,11 @@ class PackedLinear(nn.Module):
 
     @classmethod
     def of(
-        cls, linear: nn.Linear, dtype: torch.dtype, scale: Tensor | None = None, activation: Activation = NONE
+        cls,
+        linear: nn.Linear,
+        dtype: torch.dtype,
+        scale: Tensor | None = None,
+        activation: Activation = NONE,
     ) -> "PackedLinear":
         """A layer of torch, its outputs multiplied by scale (out)."""
         found = weights_of(linear)
@@ -116,7 +129,8 @@ class PackedLinear(nn.Module):
         Raises:
             UsageError: a gradient is asked for, or the layer is exported.
         """
-        if torch.compiler.is_compiling():  # torch.compile goes round it, and calls this layer as it is
+        # torch.compile goes round it, and calls this layer as it is
+        if torch.compiler.is_compiling():
             raise UsageError(NOT_EXPORTED)
         if x.dtype != self.dtype:
             x = x.to(self.dtype)
@@ -125,7 +139,8 @@ class PackedLinear(nn.Module):
         if (x.requires_grad and torch.is_grad_enabled()) or transformed():
             raise UsageError(NO_GRADIENTS)
         y: Tensor = _linear(x, self.packed, self.bias, self.activation[0], [], self.activation[1])
-        # oneDNN could add within the product; with few rows that is no faster, with many it is slower
+        # oneDNN could add within the product; with few rows that is no faster, with many it is
+        # slower
         return y if onto is None else y.add_(onto)
 
     def _plainly(self, x: Tensor, onto: Tensor | None) -> Tensor:
@@ -141,11 +156,16 @@ class PackedLinear(nn.Module):
 
     def extra_repr(self) -> str:
         act = "" if self.activation == NONE else f", {self.activation[0]}"
-        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, {self.dtype}{act}, packed={self.packs}"
+        return (
+            f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, "
+            f"{self.dtype}{act}, packed={self.packs}"
+        )
 
 
 class FusedConv(nn.Module):
-    """A convolution with an activation behind it, in one call where oneDNN is there: (B,C,h,w) -> (B,C',h',w')."""
+    """A convolution with an activation behind it, in one call where oneDNN is there: (B,C,h,w) ->
+    (B,C',h',w').
+    """
 
     def __init__(self, conv: nn.Conv2d, activation: Activation) -> None:
         super().__init__()
@@ -160,7 +180,18 @@ class FusedConv(nn.Module):
             return PLAIN[self.activation](conv(x))
         if transformed():
             raise UsageError(NO_GRADIENTS)
-        return _conv(x, found.W, found.b, conv.padding, conv.stride, conv.dilation, conv.groups, self.activation[0], [], self.activation[1])  # fmt: skip
+        return _conv(
+            x,
+            found.W,
+            found.b,
+            conv.padding,
+            conv.stride,
+            conv.dilation,
+            conv.groups,
+            self.activation[0],
+            [],
+            self.activation[1],
+        )
 
 
 # by overload: torch looks for the right one at every call otherwise, and on few tokens that shows

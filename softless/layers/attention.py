@@ -1,7 +1,7 @@
 """The one attention module: projections around any operator, in place of timm's `Attention`.
 
-It keeps timm's constructor, weight names (`qkv`, `proj`) and forward, so that weights load both ways, and raises where an operator
-cannot honour what timm's arguments ask for.
+It keeps timm's constructor, weight names (`qkv`, `proj`) and forward, so that weights load both
+ways, and raises where an operator cannot honour what timm's arguments ask for.
 """
 
 # B batch, H heads, N tokens, D features per head
@@ -36,30 +36,37 @@ class Attention(Routes):
     Args:
         dim: Width of the tokens.
         num_heads: Number of heads; must divide dim unless attn_head_dim is given.
-        op: Name in `softless.OPERATORS`, or a record. The classes of one operator (`softless.SimA`, …) have it fixed.
+        op: Name in `softless.OPERATORS`, or a record. The classes of one operator (`softless.SimA`,
+            …) have it fixed.
         attn_head_dim: Width per head (default dim // num_heads).
         dim_out: Output width (default dim).
         qkv_bias: Bias in the q, k, v projection.
         qk_norm: Normalise q and k per token with norm_layer.
         scale_norm: Normalise the heads' joint output with norm_layer before the projection.
         proj_bias: Bias in the output projection.
-        gated: Multiply the output, the convolution of v included, by a further projection of the input: "linear" as MALA, RALA and
-            PolaFormer, "silu" as MILA, "sigmoid" or True as timm. The last two take a transcendental per output value.
+        gated: Multiply the output, the convolution of v included, by a further projection of the
+            input: "linear" as MALA, RALA and PolaFormer, "silu" as MILA, "sigmoid" or True as timm.
+            The last two take a transcendental per output value.
         attn_drop: Dropout on attention weights; an error for operators that have none.
         proj_drop: Dropout after the output projection.
         norm_layer: Layer for qk_norm and scale_norm.
-        v_conv: Side of a depthwise convolution of v over the grid, added to the operator's output, without a bias. Open to every operator.
-        v_conv_filters: Which channels share one of its filters: "head", one per head (SOFT); "channel", one per channel (lepe of MALA);
-            "shared", one per channel of a head, shared by the heads (FLatten).
-        rotary: Turn pairs of channels of q and k by the token's row and column before the operator, as SANA does; prefix tokens are not turned.
-            MALA turns its features and has an option of its own, `rotate`.
-        tokens: Number of tokens, for an operator that learns one tensor row per token; `create_model` tells it to its hosts.
+        v_conv: Side of a depthwise convolution of v over the grid, added to the operator's output,
+            without a bias. Open to every operator.
+        v_conv_filters: Which channels share one of its filters: "head", one per head (SOFT);
+            "channel", one per channel (lepe of MALA); "shared", one per channel of a head, shared
+            by the heads (FLatten).
+        rotary: Turn pairs of channels of q and k by the token's row and column before the operator,
+            as SANA does; prefix tokens are not turned. MALA turns its features and has an option of
+            its own, `rotate`.
+        tokens: Number of tokens, for an operator that learns one tensor row per token;
+            `create_model` tells it to its hosts.
         device: Of the parameters.
         dtype: Of the parameters.
         **options: The operator's options, fixed for this module.
 
     Raises:
-        UsageError: unknown operator or option, sizes that do not divide, dropout an operator cannot honour.
+        UsageError: unknown operator or option, sizes that do not divide, dropout an operator cannot
+            honour.
     """
 
     fixed_op: ClassVar[str | None] = None
@@ -93,20 +100,25 @@ class Attention(Routes):
         super().__init__()
         if self.fixed_op and op not in {None, self.fixed_op}:
             raise UsageError(
-                f"{type(self).__name__} is '{self.fixed_op}': op={op!r} asks for another; use softless.Attention(op=…)"
+                f"{type(self).__name__} is '{self.fixed_op}': op={op!r} asks for another; use "
+                "softless.Attention(op=…)"
             )
         self.op = get(op or self.fixed_op or "sima")
         self.options = check_options(self.op, options)
         if attn_head_dim is None and dim % num_heads:
             raise UsageError(
-                f"dim={dim} does not divide into num_heads={num_heads}: choose a divisor, or pass attn_head_dim"
+                f"dim={dim} does not divide into num_heads={num_heads}: choose a divisor, or pass "
+                "attn_head_dim"
             )
         if attn_drop and not self.op.drops_weights:
             raise UsageError(
-                f"operator '{self.op.name}' has no attention weights to drop: attn_drop={attn_drop} must be 0; proj_drop works"
+                f"operator '{self.op.name}' has no attention weights to drop: "
+                f"attn_drop={attn_drop} must be 0; proj_drop works"
             )
         if (qk_norm or scale_norm) and norm_layer is None:
-            raise UsageError("qk_norm and scale_norm need a norm_layer, for example torch.nn.LayerNorm")
+            raise UsageError(
+                "qk_norm and scale_norm need a norm_layer, for example torch.nn.LayerNorm"
+            )
         self.num_heads = num_heads
         self.head_dim = attn_head_dim or dim // num_heads
         self.attn_drop = attn_drop
@@ -121,16 +133,20 @@ class Attention(Routes):
         self.gate = nn.Linear(dim, inner, bias=qkv_bias, **place) if self.gate_kind else None
         self.proj = nn.Linear(inner, dim_out or dim, bias=proj_bias, **place)
         self.proj_drop = nn.Dropout(proj_drop)
-        self.v_conv = HeadConv(num_heads, v_conv, self.head_dim, v_conv_filters, **place) if v_conv else None
+        self.v_conv = (
+            HeadConv(num_heads, v_conv, self.head_dim, v_conv_filters, **place) if v_conv else None
+        )
         if v_conv_filters != "head" and self.v_conv is None:
             raise UsageError(
-                f"v_conv_filters={v_conv_filters!r} is of the convolution of v, and there is none: pass v_conv=, for example 5"
+                f"v_conv_filters={v_conv_filters!r} is of the convolution of v, and there is "
+                "none: pass v_conv=, for example 5"
             )
         side = self.op.reduces(self.op.filled(self.options)) if self.op.reduces else 1
         self.reduction = Reduction(dim, side, **place) if side > 1 else None
         if self.reduction is not None and self.v_conv is not None:
             raise UsageError(
-                f"v_conv={v_conv} convolves v on the grid, and the reduction by {side} leaves v no grid: choose one of them"
+                f"v_conv={v_conv} convolves v on the grid, and the reduction by {side} leaves v "
+                "no grid: choose one of them"
             )
         self.rotary = rotary
         if rotary and (why := self._why_not_rotary()):
@@ -139,20 +155,32 @@ class Attention(Routes):
         alone = self.reduction is None and self.v_conv is None and not rotary
         self._plain = ours and len(self.parts) == 3 and alone
         self.shared_grid: SharedGrid | None = None
-        if self.op.own_tensors(self.options) and (tokens or not self.op.wants("tokens", self.options)):
-            self.learned = OwnTensors(self.op, num_heads, self.head_dim, self.options, tokens, **place)
+        if self.op.own_tensors(self.options) and (
+            tokens or not self.op.wants("tokens", self.options)
+        ):
+            self.learned = OwnTensors(
+                self.op, num_heads, self.head_dim, self.options, tokens, **place
+            )
 
     def _why_not_rotary(self) -> str | None:
         """Why q and k cannot be turned by their places, as the end of a sentence."""
         if "rotate" in self.op.options:
-            return f"operator '{self.op.name}' turns its features itself: pass rotate=True in place of it"
+            return (
+                f"operator '{self.op.name}' turns its features itself: pass rotate=True in "
+                "place of it"
+            )
         if self.reduction is not None:
-            return f"the reduction by {self.reduction.side} leaves k another grid than q: choose one of them"
+            return (
+                f"the reduction by {self.reduction.side} leaves k another grid than q: choose "
+                "one of them"
+            )
         return turning.why_not(self.head_dim)
 
     def make_projections(self, dim: int, inner: int, bias: bool, place: dict[str, Any]) -> None:
         """The linear layer that makes q, k and v of the tokens."""
-        self.add_module("".join(self.parts), nn.Linear(dim, len(self.parts) * inner, bias=bias, **place))
+        self.add_module(
+            "".join(self.parts), nn.Linear(dim, len(self.parts) * inner, bias=bias, **place)
+        )
 
     @property
     def looks_at_the_grid(self) -> bool:
@@ -161,7 +189,9 @@ class Attention(Routes):
         return companions or self.op.wants("grid", self.options)
 
     def keys_of(self, prefix: int, height: int, width: int) -> int:
-        """How many tokens are attended to where so many stand on a grid behind so many prefix tokens."""
+        """How many tokens are attended to where so many stand on a grid behind so many prefix
+        tokens.
+        """
         rows, columns = self.key_grid(height, width)
         return prefix + rows * columns
 
@@ -171,43 +201,67 @@ class Attention(Routes):
         return height // side, width // side
 
     def called_with(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Grid | None, dict[str, Any]]:
-        """Of the arguments of a call: the tokens, the grid where it was passed, and what `sides` takes besides."""
+        """Of the arguments of a call: the tokens, the grid where it was passed, and what `sides`
+        takes besides.
+        """
         given = inspect.signature(self.forward).bind(*args, **kwargs).arguments
         return given["x"], given.get("grid"), given.get("passed", {})
 
     def set_tokens(self, tokens: int) -> None:
-        """Make the operator's tensors for a number of tokens, where it needs one and was not given it."""
+        """Make the operator's tensors for a number of tokens, where it needs one and was not given
+        it.
+        """
         if self.op.wants("tokens", self.options) and not hasattr(self, "learned"):
             first = place_of(self)
             self.learned = OwnTensors(
-                self.op, self.num_heads, self.head_dim, self.options, tokens, device=first.device, dtype=first.dtype
+                self.op,
+                self.num_heads,
+                self.head_dim,
+                self.options,
+                tokens,
+                device=first.device,
+                dtype=first.dtype,
             )
 
     def set_grid(self, grid: Grid | SharedGrid | None) -> None:
-        """Tell where the tokens of the passes to come stand: (prefix tokens, height, width), or a host's `SharedGrid`."""
+        """Tell where the tokens of the passes to come stand: (prefix tokens, height, width), or a
+        host's `SharedGrid`.
+        """
         self.shared_grid = SharedGrid(grid) if isinstance(grid, tuple) else grid
 
     @classmethod
     def with_options(cls, **options: Any) -> type["Attention"]:
-        """A class for timm's `attn_layer=` whose modules have these options: `softless.SimA.with_options(token_scale="tokens")`."""
+        """A class for timm's `attn_layer=` whose modules have these options:
+        `softless.SimA.with_options(token_scale="tokens")`.
+        """
         if cls.fixed_op is not None:
             check_options(
-                get(cls.fixed_op), {name: value for name, value in options.items() if name in get(cls.fixed_op).options}
+                get(cls.fixed_op),
+                {
+                    name: value
+                    for name, value in options.items()
+                    if name in get(cls.fixed_op).options
+                },
             )
 
         def build(_: type, *args: Any, **kwargs: Any) -> "Attention":
             return cls(*args, **{**options, **kwargs})
 
         fixed = {**cls.fixed_options, **options}
-        return type(cls.__name__, (cls,), {"__new__": build, "__doc__": cls.__doc__, "fixed_options": fixed})
+        return type(
+            cls.__name__, (cls,), {"__new__": build, "__doc__": cls.__doc__, "fixed_options": fixed}
+        )
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """q, k and v of tokens x (B,N,dim), each (B,H,N,D); k is None where it is tied to q."""
         q, *k, v = self._heads(getattr(self, "".join(self.parts))(x), len(self.parts))
         return self.q_norm(q), self.k_norm(k[0]) if k else None, v
 
-    def placed(self, x: Tensor, grid: Grid | None, place: Place | None = None) -> tuple[Tensor, Tensor | None, Tensor]:
-        """`project`, with q and k turned by where the tokens x (B,N,dim) stand, where the module has rotary positions.
+    def placed(
+        self, x: Tensor, grid: Grid | None, place: Place | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """`project`, with q and k turned by where the tokens x (B,N,dim) stand, where the module
+        has rotary positions.
 
         Args:
             x: The tokens.
@@ -227,14 +281,18 @@ class Attention(Routes):
     def sides(
         self, x: Tensor, mask: Tensor | None, grid: Grid | None
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-        """q of the tokens, k, v and the mask of those that are attended to: the same, or the few that a reduction leaves."""
+        """q of the tokens, k, v and the mask of those that are attended to: the same, or the few
+        that a reduction leaves.
+        """
         if self.reduction is None:
             return *self.placed(x, grid), mask
         few, key_mask = self.reduction(x, mask, self.grid_of(x.shape[1], grid))
         return *self._project_reduced(x, few), key_mask
 
     def _heads(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
-        return x.unflatten(-1, (parts, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
+        return (
+            x.unflatten(-1, (parts, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
+        )
 
     def _project_reduced(self, x: Tensor, few: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q of all tokens x, k and v of the few that the reduction left."""
@@ -244,12 +302,16 @@ class Attention(Routes):
         else:
             weight, bias = found
             ours, theirs = (None, None) if bias is None else (bias[:inner], bias[inner:])
-            of_all, of_few = F.linear(x, weight[:inner], ours), F.linear(few, weight[inner:], theirs)
+            of_all, of_few = (
+                F.linear(x, weight[:inner], ours),
+                F.linear(few, weight[inner:], theirs),
+            )
         (q,), (k, v) = self._heads(of_all, 1), self._heads(of_few, 2)
         return self.q_norm(q), self.k_norm(k), v
 
     def extras(self, tokens: int, grid: Grid | None = None) -> dict[str, Any]:
-        """What `attend` takes beside q, k, v and masks: options, own tensors, and the grid where the operator needs it.
+        """What `attend` takes beside q, k, v and masks: options, own tensors, and the grid where
+        the operator needs it.
 
         Args:
             tokens: How many there are.
@@ -264,28 +326,41 @@ class Attention(Routes):
         if self.op.learned and self.op.own_tensors(self.options):
             if not hasattr(self, "learned"):
                 raise UsageError(
-                    f"operator '{self.op.name}' learns a row per token and was not told how many there are: build the model with "
-                    "softless.create_model, or pass tokens=, for example through with_options(tokens=197)"
+                    f"operator '{self.op.name}' learns a row per token and was not told how many "
+                    "there are: build the model with "
+                    "softless.create_model, or pass tokens=, for example through "
+                    "with_options(tokens=197)"
                 )
             found["learned"] = self.learned()
         return found
 
     @leaf
     def forward(
-        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, mask: Tensor | None = None, grid: Grid | None = None, **passed: Any
-    ) -> Tensor:  # fmt: skip
+        self,
+        x: Tensor,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        mask: Tensor | None = None,
+        grid: Grid | None = None,
+        **passed: Any,
+    ) -> Tensor:
         """Attention over the tokens x (B,N,dim).
 
         Args:
             x: Tokens.
-            attn_mask: timm's mask, boolean or additive; it must be constant over queries unless the operator takes pairwise masks.
+            attn_mask: timm's mask, boolean or additive; it must be constant over queries unless the
+                operator takes pairwise masks.
             is_causal: Only for operators that take causal masks.
-            mask: (B, N) boolean, True where a token counts, for keys and queries alike; masked rows come out as the projection's bias.
-            grid: (prefix tokens, height, width), where the operator or a companion needs it; the host's by default.
-            **passed: What a module of another host is given besides, for its `sides` (rotary positions).
+            mask: (B, N) boolean, True where a token counts, for keys and queries alike; masked rows
+                come out as the projection's bias.
+            grid: (prefix tokens, height, width), where the operator or a companion needs it; the
+                host's by default.
+            **passed: What a module of another host is given besides, for its `sides` (rotary
+                positions).
 
         Raises:
-            UsageError: a mask the operator cannot honour, no grid where one is needed, a number of tokens that was never told.
+            UsageError: a mask the operator cannot honour, no grid where one is needed, a number of
+                tokens that was never told.
         """
         refuse_absent(x, qkv=self._modules.get("qkv"), qv=self._modules.get("qv"), proj=self.proj)
         mask, taken = token_mask(self.op, x, attn_mask, is_causal, mask)
@@ -298,14 +373,23 @@ class Attention(Routes):
         q, k, v, key_mask = self.sides(x, mask, grid, **passed)
         wide = self._needs_more_than_half(q.transpose(1, 2))
         o = attend(
-            q, k, v, op=self.op, mask=key_mask, query_mask=mask, out_dtype=torch.float32 if wide else None, **extras
+            q,
+            k,
+            v,
+            op=self.op,
+            mask=key_mask,
+            query_mask=mask,
+            out_dtype=torch.float32 if wide else None,
+            **extras,
         )
         if self.v_conv is not None:
             o = o + self.v_conv(v, mask, self.grid_of(x.shape[1], grid))
         return self._project_out(x, o.transpose(1, 2).flatten(2), wide)
 
     def standing(self, x: Tensor, given: Grid | None = None) -> Grid | None:
-        """Where the tokens x (B,N,dim) of a pass stand, as passed or as the host told; None where nobody looks."""
+        """Where the tokens x (B,N,dim) of a pass stand, as passed or as the host told; None where
+        nobody looks.
+        """
         if given is not None or self.shared_grid is None or not self.looks_at_the_grid:
             return given
         return self.shared_grid.of(x)
@@ -317,21 +401,32 @@ class Attention(Routes):
             UsageError: nobody told, or what was told has another number of tokens.
         """
         grid = given or (self.shared_grid.value if self.shared_grid else None)
-        who = "v_conv" if self.v_conv is not None else "rotary" if self.rotary else f"operator '{self.op.name}'"
+        who = (
+            "v_conv"
+            if self.v_conv is not None
+            else "rotary"
+            if self.rotary
+            else f"operator '{self.op.name}'"
+        )
         if grid is None:
             raise UsageError(
-                f"{who} needs the grid of the tokens, and timm's blocks pass only tokens: build the model with softless.create_model, "
-                "call set_grid((prefix_tokens, height, width)) on this module, or pass grid= to its forward"
+                f"{who} needs the grid of the tokens, and timm's blocks pass only tokens: build "
+                "the model with softless.create_model, "
+                "call set_grid((prefix_tokens, height, width)) on this module, or pass grid= to "
+                "its forward"
             )
         prefix, height, width = grid
         if prefix + height * width != tokens:
             raise UsageError(
-                f"{who}: the grid told is {prefix} + {height} x {width} tokens, and {tokens} came: tell the grid of this image"
+                f"{who}: the grid told is {prefix} + {height} x {width} tokens, and {tokens} "
+                "came: tell the grid of this image"
             )
         return grid
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
-        """A module of an operator's own class is pickled by the operator, so that another process can say which one it lacks."""
+        """A module of an operator's own class is pickled by the operator, so that another process
+        can say which one it lacks.
+        """
         if type(self) is CLASSES.get(self.op.title):
             return _blank, (registered(self.op),), self.__dict__
         return super().__reduce_ex__(protocol)
@@ -361,7 +456,8 @@ def _blank(record: Operator) -> Attention:
 
 
 def operator_class(op: str | Operator) -> type[Attention]:
-    """The module class with the operator fixed: a real class, as timm's `attn_layer=` asks for (it checks issubclass).
+    """The module class with the operator fixed: a real class, as timm's `attn_layer=` asks for (it
+    checks issubclass).
 
     Raises:
         UsageError: no operator of that name, or a record that is not registered.
@@ -378,10 +474,17 @@ def _class(record: Operator) -> type[Attention]:
         "",
         "Options:",
     ]
-    lines += [f"    {name} = {one.default!r}: {one.says}; {one.values}." for name, one in record.options.items()]
+    lines += [
+        f"    {name} = {one.default!r}: {one.says}; {one.values}."
+        for name, one in record.options.items()
+    ]
     lines += [] if record.options else ["    none of the operator's own."]
     doc = "\n".join([*lines, "", "The other arguments are those of `softless.Attention`."])
-    return type(record.title, (Attention,), {"fixed_op": record.name, "__doc__": doc, "__module__": __name__})
+    return type(
+        record.title,
+        (Attention,),
+        {"fixed_op": record.name, "__doc__": doc, "__module__": __name__},
+    )
 
 
 CLASSES: dict[str, type[Attention]] = {}
@@ -390,7 +493,8 @@ CLASSES: dict[str, type[Attention]] = {}
 def add_class(record: Operator) -> None:
     """Make the module class of a record, under its title."""
     CLASSES[record.title] = _class(record)
-    globals()[record.title] = CLASSES[record.title]  # importable by name: pickles refer to classes so
+    # importable by name: pickles refer to classes so
+    globals()[record.title] = CLASSES[record.title]
 
 
 for _record in OPERATORS.values():

@@ -1,10 +1,11 @@
-"""Class attention without softmax: the class token reads all tokens, by the weights that its operator gives the first query.
+"""Class attention without softmax: the class token reads all tokens, by the weights that its
+operator gives the first query.
 
     o = sum_m a_m v_m,    in the SimA family a_m = sum_c q^_0c k^_mc
 
-q^ of the class token needs the queries of all tokens for its norm, so q, k and v stay one projection of every token. Of the queries
-nothing else is read: the norms divide the class token's alone.
-Koohpayegani and Pirsiavash, arXiv:2206.08898; eps 1e-6 as in the official code.
+q^ of the class token needs the queries of all tokens for its norm, so q, k and v stay one
+projection of every token. Of the queries nothing else is read: the norms divide the class token's
+alone. Koohpayegani and Pirsiavash, arXiv:2206.08898; eps 1e-6 as in the official code.
 """
 
 # B batch, H heads, N tokens (the class token first), D features per head
@@ -30,7 +31,8 @@ from softless.layers.plain import refuse_absent, why_called
 from softless.layers.routes import beyond_half, lowered, widened
 
 EPS = 1e-6
-# tokens, in widths of the tokens, from which the class token's output is read from the D x E matrix of all
+# tokens, in widths of the tokens, from which the class token's output is read from the D x E matrix
+# of all
 MATRIX_FROM = 2
 
 
@@ -44,24 +46,41 @@ class ClassAttention(nn.Module):
         qkv_bias: Bias in the q, k, v projection.
         attn_drop: Dropout on the row of weights.
         proj_drop: Dropout after the output projection.
-        token_scale: As in the operator, where it has it; what is counted are the N - 1 tokens behind the class token, so that one number of
-            training tokens holds for all attention of a host.
+        token_scale: As in the operator, where it has it; what is counted are the N - 1 tokens
+            behind the class token, so that one number of training tokens holds for all attention of
+            a host.
         **options: Those of the operator's options that its class row takes (MALA's `feature`).
 
     Raises:
-        UsageError: the operator has no class row, no token_scale, or an option that its class row does not take.
+        UsageError: the operator has no class row, no token_scale, or an option that its class row
+            does not take.
     """
 
-    row_options: Mapping[str, Any] = MappingProxyType({})  # of modules that were pickled before there was this
+    # of modules that were pickled before there was this
+    row_options: Mapping[str, Any] = MappingProxyType({})
 
-    def __init__(self, dim: int, num_heads: int = 8, op: str | Operator = "sima", *, qkv_bias: bool = False, attn_drop: float = 0.0, proj_drop: float = 0.0, token_scale: str | float | None = None, **options: Any) -> None:  # fmt: skip
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 8,
+        op: str | Operator = "sima",
+        *,
+        qkv_bias: bool = False,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        token_scale: str | float | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__()
         self.op = get(op)
         if self.op.class_row is None:
-            raise UsageError(f"operator '{self.op.name}' has no form for class attention: keep the host's own")
+            raise UsageError(
+                f"operator '{self.op.name}' has no form for class attention: keep the host's own"
+            )
         if foreign := set(options) - set(self.op.of_row(options)):
             raise UsageError(
-                f"class attention by operator '{self.op.name}' takes no option {min(foreign)}: leave it out"
+                f"class attention by operator '{self.op.name}' takes no option {min(foreign)}: "
+                "leave it out"
             )
         scaled = {} if token_scale is None else {"token_scale": token_scale}
         self.options = check_options(self.op, options | scaled)
@@ -99,7 +118,9 @@ class ClassAttention(nn.Module):
         return self.attn_drop(self.row(q.to(wide), k.to(wide))) @ v.to(wide)
 
     def row(self, q: Tensor, k: Tensor) -> Tensor:
-        """The first query's weights over all tokens, before token_scale: (B,H,N,D) twice -> (B,H,1,N)."""
+        """The first query's weights over all tokens, before token_scale: (B,H,N,D) twice ->
+        (B,H,1,N).
+        """
         assert self.op.class_row is not None
         return self.op.class_row(q, k, eps=EPS, **self.row_options)
 
@@ -113,7 +134,9 @@ class ClassAttention(nn.Module):
         return q.to(matrix.dtype) @ matrix
 
     def _takes_matrix(self, qkv: Tensor) -> bool:
-        """In inference, where the tokens are many; dropout acts on the row, and an exported graph holds it, whatever their number."""
+        """In inference, where the tokens are many; dropout acts on the row, and an exported graph
+        holds it, whatever their number.
+        """
         if recording() or torch.is_grad_enabled() or not self.op.has_matrix:
             return False
         drops = (self.training and self.attn_drop.p > 0) or why_called(self.attn_drop)

@@ -1,4 +1,6 @@
-"""Where the tokens of the pass at hand stand: the embedding of a host knows it, the attention modules behind timm's blocks need it."""
+"""Where the tokens of the pass at hand stand: the embedding of a host knows it, the attention
+modules behind timm's blocks need it.
+"""
 
 import threading
 from collections.abc import Callable
@@ -13,7 +15,9 @@ from softless.attention.recording import recording
 from softless.attention.transforms import transformed
 from softless.errors import UsageError
 
-FAR = 4096  # nodes of a recomputed block that are looked at for where its first pass stood: more than any block has
+# nodes of a recomputed block that are looked at for where its first pass stood: more than any block
+# has
+FAR = 4096
 
 
 def _unseen() -> bool:
@@ -22,13 +26,15 @@ def _unseen() -> bool:
 
 
 class SharedGrid(threading.local):
-    """One value that a host's embedding writes at each pass and its attention modules read; each thread has its own.
+    """One value that a host's embedding writes at each pass and its attention modules read; each
+    thread has its own.
 
-    timm's blocks hand on tokens alone, and a number of tokens does not tell their grid: 224 x 896 and 448 x 448 pixels both make 784.
-    Copies and pickles start as this one did.
+    timm's blocks hand on tokens alone, and a number of tokens does not tell their grid: 224 x 896
+    and 448 x 448 pixels both make 784. Copies and pickles start as this one did.
 
     Args:
-        value: Where all passes of all threads stand until a thread is told otherwise; None for nowhere.
+        value: Where all passes of all threads stand until a thread is told otherwise; None for
+            nowhere.
     """
 
     def __init__(self, value: Grid | None = None) -> None:
@@ -50,11 +56,13 @@ class SharedGrid(threading.local):
     def of(self, x: Tensor) -> Grid | None:
         """Where the tokens x, which come to an attention module, stand.
 
-        In a backward pass a block is computed again, and what this thread was told last may be another image's: the grid is then that of
-        the first pass, which is found beside the node of the graph that the block came from.
+        In a backward pass a block is computed again, and what this thread was told last may be
+        another image's: the grid is then that of the first pass, which is found beside the node of
+        the graph that the block came from.
 
         Raises:
-            UsageError: a block is computed again that no gradient enters, so that no graph tells whose it was.
+            UsageError: a block is computed again that no gradient enters, so that no graph tells
+                whose it was.
         """
         if self.start is not None or _unseen():
             return self.value
@@ -75,11 +83,14 @@ class SharedGrid(threading.local):
             more = [one for one in _before(node) if one not in seen]
             seen.update(more)
             nodes += more[: FAR - len(nodes)]
-        if self.backward == torch._C._current_graph_task_id():  # the embedding was computed again too
+        # the embedding was computed again too
+        if self.backward == torch._C._current_graph_task_id():
             return self.value
         raise UsageError(
-            "a block that looks at the grid is computed again in the backward pass, and nothing in the graph tells which image it was given, since no "
-            "gradient enters it: leave gradient checkpointing off, or tell one grid for all images with set_grid((prefix_tokens, height, width))"
+            "a block that looks at the grid is computed again in the backward pass, and nothing "
+            "in the graph tells which image it was given, since no "
+            "gradient enters it: leave gradient checkpointing off, or tell one grid for all "
+            "images with set_grid((prefix_tokens, height, width))"
         )
 
 
@@ -90,20 +101,27 @@ def _noted(node: Any) -> dict[int, Grid]:
 
 
 def _before(node: Any) -> list[Any]:
-    """The nodes that a node's gradient goes on to, but for those of parameters, which all passes share."""
-    return [one for one, _ in node.next_functions if one is not None and not hasattr(one, "variable")]
+    """The nodes that a node's gradient goes on to, but for those of parameters, which all passes
+    share.
+    """
+    return [
+        one for one, _ in node.next_functions if one is not None and not hasattr(one, "variable")
+    ]
 
 
 class Kept:
-    """Tensors that a module makes once for each key (size, dtype, device) and keeps, safe under threads.
+    """Tensors that a module makes once for each key (size, dtype, device) and keeps, safe under
+    threads.
 
-    They are ordinary tensors without gradient, in whichever mode they are first asked for: one made under `torch.inference_mode()`
-    would stay one of inference, which no later training could save for its backward pass. Nothing is kept of a pass that is traced, counted or transformed.
+    They are ordinary tensors without gradient, in whichever mode they are first asked for: one made
+    under `torch.inference_mode()` would stay one of inference, which no later training could save
+    for its backward pass. Nothing is kept of a pass that is traced, counted or transformed.
     """
 
     def __init__(self, most: int = 4) -> None:
         self.most = most
-        self.held: dict[Any, Tensor] = {}  # replaced as a whole and never written to: another thread may be reading
+        # replaced as a whole and never written to: another thread may be reading
+        self.held: dict[Any, Tensor] = {}
 
     def get(self, key: Any, make: Callable[[], Tensor]) -> Tensor:
         """What is kept under a key, made now where it is not."""

@@ -1,6 +1,8 @@
-"""Our modules in graphs of torch.fx, as `create_feature_extractor` of torchvision and timm makes them.
+"""Our modules in graphs of torch.fx, as `create_feature_extractor` of torchvision and timm makes
+them.
 
-What they do hangs on sizes, which a symbol does not have. So each is one call in the graph, and asks when it runs.
+What they do hangs on sizes, which a symbol does not have. So each is one call in the graph, and
+asks when it runs.
 """
 
 import functools
@@ -31,7 +33,11 @@ def noted(function: Function) -> Function:
     @functools.wraps(function)
     def called(*args: Any) -> Any:
         tracer = tracer_of(*args)
-        return function(*args) if tracer is None else tracer.create_proxy("call_function", called, args, {})
+        return (
+            function(*args)
+            if tracer is None
+            else tracer.create_proxy("call_function", called, args, {})
+        )
 
     return called  # type: ignore[return-value]
 

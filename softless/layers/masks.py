@@ -1,4 +1,6 @@
-"""timm's masks in the terms of the operators: a token mask where one says the same, an error where none does."""
+"""timm's masks in the terms of the operators: a token mask where one says the same, an error where
+none does.
+"""
 
 # B batch, H heads, N queries, M keys; in self-attention N = M
 
@@ -16,28 +18,32 @@ from softless.errors import UsageError
 def token_mask(
     op: Operator, x: Tensor, attn_mask: Tensor | None, causal: bool, mask: Tensor | None
 ) -> tuple[Tensor | None, dict[str, Any]]:
-    """The token mask (B, N) that serves keys and queries, and the extras for operators that take more than that.
+    """The token mask (B, N) that serves keys and queries, and the extras for operators that take
+    more than that.
 
     Raises:
-        UsageError: a mask that varies over queries, a bias that is neither 0 nor minus infinity, or a causal mask, for an operator
-            that has no pairwise weights.
+        UsageError: a mask that varies over queries, a bias that is neither 0 nor minus infinity, or
+            a causal mask, for an operator that has no pairwise weights.
     """
     if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape[:2]):
         raise UsageError(
-            f"mask is {mask.dtype} {tuple(mask.shape)}: it must be torch.bool of shape {tuple(x.shape[:2])}, True where a token counts"
+            f"mask is {mask.dtype} {tuple(mask.shape)}: it must be torch.bool of shape "
+            f"{tuple(x.shape[:2])}, True where a token counts"
         )
     extras: dict[str, Any] = {}
     if causal:
         if "causal" not in op.masks:
             raise UsageError(
-                f"operator '{op.name}' sums over all tokens at once and cannot be causal; it takes token masks: pass mask of shape (B, N)"
+                f"operator '{op.name}' sums over all tokens at once and cannot be causal; it "
+                "takes token masks: pass mask of shape (B, N)"
             )
         extras["causal"] = True
     if attn_mask is None:
         return mask, extras
     if attn_mask.dtype != torch.bool and not attn_mask.is_floating_point():
         raise UsageError(
-            f"attn_mask is {attn_mask.dtype}: it must be boolean, True where a query may look, or floating-point and added to the scores; "
+            f"attn_mask is {attn_mask.dtype}: it must be boolean, True where a query may look, or "
+            "floating-point and added to the scores; "
             "of ones and zeros make attn_mask.bool()"
         )
     if "pairwise" in op.masks:
@@ -49,13 +55,17 @@ def token_mask(
 def constant_over_queries(op: Operator, x: Tensor, attn_mask: Tensor) -> Tensor:
     """The (B, M) boolean mask that an attn_mask (…, N or 1, M) says for every query alike.
 
-    A query that may look at nothing and that nobody looks at is padding too, as in the masks of NaFlexViT's padded batches.
+    A query that may look at nothing and that nobody looks at is padding too, as in the masks of
+    NaFlexViT's padded batches.
     """
     batch, length = x.shape[0], x.shape[1]
-    way_out = f"operator '{op.name}' takes token masks: pass mask of shape (B, N) = ({batch}, {length})"
+    way_out = (
+        f"operator '{op.name}' takes token masks: pass mask of shape (B, N) = ({batch}, {length})"
+    )
     if attn_mask.ndim < 2 or attn_mask.ndim > 4 or attn_mask.shape[-1] != length:
         raise UsageError(
-            f"attn_mask has shape {tuple(attn_mask.shape)}, which does not broadcast to (B, H, N, N); {way_out}"
+            f"attn_mask has shape {tuple(attn_mask.shape)}, which does not broadcast to (B, H, N, "
+            f"N); {way_out}"
         )
     rows = (
         attn_mask.reshape((1,) * (4 - attn_mask.ndim) + tuple(attn_mask.shape))
@@ -66,9 +76,15 @@ def constant_over_queries(op: Operator, x: Tensor, attn_mask: Tensor) -> Tensor:
     unseen = torch.compiler.is_compiling() or recording() or bool(transformed())
     if several and unseen:
         raise UsageError(
-            f"attn_mask of shape {tuple(attn_mask.shape)} cannot be checked inside a compiled or recorded graph or a transform of torch.func; {way_out}"
+            f"attn_mask of shape {tuple(attn_mask.shape)} cannot be checked inside a compiled or "
+            f"recorded graph or a transform of torch.func; {way_out}"
         )
-    if several and rows.dtype != torch.bool and not _shuts_or_nothing(rows) and bool((rows != rows[:, :1, :1]).any()):
+    if (
+        several
+        and rows.dtype != torch.bool
+        and not _shuts_or_nothing(rows)
+        and bool((rows != rows[:, :1, :1]).any())
+    ):
         raise UsageError(f"attn_mask differs between queries or heads; {way_out}")
     seen = rows if rows.dtype == torch.bool else _from_bias(rows, unseen, way_out)
     keep = seen.any(2, keepdim=True)[:, :1]
@@ -78,7 +94,9 @@ def constant_over_queries(op: Operator, x: Tensor, attn_mask: Tensor) -> Tensor:
 
 
 def _of_tokens(seen: Tensor, keep: Tensor) -> bool:
-    """Whether every query sees the tokens to keep (B,1,1,M), but for those that are not kept and see none; seen is (B,H or 1,N or 1,M)."""
+    """Whether every query sees the tokens to keep (B,1,1,M), but for those that are not kept and
+    see none; seen is (B,H or 1,N or 1,M).
+    """
     alike = (seen == keep).all(-1)
     if seen.shape[2] != keep.shape[3]:
         return bool(alike.all())
@@ -91,9 +109,12 @@ def _shuts_or_nothing(bias: Tensor) -> bool:
 
 
 def _from_bias(bias: Tensor, unseen: bool, way_out: str) -> Tensor:
-    """True where an additive mask is 0, False where it shuts a key off; anything between has no meaning without softmax."""
+    """True where an additive mask is 0, False where it shuts a key off; anything between has no
+    meaning without softmax.
+    """
     if not unseen and not _shuts_or_nothing(bias):
         raise UsageError(
-            f"attn_mask adds values other than 0 and minus infinity, which mean nothing without softmax; {way_out}"
+            "attn_mask adds values other than 0 and minus infinity, which mean nothing without "
+            f"softmax; {way_out}"
         )
     return bias > torch.finfo(bias.dtype).min / 2

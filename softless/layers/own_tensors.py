@@ -1,4 +1,6 @@
-"""An operator's own tensors in a module: parameters where they are trained, buffers where they are only drawn."""
+"""An operator's own tensors in a module: parameters where they are trained, buffers where they are
+only drawn.
+"""
 
 import struct
 import zlib
@@ -15,13 +17,25 @@ SEEDING = 64  # numbers of a drawn tensor that the next draw hangs on
 
 
 class OwnTensors(nn.Module):
-    """The tensors of one module under their names, at their start, random ones from torch's generator.
+    """The tensors of one module under their names, at their start, random ones from torch's
+    generator.
 
-    A pass reads them and changes nothing: what is drawn is drawn at construction and stored. One whose claim names a `redraw_every` option
-    is drawn anew between steps of training, by `stepped`; the count is kept with the module's state.
+    A pass reads them and changes nothing: what is drawn is drawn at construction and stored. One
+    whose claim names a `redraw_every` option is drawn anew between steps of training, by `stepped`;
+    the count is kept with the module's state.
     """
 
-    def __init__(self, record: Operator, heads: int, head_dim: int, options: Options, tokens: int | None, *, device: Any = None, dtype: torch.dtype | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        record: Operator,
+        heads: int,
+        head_dim: int,
+        options: Options,
+        tokens: int | None,
+        *,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         self.sizes = Sizes(heads, head_dim, record.filled(options), tokens)
         self.record = record
@@ -37,16 +51,24 @@ class OwnTensors(nn.Module):
 
     @property
     def claims(self) -> dict[str, Learned]:
-        """The claims under the tensors' names; read from the record, which a pickled module refers to by name."""
+        """The claims under the tensors' names; read from the record, which a pickled module refers
+        to by name.
+        """
         return self.record.own_tensors(self.sizes.options)
 
     def forward(self) -> dict[str, Tensor]:
-        """Name to tensor. Called like any module, so that what brings weights to a module when it is called brings these."""
+        """Name to tensor.
+
+        Called like any module, so that what brings weights to a module when it is called brings
+        these.
+        """
         return {name: getattr(self, name) for name in self.claims}
 
     @torch.no_grad()
     def redraw(self) -> None:
-        """Draw the random tensors anew, each from a seed that the last draw makes: ranks that hold the same draw the same."""
+        """Draw the random tensors anew, each from a seed that the last draw makes: ranks that hold
+        the same draw the same.
+        """
         for name, claim in self.claims.items():
             if not claim.trained:
                 held: Tensor = getattr(self, name)
@@ -54,7 +76,11 @@ class OwnTensors(nn.Module):
 
     def count(self) -> None:
         """A step of training was taken: the random tensors that are due are drawn anew."""
-        every = [self.sizes.options[claim.redraw_every] for claim in self.claims.values() if claim.redraw_every]
+        every = [
+            self.sizes.options[claim.redraw_every]
+            for claim in self.claims.values()
+            if claim.redraw_every
+        ]
         if not every or not every[0]:
             return
         self.steps += 1
@@ -69,10 +95,11 @@ class OwnTensors(nn.Module):
 
 
 def stepped(model: nn.Module) -> None:
-    """A step of training was taken: random features that are due (option `redraw_every`) are drawn anew, the same on all ranks.
+    """A step of training was taken: random features that are due (option `redraw_every`) are drawn
+    anew, the same on all ranks.
 
-    `softless train` calls it after every step; a loop of one's own does so between `optimizer.step()` and the next pass, or keeps the
-    features that it began with.
+    `softless train` calls it after every step; a loop of one's own does so between
+    `optimizer.step()` and the next pass, or keeps the features that it began with.
     """
     for module in model.modules():
         if isinstance(module, OwnTensors):

@@ -1,7 +1,9 @@
-"""Which layers are no more than their weight: whoever reads a weight, or does without calling a module, asks here.
+"""Which layers are no more than their weight: whoever reads a weight, or does without calling a
+module, asks here.
 
-A layer that somebody has changed is called as it is: an adapter or a quantized layer in its place, hooks, a parametrization, a `forward` of its own,
-a weight that is sharded, quantized or lies elsewhere. `tools/checks.py` finds weights that are read without asking.
+A layer that somebody has changed is called as it is: an adapter or a quantized layer in its place,
+hooks, a parametrization, a `forward` of its own, a weight that is sharded, quantized or lies
+elsewhere. `tools/checks.py` finds weights that are read without asking.
 """
 
 from collections.abc import Collection
@@ -23,7 +25,8 @@ CONV = frozenset({nn.Conv2d})
 NORM = frozenset({nn.BatchNorm2d})
 DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 TENSORS = frozenset({Tensor, nn.Parameter})
-NOT_LINEAR = 2**-5  # of an output: by so much a layer in float16 may miss what a product and a sum would give
+# of an output: by so much a layer in float16 may miss what a product and a sum would give
+NOT_LINEAR = 2**-5
 LESS = 32  # by so much less it is tried
 
 
@@ -46,9 +49,14 @@ def weights_of(
     Args:
         layer: the layer.
         device: of the tensors that it meets; None is any device that holds numbers.
-        kinds: the classes that the reader knows the formula of; a class derived from one is another.
+        kinds: the classes that the reader knows the formula of; a class derived from one is
+            another.
     """
-    return None if layer is None or why_not(layer, device, kinds) else Weights(layer.weight, layer.bias)  # type: ignore[arg-type]
+    return (
+        None
+        if layer is None or why_not(layer, device, kinds)
+        else Weights(layer.weight, layer.bias)  # type: ignore[arg-type]
+    )
 
 
 @torch.no_grad()
@@ -61,8 +69,12 @@ def give(layer: nn.Module, weight: Tensor, bias: Tensor | None = None) -> None:
         layer.bias.copy_(bias)
 
 
-def why_not(layer: nn.Module, device: torch.device | None = None, kinds: Collection[type] = LINEAR) -> str:
-    """Why a layer is called and its weight not read, as the end of a sentence about it; empty where it is plain."""
+def why_not(
+    layer: nn.Module, device: torch.device | None = None, kinds: Collection[type] = LINEAR
+) -> str:
+    """Why a layer is called and its weight not read, as the end of a sentence about it; empty where
+    it is plain.
+    """
     if type(layer) not in kinds:
         return f"it is a {type(layer).__name__}"
     if why := why_called(layer):
@@ -74,12 +86,16 @@ def why_not(layer: nn.Module, device: torch.device | None = None, kinds: Collect
 
 
 def why_called(module: nn.Module) -> str:
-    """Who would miss that a module is called, as the end of a sentence about it; empty where nobody would."""
+    """Who would miss that a module is called, as the end of a sentence about it; empty where nobody
+    would.
+    """
     return why_changed(module) or ("hooks are set on all modules" if hooks_on_all() else "")
 
 
 def why_changed(module: nn.Module) -> str:
-    """What somebody did to a module itself, as the end of a sentence about it; empty where nothing was done."""
+    """What somebody did to a module itself, as the end of a sentence about it; empty where nothing
+    was done.
+    """
     if has_hooks(module):
         return "it has hooks"
     if "forward" in vars(module):
@@ -100,17 +116,24 @@ def watched(module: nn.Module) -> bool:
 def has_hooks(module: nn.Module) -> bool:
     """Whether a module has hooks of its own, forward or backward."""
     return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
     )
 
 
 def computes_weight(hook: object) -> bool:
-    """Whether a hook is one of torch's that makes a weight of others before each call, and looks at nothing else."""
+    """Whether a hook is one of torch's that makes a weight of others before each call, and looks at
+    nothing else.
+    """
     return isinstance(hook, WeightNorm | SpectralNorm | BasePruningMethod)
 
 
 def hooks_on_all() -> bool:
-    """Whether a hook waits for every module; torch's own, which only notes where a FLOP is counted, does not count."""
+    """Whether a hook waits for every module; torch's own, which only notes where a FLOP is counted,
+    does not count.
+    """
     before, after = hooks_of_all._global_forward_pre_hooks, hooks_of_all._global_forward_hooks
     if hooks_of_all._global_backward_hooks or hooks_of_all._global_backward_pre_hooks:
         return True
@@ -141,7 +164,8 @@ def _odd(x: Any, device: torch.device | None) -> str:
 
 
 def refuse_absent(x: Tensor, **layers: nn.Module | None) -> None:
-    """Refuse layers without numbers that tokens x are about to meet: of some torch would make zeros, or what was in memory.
+    """Refuse layers without numbers that tokens x are about to meet: of some torch would make
+    zeros, or what was in memory.
 
     Raises:
         UsageError: a weight on "meta", and nobody who would bring it; the layer is named.
@@ -150,13 +174,16 @@ def refuse_absent(x: Tensor, **layers: nn.Module | None) -> None:
         weight = None if layer is None else layer._parameters.get("weight")
         if weight is not None and weight.is_meta and not x.is_meta and not why_called(layer):  # type: ignore[arg-type]
             raise UsageError(
-                f"the weight of '{name}' has no numbers: it lies on \"meta\", and nothing brings it here when it is called. Load the weights with "
+                f"the weight of '{name}' has no numbers: it lies on \"meta\", and nothing brings "
+                "it here when it is called. Load the weights with "
                 "load_state_dict(…, assign=True), or keep the hooks of what offloaded them"
             )
 
 
 def absent(model: nn.Module) -> str:
-    """The path of the first part of a model whose own tensors lie on "meta" with nobody to bring them; empty where all are there."""
+    """The path of the first part of a model whose own tensors lie on "meta" with nobody to bring
+    them; empty where all are there.
+    """
     for path, module in model.named_modules():
         own = [*module._parameters.values(), *module._buffers.values()]
         if any(x is not None and x.device.type == "meta" for x in own) and not why_called(module):
@@ -165,7 +192,9 @@ def absent(model: nn.Module) -> str:
 
 
 def sharded(model: nn.Module) -> str:
-    """The path of the first layer of which this process holds a part only; empty where all are whole."""
+    """The path of the first layer of which this process holds a part only; empty where all are
+    whole.
+    """
     if not torch.distributed.is_available():
         return ""
     from torch.distributed.tensor import DTensor
@@ -174,7 +203,9 @@ def sharded(model: nn.Module) -> str:
 
 
 def place_of(*modules: nn.Module) -> Tensor:
-    """An empty tensor of the dtype and on the device of what modules compute with; offloaded weights come to the processor."""
+    """An empty tensor of the dtype and on the device of what modules compute with; offloaded
+    weights come to the processor.
+    """
     own = [x for module in modules for x in module.parameters() if x.is_floating_point()]
     dtype = own[0].dtype if own else torch.get_default_dtype()
     here = next((x.device for x in own if x.device.type != "meta"), None)
@@ -191,7 +222,8 @@ def refuse_empty(model: nn.Module, what: str) -> None:
     """
     if path := absent(model):
         raise UsageError(
-            f'{what}: {path} has no numbers, its own tensors lie on "meta" and nothing brings them: load the weights first, with '
+            f'{what}: {path} has no numbers, its own tensors lie on "meta" and nothing brings '
+            "them: load the weights first, with "
             "load_state_dict(…, assign=True)"
         )
 
@@ -200,13 +232,15 @@ def refuse_parts(model: nn.Module, what: str) -> None:
     """Refuse a model whose weights are not all here.
 
     Raises:
-        UsageError: a weight on "meta" with nobody to bring it, or one of which this process holds a part; it is named.
+        UsageError: a weight on "meta" with nobody to bring it, or one of which this process holds a
+            part; it is named.
     """
     refuse_empty(model, what)
     if path := sharded(model):
         raise UsageError(
             f"{what}: of {path} this process holds a part only: give a whole model the state that "
-            "torch.distributed.checkpoint.state_dict.get_model_state_dict gathers with full_state_dict=True"
+            "torch.distributed.checkpoint.state_dict.get_model_state_dict gathers with "
+            "full_state_dict=True"
         )
 
 
@@ -215,19 +249,26 @@ def called(layer: nn.Module, o: Tensor, lift: float | Tensor) -> Tensor:
 
         f(o / lift) = f(0) + (f(o) - f(0)) / lift
 
-    holds for whatever is a product and a sum, as adapters, shards and quantized weights are. On the first token it is tried.
+    holds for whatever is a product and a sum, as adapters, shards and quantized weights are. On the
+    first token it is tried.
 
     Raises:
         PrecisionError: the layer is something else.
     """
     first = o[:, :1]
     zero = layer(torch.zeros_like(first)).float()
-    less = None if layer.training or torch.compiler.is_compiling() or recording() else layer(first / LESS).float()
+    less = (
+        None
+        if layer.training or torch.compiler.is_compiling() or recording()
+        else layer(first / LESS).float()
+    )
     y = layer(o).float() - zero  # last: who keeps what he sees last has all tokens
     if less is not None and (y[:, :1] - LESS * (less - zero)).norm() > _rounding(y[:, :1], zero):
         raise PrecisionError(
-            f"float16 cannot hold what the output projection is given here, and this one ({type(layer).__name__}) cannot be given more and scaled "
-            'down, since it is no product and a sum: use bfloat16 or float32, or set token_scale="tokens"'
+            "float16 cannot hold what the output projection is given here, and this one "
+            f"({type(layer).__name__}) cannot be given more and scaled "
+            "down, since it is no product and a sum: use bfloat16 or float32, or set "
+            'token_scale="tokens"'
         )
     return zero + y / lift
 

@@ -1,4 +1,6 @@
-"""Fourier positions of XCiT (arXiv:2106.09681): sines and cosines of the normalised row and column, projected to the width."""
+"""Fourier positions of XCiT (arXiv:2106.09681): sines and cosines of the normalised row and column,
+projected to the width.
+"""
 
 import math
 
@@ -11,7 +13,11 @@ from softless.layers.plain import place_of
 
 
 def fourier_table(
-    height: int, width: int, features: int = 32, temperature: float = 10000.0, device: torch.device | None = None
+    height: int,
+    width: int,
+    features: int = 32,
+    temperature: float = 10000.0,
+    device: torch.device | None = None,
 ) -> Tensor:
     """(1, 2 features, height, width) in float32: row features first, sine and cosine interleaved.
 
@@ -24,7 +30,8 @@ def fourier_table(
         place = torch.arange(1, length + 1, device=device, dtype=torch.float32)
         place = place / (place[-1:] + 1e-6) * (2 * math.pi)
         angle = place[:, None] / octave
-        return torch.stack([angle[:, 0::2].sin(), angle[:, 1::2].cos()], dim=-1).flatten(1)  # (length, features)
+        # (length, features)
+        return torch.stack([angle[:, 0::2].sin(), angle[:, 1::2].cos()], dim=-1).flatten(1)
 
     rows = axis(height)[:, None].expand(-1, width, -1)
     columns = axis(width)[None].expand(height, -1, -1)
@@ -34,7 +41,8 @@ def fourier_table(
 class FourierPosition(nn.Module):
     """(batch, height, width) -> (batch, dim, height, width); the table is made once per grid.
 
-    The table is float32, as published, whatever the model's dtype; the projection runs in the model's own.
+    The table is float32, as published, whatever the model's dtype; the projection runs in the
+    model's own.
     """
 
     def __init__(self, dim: int, features: int = 32) -> None:
@@ -47,7 +55,8 @@ class FourierPosition(nn.Module):
         """The float32 table of a grid, from the store where eager code may keep one."""
         device = place_of(self.token_projection).device
         return self.tables.get(
-            (height, width, device), lambda: fourier_table(height, width, self.features, device=device)
+            (height, width, device),
+            lambda: fourier_table(height, width, self.features, device=device),
         )
 
     @leaf

@@ -1,4 +1,6 @@
-"""Which way tokens go through an attention module: through the buffer, the merged projection or both projections inside; in which precision."""
+"""Which way tokens go through an attention module: through the buffer, the merged projection or
+both projections inside; in which precision.
+"""
 
 # B batch, H heads, N tokens, D features per head
 
@@ -24,11 +26,15 @@ MANY = 2**40  # tokens: more than any graph meets
 
 
 class Routes(nn.Module):
-    """The routes of `Attention`, which makes the parts: what stands between the projections decides, and the number of tokens."""
+    """The routes of `Attention`, which makes the parts: what stands between the projections
+    decides, and the number of tokens.
+    """
 
-    # tokens, in widths of the tokens, from which the output projection is merged: softless bench speed --figure merging
+    # tokens, in widths of the tokens, from which the output projection is merged: softless bench
+    # speed --figure merging
     merged_from: ClassVar[float] = 12
-    # tokens from which both projections are taken into one node in training: softless bench speed --figure projected
+    # tokens from which both projections are taken into one node in training: softless bench speed
+    # --figure projected
     projected_from: ClassVar[float] = 6144
     op: Operator
     options: dict[str, Any]
@@ -49,8 +55,14 @@ class Routes(nn.Module):
         raise NotImplementedError
 
     def _project_out(self, x: Tensor, o: Tensor, wide: bool) -> Tensor:
-        """Past the norm, the gate and the output projection: joined heads (B,N,H D) -> (B,N,dim_out); a wide o is float32."""
-        lift = self.op.half_lift(self._dims(x)) if wide and self.op.half_lift and not recording() else None
+        """Past the norm, the gate and the output projection: joined heads (B,N,H D) ->
+        (B,N,dim_out); a wide o is float32.
+        """
+        lift = (
+            self.op.half_lift(self._dims(x))
+            if wide and self.op.half_lift and not recording()
+            else None
+        )
         o = self.norm((o * lift).to(torch.float16) if lift else o)
         if self.gate is not None:
             o = o * GATES[self.gate_kind](self.gate(x))
@@ -60,7 +72,9 @@ class Routes(nn.Module):
 
     @property
     def reads_the_buffer(self) -> bool:
-        """Whether nothing comes between the projection to q, k and v, the operator, and the joined heads."""
+        """Whether nothing comes between the projection to q, k and v, the operator, and the joined
+        heads.
+        """
         return self._plain and is_nothing(self.q_norm) and is_nothing(self.k_norm)
 
     def _self_attention(self, x: Tensor, mask: Tensor | None, extras: dict[str, Any]) -> Tensor:
@@ -73,17 +87,25 @@ class Routes(nn.Module):
             if matrix is not None:
                 return self.proj_drop(merged(qkv, matrix, proj.W, proj.b))
         wide = self._needs_more_than_half(qkv)
-        o = attend_packed(qkv, self.num_heads, self.op, mask, out_dtype=torch.float32 if wide else None, **extras)
+        o = attend_packed(
+            qkv, self.num_heads, self.op, mask, out_dtype=torch.float32 if wide else None, **extras
+        )
         return self._project_out(x, o, wide)
 
     def _merges(self, qkv: Tensor, mask: Tensor | None) -> bool:
-        """Whether the output projection takes the operator's matrix into its own: in inference, where the tokens are many."""
+        """Whether the output projection takes the operator's matrix into its own: in inference,
+        where the tokens are many.
+        """
         if recording() or torch.is_grad_enabled() or qkv.dtype == torch.float16:
             return False
-        return bool(qkv.shape[1] >= self.merged_from * self.num_heads * self.head_dim) and self._is_all(mask)
+        return bool(
+            qkv.shape[1] >= self.merged_from * self.num_heads * self.head_dim
+        ) and self._is_all(mask)
 
     def _projects(self, x: Tensor, mask: Tensor | None) -> bool:
-        """Whether both projections become part of the attention: in training, where the tokens are many."""
+        """Whether both projections become part of the attention: in training, where the tokens are
+        many.
+        """
         if recording() or not torch.is_grad_enabled() or x.shape[1] < self.projected_from:
             return False
         return dtype_of_products(x) != torch.float16 and self._is_all(mask)
@@ -93,7 +115,9 @@ class Routes(nn.Module):
         return mask is None and self.gate is None and is_nothing(self.norm)
 
     def _projected(self, x: Tensor, extras: dict[str, Any]) -> Tensor | None:
-        """`attend_projected` of the module's own weights, in autocast's dtype where that is on; None where a projection must be called."""
+        """`attend_projected` of the module's own weights, in autocast's dtype where that is on;
+        None where a projection must be called.
+        """
         qkv, proj = weights_of(self.qkv, x.device), weights_of(self.proj, x.device)
         if qkv is None or proj is None:
             return None
@@ -103,8 +127,12 @@ class Routes(nn.Module):
         return attend_projected(x, qkv, proj, self.num_heads, self.op, **extras)
 
     def path(self, x: Tensor) -> str:
-        """How tokens x (B,N,dim) would go now: the operator's backend, and where the output projection stands."""
-        qkv = torch.empty(*x.shape[:2], 3 * self.num_heads * self.head_dim, dtype=x.dtype, device=x.device)
+        """How tokens x (B,N,dim) would go now: the operator's backend, and where the output
+        projection stands.
+        """
+        qkv = torch.empty(
+            *x.shape[:2], 3 * self.num_heads * self.head_dim, dtype=x.dtype, device=x.device
+        )
         q, k, v = unpacked(qkv, self.num_heads)
         backend = backend_of(q, k, v, self.op, **self.extras(x.shape[1]))
         chosen = backend.name
@@ -118,13 +146,17 @@ class Routes(nn.Module):
         return f"{chosen}, {'merged projection' if merges else 'projection apart'}"
 
     def _needs_more_than_half(self, x: Tensor) -> bool:
-        """Whether float16 cannot hold the operator's output on projected tokens (B,N,·): it then stays float32 until it is past `proj`."""
+        """Whether float16 cannot hold the operator's output on projected tokens (B,N,·): it then
+        stays float32 until it is past `proj`.
+        """
         if x.dtype != torch.float16 or type(self.norm) is not nn.Identity or why_changed(self.norm):
             return False
         return beyond_half(self.op, self._dims(x), self.options)
 
     def _dims(self, x: Tensor) -> Dims:
-        return Dims(x.shape[0], self.num_heads, x.shape[1], x.shape[1], self.head_dim, self.head_dim)
+        return Dims(
+            x.shape[0], self.num_heads, x.shape[1], x.shape[1], self.head_dim, self.head_dim
+        )
 
 
 def dtype_of_products(x: Tensor) -> torch.dtype:
@@ -135,7 +167,9 @@ def dtype_of_products(x: Tensor) -> torch.dtype:
 
 
 def beyond_half(op: Operator, dims: Dims, options: Mapping[str, Any]) -> bool:
-    """Whether float16 cannot hold the operator's output at these sizes; in a graph, which holds for any number of tokens, at some."""
+    """Whether float16 cannot hold the operator's output at these sizes; in a graph, which holds for
+    any number of tokens, at some.
+    """
     if op.half_refusal is None:
         return False
     sizes = replace(dims, N=MANY, M=MANY) if recording() else dims
@@ -143,7 +177,9 @@ def beyond_half(op: Operator, dims: Dims, options: Mapping[str, Any]) -> bool:
 
 
 def merged(qkv: Tensor, matrix: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """q (A W) + b for the queries of a buffer (B,N,3 H D) and the operator's matrix A (B,H,D,D): the projection's product without q A."""
+    """q (A W) + b for the queries of a buffer (B,N,3 H D) and the operator's matrix A (B,H,D,D):
+    the projection's product without q A.
+    """
     whole = absorbed(matrix, weight)
     q = qkv[..., : whole.shape[1]]
     made = [product(one, theirs) for one, theirs in zip(q, whole, strict=True)]
@@ -156,14 +192,17 @@ def widened(proj: nn.Module, o: Tensor) -> Tensor:
     found = weights_of(proj, o.device)
     if found is None:
         most = o.abs().amax((1, 2), keepdim=True).clamp_min(torch.finfo(o.dtype).tiny)
-        lift = torch.exp2(-most.log2().ceil())  # the largest becomes about one: float16 holds a long way below
+        # the largest becomes about one: float16 holds a long way below
+        lift = torch.exp2(-most.log2().ceil())
         return called(proj, (o * lift).to(torch.float16), lift)
     with autocast_off(o.device.type):
         return F.linear(o.float(), found.W.float(), None if found.b is None else found.b.float())
 
 
 def lowered(proj: nn.Module, o: Tensor, lift: float, dtype: torch.dtype) -> Tensor:
-    """`proj` of o / lift, where o / lift itself is too small for its dtype: the scale comes down in float32, before the bias."""
+    """`proj` of o / lift, where o / lift itself is too small for its dtype: the scale comes down in
+    float32, before the bias.
+    """
     found = weights_of(proj, o.device)
     if found is None:
         return called(proj, o, lift).to(dtype)

@@ -1,8 +1,9 @@
 """Which transcendental functions a model calls, how often and where: the proof that none is left.
 
-Watched at the level of ATen operators while one image passes, or read from an exported graph, with composites and fused attention opened
-up. What does not depend on the image (position tables) is made once per grid, is a constant of an exported graph of one size, and is
-listed apart. Square roots and divisions are counted and are not transcendental.
+Watched at the level of ATen operators while one image passes, or read from an exported graph, with
+composites and fused attention opened up. What does not depend on the image (position tables) is
+made once per grid, is a constant of an exported graph of one size, and is listed apart. Square
+roots and divisions are counted and are not transcendental.
 """
 
 import zipfile
@@ -24,16 +25,38 @@ from softless.errors import DataError, UsageError, located
 from softless.measure.cost import input_size_of, part_of, refused, undisturbed
 from softless.measure.exps import KINDS
 
-ROOTS = frozenset({"sqrt", "rsqrt", "linalg_vector_norm", "linalg_cholesky_ex", "native_layer_norm", "native_group_norm", "layer_norm", "batch_norm", "_native_batch_norm_legit_no_training", "native_batch_norm"})  # fmt: skip
-OURS = "softless"  # native kernels: products, sums and one division by the norms; nothing transcendental
-DIVISIONS = frozenset({"attend", "attend_packed", "div", "true_divide", "reciprocal", "mean", "rsqrt"})
+ROOTS = frozenset({
+    "sqrt",
+    "rsqrt",
+    "linalg_vector_norm",
+    "linalg_cholesky_ex",
+    "native_layer_norm",
+    "native_group_norm",
+    "layer_norm",
+    "batch_norm",
+    "_native_batch_norm_legit_no_training",
+    "native_batch_norm",
+})
+# native kernels: products, sums and one division by the norms; nothing transcendental
+OURS = "softless"
+DIVISIONS = frozenset({
+    "attend",
+    "attend_packed",
+    "div",
+    "true_divide",
+    "reciprocal",
+    "mean",
+    "rsqrt",
+})
 
 
 @dataclass(frozen=True)
 class Finding:
     """One kind of function in one place."""
 
-    kind: str  # exp, softmax, gelu, sigmoid, silu, tanh, erf, log, trigonometric, power, or opaque: an operator that cannot be looked into
+    # exp, softmax, gelu, sigmoid, silu, tanh, erf, log, trigonometric, power, or opaque: an
+    # operator that cannot be looked into
+    kind: str
     where: str  # path of the module
     operator: str  # as ATen names it
     evaluations: int  # of a scalar function, for one image
@@ -72,10 +95,14 @@ class Audit:
 
     @property
     def softmax_kept(self) -> tuple[str, ...]:
-        """Where softmax is evaluated for an image although the model's attention is named by another operator."""
+        """Where softmax is evaluated for an image although the model's attention is named by
+        another operator.
+        """
         if not self.operators:
             return ()
-        rows = _grouped(found for found in self.findings if found.kind == "softmax" and not found.per_grid)
+        rows = _grouped(
+            found for found in self.findings if found.kind == "softmax" and not found.per_grid
+        )
         return tuple(place for _, _, place in rows)
 
     def to_dict(self) -> dict[str, Any]:
@@ -84,33 +111,54 @@ class Audit:
 
     def __str__(self) -> str:
         size = " x ".join(map(str, self.input_size)) if self.input_size else "its example's size"
-        said = ["exp-free: nothing transcendental is evaluated for an image" if self.exp_free else "not exp-free"]
+        said = [
+            "exp-free: nothing transcendental is evaluated for an image"
+            if self.exp_free
+            else "not exp-free"
+        ]
         said[0] += f" ({size})"
         if self.softmax_kept:
-            said.append(f"named {', '.join(self.operators)}, and softmax is kept in {', '.join(self.softmax_kept)}")
-        for title, per_grid in (("for each image", False), ("once per grid, whatever the image", True)):
+            said.append(
+                f"named {', '.join(self.operators)}, and softmax is kept in "
+                f"{', '.join(self.softmax_kept)}"
+            )
+        for title, per_grid in (
+            ("for each image", False),
+            ("once per grid, whatever the image", True),
+        ):
             rows = _grouped(found for found in self.findings if found.per_grid == per_grid)
             if rows:
                 width = max(len(kind) for kind, *_ in rows)
                 said += ["", f"{title}:"]
-                said += [f"  {kind:<{width}}  {number:>14,}  {where}" for kind, number, where in rows]
+                said += [
+                    f"  {kind:<{width}}  {number:>14,}  {where}" for kind, number, where in rows
+                ]
         said += [
             "",
-            f"square roots in {self.roots:,} operators, divisions in {self.divisions:,}: neither is transcendental",
+            (
+                f"square roots in {self.roots:,} operators, divisions in {self.divisions:,}: "
+                "neither "
+                "is transcendental"
+            ),
         ]
         if self.dynamic:
             said.append(
-                "the graph takes any size: tables are made inside it at each call, and the numbers are those of its example"
+                "the graph takes any size: tables are made inside it at each call, and the "
+                "numbers are those of its example"
             )
         return "\n".join(said)
 
 
-def audit(model: nn.Module | torch.export.ExportedProgram | str | Path, input_size: int | tuple[int, ...] | None = None) -> Audit:  # fmt: skip
+def audit(
+    model: nn.Module | torch.export.ExportedProgram | str | Path,
+    input_size: int | tuple[int, ...] | None = None,
+) -> Audit:
     """Every transcendental function that one image meets.
 
     Args:
         model: a module, an exported program, or a .pt2 file that holds one.
-        input_size: side in pixels, (height, width) or (channels, height, width); a module's own size by default. An exported graph has its own.
+        input_size: side in pixels, (height, width) or (channels, height, width); a module's own
+            size by default. An exported graph has its own.
 
     Raises:
         UsageError: a size that the model refuses, or one for an exported graph.
@@ -120,7 +168,9 @@ def audit(model: nn.Module | torch.export.ExportedProgram | str | Path, input_si
         return _watched(model, input_size_of(model, input_size))
     if input_size is not None:
         raise UsageError("an exported graph says its own input size: leave input_size out")
-    return _read(model if isinstance(model, torch.export.ExportedProgram) else _program(located(model)))
+    return _read(
+        model if isinstance(model, torch.export.ExportedProgram) else _program(located(model))
+    )
 
 
 def _program(path: Path) -> torch.export.ExportedProgram:
@@ -159,7 +209,9 @@ class _Watcher(TorchDispatchMode):
         self.divisions += _plain(name) in DIVISIONS
         if found := _kind(func.namespace, name, args):
             kind, number = found
-            deepest = max((path for path in self.tracker.parents if path != "Global"), key=len, default="")
+            deepest = max(
+                (path for path in self.tracker.parents if path != "Global"), key=len, default=""
+            )
             self.found[kind, deepest.partition(".")[2] or "(model)", name, not depends] += number
         return out
 
@@ -181,14 +233,18 @@ def _watched(model: nn.Module, size: tuple[int, int, int]) -> Audit:
 
 
 def _operators(model: nn.Module) -> tuple[str, ...]:
-    """What the attention of a model is named by, softmax aside; known by its record, since this room knows no layers."""
+    """What the attention of a model is named by, softmax aside; known by its record, since this
+    room knows no layers.
+    """
     records: Iterable[Any] = (getattr(module, "op", None) for module in model.modules())
     names = {str(record.name) for record in records if hasattr(record, "reference")}
     return tuple(sorted(names - {"softmax"}))
 
 
 def _read(program: torch.export.ExportedProgram) -> Audit:
-    """The same from a graph: what a node makes comes from the image where one of its inputs does."""
+    """The same from a graph: what a node makes comes from the image where one of its inputs
+    does.
+    """
     found: Counter[tuple[str, str, str, bool]] = Counter()
     inputs = set(program.graph_signature.user_inputs)
     depends: set[str] = set()
@@ -199,9 +255,13 @@ def _read(program: torch.export.ExportedProgram) -> Audit:
             depends |= {node.name} & inputs
             continue
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
-            if node.op == "call_function" and isinstance(node.target, torch._ops.HigherOrderOperator):
+            if node.op == "call_function" and isinstance(
+                node.target, torch._ops.HigherOrderOperator
+            ):
                 found["opaque", _path(node), str(node.target), False] += 1
-            depends |= {node.name} if any(one.name in depends for one in node.all_input_nodes) else set()
+            depends |= (
+                {node.name} if any(one.name in depends for one in node.all_input_nodes) else set()
+            )
             continue
         from_image = any(one.name in depends for one in node.all_input_nodes)
         depends |= {node.name} if from_image else set()
@@ -244,7 +304,8 @@ def _kind(namespace: str, name: str, args: tuple[Any, ...]) -> tuple[str, int] |
 
 def _listed(found: Mapping[tuple[str, str, str, bool], int]) -> tuple[Finding, ...]:
     return tuple(
-        Finding(kind, where, operator, number, grid) for (kind, where, operator, grid), number in found.items()
+        Finding(kind, where, operator, number, grid)
+        for (kind, where, operator, grid), number in found.items()
     )
 
 
@@ -262,6 +323,10 @@ def _grouped(found: Iterable[Finding]) -> list[tuple[str, int, str]]:
         general = ".".join("*" if part.isdigit() else part for part in one.where.split("."))
         groups.setdefault((one.kind, general), []).append(one)
     return [
-        (kind, sum(one.evaluations for one in same), f"{place}" + (f"  ({len(same)} places)" if len(same) > 1 else ""))
+        (
+            kind,
+            sum(one.evaluations for one in same),
+            f"{place}" + (f"  ({len(same)} places)" if len(same) > 1 else ""),
+        )
         for (kind, place), same in sorted(groups.items())
     ]

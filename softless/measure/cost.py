@@ -1,7 +1,9 @@
-"""What one forward pass costs, counted and not timed: parameters, multiply-adds, transcendental evaluations, memory.
+"""What one forward pass costs, counted and not timed: parameters, multiply-adds, transcendental
+evaluations, memory.
 
-What is counted is the model as plain torch computes it, with fused softmax attention: the numbers are those of the shapes alone, and
-do not hang on the device, the version of torch or whether the native kernels are there.
+What is counted is the model as plain torch computes it, with fused softmax attention: the numbers
+are those of the shapes alone, and do not hang on the device, the version of torch or whether the
+native kernels are there.
 """
 
 import contextlib
@@ -34,21 +36,29 @@ class Cost:
     macs: int  # multiply-adds of matrix products and convolutions
     flops: int  # 2 x macs
     exps: int  # exponentials of attention: exp and softmax
-    activation_exps: int  # transcendental evaluations of everything else (GELU, sigmoid, position tables …)
+    # transcendental evaluations of everything else (GELU, sigmoid, position tables …)
+    activation_exps: int
     transcendentals: Mapping[str, int]  # all of them, per kind
-    activation_bytes: int | None  # what autograd keeps for the backward pass, weights left out; None: no gradients
+    # what autograd keeps for the backward pass, weights left out; None: no gradients
+    activation_bytes: int | None
     weight_bytes: int = 0  # of parameters and buffers, in their dtypes
-    peak_bytes: int = 0  # peak inference memory: weights, the image, and the most that lives at once beside them
-    uncounted: tuple[str, ...] = ()  # operators that ran, may hold products and have no formula: macs lacks theirs
+    # peak inference memory: weights, the image, and the most that lives at once beside them
+    peak_bytes: int = 0
+    # operators that ran, may hold products and have no formula: macs lacks theirs
+    uncounted: tuple[str, ...] = ()
     note: str = ""  # what is left out on purpose
-    companions: tuple[str, ...] = ()  # what attention modules add to their operators: it is counted with the rest
+    # what attention modules add to their operators: it is counted with the rest
+    companions: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"transcendentals": dict(self.transcendentals)}
 
     def __str__(self) -> str:
         channels, height, width = self.input_size
-        kinds = ", ".join(f"{kind} {number:,}" for kind, number in sorted(self.transcendentals.items())) or "none"
+        kinds = (
+            ", ".join(f"{kind} {number:,}" for kind, number in sorted(self.transcendentals.items()))
+            or "none"
+        )
         kept = "nothing: this copy has no gradients"
         if self.activation_bytes is not None:
             kept = f"{self.activation_bytes / 2**20:.1f} MiB"
@@ -71,7 +81,8 @@ class Cost:
         lines += [f"not counted: {self.note}"] if self.note else []
         if self.uncounted:
             lines.append(
-                f"warning: {', '.join(self.uncounted)} may multiply matrices and no formula is known: the true multiply-adds "
+                f"warning: {', '.join(self.uncounted)} may multiply matrices and no formula is "
+                "known: the true multiply-adds "
                 "are more. Give one with torch.utils.flop_counter.register_flop_formula"
             )
         return "\n".join(lines)
@@ -80,19 +91,23 @@ class Cost:
 def cost(model: nn.Module, input_size: int | tuple[int, ...] | None = None) -> Cost:
     """Counts one forward pass of one image, without computing it: any size at no expense.
 
-    A model whose work depends on what is in the image (a detector) says by `counted` which part does not: parameters and
-    weights are those of the whole, the rest is of that part, and the note says what it lacks.
+    A model whose work depends on what is in the image (a detector) says by `counted` which part
+    does not: parameters and weights are those of the whole, the rest is of that part, and the note
+    says what it lacks.
 
-    Peak inference memory, in bytes: the weights, the input image, and the largest sum of tensors that are alive at once in a pass without
-    gradients, each from the operator that makes it until its last reader lets it go. Softmax attention counts as fused, without N x N weights.
-    What an operator needs inside itself and what an allocator rounds up are left out.
+    Peak inference memory, in bytes: the weights, the input image, and the largest sum of tensors
+    that are alive at once in a pass without gradients, each from the operator that makes it until
+    its last reader lets it go. Softmax attention counts as fused, without N x N weights. What an
+    operator needs inside itself and what an allocator rounds up are left out.
 
     Args:
         model: The model, in any mode and dtype; it is left as it was.
-        input_size: Side in pixels, (height, width) or (channels, height, width); the model's own size by default.
+        input_size: Side in pixels, (height, width) or (channels, height, width); the model's own
+            size by default.
 
     Returns:
-        The counts for a batch of one in evaluation mode; `activation_bytes` for a forward pass with gradients.
+        The counts for a batch of one in evaluation mode; `activation_bytes` for a forward pass with
+        gradients.
 
     Raises:
         UsageError: a size that the model refuses.
@@ -110,7 +125,8 @@ def cost(model: nn.Module, input_size: int | tuple[int, ...] | None = None) -> C
     ):
         seen = part_of(model)
         image = torch.empty(1, *size, dtype=first.dtype, device=first.device)
-        # with gradients on: without them attention may merge its output projection, and what is counted is the model as it is written
+        # with gradients on: without them attention may merge its output projection, and what is
+        # counted is the model as it is written
         with torch.enable_grad(), FlopCounter() as flops, TranscendentalCounter() as counter:
             seen(image)
         with torch.no_grad(), LiveBytes([*map(fake.from_tensor, _stored(model)), image]) as live:
@@ -148,7 +164,9 @@ def companions_of(model: nn.Module) -> tuple[str, ...]:
 
 
 def part_of(model: nn.Module) -> nn.Module:
-    """The part of a model whose work the image's size decides, in evaluation mode: the whole, but for detectors."""
+    """The part of a model whose work the image's size decides, in evaluation mode: the whole, but
+    for detectors.
+    """
     part: nn.Module = getattr(model, "counted", model)
     return part.eval()
 
@@ -165,8 +183,9 @@ def _stored(model: nn.Module) -> list[Tensor]:
 class _Alike(TorchFunctionMode):
     """What torch does otherwise from machine to machine, alike on all.
 
-    Softmax attention is one operator: which of its kernels torch would take depends on the device. BatchNorm in evaluation
-    keeps statistics for the backward pass on some devices and none on others, which `aside` tells who counts bytes.
+    Softmax attention is one operator: which of its kernels torch would take depends on the device.
+    BatchNorm in evaluation keeps statistics for the backward pass on some devices and none on
+    others, which `aside` tells who counts bytes.
 
     Attributes:
         aside: whether BatchNorm runs just now.
@@ -186,8 +205,18 @@ class _Alike(TorchFunctionMode):
             self.aside = False
 
 
-def _fused(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False) -> Tensor:  # fmt: skip
-    if not (q.ndim == k.ndim == v.ndim == 4) or q.shape[-1] != v.shape[-1]:  # the fused operator knows no other
+def _fused(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    # the fused operator knows no other
+    if not (q.ndim == k.ndim == v.ndim == 4) or q.shape[-1] != v.shape[-1]:
         more = {"enable_gqa": True} if enable_gqa else {}
         found: Tensor = torch.ops.aten._scaled_dot_product_attention_math(
             q, k, v, attn_mask, dropout_p, is_causal, scale=scale, **more
@@ -202,21 +231,27 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dro
 
 @contextlib.contextmanager
 def refused(size: tuple[int, ...]) -> Iterator[None]:
-    """An assertion of a model about its image, as timm's models have it, is the caller's to mend."""
+    """An assertion of a model about its image, as timm's models have it, is the caller's to
+    mend.
+    """
     try:
         yield
     except AssertionError as error:
         if "nput" not in str(error):
             raise
         raise UsageError(
-            f"the model refuses an image of {' x '.join(map(str, size))} ({error}): build it for this size, for example "
+            f"the model refuses an image of {' x '.join(map(str, size))} ({error}): build it for "
+            "this size, for example "
             "softless.create_model(name, img_size=…) or dynamic_img_size=True"
         ) from error
 
 
 @contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients inside, and the model as it was afterwards. (torch's module tracker fails on parameters that ask for gradients.)"""
+    """Evaluation mode without gradients inside, and the model as it was afterwards.
+
+    (torch's module tracker fails on parameters that ask for gradients.)
+    """
     grad_modes = [parameter.requires_grad for parameter in model.parameters()]
     model.requires_grad_(requires_grad=False)
     try:
@@ -241,7 +276,10 @@ def input_size_of(model: nn.Module, given: int | tuple[int, ...] | None) -> tupl
     elif len(given) == 3:
         channels, height, width = given
     else:
-        raise UsageError(f"input_size={given}: give a side, (height, width) or (channels, height, width), in pixels")
+        raise UsageError(
+            f"input_size={given}: give a side, (height, width) or (channels, height, width), in "
+            "pixels"
+        )
     if not 1 <= min(channels, height, width) <= max(channels, height, width) <= LONGEST:
         raise UsageError(f"input_size={given}: every size lies in 1..{LONGEST:,}")
     return int(channels), int(height), int(width)
@@ -249,9 +287,11 @@ def input_size_of(model: nn.Module, given: int | tuple[int, ...] | None) -> tupl
 
 @contextlib.contextmanager
 def _saved_bytes(model: nn.Module, fake: FakeTensorMode, alike: _Alike) -> Iterator[list[int]]:
-    """Bytes of distinct storages that autograd saves inside the block, those of parameters and buffers left out.
+    """Bytes of distinct storages that autograd saves inside the block, those of parameters and
+    buffers left out.
 
-    BatchNorm's own statistics (C,) are left out too: they lie among its weights, and only some devices make them in evaluation.
+    BatchNorm's own statistics (C,) are left out too: they lie among its weights, and only some
+    devices make them in evaluation.
     """
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())

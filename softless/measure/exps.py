@@ -1,7 +1,9 @@
-"""Counts transcendental evaluations while a call runs: what an edge device has no cheap instruction for.
+"""Counts transcendental evaluations while a call runs: what an edge device has no cheap instruction
+for.
 
-Counted at the level of ATen operators, with composites and fused attention opened up: a fused softmax attention over N x M pairs is
-H N M exponentials though no exp appears. Square roots and divisions are not transcendental.
+Counted at the level of ATen operators, with composites and fused attention opened up: a fused
+softmax attention over N x M pairs is H N M exponentials though no exp appears. Square roots and
+divisions are not transcendental.
 """
 
 from collections import Counter
@@ -32,7 +34,8 @@ def _tensor_power(args: tuple[Any, ...]) -> int:
 KINDS: Mapping[str, tuple[str, Callable[[tuple[Any, ...]], int]]] = MappingProxyType(
     dict.fromkeys(("exp", "exp2", "expm1"), ("exp", _elements))
     | dict.fromkeys(
-        ("_softmax", "_log_softmax", "_safe_softmax", "logsumexp", "softmax", "log_softmax"), ("softmax", _elements)
+        ("_softmax", "_log_softmax", "_safe_softmax", "logsumexp", "softmax", "log_softmax"),
+        ("softmax", _elements),
     )
     | dict.fromkeys(
         (
@@ -49,21 +52,36 @@ KINDS: Mapping[str, tuple[str, Callable[[tuple[Any, ...]], int]]] = MappingProxy
     )
     | {
         name: (name, _elements)
-        for name in ("gelu", "sigmoid", "silu", "mish", "softplus", "elu", "tanh", "erf", "erfc", "erfinv")
+        for name in (
+            "gelu",
+            "sigmoid",
+            "silu",
+            "mish",
+            "softplus",
+            "elu",
+            "tanh",
+            "erf",
+            "erfc",
+            "erfinv",
+        )
     }
     | dict.fromkeys(("log", "log2", "log10", "log1p", "logaddexp"), ("log", _elements))
     | dict.fromkeys(("log_sigmoid_forward",), ("sigmoid", _elements))
     | dict.fromkeys(
-        ("sin", "cos", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh"), ("trigonometric", _elements)
+        ("sin", "cos", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh"),
+        ("trigonometric", _elements),
     )
     | dict.fromkeys(("pow", "float_power"), ("power", _tensor_power)),
 )
 
-ATTENTION = ("exp", "softmax")  # the kinds an attention brings; the others come from activations and position tables
+# the kinds an attention brings; the others come from activations and position tables
+ATTENTION = ("exp", "softmax")
 
 
 class TranscendentalCounter(TorchDispatchMode):
-    """Counts per kind while active: `with TranscendentalCounter() as counter: model(x)`, then `counter.kinds`."""
+    """Counts per kind while active: `with TranscendentalCounter() as counter: model(x)`, then
+    `counter.kinds`.
+    """
 
     def __init__(self) -> None:
         super().__init__()

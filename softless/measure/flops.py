@@ -1,11 +1,13 @@
 """FLOPs of what runs, by formulas of our own: the same number whatever the version of torch knows.
 
-A FLOP is a multiplication or an addition of a matrix product or a convolution, two for each multiply-add. Products over masked or padded
-places count in full. Element by element arithmetic, norms, sums, resampling and lookups count nothing, and nor do factorisations
-and triangular solves (a Cholesky of the landmarks, say), for which the field has no count of multiply-adds.
+A FLOP is a multiplication or an addition of a matrix product or a convolution, two for each
+multiply-add. Products over masked or padded places count in full. Element by element arithmetic,
+norms, sums, resampling and lookups count nothing, and nor do factorisations and triangular solves
+(a Cholesky of the landmarks, say), for which the field has no count of multiply-adds.
 
-An operator is looked up in this order: a formula here; a formula that its owner registered with torch; what torch calls
-pointwise or a view; the list of operators without products; its decomposition. What is left may hold a product and is named.
+An operator is looked up in this order: a formula here; a formula that its owner registered with
+torch; what torch calls pointwise or a view; the list of operators without products; its
+decomposition. What is left may hold a product and is named.
 """
 
 import sys
@@ -63,7 +65,12 @@ def _general_convolution(x: Tensor, weight: Tensor, *rest: Any, out: Any, **_: A
 def _convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, *rest: Any, **named: Any) -> int:
     transposed = named.get("transposed", rest[4] if len(rest) > 4 else False)
     wanted = named.get("output_mask", rest[-1])
-    return sum(map(bool, wanted[:2])) * 2 * (x if transposed else grad).numel() * prod(weight.shape[1:])
+    return (
+        sum(map(bool, wanted[:2]))
+        * 2
+        * (x if transposed else grad).numel()
+        * prod(weight.shape[1:])
+    )
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> int:
@@ -81,7 +88,9 @@ def _attention_by_tokens(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) ->
 
 
 def _multi_head(q: Tensor, k: Tensor, _: Any, width: int, *__: Any, **___: Any) -> int:
-    """torch's fast path of nn.MultiheadAttention: four projections and the attention between them."""
+    """torch's fast path of nn.MultiheadAttention: four projections and the attention between
+    them.
+    """
     B, N, D = q.shape
     M = k.shape[1]
     return 2 * B * (2 * N + 2 * M) * D * width + 4 * B * N * M * width
@@ -95,33 +104,53 @@ def _encoder_layer(x: Tensor, width: int, *rest: Any, **__: Any) -> int:
 
 FORMULAS: Mapping[str, Formula] = MappingProxyType(
     dict.fromkeys(("aten::mm", "aten::bmm", "aten::_scaled_mm", "aten::_int_mm"), _mm)
-    | dict.fromkeys(("aten::addmm", "aten::_addmm_activation", "aten::baddbmm", "aten::addbmm"), _added_mm)
+    | dict.fromkeys(
+        ("aten::addmm", "aten::_addmm_activation", "aten::baddbmm", "aten::addbmm"), _added_mm
+    )
     | dict.fromkeys(("aten::mv", "aten::dot", "aten::vdot"), _mv)
     | {"aten::addmv": _added_mv, "aten::addr": _outer}
     | dict.fromkeys(("aten::linear", "aten::mkldnn_linear", "mkldnn::_linear_pointwise"), _linear)
     | {"mkl::_mkl_linear": _linear_of_packed}
     | dict.fromkeys(
         (
-            "aten::_convolution", "aten::convolution", "aten::convolution_overrideable",
+            "aten::_convolution",
+            "aten::convolution",
+            "aten::convolution_overrideable",
         ),
         _general_convolution,
     )
     | dict.fromkeys(
         (
-            "aten::_conv_depthwise2d", "aten::_slow_conv2d_forward", "aten::conv1d", "aten::conv2d", "aten::conv3d",
-            "aten::conv_depthwise3d", "aten::cudnn_convolution", "aten::cudnn_convolution_add_relu",
-            "aten::cudnn_convolution_relu", "aten::miopen_convolution", "aten::miopen_depthwise_convolution",
-            "aten::mkldnn_convolution", "aten::mps_convolution", "aten::slow_conv3d_forward", "aten::slow_conv_dilated2d",
-            "aten::slow_conv_dilated3d", "aten::thnn_conv2d", "mkldnn::_convolution_pointwise",
+            "aten::_conv_depthwise2d",
+            "aten::_slow_conv2d_forward",
+            "aten::conv1d",
+            "aten::conv2d",
+            "aten::conv3d",
+            "aten::conv_depthwise3d",
+            "aten::cudnn_convolution",
+            "aten::cudnn_convolution_add_relu",
+            "aten::cudnn_convolution_relu",
+            "aten::miopen_convolution",
+            "aten::miopen_depthwise_convolution",
+            "aten::mkldnn_convolution",
+            "aten::mps_convolution",
+            "aten::slow_conv3d_forward",
+            "aten::slow_conv_dilated2d",
+            "aten::slow_conv_dilated3d",
+            "aten::thnn_conv2d",
+            "mkldnn::_convolution_pointwise",
         ),
         _convolution,
     )
     | {"aten::convolution_backward": _convolution_backward}
     | dict.fromkeys(
         (
-            "aten::scaled_dot_product_attention", "aten::_scaled_dot_product_attention_math",
-            "aten::_scaled_dot_product_attention_math_for_mps", "aten::_scaled_dot_product_cudnn_attention",
-            "aten::_scaled_dot_product_efficient_attention", "aten::_scaled_dot_product_flash_attention",
+            "aten::scaled_dot_product_attention",
+            "aten::_scaled_dot_product_attention_math",
+            "aten::_scaled_dot_product_attention_math_for_mps",
+            "aten::_scaled_dot_product_cudnn_attention",
+            "aten::_scaled_dot_product_efficient_attention",
+            "aten::_scaled_dot_product_flash_attention",
             "aten::_scaled_dot_product_flash_attention_for_cpu",
             "aten::_scaled_dot_product_fused_attention_overrideable",
         ),
@@ -142,7 +171,7 @@ FORMULAS: Mapping[str, Formula] = MappingProxyType(
         "aten::_native_multi_head_attention": _multi_head,
         "aten::_transformer_encoder_layer_fwd": _encoder_layer,
     }
-)  # fmt: skip
+)
 
 # Without a product, by name: what torch does not itself call pointwise or a view.
 FREE = frozenset([
@@ -412,7 +441,9 @@ class FlopCounter(TorchDispatchMode):
 
 
 def _registered(func: Any) -> Formula | None:
-    """The formula that an operator's owner gave to torch; that of torch's own operators stand here."""
+    """The formula that an operator's owner gave to torch; that of torch's own operators stand
+    here.
+    """
     module = sys.modules.get("torch.utils.flop_counter")  # whoever registers has imported it
     found: Formula | None = module.flop_registry.get(func.overloadpacket) if module else None
     return found

@@ -10,7 +10,9 @@ from torch.utils._pytree import tree_leaves
 
 
 def packed_weights(model: nn.Module) -> Iterator[Tensor]:
-    """Weights that are no parameters: those that a module of an inference copy holds and lists in `weights_held()`."""
+    """Weights that are no parameters: those that a module of an inference copy holds and lists in
+    `weights_held()`.
+    """
     for module in model.modules():
         if (held := getattr(module, "weights_held", None)) is not None:
             yield from held()
@@ -22,7 +24,9 @@ def distinct(tensors: Iterable[Tensor]) -> list[Tensor]:
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Bytes of parameters, buffers and packed weights in their dtypes; what oneDNN pads is left out."""
+    """Bytes of parameters, buffers and packed weights in their dtypes; what oneDNN pads is left
+    out.
+    """
     held = distinct([*model.parameters(), *model.buffers(), *packed_weights(model)])
     return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
@@ -38,7 +42,8 @@ class LiveBytes(TorchDispatchMode):
         super().__init__()
         self.now = self.peak = 0
         self._seen: dict[int, Any] = {}
-        self._there = list(there)  # a fake twin of a weight that nobody holds is made anew, with another storage
+        # a fake twin of a weight that nobody holds is made anew, with another storage
+        self._there = list(there)
         for tensor in self._there:
             self._watch(tensor, 0)
 

@@ -1,15 +1,20 @@
-"""Files of torch.save (.pth, .pt), opened without running anything in them and within the memory of their size.
+"""Files of torch.save (.pth, .pt), opened without running anything in them and within the memory of
+their size.
 
-Two things are checked before torch reads them: that the zip archive holds what it says, stored as it is, and that the pickle in it calls
-only what tensors need, and what stands for nothing (inert.py). Then the file is mapped, so that no storage is allocated for what a
-pickle claims. Files from before torch 1.6 are stacked pickles with the bytes of the tensors behind them; they hold no checksums.
+Two things are checked before torch reads them: that the zip archive holds what it says, stored as
+it is, and that the pickle in it calls only what tensors need, and what stands for nothing
+(inert.py). Then the file is mapped, so that no storage is allocated for what a pickle claims. Files
+from before torch 1.6 are stacked pickles with the bytes of the tensors behind them; they hold no
+checksums.
 """
 
 import io
 import pickletools
 import struct
 import zipfile
-from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING  # the names of Python 2, which protocol 2 writes
+
+# the names of Python 2, which protocol 2 writes
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,15 +32,48 @@ STEPS = 400_000  # of that pickle; a tensor takes about 45
 PROTOCOL = 2
 DEPTH = 32  # containers in one another
 REPEATS = 16  # how often tensors may share the bytes of a file
-STORAGES = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool", "ComplexFloat", "ComplexDouble")  # fmt: skip
-DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
+STORAGES = (
+    "Float",
+    "Double",
+    "Half",
+    "BFloat16",
+    "Long",
+    "Int",
+    "Short",
+    "Char",
+    "Byte",
+    "Bool",
+    "ComplexFloat",
+    "ComplexDouble",
+)
+DTYPES = (
+    "float32",
+    "float64",
+    "float16",
+    "bfloat16",
+    "int64",
+    "int32",
+    "int16",
+    "int8",
+    "uint8",
+    "bool",
+)
 ALLOWED = frozenset({
-    "collections.OrderedDict", "collections.Counter", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter",
-    "torch.Size", "torch.device", *(f"torch.{name}Storage" for name in STORAGES), *(f"torch.{name}" for name in DTYPES),
-})  # fmt: skip
-OLD = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the number that torch.save began with before 1.6, pickled
+    "collections.OrderedDict",
+    "collections.Counter",
+    "torch._utils._rebuild_tensor_v2",
+    "torch._utils._rebuild_parameter",
+    "torch.Size",
+    "torch.device",
+    *(f"torch.{name}Storage" for name in STORAGES),
+    *(f"torch.{name}" for name in DTYPES),
+})
+# the number that torch.save began with before 1.6, pickled
+OLD = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 STACKED = (
-    5  # pickles of such a file: that number, a version, the machine's sizes, what was saved, the names of storages
+    # pickles of such a file: that number, a version, the machine's sizes, what was saved, the names
+    # of storages
+    5
 )
 NUMBERS = frozenset({"BININT", "BININT1", "BININT2", "LONG1", "LONG4", "INT", "LONG"})
 MEND = "save the model's state dict alone, as .safetensors at best"
@@ -57,14 +95,16 @@ def read_archive(path: Path, *, foreign: bool = False) -> dict[str, Any]:
             pickled = _checked_archive(file, path.stat().st_size)
     except Exception as error:
         raise DataError(
-            f"{path} is not an archive of torch.save that can be trusted: {first_line(error)}; copy it again, or {MEND}"
+            f"{path} is not an archive of torch.save that can be trusted: {first_line(error)}; "
+            f"copy it again, or {MEND}"
         ) from error
     _check_pickle(path, scan(pickled), foreign=foreign)
     return _loaded(path, mapped=True)  # a storage is a part of the file, whatever the pickle claims
 
 
 def read_old(path: Path) -> dict[str, Any]:
-    """What a file of torch.save from before torch 1.6 holds. It has no checksums: altered bytes of a tensor are not found.
+    """What a file of torch.save from before torch 1.6 holds. It has no checksums: altered bytes of
+    a tensor are not found.
 
     Raises:
         DataError: as `read_archive`.
@@ -76,7 +116,8 @@ def read_old(path: Path) -> dict[str, Any]:
     size = path.stat().st_size
     if max(found.claims, default=0) > size or sum(found.claims) > REPEATS * size:
         raise DataError(
-            f"{path} claims tensors of {sum(found.claims)} numbers in {size} bytes: copy it again, or {MEND}"
+            f"{path} claims tensors of {sum(found.claims)} numbers in {size} bytes: copy it "
+            f"again, or {MEND}"
         )
     return _loaded(path, mapped=False)
 
@@ -89,10 +130,13 @@ def _loaded(path: Path, *, mapped: bool) -> dict[str, Any]:
         _check_views(held, path.stat().st_size)
     except Exception as error:
         raise DataError(
-            f"{path} is not a checkpoint of plain tensors ({first_line(error)}): nothing in a file is executed here, so {MEND}"
+            f"{path} is not a checkpoint of plain tensors ({first_line(error)}): nothing in a "
+            f"file is executed here, so {MEND}"
         ) from error
     if not isinstance(held, dict):
-        raise DataError(f"{path} holds a {type(held).__name__}, not a state dict: save model.state_dict()")
+        raise DataError(
+            f"{path} holds a {type(held).__name__}, not a state dict: save model.state_dict()"
+        )
     return held
 
 
@@ -104,13 +148,15 @@ def check_torch(path: Path) -> None:
     """
     if torch.__version__ < "2.10":
         raise DataError(
-            f"{path}: torch {torch.__version__} is not safe for pickled files of others (CVE-2026-24747, mended in 2.10): "
+            f"{path}: torch {torch.__version__} is not safe for pickled files of others "
+            "(CVE-2026-24747, mended in 2.10): "
             "update torch, or convert the file to .safetensors with a newer one"
         )
 
 
 def _checked_archive(file: BinaryIO, size: int) -> bytes:
-    """The pickle of an archive in which every member is stored as it is, lies in the file, and has its checksum.
+    """The pickle of an archive in which every member is stored as it is, lies in the file, and has
+    its checksum.
 
     Raises:
         ValueError: otherwise.
@@ -124,11 +170,21 @@ def _checked_archive(file: BinaryIO, size: int) -> bytes:
             raise ValueError(what)
         for member in members:
             name = member.filename
-            if name != member.orig_filename or "\\" in name or not {"", ".", ".."}.isdisjoint(name.split("/")):
-                raise ValueError(f"its member {member.orig_filename!r} has a name that leads out of it")
-            if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
+            if (
+                name != member.orig_filename
+                or "\\" in name
+                or not {"", ".", ".."}.isdisjoint(name.split("/"))
+            ):
                 raise ValueError(
-                    f"its member {name} is compressed ({member.compress_size} to {member.file_size} bytes), "
+                    f"its member {member.orig_filename!r} has a name that leads out of it"
+                )
+            if (
+                member.compress_type != zipfile.ZIP_STORED
+                or member.compress_size != member.file_size
+            ):
+                raise ValueError(
+                    f"its member {name} is compressed ({member.compress_size} to "
+                    f"{member.file_size} bytes), "
                     "and torch.save compresses nothing"
                 )
         if len({name.lower() for name in names}) < len(names):
@@ -139,7 +195,9 @@ def _checked_archive(file: BinaryIO, size: int) -> bytes:
             raise ValueError("it holds no data.pkl in one folder")
         pickled = archive.getinfo(f"{roots.pop()}/data.pkl")
         if pickled.file_size > PICKLE:
-            raise ValueError(f"its pickle has {pickled.file_size} bytes, and at most {PICKLE} are read")
+            raise ValueError(
+                f"its pickle has {pickled.file_size} bytes, and at most {PICKLE} are read"
+            )
         if (damaged := archive.testzip()) is not None:
             raise ValueError(f"its member {damaged} has another checksum than was written")
         return archive.read(pickled)
@@ -157,7 +215,9 @@ def _of_another_tool(names: list[str]) -> str:
 
 
 def _check_end(file: BinaryIO, size: int) -> None:
-    """The directory ends the file, so that torch's reader and zipfile see the same one, and is not too long to be read."""
+    """The directory ends the file, so that torch's reader and zipfile see the same one, and is not
+    too long to be read.
+    """
     file.seek(max(size - 98, 0))
     tail = file.read().rjust(98, b"\0")
     signature, *_, length, start, comment = struct.unpack("<4s4H2IH", tail[76:])
@@ -175,19 +235,30 @@ def _check_end(file: BinaryIO, size: int) -> None:
 
 
 def _check_pickle(path: Path, found: "Scan", *, foreign: bool) -> None:
-    """A bounded number of steps, which call only what tensors need and, in a foreign file, what stands for nothing."""
+    """A bounded number of steps, which call only what tensors need and, in a foreign file, what
+    stands for nothing.
+    """
     wrong = [name for name in found.called if not (harmless(name) if foreign else name in ALLOWED)]
     if whole := next(
-        (name for name in wrong if name.startswith(("torch.nn.modules.", "timm.models.", "softless."))), ""
+        (
+            name
+            for name in wrong
+            if name.startswith(("torch.nn.modules.", "timm.models.", "softless."))
+        ),
+        "",
     ):
         raise DataError(
-            f"{path} holds a whole model ({whole[:100]}) and not its weights: load it where its code is, and {MEND}"
+            f"{path} holds a whole model ({whole[:100]}) and not its weights: load it where its "
+            f"code is, and {MEND}"
         )
     if wrong:
-        raise DataError(f"{path} calls {_shown(wrong[0])}, and nothing in a file is executed here: {MEND}")
+        raise DataError(
+            f"{path} calls {_shown(wrong[0])}, and nothing in a file is executed here: {MEND}"
+        )
     if found.problem:
         raise DataError(
-            f"{path} is not a checkpoint of plain tensors ({found.problem}): nothing in a file is executed here, so {MEND}"
+            f"{path} is not a checkpoint of plain tensors ({found.problem}): nothing in a file is "
+            f"executed here, so {MEND}"
         )
 
 
@@ -197,9 +268,8 @@ class Scan:
 
     called: list[str] = field(default_factory=list)  # the names that they would import, in order
     problem: str = ""  # the first thing that is wrong with them
-    claims: list[int] = field(
-        default_factory=list
-    )  # the largest number named with each storage: how many numbers it holds
+    # the largest number named with each storage: how many numbers it holds
+    claims: list[int] = field(default_factory=list)
     steps: int = 0
     texts: tuple[str, str] = ("?", "?")  # the last two
     largest: int = 0  # number since a tuple was begun
@@ -224,7 +294,8 @@ class Scan:
 
 
 def scan(pickled: bytes, pickles: int = 1) -> Scan:
-    """What pickles would do; of more than one, the names in further ones too, and that there are such.
+    """What pickles would do; of more than one, the names in further ones too, and that there are
+    such.
 
     Of several pickles, as old files hold them, what lies behind the last is not looked at.
     """
@@ -255,9 +326,10 @@ def _imported(operation: str, value: Any, texts: tuple[str, str]) -> str:
     """What an operation of a pickle imports, if it does; `texts` are the last two before it."""
     if operation in {"GLOBAL", "INST"}:
         module, _, name = str(value).partition(" ")
+        # as torch reads it
         return ".".join(
             NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
-        )  # as torch reads it
+        )
     if operation == "STACK_GLOBAL":
         return ".".join(texts)
     return f"extension {value}" if operation.startswith("EXT") else ""
@@ -273,7 +345,9 @@ def _shown(name: str) -> str:
 
 
 def tensors_of(held: Any) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of nested containers with their paths, each container once however often it is held."""
+    """The tensors of nested containers with their paths, each container once however often it is
+    held.
+    """
     waiting, seen = [(0, "", held)], set()
     while waiting:
         depth, path, value = waiting.pop()
@@ -287,7 +361,9 @@ def tensors_of(held: Any) -> Iterator[tuple[str, Tensor]]:
         if set(getattr(value, "__dict__", ())) - {"_metadata"}:
             raise ValueError(f"{path or 'its dict'} has attributes of its own")
         items = dict.items(value) if isinstance(value, dict) else enumerate(value)
-        waiting += [(depth + 1, f"{path}.{name}" if path else str(name), inner) for name, inner in items][::-1]
+        waiting += [
+            (depth + 1, f"{path}.{name}" if path else str(name), inner) for name, inner in items
+        ][::-1]
 
 
 def _check_views(held: Any, size: int) -> None:
@@ -295,10 +371,15 @@ def _check_views(held: Any, size: int) -> None:
     total = 0
     for name, tensor in tensors_of(held):
         if tensor.layout != torch.strided or tensor.device.type != "cpu":
-            raise ValueError(f"{name} is {tensor.layout} on {tensor.device}, and only plain tensors are read")
+            raise ValueError(
+                f"{name} is {tensor.layout} on {tensor.device}, and only plain tensors are read"
+            )
         claimed, stored = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
         if claimed > stored:
-            raise ValueError(f"{name} of shape {tuple(tensor.shape)} claims {claimed} bytes and {stored} are stored")
+            raise ValueError(
+                f"{name} of shape {tuple(tensor.shape)} claims {claimed} bytes and {stored} are "
+                "stored"
+            )
         total += claimed
     if total > REPEATS * size:
         raise ValueError(f"its tensors claim {total} bytes of a file of {size}")

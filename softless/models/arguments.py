@@ -1,8 +1,9 @@
-"""What keyword arguments a model takes, found without building it: names, types and defaults from the signatures behind its name.
+"""What keyword arguments a model takes, found without building it: names, types and defaults from
+the signatures behind its name.
 
-timm's entry points take `**kwargs` and hand them down to a class. The functions of the same module that an entry point calls are
-followed to the classes they build; a class that takes `**kwargs` hands them to its base. What is found is the union, so a name
-that is missing here is taken nowhere.
+timm's entry points take `**kwargs` and hand them down to a class. The functions of the same module
+that an entry point calls are followed to the classes they build; a class that takes `**kwargs`
+hands them to its base. What is found is the union, so a name that is missing here is taken nowhere.
 """
 
 import inspect
@@ -37,7 +38,8 @@ class Argument:
 
 
 def arguments(name: str, op: str | None = None) -> Mapping[str, Argument] | None:
-    """The keyword arguments of `create_model(name, op)` but `pretrained`; None where its signature cannot be followed.
+    """The keyword arguments of `create_model(name, op)` but `pretrained`; None where its signature
+    cannot be followed.
 
     Raises:
         UsageError: unknown model or operator, or a host that cannot have it.
@@ -49,7 +51,9 @@ def arguments(name: str, op: str | None = None) -> Mapping[str, Argument] | None
 @cache
 def _arguments(name: str, op: str | None) -> Mapping[str, Argument] | None:
     entry = ENTRIES.get(name)
-    variant = entry.variant if entry else next((one for one in VARIANTS if one.name == name and op), None)
+    variant = (
+        entry.variant if entry else next((one for one in VARIANTS if one.name == name and op), None)
+    )
     exchanged = op or (entry.op if entry else None)
     if variant is not None and (exchanged or entry):
         start: Callable[..., Any] = HOSTS[variant.host].build
@@ -66,7 +70,9 @@ def _arguments(name: str, op: str | None) -> Mapping[str, Argument] | None:
     found |= {"act": Argument("act", typing.Literal[tuple(ACTIVATIONS)])}
     if exchanged is not None:
         options = get(exchanged).options
-        found |= {key: Argument(key, Any, option.default, option=True) for key, option in options.items()}
+        found |= {
+            key: Argument(key, Any, option.default, option=True) for key, option in options.items()
+        }
         found |= {key: Argument(key, hint) for key, hint in COMPANIONS.items()}
     return {key: one for key, one in found.items() if key not in PRIVATE}
 
@@ -87,7 +93,11 @@ def _followed(start: Callable[..., Any]) -> Iterator[FunctionType]:
         seen.add(function)
         yield function
         named = [function.__globals__.get(word) for word in function.__code__.co_names]
-        todo += [one for one in named if isinstance(one, FunctionType) and one.__module__ == function.__module__]
+        todo += [
+            one
+            for one in named
+            if isinstance(one, FunctionType) and one.__module__ == function.__module__
+        ]
 
 
 def _built(function: FunctionType) -> list[type[nn.Module]]:
@@ -98,7 +108,9 @@ def _built(function: FunctionType) -> list[type[nn.Module]]:
 
 
 def _of(place: Callable[..., Any]) -> dict[str, Argument]:
-    """The named parameters of a function, or of a class and those of its bases that it hands `**kwargs` to."""
+    """The named parameters of a function, or of a class and those of its bases that it hands
+    `**kwargs` to.
+    """
     found: dict[str, Argument] = {}
     kinds = [vars(kind) for kind in place.__mro__] if isinstance(place, type) else []
     chain = [kind["__init__"] for kind in kinds if "__init__" in kind] or [place]

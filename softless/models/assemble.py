@@ -1,4 +1,6 @@
-"""A model of any task from what a run notes of it: `best.json` holds the arguments of `assemble`."""
+"""A model of any task from what a run notes of it: `best.json` holds the arguments of
+`assemble`.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +14,10 @@ TASKS = ("classification", "multilabel", "detection", "segmentation", "dino")
 
 
 def assemble(
-    task: str, architecture: str, model_args: Mapping[str, Any], head: Mapping[str, Any] | None = None
+    task: str,
+    architecture: str,
+    model_args: Mapping[str, Any],
+    head: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """The model of a task.
 
@@ -20,8 +25,10 @@ def assemble(
         task: "classification", "multilabel", "detection", "segmentation" or "dino" (the backbone
             that it trained, without a head).
         architecture: a registered model or a host; "given" is the one that `models.given` holds.
-        model_args: further arguments of `create_model`, among them `op`, `num_classes` and `in_chans`.
-        head: what is built around a host for dense prediction: arguments of `detector` or `segmenter`.
+        model_args: further arguments of `create_model`, among them `op`, `num_classes` and
+            `in_chans`.
+        head: what is built around a host for dense prediction: arguments of `detector` or
+            `segmenter`.
 
     Raises:
         UsageError: no such task or model, or arguments that do not fit.

@@ -1,4 +1,6 @@
-"""`create_model`: a registered name, or any timm host with its attention exchanged at construction."""
+"""`create_model`: a registered name, or any timm host with its attention exchanged at
+construction.
+"""
 
 import logging
 import re
@@ -31,26 +33,34 @@ FOLDER = "local-dir:"  # as timm says it
 VIT_MODULES = ("vision_transformer", "deit")  # timm modules whose models take attn_layer=
 
 
-def create_model(name: str, op: str | Operator | None = None, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def create_model(
+    name: str, op: str | Operator | None = None, *, pretrained: bool = False, **kwargs: Any
+) -> nn.Module:
     """A model by name, with attention `op`.
 
     Args:
-        name: A registered model ("sima_deit_small_patch16_224") or a host: a ViT or DeiT of timm, an XCiT, CvT ("cvt_13_224") or SOFT's
-            pyramid ("soft_pyramid_tiny_224"). "local-dir:FOLDER" is what `save_weights` wrote there.
-        op: Operator for a host, by its name or its registered record; None keeps a registered model's own, and gives a host timm's own attention.
-        pretrained: Load the weights that timm knows for this name (downloads), or those of the folder. Hosts with exchanged attention keep the layout of
-            their projections, so a ViT's softmax weights load.
-        **kwargs: Options of the operator (token_scale, order, …); companions of the attention (v_conv, v_conv_filters, gated, rotary, as in
-            `softless.Attention`); act ("relu", "gelu", "hard_swish", "silu"); num_heads; lpi (XCiT); and every argument of the timm model (num_classes, in_chans, img_size, drop_path_rate, features_only, …); checkpoint_path is read by
-            `load_weights`.
+        name: A registered model ("sima_deit_small_patch16_224") or a host: a ViT or DeiT of timm,
+            an XCiT, CvT ("cvt_13_224") or SOFT's pyramid ("soft_pyramid_tiny_224").
+            "local-dir:FOLDER" is what `save_weights` wrote there.
+        op: Operator for a host, by its name or its registered record; None keeps a registered
+            model's own, and gives a host timm's own attention.
+        pretrained: Load the weights that timm knows for this name (downloads), or those of the
+            folder. Hosts with exchanged attention keep the layout of their projections, so a ViT's
+            softmax weights load.
+        **kwargs: Options of the operator (token_scale, order, …); companions of the attention
+            (v_conv, v_conv_filters, gated, rotary, as in `softless.Attention`); act ("relu",
+            "gelu", "hard_swish", "silu"); num_heads; lpi (XCiT); and every argument of the timm
+            model (num_classes, in_chans, img_size, drop_path_rate, features_only, …);
+            checkpoint_path is read by `load_weights`.
 
     Returns:
         A timm model: forward (B, C, H, W) -> (B, num_classes).
 
     Raises:
-        DataError: a folder whose files are damaged, or whose config.json says more than a model; weights that cannot be downloaded.
-        UsageError: unknown model (nearest name offered) or operator, an option that does not fit, a host whose attention has no place
-            for another.
+        DataError: a folder whose files are damaged, or whose config.json says more than a model;
+            weights that cannot be downloaded.
+        UsageError: unknown model (nearest name offered) or operator, an option that does not fit, a
+            host whose attention has no place for another.
     """
     if (path := kwargs.pop("checkpoint_path", None)) is not None and path != "":
         return _from_checkpoint(name, op, path, pretrained, kwargs)
@@ -61,7 +71,9 @@ def create_model(name: str, op: str | Operator | None = None, *, pretrained: boo
     op = None if op is None else registered(op).name
     check_host(name, op)
     kwargs = {
-        key: value for key, value in kwargs.items() if value is not None or key not in {"act", "num_heads", "lpi"}
+        key: value
+        for key, value in kwargs.items()
+        if value is not None or key not in {"act", "num_heads", "lpi"}
     }
     try:
         if pretrained:
@@ -74,22 +86,31 @@ def create_model(name: str, op: str | Operator | None = None, *, pretrained: boo
     except AssertionError as error:  # of timm, which counts the blocks
         if not kwargs.get("features_only"):
             raise
-        raise UsageError(f"features_only of '{name}': {error}; name blocks that there are by out_indices=") from error
+        raise UsageError(
+            f"features_only of '{name}': {error}; name blocks that there are by out_indices="
+        ) from error
 
 
 class UnknownOption(UsageError):
     """A keyword that the model does not take."""
 
 
-def _unknown_option(name: str, op: str | None, kwargs: Mapping[str, Any], error: TypeError) -> UnknownOption | None:
-    """What a builder said of a keyword that it does not know, with the nearest that it does; None of another error."""
-    from softless.models.arguments import arguments  # it asks this module whether there is such a model
+def _unknown_option(
+    name: str, op: str | None, kwargs: Mapping[str, Any], error: TypeError
+) -> UnknownOption | None:
+    """What a builder said of a keyword that it does not know, with the nearest that it does; None
+    of another error.
+    """
+    # it asks this module whether there is such a model
+    from softless.models.arguments import arguments
 
     found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
     if found is None or found[1] not in kwargs:
         return None
     with_op = f" with op='{op}'" if op else ""
-    return UnknownOption(str(unknown(f"option of '{name}'{with_op}", found[1], arguments(name, op) or ())))
+    return UnknownOption(
+        str(unknown(f"option of '{name}'{with_op}", found[1], arguments(name, op) or ()))
+    )
 
 
 def _named(name: str, op: str | None, kwargs: dict[str, Any], *, pretrained: bool) -> nn.Module:
@@ -114,12 +135,18 @@ def check_host(name: str, op: str | None) -> None:
     if name in ENTRIES:
         entry = ENTRIES[name]
         if entry.name != entry.variant.name and op not in {None, entry.op}:
-            raise UsageError(f"'{name}' has operator '{entry.op}': for op='{op}' name the host, '{entry.variant.name}'")
+            raise UsageError(
+                f"'{name}' has operator '{entry.op}': for op='{op}' name the host, "
+                f"'{entry.variant.name}'"
+            )
         return
     hosts = {variant.name: variant.host for variant in VARIANTS if variant.host != "vit"}
     if op is None:
         if hosts.get(name) == "pyramid":
-            raise UsageError(f"'{name}' is a host without an operator of its own: pass op=, for example op='soft'")
+            raise UsageError(
+                f"'{name}' is a host without an operator of its own: pass op=, for example "
+                "op='soft'"
+            )
         _known(name)
     elif name not in hosts:
         _known(name)
@@ -128,13 +155,16 @@ def check_host(name: str, op: str | None) -> None:
             raise UsageError(f"'{name}' has no place for another attention. {listed}")
         if not _exchanges(name):
             raise UsageError(
-                f"'{name}' has no place for another attention: its blocks compute it together with their MLP, and would keep softmax. {listed}"
+                f"'{name}' has no place for another attention: its blocks compute it together "
+                f"with their MLP, and would keep softmax. {listed}"
             )
 
 
 @cache
 def _exchanges(name: str) -> bool:
-    """Whether a ViT of timm has blocks that take `attn_layer`: parallel ones compute attention themselves, and would keep softmax."""
+    """Whether a ViT of timm has blocks that take `attn_layer`: parallel ones compute attention
+    themselves, and would keep softmax.
+    """
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         made = timm.create_model(name, depth=1, attn_layer=operator_class("sima"))
     return any(isinstance(module, Attention) for module in made.modules())
@@ -143,12 +173,21 @@ def _exchanges(name: str) -> bool:
 def _timms(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
     """A host as timm builds it."""
     if wrong := [companion for companion in COMPANIONS if companion in kwargs]:
-        raise UsageError(f"{wrong[0]} is an option of hosts with a named operator: pass op=, for example op='softmax'")
+        raise UsageError(
+            f"{wrong[0]} is an option of hosts with a named operator: pass op=, for example "
+            "op='softmax'"
+        )
     if "lpi" in kwargs:
         raise UsageError(
-            f"lpi is an option of XCiT hosts with a named operator: create_model('{name}', op='xca', lpi=…) for XCiT's own"
+            f"lpi is an option of XCiT hosts with a named operator: create_model('{name}', "
+            "op='xca', lpi=…) for XCiT's own"
         )
-    made = constructed(timm.create_model(name, pretrained=pretrained, **host_arguments({**kwargs})), name, None, kwargs)
+    made = constructed(
+        timm.create_model(name, pretrained=pretrained, **host_arguments({**kwargs})),
+        name,
+        None,
+        kwargs,
+    )
     if pretrained:
         trained_as_configured(made)
     return made
@@ -161,15 +200,19 @@ def _host(name: str, op: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Mo
         raise UsageError(f"'{name}' has no local patch interaction: lpi is an option of XCiT hosts")
     if name in ours:
         if pretrained:
-            raise UsageError(f"'{name}' with op='{op}' has no released weights: pass pretrained=False")
+            raise UsageError(
+                f"'{name}' with op='{op}' has no released weights: pass pretrained=False"
+            )
         entry = Entry(name, ours[name], op)
         return entry(pretrained_cfg=entry.configuration, **kwargs)
     made: Any = timm.create_model(name, pretrained=pretrained, **vit.arguments(op, {**kwargs}))
     if not any(isinstance(module, Attention) for module in made.modules()):
         raise UsageError(
-            f"'{name}' with {kwargs} has no block that takes another attention, and would keep softmax: leave block_fn= out"
+            f"'{name}' with {kwargs} has no block that takes another attention, and would keep "
+            "softmax: leave block_fn= out"
         )
-    whole: Any = made.model if isinstance(made, FeatureGetterNet) else made  # around it with features_only
+    # around it with features_only
+    whole: Any = made.model if isinstance(made, FeatureGetterNet) else made
     if pretrained:
         trained_as_configured(made)
     elif name.startswith("deit_"):
@@ -183,10 +226,14 @@ def _from_checkpoint(
 ) -> nn.Module:
     """A model with the weights of a file or folder."""
     if pretrained:
-        raise UsageError("pretrained=True and checkpoint_path= both say where the weights come from: choose one")
+        raise UsageError(
+            "pretrained=True and checkpoint_path= both say where the weights come from: choose one"
+        )
     model: Any = create_model(name, op, **kwargs)
     loaded = (
-        fill(model, located(path), head="new") if kwargs.get("features_only") else load_weights(model, located(path))
+        fill(model, located(path), head="new")
+        if kwargs.get("features_only")
+        else load_weights(model, located(path))
     )
     for told in loaded.doubts():
         _log.warning("%s: %s", path, told)
@@ -198,14 +245,20 @@ def _from_folder(folder: Path, pretrained: bool, kwargs: dict[str, Any]) -> nn.M
     digests.check(folder / CONFIG)
     found = config.read(folder / CONFIG)
     check_fits(
-        lambda: create_model(found.built.name, found.built.op, **found.built.arguments), folder / FILE, folder / CONFIG
+        lambda: create_model(found.built.name, found.built.op, **found.built.arguments),
+        folder / FILE,
+        folder / CONFIG,
     )
     try:
-        model = create_model(found.built.name, found.built.op, **{**found.built.arguments, **kwargs})
+        model = create_model(
+            found.built.name, found.built.op, **{**found.built.arguments, **kwargs}
+        )
     except UsageError:
         raise
     except Exception as error:
-        raise DataError(f"{folder / CONFIG} with {kwargs or 'nothing else'} builds no model: {error}") from error
+        raise DataError(
+            f"{folder / CONFIG} with {kwargs or 'nothing else'} builds no model: {error}"
+        ) from error
     about = {**found.about}
     channels = kwargs.get("in_chans", found.built.arguments.get("in_chans", 3))
     if channels != found.built.arguments.get("in_chans", 3):
@@ -219,10 +272,14 @@ def _from_folder(folder: Path, pretrained: bool, kwargs: dict[str, Any]) -> nn.M
 
 
 def of_channels(about: Mapping[str, Any], channels: int) -> dict[str, Any]:
-    """How images of another number of channels are prepared: by the mean over channels for one, else by repeating them."""
+    """How images of another number of channels are prepared: by the mean over channels for one,
+    else by repeating them.
+    """
     told = {name: list(about[name]) for name in ("mean", "std") if name in about}
     changed = {
-        name: [sum(values) / len(values)] if channels == 1 else [values[n % len(values)] for n in range(channels)]
+        name: [sum(values) / len(values)]
+        if channels == 1
+        else [values[n % len(values)] for n in range(channels)]
         for name, values in told.items()
     }
     size = about.get("input_size")
@@ -233,15 +290,20 @@ def _known(name: str) -> None:
     if not is_model(name):
         near = nearest(name, [*ENTRIES, *timm.list_models()])
         raise UsageError(
-            f"no model named '{name}'. {near}`softless list models` shows ours, timm.list_models() the hosts"
+            f"no model named '{name}'. {near}`softless list models` shows ours, "
+            "timm.list_models() the hosts"
         )
 
 
 def no_weight_decay(model: nn.Module) -> set[str]:
-    """Names of parameters that take no weight decay: what the model lists, and learned tensors whose operator says so."""
+    """Names of parameters that take no weight decay: what the model lists, and learned tensors
+    whose operator says so.
+    """
     listed = set(getattr(model, "no_weight_decay", set)())
     for path, module in model.named_modules():
         if isinstance(module, Attention):
             claims = module.op.own_tensors(module.options)
-            listed |= {f"{path}.learned.{name}" for name, claim in claims.items() if not claim.weight_decay}
+            listed |= {
+                f"{path}.learned.{name}" for name, claim in claims.items() if not claim.weight_decay
+            }
     return listed

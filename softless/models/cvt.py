@@ -1,7 +1,9 @@
-"""CvT as a host for any operator whose queries may be more than its keys: convolutional token embeddings and projections, three stages.
+"""CvT as a host for any operator whose queries may be more than its keys: convolutional token
+embeddings and projections, three stages.
 
-Wu et al., "CvT: Introducing Convolutions to Vision Transformers", ICCV 2021, arXiv:2103.15808; names of parameters are those of its code.
-No positions; a class token in the last stage; stochastic depth ramps inside it and is 0 elsewhere.
+Wu et al., "CvT: Introducing Convolutions to Vision Transformers", ICCV 2021, arXiv:2103.15808;
+names of parameters are those of its code. No positions; a class token in the last stage; stochastic
+depth ramps inside it and is 0 elsewhere.
 """
 
 from collections.abc import Sequence
@@ -25,7 +27,9 @@ class ConvEmbed(nn.Module):
     def __init__(self, in_chans: int, dim: int, kernel: int, stride: int, norm_layer: Any) -> None:
         super().__init__()
         # the code pads 2 at 7 x 7, which loses no cell at multiples of 4
-        self.proj = nn.Conv2d(in_chans, dim, kernel, stride, padding=2 if kernel == 7 else kernel // 2)
+        self.proj = nn.Conv2d(
+            in_chans, dim, kernel, stride, padding=2 if kernel == 7 else kernel // 2
+        )
         self.norm = norm_layer(dim)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -42,13 +46,34 @@ class CvT(Pyramid):
         embed_dims: widths of the stages.
         depths: blocks of the stages.
         num_heads: heads of the stages, or one number for all.
-        **kwargs: as in `Pyramid`, and in_chans, mlp_ratio, qkv_bias, drop rates, act_layer (QuickGELU as published), norm_layer.
+        **kwargs: as in `Pyramid`, and in_chans, mlp_ratio, qkv_bias, drop rates, act_layer
+            (QuickGELU as published), norm_layer.
 
     Raises:
         UsageError: an operator that has no place here, or sizes that do not fit.
     """
 
-    def __init__(self, *, op: str = "sima", op_options: dict[str, Any] | None = None, embed_dims: Sequence[int] = (64, 192, 384), depths: Sequence[int] = (1, 2, 10), num_heads: int | Sequence[int] = (1, 3, 6), img_size: int | tuple[int, int] = 224, in_chans: int = 3, num_classes: int = 1000, global_pool: str = "token", mlp_ratio: float = 4.0, qkv_bias: bool = True, drop_rate: float = 0.0, proj_drop_rate: float = 0.0, attn_drop_rate: float = 0.0, drop_path_rate: float = 0.0, act_layer: type[nn.Module] | None = None, norm_layer: Any = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        *,
+        op: str = "sima",
+        op_options: dict[str, Any] | None = None,
+        embed_dims: Sequence[int] = (64, 192, 384),
+        depths: Sequence[int] = (1, 2, 10),
+        num_heads: int | Sequence[int] = (1, 3, 6),
+        img_size: int | tuple[int, int] = 224,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "token",
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        act_layer: type[nn.Module] | None = None,
+        norm_layer: Any = None,
+    ) -> None:
         norm_layer = norm_layer or partial(nn.LayerNorm, eps=1e-5)
         heads = [num_heads] * len(embed_dims) if isinstance(num_heads, int) else list(num_heads)
         stages = []
@@ -57,18 +82,37 @@ class CvT(Pyramid):
             rates = ramp(drop_path_rate, depth) if last else [0.0] * depth
             blocks = [
                 PreNormBlock(
-                    ConvAttention(dim, heads[number], op, qkv_bias=qkv_bias, attn_drop=attn_drop_rate, proj_drop=proj_drop_rate, **(op_options or {})),
-                    dim, mlp_ratio=mlp_ratio, drop_path=rate, act_layer=act_layer or QuickGELU, norm_layer=norm_layer, proj_drop=proj_drop_rate,
+                    ConvAttention(
+                        dim,
+                        heads[number],
+                        op,
+                        qkv_bias=qkv_bias,
+                        attn_drop=attn_drop_rate,
+                        proj_drop=proj_drop_rate,
+                        **(op_options or {}),
+                    ),
+                    dim,
+                    mlp_ratio=mlp_ratio,
+                    drop_path=rate,
+                    act_layer=act_layer or QuickGELU,
+                    norm_layer=norm_layer,
+                    proj_drop=proj_drop_rate,
                 )
                 for rate in rates
-            ]  # fmt: skip
+            ]
             before = in_chans if number == 0 else embed_dims[number - 1]
             embed = ConvEmbed(before, dim, KERNELS[number], STRIDES[number], norm_layer)
             stages.append(Stage(embed, blocks, dim, cls_token=last))
         super().__init__(
-            stages, dims=embed_dims, reductions=(4, 8, 16), norm=norm_layer(embed_dims[-1]), img_size=img_size,
-            num_classes=num_classes, global_pool=global_pool, drop_rate=drop_rate,
-        )  # fmt: skip
+            stages,
+            dims=embed_dims,
+            reductions=(4, 8, 16),
+            norm=norm_layer(embed_dims[-1]),
+            img_size=img_size,
+            num_classes=num_classes,
+            global_pool=global_pool,
+            drop_rate=drop_rate,
+        )
         start_bias(self.head)
 
 

@@ -1,8 +1,10 @@
-"""Detectors on any host: torchvision's Mask R-CNN, Faster R-CNN and RetinaNet over a feature pyramid of `Features`.
+"""Detectors on any host: torchvision's Mask R-CNN, Faster R-CNN and RetinaNet over a feature
+pyramid of `Features`.
 
     images -> Features (strides 4, 8, 16, 32) -> FPN (Lin et al., arXiv:1612.03144) -> heads
 
-Mask R-CNN: He et al., arXiv:1703.06870, on P2 to P6; RetinaNet: Lin et al., arXiv:1708.02002, on P3 to P7, P6 and P7 from the host's last map.
+Mask R-CNN: He et al., arXiv:1703.06870, on P2 to P6; RetinaNet: Lin et al., arXiv:1708.02002, on P3
+to P7, P6 and P7 from the host's last map.
 """
 
 from collections import OrderedDict
@@ -20,7 +22,11 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.roi_heads import expand_boxes, expand_masks, paste_mask_in_image
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
-from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool, LastLevelP6P7
+from torchvision.ops.feature_pyramid_network import (
+    FeaturePyramidNetwork,
+    LastLevelMaxPool,
+    LastLevelP6P7,
+)
 
 from softless.errors import UsageError, unknown
 from softless.models.features import Features, pad
@@ -32,9 +38,8 @@ OCTAVE = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))  # RetinaNet has three sizes for each
 POOLED = 7  # side of what the box head sees of a region
 LONGEST = 1333
 
-Target = Mapping[
-    str, Tensor
-]  # boxes (n, 4) as corners, labels (n,) from 0, masks (n, h, w) where the head has them, key ()
+# boxes (n, 4) as corners, labels (n,) from 0, masks (n, h, w) where the head has them, key ()
+Target = Mapping[str, Tensor]
 
 
 def detector(
@@ -64,13 +69,16 @@ def detector(
         head: "maskrcnn", "fasterrcnn" or "retinanet".
         layers: for hosts of one grid, the four layers (from 1) whose tokens are taken.
         width: of pyramid and heads; the box head's hidden layers have four times as many.
-        norm: "none", or "group" for GroupNorm with eight channels a group in pyramid and convolutional heads.
+        norm: "none", or "group" for GroupNorm with eight channels a group in pyramid and
+            convolutional heads.
         anchors: sides in pixels of the five maps' anchors, 32 to 512 by default.
-        proposals: regions kept of an image after the first stage in evaluation; twice as many in training.
+        proposals: regions kept of an image after the first stage in evaluation; twice as many in
+            training.
         regions: of them, those that the second stage learns from.
         detections: the most that are answered for an image.
         min_score: answers below it are left out.
-        min_size: in evaluation, images are resized to this shorter side; None leaves them as they are.
+        min_size: in evaluation, images are resized to this shorter side; None leaves them as they
+            are.
         max_size: but not beyond this longer side.
         categories: what COCO's files call the classes, in order; 1, 2, … by default.
 
@@ -83,25 +91,43 @@ def detector(
         raise unknown("norm of detection heads", norm, ("none", "group"))
     sides = tuple(anchors or ANCHORS)
     if len(sides) != len(ANCHORS) or min(sides) <= 0:
-        raise UsageError(f"anchors={sides}: give five positive sides in pixels, one for each map of the pyramid")
+        raise UsageError(
+            f"anchors={sides}: give five positive sides in pixels, one for each map of the pyramid"
+        )
     norm_layer = None if norm == "none" else _groups
     backbone = Backbone(
-        Features(architecture, model_args, layers), width, norm_layer, strides_from_8=head == "retinanet"
+        Features(architecture, model_args, layers),
+        width,
+        norm_layer,
+        strides_from_8=head == "retinanet",
     )
     if head == "retinanet":
         net = _retinanet(
-            backbone, classes, width, norm_layer, sides, {"detections_per_img": detections, "score_thresh": min_score}
+            backbone,
+            classes,
+            width,
+            norm_layer,
+            sides,
+            {"detections_per_img": detections, "score_thresh": min_score},
         )
     else:
-        net = _rcnn(backbone, classes, width, norm_layer, sides, masks=head == "maskrcnn", given={
-            "rpn_pre_nms_top_n_train": 2 * proposals,
-            "rpn_post_nms_top_n_train": 2 * proposals,
-            "rpn_pre_nms_top_n_test": proposals,
-            "rpn_post_nms_top_n_test": proposals,
-            "box_batch_size_per_image": regions,
-            "box_detections_per_img": detections,
-            "box_score_thresh": min_score,
-        })  # fmt: skip
+        net = _rcnn(
+            backbone,
+            classes,
+            width,
+            norm_layer,
+            sides,
+            masks=head == "maskrcnn",
+            given={
+                "rpn_pre_nms_top_n_train": 2 * proposals,
+                "rpn_post_nms_top_n_train": 2 * proposals,
+                "rpn_pre_nms_top_n_test": proposals,
+                "rpn_post_nms_top_n_test": proposals,
+                "box_batch_size_per_image": regions,
+                "box_detections_per_img": detections,
+                "box_score_thresh": min_score,
+            },
+        )
     net.transform = Sizes(min_size, max_size, max(32, backbone.features.divisor))
     return Detector(net, tuple(categories or range(1, classes + 1)))
 
@@ -117,7 +143,8 @@ class Detector(nn.Module):
     def __init__(self, net: Any, categories: tuple[int, ...]) -> None:
         super().__init__()
         self.net, self.categories = net, categories
-        self.background = 0 if isinstance(net, RetinaNet) else 1  # torchvision's R-CNN counts one before the classes
+        # torchvision's R-CNN counts one before the classes
+        self.background = 0 if isinstance(net, RetinaNet) else 1
         for predictor in _predictors(net):
             predictor.register_forward_hook(_in_float32)
 
@@ -134,7 +161,9 @@ class Detector(nn.Module):
         return found
 
     def framed(self, images: Sequence[Tensor] | Tensor) -> Tensor:
-        """Images of one size (B, C, h, w) as the host sees them: in evaluation resized, then filled up at the right and below."""
+        """Images of one size (B, C, h, w) as the host sees them: in evaluation resized, then filled
+        up at the right and below.
+        """
         net: Any = self.net
         seen: Tensor = net.transform(list(images))[0].tensors
         return seen
@@ -163,14 +192,18 @@ class Detector(nn.Module):
 
     @property
     def counted(self) -> nn.Module:
-        """The part whose work an image's size decides: host, pyramid and the head that looks everywhere, without what R-CNN does for each region."""
+        """The part whose work an image's size decides: host, pyramid and the head that looks
+        everywhere, without what R-CNN does for each region.
+        """
         head = self.net.head if isinstance(self.net, RetinaNet) else self.net.rpn.head
         return Everywhere(self.net.backbone, head, self.net.transform.size_divisible)
 
     def forward(self, images: Sequence[Tensor] | Tensor) -> list[dict[str, Tensor]]:
-        """For each normalised image (C, h, w) its boxes (n, 4) as corners in its own pixels, labels (n,) from 0, scores (n,), and masks (n, h, w) bool.
+        """For each normalised image (C, h, w) its boxes (n, 4) as corners in its own pixels, labels
+        (n,) from 0, scores (n,), and masks (n, h, w) bool.
 
-        Each image runs by itself: padding to a batch mate's size would be seen by attention that is global.
+        Each image runs by itself: padding to a batch mate's size would be seen by attention that is
+        global.
         """
         answers = [self.net([image])[0] for image in images]
         return [{**answer, "labels": answer["labels"] - self.background} for answer in answers]
@@ -178,8 +211,10 @@ class Detector(nn.Module):
     def loss(self, images: Sequence[Tensor], targets: Sequence[Target]) -> Tensor:
         """The mean over the images of their losses (), of a model in training.
 
-        Images of several sizes are padded at the right and below to the largest. What the two stages of R-CNN draw (anchors and regions to learn from) is seeded by
-        each image's `key`, and each image's loss is divided by its own counts; torchvision divides the masks' by those of the batch.
+        Images of several sizes are padded at the right and below to the largest. What the two
+        stages of R-CNN draw (anchors and regions to learn from) is seeded by each image's `key`,
+        and each image's loss is divided by its own counts; torchvision divides the masks' by those
+        of the batch.
         """
         batch, sizes = self._together(images)
         maps = self.net.backbone(batch)
@@ -195,24 +230,35 @@ class Detector(nn.Module):
 
     def _together(self, images: Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
         sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
-        return self.net.transform.batch_images(list(images), self.net.transform.size_divisible), sizes
+        return self.net.transform.batch_images(
+            list(images), self.net.transform.size_divisible
+        ), sizes
 
-    def _rcnn_loss(self, image: Tensor, size: tuple[int, int], maps: dict[str, Tensor], target: Target) -> Tensor:
+    def _rcnn_loss(
+        self, image: Tensor, size: tuple[int, int], maps: dict[str, Tensor], target: Target
+    ) -> Tensor:
         net, listed = self.net, ImageList(image, [size])
         regions, first = net.rpn(listed, maps, [target])
         _, second = net.roi_heads(maps, regions, [size], [target])
         return torch.stack([*first.values(), *second.values()]).sum()
 
     def _retinanet_loss(
-        self, batch: Tensor, sizes: list[tuple[int, int]], maps: list[Tensor], targets: list[dict[str, Tensor]]
+        self,
+        batch: Tensor,
+        sizes: list[tuple[int, int]],
+        maps: list[Tensor],
+        targets: list[dict[str, Tensor]],
     ) -> Tensor:
         net = self.net
-        parts = net.compute_loss(targets, net.head(maps), net.anchor_generator(ImageList(batch, sizes), maps))
+        parts = net.compute_loss(
+            targets, net.head(maps), net.anchor_generator(ImageList(batch, sizes), maps)
+        )
         return torch.stack(list(parts.values())).sum()
 
 
 class Backbone(nn.Module):
-    """Host and pyramid, in the form torchvision's detectors take: images to named maps of one width.
+    """Host and pyramid, in the form torchvision's detectors take: images to named maps of one
+    width.
 
     Args:
         features: the host's maps.
@@ -221,7 +267,9 @@ class Backbone(nn.Module):
         strides_from_8: RetinaNet's maps, P3 to P7; else P2 to P6.
     """
 
-    def __init__(self, features: Features, width: int, norm_layer: Any, *, strides_from_8: bool) -> None:
+    def __init__(
+        self, features: Features, width: int, norm_layer: Any, *, strides_from_8: bool
+    ) -> None:
         super().__init__()
         self.features, self.out_channels, self.first = features, width, int(strides_from_8)
         channels = list(features.channels)
@@ -229,11 +277,15 @@ class Backbone(nn.Module):
         if strides_from_8:
             features.adapters[0] = nn.Identity()  # nobody reads the map of stride 4
             extra = P6P7(channels[-1], width)
-        self.fpn = FeaturePyramidNetwork(channels[self.first :], width, extra, norm_layer=norm_layer)
+        self.fpn = FeaturePyramidNetwork(
+            channels[self.first :], width, extra, norm_layer=norm_layer
+        )
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         maps = self.features(images)[self.first :]
-        pyramid: dict[str, Tensor] = self.fpn(OrderedDict((str(place), map_) for place, map_ in enumerate(maps)))
+        pyramid: dict[str, Tensor] = self.fpn(
+            OrderedDict((str(place), map_) for place, map_ in enumerate(maps))
+        )
         return pyramid
 
 
@@ -251,10 +303,13 @@ class Everywhere(nn.Module):
 class P6P7(LastLevelP6P7):
     """RetinaNet's two coarsest maps, from the host's last one and in float32.
 
-    In bfloat16 the gradient of a kernel of side 3 and stride 2 on a map of one pixel holds what was in memory before (oneDNN of torch 2.15).
+    In bfloat16 the gradient of a kernel of side 3 and stride 2 on a map of one pixel holds what was
+    in memory before (oneDNN of torch 2.15).
     """
 
-    def forward(self, p: list[Tensor], c: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
+    def forward(
+        self, p: list[Tensor], c: list[Tensor], names: list[str]
+    ) -> tuple[list[Tensor], list[str]]:
         self.use_P5 = False
         with torch.autocast(c[-1].device.type, enabled=False):
             maps: tuple[list[Tensor], list[str]] = super().forward(p, [c[-1].float()], names)
@@ -262,7 +317,8 @@ class P6P7(LastLevelP6P7):
 
 
 class Sizes(GeneralizedRCNNTransform):
-    """torchvision's resizing in evaluation and back, of images that come normalised; masks become bool at once, as 300 of floats at 1,024 pixels are 1.3 GB.
+    """torchvision's resizing in evaluation and back, of images that come normalised; masks become
+    bool at once, as 300 of floats at 1,024 pixels are 1.3 GB.
 
     Args:
         min_size: the shorter side; None leaves images as they are.
@@ -283,7 +339,12 @@ class Sizes(GeneralizedRCNNTransform):
         resized: tuple[Tensor, Any] = super().resize(image, target)
         return resized
 
-    def postprocess(self, result: list[dict[str, Tensor]], image_shapes: list[tuple[int, int]], original_image_sizes: list[tuple[int, int]]) -> list[dict[str, Tensor]]:  # fmt: skip
+    def postprocess(
+        self,
+        result: list[dict[str, Tensor]],
+        image_shapes: list[tuple[int, int]],
+        original_image_sizes: list[tuple[int, int]],
+    ) -> list[dict[str, Tensor]]:
         for answer, seen, size in zip(result, image_shapes, original_image_sizes, strict=True):
             answer["boxes"] = resize_boxes(answer["boxes"], seen, size)
             if "masks" in answer:
@@ -295,7 +356,9 @@ def _pasted(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """Probabilities (n, 1, 28, 28) in boxes as masks (n, h, w) of the image."""
     whole = torch.zeros((len(masks), *size), dtype=torch.bool, device=masks.device)
     larger, scale = expand_masks(masks, padding=1)
-    for place, (mask, box) in enumerate(zip(larger, expand_boxes(boxes, scale).long(), strict=True)):
+    for place, (mask, box) in enumerate(
+        zip(larger, expand_boxes(boxes, scale).long(), strict=True)
+    ):
         whole[place] = paste_mask_in_image(mask[0], box, *size) > 0.5
     return whole
 
@@ -312,15 +375,37 @@ def parameter_parts(model: Detector) -> dict[str, int]:
         parts |= {"class head": net.head.classification_head, "box head": net.head.regression_head}
     else:
         heads = net.roi_heads
-        parts |= {"region proposals": net.rpn, "box head": heads.box_head, "box predictor": heads.box_predictor}
-        parts |= {"mask head": nn.ModuleList([heads.mask_head, heads.mask_predictor])} if heads.has_mask() else {}
-    return {name: sum(parameter.numel() for parameter in part.parameters()) for name, part in parts.items()}
+        parts |= {
+            "region proposals": net.rpn,
+            "box head": heads.box_head,
+            "box predictor": heads.box_predictor,
+        }
+        parts |= (
+            {"mask head": nn.ModuleList([heads.mask_head, heads.mask_predictor])}
+            if heads.has_mask()
+            else {}
+        )
+    return {
+        name: sum(parameter.numel() for parameter in part.parameters())
+        for name, part in parts.items()
+    }
 
 
-def _rcnn(backbone: Backbone, classes: int, width: int, norm_layer: Any, sides: Sequence[float], *, masks: bool, given: dict[str, Any]) -> Any:  # fmt: skip
+def _rcnn(
+    backbone: Backbone,
+    classes: int,
+    width: int,
+    norm_layer: Any,
+    sides: Sequence[float],
+    *,
+    masks: bool,
+    given: dict[str, Any],
+) -> Any:
     hidden, outputs = 4 * width, classes + 1
     parts: dict[str, Any] = {
-        "rpn_anchor_generator": AnchorGenerator(tuple((side,) for side in sides), (RATIOS,) * len(sides)),
+        "rpn_anchor_generator": AnchorGenerator(
+            tuple((side,) for side in sides), (RATIOS,) * len(sides)
+        ),
         "box_head": TwoMLPHead(width * POOLED**2, hidden),
         "box_predictor": FastRCNNPredictor(hidden, outputs),
     }
@@ -333,7 +418,14 @@ def _rcnn(backbone: Backbone, classes: int, width: int, norm_layer: Any, sides: 
     return MaskRCNN(backbone, **parts, **given)
 
 
-def _retinanet(backbone: Backbone, classes: int, width: int, norm_layer: Any, sides: Sequence[float], given: dict[str, Any]) -> Any:  # fmt: skip
+def _retinanet(
+    backbone: Backbone,
+    classes: int,
+    width: int,
+    norm_layer: Any,
+    sides: Sequence[float],
+    given: dict[str, Any],
+) -> Any:
     sizes = tuple(tuple(side * step for step in OCTAVE) for side in sides)
     anchors = AnchorGenerator(sizes, (RATIOS,) * len(sides))
     head = RetinaNetHead(width, len(OCTAVE) * len(RATIOS), classes, norm_layer=norm_layer)
@@ -349,7 +441,11 @@ def _predictors(net: Any) -> list[nn.Module]:
     if isinstance(net, RetinaNet):
         return [net.head]
     heads = net.roi_heads
-    return [net.rpn.head, heads.box_predictor, *([heads.mask_predictor] if heads.has_mask() else [])]
+    return [
+        net.rpn.head,
+        heads.box_predictor,
+        *([heads.mask_predictor] if heads.has_mask() else []),
+    ]
 
 
 def _in_float32(module: nn.Module, _: Any, output: Any) -> Any:

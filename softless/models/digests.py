@@ -1,4 +1,6 @@
-"""digests.json beside published files: the sha256 of each file, and of each tensor's bytes, so that a damaged one is told from a sound one."""
+"""digests.json beside published files: the sha256 of each file, and of each tensor's bytes, so that
+a damaged one is told from a sound one.
+"""
 
 import hashlib
 import json
@@ -26,10 +28,14 @@ def of_file(path: Path) -> str:
 
 def of_tensor(tensor: Tensor) -> str:
     """Of the values in row-major order, as safetensors stores them."""
-    return hashlib.sha256(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()).hexdigest()
+    return hashlib.sha256(
+        tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    ).hexdigest()
 
 
-def describe(folder: Path, names: tuple[str, ...], tensors: Mapping[str, Tensor]) -> dict[str, dict[str, str]]:
+def describe(
+    folder: Path, names: tuple[str, ...], tensors: Mapping[str, Tensor]
+) -> dict[str, dict[str, str]]:
     """What digests.json says of these files and tensors."""
     return {
         "files": {name: of_file(folder / name) for name in names},
@@ -38,10 +44,12 @@ def describe(folder: Path, names: tuple[str, ...], tensors: Mapping[str, Tensor]
 
 
 def check(path: Path, read: Callable[[Path], Mapping[str, Tensor]] | None = None) -> None:
-    """Compare a file with the digests.json beside it, if that is there and lists the file. `read` gives its tensors, to name those that differ.
+    """Compare a file with the digests.json beside it, if that is there and lists the file. `read`
+    gives its tensors, to name those that differ.
 
     Raises:
-        DataError: another digest, with the expected one, the one found, and the tensors that differ; or a digests.json that is damaged.
+        DataError: another digest, with the expected one, the one found, and the tensors that
+            differ; or a digests.json that is damaged.
     """
     beside = path.parent / DIGESTS
     if not beside.is_file():
@@ -54,22 +62,32 @@ def check(path: Path, read: Callable[[Path], Mapping[str, Tensor]] | None = None
     if found != expected:
         differ = _which(path, read, told["tensors"]) if read else ""
         raise DataError(
-            f"{path} is not the file that was saved: {beside} expects the sha256 {expected}, found is {found}{differ}; copy the folder again"
+            f"{path} is not the file that was saved: {beside} expects the sha256 {expected}, "
+            f"found is {found}{differ}; copy the folder again"
         )
 
 
 def _read(path: Path) -> dict[str, dict[str, str]]:
     try:
-        told = json.loads(path.read_text(encoding="utf-8")) if path.stat().st_size <= LARGEST else None
+        told = (
+            json.loads(path.read_text(encoding="utf-8")) if path.stat().st_size <= LARGEST else None
+        )
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"cannot read {path} ({error}): copy the folder again") from error
     tables = [told.get(key) for key in ("files", "tensors")] if isinstance(told, dict) else [None]
-    if not all(isinstance(table, dict) and all(isinstance(text, str) for text in table.values()) for table in tables):
-        raise DataError(f"{path} is not a list of the digests of files and tensors: copy the folder again")
+    if not all(
+        isinstance(table, dict) and all(isinstance(text, str) for text in table.values())
+        for table in tables
+    ):
+        raise DataError(
+            f"{path} is not a list of the digests of files and tensors: copy the folder again"
+        )
     return cast("dict[str, dict[str, str]]", told)
 
 
-def _which(path: Path, read: Callable[[Path], Mapping[str, Tensor]], expected: Mapping[str, str]) -> str:
+def _which(
+    path: Path, read: Callable[[Path], Mapping[str, Tensor]], expected: Mapping[str, str]
+) -> str:
     """The tensors that differ, where the file can still be read."""
     try:
         tensors = read(path)

@@ -29,17 +29,22 @@ def downloaded(name: str, make: Callable[[], Made]) -> Made:
     """
     known = timm.get_pretrained_cfg(name)
     if known is None or not known.has_weights:
-        raise UsageError(f"there are no released weights of '{name}': leave pretrained out, or load a file of your own")
+        raise UsageError(
+            f"there are no released weights of '{name}': leave pretrained out, or load a file of "
+            "your own"
+        )
     from huggingface_hub import constants
 
     why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else _out_of_reach(constants.ENDPOINT)
     try:
         with _offline(constants) if why else _patient():
             return make()
-    except OSError as error:  # the hub's errors are of this kind, a file that is not in the cache among them
+    # the hub's errors are of this kind, a file that is not in the cache among them
+    except OSError as error:
         reason = why or clipped(" ".join(str(error).split()))
         raise DataError(
-            f"the weights of '{name}' are not on this machine and cannot be downloaded ({reason}): fetch them where there "
+            f"the weights of '{name}' are not on this machine and cannot be downloaded "
+            f"({reason}): fetch them where there "
             "is a network, and load the file (load_weights; --weights of swap)"
         ) from error
 
@@ -47,7 +52,11 @@ def downloaded(name: str, make: Callable[[], Made]) -> Made:
 def _out_of_reach(address: str) -> str:
     """Why the hub gives no answer at all; nothing where it gives any."""
     try:
-        with urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=PATIENCE):  # noqa: S310 - the hub's own address
+        # the hub's own address
+        with urllib.request.urlopen(  # noqa: S310
+            urllib.request.Request(address, method="HEAD"),  # noqa: S310
+            timeout=PATIENCE,
+        ):
             return ""
     except urllib.error.HTTPError:
         return ""  # an answer

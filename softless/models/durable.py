@@ -1,7 +1,8 @@
 """The one door through which files and folders are made, changed and deleted.
 
-Files are written whole or not at all: beside, digested, flushed, renamed, and the folder's entry flushed as well. Whatever the system refuses
-(no room, no permission, a file system that is read-only or fails) becomes one `StorageError`, and cleaning up never hides the cause.
+Files are written whole or not at all: beside, digested, flushed, renamed, and the folder's entry
+flushed as well. Whatever the system refuses (no room, no permission, a file system that is
+read-only or fails) becomes one `StorageError`, and cleaning up never hides the cause.
 """
 
 import errno
@@ -34,7 +35,8 @@ class Digest:
 
 
 class Hashing:
-    """A file that is hashed while it is written; the first error of the disk is kept, since a writer above may rename it.
+    """A file that is hashed while it is written; the first error of the disk is kept, since a
+    writer above may rename it.
 
     A large block is hashed by `helper` while this thread writes it.
     """
@@ -44,7 +46,11 @@ class Hashing:
         self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
-        hashed = self.helper.submit(self.hash.update, data) if self.helper and len(data) > SMALL else None
+        hashed = (
+            self.helper.submit(self.hash.update, data)
+            if self.helper and len(data) > SMALL
+            else None
+        )
         try:
             written = self.file.write(data)
         except OSError as error:
@@ -91,7 +97,8 @@ def write_digested(path: Path, write: Callable[[Hashing], Any]) -> Digest:
 
 
 def write_whole(path: Path, write: Callable[[Path], Any], needed: int = 0) -> None:
-    """As `write_digested`, for a writer that takes a path; `needed` is what it will write, where that is known.
+    """As `write_digested`, for a writer that takes a path; `needed` is what it will write, where
+    that is known.
 
     Raises:
         StorageError: the disk is full or the folder cannot be written; the old file stays.
@@ -150,7 +157,8 @@ def append(path: Path, content: bytes) -> None:
 
 
 def write_folder(folder: Path, write: Callable[[Path], Any]) -> None:
-    """A folder whole or not at all: `write` fills one beside it. A folder of that name must be empty.
+    """A folder whole or not at all: `write` fills one beside it. A folder of that name must be
+    empty.
 
     Raises:
         StorageError: it cannot be written; nothing is left.
@@ -180,7 +188,9 @@ def make_folder(folder: Path) -> Path:
     except OSError as error:
         if error.errno in FULL:
             raise storage_error(folder, error) from error
-        raise StorageError(f"cannot make the folder {folder}: {error.strerror}; choose another --out") from error
+        raise StorageError(
+            f"cannot make the folder {folder}: {error.strerror}; choose another --out"
+        ) from error
     return folder
 
 
@@ -221,14 +231,18 @@ def remove_empty(folder: Path) -> None:
 
 
 def discard(path: Path) -> None:
-    """Delete a file of no use, if that is possible: for cleaning up, which must not hide an error under way."""
+    """Delete a file of no use, if that is possible: for cleaning up, which must not hide an error
+    under way.
+    """
     with suppress(OSError):
         path.unlink(missing_ok=True)
 
 
 @contextmanager
 def storing(path: Path, needed: int = 0) -> Iterator[None]:
-    """What the system refuses inside is a `StorageError` that names this path; `needed` is how many bytes were to be written."""
+    """What the system refuses inside is a `StorageError` that names this path; `needed` is how many
+    bytes were to be written.
+    """
     try:
         yield
     except OSError as error:
@@ -242,7 +256,9 @@ def _written(path: Path) -> int:
         return 0
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
     """As `write_whole`, a safetensors file.
 
     Raises:
@@ -262,8 +278,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     write_whole(path, write, sum(tensor.nbytes for tensor in tensors.values()))
 
 
-def save_readable(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """A safetensors file with the mode that new files get here; safetensors 0.8 makes one that its owner alone can read."""
+def save_readable(
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """A safetensors file with the mode that new files get here; safetensors 0.8 makes one that its
+    owner alone can read.
+    """
     from safetensors.torch import save_file
 
     path.unlink(missing_ok=True)
@@ -295,13 +315,18 @@ def sync_folder(folder: Path) -> None:
 
 
 def storage_error(path: Path, error: OSError, written: int = 0) -> StorageError:
-    """The error in words: path, reason, and for a full disk how much was to go in and how much room is left."""
+    """The error in words: path, reason, and for a full disk how much was to go in and how much room
+    is left.
+    """
     reason = error.strerror or str(error)
     if error.errno not in FULL:
-        return StorageError(f"cannot write {path}: {reason}; mend the folder or choose another --out")
+        return StorageError(
+            f"cannot write {path}: {reason}; mend the folder or choose another --out"
+        )
     needed = f"more than {size(written)} are needed and " if written else ""
     return StorageError(
-        f"cannot write {path}: {reason}; {needed}{_free(path)} are free. Make room and give the command again (a run goes on with "
+        f"cannot write {path}: {reason}; {needed}{_free(path)} are free. Make room and give the "
+        "command again (a run goes on with "
         "--resume): what was kept before is whole"
     )
 

@@ -1,7 +1,9 @@
-"""Files of tensors: .safetensors, and torch's zip archives (.pth, .pt), opened without running anything in them and within the memory of their size.
+"""Files of tensors: .safetensors, and torch's zip archives (.pth, .pt), opened without running
+anything in them and within the memory of their size.
 
-What a file claims is checked before torch or safetensors read it: lengths and offsets against its size, and the names that a pickle
-calls against those that tensors need. What a file is, its content says, not its ending.
+What a file claims is checked before torch or safetensors read it: lengths and offsets against its
+size, and the names that a pickle calls against those that tensors need. What a file is, its content
+says, not its ending.
 """
 
 from collections.abc import Iterable
@@ -12,7 +14,16 @@ from torch import Tensor
 
 from softless.errors import DataError, located
 from softless.models import digests
-from softless.models.archive import OLD, PICKLE, first_line, first_name, read_archive, read_old, scan, tensors_of
+from softless.models.archive import (
+    OLD,
+    PICKLE,
+    first_line,
+    first_name,
+    read_archive,
+    read_old,
+    scan,
+    tensors_of,
+)
 from softless.models.header import check_header
 from softless.words import POINTED, POINTER
 
@@ -22,7 +33,8 @@ OTHER_KINDS = {
     b"\x1f\x8b": "a gzip archive: unpack it first",
     POINTER: POINTED,
     b"\x93NUMPY": "an array of numpy: save the model's state dict by torch.save or as .safetensors",
-    b"\x89HDF": "an HDF5 file, as Keras writes: save the model's state dict by torch.save or as .safetensors",
+    b"\x89HDF": "an HDF5 file, as Keras writes: save the model's state dict by torch.save or as "
+    ".safetensors",
     b"<": "a web page and not a file of tensors: download the file itself",
 }
 TORCHS = {"zip": "an archive of torch.save", "old": "a file of torch.save from before torch 1.6"}
@@ -30,10 +42,13 @@ CONVERT = "where you trust it, load it and save its state dict again, as .safete
 
 
 def read_tensors(path: str | Path, *, allow_nonfinite: bool = False) -> dict[str, Any]:
-    """The tensors of a .safetensors file, or what a .pth or .pt file holds: tensors, numbers and texts in dicts, lists and tuples.
+    """The tensors of a .safetensors file, or what a .pth or .pt file holds: tensors, numbers and
+    texts in dicts, lists and tuples.
 
-    What scripts keep beside them (options, paths, dates, numpy's scalars) stands there as an empty `inert.Inert`. Nothing in the file is executed, and it takes no more memory than its size. Its digests are checked where `save_weights` left them.
-    The tensors may be mapped from the file: copy them before you overwrite it.
+    What scripts keep beside them (options, paths, dates, numpy's scalars) stands there as an empty
+    `inert.Inert`. Nothing in the file is executed, and it takes no more memory than its size. Its
+    digests are checked where `save_weights` left them. The tensors may be mapped from the file:
+    copy them before you overwrite it.
 
     Args:
         path: the file; its content says of which kind it is.
@@ -61,7 +76,9 @@ def read_tensors(path: str | Path, *, allow_nonfinite: bool = False) -> dict[str
 
 
 def has_checksums(path: Path) -> bool:
-    """Whether altered bytes of a file of torch.save are found: those from before torch 1.6 have nothing that tells them."""
+    """Whether altered bytes of a file of torch.save are found: those from before torch 1.6 have
+    nothing that tells them.
+    """
     return _kind(path) != "old"
 
 
@@ -74,7 +91,8 @@ def read_safetensors(path: str | Path, *, allow_nonfinite: bool = True) -> dict[
     path = located(path)
     if path.is_file() and (kind := _kind(path)) != "safetensors":
         raise DataError(
-            f"{path} is not a readable safetensors file: it {f'is {TORCHS[kind]}' if kind in TORCHS else kind}"
+            f"{path} is not a readable safetensors file: it "
+            f"{f'is {TORCHS[kind]}' if kind in TORCHS else kind}"
         )
     return read_tensors(path, allow_nonfinite=allow_nonfinite)
 
@@ -89,7 +107,8 @@ def check_finite(tensors: Iterable[tuple[str, Tensor]], where: object) -> None:
     if bad:
         more = f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
         raise DataError(
-            f"{where} holds NaN or infinity in {', '.join(bad[:SHOWN])}{more}: such weights are of no use "
+            f"{where} holds NaN or infinity in {', '.join(bad[:SHOWN])}{more}: such weights are "
+            "of no use "
             "(allow_nonfinite=True takes them all the same)"
         )
 
@@ -101,7 +120,9 @@ def _finite(tensor: Tensor) -> bool:
 
 
 def _kind(path: Path) -> str:
-    """One of "safetensors", "zip" and "old", or a clause that says what else it is and the way out."""
+    """One of "safetensors", "zip" and "old", or a clause that says what else it is and the way
+    out.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(512)
@@ -113,7 +134,9 @@ def _kind(path: Path) -> str:
         if start.startswith(OLD):
             return "old"
         if start[257:262] == b"ustar":
-            return f"is a tar archive, torch's format before 0.4, which is not opened here: {CONVERT}"
+            return (
+                f"is a tar archive, torch's format before 0.4, which is not opened here: {CONVERT}"
+            )
         for magic, what in OTHER_KINDS.items():
             if start.startswith(magic):
                 return f"is {what}"
@@ -124,7 +147,8 @@ def _kind(path: Path) -> str:
         names = f" that calls {first_name(called)}" if called else ""
         return f"is a bare pickle{names}, and nothing in a file is executed here: {CONVERT}"
     return (
-        f"is no file of tensors: its {size} bytes are neither safetensors nor an archive of torch.save; copy it again"
+        f"is no file of tensors: its {size} bytes are neither safetensors nor an archive of "
+        "torch.save; copy it again"
     )
 
 
@@ -135,4 +159,6 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         check_header(path)
         return load_file(path)
     except Exception as error:  # of any kind: the file is another's
-        raise DataError(f"{path} is not a readable safetensors file: {first_line(error)}; copy it again") from error
+        raise DataError(
+            f"{path} is not a readable safetensors file: {first_line(error)}; copy it again"
+        ) from error

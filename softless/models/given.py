@@ -1,4 +1,5 @@
-"""A model that was built in Python, not by name: a run notes what it is, and it is given again to be loaded.
+"""A model that was built in Python, not by name: a run notes what it is, and it is given again to
+be loaded.
 
 Nothing is ever unpickled, so a run folder holds the weights of such a model and not its code.
 """
@@ -21,7 +22,9 @@ _given: ContextVar[nn.Module | None] = ContextVar("softless_given_model", defaul
 
 @contextmanager
 def model_given(model: nn.Module | None) -> Iterator[None]:
-    """Within it, this is the model of runs whose model was given; None leaves what was given before."""
+    """Within it, this is the model of runs whose model was given; None leaves what was given
+    before.
+    """
     if model is None:
         yield
         return
@@ -34,7 +37,9 @@ def model_given(model: nn.Module | None) -> Iterator[None]:
 
 
 def noted(model: nn.Module) -> dict[str, str]:
-    """What a recipe notes of it: its class, and a digest of the names, shapes and types of its tensors."""
+    """What a recipe notes of it: its class, and a digest of the names, shapes and types of its
+    tensors.
+    """
     kind = f"{type(model).__module__}.{type(model).__qualname__}"
     tensors = [(name, tuple(one.shape), str(one.dtype)) for name, one in model.state_dict().items()]
     return {"class": kind[-LONGEST:], "outline": hashlib.sha256(repr(tensors).encode()).hexdigest()}
@@ -54,14 +59,20 @@ def given_model(told: Mapping[str, Any], *, copied: bool = True) -> nn.Module:
     named = told.get("class", "a module")
     if model is None:
         raise UsageError(
-            f"the model of this run ({named}) was built in Python, and its code is in no file: give it again, in "
-            "Python, as model=…, for example softless.train(out=RUN, resume=True, model=…) or softless.eval(RUN, model=…)"
+            f"the model of this run ({named}) was built in Python, and its code is in no file: "
+            "give it again, in "
+            "Python, as model=…, for example softless.train(out=RUN, resume=True, model=…) or "
+            "softless.eval(RUN, model=…)"
         )
     here = noted(model)
     if here["class"] != named:
-        raise UsageError(f"the model of this run is a {named}, and a {here['class']} was given: build it as it was")
+        raise UsageError(
+            f"the model of this run is a {named}, and a {here['class']} was given: build it as it "
+            "was"
+        )
     if here["outline"] != told.get("outline"):
         raise UsageError(
-            f"the {named} that was given has other tensors than the one of this run: build it with the same arguments"
+            f"the {named} that was given has other tensors than the one of this run: build it "
+            "with the same arguments"
         )
     return deepcopy(model) if copied else model

@@ -1,4 +1,6 @@
-"""The header of a .safetensors file, checked before the library reads the tensors: safetensors takes a name twice, and reads any number of them."""
+"""The header of a .safetensors file, checked before the library reads the tensors: safetensors
+takes a name twice, and reads any number of them.
+"""
 
 import json
 import math
@@ -28,12 +30,14 @@ def read_header(path: Path) -> dict[str, tuple[int, ...]]:
         return check_header(path)
     except (OSError, ValueError, RecursionError, struct.error) as error:
         raise DataError(
-            f"{path} is not a readable safetensors file: {(str(error).splitlines() or [''])[0][:200]}; copy it again"
+            f"{path} is not a readable safetensors file: "
+            f"{(str(error).splitlines() or [''])[0][:200]}; copy it again"
         ) from error
 
 
 def check_header(path: Path) -> dict[str, tuple[int, ...]]:
-    """The tensors that the header names fill the file: one after the other, each as long as its shape.
+    """The tensors that the header names fill the file: one after the other, each as long as its
+    shape.
 
     Returns:
         Their shapes.
@@ -51,7 +55,10 @@ def check_header(path: Path) -> dict[str, tuple[int, ...]]:
         text = file.read(length)
     brackets = text.count(b"{") + text.count(b"[")
     if brackets > BRACKETS:
-        raise ValueError(f"its header opens {brackets} brackets, and at most {BRACKETS} (50,000 tensors) are read")
+        raise ValueError(
+            f"its header opens {brackets} brackets, and at most {BRACKETS} (50,000 tensors) are "
+            "read"
+        )
     header = json.loads(text, object_pairs_hook=_unique)
     if type(header) is not dict:
         raise ValueError("its header is not a table of tensors")
@@ -59,7 +66,9 @@ def check_header(path: Path) -> dict[str, tuple[int, ...]]:
     end = 0
     for start, stop, name in sorted(_extent(name, entry) for name, entry in header.items()):
         if start != end:
-            raise ValueError(f"{name} begins at byte {start} of the data, and the tensor before it ends at {end}")
+            raise ValueError(
+                f"{name} begins at byte {start} of the data, and the tensor before it ends at {end}"
+            )
         end = stop
     if end != size - 8 - length:
         raise ValueError(f"its tensors take {end} bytes, and its data has {size - 8 - length}")
@@ -70,7 +79,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"its header names {next(name for name in names if names.count(name) > 1)} twice")
+        raise ValueError(
+            f"its header names {next(name for name in names if names.count(name) > 1)} twice"
+        )
     return table
 
 
@@ -87,7 +98,9 @@ def _extent(name: str, entry: Any) -> tuple[int, int, str]:
         raise ValueError(f"{name} has shape {shape}, which no memory holds")
     claimed = math.prod(shape) * WIDTHS[entry["dtype"]]
     if offsets[1] - offsets[0] != claimed:
-        raise ValueError(f"{name} claims {claimed} bytes by its shape {shape} and has {offsets[1] - offsets[0]}")
+        raise ValueError(
+            f"{name} claims {claimed} bytes by its shape {shape} and has {offsets[1] - offsets[0]}"
+        )
     return offsets[0], offsets[1], name
 
 

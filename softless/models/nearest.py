@@ -31,16 +31,29 @@ def build_of(state: Mapping[str, Tensor]) -> Build | None:
     if not depths or len(widths) != len(depths):
         return None
     if "" in blocks:
-        convolutions = sum(bool(re.fullmatch(r"patch_embed\.proj\.\d+\.0\.weight", name)) for name in state)
+        convolutions = sum(
+            bool(re.fullmatch(r"patch_embed\.proj\.\d+\.0\.weight", name)) for name in state
+        )
         if convolutions:
             return Build("xcit", depths, widths, 2**convolutions)
         kernel = state.get("patch_embed.proj.weight")
-        return None if kernel is None or kernel.ndim != 4 else Build("vit", depths, widths, kernel.shape[-1])
-    return Build("cvt" if any(".attn.conv_proj_q." in name for name in state) else "pyramid", depths, widths, None)
+        return (
+            None
+            if kernel is None or kernel.ndim != 4
+            else Build("vit", depths, widths, kernel.shape[-1])
+        )
+    return Build(
+        "cvt" if any(".attn.conv_proj_q." in name for name in state) else "pyramid",
+        depths,
+        widths,
+        None,
+    )
 
 
 def nearest(state: Mapping[str, Tensor]) -> tuple[str, bool] | None:
-    """The named model whose build these tensors have, or the closest of the same host, and whether it is the same."""
+    """The named model whose build these tensors have, or the closest of the same host, and whether
+    it is the same.
+    """
     found = build_of(state)
     rows = [] if found is None else [row for row in VARIANTS if row.host == found.host]
     if found is None or not rows:
@@ -56,10 +69,13 @@ def _shown(row: Variant) -> str:
 
 def _distance(found: Build, arguments: Mapping[str, Any]) -> float:
     depths = arguments["depths"] if "depths" in arguments else (arguments["depth"],)
-    widths = arguments.get("embed_dims") or ((arguments["embed_dim"],) if "embed_dim" in arguments else found.widths)
+    widths = arguments.get("embed_dims") or (
+        (arguments["embed_dim"],) if "embed_dim" in arguments else found.widths
+    )
     if len(depths) != len(found.depths) or len(widths) != len(found.widths):
         return float("inf")
     ratios = [
-        abs(one / other - 1) for one, other in zip((*found.depths, *found.widths), (*depths, *widths), strict=True)
+        abs(one / other - 1)
+        for one, other in zip((*found.depths, *found.widths), (*depths, *widths), strict=True)
     ]
     return sum(ratios) + (found.patch != arguments.get("patch_size", found.patch))

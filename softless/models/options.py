@@ -1,4 +1,6 @@
-"""What every host takes besides timm's own arguments: the operator, its options, the activation, the number of heads."""
+"""What every host takes besides timm's own arguments: the operator, its options, the activation,
+the number of heads.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -37,7 +39,8 @@ def take_operator_options(op: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Removes the operator's options from kwargs and returns them.
 
     Raises:
-        UsageError: an option that another operator has and this one does not (unless it is None), or a value outside its rule.
+        UsageError: an option that another operator has and this one does not (unless it is None),
+            or a value outside its rule.
     """
     record = get(op)
     foreign = {name for other in OPERATORS.values() for name in other.options} - set(record.options)
@@ -45,44 +48,54 @@ def take_operator_options(op: str, kwargs: dict[str, Any]) -> dict[str, Any]:
         del kwargs[name]  # a recipe of another operator says that it is not set
     if wrong := foreign & set(kwargs):
         raise UsageError(
-            f"operator '{op}' has no option {', '.join(sorted(wrong))}; it has: {', '.join(record.options) or 'none'}"
+            f"operator '{op}' has no option {', '.join(sorted(wrong))}; it has: "
+            f"{', '.join(record.options) or 'none'}"
         )
-    return check_options(record, {name: kwargs.pop(name) for name in record.options if name in kwargs})
+    return check_options(
+        record, {name: kwargs.pop(name) for name in record.options if name in kwargs}
+    )
 
 
 @dataclass(frozen=True)
 class Construction:
-    """How a model was made, `create_model(name, op, **arguments)`; the model has it as `construction`. Prints as a line or two."""
+    """How a model was made, `create_model(name, op, **arguments)`; the model has it as
+    `construction`. Prints as a line or two.
+    """
 
     name: str
     op: str | None
     arguments: Mapping[str, Any]
-    softmax: Mapping[str, str] = field(
-        default_factory=dict
-    )  # path -> class of what keeps softmax beside another operator
+    # path -> class of what keeps softmax beside another operator
+    softmax: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         said = self.name if self.op is None else f"{self.name} with '{self.op}'"
-        said += "".join(f", {key}={self.arguments[key]!r}" for key in COMPANIONS if self.arguments.get(key))
+        said += "".join(
+            f", {key}={self.arguments[key]!r}" for key in COMPANIONS if self.arguments.get(key)
+        )
         return f"{said}; softmax is kept in {told(self.softmax)}" if self.softmax else said
 
 
+# of weights, for timm
 PLACES = frozenset({
     "pretrained_cfg",
     "pretrained_cfg_overlay",
     "pretrained_model_args",
     "cache_dir",
-})  # of weights, for timm
+})
 
 
-def constructed(model: nn.Module, name: str, op: str | None, kwargs: Mapping[str, Any]) -> nn.Module:
+def constructed(
+    model: nn.Module, name: str, op: str | None, kwargs: Mapping[str, Any]
+) -> nn.Module:
     """The model, which knows from now on how it was made."""
     arguments = {key: value for key, value in kwargs.items() if key not in PLACES}
     model.construction = Construction(name, op, arguments, softmax_kept(model))  # type: ignore[assignment]
     return model
 
 
-COMPANIONS: Mapping[str, Any] = {  # arguments of layers.Attention that every host hands on, with their types
+# arguments of layers.Attention that every host hands on, with their types
+COMPANIONS: Mapping[str, Any] = {
     "v_conv": int | None,
     "v_conv_filters": Filters,
     "gated": bool | Gate,

@@ -1,6 +1,8 @@
-"""A model that a file describes is built without memory first and compared with the weights beside it.
+"""A model that a file describes is built without memory first and compared with the weights beside
+it.
 
-A text of a hundred bytes can describe a model that no memory holds; the weights beside it say how large it may be.
+A text of a hundred bytes can describe a model that no memory holds; the weights beside it say how
+large it may be.
 """
 
 import threading
@@ -17,7 +19,8 @@ from softless.models.header import read_header
 
 MOST = 20_000  # parameters of a model whose weights are not there to be compared with
 TIMES = 4  # how many of the file's tensors and numbers a model may have
-MORE = (400, 16_000_000)  # tensors and numbers beyond that: a small file, tables that are not stored
+# tensors and numbers beyond that: a small file, tables that are not stored
+MORE = (400, 16_000_000)
 
 
 class _TooManyError(Exception):
@@ -25,7 +28,8 @@ class _TooManyError(Exception):
 
 
 def check_fits(build: Callable[[], nn.Module], weights: Path, source: Path) -> None:
-    """Whether the model that `source` describes is of the size of the weights beside it; takes no memory for what it describes.
+    """Whether the model that `source` describes is of the size of the weights beside it; takes no
+    memory for what it describes.
 
     Args:
         build: makes the model.
@@ -44,19 +48,24 @@ def check_fits(build: Callable[[], nn.Module], weights: Path, source: Path) -> N
             model = build()
     except _TooManyError:
         raise DataError(
-            f"{source} describes a model of more than {most} tensors{beside}: one of the two files is another model's; copy both again"
+            f"{source} describes a model of more than {most} tensors{beside}: one of the two "
+            "files is another model's; copy both again"
         ) from None
     except UsageError:
         raise
     except Exception as error:
-        raise DataError(f"{source} builds no model: {str(error).splitlines()[0][:200] if str(error) else type(error).__name__}") from error  # fmt: skip
+        raise DataError(
+            f"{source} builds no model: "
+            f"{str(error).splitlines()[0][:200] if str(error) else type(error).__name__}"
+        ) from error
     if stored is None:
         return
     numbers = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
     held = sum(torch.Size(shape).numel() for shape in stored.values())
     if numbers > TIMES * held + MORE[1]:
         raise DataError(
-            f"{source} describes a model of {numbers:,} numbers, and {weights.name} beside it holds {held:,}: one of the two files is "
+            f"{source} describes a model of {numbers:,} numbers, and {weights.name} beside it "
+            f"holds {held:,}: one of the two files is "
             "another model's; copy both again"
         )
 

@@ -1,7 +1,8 @@
 """Tables of positions of a checkpoint, brought to the model's grid.
 
-A table has a row for each place of a grid and does not say which grid: 36 places are 6 x 6, 4 x 9 or 9 x 4. What does: the folder that
-`save_weights` writes, the caller, and a table that has learned something, whose neighbours are alike on its own grid and not on another one.
+A table has a row for each place of a grid and does not say which grid: 36 places are 6 x 6, 4 x 9
+or 9 x 4. What does: the folder that `save_weights` writes, the caller, and a table that has learned
+something, whose neighbours are alike on its own grid and not on another one.
 """
 # R places, C channels
 
@@ -33,7 +34,8 @@ class Places(NamedTuple):
     reduction: tuple[float, float]  # pixels of an image to one place of the model's grid
 
     def of_images(self, name: str, size: Sides) -> Sides | None:
-        """The file's grid for images of so many pixels; None where they are no whole number of places.
+        """The file's grid for images of so many pixels; None where they are no whole number of
+        places.
 
         Raises:
             UsageError: they are, and the table has another number of places.
@@ -44,13 +46,16 @@ class Places(NamedTuple):
             return before
         if (height, width) == before:
             raise UsageError(
-                f"{name} has {self.rows} places, and images of {size[0]} x {size[1]} pixels have {before[0]} x {before[1]}: "
+                f"{name} has {self.rows} places, and images of {size[0]} x {size[1]} pixels have "
+                f"{before[0]} x {before[1]}: "
                 "give image_size= of the images that the file's positions were made for"
             )
         return None
 
     def assumed(self) -> Sides | None:
-        """The grid of a table that nobody tells: the model's, else a square; None where it is neither."""
+        """The grid of a table that nobody tells: the model's, else a square; None where it is
+        neither.
+        """
         if self.grid[0] * self.grid[1] == self.rows:
             return self.grid
         side = math.isqrt(self.rows)
@@ -60,28 +65,37 @@ class Places(NamedTuple):
 def resize(
     model: nn.Module, given: dict[str, Tensor], wanted: Mapping[str, Tensor], stored: Sides | None
 ) -> tuple[dict[str, tuple[tuple[int, ...], tuple[int, ...]]], dict[str, Sides]]:
-    """Bring the tables of positions in `given` to the model's grid, in place: bilinearly in a pyramid, as timm does elsewhere.
+    """Bring the tables of positions in `given` to the model's grid, in place: bilinearly in a
+    pyramid, as timm does elsewhere.
 
     Args:
         model: the model.
         given: the file's tensors, under the model's names.
         wanted: the model's.
-        stored: pixels (height, width) of the images that the file's tables were made for, where that is known.
+        stored: pixels (height, width) of the images that the file's tables were made for, where
+            that is known.
 
     Returns:
         The shapes of the resized ones before and after, and the grids that were taken for granted.
 
     Raises:
-        UsageError: a table of another grid than `stored` tells, or one that tells another grid than would be taken.
+        UsageError: a table of another grid than `stored` tells, or one that tells another grid than
+            would be taken.
     """
     resized, taken = {}, {}
-    for name in [name for name in given if name.rsplit(".", 1)[-1] == "pos_embed" and name in wanted]:
+    for name in [
+        name for name in given if name.rsplit(".", 1)[-1] == "pos_embed" and name in wanted
+    ]:
         old, new = given[name], wanted[name]
         places = _places(model, name, old, given, new)
         if places is None:
             continue
         before = None if stored is None else places.of_images(name, stored)
-        if before is None and (before := places.assumed()) is not None and not _confirmed(name, old, places, before):
+        if (
+            before is None
+            and (before := places.assumed()) is not None
+            and not _confirmed(name, old, places, before)
+        ):
             taken[name] = before
         if before not in {None, places.grid}:
             assert before is not None
@@ -93,14 +107,19 @@ def resize(
 def _resampled(table: Tensor, before: Sides, places: Places, *, pyramid: bool) -> Tensor:
     """A table (1, prefix + R, C) on the model's grid."""
     if not pyramid:
-        return resample_abs_pos_embed(table.float(), list(places.grid), list(before), num_prefix_tokens=places.prefix)
+        return resample_abs_pos_embed(
+            table.float(), list(places.grid), list(before), num_prefix_tokens=places.prefix
+        )
     first, rest = table.float().split([places.prefix, places.rows], dim=1)
-    cells = F.interpolate(rest.transpose(1, 2).unflatten(2, before), places.grid, mode="bilinear", align_corners=False)
+    cells = F.interpolate(
+        rest.transpose(1, 2).unflatten(2, before), places.grid, mode="bilinear", align_corners=False
+    )
     return torch.cat([first, cells.flatten(2).transpose(1, 2)], dim=1)
 
 
 def _confirmed(name: str, table: Tensor, places: Places, grid: Sides) -> bool:
-    """Whether there is no doubt about the grid of a table: it has no other, or its own rows tell this one.
+    """Whether there is no doubt about the grid of a table: it has no other, or its own rows tell
+    this one.
 
     Raises:
         UsageError: they tell another one.
@@ -111,10 +130,14 @@ def _confirmed(name: str, table: Tensor, places: Places, grid: Sides) -> bool:
         return True
     here, told = _step(cells, grid), min(others, key=lambda one: others[one])
     if others[told] < min(ALIKE, NEARER * here):
-        height, width = (round(side * pixels) for side, pixels in zip(told, places.reduction, strict=True))
+        height, width = (
+            round(side * pixels) for side, pixels in zip(told, places.reduction, strict=True)
+        )
         raise UsageError(
-            f"{name} would be read as {grid[0]} x {grid[1]} places, and its rows are alike as on {told[0]} x {told[1]}: the file does not say "
-            f"its grid. Pass image_size=({height}, {width}), or the size of the images that it was made for"
+            f"{name} would be read as {grid[0]} x {grid[1]} places, and its rows are alike as on "
+            f"{told[0]} x {told[1]}: the file does not say "
+            f"its grid. Pass image_size=({height}, {width}), or the size of the images that it "
+            "was made for"
         )
     return here < ALIKE
 
@@ -130,7 +153,9 @@ def grids(rows: int) -> list[Sides]:
 
 
 def _step(cells: Tensor, grid: Sides) -> float:
-    """How unlike neighbours are on a grid, of cells (R, C): mean square, 1 for noise; the most of a step down and of the steps across at each column."""
+    """How unlike neighbours are on a grid, of cells (R, C): mean square, 1 for noise; the most of a
+    step down and of the steps across at each column.
+    """
     spread = 2 * cells.var(dim=0, unbiased=False).mean()
     if not spread > 0 or min(grid) < 2:
         return 1.0
@@ -139,9 +164,18 @@ def _step(cells: Tensor, grid: Sides) -> float:
     return float(torch.maximum(down.mean(), across.mean(dim=0).max()) / spread)
 
 
-def _places(model: nn.Module, name: str, old: Tensor, given: Mapping[str, Tensor], new: Tensor) -> Places | None:
-    """What the rows of a table stand for; None where it is no such table, or other tokens come before the grid."""
-    if old.ndim != 3 or new.ndim != 3 or old.shape[-1] != new.shape[-1] or not old.is_floating_point():
+def _places(
+    model: nn.Module, name: str, old: Tensor, given: Mapping[str, Tensor], new: Tensor
+) -> Places | None:
+    """What the rows of a table stand for; None where it is no such table, or other tokens come
+    before the grid.
+    """
+    if (
+        old.ndim != 3
+        or new.ndim != 3
+        or old.shape[-1] != new.shape[-1]
+        or not old.is_floating_point()
+    ):
         return None
     if isinstance(model, Pyramid):
         stage = cast("Stage", model.get_submodule(name.rsplit(".", 1)[0]))
@@ -150,7 +184,11 @@ def _places(model: nn.Module, name: str, old: Tensor, given: Mapping[str, Tensor
         grid = tuple(getattr(getattr(model, "patch_embed", None), "grid_size", None) or ())
         if len(grid) != 2 or (prefix := new.shape[1] - grid[0] * grid[1]) < 0:
             return None
-        there = sum(given[token].shape[1] for token in ("cls_token", "reg_token", "dist_token") if token in given)
+        there = sum(
+            given[token].shape[1]
+            for token in ("cls_token", "reg_token", "dist_token")
+            if token in given
+        )
         if prefix and there != prefix:
             return None
     rows, size = old.shape[1] - prefix, _image_size(model)
@@ -161,13 +199,23 @@ def _places(model: nn.Module, name: str, old: Tensor, given: Mapping[str, Tensor
 
 def _image_size(model: nn.Module) -> Sides | None:
     """The pixels (height, width) that a model was built for."""
-    told = getattr(getattr(model, "patch_embed", None), "img_size", None) or getattr(model, "img_size", None)
-    return two_sides(told or ((getattr(model, "pretrained_cfg", None) or {}).get("input_size") or (0, 0, 0))[1:])
+    told = getattr(getattr(model, "patch_embed", None), "img_size", None) or getattr(
+        model, "img_size", None
+    )
+    return two_sides(
+        told or ((getattr(model, "pretrained_cfg", None) or {}).get("input_size") or (0, 0, 0))[1:]
+    )
 
 
 def two_sides(told: object) -> Sides | None:
     """Height and width of what a configuration says; None where it says none."""
-    sides = (told, told) if isinstance(told, int) else tuple(told) if isinstance(told, list | tuple) else ()
+    sides = (
+        (told, told)
+        if isinstance(told, int)
+        else tuple(told)
+        if isinstance(told, list | tuple)
+        else ()
+    )
     return (int(sides[0]), int(sides[1])) if len(sides) == 2 and min(sides) > 0 else None
 
 
@@ -178,5 +226,7 @@ def checked_size(image_size: Size) -> Sides:
         UsageError: it says none.
     """
     if (found := two_sides(image_size)) is None:
-        raise UsageError(f"image_size={image_size!r}: give pixels, as 224, or (height, width), as (96, 160)")
+        raise UsageError(
+            f"image_size={image_size!r}: give pixels, as 224, or (height, width), as (96, 160)"
+        )
     return found

@@ -1,4 +1,5 @@
-"""`save_weights`: a folder that timm's `local-dir:` and `softless.create_model` load, with the digests that tell a damaged file.
+"""`save_weights`: a folder that timm's `local-dir:` and `softless.create_model` load, with the
+digests that tell a damaged file.
 
 model.safetensors   the state dict
 config.json         architecture, arguments, preparation of images (softless.models.config)
@@ -24,36 +25,44 @@ from softless.models.options import Construction
 OF_TRAINING = (nn.Dropout, DropPath, nn.Identity)  # modules that a model without drop rates has not
 
 
-def save_weights(model: nn.Module, folder: str | Path, *, data: Mapping[str, Any] | None = None) -> Path:
+def save_weights(
+    model: nn.Module, folder: str | Path, *, data: Mapping[str, Any] | None = None
+) -> Path:
     """Write a model's weights as safetensors and JSON: whole, or not at all.
 
-    `timm.create_model("local-dir:FOLDER", pretrained=True)` loads the folder once softless is imported, if the model has a registered name or is
-    one of timm's with its own attention. `softless.create_model` loads all of them, and `load_weights(model, folder)` the weights.
+    `timm.create_model("local-dir:FOLDER", pretrained=True)` loads the folder once softless is
+    imported, if the model has a registered name or is one of timm's with its own attention.
+    `softless.create_model` loads all of them, and `load_weights(model, folder)` the weights.
 
     Args:
         model: of `create_model`, or of timm under a registered name.
         folder: a new or an empty one.
-        data: how images are prepared, where that is not what the model says: input_size, mean, std, crop_pct, crop_mode, interpolation, range.
+        data: how images are prepared, where that is not what the model says: input_size, mean, std,
+            crop_pct, crop_mode, interpolation, range.
 
     Returns:
         The folder.
 
     Raises:
-        UsageError: the name of a file, a folder that holds files, a model that a config.json cannot describe or that was changed since it was made, or a disk
-            that cannot be written.
+        UsageError: the name of a file, a folder that holds files, a model that a config.json cannot
+            describe or that was changed since it was made, or a disk that cannot be written.
         DataError: weights with NaN or infinity.
     """
     need_module(model, "save_weights")
     folder = located(folder)
     if folder.suffix in {".safetensors", ".pth", ".pt"}:
         raise UsageError(
-            f"{folder} is the name of a file, and save_weights writes a folder (weights, config.json, digests.json): name a folder"
+            f"{folder} is the name of a file, and save_weights writes a folder (weights, "
+            "config.json, digests.json): name a folder"
         )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} holds files already: name a new folder")
     content = config.describe(model, data)
     _check_rebuilt(model, content)
-    state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
+    state = {
+        name: tensor.detach().cpu().clone().contiguous()
+        for name, tensor in model.state_dict().items()
+    }
     check_finite(state.items(), "the model")
     write_folder(folder, lambda beside: _write(beside, state, content))
     return folder
@@ -67,7 +76,9 @@ def _write(folder: Path, state: dict[str, Tensor], content: dict[str, Any]) -> N
 
 
 def _check_rebuilt(model: nn.Module, content: Mapping[str, Any]) -> None:
-    """A model of these arguments has the same modules and tensors: nothing was swapped, converted or resized since."""
+    """A model of these arguments has the same modules and tensors: nothing was swapped, converted
+    or resized since.
+    """
     built: Construction = model.construction  # type: ignore[assignment]
     with torch.device("meta"):
         again = create_model(built.name, built.op, **content["model_args"])
@@ -75,7 +86,8 @@ def _check_rebuilt(model: nn.Module, content: Mapping[str, Any]) -> None:
     if wrong := [name for name in {**new, **old} if old.get(name) != new.get(name)]:
         first = wrong[0]
         raise UsageError(
-            f"the model was changed since it was made, first in {first} ({new.get(first, 'nothing')} then, {old.get(first, 'nothing')} now): "
+            f"the model was changed since it was made, first in {first} "
+            f"({new.get(first, 'nothing')} then, {old.get(first, 'nothing')} now): "
             "a config.json describes what softless.create_model builds"
         )
 

@@ -1,6 +1,8 @@
-"""Hosts whose stages halve the grid: what CvT and the SOFT pyramid have in common, and what timm's users call.
+"""Hosts whose stages halve the grid: what CvT and the SOFT pyramid have in common, and what timm's
+users call.
 
-A stage embeds a map in a coarser one, adds positions and a class token where it has them, and runs its blocks over the tokens.
+A stage embeds a map in a coarser one, adds positions and a class token where it has them, and runs
+its blocks over the tokens.
 """
 
 # B images, N tokens of a grid, C channels
@@ -27,10 +29,23 @@ Norm = Callable[[int], nn.Module]
 class PreNormBlock(nn.Module):
     """x += DP(Attention(LN1 x));  x += DP(MLP(LN2 x))."""
 
-    def __init__(self, attention: nn.Module, dim: int, *, mlp_ratio: float, drop_path: float, act_layer: type[nn.Module], norm_layer: Norm, proj_drop: float = 0.0) -> None:  # fmt: skip
+    def __init__(
+        self,
+        attention: nn.Module,
+        dim: int,
+        *,
+        mlp_ratio: float,
+        drop_path: float,
+        act_layer: type[nn.Module],
+        norm_layer: Norm,
+        proj_drop: float = 0.0,
+    ) -> None:
         super().__init__()
         self.norm1, self.attn = norm_layer(dim), attention
-        self.norm2, self.mlp = norm_layer(dim), Mlp(dim, int(dim * mlp_ratio), act_layer=act_layer, drop=proj_drop)
+        self.norm2, self.mlp = (
+            norm_layer(dim),
+            Mlp(dim, int(dim * mlp_ratio), act_layer=act_layer, drop=proj_drop),
+        )
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
@@ -54,13 +69,24 @@ class Stage(nn.Module):
         blocks: of tokens; each is called with the grid.
         dim: width of the tokens.
         cls_token: whether a class token joins the tokens.
-        positions: grid of the learned positions, bilinearly resized to the grid at hand; None for none.
+        positions: grid of the learned positions, bilinearly resized to the grid at hand; None for
+            none.
     """
 
-    def __init__(self, embed: nn.Module, blocks: Sequence[nn.Module], dim: int, *, cls_token: bool = False, positions: tuple[int, int] | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        embed: nn.Module,
+        blocks: Sequence[nn.Module],
+        dim: int,
+        *,
+        cls_token: bool = False,
+        positions: tuple[int, int] | None = None,
+    ) -> None:
         super().__init__()
         self.patch_embed, self.blocks = embed, nn.ModuleList(blocks)
-        self.cls_token = nn.Parameter(trunc_normal_(torch.empty(1, 1, dim), std=0.02)) if cls_token else None
+        self.cls_token = (
+            nn.Parameter(trunc_normal_(torch.empty(1, 1, dim), std=0.02)) if cls_token else None
+        )
         self.pos_grid = positions
         self.pos_embed = None
         if positions is not None:
@@ -112,20 +138,33 @@ class Stage(nn.Module):
 
 
 class Pyramid(nn.Module):
-    """Stages, a norm and a head on the class token of the last stage (or on the mean of its tokens).
+    """Stages, a norm and a head on the class token of the last stage (or on the mean of its
+    tokens).
 
     Args:
         stages: in order; they become the attributes stage0, stage1, …
         dims: width of each stage.
         reductions: pixels per token of each stage, along one side.
         norm: of the last stage's tokens.
-        img_size: for which tables of positions and learned rows per token are made; images of other sizes are taken too.
+        img_size: for which tables of positions and learned rows per token are made; images of other
+            sizes are taken too.
         num_classes: outputs; 0 for none.
         global_pool: "token", "avg", or "" for the tokens.
         drop_rate: dropout before the head.
     """
 
-    def __init__(self, stages: Sequence[Stage], *, dims: Sequence[int], reductions: Sequence[int], norm: nn.Module, img_size: int | tuple[int, int], num_classes: int, global_pool: str, drop_rate: float) -> None:  # fmt: skip
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        *,
+        dims: Sequence[int],
+        reductions: Sequence[int],
+        norm: nn.Module,
+        img_size: int | tuple[int, int],
+        num_classes: int,
+        global_pool: str,
+        drop_rate: float,
+    ) -> None:
         super().__init__()
         if global_pool not in {"token", "avg", ""}:
             raise UsageError(f"global_pool={global_pool!r} is not 'token', 'avg' or ''")
@@ -184,7 +223,15 @@ class Pyramid(nn.Module):
             x = _image(tokens, stage.prefix, grid)
         return found
 
-    def forward_intermediates(self, x: Tensor, indices: int | list[int] | None = None, norm: bool = False, stop_early: bool = False, output_fmt: str = "NCHW", intermediates_only: bool = False) -> Any:  # fmt: skip
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
         """Maps (B, C, h, w) after the chosen stages, as timm's models have it.
 
         Args:
@@ -203,12 +250,18 @@ class Pyramid(nn.Module):
         for number, (tokens, grid) in enumerate(found):
             if number in wanted:
                 final = norm and number == self.number_of_stages - 1
-                maps.append(_image(self.norm(tokens) if final else tokens, self.stages[number].prefix, grid))
+                maps.append(
+                    _image(self.norm(tokens) if final else tokens, self.stages[number].prefix, grid)
+                )
         if intermediates_only:
             return maps
-        return self.norm(found[-1][0]) if len(found) == self.number_of_stages else found[-1][0], maps
+        return self.norm(found[-1][0]) if len(found) == self.number_of_stages else found[-1][
+            0
+        ], maps
 
-    def prune_intermediate_layers(self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True) -> list[int]:  # fmt: skip
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
         """Drop the stages behind the last one asked for."""
         wanted, last = feature_take_indices(self.number_of_stages, indices)
         for number in range(last + 1, self.number_of_stages):
@@ -254,14 +307,22 @@ class Pyramid(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Class token and positions."""
-        return {name for name, _ in self.named_parameters() if name.rsplit(".", 1)[-1] in {"cls_token", "pos_embed"}}
+        return {
+            name
+            for name, _ in self.named_parameters()
+            if name.rsplit(".", 1)[-1] in {"cls_token", "pos_embed"}
+        }
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Layers for timm's layer-wise rates: a stage each, or a block each."""
         blocks = (
             r"^stage(\d+)"
             if coarse
-            else [(r"^stage(\d+)\.blocks\.(\d+)", None), (r"^stage(\d+)", (0,)), (r"^norm", (99999,))]
+            else [
+                (r"^stage(\d+)\.blocks\.(\d+)", None),
+                (r"^stage(\d+)", (0,)),
+                (r"^norm", (99999,)),
+            ]
         )
         return {"stem": r"^stage0\.(?:patch_embed|pos_embed)", "blocks": blocks}
 

@@ -1,6 +1,8 @@
-"""The small files of a run or a model (JSON), read in one way: no pipe, nothing large, nothing deep, and with the types that are used.
+"""The small files of a run or a model (JSON), read in one way: no pipe, nothing large, nothing
+deep, and with the types that are used.
 
-What is wrong is a `DataError` that names the file, what is wrong in it, and the way out. A file may be somebody else's.
+What is wrong is a `DataError` that names the file, what is wrong in it, and the way out. A file may
+be somebody else's.
 """
 
 import hashlib
@@ -42,15 +44,21 @@ def read_text(path: Path, *, largest: int = LARGEST, mend: str = MEND) -> str:
         if not stat.S_ISREG(found.st_mode):
             raise DataError(f"{path} is no file: {mend}")
         if found.st_size > largest:
-            raise DataError(f"{path} has {found.st_size} bytes, and at most {largest} are read: {mend}")
+            raise DataError(
+                f"{path} has {found.st_size} bytes, and at most {largest} are read: {mend}"
+            )
         return path.read_bytes().decode()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}; {mend}") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is damaged: it is not UTF-8 at byte {error.start}; {mend}") from error
+        raise DataError(
+            f"{path} is damaged: it is not UTF-8 at byte {error.start}; {mend}"
+        ) from error
 
 
-def parsed(text: str, path: Path, kind: type = dict, *, number: int | None = None, mend: str = MEND) -> Any:
+def parsed(
+    text: str, path: Path, kind: type = dict, *, number: int | None = None, mend: str = MEND
+) -> Any:
     """One piece of JSON of the file at `path`, of line `number` where it has lines.
 
     Raises:
@@ -63,7 +71,9 @@ def parsed(text: str, path: Path, kind: type = dict, *, number: int | None = Non
         reason = "it is empty" if not text.strip("\0 \n") else first_sentence(error)
         raise DataError(f"{where}: {reason}; {mend}") from error
     if not isinstance(content, kind):
-        raise DataError(f"{where}: it holds {_called(content)} in place of {_called(kind())}; {mend}")
+        raise DataError(
+            f"{where}: it holds {_called(content)} in place of {_called(kind())}; {mend}"
+        )
     if text.count("[") + text.count("{") > DEEPEST and too_deep(content):
         raise DataError(f"{where}: it nests more than {DEEPEST} lists and tables; {mend}")
     return content
@@ -91,7 +101,9 @@ def too_deep(content: Any) -> bool:
     return any(isinstance(one, dict | list) for one in layer)
 
 
-def check(content: Mapping[str, Any], rules: Mapping[str, Rule], path: Path, *, mend: str = MEND) -> None:
+def check(
+    content: Mapping[str, Any], rules: Mapping[str, Rule], path: Path, *, mend: str = MEND
+) -> None:
     """Hold a table to rules; an entry whose name ends in `?` may be missing or null.
 
     Raises:
@@ -105,7 +117,9 @@ def check(content: Mapping[str, Any], rules: Mapping[str, Rule], path: Path, *, 
         if key not in content:
             raise DataError(f"{path} is damaged: the entry {key} is missing; {mend}")
         if not fits(value):
-            raise DataError(f"{path} is damaged: {key} is {shown(value)} and should be {should}; {mend}")
+            raise DataError(
+                f"{path} is damaged: {key} is {shown(value)} and should be {should}; {mend}"
+            )
 
 
 def shown(value: Any) -> str:
@@ -123,7 +137,9 @@ def sealed(content: Mapping[str, Any], key: str = SEAL) -> dict[str, Any]:
     return {**told, key: digest(told)}
 
 
-def unsealed(content: Mapping[str, Any], path: Path, key: str = SEAL, *, mend: str = MEND) -> dict[str, Any]:
+def unsealed(
+    content: Mapping[str, Any], path: Path, key: str = SEAL, *, mend: str = MEND
+) -> dict[str, Any]:
     """The content without its digest, which must be right; files of an older softless have none.
 
     Raises:
@@ -131,7 +147,9 @@ def unsealed(content: Mapping[str, Any], path: Path, key: str = SEAL, *, mend: s
     """
     told = {name: value for name, value in content.items() if name != key}
     if key in content and content[key] != digest(told):
-        raise DataError(f"{path} is damaged: it is not what was written (its own SHA-256 is another); {mend}")
+        raise DataError(
+            f"{path} is damaged: it is not what was written (its own SHA-256 is another); {mend}"
+        )
     return told
 
 
@@ -142,7 +160,10 @@ def digest(content: Mapping[str, Any]) -> str:
 
 def whole(least: int, most: int = WIDEST) -> Rule:
     """A whole number between two, both included."""
-    return lambda value: type(value) is int and least <= value <= most, f"a whole number from {least} to {most}"
+    return (
+        lambda value: type(value) is int and least <= value <= most,
+        f"a whole number from {least} to {most}",
+    )
 
 
 def or_none(rule: Rule) -> Rule:
@@ -153,12 +174,17 @@ def or_none(rule: Rule) -> Rule:
 
 def one_of(*words: str) -> Rule:
     """One of some texts."""
-    return lambda value: isinstance(value, str) and value in words, f"one of {', '.join(map(repr, words))}"
+    return (
+        lambda value: isinstance(value, str) and value in words,
+        f"one of {', '.join(map(repr, words))}",
+    )
 
 
 def number(least: float = -math.inf, *, above: bool = False) -> Rule:
     """A finite number of at least `least`, or above it."""
-    said = "a finite number" + (f" {'above' if above else 'of at least'} {least}" if least > -math.inf else "")
+    said = "a finite number" + (
+        f" {'above' if above else 'of at least'} {least}" if least > -math.inf else ""
+    )
     return lambda value: is_number(value) and (value > least if above else value >= least), said
 
 
@@ -176,7 +202,9 @@ def numbers(value: Any) -> bool:
 
 
 def plain(value: Any, deep: int = 3) -> bool:
-    """Whether a value can be an argument of a model: a number of a size that sizes have, a short text, or a short list or table of them."""
+    """Whether a value can be an argument of a model: a number of a size that sizes have, a short
+    text, or a short list or table of them.
+    """
     if isinstance(value, list | dict) and deep:
         inner = list(value.values()) if isinstance(value, dict) else value
         return len(inner) <= 256 and all(plain(one, deep - 1) for one in inner)
@@ -190,7 +218,9 @@ TABLE: Rule = (lambda value: isinstance(value, dict), "a table")
 TEXTS: Rule = (texts, "a list of texts")
 NUMBERS: Rule = (numbers, "a list of numbers")
 SIDES: Rule = (
-    lambda value: isinstance(value, list) and len(value) == 2 and all(whole(1)[0](side) for side in value),
+    lambda value: (
+        isinstance(value, list) and len(value) == 2 and all(whole(1)[0](side) for side in value)
+    ),
     "height and width",
 )
 ARGUMENTS: Rule = (
@@ -198,12 +228,19 @@ ARGUMENTS: Rule = (
     f"a table of numbers up to {WIDEST}, short texts and short lists of them",
 )
 DIGEST: Rule = (lambda value: isinstance(value, str) and len(value) == 64, "a SHA-256")
+# NaN and infinity too, as a run that went astray logs them
 ANY_NUMBER: Rule = (
     lambda value: type(value) is float or (type(value) is int and abs(value) < 1 << 63),
     "a number",
-)  # NaN and infinity too, as a run that went astray logs them
+)
 
 
 def _called(content: Any) -> str:
-    names: dict[type, str] = {dict: "a table", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    names: dict[type, str] = {
+        dict: "a table",
+        list: "a list",
+        str: "a text",
+        bool: "true or false",
+        type(None): "null",
+    }
     return names.get(type(content), "a number")

@@ -15,19 +15,22 @@ from softless.models.arguments import arguments
 from softless.models.options import COMPANIONS
 from softless.models.variants import add_entries, entries_of
 
-GROUP = "softless.operators"  # entry points of installed packages: a module that registers, or a record
+# entry points of installed packages: a module that registers, or a record
+GROUP = "softless.operators"
 HOSTS = ("deit_tiny_patch16_224", "xcit_nano_12_p16_224", "cvt_13_224", "soft_pyramid_tiny_224")
 
 
 def register(record: Operator) -> type[Attention]:
     """Give an operator everything that the built-in ones have.
 
-    From now on this process knows it by its name and by its class: `softless.attend(op=)`, `softless.Attention(op=)`,
-    `timm.create_model(host, attn_layer=cls)`, `softless.create_model(host, op=)`, model names as `mine_deit_tiny_patch16_224` in timm,
-    `swap`, `train`, `bench`, `optimize`, `stream`, `explain`, `cost`, `audit`, `list`, copies and pickles. Nothing is measured:
-    `softless.testing.check_operator(record)` does that.
+    From now on this process knows it by its name and by its class: `softless.attend(op=)`,
+    `softless.Attention(op=)`, `timm.create_model(host, attn_layer=cls)`,
+    `softless.create_model(host, op=)`, model names as `mine_deit_tiny_patch16_224` in timm, `swap`,
+    `train`, `bench`, `optimize`, `stream`, `explain`, `cost`, `audit`, `list`, copies and pickles.
+    Nothing is measured: `softless.testing.check_operator(record)` does that.
 
-    An installed package registers itself by an entry point of the group "softless.operators" that names its module or its record.
+    An installed package registers itself by an entry point of the group "softless.operators" that
+    names its module or its record.
 
     Args:
         record: `softless.attention.Operator`; once. The same record again changes nothing.
@@ -36,7 +39,8 @@ def register(record: Operator) -> type[Attention]:
         The module class with the operator fixed, which is `softless.<title>` too.
 
     Raises:
-        UsageError: a field is missing or wrong, a name is taken, an option shadows an argument of a host. The field is named.
+        UsageError: a field is missing or wrong, a name is taken, an option shadows an argument of a
+            host. The field is named.
     """
     if isinstance(record, Operator) and OPERATORS.get(record.name) is record:
         return CLASSES[record.title]
@@ -52,16 +56,19 @@ def register(record: Operator) -> type[Attention]:
 def _check_taken(record: Operator) -> None:
     if record.name in OPERATORS:
         raise UsageError(
-            f"identity.name='{record.name}' is taken by another operator: choose another, for example Identity(name='my_{record.name}')"
+            f"identity.name='{record.name}' is taken by another operator: choose another, for "
+            f"example Identity(name='my_{record.name}')"
         )
     if record.title in CLASSES:
         raise UsageError(
-            f"operator '{record.name}': identity.title='{record.title}' is taken by operator '{CLASSES[record.title].fixed_op}': "
+            f"operator '{record.name}': identity.title='{record.title}' is taken by operator "
+            f"'{CLASSES[record.title].fixed_op}': "
             f"choose another, for example Identity(title='My{record.title}')"
         )
     if taken := [name for name in entries_of(record.name) if is_model(name)]:
         raise UsageError(
-            f"identity.name='{record.name}' gives models the name '{taken[0]}', which timm has already: choose another name"
+            f"identity.name='{record.name}' gives models the name '{taken[0]}', which timm has "
+            "already: choose another name"
         )
 
 
@@ -70,17 +77,24 @@ def _check_shadows(record: Operator) -> None:
     softmax = OPERATORS["softmax"].options
     for host in HOSTS:
         known = arguments(host, "softmax") or {}
-        shadowed = [name for name in record.options if name in COMPANIONS or (name in known and name not in softmax)]
+        shadowed = [
+            name
+            for name in record.options
+            if name in COMPANIONS or (name in known and name not in softmax)
+        ]
         if shadowed:
             name = shadowed[0]
             raise UsageError(
-                f"operator '{record.name}': options['{name}'] shadows an argument of the host {host}: "
+                f"operator '{record.name}': options['{name}'] shadows an argument of the host "
+                f"{host}: "
                 f"give it another name, for example options={{'{record.name}_{name}': Option(…)}}"
             )
 
 
 def register_installed(points: Iterable[EntryPoint] | None = None) -> None:
-    """Register the operators of installed packages; one that cannot be is left out with a warning that names its package."""
+    """Register the operators of installed packages; one that cannot be is left out with a warning
+    that names its package.
+    """
     for point in entry_points(group=GROUP) if points is None else points:
         _register_point(point)
 
@@ -90,6 +104,10 @@ def _register_point(point: EntryPoint) -> None:
         found = point.load()
         if isinstance(found, Operator):
             register(found)
-    except Exception as error:  # noqa: BLE001  # a broken package of somebody else's must not take softless with it
+    # a broken package of somebody else's must not take softless with it
+    except Exception as error:  # noqa: BLE001
         package = point.dist.name if point.dist else point.value
-        warnings.warn(f"the operators of package '{package}' are left out ({point.value}): {error}", stacklevel=2)
+        warnings.warn(
+            f"the operators of package '{package}' are left out ({point.value}): {error}",
+            stacklevel=2,
+        )

@@ -1,12 +1,15 @@
 """Segmenters: four maps of any host, and a decoder of segmentation-models-pytorch on them.
 
-    upernet   Xiao et al., arXiv:1807.10221: pooled pyramid and FPN over strides 4 to 32; logits at stride 4. One-grid hosts get their strides by
-              the adapters of `features` (a simple pyramid).
-    dpt       Ranftl et al., arXiv:2103.13413: tokens of four layers, reassembled and fused from coarse to fine; logits at stride 2, which thin
-              structures need. It takes the tokens themselves, so no adapters stand before it.
+    upernet   Xiao et al., arXiv:1807.10221: pooled pyramid and FPN over strides 4 to 32; logits at
+              stride 4. One-grid hosts get their strides by the adapters of `features` (a simple
+              pyramid).
+    dpt       Ranftl et al., arXiv:2103.13413: tokens of four layers, reassembled and fused from
+              coarse to fine; logits at stride 2, which thin structures need. It takes the tokens
+              themselves, so no adapters stand before it.
 
-Where a decoder has BatchNorm, GroupNorm stands here: a batch is one or a few whole images, so that a channel pooled to 1 x 1 has no variance
-over it, and an image's answer would depend on its batch mates. The number of parameters is the same.
+Where a decoder has BatchNorm, GroupNorm stands here: a batch is one or a few whole images, so that
+a channel pooled to 1 x 1 has no variance over it, and an image's answer would depend on its batch
+mates. The number of parameters is the same.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +28,8 @@ WIDTH = 256  # of the decoder, as in smp and DPT
 class Segmenter(nn.Module):
     """Images (B, C, h, w) of any size to logits (B, classes, h, w) of each pixel.
 
-    Images are padded at the right and below to multiples of `divisor`; logits are brought to their size bilinearly, and the padding's are cut off.
+    Images are padded at the right and below to multiples of `divisor`; logits are brought to their
+    size bilinearly, and the padding's are cut off.
 
     Args:
         features: the host.
@@ -36,24 +40,36 @@ class Segmenter(nn.Module):
     """
 
     def __init__(
-        self, features: Features, decoder: str, classes: int, width: int = WIDTH, values: Sequence[int] | None = None
+        self,
+        features: Features,
+        decoder: str,
+        classes: int,
+        width: int = WIDTH,
+        values: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         if decoder not in DECODERS:
             raise unknown("decoder", decoder, DECODERS)
         if width < 4 or width % 4:
             raise UsageError(
-                f"a decoder of width {width}: its channels are normalised in groups, so give a multiple of 4"
+                f"a decoder of width {width}: its channels are normalised in groups, so give a "
+                "multiple of 4"
             )
         if values is not None and len(values) != classes:
-            raise UsageError(f"{len(values)} label values for {classes} classes: each class has one")
+            raise UsageError(
+                f"{len(values)} label values for {classes} classes: each class has one"
+            )
         self.features = features
         self.values = tuple(range(classes)) if values is None else tuple(values)
-        self.decoder, self.head = (_upernet if decoder == "upernet" else _dpt)(features, classes, width)
+        self.decoder, self.head = (_upernet if decoder == "upernet" else _dpt)(
+            features, classes, width
+        )
         grouped(self.decoder)
         grouped(self.head)
         self.needs_prefix = decoder == "dpt"
-        self.divisor = features.divisor if decoder == "upernet" else max(features.divisor, STRIDES[-1])
+        self.divisor = (
+            features.divisor if decoder == "upernet" else max(features.divisor, STRIDES[-1])
+        )
 
     @property
     def host(self) -> nn.Module:
@@ -69,13 +85,17 @@ class Segmenter(nn.Module):
         padded = self.framed(images)
         logits = self.head(self.decode(self.features(padded)))
         if logits.shape[-2:] != padded.shape[-2:]:
-            logits = F.interpolate(logits, size=padded.shape[-2:], mode="bilinear", align_corners=False)
+            logits = F.interpolate(
+                logits, size=padded.shape[-2:], mode="bilinear", align_corners=False
+            )
         return logits[..., :height, :width]
 
     def decode(self, maps: list[Tensor]) -> Tensor:
         """Maps of the host to one map of the decoder's width."""
         fused: Tensor = (
-            self.decoder(maps, [None] * len(maps)) if self.needs_prefix else self.decoder([None, None, *maps])
+            self.decoder(maps, [None] * len(maps))
+            if self.needs_prefix
+            else self.decoder([None, None, *maps])
         )
         return fused
 
@@ -102,8 +122,8 @@ def segmenter(
         model_args: further arguments of `create_model`, among them `op`.
         classes: number of logits per pixel.
         decoder: "upernet", or "dpt".
-        layers: for hosts of one grid, the four layers (counted from 1) whose tokens are taken; None takes 1/3, 1/2, 2/3 and all of them.
-        width: channels of the decoder.
+        layers: for hosts of one grid, the four layers (counted from 1) whose tokens are taken; None
+        takes 1/3, 1/2, 2/3 and all of them. width: channels of the decoder.
         values: what label images call the classes, in index order; None is 0, 1, …
 
     Raises:
@@ -115,8 +135,16 @@ def segmenter(
 
 def parameter_parts(model: Segmenter) -> dict[str, int]:
     """How many parameters each part of a segmenter has."""
-    parts = {"host": model.host, "adapters": model.features.adapters, "decoder": model.decoder, "classes": model.head}
-    return {name: sum(parameter.numel() for parameter in part.parameters()) for name, part in parts.items()}
+    parts = {
+        "host": model.host,
+        "adapters": model.features.adapters,
+        "decoder": model.decoder,
+        "classes": model.head,
+    }
+    return {
+        name: sum(parameter.numel() for parameter in part.parameters())
+        for name, part in parts.items()
+    }
 
 
 def grouped(module: nn.Module) -> None:
@@ -124,7 +152,9 @@ def grouped(module: nn.Module) -> None:
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
             groups = next(
-                groups for groups in (32, 16, 8, 4, 2, 1) if child.num_features % (2 * groups) == 0 or groups == 1
+                groups
+                for groups in (32, 16, 8, 4, 2, 1)
+                if child.num_features % (2 * groups) == 0 or groups == 1
             )
             setattr(module, name, nn.GroupNorm(groups, child.num_features))
         else:
@@ -135,17 +165,24 @@ def _upernet(features: Features, classes: int, width: int) -> tuple[nn.Module, n
     need("segmentation_models_pytorch")
     from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
 
-    decoder = UPerNetDecoder((0, 0, *features.channels), encoder_depth=len(STRIDES) + 1, decoder_channels=width)
+    decoder = UPerNetDecoder(
+        (0, 0, *features.channels), encoder_depth=len(STRIDES) + 1, decoder_channels=width
+    )
     return decoder, nn.Conv2d(width, classes, kernel_size=1)
 
 
 def _dpt(features: Features, classes: int, width: int) -> tuple[nn.Module, nn.Module]:
-    """DPT reassembles tokens to strides by itself, so that the maps come to it as the host gives them."""
+    """DPT reassembles tokens to strides by itself, so that the maps come to it as the host gives
+    them.
+    """
     need("segmentation_models_pytorch")
     from segmentation_models_pytorch.decoders.dpt.decoder import DPTDecoder, DPTSegmentationHead
 
     features.adapters = nn.ModuleList(nn.Identity() for _ in STRIDES)
-    strides = [features.divisor if features.one_grid else min(stride, features.divisor) for stride in STRIDES]
+    strides = [
+        features.divisor if features.one_grid else min(stride, features.divisor)
+        for stride in STRIDES
+    ]
     decoder = DPTDecoder(
         encoder_out_channels=features.channels,
         encoder_output_strides=strides,

@@ -1,4 +1,6 @@
-"""Models that are to take images of several sizes: what timm's constructors call that, and SimA's scale at the size of the training."""
+"""Models that are to take images of several sizes: what timm's constructors call that, and SimA's
+scale at the size of the training.
+"""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -12,11 +14,12 @@ from softless.models.scale import OPTION, TRAINING, queries
 
 _log = logging.getLogger("softless.models")
 
+# ViTs; Swin and its like; XCiT, pyramids
 ANY: tuple[dict[str, bool], ...] = (
     {"dynamic_img_size": True},
     {"strict_img_size": False},
     {},
-)  # ViTs; Swin and its like; XCiT, pyramids
+)
 
 
 def sides(image_size: int | Sequence[int]) -> tuple[int, int]:
@@ -30,9 +33,11 @@ def sides(image_size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def any_size(architecture: str, args: Mapping[str, Any], pixels: int) -> dict[str, Any]:
-    """The arguments of `create_model`, with `img_size` and what lets a model take other sizes too, where it has them.
+    """The arguments of `create_model`, with `img_size` and what lets a model take other sizes too,
+    where it has them.
 
-    Found by trying, as constructors do not tell: convolutional networks have no `img_size`, XCiT has nothing but it.
+    Found by trying, as constructors do not tell: convolutional networks have no `img_size`, XCiT
+    has nothing but it.
 
     Raises:
         UsageError: no such model, or arguments that it does not have.
@@ -53,11 +58,14 @@ def _is_taken(architecture: str, args: Mapping[str, Any]) -> bool:
     return True
 
 
-def with_training_scale(architecture: str, args: Mapping[str, Any], pixels: int | Sequence[int]) -> dict[str, Any]:
-    """The arguments of `create_model`, a token_scale="training" among them as the number of tokens of images of so many pixels (of a side, or height and width).
+def with_training_scale(
+    architecture: str, args: Mapping[str, Any], pixels: int | Sequence[int]
+) -> dict[str, Any]:
+    """The arguments of `create_model`, a token_scale="training" among them as the number of tokens
+    of images of so many pixels (of a side, or height and width).
 
-    At that size the model is the paper's, and away from it the attention's branch keeps its size. An operator without token_scale has
-    none to keep: it is left out, and that is said.
+    At that size the model is the paper's, and away from it the attention's branch keeps its size.
+    An operator without token_scale has none to keep: it is left out, and that is said.
 
     Raises:
         UsageError: a host whose stages see different numbers of tokens.
@@ -71,10 +79,14 @@ def with_training_scale(architecture: str, args: Mapping[str, Any], pixels: int 
     numbers = {number for module, number in counted.items() if OPTION in module.op.options}  # type: ignore[union-attr, operator]
     if len(numbers) > 1:
         raise UsageError(
-            f"token_scale=training: the stages of '{architecture}' see {', '.join(map(str, sorted(numbers)))} tokens, and one number has "
+            f"token_scale=training: the stages of '{architecture}' see "
+            f"{', '.join(map(str, sorted(numbers)))} tokens, and one number has "
             "to hold for all; set model.args.token_scale=tokens, or none"
         )
     if not numbers:
-        _log.warning("'%s' has no token_scale with this attention: token_scale=training is left out", architecture)
+        _log.warning(
+            "'%s' has no token_scale with this attention: token_scale=training is left out",
+            architecture,
+        )
         return bare
     return {**bare, OPTION: numbers.pop()}

@@ -1,4 +1,7 @@
-"""The table of named models; operators multiply in. One loop makes a timm entry point of each row."""
+"""The table of named models; operators multiply in.
+
+One loop makes a timm entry point of each row.
+"""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -39,7 +42,8 @@ class Variant:
     arguments: Mapping[str, Any]
     operators: tuple[str, ...] = ()  # those registered under the name <op>_<name>
     aliases: Mapping[str, str] = field(default_factory=dict)  # operator -> further name
-    own: str | None = None  # operator of the host itself, where timm does not have it: registered under the plain name
+    # operator of the host itself, where timm does not have it: registered under the plain name
+    own: str | None = None
     stem: str = ""  # what follows <op>_ in registered names, where it is not the name
 
     def entry(self, op: str) -> str:
@@ -72,7 +76,11 @@ def _xcit(
             "tokens_norm": tokens_norm,
         }
         return Variant(
-            f"xcit_{size}_{depth}_p{patch}_224", "xcit", arguments, ("sima",), {"sima": f"sima_{size}_{depth}_p{patch}"}
+            f"xcit_{size}_{depth}_p{patch}_224",
+            "xcit",
+            arguments,
+            ("sima",),
+            {"sima": f"sima_{size}_{depth}_p{patch}"},
         )
 
     return [row(patch) for patch in patches]
@@ -89,12 +97,18 @@ def _pyramid(
     depths: tuple[int, ...],
     operators: tuple[str, ...] = ("soft", "softnorm"),
 ) -> Variant:
-    arguments = {"embed_dims": (64, 128, third, 512), "num_heads": (2, 4, heads, 16), "depths": depths}
+    arguments = {
+        "embed_dims": (64, 128, third, 512),
+        "num_heads": (2, 4, heads, 16),
+        "depths": depths,
+    }
     return Variant(f"soft_pyramid_{size}_224", "pyramid", arguments, operators, stem=f"{size}_224")
 
 
-# DeiT: arXiv:2012.12877; XCiT: arXiv:2106.09681, table 1; the SimA models: arXiv:2206.08898; CvT: arXiv:2103.15808;
-# SOFT: arXiv:2110.11945, table 1 (Small with the depths of the paper; its code has others); SeqNorm in DeiT: arXiv:2406.01314
+# DeiT: arXiv:2012.12877; XCiT: arXiv:2106.09681, table 1; the SimA models: arXiv:2206.08898; CvT:
+# arXiv:2103.15808; SOFT: arXiv:2110.11945, table 1 (Small with the depths of the paper; its code
+# has others); SeqNorm
+# in DeiT: arXiv:2406.01314
 VARIANTS: tuple[Variant, ...] = (
     _deit("tiny", 192, 3),
     _deit("small", 384, 6),
@@ -102,7 +116,8 @@ VARIANTS: tuple[Variant, ...] = (
     *_xcit("nano", 128, 12, 4, 1.0, tokens_norm=False),
     *_xcit("tiny", 192, 12, 4, 1.0),
     *_xcit("small", 384, 12, 8, 1.0),
-    *_xcit("tiny", 192, 20, 4, 1e-5, patches=(16,)),  # of SimA's table 2; layer scale as in the depths of 24
+    # of SimA's table 2; layer scale as in the depths of 24
+    *_xcit("tiny", 192, 20, 4, 1e-5, patches=(16,)),
     *_xcit("tiny", 192, 24, 4, 1e-5),
     *_xcit("small", 384, 24, 8, 1e-5),
     *_xcit("medium", 512, 24, 8, 1e-5),
@@ -128,21 +143,33 @@ class Entry:
     alias_of: str | None = None
 
     def __call__(self, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        model = HOSTS[self.variant.host].build(self.name, self.op, pretrained, **{**self.variant.arguments, **kwargs})
+        model = HOSTS[self.variant.host].build(
+            self.name, self.op, pretrained, **{**self.variant.arguments, **kwargs}
+        )
         return constructed(model, self.name, self.op, kwargs)
 
     @property
     def configuration(self) -> dict[str, Any]:
         """What timm keeps beside a model; 224 px with a crop of 1.0, as the SimA paper tests."""
         return {
-            "url": "", "num_classes": 1000, "input_size": (3, 224, 224), "pool_size": None, "crop_pct": 1.0, "interpolation": "bicubic",
-            "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, "first_conv": HOSTS[self.variant.host].first_conv, "classifier": "head",
+            "url": "",
+            "num_classes": 1000,
+            "input_size": (3, 224, 224),
+            "pool_size": None,
+            "crop_pct": 1.0,
+            "interpolation": "bicubic",
+            "mean": IMAGENET_DEFAULT_MEAN,
+            "std": IMAGENET_DEFAULT_STD,
+            "first_conv": HOSTS[self.variant.host].first_conv,
+            "classifier": "head",
             "license": "mit",
-        }  # fmt: skip
+        }
 
 
 def entries_of(op: str) -> dict[str, Entry]:
-    """Every size of every host with an operator that came later; a host that has no place for it says so when it is built."""
+    """Every size of every host with an operator that came later; a host that has no place for it
+    says so when it is built.
+    """
     return {variant.entry(op): Entry(variant.entry(op), variant, op) for variant in VARIANTS}
 
 
@@ -165,12 +192,18 @@ default_cfgs: dict[str, Any] = {}  # timm looks for this name
 
 
 def add_entries(entries: Mapping[str, Entry]) -> None:
-    """Give names to timm, which takes the name of a model, and the module it is listed under, from a function."""
+    """Give names to timm, which takes the name of a model, and the module it is listed under, from
+    a function.
+    """
     _known.update(entries)
-    default_cfgs.update(generate_default_cfgs({name: entry.configuration for name, entry in entries.items()}))
+    default_cfgs.update(
+        generate_default_cfgs({name: entry.configuration for name, entry in entries.items()})
+    )
     for name, entry in entries.items():
 
-        def entry_point(pretrained: bool = False, *, _entry: Entry = entry, **kwargs: Any) -> nn.Module:
+        def entry_point(
+            pretrained: bool = False, *, _entry: Entry = entry, **kwargs: Any
+        ) -> nn.Module:
             return _entry(pretrained, **kwargs)
 
         entry_point.__name__ = entry_point.__qualname__ = name

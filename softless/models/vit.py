@@ -1,4 +1,6 @@
-"""ViT and DeiT as hosts: timm's own VisionTransformer with our attention in its `attn_layer=` place."""
+"""ViT and DeiT as hosts: timm's own VisionTransformer with our attention in its `attn_layer=`
+place.
+"""
 
 from typing import Any
 
@@ -19,11 +21,14 @@ from softless.models.options import host_arguments, take_companions, take_operat
 
 
 class PatchEmbed(TimmPatchEmbed):
-    """timm's patch embedding, refusing an image that is not a whole number of patches in one sentence, and telling the grid."""
+    """timm's patch embedding, refusing an image that is not a whole number of patches in one
+    sentence, and telling the grid.
+    """
 
     told: SharedGrid | None = None
     prefix = 0
-    in_ours = False  # whether the host is `ViT`, which goes on with no images, and at any size in a graph
+    # whether the host is `ViT`, which goes on with no images, and at any size in a graph
+    in_ours = False
 
     @leaf
     def forward(self, x: Tensor) -> Tensor:
@@ -39,12 +44,16 @@ class PatchEmbed(TimmPatchEmbed):
 
 
 def held_size(x: Tensor) -> Tensor:
-    """The images, of whose size `torch.jit.trace` holds what it saw: another one is an error of torch, where the host would answer wrongly."""
+    """The images, of whose size `torch.jit.trace` holds what it saw: another one is an error of
+    torch, where the host would answer wrongly.
+    """
     return x.expand(-1, -1, int(x.shape[2]), int(x.shape[3])) if torch.jit.is_tracing() else x
 
 
 def connect(model: VisionTransformer) -> VisionTransformer:
-    """Tell the attention modules what timm's blocks do not: how many tokens there are, and at each pass their grid."""
+    """Tell the attention modules what timm's blocks do not: how many tokens there are, and at each
+    pass their grid.
+    """
     if type(model) is VisionTransformer:
         model.__class__ = ViT  # timm's entry points build their own class, of the same parts
     embed = model.patch_embed
@@ -68,7 +77,8 @@ def start_as_deit(model: VisionTransformer) -> None:
 
 
 class ViT(VisionTransformer):
-    """timm's VisionTransformer, connected to attention modules that look at the grid or at a fixed number of tokens.
+    """timm's VisionTransformer, connected to attention modules that look at the grid or at a fixed
+    number of tokens.
 
     Args:
         as_deit: start the class token as DeiT's code does.
@@ -85,11 +95,18 @@ class ViT(VisionTransformer):
             return self._recorded_pos_embed(x)
         if x.shape[0]:
             return super()._pos_embed(x)
-        return super()._pos_embed(x.new_zeros(1, *x.shape[1:]))[:0]  # timm's reshapes by what is left over
+        # timm's reshapes by what is left over
+        return super()._pos_embed(x.new_zeros(1, *x.shape[1:]))[:0]
 
     def _recorded_pos_embed(self, x: Tensor) -> Tensor:
-        """The same of tokens (B, h, w, C) whose sizes are symbols: timm's asks whether they are the table's, and a graph would hold the answer."""
-        ahead = [one.expand(x.shape[0], -1, -1) for one in (self.cls_token, self.reg_token) if one is not None]
+        """The same of tokens (B, h, w, C) whose sizes are symbols: timm's asks whether they are the
+        table's, and a graph would hold the answer.
+        """
+        ahead = [
+            one.expand(x.shape[0], -1, -1)
+            for one in (self.cls_token, self.reg_token)
+            if one is not None
+        ]
         tokens = x.flatten(1, 2)
         if self.pos_embed is None:
             return torch.cat([*ahead, tokens], dim=1)
@@ -102,7 +119,9 @@ class ViT(VisionTransformer):
 
 @noted
 def on_grid(table: Tensor, x: Tensor, old: tuple[int, int], prefix: int) -> Tensor:
-    """A table of positions (1, prefix + old cells, C), resized to the grid of tokens x (B, h, w, C) as timm does: (1, prefix + h w, C)."""
+    """A table of positions (1, prefix + old cells, C), resized to the grid of tokens x (B, h, w, C)
+    as timm does: (1, prefix + h w, C).
+    """
     new = (x.shape[1], x.shape[2])
     if not torch.jit.is_tracing():
         return resample_abs_pos_embed(table, new_size=new, old_size=old, num_prefix_tokens=prefix)
@@ -112,7 +131,9 @@ def on_grid(table: Tensor, x: Tensor, old: tuple[int, int], prefix: int) -> Tens
 
 
 def arguments(op: str, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """timm's arguments of a VisionTransformer with this operator; images of any size that fits are taken."""
+    """timm's arguments of a VisionTransformer with this operator; images of any size that fits are
+    taken.
+    """
     attention = operator_class(op)
     options = take_operator_options(op, kwargs) | take_companions(kwargs)
     place = {
@@ -124,7 +145,9 @@ def arguments(op: str, kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def build(variant: str, op: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """A registered ViT: timm's builder gives features_only, set_input_size, weights by tag, local-dir and hub."""
+    """A registered ViT: timm's builder gives features_only, set_input_size, weights by tag,
+    local-dir and hub.
+    """
     return build_model_with_cfg(
         ViT,
         variant,

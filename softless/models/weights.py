@@ -1,7 +1,9 @@
-"""`load_weights`: checkpoints in our layout, timm's, and those of the papers' codes, into any model that holds the same tensors.
+"""`load_weights`: checkpoints in our layout, timm's, and those of the papers' codes, into any model
+that holds the same tensors.
 
-A layout is a list of names to rename and of projections to join or to split. What is asked of a file is what the model has: nothing is
-loaded in part, and every tensor of the file is either loaded or named with the reason why not.
+A layout is a list of names to rename and of projections to join or to split. What is asked of a
+file is what the model has: nothing is loaded in part, and every tensor of the file is either loaded
+or named with the reason why not.
 """
 
 import re
@@ -23,6 +25,7 @@ from softless.models.nearest import build_of, nearest
 from softless.models.positions import Size, checked_size, resize, two_sides
 
 Tensors = dict[str, Tensor]
+# where scripts keep them
 WEIGHTS = (
     "state_dict",
     "model",
@@ -34,7 +37,7 @@ WEIGHTS = (
     "network",
     "params",
     "student",
-)  # where scripts keep them
+)
 AVERAGED = (
     "state_dict_ema",
     "model_ema",
@@ -46,14 +49,17 @@ AVERAGED = (
     "params_ema",
 )
 SECOND = ("model_ema", "ema", "ema_model")  # beside the weights that their script evaluates
-USUAL = tuple(name for name in AVERAGED if name not in SECOND)  # the result of their script, not a second choice
+# the result of their script, not a second choice
+USUAL = tuple(name for name in AVERAGED if name not in SECOND)
+# of compile, FSDP, checkpointing and Fabric, which may wrap parts of a model
 INSIDE = (
     "_orig_mod.",
     "_fsdp_wrapped_module.",
     "_checkpoint_wrapped_module.",
     "_forward_module.",
-)  # of compile, FSDP, checkpointing and Fabric, which may wrap parts of a model
+)
 COUNTERS = ("n_averaged",)  # beside the weights of torch.optim.swa_utils.AveragedModel
+# of DataParallel, compile, trainers
 WRAPPERS = (
     "module.",
     "_orig_mod.",
@@ -62,7 +68,7 @@ WRAPPERS = (
     "student.",
     "teacher.",
     "encoder.",
-)  # of DataParallel, compile, trainers
+)
 BACKBONE = "backbone."  # what self-supervised scripts call the model below their projection
 DEEP = 4  # wrappers around each other; a file may hold one that is inside itself
 SHOWN = 3  # tensors of either side in a refusal
@@ -70,12 +76,15 @@ SHOWN = 3  # tensors of either side in a refusal
 
 @dataclass(frozen=True)
 class Layout:
-    """Names of a published code: those that tell it, and what they are called here (regular expressions)."""
+    """Names of a published code: those that tell it, and what they are called here (regular
+    expressions).
+    """
 
     name: str
     told_by: str
     renames: Sequence[tuple[str, str | Callable[[re.Match[str]], str]]] = ()
-    trained_as: tuple[str, ...] = ()  # operators whose published function is another one than their default
+    # operators whose published function is another one than their default
+    trained_as: tuple[str, ...] = ()
 
 
 LAYOUTS: tuple[Layout, ...] = (
@@ -103,7 +112,11 @@ LAYOUTS: tuple[Layout, ...] = (
         r"pos_embeder\.token_projection\.weight",
         ((r"^pos_embeder\.", "pos_embed."), (r"\.attn\.temperature$", ".attn.learned.temperature")),
     ),
-    Layout("timm's XCiT", r"blocks\.0\.attn\.temperature", ((r"\.attn\.temperature$", ".attn.learned.temperature"),)),
+    Layout(
+        "timm's XCiT",
+        r"blocks\.0\.attn\.temperature",
+        ((r"\.attn\.temperature$", ".attn.learned.temperature"),),
+    ),
 )
 
 
@@ -114,22 +127,27 @@ class Loaded:
     layout: str
     loaded: int
     taken: str = ""  # which of several state dicts, and what lay around the names
-    renamed: Mapping[str, str] = field(
-        default_factory=dict
-    )  # of the file -> of the model; joined and split ones among them
+    # of the file -> of the model; joined and split ones among them
+    renamed: Mapping[str, str] = field(default_factory=dict)
     resized: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
     left: Mapping[str, str] = field(default_factory=dict)  # of the file, not loaded -> why
     kept: tuple[str, ...] = ()  # of the model, not in the file: the operator's own, or a new head
-    assumed: Mapping[str, tuple[int, int]] = field(
-        default_factory=dict
-    )  # tables of positions of which nothing says the grid -> the one that they were taken for
+    # tables of positions of which nothing says the grid -> the one that they were taken for
+    assumed: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         said = [
-            f"{self.loaded} tensors loaded from {self.layout}; {len(self.renamed)} of the file's have another name here"
+            (
+                f"{self.loaded} tensors loaded from {self.layout}; {len(self.renamed)} of the "
+                "file's "
+                "have another name here"
+            )
         ]
         said += [f"  taken    {self.taken}"] if self.taken else []
-        said += [f"  resized  {name}: {before} to {after}" for name, (before, after) in self.resized.items()]
+        said += [
+            f"  resized  {name}: {before} to {after}"
+            for name, (before, after) in self.resized.items()
+        ]
         said += [f"  assumed  {told}" for told in self.doubts()]
         said += [f"  left     {name}: {why}" for name, why in self.left.items()]
         said += [f"  kept     {name}: as the model had it" for name in self.kept]
@@ -138,46 +156,74 @@ class Loaded:
     def doubts(self) -> list[str]:
         """What was assumed, a sentence each: callers that return no `Loaded` log them."""
         return [
-            f"{name}: its places are those of {grid[0]} x {grid[1]}, which nothing in the file says (image_size= does)"
+            f"{name}: its places are those of {grid[0]} x {grid[1]}, which nothing in the file "
+            "says (image_size= does)"
             for name, grid in self.assumed.items()
         ]
 
 
-def load_weights(model: nn.Module, source: str | Path | Mapping[str, Any], *, averaged: bool | None = None, head: Literal["same", "new"] = "same", image_size: Size | None = None, allow_nonfinite: bool = False) -> Loaded:  # fmt: skip
-    """Load a checkpoint into a model, whatever of these layouts it has: ours, timm's (ViT, DeiT, XCiT), or that of the code of SimA, XCiT, SOFT, CvT or DeiT.
+def load_weights(
+    model: nn.Module,
+    source: str | Path | Mapping[str, Any],
+    *,
+    averaged: bool | None = None,
+    head: Literal["same", "new"] = "same",
+    image_size: Size | None = None,
+    allow_nonfinite: bool = False,
+) -> Loaded:
+    """Load a checkpoint into a model, whatever of these layouts it has: ours, timm's
+    (ViT, DeiT, XCiT), or that of the code of SimA, XCiT, SOFT, CvT or DeiT.
 
-    Files are read without executing anything in them, and compared with the digests that `save_weights` left beside them. Tables of positions
-    are resized to the model's size. A table does not say its grid; a folder of `save_weights` and `image_size` do. Else one of the model's own number of places
-    is taken for the model's grid, and another for a square; `Loaded.assumed` says which, and one whose own neighbours tell another grid is refused.
-    On an error the model is as it was.
+    Files are read without executing anything in them, and compared with the digests that
+    `save_weights` left beside them. Tables of positions are resized to the model's size. A table
+    does not say its grid; a folder of `save_weights` and `image_size` do. Else one of the model's
+    own number of places is taken for the model's grid, and another for a square; `Loaded.assumed`
+    says which, and one whose own neighbours tell another grid is refused. On an error the model is
+    as it was.
 
     Args:
         model: from `softless.create_model` or timm, of the file's sizes.
-        source: a folder of `save_weights`, a .safetensors file, a .pth or .pt file, or a state dict; also wrapped as training scripts do ("state_dict", "model",
-            "teacher", …), beside their options and optimiser, and with "module.", "_orig_mod." or the like before every name.
-        averaged: of a file that holds averaged weights too, take those. None takes them where their script does: beside "state_dict", as SOFT is evaluated, and
-            DINO's teacher. `Loaded.taken` says which were.
-        head: "same" loads the classifier; "new" leaves the model's, for other classes, and passes over the file's where the model has none.
-        image_size: pixels (height, width), or of a square's side, of the images that the file's positions were made for.
+        source: a folder of `save_weights`, a .safetensors file, a .pth or .pt file, or a state
+            dict; also wrapped as training scripts do ("state_dict", "model", "teacher", …), beside
+            their options and optimiser, and with "module.", "_orig_mod." or the like before every
+            name.
+        averaged: of a file that holds averaged weights too, take those. None takes them where their
+            script does: beside "state_dict", as SOFT is evaluated, and DINO's teacher.
+            `Loaded.taken` says which were.
+        head: "same" loads the classifier; "new" leaves the model's, for other classes, and passes
+            over the file's where the model has none.
+        image_size: pixels (height, width), or of a square's side, of the images that the file's
+            positions were made for.
         allow_nonfinite: load NaN and infinity too.
 
     Raises:
-        DataError: no file, one that is not a checkpoint or not as it was saved, or tensors with NaN or infinity.
-        UsageError: tensors that do not fit, lack, or have no place; the message names the first few.
+        DataError: no file, one that is not a checkpoint or not as it was saved, or tensors with NaN
+            or infinity.
+        UsageError: tensors that do not fit, lack, or have no place; the message names the first
+            few.
     """
     need_module(model, "load_weights")
     told = None if image_size is None else checked_size(image_size)
-    return _load(model, source, averaged=averaged, head=head, image_size=told, allow_nonfinite=allow_nonfinite)
+    return _load(
+        model,
+        source,
+        averaged=averaged,
+        head=head,
+        image_size=told,
+        allow_nonfinite=allow_nonfinite,
+    )
 
 
 def fill(model: nn.Module, folder: Path, *, head: Literal["same", "new"]) -> Loaded:
-    """Load a folder of `save_weights` into a model built from it with another number of channels, or for its maps alone, as timm does.
+    """Load a folder of `save_weights` into a model built from it with another number of channels,
+    or for its maps alone, as timm does.
 
     Raises:
         DataError: as `load_weights`.
         UsageError: as `load_weights`.
     """
-    if isinstance(model, FeatureGetterNet):  # a host whose last layers and classifier may be cut off
+    # a host whose last layers and classifier may be cut off
+    if isinstance(model, FeatureGetterNet):
         return _load(model.model, folder, head=head, cut=True)
     return _load(model, folder, head=head, channels=True)
 
@@ -193,7 +239,9 @@ def _load(
     cut: bool = False,
     channels: bool = False,
 ) -> Loaded:
-    """`load_weights`; `cut`: the file's tensors without a place are left; `channels`: its first layer is fitted to the model's."""
+    """`load_weights`; `cut`: the file's tensors without a place are left; `channels`: its first
+    layer is fitted to the model's.
+    """
     held, where, unguarded = _read(source)
     wanted = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     persistent = {name: wanted[name] for name in model.state_dict() if name in wanted}
@@ -201,7 +249,9 @@ def _load(
     state, where = found.tensors, found.where
     if not allow_nonfinite:
         check_finite(state.items(), where)
-    layout = next((one for one in LAYOUTS if any(re.fullmatch(one.told_by, name) for name in state)), None)
+    layout = next(
+        (one for one in LAYOUTS if any(re.fullmatch(one.told_by, name) for name in state)), None
+    )
     _refuse_unsaid(model, layout, where)
     given, renamed = _as_here(state, layout, persistent)
     left = dict(found.left)
@@ -222,21 +272,37 @@ def _load(
             del given[name]
     missing = [name for name in persistent if name not in given and name not in kept]
     kept += [name for name in missing if name in own or name.endswith("num_batches_tracked")]
-    if cut and set(missing) <= set(kept):  # what is missing tells another model: then the rest does not fit either
+    # what is missing tells another model: then the rest does not fit either
+    if cut and set(missing) <= set(kept):
         left |= _cut_off(given, persistent)
     problems = [
         *_shown(_without_place(given, persistent, head, _classifier(model))),
-        *_shown([f"{name} {tuple(persistent[name].shape)} is missing" for name in missing if name not in kept]),
+        *_shown([
+            f"{name} {tuple(persistent[name].shape)} is missing"
+            for name in missing
+            if name not in kept
+        ]),
     ]
     if problems:
         raise UsageError(
-            f"{where} does not fit this model ({layout.name if layout else 'read as ours or timm’s'}): {'; '.join(problems)}"
+            f"{where} does not fit this model "
+            f"({layout.name if layout else 'read as ours or timm’s'}): "
+            f"{'; '.join(problems)}"
             f"{_of_another(given, persistent)}{_of_adapter(given)}"
         )
     with torch.no_grad():
         for name, value in given.items():
             persistent[name].copy_(value)
-    return Loaded(layout.name if layout else "our layout or timm's", len(given), found.taken, {old: new for old, new in renamed.items() if new in given}, resized, left, tuple(sorted(kept)), assumed)  # fmt: skip
+    return Loaded(
+        layout.name if layout else "our layout or timm's",
+        len(given),
+        found.taken,
+        {old: new for old, new in renamed.items() if new in given},
+        resized,
+        left,
+        tuple(sorted(kept)),
+        assumed,
+    )
 
 
 def _cut_off(given: Tensors, wanted: Mapping[str, Tensor]) -> dict[str, str]:
@@ -248,22 +314,28 @@ def _cut_off(given: Tensors, wanted: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def _refuse_unsaid(model: nn.Module, layout: Layout | None, where: str) -> None:
-    """Weights of a published code belong to its function: a model that computes another one must have been asked to.
+    """Weights of a published code belong to its function: a model that computes another one must
+    have been asked to.
 
     Raises:
         UsageError: the model computes its operator's default, and nobody said so.
     """
     trained_as = () if layout is None else layout.trained_as
-    found = (one for one in model.modules() if isinstance(one, Attention) and one.op.name in trained_as)
+    found = (
+        one for one in model.modules() if isinstance(one, Attention) and one.op.name in trained_as
+    )
     if layout is not None and any("parity" not in one.options for one in found):
         raise UsageError(
-            f"{where} is of {layout.name}, which computes another inverse than this model by default: build the model with parity=True for the published "
+            f"{where} is of {layout.name}, which computes another inverse than this model by "
+            "default: build the model with parity=True for the published "
             "function, or with parity=False for ours (docs/fidelity.md says how far apart they are)"
         )
 
 
 def _image_size_of(source: str | Path | Mapping[str, Any]) -> tuple[int, int] | None:
-    """The pixels (height, width) that the config.json of a folder of `save_weights` tells, where the source is one or lies in one."""
+    """The pixels (height, width) that the config.json of a folder of `save_weights` tells, where
+    the source is one or lies in one.
+    """
     if isinstance(source, Mapping):
         return None
     path = located(source)
@@ -271,12 +343,16 @@ def _image_size_of(source: str | Path | Mapping[str, Any]) -> tuple[int, int] | 
         if not (path / CONFIG).is_file():  # of other tools
             return None
     else:
-        if path.name != FILE or not (path.with_name(CONFIG).is_file() and path.with_name(digests.DIGESTS).is_file()):
+        if path.name != FILE or not (
+            path.with_name(CONFIG).is_file() and path.with_name(digests.DIGESTS).is_file()
+        ):
             return None
         path = path.parent
         digests.check(path / CONFIG)
     found = config.read(path / CONFIG)
-    return two_sides(found.built.arguments.get("img_size") or (found.about.get("input_size") or [0, 0, 0])[1:])
+    return two_sides(
+        found.built.arguments.get("img_size") or (found.about.get("input_size") or [0, 0, 0])[1:]
+    )
 
 
 def _read(source: str | Path | Mapping[str, Any]) -> tuple[Mapping[str, Any], str, str]:
@@ -288,7 +364,11 @@ def _read(source: str | Path | Mapping[str, Any]) -> tuple[Mapping[str, Any], st
         digests.check(path / CONFIG)
         path /= FILE
     held = read_tensors(path, allow_nonfinite=True)
-    return held, str(path), "" if has_checksums(path) else "a file from before torch 1.6, which has no checksums"
+    return (
+        held,
+        str(path),
+        "" if has_checksums(path) else "a file from before torch 1.6, which has no checksums",
+    )
 
 
 class Unwrapped(NamedTuple):
@@ -301,7 +381,11 @@ class Unwrapped(NamedTuple):
 
 
 def _unwrapped(
-    held: Mapping[str, Any], where: str, averaged: bool | None, wanted: Mapping[str, Tensor], unguarded: str
+    held: Mapping[str, Any],
+    where: str,
+    averaged: bool | None,
+    wanted: Mapping[str, Tensor],
+    unguarded: str,
 ) -> Unwrapped:
     """The tensors of a checkpoint, without the wrappers of training scripts.
 
@@ -320,7 +404,8 @@ def _unwrapped(
     chosen: str | None = ""
     taken: list[str] = []
     left: dict[str, str] = {}
-    while chosen is not None and len(taken) < DEEP:  # a state dict may hold several models in its turn
+    # a state dict may hold several models in its turn
+    while chosen is not None and len(taken) < DEEP:
         held, beside = _parted(held, wanted)
         left |= dict.fromkeys(beside, "it lies beside the models of the file")
         states = [name for name in (*AVERAGED, *WEIGHTS) if _is_state(held.get(name))]
@@ -331,10 +416,14 @@ def _unwrapped(
             held, where = held[chosen], f"{where} [{chosen}]"
             taken.append(chosen)
     if averaged and not {*taken} & {*AVERAGED}:
-        raise UsageError(f"{where} has no averaged weights ({', '.join(AVERAGED)}): leave averaged out")
+        raise UsageError(
+            f"{where} has no averaged weights ({', '.join(AVERAGED)}): leave averaged out"
+        )
     tensors = {str(name): value for name, value in held.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise DataError(f"{where} holds no tensors under names: pass a state dict, or a file that holds one")
+        raise DataError(
+            f"{where} holds no tensors under names: pass a state dict, or a file that holds one"
+        )
     tensors, apart, cut = _bare(tensors, wanted)
     said += [f"names without their '{cut}'"] if cut else []
     said += [unguarded] if unguarded else []
@@ -342,38 +431,62 @@ def _unwrapped(
 
 
 def _chosen(states: list[str], averaged: bool | None) -> str | None:
-    """Which of several state dicts, averaged ones first; `averaged` None takes those where their script does."""
+    """Which of several state dicts, averaged ones first; `averaged` None takes those where their
+    script does.
+    """
     asked = AVERAGED if averaged else USUAL if averaged is None else ()
     return next(
-        iter([*(name for name in states if name in asked), *(name for name in states if name in WEIGHTS)]), None
+        iter([
+            *(name for name in states if name in asked),
+            *(name for name in states if name in WEIGHTS),
+        ]),
+        None,
     )
 
 
-def _parted(held: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> tuple[Mapping[str, Any], list[str]]:
-    """The state dicts of a module that holds several models, as students and teachers, each under its own name; and what it has beside them."""
+def _parted(
+    held: Mapping[str, Any], wanted: Mapping[str, Tensor]
+) -> tuple[Mapping[str, Any], list[str]]:
+    """The state dicts of a module that holds several models, as students and teachers, each under
+    its own name; and what it has beside them.
+    """
     names = [str(name) for name, value in held.items() if isinstance(value, Tensor)]
     models = {name.partition(".")[0] for name in names} & {*WEIGHTS, *AVERAGED}
     models -= {name.partition(".")[0] for name in wanted}
     if len(models) < 2:
         return held, []
     parts = {
-        model: {name.removeprefix(f"{model}."): held[name] for name in names if name.startswith(f"{model}.")}
+        model: {
+            name.removeprefix(f"{model}."): held[name]
+            for name in names
+            if name.startswith(f"{model}.")
+        }
         for model in sorted(models)
     }
     return parts, [name for name in names if name.partition(".")[0] not in models]
 
 
 def _is_state(held: Any, deep: int = DEEP) -> bool:
-    """Whether there are tensors under names, or a wrapper around some, as averages are held beside their counters."""
+    """Whether there are tensors under names, or a wrapper around some, as averages are held beside
+    their counters.
+    """
     if not isinstance(held, Mapping) or not deep:
         return False
     inner = (held.get(name) for name in (*AVERAGED, *WEIGHTS))
-    return any(isinstance(value, Tensor) for value in held.values()) or any(_is_state(one, deep - 1) for one in inner)
+    return any(isinstance(value, Tensor) for value in held.values()) or any(
+        _is_state(one, deep - 1) for one in inner
+    )
 
 
 def _bare(tensors: Tensors, wanted: Mapping[str, Tensor]) -> tuple[Tensors, dict[str, str], str]:
-    """The tensors without what trainers write before every name; those beside a backbone, with why; and what was cut off."""
-    left = {name: "a counter of averaging" for name in COUNTERS if name in tensors and name not in wanted}
+    """The tensors without what trainers write before every name; those beside a backbone, with why;
+    and what was cut off.
+    """
+    left = {
+        name: "a counter of averaging"
+        for name in COUNTERS
+        if name in tensors and name not in wanted
+    }
     tensors = {name: value for name, value in tensors.items() if name not in left}
     cut = ""
 
@@ -381,17 +494,40 @@ def _bare(tensors: Tensors, wanted: Mapping[str, Tensor]) -> tuple[Tensors, dict
         return any(name.startswith(start) for name in wanted)
 
     while True:
-        start = next((one for one in WRAPPERS if all(name.startswith(one) for name in tensors) and not ours(one)), None)
-        if start is None and any(name.startswith(BACKBONE) for name in tensors) and not ours(BACKBONE):
+        start = next(
+            (
+                one
+                for one in WRAPPERS
+                if all(name.startswith(one) for name in tensors) and not ours(one)
+            ),
+            None,
+        )
+        if (
+            start is None
+            and any(name.startswith(BACKBONE) for name in tensors)
+            and not ours(BACKBONE)
+        ):
             start = BACKBONE
             beside = [name for name in tensors if not name.startswith(BACKBONE)]
-            left |= dict.fromkeys(beside, "it lies beside the backbone: a projection of self-supervised training")
-        if start is None and (start := _whole_below(tensors, wanted)) is not None and not ours(start):
+            left |= dict.fromkeys(
+                beside, "it lies beside the backbone: a projection of self-supervised training"
+            )
+        if (
+            start is None
+            and (start := _whole_below(tensors, wanted)) is not None
+            and not ours(start)
+        ):
             beside = [name for name in tensors if not name.startswith(start)]
-            left |= dict.fromkeys(beside, f"it lies beside the model, which is whole under '{start}'")
+            left |= dict.fromkeys(
+                beside, f"it lies beside the model, which is whole under '{start}'"
+            )
         if start is None or ours(start):
             break
-        tensors = {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+        tensors = {
+            name.removeprefix(start): value
+            for name, value in tensors.items()
+            if name.startswith(start)
+        }
         cut += start
     for part in INSIDE:
         if any(part in name for name in tensors) and not any(part in name for name in wanted):
@@ -401,8 +537,13 @@ def _bare(tensors: Tensors, wanted: Mapping[str, Tensor]) -> tuple[Tensors, dict
 
 
 def _whole_below(tensors: Tensors, wanted: Mapping[str, Tensor]) -> str | None:
-    """What a trainer writes before the model's names where others lie beside them, as a loss's own: every tensor of the model has it."""
-    return next((one for one in WRAPPERS if wanted and all(f"{one}{name}" in tensors for name in wanted)), None)
+    """What a trainer writes before the model's names where others lie beside them, as a loss's own:
+    every tensor of the model has it.
+    """
+    return next(
+        (one for one in WRAPPERS if wanted and all(f"{one}{name}" in tensors for name in wanted)),
+        None,
+    )
 
 
 def _classifier(model: nn.Module) -> re.Pattern[str]:
@@ -412,7 +553,9 @@ def _classifier(model: nn.Module) -> re.Pattern[str]:
     return re.compile(rf"({'|'.join(re.escape(name) for name in sorted(names))})\.")
 
 
-def _as_here(state: Tensors, layout: Layout | None, wanted: Mapping[str, Tensor]) -> tuple[Tensors, dict[str, str]]:
+def _as_here(
+    state: Tensors, layout: Layout | None, wanted: Mapping[str, Tensor]
+) -> tuple[Tensors, dict[str, str]]:
     """The tensors under the model's names, and which of them had another one."""
     found: Tensors = {}
     renamed: dict[str, str] = {}
@@ -442,12 +585,17 @@ def _as_here(state: Tensors, layout: Layout | None, wanted: Mapping[str, Tensor]
 
 
 def _projections(name: str) -> list[tuple[str, list[str]]]:
-    """For a tensor that the model has: names of one projection for q, k, v together, and of its parts, either of which may be in a file."""
+    """For a tensor that the model has: names of one projection for q, k, v together, and of its
+    parts, either of which may be in a file.
+    """
     match = re.fullmatch(r"(.*\.)(qkv|qv|q|k|v)\.(weight|bias)", name)
     if not match:
         return []
     start, what, part = match.groups()
-    three, two = [f"{start}{one}.{part}" for one in "qkv"], [f"{start}{one}.{part}" for one in ("q", "kv")]
+    three, two = (
+        [f"{start}{one}.{part}" for one in "qkv"],
+        [f"{start}{one}.{part}" for one in ("q", "kv")],
+    )
     if what == "qkv":
         return [("", three), ("", two)]
     if what == "qv":
@@ -469,19 +617,29 @@ def _of_channels(weight: Tensor, channels: int) -> Tensor:
     if channels == before:
         return weight
     try:
-        return adapt_input_conv(channels, weight) if before == 3 else adapt_input_conv(channels, weight, before)
+        return (
+            adapt_input_conv(channels, weight)
+            if before == 3
+            else adapt_input_conv(channels, weight, before)
+        )
     except TypeError as error:  # before timm 1.0.31
         raise UsageError(
-            f"this timm fits weights for images of 3 channels to others, and these are for {before}: install timm 1.0.31 or later"
+            "this timm fits weights for images of 3 channels to others, and these are for "
+            f"{before}: install timm 1.0.31 or later"
         ) from error
 
 
 def _needless(name: str, value: Tensor) -> str:
-    """Why a tensor of the file may be left: it is a part of another operator that this one has no place for."""
+    """Why a tensor of the file may be left: it is a part of another operator that this one has no
+    place for.
+    """
     if name.endswith("num_batches_tracked"):
         return "a counter"
     if ".learned." in name:
-        return f"{name.rsplit('.', 1)[-1]} {tuple(value.shape)} belongs to the operator that the file was trained with"
+        return (
+            f"{name.rsplit('.', 1)[-1]} {tuple(value.shape)} belongs to the operator that the "
+            "file was trained with"
+        )
     return ""
 
 
@@ -492,19 +650,26 @@ def _of_another(given: Tensors, wanted: Mapping[str, Tensor]) -> str:
     if named is None:
         return ""
     name, same = named
-    return f"; by its tensors the file is of '{name}'" if same else f"; the nearest named model is '{name}'"
+    return (
+        f"; by its tensors the file is of '{name}'"
+        if same
+        else f"; the nearest named model is '{name}'"
+    )
 
 
 def _of_adapter(given: Tensors) -> str:
     """The way out for a file of an adapter, which is no model."""
     return (
-        "; it holds a LoRA adapter: merge it (merge_and_unload of peft) and save the model's state dict"
+        "; it holds a LoRA adapter: merge it (merge_and_unload of peft) and save the model's "
+        "state dict"
         if any(".lora_" in name for name in given)
         else ""
     )
 
 
-def _without_place(given: Tensors, wanted: Mapping[str, Tensor], head: str, classifier: re.Pattern[str]) -> list[str]:
+def _without_place(
+    given: Tensors, wanted: Mapping[str, Tensor], head: str, classifier: re.Pattern[str]
+) -> list[str]:
     """The file's tensors that do not fit, in words; those of the classifier first."""
     said = []
     for name, value in given.items():
@@ -518,14 +683,19 @@ def _without_place(given: Tensors, wanted: Mapping[str, Tensor], head: str, clas
         elif wanted[name].is_floating_point() and not value.is_floating_point():
             kinds = [str(x.dtype).removeprefix("torch.") for x in (value, wanted[name])]
             said.append(
-                f"{name} is {kinds[0]} in the file and {kinds[1]} in the model, and no cast makes one of the other"
+                f"{name} is {kinds[0]} in the file and {kinds[1]} in the model, and no cast makes "
+                "one of the other"
             )
         elif value.shape != wanted[name].shape:
             if name.rsplit(".", 1)[-1] == "pos_embed":
                 way = (
-                    " (a table of positions does not say its grid: pass image_size= of the images that it was made for)"
+                    " (a table of positions does not say its grid: pass image_size= of the "
+                    "images that it was made for)"
                 )
-            said.append(f"{name} is {tuple(value.shape)} in the file and {tuple(wanted[name].shape)} in the model{way}")
+            said.append(
+                f"{name} is {tuple(value.shape)} in the file and {tuple(wanted[name].shape)} in "
+                f"the model{way}"
+            )
     return sorted(said, key=lambda line: "head=" not in line)
 
 
@@ -533,5 +703,9 @@ def _shown(problems: list[str]) -> list[str]:
     more = len(problems) - SHOWN
     return [
         *problems[:SHOWN],
-        *([f"and {more} more {'are missing' if 'is missing' in problems[0] else 'of the file'}"] if more > 0 else []),
+        *(
+            [f"and {more} more {'are missing' if 'is missing' in problems[0] else 'of the file'}"]
+            if more > 0
+            else []
+        ),
     ]

@@ -1,9 +1,11 @@
-"""XCiT as a host for any operator: timm's Xcit with our attention, class attention, LPI, stem and positions in its places.
+"""XCiT as a host for any operator: timm's Xcit with our attention, class attention, LPI, stem and
+positions in its places.
 
     x += DP(g1 Attention(LN1 x));   x += DP(g3 LPI(LN3 x));   x += DP(g2 MLP(LN2 x))
 
-El-Nouby et al., arXiv:2106.09681; with SimA as in the official code of arXiv:2206.08898. Class attention follows the operator where it
-has a form for it (the SimA family); otherwise it stays XCiT's softmax. The rate of stochastic depth is the same in all blocks.
+El-Nouby et al., arXiv:2106.09681; with SimA as in the official code of arXiv:2206.08898. Class
+attention follows the operator where it has a form for it (the SimA family); otherwise it stays
+XCiT's softmax. The rate of stochastic depth is the same in all blocks.
 """
 
 from collections.abc import Callable
@@ -20,15 +22,36 @@ from torch import Tensor, nn
 from softless.attention import get
 from softless.attention.recording import known
 from softless.errors import UsageError
-from softless.layers import LPI, Attention, ClassAttention, ConvPatchEmbed, FourierPosition, operator_class
+from softless.layers import (
+    LPI,
+    Attention,
+    ClassAttention,
+    ConvPatchEmbed,
+    FourierPosition,
+    operator_class,
+)
 from softless.layers.leaf import tracer_of
 from softless.models.options import host_arguments, take_companions, take_operator_options
 
 
 class Block(nn.Module):
-    """Attention, local patch interaction (unless lpi=False) and MLP, each with its norm, layer scale and drop path."""
+    """Attention, local patch interaction (unless lpi=False) and MLP, each with its norm, layer
+    scale and drop path.
+    """
 
-    def __init__(self, dim: int, attention: nn.Module, *, lpi: bool, mlp_ratio: float, proj_drop: float, drop_path: float, act_layer: type[nn.Module], norm_layer: Callable[[int], nn.Module], eta: float) -> None:  # fmt: skip
+    def __init__(
+        self,
+        dim: int,
+        attention: nn.Module,
+        *,
+        lpi: bool,
+        mlp_ratio: float,
+        proj_drop: float,
+        drop_path: float,
+        act_layer: type[nn.Module],
+        norm_layer: Callable[[int], nn.Module],
+        eta: float,
+    ) -> None:
         super().__init__()
         self.norm1 = norm_layer(dim)
         self.attn = attention
@@ -64,13 +87,48 @@ class Xcit(TimmXcit):
         UsageError: unknown operator, or sizes that do not fit (see `ConvPatchEmbed`).
     """
 
-    def __init__(self, *, op: str = "sima", op_options: dict[str, Any] | None = None, lpi: bool = True, depth: int = 12, cls_attn_layers: int = 2, img_size: int | tuple[int, int] = 224, patch_size: int = 16, in_chans: int = 3, embed_dim: int = 768, num_heads: int = 12, mlp_ratio: float = 4.0, qkv_bias: bool = True, proj_drop_rate: float = 0.0, attn_drop_rate: float = 0.0, drop_path_rate: float = 0.0, act_layer: type[nn.Module] | None = None, norm_layer: Callable[[int], nn.Module] | None = None, use_pos_embed: bool = True, eta: float = 1.0, tokens_norm: bool = False, **kwargs: Any) -> None:  # fmt: skip
+    def __init__(
+        self,
+        *,
+        op: str = "sima",
+        op_options: dict[str, Any] | None = None,
+        lpi: bool = True,
+        depth: int = 12,
+        cls_attn_layers: int = 2,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        embed_dim: int = 768,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        proj_drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        act_layer: type[nn.Module] | None = None,
+        norm_layer: Callable[[int], nn.Module] | None = None,
+        use_pos_embed: bool = True,
+        eta: float = 1.0,
+        tokens_norm: bool = False,
+        **kwargs: Any,
+    ) -> None:
         act_layer = act_layer or nn.GELU
         norm_layer = norm_layer or partial(nn.LayerNorm, eps=1e-6)
-        embed = ConvPatchEmbed(
-            img_size, patch_size, in_chans, embed_dim, act_layer
-        )  # first: its errors are the ones a caller can use
-        super().__init__(img_size=img_size, patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim, num_heads=num_heads, act_layer=act_layer, norm_layer=norm_layer, depth=0, cls_attn_layers=0, use_pos_embed=False, **kwargs)  # type: ignore[arg-type]  # fmt: skip
+        # first: its errors are the ones a caller can use
+        embed = ConvPatchEmbed(img_size, patch_size, in_chans, embed_dim, act_layer)
+        super().__init__(
+            img_size=img_size,
+            patch_size=patch_size,
+            in_chans=in_chans,
+            embed_dim=embed_dim,
+            num_heads=num_heads,
+            act_layer=act_layer,
+            norm_layer=norm_layer,  # type: ignore[arg-type]
+            depth=0,
+            cls_attn_layers=0,
+            use_pos_embed=False,
+            **kwargs,
+        )
         self.patch_embed = embed  # type: ignore[assignment]
         self.pos_embed = FourierPosition(embed_dim) if use_pos_embed else None  # type: ignore[assignment]
         attention = partial(
@@ -82,50 +140,87 @@ class Xcit(TimmXcit):
             proj_drop=proj_drop_rate,
         )
         self.blocks = nn.ModuleList([
-            Block(embed_dim, attention(**(op_options or {})), lpi=lpi, mlp_ratio=mlp_ratio, proj_drop=proj_drop_rate, drop_path=drop_path_rate, act_layer=act_layer, norm_layer=norm_layer, eta=eta)
+            Block(
+                embed_dim,
+                attention(**(op_options or {})),
+                lpi=lpi,
+                mlp_ratio=mlp_ratio,
+                proj_drop=proj_drop_rate,
+                drop_path=drop_path_rate,
+                act_layer=act_layer,
+                norm_layer=norm_layer,
+                eta=eta,
+            )
             for _ in range(depth)
-        ])  # fmt: skip
+        ])
         self.feature_info = [
-            {"num_chs": embed_dim, "reduction": patch_size, "module": f"blocks.{i}"} for i in range(depth)
+            {"num_chs": embed_dim, "reduction": patch_size, "module": f"blocks.{i}"}
+            for i in range(depth)
         ]
         self.cls_attn_blocks = nn.ModuleList([
-            ClassAttentionBlock(embed_dim, num_heads, mlp_ratio, qkv_bias, proj_drop_rate, attn_drop_rate, act_layer=act_layer, norm_layer=norm_layer, eta=eta, tokens_norm=tokens_norm)  # type: ignore[arg-type]
+            ClassAttentionBlock(
+                embed_dim,
+                num_heads,
+                mlp_ratio,
+                qkv_bias,
+                proj_drop_rate,
+                attn_drop_rate,
+                act_layer=act_layer,
+                norm_layer=norm_layer,  # type: ignore[arg-type]
+                eta=eta,
+                tokens_norm=tokens_norm,
+            )
             for _ in range(cls_attn_layers)
-        ])  # fmt: skip
+        ])
         if get(op).class_row is not None:
             for block in self.cls_attn_blocks:
                 block.attn = ClassAttention(
-                    embed_dim, num_heads, op, qkv_bias=qkv_bias, attn_drop=attn_drop_rate, proj_drop=proj_drop_rate,
-                    token_scale=(op_options or {}).get("token_scale"), **get(op).of_row(op_options or {}),
-                )  # fmt: skip
+                    embed_dim,
+                    num_heads,
+                    op,
+                    qkv_bias=qkv_bias,
+                    attn_drop=attn_drop_rate,
+                    proj_drop=proj_drop_rate,
+                    token_scale=(op_options or {}).get("token_scale"),
+                    **get(op).of_row(op_options or {}),
+                )
         self.apply(self._init_weights)
         for module in self.modules():
             if isinstance(module, Attention):
                 module.set_tokens(self.stem.num_patches)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """(B, 3, h, w) -> (B, 1 + N, C); no images make no tokens, outside training, whose BatchNorm has no mean of none."""
+        """(B, 3, h, w) -> (B, 1 + N, C); no images make no tokens, outside training, whose
+        BatchNorm has no mean of none.
+        """
         if self.training or tracer_of(x) is not None or not known(x.shape[0]) or x.shape[0]:
             return super().forward_features(x)
-        return super().forward_features(x.new_zeros(1, *x.shape[1:]))[:0]  # timm's reshapes by what is left over
+        # timm's reshapes by what is left over
+        return super().forward_features(x.new_zeros(1, *x.shape[1:]))[:0]
 
     @property
     def stem(self) -> ConvPatchEmbed:
         """The patch embedding, under the type that it has here."""
         return self.patch_embed  # type: ignore[return-value]
 
-    def set_input_size(self, img_size: int | tuple[int, int] | None = None, patch_size: int | None = None) -> None:
+    def set_input_size(
+        self, img_size: int | tuple[int, int] | None = None, patch_size: int | None = None
+    ) -> None:
         """The size the model reports. Nothing is resized: positions are computed for every grid.
 
         Raises:
-            UsageError: a size that is not a whole number of patches, or another patch size (the stem is built for one).
+            UsageError: a size that is not a whole number of patches, or another patch size (the
+                stem is built for one).
         """
         if patch_size not in {None, self.stem.patch_size}:
             raise UsageError(
-                f"patch_size={patch_size}: this stem has patches of {self.stem.patch_size}; choose a model of the other patch size"
+                f"patch_size={patch_size}: this stem has patches of {self.stem.patch_size}; "
+                "choose a model of the other patch size"
             )
         if img_size is not None:
-            self.stem.set_input_size((img_size, img_size) if isinstance(img_size, int) else img_size)
+            self.stem.set_input_size(
+                (img_size, img_size) if isinstance(img_size, int) else img_size
+            )
 
 
 def build(variant: str, op: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:

@@ -1,1 +1,4 @@
-"""What a trained model says of a folder of images, and pictures of it. One file per task, each with `predict`."""
+"""What a trained model says of a folder of images, and pictures of it.
+
+One file per task, each with `predict`.
+"""

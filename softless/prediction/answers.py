@@ -1,4 +1,6 @@
-"""What `softless predict` says of every task: how many images it answered, in what precision, and which it could not read."""
+"""What `softless predict` says of every task: how many images it answered, in what precision, and
+which it could not read.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,7 +42,10 @@ class Answers:
     def head(self, where: Path, pictures: str = "pictures", also: Sequence[str] = ()) -> list[str]:
         """The first lines for people: what was answered, and where it lies."""
         numbers = ", ".join([counted(self.images, "image"), *also, f"computed in {self.precision}"])
-        return [f"{numbers}: {where}", *([] if self.overlays is None else [f"{pictures}: {self.overlays}"])]
+        return [
+            f"{numbers}: {where}",
+            *([] if self.overlays is None else [f"{pictures}: {self.overlays}"]),
+        ]
 
     def foot(self) -> list[str]:
         """The last lines for people: images without an answer."""
@@ -48,7 +53,10 @@ class Answers:
             return []
         more = len(self.unread) - SHOWN
         return [
-            f"{counted(len(self.unread), 'image')} cannot be read and so {'have' if len(self.unread) > 1 else 'has'} no answer:",
+            (
+                f"{counted(len(self.unread), 'image')} cannot be read and so "
+                f"{'have' if len(self.unread) > 1 else 'has'} no answer:"
+            ),
             *(f"  {fault}" for fault in self.unread[:SHOWN]),
             *([f"  … and {more:,} more (--json lists all)"] if more > 0 else []),
         ]
@@ -64,13 +72,19 @@ def readable(samples: Samples) -> Samples:
     if not isinstance(samples, FileSamples):
         return samples
     paths = samples.paths()
-    mine = unreadable(paths[ranks.rank() :: ranks.size()], samples.channels, samples.scale, samples.page)
+    mine = unreadable(
+        paths[ranks.rank() :: ranks.size()], samples.channels, samples.scale, samples.page
+    )
     bad = {path: error for found in ranks.gather(mine) for path, error in found.items()}
     if not bad:
         return samples
     if len(bad) == len(paths):
         first = bad[paths[0]]
-        said = f"{first}; none of the {len(bad)} images there can be read" if len(bad) > 1 else str(first)
+        said = (
+            f"{first}; none of the {len(bad)} images there can be read"
+            if len(bad) > 1
+            else str(first)
+        )
         raise ranks.shared(DataError(said)) from first
     kept = samples.take([place for place, path in enumerate(paths) if path not in bad])
     kept.left_out = tuple(fault_of(path, bad[path], samples.root) for path in paths if path in bad)

@@ -14,19 +14,27 @@ STRENGTH = 0.4  # of a mask's colour over the image; outlines are opaque
 SURE = 0.3  # answers below this score are not drawn; RetinaNet's are low while it learns
 LONGER = 640  # pixels that a picture's longer side has at least, so that labels can be read
 CROWDED = (
-    25  # of more objects those alone are labelled whose label fits over their box, and none where there is one class
+    # of more objects those alone are labelled whose label fits over their box, and none where there
+    # is one class
+    25
 )
 WHITE: Colour = (255, 255, 255)
 
 
 def draw(
-    image: Image.Image, objects: Sequence[Mapping[str, Any]], classes: Mapping[int, str], *, longer: int = LONGER
+    image: Image.Image,
+    objects: Sequence[Mapping[str, Any]],
+    classes: Mapping[int, str],
+    *,
+    longer: int = LONGER,
 ) -> Image.Image:
-    """The image with its objects, surer ones on top: mask and its outline, box, and a label with the score where there is one.
+    """The image with its objects, surer ones on top: mask and its outline, box, and a label with
+    the score where there is one.
 
     Args:
         image: any PIL image.
-        objects: annotations or results of COCO: bbox, category_id, and score and segmentation where they have one; those with a score below SURE are left out.
+        objects: annotations or results of COCO: bbox, category_id, and score and segmentation where
+            they have one; those with a score below SURE are left out.
         classes: COCO's category id -> name.
         longer: smaller images are enlarged to this longer side, by a whole number.
     """
@@ -37,7 +45,9 @@ def draw(
         key: colour if colour != BLACK else WHITE
         for key, colour in zip(classes, colours(tuple(classes.values())), strict=True)
     }
-    whole = image.convert("RGB").resize((factor * image.width, factor * image.height), Image.Resampling.BICUBIC)
+    whole = image.convert("RGB").resize(
+        (factor * image.width, factor * image.height), Image.Resampling.BICUBIC
+    )
     picture = Image.fromarray(_masked(np.asarray(whole), shown, palette, factor))
     pen = ImageDraw.Draw(picture)
     line = max(2, max(picture.size) // 300)
@@ -46,7 +56,9 @@ def draw(
     for one, box in zip(shown, corners, strict=True):
         pen.rectangle(box, outline=palette[one["category_id"]], width=line)
     for one, box in zip(shown, corners, strict=True):
-        label = visible(classes[one["category_id"]]) + (f" {one['score']:.0%}" if "score" in one else "")
+        label = visible(classes[one["category_id"]]) + (
+            f" {one['score']:.0%}" if "score" in one else ""
+        )
         fits = len(classes) > 1 and pen.textlength(label, font) <= box[2] - box[0]
         if len(shown) <= CROWDED or fits:
             _label(pen, picture.size, box, label, palette[one["category_id"]], font)
@@ -54,7 +66,10 @@ def draw(
 
 
 def _masked(
-    pixels: np.ndarray, objects: Sequence[Mapping[str, Any]], palette: Mapping[int, Colour], factor: int
+    pixels: np.ndarray,
+    objects: Sequence[Mapping[str, Any]],
+    palette: Mapping[int, Colour],
+    factor: int,
 ) -> np.ndarray:
     mixed = pixels.astype(np.float32)
     height, width = (side // factor for side in pixels.shape[:2])
@@ -75,7 +90,12 @@ def _corners(box: Sequence[float], factor: int) -> tuple[float, float, float, fl
 
 
 def _label(
-    pen: ImageDraw.ImageDraw, size: tuple[int, int], box: Sequence[float], text: str, colour: Colour, font: Any
+    pen: ImageDraw.ImageDraw,
+    size: tuple[int, int],
+    box: Sequence[float],
+    text: str,
+    colour: Colour,
+    font: Any,
 ) -> None:
     """A chip of the class's colour above the box, or inside it at the picture's edge."""
     left, top, right, bottom = font.getbbox(text)

@@ -40,7 +40,11 @@ class Predictions(Answers):
         return {"csv": str(self.csv), **super().to_dict(), "counts": self.counts}
 
     def __str__(self) -> str:
-        return "\n".join([*self.head(self.csv, "saliency maps"), *aligned(self.counts.items()), *self.foot()])
+        return "\n".join([
+            *self.head(self.csv, "saliency maps"),
+            *aligned(self.counts.items()),
+            *self.foot(),
+        ])
 
 
 @dataclass(frozen=True)
@@ -48,12 +52,17 @@ class Words:
     """How logits become words."""
 
     probabilities: Callable[[Tensor], Tensor]  # (n, K) -> (n, K)
-    said: Callable[[np.ndarray], list[str]]  # the probabilities of an image (K,) -> the classes that it is given
+    # the probabilities of an image (K,) -> the classes that it is given
+    said: Callable[[np.ndarray], list[str]]
     title: Callable[[np.ndarray], str]
 
 
-def predict(loaded: LoadedRun, samples: Samples, out: Results, setting: Setting, *, overlays: bool) -> Predictions:
-    """Write `predictions.csv` (file, predicted class, probability of each class) and, with overlays, `saliency/NAME.png`."""
+def predict(
+    loaded: LoadedRun, samples: Samples, out: Results, setting: Setting, *, overlays: bool
+) -> Predictions:
+    """Write `predictions.csv` (file, predicted class, probability of each class) and, with
+    overlays, `saliency/NAME.png`.
+    """
     classes = loaded.classes
     words = Words(
         probabilities=lambda logits: logits.softmax(1),
@@ -64,14 +73,25 @@ def predict(loaded: LoadedRun, samples: Samples, out: Results, setting: Setting,
 
 
 def answered(
-    loaded: LoadedRun, samples: Samples, out: Results, setting: Setting, words: Words, *, overlays: bool
+    loaded: LoadedRun,
+    samples: Samples,
+    out: Results,
+    setting: Setting,
+    words: Words,
+    *,
+    overlays: bool,
 ) -> Predictions:
-    """Answer all images: one line each, several classes of one image with `; ` between. Lines are written as answers come, and none is kept."""
+    """Answer all images: one line each, several classes of one image with `; ` between.
+
+    Lines are written as answers come, and none is kept.
+    """
     names = [samples.name(index) for index in range(len(samples))]
     table = out.file("predictions.csv")
     pictures = out.pictures(names, "saliency") if overlays else []
     step = setting.batch_size
-    blocks = ranks.in_order(_blocks(loaded, samples, names, setting, words, pictures), total=-(-len(samples) // step))
+    blocks = ranks.in_order(
+        _blocks(loaded, samples, names, setting, words, pictures), total=-(-len(samples) // step)
+    )
     counts: Counter[str] = Counter()
 
     def rows() -> Iterator[list[str]]:
@@ -105,10 +125,16 @@ def _blocks(
     words: Words,
     pictures: Sequence[Path],
 ) -> Iterator[np.ndarray]:
-    """Probabilities (b, K) float64 of each batch of this rank, in order; its pictures are drawn then."""
-    loader = shared_loader(samples, loaded.transform, batch=setting.batch_size, workers=setting.workers)
+    """Probabilities (b, K) float64 of each batch of this rank, in order; its pictures are drawn
+    then.
+    """
+    loader = shared_loader(
+        samples, loaded.transform, batch=setting.batch_size, workers=setting.workers
+    )
     loader.rounds = None  # who takes the answers keeps step
-    starts = range(ranks.rank() * setting.batch_size, len(samples), ranks.size() * setting.batch_size)
+    starts = range(
+        ranks.rank() * setting.batch_size, len(samples), ranks.size() * setting.batch_size
+    )
     batches = track(loader, len(loader.positions), "predicting", size=lambda batch: len(batch[1]))
     for start, (images, _) in zip(starts, batches, strict=True):
         with evaluating(loaded.model), autocast(setting.device, setting.amp):
@@ -116,7 +142,8 @@ def _blocks(
         bad = (~logits.isfinite()).any(1).nonzero().flatten().tolist()
         if bad:
             raise UsageError(
-                f"the model's output is not finite for {names[start + bad[0]]}: the weights in {loaded.path} are of no use"
+                f"the model's output is not finite for {names[start + bad[0]]}: the weights in "
+                f"{loaded.path} are of no use"
             )
         chances: np.ndarray = words.probabilities(logits.double()).numpy()
         if pictures:
@@ -127,7 +154,8 @@ def _blocks(
 def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A table whole or not at all, each row written as it comes.
 
-    Names that are not UTF-8 are kept as escapes, and quoting keeps a name with a line break one record.
+    Names that are not UTF-8 are kept as escapes, and quoting keeps a name with a line break one
+    record.
     """
 
     def write(file: BinaryIO) -> None:

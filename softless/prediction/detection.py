@@ -38,7 +38,12 @@ class Predictions(Answers):
     foreign: str = ""  # what is to say of images far from the training size
 
     def to_dict(self) -> dict[str, Any]:
-        own = {"json": str(self.json), "answers": self.answers, "counts": self.counts, "foreign": self.foreign}
+        own = {
+            "json": str(self.json),
+            "answers": self.answers,
+            "counts": self.counts,
+            "foreign": self.foreign,
+        }
         return {**own, **super().to_dict()}
 
     def __str__(self) -> str:
@@ -47,8 +52,11 @@ class Predictions(Answers):
         return "\n".join([*head, f"answers with a score of {SURE} or more:", *counts, *self.foot()])
 
 
-def predict(loaded: LoadedRun, samples: FileSamples, out: Results, setting: Setting, *, overlays: bool) -> Predictions:
-    """Write `predictions.json`, a COCO file whose annotations have scores, and with overlays `overlays/NAME.png`, in which answers of at least SURE are drawn.
+def predict(
+    loaded: LoadedRun, samples: FileSamples, out: Results, setting: Setting, *, overlays: bool
+) -> Predictions:
+    """Write `predictions.json`, a COCO file whose annotations have scores, and with overlays
+    `overlays/NAME.png`, in which answers of at least SURE are drawn.
 
     Images run one by one. Answers are written as they come, and none is kept.
 
@@ -72,18 +80,31 @@ def predict(loaded: LoadedRun, samples: FileSamples, out: Results, setting: Sett
 
     def annotations() -> Iterator[dict[str, Any]]:
         number = 0
-        for size, answers in ranks.in_order(_answered(loaded, samples, setting, pictures, classes), len(samples)):
+        for size, answers in ranks.in_order(
+            _answered(loaded, samples, setting, pictures, classes), len(samples)
+        ):
             sizes.append(size)
             sure.update(classes[one["category_id"]] for one in answers if one["score"] >= SURE)
-            for number, answer in enumerate(answers, number + 1):  # noqa: B020 - goes on from the image before
+            # goes on from the image before
+            for number, answer in enumerate(answers, number + 1):  # noqa: B020
                 area = answer["bbox"][2] * answer["bbox"][3]
-                own = {"image_id": ids[len(sizes) - 1], **answer, "category_id": renamed[answer["category_id"]]}
+                own = {
+                    "image_id": ids[len(sizes) - 1],
+                    **answer,
+                    "category_id": renamed[answer["category_id"]],
+                }
                 yield {"id": number, **own, "area": area, "iscrowd": 0}
 
     named = {renamed[category]: name for category, name in classes.items()}
-    answers = _write(file, setting, list(zip(ids, samples.files, strict=True)), sizes, named, annotations())
+    answers = _write(
+        file, setting, list(zip(ids, samples.files, strict=True)), sizes, named, annotations()
+    )
     answers, foreign, sure = ranks.first(
-        lambda: (answers, farthest(loaded.model, [(height, width) for width, height in sizes]), sure)
+        lambda: (
+            answers,
+            farthest(loaded.model, [(height, width) for width, height in sizes]),
+            sure,
+        )
     )
     if foreign:
         notice(foreign)
@@ -126,7 +147,8 @@ def _write(
 ) -> int:
     """The file whole or not at all, on the first rank; returns the number of annotations.
 
-    They come before the sizes of their images are known and stand behind those in the file: till then they lie on the disk.
+    They come before the sizes of their images are known and stand behind those in the file: till
+    then they lie on the disk.
     """
     if ranks.rank() > 0:
         return sum(1 for _ in annotations)
@@ -140,7 +162,11 @@ def _write(
             for (key, name), (width, height) in zip(files, sizes, strict=True)
         ]
         named = [{"id": key, "name": name} for key, name in classes.items()]
-        head = json.dumps({"info": {"precision": setting.precision}, "images": images, "categories": named})
+        head = json.dumps({
+            "info": {"precision": setting.precision},
+            "images": images,
+            "categories": named,
+        })
 
         def write(file: BinaryIO) -> None:
             file.write(head[:-1].encode() + b', "annotations": [')

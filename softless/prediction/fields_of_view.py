@@ -12,9 +12,11 @@ from softless.errors import DataError
 
 
 def masks_beside(samples: FileSamples, name: str) -> list[Path | None]:
-    """The field of view of each image, where there is one: NAME of any ending at the image's place below the folder `name`.
+    """The field of view of each image, where there is one: NAME of any ending at the image's place
+    below the folder `name`.
 
-    That folder stands in the place of `images` in the path, as in training (`images/new/a.jpg`, `fov/new/a.png`), or beside the images' folder.
+    That folder stands in the place of `images` in the path, as in training (`images/new/a.jpg`,
+    `fov/new/a.png`), or beside the images' folder.
 
     Raises:
         DataError: two masks for an image.
@@ -51,6 +53,9 @@ def _by_key(folder: Path) -> dict[str, Path]:
     for file in files:
         key = Path(file).with_suffix("").as_posix()
         if key in by_key:
-            raise DataError(f"{folder / file} and {by_key[key].name} are both the field of view of {key}: keep one")
+            raise DataError(
+                f"{folder / file} and {by_key[key].name} are both the field of view of {key}: "
+                "keep one"
+            )
         by_key[key] = folder / file
     return by_key

@@ -1,4 +1,6 @@
-"""The ids that images and categories have in a COCO file of the user's: answers with them can be scored against it."""
+"""The ids that images and categories have in a COCO file of the user's: answers with them can be
+scored against it.
+"""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -39,14 +41,24 @@ def known_ids(path: str | Path, files: Sequence[str], classes: Sequence[str]) ->
     categories = _table(content, "categories", "name", place)
     lacking = [name for name in classes if name not in categories]
     if lacking:
-        raise DataError(f"{place} has no category {few(lacking)}: the run answers with {few(classes)}; {MEND}")
+        raise DataError(
+            f"{place} has no category {few(lacking)}: the run answers with {few(classes)}; {MEND}"
+        )
     last = {PurePosixPath(name).name: value for name, value in images.items()}
-    shared = {name for name, count in Counter(PurePosixPath(one).name for one in images).items() if count > 1}
-    found = [images.get(name, None if (own := PurePosixPath(name).name) in shared else last.get(own)) for name in files]
+    shared = {
+        name
+        for name, count in Counter(PurePosixPath(one).name for one in images).items()
+        if count > 1
+    }
+    found = [
+        images.get(name, None if (own := PurePosixPath(name).name) in shared else last.get(own))
+        for name in files
+    ]
     missing = [name for name, one in zip(files, found, strict=True) if one is None]
     if missing:
         raise DataError(
-            f"{place} does not list {counted(len(missing), 'image')} of {len(files)}, the first {missing[0]}: {MEND}"
+            f"{place} does not list {counted(len(missing), 'image')} of {len(files)}, the first "
+            f"{missing[0]}: {MEND}"
         )
     ids = [one for one in found if one is not None]
     if len(set(ids)) < len(ids):
@@ -59,10 +71,13 @@ def _table(content: Mapping[str, Any], key: str, name: str, place: Path) -> dict
     """The ids of a list of COCO's by name."""
     rows = content.get(key)
     good = isinstance(rows, list) and all(
-        isinstance(row, dict) and type(row.get("id")) is int and isinstance(row.get(name), str) for row in rows
+        isinstance(row, dict) and type(row.get("id")) is int and isinstance(row.get(name), str)
+        for row in rows
     )
     if not good:
-        raise DataError(f"{place} is not COCO's: {key} is no list of entries with id and {name}; {MEND}")
+        raise DataError(
+            f"{place} is not COCO's: {key} is no list of entries with id and {name}; {MEND}"
+        )
     assert isinstance(rows, list)
     found = {row[name]: row["id"] for row in rows}
     if len(found) < len(rows):

@@ -15,8 +15,14 @@ BLACK: Colour = (0, 0, 0)
 STRENGTH = 0.6  # of the colour over the image; outlines are opaque
 NAMED = ("background", "other", "unlabeled")  # not coloured: the photograph shows through
 FIRST: tuple[Colour, ...] = (  # told apart by the colour-blind too (Okabe and Ito, 2008)
-    (86, 180, 233), (240, 228, 66), (204, 121, 167), (0, 158, 115), (213, 94, 0), (0, 114, 178), (230, 159, 0),
-)  # fmt: skip
+    (86, 180, 233),
+    (240, 228, 66),
+    (204, 121, 167),
+    (0, 158, 115),
+    (213, 94, 0),
+    (0, 114, 178),
+    (230, 159, 0),
+)
 LEGEND = 12  # classes in it at most
 
 
@@ -35,8 +41,12 @@ def palette(values: Sequence[int], chosen: Sequence[Colour]) -> list[int]:
     return table.reshape(-1).tolist()
 
 
-def overlay(image: Image.Image, classes: np.ndarray, names: Sequence[str], *, legend: bool = True) -> Image.Image:
-    """The image with its classes (h, w) in colour, outlined, and a legend of those that occur below it; indices that are none show the image."""
+def overlay(
+    image: Image.Image, classes: np.ndarray, names: Sequence[str], *, legend: bool = True
+) -> Image.Image:
+    """The image with its classes (h, w) in colour, outlined, and a legend of those that occur below
+    it; indices that are none show the image.
+    """
     shown = np.asarray(image.convert("RGB")).astype(np.float32)
     chosen = colours(tuple(names))
     table = np.zeros((256, 3), dtype=np.float32)
@@ -48,7 +58,11 @@ def overlay(image: Image.Image, classes: np.ndarray, names: Sequence[str], *, le
     picture = Image.fromarray(mixed.round().astype(np.uint8))
     pixels = np.bincount(classes.reshape(-1), minlength=256) * coloured
     present = [int(index) for index in np.argsort(-pixels, kind="stable") if pixels[index]]
-    return _with_legend(picture, [(names[index], chosen[index]) for index in present]) if legend else picture
+    return (
+        _with_legend(picture, [(names[index], chosen[index]) for index in present])
+        if legend
+        else picture
+    )
 
 
 def outline(classes: np.ndarray) -> np.ndarray:

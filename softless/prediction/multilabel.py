@@ -9,7 +9,9 @@ from softless.prediction.results import Results
 from softless.prediction.setting import Setting
 
 
-def predict(loaded: LoadedRun, samples: Samples, out: Results, setting: Setting, *, overlays: bool) -> Predictions:
+def predict(
+    loaded: LoadedRun, samples: Samples, out: Results, setting: Setting, *, overlays: bool
+) -> Predictions:
     """Write `predictions.csv` (file, the labels from the run's threshold on, probability of each
     label) and, with overlays, `saliency/NAME.png`.
     """
@@ -19,7 +21,11 @@ def predict(loaded: LoadedRun, samples: Samples, out: Results, setting: Setting,
         return [name for name, share in zip(loaded.classes, row, strict=True) if share >= threshold]
 
     def title(row: np.ndarray) -> str:
-        shown = [f"{name}, {share:.0%}" for name, share in zip(loaded.classes, row, strict=True) if share >= threshold]
+        shown = [
+            f"{name}, {share:.0%}"
+            for name, share in zip(loaded.classes, row, strict=True)
+            if share >= threshold
+        ]
         return "; ".join(shown) or "no label"
 
     words = Words(probabilities=lambda logits: logits.sigmoid(), said=said, title=title)

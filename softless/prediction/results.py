@@ -1,4 +1,6 @@
-"""The folder that a verb leaves its results in: names of pictures, what the run before left, and nothing of the user's overwritten."""
+"""The folder that a verb leaves its results in: names of pictures, what the run before left, and
+nothing of the user's overwritten.
+"""
 
 import hashlib
 import json
@@ -15,12 +17,14 @@ from softless.errors import StorageError, UsageError
 from softless.models.durable import delete, delete_folder, make_folder, write_text
 from softless.words import counted
 
-LONGEST, SHORTENED = 240, 200  # bytes of a name: file systems take 255, and an ending and `.tmp` follow
+# bytes of a name: file systems take 255, and an ending and `.tmp` follow
+LONGEST, SHORTENED = 240, 200
 WRITTEN = "written.json"  # verb -> the files that its last run left, relative to the folder
 
 
 class Results:
-    """As a context manager: what the verb's last run left and this one does not write goes, and the files are listed in `written.json`.
+    """As a context manager: what the verb's last run left and this one does not write goes, and the
+    files are listed in `written.json`.
 
     Args:
         folder: made if missing.
@@ -34,7 +38,8 @@ class Results:
     def __init__(self, folder: Path, verb: str, inputs: Sequence[Path]) -> None:
         self.folder, self.verb = folder, verb
         self.written: dict[str, None] = {}  # in order
-        self.inputs = {os.path.realpath(path) for path in inputs}  # texts, which are a quarter of a path
+        # texts, which are a quarter of a path
+        self.inputs = {os.path.realpath(path) for path in inputs}
         make_folder(folder)
         self.before = _listed(folder / WRITTEN)
 
@@ -42,7 +47,10 @@ class Results:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if ranks.rank() > 0:  # all say what they write, and the first keeps the list
             return
@@ -67,7 +75,9 @@ class Results:
         """
         path = self.folder / name
         if os.path.realpath(path) in self.inputs:
-            raise UsageError(f"{path} is an image to be read and would be overwritten: choose another --out")
+            raise UsageError(
+                f"{path} is an image to be read and would be overwritten: choose another --out"
+            )
         self.written[PurePosixPath(name).as_posix()] = None
         return path
 
@@ -77,22 +87,31 @@ class Results:
         Raises:
             UsageError: one of them is an image that is read.
         """
-        paths = [self.file((PurePosixPath(below) / name).as_posix()) for name in picture_names(names)]
+        paths = [
+            self.file((PurePosixPath(below) / name).as_posix()) for name in picture_names(names)
+        ]
         if changed := sum(
-            writable(part) != part for name in names for part in PurePosixPath(name).with_suffix("").parts
+            writable(part) != part
+            for name in names
+            for part in PurePosixPath(name).with_suffix("").parts
         ):
             notice(
-                f"{counted(changed, 'name')} of images or folders {'is' if changed == 1 else 'are'} too long for the "
-                "pictures' own, or hold signs that are not seen: those are shortened or _, and end in a digest"
+                f"{counted(changed, 'name')} of images or folders "
+                f"{'is' if changed == 1 else 'are'} too long for the "
+                "pictures' own, or hold signs that are not seen: those are shortened or _, and "
+                "end in a digest"
             )
         if below and (self.folder / below).is_dir():
             known = {*self.written, *(name for names in self.before.values() for name in names)}
             found = (
-                path.relative_to(self.folder).as_posix() for path in (self.folder / below).rglob("*") if path.is_file()
+                path.relative_to(self.folder).as_posix()
+                for path in (self.folder / below).rglob("*")
+                if path.is_file()
             )
             if strange := sum(name not in known for name in found):
                 notice(
-                    f"{self.folder / below} holds files that `softless {self.verb}` did not list there: {strange} stay"
+                    f"{self.folder / below} holds files that `softless {self.verb}` did not list "
+                    f"there: {strange} stay"
                 )
         return paths
 
@@ -108,23 +127,34 @@ class Results:
                         break
                     delete_folder(self.folder / parent)
         if gone:
-            notice(f"{self.folder}: {gone} files that the last `softless {self.verb}` left there are removed")
+            notice(
+                f"{self.folder}: {gone} files that the last `softless {self.verb}` left there are "
+                "removed"
+            )
 
 
 def picture_names(files: Sequence[str]) -> list[str]:
-    """`a/b.jpg` is drawn as `a/b.png`. Where two images have one name but for the ending, `a/b.jpg.png` and `a/b.tif.png`.
+    """`a/b.jpg` is drawn as `a/b.png`. Where two images have one name but for the ending,
+    `a/b.jpg.png` and `a/b.tif.png`.
 
     Names that are too long or hold signs that are not seen are changed (`writable`).
     """
     stems = [PurePosixPath(file).with_suffix("").as_posix() for file in files]
     taken = Counter([stem.casefold() for stem in stems])
     taken.update(file.casefold() for file in files)
-    names = [stem if taken[stem.casefold()] == 1 else file for stem, file in zip(stems, files, strict=True)]
-    return [PurePosixPath(*map(writable, PurePosixPath(name).parts)).as_posix() + ".png" for name in names]
+    names = [
+        stem if taken[stem.casefold()] == 1 else file
+        for stem, file in zip(stems, files, strict=True)
+    ]
+    return [
+        PurePosixPath(*map(writable, PurePosixPath(name).parts)).as_posix() + ".png"
+        for name in names
+    ]
 
 
 def writable(name: str) -> str:
-    r"""A name for a file or folder made from another's: `_` for signs that are not seen or no text, and at most LONGEST bytes.
+    r"""A name for a file or folder made from another's: `_` for signs that are not seen or no text,
+    and at most LONGEST bytes.
 
     What is changed ends in a digest of the name as it was, so two never meet.
 
@@ -145,7 +175,9 @@ def _listed(file: Path) -> dict[str, list[str]]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read {file}: {error}; remove it, or choose another --out") from error
+        raise UsageError(
+            f"cannot read {file}: {error}; remove it, or choose another --out"
+        ) from error
     kept = isinstance(content, dict) and all(
         isinstance(names, list) and all(isinstance(name, str) and _inside(name) for name in names)
         for names in content.values()

@@ -1,4 +1,6 @@
-"""The class of each pixel of images at their own size: label images, and pictures of them over the photographs."""
+"""The class of each pixel of images at their own size: label images, and pictures of them over the
+photographs.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -34,7 +36,8 @@ class Predictions(Answers):
 
     labels: Path
     shares: dict[str, float | None]  # None where no pixel counts
-    counted: int  # images whose pixels count: with a field of view, where the run was trained with those
+    # images whose pixels count: with a field of view, where the run was trained with those
+    counted: int
     notes: tuple[str, ...] = ()  # what shares say nothing of
     foreign: str = ""  # what is to say of images far from the training size
 
@@ -50,11 +53,15 @@ class Predictions(Answers):
         return "\n".join([*self.head(self.labels), *self.notes, *shares, *self.foot()])
 
 
-def predict(loaded: LoadedRun, samples: FileSamples, out: Results, setting: Setting, *, overlays: bool) -> Predictions:
-    """Write `labels/NAME.png`, palette images of the data set's own values, and with overlays `overlays/NAME.png`.
+def predict(
+    loaded: LoadedRun, samples: FileSamples, out: Results, setting: Setting, *, overlays: bool
+) -> Predictions:
+    """Write `labels/NAME.png`, palette images of the data set's own values, and with overlays
+    `overlays/NAME.png`.
 
-    Images run one by one at their own size. Of a run that was trained within fields of view, pixels outside that of an image are IGNORE in
-    its label image and count nowhere; an image without one is answered whole and does not count.
+    Images run one by one at their own size. Of a run that was trained within fields of view, pixels
+    outside that of an image are IGNORE in its label image and count nowhere; an image without one
+    is answered whole and does not count.
 
     Raises:
         DataError: a field of view that cannot be read, or of another size than its image.
@@ -122,19 +129,25 @@ def _sizes(samples: FileSamples, masks: Sequence[Path | None]) -> list[tuple[int
     return sizes
 
 
-def _notes(fov: str | None, without: int, images: int, ignored: Sequence[str | int]) -> tuple[str, ...]:
+def _notes(
+    fov: str | None, without: int, images: int, ignored: Sequence[str | int]
+) -> tuple[str, ...]:
     notes = []
     if fov is not None:
-        notes.append(f"pixels outside the field of view are {IGNORE} in the label images and do not count")
+        notes.append(
+            f"pixels outside the field of view are {IGNORE} in the label images and do not count"
+        )
     if without:
         notes.append(
-            f"{without} of {images} images have no field of view ({fov}/NAME.png beside them): outside it the model never learned to answer, "
+            f"{without} of {images} images have no field of view ({fov}/NAME.png beside them): "
+            "outside it the model never learned to answer, "
             "so their pixels do not count"
         )
     if ignored:
         names = ", ".join(map(str, ignored))
         notes.append(
-            f"ignored in training, so never an answer: {names}; such pixels get another class, and count there"
+            f"ignored in training, so never an answer: {names}; such pixels get another class, "
+            "and count there"
         )
     return tuple(notes)
 
@@ -149,12 +162,17 @@ def classes_of(loaded: LoadedRun, image: Any, setting: Setting, name: str) -> np
     with autocast(setting.device, setting.amp):
         logits = loaded.model(loaded.transform(image)[None].to(setting.device))[0].float()
     if not bool(logits.isfinite().all()):
-        raise UsageError(f"the model's output is not finite for {name}: the weights in {loaded.path} are of no use")
+        raise UsageError(
+            f"the model's output is not finite for {name}: the weights in {loaded.path} are of no "
+            "use"
+        )
     return logits.argmax(0).to(torch.uint8).cpu().numpy()
 
 
 def label_image(classes: np.ndarray, values: Sequence[int], names: Sequence[str]) -> Image.Image:
-    """A palette image whose indices are the data set's values, or IGNORE, in the colours of the overlays."""
+    """A palette image whose indices are the data set's values, or IGNORE, in the colours of the
+    overlays.
+    """
     table = np.full(256, IGNORE, dtype=np.uint8)
     table[: len(values)] = values
     image = Image.fromarray(table[classes]).convert("P")

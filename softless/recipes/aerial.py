@@ -1,16 +1,27 @@
 """Land cover on aerial images of 509 x 544 to 2149 x 1480 pixels, from random weights (Dubai).
 
-Reaches: mIoU 0.32 on test, one seed; beside its softmax twin: docs/uses.md. Always the commonest class, land, has 0.09.
-Takes:   15 s an epoch of 10 steps of one CPU core with avx512_bf16. A crop has 784 tokens, so its softmax twin takes hardly longer.
-Paper:   none; XCiT's host with SimA (arXiv:2206.08898) and UPerNet (arXiv:1807.10221). Crops in training, whole images in evaluation.
+Reaches: mIoU 0.32 on test, one seed; beside its softmax twin: docs/uses.md. Always the commonest
+         class, land, has 0.09.
+Takes:   15 s an epoch of 10 steps of one CPU core with avx512_bf16. A crop has 784 tokens, so its
+         softmax twin takes hardly longer.
+Paper:   none; XCiT's host with SimA (arXiv:2206.08898) and UPerNet (arXiv:1807.10221). Crops in
+         training, whole images in evaluation.
 Command: softless train --recipe aerial --data dubai_aerial
 
-Whole tiles of the city go to one split, so colours and kinds of buildings differ between them; buildings are 7 % of the training pixels and 27 %
-of the test's, and without balanced weights none was found. The twin's command adds
+Whole tiles of the city go to one split, so colours and kinds of buildings differ between them;
+buildings are 7 % of the training pixels and 27 % of the test's, and without balanced weights none
+was found. The twin's command adds
     --set model.op=softmax model.args.token_scale=None
 """
 
-from softless.training.recipe import DataSpec, ModelSpec, OptimSpec, Recipe, ScheduleSpec, SegmentationSpec
+from softless.training.recipe import (
+    DataSpec,
+    ModelSpec,
+    OptimSpec,
+    Recipe,
+    ScheduleSpec,
+    SegmentationSpec,
+)
 
 
 def recipe() -> Recipe:
@@ -37,7 +48,12 @@ def recipe() -> Recipe:
         ),
         optim=OptimSpec(lr=2e-3, base_batch=None, weight_decay=0.05, clip_grad=1.0),
         schedule=ScheduleSpec(
-            epochs=40, warmup_epochs=2, warmup_lr=1e-5, min_lr=1e-5, min_steps=400, min_epoch_steps=10
+            epochs=40,
+            warmup_epochs=2,
+            warmup_lr=1e-5,
+            min_lr=1e-5,
+            min_steps=400,
+            min_epoch_steps=10,
         ),
         batch_size=4,
         amp="bfloat16",

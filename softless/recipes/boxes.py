@@ -1,26 +1,44 @@
-"""Boxes of one's own in COCO's files: Faster R-CNN on a small XCiT with SimA, its sizes measured on the training boxes.
+"""Boxes of one's own in COCO's files: Faster R-CNN on a small XCiT with SimA, its sizes measured on
+the training boxes.
 
 Reaches: depends on the images. With masks the same model has box AP 0.39 on nuclei: docs/uses.md.
-Takes:   about half a second of one CPU core for an image of 256 x 256 pixels and an epoch; more in proportion to the pixels.
-Paper:   XCiT's detector (arXiv:2106.09681) with SimA (arXiv:2206.08898, section 4.2), at a fraction of its size.
+Takes:   about half a second of one CPU core for an image of 256 x 256 pixels and an epoch; more in
+         proportion to the pixels.
+Paper:   XCiT's detector (arXiv:2106.09681) with SimA (arXiv:2206.08898, section 4.2), at a fraction
+         of its size.
 Command: softless train --recipe boxes --data DATA
 
-Anchors, the size of the images, canvas and scale are measured (`softless.data.box_sizes`) and said in the first lines of a run; what is set is not
-measured: --set detection.anchors=16,32,64,128,256 or detection.resize=800. Where every class looks alike turned or mirrored, add
+Anchors, the size of the images, canvas and scale are measured (`softless.data.box_sizes`) and said
+in the first lines of a run; what is set is not measured: --set detection.anchors=16,32,64,128,256
+or detection.resize=800. Where every class looks alike turned or mirrored, add
     --set detection.vflip=0.5 detection.quarter_turns=true
 """
 
-from softless.training.recipe import DataSpec, DetectionSpec, ModelSpec, OptimSpec, Recipe, ScheduleSpec
+from softless.training.recipe import (
+    DataSpec,
+    DetectionSpec,
+    ModelSpec,
+    OptimSpec,
+    Recipe,
+    ScheduleSpec,
+)
 
 
 def recipe() -> Recipe:
     return Recipe(
         name="boxes",
-        summary="boxes of one's own in COCO's files, Faster R-CNN on a small SimA-XCiT from random weights",
+        summary="boxes of one's own in COCO's files, Faster R-CNN on a small SimA-XCiT from "
+        "random weights",
         model=ModelSpec(
             name="xcit_tiny_12_p8_224",
             op="sima",
-            args={"embed_dim": 128, "depth": 6, "num_heads": 4, "cls_attn_layers": 1, "token_scale": "tokens"},
+            args={
+                "embed_dim": 128,
+                "depth": 6,
+                "num_heads": 4,
+                "cls_attn_layers": 1,
+                "token_scale": "tokens",
+            },
         ),
         data=DataSpec(source="coco", image_size=256),
         detection=DetectionSpec(

@@ -1,24 +1,41 @@
-"""Playing cards on photographs, boxes of six ranks: RetinaNet on a small pyramid with normalised SOFT, from random weights.
+"""Playing cards on photographs, boxes of six ranks: RetinaNet on a small pyramid with normalised
+SOFT, from random weights.
 
-Reaches: box AP50 0.16 on test, one seed; beside its twins: docs/uses.md. Eighty photographs and random weights are little.
-Takes:   about 20 seconds of one CPU core an epoch with its validation (40 s beside two other jobs on two cores, bfloat16): under a quarter of an hour.
-Paper:   normalised SOFT (arXiv:2207.03341), which was shown with RetinaNet on COCO, in a small form of its own pyramid.
+Reaches: box AP50 0.16 on test, one seed; beside its twins: docs/uses.md. Eighty photographs and
+         random weights are little.
+Takes:   about 20 seconds of one CPU core an epoch with its validation (40 s beside two other jobs
+         on two cores, bfloat16): under a quarter of an hour.
+Paper:   normalised SOFT (arXiv:2207.03341), which was shown with RetinaNet on COCO, in a small form
+         of its own pyramid.
 Command: softless train --recipe cards --data PLAYING_CARDS
 
-The twins under the same recipe: --set model.op=sima, --set model.op=softmax. The last stage is softmax attention in all three, as published.
+The twins under the same recipe: --set model.op=sima, --set model.op=softmax. The last stage is
+softmax attention in all three, as published.
 """
 
-from softless.training.recipe import DataSpec, DetectionSpec, ModelSpec, OptimSpec, Recipe, ScheduleSpec
+from softless.training.recipe import (
+    DataSpec,
+    DetectionSpec,
+    ModelSpec,
+    OptimSpec,
+    Recipe,
+    ScheduleSpec,
+)
 
 
 def recipe() -> Recipe:
     return Recipe(
         name="cards",
-        summary="playing cards on photographs, RetinaNet on a small SOFTNorm pyramid from random weights",
+        summary="playing cards on photographs, RetinaNet on a small SOFTNorm pyramid from random "
+        "weights",
         model=ModelSpec(
             name="soft_pyramid_tiny_224",
             op="softnorm",
-            args={"embed_dims": (32, 64, 128, 192), "depths": (1, 1, 2, 1), "num_heads": (1, 2, 4, 6)},
+            args={
+                "embed_dims": (32, 64, 128, 192),
+                "depths": (1, 1, 2, 1),
+                "num_heads": (1, 2, 4, 6),
+            },
         ),
         data=DataSpec(source="coco", image_size=320),
         detection=DetectionSpec(

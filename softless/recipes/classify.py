@@ -1,20 +1,32 @@
 """A sensible default for one's own images: `root/class/*`, or `root/{train,val,test}/class/*`.
 
-Reaches: depends on the images; a thousand photographs of ten kinds of clothes from random weights: docs/results.md.
-Takes:   12 ms of one CPU core per image and epoch at 128 pixels (8 with `--amp bfloat16` where the processor has it): under ten
-         core-minutes for a thousand images. On a GPU take more pixels: --set data.image_size=224 batch_size=256
-Paper:   XCiT's host with SimA (arXiv:2206.08898), light augmentation, for small sets and short runs.
+Reaches: depends on the images; a thousand photographs of ten kinds of clothes from random weights:
+         docs/results.md.
+Takes:   12 ms of one CPU core per image and epoch at 128 pixels (8 with `--amp bfloat16` where the
+         processor has it): under ten core-minutes for a thousand images. On a GPU take more pixels:
+         --set data.image_size=224 batch_size=256
+Paper:   XCiT's host with SimA (arXiv:2206.08898), light augmentation, for small sets and short
+         runs.
 Command: softless train --recipe classify --data IMAGES
 
-token_scale="training" is the number of tokens at data.image_size: there the model is the paper's, and on larger images the attention keeps
-its size. token_scale="tokens" costs accuracy in this host: 0.28 beside 0.44 at 96 pixels, three seeds (docs/results.md).
+token_scale="training" is the number of tokens at data.image_size: there the model is the paper's,
+and on larger images the attention keeps its size. token_scale="tokens" costs accuracy in this host:
+0.28 beside 0.44 at 96 pixels, three seeds (docs/results.md).
 
-Fine-tuning starts from weights of ours (a .safetensors file or a run folder, same model); a head of another number of
-classes is replaced, and said so; a tenth of the rate and a third of the epochs are a good start:
+Fine-tuning starts from weights of ours (a .safetensors file or a run folder, same model); a head of
+another number of classes is replaced, and said so; a tenth of the rate and a third of the epochs
+are a good start:
     softless train --recipe classify --data IMAGES --set model.weights=runs/other optim.lr=1e-4 schedule.epochs=30
 """
 
-from softless.training.recipe import AugmentSpec, DataSpec, ModelSpec, OptimSpec, Recipe, ScheduleSpec
+from softless.training.recipe import (
+    AugmentSpec,
+    DataSpec,
+    ModelSpec,
+    OptimSpec,
+    Recipe,
+    ScheduleSpec,
+)
 
 
 def recipe() -> Recipe:
@@ -23,7 +35,13 @@ def recipe() -> Recipe:
         summary="one's own images in class folders, from random weights or fine-tuned",
         model=ModelSpec(
             name="sima_xcit_tiny_12_p16_224",
-            args={"embed_dim": 128, "depth": 6, "num_heads": 4, "cls_attn_layers": 1, "token_scale": "training"},
+            args={
+                "embed_dim": 128,
+                "depth": 6,
+                "num_heads": 4,
+                "cls_attn_layers": 1,
+                "token_scale": "training",
+            },
         ),
         data=DataSpec(source="folder", image_size=128, crop_pct=0.95),
         augment=AugmentSpec(
@@ -37,7 +55,12 @@ def recipe() -> Recipe:
         ),
         optim=OptimSpec(lr=1e-3, base_batch=None, weight_decay=0.05, clip_grad=1.0),
         schedule=ScheduleSpec(
-            epochs=40, warmup_epochs=3, warmup_lr=1e-6, min_lr=1e-5, min_steps=1000, min_epoch_steps=10
+            epochs=40,
+            warmup_epochs=3,
+            warmup_lr=1e-6,
+            min_lr=1e-5,
+            min_steps=1000,
+            min_epoch_steps=10,
         ),
         batch_size=32,
         drop_path=0.05,

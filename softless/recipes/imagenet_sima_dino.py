@@ -1,13 +1,16 @@
 """SimA in XCiT-S12/16, trained without labels by DINO.
 
-Reaches: linear 75.5 %, 20-NN 71.2 % in the paper (table 4; XCiT-S12/16 itself 75.8 and 71.6); not run here. Measure with
-         softless eval runs/imagenet_sima_dino --knn 20 --linear
+Reaches: linear 75.5 %, 20-NN 71.2 % in the paper (table 4; XCiT-S12/16 itself 75.8 and 71.6); not
+         run here. Measure with softless eval runs/imagenet_sima_dino --knn 20 --linear
 Takes:   about 100 h on 4 RTX 3090 in the paper.
-Paper:   Koohpayegani and Pirsiavash, SimA, arXiv:2206.08898, section 4.3: AdamW, rate 2.5e-4 at a batch of 256, weight decay 0.04 to 0.4, 100 epochs,
-         the rest as DINO's for XCiT-S12/16 (Caron et al., arXiv:2104.14294), whose list of arguments we could not read. So momentum, crops, clipping and
-         warm-up are the defaults of its published code, the teacher's temperature (0.04 to 0.07 over 30 epochs) what its README recommends.
-Command: torchrun --nproc-per-node 4 -m softless train --recipe imagenet_sima_dino --data IMAGENET --out runs/imagenet_sima_dino
-         (XCiT itself: --set model.name=xcit_small_12_p16_224 model.op=xca)
+Paper:   Koohpayegani and Pirsiavash, SimA, arXiv:2206.08898, section 4.3: AdamW, rate 2.5e-4 at a
+         batch of 256, weight decay 0.04 to 0.4, 100 epochs, the rest as DINO's for XCiT-S12/16
+         (Caron et al., arXiv:2104.14294), whose list of arguments we could not read. So momentum,
+         crops, clipping and warm-up are the defaults of its published code, the teacher's
+         temperature (0.04 to 0.07 over 30 epochs) what its README recommends.
+Command: torchrun --nproc-per-node 4 -m softless train --recipe imagenet_sima_dino --data IMAGENET
+         --out runs/imagenet_sima_dino (XCiT itself: --set model.name=xcit_small_12_p16_224
+         model.op=xca)
 """
 
 from softless.training.recipe import DataSpec, DinoSpec, ModelSpec, OptimSpec, Recipe, ScheduleSpec
@@ -19,7 +22,11 @@ def recipe() -> Recipe:
         summary="SimA in XCiT-S12/16 on ImageNet without labels, DINO for 100 epochs",
         model=ModelSpec("sima_xcit_small_12_p16_224"),
         data=DataSpec(
-            source="folder", image_size=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), workers=10
+            source="folder",
+            image_size=224,
+            mean=(0.485, 0.456, 0.406),
+            std=(0.229, 0.224, 0.225),
+            workers=10,
         ),
         optim=OptimSpec(lr=2.5e-4, base_batch=256, weight_decay=0.04, clip_grad=3.0),
         schedule=ScheduleSpec(epochs=100, warmup_epochs=10, warmup_lr=0.0, min_lr=1e-6),

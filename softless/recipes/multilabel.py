@@ -1,9 +1,11 @@
 """Several labels an image, each there or not, in one npz file as ChestMNIST has them.
 
-Reaches: not measured: no data set with several labels lies at hand. `tests/tasks/test_multilabel.py`
-         learns four labels of generated images, and its AUC is scikit-learn's.
+Reaches: not measured: no data set with several labels lies at hand.
+         `tests/tasks/test_multilabel.py` learns four labels of generated images, and its AUC is
+         scikit-learn's.
 Takes:   as long as `medmnist` on as many images of the same size.
-Paper:   MedMNIST v2 (Yang et al., Scientific Data 2023); host and attention are those of `medmnist`.
+Paper:   MedMNIST v2 (Yang et al., Scientific Data 2023); host and attention are those of
+         `medmnist`.
 Command: softless train --recipe multilabel --data chestmnist.npz
 
 `medmnist` itself takes such a file too, and says so; a table of several labels goes with `--table`.

@@ -1,4 +1,6 @@
-"""Line charts as inline SVG: responsive (a viewBox, no size), coloured by CSS variables, with tooltips and a text that says the same."""
+"""Line charts as inline SVG: responsive (a viewBox, no size), coloured by CSS variables, with
+tooltips and a text that says the same.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,7 +15,9 @@ LEFT, RIGHT, TOP, BOTTOM = 54, 14, 12, 36
 
 @dataclass(frozen=True)
 class Line:
-    """One curve over epochs, numbered from 1; `faint` is one seed behind the mean of its model, `second` the other weights of the same run."""
+    """One curve over epochs, numbered from 1; `faint` is one seed behind the mean of its model,
+    `second` the other weights of the same run.
+    """
 
     label: str
     colour: str
@@ -30,8 +34,10 @@ class LineChart:
     title: str
     lines: Sequence[Line]
     say: Callable[[float], str]  # a value in words, for tooltips and the text
-    tick: Callable[[float, int], str]  # a number of the axis with so many digits; more are taken until they differ
-    low: float | None = None  # where the axis starts and ends; None is where the values do. Curves are cut off outside
+    # a number of the axis with so many digits; more are taken until they differ
+    tick: Callable[[float, int], str]
+    # where the axis starts and ends; None is where the values do. Curves are cut off outside
+    low: float | None = None
     high: float | None = None
     better: str = ""  # "lower" or "higher": what the text calls the best value
     note: str = ""
@@ -47,9 +53,15 @@ class LineChart:
         values = [v for line in self.lines for v in line.values if v is not None]
         if not values:
             return tag(
-                "figure", tag("figcaption", self.title), tag("p", "Nothing was logged.", class_="note"), class_="chart"
+                "figure",
+                tag("figcaption", self.title),
+                tag("p", "Nothing was logged.", class_="note"),
+                class_="chart",
             )
-        ends = min(values) if self.low is None else self.low, max(values) if self.high is None else self.high
+        ends = (
+            min(values) if self.low is None else self.low,
+            max(values) if self.high is None else self.high,
+        )
         places = ticks(*ends, within=self.within)
         y = _scale(places[0], places[-1], HEIGHT - BOTTOM, TOP)
         x = _scale(1, max(self.last_epoch, 2), LEFT, WIDTH - RIGHT)
@@ -63,23 +75,38 @@ class LineChart:
                 tag("rect", x=0, y=TOP - 6, width=WIDTH, height=HEIGHT - BOTTOM - TOP + 6),
                 id=f"{identifier}-clip",
             ),
-            tag("g", [_curve(line, x, y) for line in self._in_order()], clip_path=f"url(#{identifier}-clip)"),
+            tag(
+                "g",
+                [_curve(line, x, y) for line in self._in_order()],
+                clip_path=f"url(#{identifier}-clip)",
+            ),
             self._tooltips(x),
             viewBox=f"0 0 {WIDTH} {HEIGHT}",
             role="img",
             aria_labelledby=f"{identifier}-title",
         )
         note = tag("p", self.note, class_="note") if self.note else None
-        return tag("figure", tag("figcaption", self.title), enlarged(drawing, self.title), note, class_="chart")
+        return tag(
+            "figure",
+            tag("figcaption", self.title),
+            enlarged(drawing, self.title),
+            note,
+            class_="chart",
+        )
 
     def describe(self) -> str:
         """The chart in words: where each curve starts, ends and is best."""
         parts = []
         for line in self.lines:
-            known = [(value, epoch) for epoch, value in enumerate(line.values, 1) if value is not None]
+            known = [
+                (value, epoch) for epoch, value in enumerate(line.values, 1) if value is not None
+            ]
             if line.faint or not known:
                 continue
-            text = f"{line.label} from {self.say(known[0][0])} to {self.say(known[-1][0])} after {known[-1][1]} epochs"
+            text = (
+                f"{line.label} from {self.say(known[0][0])} to {self.say(known[-1][0])} after "
+                f"{known[-1][1]} epochs"
+            )
             if self.better:
                 best, epoch = (min if self.better == "lower" else max)(known)
                 text += f", {self.better[:-2]}est {self.say(best)} at epoch {epoch}"
@@ -87,7 +114,9 @@ class LineChart:
         return "; ".join(parts) + "."
 
     def _in_order(self) -> list[Line]:
-        """Seeds behind means, raw weights behind averaged ones, and the model compared with behind the others."""
+        """Seeds behind means, raw weights behind averaged ones, and the model compared with behind
+        the others.
+        """
         backwards = list(reversed(self.lines))
         return sorted(backwards, key=lambda line: (not line.faint, not line.second))
 
@@ -95,7 +124,14 @@ class LineChart:
         return [
             tag(
                 "g",
-                tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=_n(y(place)), y2=_n(y(place)), class_="grid"),
+                tag(
+                    "line",
+                    x1=LEFT,
+                    x2=WIDTH - RIGHT,
+                    y1=_n(y(place)),
+                    y2=_n(y(place)),
+                    class_="grid",
+                ),
                 tag("text", label, x=LEFT - 8, y=_n(y(place) + 4), class_="tick end"),
             )
             for place, label in zip(places, labels(places, self.tick, self.digits), strict=True)
@@ -103,8 +139,16 @@ class LineChart:
 
     def _epochs(self, x: Callable[[float], float]) -> list[Html]:
         marks = sorted({max(1, epoch) for epoch in whole_ticks(self.last_epoch)})
-        labels = [tag("text", epoch, x=_n(x(epoch)), y=HEIGHT - BOTTOM + 17, class_="tick mid") for epoch in marks]
-        return [*labels, tag("text", "epoch", x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 3, class_="tick mid axis")]
+        labels = [
+            tag("text", epoch, x=_n(x(epoch)), y=HEIGHT - BOTTOM + 17, class_="tick mid")
+            for epoch in marks
+        ]
+        return [
+            *labels,
+            tag(
+                "text", "epoch", x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 3, class_="tick mid axis"
+            ),
+        ]
 
     def _tooltips(self, x: Callable[[float], float]) -> list[Html]:
         half = (x(2) - x(1)) / 2
@@ -113,12 +157,22 @@ class LineChart:
             said = [
                 f"{line.label}: {self.say(value)}"
                 for line in self.lines
-                if not line.faint and epoch <= len(line.values) and (value := line.values[epoch - 1]) is not None
+                if not line.faint
+                and epoch <= len(line.values)
+                and (value := line.values[epoch - 1]) is not None
             ]
             text = tag("title", f"epoch {epoch}\n" + "\n".join(said))
             left, right = max(LEFT, x(epoch) - half), min(WIDTH - RIGHT, x(epoch) + half)
             out.append(
-                tag("rect", text, x=_n(left), y=TOP, width=_n(right - left), height=HEIGHT - TOP - BOTTOM, class_="hit")
+                tag(
+                    "rect",
+                    text,
+                    x=_n(left),
+                    y=TOP,
+                    width=_n(right - left),
+                    height=HEIGHT - TOP - BOTTOM,
+                    class_="hit",
+                )
             )
         return out
 
@@ -138,7 +192,11 @@ def _curve(line: Line, x: Callable[[float], float], y: Callable[[float], float])
     ]
     if len(dots) == 1:
         shown.append(tag("circle", cx=_n(dots[0][0]), cy=_n(dots[0][1]), r=3, class_="dot"))
-    if line.mark is not None and line.mark <= len(line.values) and (value := line.values[line.mark - 1]) is not None:
+    if (
+        line.mark is not None
+        and line.mark <= len(line.values)
+        and (value := line.values[line.mark - 1]) is not None
+    ):
         shown.append(tag("circle", cx=_n(x(line.mark)), cy=_n(y(value)), r=4.5, class_="ring"))
     return tag("g", shown, class_=line.colour)
 

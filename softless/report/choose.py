@@ -1,4 +1,6 @@
-"""Which test images the page shows: the most instructive mistakes, then right answers from all classes."""
+"""Which test images the page shows: the most instructive mistakes, then right answers from all
+classes.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,22 +11,32 @@ from softless.report.runs import Predictions
 
 
 def chosen(answers: Sequence[Predictions], count: int = 12) -> list[int]:
-    """Indices of test images: up to half wrong for some model, the surest mistakes first; the rest right, class by class.
+    """Indices of test images: up to half wrong for some model, the surest mistakes first; the rest
+    right, class by class.
 
     No choice is random, so the page of a run never changes.
     """
     right = np.stack([answer.correct for answer in answers])
-    surest = np.stack([np.where(answer.correct, 0, answer.probabilities.max(1)) for answer in answers]).max(0)
+    surest = np.stack([
+        np.where(answer.correct, 0, answer.probabilities.max(1)) for answer in answers
+    ]).max(0)
     wrong = [int(i) for i in np.argsort(-surest, kind="stable") if not right[:, i].all()]
     first, others = wrong[: count // 2], wrong[count // 2 :]
-    spread = _spread(answers[0].targets, right.all(0), count - len(first), shown=answers[0].targets[first])
-    return [*first, *others[: count - len(first) - len(spread)], *spread]  # a weak model has few right answers to show
+    spread = _spread(
+        answers[0].targets, right.all(0), count - len(first), shown=answers[0].targets[first]
+    )
+    # a weak model has few right answers to show
+    return [*first, *others[: count - len(first) - len(spread)], *spread]
 
 
 def _spread(targets: np.ndarray, allowed: Any, count: int, shown: np.ndarray) -> list[int]:
-    """The first allowed image of each class, classes not shown yet before the others; then the second of each, until enough."""
+    """The first allowed image of each class, classes not shown yet before the others; then the
+    second of each, until enough.
+    """
     classes = sorted(np.unique(targets).tolist(), key=lambda label: label in shown)
     of_class = [[int(i) for i in np.flatnonzero((targets == label) & allowed)] for label in classes]
     rounds = max(map(len, of_class), default=0)
-    ordered = [members[turn] for turn in range(rounds) for members in of_class if turn < len(members)]
+    ordered = [
+        members[turn] for turn in range(rounds) for members in of_class if turn < len(members)
+    ]
     return ordered[:count]

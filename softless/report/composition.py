@@ -11,7 +11,9 @@ PARTS = {"train": "training", "val": "validation", "test": "test"}
 
 
 def draw_composition(groups: Sequence[Group]) -> Html | None:
-    """The section, from what the first run wrote at its start; None of runs of an older softless."""
+    """The section, from what the first run wrote at its start; None of runs of an older
+    softless.
+    """
     data = groups[0].first.about.get("data")
     if data is None:
         return None
@@ -19,22 +21,30 @@ def draw_composition(groups: Sequence[Group]) -> Html | None:
     note = (
         ""
         if all(one == data for one in told)
-        else "The models were trained on different data; this is what the first of them was trained on."
+        else "The models were trained on different data; this is what the first of them was "
+        "trained on."
     )
     return section(
         "data",
         "Data",
-        table(*_rows(data), caption=f"Images in {data['name']}, and {data['counted']} of each class" if data["classes"].get("train") else f"Images in {data['name']}"),
+        table(
+            *_rows(data),
+            caption=f"Images in {data['name']}, and {data['counted']} of each class"
+            if data["classes"].get("train")
+            else f"Images in {data['name']}",
+        ),
         tag("p", _sizes(data), class_="note"),
         tag("p", note, class_="note") if note else None,
-    )  # fmt: skip
+    )
 
 
 def _rows(data: Mapping[str, Any]) -> tuple[list[Any], list[list[Any]]]:
     parts = [part for part in PARTS if part in data["images"]]
     rows: list[list[Any]] = [["all images", *(count(data["images"][part]) for part in parts)]]
     names = data["classes"].get("train") or {}
-    rows += [[name, *(count(data["classes"][part].get(name, 0)) for part in parts)] for name in names]
+    rows += [
+        [name, *(count(data["classes"][part].get(name, 0)) for part in parts)] for name in names
+    ]
     return ["", *(PARTS[part] for part in parts)], rows
 
 
@@ -42,7 +52,8 @@ def _sizes(data: Mapping[str, Any]) -> str:
     sizes, (height, width) = data["sizes"], data["seen"]
     small, large = (" × ".join(map(str, sizes[name])) for name in ("smallest", "largest"))
     looked = (
-        f"{sizes['of']} training image{'s' * (sizes['of'] != 1)} that {'were' if sizes['of'] != 1 else 'was'} looked at"
+        f"{sizes['of']} training image{'s' * (sizes['of'] != 1)} that "
+        f"{'were' if sizes['of'] != 1 else 'was'} looked at"
     )
     stored = f"are {small} pixels" if small == large else f"have from {small} to {large} pixels"
     return f"The {looked} {stored} (height × width). The model was trained at {height} × {width}."

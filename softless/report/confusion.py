@@ -1,4 +1,6 @@
-"""Which classes are taken for which: counts over all seeds, as a coloured table, or as a list where there are many classes."""
+"""Which classes are taken for which: counts over all seeds, as a coloured table, or as a list where
+there are many classes.
+"""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +28,13 @@ def draw_confusion(group: Group, counts: NDArray[np.int64]) -> Html:
     if not counts.sum():
         return tag("div", heading, tag("p", "No test predictions.", class_="note"))
     body = _matrix(classes, counts, group) if len(classes) <= MOST else None
-    return tag("div", heading, body, tag("p", _in_words(classes, counts), class_="note"), class_="confusion")
+    return tag(
+        "div",
+        heading,
+        body,
+        tag("p", _in_words(classes, counts), class_="note"),
+        class_="confusion",
+    )
 
 
 def _matrix(classes: tuple[str, ...], counts: NDArray[np.int64], group: Group) -> Html:
@@ -35,17 +43,30 @@ def _matrix(classes: tuple[str, ...], counts: NDArray[np.int64], group: Group) -
     for truth, name in enumerate(classes):
         cells = [_cell(classes, counts, shares, truth, said) for said in range(len(classes))]
         recall = tag(
-            "td", percent(shares[truth, truth], 0), class_="recall", title=f"of {counts[truth].sum()} images of {name}"
+            "td",
+            percent(shares[truth, truth], 0),
+            class_="recall",
+            title=f"of {counts[truth].sum()} images of {name}",
         )
         rows.append(tag("tr", tag("th", name, scope="row"), cells, recall))
     long_names = max(map(len, classes)) > 3
-    head = [tag("th", tag("span", name), scope="col", class_="up" if long_names else None) for name in classes]
+    head = [
+        tag("th", tag("span", name), scope="col", class_="up" if long_names else None)
+        for name in classes
+    ]
     return tag(
         "div",
         tag(
             "table",
-            tag("caption", f"Rows: truth. Columns: what {group.label} said. Last column: share of the class found."),
-            tag("thead", tag("tr", tag("td"), head, tag("th", "found", scope="col", class_="recall"))),
+            tag(
+                "caption",
+                f"Rows: truth. Columns: what {group.label} said. Last column: share of the class "
+                "found.",
+            ),
+            tag(
+                "thead",
+                tag("tr", tag("td"), head, tag("th", "found", scope="col", class_="recall")),
+            ),
             tag("tbody", rows),
             class_=f"matrix {group.colour}" + (" many" if len(classes) > 12 else ""),
         ),
@@ -57,16 +78,23 @@ def _matrix(classes: tuple[str, ...], counts: NDArray[np.int64], group: Group) -
 
 
 def _cell(
-    classes: tuple[str, ...], counts: NDArray[np.int64], shares: NDArray[np.float64], truth: int, said: int
+    classes: tuple[str, ...],
+    counts: NDArray[np.int64],
+    shares: NDArray[np.float64],
+    truth: int,
+    said: int,
 ) -> Html:
     number, share = int(counts[truth, said]), shares[truth, said]
     if not number:
         return tag("td", class_="none")
     right = truth == said
-    # A mistake is rare and must be seen: its tint starts at a quarter. The right answers' tint follows their share.
+    # A mistake is rare and must be seen: its tint starts at a quarter. The right answers' tint
+    # follows their share.
     depth = round(100 * share) if right else round(25 + 75 * min(1, 4 * share))
     meaning = f"{number} of class {classes[truth]} called {classes[said]} ({100 * share:.1f} %)"
-    return tag("td", number, class_="right" if right else "wrong", style=f"--depth:{depth}%", title=meaning)
+    return tag(
+        "td", number, class_="right" if right else "wrong", style=f"--depth:{depth}%", title=meaning
+    )
 
 
 def _in_words(classes: tuple[str, ...], counts: NDArray[np.int64]) -> str:

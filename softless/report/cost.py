@@ -1,4 +1,6 @@
-"""What one image costs each model: parameters, multiply-adds, exponentials, and the time that was measured."""
+"""What one image costs each model: parameters, multiply-adds, exponentials, and the time that was
+measured.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,13 +36,25 @@ class Row:
 
 def draw_cost(groups: Sequence[Group], speeds: Mapping[Path, Speed] | None = None) -> Html:
     """The table, with each model's ratio to the last one, which the others are compared with."""
-    costs = [cost(load_run(group.first.folder, "cpu").model, group.first.pixels) for group in groups]
+    costs = [
+        cost(load_run(group.first.folder, "cpu").model, group.first.pixels) for group in groups
+    ]
     rows, caption = [*_counted(costs), *_timed(groups, speeds or {})], _caption(groups, costs)
     if len(groups) > FEW:
         return _listed(groups, rows, caption)
     base = len(groups) - 1
-    head = ["", *(tag("span", tag("span", class_=f"swatch {group.colour}"), group.label) for group in groups)]
-    head += ["ratio"] if len(groups) == 2 else [f"{group.label} / {groups[base].label}" for group in groups[:base]]
+    head = [
+        "",
+        *(
+            tag("span", tag("span", class_=f"swatch {group.colour}"), group.label)
+            for group in groups
+        ),
+    ]
+    head += (
+        ["ratio"]
+        if len(groups) == 2
+        else [f"{group.label} / {groups[base].label}" for group in groups[:base]]
+    )
     body = []
     for row in rows:
         cells: list[Any] = [tag("span", row.name, tag("small", row.says))]
@@ -73,7 +87,12 @@ def _caption(groups: Sequence[Group], costs: Sequence[Cost]) -> str:
 def _counted(costs: Sequence[Cost]) -> list[Row]:
     return [
         Row("Parameters", "trained numbers", [c.parameters for c in costs], count),
-        Row("Multiply-adds", "matrix products and convolutions, per image", [c.macs for c in costs], short),
+        Row(
+            "Multiply-adds",
+            "matrix products and convolutions, per image",
+            [c.macs for c in costs],
+            short,
+        ),
         Row("Exponentials in attention", "per image", [c.exps for c in costs], count),
         Row(
             "Transcendentals in activations",
@@ -82,8 +101,18 @@ def _counted(costs: Sequence[Cost]) -> list[Row]:
             count,
         ),
         Row("Weights", "parameters and buffers", [c.weight_bytes for c in costs], size),
-        Row("Peak inference memory", "weights and live tensors, one image", [c.peak_bytes for c in costs], size),
-        Row("Activation memory", "kept for the backward pass, per image", [c.activation_bytes for c in costs], size),
+        Row(
+            "Peak inference memory",
+            "weights and live tensors, one image",
+            [c.peak_bytes for c in costs],
+            size,
+        ),
+        Row(
+            "Activation memory",
+            "kept for the backward pass, per image",
+            [c.activation_bytes for c in costs],
+            size,
+        ),
     ]
 
 
@@ -92,11 +121,28 @@ def _timed(groups: Sequence[Group], speeds: Mapping[Path, Speed]) -> list[Row]:
     rows = []
     if any(measured):
         how = next(speed.how for speed in measured if speed)
-        rows.append(Row("Images per second, evaluation", how, [s.median if s else None for s in measured], short))
+        rows.append(
+            Row(
+                "Images per second, evaluation",
+                how,
+                [s.median if s else None for s in measured],
+                short,
+            )
+        )
     training = [_mean(group, "images_per_second") for group in groups]
     rows += [
-        Row("Images per second, training", "mean over the run, other work on the machine included", training, short),
-        Row("Training time", "wall clock of one run", [_mean(group, "seconds") for group in groups], duration),
+        Row(
+            "Images per second, training",
+            "mean over the run, other work on the machine included",
+            training,
+            short,
+        ),
+        Row(
+            "Training time",
+            "wall clock of one run",
+            [_mean(group, "seconds") for group in groups],
+            duration,
+        ),
     ]
     return rows
 

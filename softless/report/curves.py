@@ -20,7 +20,9 @@ def draw_curves(groups: Sequence[Group]) -> Html:
     scores, rate = _scores(groups), _lines(groups, _rate)
     start = _late(scores) if measure.percent else None
     charts = [
-        LineChart("Training loss", _lines(groups, _loss), plain, plain, better="lower", digits=DIGITS),
+        LineChart(
+            "Training loss", _lines(groups, _loss), plain, plain, better="lower", digits=DIGITS
+        ),
         LineChart(
             _title(groups),
             scores,
@@ -34,11 +36,17 @@ def draw_curves(groups: Sequence[Group]) -> Html:
         ),
         LineChart("Learning rate", rate, plain, plain, low=0, note=_same(rate), digits=DIGITS),
     ]
-    legend = [tag("li", tag("span", class_=f"swatch {group.colour}"), group.label) for group in groups]
+    legend = [
+        tag("li", tag("span", class_=f"swatch {group.colour}"), group.label) for group in groups
+    ]
     return tag(
         "div",
         tag("ul", legend, class_="legend") if len(groups) > 1 else None,
-        tag("div", [chart.render(f"chart-{number}") for number, chart in enumerate(charts)], class_="charts"),
+        tag(
+            "div",
+            [chart.render(f"chart-{number}") for number, chart in enumerate(charts)],
+            class_="charts",
+        ),
         details("The curves as a table", _as_table(groups)),
     )
 
@@ -55,7 +63,13 @@ def _validation(kind: str) -> Callable[[Group], Callable[[dict[str, Any]], float
 
 def _kinds(groups: Sequence[Group]) -> list[str]:
     """The kinds of weights that were measured, averaged ones first."""
-    found = {kind for group in groups for run in group.runs for line in run.epochs for kind in measured(line)}
+    found = {
+        kind
+        for group in groups
+        for run in group.runs
+        for line in run.epochs
+        for kind in measured(line)
+    }
     return [kind for kind in KEYS if kind in found]
 
 
@@ -74,16 +88,24 @@ def _scores(groups: Sequence[Group]) -> list[Line]:
 
 
 def _late(lines: Sequence[Line]) -> float | None:
-    """Where the axis of a share starts: at what every model has after a sixth of the epochs, so that the end can be told apart."""
+    """Where the axis of a share starts: at what every model has after a sixth of the epochs, so
+    that the end can be told apart.
+    """
     after = max(len(line.values) for line in lines) // 6
     values = [v for line in lines for v in line.values[after:] if v is not None]
     return min(values, default=None) if after else None
 
 
 def _score_note(lines: Sequence[Line], start: float | None) -> str:
-    said = ["The ring is the epoch whose weights were kept."] if any(line.mark for line in lines) else []
+    said = (
+        ["The ring is the epoch whose weights were kept."]
+        if any(line.mark for line in lines)
+        else []
+    )
     if any(line.second for line in lines):
-        said.insert(0, "Full lines are averaged weights, thin dashed ones the raw weights of the same run.")
+        said.insert(
+            0, "Full lines are averaged weights, thin dashed ones the raw weights of the same run."
+        )
     if start is not None and any(v < start for line in lines for v in line.values if v is not None):
         said.append("The first epochs lie below the axis.")
     return " ".join(said)
@@ -107,9 +129,14 @@ def _rate(_: Group) -> Callable[[dict[str, Any]], float | None]:
 
 
 def _lines(
-    groups: Sequence[Group], part: Callable[[Group], Callable[..., float | None]], *, mark_best: str = ""
+    groups: Sequence[Group],
+    part: Callable[[Group], Callable[..., float | None]],
+    *,
+    mark_best: str = "",
 ) -> list[Line]:
-    """A curve for each group; `mark_best` is the kind of weights that the curve is of, and rings the epoch that was kept of it."""
+    """A curve for each group; `mark_best` is the kind of weights that the curve is of, and rings
+    the epoch that was kept of it.
+    """
     lines = []
     for group in groups:
         value = part(group)
@@ -143,7 +170,12 @@ def _as_table(groups: Sequence[Group]) -> Html:
     columns: list[list[str]] = []
     kinds = _kinds(groups)
     validation = [
-        (f"validation ({kind} weights)" if len(kinds) > 1 else "validation", _validation(kind), score) for kind in kinds
+        (
+            f"validation ({kind} weights)" if len(kinds) > 1 else "validation",
+            _validation(kind),
+            score,
+        )
+        for kind in kinds
     ]
     for group in groups:
         for name, part, write in (("loss", _loss, plain), *validation, ("rate", _rate, plain)):
@@ -151,9 +183,13 @@ def _as_table(groups: Sequence[Group]) -> Html:
             means = _mean([[value(epoch) for epoch in run.epochs] for run in group.runs])
             head.append(f"{group.label}: {name}")
             columns.append(["" if mean is None else write(mean) for mean in means])
-    rows = [[epoch, *(column[epoch - 1] if epoch <= len(column) else "" for column in columns)] for epoch in shown]
+    rows = [
+        [epoch, *(column[epoch - 1] if epoch <= len(column) else "" for column in columns)]
+        for epoch in shown
+    ]
     return table(
         head,
         rows,
-        caption=f"Training loss, {_title(groups)[:1].lower()}{_title(groups)[1:]} and learning rate by epoch (mean over seeds)",
+        caption=f"Training loss, {_title(groups)[:1].lower()}{_title(groups)[1:]} and learning "
+        "rate by epoch (mean over seeds)",
     )

@@ -1,4 +1,6 @@
-"""A table of the page as a file: a link that carries the CSV itself, so that nothing is requested."""
+"""A table of the page as a file: a link that carries the CSV itself, so that nothing is
+requested.
+"""
 
 import base64
 import csv
@@ -12,9 +14,8 @@ from softless.report.html import Html, tag
 from softless.report.numbers import MINUS, THIN
 from softless.words import visible
 
-DRAWN = re.compile(
-    r"<svg\b.*?<title[^>]*>(.*?)</title>.*?</svg>", re.DOTALL
-)  # a drawing in a cell stands for its words
+# a drawing in a cell stands for its words
+DRAWN = re.compile(r"<svg\b.*?<title[^>]*>(.*?)</title>.*?</svg>", re.DOTALL)
 MARKUP = re.compile(r"<[^>]*>")
 NUMBER = re.compile(r"[-+]?[\d.,]+(\s*%)?$")
 FORMULA = ("=", "+", "-", "@")  # how a spreadsheet's formulas begin
@@ -24,11 +25,20 @@ def csv_link(head: Sequence[Any], rows: Sequence[Sequence[Any]], name: str) -> H
     """The link; `name` becomes the file's."""
     file = re.sub(r"[^a-z0-9]+", "_", visible(name).lower()).strip("_")[:60] or "table"
     coded = base64.b64encode(as_csv(head, rows).encode("utf-8")).decode("ascii")
-    return tag("a", "CSV", href=f"data:text/csv;charset=utf-8;base64,{coded}", download=f"{file}.csv", class_="csv", aria_label=f"{name} as CSV")  # fmt: skip
+    return tag(
+        "a",
+        "CSV",
+        href=f"data:text/csv;charset=utf-8;base64,{coded}",
+        download=f"{file}.csv",
+        class_="csv",
+        aria_label=f"{name} as CSV",
+    )
 
 
 def as_csv(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
-    """The cells' words, one line for each row; what a spreadsheet would take for a formula is quoted."""
+    """The cells' words, one line for each row; what a spreadsheet would take for a formula is
+    quoted.
+    """
     file = io.StringIO(newline="")
     writer = csv.writer(file, lineterminator="\n")
     writer.writerows([list(map(_plain, row)) for row in (head, *rows)])

@@ -1,4 +1,6 @@
-"""Runs that differ in their seed alone are one model; models get a label, a colour and a list of what sets them apart."""
+"""Runs that differ in their seed alone are one model; models get a label, a colour and a list of
+what sets them apart.
+"""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +12,8 @@ from softless.report.runs import RunRecord
 
 COLOURS = 14  # of page.css
 FEW = 5  # models that are shown side by side; more of them are listed one below the other
-NOT_THE_MODEL = frozenset({"seed", "name", "summary", "threads", "data.workers"})  # fields no comparison is about
+# fields no comparison is about
+NOT_THE_MODEL = frozenset({"seed", "name", "summary", "threads", "data.workers"})
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,17 @@ class Group:
     def best_epochs(self) -> str:
         """The epochs whose weights were kept, and which weights of them, seed by seed."""
         told = [f"{run.result['best_epoch']} ({run.weights} weights)" for run in self.runs]
-        return ", ".join(told) if self.first.recipe.get("ema_evaluate") else ", ".join(one.split()[0] for one in told)
+        return (
+            ", ".join(told)
+            if self.first.recipe.get("ema_evaluate")
+            else ", ".join(one.split()[0] for one in told)
+        )
 
 
 def grouped(runs: Sequence[RunRecord]) -> list[Group]:
-    """Groups in the order in which their first run was given, softmax last: it is the one compared with."""
+    """Groups in the order in which their first run was given, softmax last: it is the one compared
+    with.
+    """
     by_key: dict[str, list[RunRecord]] = {}
     for run in runs:
         by_key.setdefault(_key(run), []).append(run)
@@ -95,23 +104,33 @@ def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested fields by dotted name."""
     out: dict[str, Any] = {}
     for key, value in content.items():
-        out |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {prefix + key: value}
+        out |= (
+            flat(value, f"{prefix}{key}.")
+            if isinstance(value, Mapping) and value
+            else {prefix + key: value}
+        )
     return out
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Recipe fields: those that differ between the models (value per model, None where one has no such field) and those shared."""
+    """Recipe fields: those that differ between the models (value per model, None where one has no
+    such field) and those shared.
+    """
 
     differing: dict[str, list[Any]]
     shared: dict[str, Any]
 
 
 def compare_recipes(groups: Sequence[Group]) -> Comparison:
-    """The recipes of the groups field by field; seeds and descriptions left out, paths shortened."""
+    """The recipes of the groups field by field; seeds and descriptions left out, paths
+    shortened.
+    """
     fields = [flat(group.first.recipe) for group in groups]
     names = [
-        name for name in dict.fromkeys(name for held in fields for name in held) if name not in {"seed", "summary"}
+        name
+        for name in dict.fromkeys(name for held in fields for name in held)
+        if name not in {"seed", "summary"}
     ]
     differing: dict[str, list[Any]] = {}
     shared: dict[str, Any] = {}

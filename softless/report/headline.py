@@ -1,4 +1,6 @@
-"""The first screen: one sentence that says what came out, and a card for each model and each difference."""
+"""The first screen: one sentence that says what came out, and a card for each model and each
+difference.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +18,11 @@ def headline(groups: Sequence[Group]) -> Html:
     """The verdict and, below it, a card for each model and for each difference to the last one."""
     estimates = [accuracy(group) for group in groups]
     base = groups[-1]
-    differences = [(group, estimate) for group in groups[:-1] if (estimate := difference(group, base)) is not None]
+    differences = [
+        (group, estimate)
+        for group in groups[:-1]
+        if (estimate := difference(group, base)) is not None
+    ]
     said = tag("p", verdict(groups, estimates, differences), class_="verdict-line")
     if len(groups) > FEW:
         return tag("div", said, _ranking(groups, estimates, differences))
@@ -24,42 +30,66 @@ def headline(groups: Sequence[Group]) -> Html:
     return tag("div", said, tag("div", cards, class_="cards"))
 
 
-ONE_SEED = " This is one seed, and one seed decides nothing: what another would change is not in the interval."
+ONE_SEED = (
+    " This is one seed, and one seed decides nothing: what another would change is not in "
+    "the interval."
+)
 
 
 def verdict(
-    groups: Sequence[Group], estimates: Sequence[Estimate | None], differences: Sequence[tuple[Group, Estimate]]
+    groups: Sequence[Group],
+    estimates: Sequence[Estimate | None],
+    differences: Sequence[tuple[Group, Estimate]],
 ) -> str:
     """What came out, in one or two sentences that claim no more than the intervals allow."""
-    known = [(group, estimate) for group, estimate in zip(groups, estimates, strict=True) if estimate]
+    known = [
+        (group, estimate) for group, estimate in zip(groups, estimates, strict=True) if estimate
+    ]
     if not known:
         return (
-            "There is no test split: what follows was measured on validation images, which also chose the best epoch."
+            "There is no test split: what follows was measured on validation images, which "
+            "also chose the best epoch."
         )
     if len(known) > FEW:
         return _range(known, differences, groups[-1])
     (first, share), *others = known
     text = f"{first.label} gets {percent(share.value, 2)} of the test images right"
-    text += "".join(f", {group.label} {percent(estimate.value, 2)}" for group, estimate in others) + "."
+    text += (
+        "".join(f", {group.label} {percent(estimate.value, 2)}" for group, estimate in others) + "."
+    )
     text += "".join(_compared(group, groups[-1], estimate) for group, estimate in differences)
     if differences and min(len(group.runs) for group in groups) == 1:
         text += ONE_SEED
     return text
 
 
-def _range(known: Sequence[tuple[Group, Estimate]], differences: Sequence[tuple[Group, Estimate]], base: Group) -> str:
+def _range(
+    known: Sequence[tuple[Group, Estimate]],
+    differences: Sequence[tuple[Group, Estimate]],
+    base: Group,
+) -> str:
     """The ends of a long list, and which differences to the last one are more than chance."""
     ordered = sorted(known, key=lambda pair: pair[1].value)
     (low, least), (high, most) = ordered[0], ordered[-1]
-    text = f"Test accuracy lies between {percent(least.value, 2)} ({low.label}) and {percent(most.value, 2)} ({high.label})."
-    apart = [(group, estimate) for group, estimate in differences if not estimate.low <= 0 <= estimate.high]
+    text = (
+        f"Test accuracy lies between {percent(least.value, 2)} ({low.label}) and "
+        f"{percent(most.value, 2)} ({high.label})."
+    )
+    apart = [
+        (group, estimate)
+        for group, estimate in differences
+        if not estimate.low <= 0 <= estimate.high
+    ]
     for words, sign in (("ahead of", 1), ("behind", -1)):
         names = [group.label for group, estimate in apart if sign * estimate.value > 0]
         if names:
             text += f" {_and(names)} {'is' if len(names) == 1 else 'are'} {words} {base.label}."
     if differences and len(apart) < len(differences):
         rest = "the others'" if apart else "every"
-        text += f" The 95{THIN}% interval of {rest} difference to {base.label} contains zero: no winner{' there' if apart else ''}."
+        text += (
+            f" The 95{THIN}% interval of {rest} difference to {base.label} contains zero: no "
+            f"winner{' there' if apart else ''}."
+        )
     if min(len(group.runs) for group, _ in known) == 1:
         text += ONE_SEED
     return text
@@ -70,10 +100,18 @@ def _and(names: Sequence[str]) -> str:
 
 
 def _ranking(
-    groups: Sequence[Group], estimates: Sequence[Estimate | None], differences: Sequence[tuple[Group, Estimate]]
+    groups: Sequence[Group],
+    estimates: Sequence[Estimate | None],
+    differences: Sequence[tuple[Group, Estimate]],
 ) -> Html:
-    """A line for each model, in the order given: its accuracy on one axis for all, and its difference to the last."""
-    strips = [_accuracy_strip(group, estimate) for group, estimate in zip(groups, estimates, strict=True) if estimate]
+    """A line for each model, in the order given: its accuracy on one axis for all, and its
+    difference to the last.
+    """
+    strips = [
+        _accuracy_strip(group, estimate)
+        for group, estimate in zip(groups, estimates, strict=True)
+        if estimate
+    ]
     places = axis(strips) if strips else []
     to_base = {group.label: estimate for group, estimate in differences}
     rows = []
@@ -84,7 +122,9 @@ def _ranking(
             name,
             percent(estimate.value, 2) if estimate else "–",
             draw(_accuracy_strip(group, estimate), places, f"strip-{number}") if estimate else "–",
-            f"{points(apart.value, 2)} ({points(apart.low)} to {points(apart.high)})" if apart else "–",
+            f"{points(apart.value, 2)} ({points(apart.low)} to {points(apart.high)})"
+            if apart
+            else "–",
             group.best_epochs,
         ])
     seeds = len(groups[0].seeds)
@@ -95,14 +135,17 @@ def _ranking(
         f"points to {groups[-1].label} (95{THIN}% interval)",
         "best epoch",
     ]
-    return table(head, rows, caption=f"Means over {seeds} seed{'s' * (seeds > 1)}", class_="plain ranking")
+    return table(
+        head, rows, caption=f"Means over {seeds} seed{'s' * (seeds > 1)}", class_="plain ranking"
+    )
 
 
 def _compared(group: Group, base: Group, estimate: Estimate) -> str:
     if estimate.low <= 0 <= estimate.high:
         span = f"{points(estimate.low)} to {points(estimate.high)}"
         return (
-            f" The difference of {group.label} to {base.label} is {points(estimate.value, 2)} points, and its 95{THIN}% "
+            f" The difference of {group.label} to {base.label} is {points(estimate.value, 2)} "
+            f"points, and its 95{THIN}% "
             f"interval, {span}, contains zero: no winner."
         )
     ahead, behind = (group, base) if estimate.value > 0 else (base, group)
@@ -114,7 +157,9 @@ def _compared(group: Group, base: Group, estimate: Estimate) -> str:
 
 
 def _accuracy_cards(groups: Sequence[Group], estimates: Sequence[Estimate | None]) -> list[Html]:
-    known = [(group, estimate) for group, estimate in zip(groups, estimates, strict=True) if estimate]
+    known = [
+        (group, estimate) for group, estimate in zip(groups, estimates, strict=True) if estimate
+    ]
     strips = [_accuracy_strip(group, estimate) for group, estimate in known]
     places = axis(strips) if strips else []
     cards = []
@@ -126,7 +171,8 @@ def _accuracy_cards(groups: Sequence[Group], estimates: Sequence[Estimate | None
                 tag("p", f"{100 * estimate.value:.2f}", tag("span", f"{THIN}%"), class_="big"),
                 tag(
                     "p",
-                    f"test accuracy, 95{THIN}% interval {100 * estimate.low:.1f} to {100 * estimate.high:.1f}",
+                    f"test accuracy, 95{THIN}% interval {100 * estimate.low:.1f} to "
+                    f"{100 * estimate.high:.1f}",
                     class_="under",
                 ),
                 draw(strip, places, f"strip-{number}"),
@@ -139,9 +185,14 @@ def _accuracy_cards(groups: Sequence[Group], estimates: Sequence[Estimate | None
 
 def _accuracy_strip(group: Group, estimate: Estimate) -> Strip:
     seeds = (
-        [float(run.predictions.correct.mean()) for run in group.runs if run.predictions] if len(group.runs) > 1 else []
+        [float(run.predictions.correct.mean()) for run in group.runs if run.predictions]
+        if len(group.runs) > 1
+        else []
     )
-    text = f"{group.label}: {percent(estimate.value)}, 95 % interval {percent(estimate.low)} to {percent(estimate.high)} ({estimate.how})"
+    text = (
+        f"{group.label}: {percent(estimate.value)}, 95 % interval {percent(estimate.low)} to "
+        f"{percent(estimate.high)} ({estimate.how})"
+    )
     if seeds:
         text += "; seeds " + ", ".join(percent(value) for value in seeds)
     return Strip(text, group.colour, estimate.value, estimate.low, estimate.high, seeds)
@@ -150,7 +201,8 @@ def _accuracy_strip(group: Group, estimate: Estimate) -> Strip:
 def _difference_cards(differences: Sequence[tuple[Group, Estimate]], base: Group) -> list[Html]:
     strips = [
         Strip(
-            f"{group.label} minus {base.label}: {points(estimate.value)} points, 95 % interval {points(estimate.low)} to {points(estimate.high)} ({estimate.how})",
+            f"{group.label} minus {base.label}: {points(estimate.value)} points, 95 % interval "
+            f"{points(estimate.low)} to {points(estimate.high)} ({estimate.how})",
             group.colour,
             estimate.value,
             estimate.low,
@@ -165,7 +217,11 @@ def _difference_cards(differences: Sequence[tuple[Group, Estimate]], base: Group
             "article",
             tag("h3", f"{group.label} {MINUS} {base.label}"),
             tag("p", points(estimate.value, 2), tag("span", " points"), class_="big"),
-            tag("p", f"95{THIN}% interval {points(estimate.low)} to {points(estimate.high)}", class_="under"),
+            tag(
+                "p",
+                f"95{THIN}% interval {points(estimate.low)} to {points(estimate.high)}",
+                class_="under",
+            ),
             draw(strip, places, f"difference-{number}"),
             _pairs(group, base),
             tag("p", estimate.how, class_="how"),
@@ -196,11 +252,17 @@ def _listed(rows: Sequence[tuple[str, Any]]) -> Html:
 def _facts(group: Group) -> Html:
     tests = [run.result.get("test") or {} for run in group.runs]
     rows = (
-        [("always the commonest class", percent(held)), ("chance", percent(1 / len(group.first.classes)))]
+        [
+            ("always the commonest class", percent(held)),
+            ("chance", percent(1 / len(group.first.classes))),
+        ]
         if (held := _commonest(group)) is not None
         else []
     )
-    for key, name in (("balanced_accuracy", "balanced accuracy"), ("auc", "AUC (one against the rest)")):
+    for key, name in (
+        ("balanced_accuracy", "balanced accuracy"),
+        ("auc", "AUC (one against the rest)"),
+    ):
         values = [test[key] for test in tests if test.get(key) is not None]
         if values:
             mean = sum(values) / len(values)
@@ -217,7 +279,9 @@ def _facts(group: Group) -> Html:
 
 
 def _commonest(group: Group) -> float | None:
-    """What always answering the class that is commonest among the images gets right: of the test images, or of those of validation."""
+    """What always answering the class that is commonest among the images gets right: of the test
+    images, or of those of validation.
+    """
     answers = group.first.predictions
     if answers is not None:
         return float(np.bincount(answers.targets).max() / len(answers.targets))

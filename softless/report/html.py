@@ -1,5 +1,5 @@
-"""HTML in a few functions: whatever is not already `Html` is escaped, so a file name or a class name can never become markup,
-and signs that are not seen are shown.
+"""HTML in a few functions: whatever is not already `Html` is escaped, so a file name or a class
+name can never become markup, and signs that are not seen are shown.
 """
 
 from html import escape
@@ -14,11 +14,27 @@ class Html(str):
     __slots__ = ()
 
 
-VOID = frozenset({"br", "img", "input", "meta", "hr", "line", "circle", "rect", "path", "polyline", "link"})
+VOID = frozenset({
+    "br",
+    "img",
+    "input",
+    "meta",
+    "hr",
+    "line",
+    "circle",
+    "rect",
+    "path",
+    "polyline",
+    "link",
+})
 
 
 def tag(_name: str, *children: Any, **attributes: Any) -> Html:
-    """An element. Attributes drop a trailing underscore (`class_`) and turn others into hyphens; None leaves one out."""
+    """An element.
+
+    Attributes drop a trailing underscore (`class_`) and turn others into hyphens; None leaves one
+    out.
+    """
     written = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{escape(visible(value, lines=True))}"'
         for key, value in attributes.items()
@@ -38,7 +54,11 @@ def join(*children: Any) -> Html:
         if isinstance(child, list | tuple):
             parts.append(join(*child))
         else:
-            parts.append(child if isinstance(child, Html) else escape(visible(child, lines=True), quote=False))
+            parts.append(
+                child
+                if isinstance(child, Html)
+                else escape(visible(child, lines=True), quote=False)
+            )
     return Html("".join(parts))
 
 
@@ -54,10 +74,15 @@ def section(identifier: str, heading: str, *children: Any, lead: Any = None) -> 
 
 
 def table(head: list[Any], rows: list[list[Any]], *, caption: str, class_: str = "plain") -> Html:
-    """A table whose first column heads its rows, with its CSV behind a link, in a box that scrolls sideways on a narrow screen."""
+    """A table whose first column heads its rows, with its CSV behind a link, in a box that scrolls
+    sideways on a narrow screen.
+    """
     from softless.report.downloads import csv_link
 
-    body = [tag("tr", tag("th", row[0], scope="row"), [tag("td", cell) for cell in row[1:]]) for row in rows]
+    body = [
+        tag("tr", tag("th", row[0], scope="row"), [tag("td", cell) for cell in row[1:]])
+        for row in rows
+    ]
     return tag(
         "div",
         tag(
@@ -80,8 +105,12 @@ def _head(cell: Any) -> Html:
 
 
 def enlarged(picture: Html, name: str) -> Html:
-    """A picture that fills the window when it is clicked, and goes back at the next click or the space bar: a checkbox and CSS, no script."""
-    return tag("label", tag("input", type="checkbox", aria_label=f"enlarge {name}"), picture, class_="zoom")
+    """A picture that fills the window when it is clicked, and goes back at the next click or the
+    space bar: a checkbox and CSS, no script.
+    """
+    return tag(
+        "label", tag("input", type="checkbox", aria_label=f"enlarge {name}"), picture, class_="zoom"
+    )
 
 
 def details(summary: str, *children: Any) -> Html:

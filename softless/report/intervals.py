@@ -33,7 +33,9 @@ def axis(strips: Sequence[Strip]) -> list[float]:
 
 
 def draw(strip: Strip, places: Sequence[float], identifier: str) -> Html:
-    """The strip as SVG; `places` is the axis it shares with others, `identifier` the id of its text."""
+    """The strip as SVG; `places` is the axis it shares with others, `identifier` the id of its
+    text.
+    """
 
     def x(value: float) -> str:
         return f"{EDGE + (value - places[0]) / (places[-1] - places[0]) * (WIDTH - 2 * EDGE):.1f}"

@@ -1,4 +1,6 @@
-"""The numbers of classifiers on the page: what each measure is, with its interval; each class; the ROC curve and the calibration."""
+"""The numbers of classifiers on the page: what each measure is, with its interval; each class; the
+ROC curve and the calibration.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -21,13 +23,28 @@ def draw_numbers(groups: Sequence[Group]) -> Html | None:
         return None
     shown = [group for group in groups if group.label in known]
     seeds = " of the first seed" if any(len(group.runs) > 1 for group in groups) else ""
-    parts = [table(*_measures(shown, known), caption=f"Measures of the test images{seeds}", class_="plain numbers")]
+    parts = [
+        table(
+            *_measures(shown, known),
+            caption=f"Measures of the test images{seeds}",
+            class_="plain numbers",
+        )
+    ]
     if len(shown) <= FEW:
         parts.append(_charts(shown, known))
-        parts += [table(*_classes(known[one.label]), caption=f"Classes{seeds}: {one.label}", class_="plain numbers") for one in shown]  # fmt: skip
+        parts += [
+            table(
+                *_classes(known[one.label]),
+                caption=f"Classes{seeds}: {one.label}",
+                class_="plain numbers",
+            )
+            for one in shown
+        ]
     lead = (
-        f"In brackets 95{THIN}% intervals: Wilson's of shares, a bootstrap over images of areas under the ROC curve. "
-        "Precision and recall are of the answers as they are; sensitivity and specificity at the threshold that validation images chose."
+        f"In brackets 95{THIN}% intervals: Wilson's of shares, a bootstrap over images of areas "
+        "under the ROC curve. "
+        "Precision and recall are of the answers as they are; sensitivity and specificity at the "
+        "threshold that validation images chose."
     )
     return section("numbers", "Numbers", parts, lead=lead)
 
@@ -38,15 +55,22 @@ def evaluation_of(group: Group) -> Evaluation | None:
     if run.predictions is None:
         return None
     threshold = (run.result.get("val") or {}).get("threshold")
-    return evaluated(run.predictions.logits, run.predictions.targets, run.classes, threshold=threshold)
+    return evaluated(
+        run.predictions.logits, run.predictions.targets, run.classes, threshold=threshold
+    )
 
 
-def _measures(groups: Sequence[Group], known: Mapping[str, Evaluation]) -> tuple[list[object], list[list[object]]]:
+def _measures(
+    groups: Sequence[Group], known: Mapping[str, Evaluation]
+) -> tuple[list[object], list[list[object]]]:
     columns = [_column(known[group.label]) for group in groups]
     names = list(dict.fromkeys(name for column in columns for name in column))
     head: list[object] = [
         "",
-        *(tag("span", tag("span", class_=f"swatch {group.colour}"), group.label) for group in groups),
+        *(
+            tag("span", tag("span", class_=f"swatch {group.colour}"), group.label)
+            for group in groups
+        ),
     ]
     return head, [[name, *(column.get(name, "–") for column in columns)] for name in names]
 
@@ -61,7 +85,9 @@ def _column(found: Evaluation) -> dict[str, str]:
         f"always the commonest class ({most})": percent(m.commonest),
         "chance": percent(m.chance),
         "balanced accuracy": _share(whole["balanced_accuracy"]),
-        "AUC" if len(found.classes) == 2 else "AUC, mean of one against the rest": _number(whole["auc"]),
+        "AUC" if len(found.classes) == 2 else "AUC, mean of one against the rest": _number(
+            whole["auc"]
+        ),
     }
     point = found.operating
     if point is not None:
@@ -70,15 +96,27 @@ def _column(found: Evaluation) -> dict[str, str]:
             "sensitivity there": _share(point.sensitivity),
             "specificity there": _share(point.specificity),
         }
-    return {**told, "Brier score": f"{m.brier:.4f}", "calibration error": f"{m.calibration.error:.4f}"}
+    return {
+        **told,
+        "Brier score": f"{m.brier:.4f}",
+        "calibration error": f"{m.calibration.error:.4f}",
+    }
 
 
 def _classes(found: Evaluation) -> tuple[list[object], list[list[object]]]:
     told = found.details.of_class
     head: list[object] = ["class", "images", "precision", "recall", "AUC against the rest"]
     rows = [
-        [name, images, _share(told["precision"][place]), _share(told["recall"][place]), _number(told["auc"][place])]
-        for place, (name, images) in enumerate(zip(found.classes, found.metrics.confusion.sum(1).tolist(), strict=True))
+        [
+            name,
+            images,
+            _share(told["precision"][place]),
+            _share(told["recall"][place]),
+            _number(told["auc"][place]),
+        ]
+        for place, (name, images) in enumerate(
+            zip(found.classes, found.metrics.confusion.sum(1).tolist(), strict=True)
+        )
     ]
     return head, rows
 
@@ -89,34 +127,65 @@ def _charts(groups: Sequence[Group], known: Mapping[str, Evaluation]) -> Html:
     drawn = []
     if two and all(known[group.label].metrics.auc is not None for group in groups):
         curves = [_roc(group, known[group.label]) for group in groups]
-        note = "The ring is the threshold that validation images chose." if any(one.ring for one in curves) else ""
-        drawn.append(square("ROC curve", f"1 {chr(8722)} specificity", "sensitivity", curves, "roc", note=note))
+        note = (
+            "The ring is the threshold that validation images chose."
+            if any(one.ring for one in curves)
+            else ""
+        )
+        drawn.append(
+            square(
+                "ROC curve", f"1 {chr(8722)} specificity", "sensitivity", curves, "roc", note=note
+            )
+        )
     curves = [_calibration(group, known[group.label]) for group in groups]
-    across, upwards = (f"probability of {positive}", f"share of {positive}") if two else ("how sure the answer is", "share that is right")  # fmt: skip
+    across, upwards = (
+        (f"probability of {positive}", f"share of {positive}")
+        if two
+        else ("how sure the answer is", "share that is right")
+    )
     note = f"{BINS} bins of one width; on the dashed line probabilities are what happens."
     drawn.append(square("Calibration", across, upwards, curves, "calibration", note=note))
     return tag("div", drawn, class_="charts squares")
 
 
 def _roc(group: Group, found: Evaluation) -> Curve:
-    """Every threshold between two probabilities, from none to all answered with the second class."""
+    """Every threshold between two probabilities, from none to all answered with the second
+    class.
+    """
     chances, positive = second_class(found.logits), found.targets == 1
     values, place = np.unique(-chances, return_inverse=True)
-    up, down = (np.bincount(place, weights=side, minlength=len(values)).cumsum() for side in (positive, ~positive))
+    up, down = (
+        np.bincount(place, weights=side, minlength=len(values)).cumsum()
+        for side in (positive, ~positive)
+    )
     points = [(0.0, 0.0), *zip((down / down[-1]).tolist(), (up / up[-1]).tolist(), strict=True)]
     point, area = found.operating, found.details.whole["auc"]
     ring = None
-    if point is not None and point.sensitivity.value is not None and point.specificity.value is not None:
+    if (
+        point is not None
+        and point.sensitivity.value is not None
+        and point.specificity.value is not None
+    ):
         ring = (1 - point.specificity.value, point.sensitivity.value)
-    return Curve(group.label, group.colour, points, f"{group.label}, AUC {_number(area)}.", ring=ring)
+    return Curve(
+        group.label, group.colour, points, f"{group.label}, AUC {_number(area)}.", ring=ring
+    )
 
 
 def _calibration(group: Group, found: Evaluation) -> Curve:
     curve = found.metrics.calibration
     points = [
-        (float(sure), float(right)) for sure, right in zip(curve.sure, curve.right, strict=True) if not np.isnan(sure)
+        (float(sure), float(right))
+        for sure, right in zip(curve.sure, curve.right, strict=True)
+        if not np.isnan(sure)
     ]
-    return Curve(group.label, group.colour, points, f"{group.label}, calibration error {curve.error:.3f}.", dots=True)
+    return Curve(
+        group.label,
+        group.colour,
+        points,
+        f"{group.label}, calibration error {curve.error:.3f}.",
+        dots=True,
+    )
 
 
 def _share(one: Estimate) -> str:

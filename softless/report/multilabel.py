@@ -51,7 +51,10 @@ class LabelReading(Reading):
 
 
 def _named(group: Group, given: np.ndarray) -> str:
-    return ", ".join(name for name, one in zip(group.first.classes, given, strict=True) if one) or "no label"
+    return (
+        ", ".join(name for name, one in zip(group.first.classes, given, strict=True) if one)
+        or "no label"
+    )
 
 
 def _threshold(group: Group) -> float:
@@ -68,7 +71,8 @@ def headline(groups: Sequence[Group]) -> Html:
     tested = [_test(group) for group in groups]
     if not all(tested):
         said = (
-            "There is no test split: what follows was measured on validation images, which also chose the best epoch."
+            "There is no test split: what follows was measured on validation images, which "
+            "also chose the best epoch."
         )
     else:
         parts = [
@@ -79,7 +83,8 @@ def headline(groups: Sequence[Group]) -> Html:
         ]
         said = " ".join(parts) or "No label has test images with and without it."
     cards = [
-        _card(group, test, f"strip-{number}") for number, (group, test) in enumerate(zip(groups, tested, strict=True))
+        _card(group, test, f"strip-{number}")
+        for number, (group, test) in enumerate(zip(groups, tested, strict=True))
     ]
     return tag("div", tag("p", said, class_="verdict-line"), tag("div", cards, class_="cards"))
 
@@ -93,11 +98,24 @@ def further(groups: Sequence[Group]) -> list[Html]:
 def method(groups: Sequence[Group]) -> list[str]:
     """How the measures came about."""
     threshold = _threshold(groups[0])
-    interval = f"Its 95{THIN}% interval is a bootstrap over images, or over groups where images belong to some."
+    interval = (
+        f"Its 95{THIN}% interval is a bootstrap over images, or over groups where images "
+        "belong to some."
+    )
     return [
-        f"AUC is the share of pairs, one test image with the label and one without, that are ranked rightly. {interval}",
-        f"Sensitivity, specificity and precision are of answers from a probability of {threshold:g} on, which the recipe sets.",
-        "Query and key maps are the l2 norm over channels of each token of q^ and k^ in the last attention layer, rescaled to 0..1 per image.",
+        (
+            "AUC is the share of pairs, one test image with the label and one without, that are "
+            f"ranked rightly. {interval}"
+        ),
+        (
+            "Sensitivity, specificity and precision are of answers from a probability of "
+            f"{threshold:g} on, which the recipe sets."
+        ),
+        (
+            "Query and key maps are the l2 norm over channels of each token of q^ and k^ in the "
+            "last "
+            "attention layer, rescaled to 0..1 per image."
+        ),
     ]
 
 
@@ -109,7 +127,11 @@ def _test(group: Group) -> dict[str, Any]:
 def _card(group: Group, test: dict[str, Any], identifier: str) -> Html:
     score = test.get("auc") if test else (group.first.result.get("val") or {}).get("auc")
     ends = test.get("interval")
-    under = "mean AUC of the labels on test images" if test else "mean AUC on validation images: no test split"
+    under = (
+        "mean AUC of the labels on test images"
+        if test
+        else "mean AUC on validation images: no test split"
+    )
     strip = None
     if ends and score is not None:
         low, high = ends
@@ -151,12 +173,22 @@ def _labels(group: Group, test: dict[str, Any]) -> Html:
     for label in group.first.classes:
         area, low, high = (value(name, label) for name in ("auc", "auc_low", "auc_high"))
         ends = "–" if low is None or high is None else f"{low:.3f} to {high:.3f}"
-        shares = [value(name, label) for name in ("share", "sensitivity", "specificity", "precision")]
+        shares = [
+            value(name, label) for name in ("share", "sensitivity", "specificity", "precision")
+        ]
         rows.append([
             label,
             "–" if area is None else f"{area:.3f}",
             ends,
             *("–" if one is None else percent(one) for one in shares),
         ])
-    head = ["label", "AUC", f"95{THIN}% interval", "images with it", "sensitivity", "specificity", "precision"]
+    head = [
+        "label",
+        "AUC",
+        f"95{THIN}% interval",
+        "images with it",
+        "sensitivity",
+        "specificity",
+        "precision",
+    ]
     return table(head, rows, caption=f"{group.label}: each label on the test images")

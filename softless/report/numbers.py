@@ -41,10 +41,15 @@ def plain(number: float, digits: int = 4) -> str:
 
 
 def duration(seconds: float) -> str:
+    """Seconds, minutes or hours for people."""
     if seconds < 120:
         return f"{seconds:.0f}{THIN}s"
     minutes = round(seconds / 60)
-    return f"{minutes}{THIN}min" if minutes < 120 else f"{minutes // 60}{THIN}h {minutes % 60}{THIN}min"
+    return (
+        f"{minutes}{THIN}min"
+        if minutes < 120
+        else f"{minutes // 60}{THIN}h {minutes % 60}{THIN}min"
+    )
 
 
 def ratio(value: float, base: float) -> str:

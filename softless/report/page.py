@@ -19,26 +19,33 @@ from softless.report.recipes import draw_recipes
 from softless.report.runs import read_run
 from softless.words import counted
 
-# The browser is told to fetch nothing, so that a page cannot call home even if a name in it tried to.
+# The browser is told to fetch nothing, so that a page cannot call home even if a name in it tried
+# to.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 def write(
-    run_dirs: Sequence[Path], out: Path, *, title: str | None = None, speeds: Mapping[Path, Speed] | None = None
+    run_dirs: Sequence[Path],
+    out: Path,
+    *,
+    title: str | None = None,
+    speeds: Mapping[Path, Speed] | None = None,
 ) -> Path:
     """Write the page of these runs to `out`, whole or not at all, and return its path.
 
-    Runs that differ in their seed alone are shown as one model. With several models the last one, softmax where there is one, is
-    what the others are compared with.
+    Runs that differ in their seed alone are shown as one model. With several models the last one,
+    softmax where there is one, is what the others are compared with.
 
     Args:
         run_dirs: folders of finished runs.
         out: the HTML file.
         title: heading of the page; None says the models, their data and the run.
-        speeds: measured images per second in evaluation, by the folder of each model's first run (softless.benching).
+        speeds: measured images per second in evaluation, by the folder of each model's first run
+            (softless.benching).
 
     Raises:
-        UsageError: no run, a folder without a finished run, or a place that cannot be written (StorageError).
+        UsageError: no run, a folder without a finished run, or a place that cannot be written
+            (StorageError).
     """
     if not run_dirs:
         raise UsageError("a report needs at least one run folder")
@@ -72,11 +79,19 @@ def _sections(groups: Sequence[Group], speeds: Mapping[Path, Speed] | None) -> l
         section("result", "Result", view.headline(groups)),
         *(
             part
-            for part in (draw_composition(groups), view.numbers(groups) if hasattr(view, "numbers") else None)
+            for part in (
+                draw_composition(groups),
+                view.numbers(groups) if hasattr(view, "numbers") else None,
+            )
             if part
         ),
         section("curves", "Learning", draw_curves(groups), lead=_curves_lead(groups)),
-        section("cost", "Cost", draw_cost(groups, speeds), lead="Counted on one image; speeds are measured."),
+        section(
+            "cost",
+            "Cost",
+            draw_cost(groups, speeds),
+            lead="Counted on one image; speeds are measured.",
+        ),
         section("samples", "Test images", view.samples(groups), lead=view.SAMPLES),
         *(view.further(groups) if hasattr(view, "further") else []),
         section("recipe", "Recipes" if len(groups) > 1 else "Recipe", draw_recipes(groups)),
@@ -85,26 +100,43 @@ def _sections(groups: Sequence[Group], speeds: Mapping[Path, Speed] | None) -> l
 
 
 def _view(groups: Sequence[Group]) -> Any:
-    """The module of the runs' task: `headline`, `samples`, SAMPLES (how to read them), `method` (how the measures came about), and `numbers` and `further` sections
-    where it has some.
+    """The module of the runs' task: `headline`, `samples`, SAMPLES (how to read them), `method`
+    (how the measures came about), and `numbers` and `further` sections where it has some.
 
     Raises:
         UsageError: runs of several tasks.
     """
     tasks = sorted({run.task for group in groups for run in group.runs})
     if len(tasks) > 1:
-        raise UsageError(f"a page shows runs of one task, and these are for {' and '.join(tasks)}: give each its own")
+        raise UsageError(
+            f"a page shows runs of one task, and these are for {' and '.join(tasks)}: give each "
+            "its own"
+        )
     return import_module(f"softless.report.{tasks[0]}")
 
 
 def _curves_lead(groups: Sequence[Group]) -> str | None:
     if not any(len(group.runs) > 1 for group in groups):
         return None
-    return "Means over seeds." if len(groups) > FEW else "Thick lines are means over seeds, thin lines the seeds."
+    return (
+        "Means over seeds."
+        if len(groups) > FEW
+        else "Thick lines are means over seeds, thin lines the seeds."
+    )
 
 
-LINKS = {"result": "Result", "data": "Data", "numbers": "Numbers", "curves": "Learning", "cost": "Cost", "samples": "Test images", "confusion": "Confusion", "classes": "Classes",
-         "recipe": "Recipe", "method": "Method"}  # fmt: skip
+LINKS = {
+    "result": "Result",
+    "data": "Data",
+    "numbers": "Numbers",
+    "curves": "Learning",
+    "cost": "Cost",
+    "samples": "Test images",
+    "confusion": "Confusion",
+    "classes": "Classes",
+    "recipe": "Recipe",
+    "method": "Method",
+}
 
 
 def _top(groups: Sequence[Group], title: str, main: Html) -> Html:
@@ -114,7 +146,11 @@ def _top(groups: Sequence[Group], title: str, main: Html) -> Html:
         tag("p", "Softless report", class_="eyebrow"),
         tag("h1", title),
         tag("p", _subtitle(groups), class_="subtitle"),
-        tag("nav", [tag("a", name, href=f"#{to}") for to, name in links], aria_label="parts of this page"),
+        tag(
+            "nav",
+            [tag("a", name, href=f"#{to}") for to, name in links],
+            aria_label="parts of this page",
+        ),
         class_="top",
     )
 
@@ -126,7 +162,11 @@ def _title(groups: Sequence[Group]) -> str:
     if len(groups) > FEW:
         return f"{len(groups)} models on {name}"
     *before, last = (group.label for group in groups)
-    run = f", run {first.folder.resolve().name}" if len(groups) == 1 and len(groups[0].runs) == 1 else ""
+    run = (
+        f", run {first.folder.resolve().name}"
+        if len(groups) == 1 and len(groups[0].runs) == 1
+        else ""
+    )
     return f"{', '.join(before)}{' and ' if before else ''}{last} on {name}{run}"
 
 
@@ -135,7 +175,10 @@ def _subtitle(groups: Sequence[Group]) -> str:
     runs = sum(len(group.runs) for group in groups)
     test = (first.result.get("test") or {}).get("seen")
     classes = len(first.classes)
-    parts = [f"recipe {first.recipe['name']}", counted(classes, "class", "classes") if classes else ""]
+    parts = [
+        f"recipe {first.recipe['name']}",
+        counted(classes, "class", "classes") if classes else "",
+    ]
     parts += [counted(test, "test image")] if test else []
     parts += [
         counted(runs, "run"),
@@ -148,7 +191,11 @@ def _subtitle(groups: Sequence[Group]) -> str:
 def _foot() -> Html:
     return tag(
         "footer",
-        tag("p", f"Written by softless {getattr(softless, '__version__', '')}. One file, no requests, no scripts."),
+        tag(
+            "p",
+            f"Written by softless {getattr(softless, '__version__', '')}. One file, no requests, "
+            "no scripts.",
+        ),
     )
 
 

@@ -11,13 +11,18 @@ THUMB = 144  # pixels of the longer side
 
 
 def inline(image: Image.Image, alternative: str, *, class_: str | None = None) -> Html:
-    """An <img> that carries its PNG and is enlarged by a click. Small images keep their pixels and are enlarged by the browser; photographs are cut to 256 colours."""
+    """An <img> that carries its PNG and is enlarged by a click.
+
+    Small images keep their pixels and are enlarged by the browser; photographs are cut to 256
+    colours.
+    """
     small = max(image.size) < THUMB
     shown = image.convert("RGB")
     if not small:
         shown.thumbnail((THUMB, THUMB), Image.Resampling.LANCZOS)
     if max(shown.size) > 64:
-        shown = shown.quantize(256, dither=Image.Dither.NONE)  # a third of the bytes, and nothing visible at this size
+        # a third of the bytes, and nothing visible at this size
+        shown = shown.quantize(256, dither=Image.Dither.NONE)
     buffer = io.BytesIO()
     shown.save(buffer, "PNG", optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")

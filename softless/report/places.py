@@ -1,4 +1,6 @@
-"""Paths of this machine by as little of them as tells them apart: a page is passed on, and is nobody's map of a disk."""
+"""Paths of this machine by as little of them as tells them apart: a page is passed on, and is
+nobody's map of a disk.
+"""
 
 import re
 from collections.abc import Sequence
@@ -15,7 +17,8 @@ def is_place(value: Any) -> bool:
 
 
 def shortened(values: Sequence[Any]) -> list[Any]:
-    """The values with each whole path cut to its last parts, as many as it takes to tell those of the list apart.
+    """The values with each whole path cut to its last parts, as many as it takes to tell those of
+    the list apart.
 
     >>> shortened(["/disk/a/images", "/disk/b/images", None])
     ['a/images', 'b/images', None]
@@ -35,10 +38,17 @@ def without_places(text: Any, groups: "Sequence[Group]") -> str:
     """What an error says, the places of the runs and their data in it by their names alone."""
     runs = [run for group in groups for run in group.runs]
     recipes = [
-        run.recipe.get(part, {}).get(name) for run in runs for part, name in (("data", "path"), ("model", "weights"))
+        run.recipe.get(part, {}).get(name)
+        for run in runs
+        for part, name in (("data", "path"), ("model", "weights"))
     ]
     known = {place for place in recipes if is_place(place)}
-    known |= {str(folder) for run in runs for folder in (run.folder, run.folder.resolve()) if folder.is_absolute()}
+    known |= {
+        str(folder)
+        for run in runs
+        for folder in (run.folder, run.folder.resolve())
+        if folder.is_absolute()
+    }
     said = str(text)
     for place in sorted(known, key=len, reverse=True):
         said = said.replace(place, PurePath(place).name)

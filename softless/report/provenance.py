@@ -10,18 +10,29 @@ from softless.report.html import Html, table, tag
 from softless.report.places import shortened_words
 from softless.training.candidates import described
 
-COUNTED = "Parameters, multiply-adds and exponentials are counted by running the model on one image, not estimated."
+COUNTED = (
+    "Parameters, multiply-adds and exponentials are counted by running the model on one "
+    "image, not estimated."
+)
 
 
 def draw_provenance(groups: Sequence[Group], method: Sequence[str]) -> Html:
     """`method` says how the measures of the task came about."""
-    return tag("div", tag("div", _method(groups, method), _machine(groups), class_="columns"), _folders(groups))
+    return tag(
+        "div",
+        tag("div", _method(groups, method), _machine(groups), class_="columns"),
+        _folders(groups),
+    )
 
 
 def _method(groups: Sequence[Group], method: Sequence[str]) -> Html:
     first = groups[0].first
     metric = MEASURES[str(first.recipe.get("metric", "top1"))].best
-    averaged = ", of the raw or the averaged weights, whichever are better," if first.recipe.get("ema_evaluate") else ""
+    averaged = (
+        ", of the raw or the averaged weights, whichever are better,"
+        if first.recipe.get("ema_evaluate")
+        else ""
+    )
     chosen = (
         "The weights are those of the last epoch"
         if metric == MEASURES["last"].best
@@ -30,13 +41,20 @@ def _method(groups: Sequence[Group], method: Sequence[str]) -> Html:
     precise = sorted({precision_of(str(group.first.recipe.get("amp", "none"))) for group in groups})
     said = [
         f"{chosen}. The test split is read once, at the end of each run.",
-        f"Answers are computed in {' and '.join(precise)}, as `softless eval` and `softless predict` compute them.",
+        (
+            f"Answers are computed in {' and '.join(precise)}, as `softless eval` and `softless "
+            "predict` compute them."
+        ),
         COUNTED,
         *_fitted(groups),
         *_rising(groups),
         *_ended(groups),
     ]
-    return tag("div", tag("h3", "How it was measured"), tag("ul", [tag("li", text) for text in (*said, *method)]))
+    return tag(
+        "div",
+        tag("h3", "How it was measured"),
+        tag("ul", [tag("li", text) for text in (*said, *method)]),
+    )
 
 
 def _fitted(groups: Sequence[Group]) -> list[str]:
@@ -46,20 +64,25 @@ def _fitted(groups: Sequence[Group]) -> list[str]:
         return f"{value:.6g}" if isinstance(value, float) else str(value)
 
     told = {
-        group.label: ", ".join(f"{name} {said(value)}" for name, value in group.first.fitted.items())
+        group.label: ", ".join(
+            f"{name} {said(value)}" for name, value in group.first.fitted.items()
+        )
         for group in groups
     }
     same = set(told.values())
     if len(same) == 1:
         return [f"The run was fitted to the data: {one}." for one in same if one]
-    return [f"The run of {label} was fitted to the data: {one}." for label, one in told.items() if one]
+    return [
+        f"The run of {label} was fitted to the data: {one}." for label, one in told.items() if one
+    ]
 
 
 def _rising(groups: Sequence[Group]) -> list[str]:
     """Which models would reach more in a longer run."""
     return [
         f"{group.label} was still rising: the last quarter of its epochs added "
-        f"{described(float(group.first.result['gained']), str(group.first.result['metric']))} on validation images."
+        f"{described(float(group.first.result['gained']), str(group.first.result['metric']))} on "
+        "validation images."
         for group in groups
         if group.first.result.get("rising")
     ]
@@ -68,7 +91,8 @@ def _rising(groups: Sequence[Group]) -> list[str]:
 def _ended(groups: Sequence[Group]) -> list[str]:
     """Which runs were ended before their last epoch, by what, and after how many epochs."""
     return [
-        f"{group.label}, seed {run.seed}, was ended by {run.result['ended_by']} after {run.result['epochs']} of "
+        f"{group.label}, seed {run.seed}, was ended by {run.result['ended_by']} after "
+        f"{run.result['epochs']} of "
         f"{run.result['planned']} epochs."
         for group in groups
         for run in group.runs
@@ -95,7 +119,9 @@ def _begun(groups: Sequence[Group]) -> dict[str, Any]:
     told = {name: str(runs[0].about[name]) for name in ("command", "date", "commit")}
     told["command"] = shortened_words(told["command"])
     told["date"] = told["date"].replace("T", " ").replace("+00:00", " UTC")
-    return {name: tag("code", value) if name == "command" else value for name, value in told.items()}
+    return {
+        name: tag("code", value) if name == "command" else value for name, value in told.items()
+    }
 
 
 def _folders(groups: Sequence[Group]) -> Html:
@@ -104,6 +130,12 @@ def _folders(groups: Sequence[Group]) -> Html:
         for run in group.runs:
             test = run.result.get("test") or {}
             seen = f"{test['seen']} of {test['expected']}" if "seen" in test else "–"
-            rows.append([tag("code", run.folder.name), group.label, run.seed, run.result["epochs"], seen])
+            rows.append([
+                tag("code", run.folder.name),
+                group.label,
+                run.seed,
+                run.result["epochs"],
+                seen,
+            ])
     head = ["run folder", "model", "seed", "epochs", "test images seen"]
     return table(head, rows, caption="Runs on this page")

@@ -20,7 +20,9 @@ def draw_recipes(groups: Sequence[Group]) -> Html:
 
 
 def token_scales(groups: Sequence[Group]) -> list[str]:
-    """A sentence for each model whose operator has a token_scale: which one it has, and what that means away from the training size."""
+    """A sentence for each model whose operator has a token_scale: which one it has, and what that
+    means away from the training size.
+    """
     from softless.attention import OPERATORS
 
     said = []
@@ -34,31 +36,56 @@ def token_scales(groups: Sequence[Group]) -> list[str]:
 
 def _meaning(scale: Any) -> str:
     if scale is None:
-        return "token scale of the paper: on images with more tokens than in training the attention shrinks."
+        return (
+            "token scale of the paper: on images with more tokens than in training the "
+            "attention shrinks."
+        )
     if scale == "tokens":
-        return "token scale by the number of tokens: the attention is as strong at every image size."
-    return f"token scale of {scale} tokens, those of the training: there the paper's, and as strong at every other image size."
+        return (
+            "token scale by the number of tokens: the attention is as strong at every image size."
+        )
+    return (
+        f"token scale of {scale} tokens, those of the training: there the paper's, and as "
+        "strong at every other image size."
+    )
 
 
 def _differing(groups: Sequence[Group], compared: Comparison) -> Html:
     if not compared.differing:
         return tag("p", "The recipes are the same in every field.", class_="note")
-    head = ["field", *(tag("span", tag("span", class_=f"swatch {group.colour}"), group.label) for group in groups)]
+    head = [
+        "field",
+        *(
+            tag("span", tag("span", class_=f"swatch {group.colour}"), group.label)
+            for group in groups
+        ),
+    ]
     rows: list[list[Any]] = [
         [tag("code", name), *("not set" if value is None else written(value) for value in values)]
         for name, values in compared.differing.items()
     ]
-    return table(head, rows, caption=f"What differs: {len(rows)} of {len(rows) + len(compared.shared)} fields")
+    return table(
+        head,
+        rows,
+        caption=f"What differs: {len(rows)} of {len(rows) + len(compared.shared)} fields",
+    )
 
 
 def _shared(compared: Comparison, *, alone: bool) -> Html:
     parts: dict[str, list[Html]] = {}
     for name, value in compared.shared.items():
         part, _, rest = name.rpartition(".")
-        parts.setdefault(part or "run", []).append(tag("div", tag("dt", rest), tag("dd", written(value))))
-    boxes = [tag("div", tag("h3", part), tag("dl", items), class_="fields") for part, items in parts.items()]
+        parts.setdefault(part or "run", []).append(
+            tag("div", tag("dt", rest), tag("dd", written(value)))
+        )
+    boxes = [
+        tag("div", tag("h3", part), tag("dl", items), class_="fields")
+        for part, items in parts.items()
+    ]
     summary = (
-        f"The recipe: {len(compared.shared)} fields" if alone else f"What is shared: {len(compared.shared)} fields"
+        f"The recipe: {len(compared.shared)} fields"
+        if alone
+        else f"What is shared: {len(compared.shared)} fields"
     )
     return details(summary, tag("div", boxes, class_="field-groups"))
 

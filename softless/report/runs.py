@@ -10,12 +10,19 @@ from numpy.typing import NDArray
 
 from softless.errors import DataError, UsageError
 from softless.evaluation.measures import MEASURES
-from softless.evaluation.run_files import read_best, read_classes, read_log, read_recipe, read_result
+from softless.evaluation.run_files import (
+    read_best,
+    read_classes,
+    read_log,
+    read_recipe,
+    read_result,
+)
 from softless.models.sizes import sides
 from softless.training.about import read_about
 from softless.training.candidates import AVERAGED, RAW
 from softless.training.run_folder import ABOUT
 
+# what recipe.json holds beside the recipe
 KEPT_APART = (
     "softless",
     "torch",
@@ -25,7 +32,7 @@ KEPT_APART = (
     "python",
     "machine",
     "fitted",
-)  # what recipe.json holds beside the recipe
+)
 
 
 @dataclass(frozen=True)
@@ -67,10 +74,10 @@ class RunRecord:
     result: dict[str, Any]
     best: dict[str, Any]
     predictions: Predictions | None
-    fitted: dict[str, Any] = field(default_factory=dict)  # dotted field -> what the run took in place of the recipe's
-    about: dict[str, Any] = field(
-        default_factory=dict
-    )  # command, date, commit, data; nothing of runs of an older softless
+    # dotted field -> what the run took in place of the recipe's
+    fitted: dict[str, Any] = field(default_factory=dict)
+    # command, date, commit, data; nothing of runs of an older softless
+    about: dict[str, Any] = field(default_factory=dict)
 
     @property
     def seed(self) -> int:
@@ -84,7 +91,8 @@ class RunRecord:
     @property
     def weights(self) -> str:
         """Which weights of the best epoch are kept: raw or averaged."""
-        told = self.result.get("weights")  # an older softless does not say: its averaged weights stood alone
+        # an older softless does not say: its averaged weights stood alone
+        told = self.result.get("weights")
         return str(told or (AVERAGED if self.recipe.get("ema_evaluate") else RAW))
 
     @property
@@ -95,14 +103,20 @@ class RunRecord:
 
     @property
     def measure(self) -> str:
-        """What validation shows over the epochs: the measure that chose the best one, or the first where the last epoch is kept."""
+        """What validation shows over the epochs: the measure that chose the best one, or the first
+        where the last epoch is kept.
+        """
         metric = str(self.recipe.get("metric", "top1"))
         told = self.epochs[0]["val"]
-        return metric if metric in told else next((name for name in MEASURES if name in told), "loss")
+        return (
+            metric if metric in told else next((name for name in MEASURES if name in told), "loss")
+        )
 
     @cached_property
     def operator(self) -> str:
-        """The attention operator's name: asked for, part of the model's name, or what the model has; "none" of networks without."""
+        """The attention operator's name: asked for, part of the model's name, or what the model
+        has; "none" of networks without.
+        """
         from softless.attention import OPERATORS
 
         asked = self.recipe["model"].get("op") or self.best.get("model_args", {}).get("op")
@@ -126,22 +140,30 @@ def read_run(folder: Path) -> RunRecord:
         DataError: a file of the run is damaged.
     """
     if not folder.is_dir():
-        raise UsageError(f"{folder} is no run folder: give the --out folder of a finished `softless train`")
+        raise UsageError(
+            f"{folder} is no run folder: give the --out folder of a finished `softless train`"
+        )
     for name in ("recipe.json", "classes.json", "log.jsonl", "best.json", "result.json"):
         if not (folder / name).is_file():
             raise UsageError(
-                f"{folder} holds no finished run ({name} is missing): finish it with `softless train --resume`"
+                f"{folder} holds no finished run ({name} is missing): finish it with `softless "
+                "train --resume`"
             )
     epochs = read_log(folder / "log.jsonl")
     if not epochs:
         raise DataError(
-            f"{folder / 'log.jsonl'} is damaged: it holds no epoch, and the run is finished; bring it back from a backup"
+            f"{folder / 'log.jsonl'} is damaged: it holds no epoch, and the run is finished; "
+            "bring it back from a backup"
         )
     stored = read_recipe(folder / "recipe.json")
     return RunRecord(
         folder=folder,
         recipe={key: value for key, value in stored.items() if key not in KEPT_APART},
-        versions={key: str(stored[key]) for key in KEPT_APART if key in stored and key not in {"machine", "fitted"}},
+        versions={
+            key: str(stored[key])
+            for key in KEPT_APART
+            if key in stored and key not in {"machine", "fitted"}
+        },
         machine=stored.get("machine") or {},
         classes=read_classes(folder / "classes.json"),
         epochs=epochs,
@@ -157,4 +179,8 @@ def _predictions(path: Path) -> Predictions | None:
     if not path.is_file():  # a data set without a test split
         return None
     with np.load(path, allow_pickle=False) as held:
-        return Predictions(held["logits"], held["targets"].astype(np.int64), tuple(str(name) for name in held["names"]))
+        return Predictions(
+            held["logits"],
+            held["targets"].astype(np.int64),
+            tuple(str(name) for name in held["names"]),
+        )

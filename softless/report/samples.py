@@ -1,4 +1,6 @@
-"""The grid of test images: truth, each model's answer and confidence, and where its queries and keys are large."""
+"""The grid of test images: truth, each model's answer and confidence, and where its queries and
+keys are large.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -49,10 +51,16 @@ class Reading:
     def said(self, group: Group, answers: Predictions, index: int) -> tuple[str, bool, float]:
         """The answer, whether it is right, and how sure it is."""
         said = group.first.classes[int(np.argmax(answers.logits[index]))]
-        return said, said == self.truth(group, answers, index), float(answers.probabilities[index].max())
+        return (
+            said,
+            said == self.truth(group, answers, index),
+            float(answers.probabilities[index].max()),
+        )
 
 
-def draw_samples(groups: Sequence[Group], count: int = 12, reading: "Reading | None" = None) -> Html:
+def draw_samples(
+    groups: Sequence[Group], count: int = 12, reading: "Reading | None" = None
+) -> Html:
     """The grid, or the sentence that says why there is none (data moved, no test split)."""
     reading = reading or Reading()
     answers = [group.first.predictions for group in groups]
@@ -61,13 +69,17 @@ def draw_samples(groups: Sequence[Group], count: int = 12, reading: "Reading | N
         return tag("p", "There is no test split, so there are no answers to show.", class_="note")
     if not all(known[0].same_images(answer) for answer in known):
         return tag(
-            "p", "The models were tested on different images, so no image can be shown side by side.", class_="note"
+            "p",
+            "The models were tested on different images, so no image can be shown side by side.",
+            class_="note",
         )
     indices = reading.chosen(known, count)
     try:
         looks = [_look(group, answer, indices) for group, answer in zip(groups, known, strict=True)]
     except (SoftlessError, OSError) as error:
-        return tag("p", f"The test images cannot be shown: {without_places(error, groups)}", class_="note")
+        return tag(
+            "p", f"The test images cannot be shown: {without_places(error, groups)}", class_="note"
+        )
     cards = [_card(looks, place, index, reading) for place, index in enumerate(indices)]
     missing = {f"{look.group.label}: {look.why_no_maps}" for look in looks if look.why_no_maps}
     notes = [tag("p", f"No saliency maps for {text}", class_="note") for text in sorted(missing)]
@@ -81,7 +93,9 @@ def _look(group: Group, answers: Predictions, indices: Sequence[int]) -> Looks:
     places = [by_name.get(answers.names[index]) for index in indices]
     if None in places:
         raise DataError("the data no longer hold the images that the run was tested on")
-    inputs = torch.stack([loaded.transform(test.image(place)) for place in places if place is not None])
+    inputs = torch.stack([
+        loaded.transform(test.image(place)) for place in places if place is not None
+    ])
     try:
         return Looks(group, answers, inputs, explain(loaded.model, inputs))
     except SoftlessError as error:
@@ -90,7 +104,8 @@ def _look(group: Group, answers: Predictions, indices: Sequence[int]) -> Looks:
 
 def _test_split(recipe: Mapping[str, Any]) -> Samples:
     stored: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in recipe["data"].items()
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in recipe["data"].items()
     }
     listed = recipe.get("table")
     table = None if listed is None else TableSpec(**{**listed, "label": tuple(listed["label"])})
@@ -112,7 +127,9 @@ def _card(looks: Sequence[Looks], place: int, index: int, reading: Reading) -> H
         "article",
         tag(
             "header",
-            inline(image, f"test image {first.answers.names[index]}, class {truth}", class_="original"),
+            inline(
+                image, f"test image {first.answers.names[index]}, class {truth}", class_="original"
+            ),
             tag(
                 "div",
                 tag("span", "truth", class_="eyebrow"),
@@ -136,7 +153,10 @@ def _answer(look: Looks, place: int, index: int, reading: Reading) -> Html:
         class_="verdict",
     )
     meter = tag(
-        "div", tag("span", style=f"width:{100 * sure:.1f}%"), class_="meter " + look.group.colour, aria_hidden="true"
+        "div",
+        tag("span", style=f"width:{100 * sure:.1f}%"),
+        class_="meter " + look.group.colour,
+        aria_hidden="true",
     )
     return tag("div", verdict, meter, _maps(look, place) if look.maps else None, class_="answer")
 
@@ -145,7 +165,11 @@ def _maps(look: Looks, place: int) -> Html:
     assert look.maps is not None
     best = look.group.first.best
     image = picture(look.inputs[place], best["mean"], best["std"])
-    image = image.resize((max(96, image.width), max(96, image.height))) if max(image.size) < 96 else image
+    image = (
+        image.resize((max(96, image.width), max(96, image.height)))
+        if max(image.size) < 96
+        else image
+    )
     shown = []
     for name, values in (("queries", look.maps.query), ("keys", look.maps.key)):
         tall, wide = values[place].shape

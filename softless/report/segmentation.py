@@ -1,4 +1,6 @@
-"""What the page of segmenters shows: IoU and Dice with their intervals over test images, and label images beside the truth."""
+"""What the page of segmenters shows: IoU and Dice with their intervals over test images, and label
+images beside the truth.
+"""
 
 import base64
 import io
@@ -33,7 +35,8 @@ from softless.words import counted
 __all__ = ["SAMPLES", "further", "headline", "method", "samples"]
 
 SAMPLES = (
-    "The test images with the lowest, middle and highest scores: the photograph, the truth, and each model's answer."
+    "The test images with the lowest, middle and highest scores: the photograph, the truth, "
+    "and each model's answer."
 )
 SHOWN = 6
 LONGEST = 460  # pixels of a picture's longer side
@@ -52,7 +55,8 @@ def headline(groups: Sequence[Group]) -> Html:
     read = [_counts(group) for group in groups]
     if any(one is None for one in read):
         said = (
-            "There is no test split: what follows was measured on validation images, which also chose the best epoch."
+            "There is no test split: what follows was measured on validation images, which "
+            "also chose the best epoch."
         )
         return tag(
             "div",
@@ -63,7 +67,8 @@ def headline(groups: Sequence[Group]) -> Html:
     measure = _measure(groups[0])
     drawn_of = [_draws(one, measure) for one in known]
     estimates = [
-        _estimate(_value(one, measure), drawn, len(one[0].names)) for one, drawn in zip(known, drawn_of, strict=True)
+        _estimate(_value(one, measure), drawn, len(one[0].names))
+        for one, drawn in zip(known, drawn_of, strict=True)
     ]
     base, differences = groups[-1], []
     for group, one, drawn in list(zip(groups, known, drawn_of, strict=True))[:-1]:
@@ -71,14 +76,21 @@ def headline(groups: Sequence[Group]) -> Html:
             value = _value(one, measure) - _value(known[-1], measure)
             differences.append((group, _apart(value, drawn - drawn_of[-1], len(one[0].names))))
     said = _verdict(groups, estimates, differences)
-    strips = [_strip(group, estimate) for group, estimate in zip(groups, estimates, strict=True) if estimate.drawn]
+    strips = [
+        _strip(group, estimate)
+        for group, estimate in zip(groups, estimates, strict=True)
+        if estimate.drawn
+    ]
     places = axis(strips) if strips else []
     cards = [
         _card(group, one, estimate, places, f"strip-{number}")
         for number, (group, one, estimate) in enumerate(zip(groups, known, estimates, strict=True))
     ]
     apart = [_strip(group, estimate, base) for group, estimate in differences]
-    cards += [_difference_card(strip, axis(apart), f"difference-{number}") for number, strip in enumerate(apart)]
+    cards += [
+        _difference_card(strip, axis(apart), f"difference-{number}")
+        for number, strip in enumerate(apart)
+    ]
     return tag("div", tag("p", said, class_="verdict-line"), tag("div", cards, class_="cards"))
 
 
@@ -90,7 +102,9 @@ def samples(groups: Sequence[Group]) -> Html:
     firsts = [one[0] for one in read if one is not None]
     if any(one.names != firsts[0].names for one in firsts):
         return tag(
-            "p", "The models were tested on different images, so no image can be shown side by side.", class_="note"
+            "p",
+            "The models were tested on different images, so no image can be shown side by side.",
+            class_="note",
         )
     try:
         test, layout = _test_split(groups[0].first.recipe)
@@ -100,9 +114,13 @@ def samples(groups: Sequence[Group]) -> Html:
             for index in _chosen(firsts, _measure(groups[0]))
         ]
     except (SoftlessError, OSError, KeyError) as error:
-        return tag("p", f"The test images cannot be shown: {without_places(error, groups)}", class_="note")
+        return tag(
+            "p", f"The test images cannot be shown: {without_places(error, groups)}", class_="note"
+        )
     return tag(
-        "div", _legend(groups[0].first.classes), tag("div", rows, class_="samples", style="grid-template-columns:1fr")
+        "div",
+        _legend(groups[0].first.classes),
+        tag("div", rows, class_="samples", style="grid-template-columns:1fr"),
     )
 
 
@@ -113,7 +131,14 @@ def further(groups: Sequence[Group]) -> list[Html]:
         return []
     scores = [Scores(one[0].counts.sum(0)) for _, one in read]
     rows = [
-        [name, *(cell for held in scores for cell in (_percent(held.iou[index]), _percent(held.dice[index])))]
+        [
+            name,
+            *(
+                cell
+                for held in scores
+                for cell in (_percent(held.iou[index]), _percent(held.dice[index]))
+            ),
+        ]
         for index, name in enumerate(groups[0].first.classes)
     ]
     head = ["", *(f"{group.label} {what}" for group, _ in read for what in ("IoU", "Dice"))]
@@ -135,8 +160,16 @@ def method(groups: Sequence[Group]) -> list[str]:
         else "the mean over the classes that occur"
     )
     return [
-        f"Every pixel of every test image at its own size, without tiling; ignored pixels count nowhere. Pixels are summed over images before a ratio is taken. Dice is {dice}.",
-        f"Intervals are of a bootstrap of {spread.REPLICATES:,} draws of seeds and images, the same images for both models of a difference. Pixels of one image are not independent, so images are drawn and not pixels; of fewer than ten images there is none.",
+        (
+            "Every pixel of every test image at its own size, without tiling; ignored pixels count "
+            f"nowhere. Pixels are summed over images before a ratio is taken. Dice is {dice}."
+        ),
+        (
+            f"Intervals are of a bootstrap of {spread.REPLICATES:,} draws of seeds and images, the "
+            "same images for both models of a difference. Pixels of one image are not "
+            "independent, so images are drawn and not pixels; of fewer than ten images there "
+            "is none."
+        ),
     ]
 
 
@@ -162,11 +195,19 @@ def _measure(group: Group) -> str:
 def _title(group: Group, measure: str) -> str:
     """What the measure is called: of two classes the Dice is that of the second."""
     classes = group.first.classes
-    return f"Dice of {classes[1]}" if measure == "dice" and len(classes) == 2 else MEASURES[measure].title
+    return (
+        f"Dice of {classes[1]}"
+        if measure == "dice" and len(classes) == 2
+        else MEASURES[measure].title
+    )
 
 
 def _of(scores: Scores, measure: str) -> float:
-    value = {"miou": scores.miou, "dice": scores.mean_dice, "pixel_accuracy": scores.pixel_accuracy}[measure]
+    value = {
+        "miou": scores.miou,
+        "dice": scores.mean_dice,
+        "pixel_accuracy": scores.pixel_accuracy,
+    }[measure]
     return float("nan") if value is None else value
 
 
@@ -176,14 +217,22 @@ def _value(runs: Sequence[Counts], measure: str) -> float:
 
 
 def _draws(runs: Sequence[Counts], measure: str) -> np.ndarray:
-    """(R,) the measure when seeds and images are drawn with replacement; the same draws for every model of as many images."""
+    """(R,) the measure when seeds and images are drawn with replacement; the same draws for every
+    model of as many images.
+    """
     rng = np.random.default_rng(0)
     weights = np.concatenate(list(spread.draws(len(runs[0].names))))
+    # (seeds, R)
     by_seed = np.array([
-        [_of(Scores(counts), measure) for counts in np.tensordot(weights, run.counts.astype(np.float64), axes=1)]
+        [
+            _of(Scores(counts), measure)
+            for counts in np.tensordot(weights, run.counts.astype(np.float64), axes=1)
+        ]
         for run in runs
-    ])  # (seeds, R)
-    seeds = rng.multinomial(len(runs), [1 / len(runs)] * len(runs), size=spread.REPLICATES) / len(runs)
+    ])
+    seeds = rng.multinomial(len(runs), [1 / len(runs)] * len(runs), size=spread.REPLICATES) / len(
+        runs
+    )
     drawn: np.ndarray = (by_seed.T * seeds).sum(1)
     return drawn
 
@@ -192,7 +241,10 @@ def _estimate(value: float, drawn: np.ndarray, images: int) -> Estimate:
     """Of a measure, as `softless eval` has it."""
     known = drawn[~np.isnan(drawn)]
     found = spread.estimate(
-        None if np.isnan(value) else value, float(known.std()) if len(known) > 1 else 0.0, images, why="no pixel counts"
+        None if np.isnan(value) else value,
+        float(known.std()) if len(known) > 1 else 0.0,
+        images,
+        why="no pixel counts",
     )
     if found.low is None or found.high is None:
         return Estimate(value, float("nan"), float("nan"), how=found.why)
@@ -206,19 +258,29 @@ def _apart(value: float, drawn: np.ndarray, images: int) -> Estimate:
 
 
 def _verdict(
-    groups: Sequence[Group], estimates: Sequence[Estimate], differences: Sequence[tuple[Group, Estimate]]
+    groups: Sequence[Group],
+    estimates: Sequence[Estimate],
+    differences: Sequence[tuple[Group, Estimate]],
 ) -> str:
     title = _title(groups[0], _measure(groups[0]))
     (first, share), *others = zip(groups, estimates, strict=True)
     text = f"{first.label} reaches {percent(share.value)} {title} on the test images"
-    text += "".join(f", {group.label} {percent(estimate.value)}" for group, estimate in others) + "."
+    text += (
+        "".join(f", {group.label} {percent(estimate.value)}" for group, estimate in others) + "."
+    )
     for group, estimate in differences:
         span = f"95{THIN}% interval {points(estimate.low)} to {points(estimate.high)}"
         if estimate.low <= 0 <= estimate.high:
-            text += f" The difference of {group.label} to {groups[-1].label} is {points(estimate.value)} points; its {span} contains zero: no winner."
+            text += (
+                f" The difference of {group.label} to {groups[-1].label} is "
+                f"{points(estimate.value)} points; its {span} contains zero: no winner."
+            )
         else:
             side = "ahead of" if estimate.value > 0 else "behind"
-            text += f" {group.label} is {side} {groups[-1].label} by {100 * abs(estimate.value):.1f} points ({span})."
+            text += (
+                f" {group.label} is {side} {groups[-1].label} by "
+                f"{100 * abs(estimate.value):.1f} points ({span})."
+            )
     if differences and min(len(group.runs) for group in groups) == 1:
         text += ONE_SEED
     return text
@@ -227,22 +289,37 @@ def _verdict(
 def _strip(group: Group, estimate: Estimate, base: Group | None = None) -> Strip:
     write: Callable[[float], str] = percent if base is None else points
     name = group.label if base is None else f"{group.label} {MINUS} {base.label}"
-    text = f"{name}: {write(estimate.value)}, 95 % interval {write(estimate.low)} to {write(estimate.high)} ({estimate.how})"
-    return Strip(text, group.colour, estimate.value, estimate.low, estimate.high, zero=base is not None)
+    text = (
+        f"{name}: {write(estimate.value)}, 95 % interval {write(estimate.low)} to "
+        f"{write(estimate.high)} ({estimate.how})"
+    )
+    return Strip(
+        text, group.colour, estimate.value, estimate.low, estimate.high, zero=base is not None
+    )
 
 
-def _card(group: Group, runs: Sequence[Counts], estimate: Estimate, places: Sequence[float], identifier: str) -> Html:
+def _card(
+    group: Group,
+    runs: Sequence[Counts],
+    estimate: Estimate,
+    places: Sequence[float],
+    identifier: str,
+) -> Html:
     span = (
         f"95{THIN}% interval {100 * estimate.low:.1f} to {100 * estimate.high:.1f}"
         if estimate.drawn
         else f"no interval: {estimate.how}"
     )
     rows: list[tuple[str, Any]] = [
-        (_title(group, name), percent(_value(runs, name))) for name in ("miou", "dice", "pixel_accuracy")
+        (_title(group, name), percent(_value(runs, name)))
+        for name in ("miou", "dice", "pixel_accuracy")
     ]
     rows.append(("seeds" if len(group.seeds) > 1 else "seed", ", ".join(map(str, group.seeds))))
     rows.append(("best epoch", group.best_epochs))
-    rows.append(("training", duration(sum(run.result["seconds"] for run in group.runs) / len(group.runs))))
+    rows.append((
+        "training",
+        duration(sum(run.result["seconds"] for run in group.runs) / len(group.runs)),
+    ))
     return tag(
         "article",
         tag("h3", tag("span", class_=f"swatch {group.colour}"), group.label),
@@ -251,7 +328,7 @@ def _card(group: Group, runs: Sequence[Counts], estimate: Estimate, places: Sequ
         draw(_strip(group, estimate), places, identifier) if estimate.drawn else None,
         tag("dl", [tag("div", tag("dt", name), tag("dd", value)) for name, value in rows]),
         class_="card",
-    )  # fmt: skip
+    )
 
 
 def _difference_card(strip: Strip, places: Sequence[float], identifier: str) -> Html:
@@ -277,8 +354,13 @@ def _validation_card(group: Group) -> Html:
 
 
 def _chosen(firsts: Sequence[Counts], measure: str) -> list[int]:
-    """Indices of test images spread evenly from the lowest to the highest mean score. No choice is random."""
-    by_image = np.mean([[_of(Scores(counts), measure) for counts in one.counts] for one in firsts], axis=0)
+    """Indices of test images spread evenly from the lowest to the highest mean score.
+
+    No choice is random.
+    """
+    by_image = np.mean(
+        [[_of(Scores(counts), measure) for counts in one.counts] for one in firsts], axis=0
+    )
     order = np.argsort(by_image, kind="stable")
     places = np.linspace(0, len(order) - 1, min(SHOWN, len(order))).round().astype(int)
     return [int(order[place]) for place in places]
@@ -297,7 +379,12 @@ def _test_split(recipe: dict[str, Any]) -> tuple[LabelImages, Layout]:
 
 
 def _row(
-    groups: Sequence[Group], firsts: Sequence[Counts], index: int, test: LabelImages, place: int, layout: Layout
+    groups: Sequence[Group],
+    firsts: Sequence[Counts],
+    index: int,
+    test: LabelImages,
+    place: int,
+    layout: Layout,
 ) -> Html:
     key, image = firsts[0].names[index], for_people(test.image(place))
     names, truth = groups[0].first.classes, test.target(place)
@@ -327,7 +414,14 @@ def _legend(names: Sequence[str]) -> Html:
     for name, (red, green, blue) in zip(names, colours(tuple(names)), strict=True):
         if (red, green, blue) != BLACK:
             style = f"background:rgb({red},{green},{blue});display:inline-block;width:.8em;height:.8em;border-radius:2px;margin-right:.4em"
-            entries.append(tag("span", tag("span", style=style), name, style="margin-right:1.2em;white-space:nowrap"))
+            entries.append(
+                tag(
+                    "span",
+                    tag("span", style=style),
+                    name,
+                    style="margin-right:1.2em;white-space:nowrap",
+                )
+            )
     return tag("p", entries, class_="lead")
 
 

@@ -1,4 +1,6 @@
-"""Square charts of shares against shares, 0 to 1 on both axes: the ROC curve and the calibration curve."""
+"""Square charts of shares against shares, 0 to 1 on both axes: the ROC curve and the calibration
+curve.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +15,9 @@ MOST = 400  # points of a curve that are drawn
 
 @dataclass(frozen=True)
 class Curve:
-    """One model's points, in their order, and a sentence that says the same; `ring` is a point to look at."""
+    """One model's points, in their order, and a sentence that says the same; `ring` is a point to
+    look at.
+    """
 
     label: str
     colour: str
@@ -23,7 +27,15 @@ class Curve:
     ring: tuple[float, float] | None = None
 
 
-def square(title: str, across: str, upwards: str, curves: Sequence[Curve], identifier: str, *, note: str = "") -> Html:
+def square(
+    title: str,
+    across: str,
+    upwards: str,
+    curves: Sequence[Curve],
+    identifier: str,
+    *,
+    note: str = "",
+) -> Html:
     """The chart as a figure; the dashed line is that of equal shares."""
     said = f"{title}: {' '.join(curve.text for curve in curves)}"
     drawing = tag(
@@ -31,7 +43,14 @@ def square(title: str, across: str, upwards: str, curves: Sequence[Curve], ident
         tag("title", said, id=f"{identifier}-title"),
         [_tick(value) for value in TICKS],
         tag("text", across, x=LEFT + SIDE / 2, y=TOP + SIDE + BOTTOM - 4, class_="tick mid axis"),
-        tag("text", upwards, x=-(TOP + SIDE / 2), y=12, transform="rotate(-90)", class_="tick mid axis"),
+        tag(
+            "text",
+            upwards,
+            x=-(TOP + SIDE / 2),
+            y=12,
+            transform="rotate(-90)",
+            class_="tick mid axis",
+        ),
         tag("line", x1=_x(0), y1=_y(0), x2=_x(1), y2=_y(1), class_="grid strong even"),
         [_drawn(curve) for curve in curves],
         viewBox=f"0 0 {LEFT + SIDE + 18} {TOP + SIDE + BOTTOM}",
@@ -51,14 +70,22 @@ def _tick(value: float) -> Html:
     return tag(
         "g",
         tag("line", x1=_x(0), x2=_x(1), y1=_y(value), y2=_y(value), class_="grid"),
-        tag("text", percent(value, 0), x=LEFT - 8, y=f"{TOP + (1 - value) * SIDE + 4:.1f}", class_="tick end"),
+        tag(
+            "text",
+            percent(value, 0),
+            x=LEFT - 8,
+            y=f"{TOP + (1 - value) * SIDE + 4:.1f}",
+            class_="tick end",
+        ),
         tag("text", percent(value, 0), x=_x(value), y=TOP + SIDE + 17, class_="tick mid"),
     )
 
 
 def _drawn(curve: Curve) -> Html:
     points = curve.points if len(curve.points) <= MOST else _thinned(curve.points)
-    shown = [tag("polyline", points=" ".join(f"{_x(a)},{_y(b)}" for a, b in points), class_="curve")]
+    shown = [
+        tag("polyline", points=" ".join(f"{_x(a)},{_y(b)}" for a, b in points), class_="curve")
+    ]
     if curve.dots:
         shown += [tag("circle", cx=_x(a), cy=_y(b), r=3.5, class_="dot") for a, b in points]
     if curve.ring is not None:

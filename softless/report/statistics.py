@@ -27,29 +27,45 @@ class Estimate:
 
 
 def accuracy(group: Group) -> Estimate | None:
-    """Test accuracy: Wilson's interval over the images of one run, or a bootstrap over seeds and images."""
+    """Test accuracy: Wilson's interval over the images of one run, or a bootstrap over seeds and
+    images.
+    """
     answers = [run.predictions for run in group.runs]
     if any(answer is None for answer in answers):
         return None
     right = correct(group)
     if right is not None and len(right) > 1:
-        return Estimate(*bootstrap_mean(right), how=f"bootstrap over {len(right)} seeds and {right.shape[1]} images")
-    hits, images = sum(int(a.correct.sum()) for a in answers if a), sum(len(a.targets) for a in answers if a)
+        return Estimate(
+            *bootstrap_mean(right),
+            how=f"bootstrap over {len(right)} seeds and {right.shape[1]} images",
+        )
+    hits, images = (
+        sum(int(a.correct.sum()) for a in answers if a),
+        sum(len(a.targets) for a in answers if a),
+    )
     low, high = wilson(hits, images)
     return Estimate(hits / images, low, high, how=f"Wilson, {images} images")
 
 
 def correct(group: Group, seeds: Sequence[int] | None = None) -> NDArray[np.bool_] | None:
-    """(seeds, images) whether each answer is right; None where the seeds were tested on different images."""
+    """(seeds, images) whether each answer is right; None where the seeds were tested on different
+    images.
+    """
     runs = [run for run in group.runs if seeds is None or run.seed in seeds]
     answers = [run.predictions for run in runs if run.predictions is not None]
-    if not answers or len(answers) < len(runs) or not all(answers[0].same_images(answer) for answer in answers):
+    if (
+        not answers
+        or len(answers) < len(runs)
+        or not all(answers[0].same_images(answer) for answer in answers)
+    ):
         return None
     return np.stack([answer.correct for answer in answers])
 
 
 def difference(group: Group, base: Group) -> Estimate | None:
-    """Accuracy of `group` minus that of `base`, paired over the seeds and images both have; None where nothing pairs."""
+    """Accuracy of `group` minus that of `base`, paired over the seeds and images both have; None
+    where nothing pairs.
+    """
     seeds = sorted(set(group.seeds) & set(base.seeds))
     ours, theirs = (group.first.predictions, base.first.predictions)
     if not seeds or ours is None or theirs is None or not ours.same_images(theirs):
@@ -63,7 +79,9 @@ def difference(group: Group, base: Group) -> Estimate | None:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How the answers of two models to the same images go together, counted over the seeds both have."""
+    """How the answers of two models to the same images go together, counted over the seeds both
+    have.
+    """
 
     only_first: int
     only_second: int
@@ -77,5 +95,7 @@ def agreement(group: Group, base: Group) -> Agreement | None:
     a, b = correct(group, seeds), correct(base, seeds)
     if a is None or b is None or a.shape != b.shape:
         return None
-    apart = tuple((seed, float(x.mean() - y.mean())) for seed, x, y in zip(seeds, a, b, strict=True))
+    apart = tuple(
+        (seed, float(x.mean() - y.mean())) for seed, x, y in zip(seeds, a, b, strict=True)
+    )
     return Agreement(int((a & ~b).sum()), int((~a & b).sum()), int((~a & ~b).sum()), apart)

@@ -6,8 +6,11 @@ from collections.abc import Callable, Sequence
 MOST = 12  # digits that are tried
 
 
-def ticks(low: float, high: float, count: int = 5, within: tuple[float, float] = (-math.inf, math.inf)) -> list[float]:
-    """Round values (1, 2 or 5 times a power of ten apart) from `low` or below to `high` or above, about `count` of them.
+def ticks(
+    low: float, high: float, count: int = 5, within: tuple[float, float] = (-math.inf, math.inf)
+) -> list[float]:
+    """Round values (1, 2 or 5 times a power of ten apart) from `low` or below to `high` or above,
+    about `count` of them.
 
     Args:
         low: least value.
@@ -24,7 +27,9 @@ def ticks(low: float, high: float, count: int = 5, within: tuple[float, float] =
     return [round(number * step, 12) for number in range(first, last + 1)]
 
 
-def labels(places: Sequence[float], write: Callable[[float, int], str], digits: int = 0) -> list[str]:
+def labels(
+    places: Sequence[float], write: Callable[[float, int], str], digits: int = 0
+) -> list[str]:
     """The numbers with as few digits as tell them apart.
 
     Args:

@@ -1,4 +1,6 @@
-"""One picture per image: what the model saw, query map, key map and the class token's signed row where there is one."""
+"""One picture per image: what the model saw, query map, key map and the class token's signed row
+where there is one.
+"""
 
 from collections.abc import Sequence
 
@@ -18,7 +20,9 @@ INK, FAINT, PAPER = (28, 30, 36), (108, 112, 122), (255, 255, 255)
 
 
 def picture(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Image.Image:
-    """A model's input (C, H, W) back as a picture: scaling undone; three channels in colour, any other number as their mean."""
+    """A model's input (C, H, W) back as a picture: scaling undone; three channels in colour, any
+    other number as their mean.
+    """
     pixels = image.detach().cpu().double().numpy()
     pixels = pixels * np.reshape(std, (-1, 1, 1)) + np.reshape(mean, (-1, 1, 1))
     bytes_HWC = (np.clip(pixels, 0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0)
@@ -28,9 +32,16 @@ def picture(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Image
 
 
 def figure(
-    image: Image.Image, saliency: Saliency, index: int = 0, *, title: str = "", seen: tuple[int, int] | None = None
+    image: Image.Image,
+    saliency: Saliency,
+    index: int = 0,
+    *,
+    title: str = "",
+    seen: tuple[int, int] | None = None,
 ) -> Image.Image:
-    """The panels for image `index` of the batch, side by side with titles and colour bars; `seen` is the width and height of what the model saw."""
+    """The panels for image `index` of the batch, side by side with titles and colour bars; `seen`
+    is the width and height of what the model saw.
+    """
     wide, tall = seen or image.size
     size = _panel_size(image.size)
     enlarged = image.convert("RGB").resize(
@@ -40,11 +51,21 @@ def figure(
     note = "norm of k^ per token" if saliency.normalised else "norm of k per token"
     panels = [
         ("what the model sees", f"{wide} x {tall} pixels", enlarged, None),
-        ("query map", "norm of q^ per token" if saliency.normalised else "norm of q per token",
-         overlay(enlarged, saliency.query[index]), False),
-        ("key map", note if tuple(coarser) == saliency.query.shape[-2:] else f"{note}, {coarser[0]} x {coarser[1]} of them",
-         overlay(enlarged, saliency.key[index]), False),
-    ]  # fmt: skip
+        (
+            "query map",
+            "norm of q^ per token" if saliency.normalised else "norm of q per token",
+            overlay(enlarged, saliency.query[index]),
+            False,
+        ),
+        (
+            "key map",
+            note
+            if tuple(coarser) == saliency.query.shape[-2:]
+            else f"{note}, {coarser[0]} x {coarser[1]} of them",
+            overlay(enlarged, saliency.key[index]),
+            False,
+        ),
+    ]
     if saliency.class_row is not None:
         row = overlay(enlarged, saliency.class_row[index], signed=True)
         panels.append(("class token", "its attention to each token, signed", row, True))
@@ -56,36 +77,58 @@ def _panel_size(size: tuple[int, int]) -> tuple[int, int]:
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def _compose(panels: list[tuple[str, str, Image.Image, bool | None]], size: tuple[int, int], title: str) -> Image.Image:
+def _compose(
+    panels: list[tuple[str, str, Image.Image, bool | None]], size: tuple[int, int], title: str
+) -> Image.Image:
     width = MARGIN + len(panels) * (size[0] + MARGIN)
     sheet = Image.new("RGB", (width, HEAD + size[1] + FOOT), PAPER)
     draw = ImageDraw.Draw(sheet)
-    draw.text((MARGIN, 18), fitting(draw, title, width - 2 * MARGIN, font(19)), fill=INK, font=font(19))
+    draw.text(
+        (MARGIN, 18), fitting(draw, title, width - 2 * MARGIN, font(19)), fill=INK, font=font(19)
+    )
     for number, (name, note, image, signed) in enumerate(panels):
         left = MARGIN + number * (size[0] + MARGIN)
         draw.text((left, HEAD - 30), name, fill=INK, font=font(16))
         sheet.paste(image, (left, HEAD))
-        draw.text((left, HEAD + size[1] + 8), fitting(draw, note, size[0], font(13)), fill=FAINT, font=font(13))
+        draw.text(
+            (left, HEAD + size[1] + 8),
+            fitting(draw, note, size[0], font(13)),
+            fill=FAINT,
+            font=font(13),
+        )
         if signed is not None:
             colour_bar(sheet, draw, (left, HEAD + size[1] + 30), size[0], signed=signed)
     return sheet
 
 
 def colour_bar(
-    sheet: Image.Image, draw: ImageDraw.ImageDraw, corner: tuple[int, int], width: int, *, signed: bool
+    sheet: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    corner: tuple[int, int],
+    width: int,
+    *,
+    signed: bool,
 ) -> None:
     """Colours from low to high, between their names, along so many pixels."""
     words = ("-", "+") if signed else ("low", "high")
     room = 34
     ramp: ArrayLike = np.linspace(-1 if signed else 0, 1, width - 2 * room)
-    bar = np.repeat(colourise(np.asarray(ramp), signed=signed)[None], 8, axis=0).round().astype(np.uint8)
+    bar = (
+        np
+        .repeat(colourise(np.asarray(ramp), signed=signed)[None], 8, axis=0)
+        .round()
+        .astype(np.uint8)
+    )
     sheet.paste(Image.fromarray(bar), (corner[0] + room, corner[1] + 5))
     draw.text((corner[0] + room - 6, corner[1]), words[0], fill=FAINT, font=font(13), anchor="ra")
     draw.text((corner[0] + width - room + 6, corner[1]), words[1], fill=FAINT, font=font(13))
 
 
 def fitting(
-    draw: ImageDraw.ImageDraw, text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont
+    draw: ImageDraw.ImageDraw,
+    text: str,
+    width: int,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
 ) -> str:
     """The text, shortened in the middle until it fits: both ends of a path tell something."""
     if draw.textlength(text, font) <= width:

@@ -2,9 +2,10 @@
 
     query[n] = || q^_n ||_2,    key[n] = || k^_n ||_2        over the channels of all heads joined
 
-q^ and k^ are what the layer's operator makes of q and k before their product (`Operator.hat`); where an operator leaves them alone, q
-and k themselves. The class token is dropped, the rest takes the shape of the layer's own grid and is rescaled to [0, 1] per image.
-Koohpayegani and Pirsiavash, "SimA", arXiv:2206.08898, §4.7 (layer 12 of 12).
+q^ and k^ are what the layer's operator makes of q and k before their product (`Operator.hat`);
+where an operator leaves them alone, q and k themselves. The class token is dropped, the rest takes
+the shape of the layer's own grid and is rescaled to [0, 1] per image. Koohpayegani and Pirsiavash,
+"SimA", arXiv:2206.08898, §4.7 (layer 12 of 12).
 """
 # B images, H heads, N tokens, D channels of a head, h x w grid of tokens
 
@@ -27,7 +28,9 @@ from softless.saliency.class_row import class_attention_row, class_row
 from softless.saliency.viewer import Picture, Size, Viewer, eyes, tensor_of, viewer_of
 
 MOST_AHEAD = (
-    16  # tokens ahead of the patches where a model does not tell them: more are a sign that the patches are others
+    # tokens ahead of the patches where a model does not tell them: more are a sign that the patches
+    # are others
+    16
 )
 
 
@@ -38,9 +41,9 @@ class Saliency:
     query: Tensor  # (B, h, w) in 0..1
     key: Tensor  # (B, h, w) in 0..1; of a coarser grid where keys are reduced (CvT, PVT)
     grid: tuple[int, int]  # h, w of the queries, in tokens
-    class_row: (
-        Tensor | None
-    )  # on the keys' grid, in -1..1: the class token's row of the attention matrix, divided by its largest size
+    # on the keys' grid, in -1..1: the class token's row of the attention matrix, divided by its
+    # largest size
+    class_row: Tensor | None
     operator: str
     layer: int  # counted from 0 among the attention layers
     layers: int
@@ -64,20 +67,25 @@ def explain(
 ) -> Saliency:
     """Saliency maps of `images` in one attention layer; the model is left as it was.
 
-    A detector or a segmenter is looked at with the images as its host sees them: resized, and filled up at the right and below.
+    A detector or a segmenter is looked at with the images as its host sees them: resized, and
+    filled up at the right and below.
 
     Args:
-        model: a model, the folder of a run or a run of `load_run`, or the name of a model (new weights).
-        images: (B, C, H, W) or (C, H, W) as the model takes them; a PIL image; bytes (H, W, C) as a numpy array; or a path.
+        model: a model, the folder of a run or a run of `load_run`, or the name of a model (new
+            weights).
+        images: (B, C, H, W) or (C, H, W) as the model takes them; a PIL image; bytes (H, W, C) as a
+            numpy array; or a path.
         layer: which attention layer, counted from 0, or from the end when negative.
-        resize: for what is no tensor: "training" brings the image to as many tokens as in training, a number its longer side to so many
-            pixels; a classifier's image is framed at that size. None is what the run does in evaluation.
+        resize: for what is no tensor: "training" brings the image to as many tokens as in training,
+            a number its longer side to so many pixels; a classifier's image is framed at that size.
+            None is what the run does in evaluation.
         device: where to compute; None is where the model lies.
-        transform: image -> (C, H, W), for what is no tensor; None is the run's own, or timm's evaluation transform of the model.
+        transform: image -> (C, H, W), for what is no tensor; None is the run's own, or timm's
+            evaluation transform of the model.
 
     Raises:
-        UsageError: no attention layer of ours in the model, no layer of that number, one whose tokens stand nobody knows where, or
-            images that are none.
+        UsageError: no attention layer of ours in the model, no layer of that number, one whose
+            tokens stand nobody knows where, or images that are none.
         DataError: the path is no readable image, or no run.
     """
     viewer = viewer_of(model)
@@ -102,8 +110,14 @@ def explain(
 
 def _resizing(viewer: Viewer, images: Any, transform: Any, resize: Size) -> Viewer:
     if isinstance(images, Tensor) or transform is not None:
-        what = "a tensor is taken as it is" if isinstance(images, Tensor) else "transform= decides the size already"
-        raise UsageError(f"resize={resize}: {what}; resize the picture before, or leave resize= out")
+        what = (
+            "a tensor is taken as it is"
+            if isinstance(images, Tensor)
+            else "transform= decides the size already"
+        )
+        raise UsageError(
+            f"resize={resize}: {what}; resize the picture before, or leave resize= out"
+        )
     return viewer.resized(resize)
 
 
@@ -111,12 +125,15 @@ def _attention_layers(model: nn.Module) -> list[Attention]:
     found = [module for module in model.modules() if isinstance(module, Attention)]
     if not found and any(isinstance(module, ClassAttention) for module in model.modules()):
         raise UsageError(
-            f"{type(model).__name__} has softless attention for its class token alone, and a map is of the layers over its patches: "
-            "exchange those too, as softless.swap(model, op, force='*') does, or build the model with softless.create_model"
+            f"{type(model).__name__} has softless attention for its class token alone, and a map "
+            "is of the layers over its patches: "
+            "exchange those too, as softless.swap(model, op, force='*') does, or build the model "
+            "with softless.create_model"
         )
     if not found:
         raise UsageError(
-            f"{type(model).__name__} has no softless attention layer to look into: build it with softless.create_model(name, op=…), "
+            f"{type(model).__name__} has no softless attention layer to look into: build it with "
+            "softless.create_model(name, op=…), "
             "or exchange its attention with softless.swap"
         )
     return found
@@ -125,14 +142,17 @@ def _attention_layers(model: nn.Module) -> list[Attention]:
 def _numbered(layer: int, count: int) -> int:
     if not -count <= layer < count:
         raise UsageError(
-            f"layer {layer} does not exist: the model has {count} attention layers, 0 to {count - 1} (or -1 for the last)"
+            f"layer {layer} does not exist: the model has {count} attention layers, 0 to "
+            f"{count - 1} (or -1 for the last)"
         )
     return layer % count
 
 
 @dataclass
 class Call:
-    """What a layer was given when the model looked at the batch: the tokens (B, N, dim), what else, and where they stand."""
+    """What a layer was given when the model looked at the batch: the tokens (B, N, dim), what else,
+    and where they stand.
+    """
 
     tokens: Tensor
     told: Grid | None  # (prefix tokens, height, width)
@@ -140,9 +160,14 @@ class Call:
 
 
 def _calls(
-    attention: Attention, readers: Sequence[ClassAttention], model: nn.Module, host: nn.Module, batch: Tensor
+    attention: Attention,
+    readers: Sequence[ClassAttention],
+    model: nn.Module,
+    host: nn.Module,
+    batch: Tensor,
 ) -> tuple[Call | None, list[Tensor], list[tuple[int, int]]]:
-    """The call of the layer, and the tokens that entered the class attention; nothing of a layer that the pass leaves out.
+    """The call of the layer, and the tokens that entered the class attention; nothing of a layer
+    that the pass leaves out.
 
     Last comes the grid that the patch embedding of the host made, where it shows it.
     """
@@ -156,9 +181,15 @@ def _calls(
         calls.append(Call(tokens, grid or shared, passed))
 
     hooks = [attention.register_forward_pre_hook(note, with_kwargs=True)]
-    hooks += [one.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0])) for one in readers]
+    hooks += [
+        one.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0])) for one in readers
+    ]
     if isinstance(embed := getattr(host, "patch_embed", None), nn.Module):
-        hooks.append(embed.register_forward_hook(lambda embed, _, output: made.extend(_grid_of(embed, output))))
+        hooks.append(
+            embed.register_forward_hook(
+                lambda embed, _, output: made.extend(_grid_of(embed, output))
+            )
+        )
     try:
         model(batch)
     finally:
@@ -168,15 +199,22 @@ def _calls(
 
 
 def _grid_of(embed: Any, output: Any) -> list[tuple[int, int]]:
-    """Height and width of what a patch embedding gave: tokens beside their grid, or tokens (B, h, w, C)."""
+    """Height and width of what a patch embedding gave: tokens beside their grid, or tokens
+    (B, h, w, C).
+    """
     if isinstance(output, tuple) and len(output) == 2 and len(output[1]) == 2:
         return [(int(output[1][0]), int(output[1][1]))]
     last = getattr(getattr(embed, "output_fmt", None), "value", "") == "NHWC"
-    return [(output.shape[1], output.shape[2])] if last and isinstance(output, Tensor) and output.ndim == 4 else []
+    return (
+        [(output.shape[1], output.shape[2])]
+        if last and isinstance(output, Tensor) and output.ndim == 4
+        else []
+    )
 
 
 def _standing(model: Any, batch: Tensor, call: Call, made: Sequence[tuple[int, int]]) -> Grid:
-    """Where the tokens of a call stand: as they were told, as the patch embedding made them, or as patches lie on the image.
+    """Where the tokens of a call stand: as they were told, as the patch embedding made them, or as
+    patches lie on the image.
 
     Raises:
         UsageError: neither fits their number.
@@ -190,16 +228,23 @@ def _standing(model: Any, batch: Tensor, call: Call, made: Sequence[tuple[int, i
         if number - height * width in ahead:
             return number - height * width, height, width
     raise UsageError(
-        f"{type(model).__name__} does not tell where the {number} tokens of this layer stand in the image, so no map can be drawn: "
+        f"{type(model).__name__} does not tell where the {number} tokens of this layer stand in "
+        "the image, so no map can be drawn: "
         "choose a layer or a model whose tokens are patches of a grid"
     )
 
 
 def _patches(model: Any, batch: Tensor) -> list[tuple[int, int]]:
-    """Height and width in patches of the images, as the embedding tells them, or by the side of a patch."""
+    """Height and width in patches of the images, as the embedding tells them, or by the side of a
+    patch.
+    """
     embed = getattr(model, "patch_embed", None)
     size = (int(batch.shape[-2]), int(batch.shape[-1]))
-    found = [tuple(map(int, tells(size)))] if callable(tells := getattr(embed, "dynamic_feat_size", None)) else []
+    found = (
+        [tuple(map(int, tells(size)))]
+        if callable(tells := getattr(embed, "dynamic_feat_size", None))
+        else []
+    )
     side = getattr(embed, "patch_size", None)
     if side is not None:
         sides = side if isinstance(side, tuple | list) else (side, side)
@@ -213,7 +258,10 @@ def _maps(model: Any, batch: Tensor, attention: Attention, number: int, count: i
     host = getattr(model, "host", model)
     call, read, made = _calls(attention, readers, looked, host, seen)
     if call is None:
-        raise UsageError(f"layer {number} takes no part when {type(model).__name__} looks at an image: choose another")
+        raise UsageError(
+            f"layer {number} takes no part when {type(model).__name__} looks at an image: choose "
+            "another"
+        )
     prefix, *sides = _standing(host, seen, call, made)
     grid = (sides[0], sides[1])
     q, tied_or_k, _, _ = attention.sides(call.tokens, None, (prefix, *grid), **call.passed)
@@ -248,9 +296,16 @@ def _norm(x_BHND: Tensor) -> Tensor:
 def unit(x: Tensor) -> Tensor:
     """Rescaled to [0, 1] per image; a constant map becomes zero."""
     low, high = x.amin((1, 2), keepdim=True), x.amax((1, 2), keepdim=True)
-    return torch.where(high > low, (x - low) / (high - low).clamp_min(torch.finfo(x.dtype).tiny), 0).float().cpu()
+    return (
+        torch
+        .where(high > low, (x - low) / (high - low).clamp_min(torch.finfo(x.dtype).tiny), 0)
+        .float()
+        .cpu()
+    )
 
 
 def signed_unit(x: Tensor) -> Tensor:
     largest = x.abs().amax((1, 2), keepdim=True)
-    return torch.where(largest > 0, x / largest.clamp_min(torch.finfo(x.dtype).tiny), 0).float().cpu()
+    return (
+        torch.where(largest > 0, x / largest.clamp_min(torch.finfo(x.dtype).tiny), 0).float().cpu()
+    )

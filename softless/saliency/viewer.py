@@ -1,4 +1,6 @@
-"""What looks at an image: a model, a run or a name, with the transform that its images go through, and what its host sees of them."""
+"""What looks at an image: a model, a run or a name, with the transform that its images go through,
+and what its host sees of them.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -80,7 +82,9 @@ class Resized:
 
     def __call__(self, image: Any) -> Tensor:
         if isinstance(image, np.ndarray) and image.dtype == np.uint8:
-            raise UsageError("resize= is for images of one or three channels of bytes: resize this one before")
+            raise UsageError(
+                "resize= is for images of one or three channels of bytes: resize this one before"
+            )
         wide, tall = pictures.size_of(image)
         height, width = size_of(self.model, self.size, tall, wide)
         return self.after(pictures.resized(image, width, height))
@@ -93,7 +97,9 @@ def checked_size(size: Size) -> None:
         UsageError: neither "training" nor a positive number of pixels.
     """
     if size != TRAINING and (isinstance(size, str | bool) or int(size) != size or size < 1):
-        raise UsageError(f"resize={size}: give 'training', or pixels of the longer side, for example 512")
+        raise UsageError(
+            f"resize={size}: give 'training', or pixels of the longer side, for example 512"
+        )
 
 
 def needed_scale(model: nn.Module) -> Scale:
@@ -105,7 +111,8 @@ def needed_scale(model: nn.Module) -> Scale:
     found = training_scale(model)
     if found is None:
         raise UsageError(
-            "resize=training: this model does not know at which size it was trained; give the pixels of the longer side"
+            "resize=training: this model does not know at which size it was trained; give the "
+            "pixels of the longer side"
         )
     return found
 
@@ -125,8 +132,11 @@ def size_of(model: nn.Module, size: Size, height: int, width: int) -> tuple[int,
     return max(1, round(height * factor)), max(1, round(width * factor))
 
 
-def viewer_of(model: nn.Module | LoadedRun | str | Path, device: str | torch.device = "cpu") -> Viewer:
-    """A viewer of a model (left where it lies), of a run, or of the name of a model, whose weights are new, and said to be.
+def viewer_of(
+    model: nn.Module | LoadedRun | str | Path, device: str | torch.device = "cpu"
+) -> Viewer:
+    """A viewer of a model (left where it lies), of a run, or of the name of a model, whose weights
+    are new, and said to be.
 
     Raises:
         UsageError: no model of that name, and no run folder.
@@ -139,24 +149,36 @@ def viewer_of(model: nn.Module | LoadedRun | str | Path, device: str | torch.dev
             model = _untrained(str(model)).to(device)
     if isinstance(model, LoadedRun):
         best = model.best
-        return Viewer(model.model, model.transform, model.in_chans, best["mean"], best["std"], model.scale)
+        return Viewer(
+            model.model, model.transform, model.in_chans, best["mean"], best["std"], model.scale
+        )
     model = unwrapped(model)
     mean, std = normalisation(model)
-    return Viewer(model, evaluation_transform(model), channels_of(model), mean, std, declared(model))
+    return Viewer(
+        model, evaluation_transform(model), channels_of(model), mean, std, declared(model)
+    )
 
 
 def _untrained(name: str) -> nn.Module:
     """A named model with new weights: of use to see the drawing, and said to be untrained."""
     if "/" in name or name.startswith("."):
-        raise UsageError(f"no run folder at {name}: give the --out folder of `softless train`, or the name of a model")
+        raise UsageError(
+            f"no run folder at {name}: give the --out folder of `softless train`, or the name of "
+            "a model"
+        )
     torch.manual_seed(0)
     model = create_model(name).eval()
-    notice(f"'{name}' is a model with new weights, not a trained run: its maps show an untrained network")
+    notice(
+        f"'{name}' is a model with new weights, not a trained run: its maps show an untrained "
+        "network"
+    )
     return model
 
 
 def evaluation_transform(model: nn.Module) -> Callable[[Any], Tensor]:
-    """Timm's evaluation transform for a model, from its `pretrained_cfg`; the whole image for a detector or a segmenter."""
+    """Timm's evaluation transform for a model, from its `pretrained_cfg`; the whole image for a
+    detector or a segmenter.
+    """
     import timm.data
 
     deep = declared(model) is not None
@@ -174,7 +196,9 @@ def evaluation_transform(model: nn.Module) -> Callable[[Any], Tensor]:
             channels_of(model),
             deep=True,
         )
-    made = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+    made = timm.data.create_transform(
+        **timm.data.resolve_model_data_config(model), is_training=False
+    )
     assert callable(made)
     return made
 
@@ -194,35 +218,52 @@ def declared(model: nn.Module) -> Range | None:
 
 def channels_of(model: nn.Module) -> int:
     """How many channels the model's images have: what its first convolution takes."""
-    convolutions = (module for module in model.modules() if isinstance(module, nn.Conv2d | PatchProjection))
+    convolutions = (
+        module for module in model.modules() if isinstance(module, nn.Conv2d | PatchProjection)
+    )
     return next((int(module.in_channels) for module in convolutions), 3)
 
 
 def in_range(image: Any, channels: int, scale: Range) -> np.ndarray:
-    """An array (H, W) or (H, W, 1 or 3) of stored values, or a PIL image of them, as float32 (H, W, C) in 0..1."""
+    """An array (H, W) or (H, W, 1 or 3) of stored values, or a PIL image of them, as float32
+    (H, W, C) in 0..1.
+    """
     values = np.asarray(image) if isinstance(image, Image.Image | np.ndarray) else np.empty(0)
     values = values[..., None] if values.ndim == 2 else values
-    if values.dtype.kind not in "biuf" or values.ndim != 3 or values.shape[-1] not in MODES or not values.size:
+    if (
+        values.dtype.kind not in "biuf"
+        or values.ndim != 3
+        or values.shape[-1] not in MODES
+        or not values.size
+    ):
         raise UsageError(
-            f"image is a {type(image).__name__}, and the model takes values in {scale}: give a path, or an array of numbers (height, width) or "
+            f"image is a {type(image).__name__}, and the model takes values in {scale}: give a "
+            "path, or an array of numbers (height, width) or "
             "(height, width, 3)"
         )
     if values.dtype == np.uint8 and scale.beyond_bytes:
-        raise UsageError(f"image holds bytes, and {scale} reaches beyond: give the values that were stored")
+        raise UsageError(
+            f"image holds bytes, and {scale} reaches beyond: give the values that were stored"
+        )
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise UsageError(f"image holds NaN or infinity, which have no place in {scale}")
     return pictures.with_channels(scale.applied(values), channels)
 
 
 def eyes(model: Any, batch: Tensor) -> tuple[nn.Module, Tensor]:
-    """The part of a model that looks at images, and the batch as it sees them: of a detector or a segmenter the host."""
+    """The part of a model that looks at images, and the batch as it sees them: of a detector or a
+    segmenter the host.
+    """
     if not hasattr(model, "framed"):
         return model, batch
     return model.features, model.framed(batch)
 
 
-def tensor_of(images: Picture, transform: Callable[[Any], Tensor], channels: int, scale: Range | None = None) -> Tensor:
-    """Images in any form as a batch (B, C, H, W); `scale` is the declared range of files and arrays.
+def tensor_of(
+    images: Picture, transform: Callable[[Any], Tensor], channels: int, scale: Range | None = None
+) -> Tensor:
+    """Images in any form as a batch (B, C, H, W); `scale` is the declared range of files and
+    arrays.
 
     Raises:
         UsageError: a shape, a dtype or a class that is no image.
@@ -230,13 +271,16 @@ def tensor_of(images: Picture, transform: Callable[[Any], Tensor], channels: int
     """
     if isinstance(images, Tensor):
         if images.ndim not in {3, 4}:
-            raise UsageError(f"images have shape {tuple(images.shape)}: give (B, C, H, W) or (C, H, W)")
+            raise UsageError(
+                f"images have shape {tuple(images.shape)}: give (B, C, H, W) or (C, H, W)"
+            )
         return images if images.ndim == 4 else images[None]
     return transform(picture_of(images, channels, scale))[None]
 
 
 def picture_of(image: Any, channels: int, scale: Range | None = None) -> Any:
-    """One image as a transform takes it, from a file, a PIL image or bytes (H, W, C); with a range, from an array of any numbers.
+    """One image as a transform takes it, from a file, a PIL image or bytes (H, W, C); with a range,
+    from an array of any numbers.
 
     Raises:
         UsageError: a shape, a dtype or a class that is no image.
@@ -248,18 +292,25 @@ def picture_of(image: Any, channels: int, scale: Range | None = None) -> Any:
         return in_range(image, channels, scale)
     if isinstance(image, np.ndarray):
         flat = image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image
-        if flat.dtype != np.uint8 or not flat.size or not (flat.ndim == 2 or (flat.ndim == 3 and flat.shape[-1] == 3)):
+        if (
+            flat.dtype != np.uint8
+            or not flat.size
+            or not (flat.ndim == 2 or (flat.ndim == 3 and flat.shape[-1] == 3))
+        ):
             raise UsageError(
-                f"image is an array {image.shape} of {image.dtype}: give bytes (uint8) of shape (height, width) or (height, width, 3), "
+                f"image is an array {image.shape} of {image.dtype}: give bytes (uint8) of shape "
+                "(height, width) or (height, width, 3), "
                 "or a tensor as the model takes it"
             )
         image = Image.fromarray(np.ascontiguousarray(flat))
     if not isinstance(image, Image.Image):
         raise UsageError(
-            f"image is a {type(image).__name__}: give a path, a PIL image, a numpy array of bytes or a tensor"
+            f"image is a {type(image).__name__}: give a path, a PIL image, a numpy array of bytes "
+            "or a tensor"
         )
     if channels not in MODES:
         raise UsageError(
-            f"the model takes {channels} channels, and a PIL image or an array of bytes has one or three: give a tensor or a path"
+            f"the model takes {channels} channels, and a PIL image or an array of bytes has one "
+            "or three: give a tensor or a path"
         )
     return image.convert(MODES[channels])

@@ -1,7 +1,8 @@
-"""The passes of a run over the residual stream: embedding, sweep after sweep, and what is drawn; each step may be the last before a kill.
+"""The passes of a run over the residual stream: embedding, sweep after sweep, and what is drawn;
+each step may be the last before a kill.
 
-A layer costs one pass where its operator takes one sweep. The pass that applies layer l to a chunk already sums what layer l + 1 needs to know
-of it (reference: performance.md §5):
+A layer costs one pass where its operator takes one sweep. The pass that applies layer l to a chunk
+already sums what layer l + 1 needs to know of it (reference: performance.md §5):
 
     for each chunk:   x += attention_l(x);  x += lpi_l(x);  x += mlp_l(x);  summary_l+1 += summarise(x)
 """
@@ -34,7 +35,9 @@ Order = Callable[[int], Sequence[int]]  # of so many chunks
 
 @dataclass(frozen=True)
 class BadTile:
-    """A tile that could not be read: its level, the pixel of that level where it begins, and why."""
+    """A tile that could not be read: its level, the pixel of that level where it begins, and
+    why.
+    """
 
     level: int
     x: int
@@ -47,7 +50,8 @@ class Found:
     """What the embedding found: tiles that cannot be read, and the patches they cover."""
 
     tiles: dict[tuple[int, int], BadTile] = field(default_factory=dict)  # by x and y
-    patches: list[Sequence[int]] = field(default_factory=list)  # first row, last row + 1, first column, last column + 1
+    # first row, last row + 1, first column, last column + 1
+    patches: list[Sequence[int]] = field(default_factory=list)
     log: Log | None = None
 
     def add(self, tile: BadTile, patches: Sequence[int]) -> None:
@@ -68,7 +72,9 @@ class Found:
 
 @dataclass(frozen=True)
 class Job:
-    """One pass over all tokens: a layer applied, something summed, something drawn, or the tokens finished."""
+    """One pass over all tokens: a layer applied, something summed, something drawn, or the tokens
+    finished.
+    """
 
     layer: Layer | None = None
     stage: Stage | None = None
@@ -91,17 +97,39 @@ class Engine:
         mask: (h, w) patches that count; None: all.
         draws: Whether the maps are drawn.
         finishes: Whether the finished tokens are wanted.
-        order: In which order the chunks of a pass go; as they lie by default, and always where a layer looks at neighbours.
+        order: In which order the chunks of a pass go; as they lie by default, and always where a
+            layer looks at neighbours.
 
     Raises:
         UsageError: the size, or an operator, does not allow it.
     """
 
-    def __init__(self, host: Host, source: Source, *, chunk: int, rows: Callable[[str, int, int, torch.dtype], Rows], journal: Journal | None = None, log: Log | None = None, mask: Tensor | None = None, draws: bool = True, finishes: bool = False, order: Order | None = None) -> None:  # fmt: skip
-        self.host, self.source, self.chunk, self.journal, self.order = host, source, chunk, journal, order
+    def __init__(
+        self,
+        host: Host,
+        source: Source,
+        *,
+        chunk: int,
+        rows: Callable[[str, int, int, torch.dtype], Rows],
+        journal: Journal | None = None,
+        log: Log | None = None,
+        mask: Tensor | None = None,
+        draws: bool = True,
+        finishes: bool = False,
+        order: Order | None = None,
+    ) -> None:
+        self.host, self.source, self.chunk, self.journal, self.order = (
+            host,
+            source,
+            chunk,
+            journal,
+            order,
+        )
         height, width = source.size
         across, down = math.ceil(width / host.patch[1]), math.ceil(height / host.patch[0])
-        host.check(*(source.size if source.exact else (down * host.patch[0], across * host.patch[1])))
+        host.check(
+            *(source.size if source.exact else (down * host.patch[0], across * host.patch[1]))
+        )
         self.grid = down, across
         self.given = mask
         self.whole = Whole(host.prefix + down * across, (host.prefix, down, across))
@@ -139,7 +167,9 @@ class Engine:
 
     @torch.no_grad()
     def run(self) -> Iterator[None]:
-        """Do the work, one step for each that is yielded; a run that has a journal goes on where it stands."""
+        """Do the work, one step for each that is yielded; a run that has a journal goes on where it
+        stands.
+        """
         at, carried = self._resumed()
         if at["job"] < 0:
             yield from self._embed(at["step"] + 1)
@@ -159,7 +189,9 @@ class Engine:
                 yield
             yield from self._pass(number, job, spans, ahead, carried if number == at["job"] else {})
 
-    def _pass(self, number: int, job: Job, spans: list[slice], ahead: int, carried: State) -> Iterator[None]:
+    def _pass(
+        self, number: int, job: Job, spans: list[slice], ahead: int, carried: State
+    ) -> Iterator[None]:
         step = Step(self, job, carried)
         for place in range(ahead, len(spans)):
             made = step.take(spans[place])
@@ -175,7 +207,9 @@ class Engine:
         self._note(number + 1, -1)
 
     def _spans(self, job: Job) -> list[slice]:
-        """The chunks of a pass in their order; whole rows of the grid where a layer looks at neighbours."""
+        """The chunks of a pass in their order; whole rows of the grid where a layer looks at
+        neighbours.
+        """
         total, size = self.whole.tokens, self.chunk
         if job.layer is not None and job.layer.parts.lpi is not None:
             size = max(1, size // self.grid[1]) * self.grid[1]
@@ -192,11 +226,16 @@ class Engine:
     # Embedding
 
     def _blocks(self) -> Iterator[tuple[slice, slice]]:
-        """Squares of patches, about a chunk each: a slide's tiles are then read once, or nearly so."""
+        """Squares of patches, about a chunk each: a slide's tiles are then read once, or nearly
+        so.
+        """
         side = 2 ** int(math.log2(max(1, math.isqrt(self.chunk))))
         for top in range(0, self.grid[0], side):
             for left in range(0, self.grid[1], side):
-                yield slice(top, min(top + side, self.grid[0])), slice(left, min(left + side, self.grid[1]))
+                yield (
+                    slice(top, min(top + side, self.grid[0])),
+                    slice(left, min(left + side, self.grid[1])),
+                )
 
     def _embed(self, ahead: int) -> Iterator[None]:
         prefix, width = self.host.prefix, self.grid[1]
@@ -214,7 +253,9 @@ class Engine:
         self._note(0, -1)
 
     def _pixels(self, rows: slice, columns: slice) -> Tensor:
-        """The pixels of a block, with the host's margin above and to the left, filled up with the mean colour where the image ends."""
+        """The pixels of a block, with the host's margin above and to the left, filled up with the
+        mean colour where the image ends.
+        """
         (tall, wide), margin = self.host.patch, self.host.margin
         top, left = max(0, rows.start - margin) * tall, max(0, columns.start - margin) * wide
         height, width = rows.stop * tall - top, columns.stop * wide - left
@@ -224,7 +265,11 @@ class Engine:
         for tile in lost:
             self._report(tile)
         pixels = pixels.to(self.host.device, self.host.dtype)
-        return F.pad(pixels, (0, width - inside[1], 0, height - inside[0])) if inside != (height, width) else pixels
+        return (
+            F.pad(pixels, (0, width - inside[1], 0, height - inside[0]))
+            if inside != (height, width)
+            else pixels
+        )
 
     def _report(self, tile: Lost) -> None:
         """Note a tile that cannot be read, and the patches that it covers: they do not count."""
@@ -240,7 +285,8 @@ class Engine:
         if self.found.patches and not mask.any():
             tile = next(iter(self.found.tiles.values()))
             raise NothingReadable(
-                f"{self.source.name}: none of its {len(self.found.tiles)} tiles that count can be read ({tile.reason}), so there is no answer; replace the file"
+                f"{self.source.name}: none of its {len(self.found.tiles)} tiles that count can be "
+                f"read ({tile.reason}), so there is no answer; replace the file"
             )
         if not mask.any():
             notice(f"{self.source.name}: no patch counts, so the answer says nothing of the image")
@@ -250,11 +296,21 @@ class Engine:
 
     # The journal
 
-    def _note(self, job: int, step: int, made: tuple[int, Tensor] | None = None, carried: State | None = None) -> None:
+    def _note(
+        self,
+        job: int,
+        step: int,
+        made: tuple[int, Tensor] | None = None,
+        carried: State | None = None,
+    ) -> None:
         """Note a step; what it made goes in with it, since it changes tokens where they lie."""
         if self.journal is None:
             return
-        at: dict[str, Any] = {"job": job, "step": step, "log": 0 if self.found.log is None else self.found.log.length}
+        at: dict[str, Any] = {
+            "job": job,
+            "step": step,
+            "log": 0 if self.found.log is None else self.found.log.length,
+        }
         tensors = {f"state.{name}": x for name, x in self.state.items()}
         for name, x in (carried or {}).items():
             tensors[f"carried.{name}"] = x
@@ -263,9 +319,12 @@ class Engine:
         self.journal.write(Entry(at, tensors))
 
     def _resumed(self) -> tuple[dict[str, Any], State]:
-        """Where the run stands, with the tokens of the last step in their place; -1 is the embedding."""
+        """Where the run stands, with the tokens of the last step in their place; -1 is the
+        embedding.
+        """
         entry = None if self.journal is None else self.journal.read()
-        if entry is None or entry.at["job"] < len(self.jobs):  # a finished run is its answer, and needs no room
+        # a finished run is its answer, and needs no room
+        if entry is None or entry.at["job"] < len(self.jobs):
             for rows in (self.tokens, self.maps):
                 if rows is not None:
                     rows.open()
@@ -289,21 +348,39 @@ class Step:
     def __init__(self, engine: Engine, job: Job, carried: State) -> None:
         self.engine, self.job, self.layer = engine, job, job.layer
         self.tokens, self.maps, self.whole = engine.tokens, engine.maps, engine.whole
-        self.total: Summary = {name.removeprefix("sum."): x for name, x in carried.items() if name.startswith("sum.")}
-        self.kinds = {name.removeprefix("kind."): x.dtype for name, x in carried.items() if name.startswith("kind.")}
-        self.halo = carried.get("halo")  # rows of tokens past the attention, which the next chunk begins with
-        self.known = int(carried["known"]) if "known" in carried else 0  # tokens that are past the attention
+        self.total: Summary = {
+            name.removeprefix("sum."): x for name, x in carried.items() if name.startswith("sum.")
+        }
+        self.kinds = {
+            name.removeprefix("kind."): x.dtype
+            for name, x in carried.items()
+            if name.startswith("kind.")
+        }
+        # rows of tokens past the attention, which the next chunk begins with
+        self.halo = carried.get("halo")
+        # tokens that are past the attention
+        self.known = int(carried["known"]) if "known" in carried else 0
         state = engine.state
-        self.summary = {name: x for name, x in state.items() if not name.startswith(("before.", "first"))}
+        self.summary = {
+            name: x for name, x in state.items() if not name.startswith(("before.", "first"))
+        }
         if self.layer is not None:
             self.reader = self.layer.reads(self.summary)
             if job.draws and self.layer.has_class_row:
                 engine.state = state = {"first": self.tokens.read(0, 1).clone()} | state
                 self.pull = self.layer.pull(state["first"], self.summary)
-                before = {name.removeprefix("before."): x for name, x in state.items() if name.startswith("before.")}
-                self.before = self.layer.finish(before, len(self.layer.sweeps) - 2) if before else None
+                before = {
+                    name.removeprefix("before."): x
+                    for name, x in state.items()
+                    if name.startswith("before.")
+                }
+                self.before = (
+                    self.layer.finish(before, len(self.layer.sweeps) - 2) if before else None
+                )
         first = isinstance(job.stage, Sweeping) or job.stage is None
-        self.handed: State = self.summary if self.layer is None else {} if first else engine.tail.start()
+        self.handed: State = (
+            self.summary if self.layer is None else {} if first else engine.tail.start()
+        )
         if job.stage is not None:
             job.stage.begin(self.handed)
 
@@ -341,7 +418,9 @@ class Step:
         assert stage is not None
         if not self.total:
             self.kinds = {name: x.dtype for name, x in part.items()}
-            self.total = {name: x.double() if x.is_floating_point() else x for name, x in part.items()}
+            self.total = {
+                name: x.double() if x.is_floating_point() else x for name, x in part.items()
+            }
         else:
             self.total = joined(self.total, part, stage.merge)
 
@@ -349,14 +428,18 @@ class Step:
         layer = self.layer
         assert layer is not None
         if self.job.draws:
-            for column, values in zip((QUERY, KEY), layer.sizes(x, span, self.summary), strict=True):
+            for column, values in zip(
+                (QUERY, KEY), layer.sizes(x, span, self.summary), strict=True
+            ):
                 self._draw(span, column, values)
             if layer.has_class_row:
                 self._draw(span, ROW, layer.row(x, span, self.summary, self.pull, self.before))
         layer.attend(x, span, self.reader)
 
     def _among_neighbours(self, span: slice) -> Tensor:
-        """Whole rows through a layer with local patch interaction: it looks at rows past the attention, above and below its own."""
+        """Whole rows through a layer with local patch interaction: it looks at rows past the
+        attention, above and below its own.
+        """
         layer, width = self.layer, self.engine.grid[1]
         assert layer is not None
         reach = HALO * width

@@ -1,4 +1,5 @@
-"""Slides and TIFFs as files: their levels exactly as they are stored, through tifffile or through openslide.
+"""Slides and TIFFs as files: their levels exactly as they are stored, through tifffile or through
+openslide.
 
 | file | reader |
 | --- | --- |
@@ -28,14 +29,25 @@ from softless.data.tiff_pages import JPEG, OPENSLIDE, PLAUSIBLE, Contents, Resol
 from softless.errors import DataError, MissingExtra, UsageError
 from softless.slides.pixels import Lost, Unreadable, as_channels
 
-SLIDE_TYPES = frozenset({".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".czi"})
+SLIDE_TYPES = frozenset({
+    ".svs",
+    ".ndpi",
+    ".mrxs",
+    ".scn",
+    ".vms",
+    ".vmu",
+    ".bif",
+    ".svslide",
+    ".czi",
+})
 WHITE = (255, 255, 255)
 SHIFT = 1 / 1024  # of a pixel, up to which a place is whole: cairo has 256 steps in a pixel
+# formats of openslide whose tiles are those of the TIFF
 CHECKED = frozenset({
     "aperio",
     "generic-tiff",
     "philips-tiff",
-})  # formats of openslide whose tiles are those of the TIFF
+})
 Sides = tuple[int, int]
 
 
@@ -66,7 +78,9 @@ class Choice:
         """
         for name, value in (("channels", self.channels), ("page", self.page)):
             if value is not None:
-                raise UsageError(f"{name}= chooses inside a TIFF, and {what} leaves no choice: leave it out")
+                raise UsageError(
+                    f"{name}= chooses inside a TIFF, and {what} leaves no choice: leave it out"
+                )
 
 
 class Levels:
@@ -76,7 +90,8 @@ class Levels:
         sizes: Height and width of each level.
         works: Whether a level can be read exactly.
         resolution: Of level 0.
-        bounds: (x, y, width, height) of what was scanned, in pixels of level 0, where the file says it.
+        bounds: (x, y, width, height) of what was scanned, in pixels of level 0, where the file says
+            it.
         remarks: What was seen of the file.
         orientation: Of the file, 1 to 8; it was undone.
     """
@@ -108,7 +123,9 @@ class Levels:
         """
         raise NotImplementedError
 
-    def read(self, top: int, left: int, height: int, width: int, lost: list[Lost] | None = None) -> NDArray[Any]:
+    def read(
+        self, top: int, left: int, height: int, width: int, lost: list[Lost] | None = None
+    ) -> NDArray[Any]:
         """A region (h,w,C) of this level, as `Pixels.read`."""
         raise NotImplementedError
 
@@ -123,8 +140,10 @@ class Levels:
         if not self.works[level]:
             working = ", ".join(str(number) for number, works in enumerate(self.works) if works)
             raise UsageError(
-                f"level {level} of {self.path} cannot be read as it is stored, since {self.scale(level)[1]:.6g} pixels of level 0 make one of its "
-                f"own and openslide takes places of level 0: these levels work: {working}; mpp= scales one of them"
+                f"level {level} of {self.path} cannot be read as it is stored, since "
+                f"{self.scale(level)[1]:.6g} pixels of level 0 make one of its "
+                f"own and openslide takes places of level 0: these levels work: {working}; mpp= "
+                "scales one of them"
             )
 
 
@@ -132,10 +151,18 @@ class Stored(Levels):
     """A level of a TIFF through tifffile: the stored pixels, tile by tile."""
 
     def __init__(self, path: Path, level: int, channels: int, choice: Choice | None = None) -> None:
-        self.path, self.level, self.channels, self.choice = path, level, channels, choice or Choice()
+        self.path, self.level, self.channels, self.choice = (
+            path,
+            level,
+            channels,
+            choice or Choice(),
+        )
         file = tiff_pages.opened(path)
         if file is None:
-            raise DataError(f"{path} cannot be opened as a TIFF: its header is damaged; replace or remove the file")
+            raise DataError(
+                f"{path} cannot be opened as a TIFF: its header is damaged; replace or remove the "
+                "file"
+            )
         self.file = file
         try:
             self._know(tiff_pages.contents(file))
@@ -143,7 +170,9 @@ class Stored(Levels):
             file.close()
             if isinstance(error, UsageError):  # a sentence already
                 raise
-            raise bad_image(path, "damaged", f"its tags are damaged ({error}); replace or remove the file") from error
+            raise bad_image(
+                path, "damaged", f"its tags are damaged ({error}); replace or remove the file"
+            ) from error
         except BaseException:
             file.close()
             raise
@@ -153,8 +182,13 @@ class Stored(Levels):
         choice = self.choice
         try:
             values = choice.values(self.path)
-            verdict = tags.judged(contents, channels=choice.channels, page=choice.page, values=values)
-            tiles = [Tiles(self.file, verdict, number, values) for number in range(len(verdict.picture.levels))]
+            verdict = tags.judged(
+                contents, channels=choice.channels, page=choice.page, values=values
+            )
+            tiles = [
+                Tiles(self.file, verdict, number, values)
+                for number in range(len(verdict.picture.levels))
+            ]
         except tags.Refused as error:
             raise bad_image(self.path, error.kind, error.text, f"{self.path} holds ") from error
         except tags.NoSuch as error:
@@ -175,11 +209,18 @@ class Stored(Levels):
         once = self.tiles.segment[0] * self.tiles.segment[1]
         least = limit("SOFTLESS_MIN_SIDE", MIN_SIDE)
         if once > most:
-            reason = f"its tags say one tile of {once} pixels, and at most {most} are decoded at once; make it smaller, or set SOFTLESS_MAX_PIXELS={once} if you trust it"
+            reason = (
+                f"its tags say one tile of {once} pixels, and at most {most} are decoded at "
+                f"once; make it smaller, or set SOFTLESS_MAX_PIXELS={once} if you trust it"
+            )
             raise bad_image(self.path, "too many pixels", reason)
         if min(self.sizes[0]) < least:
             height, width = self.sizes[0]
-            reason = f"it is {width} x {height} pixels, and both sides must have at least {least}; remove it, or set SOFTLESS_MIN_SIDE={min(height, width)} to have it read"
+            reason = (
+                f"it is {width} x {height} pixels, and both sides must have at least "
+                f"{least}; remove it, or set SOFTLESS_MIN_SIDE={min(height, width)} to have "
+                "it read"
+            )
             raise bad_image(self.path, "too small", reason)
 
     def _checkable(self, contents: Contents) -> bool:
@@ -193,13 +234,21 @@ class Stored(Levels):
         self.close()
         return Stored(self.path, level, self.channels, self.choice)
 
-    def read(self, top: int, left: int, height: int, width: int, lost: list[Lost] | None = None) -> NDArray[Any]:
+    def read(
+        self, top: int, left: int, height: int, width: int, lost: list[Lost] | None = None
+    ) -> NDArray[Any]:
         values, bad = self.tiles.read(top, left, height, width, self.check)
         if bad and lost is None:
             raise Unreadable(bad[0].reason)
         if lost is not None:
             lost += [
-                Lost(self.level, one.left, one.top, one.reason, (one.top, one.left, one.bottom, one.right))
+                Lost(
+                    self.level,
+                    one.left,
+                    one.top,
+                    one.reason,
+                    (one.top, one.left, one.bottom, one.right),
+                )
                 for one in bad
             ]
         return as_channels(values, self.channels)
@@ -211,7 +260,8 @@ class Stored(Levels):
 
 
 class _Check:
-    """Has a JPEG tile decoded by openslide too, which tells of damaged data: imagecodecs fills them up with grey, without a word.
+    """Has a JPEG tile decoded by openslide too, which tells of damaged data: imagecodecs fills them
+    up with grey, without a word.
 
     Openslide decodes the whole tile for one pixel of it, so the middle one is asked for.
     """
@@ -261,12 +311,23 @@ class _Check:
 
 
 class Slide(Levels):
-    """A level of a slide through openslide; after an error the file is opened again, since openslide's handle is of no use then."""
+    """A level of a slide through openslide; after an error the file is opened again, since
+    openslide's handle is of no use then.
+    """
 
     def __init__(self, path: Path, level: int, channels: int, choice: Choice | None = None) -> None:
-        self.path, self.level, self.channels, self.choice = path, level, channels, choice or Choice()
+        self.path, self.level, self.channels, self.choice = (
+            path,
+            level,
+            channels,
+            choice or Choice(),
+        )
         self.values = self.choice.values(path)
-        self.dtype = np.dtype(np.uint8) if self.values is None else self.values(np.zeros((0, 0, 1), np.uint8)).dtype
+        self.dtype = (
+            np.dtype(np.uint8)
+            if self.values is None
+            else self.values(np.zeros((0, 0, 1), np.uint8)).dtype
+        )
         self.lib = openslide(path)
         self.handle = opened_by(self.lib, path)
         self.sizes = [(height, width) for width, height in self.handle.level_dimensions]
@@ -274,7 +335,9 @@ class Slide(Levels):
         self.works = [_whole(step, size) for step, size in zip(self.steps, self.sizes, strict=True)]
         self._refuse_level(level)
         self.properties: Mapping[str, str] = dict(self.handle.properties)
-        across, down = (self._number(f"openslide.level[{level}].tile-{side}") for side in ("width", "height"))
+        across, down = (
+            self._number(f"openslide.level[{level}].tile-{side}") for side in ("width", "height")
+        )
         self.tile = (int(down or 256), int(across or 256))
         self.background = _colour(self.properties.get("openslide.background-color"))
         self.resolution = self._resolution()
@@ -312,7 +375,9 @@ class Slide(Levels):
         self.close()
         return Slide(self.path, level, self.channels, self.choice)
 
-    def read(self, top: int, left: int, height: int, width: int, lost: list[Lost] | None = None) -> NDArray[Any]:
+    def read(
+        self, top: int, left: int, height: int, width: int, lost: list[Lost] | None = None
+    ) -> NDArray[Any]:
         try:
             return self._region(top, left, height, width)
         except Unreadable:
@@ -322,17 +387,34 @@ class Slide(Levels):
         (tall, wide), (last, end) = self.tile, self.size
         for y in range(top // tall * tall, top + height, tall):
             for x in range(left // wide * wide, left + width, wide):
-                y0, x0, y1, x1 = max(y, top), max(x, left), min(y + tall, top + height), min(x + wide, left + width)
+                y0, x0, y1, x1 = (
+                    max(y, top),
+                    max(x, left),
+                    min(y + tall, top + height),
+                    min(x + wide, left + width),
+                )
                 try:
-                    found[y0 - top : y1 - top, x0 - left : x1 - left] = self._region(y0, x0, y1 - y0, x1 - x0)
+                    found[y0 - top : y1 - top, x0 - left : x1 - left] = self._region(
+                        y0, x0, y1 - y0, x1 - x0
+                    )
                 except Unreadable as error:
-                    lost.append(Lost(self.level, x, y, str(error), (y, x, min(y + tall, last), min(x + wide, end))))
+                    lost.append(
+                        Lost(
+                            self.level,
+                            x,
+                            y,
+                            str(error),
+                            (y, x, min(y + tall, last), min(x + wide, end)),
+                        )
+                    )
         return found
 
     def _region(self, top: int, left: int, height: int, width: int) -> NDArray[Any]:
         step = self.steps[self.level]  # openslide takes places of level 0
         try:
-            region = self.handle.read_region((round(left * step), round(top * step)), self.level, (width, height))
+            region = self.handle.read_region(
+                (round(left * step), round(top * step)), self.level, (width, height)
+            )
         except self.lib.OpenSlideError as error:
             self.handle.close()
             self.handle = opened_by(self.lib, self.path)
@@ -351,7 +433,11 @@ def _whole(step: float, size: Sides) -> bool:
 
 
 def _upright(resolution: Resolution, *, swapped: bool) -> Resolution:
-    return Resolution(resolution.mpp[::-1], resolution.said) if swapped and resolution.mpp else resolution
+    return (
+        Resolution(resolution.mpp[::-1], resolution.said)
+        if swapped and resolution.mpp
+        else resolution
+    )
 
 
 def slide_of(path: Path, level: int, channels: int, choice: Choice | None = None) -> Levels | None:
@@ -411,7 +497,9 @@ def opened_by(lib: Any, path: Path) -> Any:
     try:
         return lib.OpenSlide(str(path))
     except (lib.OpenSlideError, OSError) as error:
-        raise DataError(f"{path} cannot be opened as a slide: {error}; replace or remove the file") from error
+        raise DataError(
+            f"{path} cannot be opened as a slide: {error}; replace or remove the file"
+        ) from error
 
 
 def _colour(text: str | None) -> tuple[int, int, int]:

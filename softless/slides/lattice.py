@@ -1,7 +1,7 @@
 """Where patches lie: rectangles in pixels of level 0, as the file counts them or as a viewer does.
 
-A viewer counts from the corner of what it shows. QuPath shows a slide's `bounds` alone, and pictures
-as they are stored, without turning them by their Orientation.
+A viewer counts from the corner of what it shows. QuPath shows a slide's `bounds` alone, and
+pictures as they are stored, without turning them by their Orientation.
 """
 
 # h x w patches, n points
@@ -62,7 +62,9 @@ class Lattice:
         return float(x), float(y), float(x + width), float(y + height)
 
     def edges(self, axis: int) -> NDArray[np.float64]:
-        """Where patches begin along an axis (0 down, 1 across) and the last one ends, in level 0."""
+        """Where patches begin along an axis (0 down, 1 across) and the last one ends, in level
+        0.
+        """
         places = np.arange(self.grid[axis] + 1, dtype=np.float64) * self.patch[axis]
         return np.minimum(places, self.size[axis]) * self.place.scale[axis]
 

@@ -1,11 +1,14 @@
-"""One layer over tokens in chunks: what a chunk adds to the summary of its attention, and what the finished summary does to a chunk.
+"""One layer over tokens in chunks: what a chunk adds to the summary of its attention, and what the
+finished summary does to a chunk.
 
-Where nothing stands between the projections and an operator whose last reader is a matrix A (the SimA family), what the summary does to a
-normalised token is one D x D matrix (reference: performance.md §5):
+Where nothing stands between the projections and an operator whose last reader is a matrix A (the
+SimA family), what the summary does to a normalised token is one D x D matrix (reference:
+performance.md §5):
 
     x += norm1(x) G + b',    P = blockdiag(A) W_o,    G = W_q P s,    b' = (b_o + b_q P) s
 
-Every other operator with a streaming form takes the general way: project, `summarise`, `merge`, `finish`, `read`. Sums are native where they can be.
+Every other operator with a streaming form takes the general way: project, `summarise`, `merge`,
+`finish`, `read`. Sums are native where they can be.
 """
 
 # n tokens of a chunk, N of all, D width, H heads, d width of a head
@@ -39,9 +42,8 @@ class Whole:
     tokens: int
     grid: Grid
     mask: Tensor | None = None  # (N,)
-    ahead: dict[int, Tensor] = field(
-        default_factory=dict
-    )  # how many count ahead of a token, for those that were asked for
+    # how many count ahead of a token, for those that were asked for
+    ahead: dict[int, Tensor] = field(default_factory=dict)
 
     def know(self, mask: Tensor) -> None:
         """Which tokens count."""
@@ -51,20 +53,25 @@ class Whole:
         """The mask of a chunk (1, n), and its place."""
         if self.mask is None:
             return None, Place(span.start, self.tokens)
-        return self.mask[None, span], Place(span.start, self.tokens, self._count(span.start), self._count(self.tokens))
+        return self.mask[None, span], Place(
+            span.start, self.tokens, self._count(span.start), self._count(self.tokens)
+        )
 
     def _count(self, stop: int) -> Tensor:
-        if (
-            stop not in self.ahead
-        ):  # over millions of tokens a count takes a millisecond, and every pass asks for the same ones
+        # over millions of tokens a count takes a millisecond, and every pass asks for the same ones
+        if stop not in self.ahead:
             assert self.mask is not None
             self.ahead[stop] = self.mask[:stop].sum()[None]
         return self.ahead[stop]
 
 
 def joined(a: Summary, b: Summary, merge: Any) -> Summary:
-    """Both summaries together, in float64: so joined, the size of the chunks and their order do not show."""
-    return merge({name: _precise(x) for name, x in a.items()}, {name: _precise(x) for name, x in b.items()})
+    """Both summaries together, in float64: so joined, the size of the chunks and their order do not
+    show.
+    """
+    return merge(
+        {name: _precise(x) for name, x in a.items()}, {name: _precise(x) for name, x in b.items()}
+    )
 
 
 def _precise(x: Tensor) -> Tensor:
@@ -83,40 +90,65 @@ class Layer:
         self.parts, self.attention, self.whole = parts, parts.attention, whole
         self.record, self.name = parts.attention.op, parts.name
         if self.record.streaming is None:
-            raise UsageError(f"{self.name}: operator '{self.record.name}' cannot be streamed: {self.record.no_stream}")
+            raise UsageError(
+                f"{self.name}: operator '{self.record.name}' cannot be streamed: "
+                f"{self.record.no_stream}"
+            )
         weight = _number_of(parts)
         if weight.dtype == torch.float16:
             raise PrecisionError(
-                f"{self.name}: float16 cannot hold the output of many tokens: stream the model in bfloat16 or float32"
+                f"{self.name}: float16 cannot hold the output of many tokens: stream the model in "
+                "bfloat16 or float32"
             )
         self.streaming, self.sweeps = self.record.streaming, self.record.streaming.sweeps
         heads, width = self.attention.num_heads, self.attention.head_dim
-        long = weight.new_zeros(()).expand(1, heads, whole.tokens, width)  # shape and dtype of all keys, and no memory
+        # shape and dtype of all keys, and no memory
+        long = weight.new_zeros(()).expand(1, heads, whole.tokens, width)
         told = self.attention.extras(
             whole.tokens, whole.grid if self.record.wants("grid", self.attention.options) else None
         )
         grid, learned = told.pop("grid", None), told.pop("learned", None)
-        call = Call(self.record, long, long, long, check_options(self.record, told), grid=grid, learned=learned)
-        self.extras: dict[str, Any] = {name: widen(value) for name, value in extras_of(call).items()}
+        call = Call(
+            self.record,
+            long,
+            long,
+            long,
+            check_options(self.record, told),
+            grid=grid,
+            learned=learned,
+        )
+        self.extras: dict[str, Any] = {
+            name: widen(value) for name, value in extras_of(call).items()
+        }
         dims = Dims.of(long, long, long, grid, self.record.filled(self.attention.options))
         if why := self.streaming.refuses(**self.extras) or self.record.limits(dims, **self.extras):
-            raise UsageError(f"{self.name}: operator '{self.record.name}' cannot be streamed: {why}")
+            raise UsageError(
+                f"{self.name}: operator '{self.record.name}' cannot be streamed: {why}"
+            )
         self.weights = self._weights()
 
     def _weights(self) -> tuple[Weights, Weights] | None:
-        """Those of both projections, where they can absorb the matrix that the operator's last reader is."""
+        """Those of both projections, where they can absorb the matrix that the operator's last
+        reader is.
+        """
         attention = self.attention
         if not (self.record.has_matrix and attention.reads_the_buffer):
             return None
         qkv, proj = (weights_of(one, kinds=LINEARS) for one in (attention.qkv, attention.proj))
-        skipped = attention.gate is None and is_nothing(attention.norm) and not why_called(attention.proj_drop)
+        skipped = (
+            attention.gate is None
+            and is_nothing(attention.norm)
+            and not why_called(attention.proj_drop)
+        )
         return (qkv, proj) if skipped and qkv is not None and proj is not None else None
 
     # Sums over tokens
 
     def summarise(self, x: Tensor, span: slice, sweep: int = 0, reader: Any = None) -> Summary:
         """What the tokens x (n,D) of a chunk add to a sweep's summary."""
-        return summed(self.sweeps[sweep], self._tokens(self.parts.norm1(x)[None], span), reader, **self.extras)
+        return summed(
+            self.sweeps[sweep], self._tokens(self.parts.norm1(x)[None], span), reader, **self.extras
+        )
 
     def _tokens(self, h: Tensor, span: slice) -> Tokens:
         """q, k and v of normalised tokens (1,n,D), told where they stand."""
@@ -131,12 +163,18 @@ class Layer:
     # What the summary does to a chunk
 
     def reads(self, total: Summary) -> Any:
-        """What `attend` needs of the last sweep's summary: the matrix and its bias, or the operator's reader."""
+        """What `attend` needs of the last sweep's summary: the matrix and its bias, or the
+        operator's reader.
+        """
         reader = self.finish(total, len(self.sweeps) - 1)
         return reader if self.weights is None else self._absorbed(reader, *self.weights)
 
-    def _absorbed(self, matrix: Tensor, qkv: Weights, proj: Weights) -> tuple[Tensor, Tensor | None]:
-        """G (D,D) and b' (D) in the model's dtype, from the operator's matrix A (1,H,d,d); products in float64."""
+    def _absorbed(
+        self, matrix: Tensor, qkv: Weights, proj: Weights
+    ) -> tuple[Tensor, Tensor | None]:
+        """G (D,D) and b' (D) in the model's dtype, from the operator's matrix A (1,H,d,d); products
+        in float64.
+        """
         attention, scale, dtype = self.attention, self.parts.scale1, proj.W.dtype
         inner = attention.num_heads * attention.head_dim
         qkv, proj = qkv.to(torch.float64), proj.to(torch.float64)
@@ -156,9 +194,8 @@ class Layer:
         if self.weights is not None:
             matrix, bias = reader
             x += product(h, matrix)
-            return (
-                x if bias is None else x.add_(bias)
-            )  # after the product: a sum that starts from a large bias loses a small product
+            # after the product: a sum that starts from a large bias loses a small product
+            return x if bias is None else x.add_(bias)
         o = self.streaming.read(wide(self._tokens(h[None], span)), reader, **self.extras)
         if x.dtype in HALF:
             o = o.to(x.dtype)
@@ -166,9 +203,11 @@ class Layer:
         return x.add_(branch if self.parts.scale1 is None else branch * self.parts.scale1)
 
     def interact(self, x: Tensor, width: int, mask: Tensor | None) -> Tensor:
-        """The local patch interaction of whole rows of tokens x (n,D), whose first and last rows lack what lies beyond them.
+        """The local patch interaction of whole rows of tokens x (n,D), whose first and last rows
+        lack what lies beyond them.
 
-        A masked token (mask (n,), True where one counts) is to its neighbours what lies outside of the image: zero ahead of both convolutions.
+        A masked token (mask (n,), True where one counts) is to its neighbours what lies outside of
+        the image: zero ahead of both convolutions.
         """
         lpi, norm = self.parts.lpi, self.parts.norm3
         assert lpi is not None
@@ -188,41 +227,66 @@ class Layer:
     # Where queries and keys are large
 
     def sizes(self, x: Tensor, span: slice, total: Summary) -> tuple[Tensor, Tensor]:
-        """Norms over the channels of q^ and k^ of the tokens x (n,D): (n,) each, as `softless.explain` draws them."""
+        """Norms over the channels of q^ and k^ of the tokens x (n,D): (n,) each, as
+        `softless.explain` draws them.
+        """
         mask, place = self.whole.part(span)
         q, k, _ = self.attention.placed(self.parts.norm1(x)[None], self.whole.grid, place)
         sides = {"q": q, "k": q if k is None else k}
         if self.record.hat is not None:
             sides = {side: self._under_its_hat(y, total.get(side)) for side, y in sides.items()}
-        first, second = (keep(y, mask).double().square().sum((0, 1, 3)).sqrt() for y in sides.values())
+        first, second = (
+            keep(y, mask).double().square().sum((0, 1, 3)).sqrt() for y in sides.values()
+        )
         return first, second
 
     def _under_its_hat(self, y: Tensor, total: Tensor | None) -> Tensor:
-        """q^ of some queries, or k^ of some keys; `total` is what the sweep summed of all, where the hat is a norm over tokens."""
+        """q^ of some queries, or k^ of some keys; `total` is what the sweep summed of all, where
+        the hat is a norm over tokens.
+        """
         hat = self.record.hat
         if not isinstance(hat, TokenNorm):
             return hat(y)  # of each token alone: the contract measures it
-        assert total is not None, "the summary of an operator whose hat is a norm holds it as q and k"
+        assert total is not None, (
+            "the summary of an operator whose hat is a norm holds it as q and k"
+        )
         return y / root(total, hat.norm).clamp_min(EPS).to(y.dtype)
 
     @property
     def has_class_row(self) -> bool:
-        """Whether the first token's row of the attention matrix is drawn: o = A(q, k) v, and there is a token ahead of the patches."""
+        """Whether the first token's row of the attention matrix is drawn: o = A(q, k) v, and there
+        is a token ahead of the patches.
+        """
         return self.record.implied_matrix and self.whole.grid[0] > 0
 
     def pull(self, first: Tensor, total: Summary) -> Summary:
-        """How the first token's output depends on each entry of the last sweep's summary. `first` is the token (1,D) as it enters the layer."""
+        """How the first token's output depends on each entry of the last sweep's summary.
+
+        `first` is the token (1,D) as it enters the layer.
+        """
         tokens = wide(self._tokens(self.parts.norm1(first)[None].detach(), slice(0, 1)))
         return weights.pull(self.streaming, tokens, total, self.extras)
 
     def row(self, x: Tensor, span: slice, total: Summary, pull: Summary, reader: Any) -> Tensor:
-        """The first token's weights over the tokens x (n,D) of a chunk: (n,), signed, mean over heads."""
+        """The first token's weights over the tokens x (n,D) of a chunk: (n,), signed, mean over
+        heads.
+        """
         tokens = wide(self._tokens(self.parts.norm1(x)[None], span))
         return weights.row(self.streaming, tokens, total, pull, reader, self.extras)[0].mean(0)
 
 
 def _number_of(parts: Parts) -> Tensor:
-    """A tensor of the dtype and device that a layer computes in, whatever became of its projections."""
-    own = (x for module in (parts.norm1, parts.attention) for x in (*module.parameters(), *module.buffers()))
-    packed = (torch.empty(0, dtype=one.dtype) for one in parts.attention.modules() if isinstance(one, PackedLinear))
+    """A tensor of the dtype and device that a layer computes in, whatever became of its
+    projections.
+    """
+    own = (
+        x
+        for module in (parts.norm1, parts.attention)
+        for x in (*module.parameters(), *module.buffers())
+    )
+    packed = (
+        torch.empty(0, dtype=one.dtype)
+        for one in parts.attention.modules()
+        if isinstance(one, PackedLinear)
+    )
     return next((x for x in (*own, *packed) if x.is_floating_point()), torch.empty(0))

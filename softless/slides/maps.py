@@ -1,4 +1,6 @@
-"""Maps over the patches of a slide, on their way out: arrays, a picture with a scale bar, and polygons for a viewer."""
+"""Maps over the patches of a slide, on their way out: arrays, a picture with a scale bar, and
+polygons for a viewer.
+"""
 
 # h x w patches
 
@@ -29,7 +31,8 @@ from softless.words import visible
 
 CELLS = 60_000  # polygons of one file: QuPath draws so many at ease, in some 20 MB
 BANDS = 5  # classes of a viewer's legend
-LEAST = 512  # pixels of the longer side of a picture, to which a smaller picture is enlarged by a whole number
+# pixels of the longer side of a picture, to which a smaller picture is enlarged by a whole number
+LEAST = 512
 FOOT, EDGE = 56, 16  # pixels below the picture, and around what is written
 BAR = 0.2  # of the picture's width, at most
 VEIL = 0.65  # of white over what does not count
@@ -42,7 +45,8 @@ class Map:
 
     Attributes:
         name: What they are.
-        values: (h, w) float32 in 0..1, or in -1..1 where `signed`; NaN where a patch does not count.
+        values: (h, w) float32 in 0..1, or in -1..1 where `signed`; NaN where a patch does not
+            count.
         signed: Whether they have a sign.
     """
 
@@ -90,7 +94,9 @@ class Maps:
 
     @cached_property
     def side(self) -> int:
-        """Patches along a side of one polygon, so that there are no more of them than a viewer takes."""
+        """Patches along a side of one polygon, so that there are no more of them than a viewer
+        takes.
+        """
         least = max(1, math.isqrt(self._cells(1) // CELLS))
         return next(side for side in itertools.count(least) if self._cells(side) <= CELLS)
 
@@ -98,13 +104,20 @@ class Maps:
         return int((~np.isnan(pooled(self.shown.values, side))).sum())
 
     def features(self) -> Iterator[Mapping[str, Any]]:
-        """GeoJSON, a polygon for each square of patches that count and a point for each tile that could not be read."""
+        """GeoJSON, a polygon for each square of patches that count and a point for each tile that
+        could not be read.
+        """
         means = [pooled(one.values, self.side) for one in self.maps]
         height, width = self.lattice.grid
         for row, column in zip(*np.nonzero(~np.isnan(means[-1])), strict=True):
             top, left = int(row) * self.side, int(column) * self.side
-            corners = self.lattice.rectangle(top, left, min(top + self.side, height), min(left + self.side, width))
-            values = {one.name: round(float(mean[row, column]), 4) for one, mean in zip(self.maps, means, strict=True)}
+            corners = self.lattice.rectangle(
+                top, left, min(top + self.side, height), min(left + self.side, width)
+            )
+            values = {
+                one.name: round(float(mean[row, column]), 4)
+                for one, mean in zip(self.maps, means, strict=True)
+            }
             yield _polygon(corners, self.shown, float(means[-1][row, column]), values)
         for tile in self.unreadable:
             step = self.lattice.place.step
@@ -123,12 +136,17 @@ def pooled(values: NDArray[np.float32], side: int) -> NDArray[np.float64]:
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
 
-def _polygon(corners: Sequence[float], shown: Map, value: float, values: Mapping[str, float]) -> Mapping[str, Any]:
+def _polygon(
+    corners: Sequence[float], shown: Map, value: float, values: Mapping[str, float]
+) -> Mapping[str, Any]:
     x0, y0, x1, y1 = (_short(place) for place in corners)
     band = shown.band(value)
     return {
         "type": "Feature",
-        "geometry": {"type": "Polygon", "coordinates": [[[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]]]},
+        "geometry": {
+            "type": "Polygon",
+            "coordinates": [[[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]]],
+        },
         "properties": {
             "objectType": "tile",
             "classification": {"name": shown.band_name(band), "color": shown.colour(band)},
@@ -156,8 +174,12 @@ def _short(place: float) -> float | int:
 
 
 def as_geojson(maps: Maps) -> str:
-    """A FeatureCollection as QuPath reads it, one feature a line (RFC 7946, coordinates in pixels of level 0)."""
-    lines = (json.dumps(feature, separators=(",", ":"), allow_nan=False) for feature in maps.features())
+    """A FeatureCollection as QuPath reads it, one feature a line (RFC 7946, coordinates in pixels
+    of level 0).
+    """
+    lines = (
+        json.dumps(feature, separators=(",", ":"), allow_nan=False) for feature in maps.features()
+    )
     return '{"type":"FeatureCollection","features":[\n' + ",\n".join(lines) + "\n]}\n"
 
 
@@ -165,7 +187,8 @@ def as_geojson(maps: Maps) -> str:
 
 
 def drawn(maps: Maps, picture: Image.Image, title: str = "") -> Image.Image:
-    """The map over the picture of what was read, with a scale bar, and below it what the colours say.
+    """The map over the picture of what was read, with a scale bar, and below it what the colours
+    say.
 
     Args:
         maps: The maps; patches that do not count lie under a veil.
@@ -173,7 +196,9 @@ def drawn(maps: Maps, picture: Image.Image, title: str = "") -> Image.Image:
         title: Above the colours' name.
     """
     factor = max(1, LEAST // max(picture.size))
-    base = picture.convert("RGB").resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    base = picture.convert("RGB").resize(
+        (picture.width * factor, picture.height * factor), Image.Resampling.NEAREST
+    )
     shown = maps.shown
     values = _over(shown.values, maps.lattice, base.size)
     laid = np.asarray(overlay(base, np.nan_to_num(values), signed=shown.signed), dtype=np.float64)
@@ -194,17 +219,25 @@ def drawn(maps: Maps, picture: Image.Image, title: str = "") -> Image.Image:
     return sheet
 
 
-def _over(values: NDArray[np.float32], lattice: Lattice, size: tuple[int, int]) -> NDArray[np.float32]:
-    """The map (height,width) at a picture's size: each pixel has the value of the patch that its middle lies in."""
+def _over(
+    values: NDArray[np.float32], lattice: Lattice, size: tuple[int, int]
+) -> NDArray[np.float32]:
+    """The map (height,width) at a picture's size: each pixel has the value of the patch that its
+    middle lies in.
+    """
     places = [
         np.minimum(((np.arange(side) + 0.5) / side * whole / patch).astype(int), count - 1)
-        for side, whole, patch, count in zip(size[::-1], lattice.size, lattice.patch, lattice.grid, strict=True)
+        for side, whole, patch, count in zip(
+            size[::-1], lattice.size, lattice.patch, lattice.grid, strict=True
+        )
     ]
     return values[np.ix_(*places)]
 
 
 def _scale_bar(draw: ImageDraw.ImageDraw, size: tuple[int, int], lattice: Lattice) -> None:
-    """A bar of a round length at the lower left, in micrometres or, where nothing says them, in pixels of level 0."""
+    """A bar of a round length at the lower left, in micrometres or, where nothing says them, in
+    pixels of level 0.
+    """
     mpp = lattice.place.mpp
     across = lattice.size[1] * mpp[1] if mpp else lattice.whole[1]
     length = round_length(across * BAR)
@@ -254,7 +287,12 @@ def _counted(values: torch.Tensor, mask: torch.Tensor | None) -> NDArray[np.floa
 
 
 def save_maps(
-    maps: Maps, picture: Image.Image, folder: str | Path, *, title: str = "", outlines: str = OUTLINES
+    maps: Maps,
+    picture: Image.Image,
+    folder: str | Path,
+    *,
+    title: str = "",
+    outlines: str = OUTLINES,
 ) -> tuple[Path, ...]:
     """Write NAME.npy for each map, overlay.png and saliency.geojson; each is whole or not there.
 

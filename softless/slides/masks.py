@@ -1,4 +1,7 @@
-"""Which patches count: by a mask that somebody drew, or by where tissue is. A patch that does not is removed."""
+"""Which patches count: by a mask that somebody drew, or by where tissue is.
+
+A patch that does not is removed.
+"""
 
 # h x w patches
 
@@ -30,8 +33,8 @@ def mask_of(path: str | Path, lattice: Lattice) -> Mask:
     """The patches (h,w) of which at least half lies inside a mask.
 
     Args:
-        path: A PNG of two values, of the shape of the image at any scale, where anything but 0 counts; or polygons as
-            GeoJSON, in pixels of level 0 as `lattice.origin` says.
+        path: A PNG of two values, of the shape of the image at any scale, where anything but 0
+            counts; or polygons as GeoJSON, in pixels of level 0 as `lattice.origin` says.
         lattice: The patches.
 
     Raises:
@@ -42,7 +45,8 @@ def mask_of(path: str | Path, lattice: Lattice) -> Mask:
     ending = file.suffix.lower()
     if ending not in OUTLINES | PICTURES:
         raise DataError(
-            f"{file} is no mask that is read: give a PNG of two values (0: does not count), or polygons as GeoJSON"
+            f"{file} is no mask that is read: give a PNG of two values (0: does not count), or "
+            "polygons as GeoJSON"
         )
     if not file.is_file():
         raise DataError(f"no mask at {file}")
@@ -64,7 +68,8 @@ def _of_picture(file: Path, lattice: Lattice) -> Mask:
     height, width = values.shape
     if not _same_shape((height, width), (y1 - y0, x1 - x0)):
         raise DataError(
-            f"{file} is {width} x {height} pixels, which is not the shape of the image ({x1 - x0:.0f} x {y1 - y0:.0f} "
+            f"{file} is {width} x {height} pixels, which is not the shape of the image "
+            f"({x1 - x0:.0f} x {y1 - y0:.0f} "
             "at level 0): draw the mask over the whole image, at any scale"
         )
     rows = (lattice.edges(0) - y0) * (height / (y1 - y0))
@@ -88,20 +93,28 @@ def _two_values(file: Path) -> Mask:
     if len(found) > 2 or (len(found) == 2 and found[0]):
         told = ", ".join(str(value) for value in found[:4])
         raise DataError(
-            f"{file} has {len(found)} values ({told}{', …' if len(found) > 4 else ''}), and a mask has two, "
+            f"{file} has {len(found)} values ({told}{', …' if len(found) > 4 else ''}), and a "
+            "mask has two, "
             "0 for what does not count and another: choose which of them count, and save those"
         )
     return np.asarray(values != 0)
 
 
 def _same_shape(mask: tuple[int, int], image: tuple[float, float]) -> bool:
-    """Whether a picture of the mask's size can be the image scaled by one factor, up to a pixel of the mask a side."""
-    scales = [((side - 1) / whole, (side + 1) / whole) for side, whole in zip(mask, image, strict=True)]
+    """Whether a picture of the mask's size can be the image scaled by one factor, up to a pixel of
+    the mask a side.
+    """
+    scales = [
+        ((side - 1) / whole, (side + 1) / whole) for side, whole in zip(mask, image, strict=True)
+    ]
     return max(low for low, _ in scales) <= min(high for _, high in scales)
 
 
-def shares(values: NDArray[Any], rows: NDArray[np.float64], columns: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The mean (h,w) of a picture in each rectangle between edges, in its pixels; what lies beyond it is 0.
+def shares(
+    values: NDArray[Any], rows: NDArray[np.float64], columns: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The mean (h,w) of a picture in each rectangle between edges, in its pixels; what lies beyond
+    it is 0.
 
     Args:
         values: The picture (height, width).
@@ -114,7 +127,9 @@ def shares(values: NDArray[Any], rows: NDArray[np.float64], columns: NDArray[np.
 
 
 def _bands(values: NDArray[Any], rows: NDArray[np.float64]) -> Iterator[NDArray[np.float64]]:
-    """Sums over the height of the picture between edges, a part of a pixel counting as that part."""
+    """Sums over the height of the picture between edges, a part of a pixel counting as that
+    part.
+    """
     height = len(values)
     for top, bottom in itertools.pairwise(rows):
         first, last = (int(np.clip(edge, 0, height)) for edge in (np.floor(top), np.ceil(bottom)))
@@ -135,13 +150,18 @@ def _between(line: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[n
 
 def _of_outlines(file: Path, lattice: Lattice) -> Mask:
     shapely = _shapely(file)
-    region = shapely.union_all([_upright(shapely, shape, lattice) for shape in _shapes(shapely, file)])
+    region = shapely.union_all([
+        _upright(shapely, shape, lattice) for shape in _shapes(shapely, file)
+    ])
     inside = _inside(shapely, region, lattice)
     x0, y0, x1, y1 = region.bounds
     height, width = lattice.whole
     beyond = max(-x0, -y0, x1 - width, y1 - height)
     if beyond > max(lattice.patch[i] * lattice.place.scale[i] for i in (0, 1)) and inside.any():
-        notice(f"{file}: its polygons reach {beyond:,.0f} pixels beyond the image; what lies there is left out")
+        notice(
+            f"{file}: its polygons reach {beyond:,.0f} pixels beyond the image; what lies there "
+            "is left out"
+        )
     return inside
 
 
@@ -157,7 +177,8 @@ def _shapes(shapely: Any, file: Path) -> list[Any]:
     """The polygons of a file, those of QuPath's class Ignore* left out."""
     if file.stat().st_size > LARGEST:
         raise DataError(
-            f"{file} has {file.stat().st_size:,} bytes, and at most {LARGEST:,} are read: draw fewer points"
+            f"{file} has {file.stat().st_size:,} bytes, and at most {LARGEST:,} are read: draw "
+            "fewer points"
         )
     try:
         content = json.loads(file.read_bytes())
@@ -177,7 +198,9 @@ def _features(file: Path, content: Any) -> Iterable[Any]:
     if isinstance(content, list):
         return content
     if not isinstance(content, dict):
-        raise DataError(f"{file} is no GeoJSON: it holds a {type(content).__name__} in place of an object")
+        raise DataError(
+            f"{file} is no GeoJSON: it holds a {type(content).__name__} in place of an object"
+        )
     if content.get("type") == "FeatureCollection":
         found = content.get("features")
         if not isinstance(found, list):
@@ -197,11 +220,15 @@ def _shape(shapely: Any, file: Path, number: int, feature: Any) -> Any:
     geometry = feature.get("geometry", feature) if isinstance(feature, dict) else feature
     kind = geometry.get("type") if isinstance(geometry, dict) else type(geometry).__name__
     if kind not in {"Polygon", "MultiPolygon"}:
-        raise DataError(f"{file}: feature {number} is a {kind}, and a mask is made of polygons: leave it out")
+        raise DataError(
+            f"{file}: feature {number} is a {kind}, and a mask is made of polygons: leave it out"
+        )
     try:
         shape = shapely.from_geojson(json.dumps(geometry))
     except (shapely.GEOSException, ValueError, TypeError) as error:
-        raise DataError(f"{file}: feature {number} cannot be read: {' '.join(str(error).split())}") from error
+        raise DataError(
+            f"{file}: feature {number} cannot be read: {' '.join(str(error).split())}"
+        ) from error
     if not np.isfinite(shapely.get_coordinates(shape)).all():
         raise DataError(f"{file}: feature {number} has coordinates that are no numbers")
     if not shape.is_valid:
@@ -215,7 +242,9 @@ def _upright(shapely: Any, shape: Any, lattice: Lattice) -> Any:
 
 
 def _inside(shapely: Any, region: Any, lattice: Lattice) -> Mask:
-    """Patches half inside: by their middle where no outline cuts them, by many places where one does."""
+    """Patches half inside: by their middle where no outline cuts them, by many places where one
+    does.
+    """
     shapely.prepare(region)
     down, across = lattice.edges(0), lattice.edges(1)
     y, x = ((edges[:-1] + edges[1:]) / 2 for edges in (down, across))

@@ -12,7 +12,9 @@ from softless.slides.stream import StreamResult
 
 
 def sheet(small: Image.Image, result: StreamResult, title: str = "") -> Image.Image:
-    """The picture beside its maps, which end where the image ends and not where the last patches do."""
+    """The picture beside its maps, which end where the image ends and not where the last patches
+    do.
+    """
     assert result.saliency is not None
     return figure(
         small,
@@ -25,12 +27,15 @@ def sheet(small: Image.Image, result: StreamResult, title: str = "") -> Image.Im
 def fitted(saliency: Saliency, result: StreamResult, size: tuple[int, int]) -> Saliency:
     """The maps at `size` = (width, height), without what the last patches have beyond the image."""
     down, across = (
-        grid * patch / side for grid, patch, side in zip(result.grid, result.patch, result.size, strict=True)
+        grid * patch / side
+        for grid, patch, side in zip(result.grid, result.patch, result.size, strict=True)
     )
     whole = round(size[0] * across), round(size[1] * down)
 
     def fit(values: Tensor, *, signed: bool = False) -> Tensor:
-        return torch.from_numpy(enlarge(values[0].numpy(), whole, signed=signed)[None, : size[1], : size[0]])
+        return torch.from_numpy(
+            enlarge(values[0].numpy(), whole, signed=signed)[None, : size[1], : size[0]]
+        )
 
     row = saliency.class_row
     return replace(

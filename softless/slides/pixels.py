@@ -1,4 +1,6 @@
-"""An image of bytes, or of float32 in 0..1 where a range was declared, region by region: in memory, in a file, or scaled down. What cannot be read is noted, or is an error."""
+"""An image of bytes, or of float32 in 0..1 where a range was declared, region by region: in memory,
+in a file, or scaled down. What cannot be read is noted, or is an error.
+"""
 
 # C channels, h x w pixels
 
@@ -23,7 +25,9 @@ class Unreadable(Exception):
 
 @dataclass(frozen=True)
 class Lost:
-    """A tile that cannot be read: its level, the pixel of that level where it begins, why, and the rectangle it covers of what was read."""
+    """A tile that cannot be read: its level, the pixel of that level where it begins, why, and the
+    rectangle it covers of what was read.
+    """
 
     level: int
     x: int
@@ -43,7 +47,9 @@ class Pixels(Protocol):
     def level(self) -> int:
         """Which level of a slide it is."""
 
-    def read(self, top: int, left: int, height: int, width: int, lost: list[Lost] | None = None) -> NDArray[Any]:
+    def read(
+        self, top: int, left: int, height: int, width: int, lost: list[Lost] | None = None
+    ) -> NDArray[Any]:
         """A region inside the image.
 
         Args:
@@ -51,7 +57,8 @@ class Pixels(Protocol):
             left: Of the region.
             height: Of the region.
             width: Of the region.
-            lost: Takes the tiles that cannot be read, whose pixels are then zero; without it such a tile is an error.
+            lost: Takes the tiles that cannot be read, whose pixels are then zero; without it such a
+                tile is an error.
 
         Raises:
             Unreadable: a tile of it cannot be read, and there is no `lost`.
@@ -74,7 +81,9 @@ class Bytes:
     def size(self) -> tuple[int, int]:
         return self.values.shape[0], self.values.shape[1]
 
-    def read(self, top: int, left: int, height: int, width: int, _: list[Lost] | None = None) -> NDArray[Any]:
+    def read(
+        self, top: int, left: int, height: int, width: int, _: list[Lost] | None = None
+    ) -> NDArray[Any]:
         return self.values[top : top + height, left : left + width]
 
     def close(self) -> None:
@@ -82,26 +91,45 @@ class Bytes:
 
 
 class Scaled:
-    """Pixels at another resolution. A pixel is the same whatever region it is read with: its weights are those of its place in the whole."""
+    """Pixels at another resolution.
 
-    def __init__(self, fine: Pixels, factors: tuple[float, float], size: tuple[int, int] | None = None) -> None:
+    A pixel is the same whatever region it is read with: its weights are those of its place in the
+    whole.
+    """
+
+    def __init__(
+        self, fine: Pixels, factors: tuple[float, float], size: tuple[int, int] | None = None
+    ) -> None:
         self.fine, self.level = fine, fine.level
         self.size = divided(fine.size, factors) if size is None else size
         self.axes = tuple(Axis(side, new) for side, new in zip(fine.size, self.size, strict=True))
 
-    def read(self, top: int, left: int, height: int, width: int, lost: list[Lost] | None = None) -> NDArray[Any]:
+    def read(
+        self, top: int, left: int, height: int, width: int, lost: list[Lost] | None = None
+    ) -> NDArray[Any]:
         down, across = (max(1, int(AT_ONCE / axis.by)) for axis in self.axes)
         rows = []
         for row in range(top, top + height, down):
             parts = [
-                self._read(row, column, min(down, top + height - row), min(across, left + width - column), lost)
+                self._read(
+                    row,
+                    column,
+                    min(down, top + height - row),
+                    min(across, left + width - column),
+                    lost,
+                )
                 for column in range(left, left + width, across)
             ]
             rows.append(parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1))
         return rows[0] if len(rows) == 1 else np.concatenate(rows)
 
-    def _read(self, top: int, left: int, height: int, width: int, lost: list[Lost] | None) -> NDArray[Any]:
-        spans = [axis.span(start, start + length) for axis, start, length in zip(self.axes, (top, left), (height, width), strict=True)]  # fmt: skip
+    def _read(
+        self, top: int, left: int, height: int, width: int, lost: list[Lost] | None
+    ) -> NDArray[Any]:
+        spans = [
+            axis.span(start, start + length)
+            for axis, start, length in zip(self.axes, (top, left), (height, width), strict=True)
+        ]
         (y0, y1), (x0, x1) = spans
         found: list[Lost] | None = None if lost is None else []
         values = self.fine.read(y0, x0, y1 - y0, x1 - x0, found)
@@ -110,7 +138,8 @@ class Scaled:
             there = np.ones(values.shape[:2], dtype=np.float64)
             for one in found:
                 there[
-                    max(0, one.box[0] - y0) : max(0, one.box[2] - y0), max(0, one.box[1] - x0) : max(0, one.box[3] - x0)
+                    max(0, one.box[0] - y0) : max(0, one.box[2] - y0),
+                    max(0, one.box[1] - x0) : max(0, one.box[3] - x0),
                 ] = 0
         if found and lost is not None:
             lost += [Lost(one.level, one.x, one.y, one.reason, self._box(one.box)) for one in found]
@@ -119,7 +148,9 @@ class Scaled:
     def _box(self, box: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
         """The rectangle of fine pixels, in pixels of its own: all that have a part in it."""
         lows = [int(np.floor(box[i] / self.axes[i].by + EDGE)) for i in (0, 1)]
-        highs = [min(self.size[i], int(np.ceil(box[i + 2] / self.axes[i].by - EDGE))) for i in (0, 1)]
+        highs = [
+            min(self.size[i], int(np.ceil(box[i + 2] / self.axes[i].by - EDGE))) for i in (0, 1)
+        ]
         return lows[0], lows[1], highs[0], highs[1]
 
     def close(self) -> None:

@@ -1,4 +1,6 @@
-"""What tells one image from another, for the folder of a run: all files of a slide, not only the one that was named."""
+"""What tells one image from another, for the folder of a run: all files of a slide, not only the
+one that was named.
+"""
 
 import hashlib
 import re
@@ -19,11 +21,19 @@ def tensor_print(values: Tensor | None) -> str:
     """A digest of a tensor's bits."""
     import torch
 
-    return "" if values is None else hashlib.sha256(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()).hexdigest()  # fmt: skip
+    return (
+        ""
+        if values is None
+        else hashlib.sha256(
+            values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        ).hexdigest()
+    )
 
 
 def image_print(image: Any) -> str:
-    """A digest of pixels in memory; of a file, and of those that belong to it, name, size, date and ends, since a slide has gigabytes."""
+    """A digest of pixels in memory; of a file, and of those that belong to it, name, size, date and
+    ends, since a slide has gigabytes.
+    """
     if isinstance(image, Tensor):
         return f"{tuple(image.shape)} {tensor_print(image)}"
     if isinstance(image, Image.Image):
@@ -32,16 +42,25 @@ def image_print(image: Any) -> str:
         return f"{image.shape} {hashlib.sha256(np.ascontiguousarray(image)).hexdigest()}"
     path = located(image)
     others = [f"{other.name} {_file_print(other)}" for other in belonging(path)]
-    return " ".join([_file_print(path), *([hashlib.sha256("\n".join(others).encode()).hexdigest()] if others else [])])
+    return " ".join([
+        _file_print(path),
+        *([hashlib.sha256("\n".join(others).encode()).hexdigest()] if others else []),
+    ])
 
 
 def belonging(path: Path) -> list[Path]:
-    """The other files of a slide: the folder of an MRXS, what a VMS or VMU names, the DICOM files beside one."""
+    """The other files of a slide: the folder of an MRXS, what a VMS or VMU names, the DICOM files
+    beside one.
+    """
     ending = path.suffix.lower()
     if ending == ".mrxs":
         return _files(path.with_suffix(""))
     if ending in {".vms", ".vmu"}:
-        named = set(re.findall(r"=\s*(.+?)\s*$", path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE))
+        named = set(
+            re.findall(
+                r"=\s*(.+?)\s*$", path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE
+            )
+        )
         return [other for other in _files(path.parent) if other.name in named and other != path]
     if _is_dicom(path):
         return [other for other in _files(path.parent) if other != path and _is_dicom(other)]
@@ -63,4 +82,7 @@ def _file_print(path: Path) -> str:
     with path.open("rb") as file:
         first = file.read(ENDS)
         file.seek(max(0, told.st_size - ENDS))
-        return f"{told.st_size} {told.st_mtime_ns} {hashlib.sha256(first + file.read(ENDS)).hexdigest()}"
+        return (
+            f"{told.st_size} {told.st_mtime_ns} "
+            f"{hashlib.sha256(first + file.read(ENDS)).hexdigest()}"
+        )

@@ -1,4 +1,6 @@
-"""Where pixels come from: an array, a tensor, an image file, or a slide that is read region by region and never whole."""
+"""Where pixels come from: an array, a tensor, an image file, or a slide that is read region by
+region and never whole.
+"""
 
 # C channels, h x w pixels
 
@@ -27,9 +29,11 @@ SAME = 0.01  # relative difference of two resolutions up to which they are taken
 
 @dataclass(frozen=True)
 class Place:
-    """Where what was read lies in its file: level, resolution and the way back to pixels of level 0.
+    """Where what was read lies in its file: level, resolution and the way back to pixels of level
+    0.
 
-    A pixel (x, y) of what was read covers level-0 pixels from (origin[0] + x * scale[1], origin[1] + y * scale[0]) on.
+    A pixel (x, y) of what was read covers level-0 pixels from (origin[0] + x * scale[1], origin[1]
+    + y * scale[0]) on.
     """
 
     level: int = 0  # whose pixels were read
@@ -49,18 +53,30 @@ class Source:
     """An image as the model takes it, region by region: (1, C, h, w) normalised."""
 
     size: tuple[int, int]
-    read: Callable[[int, int, int, int, list[Lost]], Tensor]  # (top, left, height, width, what cannot be read)
-    exact: bool  # a tensor, whose size the model must take as it is; others are filled up at the right and the bottom
+    # (top, left, height, width, what cannot be read)
+    read: Callable[[int, int, int, int, list[Lost]], Tensor]
+    # a tensor, whose size the model must take as it is; others are filled up at the right and the
+    # bottom
+    exact: bool
     name: str
     place: Place = field(default_factory=Place)
     close: Callable[[], None] = lambda: None
 
 
 def source_of(
-    image: Any, channels: int, mean: Sequence[float], std: Sequence[float], *, level: int = 0, mpp: float | None = None, slide_mpp: float | None = None,
-    to_size: Callable[[int, int], tuple[int, int]] | None = None, choice: Choice | None = None,
-) -> Source:  # fmt: skip
-    """An image in any of the forms `stream` takes; `to_size` makes of its height and width those at which it is read.
+    image: Any,
+    channels: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    level: int = 0,
+    mpp: float | None = None,
+    slide_mpp: float | None = None,
+    to_size: Callable[[int, int], tuple[int, int]] | None = None,
+    choice: Choice | None = None,
+) -> Source:
+    """An image in any of the forms `stream` takes; `to_size` makes of its height and width those at
+    which it is read.
 
     Raises:
         DataError: the file is no image that can be read.
@@ -70,8 +86,14 @@ def source_of(
     """
     choice = choice or Choice()
     if to_size is not None and (mpp is not None or isinstance(image, Tensor)):
-        what = "a tensor is taken as it is" if isinstance(image, Tensor) else f"mpp={mpp} decides the size already"
-        raise UsageError(f"resize= changes the size of a picture, and {what}: leave one of them out")
+        what = (
+            "a tensor is taken as it is"
+            if isinstance(image, Tensor)
+            else f"mpp={mpp} decides the size already"
+        )
+        raise UsageError(
+            f"resize= changes the size of a picture, and {what}: leave one of them out"
+        )
     if isinstance(image, Tensor):
         choice.refuse("a tensor")
         return _of_tensor(image, channels, level, mpp)
@@ -84,9 +106,15 @@ def source_of(
 
 
 def _source(
-    pixels: Pixels, name: str, mean: Sequence[float], std: Sequence[float], *, mpp: float | None, slide_mpp: float | None,
+    pixels: Pixels,
+    name: str,
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    mpp: float | None,
+    slide_mpp: float | None,
     to_size: Callable[[int, int], tuple[int, int]] | None,
-) -> Source:  # fmt: skip
+) -> Source:
     told = _resolution(pixels, slide_mpp, name)
     own = pixels
     if mpp is not None:
@@ -97,14 +125,24 @@ def _source(
 
     def read(top: int, left: int, height: int, width: int, lost: list[Lost]) -> Tensor:
         found: list[Lost] = []
-        region = np.array(pixels.read(top, left, height, width, found))  # a copy: a file's bytes are read-only
-        values = scaled(torch.from_numpy(region).permute(2, 0, 1)).sub_(scale[0]).div_(scale[1])[None]
+        # a copy: a file's bytes are read-only
+        region = np.array(pixels.read(top, left, height, width, found))
+        values = (
+            scaled(torch.from_numpy(region).permute(2, 0, 1)).sub_(scale[0]).div_(scale[1])[None]
+        )
         for one in found:  # the mean colour, where nothing can be read
             values[..., _part(one.box[0], one.box[2], top), _part(one.box[1], one.box[3], left)] = 0
         lost += found
         return values
 
-    return Source(pixels.size, read, exact=False, name=name, place=_place(pixels, own, told), close=pixels.close)
+    return Source(
+        pixels.size,
+        read,
+        exact=False,
+        name=name,
+        place=_place(pixels, own, told),
+        close=pixels.close,
+    )
 
 
 def _part(first: int, last: int, start: int) -> slice:
@@ -112,7 +150,9 @@ def _part(first: int, last: int, start: int) -> slice:
 
 
 def _place(pixels: Pixels, own: Pixels, told: tuple[float, float] | None) -> Place:
-    """What leaves with an answer: `own` is the level that was read, and `pixels` what was made of it."""
+    """What leaves with an answer: `own` is the level that was read, and `pixels` what was made of
+    it.
+    """
     bounds, step, orientation = None, (1.0, 1.0), UPRIGHT
     if isinstance(own, Levels):
         bounds, step = own.bounds, own.scale(own.level)
@@ -129,21 +169,28 @@ def _of_tensor(image: Tensor, channels: int, level: int, mpp: float | None) -> S
     whole = image[None] if image.ndim == 3 else image
     if whole.ndim != 4 or len(whole) != 1 or whole.shape[1] != channels:
         raise UsageError(
-            f"image has shape {tuple(image.shape)}: one image ({channels}, height, width) as the model takes it, or (1, {channels}, height, width)"
+            f"image has shape {tuple(image.shape)}: one image ({channels}, height, width) as the "
+            f"model takes it, or (1, {channels}, height, width)"
         )
     if not whole.is_floating_point():
         raise UsageError(
-            f"image is {image.dtype}: a tensor is taken as the model takes it, normalised; give bytes as a numpy array (height, width, C)"
+            f"image is {image.dtype}: a tensor is taken as the model takes it, normalised; give "
+            "bytes as a numpy array (height, width, C)"
         )
     _no_level("a tensor", level, mpp)
     return Source(
-        (whole.shape[2], whole.shape[3]), lambda top, left, height, width, _: whole[:, :, top : top + height, left : left + width],
-        exact=True, name="tensor",
-    )  # fmt: skip
+        (whole.shape[2], whole.shape[3]),
+        lambda top, left, height, width, _: whole[:, :, top : top + height, left : left + width],
+        exact=True,
+        name="tensor",
+    )
 
 
-def pixels_of(image: Any, channels: int, level: int, coarse: int | None = None, choice: Choice | None = None) -> Pixels:
-    """An image in bytes: an array or a file; of a slide the level, or the coarsest one whose longer side has `coarse` pixels.
+def pixels_of(
+    image: Any, channels: int, level: int, coarse: int | None = None, choice: Choice | None = None
+) -> Pixels:
+    """An image in bytes: an array or a file; of a slide the level, or the coarsest one whose longer
+    side has `coarse` pixels.
 
     Raises:
         DataError: the file is no image that can be read.
@@ -157,8 +204,12 @@ def pixels_of(image: Any, channels: int, level: int, coarse: int | None = None, 
 
 
 def _coarsest(slide: Levels, fits: Callable[[tuple[int, int]], bool]) -> Levels:
-    """The slide at its coarsest level that fits and can be read exactly; as it is where none does."""
-    fitting = [number for number, size in enumerate(slide.sizes) if slide.works[number] and fits(size)]
+    """The slide at its coarsest level that fits and can be read exactly; as it is where none
+    does.
+    """
+    fitting = [
+        number for number, size in enumerate(slide.sizes) if slide.works[number] and fits(size)
+    ]
     return slide.at(fitting[-1]) if fitting and fitting[-1] != slide.level else slide
 
 
@@ -178,16 +229,23 @@ def _pixels(image: Any, channels: int, level: int, choice: Choice) -> tuple[Pixe
         return Bytes(_array(image.convert("L" if channels == 1 else "RGB"), channels)), "image"
     if isinstance(image, np.ndarray):
         whole = image[..., None] if image.ndim == 2 else image
-        if whole.dtype != np.uint8 or whole.ndim != 3 or whole.shape[-1] != channels or not whole.size:
+        if (
+            whole.dtype != np.uint8
+            or whole.ndim != 3
+            or whole.shape[-1] != channels
+            or not whole.size
+        ):
             raise UsageError(
-                f"image is an array {image.shape} of {image.dtype}: give bytes (uint8) of shape (height, width, {channels})"
+                f"image is an array {image.shape} of {image.dtype}: give bytes (uint8) of shape "
+                f"(height, width, {channels})"
             )
         _no_level("an array", level, None)
         choice.refuse("an array")
         return Bytes(whole), "array"
     if not isinstance(image, str | Path):
         raise UsageError(
-            f"image is a {type(image).__name__}: give a path, a PIL image, a numpy array of bytes or a tensor"
+            f"image is a {type(image).__name__}: give a path, a PIL image, a numpy array of bytes "
+            "or a tensor"
         )
     path = located(image)
     if not path.exists():
@@ -210,7 +268,9 @@ def _array(image: Picture, channels: int) -> NDArray[Any]:
 
 
 def _at_size(pixels: Pixels, size: tuple[int, int]) -> tuple[Pixels, Pixels]:
-    """The pixels brought to (height, width), and those they were made of: of a slide the coarsest level that has as many."""
+    """The pixels brought to (height, width), and those they were made of: of a slide the coarsest
+    level that has as many.
+    """
     if isinstance(pixels, Levels) and not pixels.level:
         pixels = _coarsest(pixels, lambda found: found[0] >= size[0] and found[1] >= size[1])
     if pixels.size == size:
@@ -219,7 +279,8 @@ def _at_size(pixels: Pixels, size: tuple[int, int]) -> tuple[Pixels, Pixels]:
 
 
 def _resolution(pixels: Pixels, slide_mpp: float | None, name: str) -> tuple[float, float] | None:
-    """Micrometres per pixel of level 0, down and across: as the file says, or as the caller does where it says nothing.
+    """Micrometres per pixel of level 0, down and across: as the file says, or as the caller does
+    where it says nothing.
 
     Raises:
         UsageError: both say it, and differ.
@@ -229,31 +290,41 @@ def _resolution(pixels: Pixels, slide_mpp: float | None, name: str) -> tuple[flo
         return said
     if not PLAUSIBLE[0] <= slide_mpp <= PLAUSIBLE[1]:
         raise UsageError(
-            f"slide_mpp={slide_mpp}: give micrometres per pixel, between {PLAUSIBLE[0]} and {PLAUSIBLE[1]}"
+            f"slide_mpp={slide_mpp}: give micrometres per pixel, between {PLAUSIBLE[0]} and "
+            f"{PLAUSIBLE[1]}"
         )
     if said is not None and any(abs(side / slide_mpp - 1) > SAME for side in said):
         raise UsageError(
-            f"{name} says {said[1]:.4g} micrometres per pixel, and slide_mpp={slide_mpp:g} says another: it is for files that do not say; leave it out"
+            f"{name} says {said[1]:.4g} micrometres per pixel, and slide_mpp={slide_mpp:g} says "
+            "another: it is for files that do not say; leave it out"
         )
     return said or (slide_mpp, slide_mpp)
 
 
-def _at(pixels: Pixels, mpp: float, told: tuple[float, float] | None, name: str) -> tuple[Pixels, Pixels]:
-    """The pixels at `mpp` micrometres each, and the level they were made of: one that has them, or the next finer one, scaled."""
+def _at(
+    pixels: Pixels, mpp: float, told: tuple[float, float] | None, name: str
+) -> tuple[Pixels, Pixels]:
+    """The pixels at `mpp` micrometres each, and the level they were made of: one that has them, or
+    the next finer one, scaled.
+    """
     if not PLAUSIBLE[0] <= mpp <= PLAUSIBLE[1]:
         raise UsageError(
-            f"mpp={mpp}: give micrometres per pixel, between {PLAUSIBLE[0]} and {PLAUSIBLE[1]}, for example 0.5"
+            f"mpp={mpp}: give micrometres per pixel, between {PLAUSIBLE[0]} and {PLAUSIBLE[1]}, "
+            "for example 0.5"
         )
     if told is None:
         said = pixels.resolution.said if isinstance(pixels, Levels) else ""
         raise MissingResolution(
-            f"{name} does not say how large its pixels are{f' ({said})' if said else ''}: pass slide_mpp= (micrometres per pixel of level 0), or "
+            f"{name} does not say how large its pixels are{f' ({said})' if said else ''}: pass "
+            "slide_mpp= (micrometres per pixel of level 0), or "
             "level= in place of mpp="
         )
     if not isinstance(pixels, Levels):
         return _scaled_to(pixels, mpp, told, name)
     if pixels.level:
-        raise UsageError(f"level={pixels.level} and mpp={mpp} both choose a level: give one of them")
+        raise UsageError(
+            f"level={pixels.level} and mpp={mpp} both choose a level: give one of them"
+        )
     slide = pixels
     steps = [slide.scale(number) for number in range(len(slide.sizes))]
     fitting = [
@@ -267,11 +338,14 @@ def _at(pixels: Pixels, mpp: float, told: tuple[float, float] | None, name: str)
     return _scaled_to(slide, mpp, (told[0] * step[0], told[1] * step[1]), name)
 
 
-def _scaled_to(pixels: Pixels, mpp: float, own: tuple[float, float], name: str) -> tuple[Pixels, Pixels]:
+def _scaled_to(
+    pixels: Pixels, mpp: float, own: tuple[float, float], name: str
+) -> tuple[Pixels, Pixels]:
     factors = (mpp / own[0], mpp / own[1])
     if min(factors) < 1 - SAME:
         raise UsageError(
-            f"mpp={mpp} is finer than {name}, which has {min(own):.4g} micrometres per pixel: give a coarser one"
+            f"mpp={mpp} is finer than {name}, which has {min(own):.4g} micrometres per pixel: "
+            "give a coarser one"
         )
     if max(abs(factor - 1) for factor in factors) <= SAME:
         return pixels, pixels

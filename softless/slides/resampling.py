@@ -1,7 +1,9 @@
-"""Scaling by an antialiased bicubic filter, as Pillow does it, whose answer does not depend on the region it is made for.
+"""Scaling by an antialiased bicubic filter, as Pillow does it, whose answer does not depend on the
+region it is made for.
 
-The weights of a pixel follow from its place in the whole, as whole numbers of 2^-15. Sums of them over bytes stay below 2^24, so float32 holds them
-exactly, in whatever order a matrix product adds them up. (Pillow takes the place of a region in float32, and regions differ by a grey level.)
+The weights of a pixel follow from its place in the whole, as whole numbers of 2^-15. Sums of them
+over bytes stay below 2^24, so float32 holds them exactly, in whatever order a matrix product adds
+them up. (Pillow takes the place of a region in float32, and regions differ by a grey level.)
 """
 
 # h x w pixels, C channels, n pixels along a side
@@ -14,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 SHARPNESS = -0.5  # of the bicubic filter: Keys' and Pillow's
-BITS, FINE_BITS = 15, 30  # of a weight; the second where so many pixels have a part that 2^-15 is too coarse
+# of a weight; the second where so many pixels have a part that 2^-15 is too coarse
+BITS, FINE_BITS = 15, 30
 MANY = 256  # pixels
 BLOCK = 32  # pixels made at once
 LEAST = 0.05  # of a pixel's weight that must lie on what can be read
@@ -54,7 +57,9 @@ class Axis:
         return int(lows[0]), int(highs[1])
 
     def matrix(self, start: int, stop: int) -> tuple[int, NDArray[np.float64]]:
-        """The first pixel of the side that has a part, and the weights (stop - start, n), whole numbers of 2^-bits."""
+        """The first pixel of the side that has a part, and the weights (stop - start, n), whole
+        numbers of 2^-bits.
+        """
         centres, lows, highs = self._ends(np.arange(start, stop))
         first = int(lows[0])
         places = np.arange(first, int(highs[-1]))
@@ -74,19 +79,26 @@ def _bicubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def resampled(
-    values: NDArray[Any], axes: tuple[Axis, ...], place: tuple[int, int], size: tuple[int, int], there: NDArray[np.float64] | None = None
-) -> NDArray[Any]:  # fmt: skip
-    """The region of `size` at `place` of the new image, from the pixels (h,w,C) of the spans that both axes name.
+    values: NDArray[Any],
+    axes: tuple[Axis, ...],
+    place: tuple[int, int],
+    size: tuple[int, int],
+    there: NDArray[np.float64] | None = None,
+) -> NDArray[Any]:
+    """The region of `size` at `place` of the new image, from the pixels (h,w,C) of the spans that
+    both axes name.
 
     Args:
         values: The pixels.
         axes: Of the height and the width.
         place: Top and left of the region.
         size: Height and width of the region.
-        there: (h,w) one where a pixel can be read and zero elsewhere; None: everywhere. New pixels are made of what can be read alone.
+        there: (h,w) one where a pixel can be read and zero elsewhere; None: everywhere. New pixels
+            are made of what can be read alone.
     """
     down, across = axes
-    narrow = _along(values.swapaxes(0, 1), across, place[1], size[1]).swapaxes(0, 1)  # rows first, as Pillow does
+    # rows first, as Pillow does
+    narrow = _along(values.swapaxes(0, 1), across, place[1], size[1]).swapaxes(0, 1)
     found = _along(narrow, down, place[0], size[0])
     return found if there is None else _mended(found, values, axes, place, size, there)
 
@@ -102,7 +114,9 @@ def _along(values: NDArray[Any], axis: Axis, start: int, count: int) -> NDArray[
         stop = min(at + BLOCK, count)
         first, weights = axis.matrix(start + at, start + stop)
         part: NDArray[Any] = (
-            values[first - low : first - low + weights.shape[1]].astype(dtype).reshape(weights.shape[1], -1)
+            values[first - low : first - low + weights.shape[1]]
+            .astype(dtype)
+            .reshape(weights.shape[1], -1)
         )
         sums: NDArray[Any] = np.matmul(weights.astype(dtype), part)
         sums *= dtype(2.0**-axis.bits)
@@ -111,15 +125,24 @@ def _along(values: NDArray[Any], axis: Axis, start: int, count: int) -> NDArray[
 
 
 def _mended(
-    found: NDArray[Any], values: NDArray[Any], axes: tuple[Axis, ...], place: tuple[int, int], size: tuple[int, int], there: NDArray[np.float64]
-) -> NDArray[Any]:  # fmt: skip
+    found: NDArray[Any],
+    values: NDArray[Any],
+    axes: tuple[Axis, ...],
+    place: tuple[int, int],
+    size: tuple[int, int],
+    there: NDArray[np.float64],
+) -> NDArray[Any]:
     """Where a pixel that cannot be read has a part in a new one, the others alone make it."""
     (_, rows), (_, columns) = (
-        axis.matrix(start, start + count) for axis, start, count in zip(axes, place, size, strict=True)
+        axis.matrix(start, start + count)
+        for axis, start, count in zip(axes, place, size, strict=True)
     )
     touched = (rows != 0).astype(float) @ (1 - there) @ (columns != 0).astype(float).T > 0.5
     weight = rows @ there @ columns.T
-    sums = np.stack([rows @ (values[..., channel] * there) @ columns.T for channel in range(values.shape[-1])], axis=-1)
+    sums = np.stack(
+        [rows @ (values[..., channel] * there) @ columns.T for channel in range(values.shape[-1])],
+        axis=-1,
+    )
     enough = weight > LEAST * 2.0 ** (axes[0].bits + axes[1].bits)
     means = sums / np.where(enough, weight, 1)[..., None]
     mended = np.where(enough[..., None], _rounded(means) if values.dtype == np.uint8 else means, 0)

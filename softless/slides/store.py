@@ -1,11 +1,14 @@
-"""Where the residual stream lies while layer after layer goes over it, and the journal that lets a killed run go on.
+"""Where the residual stream lies while layer after layer goes over it, and the journal that lets a
+killed run go on.
 
-In a folder the tokens are read and written by file calls and not through a mapping: a mapping counts the whole file into the memory of the process,
-and a full disk behind it ends the process by a signal instead of an error.
+In a folder the tokens are read and written by file calls and not through a mapping: a mapping
+counts the whole file into the memory of the process, and a full disk behind it ends the process by
+a signal instead of an error.
 
-A step changes tokens where they lie, so it is written twice: first into the journal, which is replaced whole, then into the tokens. Whatever
-the instant of a kill, the journal is that of the last step or of the one before; its tokens are written again, which changes nothing where they
-were written already.
+A step changes tokens where they lie, so it is written twice: first into the journal, which is
+replaced whole, then into the tokens. Whatever the instant of a kill, the journal is that of the
+last step or of the one before; its tokens are written again, which changes nothing where they were
+written already.
 """
 
 # N tokens, D width
@@ -27,7 +30,16 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from softless.errors import CheckpointError, StorageError, UsageError
-from softless.models.durable import FULL, delete, discard, make_folder, remove_empty, size, storing, write_text
+from softless.models.durable import (
+    FULL,
+    delete,
+    discard,
+    make_folder,
+    remove_empty,
+    size,
+    storing,
+    write_text,
+)
 
 JOURNAL, LOG, ABOUT = "journal.bin", "unreadable.jsonl", "about.json"
 MAGIC = b"softless journal 1\n"
@@ -81,7 +93,9 @@ class InFile:
 
     handle: int | None = None
 
-    def __init__(self, path: Path, rows: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, path: Path, rows: int, width: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
         self.path, self.rows, self.width, self.dtype, self.device = path, rows, width, dtype, device
         self.pitch = width * torch.empty(0, dtype=dtype).element_size()
 
@@ -123,7 +137,9 @@ class InFile:
     def whole(self) -> Tensor:
         """All rows, mapped from the file."""
         count = self.rows * self.width
-        return torch.from_file(str(self.path), shared=False, size=count, dtype=self.dtype).view(self.rows, self.width)
+        return torch.from_file(str(self.path), shared=False, size=count, dtype=self.dtype).view(
+            self.rows, self.width
+        )
 
     def close(self, *, remove: bool) -> None:
         """Give the file back, and its room on the disk."""
@@ -138,7 +154,9 @@ def _bytes(values: Tensor) -> memoryview:
 
 
 def _allocate(handle: int, needed: int) -> None:
-    """Take the room itself, so that the disk cannot fill up later; a file with holes promises it only."""
+    """Take the room itself, so that the disk cannot fill up later; a file with holes promises it
+    only.
+    """
     os.ftruncate(handle, 0)
     if not needed:
         return
@@ -152,11 +170,14 @@ def full(path: Path, error: OSError, needed: int = 0) -> StorageError:
     """The error in words: path, reason, and for a full disk how much is needed and free."""
     reason = error.strerror or str(error)
     if error.errno not in FULL and error.errno != errno.EFBIG:
-        return StorageError(f"cannot write {path}: {reason}; mend the folder or choose another store")
+        return StorageError(
+            f"cannot write {path}: {reason}; mend the folder or choose another store"
+        )
     free = size(shutil.disk_usage(path.parent).free)
     room = f"; {size(needed)} are needed and {free} are free" if needed else f"; {free} are free"
     return StorageError(
-        f"cannot write {path}: {reason}{room}. The blocks that are finished are kept: make room and run the same again"
+        f"cannot write {path}: {reason}{room}. The blocks that are finished are kept: make room "
+        "and run the same again"
     )
 
 
@@ -203,7 +224,10 @@ class Journal:
         found = self.path.read_bytes()
         start = len(MAGIC) + 32
         body = found[start:]
-        if found[: len(MAGIC)] != MAGIC or found[len(MAGIC) : start] != hashlib.sha256(body).digest():
+        if (
+            found[: len(MAGIC)] != MAGIC
+            or found[len(MAGIC) : start] != hashlib.sha256(body).digest()
+        ):
             raise CheckpointError(f"{self.path} is damaged: remove the folder and begin again")
         header = json.loads(body[8 : 8 + struct.unpack("<Q", body[:8])[0]])
         return Entry(json.loads(header["__metadata__"]["at"]), load(body))
@@ -245,13 +269,16 @@ def held(folder: Path) -> Iterator[None]:
         import fcntl
     except ImportError as error:
         raise UsageError(
-            f"a store ({folder}) needs locks and reads that Windows lacks: leave it out, or run under Linux (WSL) or macOS"
+            f"a store ({folder}) needs locks and reads that Windows lacks: leave it out, or run "
+            "under Linux (WSL) or macOS"
         ) from error
     with (folder / ABOUT).open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise CheckpointError(f"another process works in {folder}: wait for it, or choose another store") from error
+            raise CheckpointError(
+                f"another process works in {folder}: wait for it, or choose another store"
+            ) from error
         yield
 
 
@@ -263,7 +290,8 @@ def emptied(folder: Path) -> None:
 
 
 def same_run(folder: Path, about: Mapping[str, Any]) -> bool:
-    """Whether a folder holds the beginning of this very run; a new folder is made and told what run it is of.
+    """Whether a folder holds the beginning of this very run; a new folder is made and told what run
+    it is of.
 
     Raises:
         CheckpointError: the folder holds another run (what differs is named), or is none of ours.
@@ -274,17 +302,22 @@ def same_run(folder: Path, about: Mapping[str, Any]) -> bool:
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise CheckpointError(f"{path} is damaged: remove the folder and begin again") from error
+            raise CheckpointError(
+                f"{path} is damaged: remove the folder and begin again"
+            ) from error
         wrong = [name for name in sorted({*about, *before}) if about.get(name) != before.get(name)]
         if wrong:
             raise CheckpointError(
-                f"{folder} holds another run, of another {', another '.join(wrong)}: choose another store, or remove the folder"
+                f"{folder} holds another run, of another {', another '.join(wrong)}: choose "
+                "another store, or remove the folder"
             )
         return True
     try:
         make_folder(folder)
         if any(folder.iterdir()):
-            raise CheckpointError(f"{folder} holds other files: choose a new or empty folder as the store")
+            raise CheckpointError(
+                f"{folder} holds other files: choose a new or empty folder as the store"
+            )
         write_text(path, json.dumps(about, indent=1) + "\n")
     except OSError as error:
         raise full(folder, error) from error

@@ -47,9 +47,9 @@ class StreamResult:
     logits: Tensor  # (1, classes)
     features: Tensor  # (1, D): what the head is given
     saliency: Saliency | None  # of the last attention layer, over the whole grid
-    tokens: (
-        Tensor | None
-    )  # (N, D) as `forward_features` leaves them, the ones ahead of the patches first; mapped from the store's file
+    # (N, D) as `forward_features` leaves them, the ones ahead of the patches first; mapped from the
+    # store's file
+    tokens: Tensor | None
     unreadable: tuple[BadTile, ...]
     size: tuple[int, int]  # height and width of the image at the level that was read
     grid: tuple[int, int]  # of patches; its last row and column may reach beyond the image
@@ -64,7 +64,8 @@ class StreamResult:
         """Its patches as rectangles of level 0.
 
         Args:
-            origin: Who counts the pixels: "slide" from the file's corner, "qupath" from that of `bounds`.
+            origin: Who counts the pixels: "slide" from the file's corner, "qupath" from that of
+                `bounds`.
 
         Raises:
             UsageError: another origin.
@@ -93,12 +94,16 @@ class StreamResult:
 
     @property
     def bounds(self) -> tuple[int, int, int, int] | None:
-        """x, y, width and height of what was scanned, in pixels of level 0, where the slide says it."""
+        """x, y, width and height of what was scanned, in pixels of level 0, where the slide says
+        it.
+        """
         return self.place.bounds
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What was seen of the file: a sample that was dropped, several pictures of which one was read."""
+        """What was seen of the file: a sample that was dropped, several pictures of which one was
+        read.
+        """
         return self.place.remarks
 
     @property
@@ -129,46 +134,63 @@ def stream(
     quiet: bool = False,
     order: Order | None = None,
 ) -> StreamResult:
-    """The same result as model(image), in memory bounded by the chunk: exact attention over all tokens of an image of any size.
+    """The same result as model(image), in memory bounded by the chunk: exact attention over all
+    tokens of an image of any size.
 
-    The residual stream is all that is kept of the whole image, in memory or in a folder; each layer goes over it chunk by chunk, with the summary of its
-    attention in between (docs/streaming.md). The model computes in its own dtype, as in evaluation, and is left as it was.
+    The residual stream is all that is kept of the whole image, in memory or in a folder; each layer
+    goes over it chunk by chunk, with the summary of its attention in between (docs/streaming.md).
+    The model computes in its own dtype, as in evaluation, and is left as it was.
 
     Args:
-        model: A run, its folder or the name of a model; or a model: a ViT or DeiT of timm with softless attention (`softless.create_model`, `softless.swap`), or an XCiT; `softless.optimize` makes
-            one that is faster here too.
-        image: A tensor (C,H,W) or (1,C,H,W) as the model takes it, its size one that the model takes; a PIL image; bytes (H,W,C) as a numpy
-            array; or the path of an image file or a slide. All but a tensor are normalised by `mean` and `std`; where the last patches reach beyond
-            the image they are filled up with the mean colour. Of a model that was trained in a declared range, files and arrays hold stored values. A slide, or a tiled TIFF, is read region by region; an image file whole, as bytes.
-        chunk: Tokens worked on at once. A layer with local patch interaction works on whole rows of the grid, one at least.
-        store: A folder for the residual stream; None is memory. A run that was killed goes on there and ends with the same bits.
+        model: A run, its folder or the name of a model; or a model: a ViT or DeiT of timm with
+            softless attention (`softless.create_model`, `softless.swap`), or an XCiT;
+            `softless.optimize` makes one that is faster here too.
+        image: A tensor (C,H,W) or (1,C,H,W) as the model takes it, its size one that the model
+            takes; a PIL image; bytes (H,W,C) as a numpy array; or the path of an image file or a
+            slide. All but a tensor are normalised by `mean` and `std`; where the last patches reach
+            beyond the image they are filled up with the mean colour. Of a model that was trained in
+            a declared range, files and arrays hold stored values. A slide, or a tiled TIFF, is read
+            region by region; an image file whole, as bytes.
+        chunk: Tokens worked on at once. A layer with local patch interaction works on whole rows of
+            the grid, one at least.
+        store: A folder for the residual stream; None is memory. A run that was killed goes on there
+            and ends with the same bits.
         level: Level of a slide, 0 the finest.
-        mpp: Micrometres per pixel to look at a slide with, in place of a level; it is scaled down from the next finer level.
-            "training" is what the model's training images had.
-        slide_mpp: Micrometres per pixel of level 0, for a file that does not say; one that says another is an error.
-        channels: Which 1 or 3 channels of a TIFF to look at, the first being 0: samples, or pages that are channels.
-        page: Which picture of a TIFF that holds several, or which plane of a stack, the first being 0.
-        resize: Not for a tensor: "training" brings the image to as many tokens as in training, a number its longer side to so many pixels. None
-            leaves its size.
-        mask: (h,w) boolean over patches, True where one counts; the others are as if they were not there. Or a file:
-            a PNG of two values and the image's shape, where 0 does not count, or polygons as GeoJSON. A patch counts
-            where half of it does.
-        tissue: "otsu" lets count what is stained, by Otsu's threshold on saturation; "none" looks at all of it.
-        origin: Who counted the pixels of a mask's polygons: "slide", or "qupath" (`StreamResult.lattice`).
+        mpp: Micrometres per pixel to look at a slide with, in place of a level; it is scaled down
+            from the next finer level. "training" is what the model's training images had.
+        slide_mpp: Micrometres per pixel of level 0, for a file that does not say; one that says
+            another is an error.
+        channels: Which 1 or 3 channels of a TIFF to look at, the first being 0: samples, or pages
+            that are channels.
+        page: Which picture of a TIFF that holds several, or which plane of a stack, the first being
+            0.
+        resize: Not for a tensor: "training" brings the image to as many tokens as in training, a
+            number its longer side to so many pixels. None leaves its size.
+        mask: (h,w) boolean over patches, True where one counts; the others are as if they were not
+            there. Or a file: a PNG of two values and the image's shape, where 0 does not count, or
+            polygons as GeoJSON. A patch counts where half of it does.
+        tissue: "otsu" lets count what is stained, by Otsu's threshold on saturation; "none" looks
+            at all of it.
+        origin: Who counted the pixels of a mask's polygons: "slide", or "qupath"
+            (`StreamResult.lattice`).
         mean: Of the normalisation; the model's by default.
         std: Of the normalisation; the model's by default.
         saliency: Whether to draw the maps of `softless.explain` for the last attention layer.
         tokens: Whether to return the tokens that the last norm leaves.
         quiet: No progress line.
-        order: In which order a pass takes its chunks, given their number; any order gives the same result. Not with a store.
+        order: In which order a pass takes its chunks, given their number; any order gives the same
+            result. Not with a store.
 
     Returns:
-        Logits, features, maps, and the tiles that could not be read: their tokens are masked, which is removal.
+        Logits, features, maps, and the tiles that could not be read: their tokens are masked, which
+            is removal.
 
     Raises:
-        UsageError: a model, an operator or a size that cannot be streamed; what is in the way is named.
+        UsageError: a model, an operator or a size that cannot be streamed; what is in the way is
+            named.
         PrecisionError: a model in float16.
-        DataError: no such image or mask, one of a kind that is not read, or (`NothingReadable`) one of which nothing can be read.
+        DataError: no such image or mask, one of a kind that is not read, or (`NothingReadable`) one
+            of which nothing can be read.
         MissingResolution: `mpp` for a file that does not say its resolution.
         MissingExtra: a slide without what reads it.
         StorageError: the disk of the store is full; what is finished is kept.
@@ -177,7 +199,10 @@ def stream(
     if chunk < 1:
         raise UsageError(f"chunk={chunk}: at least one token at once")
     if store is not None and order is not None:
-        raise UsageError("order= is for runs in memory: one in a folder goes on in the order in which the chunks lie")
+        raise UsageError(
+            "order= is for runs in memory: one in a folder goes on in the order in which the "
+            "chunks lie"
+        )
     start, viewer = time.monotonic(), viewer_of(model)
     model = viewer.model
     host = host_of(model)
@@ -204,9 +229,19 @@ def stream(
     if other := other_resolution(model, source.place.mpp):
         notice(f"{source.name}: {other}")
     with closing(source), evaluating(model):
-        counts = _counting(mask, tissue, image, _lattice(host, source, origin), source.exact, choice)
+        counts = _counting(
+            mask, tissue, image, _lattice(host, source, origin), source.exact, choice
+        )
         run = _Run(host, source, chunk, store, counts, saliency, tokens, order)
-        about: dict[str, Any] = {} if store is None else {"image": image_print(image), "level": [level, looks, slide_mpp], "scale": [list(mean or own_mean), list(std or own_std)]}  # fmt: skip
+        about: dict[str, Any] = (
+            {}
+            if store is None
+            else {
+                "image": image_print(image),
+                "level": [level, looks, slide_mpp],
+                "scale": [list(mean or own_mean), list(std or own_std)],
+            }
+        )
         for name, asked in (
             ("resize", resize),
             ("channels", None if channels is None else list(channels)),
@@ -221,7 +256,17 @@ def stream(
 class _Run:
     """An engine in its folder."""
 
-    def __init__(self, host: Host, source: Source, chunk: int, store: str | Path | None, mask: Tensor | None, saliency: bool, tokens: bool, order: Order | None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        host: Host,
+        source: Source,
+        chunk: int,
+        store: str | Path | None,
+        mask: Tensor | None,
+        saliency: bool,
+        tokens: bool,
+        order: Order | None,
+    ) -> None:
         self.host, self.source, self.chunk, self.mask = host, source, chunk, mask
         self.saliency, self.tokens, self.order = saliency, tokens, order
         self.folder = None if store is None else located(store)
@@ -236,7 +281,8 @@ class _Run:
             "mask": tensor_print(self.mask),
         }
         stores.same_run(
-            self.folder, {**about, "model": _model_print(self.host), "options": options, "version": VERSION}
+            self.folder,
+            {**about, "model": _model_print(self.host), "options": options, "version": VERSION},
         )
         with stores.held(self.folder):
             try:
@@ -255,9 +301,17 @@ class _Run:
                 return stores.InFile(folder / f"{name}.bin", count, width, dtype, self.host.device)
 
         return Engine(
-            self.host, self.source, chunk=self.chunk, rows=rows, journal=journal, log=log, mask=self.mask, draws=self.saliency,
-            finishes=self.tokens, order=self.order,
-        )  # fmt: skip
+            self.host,
+            self.source,
+            chunk=self.chunk,
+            rows=rows,
+            journal=journal,
+            log=log,
+            mask=self.mask,
+            draws=self.saliency,
+            finishes=self.tokens,
+            order=self.order,
+        )
 
     def _done(self, engine: Engine, quiet: bool, start: float) -> StreamResult:
         steps: Iterable[None] = engine.run()
@@ -276,18 +330,26 @@ class _Run:
             counted=whole.tokens if whole.mask is None else int(whole.mask.sum()),
             seconds=time.monotonic() - start,
             place=self.source.place,
-            mask=None if whole.mask is None else whole.mask[self.host.prefix :].unflatten(0, engine.grid).cpu(),
+            mask=None
+            if whole.mask is None
+            else whole.mask[self.host.prefix :].unflatten(0, engine.grid).cpu(),
         )
         engine.close()
         return found
 
 
 def _saliency(engine: Engine) -> Saliency:
-    """The maps as `softless.explain` gives them; a patch that does not count has nothing in them."""
+    """The maps as `softless.explain` gives them; a patch that does not count has nothing in
+    them.
+    """
     assert engine.maps is not None
     prefix, layer = engine.host.prefix, engine.layers[-1]
     values = engine.maps.whole()[prefix:].T.unflatten(1, engine.grid)[:, None].cpu()
-    mask = None if engine.whole.mask is None else engine.whole.mask[prefix:].unflatten(0, engine.grid).cpu()
+    mask = (
+        None
+        if engine.whole.mask is None
+        else engine.whole.mask[prefix:].unflatten(0, engine.grid).cpu()
+    )
 
     def low(x: Tensor) -> Tensor:
         if mask is None or not mask.any():
@@ -299,7 +361,9 @@ def _saliency(engine: Engine) -> Saliency:
         query=unit(low(values[QUERY])),
         key=unit(low(values[KEY])),
         grid=engine.grid,
-        class_row=None if row is None else signed_unit(row if mask is None else row.masked_fill(~mask, 0)),
+        class_row=None
+        if row is None
+        else signed_unit(row if mask is None else row.masked_fill(~mask, 0)),
         operator=layer.record.name,
         layer=len(engine.layers) - 1,
         layers=len(engine.layers),
@@ -335,7 +399,9 @@ def _counting(
         if mask is not None:
             raise UsageError("mask= and tissue=otsu both say what counts: leave one of them out")
         if exact:
-            raise UsageError("tissue=otsu looks at a picture, and a tensor is taken as it is: give mask=")
+            raise UsageError(
+                "tissue=otsu looks at a picture, and a tensor is taken as it is: give mask="
+            )
         from softless.slides.tissue import tissue_of
 
         return torch.from_numpy(tissue_of(image, lattice, choice))
@@ -346,7 +412,8 @@ def _counting(
     given = torch.as_tensor(mask) if isinstance(mask, Tensor) else torch.from_numpy(np.array(mask))
     if given.dtype != torch.bool or tuple(given.shape) != lattice.grid:
         raise UsageError(
-            f"mask has shape {tuple(given.shape)} and dtype {given.dtype}: give booleans of shape {lattice.grid}, one for each patch of "
+            f"mask has shape {tuple(given.shape)} and dtype {given.dtype}: give booleans of shape "
+            f"{lattice.grid}, one for each patch of "
             f"{lattice.patch[0]} x {lattice.patch[1]} pixels, True where it counts"
         )
     return given
@@ -359,7 +426,9 @@ def _model_print(host: Host) -> str:
     """A digest of the weights, their names, and what the model computes with them."""
     found = hashlib.sha256(repr(host.model).encode())
     for name, values in _weights(host.model):
-        found.update(f"{name} {values.dtype} {tuple(values.shape)} {tensor_print(values)}\n".encode())
+        found.update(
+            f"{name} {values.dtype} {tuple(values.shape)} {tensor_print(values)}\n".encode()
+        )
     return found.hexdigest()
 
 
@@ -368,5 +437,8 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_parameters()
     yield from model.named_buffers()
     for path, module in model.named_modules():
-        if isinstance(module, PackedLinear) and (found := weights_of(module, kinds=(PackedLinear,))) is not None:
+        if (
+            isinstance(module, PackedLinear)
+            and (found := weights_of(module, kinds=(PackedLinear,))) is not None
+        ):
             yield path, found.W

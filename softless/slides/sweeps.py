@@ -1,4 +1,6 @@
-"""One layer of a ViT over tokens in memory, in chunks and in place: what a run does for each layer, by itself."""
+"""One layer of a ViT over tokens in memory, in chunks and in place: what a run does for each layer,
+by itself.
+"""
 
 # N tokens, D width
 
@@ -9,7 +11,8 @@ from softless.slides.layer import Layer, Whole, joined
 
 
 def layer_in_chunks(block: nn.Module, x: Tensor, chunk: int) -> Tensor:
-    """A block of timm's ViT with our attention applied to tokens x (N,D), which are changed; beside them a chunk is held at once.
+    """A block of timm's ViT with our attention applied to tokens x (N,D), which are changed; beside
+    them a chunk is held at once.
 
     Raises:
         UsageError: a block, or an operator, that cannot be streamed.

@@ -1,6 +1,8 @@
-"""What follows the last layer: class attention, the final norm, pooling and the head, over tokens in chunks.
+"""What follows the last layer: class attention, the final norm, pooling and the head, over tokens
+in chunks.
 
-A class attention block of XCiT changes the patch tokens one by one, so nothing of it is written back: a later sweep repeats it on the way.
+A class attention block of XCiT changes the patch tokens one by one, so nothing of it is written
+back: a later sweep repeats it on the way.
 """
 
 # n tokens of a chunk, D width, H heads, d width of a head
@@ -76,7 +78,8 @@ class ClassBlock(Stage):
             self.record = block.attn.op
             if self.record.streaming is None or self.record.sweeps != 1:
                 raise UsageError(
-                    f"class attention by operator '{self.record.name}' cannot be streamed: its summary takes more than one sweep over the tokens"
+                    f"class attention by operator '{self.record.name}' cannot be streamed: its "
+                    "summary takes more than one sweep over the tokens"
                 )
             self.sweep = self.record.streaming.sweeps[0]
             floor = {"eps": EPS} if "eps" in self.record.options else {}
@@ -121,7 +124,9 @@ class ClassBlock(Stage):
         if self.ours:
             tokens = self._tokens(block.norm1(token)[None], None)
             counted = self.whole.tokens if self.whole.mask is None else int(self.whole.mask.sum())
-            o = self._read(tokens, total) * linear.gain(counted, block.attn.options.get("token_scale"))
+            o = self._read(tokens, total) * linear.gain(
+                counted, block.attn.options.get("token_scale")
+            )
             found |= self._pull(tokens, total)
         else:
             o = exponents.averages(total)
@@ -145,19 +150,26 @@ class ClassBlock(Stage):
     def _pull(self, token: Tokens, total: Summary) -> State:
         """What the weights of the tokens are read with.
 
-        By a matrix it is q^ / |k| of the class token, (1,H,1,d): its product with a token's k is the weight of that token. Else it is the
-        slope of the class token's output in each entry of the summary, and the summary itself.
+        By a matrix it is q^ / |k| of the class token, (1,H,1,d): its product with a token's k is
+        the weight of that token. Else it is the slope of the class token's output in each entry of
+        the summary, and the summary itself.
         """
         if not self.record.has_matrix:
             slopes = weights.pull(self.record.streaming, wide(token), total, self.extras)
-            return {f"{kind}.{name}": x for kind, of in (("pull", slopes), ("total", total)) for name, x in of.items()}
+            return {
+                f"{kind}.{name}": x
+                for kind, of in (("pull", slopes), ("total", total))
+                for name, x in of.items()
+            }
         q = token.q.double()
         for side in ("q", "k") if "q" in total else ():
             q = q / root(total[side].double(), self.record.hat.norm).clamp_min(EPS)
         return {"pull": q}
 
     def row(self, x: Tensor, span: slice, state: State) -> Tensor:
-        """The class token's weights over patch tokens x (n,D) of the last layer: (n,), signed, mean over heads."""
+        """The class token's weights over patch tokens x (n,D) of the last layer: (n,), signed, mean
+        over heads.
+        """
         tokens = self._tokens(self.block.norm1(self.entering(x))[None], self.whole.part(span)[0])
         if self.record.has_matrix:
             return (state["pull"] @ tokens.k.double().mT)[0, :, 0].mean(0)
@@ -165,7 +177,9 @@ class ClassBlock(Stage):
             {name.removeprefix(kind): x for name, x in state.items() if name.startswith(kind)}
             for kind in ("total.", "pull.")
         )
-        return weights.row(self.record.streaming, wide(tokens), total, slopes, None, self.extras)[0].mean(0)
+        return weights.row(self.record.streaming, wide(tokens), total, slopes, None, self.extras)[
+            0
+        ].mean(0)
 
 
 class Mean(Stage):
@@ -176,7 +190,11 @@ class Mean(Stage):
 
     def part(self, x: Tensor, span: slice, _: State) -> Summary:
         mask = self.tail.whole.part(span)[0]
-        there = torch.ones(len(x), dtype=torch.bool, device=x.device) if mask is None else mask[0].clone()
+        there = (
+            torch.ones(len(x), dtype=torch.bool, device=x.device)
+            if mask is None
+            else mask[0].clone()
+        )
         there[: max(0, self.first - span.start)] = False
         finished = self.tail.finished(x).masked_fill(~there[:, None], 0)
         return {"sum": finished.double().sum(0, keepdim=True), "count": there.sum().double()}
@@ -196,7 +214,10 @@ class Tail:
         self.blocks = blocks
         self.averages = not getattr(host, "distilled", False) and self.model.global_pool == "avg"
         inside = getattr(self.model, "pool_include_prefix", False)
-        self.stages: list[Stage] = [*blocks, *([Mean(self, 0 if inside else host.prefix)] if self.averages else [])]
+        self.stages: list[Stage] = [
+            *blocks,
+            *([Mean(self, 0 if inside else host.prefix)] if self.averages else []),
+        ]
 
     def start(self) -> State:
         """What the first stage is given."""
@@ -214,7 +235,9 @@ class Tail:
         return next((block for block in reversed(self.blocks) if block.ours), None)
 
     def head(self, prefix: Tensor, state: State) -> tuple[Tensor, Tensor]:
-        """Pooled features (1,D) and logits (1,classes) from the tokens ahead of the patches, as they leave the last layer, and the state."""
+        """Pooled features (1,D) and logits (1,classes) from the tokens ahead of the patches, as
+        they leave the last layer, and the state.
+        """
         model = self.model
         if self.averages:
             features = state["mean"].to(self.host.dtype)

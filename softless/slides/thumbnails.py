@@ -22,7 +22,8 @@ LOST = 200  # grey of what cannot be read
 def thumbnail(
     image: Any, channels: int = 3, level: int = 0, side: int = SIDE, choice: Choice | None = None
 ) -> Image.Image:
-    """The picture, its longer side of so many pixels at most, from the coarsest level that has them; read region by region.
+    """The picture, its longer side of so many pixels at most, from the coarsest level that has
+    them; read region by region.
 
     Args:
         image: A path, a PIL image or bytes (H,W,C).
@@ -53,7 +54,9 @@ def small_picture(
         for top in range(0, height, step):
             for left in range(0, width, step):
                 tall, wide = min(step, height - top), min(step, width - left)
-                found[top : top + tall, left : left + wide] = in_bytes(small.read(top, left, tall, wide, lost))
+                found[top : top + tall, left : left + wide] = in_bytes(
+                    small.read(top, left, tall, wide, lost)
+                )
     finally:
         pixels.close()
     dark = np.zeros((height, width), dtype=bool)

@@ -1,7 +1,7 @@
 """Where a stained slide holds tissue: Otsu's threshold on the saturation of a small picture of it.
 
-Glass is nearly without colour, and a stain is not (CLAM, Lu et al. 2021, takes the same threshold). The
-picture has 8 micrometres a pixel; specks and holes smaller than 50 x 50 micrometres go.
+Glass is nearly without colour, and a stain is not (CLAM, Lu et al. 2021, takes the same threshold).
+The picture has 8 micrometres a pixel; specks and holes smaller than 50 x 50 micrometres go.
 """
 
 # h x w pixels
@@ -44,22 +44,31 @@ def tissue_of(image: Picture, lattice: Lattice, choice: Choice | None = None) ->
     """
     _needs_skimage()
     mpp = lattice.place.mpp
-    side = UNKNOWN if mpp is None else max(lattice.size[0] * mpp[0], lattice.size[1] * mpp[1]) / MICROMETRES
+    side = (
+        UNKNOWN
+        if mpp is None
+        else max(lattice.size[0] * mpp[0], lattice.size[1] * mpp[1]) / MICROMETRES
+    )
     small, lost = small_picture(image, 3, side=round(min(MOST, max(LEAST, side))), choice=choice)
     area = SHARE * lost.size
     if mpp is not None:
-        area = SMALLEST / (mpp[0] * lattice.size[0] / lost.shape[0] * mpp[1] * lattice.size[1] / lost.shape[1])
+        area = SMALLEST / (
+            mpp[0] * lattice.size[0] / lost.shape[0] * mpp[1] * lattice.size[1] / lost.shape[1]
+        )
     name = str(image) if isinstance(image, str | Path) else "the image"
     found = stained(small, lost, name)
     if found is None:
         notice(f"{name}: its whole picture is stained, so all of it counts as tissue")
         return np.ones(lattice.grid, dtype=bool)
     found = _without_small(found, area)
-    rows, columns = (lattice.edges(axis) * (lost.shape[axis] / lattice.whole[axis]) for axis in (0, 1))
+    rows, columns = (
+        lattice.edges(axis) * (lost.shape[axis] / lattice.whole[axis]) for axis in (0, 1)
+    )
     patches = shares(found, rows, columns) >= HALF
     if not patches.any():
         raise DataError(
-            f"{name} shows no tissue: no patch of it is stained; --tissue none looks at all of it, --mask FILE at a part"
+            f"{name} shows no tissue: no patch of it is stained; --tissue none looks at all of "
+            "it, --mask FILE at a part"
         )
     return patches
 
@@ -73,7 +82,9 @@ def stained(picture: NDArray[np.uint8], lost: Mask, name: str) -> Mask | None:
     saturation = _saturation(picture)
     there = saturation[~lost]
     if not there.size or there.max() == 0:
-        raise DataError(f"{name} has no colour, and tissue is told by it: give --mask FILE, or --tissue none")
+        raise DataError(
+            f"{name} has no colour, and tissue is told by it: give --mask FILE, or --tissue none"
+        )
     threshold = _otsu(there)
     low, high = there[there <= threshold], there[there > threshold]
     if np.median(low) > GLASS:

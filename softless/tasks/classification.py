@@ -2,8 +2,9 @@
 
     loss = - 1/B sum_b sum_c w_c y_bc log softmax(logits_b)_c
 
-y holds label smoothing and the mixing of mixup and cutmix; w is 1, n / (K n_c) for balanced classes (mean 1 over the training
-split), or what the recipe names. The sum is divided by the batch, not by the sum of its weights: so the mean over ranks is the loss of the global batch.
+y holds label smoothing and the mixing of mixup and cutmix; w is 1, n / (K n_c) for balanced classes
+(mean 1 over the training split), or what the recipe names. The sum is divided by the batch, not by
+the sum of its weights: so the mean over ranks is the loss of the global batch.
 """
 
 import math
@@ -47,12 +48,16 @@ class Classification(Task):
     needs: ClassVar[tuple[str, ...]] = ()
     measures: ClassVar[tuple[str, ...]] = ("top1", "balanced_accuracy", "auc", "loss")
 
-    def __init__(self, recipe: "Recipe", classes: Sequence[str], class_counts: Sequence[int] | np.ndarray) -> None:
+    def __init__(
+        self, recipe: "Recipe", classes: Sequence[str], class_counts: Sequence[int] | np.ndarray
+    ) -> None:
         self.recipe = recipe
         self.classes = tuple(classes)
         self.seed = recipe.seed
         self.smoothing = recipe.augment.smoothing
-        self.weight = asked_weights(recipe.class_weights, self.classes, lambda: class_weights(class_counts))
+        self.weight = asked_weights(
+            recipe.class_weights, self.classes, lambda: class_weights(class_counts)
+        )
         self.mixer = _mixer(recipe.augment, len(self.classes))
 
     @classmethod
@@ -64,7 +69,9 @@ class Classification(Task):
                 f"{len(splits.classes)} labels an image, and this recipe takes one: "
                 "give the data with --data or --table, or in Python multilabel=MultilabelSpec()"
             )
-        task = cls(recipe, splits.classes, np.bincount(splits.train.targets, minlength=len(splits.classes)))
+        task = cls(
+            recipe, splits.classes, np.bincount(splits.train.targets, minlength=len(splits.classes))
+        )
         task.splits = splits
         return task
 
@@ -92,7 +99,9 @@ class Classification(Task):
     def transform(self, *, train: bool) -> Pipeline:
         return build_transforms(self.recipe, self.splits.mean, self.splits.std, train=train)
 
-    def evaluate(self, model: nn.Module, loader: EpochLoader, *, amp: str, label: str) -> Evaluation:
+    def evaluate(
+        self, model: nn.Module, loader: EpochLoader, *, amp: str, label: str
+    ) -> Evaluation:
         return evaluate(model, loader, self.classes, amp=amp, label=label)
 
     def validate(self, model: nn.Module, loader: EpochLoader, *, amp: str) -> dict[str, Any]:
@@ -110,7 +119,9 @@ class Classification(Task):
     def published(self, model: nn.Module) -> nn.Module:
         return model
 
-    def prepare(self, batch: Any, device: torch.device, *, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+    def prepare(
+        self, batch: Any, device: torch.device, *, epoch: int, step: int
+    ) -> tuple[Tensor, Tensor]:
         images, targets = (part.to(device, non_blocking=True) for part in batch)
         return self.mix(images, targets, epoch=epoch, step=step)
 
@@ -118,16 +129,21 @@ class Classification(Task):
         self.weight = None if self.weight is None else self.weight.to(device)
         return self
 
-    def mix(self, images: Tensor, targets: Tensor, *, epoch: int, step: int) -> tuple[Tensor, Tensor]:
-        """Mix images (B, C, H, W) among each other, in place; targets (B,) become probabilities (B, K).
+    def mix(
+        self, images: Tensor, targets: Tensor, *, epoch: int, step: int
+    ) -> tuple[Tensor, Tensor]:
+        """Mix images (B, C, H, W) among each other, in place; targets (B,) become probabilities
+        (B, K).
 
-        What is drawn derives from (seed, epoch, step): every rank mixes alike, and a resumed run mixes like the first.
+        What is drawn derives from (seed, epoch, step): every rank mixes alike, and a resumed run
+        mixes like the first.
         """
         if self.mixer is None:
             return images, self.soft(targets)
         if len(images) % 2:
             raise UsageError(
-                f"mixup and cutmix mix pairs, but this process gets {len(images)} images a batch: choose an even "
+                f"mixup and cutmix mix pairs, but this process gets {len(images)} images a batch: "
+                "choose an even "
                 "batch_size per process, or augment.mixup=0 and augment.cutmix=0"
             )
         with numpy_seed(self.seed, epoch, step):
@@ -154,20 +170,25 @@ def model_args(recipe: "Recipe", classes: int, in_chans: int) -> dict[str, Any]:
     """
     pixels = recipe.data.image_size
     spec = recipe.model
-    size = {"img_size": pixels} if takes(spec.name, spec.op, "img_size") else {}  # convolutional networks have none
+    # convolutional networks have none
+    size = {"img_size": pixels} if takes(spec.name, spec.op, "img_size") else {}
     args = {**size, **spec.args, "num_classes": classes, "in_chans": in_chans}
     asked = args.get("img_size", pixels)
     if sides(asked) != sides(pixels):
         raise UsageError(
-            f"model.args.img_size={asked} and data.image_size={pixels} differ: set both to the same pixels"
+            f"model.args.img_size={asked} and data.image_size={pixels} differ: set both to the "
+            "same pixels"
         )
-    return with_training_scale(spec.name, args if spec.op is None else {"op": spec.op, **args}, pixels)
+    return with_training_scale(
+        spec.name, args if spec.op is None else {"op": spec.op, **args}, pixels
+    )
 
 
 def asked_weights(
     asked: str | Mapping[int | str, float], classes: Sequence[str], balanced: Callable[[], Tensor]
 ) -> Tensor | None:
-    """The weights of the classes (K,) that a recipe asks for: none, balanced ones, or those that are named.
+    """The weights of the classes (K,) that a recipe asks for: none, balanced ones, or those that
+    are named.
 
     Raises:
         UsageError: an unknown class.
@@ -187,7 +208,8 @@ def class_weights(class_counts: Sequence[int] | np.ndarray) -> Tensor:
     counts = torch.as_tensor(np.asarray(class_counts), dtype=torch.float64)
     if (counts == 0).any():
         raise UsageError(
-            f"balanced class weights need an image of every class; training images per class: {counts.long().tolist()}"
+            "balanced class weights need an image of every class; training images per class: "
+            f"{counts.long().tolist()}"
         )
     return (counts.sum() / (len(counts) * counts)).float()
 
@@ -212,7 +234,9 @@ def _mixer(augment: "AugmentSpec", classes: int) -> Any:
 
 @contextmanager
 def numpy_seed(*numbers: int) -> Iterator[None]:
-    """Seed numpy's global generator, which timm's Mixup draws from, and put the caller's state back afterwards."""
+    """Seed numpy's global generator, which timm's Mixup draws from, and put the caller's state back
+    afterwards.
+    """
     state = np.random.get_state()  # noqa: NPY002 - timm draws from the global generator
     np.random.seed(np.random.SeedSequence(numbers).generate_state(4))  # noqa: NPY002
     try:

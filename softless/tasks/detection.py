@@ -1,11 +1,13 @@
-"""Detection, and instance segmentation where the head has masks: boxes and masks of objects of several classes.
+"""Detection, and instance segmentation where the head has masks: boxes and masks of objects of
+several classes.
 
     loss = mean over images of the losses of torchvision's heads (models.detectors)
 
     R-CNN:     objectness + boxes of regions; classes + boxes, and masks, of the regions that are learnt from
     RetinaNet: focal loss of classes + l1 of boxes
 
-What R-CNN draws is seeded by each image, so that the loss does not depend on batch mates or the number of ranks.
+What R-CNN draws is seeded by each image, so that the loss does not depend on batch mates or the
+number of ranks.
 """
 
 from collections.abc import Mapping, Sequence
@@ -50,14 +52,20 @@ class Detection(Task):
         spec = recipe.detection
         assert spec is not None
         train_pipeline(spec, (0.5,), (0.5,))  # its errors come before the annotations are read
-        return cls(recipe, open_boxes(recipe.data, recipe.seed, masks=spec.head == "maskrcnn", faults=spec.faults))
+        return cls(
+            recipe,
+            open_boxes(recipe.data, recipe.seed, masks=spec.head == "maskrcnn", faults=spec.faults),
+        )
 
     counted = "objects"
 
     def composition(self, samples: Samples) -> dict[str, int]:
         assert isinstance(samples, BoxSamples)
         objects = [
-            one["category_id"] for entry in samples.entries for one in entry.annotations if not one.get("iscrowd")
+            one["category_id"]
+            for entry in samples.entries
+            for one in entry.annotations
+            if not one.get("iscrowd")
         ]
         return {name: objects.count(key) for key, name in samples.categories.items()}
 
@@ -110,12 +118,24 @@ class Detection(Task):
         mean, std = self.splits.mean, self.splits.std
         return train_pipeline(self.spec, mean, std) if train else eval_pipeline(mean, std)
 
-    def evaluate(self, model: nn.Module, loader: EpochLoader, *, amp: str, label: str) -> Detections:
+    def evaluate(
+        self, model: nn.Module, loader: EpochLoader, *, amp: str, label: str
+    ) -> Detections:
         return evaluate(model, loader, detections=self.spec.detections, amp=amp, label=label)
 
-    def prepare(self, batch: Any, device: torch.device, *, epoch: int, step: int) -> tuple[list[Tensor], list[dict[str, Tensor]]]:  # noqa: ARG002  # fmt: skip
+    def prepare(
+        self,
+        batch: Any,
+        device: torch.device,
+        *,
+        epoch: int,  # noqa: ARG002
+        step: int,  # noqa: ARG002
+    ) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
         images, targets = batch
-        moved = [{name: value.to(device, non_blocking=True) for name, value in target.items()} for target in targets]
+        moved = [
+            {name: value.to(device, non_blocking=True) for name, value in target.items()}
+            for target in targets
+        ]
         return [image.to(device, non_blocking=True) for image in images], moved
 
     def pixels(self) -> tuple[int, int]:
@@ -148,12 +168,18 @@ def _refuse_what_has_no_effect(recipe: "Recipe") -> None:
     plain = type(recipe.augment)()
     if replace(recipe.augment, repeats=plain.repeats) != plain:
         raise UsageError(
-            f"recipe '{recipe.name}' sets fields of augment, which are for classification: sizes, flips and colours of detection are fields of "
+            f"recipe '{recipe.name}' sets fields of augment, which are for classification: sizes, "
+            "flips and colours of detection are fields of "
             "the group detection"
         )
     if recipe.data.source != "coco":
-        raise UsageError(f"data.source={recipe.data.source}: detection takes boxes in COCO's layout, data.source=coco")
+        raise UsageError(
+            f"data.source={recipe.data.source}: detection takes boxes in COCO's layout, "
+            "data.source=coco"
+        )
     spec = recipe.detection
     assert spec is not None
     if recipe.metric.startswith("mask") and spec.head != "maskrcnn":
-        raise UsageError(f"metric={recipe.metric}: detection.head={spec.head} has no masks; set metric=box_ap")
+        raise UsageError(
+            f"metric={recipe.metric}: detection.head={spec.head} has no masks; set metric=box_ap"
+        )

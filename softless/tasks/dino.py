@@ -1,10 +1,13 @@
-"""Self-supervision by DINO: a student learns to say of small views what its own average says of large ones; labels are not used.
+"""Self-supervision by DINO: a student learns to say of small views what its own average says of
+large ones; labels are not used.
 
-Before step i of n:  weight decay of cosine(i / n) between its ends, and no gradient for the head's last layer in the first epochs;
-after it:            teacher = m teacher + (1 - m) student, m of cosine(i / n) between its ends.
+Before step i of n:  weight decay of cosine(i / n) between its ends, and no gradient for the head's
+last layer in the first epochs; after it:            teacher = m teacher + (1 - m) student, m of
+cosine(i / n) between its ends.
 
-Caron et al., arXiv:2104.14294; with SimA in XCiT as in arXiv:2206.08898, section 4.3. Loss, head, views and schedules are those of lightly, whose
-cosine reaches its end at the last step. What is measured, kept as best and published is the teacher's backbone of the last epoch.
+Caron et al., arXiv:2104.14294; with SimA in XCiT as in arXiv:2206.08898, section 4.3. Loss, head,
+views and schedules are those of lightly, whose cosine reaches its end at the last step. What is
+measured, kept as best and published is the teacher's backbone of the last epoch.
 """
 
 from collections.abc import Sequence
@@ -37,8 +40,9 @@ CHUNK = 4096  # images whose 65,536 outputs are held at once: 1 GiB
 class Watched:
     """Whether the features of one split tell images apart. Labels have no part in it.
 
-    `spread` is about 1 where features point everywhere and 0 where all are the same; `entropy` is the teacher's, mean over images: 1 where all
-    outputs weigh the same, 0 where each image has one output to itself; `used` that of its mean over images: 0 where all images share one output.
+    `spread` is about 1 where features point everywhere and 0 where all are the same; `entropy` is
+    the teacher's, mean over images: 1 where all outputs weigh the same, 0 where each image has one
+    output to itself; `used` that of its mean over images: 0 where all images share one output.
     """
 
     spread: float
@@ -49,8 +53,14 @@ class Watched:
 
     @property
     def collapsed(self) -> bool:
-        """Whether all images have the same features, or (where the head is at hand) the same answer."""
-        alike = self.entropy is not None and self.used is not None and (self.entropy > 0.999 or self.used < 0.001)
+        """Whether all images have the same features, or (where the head is at hand) the same
+        answer.
+        """
+        alike = (
+            self.entropy is not None
+            and self.used is not None
+            and (self.entropy > 0.999 or self.used < 0.001)
+        )
         return self.spread < COLLAPSED or alike
 
     def summary(self) -> dict[str, Any]:
@@ -64,9 +74,15 @@ class Watched:
         """Nothing: features answer no question about an image."""
 
     def __str__(self) -> str:
-        rows = [("images", f"{self.seen} of {self.expected}"), ("spread of features", f"{self.spread:.4f}")]
+        rows = [
+            ("images", f"{self.seen} of {self.expected}"),
+            ("spread of features", f"{self.spread:.4f}"),
+        ]
         if self.entropy is not None and self.used is not None:
-            rows += [("teacher's entropy", f"{self.entropy:.4f}"), ("entropy of its mean", f"{self.used:.4f}")]
+            rows += [
+                ("teacher's entropy", f"{self.entropy:.4f}"),
+                ("entropy of its mean", f"{self.used:.4f}"),
+            ]
         rows.append(("collapsed", "yes" if self.collapsed else "no"))
         return "\n".join(f"{name:<22} {value}" for name, value in rows)
 
@@ -90,7 +106,8 @@ class Dino(Task):
         splits = open_unlabelled(recipe.data, recipe.seed)
         if len(splits.train) < recipe.step_images:
             raise DataError(
-                f"{len(splits.train)} training images are fewer than a step takes: add images, or set a smaller "
+                f"{len(splits.train)} training images are fewer than a step takes: add images, or "
+                "set a smaller "
                 f"batch_size (now {recipe.batch_size}) or accumulate (now {recipe.accumulate})"
             )
         return cls(recipe, splits)
@@ -100,7 +117,9 @@ class Dino(Task):
 
     @cached_property
     def _arguments(self) -> dict[str, Any]:
-        """Of the backbone: without classes, and taking images of any size where the model can be told to."""
+        """Of the backbone: without classes, and taking images of any size where the model can be
+        told to.
+        """
         model, data = self.recipe.model, self.recipe.data
         args = {**model.args, "num_classes": 0, "in_chans": data.in_chans}
         if model.op is not None:
@@ -126,21 +145,25 @@ class Dino(Task):
         return self.network
 
     def _width(self, model: nn.Module) -> int:
-        """Of the features of a local crop: a size that the model refuses is refused before a folder is made."""
+        """Of the features of a local crop: a size that the model refuses is refused before a folder
+        is made.
+        """
         side, training = self.spec.local_size, model.training
         try:
             with torch.no_grad():
                 features = model.eval()(torch.zeros(1, self.recipe.data.in_chans, side, side))
         except (AssertionError, RuntimeError, ValueError) as error:
             raise UsageError(
-                f"'{self.recipe.model.name}' takes no local crops of {side} pixels beside global ones of {self.recipe.data.image_size}: {error}; set "
+                f"'{self.recipe.model.name}' takes no local crops of {side} pixels beside global "
+                f"ones of {self.recipe.data.image_size}: {error}; set "
                 "dino.local_size, or choose a model that takes images of any size"
             ) from error
         finally:
             model.train(training)
         if features.ndim != 2:
             raise UsageError(
-                f"'{self.recipe.model.name}' gives no vector for an image but {tuple(features.shape)}: leave model.args.global_pool out"
+                f"'{self.recipe.model.name}' gives no vector for an image but "
+                f"{tuple(features.shape)}: leave model.args.global_pool out"
             )
         return int(features.shape[1])
 
@@ -151,19 +174,36 @@ class Dino(Task):
         data, splits = self.recipe.data, self.splits
         deep = data.range is not None
         if train:
-            return multi_crop(self.spec, data.side, splits.mean, splits.std, data.in_chans, deep=deep)
+            return multi_crop(
+                self.spec, data.side, splits.mean, splits.std, data.in_chans, deep=deep
+            )
         return eval_transform(
-            data.image_size, data.crop_pct, data.interpolation, splits.mean, splits.std, data.in_chans, deep=deep
+            data.image_size,
+            data.crop_pct,
+            data.interpolation,
+            splits.mean,
+            splits.std,
+            data.in_chans,
+            deep=deep,
         )
 
-    def prepare(self, batch: Any, device: torch.device, *, epoch: int, step: int) -> tuple[list[Tensor], float]:  # noqa: ARG002
+    def prepare(
+        self,
+        batch: Any,
+        device: torch.device,
+        *,
+        epoch: int,
+        step: int,  # noqa: ARG002
+    ) -> tuple[list[Tensor], float]:
         views, _ = batch
         return [view.to(device, non_blocking=True) for view in views], self.teacher_temp(epoch)
 
     def parts(self, given: tuple[Any, ...], count: int) -> list[tuple[Any, ...]]:
         views, temperature = given
         cut = [view.chunk(count) for view in views]
-        return [([view[place] for view in cut], temperature, (place, count)) for place in range(count)]
+        return [
+            ([view[place] for view in cut], temperature, (place, count)) for place in range(count)
+        ]
 
     def teacher_temp(self, epoch: int) -> float:
         """A line from the first to the last temperature over `teacher_temp_epochs`."""
@@ -195,7 +235,9 @@ class Dino(Task):
         return Watched(spread(features), sharp, used, len(features), len(loader.dataset))  # type: ignore[arg-type]
 
     def _entropies(self, model: nn.Module, features: Tensor) -> tuple[float | None, float | None]:
-        """Of the teacher's answers, and of their mean; None where the model is not the teacher that is being trained."""
+        """Of the teacher's answers, and of their mean; None where the model is not the teacher that
+        is being trained.
+        """
         network = self.network
         if network is None or network.teacher.backbone is not model:
             return None, None
@@ -218,13 +260,21 @@ def _check(recipe: "Recipe") -> None:
     spec = recipe.dino
     assert spec is not None
     if type(recipe.augment)(repeats=recipe.augment.repeats) != recipe.augment:
-        raise UsageError("the fields of augment are for classification; views are set by the fields of dino")
+        raise UsageError(
+            "the fields of augment are for classification; views are set by the fields of dino"
+        )
     if recipe.ema_decay is not None or recipe.ema_evaluate:
-        raise UsageError("the teacher of dino is an average of the weights already: set ema_decay=none")
+        raise UsageError(
+            "the teacher of dino is an average of the weights already: set ema_decay=none"
+        )
     if recipe.optim.layer_decay is not None:
         raise UsageError("optim.layer_decay is for fine-tuning: set it to none in dino")
-    if spec.weight_decay_end is not None and not 0 < recipe.optim.weight_decay <= spec.weight_decay_end:
+    if (
+        spec.weight_decay_end is not None
+        and not 0 < recipe.optim.weight_decay <= spec.weight_decay_end
+    ):
         raise UsageError(
-            f"weight decay rises from optim.weight_decay={recipe.optim.weight_decay} to dino.weight_decay_end={spec.weight_decay_end}: the first must be above 0 "
+            f"weight decay rises from optim.weight_decay={recipe.optim.weight_decay} to "
+            f"dino.weight_decay_end={spec.weight_decay_end}: the first must be above 0 "
             "and not above the second; weight_decay_end=none keeps it as it is"
         )

@@ -1,8 +1,9 @@
 """How long a run is on the data at hand.
 
-A recipe counts epochs, and was tried on one size of data: on a tenth of the images the same epochs are a tenth of the steps, and
-weights that have hardly moved. `schedule.min_steps` and `schedule.min_epoch_steps` say how many steps a run and an epoch need at
-least; epochs and batch follow from the number of training images, and what counts epochs or steps follows along.
+A recipe counts epochs, and was tried on one size of data: on a tenth of the images the same epochs
+are a tenth of the steps, and weights that have hardly moved. `schedule.min_steps` and
+`schedule.min_epoch_steps` say how many steps a run and an epoch need at least; epochs and batch
+follow from the number of training images, and what counts epochs or steps follows along.
 """
 
 from collections.abc import Mapping
@@ -24,7 +25,9 @@ class Fitted:
     measured: tuple[str, ...] = ()  # those that come from the training split itself
 
     def with_measured(self, found: Mapping[str, tuple[Any, Any]]) -> "Fitted":
-        """The same with fields that were measured, dotted -> what the recipe has, what the run takes."""
+        """The same with fields that were measured, dotted -> what the recipe has, what the run
+        takes.
+        """
         return replace(self, changed={**self.changed, **found}, measured=tuple(found))
 
     def sentences(self, images: int) -> list[str]:
@@ -37,18 +40,28 @@ class Fitted:
             old, new = self.changed["batch_size"]
             decay = self.changed.get("ema_decay")
             also = (
-                "" if decay is None else f"; ema_decay {decay[0]:g} -> {decay[1]:.6g}, to average over as many images"
+                ""
+                if decay is None
+                else f"; ema_decay {decay[0]:g} -> {decay[1]:.6g}, to average over as many images"
             )
             said.append(
-                f"batch_size {old} -> {new}: {images} training images make {images // (old * self.recipe.accumulate)} steps an epoch, "
+                f"batch_size {old} -> {new}: {images} training images make "
+                f"{images // (old * self.recipe.accumulate)} steps an epoch, "
                 f"and schedule.min_epoch_steps is {schedule.min_epoch_steps}{also}"
             )
         if "schedule.epochs" in self.changed:
             old, new = self.changed["schedule.epochs"]
-            rest = [name for name in self.changed if name.startswith("schedule.") and name != "schedule.epochs"]
-            also = "".join(f"; {name} {self.changed[name][0]} -> {self.changed[name][1]}" for name in rest)
+            rest = [
+                name
+                for name in self.changed
+                if name.startswith("schedule.") and name != "schedule.epochs"
+            ]
+            also = "".join(
+                f"; {name} {self.changed[name][0]} -> {self.changed[name][1]}" for name in rest
+            )
             said.append(
-                f"schedule.epochs {old} -> {new}: epochs of {images // self.recipe.step_images} steps, and schedule.min_steps is "
+                f"schedule.epochs {old} -> {new}: epochs of {images // self.recipe.step_images} "
+                "steps, and schedule.min_steps is "
                 f"{schedule.min_steps}{also}"
             )
         if self.measured:
@@ -65,16 +78,23 @@ def _plain(value: Any) -> str:
 
 
 def fitted(recipe: "Recipe", images: int) -> Fitted:
-    """The recipe with a batch and a number of epochs that give this many training images enough steps.
+    """The recipe with a batch and a number of epochs that give this many training images enough
+    steps.
 
-    The batch is halved until an epoch has `schedule.min_epoch_steps`, while it stays even; then the epochs rise until the run has
-    `schedule.min_steps`. Warm-up, cool-down and the epochs of `multistep` keep their share of the run. The average keeps its length
-    in images: its decay at batch b' is decay^(b'/b) (Busbridge et al., arXiv:2307.13813). Nothing is ever made shorter, and a field
-    that is None asks for nothing: `Recipe.with_fields` sets them so where epochs or batch are given.
+    The batch is halved until an epoch has `schedule.min_epoch_steps`, while it stays even; then the
+    epochs rise until the run has `schedule.min_steps`. Warm-up, cool-down and the epochs of
+    `multistep` keep their share of the run. The average keeps its length in images: its decay at
+    batch b' is decay^(b'/b) (Busbridge et al., arXiv:2307.13813). Nothing is ever made shorter, and
+    a field that is None asks for nothing: `Recipe.with_fields` sets them so where epochs or batch
+    are given.
     """
     batch, times, schedule = recipe.batch_size, recipe.accumulate, recipe.schedule
     if schedule.min_epoch_steps is not None:
-        while images // (batch * times) < schedule.min_epoch_steps and batch % 2 == 0 and batch // 2 >= SMALLEST:
+        while (
+            images // (batch * times) < schedule.min_epoch_steps
+            and batch % 2 == 0
+            and batch // 2 >= SMALLEST
+        ):
             batch //= 2
     epochs, steps = schedule.epochs, images // (batch * times)
     if schedule.min_steps is not None and steps:
@@ -92,7 +112,9 @@ def fitted(recipe: "Recipe", images: int) -> Fitted:
         decay = decay ** (batch / recipe.batch_size)
     new = replace(recipe, batch_size=batch, schedule=longer, ema_decay=decay)
     before, after = _lengths(recipe), _lengths(new)
-    return Fitted(new, {name: (before[name], after[name]) for name in before if before[name] != after[name]})
+    return Fitted(
+        new, {name: (before[name], after[name]) for name in before if before[name] != after[name]}
+    )
 
 
 def _lengths(recipe: "Recipe") -> dict[str, Any]:

@@ -47,7 +47,9 @@ class Multilabel(Classification):
         self.seed = recipe.seed
         self.smoothing = recipe.augment.smoothing
         self.threshold = recipe.multilabel.threshold
-        self.weight = asked_weights(recipe.class_weights, self.classes, lambda: label_weights(targets, classes))
+        self.weight = asked_weights(
+            recipe.class_weights, self.classes, lambda: label_weights(targets, classes)
+        )
         self.mixer = None
 
     @classmethod
@@ -55,8 +57,15 @@ class Multilabel(Classification):
         splits = open_splits(recipe.data, recipe.seed, recipe.table)
         targets = splits.train.targets
         if targets.ndim != 2:
-            raise UsageError("multilabel is for data with several labels an image, and these have one: leave it out")
-        constant = [name for name, share in zip(splits.classes, targets.mean(0), strict=True) if share in {0, 1}]
+            raise UsageError(
+                "multilabel is for data with several labels an image, and these have one: leave "
+                "it out"
+            )
+        constant = [
+            name
+            for name, share in zip(splits.classes, targets.mean(0), strict=True)
+            if share in {0, 1}
+        ]
         if constant:
             raise DataError(
                 f"all training images have the same value of {few(constant)}: there is nothing "
@@ -66,12 +75,19 @@ class Multilabel(Classification):
         task.splits = splits
         return task
 
-    def evaluate(self, model: nn.Module, loader: EpochLoader, *, amp: str, label: str) -> LabelEvaluation:  # type: ignore[override]
-        return evaluate_labels(model, loader, self.classes, threshold=self.threshold, amp=amp, label=label)
+    def evaluate(  # type: ignore[override]
+        self, model: nn.Module, loader: EpochLoader, *, amp: str, label: str
+    ) -> LabelEvaluation:
+        return evaluate_labels(
+            model, loader, self.classes, threshold=self.threshold, amp=amp, label=label
+        )
 
     def composition(self, samples: Samples) -> dict[str, int]:
         """Images that have each label."""
-        return {name: int(count) for name, count in zip(self.classes, samples.targets.sum(0), strict=True)}
+        return {
+            name: int(count)
+            for name, count in zip(self.classes, samples.targets.sum(0), strict=True)
+        }
 
     def decided(self, outcome: Any, validated: Mapping[str, Any]) -> Any:  # noqa: ARG002
         """As it is: the threshold of labels is the recipe's."""
@@ -84,7 +100,9 @@ class Multilabel(Classification):
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Mean loss of logits (B, K) against probabilities (B, K), in float32 at least."""
         wide = torch.promote_types(logits.dtype, torch.float32)
-        return F.binary_cross_entropy_with_logits(logits.to(wide), targets.to(wide), pos_weight=self.weight)
+        return F.binary_cross_entropy_with_logits(
+            logits.to(wide), targets.to(wide), pos_weight=self.weight
+        )
 
 
 def label_weights(targets: np.ndarray, classes: Sequence[str]) -> Tensor:
@@ -96,5 +114,7 @@ def label_weights(targets: np.ndarray, classes: Sequence[str]) -> Tensor:
     positive = np.asarray(targets, dtype=np.float64).sum(0)
     none = [name for name, count in zip(classes, positive, strict=True) if not count]
     if none:
-        raise UsageError(f"balanced class weights need an image with every label; none has {few(none)}")
+        raise UsageError(
+            f"balanced class weights need an image with every label; none has {few(none)}"
+        )
     return torch.as_tensor((len(targets) - positive) / positive).float()

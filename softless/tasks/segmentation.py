@@ -2,8 +2,9 @@
 
     loss = mean over images of [ 1/n sum_pixels w_c CE(pixel) + dice (1 - mean_c 2 sum p_c y_c / (sum p_c + sum y_c)) ]
 
-over the n pixels of an image that are not ignored; w is 1, or n / (K n_c) by the training split's pixels. The Dice term (Milletari et al.,
-arXiv:1606.04797) is of each image, over the classes that occur in it.
+over the n pixels of an image that are not ignored; w is 1, or n / (K n_c) by the training split's
+pixels. The Dice term (Milletari et al., arXiv:1606.04797) is of each image, over the classes that
+occur in it.
 """
 
 from collections.abc import Sequence
@@ -60,7 +61,12 @@ class Segmentation(Task):
         assert spec is not None
         train_pipeline(spec, (0.5,), (0.5,))  # its errors come before the images are read
         splits, layout = open_label_images(
-            recipe.data, recipe.seed, labels=spec.labels, ignore=spec.ignore, fov=spec.fov, values=spec.values
+            recipe.data,
+            recipe.seed,
+            labels=spec.labels,
+            ignore=spec.ignore,
+            fov=spec.fov,
+            values=spec.values,
         )
         return cls(recipe, splits, layout.values)
 
@@ -83,9 +89,8 @@ class Segmentation(Task):
 
     def construction(self) -> dict[str, Any]:
         model, spec = self.recipe.model, self.spec
-        given = {
-            name: value for name, value in model.args.items() if value is not None
-        }  # --set model.args.token_scale=None for a twin
+        # --set model.args.token_scale=None for a twin
+        given = {name: value for name, value in model.args.items() if value is not None}
         args = {**given, "in_chans": self.splits.in_chans}
         head = {
             "classes": len(self.values),
@@ -108,9 +113,18 @@ class Segmentation(Task):
         return train_pipeline(self.spec, mean, std) if train else eval_pipeline(mean, std)
 
     def evaluate(self, model: nn.Module, loader: EpochLoader, *, amp: str, label: str) -> Outcome:
-        return evaluate(model, loader, self.splits.classes, self.values, loss=self.loss, amp=amp, label=label)
+        return evaluate(
+            model, loader, self.splits.classes, self.values, loss=self.loss, amp=amp, label=label
+        )
 
-    def prepare(self, batch: Any, device: torch.device, *, epoch: int, step: int) -> tuple[list[Tensor], list[Tensor]]:  # noqa: ARG002
+    def prepare(
+        self,
+        batch: Any,
+        device: torch.device,
+        *,
+        epoch: int,  # noqa: ARG002
+        step: int,  # noqa: ARG002
+    ) -> tuple[list[Tensor], list[Tensor]]:
         images, labels = ([one.to(device, non_blocking=True) for one in part] for part in batch)
         return images, labels
 
@@ -126,8 +140,9 @@ class Segmentation(Task):
         return height, width
 
     def baselines(self, samples: Samples) -> dict[str, dict[str, Any]]:
-        """What answers without a model are worth: the commonest class of the training pixels everywhere, the first class everywhere, and
-        the label images of another person where the recipe names them.
+        """What answers without a model are worth: the commonest class of the training pixels
+        everywhere, the first class everywhere, and the label images of another person where the
+        recipe names them.
 
         Raises:
             DataError: a label image of the other person is missing or of another size.
@@ -137,16 +152,26 @@ class Segmentation(Task):
             always = [np.full_like(samples.target(place), index) for place in range(len(samples))]
             found[f"always {self.splits.classes[index]}"] = _measured(self, samples, always)
         if self.spec.observer is not None:
-            found[f"another person ({self.spec.observer})"] = _measured(self, samples, self._other_person(samples))
+            found[f"another person ({self.spec.observer})"] = _measured(
+                self, samples, self._other_person(samples)
+            )
         return {name: outcome.to_dict() for name, outcome in found.items()}
 
     def _other_person(self, samples: Samples) -> list[np.ndarray]:
-        """The other person's classes of the pixels of each sample; pixels that are ignored there are the first class."""
+        """The other person's classes of the pixels of each sample; pixels that are ignored there
+        are the first class.
+        """
         spec = replace(
-            self.recipe.data, mean=(0.5,) * self.recipe.data.in_chans, std=(0.5,) * self.recipe.data.in_chans
+            self.recipe.data,
+            mean=(0.5,) * self.recipe.data.in_chans,
+            std=(0.5,) * self.recipe.data.in_chans,
         )
         splits, _ = open_label_images(
-            spec, self.recipe.seed, labels=self.spec.observer, ignore=self.spec.ignore, values=self.spec.values
+            spec,
+            self.recipe.seed,
+            labels=self.spec.observer,
+            ignore=self.spec.ignore,
+            values=self.spec.values,
         )
         said: dict[str, tuple[LabelImages, int]] = {}
         for theirs in (splits.train, splits.val, splits.test):
@@ -154,14 +179,20 @@ class Segmentation(Task):
                 said |= {theirs.files[place]: (theirs, place) for place in range(len(theirs))}
         names = [samples.name(place) for place in range(len(samples))]
         return [
-            np.where((one := theirs.target(place)) == IGNORE, 0, one) for theirs, place in map(said.__getitem__, names)
+            np.where((one := theirs.target(place)) == IGNORE, 0, one)
+            for theirs, place in map(said.__getitem__, names)
         ]
 
     def _counts_of_all(self) -> np.ndarray:
-        absent = [name for name, count in zip(self.splits.classes, self.pixel_counts, strict=True) if not count]
+        absent = [
+            name
+            for name, count in zip(self.splits.classes, self.pixel_counts, strict=True)
+            if not count
+        ]
         if absent:
             raise UsageError(
-                f"balanced class weights need a pixel of every class, and the training split has none of {', '.join(absent)}: "
+                "balanced class weights need a pixel of every class, and the training split has "
+                f"none of {', '.join(absent)}: "
                 "set segmentation.class_weights=none, or name them in segmentation.ignore"
             )
         return self.pixel_counts
@@ -186,7 +217,9 @@ class PixelLoss(nn.Module):
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         wide, truth = logits.float()[None], labels.long()[None]
         counted = (truth != IGNORE).sum().clamp(min=1)
-        summed = F.cross_entropy(wide, truth, weight=self.weight, ignore_index=IGNORE, reduction="sum")
+        summed = F.cross_entropy(
+            wide, truth, weight=self.weight, ignore_index=IGNORE, reduction="sum"
+        )
         loss: Tensor = summed / counted
         if self.dice is None:
             return loss
@@ -197,8 +230,9 @@ class PixelLoss(nn.Module):
 class Learner(nn.Module):
     """Lists of images (C, h, w) and labels (h, w) to the mean of the images' losses ().
 
-    Images of one size are one batch. Of several sizes each runs by itself, so that nothing is padded because of a batch mate; all ranks do the same,
-    because their BatchNorms wait for each other.
+    Images of one size are one batch. Of several sizes each runs by itself, so that nothing is
+    padded because of a batch mate; all ranks do the same, because their BatchNorms wait for each
+    other.
     """
 
     def __init__(self, model: nn.Module, loss: PixelLoss) -> None:
@@ -206,7 +240,9 @@ class Learner(nn.Module):
         self.model, self.loss = model, loss
 
     def forward(self, images: list[Tensor], labels: list[Tensor]) -> Tensor:
-        together = [torch.stack(images)] if _of_one_size(images) else [image[None] for image in images]
+        together = (
+            [torch.stack(images)] if _of_one_size(images) else [image[None] for image in images]
+        )
         logits = [one for batch in together for one in self.model(batch)]
         return torch.stack([self.loss(*pair) for pair in zip(logits, labels, strict=True)]).mean()
 
@@ -239,10 +275,12 @@ def _refuse_other_groups(recipe: "Recipe") -> None:
     plain = type(recipe.augment)()
     if replace(recipe.augment, repeats=plain.repeats) != plain:
         raise UsageError(
-            f"recipe '{recipe.name}' sets fields of augment, which are for classification: flips, scale, crop and colours of segmentation are "
+            f"recipe '{recipe.name}' sets fields of augment, which are for classification: flips, "
+            "scale, crop and colours of segmentation are "
             "fields of the group segmentation"
         )
     if recipe.data.source != "masks":
         raise UsageError(
-            f"data.source={recipe.data.source}: segmentation takes images with label images, data.source=masks"
+            f"data.source={recipe.data.source}: segmentation takes images with label images, "
+            "data.source=masks"
         )

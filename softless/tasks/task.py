@@ -1,7 +1,8 @@
-"""What the one training loop needs to know of a kind of work: its data, its model, its loss, its measures.
+"""What the one training loop needs to know of a kind of work: its data, its model, its loss, its
+measures.
 
-The loop opens a task, asks it for model and batches, moves the weights down the gradient of its loss, and keeps what it measures; it never
-asks which task it runs.
+The loop opens a task, asks it for model and batches, moves the weights down the gradient of its
+loss, and keeps what it measures; it never asks which task it runs.
 """
 
 from abc import ABC, abstractmethod
@@ -27,10 +28,14 @@ class Outcome(Protocol):
     """What was measured on one split."""
 
     def summary(self) -> dict[str, Any]:
-        """What a log keeps of an epoch: numbers by the names of `evaluation.measures`, with `seen` and `expected` images."""
+        """What a log keeps of an epoch: numbers by the names of `evaluation.measures`, with `seen`
+        and `expected` images.
+        """
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything that JSON can hold; with `interval` where there is one, and `per_class`: measure -> class -> value, where there are such."""
+        """Everything that JSON can hold; with `interval` where there is one, and `per_class`:
+        measure -> class -> value, where there are such.
+        """
 
     def write(self, folder: Path, samples: Samples) -> None:
         """Leave the answers to these samples in a run folder."""
@@ -38,7 +43,9 @@ class Outcome(Protocol):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a training is: steps of the whole run that are done, of how many, and the epoch under way."""
+    """Where a training is: steps of the whole run that are done, of how many, and the epoch under
+    way.
+    """
 
     updates: int
     total: int
@@ -55,7 +62,8 @@ class Place:
 class Task(ABC):
     """One kind of work on one data set, as a recipe asks for it."""
 
-    name: ClassVar[str]  # the group of the recipe that holds its settings; "classification" has none
+    # the group of the recipe that holds its settings; "classification" has none
+    name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]]  # optional packages, as `errors.need` takes them
     measures: ClassVar[tuple[str, ...]]  # of `evaluation.measures`, that may choose the best epoch
 
@@ -74,7 +82,8 @@ class Task(ABC):
         """
 
     def with_classes(self, classes: Sequence[str], there: str) -> "Task":
-        """The task with class indices in the order of `classes`, matched by name, as a trained model has them.
+        """The task with class indices in the order of `classes`, matched by name, as a trained
+        model has them.
 
         Args:
             classes: names in index order.
@@ -95,14 +104,18 @@ class Task(ABC):
         """The keyword arguments of `models.assemble` that build the model, of JSON's types."""
 
     def surround(self, model: nn.Module) -> nn.Module:
-        """The module that is trained and continued after an interruption: the model, or what training puts around it."""
+        """The module that is trained and continued after an interruption: the model, or what
+        training puts around it.
+        """
         return model
 
     @abstractmethod
     def learner(self, model: nn.Module) -> nn.Module:
-        """A module that holds the model: a batch of `prepare` to the loss (), the mean over its images.
+        """A module that holds the model: a batch of `prepare` to the loss (), the mean over its
+        images.
 
-        Gradients are averaged over ranks at its border, so a loss that is no mean over images would depend on the number of ranks.
+        Gradients are averaged over ranks at its border, so a loss that is no mean over images would
+        depend on the number of ranks.
         """
 
     @abstractmethod
@@ -111,7 +124,9 @@ class Task(ABC):
 
     @abstractmethod
     def evaluate(self, model: nn.Module, loader: EpochLoader, *, amp: str, label: str) -> Outcome:
-        """Measure the model on what an evaluation loader yields; under torch.distributed all ranks get the result of the whole."""
+        """Measure the model on what an evaluation loader yields; under torch.distributed all ranks
+        get the result of the whole.
+        """
 
     def validate(self, model: nn.Module, loader: EpochLoader, *, amp: str) -> dict[str, Any]:
         """The summary of `evaluate` between epochs; on all ranks that of the whole."""
@@ -120,23 +135,34 @@ class Task(ABC):
     counted: ClassVar[str] = "images"  # what `composition` counts
 
     def composition(self, samples: Samples) -> dict[str, int]:  # noqa: ARG002
-        """How many of what is counted each class has in these samples; nothing where there are no classes."""
+        """How many of what is counted each class has in these samples; nothing where there are no
+        classes.
+        """
         return {}
 
     def measured(self, recipe: "Recipe") -> tuple["Recipe", dict[str, Any]]:
-        """The recipe with what it leaves to be measured on the training split, and those fields by dotted name."""
+        """The recipe with what it leaves to be measured on the training split, and those fields by
+        dotted name.
+        """
         return recipe, {}
 
     def decided(self, outcome: Outcome, validated: Mapping[str, Any]) -> Outcome:  # noqa: ARG002
-        """An outcome with what validation chose beside the epoch, from its summary there: a threshold, where there is one."""
+        """An outcome with what validation chose beside the epoch, from its summary there: a
+        threshold, where there is one.
+        """
         return outcome
 
-    def prepare(self, batch: Any, device: torch.device, *, epoch: int, step: int) -> tuple[Any, ...]:
-        """A batch of the loader as arguments of the learner; what is drawn here derives from (seed, epoch, step)."""
+    def prepare(
+        self, batch: Any, device: torch.device, *, epoch: int, step: int
+    ) -> tuple[Any, ...]:
+        """A batch of the loader as arguments of the learner; what is drawn here derives from (seed,
+        epoch, step).
+        """
         raise NotImplementedError
 
     def parts(self, given: tuple[Any, ...], count: int) -> list[tuple[Any, ...]]:
-        """A prepared batch in so many of equal size, each as arguments of the learner, in the order of the images.
+        """A prepared batch in so many of equal size, each as arguments of the learner, in the order
+        of the images.
 
         Args:
             given: what `prepare` made of a batch: tensors (B, …) and lists of B.
@@ -145,9 +171,13 @@ class Task(ABC):
         if count == 1:
             return [given]
         size = len(given[0]) // count
-        return [tuple(one[start : start + size] for one in given) for start in range(0, count * size, size)]
+        return [
+            tuple(one[start : start + size] for one in given)
+            for start in range(0, count * size, size)
+        ]
 
-    def to(self, device: torch.device) -> "Task":  # noqa: ARG002 - hooks that most tasks leave as they are
+    # hooks that most tasks leave as they are
+    def to(self, device: torch.device) -> "Task":  # noqa: ARG002
         """Move what the task holds itself."""
         return self
 
@@ -162,11 +192,15 @@ class Task(ABC):
         return model
 
     def published(self, model: nn.Module) -> nn.Module | None:  # noqa: ARG002
-        """The model that `save_weights` can write for timm's `local-dir:`, or None where timm has no place for it."""
+        """The model that `save_weights` can write for timm's `local-dir:`, or None where timm has
+        no place for it.
+        """
         return None
 
     def baselines(self, samples: Samples) -> Mapping[str, Mapping[str, Any]]:  # noqa: ARG002
-        """Measures on these samples that need no training (the commonest class, another human), by name: what a score is held against."""
+        """Measures on these samples that need no training (the commonest class, another human), by
+        name: what a score is held against.
+        """
         return {}
 
     def pixels(self) -> tuple[int, int]:
@@ -178,7 +212,9 @@ class Task(ABC):
         return self.pixels()
 
     def trained_mpp(self) -> float | None:
-        """Micrometres per pixel of what the model sees in evaluation, where the training files say it; None otherwise."""
+        """Micrometres per pixel of what the model sees in evaluation, where the training files say
+        it; None otherwise.
+        """
         return None
 
     def train_loader(self, rank: int, world: int) -> EpochLoader:
@@ -200,11 +236,19 @@ class Task(ABC):
         """This rank's share of the samples, every one once."""
         batch = max(self.recipe.batch_size // world, 1)
         workers = self.recipe.data.workers or 0
-        return eval_loader(samples, self.transform(train=False), batch=batch, workers=workers, rank=rank, world=world)
+        return eval_loader(
+            samples,
+            self.transform(train=False),
+            batch=batch,
+            workers=workers,
+            rank=rank,
+            world=world,
+        )
 
 
 def facts(task: Task, model: nn.Module) -> Mapping[str, Any]:
-    """What `load_run` needs to rebuild model and transform without the recipe: the content of best.json beside the score.
+    """What `load_run` needs to rebuild model and transform without the recipe: the content of
+    best.json beside the score.
 
     Args:
         task: what was trained.
@@ -219,7 +263,9 @@ def facts(task: Task, model: nn.Module) -> Mapping[str, Any]:
         "operators": operators_of(model),
         "mean": list(splits.mean),
         "std": list(splits.std),
-        "image_size": data.image_size if isinstance(data.image_size, int) else list(data.image_size),
+        "image_size": data.image_size
+        if isinstance(data.image_size, int)
+        else list(data.image_size),
         "pixels": list(task.pixels()),
         "trained_at": {
             "pixels": list(trained),

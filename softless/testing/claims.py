@@ -1,4 +1,7 @@
-"""Meters of what a record says of its reference. Each measures in both directions: a false «no» fails like a false «yes»."""
+"""Meters of what a record says of its reference.
+
+Each measures in both directions: a false «no» fails like a false «yes».
+"""
 
 # B batch, H heads, N queries, M keys, D features of q and k, E features of v
 
@@ -31,7 +34,14 @@ def reference_has_gradients(op: Operator) -> Iterator[Fault]:
         call, extras = draw(op, shape)
         learned = {key: x.requires_grad_() for key, x in extras.get("learned", {}).items()}
 
-        def at(q: Tensor, k: Tensor, v: Tensor, *own: Tensor, extras: Any = extras, learned: Any = learned) -> Tensor:
+        def at(
+            q: Tensor,
+            k: Tensor,
+            v: Tensor,
+            *own: Tensor,
+            extras: Any = extras,
+            learned: Any = learned,
+        ) -> Tensor:
             named = {"learned": dict(zip(learned, own, strict=True))} if learned else {}
             return reference(op, q, k, v, **{**extras, **named})
 
@@ -39,8 +49,13 @@ def reference_has_gradients(op: Operator) -> Iterator[Fault]:
         try:
             torch.autograd.gradcheck(at, (*inputs, *learned.values()), atol=1e-8, rtol=1e-6)
         except RuntimeError as wrong:
-            yield Fault("reference", "a formula with its gradient", f"gradcheck: {' '.join(str(wrong).split())[:200]}",
-                        "write it in operations of torch that have gradients, without casts and in-place changes")  # fmt: skip
+            yield Fault(
+                "reference",
+                "a formula with its gradient",
+                f"gradcheck: {' '.join(str(wrong).split())[:200]}",
+                "write it in operations of torch that have gradients, without casts and in-place "
+                "changes",
+            )
 
 
 def limits(op: Operator) -> Iterator[Fault]:
@@ -108,14 +123,22 @@ def growth(op: Operator) -> Iterator[Fault]:
     powers = [math.log(more / max(1, less), 4) for less, more in zip(*sizes, strict=True)]
     claimed = {"N": 1, "N^2": 2}.get(op.growth)
     if claimed is None:
-        yield Fault("claims.growth", repr(op.growth), "it is neither 'N' nor 'N^2'", "write one of them")
+        yield Fault(
+            "claims.growth", repr(op.growth), "it is neither 'N' nor 'N^2'", "write one of them"
+        )
     elif [round(power) for power in powers] != [claimed] * 2:
-        yield Fault("claims.growth", op.growth, f"work grows as N^{powers[0]:.1f}, memory as N^{powers[1]:.1f}",
-                    f"set growth='{'N' if max(powers) < 1.5 else 'N^2'}'")  # fmt: skip
+        yield Fault(
+            "claims.growth",
+            op.growth,
+            f"work grows as N^{powers[0]:.1f}, memory as N^{powers[1]:.1f}",
+            f"set growth='{'N' if max(powers) < 1.5 else 'N^2'}'",
+        )
 
 
 def _gives_ones(op: Operator) -> bool:
-    """Whether v = 1 gives 1 in every row but for the floor that keeps it from dividing by nothing, or 0 where no feature lets a query through."""
+    """Whether v = 1 gives 1 in every row but for the floor that keeps it from dividing by nothing,
+    or 0 where no feature lets a query through.
+    """
     floor = {"eps": FLOOR} if "eps" in op.options else {}
     for shape in (SHAPES["square"], SHAPES["63"]):
         (q, k, v), extras = draw(op, shape)
@@ -129,7 +152,10 @@ def _gives_ones(op: Operator) -> bool:
 def _scaled(op: Operator, side: str, shape: str = "square") -> float:
     """How far a positive factor on each channel of q or k moves the output."""
     (q, k, v), extras = draw(op, SHAPES[shape])
-    factors = torch.rand(q.shape[-1], dtype=q.dtype, generator=torch.Generator().manual_seed(3)) * 10 + 0.1
+    factors = (
+        torch.rand(q.shape[-1], dtype=q.dtype, generator=torch.Generator().manual_seed(3)) * 10
+        + 0.1
+    )
     tied = op.wants("tied_qk", {})
     scaled = (q * factors, k) if side == "q" else (q, k * factors)
     if tied:
@@ -138,19 +164,27 @@ def _scaled(op: Operator, side: str, shape: str = "square") -> float:
 
 
 def normalises(op: Operator) -> Iterator[Fault]:
-    """With "rows" v = 1 gives 1; with "tokens" factors on channels of q and k fall out, but for a floor; else "nothing"."""
+    """With "rows" v = 1 gives 1; with "tokens" factors on channels of q and k fall out, but for a
+    floor; else "nothing".
+    """
     tokens = max(_scaled(op, side) for side in "qk") < 1e-2
     found = "rows" if _gives_ones(op) else "tokens" if tokens else "nothing"
     if found != op.normalises:
-        yield Fault("claims.normalises", repr(op.normalises), repr(found), f"set normalises='{found}'")
+        yield Fault(
+            "claims.normalises", repr(op.normalises), repr(found), f"set normalises='{found}'"
+        )
 
 
 def scale_free(op: Operator) -> Iterator[Fault]:
     """A positive factor on a channel of q or of k changes nothing."""
     moved = max(_scaled(op, side) for side in "qk")
     if (moved < NEAR) != op.scale_free:
-        yield Fault("claims.scale_free", str(op.scale_free), f"factors on the channels move the output by {moved:.1e}",
-                    f"set scale_free={not op.scale_free}")  # fmt: skip
+        yield Fault(
+            "claims.scale_free",
+            str(op.scale_free),
+            f"factors on the channels move the output by {moved:.1e}",
+            f"set scale_free={not op.scale_free}",
+        )
 
 
 def equivariant(op: Operator) -> Iterator[Fault]:
@@ -160,8 +194,12 @@ def equivariant(op: Operator) -> Iterator[Fault]:
     moved = op.reference(*(x[..., order, :] for x in (q, k, v)), **extras)
     apart = error(moved, op.reference(q, k, v, **extras)[..., order, :])
     if (apart < NEAR) != op.equivariant:
-        yield Fault("claims.equivariant", str(op.equivariant), f"permuted tokens give another output by {apart:.1e}",
-                    f"set equivariant={not op.equivariant}")  # fmt: skip
+        yield Fault(
+            "claims.equivariant",
+            str(op.equivariant),
+            f"permuted tokens give another output by {apart:.1e}",
+            f"set equivariant={not op.equivariant}",
+        )
 
 
 def _matrix(op: Operator) -> tuple[Tensor, float]:
@@ -176,8 +214,12 @@ def has_implied_matrix(op: Operator) -> Iterator[Fault]:
     """o = A(q, k) v with the A that v = identity gives."""
     matrix, apart = _matrix(op)
     if (apart < NEAR) != op.implied_matrix:
-        yield Fault("claims.implied_matrix", str(op.implied_matrix), f"A(q, k) v misses the output by {apart:.1e}",
-                    f"set implied_matrix={not op.implied_matrix}")  # fmt: skip
+        yield Fault(
+            "claims.implied_matrix",
+            str(op.implied_matrix),
+            f"A(q, k) v misses the output by {apart:.1e}",
+            f"set implied_matrix={not op.implied_matrix}",
+        )
         return
     (q, k, _), extras = draw(op, (1, 2, 8, 8, 8, 8))
     if not op.implied_matrix:
@@ -185,7 +227,9 @@ def has_implied_matrix(op: Operator) -> Iterator[Fault]:
             implied_matrix(q, k, op, **extras)
         except UsageError:
             return
-        yield Fault("claims.implied_matrix", "False", "implied_matrix gives one", "set implied_matrix=True")
+        yield Fault(
+            "claims.implied_matrix", "False", "implied_matrix gives one", "set implied_matrix=True"
+        )
     elif error(implied_matrix(q, k, op, **extras), matrix) > 1e-9:
         yield Fault(
             "own",
@@ -196,18 +240,26 @@ def has_implied_matrix(op: Operator) -> Iterator[Fault]:
 
 
 def linear_in_v(op: Operator) -> Iterator[Fault]:
-    """A factor on v is a factor on the output, and the output of a sum of v is the sum of outputs."""
+    """A factor on v is a factor on the output, and the output of a sum of v is the sum of
+    outputs.
+    """
     (q, k, v), extras = draw(op, SHAPES["square"])
     other = v.flip(-2)
     both = op.reference(q, k, 4 * v + other, **extras)
     apart = error(both, 4 * op.reference(q, k, v, **extras) + op.reference(q, k, other, **extras))
     if (apart < NEAR) != op.linear_in_v:
-        yield Fault("claims.linear_in_v", str(op.linear_in_v), f"a combination of two v misses that of their outputs by {apart:.1e}",
-                    f"set linear_in_v={not op.linear_in_v}")  # fmt: skip
+        yield Fault(
+            "claims.linear_in_v",
+            str(op.linear_in_v),
+            f"a combination of two v misses that of their outputs by {apart:.1e}",
+            f"set linear_in_v={not op.linear_in_v}",
+        )
 
 
 def cross(op: Operator) -> Iterator[Fault]:
-    """The reference takes another number of queries than keys, and a v of another width, exactly if the record says so."""
+    """The reference takes another number of queries than keys, and a v of another width, exactly if
+    the record says so.
+    """
     call, extras = draw(op, CROSS["fewer queries"])
     try:
         op.reference(*call, **extras)
@@ -218,7 +270,9 @@ def cross(op: Operator) -> Iterator[Fault]:
         what = "takes 7 queries over 40 keys" if takes else "does not take 7 queries over 40 keys"
         yield Fault("claims.cross", str(op.cross), f"the reference {what}", f"set cross={takes}")
     elif not takes and not _refused(op, call, extras):
-        yield Fault("claims.cross", "False", "attend takes 7 queries over 40 keys", "set cross=True")
+        yield Fault(
+            "claims.cross", "False", "attend takes 7 queries over 40 keys", "set cross=True"
+        )
 
 
 def _refused(op: Operator, call: Any, extras: dict[str, Any]) -> bool:
@@ -232,9 +286,17 @@ def _refused(op: Operator, call: Any, extras: dict[str, Any]) -> bool:
 
 def masks(op: Operator) -> Iterator[Fault]:
     """Pairwise and causal masks are honoured or refused, never ignored."""
-    if not isinstance(op.masks, tuple) or "token" not in op.masks or set(op.masks) - {"token", "pairwise", "causal"}:
-        yield Fault("claims.masks", repr(op.masks), "every operator takes token masks; 'pairwise' and 'causal' are the others",
-                    "set masks=('token',)")  # fmt: skip
+    if (
+        not isinstance(op.masks, tuple)
+        or "token" not in op.masks
+        or set(op.masks) - {"token", "pairwise", "causal"}
+    ):
+        yield Fault(
+            "claims.masks",
+            repr(op.masks),
+            "every operator takes token masks; 'pairwise' and 'causal' are the others",
+            "set masks=('token',)",
+        )
         return
     x = torch.zeros(2, 5, 8)
     ragged = torch.ones(5, 5, dtype=torch.bool).tril()
@@ -268,17 +330,26 @@ def drops_weights(op: Operator) -> Iterator[Fault]:
         call, extras = draw(op, SHAPES["square"])
         takes = error(run(op, call, dropout=0.5, **extras), run(op, call, **extras)) > 0.1
     if takes != op.drops_weights:
-        yield Fault("claims.drops_weights", str(op.drops_weights), f"dropout {'acts' if takes else 'does not act'}",
-                    f"set drops_weights={takes}, with an option 'dropout' where it is True")  # fmt: skip
+        yield Fault(
+            "claims.drops_weights",
+            str(op.drops_weights),
+            f"dropout {'acts' if takes else 'does not act'}",
+            f"set drops_weights={takes}, with an option 'dropout' where it is True",
+        )
 
 
 def resolution(op: Operator) -> Iterator[Fault]:
-    """Other numbers of tokens than those the tensors were made for: served, or refused in a sentence."""
+    """Other numbers of tokens than those the tensors were made for: served, or refused in a
+    sentence.
+    """
     grid, fixed = op.wants("grid", {}), op.wants("tokens", {})
     wanted = "grid" if grid else "fixed" if fixed else "any"
     if op.resolution != wanted:
         yield Fault(
-            "claims.resolution", repr(op.resolution), f"by its needs it is {wanted!r}", f"set resolution={wanted!r}"
+            "claims.resolution",
+            repr(op.resolution),
+            f"by its needs it is {wanted!r}",
+            f"set resolution={wanted!r}",
         )
         return
     _, extras = draw(op, (1, 2, 40, 40, 8, 8))
@@ -310,13 +381,19 @@ def resolution(op: Operator) -> Iterator[Fault]:
             )
         if error(run(op, longer, **upright), run(op, longer, **lying)) < 1e-3:
             yield Fault(
-                "claims.resolution", "'grid'", "grids of 6 x 10 and 10 x 6 give one answer", "set resolution='any'"
+                "claims.resolution",
+                "'grid'",
+                "grids of 6 x 10 and 10 x 6 give one answer",
+                "set resolution='any'",
             )
         none = draw(op, (1, 2, 1, 1, 8, 8))[0]
         tiny = {**extras, "grid": (0, 1, 1)}
         if "ratio" in op.options and not _refused(op, none, tiny):
             yield Fault(
-                "claims.limits", "a sentence for a grid without a window", "it was taken", "refuse it in limits"
+                "claims.limits",
+                "a sentence for a grid without a window",
+                "it was taken",
+                "refuse it in limits",
             )
 
 
@@ -326,8 +403,12 @@ def needs(op: Operator) -> Iterator[Fault]:
     other = k.flip(-2).flip(-1) + 1
     looks = error(op.reference(q, other, v, **extras), op.reference(q, q, v, **extras)) > NEAR
     if looks == op.wants("tied_qk", {}):
-        yield Fault("host.needs", f"tied_qk={not looks}", f"the reference {'reads' if looks else 'does not read'} k",
-                    f"{'take out' if looks else 'add'} 'tied_qk'")  # fmt: skip
+        yield Fault(
+            "host.needs",
+            f"tied_qk={not looks}",
+            f"the reference {'reads' if looks else 'does not read'} k",
+            f"{'take out' if looks else 'add'} 'tied_qk'",
+        )
     if op.reduces is not None and op.reduces(op.filled({})) > 1 and not op.wants("grid", {}):
         yield Fault(
             "host.reduces",
@@ -336,13 +417,21 @@ def needs(op: Operator) -> Iterator[Fault]:
             "return 1 there",
         )
     for name in set(op.needs) - {"grid", "tied_qk", "tokens"}:
-        yield Fault("host.needs", f"a need '{name}'", "hosts know 'grid', 'tied_qk' and 'tokens'", "name one of them")
+        yield Fault(
+            "host.needs",
+            f"a need '{name}'",
+            "hosts know 'grid', 'tied_qk' and 'tokens'",
+            "name one of them",
+        )
     if op.wants("grid", {}):
         grid = extras["grid"]
         turned = (grid[0], grid[2], grid[1])
         if (
             grid[1] != grid[2]
-            and error(op.reference(q, k, v, **{**extras, "grid": turned}), op.reference(q, k, v, **extras)) < NEAR
+            and error(
+                op.reference(q, k, v, **{**extras, "grid": turned}), op.reference(q, k, v, **extras)
+            )
+            < NEAR
         ):
             yield Fault("host.needs", "'grid'", "a turned grid changes nothing", "take out 'grid'")
     options = op.filled({})
@@ -351,14 +440,22 @@ def needs(op: Operator) -> Iterator[Fault]:
         for claim in op.own_tensors({}).values()
     ]
     if any(wide) != op.wants("tokens", {}):
-        yield Fault("host.needs", f"tokens={op.wants('tokens', {})}", f"tensors {'have' if any(wide) else 'do not have'} a row per token",
-                    f"{'add' if any(wide) else 'take out'} 'tokens'")  # fmt: skip
+        yield Fault(
+            "host.needs",
+            f"tokens={op.wants('tokens', {})}",
+            f"tensors {'have' if any(wide) else 'do not have'} a row per token",
+            f"{'add' if any(wide) else 'take out'} 'tokens'",
+        )
 
 
 def learned(op: Operator) -> Iterator[Fault]:
-    """Every learned tensor gets a gradient; what starts at a constant is a scale or a bias, which takes no weight decay."""
+    """Every learned tensor gets a gradient; what starts at a constant is a scale or a bias, which
+    takes no weight decay.
+    """
     call, extras = draw(op, SHAPES["square"], torch.float32)
-    if not op.learned and not _refused(op, call, {**extras, "learned": {"temperature": torch.ones(1)}}):
+    if not op.learned and not _refused(
+        op, call, {**extras, "learned": {"temperature": torch.ones(1)}}
+    ):
         yield Fault("learned", "no tensors of its own", "attend takes one", "name it in learned")
     for name, tensor in extras.get("learned", {}).items():
         claim = op.learned[name]
@@ -366,13 +463,19 @@ def learned(op: Operator) -> Iterator[Fault]:
             tensor.requires_grad_()
             run(op, call, **extras).square().sum().backward()
             if tensor.grad is None or not bool(tensor.grad.any()):
-                yield Fault(f"learned['{name}']", "a trained tensor", "its gradient is zero", "take it out")
+                yield Fault(
+                    f"learned['{name}']", "a trained tensor", "its gradient is zero", "take it out"
+                )
             tensor.requires_grad_(requires_grad=False)
         matrix = tensor.ndim > 1 and min(tensor.shape[-2:]) > 1
         if claim.trained and claim.weight_decay != matrix:
             kind = "a matrix, which decays" if matrix else "a scale or a bias, which does not"
-            yield Fault(f"learned['{name}'].weight_decay", str(claim.weight_decay), f"shape {tuple(tensor.shape)} is {kind}",
-                        f"set weight_decay={matrix}")  # fmt: skip
+            yield Fault(
+                f"learned['{name}'].weight_decay",
+                str(claim.weight_decay),
+                f"shape {tuple(tensor.shape)} is {kind}",
+                f"set weight_decay={matrix}",
+            )
         moved = {**extras, "learned": {**extras["learned"], name: tensor.detach() * 1.5 + 0.1}}
         with torch.no_grad():
             if error(run(op, call, **moved), run(op, call, **extras)) < 1e-5:
@@ -385,20 +488,29 @@ def learned(op: Operator) -> Iterator[Fault]:
 
 
 def hat(op: Operator) -> Iterator[Fault]:
-    """Weights are products of q^ and k^, times one number per head or through a softmax over channels; a plain hat looks at one token."""
+    """Weights are products of q^ and k^, times one number per head or through a softmax over
+    channels; a plain hat looks at one token.
+    """
     if op.hat is None:
         return
     (q, k, v), extras = draw(op, (1, 2, 12, 12, 6, 6))
     q_hat, k_hat = op.hat(q), op.hat(k)
     if q_hat.shape != q.shape:
         yield Fault(
-            "views.hat", "x^ of the shape of x", f"{tuple(q_hat.shape)} of {tuple(q.shape)}", "return (B, H, N, D)"
+            "views.hat",
+            "x^ of the shape of x",
+            f"{tuple(q_hat.shape)} of {tuple(q.shape)}",
+            "return (B, H, N, D)",
         )
         return
     part = slice(3, 7)
     if not isinstance(op.hat, TokenNorm) and error(op.hat(q[:, :, part]), q_hat[:, :, part]) > NEAR:
-        yield Fault("views.hat", "a function of each token alone", "a token's answer depends on the others",
-                    "write views=Views(hat=TokenNorm('l1')) for a norm over the tokens")  # fmt: skip
+        yield Fault(
+            "views.hat",
+            "a function of each token alone",
+            "a token's answer depends on the others",
+            "write views=Views(hat=TokenNorm('l1')) for a norm over the tokens",
+        )
     if op.implied_matrix:
         eye = torch.eye(12, dtype=v.dtype).expand(1, 2, -1, -1)
         weights, products = op.reference(q, k, eye, **extras), q_hat @ k_hat.mT
@@ -406,8 +518,13 @@ def hat(op: Operator) -> Iterator[Fault]:
         eye = torch.zeros(1, 2, 12, 6, dtype=v.dtype)
         eye[:, :, :6] = torch.eye(6, dtype=v.dtype)
         weights, products = op.reference(q, k, eye, **extras)[:, :, :6].mT.log(), q_hat.mT @ k_hat
-        weights, products = weights - weights.mean(-1, keepdim=True), products - products.mean(-1, keepdim=True)
-    factor = (weights * products).sum((-2, -1), keepdim=True) / products.square().sum((-2, -1), keepdim=True)
+        weights, products = (
+            weights - weights.mean(-1, keepdim=True),
+            products - products.mean(-1, keepdim=True),
+        )
+    factor = (weights * products).sum((-2, -1), keepdim=True) / products.square().sum(
+        (-2, -1), keepdim=True
+    )
     apart = error(factor * products, weights)
     if apart > 1e-6:
         yield Fault(
@@ -424,7 +541,10 @@ def class_row(op: Operator) -> Iterator[Fault]:
         return
     if not op.implied_matrix:
         yield Fault(
-            "views.class_row", "weights of the first query", "the operator has no matrix between tokens", "leave it out"
+            "views.class_row",
+            "weights of the first query",
+            "the operator has no matrix between tokens",
+            "leave it out",
         )
         return
     floor = 1e-6

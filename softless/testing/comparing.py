@@ -1,4 +1,6 @@
-"""How answers are compared: relative to the exact answer's own size, with no slack that zeros could pass."""
+"""How answers are compared: relative to the exact answer's own size, with no slack that zeros could
+pass.
+"""
 
 import math
 from collections.abc import Iterable
@@ -19,7 +21,11 @@ SHAPES = {
     "63": (1, 2, 63, 63, 8, 8),
     "100": (2, 1, 100, 100, 4, 4),
 }
-CROSS = {"fewer queries": (2, 2, 7, 40, 8, 8), "more queries": (1, 2, 50, 9, 4, 4), "other width": (1, 2, 20, 20, 8, 5)}
+CROSS = {
+    "fewer queries": (2, 2, 7, 40, 8, 8),
+    "more queries": (1, 2, 50, 9, 4, 4),
+    "other width": (1, 2, 20, 20, 8, 5),
+}
 
 
 def shapes_of(op: Operator) -> dict[str, tuple[int, ...]]:
@@ -45,25 +51,36 @@ def reference(op: Operator, q: Tensor, k: Tensor, v: Tensor, **extras: Any) -> T
     return op.reference(q, q if op.wants("tied_qk", {}) else k, v, **extras)
 
 
-def exact(op: Operator, inputs: Iterable[Tensor], extras: dict[str, Any], **masks: Tensor) -> Tensor:
+def exact(
+    op: Operator, inputs: Iterable[Tensor], extras: dict[str, Any], **masks: Tensor
+) -> Tensor:
     """The reference in float64 on the same rounded inputs."""
-    learned = {"learned": {name: x.double() for name, x in extras["learned"].items()}} if "learned" in extras else {}
+    learned = (
+        {"learned": {name: x.double() for name, x in extras["learned"].items()}}
+        if "learned" in extras
+        else {}
+    )
     q, k, v = (x.double() for x in inputs)
     return reference(op, q, k, v, **{**extras, **learned}, **masks)
 
 
-def able(op: Operator, inputs: Iterable[Tensor], extras: dict[str, Any], **masks: Tensor) -> list[Backend]:
+def able(
+    op: Operator, inputs: Iterable[Tensor], extras: dict[str, Any], **masks: Tensor
+) -> list[Backend]:
     """The backends that run a call."""
     filled = op.filled(given_options(op, extras))
     return [one for one in op.backends if not one.refuses(*inputs, **{**extras, **filled}, **masks)]
 
 
 def error(actual: Tensor, expected: Tensor) -> float:
-    """The worse of two relative errors: Frobenius, and largest difference over largest value. NaN counts as infinite.
+    """The worse of two relative errors: Frobenius, and largest difference over largest value. NaN
+    counts as infinite.
 
     Relative alone: no absolute slack that an all-zero answer could pass.
     """
-    assert actual.shape == expected.shape, f"shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
+    assert actual.shape == expected.shape, (
+        f"shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
+    )
     difference = actual.double() - expected.double()
     if expected.numel() == 0 or not bool(expected.any()):
         return 0.0 if not bool(difference.any()) else math.inf

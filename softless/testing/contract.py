@@ -1,4 +1,6 @@
-"""`check_operator`: the contract that the operators of this library hold to, for anybody's operator."""
+"""`check_operator`: the contract that the operators of this library hold to, for anybody's
+operator.
+"""
 
 import re
 import time
@@ -33,7 +35,12 @@ def admitted(op: Operator) -> Iterator[Fault]:
             r"(identity|claims|streaming|options|learned|half|host|views|own|reference)(\.\w+|\[[^\]]+\](\.\w+)?)?",
             str(refused),
         )
-        yield Fault(named[0] if named else "record", "a record of an operator", str(refused), "write what is shown")
+        yield Fault(
+            named[0] if named else "record",
+            "a record of an operator",
+            str(refused),
+            "write what is shown",
+        )
 
 
 CHECKS: Mapping[str, Check] = MappingProxyType({
@@ -81,15 +88,19 @@ CHECKS: Mapping[str, Check] = MappingProxyType({
 
 def faults_of(op: Operator, names: Iterator[str] | tuple[str, ...] = tuple(CHECKS)) -> list[Fault]:
     """Every fault that these checks find."""
-    return [fault for name in names for fault in measured(CHECKS[name].field, CHECKS[name].meter, op)]
+    return [
+        fault for name in names for fault in measured(CHECKS[name].field, CHECKS[name].meter, op)
+    ]
 
 
 def check_operator(record_or_name: Operator | str, quick: bool = False) -> Row:
-    """Measure every claim of an operator's record, in both directions: a false «no» fails like a false «yes».
+    """Measure every claim of an operator's record, in both directions: a false «no» fails like a
+    false «yes».
 
-    Values and gradients in four dtypes, masks, chunks, batch mates, permutations, FLOPs, exponentials, growth, extremes, half
-    precision, threads, options, learned tensors, the module with adapters, one compiled and one exported graph, and deliberate faults
-    in the operator that must be seen.
+    Values and gradients in four dtypes, masks, chunks, batch mates, permutations, FLOPs,
+    exponentials, growth, extremes, half precision, threads, options, learned tensors, the module
+    with adapters, one compiled and one exported graph, and deliberate faults in the operator that
+    must be seen.
 
     Args:
         record_or_name: A record, registered or not, or a name in `softless.OPERATORS`.
@@ -99,12 +110,14 @@ def check_operator(record_or_name: Operator | str, quick: bool = False) -> Row:
         The row of the table that the record has earned; it prints as one.
 
     Raises:
-        ContractBroken: some claims are false: for each the claim, the number measured and the field to change.
+        ContractBroken: some claims are false: for each the claim, the number measured and the field
+            to change.
         UsageError: no operator of that name; no record.
     """
     if not isinstance(record_or_name, Operator | str):
         raise UsageError(
-            f"check_operator takes a record or a name, and this is of type {type(record_or_name).__name__}"
+            "check_operator takes a record or a name, and this is of type "
+            f"{type(record_or_name).__name__}"
         )
     op = get(record_or_name)
     names = tuple(name for name, check in CHECKS.items() if not (quick and check.slow))
@@ -120,7 +133,8 @@ Test = TypeVar("Test", bound=Callable[..., Any])
 
 
 def every_check(*records: Operator | str, quick: bool = False) -> Callable[[Test], Test]:
-    """Parametrises a pytest test over the checks of operators: the test is given `check`, a function that raises `ContractBroken`.
+    """Parametrises a pytest test over the checks of operators: the test is given `check`, a
+    function that raises `ContractBroken`.
 
         @every_check(RECORD)
         def test_contract(check):

@@ -17,11 +17,15 @@ class Fault:
     change: str  # what to write
 
     def __str__(self) -> str:
-        return f"{self.field}: the record says {self.says}; measured: {self.measured}; {self.change}"
+        return (
+            f"{self.field}: the record says {self.says}; measured: {self.measured}; {self.change}"
+        )
 
 
 class ContractBroken(SoftlessError, AssertionError):
-    """The record of an operator claims what is not so; `faults` holds each claim with the number measured and the field to change."""
+    """The record of an operator claims what is not so; `faults` holds each claim with the number
+    measured and the field to change.
+    """
 
     exit_code = 1
 
@@ -42,6 +46,7 @@ def measured(field: str, meter: Meter, op: Operator) -> list[Fault]:
     """The faults that a meter finds; an exception on the way is a fault of its field."""
     try:
         return list(meter(op))
-    except Exception as error:  # noqa: BLE001  # whatever a stranger's function raises is said in one sentence
+    # whatever a stranger's function raises is said in one sentence
+    except Exception as error:  # noqa: BLE001
         said = " ".join(str(error).split())[:300]
         return [Fault(field, "that this works", f"{type(error).__name__}: {said}", f"mend {field}")]

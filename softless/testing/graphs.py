@@ -1,4 +1,6 @@
-"""Meters of graphs: one compiled graph, and one exported graph for every number of tokens that the record says."""
+"""Meters of graphs: one compiled graph, and one exported graph for every number of tokens that the
+record says.
+"""
 
 import warnings
 from collections.abc import Iterator
@@ -25,7 +27,9 @@ class Whole(nn.Module):
 
 
 def compiles(op: Operator) -> Iterator[Fault]:
-    """One graph, with its gradients; dynamic in the number of tokens where no grid is a constant of it."""
+    """One graph, with its gradients; dynamic in the number of tokens where no grid is a constant of
+    it.
+    """
     torch._dynamo.reset()
     for shape in (SHAPES["square"], SHAPES["100"]):
         call, extras = draw(op, shape, torch.float32)
@@ -37,7 +41,10 @@ def compiles(op: Operator) -> Iterator[Fault]:
         apart = error(o, module(*leaves))
         if apart > op.backends[0].tolerance[torch.float32]:
             yield Fault(
-                "own", "the same value compiled", f"off by {apart:.1e}", "let no value of a tensor decide in Python"
+                "own",
+                "the same value compiled",
+                f"off by {apart:.1e}",
+                "let no value of a tensor decide in Python",
             )
         o.sum().backward()
         if any(leaf.grad is None for leaf in sides(op, leaves)):
@@ -61,7 +68,9 @@ def _exported(op: Operator, fewest: int) -> float:
 
 
 def exports(op: Operator) -> Iterator[Fault]:
-    """One graph without a branch on N serves every number of tokens from `exports_from` on, and fewer do not."""
+    """One graph without a branch on N serves every number of tokens from `exports_from` on, and
+    fewer do not.
+    """
     _, extras = draw(op, SHAPES["square"])
     fewest = op.exports_from(op.filled(given_options(op, extras)))
     if not isinstance(fewest, int) or fewest < 2:
@@ -93,5 +102,6 @@ def exports(op: Operator) -> Iterator[Fault]:
 def _serves(op: Operator, fewest: int, bound: float) -> bool:
     try:
         return _exported(op, fewest) <= bound
-    except Exception:  # noqa: BLE001  # torch.export has no class of its own for what it cannot hold
+    # torch.export has no class of its own for what it cannot hold
+    except Exception:  # noqa: BLE001
         return False

@@ -1,4 +1,6 @@
-"""Meters of the module: what `softless.Attention` makes of the operator, its options, adapters on its layers, chosen backends."""
+"""Meters of the module: what `softless.Attention` makes of the operator, its options, adapters on
+its layers, chosen backends.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -32,7 +34,11 @@ class LowRank(nn.Module):
 def _made(op: Operator) -> Attention:
     torch.manual_seed(0)
     module = (
-        Attention(DIM, HEADS, op=op, tokens=TOKENS if op.wants("tokens", {}) else None, **_options(op)).double().eval()
+        Attention(
+            DIM, HEADS, op=op, tokens=TOKENS if op.wants("tokens", {}) else None, **_options(op)
+        )
+        .double()
+        .eval()
     )
     if op.wants("grid", {}):
         module.set_grid(grid_of(TOKENS))
@@ -47,7 +53,11 @@ def _options(op: Operator) -> dict[str, Any]:
 def _by_hand(module: Attention, x: Tensor) -> Tensor:
     """Projections around the reference."""
     q, k, v = module.project(x)
-    o = exact(module.op, (q, q if k is None else k, v), module.op.filled(module.options) | module.extras(x.shape[1]))
+    o = exact(
+        module.op,
+        (q, q if k is None else k, v),
+        module.op.filled(module.options) | module.extras(x.shape[1]),
+    )
     return module.proj(o.transpose(1, 2).flatten(2))
 
 
@@ -80,7 +90,9 @@ def module(op: Operator) -> Iterator[Fault]:
 
 
 def options(op: Operator) -> Iterator[Fault]:
-    """An option that the operator does not have, and a value outside its rule, are refused in a sentence; each is looked at."""
+    """An option that the operator does not have, and a value outside its rule, are refused in a
+    sentence; each is looked at.
+    """
     call, extras = draw(op, SHAPES["short"])
     for name, value in {"no_such_option": 1, **dict.fromkeys(op.options, object())}.items():
         said = _refusal(op, call, {**extras, name: value})

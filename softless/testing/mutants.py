@@ -1,4 +1,6 @@
-"""Deliberate faults in the operator, each of which the meters must see: that they pass says something only then."""
+"""Deliberate faults in the operator, each of which the meters must see: that they pass says
+something only then.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -37,7 +39,14 @@ def _wrapped(form: Form) -> dict[str, Form]:
 
     return {
         one.__name__: one
-        for one in (one_percent, all_zeros, heads_swapped, a_token_forgotten, masks_ignored, mates_mixed)
+        for one in (
+            one_percent,
+            all_zeros,
+            heads_swapped,
+            a_token_forgotten,
+            masks_ignored,
+            mates_mixed,
+        )
     }
 
 
@@ -45,7 +54,9 @@ METERS = {"masks_ignored": (masked,), "mates_mixed": (neighbours,)}
 
 
 def mutants(op: Operator) -> Iterator[Fault]:
-    """Each fault in place of the first backend is seen by the meters of values, masks or neighbours."""
+    """Each fault in place of the first backend is seen by the meters of values, masks or
+    neighbours.
+    """
     eager = next(one for one in op.backends if one.name == "eager")
     tolerance = {dtype: min(bar, 5e-3) for dtype, bar in eager.tolerance.items()}
     for name, form in _wrapped(eager.fn).items():

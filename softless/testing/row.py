@@ -13,7 +13,10 @@ EXAMPLE = (1, 3, 196, 196, 64, 64)  # attention of a DeiT-Ti block at 224 px
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of an operator. Prints as a row of the table in docs/operators.md, with its head."""
+    """What was measured of an operator.
+
+    Prints as a row of the table in docs/operators.md, with its head.
+    """
 
     name: str
     summary: str
@@ -43,11 +46,21 @@ class Row:
             "meters",
         )
         cells = (
-            f"`{self.name}`", self.summary, self.growth, f"{self.multiply_adds:,}", f"{self.exps:,}", self.normalises,
-            "yes" if self.equivariant else "no", "none" if self.sweeps is None else str(self.sweeps), self.resolution,
-            f"{self.worst_float32:.1e}", str(self.meters),
-        )  # fmt: skip
-        return "\n".join("| " + " | ".join(line) + " |" for line in (head, ("---",) * len(head), cells))
+            f"`{self.name}`",
+            self.summary,
+            self.growth,
+            f"{self.multiply_adds:,}",
+            f"{self.exps:,}",
+            self.normalises,
+            "yes" if self.equivariant else "no",
+            "none" if self.sweeps is None else str(self.sweeps),
+            self.resolution,
+            f"{self.worst_float32:.1e}",
+            str(self.meters),
+        )
+        return "\n".join(
+            "| " + " | ".join(line) + " |" for line in (head, ("---",) * len(head), cells)
+        )
 
 
 def row_of(op: Operator, meters: int, seconds: float) -> Row:

@@ -1,4 +1,6 @@
-"""Meters of the streaming form: any split of the tokens, in any order, with any of them masked, gives the whole result."""
+"""Meters of the streaming form: any split of the tokens, in any order, with any of them masked,
+gives the whole result.
+"""
 
 from collections.abc import Iterator
 from functools import reduce
@@ -29,7 +31,12 @@ def words(op: Operator) -> Iterator[Fault]:
         return
     for name in ("holds", "merges"):
         if not isinstance(getattr(op.streaming, name), str) or not getattr(op.streaming, name):
-            yield Fault(f"streaming.{name}", repr(getattr(op.streaming, name)), "nothing to read", "say it in words")
+            yield Fault(
+                f"streaming.{name}",
+                repr(getattr(op.streaming, name)),
+                "nothing to read",
+                "say it in words",
+            )
     if not op.streaming.sweeps:
         yield Fault("streaming.sweeps", "no sweep", "a form has one or more", "give one")
 
@@ -58,7 +65,9 @@ def chunks(op: Operator) -> Iterator[Fault]:
                 )
     for dtype in DTYPES[1:]:
         call, extras = draw(op, (1, 2, 600, 600, 8, 8), dtype)
-        outputs = torch.cat(attend_chunks(split(Tokens(*call), [200, 300, 100]), op, **extras), dim=2)
+        outputs = torch.cat(
+            attend_chunks(split(Tokens(*call), [200, 300, 100]), op, **extras), dim=2
+        )
         apart = error(outputs, exact(op, call, extras))
         if apart > op.backends[0].tolerance[dtype]:
             yield Fault(
@@ -113,26 +122,37 @@ def summaries(op: Operator) -> Iterator[Fault]:
         for other in (sweep.merge(x, sweep.merge(y, z)), sweep.merge(sweep.merge(z, x), y)):
             for name, value in whole.items():
                 if error(other[name], value) > 1e-12:
-                    yield Fault(f"streaming.sweeps[{number}].merge", "any order of chunks", f"'{name}' is off by {error(other[name], value):.1e}",
-                                "make it associative and commutative")  # fmt: skip
+                    yield Fault(
+                        f"streaming.sweeps[{number}].merge",
+                        "any order of chunks",
+                        f"'{name}' is off by {error(other[name], value):.1e}",
+                        "make it associative and commutative",
+                    )
         if sweep.native is not None:
             yield from _native(op, number, drawn)
         reader = sweep.finish(whole, **extras)
 
 
 def weights(op: Operator) -> Iterator[Fault]:
-    """The first query's weights over all keys, chunk by chunk, are the first row of the implied matrix."""
+    """The first query's weights over all keys, chunk by chunk, are the first row of the implied
+    matrix.
+    """
     if op.streaming is None or not op.implied_matrix:
         return
     call, drawn = draw(op, (1, 2, 30, 30, 8, 8))
     extras, parts = op.filled({}) | drawn, split(Tokens(*call), [10, 7, 13])
     reader: Any = None
     for sweep in op.streaming.sweeps:
-        before, total = reader, reduce(sweep.merge, [sweep.summarise(part, reader, **extras) for part in parts])
+        before, total = (
+            reader,
+            reduce(sweep.merge, [sweep.summarise(part, reader, **extras) for part in parts]),
+        )
         reader = sweep.finish(total, **extras)
     first = split(Tokens(*call), [1, 29])[0]
     pulled = pull(op.streaming, first, total, extras)
-    found = torch.cat([row(op.streaming, part, total, pulled, before, extras) for part in parts], dim=-1)
+    found = torch.cat(
+        [row(op.streaming, part, total, pulled, before, extras) for part in parts], dim=-1
+    )
     wanted = implied_matrix(call[0], call[1], op, **drawn)[:, :, 0]
     if (apart := error(found, wanted)) > 1e-9:
         yield Fault(
@@ -147,11 +167,16 @@ def _native(op: Operator, number: int, drawn: dict[str, Any]) -> Iterator[Fault]
     assert op.streaming is not None
     sweep = op.streaming.sweeps[number]
     call, extras = draw(op, (1, 2, 50, 50, 16, 16), torch.float32)
-    told = op.filled(given_options(op, drawn)) | {name: extras[name] for name in extras if name not in op.options}
+    told = op.filled(given_options(op, drawn)) | {
+        name: extras[name] for name in extras if name not in op.options
+    }
     if native.refuses(*call):
         return
     assert sweep.native is not None
-    found, wanted = sweep.native(Tokens(*call), **told), sweep.summarise(Tokens(*call), None, **told)
+    found, wanted = (
+        sweep.native(Tokens(*call), **told),
+        sweep.summarise(Tokens(*call), None, **told),
+    )
     for name, value in wanted.items():
         ours, theirs = torch.broadcast_tensors(found[name].double(), value.double())
         if error(ours, theirs) > 2e-6:

@@ -1,4 +1,6 @@
-"""Meters of the backends: values and gradients in every dtype, masks, neighbours, extremes, half precision."""
+"""Meters of the backends: values and gradients in every dtype, masks, neighbours, extremes, half
+precision.
+"""
 
 # B batch, H heads, N queries, M keys, D features of q and k, E features of v
 
@@ -16,7 +18,17 @@ from softless.attention import Backend, Operator, attend_packed, attend_projecte
 from softless.attention.packed import unpacked
 from softless.attention.samples import dims_of, draw, given_options
 from softless.errors import BackendRefused, UsageError
-from softless.testing.comparing import DTYPES, SHAPES, able, error, exact, reference, run, shapes_of, sides
+from softless.testing.comparing import (
+    DTYPES,
+    SHAPES,
+    able,
+    error,
+    exact,
+    reference,
+    run,
+    shapes_of,
+    sides,
+)
 from softless.testing.faults import Fault
 
 # no bar of a backend may be wider than this: a claim of «about right» says nothing
@@ -25,7 +37,9 @@ CANDIDATES: tuple[Any, ...] = (True, False, 0.5, 2, 3)
 
 
 def variants(op: Operator) -> Iterator[dict[str, Any]]:
-    """The defaults, and each option with one other value that it accepts: a word of its `values`, a truth value or a number."""
+    """The defaults, and each option with one other value that it accepts: a word of its `values`, a
+    truth value or a number.
+    """
     yield {}
     for name, option in op.options.items():
         if name in {"dropout", "pairwise"} or option.small is not None:
@@ -56,10 +70,14 @@ def values(op: Operator) -> Iterator[Fault]:
                 call, drawn = draw(op, shape, dtype)
                 extras = given(op, drawn, options)
                 if extras is not None:
-                    yield from _values_of(op, call, extras, dtype, f"{name} {options or ''}".strip())
+                    yield from _values_of(
+                        op, call, extras, dtype, f"{name} {options or ''}".strip()
+                    )
 
 
-def _values_of(op: Operator, call: Any, extras: dict[str, Any], dtype: torch.dtype, what: str) -> Iterator[Fault]:
+def _values_of(
+    op: Operator, call: Any, extras: dict[str, Any], dtype: torch.dtype, what: str
+) -> Iterator[Fault]:
     try:
         expected = exact(op, call, extras)
         if expected.abs().max() > torch.finfo(dtype).max:
@@ -68,14 +86,26 @@ def _values_of(op: Operator, call: Any, extras: dict[str, Any], dtype: torch.dty
             o = run(op, call, backend=backend.name, **extras)
             bound, apart = backend.tolerance.get(dtype, 0.0), error(o, expected)
             if o.dtype != dtype:
-                yield Fault(f"own['{backend.name}'].fn", f"{dtype} for {dtype}", str(o.dtype), "cast the result back")
+                yield Fault(
+                    f"own['{backend.name}'].fn",
+                    f"{dtype} for {dtype}",
+                    str(o.dtype),
+                    "cast the result back",
+                )
             if apart > bound:
-                yield Fault(f"own['{backend.name}'].bounds.tolerance", f"{bound:.0e} in {str(dtype)[6:]}", f"{apart:.1e} on {what}",
-                            "mend the backend, or claim less")  # fmt: skip
+                yield Fault(
+                    f"own['{backend.name}'].bounds.tolerance",
+                    f"{bound:.0e} in {str(dtype)[6:]}",
+                    f"{apart:.1e} on {what}",
+                    "mend the backend, or claim less",
+                )
     except UsageError as refused:
         if not what.count("{"):
             yield Fault(
-                "claims.limits", f"an answer for {what}", f"refused: {refused}"[:200], "mend limits or half_refusal"
+                "claims.limits",
+                f"an answer for {what}",
+                f"refused: {refused}"[:200],
+                "mend limits or half_refusal",
             )
 
 
@@ -96,23 +126,43 @@ def out_dtype(op: Operator) -> Iterator[Fault]:
 
 
 def bounds(op: Operator) -> Iterator[Fault]:
-    """Bars are numbers between rounding and the widest that means something; every backend that is here runs something."""
+    """Bars are numbers between rounding and the widest that means something; every backend that is
+    here runs something.
+    """
     call, extras = draw(op, SHAPES["63"], torch.float32)
     names = [backend.name for backend in op.backends]
-    if len(set(names)) != len(names) or not all(isinstance(name, str) and name.isidentifier() for name in names):
-        yield Fault("own", "backends by their names", ", ".join(map(repr, names)), "give each another name, one word")
+    if len(set(names)) != len(names) or not all(
+        isinstance(name, str) and name.isidentifier() for name in names
+    ):
+        yield Fault(
+            "own",
+            "backends by their names",
+            ", ".join(map(repr, names)),
+            "give each another name, one word",
+        )
     for backend in op.own:
         for dtype in DTYPES:
             bar = backend.tolerance.get(dtype)
             if bar is None or not torch.finfo(dtype).eps / 64 <= bar <= WIDEST[dtype]:
-                yield Fault(f"own['{backend.name}'].bounds.tolerance", f"{bar} in {str(dtype)[6:]}",
-                            f"nothing between rounding and {WIDEST[dtype]:.0e}", "claim a bar that means something")  # fmt: skip
+                yield Fault(
+                    f"own['{backend.name}'].bounds.tolerance",
+                    f"{bar} in {str(dtype)[6:]}",
+                    f"nothing between rounding and {WIDEST[dtype]:.0e}",
+                    "claim a bar that means something",
+                )
         if backend.here is not None and not isinstance(backend.here(), str):
             yield Fault(
-                f"own['{backend.name}'].here", "what it has on this machine", repr(backend.here()), "return a text"
+                f"own['{backend.name}'].here",
+                "what it has on this machine",
+                repr(backend.here()),
+                "return a text",
             )
         why = backend.refuses(
-            *call, mask=None, query_mask=None, **op.filled(given_options(op, extras)), **_beside(op, extras)
+            *call,
+            mask=None,
+            query_mask=None,
+            **op.filled(given_options(op, extras)),
+            **_beside(op, extras),
         )
         if why and backend.here is None:
             yield Fault(
@@ -123,7 +173,10 @@ def bounds(op: Operator) -> Iterator[Fault]:
             )
         if not isinstance(why, list) or not all(isinstance(one, str) and one for one in why):
             yield Fault(
-                f"own['{backend.name}'].refuses", "a list of sentences", repr(why)[:80], "return [] where it runs"
+                f"own['{backend.name}'].refuses",
+                "a list of sentences",
+                repr(why)[:80],
+                "return [] where it runs",
             )
 
 
@@ -132,16 +185,25 @@ def _beside(op: Operator, extras: dict[str, Any]) -> dict[str, Any]:
 
 
 def half(op: Operator) -> Iterator[Fault]:
-    """A backend that takes half precision as it is holds its bar there; one that does not would lose the answer."""
+    """A backend that takes half precision as it is holds its bar there; one that does not would
+    lose the answer.
+    """
     for backend in op.own:
         apart = []
         for dtype in (torch.bfloat16, torch.float16):
-            for tokens, gain, width in ((33, 1.0, 8), (333, 3.0, 16), (2048, 1.0, 8), (2048, 8.0, 16)):
+            for tokens, gain, width in (
+                (33, 1.0, 8),
+                (333, 3.0, 16),
+                (2048, 1.0, 8),
+                (2048, 8.0, 16),
+            ):
                 call, extras = draw(op, (1, 2, tokens, tokens, width, width), dtype, gain=gain)
                 told = op.filled(given_options(op, extras)) | _beside(op, extras)
                 if backend.refuses(*call, mask=None, query_mask=None, **told):
                     continue
-                if op.half_refusal is not None and op.half_refusal(dims_of(op, call, extras), **told):
+                if op.half_refusal is not None and op.half_refusal(
+                    dims_of(op, call, extras), **told
+                ):
                     continue
                 try:
                     with torch.no_grad():
@@ -166,14 +228,18 @@ def half(op: Operator) -> Iterator[Fault]:
 
 
 def _rounding(x: Tensor) -> float:
-    """What rounding to float16 costs, against the cost for the same numbers brought to the size of one."""
+    """What rounding to float16 costs, against the cost for the same numbers brought to the size of
+    one.
+    """
     one = x / x.abs().amax((-2, -1), keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
     least = error(one.half().double(), one)
     return error(x.half().double(), x) / max(least, 1e-9)
 
 
 def half_refusal(op: Operator) -> Iterator[Fault]:
-    """float16 is refused where it cannot hold the exact answer, and nowhere else; the lift is the power of two that helps."""
+    """float16 is refused where it cannot hold the exact answer, and nowhere else; the lift is the
+    power of two that helps.
+    """
     lengths = (64, 512, 4096, 32768) if op.growth == "N" and op.resolution == "any" else (64, 512)
     for tokens in lengths:
         for width in (8, 32) if tokens <= 512 else (8,):
@@ -182,7 +248,9 @@ def half_refusal(op: Operator) -> Iterator[Fault]:
             dims = dims_of(op, call, extras)
             why = None if op.half_refusal is None else op.half_refusal(dims, **told)
             if why is not None and not isinstance(why, str):
-                yield Fault("half.half_refusal", "None, or why", repr(why)[:60], "return a sentence")
+                yield Fault(
+                    "half.half_refusal", "None, or why", repr(why)[:60], "return a sentence"
+                )
             o = exact(op, call, extras)
             cost = _rounding(o)
             if why is None and cost > 16:
@@ -194,26 +262,48 @@ def half_refusal(op: Operator) -> Iterator[Fault]:
                 )
             if why is not None and op.half_lift is not None and tokens > 2:
                 lift = op.half_lift(dims)
-                lifted = _rounding(o * lift) if lift > 0 and math.log2(lift).is_integer() else math.inf
+                lifted = (
+                    _rounding(o * lift) if lift > 0 and math.log2(lift).is_integer() else math.inf
+                )
                 if not lifted < 8 or not bool((o * lift).half().isfinite().all()):
-                    yield Fault("half.half_lift", f"{lift:g} at {tokens} tokens", f"rounding the lifted output costs {lifted:.0f} times what it need",
-                                "return the power of two that brings it to the size of v")  # fmt: skip
+                    yield Fault(
+                        "half.half_lift",
+                        f"{lift:g} at {tokens} tokens",
+                        f"rounding the lifted output costs {lifted:.0f} times what it need",
+                        "return the power of two that brings it to the size of v",
+                    )
     call, extras = draw(op, SHAPES["short"], torch.float16)
     small = draw(op, (1, 2, 33, 33, 8, 8), torch.float16)
     for inputs, drawn in ((call, extras), small):
         told = op.filled(given_options(op, drawn)) | _beside(op, drawn)
-        if op.half_refusal is not None and op.half_refusal(dims_of(op, inputs, drawn), **told) is not None:
-            yield Fault("half.half_refusal", f"that float16 cannot hold {inputs[0].shape[2]} tokens", f"rounding costs {_rounding(exact(op, inputs, drawn)):.1f} times what it need",
-                        "refuse less")  # fmt: skip
+        if (
+            op.half_refusal is not None
+            and op.half_refusal(dims_of(op, inputs, drawn), **told) is not None
+        ):
+            yield Fault(
+                "half.half_refusal",
+                f"that float16 cannot hold {inputs[0].shape[2]} tokens",
+                f"rounding costs {_rounding(exact(op, inputs, drawn)):.1f} times what it need",
+                "refuse less",
+            )
     if op.half_lift is not None and op.half_refusal is None:
-        yield Fault("half.half_lift", "a lift", "nothing is refused", "take it out, or say what float16 cannot hold")
+        yield Fault(
+            "half.half_lift",
+            "a lift",
+            "nothing is refused",
+            "take it out, or say what float16 cannot hold",
+        )
 
 
 def gradients(op: Operator) -> Iterator[Fault]:
-    """At most twice the error of the reference run in the same precision; a backend without gradients gives none."""
+    """At most twice the error of the reference run in the same precision; a backend without
+    gradients gives none.
+    """
     for dtype in DTYPES:
         call, extras = draw(op, SHAPES["63"], dtype)
-        weight = torch.randn(call[2].shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+        weight = torch.randn(
+            call[2].shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64
+        )
 
         def of(inputs: Any, function: Any, weight: Tensor = weight) -> list[Tensor]:
             leaves = [x.detach().clone().requires_grad_() for x in inputs]
@@ -243,23 +333,36 @@ def gradients(op: Operator) -> Iterator[Fault]:
                     )
                 continue
             floor = 32 * torch.finfo(dtype).eps
-            for name, own, rough, right in zip("qkv" if len(truth) == 3 else "qv", ours, plain, truth, strict=True):
+            for name, own, rough, right in zip(
+                "qkv" if len(truth) == 3 else "qv", ours, plain, truth, strict=True
+            ):
                 if error(own, right) > max(2 * error(rough, right), floor):
-                    yield Fault(f"own['{backend.name}'].bounds.differentiable", f"gradients of {name} in {str(dtype)[6:]}", f"off by {error(own, right):.1e}",
-                                "mend the backend, or set differentiable=False")  # fmt: skip
+                    yield Fault(
+                        f"own['{backend.name}'].bounds.differentiable",
+                        f"gradients of {name} in {str(dtype)[6:]}",
+                        f"off by {error(own, right):.1e}",
+                        "mend the backend, or set differentiable=False",
+                    )
 
 
-def _has_gradients(op: Operator, backend: Backend, call: Any, extras: dict[str, Any], truth: list[Tensor]) -> bool:
+def _has_gradients(
+    op: Operator, backend: Backend, call: Any, extras: dict[str, Any], truth: list[Tensor]
+) -> bool:
     """Whether the function of a backend is differentiable after all."""
     leaves = [x.detach().clone().float().requires_grad_() for x in call]
     try:
         o = backend.fn(
-            *leaves, mask=None, query_mask=None, **(op.filled(given_options(op, extras)) | _beside(op, extras))
+            *leaves,
+            mask=None,
+            query_mask=None,
+            **(op.filled(given_options(op, extras)) | _beside(op, extras)),
         )
         o.square().sum().backward()
     except (RuntimeError, UsageError):
         return False
-    return all(leaf.grad is not None and bool(leaf.grad.any()) for leaf in sides(op, leaves)) and bool(truth)
+    return all(
+        leaf.grad is not None and bool(leaf.grad.any()) for leaf in sides(op, leaves)
+    ) and bool(truth)
 
 
 def _positional(op: Operator, backend: Backend, extras: dict[str, Any], *inputs: Tensor) -> Tensor:
@@ -267,7 +370,9 @@ def _positional(op: Operator, backend: Backend, extras: dict[str, Any], *inputs:
 
 
 def masked(op: Operator) -> Iterator[Fault]:
-    """Norms, sums and other tokens' outputs as without a masked token, whatever it holds; its own row is 0."""
+    """Norms, sums and other tokens' outputs as without a masked token, whatever it holds; its own
+    row is 0.
+    """
     keep = torch.rand(33, generator=torch.Generator().manual_seed(2)) < 0.6
     keep[0] = True
     mask = keep.expand(2, -1)
@@ -295,11 +400,18 @@ def masked(op: Operator) -> Iterator[Fault]:
                 else f"own['{backend.name}'].fn"
             )
             if apart > backend.tolerance[dtype]:
-                yield Fault(field, "that a masked token is gone", f"the others are off by {apart:.1e} in {str(dtype)[6:]}",
-                            "clear it first: softless.attention.keep(x, mask)")  # fmt: skip
+                yield Fault(
+                    field,
+                    "that a masked token is gone",
+                    f"the others are off by {apart:.1e} in {str(dtype)[6:]}",
+                    "clear it first: softless.attention.keep(x, mask)",
+                )
             if bool(o[..., ~keep, :].any()):
                 yield Fault(
-                    field, "0 in masked rows", f"{o[..., ~keep, :].abs().max():.1e}", "keep(output, query_mask)"
+                    field,
+                    "0 in masked rows",
+                    f"{o[..., ~keep, :].abs().max():.1e}",
+                    "keep(output, query_mask)",
                 )
     yield from _all_masked(op)
     yield from _gradients_of_masked(op)
@@ -341,7 +453,9 @@ def _gradients_of_masked(op: Operator) -> Iterator[Fault]:
 
 
 def neighbours(op: Operator) -> Iterator[Fault]:
-    """Bitwise the same alone and among others, with a NaN image beside it; with one thread and with two."""
+    """Bitwise the same alone and among others, with a NaN image beside it; with one thread and with
+    two.
+    """
     for dtype in DTYPES:
         call, extras = draw(op, (33, 2, 20, 20, 8, 8), dtype)
         for x in call:
@@ -406,7 +520,9 @@ def extremes(op: Operator) -> Iterator[Fault]:
             o = run(op, leaves, **extras)
             o.float().sum().backward()
             slopes = [leaf.grad for leaf in leaves if leaf.grad is not None]
-            if not bool(o.isfinite().all()) or not all(bool(slope.isfinite().all()) for slope in slopes):
+            if not bool(o.isfinite().all()) or not all(
+                bool(slope.isfinite().all()) for slope in slopes
+            ):
                 yield Fault(
                     "own",
                     f"a finite value and gradient for zeros in {str(dtype)[6:]}",
@@ -416,9 +532,14 @@ def extremes(op: Operator) -> Iterator[Fault]:
 
 
 def _sensitivity(op: Operator, call: Any, extras: dict[str, Any]) -> float:
-    """How far the exact answer moves when q, k and v are rounded to float32: no float32 form can be closer, but for luck."""
+    """How far the exact answer moves when q, k and v are rounded to float32: no float32 form can be
+    closer, but for luck.
+    """
     generator = torch.Generator().manual_seed(1)
-    q, k, v = (x.double() * (1 + 6e-8 * torch.randn(x.shape, generator=generator, dtype=torch.float64)) for x in call)
+    q, k, v = (
+        x.double() * (1 + 6e-8 * torch.randn(x.shape, generator=generator, dtype=torch.float64))
+        for x in call
+    )
     k = q if call[0] is call[1] else k
     return error(exact(op, (q, k, v), extras), exact(op, call, extras))
 
@@ -437,7 +558,9 @@ def roads(op: Operator) -> Iterator[Fault]:
                 "operators with a grid, tied q and k or own tensors have none",
                 "take it out",
             )
-        elif not apart and not backend.refuses(q, k, v, mask=None, query_mask=None, **op.filled({})):
+        elif not apart and not backend.refuses(
+            q, k, v, mask=None, query_mask=None, **op.filled({})
+        ):
             yield from _roads_of(op, backend, qkv)
             if backend.projected is not None:
                 yield from _projected(op, backend, generator)
@@ -445,12 +568,21 @@ def roads(op: Operator) -> Iterator[Fault]:
 
 def _roads_of(op: Operator, backend: Backend, qkv: Tensor) -> Iterator[Fault]:
     q, k, v = unpacked(qkv, 2)
-    expected, bar, field = exact(op, (q, k, v), {}), backend.tolerance[torch.float32], f"own['{backend.name}'].roads"
+    expected, bar, field = (
+        exact(op, (q, k, v), {}),
+        backend.tolerance[torch.float32],
+        f"own['{backend.name}'].roads",
+    )
     if backend.packed is not None:
-        apart = error(attend_packed(qkv, 2, op, backend=backend.name), expected.transpose(1, 2).flatten(2))
+        apart = error(
+            attend_packed(qkv, 2, op, backend=backend.name), expected.transpose(1, 2).flatten(2)
+        )
         if apart > bar:
             yield Fault(
-                f"{field}.packed", "the same value from the buffer", f"off by {apart:.1e}", "mend it, or take it out"
+                f"{field}.packed",
+                "the same value from the buffer",
+                f"off by {apart:.1e}",
+                "mend it, or take it out",
             )
     if backend.matrix is not None:
         matrix = output_matrix(qkv, 2, op, backend=backend.name)
@@ -465,9 +597,14 @@ def _roads_of(op: Operator, backend: Backend, qkv: Tensor) -> Iterator[Fault]:
 
 
 def _projected(op: Operator, backend: Backend, generator: torch.Generator) -> Iterator[Fault]:
-    x, weight, out = (torch.randn(shape, generator=generator) for shape in ((2, 30, 16), (48, 16), (16, 16)))
+    x, weight, out = (
+        torch.randn(shape, generator=generator) for shape in ((2, 30, 16), (48, 16), (16, 16))
+    )
     found = attend_projected(x, (weight, None), (out, None), 2, op, backend=backend.name)
-    expected = exact(op, unpacked(x.double() @ weight.double().T, 2), {}).transpose(1, 2).flatten(2) @ out.double().T
+    expected = (
+        exact(op, unpacked(x.double() @ weight.double().T, 2), {}).transpose(1, 2).flatten(2)
+        @ out.double().T
+    )
     apart = math.inf if found is None else error(found, expected)
     if apart > 8 * backend.tolerance[torch.float32]:
         yield Fault(

@@ -1,6 +1,8 @@
-"""about.json: what a person who is shown a run asks first. The command, when and from which commit, and what the data hold.
+"""about.json: what a person who is shown a run asks first. The command, when and from which commit,
+and what the data hold.
 
-Written once, when the run begins; a run that is continued keeps it. No number of the run depends on it.
+Written once, when the run begins; a run that is continued keeps it. No number of the run depends on
+it.
 """
 
 from datetime import datetime, timezone
@@ -64,7 +66,9 @@ def write_about(run: "Run") -> None:
 
 
 def about_data(run: "Run") -> dict[str, Any]:
-    """The data's name, images of each part, what the task counts in each class, and the sizes of some training images as they are stored."""
+    """The data's name, images of each part, what the task counts in each class, and the sizes of
+    some training images as they are stored.
+    """
     splits, path = run.splits, run.recipe.data.path
     parts = {"train": splits.train, "val": splits.val, "test": splits.test}
     known = {part: samples for part, samples in parts.items() if samples is not None}
@@ -79,15 +83,24 @@ def about_data(run: "Run") -> dict[str, Any]:
 
 
 def sizes(samples: "Samples") -> dict[str, Any]:
-    """Height and width of the smallest, the middle and the largest of some images, by their pixels."""
-    places = np.unique(np.linspace(0, len(samples) - 1, min(LOOKED_AT, len(samples))).round().astype(int))
-    found = sorted((size_of(samples.image(int(place)))[::-1] for place in places), key=lambda one: one[0] * one[1])
+    """Height and width of the smallest, the middle and the largest of some images, by their
+    pixels.
+    """
+    places = np.unique(
+        np.linspace(0, len(samples) - 1, min(LOOKED_AT, len(samples))).round().astype(int)
+    )
+    found = sorted(
+        (size_of(samples.image(int(place)))[::-1] for place in places),
+        key=lambda one: one[0] * one[1],
+    )
     told = {"smallest": found[0], "middle": found[len(found) // 2], "largest": found[-1]}
     return {**{name: list(size) for name, size in told.items()}, "of": len(found)}
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """What about.json says, or nothing where it is missing or another's: it is for people, and no number depends on it."""
+    """What about.json says, or nothing where it is missing or another's: it is for people, and no
+    number depends on it.
+    """
     try:
         found: dict[str, Any] = read_json(path)
         check(found, ABOUT_RULES, path, mend="delete it")

@@ -1,7 +1,8 @@
-"""Whether all ranks train the same run: what each of them was given and opened is compared before the first step.
+"""Whether all ranks train the same run: what each of them was given and opened is compared before
+the first step.
 
-Torch compares nothing. Ranks that see other pixels train side by side to the end, and ranks with another number of
-steps wait for each other for ever.
+Torch compares nothing. Ranks that see other pixels train side by side to the end, and ranks with
+another number of steps wait for each other for ever.
 """
 
 import dataclasses
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
 LONG = 60  # characters of a value that are said
 
 
-def agree_on_command(world: "World", recipe: Recipe | None, run_dir: Path, *, resume: bool, overwrite: bool) -> None:
+def agree_on_command(
+    world: "World", recipe: Recipe | None, run_dir: Path, *, resume: bool, overwrite: bool
+) -> None:
     """Compare what every rank was asked to do, and by which versions.
 
     Raises:
@@ -54,7 +57,8 @@ def agree_on_arguments(world: "World", asked: Mapping[str, Any]) -> None:
 
 
 def opened_alike(world: "World", recipe: Recipe) -> Task:
-    """The data, opened by every rank and compared; mean and deviation are measured by the first rank alone.
+    """The data, opened by every rank and compared; mean and deviation are measured by the first
+    rank alone.
 
     Raises:
         UsageError: a rank cannot open them, or sees others; the rank is named.
@@ -62,7 +66,9 @@ def opened_alike(world: "World", recipe: Recipe) -> Task:
     measured = recipe.data.mean is None and recipe.data.std is None
     mine = recipe
     if measured and not world.is_first:  # the first rank's numbers take their place
-        blank = dataclasses.replace(recipe.data, mean=(0.0,) * recipe.data.in_chans, std=(1.0,) * recipe.data.in_chans)
+        blank = dataclasses.replace(
+            recipe.data, mean=(0.0,) * recipe.data.in_chans, std=(1.0,) * recipe.data.in_chans
+        )
         mine = dataclasses.replace(recipe, data=blank)
     task = world.together(lambda: open_task(mine))
     if world.size == 1:
@@ -83,7 +89,11 @@ def agree_on_steps(world: "World", steps: int, epochs: int) -> None:
     Raises:
         UsageError: one has another number of steps; the rank is named.
     """
-    _agree(world, {"steps of an epoch": steps, "epochs": epochs}, "give every rank the same data and recipe")
+    _agree(
+        world,
+        {"steps of an epoch": steps, "epochs": epochs},
+        "give every rank the same data and recipe",
+    )
 
 
 def _agree(world: "World", mine: Mapping[str, Any], way: str) -> None:
@@ -94,7 +104,8 @@ def _agree(world: "World", mine: Mapping[str, Any], way: str) -> None:
         names = [name for name in {**told[0], **theirs} if told[0].get(name) != theirs.get(name)]
         if names:
             parts = [
-                f"{name} = {_short(theirs.get(name))} and rank 0 has {_short(told[0].get(name))}" for name in names
+                f"{name} = {_short(theirs.get(name))} and rank 0 has {_short(told[0].get(name))}"
+                for name in names
             ]
             more = f" (and {len(parts) - 1} more)" if len(parts) > 1 else ""
             error = UsageError(f"rank {rank} of {world.size} has {parts[0]}{more}: {way}")

@@ -1,8 +1,10 @@
-"""BatchNorm over the batch of all ranks, on any device: torch's SyncBatchNorm takes CUDA tensors alone.
+"""BatchNorm over the batch of all ranks, on any device: torch's SyncBatchNorm takes CUDA tensors
+alone.
 
     mean = sum_r sum x / sum_r n,     var = sum_r sum (x - mean)^2 / sum_r n
 
-so a run of several processes has the statistics of one process with the same global batch. The published code of XCiT and SimA uses SyncBatchNorm.
+so a run of several processes has the statistics of one process with the same global batch. The
+published code of XCiT and SimA uses SyncBatchNorm.
 """
 
 from typing import Any
@@ -32,7 +34,12 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
     """nn.BatchNorm2d whose statistics in training are those of all ranks' maps (B, C, h, w)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or not dist.is_initialized() or self.running_mean is None or self.running_var is None:
+        if (
+            not self.training
+            or not dist.is_initialized()
+            or self.running_mean is None
+            or self.running_var is None
+        ):
             return super().forward(x)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         pixels = x.numel() // x.shape[1]
@@ -44,7 +51,9 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         with torch.no_grad():
             assert self.num_batches_tracked is not None
             self.num_batches_tracked.add_(1)
-            share = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
+            share = (
+                self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
+            )
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
             self.running_var.lerp_((var * count / (count - 1)).to(self.running_var.dtype), share)
         normed = centred * torch.rsqrt(var + self.eps)[:, None, None]
@@ -54,7 +63,9 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
 
 
 def synchronised(model: nn.Module) -> nn.Module:
-    """The model with each of its BatchNorm2d synchronised, in place: parameters, buffers and keys stay."""
+    """The model with each of its BatchNorm2d synchronised, in place: parameters, buffers and keys
+    stay.
+    """
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = SyncedBatchNorm2d
@@ -62,7 +73,9 @@ def synchronised(model: nn.Module) -> nn.Module:
 
 
 def alone(model: nn.Module) -> nn.Module:
-    """The model with ordinary BatchNorms again, in place: what `synchronised` changed for the training of several ranks."""
+    """The model with ordinary BatchNorms again, in place: what `synchronised` changed for the
+    training of several ranks.
+    """
     for module in model.modules():
         if type(module) is SyncedBatchNorm2d:
             module.__class__ = nn.BatchNorm2d  # type: ignore[assignment]

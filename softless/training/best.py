@@ -1,4 +1,6 @@
-"""The weights of the best epoch as evaluation reads them: best.safetensors, and best.json with what rebuilds model and transform."""
+"""The weights of the best epoch as evaluation reads them: best.safetensors, and best.json with what
+rebuilds model and transform.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -19,14 +21,23 @@ def take_best(run: "Run") -> None:
     assert run.best is not None
     averaged = run.best["weights"] == AVERAGED and run.ema is not None
     source = run.task.evaluated(run.ema.module if averaged and run.ema is not None else run.model)
-    run.best_weights = {name: value.detach().cpu().contiguous().clone() for name, value in source.state_dict().items()}
+    run.best_weights = {
+        name: value.detach().cpu().contiguous().clone()
+        for name, value in source.state_dict().items()
+    }
     write_best(run)
 
 
 def write_best(run: "Run") -> None:
-    """Write the best weights that the run holds: after an epoch that beat the others, and where a run is continued."""
+    """Write the best weights that the run holds: after an epoch that beat the others, and where a
+    run is continued.
+    """
     held: dict[str, Tensor] = run.best_weights or {}
     write_tensors(run.folder.path / WEIGHTS, held)
     digest = digest_of(run.folder.path / WEIGHTS)
-    told = {**(run.best or {}), **facts(run.task, run.task.evaluated(run.model)), "weights_sha256": digest.sha256}
+    told = {
+        **(run.best or {}),
+        **facts(run.task, run.task.evaluated(run.model)),
+        "weights_sha256": digest.sha256,
+    }
     run.folder.write_json(BEST, sealed(told))

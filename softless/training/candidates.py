@@ -1,7 +1,9 @@
-"""A line of log.jsonl: an epoch's scores on the validation split, of the raw weights and of their average.
+"""A line of log.jsonl: an epoch's scores on the validation split, of the raw weights and of their
+average.
 
-Both are measured each epoch where `ema_evaluate` asks for it, and the pair (epoch, weights) with the best value is kept. Lines of an
-older softless have no `weights`: there the average alone was chosen from.
+Both are measured each epoch where `ema_evaluate` asks for it, and the pair (epoch, weights) with
+the best value is kept. Lines of an older softless have no `weights`: there the average alone was
+chosen from.
 """
 
 import math
@@ -53,8 +55,9 @@ def best_of(line: Mapping[str, Any], metric: str) -> Candidate:
 def better(new: Candidate, old: Candidate | None) -> bool:
     """Whether a candidate beats the best so far. What is not finite never wins.
 
-    Equal values go to averaged weights, then to the lower loss: on a few hundred validation images several epochs reach the same accuracy,
-    and these are the surer. Tasks that measure no loss in validation keep the earlier epoch.
+    Equal values go to averaged weights, then to the lower loss: on a few hundred validation images
+    several epochs reach the same accuracy, and these are the surer. Tasks that measure no loss in
+    validation keep the earlier epoch.
     """
     if not finite(new):
         return False
@@ -73,7 +76,8 @@ def rank(found: Candidate) -> tuple[float, bool, float]:
 
 
 def gain(lines: Sequence[Mapping[str, Any]], metric: str) -> float | None:
-    """What the last quarter of the epochs added to the best value of a measure, positive where it became better.
+    """What the last quarter of the epochs added to the best value of a measure, positive where it
+    became better.
 
     None: fewer than four epochs have a value.
     """
@@ -86,7 +90,9 @@ def gain(lines: Sequence[Mapping[str, Any]], metric: str) -> float | None:
 
 
 def still_rising(lines: Sequence[Mapping[str, Any]], metric: str) -> bool:
-    """Whether the last quarter added a point of a share, or a hundredth of another measure: a longer run would reach more."""
+    """Whether the last quarter added a point of a share, or a hundredth of another measure: a
+    longer run would reach more.
+    """
     added = gain(lines, metric)
     if added is None:
         return False
@@ -97,4 +103,8 @@ def still_rising(lines: Sequence[Mapping[str, Any]], metric: str) -> bool:
 def described(added: float, metric: str) -> str:
     """A gain for people."""
     measure = MEASURES[metric]
-    return f"{100 * added:+.1f} points of {measure.title}" if measure.percent else f"{added:+.3g} of {measure.title}"
+    return (
+        f"{100 * added:+.1f} points of {measure.title}"
+        if measure.percent
+        else f"{added:+.3g} of {measure.title}"
+    )

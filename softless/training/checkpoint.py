@@ -1,7 +1,9 @@
-"""The state of a run between two steps: everything that the next step depends on, refused if it is another run's.
+"""The state of a run between two steps: everything that the next step depends on, refused if it is
+another run's.
 
-No generator state is stored: each step seeds its own from (seed, epoch, step, rank), and data and mixing derive from (seed, epoch, index) and
-(seed, epoch, step). So the next step is the same whether the run was interrupted or not, and whatever the number of loader workers.
+No generator state is stored: each step seeds its own from (seed, epoch, step, rank), and data and
+mixing derive from (seed, epoch, index) and (seed, epoch, step). So the next step is the same
+whether the run was interrupted or not, and whatever the number of loader workers.
 """
 
 import json
@@ -72,14 +74,24 @@ def restore(run: "Run", stored: Mapping[str, Any]) -> None:
     if stored["classes"] != list(run.splits.classes):
         both = set(stored["classes"]) ^ set(run.splits.classes)
         raise ResumeMismatch(
-            f"cannot resume from {where}: the data has other classes ({few(sorted(both)) or 'another order'})"
+            f"cannot resume from {where}: the data has other classes "
+            f"({few(sorted(both)) or 'another order'})"
         )
     _check_data(run, stored["fingerprint"])
     if (run.ema is None) != (stored["ema"] is None):
-        raise ResumeMismatch(f"cannot resume from {where}: one of the runs averages its weights and the other does not")
-    for name, model in (("model", run.model), ("ema", run.model), ("best_weights", run.task.evaluated(run.model))):
+        raise ResumeMismatch(
+            f"cannot resume from {where}: one of the runs averages its weights and the other does "
+            "not"
+        )
+    for name, model in (
+        ("model", run.model),
+        ("ema", run.model),
+        ("best_weights", run.task.evaluated(run.model)),
+    ):
         if stored[name] is not None and (wrong := mismatches(model, stored[name])):
-            raise ResumeMismatch(f"cannot resume from {where}: it is another model's ({few(wrong)})")
+            raise ResumeMismatch(
+                f"cannot resume from {where}: it is another model's ({few(wrong)})"
+            )
     run.model.load_state_dict(stored["model"])
     if run.ema is not None:
         run.ema.module.load_state_dict(stored["ema"])
@@ -88,13 +100,23 @@ def restore(run: "Run", stored: Mapping[str, Any]) -> None:
     try:
         run.optimizer.load_state_dict(stored["optimizer"])
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
-        raise ResumeMismatch(f"cannot resume from {where}: the optimiser is another one ({error})") from error
+        raise ResumeMismatch(
+            f"cannot resume from {where}: the optimiser is another one ({error})"
+        ) from error
     _check_optimizer(run, groups)
     before = stored.get("epochs") or run.epochs
-    run.extended_from = [*(stored.get("extended_from") or ()), *([before] if before != run.epochs else [])]
+    run.extended_from = [
+        *(stored.get("extended_from") or ()),
+        *([before] if before != run.epochs else []),
+    ]
     if before == run.epochs or run.recipe.schedule.name == "plateau":  # plateau knows no length
         own = run.scheduler.state_dict()
-        _alike(_kinds(stored["scheduler"]), {**_kinds(own), **_open(stored["scheduler"], own)}, "the schedule", where)
+        _alike(
+            _kinds(stored["scheduler"]),
+            {**_kinds(own), **_open(stored["scheduler"], own)},
+            "the schedule",
+            where,
+        )
         run.scheduler.load_state_dict(stored["scheduler"])
     else:  # the longer schedule, from the step at which the run stands
         run.scheduler.step_update(optim.moment(run.recipe, stored["updates"], len(run.loader)))
@@ -110,10 +132,12 @@ def restore(run: "Run", stored: Mapping[str, Any]) -> None:
 
 
 def _check_state(run: "Run", stored: Mapping[str, Any]) -> None:
-    """Whether it is a state of a run at all: a digest that is right proves only that nothing was damaged since.
+    """Whether it is a state of a run at all: a digest that is right proves only that nothing was
+    damaged since.
 
     Raises:
-        CheckpointError: an entry is missing, of another type, or beyond its range; the entry is named.
+        CheckpointError: an entry is missing, of another type, or beyond its range; the entry is
+            named.
     """
     steps, told = len(run.loader), stored.get("epochs")
     epochs = told if type(told) is int and told > 0 else run.epochs
@@ -124,16 +148,31 @@ def _check_state(run: "Run", stored: Mapping[str, Any]) -> None:
         "scheduler": PLAIN,
         "scaler": PLAIN,
         "epochs?": whole(1),
-        "extended_from?": (lambda value: isinstance(value, list) and all(map(whole(1)[0], value)), "a list of epochs"),
+        "extended_from?": (
+            lambda value: isinstance(value, list) and all(map(whole(1)[0], value)),
+            "a list of epochs",
+        ),
         "epoch": whole(0, epochs),
         "step": whole(0, steps),
         "updates": whole(0, 1 << 60),
         "partial": (
-            lambda value: isinstance(value, dict) and value.keys() <= vars(run.partial).keys() and all(map(ANY_NUMBER[0], value.values())),
+            lambda value: (
+                isinstance(value, dict)
+                and value.keys() <= vars(run.partial).keys()
+                and all(map(ANY_NUMBER[0], value.values()))
+            ),
             "the sums of an epoch",
         ),
         "left_out": (
-            lambda value: isinstance(value, list) and all(isinstance(place, tuple | list) and len(place) == 2 and all(map(whole(0, 1 << 60)[0], place)) for place in value),
+            lambda value: (
+                isinstance(value, list)
+                and all(
+                    isinstance(place, tuple | list)
+                    and len(place) == 2
+                    and all(map(whole(0, 1 << 60)[0], place))
+                    for place in value
+                )
+            ),
             "a list of epochs and steps",
         ),
         "ended_by?": one_of("", "on_epoch", "schedule.patience"),
@@ -141,12 +180,13 @@ def _check_state(run: "Run", stored: Mapping[str, Any]) -> None:
         "best_weights": or_none(TENSORS),
         "classes": TEXTS,
         "fingerprint": PLAIN,
-    }  # fmt: skip
+    }
     try:
         check(stored, rules, run.checkpoints.folder)
     except DataError as error:
         raise CheckpointError(
-            f"the newest checkpoint in {run.checkpoints.folder} is no state of a run ({error}): move it and its .json away and give "
+            f"the newest checkpoint in {run.checkpoints.folder} is no state of a run ({error}): "
+            "move it and its .json away and give "
             "--resume again"
         ) from error
 
@@ -158,19 +198,22 @@ def _check_data(run: "Run", told: Mapping[str, Any]) -> None:
         ResumeMismatch: it saw others; what changed is named.
     """
     now = run.splits.fingerprint
-    unknown = {
-        key for key in now.keys() - told.keys() if key.startswith(PIXELS)
-    }  # an older softless did not look at them
-    changed = [key for key in sorted((told.keys() | now.keys()) - unknown) if told.get(key) != now.get(key)]
+    # an older softless did not look at them
+    unknown = {key for key in now.keys() - told.keys() if key.startswith(PIXELS)}
+    changed = [
+        key for key in sorted((told.keys() | now.keys()) - unknown) if told.get(key) != now.get(key)
+    ]
     if changed:
         raise ResumeMismatch(
-            f"cannot resume from {run.checkpoints.folder}: the data changed since ({few(changed)}); bring them back, or train "
+            f"cannot resume from {run.checkpoints.folder}: the data changed since "
+            f"({few(changed)}); bring them back, or train "
             "anew in another folder"
         )
 
 
 def _check_optimizer(run: "Run", groups: Sequence[Mapping[str, Any]]) -> None:
-    """Whether the optimiser holds what one of its kind makes of these parameters: it is asked in the middle of a step only.
+    """Whether the optimiser holds what one of its kind makes of these parameters: it is asked in
+    the middle of a step only.
 
     Args:
         run: whose optimiser was loaded.
@@ -185,7 +228,9 @@ def _check_optimizer(run: "Run", groups: Sequence[Mapping[str, Any]]) -> None:
         made: dict[str, Any] = {}
         for parameter in group["params"]:
             key = parameter.shape, parameter.dtype
-            made, kept = after.get(key) or after.setdefault(key, _after_a_step(run.recipe, parameter))
+            made, kept = after.get(key) or after.setdefault(
+                key, _after_a_step(run.recipe, parameter)
+            )
             if parameter in held.state:  # one without gradients has none
                 what = f"a parameter {tuple(parameter.shape)} in the optimiser"
                 _alike(_kinds(held.state[parameter]), kept, what, where)
@@ -200,23 +245,31 @@ def _check_optimizer(run: "Run", groups: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _after_a_step(recipe: Recipe, like: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The kinds in a group of the recipe's optimiser and in what it keeps of one parameter, after a step without gradients."""
+    """The kinds in a group of the recipe's optimiser and in what it keeps of one parameter, after a
+    step without gradients.
+    """
     twin = nn.Parameter(torch.zeros_like(like))
     twin.grad = torch.zeros_like(like)
-    made = optim.optimizer(recipe.with_fields(**{"optim.layer_decay": None}), nn.ParameterList([twin]))
+    made = optim.optimizer(
+        recipe.with_fields(**{"optim.layer_decay": None}), nn.ParameterList([twin])
+    )
     made.step()
     return _kinds(made.param_groups[0]), _kinds(made.state[twin])
 
 
 def _open(stored: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """The kinds of entries that nothing is held against: those that are still empty at the start of a run."""
+    """The kinds of entries that nothing is held against: those that are still empty at the start of
+    a run.
+    """
     return {name: _kind(stored.get(name)) for name, value in own.items() if value is None}
 
 
 def _kinds(content: Any) -> dict[str, Any]:
     """What kind of value each entry of a table has; nothing where it is no table."""
     return (
-        {name: _kind(value) for name, value in content.items() if name != "params"} if isinstance(content, dict) else {}
+        {name: _kind(value) for name, value in content.items() if name != "params"}
+        if isinstance(content, dict)
+        else {}
     )
 
 
@@ -225,14 +278,17 @@ def _kind(value: Any) -> Any:
         return f"a tensor {tuple(value.shape)}"
     if isinstance(value, int | float) and not isinstance(value, bool):
         return "a number"
-    return [_kind(one) for one in value] if isinstance(value, list | tuple) else type(value).__name__
+    return (
+        [_kind(one) for one in value] if isinstance(value, list | tuple) else type(value).__name__
+    )
 
 
 def _alike(found: Mapping[str, Any], wanted: Mapping[str, Any], of: str, where: Path) -> None:
     for name in sorted(found.keys() | wanted.keys()):
         if found.get(name) != wanted.get(name):
             raise ResumeMismatch(
-                f"cannot resume from {where}: it is another run's, or was changed ({name} of {of} is "
+                f"cannot resume from {where}: it is another run's, or was changed ({name} of {of} "
+                "is "
                 f"{found.get(name, 'missing')}, and should be {wanted.get(name, 'missing')})"
             )
 
@@ -249,14 +305,17 @@ PLAIN: Rule = (_is_plain, "a table of texts and numbers")  # tensors among them 
 
 
 def _is_optimizer(value: Any) -> bool:
-    """Groups by name, and a table for each parameter; what they hold is compared once it is loaded."""
+    """Groups by name, and a table for each parameter; what they hold is compared once it is
+    loaded.
+    """
     return (
         isinstance(value, dict)
         and isinstance(value.get("state"), dict)
         and all(isinstance(one, dict) for one in value["state"].values())
         and isinstance(value.get("param_groups"), list)
         and all(
-            isinstance(group, dict) and all(isinstance(name, str) for name in group) for group in value["param_groups"]
+            isinstance(group, dict) and all(isinstance(name, str) for name in group)
+            for group in value["param_groups"]
         )
     )
 
@@ -267,7 +326,10 @@ def _is_best(value: Any) -> bool:
         and whole(0)[0](value.get("epoch"))
         and isinstance(value.get("metric"), str)
         and value["metric"] in MEASURES
-        and all(name in value and (value[name] is None or ANY_NUMBER[0](value[name])) for name in ("value", "loss"))
+        and all(
+            name in value and (value[name] is None or ANY_NUMBER[0](value[name]))
+            for name in ("value", "loss")
+        )
     )
 
 

@@ -12,12 +12,14 @@ from torch import nn
 class EpochState:
     """An epoch that ended, on the first rank, before its state is written.
 
-    A run that is killed between the two calls again for the same epoch: what the function does should bear that.
+    A run that is killed between the two calls again for the same epoch: what the function does
+    should bear that.
     """
 
     epoch: int  # from 1
     epochs: int  # of the whole run
-    scores: Mapping[str, Any]  # the epoch's line of log.jsonl: train_loss, lr, val, val_ema, kept, …
+    # the epoch's line of log.jsonl: train_loss, lr, val, val_ema, kept, …
+    scores: Mapping[str, Any]
     best: Mapping[str, Any] | None  # the best epoch so far: epoch, weights, metric, value
     model: nn.Module  # that is trained; `scores` say whether its average was better
     run_dir: Path

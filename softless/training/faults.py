@@ -1,4 +1,6 @@
-"""What happens when a loss or a gradient is not finite: it is written down, and the run stops, leaves the step out, or goes back."""
+"""What happens when a loss or a gradient is not finite: it is written down, and the run stops,
+leaves the step out, or goes back.
+"""
 
 import json
 import logging
@@ -15,7 +17,8 @@ from softless.models.durable import write_text
 if TYPE_CHECKING:
     from softless.training.setup import Run
 
-PATIENCE = 20  # steps in a row that the float16 scaler may leave out before the run counts as diverged
+# steps in a row that the float16 scaler may leave out before the run counts as diverged
+PATIENCE = 20
 _log = logging.getLogger("softless.training")
 
 
@@ -34,7 +37,8 @@ class Seen:
 
 
 def judge(run: "Run", seen: Seen, step: int) -> bool:
-    """Whether the optimiser may move. A float16 gradient may overflow: the scaler then leaves the step out and halves its scale.
+    """Whether the optimiser may move. A float16 gradient may overflow: the scaler then leaves the
+    step out and halves its scale.
 
     Raises:
         DivergedError: it may not, and the recipe's policy is to stop, or its patience is at an end.
@@ -42,23 +46,33 @@ def judge(run: "Run", seen: Seen, step: int) -> bool:
     """
     overflow = run.scaler.is_enabled() and not math.isfinite(seen.norm)
     run.skipped = run.skipped + 1 if overflow else 0
-    if math.isfinite(seen.loss) and (math.isfinite(seen.norm) or (overflow and run.skipped <= PATIENCE)):
+    if math.isfinite(seen.loss) and (
+        math.isfinite(seen.norm) or (overflow and run.skipped <= PATIENCE)
+    ):
         if run.recipe.divergence.policy == "skip":
             run.faults = 0
         return True
-    what = f"loss is {seen.loss}" if not math.isfinite(seen.loss) else f"gradient norm is {seen.norm}"
+    what = (
+        f"loss is {seen.loss}" if not math.isfinite(seen.loss) else f"gradient norm is {seen.norm}"
+    )
     place = f"step {step + 1} of epoch {run.epoch + 1}"
     dump = run.world.first(lambda: _write_down(run, seen, step))
     run.faults += 1
     policy, patience = run.recipe.divergence.policy, run.recipe.divergence.patience
     if policy == "stop" or run.faults > patience:
-        tried = "" if policy == "stop" else f"; divergence.policy={policy} was tried {patience} times"
+        tried = (
+            "" if policy == "stop" else f"; divergence.policy={policy} was tried {patience} times"
+        )
         raise DivergedError(
-            f"{what} at {place} (lr {run.optimizer.param_groups[0]['lr']:.2e}){tried}; nothing of this step was kept, the states in "
-            f"{run.folder.path} are from before, {dump} names its images. Try a lower optim.lr, optim.clip_grad=1, or amp=none"
+            f"{what} at {place} (lr {run.optimizer.param_groups[0]['lr']:.2e}){tried}; nothing of "
+            "this step was kept, the states in "
+            f"{run.folder.path} are from before, {dump} names its images. Try a lower optim.lr, "
+            "optim.clip_grad=1, or amp=none"
         )
     if policy == "rewind":
-        _log.warning("%s at %s: going back to the last checkpoint; %s names its images", what, place, dump)
+        _log.warning(
+            "%s at %s: going back to the last checkpoint; %s names its images", what, place, dump
+        )
         raise Rewind
     _log.warning("%s at %s: the step is left out; %s names its images", what, place, dump)
     return False
@@ -74,14 +88,18 @@ def check_finite(run: "Run") -> None:
     for name, tensor in (*run.model.state_dict().items(), *averaged):
         if not bool(tensor.isfinite().all()):
             raise DivergedError(
-                f"the weights {name} are not finite after step {run.step or len(run.loader)} of epoch {run.epoch + bool(run.step)} "
-                f"(lr {run.optimizer.param_groups[0]['lr']:.2e}); they were not kept, the states in {run.folder.path} are from before. "
+                f"the weights {name} are not finite after step {run.step or len(run.loader)} of "
+                f"epoch {run.epoch + bool(run.step)} "
+                f"(lr {run.optimizer.param_groups[0]['lr']:.2e}); they were not kept, the states "
+                f"in {run.folder.path} are from before. "
                 "Try a lower optim.lr"
             )
 
 
 def buffers(run: "Run") -> list[Tensor] | None:
-    """Copies of the model's buffers before a step that may be left out: a forward pass moves running means."""
+    """Copies of the model's buffers before a step that may be left out: a forward pass moves
+    running means.
+    """
     if run.recipe.divergence.policy != "skip" and run.world.size == 1:
         return None
     return [buffer.clone() for buffer in run.model.buffers()]

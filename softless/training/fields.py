@@ -1,9 +1,11 @@
-"""What a recipe says of each of its fields, and what follows: types of texts, ranges, nearest names, the tables of settings.
+"""What a recipe says of each of its fields, and what follows: types of texts, ranges, nearest
+names, the tables of settings.
 
     lr: float = setting(5e-4, "learning rate for `base_batch` images", within="(0, inf)")
 
-A field is described once, where it stands. `typed` reads a value as the field's type and holds it to its range; `walk` yields every
-field of a recipe by its dotted name, for `softless list recipes NAME`, the documentation and the tests.
+A field is described once, where it stands. `typed` reads a value as the field's type and holds it
+to its range; `walk` yields every field of a recipe by its dotted name, for
+`softless list recipes NAME`, the documentation and the tests.
 """
 
 import ast
@@ -29,7 +31,10 @@ UNIONS, NONE, UNFIT = (types.UnionType, typing.Union), type(None), object()
 
 @dataclass(frozen=True)
 class Interval:
-    """The numbers between two ends: `[0, 1]` holds both, `(0, 1)` neither. NaN lies in none, an infinity in none that is open there."""
+    """The numbers between two ends: `[0, 1]` holds both, `(0, 1)` neither.
+
+    NaN lies in none, an infinity in none that is open there.
+    """
 
     text: str
     low: float
@@ -86,7 +91,9 @@ class Setting:
     def takes(self, hint: Any) -> str:
         """What the field takes, in words: type, range, and none where it may be none."""
         hints = typing.get_args(hint) if typing.get_origin(hint) in UNIONS else (hint,)
-        kinds = " or ".join(self.known) or " or ".join(described(one) for one in hints if one is not NONE)
+        kinds = " or ".join(self.known) or " or ".join(
+            described(one) for one in hints if one is not NONE
+        )
         return f"{kinds} {self.range}".strip() + (" or none" if NONE in hints else "")
 
     def holds(self, value: Any) -> bool:
@@ -110,7 +117,9 @@ def setting(
     rising: bool = False,
     known: Sequence[str] = (),
 ) -> Any:
-    """A dataclass field with its Setting; a default that is a class (`dict`, a group) is made anew for each recipe."""
+    """A dataclass field with its Setting; a default that is a class (`dict`, a group) is made anew
+    for each recipe.
+    """
     ranges = (within,) if isinstance(within, str) else within
     about = Setting(says, tuple(map(Interval.of, ranges)), unit, rising, tuple(known))
     if isinstance(default, type):
@@ -129,7 +138,8 @@ class Row:
 
 
 def walk(spec: Any, prefix: str = "") -> Iterator[Row]:
-    """Every field of a recipe, or of one of its groups, with its value there; a group that is not set has no rows.
+    """Every field of a recipe, or of one of its groups, with its value there; a group that is not
+    set has no rows.
 
     Args:
         spec: a recipe, a group or a class of either, whose defaults are the values.
@@ -141,7 +151,9 @@ def walk(spec: Any, prefix: str = "") -> Iterator[Row]:
         value = _default(entry) if isinstance(spec, type) else getattr(spec, entry.name)
         if inner is not None:
             if isinstance(spec, type) or value is not None:
-                yield from walk(inner if isinstance(spec, type) else value, f"{prefix}{entry.name}.")
+                yield from walk(
+                    inner if isinstance(spec, type) else value, f"{prefix}{entry.name}."
+                )
         elif KEY in entry.metadata:
             yield Row(f"{prefix}{entry.name}", hints[entry.name], value, entry.metadata[KEY])
 
@@ -168,10 +180,14 @@ def _default(entry: dataclasses.Field[Any]) -> Any:
 
 
 def no_field(name: str, known: Iterable[str]) -> UsageError:
-    """An error for a field that there is not; the nearest is sought at any depth, its last word first."""
+    """An error for a field that there is not; the nearest is sought at any depth, its last word
+    first.
+    """
     near = nearest_field(name, known)
     hint = f"Did you mean '{near}'? " if near else ""
-    return UsageError(f"no field named '{clipped(name)}'. {hint}`softless list recipes NAME` shows all fields")
+    return UsageError(
+        f"no field named '{clipped(name)}'. {hint}`softless list recipes NAME` shows all fields"
+    )
 
 
 def nearest_field(name: str, known: Iterable[str]) -> str:
@@ -187,28 +203,39 @@ def nearest_field(name: str, known: Iterable[str]) -> str:
     if whole:
         return whole[0]
     close = difflib.get_close_matches(last, by_last, n=1, cutoff=0.6)
-    return by_last[close[0]] if close else next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.5)), "")
+    return (
+        by_last[close[0]]
+        if close
+        else next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.5)), "")
+    )
 
 
 def typed(value: Any, hint: Any, name: str, about: Setting) -> Any:
     """The value as the field's type, read from text where it is one, and within its range.
 
-    Text is read by what the field takes: `true` and `false` in any case, none where it may be none, numbers, `1,2` or `(1, 2)`
-    where it takes several; one alone is enough where it takes any number of them.
+    Text is read by what the field takes: `true` and `false` in any case, none where it may be none,
+    numbers, `1,2` or `(1, 2)` where it takes several; one alone is enough where it takes any number
+    of them.
 
     Raises:
         UsageError: another type, or out of range.
     """
     found = next((one for one in readings(value, hint) if fits(one, hint)), UNFIT)
     if found is UNFIT:
-        raise UsageError(f"{name}={clipped(repr(value))} does not fit: the field takes {about.takes(hint)}")
+        raise UsageError(
+            f"{name}={clipped(repr(value))} does not fit: the field takes {about.takes(hint)}"
+        )
     found = _widened(found, hint)
     if about.known and isinstance(found, str) and found not in about.known:
         raise UsageError(
-            f"{name}={clipped(repr(found))} is not known. {nearest(found, about.known)}Known: {', '.join(about.known)}"
+            f"{name}={clipped(repr(found))} is not known. {nearest(found, about.known)}Known: "
+            f"{', '.join(about.known)}"
         )
     if not about.holds(found):
-        raise UsageError(f"{name}={clipped(value)} is out of range: the field takes {about.takes(hint)} ({about.says})")
+        raise UsageError(
+            f"{name}={clipped(value)} is out of range: the field takes {about.takes(hint)} "
+            f"({about.says})"
+        )
     return found
 
 
@@ -222,8 +249,13 @@ def readings(value: Any, hint: Any) -> list[Any]:
         if isinstance(value, str) and "," in value:
             parts = [part.strip() for part in value.split(",")]
             read.append(tuple(map(literal, parts)))
-            read += [] if value.lstrip()[:1] in BRACKETS else [tuple(parts)]  # names that look like numbers
-        read += [(one,) for one in read if one is not None and not isinstance(one, tuple | list | Mapping)]
+            # names that look like numbers
+            read += [] if value.lstrip()[:1] in BRACKETS else [tuple(parts)]
+        read += [
+            (one,)
+            for one in read
+            if one is not None and not isinstance(one, tuple | list | Mapping)
+        ]
     return read
 
 
@@ -241,7 +273,9 @@ def _pairs(text: str) -> list[Any]:
     if not (inside.startswith("{") and inside.endswith("}")):
         return []
     pairs = [part.partition(":") for part in inside[1:-1].split(",") if part.strip()]
-    if not all(colon for _, colon, _ in pairs) or len({key.strip() for key, _, _ in pairs}) < len(pairs):
+    if not all(colon for _, colon, _ in pairs) or len({key.strip() for key, _, _ in pairs}) < len(
+        pairs
+    ):
         return []
     return [{literal(key.strip()): literal(name.strip()) for key, _, name in pairs}]
 
@@ -270,11 +304,21 @@ def _parts(hint: Any) -> Iterator[Any]:
 def mapping_in(hint: Any) -> Any:
     """The mapping that a type is or may be, or None."""
     origins = ((part, typing.get_origin(part)) for part in _parts(hint))
-    return next((part for part, origin in origins if isinstance(origin, type) and issubclass(origin, Mapping)), None)
+    return next(
+        (
+            part
+            for part, origin in origins
+            if isinstance(origin, type) and issubclass(origin, Mapping)
+        ),
+        None,
+    )
 
 
 def _any_number(hint: Any) -> bool:
-    return any(typing.get_origin(part) is tuple and typing.get_args(part)[-1:] == (...,) for part in _parts(hint))
+    return any(
+        typing.get_origin(part) is tuple and typing.get_args(part)[-1:] == (...,)
+        for part in _parts(hint)
+    )
 
 
 def fits(value: Any, hint: Any) -> bool:
@@ -303,7 +347,9 @@ def fits(value: Any, hint: Any) -> bool:
 def _is_foreign(value: Any, hint: Any, origin: Any, args: tuple[Any, ...]) -> bool:
     """`fits` for types that recipes do not use and models do; what cannot be asked is let pass."""
     if isinstance(origin, type) and issubclass(origin, Sequence):
-        return isinstance(value, list | tuple) and all(fits(one, part) for part in args[:1] for one in value)
+        return isinstance(value, list | tuple) and all(
+            fits(one, part) for part in args[:1] for one in value
+        )
     if origin is Callable:
         return callable(value)
     if isinstance(origin, type):
@@ -314,14 +360,17 @@ def _is_foreign(value: Any, hint: Any, origin: Any, args: tuple[Any, ...]) -> bo
 
 
 def _widened(value: Any, hint: Any) -> Any:
-    """1 as 1.0 where the field takes a number with a fraction and no whole one; so too within a tuple."""
+    """1 as 1.0 where the field takes a number with a fraction and no whole one; so too within a
+    tuple.
+    """
     if isinstance(value, tuple):
         inner = [part for part in _parts(hint) if typing.get_origin(part) is tuple]
         items = typing.get_args(inner[0]) if inner else ()
         items = items[:1] * len(value) if items[-1:] == (...,) else items
         return tuple(map(_widened, value, items)) if len(items) == len(value) else value
     if isinstance(value, Mapping) and int in _parts(typing.get_args(mapping_in(hint))[0]):
-        numbered = {int(key) if str(key).isdecimal() else key: one for key, one in value.items()}  # json has no others
+        # json has no others
+        numbered = {int(key) if str(key).isdecimal() else key: one for key, one in value.items()}
         return numbered if len(numbered) == len(value) else value
     kinds = set(_parts(hint))
     if _is_number(value) and float in kinds and int not in kinds:
@@ -339,11 +388,23 @@ def described(hint: Any) -> str:
         return " or ".join(described(arg) for arg in args)
     if origin is Literal:
         return " or ".join(repr(arg) for arg in args)
-    if args[-1:] == (...,) or (isinstance(origin, type) and issubclass(origin, Sequence) and origin is not tuple):
+    if args[-1:] == (...,) or (
+        isinstance(origin, type) and issubclass(origin, Sequence) and origin is not tuple
+    ):
         return f"several of: {described(args[0])}"
     if origin is tuple:
         return "(" + ", ".join(described(arg) for arg in args) + ")"
     if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
-        return "names with values" if args[0] is str else f"{{{described(args[0])}: {described(args[1])}}}"
-    words = {NONE: "none", str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+        return (
+            "names with values"
+            if args[0] is str
+            else f"{{{described(args[0])}: {described(args[1])}}}"
+        )
+    words = {
+        NONE: "none",
+        str: "a text",
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+    }
     return words.get(hint, "a class or function of Python")

@@ -59,7 +59,11 @@ class Estimate:
         mean, deviation = statistics.fmean(values), statistics.stdev(values)
         half = float(t.ppf(0.5 + LEVEL / 2, len(values) - 1)) * deviation / math.sqrt(len(values))
         low, high = mean - half, mean + half
-        return cls(mean, deviation, max(low, 0.0), min(high, 1.0)) if share else cls(mean, deviation, low, high)
+        return (
+            cls(mean, deviation, max(low, 0.0), min(high, 1.0))
+            if share
+            else cls(mean, deviation, low, high)
+        )
 
 
 @dataclass(frozen=True)
@@ -78,15 +82,26 @@ class Folds:
         }
 
     def __str__(self) -> str:
-        lines = [f"{len(self.results)} folds, each image tested once: mean, 95 % interval, values of the folds"]
+        lines = [
+            (
+                f"{len(self.results)} folds, each image tested once: mean, 95 % interval, values "
+                "of "
+                "the folds"
+            )
+        ]
         for name, one in self.estimates.items():
             measure = MEASURES[name]
             low, high = measure.write(one.low), measure.write(one.high)
             values = ", ".join(measure.write(_tested(result)[name]) for result in self.results)
-            lines.append(f"  {measure.title:<10} {measure.write(one.mean)}  ({low} to {high})  {values}")
+            lines.append(
+                f"  {measure.title:<10} {measure.write(one.mean)}  ({low} to {high})  {values}"
+            )
         return "\n".join([
             *lines,
-            f"run folders {self.folder / 'fold0'} to fold{len(self.results) - 1}, numbers {self.folder / FOLDS}",
+            (
+                f"run folders {self.folder / 'fold0'} to fold{len(self.results) - 1}, numbers "
+                f"{self.folder / FOLDS}"
+            ),
         ])
 
 
@@ -120,7 +135,9 @@ def fit_folds(
     """
     recipe = located(recipe)
     count = _number(recipe, folder, folds, resume=resume, overwrite=overwrite)
-    each = [replace(recipe, data=replace(recipe.data, folds=count, fold=fold)) for fold in range(count)]
+    each = [
+        replace(recipe, data=replace(recipe.data, folds=count, fold=fold)) for fold in range(count)
+    ]
     _try_cuts(each[0])
     make_folder(folder)
     if overwrite:
@@ -132,7 +149,13 @@ def fit_folds(
         with _named(fold, count, folder):
             held = place.holds_run()
             results.append(
-                fit(one, place.path, resume=held and not overwrite, overwrite=held and overwrite, device=device)
+                fit(
+                    one,
+                    place.path,
+                    resume=held and not overwrite,
+                    overwrite=held and overwrite,
+                    device=device,
+                )
             )
             if not place.has(REPORT):
                 finished(one, place.path)
@@ -165,13 +188,17 @@ def _stored(folder: Path) -> dict[str, Any] | None:
     return content
 
 
-def _number(recipe: Recipe, folder: Path, folds: int | None, *, resume: bool, overwrite: bool) -> int:
+def _number(
+    recipe: Recipe, folder: Path, folds: int | None, *, resume: bool, overwrite: bool
+) -> int:
     """How many folds there are; whether this folder may hold them."""
     _check(recipe, folder, resume=resume, overwrite=overwrite)
     stored = None if overwrite else _stored(folder)
     if stored is not None and resume:
         return _continued(stored, recipe, folder, folds)
-    if stored is not None and any(RunFolder(folder / f"fold{fold}").holds_run() for fold in range(stored["folds"])):
+    if stored is not None and any(
+        RunFolder(folder / f"fold{fold}").holds_run() for fold in range(stored["folds"])
+    ):
         raise UsageError(
             f"{folder} already holds {stored['folds']} folds: continue them with --resume, "
             "replace them with --overwrite, or choose another --out"
@@ -179,7 +206,9 @@ def _number(recipe: Recipe, folder: Path, folds: int | None, *, resume: bool, ov
     if folds is None:
         raise UsageError(f"no folds to continue in {folder}: give --folds K")
     if folds < 2:
-        raise UsageError(f"--folds {folds}: at least two folds are needed, one to test and one to learn from")
+        raise UsageError(
+            f"--folds {folds}: at least two folds are needed, one to test and one to learn from"
+        )
     return folds
 
 
@@ -192,9 +221,13 @@ def _check(recipe: Recipe, folder: Path, *, resume: bool, overwrite: bool) -> No
             "fold alone, --set data.folds=K data.fold=I"
         )
     if recipe.data.folds is not None or recipe.data.fold is not None:
-        raise UsageError("--folds trains every fold, and data.fold is set to one of them: leave one of both out")
+        raise UsageError(
+            "--folds trains every fold, and data.fold is set to one of them: leave one of both out"
+        )
     if resume and overwrite:
-        raise UsageError("resume continues the folds in the folder, overwrite deletes them: choose one")
+        raise UsageError(
+            "resume continues the folds in the folder, overwrite deletes them: choose one"
+        )
     if RunFolder(folder).holds_run():
         raise UsageError(f"{folder} holds a run that is no fold: choose another --out")
 
@@ -203,11 +236,13 @@ def _continued(stored: Mapping[str, Any], recipe: Recipe, folder: Path, folds: i
     """How many folds the folder has; whether they are those that are asked for."""
     if folds is not None and folds != stored["folds"]:
         raise ResumeMismatch(
-            f"cannot resume {folder}: it has {stored['folds']} folds, and {folds} were asked; leave --folds out"
+            f"cannot resume {folder}: it has {stored['folds']} folds, and {folds} were asked; "
+            "leave --folds out"
         )
     if changed := differences(stored["recipe"], as_json(recipe)):
         raise ResumeMismatch(
-            f"cannot resume {folder}: its recipe differs in {few(changed)}; give the same fields, or another --out"
+            f"cannot resume {folder}: its recipe differs in {few(changed)}; give the same fields, "
+            "or another --out"
         )
     return int(stored["folds"])
 
@@ -227,7 +262,9 @@ def _clear_beyond(folder: Path, count: int) -> None:
         number = path.name.removeprefix("fold")
         if number.isdecimal() and int(number) >= count and RunFolder(path).holds_run():
             if holder(path) is not None:
-                raise UsageError(f"another process trains in {path}: stop it, or choose another --out")
+                raise UsageError(
+                    f"another process trains in {path}: stop it, or choose another --out"
+                )
             RunFolder(path).clear()
 
 
@@ -239,7 +276,8 @@ def _named(fold: int, count: int, folder: Path) -> Iterator[None]:
     except Interrupted as error:
         said = str(error).partition("; continue with")[0]
         raise Interrupted(
-            f"fold {fold} of 0 to {count - 1}: {said}; continue with `softless train --resume --out {shlex.quote(str(folder))}`",
+            f"fold {fold} of 0 to {count - 1}: {said}; continue with `softless train --resume "
+            f"--out {shlex.quote(str(folder))}`",
             error.exit_code,
         ) from error
 
@@ -247,9 +285,13 @@ def _named(fold: int, count: int, folder: Path) -> Iterator[None]:
 def _estimates(results: Sequence[Result]) -> dict[str, Estimate]:
     """The measures that every fold has."""
     tests = [_tested(result) for result in results]
-    names = [name for name in MEASURES if all(isinstance(test.get(name), int | float) for test in tests)]
+    names = [
+        name for name in MEASURES if all(isinstance(test.get(name), int | float) for test in tests)
+    ]
     return {
-        name: Estimate.of([float(test[name]) for test in tests], share=MEASURES[name].percent or name == "auc")
+        name: Estimate.of(
+            [float(test[name]) for test in tests], share=MEASURES[name].percent or name == "auc"
+        )
         for name in names
     }
 

@@ -1,9 +1,11 @@
-"""The gradient of a step: of one batch, or the mean of several that one batch's memory takes in turn.
+"""The gradient of a step: of one batch, or the mean of several that one batch's memory takes in
+turn.
 
     grad L(theta) = 1/k sum_i grad L_i(theta),     i = 1 … k parts of k batch_size images
 
-The images of a step are drawn, changed and mixed together, so the mean is the gradient of the large batch for every loss that
-is a mean over images. Detection's losses divide by the boxes of a part. BatchNorm sees a part at a time.
+The images of a step are drawn, changed and mixed together, so the mean is the gradient of the large
+batch for every loss that is a mean over images. Detection's losses divide by the boxes of a part.
+BatchNorm sees a part at a time.
 """
 
 from contextlib import AbstractContextManager, nullcontext

@@ -1,4 +1,6 @@
-"""What a run keeps: a line per epoch, the last state, the best weights, and at the end its result."""
+"""What a run keeps: a line per epoch, the last state, the best weights, and at the end its
+result.
+"""
 
 import logging
 import statistics
@@ -26,25 +28,29 @@ from softless.training.run_folder import MODEL, RESULT
 from softless.training.setup import Run
 from softless.words import rate
 
+# of an outcome: what follows from the answers beside it and from the recipe
 LEFT_OUT = {
     "confusion",
     "classes",
     "detections",
     "collapsed",
-}  # of an outcome: what follows from the answers beside it and from the recipe
+}
 _log = logging.getLogger("softless.training")
 
 
 def epoch(run: Run, line: dict[str, Any]) -> None:
-    """Log the epoch, keep its weights if they are the best, then the whole state with the next epoch's start.
+    """Log the epoch, keep its weights if they are the best, then the whole state with the next
+    epoch's start.
 
-    The state comes last: a crash before it repeats the end of the epoch, which writes the same line and the same weights again.
+    The state comes last: a crash before it repeats the end of the epoch, which writes the same line
+    and the same weights again.
     """
     check_finite(run)
     candidate = best_of(line, run.recipe.metric)
     if np.isfinite(candidate["loss"]) and not finite(candidate):
         raise UsageError(
-            f"{run.recipe.metric} cannot be computed on this validation split of {line['val']['seen']} images, so no epoch "
+            f"{run.recipe.metric} cannot be computed on this validation split of "
+            f"{line['val']['seen']} images, so no epoch "
             f"can be chosen by it: set {_others(run, line['val'])}"
         )
     line["kept"] = better(candidate, run.best)
@@ -66,15 +72,23 @@ def _call(run: Run, line: Mapping[str, Any]) -> None:
 
 
 def ended_early(run: Run) -> bool:
-    """Whether the run ends here, as all ranks agree: `on_epoch` asked for it, or `schedule.patience` is over."""
-    if run.recipe.schedule.patience is None and not run.world.first(lambda: run.on_epoch is not None or run.ended_by):
+    """Whether the run ends here, as all ranks agree: `on_epoch` asked for it, or
+    `schedule.patience` is over.
+    """
+    if run.recipe.schedule.patience is None and not run.world.first(
+        lambda: run.on_epoch is not None or run.ended_by
+    ):
         return False
-    run.ended_by = run.world.first(lambda: run.ended_by or ("schedule.patience" if _patience_over(run) else ""))
+    run.ended_by = run.world.first(
+        lambda: run.ended_by or ("schedule.patience" if _patience_over(run) else "")
+    )
     return bool(run.ended_by)
 
 
 def _patience_over(run: Run) -> bool:
-    """Whether so many epochs have passed since the best one, or since the warm-up where that ended later."""
+    """Whether so many epochs have passed since the best one, or since the warm-up where that ended
+    later.
+    """
     spec = run.recipe.schedule
     best = 0 if run.best is None else run.best["epoch"]
     return spec.patience is not None and run.epoch - max(best, spec.warmup_epochs) >= spec.patience
@@ -83,7 +97,11 @@ def _patience_over(run: Run) -> bool:
 def _others(run: Run, found: Mapping[str, Any]) -> str:
     """The task's measures that this validation split has a value of, or that need none."""
     values = {name: found.get(name, 0.0) for name in run.task.measures if name != run.recipe.metric}
-    return " or ".join(f"metric={name}" for name, value in values.items() if value is not None and np.isfinite(value))
+    return " or ".join(
+        f"metric={name}"
+        for name, value in values.items()
+        if value is not None and np.isfinite(value)
+    )
 
 
 def best_weights(run: Run) -> dict[str, Tensor]:
@@ -94,7 +112,8 @@ def best_weights(run: Run) -> dict[str, Tensor]:
     """
     if run.best is None or run.best_weights is None:
         raise DivergedError(
-            f"no epoch of {run.folder.path} has a finite validation loss: nothing can be chosen. Try a lower optim.lr or amp=none"
+            f"no epoch of {run.folder.path} has a finite validation loss: nothing can be chosen. "
+            "Try a lower optim.lr or amp=none"
         )
     return run.best_weights
 
@@ -116,7 +135,9 @@ def result(run: Run, outcome: Outcome | None) -> Result:
         test=None if outcome is None else _all_of(outcome),
         seconds=sum(line["seconds"] for line in lines),
         images_per_second=statistics.median(line["images_per_second"] for line in lines),
-        parameters=sum(parameter.numel() for parameter in run.task.evaluated(run.model).parameters()),
+        parameters=sum(
+            parameter.numel() for parameter in run.task.evaluated(run.model).parameters()
+        ),
         gained=None if run.recipe.metric == "last" else gain(lines, run.recipe.metric),
         rising=run.recipe.metric != "last" and still_rising(lines, run.recipe.metric),
         metric=run.recipe.metric,
@@ -128,7 +149,8 @@ def result(run: Run, outcome: Outcome | None) -> Result:
         outcome.write(run.folder.path, run.splits.test)
     publish(run)
     run.folder.write_json(
-        RESULT, {**{key: value for key, value in asdict(reached).items() if key != "run_dir"}, **COUNTED}
+        RESULT,
+        {**{key: value for key, value in asdict(reached).items() if key != "run_dir"}, **COUNTED},
     )
     return reached
 
@@ -158,7 +180,9 @@ def publish(run: Run) -> None:
 
 
 def _all_of(outcome: Outcome) -> dict[str, Any]:
-    """What the result says of the test images: all but what grows with the square of the classes, and what other files say."""
+    """What the result says of the test images: all but what grows with the square of the classes,
+    and what other files say.
+    """
     told = outcome.to_dict()
     return {name: value for name, value in told.items() if name not in LEFT_OUT}
 
@@ -176,4 +200,7 @@ def summary(run: Run, line: dict[str, Any]) -> str:
         value = val[metric]
         chosen = f"  val {metric} {'n/a' if value is None else format(value, '.4f')}{whose}"
     mark = "  best" if line.get("kept") and metric != "last" else ""
-    return f"loss {line['train_loss']:.3f}{loss}{chosen}{mark}  lr {line['lr']:.1e}  {rate(line['images_per_second'])} images/s"
+    return (
+        f"loss {line['train_loss']:.3f}{loss}{chosen}{mark}  lr {line['lr']:.1e}  "
+        f"{rate(line['images_per_second'])} images/s"
+    )

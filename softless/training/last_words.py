@@ -9,7 +9,9 @@ from softless.errors import StorageError
 from softless.models.durable import delete, make_folder, write_text
 from softless.training.run_folder import RANKS
 
-NOTED = "SOFTLESS_RANKS"  # names a file in which rank 0 notes the folder of the results, for the process that started the ranks
+# names a file in which rank 0 notes the folder of the results, for the process that started the
+# ranks
+NOTED = "SOFTLESS_RANKS"
 
 
 class LastWords:
@@ -38,10 +40,16 @@ class LastWords:
             leave(self.folder, self.rank, text)
 
     def of(self, rank: int) -> str:
-        """What another rank left since this one began, on one line; nothing where it left nothing."""
+        """What another rank left since this one began, on one line; nothing where it left
+        nothing.
+        """
         file = file_of(self.folder, rank)
         try:
-            return " ".join(file.read_text("utf-8", "replace").split()) if file.stat().st_mtime >= self.begun else ""
+            return (
+                " ".join(file.read_text("utf-8", "replace").split())
+                if file.stat().st_mtime >= self.begun
+                else ""
+            )
         except OSError:
             return ""
 

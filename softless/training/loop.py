@@ -1,4 +1,6 @@
-"""Training, as an algorithm: set up; per epoch train, validate, keep; at the end test the best epoch once."""
+"""Training, as an algorithm: set up; per epoch train, validate, keep; at the end test the best
+epoch once.
+"""
 
 import shlex
 import signal
@@ -45,32 +47,42 @@ def fit(
     progress: bool = True,
     on_epoch: OnEpoch | None = None,
 ) -> Result:
-    """Train a recipe and leave everything in its run folder; under torchrun, as one of its processes.
+    """Train a recipe and leave everything in its run folder; under torchrun, as one of its
+    processes.
 
-    The best epoch is chosen on the validation split; the test split is read once, at the end. The whole state is kept at the end of every
-    epoch and as `recipe.save` says; SIGTERM and SIGINT save it too. On the same CPU and software a run that was interrupted
-    anywhere and resumed equals, bit for bit, one that was not. Another number of threads moves last bits, so a run keeps its own.
+    The best epoch is chosen on the validation split; the test split is read once, at the end. The
+    whole state is kept at the end of every epoch and as `recipe.save` says; SIGTERM and SIGINT save
+    it too. On the same CPU and software a run that was interrupted anywhere and resumed equals, bit
+    for bit, one that was not. Another number of threads moves last bits, so a run keeps its own.
 
     Args:
-        recipe: the run; None continues the one in the folder with the recipe it has, which needs `resume`.
+        recipe: the run; None continues the one in the folder with the recipe it has, which needs
+            `resume`.
         run_dir: its folder, made if missing.
         resume: continue from the newest good checkpoint; a finished run is returned as it is.
         overwrite: delete the run that the folder holds.
         device: auto (cuda, mps or cpu, whichever is there), or a name.
         progress: show a bar, or lines where stderr is no terminal.
-        on_epoch: called on the first rank after each epoch, with its `EpochState`; it may end the run.
+        on_epoch: called on the first rank after each epoch, with its `EpochState`; it may end the
+            run.
 
     Raises:
-        UsageError: the recipe, the folder or the data (DataError) cannot be used, another process trains in the folder, it cannot be
-            written (StorageError), its checkpoint is another run's (ResumeMismatch), or none is good (CheckpointError).
-        DivergedError: loss or gradient is not finite; the last and best states on disk are from before.
+        UsageError: the recipe, the folder or the data (DataError) cannot be used, another process
+            trains in the folder, it cannot be written (StorageError), its checkpoint is another
+            run's (ResumeMismatch), or none is good (CheckpointError).
+        DivergedError: loss or gradient is not finite; the last and best states on disk are from
+            before.
         Interrupted: a signal came; the state is saved, and the error's exit_code is 143 or 130.
     """
     if recipe is not None:
         recipe.check()
     folder = RunFolder(Path(run_dir))
     patience = PATIENCE if recipe is None else recipe.rank_patience
-    with join(device, patience, folder.path) as world, Signals(ranks=world.size) as signals, hearing(world):
+    with (
+        join(device, patience, folder.path) as world,
+        Signals(ranks=world.size) as signals,
+        hearing(world),
+    ):
         agree_on_command(world, recipe, folder.path, resume=resume, overwrite=overwrite)
         seen = world.first(folder.recipe) if resume else None
         recipe = world.first(lambda: settled(recipe, folder, resume=resume, overwrite=overwrite))
@@ -80,10 +92,15 @@ def fit(
             world.first(lambda: clear_dead(folder.path))
             return finished
         try:
-            run = set_up(recipe, folder.path, world, signals, resume=resume, overwrite=overwrite, seen=seen)
+            run = set_up(
+                recipe, folder.path, world, signals, resume=resume, overwrite=overwrite, seen=seen
+            )
             run.on_epoch = on_epoch
         except Stop as stop:
-            raise Interrupted("a signal came before the first step: there was nothing to save", 128 + (signals.received or signal.SIGTERM)) from stop  # fmt: skip
+            raise Interrupted(
+                "a signal came before the first step: there was nothing to save",
+                128 + (signals.received or signal.SIGTERM),
+            ) from stop
         world.may_speak()
         with ended(run):
             try:
@@ -116,7 +133,10 @@ def ended(run: Run) -> Iterator[None]:
         yield
     except BaseException as error:
         states = {Interrupted: "stopped", DivergedError: "diverged"}
-        state, said = next((name for kind, name in states.items() if isinstance(error, kind)), "failed"), str(error)
+        state, said = (
+            next((name for kind, name in states.items() if isinstance(error, kind)), "failed"),
+            str(error),
+        )
         raise
     finally:
         if run.claim is not None:
@@ -129,7 +149,10 @@ def train(run: Run, *, progress: bool) -> Result:
     if run.recipe.divergence.policy == "rewind" and run.saved is None:
         run.world.first(lambda: checkpoint.save(run))
     opening.tell(run, show=progress)
-    with Progress(run.epochs, len(run.loader), run.updates, show=show) as bar, Scalars(run) as scalars:
+    with (
+        Progress(run.epochs, len(run.loader), run.updates, show=show) as bar,
+        Scalars(run) as scalars,
+    ):
         while run.epoch < run.epochs and not keep.ended_early(run):
             line = run_epoch_or_rewind(run, bar)
             if line is not None:
@@ -143,7 +166,8 @@ def run_epoch_or_rewind(run: Run, bar: Progress) -> dict[str, Any] | None:
     """An epoch's line, or None where the run went back to its last checkpoint.
 
     Raises:
-        DataError: a process that loads images died; torch says so in the middle of whatever runs, so the last checkpoint stands.
+        DataError: a process that loads images died; torch says so in the middle of whatever runs,
+            so the last checkpoint stands.
     """
     try:
         return run_epoch(run, bar)
@@ -154,13 +178,16 @@ def run_epoch_or_rewind(run: Run, bar: Progress) -> dict[str, Any] | None:
         if LOADER not in str(error):
             raise
         raise DataError(
-            f"a process that loads images died at step {run.step + 1} of epoch {run.epoch + 1} ({str(error).splitlines()[0]}): it was killed, often "
+            f"a process that loads images died at step {run.step + 1} of epoch {run.epoch + 1} "
+            f"({str(error).splitlines()[0]}): it was killed, often "
             "for want of memory; continue with --resume and fewer data.workers"
         ) from error
 
 
 def run_epoch(run: Run, bar: Progress) -> dict[str, Any]:
-    """Train what is left of an epoch, validate, keep what was reached; returns the epoch's line of the log."""
+    """Train what is left of an epoch, validate, keep what was reached; returns the epoch's line of
+    the log.
+    """
     start = time.perf_counter() - run.partial.seconds
     line: dict[str, Any] = {"epoch": run.epoch + 1, **train_epoch(run, bar, start)}
     with bar.paused(), run.rest():
@@ -171,7 +198,8 @@ def run_epoch(run: Run, bar: Progress) -> dict[str, Any]:
     line["weights"] = None  # both kinds stand for election
     found = best_of(line, run.recipe.metric)
     line["weights"] = found["weights"]
-    run.scheduler.step(run.epoch + 1, found["value"])  # the one schedule that follows the score; the others ignore this
+    # the one schedule that follows the score; the others ignore this
+    run.scheduler.step(run.epoch + 1, found["value"])
     run.epoch, run.step, run.partial = run.epoch + 1, 0, Partial()
     if run.recipe.divergence.policy == "rewind":
         run.faults = 0
@@ -204,7 +232,11 @@ def train_epoch(run: Run, bar: Progress, start: float) -> dict[str, float]:
         if seen.save:
             run.world.first(lambda: checkpoint.save(run))
     taken = len(run.loader) - sum(epoch == run.epoch for epoch, _ in run.left_out)
-    return {"train_loss": run.partial.loss / max(taken, 1), "lr": run.partial.lr, "images_per_second": rate}
+    return {
+        "train_loss": run.partial.loss / max(taken, 1),
+        "lr": run.partial.lr,
+        "images_per_second": rate,
+    }
 
 
 def batches(run: Run) -> Iterator[Any]:
@@ -227,7 +259,8 @@ def batches(run: Run) -> Iterator[Any]:
 
 
 def train_step(run: Run, batch: Any, step: int) -> Seen:
-    """Forward, backward, and the update if loss and gradient are finite; what was seen is the same on all ranks.
+    """Forward, backward, and the update if loss and gradient are finite; what was seen is the same
+    on all ranks.
 
     All exchanges between ranks come before the update, so where one fails the step can be undone.
 
@@ -294,7 +327,9 @@ def clip(run: Run) -> Tensor:
 
 
 def look(run: Run, loss: Tensor | None, norm: Tensor | None) -> Seen:
-    """Loss and gradient over all ranks, and whether one of them wants to save or to stop, in one exchange."""
+    """Loss and gradient over all ranks, and whether one of them wants to save or to stop, in one
+    exchange.
+    """
     wishes = (float(due(run)), float(run.signals.received is not None))
     mine = torch.tensor([0.0, *wishes], device=run.device)
     if loss is not None:
@@ -308,7 +343,9 @@ def due(run: Run) -> bool:
     """Whether this process wants a checkpoint after the step under way."""
     spec = run.recipe.save
     by_steps = spec.every_steps is not None and (run.updates + 1) % spec.every_steps == 0
-    by_time = spec.every_seconds is not None and time.monotonic() - run.saved_at > spec.every_seconds
+    by_time = (
+        spec.every_seconds is not None and time.monotonic() - run.saved_at > spec.every_seconds
+    )
     return run.world.is_first and (by_steps or by_time)
 
 
@@ -327,18 +364,24 @@ def leave(run: Run) -> NoReturn:
     came = [number for number in run.world.gather(run.signals.received) if number is not None]
     number = came[0] if came else signal.SIGTERM
     raise Interrupted(
-        f"{number.name} at step {run.step} of epoch {min(run.epoch + 1, run.epochs)}: the state is saved in {run.checkpoints.folder}; "
+        f"{number.name} at step {run.step} of epoch {min(run.epoch + 1, run.epochs)}: the state "
+        f"is saved in {run.checkpoints.folder}; "
         f"continue with `softless train --resume --out {shlex.quote(str(run.folder.path))}`",
         128 + number,
     )
 
 
 def left_alone(run: Run, error: RankGone) -> NoReturn:
-    """Save where the run stands, which is after the last whole step, if this is the rank that saves; and end it."""
+    """Save where the run stands, which is after the last whole step, if this is the rank that
+    saves; and end it.
+    """
     again = f"continue with `softless train --resume --out {shlex.quote(str(run.folder.path))}`"
     if run.world.is_first:
         checkpoint.save(run)
-        again = f"the state after step {run.step} of epoch {min(run.epoch + 1, run.epochs)} is saved; {again}"
+        again = (
+            f"the state after step {run.step} of epoch {min(run.epoch + 1, run.epochs)} is "
+            f"saved; {again}"
+        )
     raise RankGone(f"{error}: {again}") from error
 
 

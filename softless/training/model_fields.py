@@ -1,4 +1,6 @@
-"""The fields of a recipe's model: `model.args.*` typed by the model's own signature, and what stays when another model is named."""
+"""The fields of a recipe's model: `model.args.*` typed by the model's own signature, and what stays
+when another model is named.
+"""
 
 import difflib
 import logging
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("softless.training")
 PREFIX = "model.args."
+# arguments that other fields of a recipe decide
 ELSEWHERE = {
     "op": "set model.op",
     "num_classes": "the data say how many classes there are",
@@ -25,7 +28,7 @@ ELSEWHERE = {
     "drop_path_rate": "set drop_path",
     "pretrained": "set model.weights",
     "checkpoint_path": "set model.weights",
-}  # arguments that other fields of a recipe decide
+}
 UNSET = ("act", "num_heads", "lpi")  # arguments of create_model that none leaves to the model
 FROM_ZERO = Interval.of("[0, inf)")
 
@@ -34,7 +37,8 @@ def judged(model: "ModelSpec", args: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments as the model's signature types them.
 
     Raises:
-        UsageError: unknown model or operator, an argument that the model does not take (nearest offered), or a value of another type.
+        UsageError: unknown model or operator, an argument that the model does not take (nearest
+            offered), or a value of another type.
     """
     known = arguments(model.name, model.op)
     return {name: _judged(model, known, name, value) for name, value in args.items()}
@@ -81,14 +85,17 @@ def _foreign(model: "ModelSpec", known: Mapping[str, Argument], name: str, value
     near = f"Did you mean '{PREFIX}{close[0]}'? " if close else ""
     listed = ", ".join(sorted(known)[:30]) + (", …" if len(known) > 30 else "")
     with_op = f" with op='{model.op}'" if model.op else ""
-    raise UsageError(f"'{model.name}'{with_op} takes no argument '{PREFIX}{name}'. {near}It takes: {listed}")
+    raise UsageError(
+        f"'{model.name}'{with_op} takes no argument '{PREFIX}{name}'. {near}It takes: {listed}"
+    )
 
 
 def chosen(own: "ModelSpec", new: "ModelSpec", given: Mapping[str, Any]) -> "ModelSpec":
     """The model after the fields `given` were set, whatever their order.
 
-    Operator, arguments and weights of the recipe go with the recipe's own model: where another is named they are left out, unless they
-    were set too, and that is said. `model.args` sets all arguments at once; `{}` leaves none.
+    Operator, arguments and weights of the recipe go with the recipe's own model: where another is
+    named they are left out, unless they were set too, and that is said. `model.args` sets all
+    arguments at once; `{}` leaves none.
 
     Raises:
         UsageError: as `judged`.
@@ -101,8 +108,10 @@ def chosen(own: "ModelSpec", new: "ModelSpec", given: Mapping[str, Any]) -> "Mod
         whole = literal(given["model.args"])
         if not isinstance(whole, Mapping):
             raise UsageError(
-                f"model.args={given['model.args']!r} is a group of fields: set one of them, for example "
-                f"{PREFIX}{next(iter(own.args), 'depth')}=…, or all, as {{'depth': 4}}; {{}} clears it"
+                f"model.args={given['model.args']!r} is a group of fields: set one of them, for "
+                "example "
+                f"{PREFIX}{next(iter(own.args), 'depth')}=…, or all, as {{'depth': 4}}; {{}} "
+                "clears it"
             )
         args, own_names = {**whole}, own_names | set(whole)
     for path in sorted(paths, key=lambda path: path.count(".")):
@@ -120,21 +129,30 @@ def chosen(own: "ModelSpec", new: "ModelSpec", given: Mapping[str, Any]) -> "Mod
         op=None if "model.op" in dropped else new.op,
         weights=None if "model.weights" in dropped else new.weights,
     )
-    new = replace(new, args={**args, **judged(new, {name: args[name] for name in args if name in own_names})})
+    new = replace(
+        new, args={**args, **judged(new, {name: args[name] for name in args if name in own_names})}
+    )
     stays = {name: value for name, value in own.args.items() if name not in own_names}
     if dropped:
         _log.warning(
-            "model.name=%s: left out, since it goes with the recipe's own model '%s': %s; set what is to stay",
-            new.name, own.name, _listed(dropped),
-        )  # fmt: skip
+            "model.name=%s: left out, since it goes with the recipe's own model '%s': %s; set "
+            "what is to stay",
+            new.name,
+            own.name,
+            _listed(dropped),
+        )
     elif foreign:
         said = _listed({f"{PREFIX}{name}": value for name, value in foreign.items()})
-        _log.warning("model.op=%s: left out, since it is an option of '%s': %s", new.op, own.op, said)
+        _log.warning(
+            "model.op=%s: left out, since it is an option of '%s': %s", new.op, own.op, said
+        )
     elif "model.name" in given and "model.args" not in given and not other and stays:
         _log.warning(
-            "model.name=%s is the recipe's own model, whose arguments stay: %s; model.args={} clears them",
-            own.name, _listed(stays),
-        )  # fmt: skip
+            "model.name=%s is the recipe's own model, whose arguments stay: %s; model.args={} "
+            "clears them",
+            own.name,
+            _listed(stays),
+        )
     return new
 
 
@@ -148,9 +166,13 @@ def _foreign_options(own: "ModelSpec", new: "ModelSpec", left: set[str]) -> dict
 
 def _dropped(own: "ModelSpec", given: Mapping[str, Any], own_names: set[str]) -> dict[str, Any]:
     """What goes with the recipe's own model and was not set anew."""
-    dropped = {f"{PREFIX}{name}": value for name, value in own.args.items() if name not in own_names}
+    dropped = {
+        f"{PREFIX}{name}": value for name, value in own.args.items() if name not in own_names
+    }
     rest = {"model.op": own.op, "model.weights": own.weights}
-    return dropped | {name: value for name, value in rest.items() if value is not None and name not in given}
+    return dropped | {
+        name: value for name, value in rest.items() if value is not None and name not in given
+    }
 
 
 def _listed(values: Mapping[str, Any]) -> str:
@@ -160,7 +182,15 @@ def _listed(values: Mapping[str, Any]) -> str:
 def with_depths(recipe: "Recipe", given: Mapping[str, Any]) -> "Recipe":
     """Without stochastic depth where another model has no place for it; it is said."""
     model = recipe.model
-    if not recipe.drop_path or "drop_path" in given or takes(model.name, model.op, "drop_path_rate"):
+    if (
+        not recipe.drop_path
+        or "drop_path" in given
+        or takes(model.name, model.op, "drop_path_rate")
+    ):
         return recipe
-    _log.warning("'%s' has no stochastic depth: the recipe's drop_path=%g is left out", model.name, recipe.drop_path)
+    _log.warning(
+        "'%s' has no stochastic depth: the recipe's drop_path=%g is left out",
+        model.name,
+        recipe.drop_path,
+    )
     return replace(recipe, drop_path=0.0)

@@ -1,4 +1,8 @@
-"""Names that recipes had once. They stay: on the command line, in `get_recipe`, and in the recipe.json of runs that were begun under them."""
+"""Names that recipes had once.
+
+They stay: on the command line, in `get_recipe`, and in the recipe.json of runs that were begun
+under them.
+"""
 
 ALIASES = {"folder": "classify"}  # old -> today's
 

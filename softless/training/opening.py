@@ -1,7 +1,9 @@
-"""The first lines of a run: its data, its model and machine, its steps and about how long they take.
+"""The first lines of a run: its data, its model and machine, its steps and about how long they
+take.
 
-The time comes from a few trial steps, forward and backward, of a copy of the model: weights, optimiser, averages, buffers, random
-numbers and the order of the data stay where they were, so a run with these lines equals one without.
+The time comes from a few trial steps, forward and backward, of a copy of the model: weights,
+optimiser, averages, buffers, random numbers and the order of the data stay where they were, so a
+run with these lines equals one without.
 """
 
 import copy
@@ -37,13 +39,16 @@ class Trial:
     steps: int  # that were tried
     seconds: float
     cpu_seconds: float  # of all threads
-    amp_seconds: float | None = None  # forward and backward of one step in the recipe's number format, on a processor
+    # forward and backward of one step in the recipe's number format, on a processor
+    amp_seconds: float | None = None
     plain_seconds: float | None = None  # and in float32
 
 
 @dataclass(frozen=True)
 class Opening:
-    """What a run is about to do; prints as three lines, one where softmax is kept, and one for each length that was fitted to the data."""
+    """What a run is about to do; prints as three lines, one where softmax is kept, and one for each
+    length that was fitted to the data.
+    """
 
     data: str
     classes: int
@@ -62,7 +67,8 @@ class Opening:
     done: int  # steps that earlier processes did
     softmax: str = ""  # where the model keeps softmax beside another operator
     fitted: tuple[str, ...] = ()  # what of the recipe's length was changed to fit the data
-    seconds: float | None = None  # that the steps and validations ahead take, about; None: not tried
+    # that the steps and validations ahead take, about; None: not tried
+    seconds: float | None = None
     cpu_seconds: float | None = None
     trials: int = 0
     slower: str = ""  # a number format that this processor is slow in
@@ -79,23 +85,37 @@ class Opening:
         total, ahead = self.epochs * self.steps, self.epochs * self.steps - self.done
         left = f"; {self.done:,} are done, {ahead:,} ahead" if self.done else ""
         return [
-            f"data     {self.data}: {classes}, {self.train:,} train, {self.val:,} validation, {test} images at {height} x {width}",
-            f"model    {self.model}, {self.parameters:,} parameters{several} {self.device}{threads}, {counted(self.workers, 'worker')}",
+            (
+                f"data     {self.data}: {classes}, {self.train:,} train, {self.val:,} validation, "
+                f"{test} images at {height} x {width}"
+            ),
+            (
+                f"model    {self.model}, {self.parameters:,} parameters{several} "
+                f"{self.device}{threads}, {counted(self.workers, 'worker')}"
+            ),
             *([f"softmax  is kept in {self.softmax}"] if self.softmax else []),
             *(f"fitted   {said}" for said in self.fitted),
             *([f"numbers  {self.slower}"] if self.slower else []),
-            f"steps    {counted(self.epochs, 'epoch')} of {counted(self.steps, 'step')} = {total:,}{left}{self._time()}",
+            (
+                f"steps    {counted(self.epochs, 'epoch')} of {counted(self.steps, 'step')} = "
+                f"{total:,}{left}{self._time()}"
+            ),
         ]
 
     def _time(self) -> str:
         if self.seconds is None:
             return ""
         cpu = "" if self.cpu_seconds is None else f" ({roughly(self.cpu_seconds)} of CPU time)"
-        return f"; about {roughly(self.seconds)}{cpu}, from {WORDS.get(self.trials, f'{self.trials} trial steps')}"
+        return (
+            f"; about {roughly(self.seconds)}{cpu}, from "
+            f"{WORDS.get(self.trials, f'{self.trials} trial steps')}"
+        )
 
 
 def tell(run: Run, *, show: bool) -> None:
-    """Say what the run is about to do, on stderr and in state.json; all processes of a run call this alike."""
+    """Say what the run is about to do, on stderr and in state.json; all processes of a run call
+    this alike.
+    """
     if not show:
         return
     said = seen(run)
@@ -119,7 +139,9 @@ def seen(run: Run) -> Opening:
         test=0 if splits.test is None else len(splits.test),
         pixels=run.task.pixels(),
         model=_model_said(recipe),
-        parameters=sum(parameter.numel() for parameter in run.task.evaluated(run.model).parameters()),
+        parameters=sum(
+            parameter.numel() for parameter in run.task.evaluated(run.model).parameters()
+        ),
         device=str(run.device),
         processes=run.world.size,
         threads=torch.get_num_threads() if run.device.type == "cpu" else None,
@@ -140,13 +162,17 @@ def _model_said(recipe: Recipe) -> str:
 
 
 def with_time(said: Opening, run: Run, trial: Trial) -> Opening:
-    """The opening with the time that the steps and validations ahead take, as far as a few steps tell."""
+    """The opening with the time that the steps and validations ahead take, as far as a few steps
+    tell.
+    """
     ahead = said.epochs * said.steps - said.done
     looks = 2 if run.ema is not None and run.recipe.ema_evaluate else 1
     validated = FORWARD * looks * said.val / run.recipe.step_images * (said.epochs - run.epoch)
     values = asdict(said) | {
         "seconds": trial.seconds * (ahead + validated),
-        "cpu_seconds": trial.cpu_seconds * (ahead + validated) if run.device.type == "cpu" else None,
+        "cpu_seconds": trial.cpu_seconds * (ahead + validated)
+        if run.device.type == "cpu"
+        else None,
         "trials": trial.steps,
         "slower": slower(run.recipe.amp, trial),
     }
@@ -154,14 +180,26 @@ def with_time(said: Opening, run: Run, trial: Trial) -> Opening:
 
 
 def slower(amp: str, trial: Trial) -> str:
-    """What is said where a step in float32 is clearly faster, as on processors without instructions for bfloat16."""
-    if trial.amp_seconds is None or trial.plain_seconds is None or trial.amp_seconds < CLEARLY * trial.plain_seconds:
+    """What is said where a step in float32 is clearly faster, as on processors without instructions
+    for bfloat16.
+    """
+    if (
+        trial.amp_seconds is None
+        or trial.plain_seconds is None
+        or trial.amp_seconds < CLEARLY * trial.plain_seconds
+    ):
         return ""
-    return f"{amp} is slow here: a step takes {trial.amp_seconds:.2g} s, and {trial.plain_seconds:.2g} s in float32 (--amp none)"
+    return (
+        f"{amp} is slow here: a step takes {trial.amp_seconds:.2g} s, and "
+        f"{trial.plain_seconds:.2g} s in float32 (--amp none)"
+    )
 
 
 def tried(run: Run) -> Trial | None:
-    """Time some steps ahead on a copy of the model, or None where few steps are ahead. Nothing of the run moves."""
+    """Time some steps ahead on a copy of the model, or None where few steps are ahead.
+
+    Nothing of the run moves.
+    """
     if run.epochs * len(run.loader) - run.updates < FEWEST:
         return None
     devices = [run.device] if run.device.type == "cuda" else []
@@ -171,7 +209,8 @@ def tried(run: Run) -> Trial | None:
         wall: list[float] = []
         cpu: list[float] = []
         began = time.perf_counter()
-        for positions in islice(iter(run.loader.batch_sampler), TRIALS):  # type: ignore[arg-type]  # it yields batches
+        # it yields batches
+        for positions in islice(iter(run.loader.batch_sampler), TRIALS):  # type: ignore[arg-type]
             start = time.perf_counter(), time.process_time()
             batch = run.loader.collate_fn(run.loader.dataset.__getitems__(positions))  # type: ignore[attr-defined]
             loaded = time.perf_counter() - start[0]
@@ -190,14 +229,27 @@ def tried(run: Run) -> Trial | None:
     if devices:
         del learner
         torch.cuda.reset_peak_memory_stats(run.device)
-    warm = slice(1, None) if len(wall) > 1 else slice(None)  # the first also sets up what the others use
-    return Trial(len(wall), sum(wall[warm]) / len(wall[warm]), sum(cpu[warm]) / len(cpu[warm]), amp, plain)
+    # the first also sets up what the others use
+    warm = slice(1, None) if len(wall) > 1 else slice(None)
+    return Trial(
+        len(wall), sum(wall[warm]) / len(wall[warm]), sum(cpu[warm]) / len(cpu[warm]), amp, plain
+    )
 
 
 def _copied(model: torch.nn.Module) -> torch.nn.Module:
-    """A copy with memory of its own. Tensors that a forward pass left in a module (weight norm's) are copied by value."""
-    left = [value for module in model.modules() for value in vars(module).values() if isinstance(value, torch.Tensor)]
-    return copy.deepcopy(model, {id(value): value.detach().clone() for value in left if not value.is_leaf})
+    """A copy with memory of its own.
+
+    Tensors that a forward pass left in a module (weight norm's) are copied by value.
+    """
+    left = [
+        value
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, torch.Tensor)
+    ]
+    return copy.deepcopy(
+        model, {id(value): value.detach().clone() for value in left if not value.is_leaf}
+    )
 
 
 def _step(run: Run, learner: torch.nn.Module, batch: Any, amp: str) -> None:

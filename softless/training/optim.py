@@ -15,14 +15,16 @@ if TYPE_CHECKING:
     from timm.scheduler.scheduler import Scheduler
     from timm.utils import ModelEmaV3
 
-FUSED = {"adam", "adamw"}  # one kernel for all tensors, on CPU too: 5 times less time per step for a small model
+# one kernel for all tensors, on CPU too: 5 times less time per step for a small model
+FUSED = {"adam", "adamw"}
 
 
 def optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     """timm's optimiser at the effective rate.
 
-    No weight decay on parameters of at most one dimension, on biases, and on what the model names (cls_token, pos_embed):
-    timm's rule, and the papers'; nor on learned tensors whose operator asks for that.
+    No weight decay on parameters of at most one dimension, on biases, and on what the model names
+    (cls_token, pos_embed): timm's rule, and the papers'; nor on learned tensors whose operator asks
+    for that.
 
     Raises:
         UsageError: no such optimiser, or one that does not take what the recipe sets.
@@ -44,8 +46,8 @@ def _groups(model: nn.Module, spec: OptimSpec) -> list[dict[str, Any]]:
 
     from softless.models import no_weight_decay
 
-    # Exact names, as in the timm 0.4.9 of the papers. Newer timm lists the pattern 'pos_embed.*' for XCiT, whose projection
-    # of Fourier features the papers' code decays.
+    # Exact names, as in the timm 0.4.9 of the papers. Newer timm lists the pattern 'pos_embed.*'
+    # for XCiT, whose projection of Fourier features the papers' code decays.
     names = no_weight_decay(model) & {name for name, _ in model.named_parameters()}
     common: dict[str, Any] = {"weight_decay": spec.weight_decay, "no_weight_decay_list": names}
     if spec.layer_decay is None:
@@ -54,7 +56,8 @@ def _groups(model: nn.Module, spec: OptimSpec) -> list[dict[str, Any]]:
 
 
 def accepted(spec: OptimSpec) -> dict[str, Any]:
-    """eps and betas where the optimiser has them; set to something else where it has not, they are refused.
+    """eps and betas where the optimiser has them; set to something else where it has not, they are
+    refused.
 
     Raises:
         UsageError: that, or no such optimiser.
@@ -69,16 +72,23 @@ def accepted(spec: OptimSpec) -> dict[str, Any]:
     takes = {"eps": info.has_eps, "betas": info.has_betas and info.num_betas == len(spec.betas)}
     for field, taken in takes.items():
         if not taken and getattr(spec, field) != getattr(plain, field):
-            raise UsageError(f"optimiser '{spec.name}' takes no optim.{field} (set to {getattr(spec, field)})")
-    accepted: dict[str, Any] = {field: getattr(spec, field) for field, taken in takes.items() if taken}
+            raise UsageError(
+                f"optimiser '{spec.name}' takes no optim.{field} (set to {getattr(spec, field)})"
+            )
+    accepted: dict[str, Any] = {
+        field: getattr(spec, field) for field, taken in takes.items() if taken
+    }
     return {**accepted, "fused": True} if name in FUSED else accepted
 
 
-def scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, steps_per_epoch: int) -> "tuple[Scheduler, int]":
+def scheduler(
+    recipe: Recipe, optimizer: torch.optim.Optimizer, steps_per_epoch: int
+) -> "tuple[Scheduler, int]":
     """timm's schedule, moved at every step, and the number of epochs with the cool-down.
 
-    At the first step of each epoch the rate is the one timm gives for that epoch; in between it moves smoothly, so that
-    short epochs' warm-up does not begin with a whole epoch at `warmup_lr`. Only `plateau` moves per epoch.
+    At the first step of each epoch the rate is the one timm gives for that epoch; in between it
+    moves smoothly, so that short epochs' warm-up does not begin with a whole epoch at `warmup_lr`.
+    Only `plateau` moves per epoch.
 
     Raises:
         UsageError: no such schedule, or a warm-up that leaves no epoch.
@@ -112,8 +122,9 @@ def scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, steps_per_epoch:
 def moment(recipe: Recipe, updates: int, steps_per_epoch: int) -> int:
     """The update whose rate the schedule gives after so many.
 
-    The scripts of DeiT, XCiT and SimA move their schedule behind an epoch, to that epoch's own number: the second epoch still has the rate of the
-    first, and each later one that of the epoch before (`schedule.moves="epoch"`).
+    The scripts of DeiT, XCiT and SimA move their schedule behind an epoch, to that epoch's own
+    number: the second epoch still has the rate of the first, and each later one that of the epoch
+    before (`schedule.moves="epoch"`).
     """
     if recipe.schedule.moves == "step":
         return updates
@@ -128,8 +139,9 @@ def own_tensors(model: nn.Module) -> list[OwnTensors]:
 def averaged(recipe: Recipe, model: nn.Module) -> "ModelEmaV3 | None":
     """The exponential moving average of the weights, which follows from the first step on.
 
-    The decay of step t, counted from 0, is min(ema_decay, (1 + t) / (10 + t)): a constant one keeps ema_decay^steps of the random start,
-    half of it in a short run. The papers' runs have a thousand times the steps, and there the two are the same.
+    The decay of step t, counted from 0, is min(ema_decay, (1 + t) / (10 + t)): a constant one keeps
+    ema_decay^steps of the random start, half of it in a short run. The papers' runs have a thousand
+    times the steps, and there the two are the same.
 
     Raises:
         UsageError: a decay outside [0, 1), or none where the average is to be evaluated.
@@ -140,7 +152,9 @@ def averaged(recipe: Recipe, model: nn.Module) -> "ModelEmaV3 | None":
     from timm.utils import ModelEmaV3
 
     class Averaged(ModelEmaV3):
-        """Random tensors that an operator draws anew are taken over: the mean of two draws is no draw."""
+        """Random tensors that an operator draws anew are taken over: the mean of two draws is no
+        draw.
+        """
 
         def get_decay(self, step: int | None = None) -> float:
             return self.decay if step is None else min(self.decay, (1 + step) / (10 + step))

@@ -51,12 +51,18 @@ def with_labels(recipe: Recipe, path: str | Path | None, given: Mapping[str, Any
         return recipe
     place = path or given.get("data.path") or recipe.data.path
     if recipe.table is not None:
-        columns = {name: value for name, value in given.items() if name.partition(".")[0] == "table"}
+        columns = {
+            name: value for name, value in given.items() if name.partition(".")[0] == "table"
+        }
         named = recipe.with_fields(**columns)
         there = named.table is not None and located(named.table.path or "").is_file()
         several = there and named.table is not None and label_count(named.table) > 1
     else:
-        several = recipe.data.source == "npz" and place is not None and stored_labels(located(str(place))) > 1
+        several = (
+            recipe.data.source == "npz"
+            and place is not None
+            and stored_labels(located(str(place))) > 1
+        )
     return several_labels(recipe, given) if several else recipe
 
 
@@ -65,15 +71,21 @@ def several_labels(recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
     if recipe.multilabel is not None:
         return recipe
     changed: dict[str, Any] = {"metric": "auc"} if recipe.metric not in {"auc", "loss"} else {}
-    changed |= {f"augment.{name}": 0.0 for name in ("mixup", "cutmix") if getattr(recipe.augment, name)}
+    changed |= {
+        f"augment.{name}": 0.0 for name in ("mixup", "cutmix") if getattr(recipe.augment, name)
+    }
     changed = {name: value for name, value in changed.items() if name not in given}
     said = ", ".join(f"{name}={value}" for name, value in changed.items())
-    notice(f"the images have several labels each{f': {said} in place of what the recipe has for one' if said else ''}")
+    notice(
+        "the images have several labels "
+        f"each{f': {said} in place of what the recipe has for one' if said else ''}"
+    )
     return replace(recipe, multilabel=MultilabelSpec()).with_fields(**changed)
 
 
 def with_model(recipe: Recipe, model: nn.Module | None, given: Collection[str]) -> Recipe:
-    """The recipe for a model that was built in Python; where nobody set a size, at the size that the model says.
+    """The recipe for a model that was built in Python; where nobody set a size, at the size that
+    the model says.
 
     Args:
         recipe: of a classifier.
@@ -87,9 +99,13 @@ def with_model(recipe: Recipe, model: nn.Module | None, given: Collection[str]) 
         return recipe
     need_module(model, "train")
     if recipe.task not in {"classification", "multilabel"}:
-        raise UsageError(f"model=… is for classification; recipe '{recipe.name}' is for {recipe.task}")
+        raise UsageError(
+            f"model=… is for classification; recipe '{recipe.name}' is for {recipe.task}"
+        )
     if named := sorted(name for name in given if name.partition(".")[0] == "model"):
-        raise UsageError(f"{named[0]} is of a model by name, and model=… was given: leave one of them out")
+        raise UsageError(
+            f"{named[0]} is of a model by name, and model=… was given: leave one of them out"
+        )
     changed: dict[str, Any] = {"drop_path": 0.0} if recipe.drop_path else {}
     side = getattr(getattr(model, "patch_embed", None), "img_size", None)
     if recipe.model.name != GIVEN and isinstance(side, tuple) and "data.image_size" not in given:
@@ -115,17 +131,25 @@ def with_datasets(recipe: Recipe, parts: Mapping[str, Any], given: Mapping[str, 
     """
     if recipe.task not in {"classification", "multilabel"}:
         raise UsageError(
-            f"a dataset of (image, target) is for classification; recipe '{recipe.name}' is for {recipe.task}: "
+            f"a dataset of (image, target) is for classification; recipe '{recipe.name}' is for "
+            f"{recipe.task}: "
             "give a folder"
         )
     if recipe.table is not None:
-        raise UsageError("a table lists image files, and a dataset was given: leave one of them out")
+        raise UsageError(
+            "a table lists image files, and a dataset was given: leave one of them out"
+        )
     data = replace(recipe.data, source="given", path=None, group=None)
-    return several_labels(replace(recipe, data=data), given) if has_labels(parts) else replace(recipe, data=data)
+    return (
+        several_labels(replace(recipe, data=data), given)
+        if has_labels(parts)
+        else replace(recipe, data=data)
+    )
 
 
 def with_data(recipe: Recipe, path: str | Path | None, given: Collection[str] = ()) -> Recipe:
-    """The recipe with its data at this path. Colour images of an npz file stay so, whatever the recipe was made for, which is said.
+    """The recipe with its data at this path. Colour images of an npz file stay so, whatever the
+    recipe was made for, which is said.
 
     Args:
         recipe: whose data are replaced.
@@ -139,11 +163,17 @@ def with_data(recipe: Recipe, path: str | Path | None, given: Collection[str] = 
         return recipe
     if recipe.data.source == "digits":
         raise UsageError(
-            f"recipe '{recipe.name}' reads scikit-learn's bundled digits, so --data {path} has no effect: leave it out, or "
+            f"recipe '{recipe.name}' reads scikit-learn's bundled digits, so --data {path} has no "
+            "effect: leave it out, or "
             "take --recipe classify (class folders) or medmnist (npz)"
         )
     data = replace(recipe.data, path=str(path))
-    grey = data.source == "npz" and data.in_chans == GREY and data.mean is None and "data.in_chans" not in given
+    grey = (
+        data.source == "npz"
+        and data.in_chans == GREY
+        and data.mean is None
+        and "data.in_chans" not in given
+    )
     if grey and stored_channels(located(path)) == COLOUR:
         data = replace(data, in_chans=COLOUR)
         notice(f"{path}: the images are in colour: data.in_chans=3 instead of the recipe's 1")

@@ -27,13 +27,18 @@ def running(pid: int) -> bool:
 def _ended(pid: int) -> bool:
     """Whether it is a process that has ended, and that its parent has not asked about yet."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] in {"Z", "X"}
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[
+            0
+        ] in {"Z", "X"}
     except (OSError, IndexError):
         return False
 
 
 def started(pid: int) -> str | None:
-    """When the process started, in the system's ticks: numbers are given out again. None where the system does not say."""
+    """When the process started, in the system's ticks: numbers are given out again.
+
+    None where the system does not say.
+    """
     if sys.platform == "win32":
         return _ask_windows(pid) or None
     try:
@@ -43,7 +48,9 @@ def started(pid: int) -> str | None:
 
 
 def _ask_windows(pid: int) -> str | None:
-    """The start in units of 100 ns, or "" where Windows does not say; None where no such process runs."""
+    """The start in units of 100 ns, or "" where Windows does not say; None where no such process
+    runs.
+    """
     library: Any = ctypes
     kernel = library.WinDLL("kernel32", use_last_error=True)
     kernel.OpenProcess.restype = ctypes.c_void_p
@@ -55,7 +62,8 @@ def _ask_windows(pid: int) -> str | None:
         code = ctypes.c_ulong()
         if kernel.GetExitCodeProcess(handle, ctypes.byref(code)) and code.value != STILL_ACTIVE:
             return None
-        times = [ctypes.c_ulonglong() for _ in range(4)]  # a FILETIME is 64 bits; the first is the start
+        # a FILETIME is 64 bits; the first is the start
+        times = [ctypes.c_ulonglong() for _ in range(4)]
         told = kernel.GetProcessTimes(handle, *(ctypes.byref(time) for time in times))
         return str(times[0].value) if told else ""
     finally:

@@ -1,4 +1,6 @@
-"""What a person sees of a running training: a bar with rate, remaining time, loss and lr; plain lines where no terminal is."""
+"""What a person sees of a running training: a bar with rate, remaining time, loss and lr; plain
+lines where no terminal is.
+"""
 
 import sys
 import time
@@ -25,7 +27,13 @@ class Progress:
     """
 
     def __init__(
-        self, epochs: int, steps: int, first: int = 0, *, show: bool = True, stream: TextIO | None = None
+        self,
+        epochs: int,
+        steps: int,
+        first: int = 0,
+        *,
+        show: bool = True,
+        stream: TextIO | None = None,
     ) -> None:
         self.epochs, self.steps, self.first = epochs, steps, first
         self.show, self.stream = show, stream or sys.stderr
@@ -38,7 +46,10 @@ class Progress:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self.bar is not None:
             self.bar.stop()
@@ -50,7 +61,10 @@ class Progress:
             return
         self.last = now
         done = epoch * self.steps + step + 1
-        text = f"epoch {epoch + 1}/{self.epochs}  loss {loss:.3f}  lr {lr:.1e}  {rate(images_per_second)} images/s  {memory()}"
+        text = (
+            f"epoch {epoch + 1}/{self.epochs}  loss {loss:.3f}  lr {lr:.1e}  "
+            f"{rate(images_per_second)} images/s  {memory()}"
+        )
         if self.bar is None:
             self._line(f"{text}  step {step + 1}/{self.steps}  {self._left(done)}")
         else:
@@ -89,7 +103,9 @@ class Progress:
 
 
 def memory() -> str:
-    """The most memory that this process has held: on the GPU where there is one, otherwise resident."""
+    """The most memory that this process has held: on the GPU where there is one, otherwise
+    resident.
+    """
     import torch
 
     if torch.cuda.is_available() and torch.cuda.is_initialized():
@@ -117,7 +133,12 @@ def _rich_bar(stream: TextIO, total: int, done: int) -> tuple[Any, Any]:
         from rich.progress import Progress as Rich
     except ImportError:
         return None, None
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(compact=True))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(compact=True),
+    )
     bar = Rich(*columns, console=Console(file=stream), transient=True)
     task = bar.add_task("starting", total=total, completed=done)
     bar.start()

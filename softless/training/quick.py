@@ -1,4 +1,7 @@
-"""Any recipe, shrunk to seconds: generated images, a small model, two steps. Shows that the recipe runs, not that it learns."""
+"""Any recipe, shrunk to seconds: generated images, a small model, two steps.
+
+Shows that the recipe runs, not that it learns.
+"""
 
 import json
 from collections.abc import Callable
@@ -20,15 +23,15 @@ BATCH, STEPS, CLASSES = 8, 2, 2
 
 
 def quick(recipe: Recipe, folder: Path) -> Recipe:
-    """The same run with two steps of eight generated images, written into `folder`, and a model of width 32, depth 2.
+    """The same run with two steps of eight generated images, written into `folder`, and a model of
+    width 32, depth 2.
 
-    All else stays: host and operator, augmentation, optimiser, averaging, class weights, metric, effective rate, AMP (float16 becomes
-    bfloat16, which every CPU has).
+    All else stays: host and operator, augmentation, optimiser, averaging, class weights, metric,
+    effective rate, AMP (float16 becomes bfloat16, which every CPU has).
     """
     small = SHRINK[recipe.task](recipe, folder)
-    data = replace(
-        small.data, range=None, group=None, folds=None, fold=None
-    )  # generated images have 8 bits, and no groups
+    # generated images have 8 bits, and no groups
+    data = replace(small.data, range=None, group=None, folds=None, fold=None)
     return replace(small, data=data, table=None)
 
 
@@ -41,13 +44,20 @@ def _classification(recipe: Recipe, folder: Path) -> Recipe:
         path = _class_folders(folder / "images", pixels, recipe.data.in_chans)
         data = replace(recipe.data, path=str(path), image_size=pixels, workers=0)
     else:
-        path = _npz(folder / "images.npz", pixels, recipe.data.in_chans, several=recipe.multilabel is not None)
+        path = _npz(
+            folder / "images.npz",
+            pixels,
+            recipe.data.in_chans,
+            several=recipe.multilabel is not None,
+        )
         data = replace(recipe.data, source="npz", path=str(path), image_size=pixels, workers=0)
     return replace(
         recipe,
         model=replace(recipe.model, args=args, weights=None),
         data=data,
-        schedule=replace(recipe.schedule, epochs=1, warmup_epochs=0, min_steps=None, min_epoch_steps=None),
+        schedule=replace(
+            recipe.schedule, epochs=1, warmup_epochs=0, min_steps=None, min_epoch_steps=None
+        ),
         optim=replace(recipe.optim, lr=recipe.effective_lr, base_batch=None),
         batch_size=BATCH,
         amp="bfloat16" if recipe.amp == "float16" else recipe.amp,
@@ -71,13 +81,16 @@ def _npz(path: Path, pixels: int, channels: int, *, several: bool) -> Path:
         images, labels = _images(count, pixels, channels, seed)
         told = np.stack([labels, np.roll(labels, 1)], 1) if several else labels.reshape(-1, 1)
         arrays |= {f"{part}_images": images, f"{part}_labels": told}
-    write_stream(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]  # typed as if a key could be allow_pickle
+    # typed as if a key could be allow_pickle
+    write_stream(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
     return path
 
 
 def _class_folders(root: Path, pixels: int, channels: int) -> Path:
     for seed, (part, count) in enumerate(_COUNTS.items()):
-        for index, (image, label) in enumerate(zip(*_images(count, pixels, channels, seed), strict=True)):
+        for index, (image, label) in enumerate(
+            zip(*_images(count, pixels, channels, seed), strict=True)
+        ):
             file = root / part / f"class_{label}" / f"{index:03}.png"
             write_picture(file, Image.fromarray(image))
     return root
@@ -89,10 +102,18 @@ def _segmentation(recipe: Recipe, folder: Path) -> Recipe:
     crop = None if recipe.segmentation.crop is None else (64, 64)
     return replace(
         recipe,
-        model=replace(recipe.model, args={**recipe.model.args, **_small_host(recipe.model.name)}, weights=None),
-        data=replace(recipe.data, path=str(_label_images(folder / "images")), image_size=64, workers=0),
-        segmentation=replace(recipe.segmentation, width=16, layers=None, labels=None, ignore=(), fov=None, crop=crop),
-        schedule=replace(recipe.schedule, epochs=1, warmup_epochs=0, min_steps=None, min_epoch_steps=None),
+        model=replace(
+            recipe.model, args={**recipe.model.args, **_small_host(recipe.model.name)}, weights=None
+        ),
+        data=replace(
+            recipe.data, path=str(_label_images(folder / "images")), image_size=64, workers=0
+        ),
+        segmentation=replace(
+            recipe.segmentation, width=16, layers=None, labels=None, ignore=(), fov=None, crop=crop
+        ),
+        schedule=replace(
+            recipe.schedule, epochs=1, warmup_epochs=0, min_steps=None, min_epoch_steps=None
+        ),
         optim=replace(recipe.optim, lr=recipe.effective_lr, base_batch=None),
         batch_size=BATCH,
         amp="bfloat16" if recipe.amp == "float16" else recipe.amp,
@@ -106,7 +127,9 @@ def _dino(recipe: Recipe, folder: Path) -> Recipe:
     return replace(
         small,
         model=replace(small.model, args={**small.model.args, "cls_attn_layers": 1}),
-        dino=replace(recipe.dino, outputs=64, hidden=32, bottleneck=16, local_crops=2, local_size=16),
+        dino=replace(
+            recipe.dino, outputs=64, hidden=32, bottleneck=16, local_crops=2, local_size=16
+        ),
     )
 
 
@@ -114,11 +137,15 @@ def _detection(recipe: Recipe, folder: Path) -> Recipe:
     """Images of 64 pixels with one brighter rectangle, whose brightness says the class."""
     assert recipe.detection is not None
     sizes: dict[str, Any] = (
-        {"shortest": (64,), "longest": 96} if recipe.detection.canvas is None else {"canvas": (64, 64)}
+        {"shortest": (64,), "longest": 96}
+        if recipe.detection.canvas is None
+        else {"canvas": (64, 64)}
     )
     return replace(
         recipe,
-        model=replace(recipe.model, args={**recipe.model.args, **_small_host(recipe.model.name)}, weights=None),
+        model=replace(
+            recipe.model, args={**recipe.model.args, **_small_host(recipe.model.name)}, weights=None
+        ),
         data=replace(recipe.data, path=str(_boxes(folder / "images")), image_size=64, workers=0),
         detection=replace(
             recipe.detection,
@@ -131,7 +158,9 @@ def _detection(recipe: Recipe, folder: Path) -> Recipe:
             measure=(),
             **sizes,
         ),
-        schedule=replace(recipe.schedule, epochs=1, warmup_epochs=0, min_steps=None, min_epoch_steps=None),
+        schedule=replace(
+            recipe.schedule, epochs=1, warmup_epochs=0, min_steps=None, min_epoch_steps=None
+        ),
         optim=replace(recipe.optim, lr=recipe.effective_lr, base_batch=None),
         batch_size=BATCH,
         amp="bfloat16" if recipe.amp == "float16" else recipe.amp,
@@ -141,7 +170,10 @@ def _detection(recipe: Recipe, folder: Path) -> Recipe:
 
 def _small_host(name: str) -> dict[str, Any]:
     """Arguments of a small host that has four maps."""
-    pyramid = any(one.host == "pyramid" and name in {one.name, *map(one.entry, one.operators)} for one in VARIANTS)
+    pyramid = any(
+        one.host == "pyramid" and name in {one.name, *map(one.entry, one.operators)}
+        for one in VARIANTS
+    )
     return {**PYRAMID} if pyramid else {**SMALL, "depth": 4}
 
 
@@ -168,7 +200,10 @@ def _boxes(root: Path) -> Path:
         annotations: list[dict[str, Any]] = []
         for index in range(count):
             pixels = rng.integers(0, 64, (64, 64, 3))
-            (left, top), (width, height) = rng.integers(0, 32, 2).tolist(), rng.integers(12, 32, 2).tolist()
+            (left, top), (width, height) = (
+                rng.integers(0, 32, 2).tolist(),
+                rng.integers(12, 32, 2).tolist(),
+            )
             right, bottom, label = left + width, top + height, index % CLASSES
             pixels[top:bottom, left:right] += 96 * (1 + label)
             file = root / "images" / part / f"{index:03}.png"
@@ -176,9 +211,14 @@ def _boxes(root: Path) -> Path:
             images.append({"id": index, "file_name": file.name, "width": 64, "height": 64})
             outline = [left, top, right, top, right, bottom, left, bottom]
             annotations.append({
-                "id": index + 1, "image_id": index, "category_id": label + 1, "bbox": [left, top, width, height],
-                "area": width * height, "iscrowd": 0, "segmentation": [outline],
-            })  # fmt: skip
+                "id": index + 1,
+                "image_id": index,
+                "category_id": label + 1,
+                "bbox": [left, top, width, height],
+                "area": width * height,
+                "iscrowd": 0,
+                "segmentation": [outline],
+            })
         categories = [{"id": number + 1, "name": f"class {number}"} for number in range(CLASSES)]
         written = root / "annotations" / f"instances_{part}.json"
         make_folder(written.parent)

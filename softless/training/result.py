@@ -17,12 +17,15 @@ from softless.words import rate
 class Result:
     """Scores of the best epoch (chosen on the validation split) and the cost of getting there.
 
-    `best_epoch` counts from 1. `weights` says which weights of that epoch were the better on the validation split: raw or averaged. `gained` is
-    what the last quarter of the epochs added to `metric` there, `rising` whether a longer run would reach more. `val` and `test` hold the task's
-    measures, seen and expected; `test` of a classifier also the 95 % interval of top1. `test` is None where the data has no test split.
-    `planned` is how many epochs there would have been where `ended_by` (schedule.patience, on_epoch) ended the run earlier.
-    `extended_from` has the epochs that the run was meant to have before it was made longer.
-    `left_out` counts images by part that data.faults=skip left out. `seconds` counts training and validation, `images_per_second` training alone.
+    `best_epoch` counts from 1. `weights` says which weights of that epoch were the better on the
+    validation split: raw or averaged. `gained` is what the last quarter of the epochs added to
+    `metric` there, `rising` whether a longer run would reach more. `val` and `test` hold the task's
+    measures, seen and expected; `test` of a classifier also the 95 % interval of top1. `test` is
+    None where the data has no test split. `planned` is how many epochs there would have been where
+    `ended_by` (schedule.patience, on_epoch) ended the run earlier. `extended_from` has the epochs
+    that the run was meant to have before it was made longer. `left_out` counts images by part that
+    data.faults=skip left out. `seconds` counts training and validation, `images_per_second`
+    training alone.
     """
 
     run_dir: Path
@@ -44,18 +47,22 @@ class Result:
 
     def __str__(self) -> str:
         whose = f", {self.weights} weights" if self.weights else ""
-        lines = [f"best epoch {self.best_epoch} of {self.epochs}{whose}: validation {describe(self.val)}"]
+        lines = [
+            f"best epoch {self.best_epoch} of {self.epochs}{whose}: validation {describe(self.val)}"
+        ]
         if self.test is not None:
             low, high = self.test.get("interval", (None, None))
             form = ".1%" if "top1" in self.test else ".3f"
             interval = "" if low is None else f", 95 % interval {low:{form}} to {high:{form}}"
             lines.append(f"test {describe(self.test)}{interval}")
         lines.append(
-            f"{self.parameters:,} parameters, {self.seconds:.0f} s, {rate(self.images_per_second)} images/s in training"
+            f"{self.parameters:,} parameters, {self.seconds:.0f} s, "
+            f"{rate(self.images_per_second)} images/s in training"
         )
         if self.rising and self.gained is not None:
             lines.append(
-                f"still rising: the last quarter of the epochs added {described(self.gained, self.metric)}; make it longer with "
+                "still rising: the last quarter of the epochs added "
+                f"{described(self.gained, self.metric)}; make it longer with "
                 f"--resume --set schedule.epochs={2 * self.epochs}"
             )
         if self.planned is not None:
@@ -77,5 +84,10 @@ def stored(folder: RunFolder) -> Result | None:
         return None
     told = read_result(folder.path / RESULT)
     if unknown := sorted(told.keys() - {entry.name for entry in fields(Result)} - {KEY}):
-        raise DataError(f"{folder.path / RESULT} has entries that this softless does not know ({', '.join(unknown[:5])}): update softless")  # fmt: skip
-    return Result(run_dir=folder.path, **{name: value for name, value in told.items() if name != KEY})
+        raise DataError(
+            f"{folder.path / RESULT} has entries that this softless does not know "
+            f"({', '.join(unknown[:5])}): update softless"
+        )
+    return Result(
+        run_dir=folder.path, **{name: value for name, value in told.items() if name != KEY}
+    )

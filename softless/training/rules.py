@@ -1,4 +1,7 @@
-"""Rules between the fields of a recipe, held before any work. The range of a field by itself stands with the field."""
+"""Rules between the fields of a recipe, held before any work.
+
+The range of a field by itself stands with the field.
+"""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -19,8 +22,10 @@ def rates(recipe: "Recipe") -> None:
     for name, rate, place in ends:
         if rate > top:
             raise UsageError(
-                f"schedule.{name}={rate:g}, the rate at the {place}, is above the effective rate {top:g} "
-                f"(optim.lr={recipe.optim.lr:g}{_scaled(recipe)}): set schedule.{name}={top / 100:.1g} or another up to {top:g}"
+                f"schedule.{name}={rate:g}, the rate at the {place}, is above the effective rate "
+                f"{top:g} "
+                f"(optim.lr={recipe.optim.lr:g}{_scaled(recipe)}): set "
+                f"schedule.{name}={top / 100:.1g} or another up to {top:g}"
             )
 
 
@@ -40,12 +45,14 @@ def lengths(recipe: "Recipe") -> None:
     spec = recipe.schedule
     if spec.warmup_epochs >= spec.epochs:
         raise UsageError(
-            f"schedule of {spec.epochs} epochs with {spec.warmup_epochs} of warm-up: epochs must be at least 1 and "
+            f"schedule of {spec.epochs} epochs with {spec.warmup_epochs} of warm-up: epochs must "
+            "be at least 1 and "
             "warm-up shorter than the run, for example schedule.warmup_epochs=0"
         )
     if spec.name == "plateau" and spec.moves == "epoch":
         raise UsageError(
-            "schedule.name=plateau with schedule.moves=epoch: plateau follows the score of the epoch that ended, and no count: leave moves=step"
+            "schedule.name=plateau with schedule.moves=epoch: plateau follows the score of the "
+            "epoch that ended, and no count: leave moves=step"
         )
     if spec.patience is not None and recipe.metric == "last":
         raise UsageError(
@@ -54,7 +61,8 @@ def lengths(recipe: "Recipe") -> None:
         )
     if (spec.name == "multistep") != bool(spec.decay_epochs):
         raise UsageError(
-            f"schedule.name={spec.name} with schedule.decay_epochs={spec.decay_epochs}: multistep needs the epochs after which the rate falls, "
+            f"schedule.name={spec.name} with schedule.decay_epochs={spec.decay_epochs}: multistep "
+            "needs the epochs after which the rate falls, "
             "and no other schedule takes them"
         )
 
@@ -62,7 +70,9 @@ def lengths(recipe: "Recipe") -> None:
 def averages(recipe: "Recipe") -> None:
     """Averaged weights can be tested where they are kept."""
     if recipe.ema_evaluate and recipe.ema_decay is None:
-        raise UsageError("ema_evaluate=true needs averaged weights: set ema_decay, for example ema_decay=0.99")
+        raise UsageError(
+            "ema_evaluate=true needs averaged weights: set ema_decay, for example ema_decay=0.99"
+        )
 
 
 def model(recipe: "Recipe") -> None:
@@ -77,7 +87,10 @@ def model(recipe: "Recipe") -> None:
         return
     judged(spec, spec.args)
     if recipe.drop_path and not takes(spec.name, spec.op, "drop_path_rate"):
-        raise UsageError(f"drop_path={recipe.drop_path:g}: '{spec.name}' has no stochastic depth; set drop_path=0")
+        raise UsageError(
+            f"drop_path={recipe.drop_path:g}: '{spec.name}' has no stochastic depth; set "
+            "drop_path=0"
+        )
 
 
 def scaling(recipe: "Recipe") -> None:
@@ -110,10 +123,13 @@ def parts(recipe: "Recipe") -> None:
     if data.folds is not None and data.fold is not None:
         if data.fold >= data.folds:
             raise UsageError(
-                f"data.fold={data.fold} of data.folds={data.folds}: folds are counted from 0 to {data.folds - 1}"
+                f"data.fold={data.fold} of data.folds={data.folds}: folds are counted from 0 to "
+                f"{data.folds - 1}"
             )
         if recipe.task not in {"classification", "multilabel"}:
-            raise UsageError(f"data.folds={data.folds} is for classification; this recipe is for {recipe.task}")
+            raise UsageError(
+                f"data.folds={data.folds} is for classification; this recipe is for {recipe.task}"
+            )
 
 
 def optimiser(recipe: "Recipe") -> None:
@@ -140,16 +156,21 @@ def _pairs(recipe: "Recipe") -> None:
     augment = recipe.augment
     if (augment.mixup or augment.cutmix) and augment.mixup_prob and recipe.batch_size % 2:
         raise UsageError(
-            f"mixup and cutmix mix pairs, and batch_size={recipe.batch_size} is odd: set batch_size={recipe.batch_size + 1}, or "
+            f"mixup and cutmix mix pairs, and batch_size={recipe.batch_size} is odd: set "
+            f"batch_size={recipe.batch_size + 1}, or "
             "augment.mixup=0 and augment.cutmix=0"
         )
 
 
 def squares(recipe: "Recipe") -> None:
     """Height and width are for classifiers: the crops of self-supervision are squares."""
-    if not isinstance(recipe.data.image_size, int) and recipe.task not in {"classification", "multilabel"}:
+    if not isinstance(recipe.data.image_size, int) and recipe.task not in {
+        "classification",
+        "multilabel",
+    }:
         raise UsageError(
-            f"data.image_size={recipe.data.image_size}: height and width are for classification, and this recipe is for {recipe.task}; set one number"
+            f"data.image_size={recipe.data.image_size}: height and width are for classification, "
+            f"and this recipe is for {recipe.task}; set one number"
         )
 
 

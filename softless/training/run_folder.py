@@ -10,7 +10,16 @@ from typing import Any
 
 from softless.errors import CheckpointError, DataError, ResumeMismatch, StorageError, UsageError
 from softless.evaluation.run_files import read_log, read_recipe
-from softless.models.durable import append, delete, delete_folder, make_folder, size, storing, write_bytes, write_text
+from softless.models.durable import (
+    append,
+    delete,
+    delete_folder,
+    make_folder,
+    size,
+    storing,
+    write_bytes,
+    write_text,
+)
 from softless.training.names import canonical
 from softless.training.recipe import Recipe, recipe_from
 from softless.words import counted, few
@@ -25,11 +34,25 @@ STATE, LOCK = "state.json", "lock"
 ABOUT = "about.json"  # command, date, commit and what the data hold
 LEFT_OUT = "left_out.json"  # part -> [file, reason] of images that data.faults=skip left out
 SPLITS = "splits.csv"  # file, part and group of each image
-FILES = (RECIPE, CLASSES, LOG, WEIGHTS, BEST, RESULT, *PREDICTIONS, REPORT, STATE, LEFT_OUT, SPLITS, ABOUT)
+FILES = (
+    RECIPE,
+    CLASSES,
+    LOG,
+    WEIGHTS,
+    BEST,
+    RESULT,
+    *PREDICTIONS,
+    REPORT,
+    STATE,
+    LEFT_OUT,
+    SPLITS,
+    ABOUT,
+)
 MODEL = "model"  # the best weights as `save_weights` writes them
 RANKS = "ranks"  # the last words of each of several ranks
 FOLDERS = (CHECKPOINTS, SCALARS, MODEL, LABELS, RANKS)
 
+# fields that a resumed run may set anew: no number moves
 MAY_CHANGE = frozenset({
     "data.path",
     "table.path",
@@ -42,8 +65,9 @@ MAY_CHANGE = frozenset({
     "divergence.policy",
     "divergence.patience",
     "segmentation.observer",
-})  # fields that a resumed run may set anew: no number moves
-PLACES = frozenset({"data.path", "table.path", "model.weights"})  # fields that hold a path on this machine
+})
+# fields that hold a path on this machine
+PLACES = frozenset({"data.path", "table.path", "model.weights"})
 COPIES = 5  # of the parameters in one checkpoint: weights, average, two moments, best weights
 _log = logging.getLogger("softless.training")
 
@@ -58,11 +82,13 @@ class RunFolder:
         """Whether this run may have the folder; changes nothing.
 
         Raises:
-            UsageError: it is a file, or holds a run and neither resume nor overwrite is set, or the run to resume had
-                another recipe (the fields are named).
+            UsageError: it is a file, or holds a run and neither resume nor overwrite is set, or the
+                run to resume had another recipe (the fields are named).
         """
         if resume and overwrite:
-            raise UsageError("resume continues the run in the folder, overwrite deletes it: choose one")
+            raise UsageError(
+                "resume continues the run in the folder, overwrite deletes it: choose one"
+            )
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"run folder {self.path} is a file: choose another --out")
         held = self.holds_run()
@@ -70,18 +96,23 @@ class RunFolder:
             self._check_same(recipe)
         elif held and not overwrite:
             raise UsageError(
-                f"run folder {self.path} already holds a run ({self._whose()}): continue it with --resume, replace it "
+                f"run folder {self.path} already holds a run ({self._whose()}): continue it with "
+                "--resume, replace it "
                 "with --overwrite, or choose another --out"
             )
         elif resume:
             _log.warning("nothing to resume in %s: the run starts at its first epoch", self.path)
 
     def holds_run(self) -> bool:
-        """Whether anything of a run lies in the folder. How a start ended that left nothing else (state.json) is no run."""
+        """Whether anything of a run lies in the folder.
+
+        How a start ended that left nothing else (state.json) is no run.
+        """
         return any(self.has(name) for name in (*FILES, CHECKPOINTS) if name != STATE)
 
     def check_unfinished(self) -> None:
-        """A run without a checkpoint starts at its first epoch, and says so, if nothing that it logged would be lost.
+        """A run without a checkpoint starts at its first epoch, and says so, if nothing that it
+        logged would be lost.
 
         Raises:
             CheckpointError: it went further than its first epoch, so there were checkpoints.
@@ -92,26 +123,34 @@ class RunFolder:
         epochs = log.read_bytes().count(b"\n") if log.is_file() else 0
         if self.has(RESULT) or epochs > 1:  # the first is logged just before the first checkpoint
             raise CheckpointError(
-                f"the run in {self.path} has {counted(epochs, 'epoch')} in its {LOG} and no finished checkpoint: bring {CHECKPOINTS}/ back "
+                f"the run in {self.path} has {counted(epochs, 'epoch')} in its {LOG} and no "
+                f"finished checkpoint: bring {CHECKPOINTS}/ back "
                 "from a backup, or start anew with --overwrite"
             )
-        _log.warning("no checkpoint was finished in %s: the run starts at its first epoch", self.path)
+        _log.warning(
+            "no checkpoint was finished in %s: the run starts at its first epoch", self.path
+        )
 
     def recipe(self) -> Recipe | None:
         """The recipe of the run in the folder, or None where there is no run.
 
         Raises:
-            UsageError: there is one, and its recipe.json is missing, damaged or of another softless.
+            UsageError: there is one, and its recipe.json is missing, damaged or of another
+                softless.
         """
         if not self.holds_run():
             return None
         if not self.has(RECIPE):
-            raise UsageError(f"cannot resume {self.path}: its recipe.json is missing; start anew with --overwrite")
+            raise UsageError(
+                f"cannot resume {self.path}: its recipe.json is missing; start anew with "
+                "--overwrite"
+            )
         try:
             return restored(self.stored_recipe())
         except (UsageError, ValueError, TypeError, AttributeError) as error:
             raise UsageError(
-                f"cannot resume {self.path}: its {RECIPE} cannot be read ({error}); bring it back from a backup, or start anew with --overwrite"
+                f"cannot resume {self.path}: its {RECIPE} cannot be read ({error}); bring it back "
+                "from a backup, or start anew with --overwrite"
             ) from error
 
     def make(self) -> None:
@@ -130,11 +169,13 @@ class RunFolder:
         """
         if self.recipe() != seen:
             raise UsageError(
-                f"another command changed the run in {self.path} while this one opened its data: give this command again"
+                f"another command changed the run in {self.path} while this one opened its data: "
+                "give this command again"
             )
 
     def sweep(self) -> None:
-        """Delete what a killed process left half written, and try that files can be written. The folder is held.
+        """Delete what a killed process left half written, and try that files can be written. The
+        folder is held.
 
         Raises:
             StorageError: they cannot.
@@ -160,15 +201,21 @@ class RunFolder:
             StorageError: it has not.
         """
         with storing(self.path):
-            needed, free = ((keep + 1) * COPIES + 2) * parameter_bytes, shutil.disk_usage(self.path).free
+            needed, free = (
+                ((keep + 1) * COPIES + 2) * parameter_bytes,
+                shutil.disk_usage(self.path).free,
+            )
         if free < needed:
             raise StorageError(
-                f"run folder {self.path} needs about {size(needed)} for checkpoints and its disk has {size(free)} "
+                f"run folder {self.path} needs about {size(needed)} for checkpoints and its disk "
+                f"has {size(free)} "
                 "free: make room or choose another --out"
             )
 
     def write_json(self, name: str, content: Any) -> None:
-        write_text(self.path / name, json.dumps(content, indent=1, default=str, allow_nan=True) + "\n")
+        write_text(
+            self.path / name, json.dumps(content, indent=1, default=str, allow_nan=True) + "\n"
+        )
 
     def stored_recipe(self) -> dict[str, Any]:
         """The content of recipe.json.
@@ -196,7 +243,8 @@ class RunFolder:
         return read_log(self.path / LOG)
 
     def rewind_log(self, epoch: int) -> None:
-        """Drop what was logged from `epoch` on: an epoch whose checkpoint was not written runs again.
+        """Drop what was logged from `epoch` on: an epoch whose checkpoint was not written runs
+        again.
 
         A last line cut short by a crash is such an epoch too.
 
@@ -211,7 +259,8 @@ class RunFolder:
             raise CheckpointError(f"cannot resume {self.path}: {error}") from error
         if len(lines) < epoch:
             raise CheckpointError(
-                f"cannot resume {self.path}: its {LOG} has {counted(len(lines), 'line')} and {counted(epoch, 'epoch')} should be there; bring it back from a backup, "
+                f"cannot resume {self.path}: its {LOG} has {counted(len(lines), 'line')} and "
+                f"{counted(epoch, 'epoch')} should be there; bring it back from a backup, "
                 "or start anew with --overwrite"
             )
         write_text(self.path / LOG, "".join(json.dumps(line) + "\n" for line in lines))
@@ -230,7 +279,8 @@ class RunFolder:
         changed = [] if held is None else differences(self.stored_recipe(), as_json(recipe))
         if changed:
             raise ResumeMismatch(
-                f"cannot resume {self.path}: its recipe differs in {few(changed)}; give the same fields, or another --out"
+                f"cannot resume {self.path}: its recipe differs in {few(changed)}; give the same "
+                "fields, or another --out"
             )
 
 
@@ -252,7 +302,9 @@ def as_json(recipe: Recipe) -> dict[str, Any]:
 
 
 def may_change(name: str, there: Any, asked: Any) -> bool:
-    """Whether a run that is continued may have this value of a field in place of the one it started with."""
+    """Whether a run that is continued may have this value of a field in place of the one it started
+    with.
+    """
     return name in MAY_CHANGE or (name == "name" and canonical(str(there)) == canonical(str(asked)))
 
 
@@ -268,9 +320,14 @@ def changes(held: Recipe, kept: Recipe) -> list[str]:
 
 def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
     """`optim.lr (0.001 there, 0.002 asked)` for each field of `asked` that differs and matters."""
-    standard = flat(as_json(Recipe("", "")))  # what an older softless did not write is at its default
-    set_ = {name for name, value in stored.items() if isinstance(value, Mapping)}  # a task's group is null by default
-    there, here = {name: value for name, value in standard.items() if name not in set_} | flat(stored), flat(asked)
+    # what an older softless did not write is at its default
+    standard = flat(as_json(Recipe("", "")))
+    # a task's group is null by default
+    set_ = {name for name, value in stored.items() if isinstance(value, Mapping)}
+    there, here = (
+        {name: value for name, value in standard.items() if name not in set_} | flat(stored),
+        flat(asked),
+    )
     heads = {name.split(".")[0] for name in here}
     names = [name for name in {**here, **there} if name.split(".")[0] in heads]
     missing = "unset"
@@ -284,7 +341,11 @@ def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str
 
 def _same_place(name: str, there: Any, asked: Any) -> bool:
     """Older runs wrote a path as it was given, from the folder they were started in."""
-    return name in PLACES and None not in {there, asked} and Path(there).expanduser().resolve() == Path(asked).resolve()
+    return (
+        name in PLACES
+        and None not in {there, asked}
+        and Path(there).expanduser().resolve() == Path(asked).resolve()
+    )
 
 
 def _tuples(value: Any) -> Any:
@@ -295,5 +356,7 @@ def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Fields of a nested table by their whole names."""
     found: dict[str, Any] = {}
     for key, value in content.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        found |= (
+            flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        )
     return found

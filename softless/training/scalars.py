@@ -1,6 +1,8 @@
-"""TensorBoard's view of a run, where TensorBoard is installed: the numbers of log.jsonl, one point per epoch.
+"""TensorBoard's view of a run, where TensorBoard is installed: the numbers of log.jsonl, one point
+per epoch.
 
-TensorBoard's own writer works in a thread, where an error of the disk ends in a traceback; here each epoch is one write of the run itself.
+TensorBoard's own writer works in a thread, where an error of the disk ends in a traceback; here
+each epoch is one write of the run itself.
 """
 
 import io
@@ -19,21 +21,27 @@ if TYPE_CHECKING:
 
 
 class Scalars:
-    """Writes each epoch's numbers into `tensorboard/` of the run folder; does nothing without the package."""
+    """Writes each epoch's numbers into `tensorboard/` of the run folder; does nothing without the
+    package.
+    """
 
     def __init__(self, run: "Run") -> None:
         self.wanted = run.world.is_first and _installed()
         if self.wanted:
             name = f"events.out.tfevents.{time.time_ns() // 1000:016d}.{socket.gethostname()}.{os.getpid()}"
             self.path = make_folder(run.folder.path / SCALARS) / name
-            restarted = {"step": run.epoch + 1, "session_log": {"status": "START"}}  # later points were of a run before
+            # later points were of a run before
+            restarted = {"step": run.epoch + 1, "session_log": {"status": "START"}}
             append(self.path, _records({"file_version": "brain.Event:2"}, restarted))
 
     def __enter__(self) -> "Scalars":  # noqa: PYI034 - typing.Self is younger than Python 3.10
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         """Each epoch is on disk already."""
 

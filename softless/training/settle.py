@@ -1,4 +1,6 @@
-"""What a run decides once, before its first step, and writes into recipe.json: places, threads and processes that load images."""
+"""What a run decides once, before its first step, and writes into recipe.json: places, threads and
+processes that load images.
+"""
 
 import logging
 from dataclasses import replace
@@ -19,16 +21,21 @@ _log = logging.getLogger("softless.training")
 
 
 def settled(recipe: Recipe | None, folder: RunFolder, *, resume: bool, overwrite: bool) -> Recipe:
-    """The recipe that a run in this folder trains, with paths from the root and a number of threads.
+    """The recipe that a run in this folder trains, with paths from the root and a number of
+    threads.
 
-    A run that is continued needs no recipe, and keeps what it decided at its start; what is given anew and may change is said.
+    A run that is continued needs no recipe, and keeps what it decided at its start; what is given
+    anew and may change is said.
 
     Raises:
         UsageError: no recipe and nothing to continue, or a folder that this run may not have.
     """
     held = folder.recipe() if resume else None
     if recipe is None and held is None:
-        raise UsageError(f"no run to continue in {folder.path}: give a recipe to start one there, or the run's folder")
+        raise UsageError(
+            f"no run to continue in {folder.path}: give a recipe to start one there, or the run's "
+            "folder"
+        )
     chosen = located(recipe or held)  # type: ignore[arg-type]  # one of them is there
     longer = None if held is None else extended(held, chosen, folder)
     asked = chosen if longer is None or held is None else replace(chosen, schedule=held.schedule)
@@ -39,20 +46,26 @@ def settled(recipe: Recipe | None, folder: RunFolder, *, resume: bool, overwrite
     kept = kept_from(held, chosen)
     for change in changes(held, kept):
         _log.warning("%s", change)
-    _say_other_machine(held, kept, given=recipe is not None and recipe.threads not in {None, held.threads})
+    _say_other_machine(
+        held, kept, given=recipe is not None and recipe.threads not in {None, held.threads}
+    )
     return kept
 
 
 def extended(held: Recipe, asked: Recipe, folder: RunFolder) -> Recipe | None:
     """What was asked, where it is the run in the folder with more epochs; otherwise None.
 
-    The longer schedule begins as the run did: what was fitted to the data at its start (`tasks.lengths`) stays.
+    The longer schedule begins as the run did: what was fitted to the data at its start
+    (`tasks.lengths`) stays.
 
     Raises:
         UsageError: the run has as many epochs already, or something ended it.
     """
     same: dict[str, Any] = {"epochs": held.schedule.epochs, "min_steps": held.schedule.min_steps}
-    if asked.schedule.epochs == held.schedule.epochs or replace(asked.schedule, **same) != held.schedule:
+    if (
+        asked.schedule.epochs == held.schedule.epochs
+        or replace(asked.schedule, **same) != held.schedule
+    ):
         return None
     fitted: dict[str, Any] = {
         name.removeprefix("schedule."): tuple(value) if isinstance(value, list) else value
@@ -63,12 +76,14 @@ def extended(held: Recipe, asked: Recipe, folder: RunFolder) -> Recipe | None:
     done = stored(folder)
     if done is not None and done.ended_by:
         raise UsageError(
-            f"the run in {folder.path} was ended by {done.ended_by} after {done.epochs} of {done.planned} epochs, "
+            f"the run in {folder.path} was ended by {done.ended_by} after {done.epochs} of "
+            f"{done.planned} epochs, "
             "and more would be ended likewise: start another run without it"
         )
     if asked.schedule.epochs <= there:
         raise UsageError(
-            f"schedule.epochs={asked.schedule.epochs}: the run in {folder.path} has {there} epochs, and a run that is continued can only "
+            f"schedule.epochs={asked.schedule.epochs}: the run in {folder.path} has {there} "
+            "epochs, and a run that is continued can only "
             f"be made longer: set more than {there}, or start another run with another --out"
         )
     _log.warning("the run is made longer: %d epochs, %d before", asked.schedule.epochs, there)
@@ -78,7 +93,8 @@ def extended(held: Recipe, asked: Recipe, folder: RunFolder) -> Recipe | None:
 def located(recipe: Recipe) -> Recipe:
     """The recipe with its paths from the root, so that the run finds them again from any folder.
 
-    Folders below the data (`segmentation.labels`, `fov`, `observer`) are named from there and stay as they are.
+    Folders below the data (`segmentation.labels`, `fov`, `observer`) are named from there and stay
+    as they are.
     """
     data, table, model = recipe.data, recipe.table, recipe.model
     if data.path:
@@ -98,7 +114,8 @@ def data_are_there(recipe: Recipe, run_dir: Path) -> None:
     """
     if recipe.data.path and not Path(recipe.data.path).exists():
         raise DataError(
-            f"the data of the run {run_dir} are not at {recipe.data.path}: say where they are now with --data PATH (data.path)"
+            f"the data of the run {run_dir} are not at {recipe.data.path}: say where they are now "
+            "with --data PATH (data.path)"
         )
     if recipe.table is not None and not Path(recipe.table.path or "").is_file():
         raise DataError(
@@ -114,10 +131,14 @@ def from_root(path: str | Path) -> str:
 
 
 def kept_from(held: Recipe, asked: Recipe) -> Recipe:
-    """What was asked, with the threads and loading processes of the run's start where nothing else is asked."""
+    """What was asked, with the threads and loading processes of the run's start where nothing else
+    is asked.
+    """
     workers = held.data.workers if asked.data.workers is None else asked.data.workers
     threads = held.threads if asked.threads is None else asked.threads
-    return replace(asked, data=replace(asked.data, workers=workers), threads=threads or machine.threads())
+    return replace(
+        asked, data=replace(asked.data, workers=workers), threads=threads or machine.threads()
+    )
 
 
 def with_loaders(recipe: Recipe, task: "Task", world: "World") -> Recipe:
@@ -139,6 +160,9 @@ def _say_other_machine(held: Recipe, kept: Recipe, *, given: bool) -> None:
     here = machine.threads()
     if not given and kept.threads == held.threads and held.threads != here:
         _log.warning(
-            "the run keeps the %d threads of its start, and this machine gives %d: --set threads=%d takes those",
-            held.threads, here, here,
-        )  # fmt: skip
+            "the run keeps the %d threads of its start, and this machine gives %d: --set "
+            "threads=%d takes those",
+            held.threads,
+            here,
+            here,
+        )

@@ -24,7 +24,16 @@ from softless.training.claim import Claim
 from softless.training.epoch_state import OnEpoch
 from softless.training.model import build_for
 from softless.training.recipe import Recipe
-from softless.training.run_folder import CHECKPOINTS, CLASSES, LEFT_OUT, RECIPE, RESULT, SPLITS, RunFolder, as_json
+from softless.training.run_folder import (
+    CHECKPOINTS,
+    CLASSES,
+    LEFT_OUT,
+    RECIPE,
+    RESULT,
+    SPLITS,
+    RunFolder,
+    as_json,
+)
 from softless.training.settle import data_are_there, with_loaders
 from softless.training.signals import Signals
 from softless.training.store import Checkpoints
@@ -68,13 +77,15 @@ class Run:
     epoch: int = 0  # the one under way
     step: int = 0  # steps done of it
     updates: int = 0  # steps done in all
-    extended_from: list[int] = field(
-        default_factory=list
-    )  # epochs that the run was meant to have before, once it was made longer
+    # epochs that the run was meant to have before, once it was made longer
+    extended_from: list[int] = field(default_factory=list)
     partial: Partial = field(default_factory=Partial)
     skipped: int = 0  # steps in a row that the float16 scaler left out
-    faults: int = 0  # steps in a row that were left out because they were not finite, or rewinds since the last epoch
-    left_out: set[tuple[int, int]] = field(default_factory=set)  # (epoch, step) that a rewind left out
+    # steps in a row that were left out because they were not finite, or rewinds since the last
+    # epoch
+    faults: int = 0
+    # (epoch, step) that a rewind left out
+    left_out: set[tuple[int, int]] = field(default_factory=set)
     on_epoch: OnEpoch | None = None
     ended_by: str = ""  # what ended the run before its last epoch
     best: dict[str, Any] | None = None
@@ -116,7 +127,8 @@ def set_up(
 ) -> Run:
     """Open the data, build the model, take the folder; continue from its checkpoint if `resume`.
 
-    `seen` is the recipe that lay in the folder when the command began, on the first rank, where it is continued. Nothing in the folder is touched before data and model are known to be usable.
+    `seen` is the recipe that lay in the folder when the command began, on the first rank, where it
+    is continued. Nothing in the folder is touched before data and model are known to be usable.
     """
     if resume:
         data_are_there(recipe, path)
@@ -176,7 +188,8 @@ def continue_newest(run: Run) -> bool:
         checkpoint.restore(run, stored)
     if run.world.first(lambda: run.updates) != run.updates:
         raise CheckpointError(
-            f"the processes of this run see different checkpoints in {run.checkpoints.folder}: give them one folder"
+            f"the processes of this run see different checkpoints in {run.checkpoints.folder}: "
+            "give them one folder"
         )
     if stored is None:
         run.world.first(run.folder.check_unfinished)
@@ -204,7 +217,9 @@ def _take(run: Run, seen: Recipe | None, *, resume: bool, overwrite: bool) -> No
         claim.sweep(run.folder.path)
         run.folder.sweep()
         run.checkpoints.sweep()
-        size = sum(parameter.numel() * parameter.element_size() for parameter in run.model.parameters())
+        size = sum(
+            parameter.numel() * parameter.element_size() for parameter in run.model.parameters()
+        )
         run.folder.check_room(size, run.checkpoints.keep)
     except BaseException as error:
         run.claim.end("failed", str(error))
@@ -216,14 +231,19 @@ def _describe(run: Run) -> None:
     run.folder.rewind_log(run.epoch)
     fitted = {name: taken for name, (_, taken) in run.task.fitted.changed.items()}
     asked = {**as_json(run.asked), "fitted": fitted}
-    run.folder.write_json(RECIPE, {**asked, **checkpoint.versions(), "machine": machine(run.device)})
+    run.folder.write_json(
+        RECIPE, {**asked, **checkpoint.versions(), "machine": machine(run.device)}
+    )
     run.folder.write_json(CLASSES, list(run.splits.classes))
     write_about(run)
     write_text(run.folder.path / SPLITS, split_table.written(run.splits), errors="backslashreplace")
     if run.epoch < run.epochs:
         delete(run.folder.path / RESULT)  # of a run that was finished and is made longer
     if run.splits.left_out:
-        told = {part: [one.row(annotated=False) for one in faults] for part, faults in run.splits.left_out.items()}
+        told = {
+            part: [one.row(annotated=False) for one in faults]
+            for part, faults in run.splits.left_out.items()
+        }
         run.folder.write_json(LEFT_OUT, told)
     if run.best is not None:
         write_best(run)
@@ -232,7 +252,12 @@ def _describe(run: Run) -> None:
 def machine(device: torch.device) -> dict[str, Any]:
     """Processor, threads and device, for whoever compares seconds."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return {"cpu": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "device": name}
+    return {
+        "cpu": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": name,
+    }
 
 
 def _processor() -> str:

@@ -1,4 +1,6 @@
-"""The world of a command that is no training: its ranks were asked the same, share the work, and end together."""
+"""The world of a command that is no training: its ranks were asked the same, share the work, and
+end together.
+"""
 
 import _thread
 import os
@@ -23,12 +25,14 @@ DAY = 24 * 60.0  # minutes that a rank with a short share waits for one with a l
 
 @contextmanager
 def sharing(device: str, asked: Mapping[str, Any], folder: Path | None = None) -> Iterator[World]:
-    """The world of a command that is no training: its ranks were asked the same, and a signal to one ends all.
+    """The world of a command that is no training: its ranks were asked the same, and a signal to
+    one ends all.
 
     Args:
         device: of the computation, by name.
         asked: the arguments of the command, which every rank must have been given alike.
-        folder: of the results, where there is one; `see_one_folder` is called before anything is written there.
+        folder: of the results, where there is one; `see_one_folder` is called before anything is
+            written there.
 
     Raises:
         UsageError: a rank was asked something else.
@@ -46,9 +50,11 @@ def sharing(device: str, asked: Mapping[str, Any], folder: Path | None = None) -
                     agree_on_arguments(world, asked)
                     with _watched(world):
                         yield world
-                    world.gather(None)  # who is done waits here, so that nobody is missed who may end
+                    # who is done waits here, so that nobody is missed who may end
+                    world.gather(None)
             except Stop as stop:
-                if gone := world.gone():  # whoever started the ranks ends all as soon as one is gone
+                # whoever started the ranks ends all as soon as one is gone
+                if gone := world.gone():
                     told = named(gone, world)  # with its last words, which may say so already
                     raise RankGone(told if WHOLE in told else f"{told}: {WHOLE}") from stop
                 number = signals.received or signal.SIGTERM
@@ -57,7 +63,9 @@ def sharing(device: str, asked: Mapping[str, Any], folder: Path | None = None) -
 
 @contextmanager
 def _watched(world: World) -> Iterator[None]:
-    """A stretch in which a rank of this machine that is gone ends this one too, also between exchanges."""
+    """A stretch in which a rank of this machine that is gone ends this one too, also between
+    exchanges.
+    """
     done = threading.Event()
 
     def watch() -> None:
@@ -74,7 +82,8 @@ def _watched(world: World) -> Iterator[None]:
 
 
 def see_one_folder(world: World, folder: Path) -> None:
-    """Make the folder, and compare whether all ranks see that one; their last words stand there from now on.
+    """Make the folder, and compare whether all ranks see that one; their last words stand there
+    from now on.
 
     Raises:
         UsageError: one does not; the rank is named.
@@ -100,4 +109,7 @@ def _marked(folder: Path) -> str:
 
 def _see(folder: Path, mark: str) -> None:
     if not (folder / mark).exists():
-        raise UsageError(f"{folder.absolute()} is not the folder that rank 0 sees: give all ranks one that they share")
+        raise UsageError(
+            f"{folder.absolute()} is not the folder that rank 0 sees: give all ranks one that "
+            "they share"
+        )

@@ -1,4 +1,6 @@
-"""SIGTERM and SIGINT while a run trains: the state is saved where it stands, then the process ends with the signal's exit code."""
+"""SIGTERM and SIGINT while a run trains: the state is saved where it stands, then the process ends
+with the signal's exit code.
+"""
 
 import os
 import signal
@@ -16,14 +18,18 @@ GRACE = 20.0  # seconds that a rank has to reach the end of its step, and tell t
 
 
 class Stop(BaseException):
-    """Raised inside `Signals.interruptible`, where nothing is half done. No Exception, so that nobody on the way catches it by accident."""
+    """Raised inside `Signals.interruptible`, where nothing is half done.
+
+    No Exception, so that nobody on the way catches it by accident.
+    """
 
 
 class Signals:
     """Remembers the first signal, and ends the process at once on the second; a context manager.
 
-    Between `interruptible` blocks a signal is only noted, and the loop looks at `received` after each step. A rank that waits for others
-    hears nothing there, since torch's exchange holds the main thread: a thread ends it, if it has not ended by itself.
+    Between `interruptible` blocks a signal is only noted, and the loop looks at `received` after
+    each step. A rank that waits for others hears nothing there, since torch's exchange holds the
+    main thread: a thread ends it, if it has not ended by itself.
 
     Args:
         ranks: Processes of the run.
@@ -47,7 +53,10 @@ class Signals:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.heard()
         for number, handler in self._before.items():
@@ -60,7 +69,10 @@ class Signals:
 
     @contextmanager
     def interruptible(self, *, alone: bool = True) -> Iterator[None]:
-        """A stretch in which the run's state is at rest, so that a signal may break it off. With other ranks nothing is broken off."""
+        """A stretch in which the run's state is at rest, so that a signal may break it off.
+
+        With other ranks nothing is broken off.
+        """
         if self.received is not None and alone:
             raise Stop
         self._raises = alone
@@ -80,7 +92,9 @@ class Signals:
 
 
 class Watch:
-    """Ends a process whose main thread does not come back from an exchange after a signal: after `GRACE`, or at a second one."""
+    """Ends a process whose main thread does not come back from an exchange after a signal: after
+    `GRACE`, or at a second one.
+    """
 
     def __init__(self, signals: Signals) -> None:
         self.signals = signals
@@ -92,7 +106,9 @@ class Watch:
         self._ends = socket.socketpair()
         self._ends[1].settimeout(0)  # a handler may not wait
         self._before = signal.set_wakeup_fd(self._ends[1].fileno(), warn_on_full_buffer=False)
-        threading.Thread(target=self._hear, args=(self._ends[0],), name="signals", daemon=True).start()
+        threading.Thread(
+            target=self._hear, args=(self._ends[0],), name="signals", daemon=True
+        ).start()
 
     def end(self) -> None:
         """Hear none any more."""

@@ -16,5 +16,8 @@ def written(splits: Splits) -> str:
         if samples is None:
             continue
         groups = [""] * len(samples) if samples.groups is None else samples.groups.tolist()
-        writer.writerows([as_cell(samples.name(index)), part, as_cell(group)] for index, group in enumerate(groups))
+        writer.writerows(
+            [as_cell(samples.name(index)), part, as_cell(group)]
+            for index, group in enumerate(groups)
+        )
     return text.getvalue()

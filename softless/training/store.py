@@ -1,4 +1,5 @@
-"""The checkpoints of a run: each whole, digested and on disk before it counts; the newest good one is found, the others are named.
+"""The checkpoints of a run: each whole, digested and on disk before it counts; the newest good one
+is found, the others are named.
 
     checkpoints/step-000000123-epoch-0004.pt      the state
     checkpoints/step-000000123-epoch-0004.json    its manifest: size, SHA-256, place, versions, and a digest of the manifest itself
@@ -38,9 +39,8 @@ from softless.models.records import DIGEST, check, read_json, sealed, unsealed, 
 
 FORMAT, SEAL = 1, "manifest_sha256"
 NAME = re.compile(r"step-(\d{9,})-epoch-(\d{4,})\.(pt|json)")
-Place = tuple[
-    int, int
-]  # updates done, and the epoch under way: the end of an epoch is another place than its last step
+# updates done, and the epoch under way: the end of an epoch is another place than its last step
+Place = tuple[int, int]
 ROOM = 1.2  # a warning is given when the disk has less free than so many times the last state
 _log = logging.getLogger("softless.training")
 
@@ -58,15 +58,20 @@ class _UnfinishedError(_BadError):
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The folder of checkpoints; the last `keep` are kept, counted from those that are known to be good."""
+    """The folder of checkpoints; the last `keep` are kept, counted from those that are known to be
+    good.
+    """
 
     folder: Path
     keep: int = 2
-    good: set[Place] = field(default_factory=set, compare=False)  # written or verified by this process
-    damaged: dict[Place, str] = field(default_factory=dict, compare=False)  # passed over by `newest`, with the reason
+    # written or verified by this process
+    good: set[Place] = field(default_factory=set, compare=False)
+    # passed over by `newest`, with the reason
+    damaged: dict[Place, str] = field(default_factory=dict, compare=False)
 
     def save(self, state: Mapping[str, Any], place: Place, facts: Mapping[str, Any]) -> Path:
-        """Write a state; when this returns it is on disk and counts. Older ones beyond `keep` are deleted afterwards.
+        """Write a state; when this returns it is on disk and counts. Older ones beyond `keep` are
+        deleted afterwards.
 
         Args:
             state: tensors, numbers, texts and containers of them.
@@ -102,7 +107,8 @@ class Checkpoints:
         None where none was ever finished: there is none at all, or their writing was cut short.
 
         Raises:
-            CheckpointError: there are finished checkpoints and none is good; each is named with its reason.
+            CheckpointError: there are finished checkpoints and none is good; each is named with its
+                reason.
             DataError: this torch is not safe for files of others.
         """
         self.damaged.clear()
@@ -121,18 +127,23 @@ class Checkpoints:
             self.good.add(place)
             _say_passed_over(reasons)
             if reasons:
-                _log.warning("continuing from %s; %d newer passed over", self._files(place)[0], len(reasons))
+                _log.warning(
+                    "continuing from %s; %d newer passed over", self._files(place)[0], len(reasons)
+                )
             return state
         if self.damaged:
             raise CheckpointError(
-                f"none of the {len(reasons)} checkpoints in {self.folder} is good ({'; '.join(reasons[:10])}): bring one back from a "
-                "backup, its .pt and its .json, and give --resume again; or start anew with --overwrite"
+                f"none of the {len(reasons)} checkpoints in {self.folder} is good "
+                f"({'; '.join(reasons[:10])}): bring one back from a "
+                "backup, its .pt and its .json, and give --resume again; or start anew with "
+                "--overwrite"
             )
         _say_passed_over(reasons)
         return None
 
     def set_aside(self) -> None:
-        """Move those that `newest` found damaged into `damaged/`, so that they count no more; a line names them.
+        """Move those that `newest` found damaged into `damaged/`, so that they count no more; a
+        line names them.
 
         Raises:
             StorageError: the folder cannot be written.
@@ -156,7 +167,11 @@ class Checkpoints:
         if not self.folder.is_dir():
             return []
         return sorted(
-            {(int(found[1]), int(found[2])) for path in self.folder.iterdir() if (found := NAME.fullmatch(path.name))},
+            {
+                (int(found[1]), int(found[2]))
+                for path in self.folder.iterdir()
+                if (found := NAME.fullmatch(path.name))
+            },
             reverse=True,
         )
 
@@ -182,7 +197,8 @@ class Checkpoints:
             raise _BadError(f"cannot be read ({error.strerror})") from error
         if found != Digest(told["bytes"], told["sha256"]):
             raise _BadError(
-                f"{found.bytes} bytes with SHA-256 {found.sha256[:12]}…, its manifest says {told['bytes']} with {told['sha256'][:12]}…"
+                f"{found.bytes} bytes with SHA-256 {found.sha256[:12]}…, its manifest says "
+                f"{told['bytes']} with {told['sha256'][:12]}…"
             )
         try:
             state = read_archive(data)
@@ -194,10 +210,12 @@ class Checkpoints:
     def _prune(self, written: Place) -> None:
         """Delete what lies beyond the newest `keep`, and states that were never finished.
 
-        Those that this process wrote or verified are kept before others, and the one written just now always: a whole file may still be a
-        damaged one.
+        Those that this process wrote or verified are kept before others, and the one written just
+        now always: a whole file may still be a damaged one.
         """
-        whole = [place for place in self.places() if all(path.exists() for path in self._files(place))]
+        whole = [
+            place for place in self.places() if all(path.exists() for path in self._files(place))
+        ]
         whole.sort(key=lambda place: (place == written, place in self.good, place), reverse=True)
         kept = {written, *whole[: self.keep]}
         for place in self.places():
@@ -254,7 +272,16 @@ def _manifest(path: Path) -> dict[str, Any]:
     if told["format"] != FORMAT:
         raise _BadError(f"it has format {told['format']}, and this softless reads format {FORMAT}")
     try:
-        check(told, {"bytes": whole(0, 1 << 60), "sha256": DIGEST, "step": whole(0, 1 << 60), "epoch": whole(0)}, path)
+        check(
+            told,
+            {
+                "bytes": whole(0, 1 << 60),
+                "sha256": DIGEST,
+                "step": whole(0, 1 << 60),
+                "epoch": whole(0),
+            },
+            path,
+        )
     except DataError as error:
         raise _BadError("its manifest is no manifest of a checkpoint") from error
     return told

@@ -1,4 +1,6 @@
-"""The processes of a run and the device each computes on: one process, or the ranks that torchrun started."""
+"""The processes of a run and the device each computes on: one process, or the ranks that torchrun
+started.
+"""
 
 import itertools
 import os
@@ -27,7 +29,9 @@ T = TypeVar("T")
 PATIENCE = 30.0  # minutes that a rank waits for the others
 MEETING = 5.0  # minutes that ranks have to come to their first meeting
 MOMENT = 15.0  # seconds in which a process that ends is seen to be gone, on a busy machine too
-_LOST = re.compile(r"gloo|[Cc]onnection|[Tt]imed out|NCCL|TCPStore|Broken pipe|recvValue|failed to recv")
+_LOST = re.compile(
+    r"gloo|[Cc]onnection|[Tt]imed out|NCCL|TCPStore|Broken pipe|recvValue|failed to recv"
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,9 @@ class World:
             torch.set_num_threads(threads)
 
     def parallel(self, model: nn.Module) -> nn.Module:
-        """The model whose backward pass averages gradients over the ranks (the model itself when alone)."""
+        """The model whose backward pass averages gradients over the ranks (the model itself when
+        alone).
+        """
         if self.size == 1:
             return model
         for parameter in model.parameters():
@@ -60,7 +66,9 @@ class World:
         return nn.parallel.DistributedDataParallel(model, device_ids=ids)
 
     def synced(self, model: nn.Module) -> nn.Module:
-        """The model whose BatchNorms in training see the batch of all ranks, as one process would; keys stay the same."""
+        """The model whose BatchNorms in training see the batch of all ranks, as one process would;
+        keys stay the same.
+        """
         return model if self.size == 1 else synchronised(model)
 
     def mean(self, value: Tensor) -> Tensor:
@@ -104,19 +112,24 @@ class World:
             rank
             for rank, peer in enumerate(self.peers)
             if peer["host"] == here
-            and not (processes.running(peer["pid"]) and processes.started(peer["pid"]) == peer["process"])
+            and not (
+                processes.running(peer["pid"]) and processes.started(peer["pid"]) == peer["process"]
+            )
         ]
 
 
 def _as_stored(grad: Tensor) -> Tensor:
-    """The gradient of a depthwise convolution with the strides of its weight, which DDP compares: convolving tokens leaves those
-    of channels last, the same numbers in the same places, since one side has one entry.
+    """The gradient of a depthwise convolution with the strides of its weight, which DDP compares:
+    convolving tokens leaves those of channels last, the same numbers in the same places, since one
+    side has one entry.
     """
     return grad.reshape(-1).view(grad.shape) if grad.is_contiguous() else grad
 
 
 @contextmanager
-def join(device: str = "auto", patience: float = PATIENCE, folder: Path | None = None) -> Iterator[World]:
+def join(
+    device: str = "auto", patience: float = PATIENCE, folder: Path | None = None
+) -> Iterator[World]:
     """The world of this run; the process group of torchrun is opened here and closed at the end.
 
     The caller's random generators and number of threads are put back afterwards.
@@ -137,11 +150,16 @@ def join(device: str = "auto", patience: float = PATIENCE, folder: Path | None =
         backend = "nccl" if place.type == "cuda" else "gloo"
         bound = place if place.type == "cuda" else None
         if bound is not None:
-            torch.cuda.set_device(bound)  # objects are exchanged over the current device, whichever was named
+            # objects are exchanged over the current device, whichever was named
+            torch.cuda.set_device(bound)
         dist.init_process_group(
-            backend, store=_meeting_place(rank, size), rank=rank, world_size=size, device_id=bound,
+            backend,
+            store=_meeting_place(rank, size),
+            rank=rank,
+            world_size=size,
+            device_id=bound,
             timeout=timedelta(minutes=patience),
-        )  # fmt: skip
+        )
     before = torch.get_num_threads()
     words = LastWords(folder, rank) if size > 1 and folder is not None else None
     world = World(rank, size, place, words=words)
@@ -165,14 +183,20 @@ _joined: list[World] = []  # by this process; the last one counts
 
 
 def let_the_first_speak() -> None:
-    """Wait until rank 0 has ended: whoever started the ranks ends all as soon as one fails, and rank 0 says why."""
+    """Wait until rank 0 has ended: whoever started the ranks ends all as soon as one fails, and
+    rank 0 says why.
+    """
     deadline = time.monotonic() + (MOMENT if _joined else 1.0)  # unjoined nobody knows its process
     while time.monotonic() < deadline and not (_joined and 0 in _joined[-1].gone()):
         time.sleep(0.05)
 
 
 def _myself() -> dict[str, Any]:
-    return {"host": socket.gethostname(), "pid": os.getpid(), "process": processes.started(os.getpid())}
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "process": processes.started(os.getpid()),
+    }
 
 
 @contextmanager
@@ -194,14 +218,18 @@ def _why_lost(world: World, said: str) -> str:
     gone: list[int] = []
     if "imed out" not in said:
         deadline = time.monotonic() + MOMENT
-        while not gone and time.monotonic() < deadline:  # a process that is killed takes a moment to go
+        # a process that is killed takes a moment to go
+        while not gone and time.monotonic() < deadline:
             gone = world.gone()
             time.sleep(0.05)
     me = f"rank {world.rank} of {world.size}"
     if gone:
         return named(gone, world)
     if "imed out" in said:
-        return f"{me} waited in vain for the others: one of them hangs, or works longer than rank_patience allows"
+        return (
+            f"{me} waited in vain for the others: one of them hangs, or works longer than "
+            "rank_patience allows"
+        )
     return f"{me} lost the connection to another rank, which has ended or cannot be reached"
 
 
@@ -209,7 +237,11 @@ def named(gone: Sequence[int], world: World) -> str:
     """Ranks that are gone, with what the first of them said last."""
     names = " and ".join(str(rank) for rank in gone)
     said = world.last_of(gone[0])
-    are = f"rank {names} of {world.size} is gone" if len(gone) == 1 else f"ranks {names} of {world.size} are gone"
+    are = (
+        f"rank {names} of {world.size} is gone"
+        if len(gone) == 1
+        else f"ranks {names} of {world.size} are gone"
+    )
     return f"{are} (it said: {said})" if said else are
 
 
@@ -219,15 +251,21 @@ def _store(address: str, port: int, rank: int, size: int) -> dist.Store:
     served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     try:
         store = dist.TCPStore(
-            address, port, size, is_master=rank == 0 and not served, timeout=timedelta(minutes=MEETING)
+            address,
+            port,
+            size,
+            is_master=rank == 0 and not served,
+            timeout=timedelta(minutes=MEETING),
         )
     except dist.DistError as error:
         if "EADDRINUSE" in str(error) or "address already in use" in str(error):
             raise UsageError(
-                f"port {port} of {address}, where the ranks are to meet, is taken by another program: set MASTER_PORT to a free one"
+                f"port {port} of {address}, where the ranks are to meet, is taken by another "
+                "program: set MASTER_PORT to a free one"
             ) from error
         raise UsageError(
-            f"rank {rank} of {size} met nobody at {address}, port {port}, within {MEETING:.0f} minutes: "
+            f"rank {rank} of {size} met nobody at {address}, port {port}, within {MEETING:.0f} "
+            "minutes: "
             "start all ranks with one MASTER_ADDR and MASTER_PORT that they can reach"
         ) from error
     store.set_timeout(timedelta(minutes=PATIENCE))
@@ -238,15 +276,18 @@ _groups = itertools.count()
 
 
 def _meeting_place(rank: int, size: int) -> dist.Store:
-    """The ranks' store under names that no other group takes; ranks open their groups in the same order.
+    """The ranks' store under names that no other group takes; ranks open their groups in the same
+    order.
 
-    Torch opens MASTER_PORT anew for each group, so a rank that is early at its second one meets the store of the first, just before it
-    closes, and waits for ever. In torchrun's store a second group, or one after a restart, finds the addresses of the one before it.
+    Torch opens MASTER_PORT anew for each group, so a rank that is early at its second one meets the
+    store of the first, just before it closes, and waits for ever. In torchrun's store a second
+    group, or one after a restart, finds the addresses of the one before it.
     """
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise UsageError(
-            f"WORLD_SIZE={size} says that this is one of several processes, but {' and '.join(missing)} do not say where they meet: "
+            f"WORLD_SIZE={size} says that this is one of several processes, but "
+            f"{' and '.join(missing)} do not say where they meet: "
             f"start them with torchrun, or unset WORLD_SIZE"
         )
     store = _store(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), rank, size)
@@ -257,17 +298,32 @@ def _meeting_place(rank: int, size: int) -> dist.Store:
 def choose_device(name: str = "auto", local_rank: int = 0) -> torch.device:
     """The device by name; auto takes cuda, then mps, then cpu, whichever is there."""
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = (
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UsageError(f"no device named '{name}'. Known: auto, cpu, cuda, cuda:0, …, mps") from None
+        raise UsageError(
+            f"no device named '{name}'. Known: auto, cpu, cuda, cuda:0, …, mps"
+        ) from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"device '{name}' asked for, but this PyTorch sees no CUDA device: use --device cpu or auto")
+        raise UsageError(
+            f"device '{name}' asked for, but this PyTorch sees no CUDA device: use --device cpu "
+            "or auto"
+        )
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UsageError("device 'mps' asked for, but it is not available here: use --device cpu or auto")
+        raise UsageError(
+            "device 'mps' asked for, but it is not available here: use --device cpu or auto"
+        )
     if device.type not in {"cpu", "cuda", "mps"}:
-        raise UsageError(f"device '{name}' is not supported. Known: auto, cpu, cuda, cuda:0, …, mps")
+        raise UsageError(
+            f"device '{name}' is not supported. Known: auto, cpu, cuda, cuda:0, …, mps"
+        )
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)

@@ -33,7 +33,9 @@ def anything(_: Any) -> bool:
 
 
 def mutations(op: Operator) -> dict[str, Made]:
-    """What makes each false record; making it may itself raise, which is as good as a failed check."""
+    """What makes each false record; making it may itself raise, which is as good as a failed
+    check.
+    """
     return dict([
         *_identity(op),
         *_claims(op),
@@ -49,7 +51,10 @@ def mutations(op: Operator) -> dict[str, Made]:
 
 def _fields(op: Operator, field: str, *values: Any) -> Iterator[tuple[str, Made]]:
     for number, value in enumerate(values):
-        yield f"{field} {number}" if len(values) > 1 else field, partial(op.changed, **{field: value})
+        yield (
+            f"{field} {number}" if len(values) > 1 else field,
+            partial(op.changed, **{field: value}),
+        )
 
 
 def _identity(op: Operator) -> Iterator[tuple[str, Made]]:
@@ -64,14 +69,24 @@ def _identity(op: Operator) -> Iterator[tuple[str, Made]]:
 
 def _claims(op: Operator) -> Iterator[tuple[str, Made]]:
     yield from _fields(op, "flops", None, times(op.flops, 2), lambda _: 0)
-    yield from _fields(op, "exps", lambda d: op.exps(d) + 1, *([lambda _: 0] if op.exps(_dims(op)) else []))
+    yield from _fields(
+        op, "exps", lambda d: op.exps(d) + 1, *([lambda _: 0] if op.exps(_dims(op)) else [])
+    )
     yield from _fields(op, "growth", "N" if op.growth == "N^2" else "N^2", "log N")
     yield from _fields(op, "normalises", *{"rows", "tokens", "nothing"} - {op.normalises})
     for field in FLIPPED:
         yield from _fields(op, field, not getattr(op, field))
     yield from _fields(op, "resolution", *{"any", "grid", "fixed"} - {op.resolution})
-    yield from _fields(op, "exports_from", lambda _: 1, *([] if op.resolution == "grid" else [lambda _: 30]))
-    yield from _fields(op, "masks", (), ("token",) if len(op.masks) > 1 else ("token", "causal"), ("token", "colour"))
+    yield from _fields(
+        op, "exports_from", lambda _: 1, *([] if op.resolution == "grid" else [lambda _: 30])
+    )
+    yield from _fields(
+        op,
+        "masks",
+        (),
+        ("token",) if len(op.masks) > 1 else ("token", "causal"),
+        ("token", "colour"),
+    )
     yield from _fields(op, "limits", refusing)
 
 
@@ -88,7 +103,11 @@ def _half(op: Operator) -> Iterator[tuple[str, Made]]:
 
 
 def _host(op: Operator) -> Iterator[tuple[str, Made]]:
-    others = {name: lambda _: True for name in ("grid", "tied_qk", "tokens", "colour") if name not in op.needs}
+    others = {
+        name: lambda _: True
+        for name in ("grid", "tied_qk", "tokens", "colour")
+        if name not in op.needs
+    }
     for name, when in others.items():
         yield from _renamed(_fields(op, "needs", {**op.needs, name: when}), f"needs {name}")
     for name in op.needs:
@@ -155,7 +174,12 @@ def _options(op: Operator) -> Iterator[tuple[str, Made]]:
     more = Option(0.5, "nothing", lambda value: isinstance(value, float), "a number")
     yield "options more", lambda: replace(op, options={**op.options, "colour": more})
     for name, option in op.options.items():
-        changes: dict[str, Any] = {"accepts": anything, "says": "", "values": "", "default": object()}
+        changes: dict[str, Any] = {
+            "accepts": anything,
+            "says": "",
+            "values": "",
+            "default": object(),
+        }
         for field, value in changes.items():
             made = {**op.options, name: replace(option, **{field: value})}
             yield f"options {name} {field}", partial(replace, op, options=made)

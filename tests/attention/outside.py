@@ -1,4 +1,6 @@
-"""The simplest linear operator, written as an outside package would: relu + 0.1, six imports, seven fields."""
+"""The simplest linear operator, written as an outside package would: relu + 0.1, six imports, seven
+fields.
+"""
 
 from typing import Any
 
@@ -44,7 +46,12 @@ def quadratic(name: str = "squared", **more: Any) -> Operator:
     """A formula that is not linear and has no stream: relu(q k^T)^2 v / M."""
 
     def squared(
-        q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, query_mask: Tensor | None = None
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        mask: Tensor | None = None,
+        query_mask: Tensor | None = None,
     ) -> Tensor:
         q, k, v = keep(q, query_mask), keep(k, mask), keep(v, mask)
         keys = k.shape[-2] if mask is None else mask.sum(-1)[:, None, None, None].clamp_min(1)

@@ -1,4 +1,6 @@
-"""`check_operator`: right on what is right, wrong on every false claim, with a sentence that names the field."""
+"""`check_operator`: right on what is right, wrong on every false claim, with a sentence that names
+the field.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -15,12 +17,31 @@ from tests.attention.outside import linear, quadratic
 
 HERE = ("sima", "softmax")  # in `make test`; the others are soak's
 FIRST = {
-    "flops": "flops", "exps": "exps", "growth": "growth", "normalises": "normalises", "scale_free": "scale_free", "masks": "masks",
-    "equivariant": "equivariant", "implied_matrix": "implied_matrix", "cross": "cross", "linear_in_v": "linear_in_v",
-    "drops_weights": "drops_weights", "resolution": "resolution", "exports_from": "exports", "half_refusal": "half_refusal",
-    "half_lift": "half_refusal", "needs": "needs", "hat": "hat", "class_row": "class_row", "own": "bounds", "reduces": "needs", "limits": "limits",
-    "learned": "learned", "streaming.holds": "words of the stream", "streaming.merges": "words of the stream",
-}  # fmt: skip
+    "flops": "flops",
+    "exps": "exps",
+    "growth": "growth",
+    "normalises": "normalises",
+    "scale_free": "scale_free",
+    "masks": "masks",
+    "equivariant": "equivariant",
+    "implied_matrix": "implied_matrix",
+    "cross": "cross",
+    "linear_in_v": "linear_in_v",
+    "drops_weights": "drops_weights",
+    "resolution": "resolution",
+    "exports_from": "exports",
+    "half_refusal": "half_refusal",
+    "half_lift": "half_refusal",
+    "needs": "needs",
+    "hat": "hat",
+    "class_row": "class_row",
+    "own": "bounds",
+    "reduces": "needs",
+    "limits": "limits",
+    "learned": "learned",
+    "streaming.holds": "words of the stream",
+    "streaming.merges": "words of the stream",
+}
 
 
 def seen(name: str, make: Made) -> str:
@@ -42,7 +63,8 @@ def seen(name: str, make: Made) -> str:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in HERE else pytest.mark.soak) for name in OPERATORS]
+    "name",
+    [pytest.param(name, marks=[] if name in HERE else pytest.mark.soak) for name in OPERATORS],
 )
 def test_no_mutation_of_a_record_passes(name: str) -> None:
     made = mutations(OPERATORS[name])
@@ -61,7 +83,9 @@ def test_an_outside_operator_earns_its_row(record: Operator) -> None:
 
 def test_every_false_claim_is_listed_at_once() -> None:
     with pytest.raises(ContractBroken) as caught:
-        check_operator(linear().changed(growth="N^2", equivariant=False, half_lift=lambda _: 3.0), quick=True)
+        check_operator(
+            linear().changed(growth="N^2", equivariant=False, half_lift=lambda _: 3.0), quick=True
+        )
     fields = {fault.field for fault in caught.value.faults}
     assert {"claims.growth", "claims.equivariant", "half.half_lift"} <= fields
     assert "claims.growth: the record says N^2; measured: work grows as N^1.0" in str(caught.value)
@@ -101,7 +125,9 @@ def test_the_decorator_fails_where_the_contract_does() -> None:
 
 @pytest.mark.parametrize("name", ["inline", "mala"])
 def test_averages_that_cannot_be_taken_apart_are_seen(name: str) -> None:
-    """A chunk that is merged into a whole that holds it counts twice in an average, and not in a sum."""
+    """A chunk that is merged into a whole that holds it counts twice in an average, and not in a
+    sum.
+    """
     op = OPERATORS[name]
     assert op.streaming is not None
     sweeps = tuple(replace(sweep, without=None) for sweep in op.streaming.sweeps)

@@ -50,7 +50,8 @@ def test_a_misspelt_option_of_a_model(model: str, options: dict[str, object], ne
     """Once timm's TypeError."""
     wrong = next(name for name in options if name != "op")
     with pytest.raises(
-        UsageError, match=rf"no option of '{model}'.* named '{wrong}'\. Did you mean '{near}'\? Known: "
+        UsageError,
+        match=rf"no option of '{model}'.* named '{wrong}'\. Did you mean '{near}'\? Known: ",
     ) as caught:
         softless.create_model(model, **options)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)

@@ -1,4 +1,6 @@
-"""The example of docs/contract.md, installed as an outside package: it registers itself, and every door of the table opens."""
+"""The example of docs/contract.md, installed as an outside package: it registers itself, and every
+door of the table opens.
+"""
 
 import ast
 import os
@@ -11,7 +13,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "softless_shifted"
-DOORS = re.findall(r"^\| ([\w ]+) \| `(.*)` \|$", (ROOT / "docs" / "contract.md").read_text(), re.MULTILINE)
+DOORS = re.findall(
+    r"^\| ([\w ]+) \| `(.*)` \|$", (ROOT / "docs" / "contract.md").read_text(), re.MULTILINE
+)
 START = """
 import copy, pickle, sys, timm, torch, softless
 from softless.benching.models import with_operator
@@ -25,12 +29,23 @@ q, image = torch.randn(1, 2, 9, 4), torch.randn(1, 3, 64, 64)
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of packages with the example in it, installed by pip from a copy: without a network."""
+    """A folder of packages with the example in it, installed by pip from a copy: without a
+    network.
+    """
     copy = tmp_path_factory.mktemp("source")
     for name in ("pyproject.toml", "softless_shifted.py"):
         (copy / name).write_text((EXAMPLE / name).read_text())
     folder = tmp_path_factory.mktemp("packages")
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+    ]
     subprocess.run([*pip, "--target", str(folder), str(copy)], check=True, capture_output=True)
     return folder
 
@@ -38,7 +53,11 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def python(code: str, packages: Path, folder: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(packages)}
     return subprocess.run(
-        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False, env=environment
+        [sys.executable, "-c", code, str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
     )
 
 
@@ -51,7 +70,10 @@ def test_every_door_of_the_table(installed: Path, tmp_path: Path) -> None:
 
 
 def test_imported_first_it_registers_itself_once(installed: Path, tmp_path: Path) -> None:
-    code = "import warnings; warnings.simplefilter('error'); import softless_shifted as s, softless; print(softless.OPERATORS['shifted'] is s.SPEC)"
+    code = (
+        "import warnings; warnings.simplefilter('error'); import softless_shifted as s, "
+        "softless; print(softless.OPERATORS['shifted'] is s.SPEC)"
+    )
     found = python(code, installed, tmp_path)
     assert found.stdout.strip() == "True", found.stderr[-2000:]
 
@@ -60,13 +82,20 @@ def test_the_example_is_as_short_as_it_is_said() -> None:
     """At most six imported names and ten fields; fewer than fifty lines."""
     text = (EXAMPLE / "softless_shifted.py").read_text()
     tree = ast.parse(text)
-    imported = [one for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom) for one in node.names]
+    imported = [
+        one
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for one in node.names
+    ]
     calls = [
         node
         for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in {"Operator", "Identity", "Claims"}
+        if isinstance(node, ast.Call)
+        and getattr(node.func, "id", "") in {"Operator", "Identity", "Claims"}
     ]
-    fields = sum(len(call.args) + len(call.keywords) for call in calls) - 2  # two of Operator's are the groups
+    # two of Operator's are the groups
+    fields = sum(len(call.args) + len(call.keywords) for call in calls) - 2
     assert len(imported) <= 6
     assert fields <= 10
     assert len(text.splitlines()) < 50

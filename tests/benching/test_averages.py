@@ -1,4 +1,6 @@
-"""What a run publishes stands beside what it ended with: other weights, measured on the same images."""
+"""What a run publishes stands beside what it ended with: other weights, measured on the same
+images.
+"""
 
 import pytest
 import torch
@@ -15,7 +17,12 @@ LIMITS = (40, 60)
 
 
 def short():
-    return get_recipe("digits").with_fields(**{"schedule.epochs": 3, "batch_size": 20, "data.workers": 0, "threads": 1})
+    return get_recipe("digits").with_fields(**{
+        "schedule.epochs": 3,
+        "batch_size": 20,
+        "data.workers": 0,
+        "threads": 1,
+    })
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +61,9 @@ def test_last_weights_are_those_of_the_last_step(found):
                 ended.last["val"][kind]["top1"]
                 == ended.run.epochs[-1][{"raw": "val", "averaged": "val_ema"}[kind]]["top1"]
             )
-        assert any(not torch.equal(state["model"][name], state["ema"][name]) for name in state["model"])
+        assert any(
+            not torch.equal(state["model"][name], state["ema"][name]) for name in state["model"]
+        )
 
 
 def test_no_run_publishes_less_than_it_ended_with_on_validation(found):

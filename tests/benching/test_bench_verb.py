@@ -30,7 +30,8 @@ def test_an_option_without_effect_is_refused(what, option, named):
 def test_what_takes_an_option_is_named():
     with pytest.raises(
         UsageError,
-        match=r"leave it out \(--ops is taken by compare, uses, dino, operators, counts, autograd, fidelity\)",
+        match=r"leave it out \(--ops is taken by compare, uses, dino, operators, counts, "
+        r"autograd, fidelity\)",
     ):
         bench("twins", ops=["sima"])
 
@@ -44,7 +45,9 @@ def test_whatever_trains_takes_data_epochs_and_fields(what):
         bench(what, recipe=recipe, data="nowhere", epochs=2, set=["data.image_size=224"])
     with pytest.raises(UsageError, match=r"no field named 'optim\.rl'"):
         bench(what, recipe=recipe, data="nowhere", set="optim.rl=1")
-    with pytest.raises(UsageError, match=r"epochs=2 and schedule\.epochs=3 are two lengths: give one of them"):
+    with pytest.raises(
+        UsageError, match=r"epochs=2 and schedule\.epochs=3 are two lengths: give one of them"
+    ):
         bench(what, recipe=recipe, data="nowhere", epochs=2, set={"schedule.epochs": 3})
 
 
@@ -58,7 +61,12 @@ def test_operators_from_the_command_line(monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     "words",
-    [["bench"], ["bench", "twin"], ["bench", "compare", "--ops", "sima"], ["bench", "operators", "--ops", "smia"]],
+    [
+        ["bench"],
+        ["bench", "twin"],
+        ["bench", "compare", "--ops", "sima"],
+        ["bench", "operators", "--ops", "smia"],
+    ],
 )
 def test_misuse_is_one_sentence_and_exit_code_two(words, capsys):
     assert main(words) == 2
@@ -68,7 +76,9 @@ def test_misuse_is_one_sentence_and_exit_code_two(words, capsys):
 
 
 def test_inverses_from_the_command_line(monkeypatch, capsys):
-    """Ours keeps the bar on a flat image region of 49 bottleneck tokens; the published one does not, in value and gradient."""
+    """Ours keeps the bar on a flat image region of 49 bottleneck tokens; the published one does
+    not, in value and gradient.
+    """
     module = importlib.import_module("softless.benching.inverses")
     monkeypatch.setattr(module, "SIZES", (1, 49))
     assert main(["bench", "inverse", "--json"]) == 0

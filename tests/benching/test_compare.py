@@ -1,4 +1,6 @@
-"""Every operator in one small ViT: which models those are, what is measured of them, and what a diverging one does to the others."""
+"""Every operator in one small ViT: which models those are, what is measured of them, and what a
+diverging one does to the others.
+"""
 
 import importlib
 from dataclasses import replace
@@ -24,7 +26,9 @@ MIB = 2**20
 def short() -> Recipe:
     args = {"img_size": 8, "patch_size": 2, "embed_dim": 16, "depth": 1, "num_heads": 2}
     recipe = get_recipe("digits")
-    return replace(recipe, model=ModelSpec("vit_tiny_patch16_224", "sima", args), threads=1).with_fields(**{
+    return replace(
+        recipe, model=ModelSpec("vit_tiny_patch16_224", "sima", args), threads=1
+    ).with_fields(**{
         "schedule.epochs": 1,
         "schedule.warmup_epochs": 0,
         "data.limit": 64,
@@ -47,7 +51,11 @@ def test_a_recipe_whose_host_has_convolutions_gets_the_small_vit_over_49_patches
 def test_landmarks_and_projected_tokens_are_a_quarter_of_the_patches(op):
     for recipe, patches in ((get_recipe("digits"), 16), (in_small_vit(get_recipe("medmnist")), 49)):
         chosen = in_comparison(recipe, op)
-        given = {name: chosen.model.args[name] for name in ("landmarks", "projected") if name in get(op).options}
+        given = {
+            name: chosen.model.args[name]
+            for name in ("landmarks", "projected")
+            if name in get(op).options
+        }
         assert set(given.values()) <= {patches // 4}
         assert not {"landmarks", "projected"} - set(given) & set(chosen.model.args)
         model = build_model(chosen, 2, 1)
@@ -112,7 +120,14 @@ def test_data_and_epochs_reach_the_runs(monkeypatch, tmp_path):
 
     monkeypatch.setattr(training, "fit", fit)
     with pytest.raises(DivergedError):
-        compare("medmnist", ("sima", "softmax"), data="a.npz", epochs=6, out=tmp_path / "out", device="cpu")
+        compare(
+            "medmnist",
+            ("sima", "softmax"),
+            data="a.npz",
+            epochs=6,
+            out=tmp_path / "out",
+            device="cpu",
+        )
     assert seen == [("a.npz", 6, get_recipe("digits").model.name)] * 2
 
 

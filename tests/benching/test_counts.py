@@ -21,16 +21,23 @@ def found() -> Counts:
 
 def test_a_model_is_counted_at_two_sizes_and_alike_on_both_devices(found: Counts) -> None:
     host, op = host_and_operator(ModelSpec("sima_xcit_nano_12_p16_224"))
-    assert [(one.model, one.op, one.pixels) for one in found.found] == [(host, op, 224), (host, op, 320)]
+    assert [(one.model, one.op, one.pixels) for one in found.found] == [
+        (host, op, 224),
+        (host, op, 320),
+    ]
     assert found.exit_code == 0
     small, large = (row["macs"] for row in found.to_dict()["rows"])
-    assert 2 * (small / 224**2) > large / 320**2 > 0.9 * small / 224**2, "SimA is linear in the pixels"
+    assert 2 * (small / 224**2) > large / 320**2 > 0.9 * small / 224**2, (
+        "SimA is linear in the pixels"
+    )
     assert "2 counted on cpu and meta, 0 differ or miss a formula" in str(found)
 
 
 @pytest.mark.parametrize("host", SMALL)
 def test_the_hosts_of_all_operators_take_operators(host: str) -> None:
-    """A name that stands for one operator would be refused with every other, and nothing of it counted."""
+    """A name that stands for one operator would be refused with every other, and nothing of it
+    counted.
+    """
     with torch.device("meta"):
         model = create_model(host, op="sima")
     assert any(getattr(module, "op", None) is get("sima") for module in model.modules())
@@ -63,7 +70,9 @@ def test_differences_and_missing_formulas_fail(found: Counts) -> None:
 @pytest.mark.extra
 @pytest.mark.parametrize("host", SMALL[1:3], ids=["XCiT", "CvT"])
 def test_statistics_of_batchnorm_count_on_no_device(host: str) -> None:
-    """Some devices keep them in evaluation, others do not: the bytes for backward and at the peak are those of activations."""
+    """Some devices keep them in evaluation, others do not: the bytes for backward and at the peak
+    are those of activations.
+    """
     seen = []
     for device in ("cpu", "meta"):
         with torch.device(device):

@@ -14,14 +14,21 @@ from tests.tasks.test_dino import tiny_recipe
 
 @pytest.mark.soak
 def test_pixels_untrained_and_trained_networks(tmp_path: Path):
-    split_folders(tmp_path / "data", {p: {"cat": n, "dog": n} for p, n in (("train", 12), ("val", 4), ("test", 3))})
+    split_folders(
+        tmp_path / "data",
+        {p: {"cat": n, "dog": n} for p, n in (("train", 12), ("val", 4), ("test", 3))},
+    )
     recipe = tiny_recipe(tmp_path / "data")
     recipe = replace(recipe, data=replace(recipe.data, source="folder", in_chans=3))
     found = dino(recipe, ("sima", "xca"), epochs=2, out=tmp_path / "out", device="cpu")
     rows = found.rows()
     assert [(row["operator"], row["trained"], row["epochs"]) for row in rows] == [
-        ("", "no", 0), ("sima", "no", 0), ("xca", "no", 0), ("sima", "dino", 2), ("xca", "dino", 2),
-    ]  # fmt: skip
+        ("", "no", 0),
+        ("sima", "no", 0),
+        ("xca", "no", 0),
+        ("sima", "dino", 2),
+        ("xca", "dino", 2),
+    ]
     for row in rows:
         assert row["knn_low"] <= row["knn"] <= row["knn_high"]
         assert row["linear_low"] <= row["linear"] <= row["linear_high"]
@@ -41,10 +48,14 @@ def test_recipes_of_other_tasks_and_data_without_test(tmp_path: Path):
 
 
 def test_the_linear_classifier_chooses_its_strength_on_validation_images():
-    """A direction that says the class, and thirty that say nothing: it is found, and test labels have no part in the choice."""
+    """A direction that says the class, and thirty that say nothing: it is found, and test labels
+    have no part in the choice.
+    """
     labels = torch.arange(90) % 3
     features = torch.randn(90, 32) + 4 * torch.eye(32)[labels]
-    train, kept, val, test = ((features[a:b], labels[a:b]) for a, b in ((0, 60), (0, 45), (45, 60), (60, 90)))
+    train, kept, val, test = (
+        (features[a:b], labels[a:b]) for a, b in ((0, 60), (0, 45), (45, 60), (60, 90))
+    )
     right, images, strength = logistic(train, kept, val, test)
     assert images == 30
     assert right >= 28

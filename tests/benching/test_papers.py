@@ -10,7 +10,13 @@ import softless
 from softless.benching import papers
 from softless.cli.main import main
 
-KEPT = ("XCiT-T24/16", "XCiT-T24/16 -> SimA", "MS-MLP-T", "DeiT-S -> SimA", "DeiT-S -> SimA, ReLU for GELU")
+KEPT = (
+    "XCiT-T24/16",
+    "XCiT-T24/16 -> SimA",
+    "MS-MLP-T",
+    "DeiT-S -> SimA",
+    "DeiT-S -> SimA, ReLU for GELU",
+)
 
 
 @pytest.fixture
@@ -34,11 +40,13 @@ def test_printed_and_measured_sizes(short_table, capsys):
     }
     assert [row["printed_params"] for row in rows.values()] == ["12M", "12M", "28M", "22M", "22M"]
     assert rows["XCiT-T24/16 -> SimA"]["macs"] == pytest.approx(2.336e9, rel=1e-3)
-    spared = 2 * 196 * 192**2  # class attention with softmax needs the query of the class token alone
+    # class attention with softmax needs the query of the class token alone
+    spared = 2 * 196 * 192**2
     assert rows["XCiT-T24/16"]["macs"] == rows["XCiT-T24/16 -> SimA"]["macs"] - spared
     assert rows["DeiT-S -> SimA"]["macs"] == pytest.approx(4.357e9, rel=1e-3)
     layers, heads, width = 24, 4, 192 // 4
-    assert rows["XCiT-T24/16"]["exps"] == layers * heads * width**2 + 2 * heads * 197  # class attention: one row
+    # class attention: one row
+    assert rows["XCiT-T24/16"]["exps"] == layers * heads * width**2 + 2 * heads * 197
     relu = rows["DeiT-S -> SimA, ReLU for GELU"]
     assert (relu["exps"], relu["activation_exps"]) == (0, 0)
     assert rows["DeiT-S -> SimA"]["activation_exps"] == 12 * 197 * 4 * 384
@@ -54,11 +62,14 @@ def test_as_text_with_what_is_not_here_and_the_notes(short_table, capsys):
 
 
 def test_what_the_documents_say_of_the_recorded_tables():
-    """SimA's and SOFT's rows come out as printed: parameters rounded or cut off, multiply-adds within 8 %; three slips apart."""
+    """SimA's and SOFT's rows come out as printed: parameters rounded or cut off, multiply-adds
+    within 8 %; three slips apart.
+    """
     rows = [
         row
         for row in recorded()
-        if row["macs"] and ("SimA" in row["name"] or (row["model"].startswith("soft_") and not row["options"]))
+        if row["macs"]
+        and ("SimA" in row["name"] or (row["model"].startswith("soft_") and not row["options"]))
     ]
     wrong = {}
     for row in rows:
@@ -77,7 +88,9 @@ def test_what_the_documents_say_of_the_recorded_tables():
 
 
 def test_detectors_have_the_printed_sizes():
-    """Mask R-CNN and RetinaNet on XCiT, SimA, Swin and SOFT: as printed, rounded or cut off at the printed digit."""
+    """Mask R-CNN and RetinaNet on XCiT, SimA, Swin and SOFT: as printed, rounded or cut off at the
+    printed digit.
+    """
     rows = [row for row in recorded() if "head=" in row["options"] and row["parameters"]]
     assert len(rows) == 12
     for row in rows:
@@ -88,7 +101,9 @@ def test_detectors_have_the_printed_sizes():
 
 
 def recorded():
-    with (Path(softless.__file__).parents[1] / "benchmarks" / "papers.csv").open(encoding="utf-8") as file:
+    with (Path(softless.__file__).parents[1] / "benchmarks" / "papers.csv").open(
+        encoding="utf-8"
+    ) as file:
         return list(csv.DictReader(file))
 
 
@@ -100,7 +115,9 @@ def test_every_model_of_the_tables_is_registered():
 
     hosts = {variant.name for variant in VARIANTS}
     rows = [row for one in papers.TABLES.values() for row in one.rows if row.model]
-    assert not [row.model for row in rows if not is_model(row.model) and row.model not in {*ENTRIES, *hosts}]
+    assert not [
+        row.model for row in rows if not is_model(row.model) and row.model not in {*ENTRIES, *hosts}
+    ]
     assert len(rows) > 50
 
 
@@ -121,16 +138,24 @@ def test_refusals(words, message, capsys):
 
 
 def differs(row: dict[str, str]) -> bool:
-    """Whether a count is not the printed one: parameters rounded or cut off at the printed digit, multiply-adds within 3 %."""
+    """Whether a count is not the printed one: parameters rounded or cut off at the printed digit,
+    multiply-adds within 3 %.
+    """
     printed = row["printed_params"][:-1]
     digit = 10 ** (6 - len(printed.partition(".")[2]))
     near = {int(row["parameters"]) // digit, round(int(row["parameters"]) / digit)}
     off = round(float(printed) * 1e6 / digit) not in near
-    return off or bool(row["macs"] and abs(int(row["macs"]) / 1e9 / float(row["printed_flops"][:-1]) - 1) > 0.03)
+    return off or bool(
+        row["macs"] and abs(int(row["macs"]) / 1e9 / float(row["printed_flops"][:-1]) - 1) > 0.03
+    )
 
 
 def test_every_row_that_differs_from_print_says_why():
     notes = {(name, row.name): row.note for name, one in papers.TABLES.items() for row in one.rows}
     counted = [row for row in recorded() if row["parameters"]]
-    assert [(row["paper"], row["name"]) for row in counted if differs(row) and not notes[row["paper"], row["name"]]] == []  # fmt: skip
+    assert [
+        (row["paper"], row["name"])
+        for row in counted
+        if differs(row) and not notes[row["paper"], row["name"]]
+    ] == []
     assert sum(map(differs, counted)) > 10

@@ -10,7 +10,11 @@ from softless.benching.readable import described, readable
 
 FIGURES = sorted((Path(__file__).parents[2] / "docs" / "figures").glob("*.svg"))
 SVG = "{http://www.w3.org/2000/svg}"
-BARE = '<?xml version="1.0"?>\n<svg viewBox="0 0 1 1" xmlns="http://www.w3.org/2000/svg">\n <g id="figure_1"><!-- 1,000 --><!-- time &amp; width --><!-- sima --><!-- sima --></g>\n</svg>\n'
+BARE = (
+    '<?xml version="1.0"?>\n<svg viewBox="0 0 1 1" xmlns="http://www.w3.org/2000/svg">\n <g '
+    'id="figure_1"><!-- 1,000 --><!-- time &amp; width --><!-- sima --><!-- sima '
+    "--></g>\n</svg>\n"
+)
 
 
 def test_a_drawing_is_named_and_its_words_are_told():

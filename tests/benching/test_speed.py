@@ -1,4 +1,6 @@
-"""`bench speed`: who is timed and whether it computes what it is said to, ratios, bars, crossovers, files. No test looks at a time."""
+"""`bench speed`: who is timed and whether it computes what it is said to, ratios, bars, crossovers,
+files. No test looks at a time.
+"""
 
 import csv
 import importlib
@@ -86,7 +88,11 @@ TAKES_PART = {
 
 def taking(name):
     """Who takes part here: OpenVINO is an extra."""
-    return {rival for rival in TAKES_PART[name] if optimized.has_openvino() or not rival.startswith(optimized.OPENVINO)}
+    return {
+        rival
+        for rival in TAKES_PART[name]
+        if optimized.has_openvino() or not rival.startswith(optimized.OPENVINO)
+    }
 
 
 def in_this_process(name, work, rounds):
@@ -113,7 +119,8 @@ def test_every_figure_is_a_table_a_chart_and_rows(name, tmp_path, monkeypatch):
         return module
 
     monkeypatch.setattr(torch, "compile", compiled)
-    for module in (optimized.timm, optimized) if name.startswith("optimized") else ():  # OpenVINO takes its time
+    # OpenVINO takes its time
+    for module in (optimized.timm, optimized) if name.startswith("optimized") else ():
         monkeypatch.setattr(module, "create_model", partial(module.create_model, depth=2))
     monkeypatch.setattr(streaming, "in_a_process", in_this_process)
     study = small(name, tmp_path)
@@ -131,7 +138,9 @@ def test_every_figure_is_a_table_a_chart_and_rows(name, tmp_path, monkeypatch):
     assert all(row["path"] for row in rows if row["kind"] == "rival")
     drawn = study.chart.read_text(encoding="utf-8")
     assert all(f"<!-- {rival} -->" in drawn for rival in taking(name))
-    assert all(line in str(study) for line in (study.title, *(f"\n{rival} " for rival in taking(name))))
+    assert all(
+        line in str(study) for line in (study.title, *(f"\n{rival} " for rival in taking(name)))
+    )
 
 
 def test_rivals_of_a_figure_look_different():
@@ -144,7 +153,8 @@ def test_rivals_of_a_figure_look_different():
 def test_no_size_is_drawn_twice_in_a_panel(name):
     figure = FIGURES[name]
     places = [
-        (*(getattr(work, setting) for setting in figure.apart), getattr(work, figure.axis)) for work in figure.works
+        (*(getattr(work, setting) for setting in figure.apart), getattr(work, figure.axis))
+        for work in figure.works
     ]
     assert len(set(places)) == len(places)
 
@@ -155,7 +165,9 @@ def test_a_narrow_axis_has_more_than_one_tick(tmp_path):
 
     points = [(size, Spread.of([value])) for size, value in ((10, 0.9), (20, 1.0), (40, 1.15))]
     drawn = (
-        draw_panels([Panel("ratio", "tokens", [Line("a", points, 0)])]).save(tmp_path / "a.svg", "A chart").read_text()
+        draw_panels([Panel("ratio", "tokens", [Line("a", points, 0)])])
+        .save(tmp_path / "a.svg", "A chart")
+        .read_text()
     )
     assert all(f"<!-- {tick} -->" in drawn for tick in ("0.9", "1", "1.1"))
 
@@ -173,7 +185,9 @@ def test_merged_and_apart_are_what_they_are_called():
 
 def test_every_figure_was_tried():
     assert set(SMALL) == set(TAKES_PART) == set(FIGURES)
-    assert all(case.bases == () or set(case.bases) <= TAKES_PART[name] for name, case in FIGURES.items())
+    assert all(
+        case.bases == () or set(case.bases) <= TAKES_PART[name] for name, case in FIGURES.items()
+    )
 
 
 class Zero(rivals.Published):
@@ -185,14 +199,18 @@ class Zero(rivals.Published):
 
 class Unnormalised(rivals.Published):
     def forward(self, x, **_):
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = (
+            self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        )
         return self.proj((q @ (k.mT @ v)).transpose(1, 2).flatten(2))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["block", "training", "compiled"])
 @pytest.mark.parametrize("wrong", [Zero, Unnormalised])
-def test_nothing_is_reported_of_a_rival_that_computes_something_else(dtype, name, wrong, tmp_path, monkeypatch):
+def test_nothing_is_reported_of_a_rival_that_computes_something_else(
+    dtype, name, wrong, tmp_path, monkeypatch
+):
     monkeypatch.setattr(rivals, "MODULES", {**rivals.MODULES, "sima": wrong})
     monkeypatch.setattr(rivals, "PATHS", {**rivals.PATHS, wrong: "wrong"})
     monkeypatch.setattr(torch, "compile", lambda module, **_: module)
@@ -204,7 +222,9 @@ def test_nothing_is_reported_of_a_rival_that_computes_something_else(dtype, name
 
 @pytest.mark.parametrize("name", ["deit", "xcit"])
 def test_a_model_whose_attention_is_off_is_refused(name, tmp_path, monkeypatch):
-    """Twelve layers of which one has its branch switched off: the logits hardly move, the layer's own check does."""
+    """Twelve layers of which one has its branch switched off: the logits hardly move, the layer's
+    own check does.
+    """
     right = models.create_model
 
     def broken(*args, **kwargs):
@@ -236,7 +256,9 @@ def test_a_wrong_gradient_is_refused(tmp_path, monkeypatch):
         """The right output; its norms are constants in the backward pass."""
 
         def forward(self, x, **_):
-            q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+            q, k, v = (
+                self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+            )
             q, k = (part / part.abs().sum(-2, keepdim=True).detach() for part in (q, k))
             return self.proj((q @ (k.mT @ v)).transpose(1, 2).flatten(2))
 
@@ -270,7 +292,9 @@ def test_memory_is_that_of_the_right_answer(op, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["optimized", "optimized_xcit"])
 def test_an_optimized_model_that_answers_something_else_is_refused(name, tmp_path, monkeypatch):
-    """One block of twelve loses its attention, after every branch was brought to a size that counts."""
+    """One block of twelve loses its attention, after every branch was brought to a size that
+    counts.
+    """
     right = optimized.optimize
     monkeypatch.setattr(optimized, "has_openvino", lambda: False)
 
@@ -295,7 +319,9 @@ def test_openvino_is_left_out_in_so_many_words(tmp_path, monkeypatch):
 
 
 def test_openvino_computes_all_linear_layers_where_they_are_read():
-    """Of the bare model it leaves out the projection that nobody reads; `linear` is bare without that gift."""
+    """Of the bare model it leaves out the projection that nobody reads; `linear` is bare without
+    that gift.
+    """
     openvino = pytest.importorskip("openvino")
     sizes = {}
     for kind in (rivals.Bare, optimized.Linear):
@@ -317,7 +343,11 @@ def test_every_branch_is_brought_to_a_size_that_counts():
     for layer in [*model.blocks, *model.cls_attn_blocks]:
         layer.attn.register_forward_hook(
             lambda module, given, out: found.append(
-                float((out - module.proj.bias).norm() / out.numel() ** 0.5 / given[0].square().mean().sqrt())
+                float(
+                    (out - module.proj.bias).norm()
+                    / out.numel() ** 0.5
+                    / given[0].square().mean().sqrt()
+                )
             )
         )
     with torch.inference_mode():
@@ -328,15 +358,24 @@ def test_every_branch_is_brought_to_a_size_that_counts():
 @pytest.mark.parametrize("name", ["tokens", "width"])
 def test_a_wrong_product_is_refused(name):
     table = {
-        rival: (op, (lambda q, k, v: 1.01 * products.in_order(q, k, v, tokens=True)) if rival == "published" else run)
-        for rival, (op, run) in {"tokens": products.OVER_TOKENS, "width": products.OVER_WIDTH}[name].items()
+        rival: (
+            op,
+            (lambda q, k, v: 1.01 * products.in_order(q, k, v, tokens=True))
+            if rival == "published"
+            else run,
+        )
+        for rival, (op, run) in {"tokens": products.OVER_TOKENS, "width": products.OVER_WIDTH}[
+            name
+        ].items()
     }
     with pytest.raises(WrongAnswer, match="'published'"):
         products.measure(SMALL[name][0], 0.0, table)
 
 
 def test_what_the_rivals_multiply():
-    """Bare is the two projections and nothing else; the papers' protocol fixes the order of the products."""
+    """Bare is the two projections and nothing else; the papers' protocol fixes the order of the
+    products.
+    """
     B, N, D, H = 2, 10, 32, 4
     d = D // H
     with FlopCounterMode(display=False) as counted:
@@ -351,7 +390,9 @@ def test_what_the_rivals_multiply():
 
 
 def test_all_rivals_have_the_same_weights():
-    made = rivals.attention_modules(32, 4, ["bare", "sima", "published", "softmax", "xca"], torch.bfloat16)
+    made = rivals.attention_modules(
+        32, 4, ["bare", "sima", "published", "softmax", "xca"], torch.bfloat16
+    )
     first = made["bare"].state_dict()
     assert first["qkv.bias"].abs().min() > 0
     assert not first["proj.bias"].any()
@@ -387,7 +428,16 @@ def case(dtype="float32", **seconds):
 
 
 def test_ratios_say_who_is_slower():
-    study = Study("block", "Title", (case(bare=[1.0, 2, 3], sima=[1.2, 2.4, 3.3], softmax=[6, 12, 18]),), ("bare", "sima"), (), (), 0.0, Path())  # fmt: skip
+    study = Study(
+        "block",
+        "Title",
+        (case(bare=[1.0, 2, 3], sima=[1.2, 2.4, 3.3], softmax=[6, 12, 18]),),
+        ("bare", "sima"),
+        (),
+        (),
+        0.0,
+        Path(),
+    )
     bare, ours, softmax = study.rows()
     assert (ours["ms"], ours["to_bare"], ours["to_bare_quarters"]) == (2400, 1.2, "1.15 to 1.2")
     assert (softmax["to_bare"], softmax["to_sima"]) == (6, 5)
@@ -401,7 +451,10 @@ def test_bars_are_met_or_missed_and_stay():
     slow = case("bfloat16", bare=[1.0], sima=[1.5], published=[1.4])
     fast = case("float32", bare=[1.0], sima=[1.05], published=[2.0])
     found = judge("block", [slow, fast])
-    said = {(one.work.dtype, one.row()["ratio"], one.row()["bar"]): one.row()["verdict"] for one in found}
+    said = {
+        (one.work.dtype, one.row()["ratio"], one.row()["bar"]): one.row()["verdict"]
+        for one in found
+    }
     assert said == {
         ("bfloat16", "sima / bare", "≤ 1.40"): "missed",
         ("float32", "sima / bare", "≤ 1.08"): "met",
@@ -419,14 +472,18 @@ def test_bars_are_met_or_missed_and_stay():
 def test_a_bar_of_at_least_and_one_of_memory():
     faster = case("bfloat16", compiled=[1.3], sima=[1.0])
     assert [one.met for one in judge("compiled", [faster])] == [True]
-    assert [one.met for one in judge("compiled", [case("bfloat16", compiled=[1.2], sima=[1.0])])] == [False]
+    assert [
+        one.met for one in judge("compiled", [case("bfloat16", compiled=[1.2], sima=[1.0])])
+    ] == [False]
     for held, met in ((50, True), (60, False)):
         step = replace(case(sima=[0.4], published=[1.0]), peaks={"sima": held, "published": 100})
         found = [(one.bar.quantity, one.met) for one in judge("training", [step])]
         assert found == [("time", True), ("memory", met)]
 
 
-@pytest.mark.parametrize("bar", BARS, ids=lambda bar: f"{bar.figure}-{bar.over}-{bar.under}-{bar.bound}")
+@pytest.mark.parametrize(
+    "bar", BARS, ids=lambda bar: f"{bar.figure}-{bar.over}-{bar.under}-{bar.bound}"
+)
 def test_every_bar_is_about_work_that_is_measured(bar):
     fitting = [work for work in FIGURES[bar.figure].works if bar.fits(work)]
     assert fitting
@@ -436,15 +493,26 @@ def test_every_bar_is_about_work_that_is_measured(bar):
 
 def test_the_bars_are_those_of_the_issue():
     wanted = {
-        ("block", "float32", 9216): 1.08, ("block", "bfloat16", 9216): 1.40, ("block", "float32", 196): 1.22, ("block", "bfloat16", 196): 1.5,
-    }  # fmt: skip
-    found = {(bar.figure, bar.where["dtype"], bar.where["tokens"]): bar.bound for bar in BARS if bar.under == "bare" and bar.figure == "block"}  # fmt: skip
+        ("block", "float32", 9216): 1.08,
+        ("block", "bfloat16", 9216): 1.40,
+        ("block", "float32", 196): 1.22,
+        ("block", "bfloat16", 196): 1.5,
+    }
+    found = {
+        (bar.figure, bar.where["dtype"], bar.where["tokens"]): bar.bound
+        for bar in BARS
+        if bar.under == "bare" and bar.figure == "block"
+    }
     assert found == wanted
     against = next(bar for bar in BARS if bar.figure == "block" and bar.under == "published")
     fitting = {(work.dtype, work.batch, work.tokens) for work in block.WORKS if against.fits(work)}
     assert {tokens for _, _, tokens in fitting} == {49, 196, 576, 2304, 9216, 65_536}
-    assert {(dtype, batch) for dtype, batch, _ in fitting} == {(d, b) for d in ("float32", "bfloat16") for b in (1, 8)}
-    optimize = {(bar.under, bar.where["pixels"]): bar.bound for bar in BARS if bar.figure == "optimized"}
+    assert {(dtype, batch) for dtype, batch, _ in fitting} == {
+        (d, b) for d in ("float32", "bfloat16") for b in (1, 8)
+    }
+    optimize = {
+        (bar.under, bar.where["pixels"]): bar.bound for bar in BARS if bar.figure == "optimized"
+    }
     assert optimize == {
         **{
             (f"openvino_{name}", pixels): bound
@@ -460,17 +528,27 @@ def test_where_softmax_is_faster():
     def at(tokens, ratio, dtype="float32"):
         return replace(case(dtype, softmax=[ratio], sima=[1.0]), work=Work(dtype, 1, tokens))
 
-    both = [at(2304, 4.0), at(144, 0.5), at(576, 2.0), at(196, 4.0, "bfloat16"), at(196, 0.5, "float32")]
+    both = [
+        at(2304, 4.0),
+        at(144, 0.5),
+        at(576, 2.0),
+        at(196, 4.0, "bfloat16"),
+        at(196, 0.5, "float32"),
+    ]
     first, second = crossovers(both, "sima", "softmax", "tokens", ("dtype", "batch"))
     assert first.slower == (144, 196)
-    assert first.at == pytest.approx((196 * 576) ** 0.5)  # from half to twice: the middle, in logarithms
+    # from half to twice: the middle, in logarithms
+    assert first.at == pytest.approx((196 * 576) ** 0.5)
     assert first.said == "softmax is faster at 144, 196 tokens; ours from about 336 tokens on"
     assert second.said == "softmax is faster at no size measured, 196 tokens"
     assert first.row()["dtype"] == "float32"
     (lost,) = crossovers([at(196, 0.9)], "sima", "softmax", "tokens", ("dtype",))
     assert (lost.at, lost.said) == (None, "softmax is faster at 196 tokens, the only size measured")
     (most,) = crossovers([at(196, 2.0), at(576, 0.9)], "sima", "softmax", "tokens", ("dtype",))
-    assert (most.at, most.said) == (None, "softmax is faster at 576 tokens, the largest size measured")
+    assert (most.at, most.said) == (
+        None,
+        "softmax is faster at 576 tokens, the largest size measured",
+    )
     assert crossovers([case(sima=[1.0])], "sima", "softmax", "tokens", ("dtype",)) == []
 
 
@@ -478,30 +556,41 @@ def test_the_crossover_is_in_the_chart(tmp_path):
     from softless.benching.charts import COLOURS, draw_panels
 
     ratios = {144: 0.5, 576: 2.0}
-    cases = [replace(case(softmax=[ratio], sima=[1.0], bare=[0.5]), work=Work("float32", 1, n)) for n, ratio in ratios.items()]  # fmt: skip
+    cases = [
+        replace(case(softmax=[ratio], sima=[1.0], bare=[0.5]), work=Work("float32", 1, n))
+        for n, ratio in ratios.items()
+    ]
     figure = FIGURES["block"]
     marks = figure.crossovers(cases)
     (panel,) = figure.panels(cases, marks)
-    assert [(line.name, [point[0] for point in line.points]) for line in panel.lines] == [(name, [144, 576]) for name in ("softmax", "sima", "bare")]  # fmt: skip
+    assert [(line.name, [point[0] for point in line.points]) for line in panel.lines] == [
+        (name, [144, 576]) for name in ("softmax", "sima", "bare")
+    ]
     assert [value.median for _, value in panel.lines[0].points] == [1.0, 4.0]  # to bare
     assert panel.marks == ((pytest.approx(288), "← softmax is faster"),)
-    first, second = (draw_panels([panel]).save(tmp_path / name, "A chart").read_bytes() for name in ("a.svg", "b.svg"))
+    first, second = (
+        draw_panels([panel]).save(tmp_path / name, "A chart").read_bytes()
+        for name in ("a.svg", "b.svg")
+    )
     assert first == second
     assert b"softmax is faster" in first
-    assert all(COLOURS[figures.LOOKS[name]].encode() in first for name in ("softmax", "sima", "bare"))
+    assert all(
+        COLOURS[figures.LOOKS[name]].encode() in first for name in ("softmax", "sima", "bare")
+    )
     eight = [replace(one, work=replace(one.work, batch=8, pixels=224)) for one in cases[:1]]
     (timed,) = FIGURES["deit"].panels(eight, [])
-    assert [value.median for _, value in timed.lines[1].points] == [125.0]  # ms of one image of eight
+    # ms of one image of eight
+    assert [value.median for _, value in timed.lines[1].points] == [125.0]
     assert len(figure.panels([*cases, *eight], marks)) == 1  # one size makes no line
     step = [replace(one, peaks=dict.fromkeys(one.rivals, 2**20)) for one in cases]
     time, held = FIGURES["training"].panels(step, FIGURES["training"].crossovers(step))
     assert (len(time.marks), len(held.marks)) == (1, 0)
     assert [value.median for _, value in held.lines[0].points] == [1.0, 1.0]  # MiB
-    alone = replace(
-        case(sima=[1.0]), work=Work("float32", 1, 9216), peaks={"sima": 2**20}
-    )  # where softmax takes no part
+    # where softmax takes no part
+    alone = replace(case(sima=[1.0]), work=Work("float32", 1, 9216), peaks={"sima": 2**20})
     lines = {
-        line.name: [at for at, _ in line.points] for line in FIGURES["training"].panels([*step, alone], [])[0].lines
+        line.name: [at for at, _ in line.points]
+        for line in FIGURES["training"].panels([*step, alone], [])[0].lines
     }
     assert (lines["softmax"], lines["sima"]) == ([144, 576], [144, 576, 9216])
 
@@ -527,9 +616,26 @@ def test_rounds_fit_into_the_seconds(each, seconds, rounds):
 
 
 def test_from_the_command_line(tmp_path, monkeypatch, capsys):
-    short = replace(FIGURES["block"], works=tuple(SMALL["block"][:1]), measure=lambda work, _: block.measure(work, 0.0))
+    short = replace(
+        FIGURES["block"],
+        works=tuple(SMALL["block"][:1]),
+        measure=lambda work, _: block.measure(work, 0.0),
+    )
     monkeypatch.setattr(figures, "FIGURES", {"block": short})
-    assert main(["bench", "speed", "--figure", "block", "--threads", "2", "--out", str(tmp_path), "--json"]) == 0
+    assert (
+        main([
+            "bench",
+            "speed",
+            "--figure",
+            "block",
+            "--threads",
+            "2",
+            "--out",
+            str(tmp_path),
+            "--json",
+        ])
+        == 0
+    )
     found = json.loads(capsys.readouterr().out)
     assert {row["rival"] for row in found["rows"] if row["kind"] == "rival"} == TAKES_PART["block"]
     assert found["met"] is True
@@ -559,13 +665,17 @@ def test_a_figure_belongs_to_speed(capsys):
 
 def test_compiling_needs_a_compiler(tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(UsageError, match="needs a C\\+\\+ compiler, and there is no 'no-such-compiler'"):
+    with pytest.raises(
+        UsageError, match="needs a C\\+\\+ compiler, and there is no 'no-such-compiler'"
+    ):
         small("compiled", tmp_path)
 
 
 def test_the_record_goes_to_the_repository(tmp_path, monkeypatch):
     (tmp_path / "benchmarks").mkdir()
-    monkeypatch.setattr(package, "record_path", lambda name: tmp_path / "benchmarks" / f"{name}.csv")
+    monkeypatch.setattr(
+        package, "record_path", lambda name: tmp_path / "benchmarks" / f"{name}.csv"
+    )
     chart = tmp_path / "docs" / "figures" / "speed_training.svg"
     write = package.write_csv
 
@@ -599,7 +709,9 @@ def test_a_bar_of_megabytes_is_about_one_rival() -> None:
         )
 
 
-def test_a_streamed_layer_without_its_attention_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_streamed_layer_without_its_attention_is_not_timed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def without(block: Any, x: torch.Tensor, _: int) -> torch.Tensor:
         x = x + block.attn.proj.bias
         return block.mlp(block.norm2(x), onto=x)
@@ -611,7 +723,9 @@ def test_a_streamed_layer_without_its_attention_is_not_timed(monkeypatch: pytest
 
 @pytest.mark.extra
 def test_a_process_of_its_own_counts_its_memory() -> None:
-    """The residual stream of 16,385 tokens and a chunk are less than half of what all tokens at once take; a process that fails is an error that names it."""
+    """The residual stream of 16,385 tokens and a chunk are less than half of what all tokens at
+    once take; a process that fails is an error that names it.
+    """
     work = Work("float32", 1, 16_385, 192, 3, 2048, "deit_tiny_patch16_224")
     streamed, whole = (streaming.in_a_process(name, work, 1) for name in ("streamed", "optimized"))
     assert 12e6 < streamed["peak"] < whole["peak"] / 2

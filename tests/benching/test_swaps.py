@@ -12,7 +12,9 @@ module = importlib.import_module("softless.benching.swaps")
 
 @pytest.mark.extra
 def test_swapped_in_part_and_refused(monkeypatch, tmp_path):
-    """A family that is swapped whole, one whose class attention alone is, and one that is refused."""
+    """A family that is swapped whole, one whose class attention alone is, and one that is
+    refused.
+    """
     monkeypatch.setattr(module, "record_path", lambda name: tmp_path / f"{name}.csv")
     found = families(["XCiT", "CaiT", "LeViT"], record=True)
     xcit, cait, levit = found.rows

@@ -22,7 +22,12 @@ class Machine:
 
 def test_calls_take_turns_and_change_who_goes_first():
     machine = Machine()
-    interleaved({"a": machine.call("a", 1), "b": machine.call("b", 1)}, rounds=4, warmup=0, clock=lambda: machine.now)
+    interleaved(
+        {"a": machine.call("a", 1), "b": machine.call("b", 1)},
+        rounds=4,
+        warmup=0,
+        clock=lambda: machine.now,
+    )
     assert "".join(machine.order) == "abbaabba"
 
 
@@ -38,9 +43,8 @@ def test_pairs_cancel_a_machine_that_slows_down():
     calls = {"fast": machine.call("fast", 1.0), "slow": machine.call("slow", 1.5)}
     timed = interleaved(calls, rounds=20, clock=lambda: machine.now)
     assert timed.ratio("slow", "fast").median == pytest.approx(1.5, rel=0.03)
-    assert (
-        timed.seconds["fast"][-1] > 2 * timed.seconds["fast"][0]
-    )  # one after the other would have met another machine
+    # one after the other would have met another machine
+    assert timed.seconds["fast"][-1] > 2 * timed.seconds["fast"][0]
 
 
 def test_synchronises_before_each_reading():
@@ -53,7 +57,9 @@ def test_synchronises_before_each_reading():
         machine.now += machine.pending
         machine.pending = 0.0
 
-    timed = interleaved({"kernel": launch}, rounds=2, warmup=0, synchronise=wait, clock=lambda: machine.now)
+    timed = interleaved(
+        {"kernel": launch}, rounds=2, warmup=0, synchronise=wait, clock=lambda: machine.now
+    )
     assert timed.seconds["kernel"] == [3.0, 3.0]
 
 

@@ -24,7 +24,9 @@ record = importlib.import_module("softless.benching.record")
 def short(**model) -> Recipe:
     args = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2, **model}
     recipe = get_recipe("digits")
-    return replace(recipe, model=ModelSpec("vit_tiny_patch16_224", "sima", args), threads=1).with_fields(**{
+    return replace(
+        recipe, model=ModelSpec("vit_tiny_patch16_224", "sima", args), threads=1
+    ).with_fields(**{
         "schedule.epochs": 1,
         "schedule.warmup_epochs": 0,
         "data.limit": 64,
@@ -34,7 +36,12 @@ def short(**model) -> Recipe:
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory):
-    return twins(short(token_scale="tokens"), seeds=2, out=tmp_path_factory.mktemp("twins") / "out", device="cpu")
+    return twins(
+        short(token_scale="tokens"),
+        seeds=2,
+        out=tmp_path_factory.mktemp("twins") / "out",
+        device="cpu",
+    )
 
 
 def test_twins_differ_in_the_operator_and_its_options_alone():
@@ -55,9 +62,14 @@ def test_a_registered_name_stands_for_host_and_operator():
 def test_one_row_per_run_then_means_and_the_difference(outcome):
     rows = outcome.rows()
     assert [(row["kind"], row["operator"], row["seed"]) for row in rows] == [
-        ("run", "sima", 0), ("run", "sima", 1), ("run", "softmax", 0), ("run", "softmax", 1),
-        ("mean", "sima", "0 1"), ("mean", "softmax", "0 1"), ("difference", "sima - softmax", "0 1"),
-    ]  # fmt: skip
+        ("run", "sima", 0),
+        ("run", "sima", 1),
+        ("run", "softmax", 0),
+        ("run", "softmax", 1),
+        ("mean", "sima", "0 1"),
+        ("mean", "softmax", "0 1"),
+        ("difference", "sima - softmax", "0 1"),
+    ]
     sima, softmax = (
         [row["accuracy"] for row in rows if row["kind"] == "run" and row["operator"] == op]
         for op in ("sima", "softmax")
@@ -91,7 +103,12 @@ def test_record_writes_rows_with_their_origin(outcome, tmp_path, monkeypatch):
     monkeypatch.setattr(record, "repository", lambda: tmp_path)
     monkeypatch.setattr(record, "commit", lambda: "abc")
     recorded = twins(
-        short(token_scale="tokens"), seeds=2, out=outcome.report.parent, resume=True, record=True, device="cpu"
+        short(token_scale="tokens"),
+        seeds=2,
+        out=outcome.report.parent,
+        resume=True,
+        record=True,
+        device="cpu",
     )
     assert recorded.recorded == tmp_path / "benchmarks" / "twins_digits.csv"
     assert recorded.recorded is not None
@@ -99,7 +116,8 @@ def test_record_writes_rows_with_their_origin(outcome, tmp_path, monkeypatch):
         rows = list(csv.DictReader(file))
     assert len(rows) == 7
     assert all(
-        row["commit"] == "abc" and row["machine"] and "torch" in row["versions"] and row["command"] for row in rows
+        row["commit"] == "abc" and row["machine"] and "torch" in row["versions"] and row["command"]
+        for row in rows
     )
 
 
@@ -112,7 +130,11 @@ def test_record_needs_the_repository(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     ("ops", "message"),
-    [(("sima",), "at least two"), (("sima", "sima"), "at least two"), (("smia", "softmax"), "Did you mean 'sima'")],
+    [
+        (("sima",), "at least two"),
+        (("sima", "sima"), "at least two"),
+        (("smia", "softmax"), "Did you mean 'sima'"),
+    ],
 )
 def test_operators_to_compare_are_checked(ops, message, tmp_path):
     with pytest.raises(UsageError, match=message):
@@ -171,8 +193,10 @@ def test_finished_runs_of_one_model_are_put_together(outcome, tmp_path, monkeypa
     assert found.report.is_file()
     with (tmp_path / "benchmarks" / "runs_digits.csv").open() as file:
         assert [(row["kind"], row["operator"], row["seed"]) for row in csv.DictReader(file)] == [
-            ("run", "sima", "0"), ("run", "sima", "1"), ("mean", "sima", "0 1"),
-        ]  # fmt: skip
+            ("run", "sima", "0"),
+            ("run", "sima", "1"),
+            ("mean", "sima", "0 1"),
+        ]
     other = outcome.groups[1].first.folder
     for arguments, message in (
         ({"runs": []}, "no runs"),

@@ -1,4 +1,6 @@
-"""One table over several operators of a recipe of any task: scores, a real step's cost, how far the curve was from flat."""
+"""One table over several operators of a recipe of any task: scores, a real step's cost, how far the
+curve was from flat.
+"""
 
 from dataclasses import replace
 
@@ -11,7 +13,9 @@ from tests.benching.test_compare import short
 
 @pytest.fixture(scope="module")
 def used(tmp_path_factory):
-    return uses(short(), ("sima", "softmax"), out=tmp_path_factory.mktemp("uses") / "out", device="cpu")
+    return uses(
+        short(), ("sima", "softmax"), out=tmp_path_factory.mktemp("uses") / "out", device="cpu"
+    )
 
 
 def test_a_row_per_operator_with_its_test_scores_and_costs(used):
@@ -41,7 +45,10 @@ def record(values: list[float], metric: str) -> RunRecord:
 
 
 def test_what_the_last_quarter_added():
-    assert rising(record([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.65, 0.7], "box_ap")) == "+10.0 points of box AP"
+    assert (
+        rising(record([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.65, 0.7], "box_ap"))
+        == "+10.0 points of box AP"
+    )
     assert rising(record([0.1, 0.7, 0.6, 0.5], "miou")) == "+0.0 points of mIoU"
     assert rising(record([2.0, 1.0, 0.8, 0.6], "loss")) == "+0.2 of loss"
     assert not rising(record([0.1, 0.2], "miou")), "too short to say"

@@ -17,10 +17,16 @@ bench = importlib.import_module("softless.benching.operators")
 def test_sima_keeps_its_claims_and_the_published_form_does_not():
     found = bench.operators(ops=["sima"], lengths=(1, 2, 196, 2049))
     assert found.exit_code == 0
-    lines = [x for x in found.lines if x.form == "eager" and x.family == "gauss" and x.tokens == 2049]
+    lines = [
+        x for x in found.lines if x.form == "eager" and x.family == "gauss" and x.tokens == 2049
+    ]
     status = {(x.dtype, x.out_dtype, x.options): x.status for x in lines}
     assert status["float16", "float16", ""] == "refused"
-    assert status["float16", "float32", ""] == status["float16", "float16", "token_scale=tokens"] == "ok"
+    assert (
+        status["float16", "float32", ""]
+        == status["float16", "float16", "token_scale=tokens"]
+        == "ok"
+    )
     assert "token_scale" in next(x.reason for x in lines if x.status == "refused")
     broken = [x for x in found.lines if x.form == "published" and x.not_finite]
     assert {x.dtype for x in broken} == {"float16"}  # a zero channel: 0 / 0
@@ -101,25 +107,40 @@ def test_the_hardest_families_are_kept():
     for key in {line.key for line in lines}:
         for column in ("error", "gradient_error"):
             worst = max(getattr(x, column) for x in lines if x.key == key and x.status == "ok")
-            assert worst == max(getattr(x, column) for x in kept if x.key == key and x.status == "ok")
+            assert worst == max(
+                getattr(x, column) for x in kept if x.key == key and x.status == "ok"
+            )
 
 
 @pytest.mark.parametrize("op", OPERATORS)
 def test_every_operator_keeps_its_claims_on_few_tokens(op):
     found = bench.operators(ops=[op], lengths=(1, 2, 50))
     assert found.exit_code == 0, str(found)
-    friendly = [x for x in found.lines if x.form == "eager" and x.family == "gauss" and x.tokens == 50]
+    friendly = [
+        x for x in found.lines if x.form == "eager" and x.family == "gauss" and x.tokens == 50
+    ]
     assert max(x.gradient_error for x in friendly if x.dtype == "float32") < 1e-5
     refused = {(x.operator, x.dtype, x.out_dtype) for x in found.lines if x.status == "refused"}
     assert refused == ({(op, "float16", "float16")} if op in {"soft", "softnorm"} else set())
     settings = {x.setting for x in found.lines if x.tokens == 50}
-    expected = {"soft": "grid=1+7x7 ratio=1", "softnorm": "grid=1+7x7 ratio=1", "cosformer2d": "grid=1+7x7"}
+    expected = {
+        "soft": "grid=1+7x7 ratio=1",
+        "softnorm": "grid=1+7x7 ratio=1",
+        "cosformer2d": "grid=1+7x7",
+    }
     assert settings == {expected.get(op, "")}
 
 
 @pytest.mark.parametrize(
     ("tokens", "grid"),
-    [(1, (0, 1, 1)), (2, (1, 1, 1)), (49, (0, 7, 7)), (50, (1, 7, 7)), (197, (1, 14, 14)), (65536, (0, 256, 256))],
+    [
+        (1, (0, 1, 1)),
+        (2, (1, 1, 1)),
+        (49, (0, 7, 7)),
+        (50, (1, 7, 7)),
+        (197, (1, 14, 14)),
+        (65536, (0, 256, 256)),
+    ],
 )
 def test_the_squarest_grid(tokens, grid):
     assert squarest(tokens) == grid

@@ -1,6 +1,8 @@
-"""One rank of test_ranks: `sharing.py FOLDER` runs the commands of FOLDER/commands.json, one after the other, as `softless` would.
+"""One rank of test_ranks: `sharing.py FOLDER` runs the commands of FOLDER/commands.json, one after
+the other, as `softless` would.
 
-FOLDER/rankR.json says of each its exit code, what it printed, and which images went through a model.
+FOLDER/rankR.json says of each its exit code, what it printed, and which images went through a
+model.
 """
 
 import contextlib
@@ -26,7 +28,9 @@ def digest(image: Tensor) -> str:
 
 
 def noting() -> None:
-    """Every classifier of a run notes the images that it is given, and `slide` the images that it streams."""
+    """Every classifier of a run notes the images that it is given, and `slide` the images that it
+    streams.
+    """
     fill, stream = softless.evaluation.run.fill, softless.cli.slide.stream
 
     def filled(model: nn.Module, *rest: Any) -> None:

@@ -99,5 +99,7 @@ def test_an_empty_folder(tmp_path, capsys):
 def test_the_function_is_the_same(tmp_path):
     class_folders(tmp_path, {"cat": 2, "dog": 2})
     assert data("check", tmp_path) == check.check(tmp_path)
-    with pytest.raises(UsageError, match=r"no use of `softless data` named 'chck'\. Did you mean 'check'"):
+    with pytest.raises(
+        UsageError, match=r"no use of `softless data` named 'chck'\. Did you mean 'check'"
+    ):
         data("chck", tmp_path)  # type: ignore[arg-type]

@@ -1,4 +1,5 @@
-"""A disk that refuses, under every verb that writes: one sentence, no half file, and what was there before is whole.
+"""A disk that refuses, under every verb that writes: one sentence, no half file, and what was there
+before is whole.
 
 The faults are put in at the level of the system's calls; `-m soak` mounts real file systems.
 """
@@ -47,7 +48,9 @@ FAULTS = {  # what refuses: the error, and the calls that meet it
 
 def some(names: set[str]) -> list[Any]:
     """These faults in `make test`, all of them in `make soak`."""
-    return [name if name in names else pytest.param(name, marks=pytest.mark.soak) for name in FAULTS]
+    return [
+        name if name in names else pytest.param(name, marks=pytest.mark.soak) for name in FAULTS
+    ]
 
 
 class Refusing(io.FileIO):
@@ -63,7 +66,8 @@ class Refusing(io.FileIO):
 class Disk:
     """Below its folder the calls of a fault are refused, once it is on."""
 
-    def __init__(self, folder: Path, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: C901 - a function each call
+    # a function each call
+    def __init__(self, folder: Path, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: C901
         self.folder, self.on = folder.resolve(), False
         self.number, self.calls = FAULTS[fault]
         self.said = os.strerror(self.number)
@@ -72,7 +76,12 @@ class Disk:
         opened, fsync, low = io.open, os.fsync, os.open
 
         def open_(file: Any, mode: str = "r", *args: Any, **more: Any) -> Any:
-            if self.on and isinstance(file, str | os.PathLike) and set(mode) & set("wax+") and self.below(file):
+            if (
+                self.on
+                and isinstance(file, str | os.PathLike)
+                and set(mode) & set("wax+")
+                and self.below(file)
+            ):
                 if "create" in self.calls:
                     raise OSError(self.number, self.said, str(file))
                 if "write" in self.calls:
@@ -82,7 +91,12 @@ class Disk:
             return opened(file, mode, *args, **more)
 
         def low_open(path: Any, flags: int, *args: Any, **more: Any) -> int:
-            if self.on and "create" in self.calls and flags & (os.O_CREAT | os.O_RDWR) and self.below(path):
+            if (
+                self.on
+                and "create" in self.calls
+                and flags & (os.O_CREAT | os.O_RDWR)
+                and self.below(path)
+            ):
                 raise OSError(self.number, self.said, str(path))
             return low(path, flags, *args, **more)
 
@@ -93,7 +107,9 @@ class Disk:
 
         def save_file(state: Any, path: Any, metadata: Any = None) -> None:
             if self.on and self.below(path) and self.calls & {"write", "create"}:
-                raise SafetensorError(f"Error while serializing: I/O error: {self.said} (os error {self.number})")
+                raise SafetensorError(
+                    f"Error while serializing: I/O error: {self.said} (os error {self.number})"
+                )
             saved(state, path, metadata=metadata)
 
         saved = tensors.save_file
@@ -147,7 +163,9 @@ def short(root: Path) -> Recipe:
 
 
 def model() -> torch.nn.Module:
-    return softless.create_model("sima_deit_tiny_patch16_224", img_size=32, embed_dim=32, depth=1, num_heads=2, num_classes=2)  # fmt: skip
+    return softless.create_model(
+        "sima_deit_tiny_patch16_224", img_size=32, embed_dim=32, depth=1, num_heads=2, num_classes=2
+    )
 
 
 def drawing() -> Drawing:
@@ -156,22 +174,75 @@ def drawing() -> Drawing:
     return Drawing(Figure(figsize=(1, 1)))
 
 
-VERBS: dict[str, Callable[[Path, Path], list[str]]] = {  # the finished run with what lies around it, and the folder that is written
-    "predict": lambda whole, out: ["predict", f"{whole}/run", f"{whole}/images", f"{out}/new", "--no-overlays"],
-    "predict with pictures": lambda whole, out: ["predict", f"{whole}/run", f"{whole}/images", str(out)],
-    "explain": lambda whole, out: ["explain", f"{whole}/run", f"{whole}/images", "--out", f"{out}/maps"],
-    "swap": lambda _, out: ["swap", "deit_tiny_patch16_224", "--layers", "blocks.0.*", "--out", f"{out}/swapped.safetensors"],
-    "slide": lambda whole, out: ["slide", f"{whole}/run", f"{whole}/images/0.png", "--quiet", "--out", f"{out}/slides"],
-    "slide with a store": lambda whole, out: ["slide", f"{whole}/run", f"{whole}/images/0.png", "--quiet", "--out", f"{out}/slides", "--store", f"{out}/store"],
-    "train": lambda _, out: ["train", "--recipe", "digits", "--out", f"{out}/run", "--set", "schedule.epochs=1", "schedule.warmup_epochs=0"],
-}  # fmt: skip
+VERBS: dict[
+    str, Callable[[Path, Path], list[str]]
+] = {  # the finished run with what lies around it, and the folder that is written
+    "predict": lambda whole, out: [
+        "predict",
+        f"{whole}/run",
+        f"{whole}/images",
+        f"{out}/new",
+        "--no-overlays",
+    ],
+    "predict with pictures": lambda whole, out: [
+        "predict",
+        f"{whole}/run",
+        f"{whole}/images",
+        str(out),
+    ],
+    "explain": lambda whole, out: [
+        "explain",
+        f"{whole}/run",
+        f"{whole}/images",
+        "--out",
+        f"{out}/maps",
+    ],
+    "swap": lambda _, out: [
+        "swap",
+        "deit_tiny_patch16_224",
+        "--layers",
+        "blocks.0.*",
+        "--out",
+        f"{out}/swapped.safetensors",
+    ],
+    "slide": lambda whole, out: [
+        "slide",
+        f"{whole}/run",
+        f"{whole}/images/0.png",
+        "--quiet",
+        "--out",
+        f"{out}/slides",
+    ],
+    "slide with a store": lambda whole, out: [
+        "slide",
+        f"{whole}/run",
+        f"{whole}/images/0.png",
+        "--quiet",
+        "--out",
+        f"{out}/slides",
+        "--store",
+        f"{out}/store",
+    ],
+    "train": lambda _, out: [
+        "train",
+        "--recipe",
+        "digits",
+        "--out",
+        f"{out}/run",
+        "--set",
+        "schedule.epochs=1",
+        "schedule.warmup_epochs=0",
+    ],
+}
 CALLS: dict[str, Callable[[Path, Path], Any]] = {
     "report": lambda whole, out: report.write([whole / "run"], out / "page" / "report.html"),
     "report over a folder": lambda whole, out: report.write([whole / "run"], out / "kept"),
     "save_weights": lambda _, out: save_weights(model(), out / "model"),
     "bench record": lambda _, out: write_csv(out / "rows.csv", [{"a": 1}]),
     "chart": lambda _, out: drawing().save(out / "figures" / "chart.svg", "A chart"),
-    "predictions": lambda whole, out: softless.predict(whole / "run", whole / "images", out=out / "a" / "b"),
+    "predictions": lambda whole, out: softless.predict(
+        whole / "run", whole / "images", out=out / "a" / "b"
+    ),
 }
 
 
@@ -189,22 +260,35 @@ def left(out: Path, disk: Disk) -> None:
     assert (out / "kept" / "mine.txt").read_text() == "mine"
     if "unlink" not in disk.calls:
         assert not [path for path in out.rglob("*") if ".tmp" in path.name]
-    assert not [path for path in out.rglob("*") if path.is_file() and path.suffix in {".csv", ".html", ".safetensors"}]
+    assert not [
+        path
+        for path in out.rglob("*")
+        if path.is_file() and path.suffix in {".csv", ".html", ".safetensors"}
+    ]
 
 
 @pytest.mark.bar(
-    "A12", "a disk that refuses (read-only, full, quota, inodes, failing, ...) under each verb: one sentence"
+    "A12",
+    "a disk that refuses (read-only, full, quota, inodes, failing, ...) under each verb: one "
+    "sentence",
 )
 @pytest.mark.parametrize("fault", some({"read-only", "full", "no inodes", "flush fails"}))
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_verb_says_it_in_one_sentence(
-    whole: Path, out: Path, verb: str, fault: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    whole: Path,
+    out: Path,
+    verb: str,
+    fault: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
     disk = Disk(out, fault, monkeypatch)
     with disk.refusing():
         code = main(VERBS[verb](whole, out))
     said = [
-        line for line in capsys.readouterr().err.splitlines() if line.startswith("softless: ") and "note:" not in line
+        line
+        for line in capsys.readouterr().err.splitlines()
+        if line.startswith("softless: ") and "note:" not in line
     ]
     assert (code, len(said)) == (2, 1), said
     assert "cannot " in said[0]
@@ -214,7 +298,9 @@ def test_a_verb_says_it_in_one_sentence(
 
 
 @pytest.mark.bar(
-    "A12", "a disk that refuses (read-only, full, quota, inodes, failing, ...) under each verb: one sentence"
+    "A12",
+    "a disk that refuses (read-only, full, quota, inodes, failing, ...) under each verb: one "
+    "sentence",
 )
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("call", CALLS)
@@ -240,7 +326,9 @@ PHASES = {  # where a run that is under way meets the fault
 
 
 @pytest.mark.bar(
-    "A12", "a disk that refuses while a run is under way: one sentence, and the run continues to the same last bit"
+    "A12",
+    "a disk that refuses while a run is under way: one sentence, and the run continues to the "
+    "same last bit",
 )
 @pytest.mark.parametrize("fault", some({"read-only", "full", "no inodes"}))
 @pytest.mark.parametrize("phase", PHASES)
@@ -272,10 +360,14 @@ def test_a_run_under_way_ends_with_a_sentence_and_continues(
         fit(recipe, run, resume=True, device="cpu", progress=False)
     disk.on = False
     if "unlink" not in disk.calls and run.exists():
-        assert not [path.name for path in run.rglob("*") if ".tmp" in path.name or path.name == "lock"]
+        assert not [
+            path.name for path in run.rglob("*") if ".tmp" in path.name or path.name == "lock"
+        ]
     fit(recipe, run, resume=True, device="cpu", progress=False)
     assert end_of(run) == end_of(whole / "run")
-    assert not [path.name for path in run.rglob("*") if ".tmp" in path.name or path.name.startswith("lock")]
+    assert not [
+        path.name for path in run.rglob("*") if ".tmp" in path.name or path.name.startswith("lock")
+    ]
 
 
 @contextlib.contextmanager
@@ -294,7 +386,8 @@ def mounted(place: Path, size: str, **more: str) -> Iterator[None]:
 @pytest.mark.soak
 @pytest.mark.bar(
     "A10",
-    "a real tmpfs that is too small, by size, or read-only: one sentence, and the run continues to the same last bit",
+    "a real tmpfs that is too small, by size, or read-only: one sentence, and the run continues "
+    "to the same last bit",
 )
 @pytest.mark.parametrize("kilobytes", [40, 120, 300, 500, 700, 900, 1100])
 def test_a_real_disk_that_is_full_and_then_read_only(whole: Path, tmp_path: Path, kilobytes: int):

@@ -1,4 +1,6 @@
-"""Help and version without torch: the table answers as the verbs do, at any width of the terminal."""
+"""Help and version without torch: the table answers as the verbs do, at any width of the
+terminal.
+"""
 
 import subprocess
 import sys
@@ -42,13 +44,17 @@ def test_neither_torch_nor_softless_is_imported(words: list[str]):
         "import sys, softless_command; assert softless_command.main() == 0; "
         "assert not {'torch', 'timm', 'numpy', 'softless'} & sys.modules.keys()"
     )
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert "softless" in done.stdout
 
 
 def test_a_verb_that_runs_runs():
     code = "import sys, softless_command; sys.exit(softless_command.main())"
-    done = subprocess.run([sys.executable, "-c", code, "trian"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, "trian"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 2
     assert "Did you mean 'train'" in done.stderr

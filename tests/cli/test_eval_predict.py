@@ -27,7 +27,9 @@ CLASSES = ("cat", "dog")
 @pytest.fixture
 def world(tmp_path):
     """A data folder with splits and a run over it."""
-    split_folders(tmp_path / "data", {p: {"cat": n, "dog": n} for p, n in (("train", 6), ("test", 4))})
+    split_folders(
+        tmp_path / "data", {p: {"cat": n, "dog": n} for p, n in (("train", 6), ("test", 4))}
+    )
     data = DataSpec(source="folder", path=str(tmp_path / "data"), image_size=16, val_fraction=0.5)
     run_folder(tmp_path / "run", CLASSES, data)
     return tmp_path
@@ -58,14 +60,18 @@ def test_eval_on_other_images(world):
     outcome = eval_run(world / "run", world / "mine", device="cpu")
     assert (outcome.split, outcome.evaluation.seen) == ("all images", 5)
     class_folders(world / "birds", {"cat": 3, "duck": 2})
-    with pytest.raises(DataError, match=r"birds are not those of the run .*\(missing: dog; extra: duck\)"):
+    with pytest.raises(
+        DataError, match=r"birds are not those of the run .*\(missing: dog; extra: duck\)"
+    ):
         eval_run(world / "run", world / "birds", device="cpu")
     with pytest.raises(DataError, match="no data folder at"):
         eval_run(world / "run", world / "nowhere", device="cpu")
 
 
 def test_eval_on_some_of_the_classes(world, caplog):
-    """By name: the second class of the run is the first of the data; what is absent has no recall."""
+    """By name: the second class of the run is the first of the data; what is absent has no
+    recall.
+    """
     data = DataSpec(source="folder", path=str(world / "three"), image_size=16)
     run_folder(world / "of_three", ("ape", "cat", "dog"), data)
     class_folders(world / "mine", {"cat": 3, "dog": 2})
@@ -85,7 +91,10 @@ def test_eval_of_an_npz_run_elsewhere(tmp_path):
     data = DataSpec(source="npz", path="gone.npz", in_chans=1, image_size=16)
     run_folder(tmp_path / "run", ("0", "1", "2"), data)
     assert eval_run(tmp_path / "run", tmp_path, device="cpu").evaluation.seen == 9
-    assert eval_run(tmp_path / "run", tmp_path / "toy.npz", split="val", device="cpu").evaluation.seen == 6
+    assert (
+        eval_run(tmp_path / "run", tmp_path / "toy.npz", split="val", device="cpu").evaluation.seen
+        == 6
+    )
     with pytest.raises(DataError, match=r"are not at gone\.npz"):
         eval_run(tmp_path / "run", device="cpu")
 
@@ -97,22 +106,38 @@ def test_eval_asked_for_what_is_not_there(world, tmp_path):
         eval_run(world / "run", batch_size=0, device="cpu")
     with pytest.raises(UsageError, match="no device named 'gpu'"):
         eval_run(world / "run", device="gpu")
-    flat = DataSpec(source="folder", path=str(class_folders(tmp_path / "flat", {"cat": 3, "dog": 3})), image_size=16)
+    flat = DataSpec(
+        source="folder",
+        path=str(class_folders(tmp_path / "flat", {"cat": 3, "dog": 3})),
+        image_size=16,
+    )
     run_folder(tmp_path / "other", CLASSES, flat)
     with pytest.raises(DataError, match="flat has no test split: choose --split val"):
         eval_run(tmp_path / "other", device="cpu")
 
 
 def test_frozen_features_of_a_classifier(world):
-    """A classifier's features answer by their neighbours and by a line; the whole train folder is the bank."""
-    outcome = eval_run(world / "run", knn=3, linear=True, set=["views=fixed", "epochs=2", "batch=4"], device="cpu")
+    """A classifier's features answer by their neighbours and by a line; the whole train folder is
+    the bank.
+    """
+    outcome = eval_run(
+        world / "run", knn=3, linear=True, set=["views=fixed", "epochs=2", "batch=4"], device="cpu"
+    )
     by_neighbours, by_line = outcome.probes
-    assert (by_neighbours.measure, by_neighbours.train_images, by_neighbours.width) == ("knn", 12, 16)
+    assert (by_neighbours.measure, by_neighbours.train_images, by_neighbours.width) == (
+        "knn",
+        12,
+        16,
+    )
     assert (by_line.measure, by_line.train_images, by_line.width) == ("linear", 12, 32)
     assert len(by_neighbours.targets) == len(by_line.targets) == 8
     content = json.loads(json.dumps(outcome.to_dict()))
     assert content["knn"]["knn"] == by_neighbours.accuracy
-    assert content["linear"]["interval"][0] <= content["linear"]["linear"] <= content["linear"]["interval"][1]
+    assert (
+        content["linear"]["interval"][0]
+        <= content["linear"]["linear"]
+        <= content["linear"]["interval"][1]
+    )
     text = str(outcome)
     assert "3-NN" in text
     assert "SGD, lr 0.001 at a batch of 256, batch 4, 2 epochs, fixed views" in text
@@ -122,7 +147,10 @@ def test_frozen_features_of_a_classifier(world):
 
 
 def test_frozen_features_of_other_classes(world):
-    split_folders(world / "birds", {p: {"duck": n, "owl": n, "wren": n} for p, n in (("train", 4), ("test", 2))})
+    split_folders(
+        world / "birds",
+        {p: {"duck": n, "owl": n, "wren": n} for p, n in (("train", 4), ("test", 2))},
+    )
     probe = eval_run(world / "run", world / "birds", knn=2, device="cpu").probes[0]
     assert probe.classes == ("duck", "owl", "wren")
     class_folders(world / "flat", {"cat": 3, "dog": 2})
@@ -132,14 +160,20 @@ def test_frozen_features_of_other_classes(world):
         eval_run(world / "run", knn=99, device="cpu")
     with pytest.raises(UsageError, match="give --linear too"):
         eval_run(world / "run", knn=2, set=["lr=1"], device="cpu")
-    with pytest.raises(UsageError, match=r"no field of the linear classifier named 'lrr'\. Did you mean 'lr'"):
+    with pytest.raises(
+        UsageError, match=r"no field of the linear classifier named 'lrr'\. Did you mean 'lr'"
+    ):
         eval_run(world / "run", linear=True, set=["lrr=1"], device="cpu")
-    with pytest.raises(UsageError, match="epochs=many does not fit: the field takes a whole number"):
+    with pytest.raises(
+        UsageError, match="epochs=many does not fit: the field takes a whole number"
+    ):
         eval_run(world / "run", linear=True, set=["epochs=many"], device="cpu")
 
 
 def test_a_run_of_dino_is_measured_by_its_neighbours_and_names_nothing(tmp_path):
-    split_folders(tmp_path / "data", {p: {"cat": n, "dog": n} for p, n in (("train", 12), ("test", 4))})
+    split_folders(
+        tmp_path / "data", {p: {"cat": n, "dog": n} for p, n in (("train", 12), ("test", 4))}
+    )
     data = DataSpec(source="folder", path=str(tmp_path / "data"), image_size=16)
     args: dict[str, Any] = {
         "op": "sima",
@@ -165,7 +199,9 @@ def dino_of(args):
 
 
 def test_a_detector_or_segmenter_is_measured_by_its_own_task(world, monkeypatch):
-    """Against the contract alone: the recipe is rebuilt, its data read elsewhere, scaled as the run was."""
+    """Against the contract alone: the recipe is rebuilt, its data read elsewhere, scaled as the run
+    was.
+    """
     import softless.evaluation
     import softless.tasks
 
@@ -200,7 +236,9 @@ def test_a_detector_or_segmenter_is_measured_by_its_own_task(world, monkeypatch)
     dense = replace(loaded, best={**loaded.best, "task": "segmentation"})
     monkeypatch.setattr(softless.evaluation, "load_run", lambda *_: dense)
     monkeypatch.setattr(softless.tasks, "open_task", Stand)
-    split_folders(world / "other", {p: {"cat": n, "dog": n} for p, n in (("train", 5), ("test", 3))})
+    split_folders(
+        world / "other", {p: {"cat": n, "dog": n} for p, n in (("train", 5), ("test", 3))}
+    )
     outcome = eval_run(world / "run", world / "other", device="cpu", workers=0)
     assert str(outcome).endswith("mIoU 0.5")
     assert outcome.to_dict()["miou"] == 0.5
@@ -220,12 +258,16 @@ def rows(path):
 def test_predict_writes_a_table(world):
     images = world / "data" / "test"
     noise(50, 40, "L").save(images / "grey, with a comma.png")
-    outcome = predict(world / "run", images, world / "out", overlays=False, device="cpu", batch_size=4)
+    outcome = predict(
+        world / "run", images, world / "out", overlays=False, device="cpu", batch_size=4
+    )
     header, *body = rows(outcome.csv)
     assert header == ["file", "predicted", "cat", "dog"]
     assert [row[0] for row in body] == [
-        *(f"cat/0{i}.png" for i in range(4)), *(f"dog/0{i}.png" for i in range(4)), "grey, with a comma.png",
-    ]  # fmt: skip
+        *(f"cat/0{i}.png" for i in range(4)),
+        *(f"dog/0{i}.png" for i in range(4)),
+        "grey, with a comma.png",
+    ]
     for row in body:
         cat, dog = map(float, row[2:])
         assert cat + dog == pytest.approx(1, abs=2e-6)
@@ -238,13 +280,17 @@ def test_predict_writes_a_table(world):
 
 def test_predictions_are_those_of_eval(world):
     e = eval_run(world / "run", device="cpu").evaluation
-    outcome = predict(world / "run", world / "data" / "test", world / "out", overlays=False, device="cpu")
+    outcome = predict(
+        world / "run", world / "data" / "test", world / "out", overlays=False, device="cpu"
+    )
     said = [row[1] for row in rows(outcome.csv)[1:]]
     assert said == [CLASSES[i] for i in e.logits.argmax(1)]
 
 
 def test_predict_one_image_with_its_maps(world):
-    outcome = predict(world / "run", world / "data" / "test" / "dog" / "01.png", world / "out", device="cpu")
+    outcome = predict(
+        world / "run", world / "data" / "test" / "dog" / "01.png", world / "out", device="cpu"
+    )
     assert outcome.overlays is not None
     assert [row[0] for row in rows(outcome.csv)] == ["file", "01.png"]
     with Image.open(outcome.overlays / "01.png") as picture:
@@ -256,7 +302,9 @@ def test_predict_one_image_with_its_maps(world):
 def test_maps_keep_the_folders(world):
     outcome = predict(world / "run", world / "data" / "test", world / "out", device="cpu")
     assert outcome.overlays is not None
-    drawn = sorted(p.relative_to(outcome.overlays).as_posix() for p in outcome.overlays.rglob("*.png"))
+    drawn = sorted(
+        p.relative_to(outcome.overlays).as_posix() for p in outcome.overlays.rglob("*.png")
+    )
     assert drawn == [f"{name}/0{i}.png" for name in CLASSES for i in range(4)]
 
 
@@ -272,7 +320,9 @@ def test_an_image_that_cannot_be_read_is_named_and_the_others_are_answered(world
     assert "7 images, computed in float32" in said
     assert "2 images cannot be read and so have no answer:\n  cat/01.png: " in said
     assert "dog/empty.jpg: " in said
-    assert rows(out / "predictions.csv") == [row for row in rows(whole.csv) if row[0] != "cat/01.png"]
+    assert rows(out / "predictions.csv") == [
+        row for row in rows(whole.csv) if row[0] != "cat/01.png"
+    ]
     assert len(list((out / "saliency").rglob("*.png"))) == 7
     told = predict(world / "run", images, out, overlays=False, device="cpu").to_dict()
     assert [name for name, _ in told["unread"]] == ["cat/01.png", "dog/empty.jpg"]
@@ -288,7 +338,9 @@ def test_where_no_image_can_be_read_nothing_is_written(world):
 
 
 def test_results_inside_the_images_are_no_images(world, caplog):
-    """A second run, with fewer images, counts none of the first's pictures and leaves none of them."""
+    """A second run, with fewer images, counts none of the first's pictures and leaves none of
+    them.
+    """
     images, out = world / "data" / "test", world / "data" / "test" / "out"
     assert predict(world / "run", images, out, device="cpu").images == 8
     (images / "dog" / "03.png").unlink()
@@ -301,7 +353,11 @@ def test_results_inside_the_images_are_no_images(world, caplog):
     assert not (out / "saliency").exists()
     (out / "mine.txt").write_text("kept")
     predict(world / "run", images / "cat", out, overlays=False, device="cpu")
-    assert sorted(path.name for path in out.iterdir()) == ["mine.txt", "predictions.csv", "written.json"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "mine.txt",
+        "predictions.csv",
+        "written.json",
+    ]
 
 
 def test_results_never_lie_among_the_images(world):
@@ -311,7 +367,9 @@ def test_results_never_lie_among_the_images(world):
         predict(world / "run", images, images, device="cpu")
     (world / "saliency").mkdir()
     noise().save(world / "saliency" / "a.png")
-    with pytest.raises(UsageError, match=r"saliency/a\.png is an image to be read and would be overwritten"):
+    with pytest.raises(
+        UsageError, match=r"saliency/a\.png is an image to be read and would be overwritten"
+    ):
         predict(world / "run", world / "saliency", world, device="cpu")
     assert {path: path.read_bytes() for path in images.iterdir()} == before
     (world / "out").mkdir()
@@ -323,7 +381,9 @@ def test_results_never_lie_among_the_images(world):
 def test_pictures_are_named_like_their_images(world):
     assert picture_names(["x/a.jpg", "x/b.png", "a.tif"]) == ["x/a.png", "x/b.png", "a.png"]
     assert picture_names(["a.jpg", "a.png", "b.png"]) == ["a.jpg.png", "a.png.png", "b.png"]
-    assert picture_names(["A.jpg", "a.png"]) == ["A.jpg.png", "a.png.png"], "one file where case does not count"
+    assert picture_names(["A.jpg", "a.png"]) == ["A.jpg.png", "a.png.png"], (
+        "one file where case does not count"
+    )
     both = picture_names(["a.jpg", "a.png", "a.jpg.png"])
     assert len(set(both)) == 3
 

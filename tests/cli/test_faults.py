@@ -1,4 +1,6 @@
-"""How several faults come out of a command: a line each, a shared sentence once, and as JSON where that was asked for."""
+"""How several faults come out of a command: a line each, a shared sentence once, and as JSON where
+that was asked for.
+"""
 
 import json
 from pathlib import Path
@@ -18,13 +20,24 @@ def spoiled(root: Path) -> Path:
 
 
 def train(root: Path, *more: str) -> int:
-    return main(["train", "--recipe", "folder", "--data", str(root), "--out", str(root.parent / "run"), *more])
+    return main([
+        "train",
+        "--recipe",
+        "folder",
+        "--data",
+        str(root),
+        "--out",
+        str(root.parent / "run"),
+        *more,
+    ])
 
 
 def test_a_line_for_each_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert train(spoiled(tmp_path / "data")) == 2
     said = capsys.readouterr().err.splitlines()
-    first = next(place for place, line in enumerate(said) if "7 faults before the first step" in line)
+    first = next(
+        place for place, line in enumerate(said) if "7 faults before the first step" in line
+    )
     assert [line.split(":")[0] for line in said[first + 1 :]] == ["  6 times", "  b/01.png"]
 
 

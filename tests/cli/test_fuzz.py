@@ -1,4 +1,6 @@
-"""Random and mutated commands: whatever is typed ends in an answer or in one sentence, and never in a traceback."""
+"""Random and mutated commands: whatever is typed ends in an answer or in one sentence, and never in
+a traceback.
+"""
 
 import os
 import random
@@ -18,34 +20,121 @@ from tests.evaluation.runs import run_folder
 
 MODEL = "sima_deit_tiny_patch16_224"
 WORKING = [  # with places for what the folder holds
-    "list", "list models sima*", "list recipes digits", "list operators sima --json", "list backends",
+    "list",
+    "list models sima*",
+    "list recipes digits",
+    "list operators sima --json",
+    "list backends",
     "train --recipe digits --out new --set optim.lr=1e-3 schedule.epochs=3 --seed 1 --device cpu",
     "train --recipe folder --data data --out new --amp bfloat16",
-    "train --resume --out run", "runs .", "runs run --json",
-    "eval run --device cpu --batch-size 4", "eval run data --split val --knn 3",
-    "predict run images --out out --device cpu --no-overlays", "predict run images/0.png --out out --amp bfloat16",
-    "explain run images --out maps --layer -1 --device cpu", "explain run images/0.png --resize training --token-scale tokens",
+    "train --resume --out run",
+    "runs .",
+    "runs run --json",
+    "eval run --device cpu --batch-size 4",
+    "eval run data --split val --knn 3",
+    "predict run images --out out --device cpu --no-overlays",
+    "predict run images/0.png --out out --amp bfloat16",
+    "explain run images --out maps --layer -1 --device cpu",
+    "explain run images/0.png --resize training --token-scale tokens",
     "slide run images/0.png --out slides --chunk 64 --level 0 --mpp 0.5 --slide-mpp 0.25",
-    f"cost {MODEL} --input-size 64", "cost run", "cost --paper sima-table1", "cost deit_tiny_patch16_224 --op sima --act relu --height 32 --width 64",
-    f"audit {MODEL} --input-size 32", "audit run --json",
+    f"cost {MODEL} --input-size 64",
+    "cost run",
+    "cost --paper sima-table1",
+    "cost deit_tiny_patch16_224 --op sima --act relu --height 32 --width 64",
+    f"audit {MODEL} --input-size 32",
+    "audit run --json",
     "swap vit_tiny_patch16_224 --op sima --layers blocks.0.attn --set token_scale=tokens",
-    "data check data", "data check images --min-side 4 --max-pixels 1000 --strict --json",
-    "bench nothing", "--help", "--version", "cost --help", "predict --help",
-]  # fmt: skip
+    "data check data",
+    "data check images --min-side 4 --max-pixels 1000 --strict --json",
+    "bench nothing",
+    "--help",
+    "--version",
+    "cost --help",
+    "predict --help",
+]
 HOSTILE = [
-    "", " ", "-", "--", "---", "-1", "0", "1", "nan", "inf", "-inf", "1e400", "9" * 20, "9" * 400, "2147483648", "0x10", "1_000", "true",
-    "None", "[]", "(1,2", "{" * 50, "=", "a=", "=b", "a=b=c", "optim.lr=x", "data.path=\udcff", "model.args.depth=-1", "x" * 300, "y" * 5000,
-    "../..", "/", "/dev/null", "/dev/zero", "/proc/self/mem", "~", "~nobody-has-this-name", "a\0b", "\udcff\udcfe", "red\x1b[31m", "two\nlines",
-    "\u202eabc", "💥", "run", "data", "images", "images/0.png", "text", "fifo", "loop", "empty", "run/best.json", MODEL, "*", "[a", "%s", "{}",
-    "--json", "--help", "--out", "--set", "--op=sima", "--device=cuda:9", "--device=meta", "--amp=float8", "--input-size=1048577",
-    "--resize=100000", "--batch-size=99999999999999999999", "--layer=99999999999999999999", "--workers=-1", "--knn=0",
-]  # fmt: skip
+    "",
+    " ",
+    "-",
+    "--",
+    "---",
+    "-1",
+    "0",
+    "1",
+    "nan",
+    "inf",
+    "-inf",
+    "1e400",
+    "9" * 20,
+    "9" * 400,
+    "2147483648",
+    "0x10",
+    "1_000",
+    "true",
+    "None",
+    "[]",
+    "(1,2",
+    "{" * 50,
+    "=",
+    "a=",
+    "=b",
+    "a=b=c",
+    "optim.lr=x",
+    "data.path=\udcff",
+    "model.args.depth=-1",
+    "x" * 300,
+    "y" * 5000,
+    "../..",
+    "/",
+    "/dev/null",
+    "/dev/zero",
+    "/proc/self/mem",
+    "~",
+    "~nobody-has-this-name",
+    "a\0b",
+    "\udcff\udcfe",
+    "red\x1b[31m",
+    "two\nlines",
+    "\u202eabc",
+    "💥",
+    "run",
+    "data",
+    "images",
+    "images/0.png",
+    "text",
+    "fifo",
+    "loop",
+    "empty",
+    "run/best.json",
+    MODEL,
+    "*",
+    "[a",
+    "%s",
+    "{}",
+    "--json",
+    "--help",
+    "--out",
+    "--set",
+    "--op=sima",
+    "--device=cuda:9",
+    "--device=meta",
+    "--amp=float8",
+    "--input-size=1048577",
+    "--resize=100000",
+    "--batch-size=99999999999999999999",
+    "--layer=99999999999999999999",
+    "--workers=-1",
+    "--knn=0",
+]
 
 
 def mutated(rng: random.Random) -> list[str]:
     """A command that works with one to three changes, or words at random."""
     if rng.random() < 0.15:
-        return [rng.choice([*VERBS, rng.choice(HOSTILE)]), *rng.choices(HOSTILE, k=rng.randrange(4))]
+        return [
+            rng.choice([*VERBS, rng.choice(HOSTILE)]),
+            *rng.choices(HOSTILE, k=rng.randrange(4)),
+        ]
     words = rng.choice(WORKING).split(" ")
     for _ in range(rng.randrange(1, 4)):
         at = rng.randrange(len(words) + 1)
@@ -64,7 +153,11 @@ def mutated(rng: random.Random) -> list[str]:
 def damaged(word: str, rng: random.Random) -> str:
     """A word with a sign taken out, doubled or exchanged."""
     at = rng.randrange(len(word) + 1)
-    return word[:at] + rng.choice(["", word[at : at + 1] * 2, rng.choice("-=.,/\\\"'\x1b\udcff0\0 ")]) + word[at + 1 :]
+    return (
+        word[:at]
+        + rng.choice(["", word[at : at + 1] * 2, rng.choice("-=.,/\\\"'\x1b\udcff0\0 ")])
+        + word[at + 1 :]
+    )
 
 
 @pytest.fixture
@@ -98,11 +191,16 @@ def faults(place: Path, seed: int, number: int, capsys: pytest.CaptureFixture[st
         _said.clear()
         try:
             code = main(words)
-        except BaseException as error:  # noqa: BLE001 - anything that a person would see as a traceback
+        # anything that a person would see as a traceback
+        except BaseException as error:  # noqa: BLE001
             found.append(f"{words}: {''.join(traceback.format_exception(error)[-3:])}")
             continue
         said = capsys.readouterr()
-        if code not in {0, 1, 2, 4} or (code == 2 and not said.err.strip()) or "\x1b" in said.out + said.err:
+        if (
+            code not in {0, 1, 2, 4}
+            or (code == 2 and not said.err.strip())
+            or "\x1b" in said.out + said.err
+        ):
             found.append(f"{words}: exit code {code}, {said.err[-200:]!r}")
     return found
 
@@ -115,5 +213,7 @@ def test_commands_end_in_a_sentence(place: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.soak
 @pytest.mark.bar("C12", "600 random and mutated commands: an answer or one sentence")
 @pytest.mark.parametrize("seed", range(1, 7))
-def test_many_commands_end_in_a_sentence(place: Path, capsys: pytest.CaptureFixture[str], seed: int):
+def test_many_commands_end_in_a_sentence(
+    place: Path, capsys: pytest.CaptureFixture[str], seed: int
+):
     assert not faults(place, seed, 100, capsys)

@@ -1,4 +1,6 @@
-"""Names that are not meant for people: no output steers a terminal, no page or table is broken by one, and no command ends in a traceback."""
+"""Names that are not meant for people: no output steers a terminal, no page or table is broken by
+one, and no command ends in a traceback.
+"""
 
 import csv
 import json
@@ -39,14 +41,18 @@ ESCAPES = (
 )
 FORMULAS = "=1+1", "+1", "-1", "@sum", "\tx", "＝1"
 LONG = "x" * 300
-STEERS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ud800-\udfff]")
+STEERS = re.compile(
+    "[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ud800-\udfff]"
+)
 
 
 @pytest.fixture
 def world(tmp_path):
     """Images whose names and classes hold everything, and a run that knows the classes."""
     classes = tuple(sorted([name for name in ESCAPES if is_text(name)] + ["=1+1", "-cat"]))
-    split_folders(tmp_path / "data", {part: dict.fromkeys(classes, 2) for part in ("train", "test")})
+    split_folders(
+        tmp_path / "data", {part: dict.fromkeys(classes, 2) for part in ("train", "test")}
+    )
     data = DataSpec(source="folder", path=str(tmp_path / "data"), image_size=16, val_fraction=0.5)
     run_folder(tmp_path / "run", classes, data)
     (tmp_path / "images").mkdir()
@@ -58,13 +64,20 @@ def world(tmp_path):
 
 
 @pytest.mark.parametrize("name", ESCAPES)
-def test_what_steers_a_terminal_is_shown(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_what_steers_a_terminal_is_shown(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     assert not STEERS.search(visible(name))
     assert "\n" not in visible(name)
     assert visible(f"{name}\nb", lines=True).endswith("\nb")
     assert len(table(["name", "n"], [[name, 1]]).splitlines()) == 3
     say(name)
-    for words in (["train", "--recipe", name], [name], ["cost", name], ["predict", name, name, "--out", name]):
+    for words in (
+        ["train", "--recipe", name],
+        [name],
+        ["cost", name],
+        ["predict", name, name, "--out", name],
+    ):
         assert main(words) == 2
     said = capsys.readouterr()
     assert not STEERS.search(said.out + said.err)
@@ -101,7 +114,10 @@ def test_the_page_shows_them():
 
 def test_predict_and_eval(world, capsys: pytest.CaptureFixture[str]):
     images, out = world / "images", world / "out"
-    assert main(["predict", str(world / "run"), str(images), "--out", str(out), "--device", "cpu"]) == 0
+    assert (
+        main(["predict", str(world / "run"), str(images), "--out", str(out), "--device", "cpu"])
+        == 0
+    )
     said = capsys.readouterr()
     assert not STEERS.search(said.out + said.err)
     assert "too long for the pictures' own" in said.err
@@ -116,11 +132,21 @@ def test_predict_and_eval(world, capsys: pytest.CaptureFixture[str]):
     for text in (str(eval_run(world / "run", device="cpu")),):
         assert not STEERS.search(text)
     assert main(["eval", str(world / "run"), "--device", "cpu", "--json"]) == 0
-    assert "red\x1b[31m" in json.loads(capsys.readouterr().out)["classes"], "JSON keeps names, escaped its own way"
+    assert "red\x1b[31m" in json.loads(capsys.readouterr().out)["classes"], (
+        "JSON keeps names, escaped its own way"
+    )
 
 
 def test_explain(world, capsys: pytest.CaptureFixture[str]):
-    words = ["explain", str(world / "run"), str(world / "images"), "--out", str(world / "maps"), "--device", "cpu"]
+    words = [
+        "explain",
+        str(world / "run"),
+        str(world / "images"),
+        "--out",
+        str(world / "maps"),
+        "--device",
+        "cpu",
+    ]
     assert main(words) == 0
     said = capsys.readouterr()
     assert not STEERS.search(said.out + said.err)
@@ -149,7 +175,13 @@ def test_pictures_never_meet(tmp_path: Path):
 
 
 def test_cells_that_are_no_formulas_stay():
-    assert [as_cell(text) for text in ("cat", "a=1", "", "0.5", "'x")] == ["cat", "a=1", "", "0.5", "'x"]
+    assert [as_cell(text) for text in ("cat", "a=1", "", "0.5", "'x")] == [
+        "cat",
+        "a=1",
+        "",
+        "0.5",
+        "'x",
+    ]
     assert as_cell(" =1") == "' =1"
 
 
@@ -159,8 +191,20 @@ def test_a_class_folder_that_is_no_text(tmp_path: Path, capsys: pytest.CaptureFi
     said = r"class folder 'b\udcff' has a name that is not UTF-8"
     with pytest.raises(DataError, match=re.escape(said)):
         open_splits(DataSpec(source="folder", path=str(tmp_path)), seed=0)
-    assert [(fault.kind, "not UTF-8" in fault.reason) for fault in check(tmp_path).bad] == [("classes", True)]
-    words = ["train", "--recipe", "folder", "--data", str(tmp_path), "--out", str(tmp_path / "run"), "--device", "cpu"]
+    assert [(fault.kind, "not UTF-8" in fault.reason) for fault in check(tmp_path).bad] == [
+        ("classes", True)
+    ]
+    words = [
+        "train",
+        "--recipe",
+        "folder",
+        "--data",
+        str(tmp_path),
+        "--out",
+        str(tmp_path / "run"),
+        "--device",
+        "cpu",
+    ]
     assert main(words) == 2
     assert said in capsys.readouterr().err
 
@@ -200,7 +244,9 @@ def test_names_of_other_layouts_that_are_no_text(tmp_path: Path):
     ],
     ids=lambda words: " ".join(words)[:40],
 )
-def test_paths_and_numbers_beyond_reason(words, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]):
+def test_paths_and_numbers_beyond_reason(
+    words, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]
+):
     monkeypatch.chdir(tmp_path)
     assert main(words) == 2
     said = capsys.readouterr().err.splitlines()[-1]
@@ -218,7 +264,9 @@ def test_a_path_that_cannot_be_is_refused_in_python_too(tmp_path: Path):
     assert located(tmp_path / "nothing there") == tmp_path / "nothing there"
 
 
-def test_what_the_system_refuses_is_a_sentence(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]):
+def test_what_the_system_refuses_is_a_sentence(
+    tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]
+):
     def locked(folder, *_, **__):
         raise PermissionError(13, "Permission denied", str(folder))
 
@@ -226,7 +274,9 @@ def test_what_the_system_refuses_is_a_sentence(tmp_path: Path, monkeypatch, caps
     for listing in ("scandir", "listdir"):  # whichever of them lists the folder
         monkeypatch.setattr(os, listing, locked)
     assert main(["data", "check", str(tmp_path / "data")]) == 2
-    assert capsys.readouterr().err.endswith("data: Permission denied (said by the system; --debug tells where)\n")
+    assert capsys.readouterr().err.endswith(
+        "data: Permission denied (said by the system; --debug tells where)\n"
+    )
     with pytest.raises(PermissionError):
         main(["data", "check", str(tmp_path / "data"), "--debug"])
     with pytest.raises(PermissionError):

@@ -53,7 +53,10 @@ def ranks_of(launcher: int) -> dict[int, int]:
         if place.name.isdecimal() and processes.running(int(place.name)):
             try:
                 parent = place.joinpath("stat").read_text().rpartition(")")[2].split()[1]
-                told = dict(one.partition("=")[::2] for one in place.joinpath("environ").read_text().split("\0"))
+                told = dict(
+                    one.partition("=")[::2]
+                    for one in place.joinpath("environ").read_text().split("\0")
+                )
             except OSError:
                 continue
             if parent == str(launcher) and "RANK" in told:
@@ -64,34 +67,56 @@ def ranks_of(launcher: int) -> dict[int, int]:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["eval", "run", "--ranks", "999"], r"--ranks 999: this machine has \d+ cores? for them; give at most \d+"),
-        (["eval", "run", "--ranks=0"], "--ranks takes a whole number of processes from 1 on, and got '0'"),
-        (["eval", "run", "--ranks"], "--ranks takes a whole number of processes from 1 on, and got ''"),
+        (
+            ["eval", "run", "--ranks", "999"],
+            r"--ranks 999: this machine has \d+ cores? for them; give at most \d+",
+        ),
+        (
+            ["eval", "run", "--ranks=0"],
+            "--ranks takes a whole number of processes from 1 on, and got '0'",
+        ),
+        (
+            ["eval", "run", "--ranks"],
+            "--ranks takes a whole number of processes from 1 on, and got ''",
+        ),
         (["eval", "run", "--ranks", "1", "--ranks", "1"], "--ranks is given twice"),
         (["cost", "vit_tiny_patch16_224", "--ranks", "2"], "has no option '--ranks'"),
         (["eval", "nowhere", "--ranks", "1"], "no run folder at nowhere"),
     ],
 )
-def test_what_cannot_be_started_is_said(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_started_is_said(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     import re
 
     assert main(words) == 2
     assert re.search(said, capsys.readouterr().err)
 
 
-def test_ranks_start_no_ranks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ranks_start_no_ranks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("RANK", "0")
     assert main(["eval", "run", "--ranks", "2"]) == 2
-    assert "--ranks 2 starts processes, and this one was started as one of several" in capsys.readouterr().err
+    assert (
+        "--ranks 2 starts processes, and this one was started as one of several"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.extra
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="the ranks are looked for in /proc")
 @pytest.mark.parametrize(
-    "number", [signal.SIGTERM, *(pytest.param(one, marks=pytest.mark.soak) for one in (signal.SIGINT, signal.SIGKILL))]
+    "number",
+    [
+        signal.SIGTERM,
+        *(pytest.param(one, marks=pytest.mark.soak) for one in (signal.SIGINT, signal.SIGKILL)),
+    ],
 )
 def test_a_rank_that_is_ended_is_one_sentence(number: signal.Signals, tmp_path: Path) -> None:
-    split_folders(tmp_path / "data", {p: {"cat": n, "dog": n} for p, n in (("train", 8), ("val", 4))})
+    split_folders(
+        tmp_path / "data", {p: {"cat": n, "dog": n} for p, n in (("train", 8), ("val", 4))}
+    )
     env: dict[str, Any] = {**os.environ, "OMP_NUM_THREADS": "1"}
     log = (tmp_path / "said").open("w")
     launcher = subprocess.Popen(command(tmp_path), stdout=log, stderr=log, env=env)
@@ -108,7 +133,9 @@ def test_a_rank_that_is_ended_is_one_sentence(number: signal.Signals, tmp_path: 
         launcher.kill()
         log.close()
     said = [
-        line for line in (tmp_path / "said").read_text().splitlines() if "softless: " in line and "note:" not in line
+        line
+        for line in (tmp_path / "said").read_text().splitlines()
+        if "softless: " in line and "note:" not in line
     ]
     assert "Traceback" not in (tmp_path / "said").read_text()
     assert len(said) == 1, "\n".join(said)
@@ -125,8 +152,12 @@ def test_a_rank_that_is_ended_is_one_sentence(number: signal.Signals, tmp_path: 
 
 @pytest.mark.soak
 def test_two_agents_of_torchrun_as_two_nodes(tmp_path: Path) -> None:
-    """As docs/reliability.md starts them, on one machine: rank 0 is on the first node that comes."""
-    split_folders(tmp_path / "data", {p: {"cat": n, "dog": n} for p, n in (("train", 4), ("test", 6))})
+    """As docs/reliability.md starts them, on one machine: rank 0 is on the first node that
+    comes.
+    """
+    split_folders(
+        tmp_path / "data", {p: {"cat": n, "dog": n} for p, n in (("train", 4), ("test", 6))}
+    )
     data = DataSpec(source="folder", path=str(tmp_path / "data"), image_size=16)
     run = run_folder(tmp_path / "run", ("cat", "dog"), data)
     words = [
@@ -172,10 +203,16 @@ def test_two_agents_of_torchrun_as_two_nodes(tmp_path: Path) -> None:
 
 @pytest.mark.extra
 def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
-    """Rank 1 would wait for the program there; whoever starts the ranks ends it when rank 0 has failed."""
-    split_folders(tmp_path / "data", {p: {"cat": n, "dog": n} for p, n in (("train", 4), ("test", 6))})
+    """Rank 1 would wait for the program there; whoever starts the ranks ends it when rank 0 has
+    failed.
+    """
+    split_folders(
+        tmp_path / "data", {p: {"cat": n, "dog": n} for p, n in (("train", 4), ("test", 6))}
+    )
     run = run_folder(
-        tmp_path / "run", ("cat", "dog"), DataSpec(source="folder", path=str(tmp_path / "data"), image_size=16)
+        tmp_path / "run",
+        ("cat", "dog"),
+        DataSpec(source="folder", path=str(tmp_path / "data"), image_size=16),
     )
 
     def wait(ranks: list[subprocess.Popen[str]]) -> None:
@@ -186,20 +223,30 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
         port = str(taken.getsockname()[1])
         command = ["-m", "softless", "eval", str(run), "--device", "cpu"]
         (code, said), _ = each_rank(
-            [command] * 2, environments={rank: {"MASTER_PORT": port} for rank in range(2)}, meanwhile=wait
+            [command] * 2,
+            environments={rank: {"MASTER_PORT": port} for rank in range(2)},
+            meanwhile=wait,
         )
     assert code == 2
-    assert said.startswith(f"softless: port {port} of 127.0.0.1, where the ranks are to meet, is taken")
+    assert said.startswith(
+        f"softless: port {port} of 127.0.0.1, where the ranks are to meet, is taken"
+    )
     assert said.count("\n") == 1
 
 
 @pytest.mark.extra
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.soak)]
+)
 def test_a_rank_of_another_verb_that_is_ended(number: signal.Signals, tmp_path: Path) -> None:
     """Started by hand, so that nobody but the other rank sees it; nothing is left half written."""
-    split_folders(tmp_path / "data", {p: {"cat": n, "dog": n} for p, n in (("train", 4), ("test", 400))})
+    split_folders(
+        tmp_path / "data", {p: {"cat": n, "dog": n} for p, n in (("train", 4), ("test", 400))}
+    )
     run = run_folder(
-        tmp_path / "run", ("cat", "dog"), DataSpec(source="folder", path=str(tmp_path / "data"), image_size=16)
+        tmp_path / "run",
+        ("cat", "dog"),
+        DataSpec(source="folder", path=str(tmp_path / "data"), image_size=16),
     )
     out, began = tmp_path / "out", 0.0
 
@@ -212,7 +259,16 @@ def test_a_rank_of_another_verb_that_is_ended(number: signal.Signals, tmp_path: 
         ranks[0].wait(60)
         began = time.monotonic() - began
 
-    command = ["-m", "softless", "predict", str(run), str(tmp_path / "data" / "test"), str(out), "--device", "cpu"]
+    command = [
+        "-m",
+        "softless",
+        "predict",
+        str(run),
+        str(tmp_path / "data" / "test"),
+        str(out),
+        "--device",
+        "cpu",
+    ]
     (first, said), (second, other) = each_rank([[*command, "--batch-size", "4"]] * 2, meanwhile=end)
     assert began < 30
     assert (first, second) == (1, -9 if number == signal.SIGKILL else 143)
@@ -225,5 +281,7 @@ def test_a_rank_of_another_verb_that_is_ended(number: signal.Signals, tmp_path: 
 
 def test_what_measures_one_process_takes_no_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match="bench speed measures one process: start it without --ranks or torchrun"):
+    with pytest.raises(
+        UsageError, match="bench speed measures one process: start it without --ranks or torchrun"
+    ):
         bench("speed", figure="block")

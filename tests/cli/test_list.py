@@ -1,4 +1,6 @@
-"""`softless list WHAT [PATTERN|NAME]`: names filtered, and all fields of a recipe from the place that describes them."""
+"""`softless list WHAT [PATTERN|NAME]`: names filtered, and all fields of a recipe from the place
+that describes them.
+"""
 
 import json
 
@@ -32,7 +34,9 @@ def test_patterns_filter_names():
     names = softless.list("models", "sima_deit")
     assert set(names) == {f"sima_deit_{size}_patch16_224" for size in ("tiny", "small", "base")}
     assert set(softless.list("models", "sima_deit_*ll_*")) == {"sima_deit_small_patch16_224"}
-    assert set(softless.list("recipes", "imagenet_")) == {name for name in RECIPES if name.startswith("imagenet_")}
+    assert set(softless.list("recipes", "imagenet_")) == {
+        name for name in RECIPES if name.startswith("imagenet_")
+    }
     assert "token_scale" in str(softless.list("operators", "sima"))
     with pytest.raises(UsageError, match=r"no recipe named 'digts'. Did you mean 'digits'"):
         softless.list("recipes", "digts")
@@ -63,11 +67,17 @@ def test_no_field_is_offered_where_set_is_something_else(capsys: pytest.CaptureF
     assert "--set" not in capsys.readouterr().err.partition("Known")[0]
 
 
-@pytest.mark.parametrize("given", ["optim.lr=1e9", ["optim.lr=1e9"], {"optim.lr": 1e9}, {"optim": {"lr": 1e9}}])
+@pytest.mark.parametrize(
+    "given", ["optim.lr=1e9", ["optim.lr=1e9"], {"optim.lr": 1e9}, {"optim": {"lr": 1e9}}]
+)
 def test_python_sets_fields_by_a_text_or_a_mapping(given: object, tmp_path: object):
-    """A rate that is there cannot come with a rate at the end above it, so what was set is seen before any work."""
+    """A rate that is there cannot come with a rate at the end above it, so what was set is seen
+    before any work.
+    """
     both = {**assignments(given), "schedule.min_lr": 1e10}  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match=r"schedule.min_lr=1e\+10.* above the effective rate 1e\+09"):
+    with pytest.raises(
+        UsageError, match=r"schedule.min_lr=1e\+10.* above the effective rate 1e\+09"
+    ):
         softless.train("digits", set=both, out=str(tmp_path))
     with pytest.raises(UsageError, match=r"optim.lr='x' does not fit"):
         softless.train("digits", set="optim.lr=x")

@@ -73,7 +73,9 @@ def verb(monkeypatch: pytest.MonkeyPatch):
 def test_the_table_is_the_folder():
     helpers = {"main", "options", "output", "ranks", "sizes"}
     files = {found.name for found in pkgutil.iter_modules(softless.cli.__path__)} - helpers
-    assert set(VERBS) == files | {name for name, place in VERBS.items() if not place.startswith("softless.cli.")}
+    assert set(VERBS) == files | {
+        name for name, place in VERBS.items() if not place.startswith("softless.cli.")
+    }
 
 
 @pytest.mark.parametrize("name", VERBS)
@@ -87,16 +89,42 @@ def test_every_verb_is_a_function_with_a_parser_and_a_public_name(name: str):
 
 
 def test_words_become_typed_arguments():
-    found = call("it", "--seeds", "5", "--lr", "3e-4", "--set", "a=1", "b=2", "--set", "c=3", "--mode", "b", "--force")
-    assert (found["what"], found["seeds"], found["lr"], found["set"]) == ("it", 5, 3e-4, ["a=1", "b=2", "c=3"])
+    found = call(
+        "it",
+        "--seeds",
+        "5",
+        "--lr",
+        "3e-4",
+        "--set",
+        "a=1",
+        "b=2",
+        "--set",
+        "c=3",
+        "--mode",
+        "b",
+        "--force",
+    )
+    assert (found["what"], found["seeds"], found["lr"], found["set"]) == (
+        "it",
+        5,
+        3e-4,
+        ["a=1", "b=2", "c=3"],
+    )
     assert (found["mode"], found["force"], found["bar"]) == ("b", True, True)
 
 
 def test_positionals_have_names_too_and_defaults_stay_the_functions():
     assert call("--what", "it", "--no-bar", "--size", "96", "128", "--out-dir", "x") == {
-        "what": "it", "seeds": 3, "lr": None, "size": [96, 128], "set": (), "mode": "a", "bar": False, "force": False,
+        "what": "it",
+        "seeds": 3,
+        "lr": None,
+        "size": [96, 128],
+        "set": (),
+        "mode": "a",
+        "bar": False,
+        "force": False,
         "out_dir": Path("x"),
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize(
@@ -217,11 +245,17 @@ def test_interrupt(capsys: pytest.CaptureFixture[str], verb):
         ),
         ("train", "softless train [RECIPE] [options]", ("knows its own. Also --recipe RECIPE.",)),
         ("eval", "softless eval RUN [DATA] [options]", ("(required) Also --run RUN.",)),
-        ("slide", "softless slide MODEL [IMAGES ...] [options]", ("(required) Also --model MODEL.",)),
+        (
+            "slide",
+            "softless slide MODEL [IMAGES ...] [options]",
+            ("(required) Also --model MODEL.",),
+        ),
     ],
 )
 def test_help_says_what_is_required_and_its_option(name: str, usage: str, parts: tuple[str, ...]):
-    """Without brackets stands what must be given; what may be given by place names its option too."""
+    """Without brackets stands what must be given; what may be given by place names its option
+    too.
+    """
     text = parser_of(name, module.load(name)).format_help()
     assert text.splitlines()[0] == f"usage: {usage}"
     for part in parts:
@@ -281,7 +315,10 @@ def test_the_module_runs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
 
 
 def test_after_an_interrupted_run_the_next_signal_ends_the_program(verb, monkeypatch, capsys):
-    """Loaders take seconds to leave: a signal meanwhile gives no traceback. In somebody's own program nothing of it changes."""
+    """Loaders take seconds to leave: a signal meanwhile gives no traceback.
+
+    In somebody's own program nothing of it changes.
+    """
 
     def ended() -> None:
         raise Interrupted("saved", 130)

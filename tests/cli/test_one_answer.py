@@ -1,4 +1,6 @@
-"""result.json, `eval` and `predict` say one thing of a run, in the precision that it was trained in."""
+"""result.json, `eval` and `predict` say one thing of a run, in the precision that it was trained
+in.
+"""
 
 import csv
 import json
@@ -44,7 +46,10 @@ def test_eval_is_the_result(run: Path):
     assert found.to_dict()["precision"] == "bfloat16"
     assert "computed in bfloat16" in str(found)
     single = eval_run(run, device="cpu", amp="none")
-    assert (single.to_dict()["precision"], "computed in float32" in str(single)) == ("float32", True)
+    assert (single.to_dict()["precision"], "computed in float32" in str(single)) == (
+        "float32",
+        True,
+    )
     assert answers(single) != answers(found), "or the test says nothing"
     with pytest.raises(UsageError, match="no precision named 'half'"):
         eval_run(run, device="cpu", amp="half")  # type: ignore[arg-type]
@@ -72,7 +77,9 @@ def test_predict_says_what_eval_measures(run: Path, tmp_path: Path, amp):
     assert f"computed in {precision}" in str(told)
     if hasattr(measured, "evaluation"):
         with (tmp_path / "out/predictions.csv").open(newline="") as file:
-            said = np.array([[float(value) for value in row[2:]] for row in list(csv.reader(file))[1:]])
+            said = np.array([
+                [float(value) for value in row[2:]] for row in list(csv.reader(file))[1:]
+            ])
         logits = measured.evaluation.logits.astype(np.float64)
         chances = np.exp(logits - logits.max(1, keepdims=True))
         np.testing.assert_allclose(said, chances / chances.sum(1, keepdims=True), atol=1e-6)
@@ -81,10 +88,14 @@ def test_predict_says_what_eval_measures(run: Path, tmp_path: Path, amp):
         content = json.loads((tmp_path / "out/predictions.json").read_text())
         assert content["info"] == {"precision": precision}
         said = [[one["bbox"], one["score"], one["category_id"]] for one in content["annotations"]]
-        assert said == [[one["bbox"], one["score"], one["category_id"]] for one in measured.outcome.answers]
+        assert said == [
+            [one["bbox"], one["score"], one["category_id"]] for one in measured.outcome.answers
+        ]
         assert said
         return
-    for path, label in zip(sorted((tmp_path / "out/labels").iterdir()), measured.outcome.labels, strict=True):
+    for path, label in zip(
+        sorted((tmp_path / "out/labels").iterdir()), measured.outcome.labels, strict=True
+    ):
         (tmp_path / "label.png").write_bytes(label)
         with Image.open(tmp_path / "label.png") as image:
             assert np.array_equal(read_values(path), np.asarray(image))

@@ -1,4 +1,6 @@
-"""Every verb shares its work among the ranks: each image once, and files as one process writes them."""
+"""Every verb shares its work among the ranks: each image once, and files as one process writes
+them.
+"""
 
 import json
 from collections import Counter
@@ -20,7 +22,10 @@ IMAGES = 22
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    split_folders(tmp_path / "data", {p: {"cat": n, "dog": n} for p, n in (("train", 9), ("test", IMAGES // 2))})
+    split_folders(
+        tmp_path / "data",
+        {p: {"cat": n, "dog": n} for p, n in (("train", 9), ("test", IMAGES // 2))},
+    )
     cut = tmp_path / "data" / "test" / "cat" / "03.png"
     (tmp_path / "images").mkdir()
     for path in (tmp_path / "data" / "test").rglob("*.png"):
@@ -44,14 +49,18 @@ class Told:
 def shared(folder: Path, ranks: int, commands: list[list[str]]) -> list[Told]:
     """The commands as so many ranks, `OUT` in them for a folder of their own."""
     folder.mkdir()
-    words = [[word.replace("OUT", str(folder)) for word in [*one, "--device", "cpu"]] for one in commands]
+    words = [
+        [word.replace("OUT", str(folder)) for word in [*one, "--device", "cpu"]] for one in commands
+    ]
     (folder / "commands.json").write_text(json.dumps(words))
     codes = each_rank([[SCRIPT, str(folder)]] * ranks)
     assert codes == [(0, "")] * ranks, codes
     by_rank = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(ranks)]
     found = []
     for told in zip(*by_rank, strict=True):
-        assert [one["out"] + one["err"] for one in told[1:]] == [""] * (ranks - 1), "the first rank speaks"
+        assert [one["out"] + one["err"] for one in told[1:]] == [""] * (ranks - 1), (
+            "the first rank speaks"
+        )
         seen = Counter(image for one in told for image in one["seen"])
         said = told[0]["out"].replace(str(folder), "OUT")
         found.append(Told([one["code"] for one in told], said, told[0]["err"], seen))
@@ -60,9 +69,17 @@ def shared(folder: Path, ranks: int, commands: list[list[str]]) -> list[Told]:
 
 def results(folder: Path) -> dict[str, bytes]:
     """What the verbs wrote: all but last words, and the files of slides that tell seconds."""
-    found = {path.relative_to(folder).as_posix(): path for path in folder.glob("*/**/*") if path.is_file()}
+    found = {
+        path.relative_to(folder).as_posix(): path
+        for path in folder.glob("*/**/*")
+        if path.is_file()
+    }
     seconds = ("/ranks/", "/result.json", "/summary.json")
-    return {name: path.read_bytes() for name, path in found.items() if not any(part in f"/{name}" for part in seconds)}
+    return {
+        name: path.read_bytes()
+        for name, path in found.items()
+        if not any(part in f"/{name}" for part in seconds)
+    }
 
 
 def commands(run: Path) -> list[list[str]]:
@@ -74,9 +91,40 @@ def commands(run: Path) -> list[list[str]]:
         ["predict", name, slides[0], "OUT/one"],
         ["explain", name, *slides[:1], "--out", "OUT/maps"],
         ["eval", name, *batches, "--json"],
-        ["eval", name, *batches, "--json", "--knn", "3", "--linear", "--set", "epochs=2", "batch=5"],
-        ["eval", name, *batches, "--json", "--linear", "--set", "epochs=2", "batch=5", "views=fixed"],
-        ["slide", name, *slides, str(root / "text.png"), "--out", "OUT/slides", "--resize", "32", "--quiet"],
+        [
+            "eval",
+            name,
+            *batches,
+            "--json",
+            "--knn",
+            "3",
+            "--linear",
+            "--set",
+            "epochs=2",
+            "batch=5",
+        ],
+        [
+            "eval",
+            name,
+            *batches,
+            "--json",
+            "--linear",
+            "--set",
+            "epochs=2",
+            "batch=5",
+            "views=fixed",
+        ],
+        [
+            "slide",
+            name,
+            *slides,
+            str(root / "text.png"),
+            "--out",
+            "OUT/slides",
+            "--resize",
+            "32",
+            "--quiet",
+        ],
     ]
 
 
@@ -96,9 +144,15 @@ def test_each_image_once_and_files_as_of_one_process(ranks: int, run: Path, tmp_
         seen = several[names.index(name)].seen
         assert (len(seen), set(seen.values())) == (images, {1}), name
     one, other = results(tmp_path / "alone"), results(tmp_path / "several")
-    assert {"table/predictions.csv", "one/saliency/dog00.png", "slides/dog02.png/saliency.png"} < one.keys()
+    assert {
+        "table/predictions.csv",
+        "one/saliency/dog00.png",
+        "slides/dog02.png/saliency.png",
+    } < one.keys()
     assert other == one
-    words = sorted(path.read_text() for path in (tmp_path / "several" / "table" / "ranks").iterdir())
+    words = sorted(
+        path.read_text() for path in (tmp_path / "several" / "table" / "ranks").iterdir()
+    )
     assert words == ["ended well\n"] * ranks
 
 
@@ -123,7 +177,10 @@ sys.exit(main(sys.argv[1:]))
 @pytest.mark.soak
 def test_another_version_on_a_rank_is_named(run: Path) -> None:
     words = ["eval", str(run), "--device", "cpu"]
-    (code, said), (other, silent) = each_rank([["-m", "softless", *words], ["-c", OTHER_VERSION, *words]])
+    (code, said), (other, silent) = each_rank([
+        ["-m", "softless", *words],
+        ["-c", OTHER_VERSION, *words],
+    ])
     assert (code, other, silent) == (2, 2, "")
     assert "rank 1 of 2 has timm = '1.0.0' and rank 0 has" in said
     assert said.count("\n") == 1

@@ -23,26 +23,46 @@ def tiny(tmp_path: Path) -> Recipe:
     return tiny_recipe(write_npz(tmp_path / "images.npz"))
 
 
-def test_every_state(tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_every_state(
+    tiny: Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
     folder = tmp_path / "runs"
     for name in ("finished", "killed", "stopped", "running"):
         fit(tiny, folder / name, device="cpu", progress=False)
         if name != "finished":
             (folder / name / "result.json").unlink()
-    (folder / "killed" / "state.json").write_text(json.dumps({"state": "running", "pid": 1, "host": "h", "since": "2026-01-02T03:04:05+00:00"}))  # fmt: skip
+    (folder / "killed" / "state.json").write_text(
+        json.dumps({
+            "state": "running",
+            "pid": 1,
+            "host": "h",
+            "since": "2026-01-02T03:04:05+00:00",
+        })
+    )
     claim = Claim(folder / "stopped")
     claim.end("stopped", "SIGTERM at step 3")
     Claim.take(folder / "running")
     monkeypatch.setattr(
-        Classification, "loss", lambda *_: (_ for _ in ()).throw(DivergedError("loss is nan at step 1"))
+        Classification,
+        "loss",
+        lambda *_: (_ for _ in ()).throw(DivergedError("loss is nan at step 1")),
     )
     with pytest.raises(DivergedError):
         fit(replace(tiny, seed=1), folder / "deep" / "diverged", device="cpu", progress=False)
     assert main(["runs", str(folder), "--json"]) == 0
     found = {Path(run["run"]).name: run for run in json.loads(capsys.readouterr().out)["runs"]}
-    assert {name: run["state"] for name, run in found.items()} == {name: name for name in ("finished", "killed", "stopped", "running", "diverged")}  # fmt: skip
+    assert {name: run["state"] for name, run in found.items()} == {
+        name: name for name in ("finished", "killed", "stopped", "running", "diverged")
+    }
     assert {run["epoch"] for name, run in found.items() if name != "diverged"} == {3}
-    assert (found["diverged"]["epoch"], found["diverged"]["epochs"], found["diverged"]["steps"]) == (0, 3, 0)
+    assert (
+        found["diverged"]["epoch"],
+        found["diverged"]["epochs"],
+        found["diverged"]["steps"],
+    ) == (0, 3, 0)
     assert found["killed"]["steps"] == 12
     assert f"--out {folder / 'killed'} --resume" in found["killed"]["how"]
     assert found["diverged"]["how"] == "loss is nan at step 1"
@@ -62,7 +82,9 @@ def test_none_and_nowhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
 
 
 def test_what_runs_keep_is_not_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thousand runs have thousands of folders of their own; a run that lies in another's folder is found all the same."""
+    """A thousand runs have thousands of folders of their own; a run that lies in another's folder
+    is found all the same.
+    """
     for name in ("one", "one/folds/two", "deep/three"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "recipe.json").write_text("{}")

@@ -32,7 +32,17 @@ def weights(tmp_path: Path) -> Path:
 
 def test_one_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.fromarray(pixels((150, 170))).save(tmp_path / "image.png")
-    assert main(["slide", MODEL, str(tmp_path / "image.png"), "--out", str(tmp_path / "out"), "--quiet"]) == 0
+    assert (
+        main([
+            "slide",
+            MODEL,
+            str(tmp_path / "image.png"),
+            "--out",
+            str(tmp_path / "out"),
+            "--quiet",
+        ])
+        == 0
+    )
     said = capsys.readouterr()
     assert "170 x 150 pixels, 111 tokens" in said.out
     assert "model with new weights" in said.err
@@ -79,13 +89,20 @@ def test_of_three_slides_one_is_bad(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert (tmp_path / "out" / name / SHEET).is_file()
 
 
-def test_the_only_image_that_fails_is_the_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_only_image_that_fails_is_the_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["slide", MODEL, str(tmp_path / "none.svs"), "--out", str(tmp_path / "out")]) == 2
     assert "no image at" in capsys.readouterr().err
     with pytest.raises(UsageError, match="name one image or more"):
         slide(MODEL)
     with pytest.raises(UsageError, match="cannot be streamed"):
-        slide("deit_tiny_patch16_224", str(write(tmp_path / "good.tif", pixels())), op="softmax", out=tmp_path / "out")
+        slide(
+            "deit_tiny_patch16_224",
+            str(write(tmp_path / "good.tif", pixels())),
+            op="softmax",
+            out=tmp_path / "out",
+        )
     with pytest.raises(DataError, match="no image at"):
         slide(MODEL, str(tmp_path / "a.svs"), str(tmp_path / "b.svs"), out=tmp_path / "out")
 
@@ -94,7 +111,18 @@ def test_a_slide_of_which_nothing_can_be_read_has_no_classes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = spoil(write(tmp_path / "slide.tif", pixels((256, 256))), [0, 1, 2, 3])
-    assert main(["slide", MODEL, str(path), "--out", str(tmp_path / "out"), "--store", str(tmp_path / "store")]) == 1
+    assert (
+        main([
+            "slide",
+            MODEL,
+            str(path),
+            "--out",
+            str(tmp_path / "out"),
+            "--store",
+            str(tmp_path / "store"),
+        ])
+        == 1
+    )
     said = capsys.readouterr()
     assert "none of its 4 tiles that count can be read" in said.err
     assert "class" not in said.out
@@ -104,7 +132,10 @@ def test_a_slide_of_which_nothing_can_be_read_has_no_classes(
 
 def test_level_resolution_and_place_leave_with_the_answer(tmp_path: Path) -> None:
     path = write(tmp_path / "slide.tif", pixels((256, 384)), levels=2, mpp=0.25)
-    assert main(["slide", MODEL, str(path), "--out", str(tmp_path / "out"), "--mpp", "1", "--quiet"]) == 0
+    assert (
+        main(["slide", MODEL, str(path), "--out", str(tmp_path / "out"), "--mpp", "1", "--quiet"])
+        == 0
+    )
     found = json.loads((tmp_path / "out" / "slide.tif" / RESULT).read_text())
     wanted = {
         "size": [64, 96],
@@ -122,7 +153,9 @@ def test_channels_and_pages_are_options(tmp_path: Path, capsys: pytest.CaptureFi
     tifffile = pytest.importorskip("tifffile")
     five = np.random.default_rng(0).integers(0, 256, (96, 112, 5), dtype=np.uint8)
     path = tmp_path / "five.tif"
-    tifffile.imwrite(path, np.moveaxis(five, -1, 0), photometric="minisblack", metadata=None, tile=(32, 48))
+    tifffile.imwrite(
+        path, np.moveaxis(five, -1, 0), photometric="minisblack", metadata=None, tile=(32, 48)
+    )
     words = ["slide", MODEL, str(path), "--out", str(tmp_path / "out"), "--quiet"]
     assert main(words) == 2
     said = " ".join(capsys.readouterr().err.split())
@@ -140,10 +173,17 @@ def test_channels_and_pages_are_options(tmp_path: Path, capsys: pytest.CaptureFi
     ):
         assert main([*words, *options]) == 0
         found = json.loads((tmp_path / "out" / "five.tif" / RESULT).read_text())
-        assert np.allclose(found["logits"], softless.stream(model, pixels_of).logits[0].tolist(), rtol=1e-5, atol=5e-6)
+        assert np.allclose(
+            found["logits"],
+            softless.stream(model, pixels_of).logits[0].tolist(),
+            rtol=1e-5,
+            atol=5e-6,
+        )
 
 
-def test_slide_mpp_fills_in_and_overrides_no_slide(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_slide_mpp_fills_in_and_overrides_no_slide(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     says = write(tmp_path / "says.tif", pixels((256, 384)), mpp=0.25)
     silent = write(tmp_path / "silent.tif", pixels((256, 384)))
     words = [
@@ -169,7 +209,12 @@ def test_slide_mpp_fills_in_and_overrides_no_slide(tmp_path: Path, capsys: pytes
 def test_weights_and_a_store(tmp_path: Path, weights: Path) -> None:
     image = tmp_path / "image.png"
     Image.fromarray(pixels((150, 170))).save(image)
-    given: dict[str, Any] = {"weights": weights, "store": tmp_path / "store", "pictures": False, "quiet": True}
+    given: dict[str, Any] = {
+        "weights": weights,
+        "store": tmp_path / "store",
+        "pictures": False,
+        "quiet": True,
+    }
     first = slide(MODEL, str(image), out=tmp_path / "out", **given)
     again = slide(MODEL, str(image), str(image), out=tmp_path / "out", **given)
     assert first.exit_code == again.exit_code == 0
@@ -179,15 +224,20 @@ def test_weights_and_a_store(tmp_path: Path, weights: Path) -> None:
     torch.manual_seed(4)
     wanted = softless.stream(softless.create_model(MODEL).eval(), pixels((150, 170))).logits
     assert np.allclose(
-        json.loads((tmp_path / "out" / "image.png" / RESULT).read_text())["logits"], wanted[0].tolist(), atol=1e-6
+        json.loads((tmp_path / "out" / "image.png" / RESULT).read_text())["logits"],
+        wanted[0].tolist(),
+        atol=1e-6,
     )
 
 
-def test_a_thumbnail_is_the_image_scaled_down_and_grey_where_it_cannot_be_read(tmp_path: Path) -> None:
+def test_a_thumbnail_is_the_image_scaled_down_and_grey_where_it_cannot_be_read(
+    tmp_path: Path,
+) -> None:
     path = write(tmp_path / "slide.tif", pixels(), levels=2)
     small = np.asarray(thumbnail(path, side=300))
     assert small.shape == (233, 300, 3)
-    half = Scaled(Bytes(pixels()[::2, ::2]), (1.5, 1.5)).read(0, 0, 233, 300)  # the coarsest level with more pixels
+    # the coarsest level with more pixels
+    half = Scaled(Bytes(pixels()[::2, ::2]), (1.5, 1.5)).read(0, 0, 233, 300)
     assert np.abs(small.astype(int) - half).max() <= 1
     spoilt = np.asarray(thumbnail(spoil(write(tmp_path / "one.tif", pixels()), [9]), side=225))
     lost = (spoilt == LOST).all(-1)
@@ -210,14 +260,23 @@ def outputs(folder: Path) -> list[str]:
     return sorted(file.name for file in folder.iterdir())
 
 
-def test_maps_leave_as_arrays_pictures_and_polygons(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_maps_leave_as_arrays_pictures_and_polygons(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = write(tmp_path / "slide.tif", pixels((256, 384)), levels=2, mpp=0.25)
     words = ["slide", MODEL, str(path), "--out", str(tmp_path / "out"), "--level", "1", "--quiet"]
     assert main(words) == 0
     folder = tmp_path / "out" / "slide.tif"
     told = json.loads((folder / RESULT).read_text())
     assert outputs(folder) == sorted([RESULT, *told["files"]])
-    assert told["files"] == [SHEET, "query.npy", "key.npy", "class_row.npy", "overlay.png", "saliency.geojson"]
+    assert told["files"] == [
+        SHEET,
+        "query.npy",
+        "key.npy",
+        "class_row.npy",
+        "overlay.png",
+        "saliency.geojson",
+    ]
     assert "overlay.png, saliency.geojson" in capsys.readouterr().out
     features = json.loads((folder / "saliency.geojson").read_text())["features"]
     assert len(features) == told["tokens"] - 1 == 8 * 12
@@ -227,16 +286,32 @@ def test_maps_leave_as_arrays_pictures_and_polygons(tmp_path: Path, capsys: pyte
     assert outputs(tmp_path / "bare" / "slide.tif") == [RESULT]
 
 
-def test_masks_are_a_file_or_a_folder_with_one_for_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first, second = (write(tmp_path / f"{name}.tif", pixels((256, 384), seed)) for seed, name in enumerate("ab"))
+def test_masks_are_a_file_or_a_folder_with_one_for_each(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = (
+        write(tmp_path / f"{name}.tif", pixels((256, 384), seed)) for seed, name in enumerate("ab")
+    )
     mask = np.zeros((64, 96), dtype=np.uint8)
     mask[8:40, 12:60] = 255  # rows 2 to 10 and columns 3 to 15 of 16 x 24
     masks = tmp_path / "masks"
     masks.mkdir()
     Image.fromarray(mask).save(masks / "a.png")
-    square = {"type": "Polygon", "coordinates": [[[48, 32], [240, 32], [240, 160], [48, 160], [48, 32]]]}
+    square = {
+        "type": "Polygon",
+        "coordinates": [[[48, 32], [240, 32], [240, 160], [48, 160], [48, 32]]],
+    }
     (masks / "b.tif.geojson").write_text(json.dumps(square))
-    words = ["slide", MODEL, str(first), str(second), "--out", str(tmp_path / "out"), "--quiet", "--no-pictures"]
+    words = [
+        "slide",
+        MODEL,
+        str(first),
+        str(second),
+        "--out",
+        str(tmp_path / "out"),
+        "--quiet",
+        "--no-pictures",
+    ]
     assert main([*words, "--mask", str(masks)]) == 0
     told = json.loads((tmp_path / "out" / SUMMARY).read_text())["images"]
     assert [one["tokens"] for one in told] == [1 + 8 * 12] * 2
@@ -252,12 +327,24 @@ def test_masks_are_a_file_or_a_folder_with_one_for_each(tmp_path: Path, capsys: 
     assert not (tmp_path / "none").exists()
 
 
-def test_a_mask_of_another_shape_leaves_nothing_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mask_of_another_shape_leaves_nothing_behind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = write(tmp_path / "slide.tif", pixels((256, 384)))
     Image.fromarray(np.full((96, 64), 255, dtype=np.uint8)).save(tmp_path / "mask.png")
-    words = ["slide", MODEL, str(path), "--out", str(tmp_path / "out"), "--mask", str(tmp_path / "mask.png")]
+    words = [
+        "slide",
+        MODEL,
+        str(path),
+        "--out",
+        str(tmp_path / "out"),
+        "--mask",
+        str(tmp_path / "mask.png"),
+    ]
     assert main([*words, "--store", str(tmp_path / "store")]) == 2
-    assert "is not the shape of the image (384 x 256 at level 0)" in " ".join(capsys.readouterr().err.split())
+    assert "is not the shape of the image (384 x 256 at level 0)" in " ".join(
+        capsys.readouterr().err.split()
+    )
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "store").exists()
 

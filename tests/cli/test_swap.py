@@ -27,7 +27,16 @@ def photos(tmp_path):
 
 def test_the_report_and_the_weights_that_it_leaves(tmp_path, photos, capsys):
     out = tmp_path / "swapped.safetensors"
-    words = ["--calibrate", str(photos), "--images", "2", "--layers", "blocks.[0-2].*", "--set", "token_scale=tokens"]
+    words = [
+        "--calibrate",
+        str(photos),
+        "--images",
+        "2",
+        "--layers",
+        "blocks.[0-2].*",
+        "--set",
+        "token_scale=tokens",
+    ]
     assert main(["swap", NAME, *words, "--out", str(out), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert list(told["swapped"]) == [f"blocks.{i}.attn" for i in range(3)] == list(told["gains"])
@@ -39,13 +48,22 @@ def test_the_report_and_the_weights_that_it_leaves(tmp_path, photos, capsys):
     assert not told["exp_free"]
     with safe_open(out, "pt") as file:
         stored = json.loads(file.metadata()["softless.swap"])
-    assert stored == {"model": NAME, "op": "sima", "options": {"token_scale": "tokens"}, "layers": ["blocks.[0-2].*"], "force": []}  # fmt: skip
+    assert stored == {
+        "model": NAME,
+        "op": "sima",
+        "options": {"token_scale": "tokens"},
+        "layers": ["blocks.[0-2].*"],
+        "force": [],
+    }
     again = timm.create_model(stored["model"]).eval()
     softless.swap(again, stored["op"], layers=stored["layers"], **stored["options"])
     softless.load_weights(again, out)
     first: Any = again.get_submodule("blocks.0.attn")
     assert first.options == {"token_scale": "tokens"}
-    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in softless_state(out).items())
+    assert all(
+        torch.equal(tensor, again.state_dict()[name])
+        for name, tensor in softless_state(out).items()
+    )
 
 
 def softless_state(path):
@@ -63,7 +81,9 @@ def test_weights_from_before_the_swap(tmp_path, capsys):
     assert main(["swap", NAME, "--weights", str(tmp_path / "deit.pth"), "--out", str(out)]) == 0
     said = capsys.readouterr().out
     assert "12 attention modules now compute 'sima', 0 are kept" in said
-    assert f"{12 * 3 * 197**2:,}" in next(line for line in said.splitlines() if line.split()[:1] == ["softmax"])
+    assert f"{12 * 3 * 197**2:,}" in next(
+        line for line in said.splitlines() if line.split()[:1] == ["softmax"]
+    )
     assert softless_state(out)["blocks.0.attn.proj.weight"].unique().tolist() == [0.25]
 
 
@@ -96,7 +116,10 @@ def test_images_are_drawn_from_every_class(tmp_path, monkeypatch):
     module = importlib.import_module("softless.cli.swap")
     files = [f"{name}/{number}.png" for name in ("ant", "bee", "cat") for number in range(50)]
     drawn = module._drawn(files, 7)
-    assert sorted(files[index].split("/")[0] for index in drawn) == ["ant"] * 3 + ["bee"] * 2 + ["cat"] * 2
+    assert (
+        sorted(files[index].split("/")[0] for index in drawn)
+        == ["ant"] * 3 + ["bee"] * 2 + ["cat"] * 2
+    )
     assert drawn == module._drawn(files, 7)
     assert len({*drawn}) == 7
     assert sorted(module._drawn(files, 1000)) == list(range(150))
@@ -106,9 +129,20 @@ def test_a_model_of_ones_own(tmp_path, photos, capsys):
     """Three classes, one channel, 64 pixels: as the checkpoint has them."""
     own: dict[str, Any] = {"num_classes": 3, "in_chans": 1, "img_size": 64}
     torch.save(timm.create_model(NAME, **own).state_dict(), tmp_path / "own.pth")
-    words = ["--weights", str(tmp_path / "own.pth"), "--num-classes", "3", "--in-chans", "1", "--image-size", "64"]
+    words = [
+        "--weights",
+        str(tmp_path / "own.pth"),
+        "--num-classes",
+        "3",
+        "--in-chans",
+        "1",
+        "--image-size",
+        "64",
+    ]
     out = tmp_path / "out.safetensors"
-    assert main(["swap", NAME, *words, "--calibrate", str(photos), "--out", str(out), "--json"]) == 0
+    assert (
+        main(["swap", NAME, *words, "--calibrate", str(photos), "--out", str(out), "--json"]) == 0
+    )
     told = json.loads(capsys.readouterr().out)
     assert told["kinds_before"]["softmax"] == 12 * 3 * 17**2
     assert told["untried"] == ""

@@ -11,9 +11,18 @@ from softless.cli.main import main
 from tests.data.making import class_folders, noise, table
 
 SMALL = [
-    "model.args.embed_dim=32", "model.args.depth=2", "model.args.num_heads=2", "data.image_size=32", "batch_size=8",
-    "schedule.epochs=1", "schedule.warmup_epochs=0", "schedule.min_epoch_steps=none", "ema_decay=none", "ema_evaluate=false", "threads=1",
-]  # fmt: skip
+    "model.args.embed_dim=32",
+    "model.args.depth=2",
+    "model.args.num_heads=2",
+    "data.image_size=32",
+    "batch_size=8",
+    "schedule.epochs=1",
+    "schedule.warmup_epochs=0",
+    "schedule.min_epoch_steps=none",
+    "ema_decay=none",
+    "ema_evaluate=false",
+    "threads=1",
+]
 ROWS = [(f"images/{n}.png", "cat" if n % 2 else "dog", f"p{n // 2}") for n in range(24)]
 
 
@@ -86,7 +95,9 @@ def test_a_run_is_held_to_its_table(tmp_path, capsys):
     assert "the table of the run" in capsys.readouterr().err
     moved.write_text(moved.read_text().replace("p0", "q0"))
     assert main([*again, "--table", str(moved)]) == 2
-    assert "the data changed since (pixels of train, pixels of val, sha256)" in capsys.readouterr().err
+    assert (
+        "the data changed since (pixels of train, pixels of val, sha256)" in capsys.readouterr().err
+    )
     moved.write_text(moved.read_text().replace("q0", "p0"))
     assert main([*again, "--table", str(moved)]) == 0
 
@@ -95,19 +106,47 @@ def test_a_run_is_held_to_its_table(tmp_path, capsys):
     ("words", "fields", "message"),
     [
         (["--recipe", "folder", "--table", "gone.csv"], (), "gone.csv: give a CSV file"),
-        (["--recipe", "digits", "--table", "table.csv"], (), "recipe 'digits' reads no image files with classes"),
-        (["--recipe", "dino", "--table", "table.csv"], (), "recipe 'dino' reads no image files with classes"),
-        (["--recipe", "folder", "--table", "table.csv"], ("table.label=Befund",), "no column 'Befund'"),
-        (["--recipe", "folder", "--table", "table.csv"], ("table.lable=x",), "Did you mean 'table.label'"),
+        (
+            ["--recipe", "digits", "--table", "table.csv"],
+            (),
+            "recipe 'digits' reads no image files with classes",
+        ),
+        (
+            ["--recipe", "dino", "--table", "table.csv"],
+            (),
+            "recipe 'dino' reads no image files with classes",
+        ),
+        (
+            ["--recipe", "folder", "--table", "table.csv"],
+            ("table.label=Befund",),
+            "no column 'Befund'",
+        ),
+        (
+            ["--recipe", "folder", "--table", "table.csv"],
+            ("table.lable=x",),
+            "Did you mean 'table.label'",
+        ),
         (
             ["--recipe", "folder", "--table", "table.csv"],
             ("data.group=(a)",),
             "a table names its groups with table.group",
         ),
-        (["--recipe", "folder", "--table", "table.csv", "--data", "gone"], (), "where the files of"),
-        (["--recipe", "folder", "--data", "."], ("table.label=x",), "'table.label' is of a table, and none is given"),
+        (
+            ["--recipe", "folder", "--table", "table.csv", "--data", "gone"],
+            (),
+            "where the files of",
+        ),
+        (
+            ["--recipe", "folder", "--data", "."],
+            ("table.label=x",),
+            "'table.label' is of a table, and none is given",
+        ),
         (["--recipe", "folder", "--data", "."], ("data.group=(",), "is no regular expression"),
-        (["--recipe", "folder", "--data", "."], ("data.folds=3",), "data.folds=3 and data.fold=None come together"),
+        (
+            ["--recipe", "folder", "--data", "."],
+            ("data.folds=3",),
+            "data.folds=3 and data.fold=None come together",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence(words, fields, message, tmp_path, capsys, monkeypatch):
@@ -139,7 +178,10 @@ def test_a_check_of_a_table(tmp_path, capsys):
     assert content["by_reason"] == {"missing file": 1, "groups": 1, "classes": 1, "no image": 1}
     said = [f"{place}: {reason}" for place, reason in content["bad"]]
     assert any("row 5, images/3.png: there is no such file" in one for one in said)
-    assert any("patient p10: it is in train (images/20.png) and test (images/21.png)" in one for one in said)
+    assert any(
+        "patient p10: it is in train (images/20.png) and test (images/21.png)" in one
+        for one in said
+    )
     assert any("test: it has no image of the class 'dog'" in one for one in said)
     assert any("images/4.png" in one for one in said)
 
@@ -154,7 +196,9 @@ def test_a_check_of_groups_that_cannot_be_cut(tmp_path, capsys):
     words = ["data", "check", str(folders), "--recipe", "folder", "--set"]
     assert main([*words, r"data.group=/(\d+)\.png"]) == 0
     assert main([*words, r"data.group=(cat|dog)/"]) == 1
-    assert "each of the 2 groups (cat, dog) is the only one of some class" in capsys.readouterr().out
+    assert (
+        "each of the 2 groups (cat, dog) is the only one of some class" in capsys.readouterr().out
+    )
 
 
 def test_a_check_names_columns_that_are_missing(tmp_path, capsys):

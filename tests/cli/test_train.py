@@ -11,7 +11,10 @@ from softless.cli.main import main
 from softless.recipes import get_recipe
 from softless.training import Recipe
 
-SMALL = "model.args.depth=1 model.args.embed_dim=16 model.args.num_heads=2 schedule.epochs=1 schedule.warmup_epochs=0 threads=1"
+SMALL = (
+    "model.args.depth=1 model.args.embed_dim=16 model.args.num_heads=2 schedule.epochs=1 "
+    "schedule.warmup_epochs=0 threads=1"
+)
 
 
 @pytest.fixture
@@ -20,7 +23,17 @@ def npz(tmp_path: Path) -> Path:
 
 
 def train(out: Path, data: Path, *more: str, batch: int = 8) -> int:
-    words = ["train", "--recipe", "medmnist", "--data", str(data), "--out", str(out), "--device", "cpu"]
+    words = [
+        "train",
+        "--recipe",
+        "medmnist",
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+    ]
     return main([*words, *more, "--set", *SMALL.split(), f"batch_size={batch}"])
 
 
@@ -47,7 +60,9 @@ def test_the_python_function_takes_a_recipe(tmp_path: Path, npz: Path):
     assert json.loads((tmp_path / "run/recipe.json").read_text())["name"] == "mine"
 
 
-def test_the_run_folder_has_the_recipes_name(tmp_path: Path, npz: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_run_folder_has_the_recipes_name(
+    tmp_path: Path, npz: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.chdir(tmp_path)
     result = softless.train(get_recipe("medmnist").quick(tmp_path / "d"), device="cpu")
     assert result.run_dir == Path("runs/medmnist")
@@ -58,7 +73,10 @@ def test_the_run_folder_has_the_recipes_name(tmp_path: Path, npz: Path, monkeypa
     [
         ("--recipe digit", "no recipe named 'digit'. Did you mean 'digits'"),
         ("--recipe digits --set optim.rl=1", "no field named 'optim.rl'. Did you mean 'optim.lr'"),
-        ("--recipe digits --set optim.lr=fast", "optim.lr='fast' does not fit: the field takes a number"),
+        (
+            "--recipe digits --set optim.lr=fast",
+            "optim.lr='fast' does not fit: the field takes a number",
+        ),
         ("--recipe digits --set optim.lr", "--set takes field=value"),
         (
             "--recipe digits --set model.name=vit_tinny_patch16_224",
@@ -78,7 +96,11 @@ def test_the_run_folder_has_the_recipes_name(tmp_path: Path, npz: Path, monkeypa
     ],
 )
 def test_bad_input_is_one_sentence(
-    words: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    words: str,
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.chdir(tmp_path)
     assert main(["train", *words.split()]) == 2
@@ -90,6 +112,12 @@ def test_bad_input_is_one_sentence(
 
 
 def test_divergence_ends_with_three(tmp_path: Path, npz: Path, capsys: pytest.CaptureFixture[str]):
-    fields = ["--set", "data.image_size=32", "model.args.img_size=32", "optim.name=sgd", "optim.lr=1e30"]
+    fields = [
+        "--set",
+        "data.image_size=32",
+        "model.args.img_size=32",
+        "optim.name=sgd",
+        "optim.lr=1e30",
+    ]
     assert train(tmp_path / "run", npz, *fields, "optim.clip_grad=none") == 3
     assert "nothing of this step was kept" in capsys.readouterr().err

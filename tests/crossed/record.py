@@ -1,6 +1,8 @@
-"""The whole crossed table, counted over all operators: `python -m tests.crossed.record benchmarks/crossed.csv`.
+"""The whole crossed table, counted over all operators:
+`python -m tests.crossed.record benchmarks/crossed.csv`.
 
-Every row is an adapter and a use. Rows whose package is not installed here stay as they were recorded elsewhere. Exit code 1 if an answer is wrong.
+Every row is an adapter and a use. Rows whose package is not installed here stay as they were
+recorded elsewhere. Exit code 1 if an answer is wrong.
 """
 
 import csv
@@ -33,13 +35,21 @@ def outcome(row: str, column: str, op: str) -> str:
     """What became of a cell, a refusal held against that of softmax."""
     found = cell(row, column, get(op)).outcome
     if found == "refused" and column in uses_of(get("softmax")):
-        found = "none" if cell(row, column, get("softmax")).outcome in {"refused", "none"} else found
+        found = (
+            "none" if cell(row, column, get("softmax")).outcome in {"refused", "none"} else found
+        )
     return "softmax too" if found == "none" else found
 
 
 def counted() -> dict[tuple[str, str], Counter[str]]:
     """Outcomes by adapter and use."""
-    cells = [(row, use, op) for row in ADAPTERS if not absent(ADAPTERS[row]) for use in USES for op in OPERATORS]
+    cells = [
+        (row, use, op)
+        for row in ADAPTERS
+        if not absent(ADAPTERS[row])
+        for use in USES
+        for op in OPERATORS
+    ]
     counts: dict[tuple[str, str], Counter[str]] = {}
     for row, use, op in track(cells, len(cells), "cells"):
         if use in uses_of(get(op)):
@@ -51,7 +61,9 @@ def main(path: Path) -> int:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:
-        dist.init_process_group("gloo", init_method=f"file://{Path(folder) / 'store'}", rank=0, world_size=1)
+        dist.init_process_group(
+            "gloo", init_method=f"file://{Path(folder) / 'store'}", rank=0, world_size=1
+        )
         counts = counted()
         dist.destroy_process_group()
     held: dict[tuple[str, str], dict[str, str]] = {}

@@ -1,4 +1,6 @@
-"""One cell of the crossed table: the answer with an adapter beside the answer with it merged, and a control without it."""
+"""One cell of the crossed table: the answer with an adapter beside the answer with it merged, and a
+control without it.
+"""
 
 import copy
 import math
@@ -19,7 +21,9 @@ HALF = 2e-2  # of an answer in float16
 
 @dataclass(frozen=True)
 class Cell:
-    """What became of one use of one adapter: "right", "refused", "wrong", or "none" where softmax has none either."""
+    """What became of one use of one adapter: "right", "refused", "wrong", or "none" where softmax
+    has none either.
+    """
 
     outcome: str
     told: str
@@ -47,10 +51,17 @@ def cell(row: str, column: str, op: Operator) -> Cell:
         return Cell("wrong", f"the control is blind: it differs by {shows:.1e}")
     if use.dtype == torch.float16 and row == "torchao int8" and not have.isfinite().all():
         return Cell(
-            "none", "torchao's product of eight bits and float16 overflows by itself on numbers as large as these"
+            "none",
+            "torchao's product of eight bits and float16 overflows by itself on numbers as large "
+            "as these",
         )
-    away, near = distance(have, want), max(adapter.nearness, HALF if use.dtype == torch.float16 else 0)
-    return Cell("right" if away <= near else "wrong", f"off by {away:.1e}, the control by {shows:.1e}")
+    away, near = (
+        distance(have, want),
+        max(adapter.nearness, HALF if use.dtype == torch.float16 else 0),
+    )
+    return Cell(
+        "right" if away <= near else "wrong", f"off by {away:.1e}, the control by {shows:.1e}"
+    )
 
 
 def _adapted(adapter: Adapter, model: Any, paths: list[str], answer: Any) -> Tensor:

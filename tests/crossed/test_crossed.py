@@ -1,7 +1,9 @@
-"""The crossed table: what people do to a layer x every place where its weight could be read behind its back.
+"""The crossed table: what people do to a layer x every place where its weight could be read behind
+its back.
 
-A right answer is that of the same model with the adapter merged into the weight, relative to its size; the control has no adapter and must differ.
-One operator of each family here, all by `make crossed`.
+A right answer is that of the same model with the adapter merged into the weight, relative to its
+size; the control has no adapter and must differ. One operator of each family here, all by
+`make crossed`.
 """
 
 import tempfile
@@ -28,7 +30,9 @@ REFUSED = {  # docs/timm.md lists them; what has no numbers is refused everywher
 def one_rank() -> Iterator[None]:
     """A group of one process, for weights that are sharded."""
     with tempfile.TemporaryDirectory() as folder:
-        dist.init_process_group("gloo", init_method=f"file://{Path(folder) / 'store'}", rank=0, world_size=1)
+        dist.init_process_group(
+            "gloo", init_method=f"file://{Path(folder) / 'store'}", rank=0, world_size=1
+        )
         yield
         dist.destroy_process_group()
 
@@ -45,7 +49,9 @@ CELLS = [
 @pytest.mark.filterwarnings("ignore")  # of the packages that the adapters are from
 def test_an_answer_counts_the_adapter(op: str, row: str, column: str) -> None:
     if absent(ADAPTERS[row]):
-        pytest.skip(f"{ADAPTERS[row].needs} is not installed: .ci/run builds an environment that has it")
+        pytest.skip(
+            f"{ADAPTERS[row].needs} is not installed: .ci/run builds an environment that has it"
+        )
     found = cell(row, column, get(op))
     assert found.outcome != "wrong", found.told
     refused = found.outcome == "refused"

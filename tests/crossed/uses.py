@@ -1,4 +1,6 @@
-"""Where layers might be read in place of being called: each use builds a model that is small, and says which layers count and what it answers."""
+"""Where layers might be read in place of being called: each use builds a model that is small, and
+says which layers count and what it answers.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -88,7 +90,10 @@ def trained(side: int) -> Callable[[Any], Tensor]:
         y = model.train()(x)
         weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(2))
         (grad,) = torch.autograd.grad((y * weights).sum(), x)
-        return torch.cat([part.detach().double() / part.detach().double().norm().clamp_min(1e-30) * size for part, size in ((y, 1), (grad, grad.norm()))])  # fmt: skip
+        return torch.cat([
+            part.detach().double() / part.detach().double().norm().clamp_min(1e-30) * size
+            for part, size in ((y, 1), (grad, grad.norm()))
+        ])
 
     return answer
 
@@ -107,19 +112,31 @@ def image(size: int = 32) -> Tensor:
 
 def vit(op: Operator) -> nn.Module:
     made = create_model(
-        "deit_tiny_patch16_224", op=op.name, depth=2, embed_dim=32, num_heads=2, num_classes=5, img_size=64, **small(op)
+        "deit_tiny_patch16_224",
+        op=op.name,
+        depth=2,
+        embed_dim=32,
+        num_heads=2,
+        num_classes=5,
+        img_size=64,
+        **small(op),
     )
     return alive(made, op)
 
 
 def alive(made: nn.Module, op: Operator) -> nn.Module:
-    """The model with weights on which its attention counts; a kernel of q and k falls to nothing on large ones."""
+    """The model with weights on which its attention counts; a kernel of q and k falls to nothing on
+    large ones.
+    """
     if not op.wants("tied_qk", {}):
         return lively(made, image(64))
     with torch.no_grad():
         for name, parameter in made.named_parameters():
             if parameter.ndim > 1 and "learned" not in name:
-                parameter.normal_(std=0.4 * parameter[0].numel() ** -0.5, generator=torch.Generator().manual_seed(4))
+                parameter.normal_(
+                    std=0.4 * parameter[0].numel() ** -0.5,
+                    generator=torch.Generator().manual_seed(4),
+                )
             elif "gamma" in name:
                 parameter.fill_(1)
     return made.eval()
@@ -138,7 +155,10 @@ def timms(op: Operator) -> nn.Module:
         for parameter in made.parameters():
             if parameter.ndim == 2:
                 size = 0.4 if op.wants("tied_qk", {}) else 1.0
-                parameter.normal_(std=size * parameter.shape[1] ** -0.5, generator=torch.Generator().manual_seed(4))
+                parameter.normal_(
+                    std=size * parameter.shape[1] ** -0.5,
+                    generator=torch.Generator().manual_seed(4),
+                )
     return made
 
 
@@ -154,7 +174,9 @@ def plain_and_optimized(model: Any) -> Tensor:
 
 
 def streamed(model: Any) -> Tensor:
-    return softless.stream(model.eval(), image(64), chunk=8, quiet=True, saliency=False).logits.double()
+    return softless.stream(
+        model.eval(), image(64), chunk=8, quiet=True, saliency=False
+    ).logits.double()
 
 
 def swapped(op: Operator) -> Callable[[Any], Tensor]:
@@ -171,10 +193,16 @@ BLOCKS = ("blocks.0.attn.qkv", "blocks.1.attn.proj")
 USES: dict[str, Callable[[Operator], Use]] = {
     "few tokens": lambda _: Use(attention(4), ("attn.qkv", "attn.proj"), inferred(4)),
     "merged": lambda _: Use(attention(14), ("attn.qkv", "attn.proj"), inferred(14)),
-    "projected": lambda _: Use(attention(6, projected_from=1), ("attn.qkv", "attn.proj"), trained(6)),
-    "half": lambda _: Use(attention(46), ("attn.qkv", "attn.proj"), inferred(46, torch.float16), torch.float16),
+    "projected": lambda _: Use(
+        attention(6, projected_from=1), ("attn.qkv", "attn.proj"), trained(6)
+    ),
+    "half": lambda _: Use(
+        attention(46), ("attn.qkv", "attn.proj"), inferred(46, torch.float16), torch.float16
+    ),
     "class attention": lambda _: Use(class_attention, ("attn.qkv", "attn.proj"), inferred(7)),
-    "LPI": lambda _: Use(xcit, ("blocks.0.local_mp.conv1", "blocks.0.local_mp.conv2"), plain_and_optimized),
+    "LPI": lambda _: Use(
+        xcit, ("blocks.0.local_mp.conv1", "blocks.0.local_mp.conv2"), plain_and_optimized
+    ),
     "reduction": lambda _: Use(reduced, ("attn.qkv", "attn.proj"), inferred(6)),
     "optimize": lambda _: Use(vit, BLOCKS, optimized),
     "swap": lambda op: Use(timms, BLOCKS, swapped(op)),

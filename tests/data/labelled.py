@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from softless.training.recipe import DataSpec, ModelSpec, OptimSpec, Recipe, ScheduleSpec, SegmentationSpec
+from softless.training.recipe import (
+    DataSpec,
+    ModelSpec,
+    OptimSpec,
+    Recipe,
+    ScheduleSpec,
+    SegmentationSpec,
+)
 
 NAMES = {0: "ground", 3: "water", 7: "unknown"}
 COUNTS = {"train": 4, "val": 2, "test": 3}
@@ -43,11 +50,16 @@ def label_set(
         for index in range(count):
             seed = 100 * number + index
             label = label_of(seed, sizes[index % len(sizes)], tuple(names))
-            for place, image in (("images", photograph(label, seed)), (labels, Image.fromarray(label))):
+            for place, image in (
+                ("images", photograph(label, seed)),
+                (labels, Image.fromarray(label)),
+            ):
                 file = root / place / part / f"{index}.png"
                 file.parent.mkdir(parents=True, exist_ok=True)
                 image.save(file)
-    (root / "classes.json").write_text(json.dumps({str(value): name for value, name in names.items()}))
+    (root / "classes.json").write_text(
+        json.dumps({str(value): name for value, name in names.items()})
+    )
     return root
 
 

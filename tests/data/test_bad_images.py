@@ -1,4 +1,6 @@
-"""The corpus of broken, hostile and unusual images: refused by name from the header, or read exactly."""
+"""The corpus of broken, hostile and unusual images: refused by name from the header, or read
+exactly.
+"""
 
 import json
 import logging
@@ -47,18 +49,23 @@ def test_bad_files_are_refused_by_name(tmp_path, name):
 
 @pytest.mark.bar(
     "B6",
-    "an unusual but whole image file (EXIF, palette, CMYK, alpha, several pictures): read exactly, or with what is said of it",
+    "an unusual but whole image file (EXIF, palette, CMYK, alpha, several pictures): read "
+    "exactly, or with what is said of it",
 )
 @pytest.mark.parametrize("name", ODD)
 def test_unusual_files_are_read_exactly(tmp_path, name):
     (tmp_path / name).write_bytes(ODD[name].content)
     decoded = decode(tmp_path / name)
     assert decoded.image.mode == "RGB"
-    assert [kind for kind, _ in decoded.remarks] == [kind for kind in ODD[name].remarks if kind != "wrong ending"]
+    assert [kind for kind, _ in decoded.remarks] == [
+        kind for kind in ODD[name].remarks if kind != "wrong ending"
+    ]
     if (expected := ODD[name].pixels) is not None:
         pixels = np.asarray(decoded.image).astype(int)
         assert pixels.shape == expected.shape
-        assert np.abs(pixels - expected).max() <= (2 if name.endswith(".jpg") and "exif" in name else 0)
+        assert np.abs(pixels - expected).max() <= (
+            2 if name.endswith(".jpg") and "exif" in name else 0
+        )
 
 
 @pytest.mark.parametrize("name", GOOD)
@@ -67,7 +74,8 @@ def test_good_files_are_read(tmp_path, name):
     decoded = decode(tmp_path / name)
     assert decoded.remarks == ()
     difference = np.asarray(decoded.image).astype(int) - np.asarray(noise(24, 24))
-    assert np.abs(difference).mean() <= (60 if decoded.format in {"JPEG", "WEBP"} else 0)  # noise is hard to compress
+    # noise is hard to compress
+    assert np.abs(difference).mean() <= (60 if decoded.format in {"JPEG", "WEBP"} else 0)
 
 
 def test_the_first_of_several_pictures_comes_with_one_notice(tmp_path, caplog, monkeypatch):
@@ -76,7 +84,9 @@ def test_the_first_of_several_pictures_comes_with_one_notice(tmp_path, caplog, m
     with caplog.at_level(logging.WARNING, "softless.data"):
         for _ in range(2):
             read_image(tmp_path / "pages.tif")
-    assert caplog.messages == [f"{tmp_path / 'pages.tif'}: it holds 3 pictures, and only the first is read"]
+    assert caplog.messages == [
+        f"{tmp_path / 'pages.tif'}: it holds 3 pictures, and only the first is read"
+    ]
 
 
 def test_a_damaged_later_picture_does_not_matter(tmp_path):
@@ -93,24 +103,33 @@ def test_the_limits_are_settable(tmp_path, monkeypatch):
     noise(40, 30).save(tmp_path / "a.png")
     assert read_image(tmp_path / "a.png").size == (40, 30)
     monkeypatch.setenv("SOFTLESS_MAX_PIXELS", "1199")
-    with pytest.raises(BadImage, match=r"40 x 30 = 1200 pixels, and at most 1199 .* set SOFTLESS_MAX_PIXELS=1200"):
+    with pytest.raises(
+        BadImage, match=r"40 x 30 = 1200 pixels, and at most 1199 .* set SOFTLESS_MAX_PIXELS=1200"
+    ):
         read_image(tmp_path / "a.png")
     assert decode(tmp_path / "a.png", max_pixels=1200).image.size == (40, 30)
     monkeypatch.setenv("SOFTLESS_MAX_PIXELS", "1200")
     assert read_image(tmp_path / "a.png").size == (40, 30)
     monkeypatch.setenv("SOFTLESS_MIN_SIDE", "31")
-    with pytest.raises(BadImage, match=r"40 x 30 pixels, and both sides must have at least 31.*SOFTLESS_MIN_SIDE=30"):
+    with pytest.raises(
+        BadImage,
+        match=r"40 x 30 pixels, and both sides must have at least 31.*SOFTLESS_MIN_SIDE=30",
+    ):
         read_image(tmp_path / "a.png")
     noise(1, 1).save(tmp_path / "one.png")
     assert decode(tmp_path / "one.png", min_side=1).image.size == (1, 1)
     for wrong in ("0", "-5", "many", "1e9", ""):
         monkeypatch.setenv("SOFTLESS_MAX_PIXELS", wrong)
-        with pytest.raises(UsageError, match=f"SOFTLESS_MAX_PIXELS={wrong}: the limit is a whole number"):
+        with pytest.raises(
+            UsageError, match=f"SOFTLESS_MAX_PIXELS={wrong}: the limit is a whole number"
+        ):
             read_image(tmp_path / "a.png")
 
 
 def test_our_limit_stands_in_the_place_of_pillows(tmp_path, monkeypatch):
-    """Pillow would warn above one, and refuse above two times its limit; both are silent here, and its limit comes back."""
+    """Pillow would warn above one, and refuse above two times its limit; both are silent here, and
+    its limit comes back.
+    """
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     for ending in sorted(IMAGE_TYPES - {".pgm"} - ENDINGS):
         for size in (12, 30):
@@ -167,11 +186,19 @@ print(json.dumps(rows))
 
 
 def measured(warm: Path, bombs: Path, limit: int) -> dict[str, tuple[str, float, float, float]]:
-    """Each bomb in a fresh process: (kind, seconds, MB of the process's peak, MB of Python's) more than before it."""
+    """Each bomb in a fresh process: (kind, seconds, MB of the process's peak, MB of Python's) more
+    than before it.
+    """
     command = [sys.executable, "-c", MEASURE, str(warm), str(bombs), str(limit)]
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(
-        command, capture_output=True, text=True, check=True, cwd=root, env={**os.environ}, timeout=300
+        command,
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=root,
+        env={**os.environ},
+        timeout=300,
     )
     return json.loads(done.stdout)
 
@@ -185,7 +212,9 @@ def warm(tmp_path):
     return tmp_path / "warm"
 
 
-@pytest.mark.bar("B9", "decompression bombs in seven formats: refused from the header in under 50 ms and 20 MB")
+@pytest.mark.bar(
+    "B9", "decompression bombs in seven formats: refused from the header in under 50 ms and 20 MB"
+)
 def test_bombs_cost_neither_time_nor_memory(tmp_path, warm):
     bombs = tmp_path / "bombs"
     bombs.mkdir()
@@ -210,17 +239,27 @@ def test_the_meter_of_bombs_sees_one_go_off(tmp_path, warm):
     assert resident > 36
 
 
-@pytest.mark.bar("B1", "flipped bytes in image files, by format: read or named, never a stray error")
-@pytest.mark.parametrize("ending", [*ENCODED, "animated.png", "animated.webp", "pages.tif", "exif6.tif", "palette.png"])
+@pytest.mark.bar(
+    "B1", "flipped bytes in image files, by format: read or named, never a stray error"
+)
+@pytest.mark.parametrize(
+    "ending", [*ENCODED, "animated.png", "animated.webp", "pages.tif", "exif6.tif", "palette.png"]
+)
 def test_flipped_bytes_are_read_or_named(tmp_path, ending):
-    """Nothing but BadImage leaves the reader, and no warning (the environment makes them errors)."""
+    """Nothing but BadImage leaves the reader, and no warning (the environment makes them
+    errors).
+    """
     content = ENCODED.get(ending) or ODD[ending].content
     draw, outcomes = random.Random(0), set()
     path = tmp_path / f"flipped.{ending}"
     for _ in range(60):
         wrong = bytearray(content)
         for _ in range(draw.choice([1, 1, 4])):
-            wrong[draw.randrange(draw.choice([60, len(wrong)]))] = draw.choice([0, 255, draw.randrange(256)])
+            wrong[draw.randrange(draw.choice([60, len(wrong)]))] = draw.choice([
+                0,
+                255,
+                draw.randrange(256),
+            ])
         path.write_bytes(wrong)
         try:
             outcomes.add(decode(path, max_pixels=10**6).image.mode)
@@ -232,7 +271,9 @@ def test_flipped_bytes_are_read_or_named(tmp_path, ending):
 
 
 def _mutated(draw: random.Random) -> tuple[str, bytes]:
-    """A name and the content of a file that was one or two images: cut, spliced, with runs zeroed, repeated, moved or at random."""
+    """A name and the content of a file that was one or two images: cut, spliced, with runs zeroed,
+    repeated, moved or at random.
+    """
     name = draw.choice([*ENCODED, *ODD])
     content = bytearray(ENCODED[name] if name in ENCODED else ODD[name].content)
     for _ in range(draw.randrange(1, 4)):
@@ -277,13 +318,24 @@ def test_many_mutated_images_are_read_or_named(tmp_path, seed):
     assert not _strays(tmp_path, seed, 100)
 
 
-@pytest.mark.parametrize(("ending", "options", "seen"), [
-    ("png", {}, True), ("tif", {"compression": "tiff_adobe_deflate"}, True), ("tif", {"compression": "tiff_lzw"}, False),
-    ("tif", {"compression": "packbits"}, False), ("tif", {}, False), ("jpg", {}, False), ("webp", {"lossless": True}, False),
-    ("bmp", {}, False), ("ppm", {}, False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("ending", "options", "seen"),
+    [
+        ("png", {}, True),
+        ("tif", {"compression": "tiff_adobe_deflate"}, True),
+        ("tif", {"compression": "tiff_lzw"}, False),
+        ("tif", {"compression": "packbits"}, False),
+        ("tif", {}, False),
+        ("jpg", {}, False),
+        ("webp", {"lossless": True}, False),
+        ("bmp", {}, False),
+        ("ppm", {}, False),
+    ],
+)
 def test_what_a_format_can_tell_of_its_pixels(tmp_path, ending, options, seen):
-    """One flipped bit in the middle of the pixels: seen where the format has a checksum, and said where it has none."""
+    """One flipped bit in the middle of the pixels: seen where the format has a checksum, and said
+    where it has none.
+    """
     path = tmp_path / f"a.{ending}"
     noise(64, 64).save(path, **options)
     assert (read_whole(path).unguarded == "") == seen

@@ -13,20 +13,34 @@ from softless.recipes import get_recipe
 from softless.tasks import open_task
 
 
-def samples(sides: list[float], *, image: tuple[int, int] = (400, 600), stretch: float = 1.0) -> BoxSamples:
-    """One object of each side on each image of height x width pixels, and a crowd that counts nowhere."""
+def samples(
+    sides: list[float], *, image: tuple[int, int] = (400, 600), stretch: float = 1.0
+) -> BoxSamples:
+    """One object of each side on each image of height x width pixels, and a crowd that counts
+    nowhere.
+    """
     entries = [
-        Entry(number, f"{number}.png", image[1], image[0], (
-            {"category_id": 1, "bbox": [0.0, 0.0, side * stretch, side / stretch]},
-            {"category_id": 1, "bbox": [0.0, 0.0, 1.0, 1.0], "iscrowd": 1},
-        ))
+        Entry(
+            number,
+            f"{number}.png",
+            image[1],
+            image[0],
+            (
+                {"category_id": 1, "bbox": [0.0, 0.0, side * stretch, side / stretch]},
+                {"category_id": 1, "bbox": [0.0, 0.0, 1.0, 1.0], "iscrowd": 1},
+            ),
+        )
         for number, side in enumerate(sides)
-    ]  # fmt: skip
+    ]
     return BoxSamples(Path(), entries, {1: "one"}, 3, masks=False)
 
 
 def spec(**fields: Any) -> Any:
-    return get_recipe("boxes").with_fields(**{f"detection.{name}": value for name, value in fields.items()}).detection
+    return (
+        get_recipe("boxes")
+        .with_fields(**{f"detection.{name}": value for name, value in fields.items()})
+        .detection
+    )
 
 
 def test_objects_of_a_good_size_leave_the_images_as_they_are():
@@ -45,7 +59,9 @@ def test_images_are_enlarged_for_small_objects_and_reduced_for_large_ones(side, 
     resize = held.resize()
     assert (400 if resize is None else resize) == pytest.approx(400 * factor, abs=0.5)
     anchors = held.anchors(resize)
-    assert anchors[2] == pytest.approx(max(side * factor, 8), rel=0.02), "the middle one is the objects' own side"
+    assert anchors[2] == pytest.approx(max(side * factor, 8), rel=0.02), (
+        "the middle one is the objects' own side"
+    )
 
 
 def test_large_images_are_reduced():
@@ -60,7 +76,10 @@ def test_a_halved_copy_gets_the_same_anchors():
     half = samples([side / 2 for side in sides], image=(200, 200))
     one, two = (measured(held, spec(), NAMES) for held in (whole, half))
     assert two["resize"] is not None
-    share = [covered(held, found["anchors"], found["resize"]) for held, found in ((whole, one), (half, two))]
+    share = [
+        covered(held, found["anchors"], found["resize"])
+        for held, found in ((whole, one), (half, two))
+    ]
     assert min(share) > 0.95
     fixed = [covered(held, (32, 64, 128, 256, 512), None) for held in (whole, half)]
     assert fixed[1] < 0.6, "which anchors that are not measured do not reach"
@@ -70,7 +89,9 @@ def test_a_halved_copy_gets_the_same_anchors():
 @pytest.mark.parametrize("seed", range(5))
 def test_nearly_every_object_has_an_anchor(seed, stretch):
     rng = np.random.default_rng(seed)
-    held = samples(list(rng.lognormal(rng.uniform(2, 5), 0.6, 200)), image=(600, 800), stretch=stretch)
+    held = samples(
+        list(rng.lognormal(rng.uniform(2, 5), 0.6, 200)), image=(600, 800), stretch=stretch
+    )
     found = measured(held, spec(), NAMES)
     assert covered(held, found["anchors"], found["resize"]) > 0.85
 
@@ -81,8 +102,12 @@ def test_what_is_set_is_not_measured():
     given = spec(resize=800)
     found = measured(samples([50] * 10), given, given.measure)
     assert "resize" not in found
-    assert found["anchors"][2] == pytest.approx(100, rel=0.02), "of the images at the size that is set"
-    with pytest.raises(UsageError, match=r"no field of detection that can be measured named 'width'"):
+    assert found["anchors"][2] == pytest.approx(100, rel=0.02), (
+        "of the images at the size that is set"
+    )
+    with pytest.raises(
+        UsageError, match=r"no field of detection that can be measured named 'width'"
+    ):
         get_recipe("boxes").with_fields(**{"detection.measure": ("width",)}).check()
 
 
@@ -96,7 +121,10 @@ def test_a_run_takes_and_says_what_was_measured(tmp_path: Path):
     assert task.recipe.detection is not None
     assert task.construction()["head"]["anchors"] == list(task.recipe.detection.anchors or ())
     assert task.fitted.changed["detection.anchors"][1] == task.recipe.detection.anchors
-    assert any("measured on the training objects: detection.resize" in line for line in task.fitted.sentences(16))
+    assert any(
+        "measured on the training objects: detection.resize" in line
+        for line in task.fitted.sentences(16)
+    )
     again = open_task(recipe)
     assert again.recipe == task.recipe, "a run that is continued measures the same"
 
@@ -105,7 +133,8 @@ def test_a_run_takes_and_says_what_was_measured(tmp_path: Path):
 def test_a_size_that_would_have_no_effect_is_refused(name: str):
     with pytest.raises(
         UsageError,
-        match=r"data\.image_size=64 has no effect in (detection|segmentation), where images keep their shape: set",
+        match=r"data\.image_size=64 has no effect in (detection|segmentation), where images keep "
+        r"their shape: set",
     ):
         get_recipe(name).with_fields(**{"data.image_size": 64})
 

@@ -1,4 +1,6 @@
-"""Boxes in COCO's layout: what is read, what is refused before the first step, and what the transforms keep true."""
+"""Boxes in COCO's layout: what is read, what is refused before the first step, and what the
+transforms keep true.
+"""
 
 import json
 from dataclasses import replace
@@ -22,13 +24,26 @@ CATEGORIES = [{"id": 7, "name": "disc"}, {"id": 3, "name": "square"}]
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
 
-def annotation(number: int, image: int, box: list[float], category: int = 7, **more: Any) -> dict[str, Any]:
+def annotation(
+    number: int, image: int, box: list[float], category: int = 7, **more: Any
+) -> dict[str, Any]:
     left, top, width, height = box
     around = [left, top, left + width, top, left + width, top + height, left, top + height]
-    return {"id": number, "image_id": image, "category_id": category, "bbox": box, "area": width * height, "iscrowd": 0, "segmentation": [around], **more}  # fmt: skip
+    return {
+        "id": number,
+        "image_id": image,
+        "category_id": category,
+        "bbox": box,
+        "area": width * height,
+        "iscrowd": 0,
+        "segmentation": [around],
+        **more,
+    }
 
 
-def write(root: Path, part: str, annotations: list[dict], images: int = 4, *, coco: bool = False) -> Path:
+def write(
+    root: Path, part: str, annotations: list[dict], images: int = 4, *, coco: bool = False
+) -> Path:
     """Dark images of 80 x 60 pixels with a bright rectangle for each annotation."""
     named = f"{part}2017" if coco else part
     folder = root / named if coco else root / "images" / part
@@ -41,10 +56,15 @@ def write(root: Path, part: str, annotations: list[dict], images: int = 4, *, co
                 left, top, width, height = (round(value) for value in np.nan_to_num(one["bbox"]))
                 pixels[max(top, 0) : top + height, max(left, 0) : left + width] += 150
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{index}.png")
-    entries = [{"id": index, "file_name": f"{index}.png", "width": 80, "height": 60} for index in range(images)]
+    entries = [
+        {"id": index, "file_name": f"{index}.png", "width": 80, "height": 60}
+        for index in range(images)
+    ]
     file = root / "annotations" / f"instances_{named}.json"
     file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps({"images": entries, "annotations": annotations, "categories": CATEGORIES}))
+    file.write_text(
+        json.dumps({"images": entries, "annotations": annotations, "categories": CATEGORIES})
+    )
     return root
 
 
@@ -54,7 +74,8 @@ GOOD = [
     annotation(3, 1, [0, 0, 80, 60], 3),
     annotation(4, 2, [5, 5, 10, 10], iscrowd=1, segmentation={"size": [60, 80], "counts": [4800]}),
 ]
-GOOD[3]["segmentation"] = {"size": [60, 80], "counts": [305, *[10, 50] * 9, 10, 3945]}  # columns 5 to 14, rows 5 to 14
+# columns 5 to 14, rows 5 to 14
+GOOD[3]["segmentation"] = {"size": [60, 80], "counts": [305, *[10, 50] * 9, 10, 3945]}
 
 
 @pytest.fixture
@@ -108,10 +129,19 @@ FAULTS: dict[str, list[float]] = {
 }
 
 
-@pytest.mark.bar("B15", "training on faulty COCO annotations: refused before the first step, every fault named")
+@pytest.mark.bar(
+    "B15", "training on faulty COCO annotations: refused before the first step, every fault named"
+)
 def test_all_faults_are_named_before_the_first_step(spec: DataSpec, tmp_path: Path):
-    bad = [annotation(10 + number, 1, box, segmentation=None) for number, box in enumerate(FAULTS.values())]
-    bad += [annotation(20, 1, [1, 1, 9, 9], 99), annotation(21, 77, [1, 1, 9, 9]), annotation(21, 1, [1, 1, 9, 9])]
+    bad = [
+        annotation(10 + number, 1, box, segmentation=None)
+        for number, box in enumerate(FAULTS.values())
+    ]
+    bad += [
+        annotation(20, 1, [1, 1, 9, 9], 99),
+        annotation(21, 77, [1, 1, 9, 9]),
+        annotation(21, 1, [1, 1, 9, 9]),
+    ]
     bad += [
         annotation(22, 1, [1, 1, 9, 9], segmentation=[[1, 1, 9, 9]]),
         annotation(23, 1, [1, 1, 9, 9], segmentation=[[40, 40, 60, 40, 60, 55]]),
@@ -128,9 +158,16 @@ def test_all_faults_are_named_before_the_first_step(spec: DataSpec, tmp_path: Pa
     assert "detection.faults=skip" in said
 
 
-@pytest.mark.bar("B15", "policies skip and clip: faulty annotations left out or cut, with their counts")
-def test_faults_are_skipped_or_cut_with_counts(spec: DataSpec, tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    bad = [annotation(10 + number, 3, box, segmentation=None) for number, box in enumerate(FAULTS.values())]
+@pytest.mark.bar(
+    "B15", "policies skip and clip: faulty annotations left out or cut, with their counts"
+)
+def test_faults_are_skipped_or_cut_with_counts(
+    spec: DataSpec, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    bad = [
+        annotation(10 + number, 3, box, segmentation=None)
+        for number, box in enumerate(FAULTS.values())
+    ]
     write(tmp_path, "train", GOOD + bad)
     notices._said.clear()
     skipped = open_boxes(spec, 0, masks=False, faults="skip")
@@ -143,7 +180,9 @@ def test_faults_are_skipped_or_cut_with_counts(spec: DataSpec, tmp_path: Path, c
 
 
 @pytest.mark.parametrize("policy", ["skip", "clip"])
-def test_an_unknown_class_and_a_missing_image_never_pass(spec: DataSpec, tmp_path: Path, policy: str):
+def test_an_unknown_class_and_a_missing_image_never_pass(
+    spec: DataSpec, tmp_path: Path, policy: str
+):
     write(tmp_path, "train", [*GOOD, annotation(9, 1, [1, 1, 9, 9], 99)])
     with pytest.raises(DataError, match="no category has the id 99"):
         open_boxes(spec, 0, masks=False, faults=policy)
@@ -161,7 +200,9 @@ def test_images_that_are_cut_off_stop_the_run_or_are_left_out(
         path = tmp_path / "images" / name
         path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(
-        DataError, match=r"2 faults before the first step; .*data\.faults=skip[\s\S]*train/2\.png[\s\S]*val/1\.png"
+        DataError,
+        match=r"2 faults before the first step; "
+        r".*data\.faults=skip[\s\S]*train/2\.png[\s\S]*val/1\.png",
     ):
         open_boxes(spec, 0, masks=False)
     notices._said.clear()
@@ -186,7 +227,9 @@ def test_splits_have_the_same_classes(spec: DataSpec, tmp_path: Path):
 def test_a_mask_head_needs_masks(spec: DataSpec, tmp_path: Path):
     write(tmp_path, "train", [*GOOD, annotation(9, 1, [1, 1, 9, 9], segmentation=None)])
     open_boxes(spec, 0, masks=False)
-    with pytest.raises(DataError, match=r"annotation 9: it has no segmentation, and this head learns masks"):
+    with pytest.raises(
+        DataError, match=r"annotation 9: it has no segmentation, and this head learns masks"
+    ):
         open_boxes(spec, 0, masks=True)
 
 
@@ -202,14 +245,25 @@ def test_folders_that_are_not_coco(tmp_path: Path):
 
 
 def agree(image: Tensor, target: dict[str, Tensor]) -> None:
-    """Objects are bright and all else dark, so boxes and masks can be held against the pixels; each moved as the image was."""
+    """Objects are bright and all else dark, so boxes and masks can be held against the pixels; each
+    moved as the image was.
+    """
     bright = image.mean(0) > 0.0
-    assert torch.equal(target["masks"].flatten(1).any(1), torch.ones(len(target["boxes"]), dtype=torch.bool))
+    assert torch.equal(
+        target["masks"].flatten(1).any(1), torch.ones(len(target["boxes"]), dtype=torch.bool)
+    )
     covered = target["masks"].bool().any(0) if len(target["masks"]) else torch.zeros_like(bright)
     assert (bright != covered).float().mean() < 0.04
-    for mask, (left, top, right, bottom) in zip(target["masks"], target["boxes"].tolist(), strict=True):
+    for mask, (left, top, right, bottom) in zip(
+        target["masks"], target["boxes"].tolist(), strict=True
+    ):
         rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
-        assert [int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1] == [
+        assert [
+            int(columns.min()),
+            int(rows.min()),
+            int(columns.max()) + 1,
+            int(rows.max()) + 1,
+        ] == [
             left,
             top,
             right,
@@ -257,7 +311,9 @@ def test_a_sample_is_drawn_from_seed_epoch_and_position(spec: DataSpec):
         loader.set_epoch(epoch)
         order = loader.batch_sampler.positions()  # type: ignore[union-attr]
         found = [
-            (image, target["key"]) for images, targets in loader for image, target in zip(images, targets, strict=True)
+            (image, target["key"])
+            for images, targets in loader
+            for image, target in zip(images, targets, strict=True)
         ]
         return dict(zip(order.tolist(), found, strict=True))
 

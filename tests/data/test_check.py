@@ -1,4 +1,6 @@
-"""A data set checked in one pass: every bad file with its reason, counts, duplicates; a good one comes out clean."""
+"""A data set checked in one pass: every bad file with its reason, counts, duplicates; a good one
+comes out clean.
+"""
 
 import json
 import os
@@ -47,7 +49,9 @@ def test_every_file_of_the_corpus_is_named(tmp_path):
         assert re.search(BAD[fault.path.rpartition("/")[2]].reason, fault.reason)
     assert (found.seen, found.good, found.exit_code) == (12 + len(BAD), 12, 1)
     assert sum(found.by_reason.values()) == len(BAD)
-    assert found.by_reason["too many pixels"] == sum(bad.kind == "too many pixels" for bad in BAD.values())
+    assert found.by_reason["too many pixels"] == sum(
+        bad.kind == "too many pixels" for bad in BAD.values()
+    )
     assert found.counts["train"] == {"cat": 3 + len(BAD), "dog": 3}
     written = json.loads(json.dumps(found.to_dict()))
     assert {path for path, _ in written["bad"]} == set(expected)
@@ -59,7 +63,9 @@ def test_every_file_of_the_corpus_is_named(tmp_path):
 
 
 def test_many_threads_report_what_one_does(tmp_path, monkeypatch):
-    """Faults, warnings, duplicates and counts in the same order, whether files are read side by side or in a row."""
+    """Faults, warnings, duplicates and counts in the same order, whether files are read side by
+    side or in a row.
+    """
     good_split(tmp_path)
     put_bad(tmp_path / "train" / "cat")
     for number, (name, odd) in enumerate(ODD.items()):
@@ -89,7 +95,8 @@ def test_a_good_corpus_is_clean(tmp_path):
     good_split(tmp_path)
     for index, (name, content) in enumerate(GOOD.items()):
         ending = name.partition(".")[2]
-        if ending not in {"png", "ppm", "lzw.tif", "progressive.jpg", "bmp"}:  # the same pixels as another one
+        # the same pixels as another one
+        if ending not in {"png", "ppm", "lzw.tif", "progressive.jpg", "bmp"}:
             (tmp_path / "train" / "dog" / f"{index}.{ending}").write_bytes(content)
     found = check(tmp_path)
     assert (found.bad, found.warnings, found.duplicates) == ((), (), ())
@@ -183,7 +190,12 @@ def test_what_training_refuses_is_refused_or_reported(tmp_path, case):
 @pytest.mark.bar("B12", "empty, missing, extra and clashing class folders: all named in one pass")
 def test_faults_of_the_layout_come_all_at_once(tmp_path):
     split_folders(
-        tmp_path, {"train": {"Cat": 1, "cat": 1, "dog": 1}, "val": {"cat": 1, "bird": 1}, "test": {"only": 1}}
+        tmp_path,
+        {
+            "train": {"Cat": 1, "cat": 1, "dog": 1},
+            "val": {"cat": 1, "bird": 1},
+            "test": {"only": 1},
+        },
     )
     (tmp_path / "train" / "empty").mkdir()
     found = check(tmp_path)
@@ -195,7 +207,13 @@ def test_faults_of_the_layout_come_all_at_once(tmp_path):
         ("test/dog", "the class is missing"),
         ("test/empty", "the class is missing"),
         ("test/only", "the class is extra"),
-        ("train/cat", "it and 'Cat' differ only in case, or in how an accent is encoded; rename or merge them"),
+        (
+            "train/cat",
+            (
+                "it and 'Cat' differ only in case, or in how an accent is encoded; rename or merge "
+                "them"
+            ),
+        ),
         ("train/empty", "the class folder holds no images; remove it or fill it"),
         ("val/Cat", "the class is missing"),
         ("val/bird", "the class is extra"),
@@ -227,10 +245,13 @@ def test_names_stay_one_line(tmp_path):
     class_folders(tmp_path, {"a": 1, "b": 1})
     names = [b"line\nbreak.png", b"not \xff utf8.png", b"long" + b"g" * 240 + b".png"]
     for name in names:
-        with open(os.path.join(os.fsencode(tmp_path / "a"), name), "wb") as file:  # noqa: PTH118, PTH123 (bytes)
+        # bytes
+        with open(os.path.join(os.fsencode(tmp_path / "a"), name), "wb") as file:  # noqa: PTH118, PTH123
             file.write(b"broken")
     found = check(tmp_path)
-    assert sorted(os.fsencode(fault.path) for fault in found.bad) == sorted(b"a/" + name for name in names)
+    assert sorted(os.fsencode(fault.path) for fault in found.bad) == sorted(
+        b"a/" + name for name in names
+    )
     lines = str(found).encode("utf-8").decode().splitlines()  # printable everywhere
     assert sum("begins with b'broken'" in line for line in lines) == 3
     assert r"  a/line\nbreak.png: " in str(found)
@@ -243,7 +264,12 @@ def test_images_without_classes(tmp_path):
         noise(seed=index).save(tmp_path / f"{index}.png")
     (tmp_path / "bad.png").write_bytes(b"x")
     found = check(tmp_path)
-    assert (found.layout, found.seen, found.good, kinds(found)) == ("images", 4, 3, {"bad.png": "no image"})
+    assert (found.layout, found.seen, found.good, kinds(found)) == (
+        "images",
+        4,
+        3,
+        {"bad.png": "no image"},
+    )
 
 
 def test_an_npz_is_clean(tmp_path):
@@ -283,16 +309,29 @@ NPZ = {
     "unpaired": ({"val_labels": None}, {"toy.npz": "layout"}),
     "no train": ({"train_images": None, "train_labels": None}, {"toy.npz": "layout"}),
     "count": ({"train_labels": labels(n=11)}, {"toy.npz/train_images": "labels"}),
-    "negative": ({"train_labels": labels((4, -1), (5, -7))}, {"train/4": "labels", "train/5": "labels"}),
+    "negative": (
+        {"train_labels": labels((4, -1), (5, -7))},
+        {"train/4": "labels", "train/5": "labels"},
+    ),
     "fractions": ({"train_labels": labels() / 2}, {"toy.npz/train_labels": "labels"}),
     "columns": (
         {"train_labels": np.eye(12, 14, dtype=np.uint8)},
-        {"toy.npz/train_labels": "classes", "toy.npz/val_labels": "labels", "toy.npz/test_labels": "labels"},
+        {
+            "toy.npz/train_labels": "classes",
+            "toy.npz/val_labels": "labels",
+            "toy.npz/test_labels": "labels",
+        },
     ),
     "unknown class": ({"test_labels": labels((0, 5), n=9)}, {"toy.npz/test_labels": "classes"}),
-    "class without images": ({"val_labels": np.zeros(6, np.uint8)}, {"toy.npz/val_labels": "classes"}),
+    "class without images": (
+        {"val_labels": np.zeros(6, np.uint8)},
+        {"toy.npz/val_labels": "classes"},
+    ),
     "gap": ({"train_labels": labels() * 2}, {"toy.npz/train_labels": "classes"}),
-    "objects": ({"train_labels": np.array([{}] * 12, dtype=object)}, {"toy.npz/train_labels": "damaged"}),
+    "objects": (
+        {"train_labels": np.array([{}] * 12, dtype=object)},
+        {"toy.npz/train_labels": "damaged"},
+    ),
 }
 
 
@@ -314,10 +353,18 @@ def test_damaged_npz_files(tmp_path):
     np.save(tmp_path / "one.npy", images())
     (tmp_path / "one.npy").rename(tmp_path / "one.npz")
     assert kinds(check(tmp_path / "one.npz")) == {"one.npz": "damaged"}
-    place = whole.index(b"train_images.npy") + 300  # inside the pixels: the archive's checksum finds it
-    (tmp_path / "flip.npz").write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    # inside the pixels: the archive's checksum finds it
+    place = whole.index(b"train_images.npy") + 300
+    (tmp_path / "flip.npz").write_bytes(
+        whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]
+    )
     assert kinds(check(tmp_path / "flip.npz"))["flip.npz/train_images"] == "damaged"
-    header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (1000000000000, 1000, 1000), }".ljust(117) + b"\n"
+    header = (
+        b"{'descr': '|u1', 'fortran_order': False, 'shape': (1000000000000, 1000, 1000), }".ljust(
+            117
+        )
+        + b"\n"
+    )
     with zipfile.ZipFile(tmp_path / "lie.npz", "w") as archive:
         archive.writestr("train_images.npy", b"\x93NUMPY\x01\0" + bytes([118, 0]) + header)
         archive.writestr("train_labels.npy", b"no array")
@@ -325,14 +372,18 @@ def test_damaged_npz_files(tmp_path):
     assert {"lie.npz/train_images", "lie.npz/train_labels"} <= set(kinds(found))
     for name in ("cut", "one", "flip", "lie"):
         with pytest.raises(DataError, match=f"{name}.npz"):
-            open_splits(DataSpec(source="npz", path=str(tmp_path / f"{name}.npz"), in_chans=1), seed=0)
+            open_splits(
+                DataSpec(source="npz", path=str(tmp_path / f"{name}.npz"), in_chans=1), seed=0
+            )
 
 
 def test_duplicates_in_an_npz(tmp_path):
     val = np.random.default_rng(9).integers(0, 256, (6, 10, 10), dtype=np.uint8)
     test = np.random.default_rng(8).integers(0, 256, (9, 10, 10), dtype=np.uint8)
     test[4] = val[2]
-    found = check(medmnist(tmp_path / "toy.npz", val_images=val, test_images=test, note=np.zeros(3)))
+    found = check(
+        medmnist(tmp_path / "toy.npz", val_images=val, test_images=test, note=np.zeros(3))
+    )
     assert found.duplicates == (("val/2", "test/4"),)
     assert [(fault.path, fault.kind) for fault in found.warnings] == [("toy.npz/note", "layout")]
 
@@ -351,7 +402,9 @@ def test_misuse_is_one_sentence(tmp_path):
         with pytest.raises(error, match=words) as raised:
             check(path)
         assert raised.value.exit_code == 2
-    with pytest.raises(UsageError, match=r"images=there is for COCO annotations, and .*folders holds none"):
+    with pytest.raises(
+        UsageError, match=r"images=there is for COCO annotations, and .*folders holds none"
+    ):
         check(tmp_path / "folders", images="there")
 
 
@@ -366,7 +419,9 @@ def test_pneumoniamnist_has_its_known_duplicates(data_root):
     found = check(data_root / "pneumoniamnist" / "pneumoniamnist.npz")
     assert (found.seen, found.good, len(found.bad)) == (5856, 5856, 0)
     assert len(found.duplicates) == 8
-    assert all(one.startswith("train/") and other.startswith("val/") for one, other in found.duplicates)
+    assert all(
+        one.startswith("train/") and other.startswith("val/") for one, other in found.duplicates
+    )
 
 
 def test_label_images_come_out_clean(tmp_path):
@@ -377,15 +432,23 @@ def test_label_images_come_out_clean(tmp_path):
     assert found.counts["train"].keys() == {"ground", "water", "unknown"}
 
 
-@pytest.mark.bar("B16", "data check names label values and sizes that do not fit, in every folder of label images")
+@pytest.mark.bar(
+    "B16",
+    "data check names label values and sizes that do not fit, in every folder of label images",
+)
 def test_faults_of_label_images_are_named(tmp_path):
     expected = test_label_images.spoil(label_set(tmp_path))
     label_set(tmp_path / "more")
     (tmp_path / "more/labels").rename(tmp_path / "labels_second")
-    Image.fromarray(np.full((48, 64), 8, dtype=np.uint8)).save(tmp_path / "labels_second/train/3.png")
+    Image.fromarray(np.full((48, 64), 8, dtype=np.uint8)).save(
+        tmp_path / "labels_second/train/3.png"
+    )
     found = check(tmp_path)
     reasons = [(fault.path, fault.reason) for fault in found.bad]
-    for path, said in {**expected, "labels_second/train/3.png": "the values 8 (3072 pixels)"}.items():
+    for path, said in {
+        **expected,
+        "labels_second/train/3.png": "the values 8 (3072 pixels)",
+    }.items():
         assert any(path == where and said in why for where, why in reasons), path
     assert len(reasons) == len(set(reasons))
     assert found.seen == 8, "each image once"
@@ -407,7 +470,10 @@ def test_formats_without_checksums_are_counted_and_slender_images_told(tmp_path)
     noise(500, 9, seed=9).save(tmp_path / "b" / "strip.png")
     found = check(tmp_path)
     assert found.to_dict()["unguarded"] == {"JPEG": 1, "TIFF (lzw)": 1}
-    assert "formats without checksums, in which altered pixels are not seen: JPEG: 1, TIFF (lzw): 1" in str(found)
+    assert (
+        "formats without checksums, in which altered pixels are not seen: JPEG: 1, TIFF (lzw): 1"
+        in str(found)
+    )
     assert [(fault.path, fault.kind) for fault in found.warnings] == [("b/strip.png", "slender")]
     assert "500 x 9 pixels" in found.warnings[0].reason
     assert found.exit_code == 0

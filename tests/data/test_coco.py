@@ -1,4 +1,6 @@
-"""COCO annotations: each fault by file, annotation and reason, all in one pass; good ones come out clean."""
+"""COCO annotations: each fault by file, annotation and reason, all in one pass; good ones come out
+clean.
+"""
 
 import copy
 import json
@@ -53,17 +55,30 @@ SQUARE = [5, 6, 15, 6, 15, 26, 5, 26]
 def base() -> Content:
     """Three images of 40 x 30 and an annotation of each form; nothing is wrong."""
     forms: list[Any] = [
-        [SQUARE], {"size": [30, 40], "counts": RUNS}, {"size": [30, 40], "counts": text_runs(RUNS)}, [], None,
+        [SQUARE],
+        {"size": [30, 40], "counts": RUNS},
+        {"size": [30, 40], "counts": text_runs(RUNS)},
+        [],
+        None,
         [[5, 6, 10, 6, 10, 26], [9, 6, 15, 6, 15, 20]],
-    ]  # fmt: skip
+    ]
     annotations = [
-        {"id": 10 + place, "image_id": place % 3 + 1, "category_id": 1 + place % 2, "bbox": BOX, "segmentation": form,
-         "area": 200.0, "iscrowd": int(isinstance(form, dict))}
+        {
+            "id": 10 + place,
+            "image_id": place % 3 + 1,
+            "category_id": 1 + place % 2,
+            "bbox": BOX,
+            "segmentation": form,
+            "area": 200.0,
+            "iscrowd": int(isinstance(form, dict)),
+        }
         for place, form in enumerate(forms)
-    ]  # fmt: skip
+    ]
     return {
         "info": {},
-        "images": [{"id": i, "file_name": f"{i}.png", "width": 40, "height": 30} for i in (1, 2, 3)],
+        "images": [
+            {"id": i, "file_name": f"{i}.png", "width": 40, "height": 30} for i in (1, 2, 3)
+        ],
         "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
         "annotations": annotations,
     }
@@ -127,93 +142,272 @@ def more(key: str, entry: Any) -> Callable[[Content], None]:
 
 NAN = float("nan")
 FILE = "instances_train.json"
-# what is changed, the rows [file, annotation, kind] it must give and no others, and what the first reason says
+# what is changed, the rows [file, annotation, kind] it must give and no others, and what the first
+# reason says
 FAULTS: dict[str, tuple[Callable[[Content], None], list[tuple[str, Any, str]], str]] = {
-    "zero width": (annotation(3, bbox=[5, 6, 0, 20]), [("1.png", 13, "empty box")], "both must be positive"),
-    "zero height": (annotation(3, bbox=[5, 6, 10, 0]), [("1.png", 13, "empty box")], "both must be positive"),
-    "negative side": (annotation(3, bbox=[5, 6, -10, 20]), [("1.png", 13, "empty box")], "width -10"),
-    "outside right": (annotation(3, bbox=[35, 6, 10, 20]), [("1.png", 13, "box outside")], "outside the image of 40 x 30"),
-    "outside left": (annotation(3, bbox=[-4, 6, 10, 20]), [("1.png", 13, "box outside")], "outside"),
-    "far outside": (annotation(3, bbox=[500, 600, 10, 20]), [("1.png", 13, "box outside")], "outside"),
+    "zero width": (
+        annotation(3, bbox=[5, 6, 0, 20]),
+        [("1.png", 13, "empty box")],
+        "both must be positive",
+    ),
+    "zero height": (
+        annotation(3, bbox=[5, 6, 10, 0]),
+        [("1.png", 13, "empty box")],
+        "both must be positive",
+    ),
+    "negative side": (
+        annotation(3, bbox=[5, 6, -10, 20]),
+        [("1.png", 13, "empty box")],
+        "width -10",
+    ),
+    "outside right": (
+        annotation(3, bbox=[35, 6, 10, 20]),
+        [("1.png", 13, "box outside")],
+        "outside the image of 40 x 30",
+    ),
+    "outside left": (
+        annotation(3, bbox=[-4, 6, 10, 20]),
+        [("1.png", 13, "box outside")],
+        "outside",
+    ),
+    "far outside": (
+        annotation(3, bbox=[500, 600, 10, 20]),
+        [("1.png", 13, "box outside")],
+        "outside",
+    ),
     "nan in box": (annotation(3, bbox=[5, NAN, 10, 20]), [("1.png", 13, "box not finite")], "NaN"),
-    "infinite box": (annotation(3, bbox=[5, 6, float("inf"), 20]), [("1.png", 13, "box not finite")], "infinite"),
-    "three numbers": (annotation(3, bbox=[5, 6, 10]), [("1.png", 13, "box")], r"a box is four numbers"),
+    "infinite box": (
+        annotation(3, bbox=[5, 6, float("inf"), 20]),
+        [("1.png", 13, "box not finite")],
+        "infinite",
+    ),
+    "three numbers": (
+        annotation(3, bbox=[5, 6, 10]),
+        [("1.png", 13, "box")],
+        r"a box is four numbers",
+    ),
     "no box": (annotation(3, bbox=None), [("1.png", 13, "box")], "its bbox is missing"),
     "words in box": (annotation(3, bbox=["a", 1, 2, 3]), [("1.png", 13, "box")], "four numbers"),
-    "huge number in box": (annotation(3, bbox=[10**400, 1, 2, 3]), [("1.png", 13, "box")], "four numbers"),
-    "unknown category": (annotation(3, category_id=7), [("1.png", 13, "unknown category")], "known: 1, 2"),
-    "no category": (annotation(3, category_id=None), [("1.png", 13, "unknown category")], "the id missing"),
-    "category as list": (annotation(3, category_id=[1]), [("1.png", 13, "unknown category")], r"the id \[1\]"),
-    "unknown image": (annotation(3, image_id=99), [(FILE, 13, "unknown image")], "no image has the id 99"),
-    "duplicate annotation id": (annotation(3, id=12), [("1.png", 12, "duplicate id")], "12 is given more than once"),
-    "no annotation id": (annotation(3, id=None), [("1.png", "annotations[3]", "annotations")], "its id is missing"),
+    "huge number in box": (
+        annotation(3, bbox=[10**400, 1, 2, 3]),
+        [("1.png", 13, "box")],
+        "four numbers",
+    ),
+    "unknown category": (
+        annotation(3, category_id=7),
+        [("1.png", 13, "unknown category")],
+        "known: 1, 2",
+    ),
+    "no category": (
+        annotation(3, category_id=None),
+        [("1.png", 13, "unknown category")],
+        "the id missing",
+    ),
+    "category as list": (
+        annotation(3, category_id=[1]),
+        [("1.png", 13, "unknown category")],
+        r"the id \[1\]",
+    ),
+    "unknown image": (
+        annotation(3, image_id=99),
+        [(FILE, 13, "unknown image")],
+        "no image has the id 99",
+    ),
+    "duplicate annotation id": (
+        annotation(3, id=12),
+        [("1.png", 12, "duplicate id")],
+        "12 is given more than once",
+    ),
+    "no annotation id": (
+        annotation(3, id=None),
+        [("1.png", "annotations[3]", "annotations")],
+        "its id is missing",
+    ),
     "area": (annotation(3, area=-1), [("1.png", 13, "area")], "area is -1"),
     "crowd": (annotation(3, iscrowd=2), [("1.png", 13, "iscrowd")], "it is 0 or 1"),
-    "two points": (annotation(0, segmentation=[[5, 6, 15, 26]]), [("1.png", 10, "polygon")], "has 2 points"),
-    "odd numbers": (annotation(0, segmentation=[[*SQUARE, 3]]), [("1.png", 10, "polygon")], "has 9 numbers"),
-    "no area": (annotation(0, segmentation=[[5, 6, 5, 16, 5, 26]]), [("1.png", 10, "polygon")], "on one line"),
-    "nan in polygon": (annotation(0, segmentation=[[*SQUARE[:-1], NAN]]), [("1.png", 10, "polygon not finite")], "NaN"),
+    "two points": (
+        annotation(0, segmentation=[[5, 6, 15, 26]]),
+        [("1.png", 10, "polygon")],
+        "has 2 points",
+    ),
+    "odd numbers": (
+        annotation(0, segmentation=[[*SQUARE, 3]]),
+        [("1.png", 10, "polygon")],
+        "has 9 numbers",
+    ),
+    "no area": (
+        annotation(0, segmentation=[[5, 6, 5, 16, 5, 26]]),
+        [("1.png", 10, "polygon")],
+        "on one line",
+    ),
+    "nan in polygon": (
+        annotation(0, segmentation=[[*SQUARE[:-1], NAN]]),
+        [("1.png", 10, "polygon not finite")],
+        "NaN",
+    ),
     "polygon outside": (
         annotation(0, segmentation=[[5, 6, 55, 6, 15, 26]], bbox=[5, 6, 35, 20]),
-        [("1.png", 10, "polygon outside"), ("1.png", 10, "mask and box")], "reaches outside",
+        [("1.png", 10, "polygon outside"), ("1.png", 10, "mask and box")],
+        "reaches outside",
     ),
-    "polygon of words": (annotation(0, segmentation=[["a"] * 6]), [("1.png", 10, "polygon")], "list of numbers"),
-    "polygon not nested": (annotation(0, segmentation=SQUARE), [("1.png", 10, "mask")], "a flat list of numbers"),
-    "mask of another kind": (annotation(0, segmentation="x"), [("1.png", 10, "mask")], "segmentation is 'x'"),
-    "mask and box disagree": (annotation(0, bbox=[20, 6, 10, 20]), [("1.png", 10, "mask and box")], r"mask is \[5.0, 6.0, 10.0"),
-    "runs and box disagree": (annotation(1, bbox=[5, 0, 10, 26]), [("2.png", 11, "mask and box")], r"\[5.0, 6.0, 10.0, 20.0\]"),
-    "text and box disagree": (annotation(2, bbox=[5, 6, 10, 10]), [("3.png", 12, "mask and box")], r"\[5.0, 6.0, 10.0, 20.0\]"),
+    "polygon of words": (
+        annotation(0, segmentation=[["a"] * 6]),
+        [("1.png", 10, "polygon")],
+        "list of numbers",
+    ),
+    "polygon not nested": (
+        annotation(0, segmentation=SQUARE),
+        [("1.png", 10, "mask")],
+        "a flat list of numbers",
+    ),
+    "mask of another kind": (
+        annotation(0, segmentation="x"),
+        [("1.png", 10, "mask")],
+        "segmentation is 'x'",
+    ),
+    "mask and box disagree": (
+        annotation(0, bbox=[20, 6, 10, 20]),
+        [("1.png", 10, "mask and box")],
+        r"mask is \[5.0, 6.0, 10.0",
+    ),
+    "runs and box disagree": (
+        annotation(1, bbox=[5, 0, 10, 26]),
+        [("2.png", 11, "mask and box")],
+        r"\[5.0, 6.0, 10.0, 20.0\]",
+    ),
+    "text and box disagree": (
+        annotation(2, bbox=[5, 6, 10, 10]),
+        [("3.png", 12, "mask and box")],
+        r"\[5.0, 6.0, 10.0, 20.0\]",
+    ),
     "runs too short": (
-        annotation(1, segmentation={"size": [30, 40], "counts": RUNS[:-1]}), [("2.png", 11, "run lengths")], "add up to",
+        annotation(1, segmentation={"size": [30, 40], "counts": RUNS[:-1]}),
+        [("2.png", 11, "run lengths")],
+        "add up to",
     ),
     "negative run": (
-        annotation(1, segmentation={"size": [30, 40], "counts": [-1, 1201]}), [("2.png", 11, "run lengths")], "-1 is no length",
+        annotation(1, segmentation={"size": [30, 40], "counts": [-1, 1201]}),
+        [("2.png", 11, "run lengths")],
+        "-1 is no length",
     ),
     "fraction of a run": (
-        annotation(1, segmentation={"size": [30, 40], "counts": [0.5, 1199.5]}), [("2.png", 11, "run lengths")], "0.5 is no",
+        annotation(1, segmentation={"size": [30, 40], "counts": [0.5, 1199.5]}),
+        [("2.png", 11, "run lengths")],
+        "0.5 is no",
     ),
-    "no runs": (annotation(1, segmentation={"size": [30, 40]}), [("2.png", 11, "run lengths")], "there are no runs"),
+    "no runs": (
+        annotation(1, segmentation={"size": [30, 40]}),
+        [("2.png", 11, "run lengths")],
+        "there are no runs",
+    ),
     "text cut off": (
-        annotation(2, segmentation={"size": [30, 40], "counts": text_runs(RUNS)[:1]}), [("3.png", 12, "run lengths")], "ends within",
+        annotation(2, segmentation={"size": [30, 40], "counts": text_runs(RUNS)[:1]}),
+        [("3.png", 12, "run lengths")],
+        "ends within",
     ),
     "text of another kind": (
-        annotation(2, segmentation={"size": [30, 40], "counts": "né"}), [("3.png", 12, "run lengths")], "'é', which no run",
+        annotation(2, segmentation={"size": [30, 40], "counts": "né"}),
+        [("3.png", 12, "run lengths")],
+        "'é', which no run",
     ),
-    "empty mask": (annotation(1, segmentation={"size": [30, 40], "counts": [1200]}), [("2.png", 11, "mask")], "is empty"),
+    "empty mask": (
+        annotation(1, segmentation={"size": [30, 40], "counts": [1200]}),
+        [("2.png", 11, "mask")],
+        "is empty",
+    ),
     "mask of another size": (
-        annotation(1, segmentation={"size": [40, 30], "counts": RUNS}), [("2.png", 11, "mask size")], r"size is \[height, width\]",
+        annotation(1, segmentation={"size": [40, 30], "counts": RUNS}),
+        [("2.png", 11, "mask size")],
+        r"size is \[height, width\]",
     ),
-    "mask without size": (annotation(1, segmentation={"counts": RUNS}), [("2.png", 11, "run lengths")], "size of its mask"),
+    "mask without size": (
+        annotation(1, segmentation={"counts": RUNS}),
+        [("2.png", 11, "run lengths")],
+        "size of its mask",
+    ),
     "duplicate image id": (
         image(1, id=1),
-        [(FILE, None, "duplicate id"), (FILE, 11, "unknown image"), (FILE, 14, "unknown image")], "image id 1 is given twice",
+        [(FILE, None, "duplicate id"), (FILE, 11, "unknown image"), (FILE, 14, "unknown image")],
+        "image id 1 is given twice",
     ),
-    "duplicate file": (image(1, file_name="1.png"), [(FILE, None, "duplicate file")], "both image 1 and image 2"),
-    "missing file": (image(1, file_name="gone.png"), [("gone.png", None, "missing")], "no such file"),
-    "no file name": (image(1, file_name=None), [(FILE, None, "images")], "image 2 has the file name missing"),
-    "file outside": (image(1, file_name="../../1.png"), [(FILE, None, "images")], "lies outside the image folder"),
+    "duplicate file": (
+        image(1, file_name="1.png"),
+        [(FILE, None, "duplicate file")],
+        "both image 1 and image 2",
+    ),
+    "missing file": (
+        image(1, file_name="gone.png"),
+        [("gone.png", None, "missing")],
+        "no such file",
+    ),
+    "no file name": (
+        image(1, file_name=None),
+        [(FILE, None, "images")],
+        "image 2 has the file name missing",
+    ),
+    "file outside": (
+        image(1, file_name="../../1.png"),
+        [(FILE, None, "images")],
+        "lies outside the image folder",
+    ),
     "size differs": (
         image(1, width=400),
-        [("2.png", None, "image size"), ("2.png", 11, "mask size")], "it is 40 x 30, and the json says 400 x 30",
+        [("2.png", None, "image size"), ("2.png", 11, "mask size")],
+        "it is 40 x 30, and the json says 400 x 30",
     ),
     "no size": (image(1, height=0), [("2.png", None, "image size")], "in the json are 40 x 0"),
-    "image of another kind": (more("images", 5), [(FILE, None, "images")], r"images\[3\] is no object but 5"),
-    "image id as text": (
-        image(1, id="2"), [(FILE, None, "images"), (FILE, 11, "unknown image"), (FILE, 14, "unknown image")], "whole numbers",
+    "image of another kind": (
+        more("images", 5),
+        [(FILE, None, "images")],
+        r"images\[3\] is no object but 5",
     ),
-    "duplicate category id": (more("categories", {"id": 1, "name": "cow"}), [(FILE, None, "duplicate id")], "'cat' and 'cow'"),
-    "duplicate category name": (more("categories", {"id": 3, "name": "cat"}), [(FILE, None, "categories")], "'cat' is given twice"),
-    "case of a category": (more("categories", {"id": 3, "name": "Cat"}), [(FILE, None, "categories")], "differ only in case"),
-    "category without name": (category(1, name=" "), [(FILE, None, "categories")], "has the name ' '"),
-    "category without id": (more("categories", {"name": "cow"}), [(FILE, None, "categories")], r"categories\[2\] has the id missing"),
+    "image id as text": (
+        image(1, id="2"),
+        [(FILE, None, "images"), (FILE, 11, "unknown image"), (FILE, 14, "unknown image")],
+        "whole numbers",
+    ),
+    "duplicate category id": (
+        more("categories", {"id": 1, "name": "cow"}),
+        [(FILE, None, "duplicate id")],
+        "'cat' and 'cow'",
+    ),
+    "duplicate category name": (
+        more("categories", {"id": 3, "name": "cat"}),
+        [(FILE, None, "categories")],
+        "'cat' is given twice",
+    ),
+    "case of a category": (
+        more("categories", {"id": 3, "name": "Cat"}),
+        [(FILE, None, "categories")],
+        "differ only in case",
+    ),
+    "category without name": (
+        category(1, name=" "),
+        [(FILE, None, "categories")],
+        "has the name ' '",
+    ),
+    "category without id": (
+        more("categories", {"name": "cow"}),
+        [(FILE, None, "categories")],
+        r"categories\[2\] has the id missing",
+    ),
     "no categories": (
         without("categories"),
         [(FILE, None, "json"), (FILE, None, "categories")]
-        + [(f"{i % 3 + 1}.png", 10 + i, "unknown category") for i in range(6)], "'categories' is missing",
+        + [(f"{i % 3 + 1}.png", 10 + i, "unknown category") for i in range(6)],
+        "'categories' is missing",
     ),
-    "no annotations": (without("annotations"), [(FILE, None, "json")], "'annotations' is missing, and must be a list"),
-    "annotation of another kind": (more("annotations", [1]), [(FILE, None, "annotations")], r"annotations\[6\] is no object"),
-}  # fmt: skip
+    "no annotations": (
+        without("annotations"),
+        [(FILE, None, "json")],
+        "'annotations' is missing, and must be a list",
+    ),
+    "annotation of another kind": (
+        more("annotations", [1]),
+        [(FILE, None, "annotations")],
+        r"annotations\[6\] is no object",
+    ),
+}
 
 
 def test_good_annotations_are_clean(write):
@@ -245,7 +439,11 @@ def test_each_fault_is_named(write, name):
 def test_all_faults_come_in_one_pass(write):
     """Each fault of an annotation on an annotation of its own, in one file of more than forty."""
     content, expected = base(), []
-    single = {name: fault for name, fault in FAULTS.items() if all(row[1] in range(10, 14) for row in fault[1])}
+    single = {
+        name: fault
+        for name, fault in FAULTS.items()
+        if all(row[1] in range(10, 14) for row in fault[1])
+    }
     single.pop("duplicate annotation id")
     for number, (change, wanted, _) in enumerate(single.values()):
         fresh = base()
@@ -302,14 +500,26 @@ def test_a_size_from_before_the_exif_orientation_is_named(write, tmp_path):
     noise(40, 30, seed=2).save(tmp_path / "images" / "train" / "2.png", exif=exif)
     found = check(file)
     assert rows(found) == [("2.png", None, "image size")]
-    assert "it is 30 x 40, and the json says 40 x 30; the json has the size before the EXIF orientation" in str(found)
+    assert (
+        "it is 30 x 40, and the json says 40 x 30; the json has the size before the EXIF "
+        "orientation" in str(found)
+    )
 
 
 @pytest.mark.parametrize(
-    ("orientation", "size", "said"), [(6, (40, 40), True), (3, (40, 30), True), (2, (40, 30), True), (1, (40, 40), False), (6, (30, 40), False)]
-)  # fmt: skip
+    ("orientation", "size", "said"),
+    [
+        (6, (40, 40), True),
+        (3, (40, 30), True),
+        (2, (40, 30), True),
+        (1, (40, 40), False),
+        (6, (30, 40), False),
+    ],
+)
 def test_a_turn_that_leaves_the_size_is_remarked(write, tmp_path, orientation, size, said):
-    """Boxes drawn on the stored picture would lie elsewhere, and the size in the json cannot say so."""
+    """Boxes drawn on the stored picture would lie elsewhere, and the size in the json cannot say
+    so.
+    """
     content = base()
     upright = size[::-1] if orientation >= 5 else size
     content["images"][1] |= {"width": upright[0], "height": upright[1]}
@@ -319,7 +529,10 @@ def test_a_turn_that_leaves_the_size_is_remarked(write, tmp_path, orientation, s
     found = check(file)
     turned = [fault for fault in found.warnings if fault.kind == "EXIF"]
     assert [Path(fault.path).name for fault in turned] == (["2.png"] if said else [])
-    assert all("whether boxes and masks were drawn on the upright image" in fault.reason for fault in turned)
+    assert all(
+        "whether boxes and masks were drawn on the upright image" in fault.reason
+        for fault in turned
+    )
 
 
 def test_warnings(write):
@@ -328,7 +541,10 @@ def test_warnings(write):
     content["categories"].append({"id": 3, "name": "cow"})
     found = check(write(content))
     assert found.bad == ()
-    assert [(fault.kind, fault.annotation) for fault in found.warnings] == [("repeated box", 77), ("categories", None)]
+    assert [(fault.kind, fault.annotation) for fault in found.warnings] == [
+        ("repeated box", 77),
+        ("categories", None),
+    ]
     assert "the same box and category as annotation 13" in found.warnings[0].reason
     assert "no annotation has the category 'cow'" in found.warnings[1].reason
     assert (found.exit_code, check(write(content), strict=True).exit_code) == (0, 1)
@@ -375,18 +591,29 @@ def test_text_of_runs():
 
 @pytest.mark.parametrize("form", ["list", "text"])
 def test_the_box_around_runs(write, form):
-    """A mask of any shape agrees with the box around it, and not with one that is three pixels off."""
+    """A mask of any shape agrees with the box around it, and not with one that is three pixels
+    off.
+    """
     content, off = base(), base()
     for seed in range(12):
         draw = np.random.default_rng(seed)
         mask = (draw.random((30, 40)) < 0.01).astype(np.uint8)
         mask[draw.integers(2, 20) :, draw.integers(2, 30) :][:8, :9] = 1
         rows_, columns = np.nonzero(mask)
-        left, top, right, bottom = (int(x) for x in (columns.min(), rows_.min(), columns.max() + 1, rows_.max() + 1))
+        left, top, right, bottom = (
+            int(x) for x in (columns.min(), rows_.min(), columns.max() + 1, rows_.max() + 1)
+        )
         counts = runs_of(mask) if form == "list" else text_runs(runs_of(mask))
-        entry = {**content["annotations"][1], "id": 100 + seed, "segmentation": {"size": [30, 40], "counts": counts}}
+        entry = {
+            **content["annotations"][1],
+            "id": 100 + seed,
+            "segmentation": {"size": [30, 40], "counts": counts},
+        }
         content["annotations"].append({**entry, "bbox": [left, top, right - left, bottom - top]})
-        off["annotations"].append({**entry, "bbox": [left, top, right - left, max(1, bottom - top - 3)]})
+        off["annotations"].append({
+            **entry,
+            "bbox": [left, top, right - left, max(1, bottom - top - 3)],
+        })
     assert check(write(content)).bad == ()
     assert rows(check(write(off))) == [("2.png", 100 + seed, "mask and box") for seed in range(12)]
 
@@ -397,7 +624,9 @@ def test_a_run_that_goes_on_in_the_next_column(write):
     mask[20:, 3], mask[:6, 4] = 1, 1
     assert len(runs_of(mask)) == 3
     content = base()
-    content["annotations"][1].update(bbox=[3, 0, 2, 30], segmentation={"size": [30, 40], "counts": runs_of(mask)})
+    content["annotations"][1].update(
+        bbox=[3, 0, 2, 30], segmentation={"size": [30, 40], "counts": runs_of(mask)}
+    )
     assert check(write(content)).bad == ()
 
 

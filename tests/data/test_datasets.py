@@ -17,7 +17,8 @@ def npz(path, **fields):
 def test_a_cut_keeps_the_shares_and_repeats_itself():
     targets = np.array([0] * 40 + [1] * 20 + [2])
     kept, cut = stratified_cut(targets, 0.25, seed=1)
-    assert np.bincount(targets[cut], minlength=3).tolist() == [10, 5, 0]  # the only image of class 2 stays
+    # the only image of class 2 stays
+    assert np.bincount(targets[cut], minlength=3).tolist() == [10, 5, 0]
     assert sorted([*kept, *cut]) == list(range(61))
     again = stratified_cut(targets, 0.25, seed=1)[1]
     other = stratified_cut(targets, 0.25, seed=2)[1]
@@ -42,7 +43,9 @@ def test_too_few_images_to_cut():
 
 
 def test_rare_classes_are_validated_too_or_named(tmp_path, caplog):
-    """15 % of three images rounds to none: a model that always says "common" would be validated at 100 %."""
+    """15 % of three images rounds to none: a model that always says "common" would be validated at
+    100 %.
+    """
     root = class_folders(tmp_path, {"common": 40, "rare": 3, "single": 1})
     splits = open_splits(DataSpec("folder", str(root), mean=(0.5,) * 3, std=(0.2,) * 3), seed=0)
     assert np.bincount(splits.val.targets, minlength=3).tolist() == [6, 1, 0]
@@ -62,7 +65,9 @@ def test_limit_thins_training_only_and_evenly(tmp_path):
 
 
 def test_statistics_are_of_the_training_split_alone(tmp_path):
-    path = medmnist(tmp_path / "toy.npz", channels=3, val_images=np.full((6, 10, 10, 3), 255, np.uint8))
+    path = medmnist(
+        tmp_path / "toy.npz", channels=3, val_images=np.full((6, 10, 10, 3), 255, np.uint8)
+    )
     splits = open_splits(npz(path, in_chans=3), seed=0)
     assert isinstance(splits.train, ArraySamples)
     pixels = splits.train.images.reshape(-1, 3) / 255
@@ -113,11 +118,17 @@ def test_the_fingerprint_follows_the_images_and_not_the_place(tmp_path):
     assert prints[0] == prints[1]
     assert prints[0]["sha256"] != prints[2]["sha256"]
     assert {k: prints[0][k] for k in ("source", "classes", "train", "val", "test")} == {
-        "source": "npz", "classes": 3, "train": 12, "val": 6, "test": 9,
-    }  # fmt: skip
+        "source": "npz",
+        "classes": 3,
+        "train": 12,
+        "val": 6,
+        "test": 9,
+    }
     assert str(tmp_path) not in str(prints[0])
 
 
 def test_data_without_faults_take_no_policy_for_them():
-    with pytest.raises(UsageError, match=r"data\.faults=skip leaves out images that cannot be used, and the digits"):
+    with pytest.raises(
+        UsageError, match=r"data\.faults=skip leaves out images that cannot be used, and the digits"
+    ):
         open_parts(DataSpec(source="digits", faults="skip"))

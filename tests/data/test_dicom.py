@@ -1,4 +1,6 @@
-"""DICOM: the pixels of pydicom's own functions, on the small files that it brings and on made ones of every kind; what cannot be read is named."""
+"""DICOM: the pixels of pydicom's own functions, on the small files that it brings and on made ones
+of every kind; what cannot be read is named.
+"""
 
 import itertools
 import random
@@ -12,7 +14,13 @@ import pydicom
 import pytest
 from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
-from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, convert_color_space, pixel_array
+from pydicom.pixels import (
+    apply_color_lut,
+    apply_modality_lut,
+    apply_voi_lut,
+    convert_color_space,
+    pixel_array,
+)
 from pydicom.sequence import Sequence
 from pydicom.uid import (
     CTImageStorage,
@@ -41,7 +49,8 @@ BROUGHT = sorted((Path(pydicom.__file__).parent / "data/test_files").glob("*.dcm
 GREY = ("MONOCHROME1", "MONOCHROME2")
 
 
-# --- what pydicom says ------------------------------------------------------------------------------------------------
+# --- what pydicom says
+# ------------------------------------------------------------------------------------------------
 
 
 def rescaled(header: Dataset, page: int = 0) -> np.ndarray:
@@ -54,7 +63,9 @@ def header_array(header: Dataset, page: int) -> np.ndarray:
 
 
 def ends(header: Dataset) -> tuple[float, float]:
-    """The output of a window for the lowest and the highest number, PS3.3 C.11.2.1.2 as pydicom has it."""
+    """The output of a window for the lowest and the highest number, PS3.3 C.11.2.1.2 as pydicom has
+    it.
+    """
     bits = int(header.BitsStored)
     if header.get("VOILUTSequence"):
         return 0, 2 ** int(header.VOILUTSequence[0].LUTDescriptor[2]) - 1
@@ -62,9 +73,14 @@ def ends(header: Dataset) -> tuple[float, float]:
         low, high = 0.0, 2.0 ** int(header.ModalityLUTSequence[0].LUTDescriptor[2]) - 1
     else:
         low, high = (
-            (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1) if header.PixelRepresentation else (0.0, 2.0**bits - 1)
+            (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1)
+            if header.PixelRepresentation
+            else (0.0, 2.0**bits - 1)
         )
-    slope, intercept = float(header.get("RescaleSlope", 1)), float(header.get("RescaleIntercept", 0))
+    slope, intercept = (
+        float(header.get("RescaleSlope", 1)),
+        float(header.get("RescaleIntercept", 0)),
+    )
     return low * slope + intercept, high * slope + intercept
 
 
@@ -86,7 +102,10 @@ def colours(header: Dataset, page: int = 0) -> np.ndarray:
 
 
 def has_window(header: Dataset) -> bool:
-    return bool(header.get("VOILUTSequence")) or None not in [header.get("WindowCenter"), header.get("WindowWidth")]
+    return bool(header.get("VOILUTSequence")) or None not in [
+        header.get("WindowCenter"),
+        header.get("WindowWidth"),
+    ]
 
 
 def judged(path: Path) -> str:
@@ -99,11 +118,17 @@ def judged(path: Path) -> str:
     pixels = np.asarray(found.image)
     if header.PhotometricInterpretation in GREY:
         values = rescaled(header)
-        wanted = displayed(header) if has_window(header) else values / (2 ** int(header.BitsStored) - 1)
-        assert np.array_equal(pixels, np.rint(255 * wanted).astype(np.uint8)[..., None].repeat(3, -1))
+        wanted = (
+            displayed(header) if has_window(header) else values / (2 ** int(header.BitsStored) - 1)
+        )
+        assert np.array_equal(
+            pixels, np.rint(255 * wanted).astype(np.uint8)[..., None].repeat(3, -1)
+        )
         return "right"
     wanted = colours(header)
-    assert np.array_equal(pixels, np.rint(wanted / (np.iinfo(wanted.dtype).max / 255)).astype(np.uint8))
+    assert np.array_equal(
+        pixels, np.rint(wanted / (np.iinfo(wanted.dtype).max / 255)).astype(np.uint8)
+    )
     return "right"
 
 
@@ -141,15 +166,24 @@ def test_the_files_that_pydicom_brings():
         "refused: damaged",
         "refused: too small",
     }
-    ranged = Counter(judged_in_range(path) for path in BROUGHT if said[path.name] in {"right", "refused: pixel format"})
+    ranged = Counter(
+        judged_in_range(path)
+        for path in BROUGHT
+        if said[path.name] in {"right", "refused: pixel format"}
+    )
     assert ranged["right"] >= counts["right"]
 
 
-# --- made ones --------------------------------------------------------------------------------------------------------
+# --- made ones
+# --------------------------------------------------------------------------------------------------------
 
 
 def made(
-    path: Path, values: np.ndarray, photometric: str = "MONOCHROME2", bits: int | None = None, **more: Any
+    path: Path,
+    values: np.ndarray,
+    photometric: str = "MONOCHROME2",
+    bits: int | None = None,
+    **more: Any,
 ) -> Path:
     """A file of values (h, w), (h, w, 3) or with `NumberOfFrames` (n, h, w)."""
     frames = int(more.get("NumberOfFrames", 1))
@@ -198,25 +232,47 @@ NUMBERS: dict[str, tuple[Any, int, int, int]] = {
     "16 bits": (np.uint16, 16, 0, 65535),
     "signed": (np.int16, 16, -2000, 3000),
     "12 signed": (np.int16, 12, -2048, 2047),
-}  # fmt: skip
+}
 MEANINGS: dict[str, Callable[[int, int], dict[str, Any]]] = {
     "nothing": lambda *_: {},
     "a window": lambda low, high: window((low + high) / 2, (high - low) / 3),
     "an exact window": lambda low, high: window((low + high) / 2, (high - low) / 3, "LINEAR_EXACT"),
     "a sigmoid": lambda low, high: window((low + high) / 2, (high - low) / 3, "SIGMOID"),
-    "two windows": lambda low, high: {"WindowCenter": [(low + high) / 2, 0], "WindowWidth": [(high - low) / 2, 10]},
+    "two windows": lambda low, high: {
+        "WindowCenter": [(low + high) / 2, 0],
+        "WindowWidth": [(high - low) / 2, 10],
+    },
     "a VOI LUT": lambda low, high: {"VOILUTSequence": lut(low, min(high, low + 30000), 12)},
     "a rescale": lambda *_: {"RescaleSlope": 0.5, "RescaleIntercept": -100},
-    "a rescale and a window": lambda low, high: {"RescaleSlope": 2, "RescaleIntercept": -1024, **window(low + high - 1024, (high - low) / 2)},
-    "a falling rescale and a window": lambda low, high: {"RescaleSlope": -1, "RescaleIntercept": 10, **window(10 - (low + high) / 2, (high - low) / 2)},
-    "a modality LUT and a window": lambda low, high: {"ModalityLUTSequence": lut(low, min(high, low + 30000), 16), **window(20000, 30000)},
-}  # fmt: skip
+    "a rescale and a window": lambda low, high: {
+        "RescaleSlope": 2,
+        "RescaleIntercept": -1024,
+        **window(low + high - 1024, (high - low) / 2),
+    },
+    "a falling rescale and a window": lambda low, high: {
+        "RescaleSlope": -1,
+        "RescaleIntercept": 10,
+        **window(10 - (low + high) / 2, (high - low) / 2),
+    },
+    "a modality LUT and a window": lambda low, high: {
+        "ModalityLUTSequence": lut(low, min(high, low + 30000), 16),
+        **window(20000, 30000),
+    },
+}
 
 
-@pytest.mark.parametrize(("photometric", "numbers", "meaning"), [*itertools.product(GREY, NUMBERS, MEANINGS)])
+@pytest.mark.parametrize(
+    ("photometric", "numbers", "meaning"), [*itertools.product(GREY, NUMBERS, MEANINGS)]
+)
 def test_grey_of_every_kind(tmp_path: Path, photometric: str, numbers: str, meaning: str):
     kind, bits, low, high = NUMBERS[numbers]
-    path = made(tmp_path / "a.dcm", drawn(low, high, 0, kind), photometric, bits, **MEANINGS[meaning](low, high))
+    path = made(
+        tmp_path / "a.dcm",
+        drawn(low, high, 0, kind),
+        photometric,
+        bits,
+        **MEANINGS[meaning](low, high),
+    )
     header = dcmread(path)
     values = rescaled(header)
     flip = photometric == "MONOCHROME1"
@@ -230,7 +286,9 @@ def test_grey_of_every_kind(tmp_path: Path, photometric: str, numbers: str, mean
         stored = header_array(header, 0)
         assert np.array_equal(read_image(path, 1), 255 - stored if flip else stored)
     elif meaning in {"nothing", "a rescale"}:
-        with pytest.raises(BadImage, match=r"no window that says which are shown: declare .* --set data\.range="):
+        with pytest.raises(
+            BadImage, match=r"no window that says which are shown: declare .* --set data\.range="
+        ):
             read_image(path)
     else:
         shown = np.rint(255 * displayed(header)).astype(np.uint8)
@@ -239,7 +297,12 @@ def test_grey_of_every_kind(tmp_path: Path, photometric: str, numbers: str, mean
 
 
 def palette(bits: int) -> dict[str, Any]:
-    table = np.random.default_rng(1).integers(0, 2**bits, (3, 256)).astype(np.uint16 if bits == 16 else np.uint8)
+    table = (
+        np.random
+        .default_rng(1)
+        .integers(0, 2**bits, (3, 256))
+        .astype(np.uint16 if bits == 16 else np.uint8)
+    )
     entries: dict[str, Any] = {}
     for name, row in zip(("Red", "Green", "Blue"), table, strict=True):
         entries[f"{name}PaletteColorLookupTableDescriptor"] = [256, 0, bits]
@@ -253,7 +316,7 @@ COLOURS: dict[str, tuple[str, Callable[[], np.ndarray], dict[str, Any]]] = {
     "YBR_FULL": ("YBR_FULL", lambda: drawn(0, 255, 0, np.uint8, 3), {}),
     "a palette of 8 bits": ("PALETTE COLOR", lambda: drawn(0, 255, 0, np.uint8), palette(8)),
     "a palette of 16 bits": ("PALETTE COLOR", lambda: drawn(0, 255, 0, np.uint8), palette(16)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", COLOURS)
@@ -264,14 +327,22 @@ def test_colours_of_every_kind(tmp_path: Path, name: str):
     most = np.iinfo(wanted.dtype).max
     assert np.array_equal(read_image(path, 3), np.rint(wanted / most * 255).astype(np.uint8))
     high = round(0.8 * most)
-    assert np.abs(read_image(path, 3, Range.parse(f"10..{high}")) - formula(wanted, 10, high)).max() <= NEAR
+    assert (
+        np.abs(read_image(path, 3, Range.parse(f"10..{high}")) - formula(wanted, 10, high)).max()
+        <= NEAR
+    )
     grey = unit(read_image(path, 1))
     assert np.abs(grey - (wanted / most) @ [0.299, 0.587, 0.114]).max() <= 0.51 / 255
 
 
 def test_elements_without_a_value_say_nothing(tmp_path: Path):
     stored = drawn(0, 255, 0, np.uint8)
-    empty: dict[str, Any] = dict.fromkeys(("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth"))
+    empty: dict[str, Any] = dict.fromkeys((
+        "RescaleSlope",
+        "RescaleIntercept",
+        "WindowCenter",
+        "WindowWidth",
+    ))
     assert np.array_equal(read_image(made(tmp_path / "a.dcm", stored, **empty), 1), stored)
 
 
@@ -300,17 +371,27 @@ def test_frames_with_a_rescale_and_a_window_of_their_own(tmp_path: Path):
         return outer
 
     rescale = group("PixelValueTransformationSequence", RescaleSlope=2, RescaleIntercept=-1000)
-    windows = [group("FrameVOILUTSequence", WindowCenter=centre, WindowWidth=2000) for centre in (1000, 4000)]
+    windows = [
+        group("FrameVOILUTSequence", WindowCenter=centre, WindowWidth=2000)
+        for centre in (1000, 4000)
+    ]
     path = made(
-        tmp_path / "a.dcm", values, bits=12, NumberOfFrames=2, SharedFunctionalGroupsSequence=Sequence([rescale]),
+        tmp_path / "a.dcm",
+        values,
+        bits=12,
+        NumberOfFrames=2,
+        SharedFunctionalGroupsSequence=Sequence([rescale]),
         PerFrameFunctionalGroupsSequence=Sequence(windows),
-    )  # fmt: skip
+    )
     for page, centre in enumerate((1000, 4000)):
         meant = 2.0 * values[page] - 1000
         shown = formula(meant, centre - 0.5 - 1999 / 2, centre - 0.5 + 1999 / 2)
         assert np.array_equal(read_image(path, 1, page=page), np.rint(255 * shown).astype(np.uint8))
         exact = formula(meant, -1000, 3000)
-        assert np.abs(read_image(path, 1, Range.parse("-1000..3000"), page=page)[..., 0] - exact).max() <= NEAR
+        assert (
+            np.abs(read_image(path, 1, Range.parse("-1000..3000"), page=page)[..., 0] - exact).max()
+            <= NEAR
+        )
 
 
 def packed(path: Path) -> None:
@@ -335,18 +416,36 @@ def nothing_but(path: Path, keep: int) -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "a packing that nothing unpacks": (packed, r"packed as JPEG-LS Lossless Image Compression, and nothing installed unpacks that: install .*pyjpegls"),
+    "a packing that nothing unpacks": (
+        packed,
+        (
+            r"packed as JPEG-LS Lossless Image Compression, and nothing installed unpacks that: "
+            r"install .*pyjpegls"
+        ),
+    ),
     "no picture": (no_picture, r"it is DICOM and holds no picture \(RT Plan Storage\)"),
     "no preamble": (lambda path: path.write_bytes(bytes(300)), "has no DICOM preamble"),
     "empty": (lambda path: path.write_bytes(b""), "0 bytes"),
     "cut in the pixels": (lambda path: nothing_but(path, -100), "cannot read the image"),
     "cut in the header": (lambda path: nothing_but(path, 200), "cannot read the image"),
     "too small": (lambda path: made(path, np.zeros((4, 4), np.uint8)), "4 x 4 pixels"),
-    "8-bit colours under a wider range": (lambda path: made(path, drawn(0, 255, 0, np.uint8, 3), "RGB"), "8-bit pixels"),
-    "colours of another kind": (lambda path: made(path, drawn(0, 255, 0, np.uint8, 3), "YBR_PARTIAL_420"), "its photometric interpretation is YBR_PARTIAL_420; read are MONOCHROME1"),
-    "colours of one sample": (lambda path: made(path, drawn(0, 255, 0, np.uint8), "RGB"), "cannot read the image"),
-    "16-bit colours": (lambda path: made(path, drawn(0, 65535, 0, np.uint16, 3), "RGB"), r"colours of 16 bits: declare"),
-}  # fmt: skip
+    "8-bit colours under a wider range": (
+        lambda path: made(path, drawn(0, 255, 0, np.uint8, 3), "RGB"),
+        "8-bit pixels",
+    ),
+    "colours of another kind": (
+        lambda path: made(path, drawn(0, 255, 0, np.uint8, 3), "YBR_PARTIAL_420"),
+        "its photometric interpretation is YBR_PARTIAL_420; read are MONOCHROME1",
+    ),
+    "colours of one sample": (
+        lambda path: made(path, drawn(0, 255, 0, np.uint8), "RGB"),
+        "cannot read the image",
+    ),
+    "16-bit colours": (
+        lambda path: made(path, drawn(0, 65535, 0, np.uint16, 3), "RGB"),
+        r"colours of 16 bits: declare",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -360,7 +459,9 @@ def test_what_is_refused_by_name(tmp_path: Path, name: str):
     assert "\n" not in str(raised.value)
 
 
-def test_a_deflated_file_is_read_and_one_that_fills_the_memory_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_deflated_file_is_read_and_one_that_fills_the_memory_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     made(tmp_path / "plain.dcm", drawn(0, 255, 0, np.uint8))
     ds = dcmread(tmp_path / "plain.dcm")
     ds.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
@@ -392,7 +493,12 @@ def test_a_folder_of_dicom_through_training_and_check(tmp_path: Path):
     for seed in range(12):
         folder = tmp_path / "ab"[seed % 2]
         folder.mkdir(exist_ok=True)
-        ct: dict[str, Any] = {"RescaleSlope": 1, "RescaleIntercept": -1024, "WindowCenter": 40, "WindowWidth": 400}
+        ct: dict[str, Any] = {
+            "RescaleSlope": 1,
+            "RescaleIntercept": -1024,
+            "WindowCenter": 40,
+            "WindowWidth": 400,
+        }
         made(folder / f"IM{seed:03d}", drawn(0, 2000, seed, np.int16), bits=16, **ct)
     scales: tuple[str | None, ...] = (None, "window=1500,level=-600")
     for text in scales:
@@ -417,13 +523,17 @@ def test_a_folder_of_dicom_through_training_and_check(tmp_path: Path):
 def test_without_pydicom_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     made(tmp_path / "a.dcm", drawn(0, 255, 0, np.uint8))
     monkeypatch.setattr(errors, "_installed", lambda module: module != "pydicom")
-    with pytest.raises(MissingExtra, match=r"this needs pydicom, which is not installed: pip install .*\[dicom\]"):
+    with pytest.raises(
+        MissingExtra, match=r"this needs pydicom, which is not installed: pip install .*\[dicom\]"
+    ):
         read_image(tmp_path / "a.dcm")
 
 
 def test_a_dicom_file_is_no_label_image(tmp_path: Path):
     made(tmp_path / "a.dcm", drawn(0, 1, 0, np.uint8))
-    with pytest.raises(BadImage, match="holds a DICOM image, and the value of a label image's pixel is its class"):
+    with pytest.raises(
+        BadImage, match="holds a DICOM image, and the value of a label image's pixel is its class"
+    ):
         read_values(tmp_path / "a.dcm")
 
 
@@ -451,7 +561,13 @@ def test_mutated_files_are_read_or_named_in_one_line(tmp_path: Path, count: int)
     sources = [path.read_bytes() for path in BROUGHT if path.stat().st_size < 200_000]
     for name, (kind, bits, low, high) in NUMBERS.items():
         for meaning in MEANINGS.values():
-            path = made(tmp_path / f"{name}.dcm", drawn(low, high, 0, kind), "MONOCHROME1", bits, **meaning(low, high))
+            path = made(
+                tmp_path / f"{name}.dcm",
+                drawn(low, high, 0, kind),
+                "MONOCHROME1",
+                bits,
+                **meaning(low, high),
+            )
             sources.append(path.read_bytes())
     rng, outcomes = random.Random(0), Counter[str]()
     for _ in range(count):

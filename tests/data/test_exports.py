@@ -1,4 +1,6 @@
-"""Folders of boxes as tools export them, names, keys and order as their writers have them: read, or one sentence that names the tool."""
+"""Folders of boxes as tools export them, names, keys and order as their writers have them: read, or
+one sentence that names the tool.
+"""
 
 import json
 from collections.abc import Callable
@@ -41,13 +43,35 @@ def coco(files: list[str], *, first: int = 1, **more: Any) -> dict[str, Any]:
     return {
         "info": {"description": "COCO 2017 Dataset", "year": 2017},
         "licenses": [{"url": "", "id": 1, "name": ""}],
-        "images": [{"license": 1, "file_name": file, "coco_url": "", "height": 60, "width": 80, "id": index} for index, file in enumerate(files)],
+        "images": [
+            {
+                "license": 1,
+                "file_name": file,
+                "coco_url": "",
+                "height": 60,
+                "width": 80,
+                "id": index,
+            }
+            for index, file in enumerate(files)
+        ],
         "annotations": [
-            {"segmentation": [AROUND], "area": 600.0, "iscrowd": 0, "image_id": index, "bbox": BOX, "category_id": first + index % 2, "id": 1 + index, **more}
+            {
+                "segmentation": [AROUND],
+                "area": 600.0,
+                "iscrowd": 0,
+                "image_id": index,
+                "bbox": BOX,
+                "category_id": first + index % 2,
+                "id": 1 + index,
+                **more,
+            }
             for index in range(len(files))
         ],
-        "categories": [{"supercategory": "shape", "id": first + place, "name": name} for place, name in enumerate(NAMES)],
-    }  # fmt: skip
+        "categories": [
+            {"supercategory": "shape", "id": first + place, "name": name}
+            for place, name in enumerate(NAMES)
+        ],
+    }
 
 
 def downloaded(root: Path) -> None:
@@ -58,7 +82,9 @@ def downloaded(root: Path) -> None:
             root / "annotations" / f"captions_{part}.json",
             {"images": [], "annotations": [{"image_id": 0, "id": 1, "caption": "x"}]},
         )
-        write(root / "annotations" / f"person_keypoints_{part}.json", coco(files, keypoints=[0] * 51))
+        write(
+            root / "annotations" / f"person_keypoints_{part}.json", coco(files, keypoints=[0] * 51)
+        )
         write(root / "annotations" / f"stuff_{part}.json", coco(files))
 
 
@@ -67,7 +93,11 @@ def cvat(folder: str) -> Callable[[Path], None]:
         content = coco(pictures(root / folder), attributes={"occluded": False})
         write(
             root / "annotations" / "instances_default.json",
-            {"licenses": [{"name": "", "id": 0, "url": ""}], "info": {"contributor": ""}, **content},
+            {
+                "licenses": [{"name": "", "id": 0, "url": ""}],
+                "info": {"contributor": ""},
+                **content,
+            },
         )
 
     return make
@@ -78,7 +108,10 @@ def roboflow(root: Path) -> None:
         content = coco(pictures(root / part, ending="jpg"), first=1) | {
             "info": {"year": "2024", "description": "Exported from roboflow.com"}
         }
-        content["categories"] = [{"id": 0, "name": "shapes", "supercategory": "none"}, *content["categories"]]
+        content["categories"] = [
+            {"id": 0, "name": "shapes", "supercategory": "none"},
+            *content["categories"],
+        ]
         for one in content["annotations"]:
             one["segmentation"] = []
         write(root / part / "_annotations.coco.json", content)
@@ -88,13 +121,26 @@ def roboflow(root: Path) -> None:
 def label_studio(root: Path) -> None:
     files = [f"images/{file}" for file in pictures(root / "images")]
     content = coco(files, first=0, ignore=0)
-    write(root / "result.json", {key: content[key] for key in ("images", "categories", "annotations", "info")})
+    write(
+        root / "result.json",
+        {key: content[key] for key in ("images", "categories", "annotations", "info")},
+    )
 
 
 def labelme(root: Path) -> None:
     files = [f"JPEGImages/{file}" for file in pictures(root / "JPEGImages", ending="jpg")]
     content = coco(files, first=0)
-    write(root / "annotations.json", {"info": content["info"], "licenses": content["licenses"], "images": content["images"], "type": "instances", "annotations": content["annotations"], "categories": content["categories"]})  # fmt: skip
+    write(
+        root / "annotations.json",
+        {
+            "info": content["info"],
+            "licenses": content["licenses"],
+            "images": content["images"],
+            "type": "instances",
+            "annotations": content["annotations"],
+            "categories": content["categories"],
+        },
+    )
 
 
 def fiftyone(root: Path) -> None:
@@ -114,7 +160,9 @@ def spelled(root: Path) -> None:
 
 def split_of_splits(root: Path) -> None:
     for part in ("train", "val"):
-        write(root / part / "annotations" / "instances.json", coco(pictures(root / part / "images")))
+        write(
+            root / part / "annotations" / "instances.json", coco(pictures(root / part / "images"))
+        )
 
 
 READ: dict[str, tuple[Callable[[Path], None], set[str]]] = {
@@ -136,7 +184,9 @@ def test_exports_that_are_read(tmp_path: Path, tool: str):
     make, parts = READ[tool]
     make(tmp_path)
     splits = open_boxes(
-        DataSpec("coco", str(tmp_path), mean=(0.5,) * 3, std=(0.2,) * 3, val_fraction=0.5), seed=0, masks=False
+        DataSpec("coco", str(tmp_path), mean=(0.5,) * 3, std=(0.2,) * 3, val_fraction=0.5),
+        seed=0,
+        masks=False,
     )
     assert len(splits.train) == (6 if "val" in parts else 3)
     assert (splits.test is not None) == ("test" in parts)
@@ -154,12 +204,16 @@ def test_json_files_that_are_not_read_are_named(tmp_path: Path, caplog: pytest.L
     downloaded(tmp_path)
     write(tmp_path / "annotations" / "mine.json", coco([]))
     write(tmp_path / "settings.json", [1, 2])
-    open_boxes(DataSpec("coco", str(tmp_path), mean=(0.5,) * 3, std=(0.2,) * 3), seed=0, masks=False)
+    open_boxes(
+        DataSpec("coco", str(tmp_path), mean=(0.5,) * 3, std=(0.2,) * 3), seed=0, masks=False
+    )
     warned = {fault.path: fault.reason for fault in check(tmp_path).warnings}
     for name, why in {
-        "captions_train2017": "COCO's captions", "person_keypoints_val2017": "COCO's keypoints", "stuff_val2017": "COCO's stuff",
+        "captions_train2017": "COCO's captions",
+        "person_keypoints_val2017": "COCO's keypoints",
+        "stuff_val2017": "COCO's stuff",
         "mine": "no name of a split in it",
-    }.items():  # fmt: skip
+    }.items():
         assert f"annotations/{name}.json ({why})" in caplog.text
         assert warned[f"annotations/{name}.json"] == f"not read: {why}"
     assert "settings.json (not in COCO's form)" in caplog.text
@@ -179,7 +233,9 @@ def yolo(root: Path) -> None:
     for part in ("train", "val"):
         for name in pictures(root / "images" / part):
             (root / "labels" / part).mkdir(parents=True, exist_ok=True)
-            (root / "labels" / part / name).with_suffix(".txt").write_text("0 0.3125 0.25 0.375 0.3333\n")
+            (root / "labels" / part / name).with_suffix(".txt").write_text(
+                "0 0.3125 0.25 0.375 0.3333\n"
+            )
     (root / "data.yaml").write_text(
         "train: ../train/images\nval: ../valid/images\n\nnc: 2\nnames: ['disc', 'square']\n"
     )
@@ -197,7 +253,12 @@ def labelme_own(root: Path) -> None:
     for name in pictures(root):
         write(
             (root / name).with_suffix(".json"),
-            {"version": "5.4.1", "flags": {}, "shapes": [{"label": "disc", "points": [[1, 2]]}], "imagePath": name},
+            {
+                "version": "5.4.1",
+                "flags": {},
+                "shapes": [{"label": "disc", "points": [[1, 2]]}],
+                "imagePath": name,
+            },
         )
 
 
@@ -211,7 +272,12 @@ def via(root: Path) -> None:
 
 def createml(root: Path) -> None:
     annotations = [
-        {"image": name, "annotations": [{"label": "disc", "coordinates": {"x": 1, "y": 2, "width": 3, "height": 4}}]}
+        {
+            "image": name,
+            "annotations": [
+                {"label": "disc", "coordinates": {"x": 1, "y": 2, "width": 3, "height": 4}}
+            ],
+        }
         for name in pictures(root / "train")
     ]
     write(root / "train" / "_annotations.createml.json", annotations)
@@ -227,7 +293,8 @@ def table(root: Path) -> None:
 def cvat_xml(root: Path) -> None:
     pictures(root / "images")
     (root / "annotations.xml").write_text(
-        '<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n  <version>1.1</version>\n</annotations>\n'
+        '<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n  '
+        "<version>1.1</version>\n</annotations>\n"
     )
 
 
@@ -235,7 +302,13 @@ def studio_json(root: Path) -> None:
     pictures(root)
     write(
         root / "project-1.json",
-        [{"id": 1, "annotations": [{"id": 1, "completed_by": 1, "result": []}], "data": {"image": "0.png"}}],
+        [
+            {
+                "id": 1,
+                "annotations": [{"id": 1, "completed_by": 1, "result": []}],
+                "data": {"image": "0.png"},
+            }
+        ],
     )
 
 
@@ -243,14 +316,32 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "YOLO": (yolo, r"labels of YOLO \(data\.yaml\): boxes are read from COCO json"),
     "Pascal VOC": (voc, r"annotations of Pascal VOC \(Annotations/0\.xml\)"),
     "labelme": (labelme_own, r"labelme's files \(0\.json\): .*labelme2coco"),
-    "VIA": (via, r"annotations of the VGG Image Annotator \(via_region_data\.json\): let it export COCO"),
+    "VIA": (
+        via,
+        r"annotations of the VGG Image Annotator \(via_region_data\.json\): let it export COCO",
+    ),
     "CreateML": (createml, r"annotations for CreateML \(train/_annotations\.createml\.json\)"),
     "a table": (table, r"boxes in a table \(train/_annotations\.csv\)"),
-    "CVAT for images": (cvat_xml, r"annotations of CVAT in its own xml \(annotations\.xml\): let it export COCO 1\.0"),
-    "Label Studio's json": (studio_json, r"an export of Label Studio in its own json \(project-1\.json\)"),
-    "several without a split": (several, r"several files of boxes, and no name says a split: annotations/one\.json, annotations/two\.json"),
-    "two for a split": (twice, r"several files for val: annotations/val2017\.json and annotations/valid\.json; keep one"),
-}  # fmt: skip
+    "CVAT for images": (
+        cvat_xml,
+        r"annotations of CVAT in its own xml \(annotations\.xml\): let it export COCO 1\.0",
+    ),
+    "Label Studio's json": (
+        studio_json,
+        r"an export of Label Studio in its own json \(project-1\.json\)",
+    ),
+    "several without a split": (
+        several,
+        (
+            r"several files of boxes, and no name says a split: annotations/one\.json, "
+            r"annotations/two\.json"
+        ),
+    ),
+    "two for a split": (
+        twice,
+        r"several files for val: annotations/val2017\.json and annotations/valid\.json; keep one",
+    ),
+}
 
 
 @pytest.mark.parametrize("tool", REFUSED)
@@ -299,7 +390,10 @@ def test_pointers_of_git_lfs_are_said(tmp_path: Path):
     found = check(tmp_path / "coco")
     said = {fault.path: fault.reason for fault in found.bad}
     for path in ("annotations/instances_val.json", "images/train/0.png"):
-        assert "it is a Git LFS pointer and not the file itself: fetch it with git lfs pull" in said[path]
+        assert (
+            "it is a Git LFS pointer and not the file itself: fetch it with git lfs pull"
+            in said[path]
+        )
     assert "a Git LFS pointer" in str(check(tmp_path / "data.npz"))
 
 
@@ -309,7 +403,9 @@ def test_crowds_alone_are_nothing_to_learn(tmp_path: Path, caplog: pytest.LogCap
     runs = {"size": [60, 80], "counts": [305, *[20, 40] * 29, 20, 2735]}
     content = coco(pictures(tmp_path / "images"), iscrowd=1, segmentation=runs)
     write(tmp_path / "annotations/instances_default.json", content)
-    with pytest.raises(DataError, match=r"all of its 6 annotations have iscrowd 1, .* set iscrowd to 0"):
+    with pytest.raises(
+        DataError, match=r"all of its 6 annotations have iscrowd 1, .* set iscrowd to 0"
+    ):
         open_boxes(data, seed=0, masks=True)
     assert check(tmp_path).by_reason["crowds"] == 1
     for one in content["annotations"][::2]:
@@ -323,18 +419,28 @@ def test_crowds_alone_are_nothing_to_learn(tmp_path: Path, caplog: pytest.LogCap
 def test_faults_of_masks_are_warnings_where_no_mask_is_learnt(tmp_path: Path):
     """Two corners of a box in the place of a polygon: boxes are learnt from, all of them."""
     files = pictures(tmp_path / "images/train")
-    write(tmp_path / "annotations/instances_train.json", coco(files, segmentation=[[10.0, 5.0, 40.0, 25.0]]))
+    write(
+        tmp_path / "annotations/instances_train.json",
+        coco(files, segmentation=[[10.0, 5.0, 40.0, 25.0]]),
+    )
     data = DataSpec("coco", str(tmp_path), mean=(0.5,) * 3, std=(0.2,) * 3)
     splits = open_boxes(data, seed=0, masks=False, faults="skip")
-    assert sum(len(splits.train.target(place)["boxes"]) for place in range(len(splits.train))) == len(splits.train)
+    assert sum(
+        len(splits.train.target(place)["boxes"]) for place in range(len(splits.train))
+    ) == len(splits.train)
     with pytest.raises(DataError, match=r"polygon 0 of its segmentation has 2 points"):
         open_boxes(data, seed=0, masks=True)
 
 
 def test_the_check_refuses_what_a_recipe_refuses(tmp_path: Path):
-    """The head decides whether a polygon of two points matters; other layouts than the recipe's are refused as in training."""
+    """The head decides whether a polygon of two points matters; other layouts than the recipe's are
+    refused as in training.
+    """
     files = pictures(tmp_path / "boxes/images/train")
-    write(tmp_path / "boxes/annotations/instances_train.json", coco(files, segmentation=[[10.0, 5.0, 40.0, 25.0]]))
+    write(
+        tmp_path / "boxes/annotations/instances_train.json",
+        coco(files, segmentation=[[10.0, 5.0, 40.0, 25.0]]),
+    )
     assert data("check", tmp_path / "boxes", recipe="nuclei").by_reason == {"polygon": 6}
     found = data("check", tmp_path / "boxes", recipe="nuclei", set="detection.head=fasterrcnn")
     assert (found.exit_code, len(found.warnings)) == (0, 6)

@@ -1,4 +1,6 @@
-"""What tells two data sets apart at --resume: names, targets, and what is in the files; not where they lie or when they were written."""
+"""What tells two data sets apart at --resume: names, targets, and what is in the files; not where
+they lie or when they were written.
+"""
 
 import json
 import os
@@ -32,7 +34,13 @@ def boxes(root: Path) -> Told:
 
 
 def label_images(root: Path) -> Told:
-    return open_label_images(DataSpec("masks", str(root), **SCALE), seed=0, labels="labels", ignore=("unknown",), fov=None)[0].fingerprint  # fmt: skip
+    return open_label_images(
+        DataSpec("masks", str(root), **SCALE),
+        seed=0,
+        labels="labels",
+        ignore=("unknown",),
+        fov=None,
+    )[0].fingerprint
 
 
 def unlabelled(root: Path) -> Told:
@@ -49,7 +57,11 @@ KINDS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Told], str]] = {
     "classes": (lambda root: split_folders(root, PARTS), classes, "val/b/01.png"),
     "boxes": (coco, boxes, "images/val/1.png"),
     "label images": (label_set, label_images, "images/val/1.png"),
-    "unlabelled": (lambda root: class_folders(root, {"train": 4, "val": 2}), unlabelled, "val/01.png"),
+    "unlabelled": (
+        lambda root: class_folders(root, {"train": 4, "val": 2}),
+        unlabelled,
+        "val/01.png",
+    ),
 }
 
 

@@ -27,14 +27,20 @@ def fresh_notices(monkeypatch):
 
 
 def test_three_parts(tmp_path):
-    split_folders(tmp_path, {p: {"dog": n, "cat": n + 1} for p, n in (("train", 4), ("val", 2), ("test", 3))})
+    split_folders(
+        tmp_path, {p: {"dog": n, "cat": n + 1} for p, n in (("train", 4), ("val", 2), ("test", 3))}
+    )
     splits = open_splits(spec(tmp_path), seed=0)
     assert splits.classes == ("cat", "dog")
     assert splits.test is not None
     assert [len(s) for s in (splits.train, splits.val, splits.test)] == [9, 5, 7]
     assert [splits.val.name(i) for i in range(5)] == [
-        "val/cat/00.png", "val/cat/01.png", "val/cat/02.png", "val/dog/00.png", "val/dog/01.png",
-    ]  # fmt: skip
+        "val/cat/00.png",
+        "val/cat/01.png",
+        "val/cat/02.png",
+        "val/dog/00.png",
+        "val/dog/01.png",
+    ]
     assert splits.val.targets.tolist() == [0, 0, 0, 1, 1]
     assert splits.val.targets.dtype == np.int64
     assert splits.test.image(0).mode == "RGB"
@@ -70,13 +76,23 @@ def test_subfolders_endings_and_links(tmp_path):
     noise().save(tmp_path / "b" / "line\nbreak.png")
     elsewhere = class_folders(tmp_path.with_name("elsewhere"), {"c": 2})
     (tmp_path / "b" / "linked").symlink_to(elsewhere, target_is_directory=True)
-    files = ["a/00.png", "a/deeper/00.JPG", "a/deeper/01.JPG", "b/00.png", "b/line\nbreak.png", "b/linked/c/00.png", "b/linked/c/01.png"]  # fmt: skip
+    files = [
+        "a/00.png",
+        "a/deeper/00.JPG",
+        "a/deeper/01.JPG",
+        "b/00.png",
+        "b/line\nbreak.png",
+        "b/linked/c/00.png",
+        "b/linked/c/01.png",
+    ]
     parts, _ = folder_parts(tmp_path, 3)
     assert parts["all"].files == files
     assert images_at(tmp_path, 3).files == files  # what predict reads
     found = check(tmp_path)
     assert (found.seen, found.counts["all"]) == (7, {"a": 3, "b": 4})
-    assert [fault.reason for fault in found.warnings] == ["2 links back to a folder around it, not followed"]
+    assert [fault.reason for fault in found.warnings] == [
+        "2 links back to a folder around it, not followed"
+    ]
 
 
 def test_what_is_not_read_is_counted_and_said_once(tmp_path, caplog):
@@ -134,7 +150,9 @@ def case_extra_class_in_val(root):
 
 
 def case_no_train(root):
-    return split_folders(root, {"test": {"a": 2, "b": 2}, "val": {"a": 1, "b": 1}}), "has val and test but no train"
+    return split_folders(
+        root, {"test": {"a": 2, "b": 2}, "val": {"a": 1, "b": 1}}
+    ), "has val and test but no train"
 
 
 def case_letters(root):
@@ -142,9 +160,17 @@ def case_letters(root):
 
 
 CASES = [
-    case_missing, case_file, case_empty, case_empty_train, case_one_class, case_class_without_images,
-    case_class_missing_in_test, case_extra_class_in_val, case_no_train, case_letters,
-]  # fmt: skip
+    case_missing,
+    case_file,
+    case_empty,
+    case_empty_train,
+    case_one_class,
+    case_class_without_images,
+    case_class_missing_in_test,
+    case_extra_class_in_val,
+    case_no_train,
+    case_letters,
+]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
@@ -203,7 +229,8 @@ def test_the_order_does_not_depend_on_the_disk(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["a.png", "a.PNG", ".png", "a.", "a", "a.b.png", "a.tar.gz", "..png", "é.jpg", "a.p\u00dfg"]
+    "name",
+    ["a.png", "a.PNG", ".png", "a.", "a", "a.b.png", "a.tar.gz", "..png", "é.jpg", "a.p\u00dfg"],
 )
 def test_an_ending_is_what_paths_call_a_suffix(name):
     assert _ending(name) == PurePosixPath(name).suffix.lower()

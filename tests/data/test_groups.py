@@ -24,13 +24,17 @@ def drawn(rng, most_groups=20):
     sizes = 1 + rng.geometric(0.3, count)
     groups = np.repeat([f"p{n}" for n in range(count)], sizes).astype(object)
     own = np.repeat(rng.integers(0, classes, count), sizes)
-    targets = np.where(rng.random(len(groups)) < rng.random(), own, rng.integers(0, classes, len(groups)))
+    targets = np.where(
+        rng.random(len(groups)) < rng.random(), own, rng.integers(0, classes, len(groups))
+    )
     return targets, groups
 
 
 def single(targets, groups):
     """The classes that only one group has."""
-    return {label for label in np.unique(targets).tolist() if len(set(groups[targets == label])) == 1}
+    return {
+        label for label in np.unique(targets).tolist() if len(set(groups[targets == label])) == 1
+    }
 
 
 def samples_of(targets, groups):
@@ -47,7 +51,9 @@ def test_no_group_stands_in_two_parts_of_a_thousand_tables():
         try:
             kept, cut = grouped_cut(targets, groups, 0.15, seed)
         except DataError:
-            held = {group for label in single(targets, groups) for group in groups[targets == label]}
+            held = {
+                group for label in single(targets, groups) for group in groups[targets == label]
+            }
             assert held == set(groups), "refused though a group could go"
             refused += 1
             continue
@@ -88,15 +94,23 @@ def test_a_cut_of_few_groups_is_the_best_there_is(seed):
     names, shares = sorted(set(groups)), []
     for chosen in product((False, True), repeat=len(names)):
         off = np.isin(groups, [name for name, taken in zip(names, chosen, strict=True) if taken])
-        counts = [(off & (targets == label)).sum() / (targets == label).sum() for label in np.unique(targets)]
+        counts = [
+            (off & (targets == label)).sum() / (targets == label).sum()
+            for label in np.unique(targets)
+        ]
         if off.any() and max(counts) < 1:
-            shares.append((sum(share == 0 for share in counts), np.mean([abs(share - 0.2) for share in counts])))
+            shares.append((
+                sum(share == 0 for share in counts),
+                np.mean([abs(share - 0.2) for share in counts]),
+            ))
     if not shares:
         with pytest.raises(DataError):
             grouped_cut(targets, groups, 0.2, seed)
         return
     _, cut = grouped_cut(targets, groups, 0.2, seed)
-    counts = [(targets[cut] == label).sum() / (targets == label).sum() for label in np.unique(targets)]
+    counts = [
+        (targets[cut] == label).sum() / (targets == label).sum() for label in np.unique(targets)
+    ]
     found = sum(share == 0 for share in counts), np.mean([abs(share - 0.2) for share in counts])
     assert found == pytest.approx(min(shares))
 
@@ -123,7 +137,11 @@ def test_a_cut_repeats_itself_and_follows_the_seed():
 @pytest.mark.parametrize(
     ("targets", "groups", "message"),
     [
-        ([0, 1, 0, 1], "aaaa", r"all 4 images are of one group \(a\): nothing is left to validate on"),
+        (
+            [0, 1, 0, 1],
+            "aaaa",
+            r"all 4 images are of one group \(a\): nothing is left to validate on",
+        ),
         ([0, 0, 1, 1], "aabb", r"each of the 2 groups \(a, b\) is the only one of some class"),
     ],
 )
@@ -146,9 +164,16 @@ def test_folds_that_cannot_be():
     with pytest.raises(DataError, match="8 images cannot be cut into 9 folds"):
         folds_of(targets, None, 9, 0, ["x", "y"])
     with pytest.raises(
-        DataError, match=r"class 'rare' cannot be spread over two of 3 folds.* needs images of two groups"
+        DataError,
+        match=r"class 'rare' cannot be spread over two of 3 folds.* needs images of two groups",
     ):
-        folds_of(np.array([0, 0, 0, 0, 1, 1]), np.array([*"aabbcc"], dtype=object), 3, 0, ["common", "rare"])
+        folds_of(
+            np.array([0, 0, 0, 0, 1, 1]),
+            np.array([*"aabbcc"], dtype=object),
+            3,
+            0,
+            ["common", "rare"],
+        )
 
 
 def test_folds_test_each_image_once_and_validate_on_others():
@@ -157,7 +182,9 @@ def test_folds_test_each_image_once_and_validate_on_others():
     tested = []
     for fold in range(3):
         cut = cut_parts({"all": every}, names, DataSpec(folds=3, fold=fold), 0)
-        held = [set(samples.groups.tolist()) for samples in cut.values() if samples.groups is not None]
+        held = [
+            set(samples.groups.tolist()) for samples in cut.values() if samples.groups is not None
+        ]
         assert len(held) == 3
         assert not held[0] & held[1] | held[0] & held[2] | held[1] & held[2]
         tested += [cut["test"].name(index) for index in range(len(cut["test"]))]
@@ -203,7 +230,8 @@ def test_groups_in_the_names_of_class_folders(tmp_path):
 def test_a_group_in_two_splits_of_class_folders(tmp_path):
     split_folders(tmp_path, {"train": {"cat": 3, "dog": 3}, "test": {"cat": 1, "dog": 1}})
     with pytest.raises(
-        DataError, match=r"group 00: it is in train \(train/cat/00\.png\) and test \(test/cat/00\.png\)"
+        DataError,
+        match=r"group 00: it is in train \(train/cat/00\.png\) and test \(test/cat/00\.png\)",
     ):
         open_splits(DataSpec("folder", str(tmp_path), group=r"/(\d+)\.png", **PLAIN), 0)
 
@@ -215,5 +243,7 @@ def test_patterns_that_find_no_group(tmp_path):
     with pytest.raises(UsageError, match="is no regular expression: missing"):
         groups_of(["a"], "(")
     for pattern in ("a", "(a)(b)"):
-        with pytest.raises(UsageError, match=r"capture groups?: brackets around one part|0 capture groups"):
+        with pytest.raises(
+            UsageError, match=r"capture groups?: brackets around one part|0 capture groups"
+        ):
             groups_of(["a"], pattern)

@@ -23,7 +23,9 @@ def png(path: Path, width: int, height: int, depth: int, colour: int, rows: byte
     """A PNG written by hand: Pillow cannot write 16-bit colour, nor a header that lies."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
@@ -66,19 +68,29 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
 def test_conversions(tmp_path):
     grey = noise(mode="L")
     grey.save(tmp_path / "grey.png")
-    assert np.array_equal(np.asarray(read_image(tmp_path / "grey.png", 3)), np.asarray(grey)[..., None].repeat(3, -1))
+    assert np.array_equal(
+        np.asarray(read_image(tmp_path / "grey.png", 3)), np.asarray(grey)[..., None].repeat(3, -1)
+    )
 
     colour = noise()
     colour.save(tmp_path / "colour.png")
-    assert np.array_equal(np.asarray(read_image(tmp_path / "colour.png", 1)), np.asarray(colour.convert("L")))
+    assert np.array_equal(
+        np.asarray(read_image(tmp_path / "colour.png", 1)), np.asarray(colour.convert("L"))
+    )
 
     alpha = noise(mode="RGBA")
     alpha.save(tmp_path / "alpha.png")
-    assert np.array_equal(np.asarray(read_image(tmp_path / "alpha.png")), np.asarray(alpha)[..., :3])
+    assert np.array_equal(
+        np.asarray(read_image(tmp_path / "alpha.png")), np.asarray(alpha)[..., :3]
+    )
 
     palette = noise().quantize(8)
-    palette.save(tmp_path / "palette.png", transparency=bytes([0, 128, 255, 255, 255, 255, 255, 255]))
-    assert np.array_equal(np.asarray(read_image(tmp_path / "palette.png")), np.asarray(palette.convert("RGB")))
+    palette.save(
+        tmp_path / "palette.png", transparency=bytes([0, 128, 255, 255, 255, 255, 255, 255])
+    )
+    assert np.array_equal(
+        np.asarray(read_image(tmp_path / "palette.png")), np.asarray(palette.convert("RGB"))
+    )
 
     bits = noise(mode="L").convert("1")
     bits.save(tmp_path / "bits.png")
@@ -115,13 +127,22 @@ def test_deep_pixels_are_refused_not_clipped(tmp_path):
     Image.fromarray(ramp.astype(np.int32)).save(tmp_path / "int.tif")
     rows = b"".join(b"\0" + np.full((4, 3), 300, ">u2").tobytes() for _ in range(4))
     png(tmp_path / "colour16.png", 4, 4, 16, 2, rows)
-    (tmp_path / "colour16.ppm").write_bytes(b"P6 2 2 65535\n" + np.full((2, 2, 3), 300, ">u2").tobytes())
+    (tmp_path / "colour16.ppm").write_bytes(
+        b"P6 2 2 65535\n" + np.full((2, 2, 3), 300, ">u2").tobytes()
+    )
     (tmp_path / "grey10.pgm").write_bytes(b"P5 2 2 1023\n" + np.full((2, 2), 300, ">u2").tobytes())
     for path in sorted(tmp_path.iterdir()):
-        kind = "floating-point" if "float" in path.name else "32-bit" if "int" in path.name else "16-bit"
+        kind = (
+            "floating-point"
+            if "float" in path.name
+            else "32-bit"
+            if "int" in path.name
+            else "16-bit"
+        )
         with pytest.raises(
             DataError,
-            match=rf"{path.name} holds {kind}.*only 8-bit images are read without a range: declare .*data\.range=0\.\.4095",
+            match=rf"{path.name} holds {kind}.*only 8-bit images are read without a range: "
+            r"declare .*data\.range=0\.\.4095",
         ):
             read_image(path)
 
@@ -143,7 +164,9 @@ def test_a_notice_is_said_once(caplog, monkeypatch):
 
 
 def test_a_png_with_a_large_profile_or_text_is_a_whole_image(tmp_path):
-    """Slide tiles carry the scanner's profile, and generated pictures their workflow: libpng reads the pixels, and so is done here."""
+    """Slide tiles carry the scanner's profile, and generated pictures their workflow: libpng reads
+    the pixels, and so is done here.
+    """
     image = noise(64, 48)
     text = PngImagePlugin.PngInfo()
     text.add_text("workflow", "x" * 2_000_000, zip=True)
@@ -164,18 +187,30 @@ def test_a_png_with_a_large_profile_or_text_is_a_whole_image(tmp_path):
 @pytest.mark.parametrize("orientation", range(2, 9))
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
 def test_a_tiff_that_a_tag_turns_has_its_pixels(tmp_path, mode, orientation):
-    """Pillow maps grey and RGBA files that are not packed into memory with the sides of the upright image, and gives other pixels."""
+    """Pillow maps grey and RGBA files that are not packed into memory with the sides of the upright
+    image, and gives other pixels.
+    """
     tifffile = pytest.importorskip("tifffile")
     upright = np.random.default_rng(0).integers(
         0, 256, (24, 20) if mode == "L" else (24, 20, len(mode)), dtype=np.uint8
     )
-    stored = {2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1], 5: upright.swapaxes(0, 1), 6: np.rot90(upright),
-              7: upright[::-1, ::-1].swapaxes(0, 1), 8: np.rot90(upright, 3)}[orientation]  # fmt: skip
+    stored = {
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.swapaxes(0, 1),
+        6: np.rot90(upright),
+        7: upright[::-1, ::-1].swapaxes(0, 1),
+        8: np.rot90(upright, 3),
+    }[orientation]
     options = {"extrasamples": ["unassalpha"]} if mode == "RGBA" else {}
     tifffile.imwrite(
-        tmp_path / "a.tif", np.ascontiguousarray(stored), photometric="minisblack" if mode == "L" else "rgb",
-        extratags=[(274, "H", 1, orientation, True)], **options,
-    )  # fmt: skip
+        tmp_path / "a.tif",
+        np.ascontiguousarray(stored),
+        photometric="minisblack" if mode == "L" else "rgb",
+        extratags=[(274, "H", 1, orientation, True)],
+        **options,
+    )
     found = decode(tmp_path / "a.tif", 1 if mode == "L" else 3)
     assert np.array_equal(found.image, upright if mode == "L" else upright[..., :3])
     assert found.turned

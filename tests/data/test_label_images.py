@@ -1,4 +1,6 @@
-"""Label images: values become class indices, palettes stay indices, what is ignored has none; all faults of a set in one error; joint transforms."""
+"""Label images: values become class indices, palettes stay indices, what is ignored has none; all
+faults of a set in one error; joint transforms.
+"""
 
 import json
 from pathlib import Path
@@ -47,7 +49,11 @@ def test_a_value_can_be_ignored_that_has_no_name(tmp_path):
 
 @pytest.mark.parametrize(
     ("ignore", "said"),
-    [(("watr",), "Did you mean 'water'"), ((300,), "lie in 0..255"), (("water", "unknown"), "takes two")],
+    [
+        (("watr",), "Did you mean 'water'"),
+        ((300,), "lie in 0..255"),
+        (("water", "unknown"), "takes two"),
+    ],
 )
 def test_what_cannot_be_ignored(tmp_path, ignore, said):
     with pytest.raises(UsageError, match=said):
@@ -94,11 +100,14 @@ def spoil(root: Path) -> dict[str, str]:
     (labels / "2.png").unlink()
     (labels / "3.png").write_bytes((labels / "3.png").read_bytes()[:60])
     Image.fromarray(np.zeros((48, 64), dtype=np.uint16)).save(root / "labels/val/0.png")
-    Image.fromarray(np.eye(3, dtype=np.uint8)[label_of(1, (48, 64), (0, 1))]).save(root / "labels/val/1.png")
+    Image.fromarray(np.eye(3, dtype=np.uint8)[label_of(1, (48, 64), (0, 1))]).save(
+        root / "labels/val/1.png"
+    )
     (root / "images/test/0.png").write_bytes(b"no image")
     (root / "images/test/1.png").unlink()
     return {
-        "labels/train/0.png": "it holds the values 9 (6 pixels); allowed are 0 ground, 3 water, 7 unknown",
+        "labels/train/0.png": "it holds the values 9 (6 pixels); allowed are 0 ground, 3 water, 7 "
+        "unknown",
         "labels/train/1.png": "it is 63 x 48, and its image is 64 x 48",
         "images/train/2.png": "it has no label image labels/train/2.png",
         "labels/train/3.png": "replace or remove the file",
@@ -110,7 +119,9 @@ def spoil(root: Path) -> dict[str, str]:
 
 
 @pytest.mark.bar(
-    "B16", "label values outside the classes and sizes unlike the image: [path, values, allowed], before the first step"
+    "B16",
+    "label values outside the classes and sizes unlike the image: [path, values, allowed], before "
+    "the first step",
 )
 def test_every_fault_is_named_at_once(tmp_path):
     expected = spoil(label_set(tmp_path))
@@ -125,8 +136,14 @@ def test_every_fault_is_named_at_once(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(None, "no such file"), ("{", "no complete JSON"), ("7", "an object from value to name"), ('{"300": "a"}', "0 to 255"), ('{"0": "a", "1": "a"}', "twice")],
-)  # fmt: skip
+    [
+        (None, "no such file"),
+        ("{", "no complete JSON"),
+        ("7", "an object from value to name"),
+        ('{"300": "a"}', "0 to 255"),
+        ('{"0": "a", "1": "a"}', "twice"),
+    ],
+)
 def test_classes_that_are_none(tmp_path, content, said):
     label_set(tmp_path)
     (tmp_path / "classes.json").unlink()
@@ -166,7 +183,9 @@ def test_ade20k_as_it_comes(tmp_path, named):
                 tmp_path / f"annotations/{part}/{index}.png"
             )
     if named:
-        (tmp_path / "objectInfo150.txt").write_text("Idx\tRatio\tName\n1\t0.2\twall\n150\t0.1\tflag, standard\n")
+        (tmp_path / "objectInfo150.txt").write_text(
+            "Idx\tRatio\tName\n1\t0.2\twall\n150\t0.1\tflag, standard\n"
+        )
     splits, layout = open_label_images(spec(tmp_path), 0)
     assert layout.values == tuple(range(1, 151))
     assert (splits.classes[0], splits.classes[149]) == (("wall", "flag") if named else ("1", "150"))
@@ -209,7 +228,9 @@ AUGMENTED = {
 
 @pytest.mark.parametrize("name", AUGMENTED)
 def test_labels_move_with_their_pixels(tmp_path, name):
-    """The brightness of each pixel still says its class, whatever was drawn; what a crop adds counts nowhere."""
+    """The brightness of each pixel still says its class, whatever was drawn; what a crop adds
+    counts nowhere.
+    """
     splits, layout = open_label_images(spec(label_set(tmp_path)), 0)
     pipeline = train_pipeline(AUGMENTED[name], splits.mean, splits.std)
     loader = train_loader(splits.train, pipeline, batch=1, seed=0)
@@ -222,15 +243,21 @@ def test_labels_move_with_their_pixels(tmp_path, name):
             assert image.shape == (3, *label.shape)
             assert type(label) is torch.Tensor
             inside = label != IGNORE
-            assert torch.equal(image[0][inside].mul(255).round() // STEP, values[label[inside].long()].float())
+            assert torch.equal(
+                image[0][inside].mul(255).round() // STEP, values[label[inside].long()].float()
+            )
             assert label.numel() - int(inside.sum()) == (8 * 40 if name == "cropped" else 0)
-    assert shapes == {"whole": {(48, 64)}, "turned": {(48, 64), (64, 48)}, "cropped": {(56, 40)}}[name]
+    assert (
+        shapes == {"whole": {(48, 64)}, "turned": {(48, 64), (64, 48)}, "cropped": {(56, 40)}}[name]
+    )
 
 
 def test_scaled_labels_hold_no_new_values(tmp_path):
     splits, _ = open_label_images(spec(label_set(tmp_path)), 0)
     pipeline = train_pipeline(
-        SegmentationSpec(scale=(0.5, 2.0), color_jitter=0.3, photometric=True), splits.mean, splits.std
+        SegmentationSpec(scale=(0.5, 2.0), color_jitter=0.3, photometric=True),
+        splits.mean,
+        splits.std,
     )
     loader = train_loader(splits.train, pipeline, batch=4, seed=0)
     images, labels = next(iter(loader))
@@ -242,9 +269,15 @@ def test_scaled_labels_hold_no_new_values(tmp_path):
 def test_evaluation_takes_the_whole_image(tmp_path):
     splits, _ = open_label_images(spec(label_set(tmp_path)), 0)
     assert splits.test is not None
-    image, label = eval_pipeline(splits.mean, splits.std)((splits.test.image(0), splits.test.target(0)))
+    image, label = eval_pipeline(splits.mean, splits.std)((
+        splits.test.image(0),
+        splits.test.target(0),
+    ))
     assert (image.shape, label.shape) == ((3, 48, 64), (48, 64))
-    assert torch.equal(image.mul(255).round().byte(), torch.from_numpy(np.array(splits.test.image(0))).permute(2, 0, 1))
+    assert torch.equal(
+        image.mul(255).round().byte(),
+        torch.from_numpy(np.array(splits.test.image(0))).permute(2, 0, 1),
+    )
 
 
 @pytest.mark.parametrize("fields", [{"crop": (16, 64)}, {"scale": (2.0, 1.0)}, {"crop_share": 0.0}])
@@ -253,7 +286,9 @@ def test_settings_that_cannot_be_used(fields):
         train_pipeline(SegmentationSpec(**fields), (0.5,), (0.5,))
 
 
-@pytest.mark.parametrize(("name", "sizes"), [("chase_db1", {(960, 999)}), ("hrf_av", {(1168, 1752)})])
+@pytest.mark.parametrize(
+    ("name", "sizes"), [("chase_db1", {(960, 999)}), ("hrf_av", {(1168, 1752)})]
+)
 def test_real_sets(data_root, name, sizes):
     root = data_root / name
     classes = json.loads((root / "classes.json").read_text())

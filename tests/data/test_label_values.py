@@ -1,4 +1,6 @@
-"""What label images hold and what `segmentation.values` calls it: every container against every set of values is read right or refused by name."""
+"""What label images hold and what `segmentation.values` calls it: every container against every set
+of values is read right or refused by name.
+"""
 
 import itertools
 import json
@@ -30,12 +32,16 @@ def palette(label: np.ndarray) -> Image.Image:
     return image
 
 
-def pictured(make: Callable[[np.ndarray], Image.Image], ending: str = "png") -> Callable[[np.ndarray, Path], None]:
+def pictured(
+    make: Callable[[np.ndarray], Image.Image], ending: str = "png"
+) -> Callable[[np.ndarray, Path], None]:
     return lambda label, place: make(label).save(place.with_suffix(f".{ending}"))
 
 
 def npz(kind: Any) -> Callable[[np.ndarray, Path], None]:
-    return lambda label, place: np.savez_compressed(place.with_suffix(".npz"), mask=label.astype(kind))
+    return lambda label, place: np.savez_compressed(
+        place.with_suffix(".npz"), mask=label.astype(kind)
+    )
 
 
 def truth(label: np.ndarray) -> np.ndarray:
@@ -52,20 +58,29 @@ HOLDERS: dict[str, Callable[[np.ndarray, Path], None]] = {
     "one bit": pictured(lambda label: Image.fromarray(truth(label))),
     "npz of bytes": npz(np.uint8),
     "npz of int64": npz(np.int64),
-    "npz of true and false": lambda label, place: np.savez(place.with_suffix(".npz"), mask=truth(label)),
+    "npz of true and false": lambda label, place: np.savez(
+        place.with_suffix(".npz"), mask=truth(label)
+    ),
     "npz of numbers with fractions": npz(np.float32),
     "npy of true and false": lambda label, place: np.save(place.with_suffix(".npy"), truth(label)),
-    "npy by columns": lambda label, place: np.save(place.with_suffix(".npy"), np.asfortranarray(label)),
+    "npy by columns": lambda label, place: np.save(
+        place.with_suffix(".npy"), np.asfortranarray(label)
+    ),
 }
-BITS = {"one bit", "npz of true and false", "npy of true and false"}  # hold two values, whatever was drawn
+# hold two values, whatever was drawn
+BITS = {"one bit", "npz of true and false", "npy of true and false"}
 REFUSED = {
     "colours": "holds colours",
     "16 bits": "more than 8 bits per pixel",
     "npz of numbers with fractions": "holds an array of float32",
 }
 VALUES: dict[str, tuple[int, ...]] = {
-    "0, 1": (0, 1), "0, 255": (0, 255), "127, 254": (127, 254), "0, 1, void": (0, 1, 255), "0, 64, 127": (0, 64, 127),
-}  # fmt: skip
+    "0, 1": (0, 1),
+    "0, 255": (0, 255),
+    "127, 254": (127, 254),
+    "0, 1, void": (0, 1, 255),
+    "0, 64, 127": (0, 64, 127),
+}
 NAMES = ("ground", "water", "road")
 
 
@@ -76,7 +91,9 @@ def drawn(values: tuple[int, ...], seed: int) -> np.ndarray:
     return label
 
 
-def made(root: Path, values: tuple[int, ...], hold: Callable[[np.ndarray, Path], None], count: int = 4) -> Path:
+def made(
+    root: Path, values: tuple[int, ...], hold: Callable[[np.ndarray, Path], None], count: int = 4
+) -> Path:
     for folder in ("images", "masks"):
         (root / folder).mkdir(parents=True)
     for index in range(count):
@@ -89,13 +106,24 @@ def opened(root: Path, values: Mapping[Any, str] | None = None):
     return open_label_images(DataSpec("masks", str(root), **SCALE), 0, values=values)
 
 
-def told(values: tuple[int, ...], *, by: str) -> tuple[dict[int, str] | None, dict[str, str] | None]:
+def told(
+    values: tuple[int, ...], *, by: str
+) -> tuple[dict[int, str] | None, dict[str, str] | None]:
     """(segmentation.values, classes.json), one of them."""
-    named = {value: "void" if value == 255 and len(values) > 2 else name for value, name in zip(values, NAMES, strict=False)}  # fmt: skip
-    return (named, None) if by == "recipe" else (None, {str(value): name for value, name in named.items() if name != "void"})  # fmt: skip
+    named = {
+        value: "void" if value == 255 and len(values) > 2 else name
+        for value, name in zip(values, NAMES, strict=False)
+    }
+    return (
+        (named, None)
+        if by == "recipe"
+        else (None, {str(value): name for value, name in named.items() if name != "void"})
+    )
 
 
-@pytest.mark.parametrize(("holder", "kind", "by"), [*itertools.product(HOLDERS, VALUES, ("recipe", "classes.json"))])
+@pytest.mark.parametrize(
+    ("holder", "kind", "by"), [*itertools.product(HOLDERS, VALUES, ("recipe", "classes.json"))]
+)
 def test_every_holder_of_every_set_of_values(tmp_path: Path, holder: str, kind: str, by: str):
     """Read as it was drawn, or refused; the check with the recipe says the same."""
     stored = VALUES[kind]
@@ -118,19 +146,26 @@ def test_every_holder_of_every_set_of_values(tmp_path: Path, holder: str, kind: 
         for place in range(len(part)):
             label = drawn(stored, int(part.key(place)))
             label = truth(label).astype(np.uint8) if holder in BITS else label
-            wanted = np.select([label == value for value in held[: len(expected)]], range(len(expected)), IGNORE)
+            wanted = np.select(
+                [label == value for value in held[: len(expected)]], range(len(expected)), IGNORE
+            )
             assert np.array_equal(part.target(place), wanted)
 
 
-def test_several_values_share_a_name_and_void_counts_nowhere(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_several_values_share_a_name_and_void_counts_nowhere(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     root = made(tmp_path / "set", (0, 64, 127, 200), HOLDERS["grey PNG"])
     values = {0: "ground", 64: "cell", 127: "cell", 200: "void"}
     found, layout = opened(root, values)
     assert (found.classes, layout.values) == (("ground", "cell"), (0, 64))
     label = drawn((0, 64, 127, 200), int(found.train.key(0)))
-    assert np.array_equal(found.train.target(0), np.select([label == 0, label == 200], [0, IGNORE], 1))
+    assert np.array_equal(
+        found.train.target(0), np.select([label == 0, label == 200], [0, IGNORE], 1)
+    )
     assert (
-        "segmentation.values: the label images hold 0 as ground; 64, 127 as cell; 200 counting nowhere" in caplog.text
+        "segmentation.values: the label images hold 0 as ground; 64, 127 as cell; 200 counting "
+        "nowhere" in caplog.text
     )
 
 
@@ -148,12 +183,28 @@ def test_a_value_that_is_missed_is_said_with_file_and_count(tmp_path: Path, valu
     label[-2:, :3] = value
     Image.fromarray(label).save(root / "masks/2.png")
     values = {0: "background", 127: "cell"}
-    said = rf"masks/2\.png: it holds the values {value} \(6 pixels\); allowed are 0 background, 127 cell"
+    said = (
+        rf"masks/2\.png: it holds the values {value} \(6 pixels\); allowed are 0 background, "
+        r"127 cell"
+    )
     with pytest.raises(DataError, match=said):
         opened(root, values)
     assert check(root, reading=Reading("masks", values=values)).exit_code == 1
     text = f"segmentation.values={{0: background, 127: cell, {value}: void}}"
-    assert data_command("check", root, recipe="vessels", set=[text, "segmentation.fov=none", "segmentation.ignore=()", "segmentation.labels=masks"]).exit_code == 0  # fmt: skip
+    assert (
+        data_command(
+            "check",
+            root,
+            recipe="vessels",
+            set=[
+                text,
+                "segmentation.fov=none",
+                "segmentation.ignore=()",
+                "segmentation.labels=masks",
+            ],
+        ).exit_code
+        == 0
+    )
 
 
 def test_colours_may_be_named_by_the_recipe(tmp_path: Path):
@@ -185,21 +236,37 @@ def test_values_that_are_none(values: Mapping[Any, str], said: str):
 
 
 @pytest.mark.parametrize(
-    "text", ["{0: background, 127: cell}", "{0: 'background', 127: 'cell'}", '{"0": "background", "127": "cell"}', "{ 0:background,127 :cell }"]
-)  # fmt: skip
+    "text",
+    [
+        "{0: background, 127: cell}",
+        "{0: 'background', 127: 'cell'}",
+        '{"0": "background", "127": "cell"}',
+        "{ 0:background,127 :cell }",
+    ],
+)
 def test_values_are_set_as_text_and_kept_in_recipe_json(text: str):
     recipe = get_recipe("vessels").with_fields(**{"segmentation.values": text})
     assert recipe.segmentation is not None
     assert recipe.segmentation.values == {0: "background", 127: "cell"}
     stored = json.loads(
-        json.dumps({"name": "x", "summary": "", "segmentation": {"values": {0: "background", 127: "cell"}}})
+        json.dumps({
+            "name": "x",
+            "summary": "",
+            "segmentation": {"values": {0: "background", 127: "cell"}},
+        })
     )
-    assert recipe_from(stored).segmentation == SegmentationSpec(values={0: "background", 127: "cell"})
+    assert recipe_from(stored).segmentation == SegmentationSpec(
+        values={0: "background", 127: "cell"}
+    )
 
 
-@pytest.mark.parametrize("text", ["{0, 1}", "background", "{0: 1, 1: 2}", "{0: a, 0: b}", "0: a, 1: b"])
+@pytest.mark.parametrize(
+    "text", ["{0, 1}", "background", "{0: 1, 1: 2}", "{0: a, 0: b}", "0: a, 1: b"]
+)
 def test_texts_that_are_no_values(text: str):
-    with pytest.raises(SoftlessError, match=r"segmentation\.values=.* does not fit: the field takes"):
+    with pytest.raises(
+        SoftlessError, match=r"segmentation\.values=.* does not fit: the field takes"
+    ):
         get_recipe("vessels").with_fields(**{"segmentation.values": text})
 
 
@@ -216,11 +283,23 @@ def cut(root: Path) -> None:
 ARRAYS_REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "two arrays": (two_arrays, r"holds 2 arrays \(a, b\)"),
     "cut off": (cut, "it is cut off"),
-    "objects": (lambda root: np.save(root / "masks/0.npy", np.array([[None]], dtype=object)), "an array of objects"),
-    "no numpy file": (lambda root: (root / "masks/0.npy").write_bytes(b"no file of numpy"), "no numpy file"),
-    "values above a byte": (lambda root: np.save(root / "masks/0.npy", np.full(SIZE, 300)), "the values 300 to 300"),
-    "one dimension": (lambda root: np.save(root / "masks/0.npy", np.zeros(8, bool)), r"shape \(8,\)"),
-}  # fmt: skip
+    "objects": (
+        lambda root: np.save(root / "masks/0.npy", np.array([[None]], dtype=object)),
+        "an array of objects",
+    ),
+    "no numpy file": (
+        lambda root: (root / "masks/0.npy").write_bytes(b"no file of numpy"),
+        "no numpy file",
+    ),
+    "values above a byte": (
+        lambda root: np.save(root / "masks/0.npy", np.full(SIZE, 300)),
+        "the values 300 to 300",
+    ),
+    "one dimension": (
+        lambda root: np.save(root / "masks/0.npy", np.zeros(8, bool)),
+        r"shape \(8,\)",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", ARRAYS_REFUSED)

@@ -1,4 +1,6 @@
-"""Names in two arrays are the list that they were made of, and forked processes copy next to none of it."""
+"""Names in two arrays are the list that they were made of, and forked processes copy next to none
+of it.
+"""
 
 import os
 import pickle
@@ -39,7 +41,9 @@ def private(process: str = "self") -> int:
 def test_a_loading_process_copies_no_names() -> None:
     """1.28 million names as of ImageNet; a list of strings takes 128 MB in each process."""
     many = 1_281_167
-    names = (f"train/n{place // 1300:08d}/n{place // 1300:08d}_{place}.JPEG" for place in range(many))
+    names = (
+        f"train/n{place // 1300:08d}/n{place // 1300:08d}_{place}.JPEG" for place in range(many)
+    )
     samples = FileSamples(Path("/data"), Names(names), np.zeros(many, dtype=np.int64), 3)
     order = np.random.default_rng(0).permutation(many)[: many // 2]
     inlet, outlet = os.pipe()

@@ -23,11 +23,11 @@ from softless.errors import DataError, UsageError
 from softless.training.recipe import AugmentSpec, DataSpec
 from tests.data.making import class_folders, recipe
 
-RICH = AugmentSpec(reprob=0.5)  # RandAugment draws from numpy and Python, flips and erasing from torch
+# RandAugment draws from numpy and Python, flips and erasing from torch
+RICH = AugmentSpec(reprob=0.5)
 AFFINE = AugmentSpec(affine=(10.0, 0.1, 0.1), auto_augment=None, color_jitter=None, hflip=0.5)
-forks = pytest.mark.filterwarnings(
-    "ignore:.*fork:DeprecationWarning"
-)  # Python 3.12 warns of any thread, even torch's idle ones
+# Python 3.12 warns of any thread, even torch's idle ones
+forks = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,9 @@ def few():
 
 
 def pipeline(augment=RICH, size=16, *, train=True):
-    return build_transforms(recipe(augment=augment, in_chans=3, image_size=size), (0.5,) * 3, (0.25,) * 3, train=train)
+    return build_transforms(
+        recipe(augment=augment, in_chans=3, image_size=size), (0.5,) * 3, (0.25,) * 3, train=train
+    )
 
 
 def epoch_of(loader, epoch):
@@ -96,7 +98,9 @@ def test_the_result_does_not_depend_on_the_caller_s_generators(few):
 
 @forks
 def test_workers_change_nothing(few):
-    loaders = [train_loader(few, pipeline(), batch=8, seed=5, repeats=2, workers=w) for w in (0, 1, 2)]
+    loaders = [
+        train_loader(few, pipeline(), batch=8, seed=5, repeats=2, workers=w) for w in (0, 1, 2)
+    ]
     for epoch in (0, 1, 1, 4):  # workers live on: they must hear of the new epoch
         (x0, y0), (x1, y1), (x2, y2) = (epoch_of(loader, epoch) for loader in loaders)
         assert torch.equal(x0, x1)
@@ -107,7 +111,9 @@ def test_workers_change_nothing(few):
 @forks
 def test_an_unreadable_image_in_a_worker_is_still_named(tmp_path):
     class_folders(tmp_path, {"a": 4, "b": 4})
-    spec = DataSpec(source="folder", path=str(tmp_path), val_fraction=0.25, mean=(0.5,) * 3, std=(0.25,) * 3)
+    spec = DataSpec(
+        source="folder", path=str(tmp_path), val_fraction=0.25, mean=(0.5,) * 3, std=(0.25,) * 3
+    )
     splits = open_splits(spec, seed=0)
     (tmp_path / splits.train.name(2)).write_bytes(b"")
     for workers in (0, 1):
@@ -115,17 +121,22 @@ def test_an_unreadable_image_in_a_worker_is_still_named(tmp_path):
         with pytest.raises(DataError, match=splits.train.name(2)):
             list(loader)
         if workers:
-            loader._iterator._shutdown_workers()  # type: ignore[union-attr]  # left to the garbage collector it waits five seconds
+            # left to the garbage collector it waits five seconds
+            loader._iterator._shutdown_workers()  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("augment", [RICH, AFFINE], ids=["randaugment", "affine"])
 @pytest.mark.parametrize("train", [True, False])
 def test_cached_equals_uncached(tmp_path, augment, train):
     class_folders(tmp_path, {"a": 5, "b": 5}, ending="jpg")
-    spec = DataSpec(source="folder", path=str(tmp_path), val_fraction=0.2, mean=(0.5,) * 3, std=(0.25,) * 3)
+    spec = DataSpec(
+        source="folder", path=str(tmp_path), val_fraction=0.2, mean=(0.5,) * 3, std=(0.25,) * 3
+    )
     samples = open_splits(spec, seed=0).train
     steps = pipeline(augment, train=train)
-    kept, none, partly = (TransformedSamples(samples, steps, cache_bytes=n) for n in (2**20, 0, 5000))
+    kept, none, partly = (
+        TransformedSamples(samples, steps, cache_bytes=n) for n in (2**20, 0, 5000)
+    )
     for epoch in range(3):
         for data in (kept, none, partly):
             data.set_epoch(epoch)
@@ -203,7 +214,9 @@ def test_evaluation_sees_every_image_once_in_order(few):
     _, targets = epoch_of(loader, 0)
     assert targets.tolist() == few.targets.tolist()
     assert list(loader.positions) == list(range(26))
-    parts = [eval_loader(few, pipeline(train=False), batch=8, rank=rank, world=3) for rank in range(3)]
+    parts = [
+        eval_loader(few, pipeline(train=False), batch=8, rank=rank, world=3) for rank in range(3)
+    ]
     assert sorted(p for part in parts for p in part.positions) == list(range(26))
     for part in parts:
         assert epoch_of(part, 0)[1].tolist() == few.targets[list(part.positions)].tolist()
@@ -218,10 +231,14 @@ def test_seeds_of_neighbours_are_unrelated():
 
 
 def test_digits_are_fast():
-    """The digits run shows 1,221 images in each of its epochs; a slow pipeline would outweigh its small models."""
+    """The digits run shows 1,221 images in each of its epochs; a slow pipeline would outweigh its
+    small models.
+    """
     splits = open_splits(DataSpec(source="digits", in_chans=1), seed=0)
     r = recipe(augment=replace(AFFINE, hflip=0.0, reprob=0.0))
-    loader = train_loader(splits.train, build_transforms(r, splits.mean, splits.std, train=True), batch=111)
+    loader = train_loader(
+        splits.train, build_transforms(r, splits.mean, splits.std, train=True), batch=111
+    )
     best = 1.0
     for epoch in range(3):
         start = time.process_time()

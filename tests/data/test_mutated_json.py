@@ -1,4 +1,6 @@
-"""COCO files edited at random: the check of a recipe's data and its training refuse the same, and neither ends in a traceback."""
+"""COCO files edited at random: the check of a recipe's data and its training refuse the same, and
+neither ends in a traceback.
+"""
 
 import json
 import random

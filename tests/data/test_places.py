@@ -1,4 +1,6 @@
-"""Splits in any spelling are splits, and folders that are no classes are not taken for some: training and the check see the same."""
+"""Splits in any spelling are splits, and folders that are no classes are not taken for some:
+training and the check see the same.
+"""
 
 import unicodedata
 from collections.abc import Callable
@@ -17,10 +19,30 @@ from tests.data.making import class_folders, split_folders
 
 COUNTS = {"a": 2, "b": 2, "c": 2}
 SPELLINGS = {
-    "train": ["train", "Training", "TRAIN", "train2017", "train_set", "trainset", "TrainData", "train-images", "seg_train", "trainval"],
-    "val": ["val", "Valid", "validation", "val2017", "dev", "development_set", "images_val", "validation-set"],
+    "train": [
+        "train",
+        "Training",
+        "TRAIN",
+        "train2017",
+        "train_set",
+        "trainset",
+        "TrainData",
+        "train-images",
+        "seg_train",
+        "trainval",
+    ],
+    "val": [
+        "val",
+        "Valid",
+        "validation",
+        "val2017",
+        "dev",
+        "development_set",
+        "images_val",
+        "validation-set",
+    ],
     "test": ["test", "Testing", "test1", "test_images", "TestSet", "holdout"],
-}  # fmt: skip
+}
 CLASSES = [
     "test_tube",
     "training_shoes",
@@ -36,7 +58,9 @@ CLASSES = [
 ]
 
 
-@pytest.mark.parametrize(("part", "name"), [(part, name) for part, names in SPELLINGS.items() for name in names])
+@pytest.mark.parametrize(
+    ("part", "name"), [(part, name) for part, names in SPELLINGS.items() for name in names]
+)
 def test_what_splits_are_called(part: str, name: str):
     assert part_of(name) == part
 
@@ -48,10 +72,18 @@ def test_what_is_no_split(name: str):
 
 @pytest.mark.parametrize(
     "names",
-    [("Training", "Testing"), ("training", "validation"), ("Train", "Val", "Test"), ("train", "valid", "test"), ("seg_train/seg_train", "seg_test/seg_test")],
+    [
+        ("Training", "Testing"),
+        ("training", "validation"),
+        ("Train", "Val", "Test"),
+        ("train", "valid", "test"),
+        ("seg_train/seg_train", "seg_test/seg_test"),
+    ],
     ids="-".join,
-)  # fmt: skip
-def test_splits_in_other_spellings(tmp_path: Path, names: tuple[str, ...], caplog: pytest.LogCaptureFixture):
+)
+def test_splits_in_other_spellings(
+    tmp_path: Path, names: tuple[str, ...], caplog: pytest.LogCaptureFixture
+):
     split_folders(tmp_path, dict.fromkeys(names, COUNTS))
     parts, classes = folder_parts(tmp_path, 3)
     assert classes == ("a", "b", "c")
@@ -68,7 +100,9 @@ def test_splits_in_other_spellings(tmp_path: Path, names: tuple[str, ...], caplo
 def loose(root: Path) -> None:
     for part in ("train", "valid", "test"):
         class_folders(root, {part: 2})
-        (root / part / "_annotations.coco.json").write_text('{"images": [], "annotations": [], "categories": []}')
+        (root / part / "_annotations.coco.json").write_text(
+            '{"images": [], "annotations": [], "categories": []}'
+        )
 
 
 def yolo_by_split(root: Path) -> None:
@@ -84,15 +118,48 @@ def nothing_but_boxes(root: Path) -> None:
 
 
 WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
-    "loose images in splits": (loose, r"train and valid and test are called like splits, .* in COCO json \(test/_annotations\.coco\.json\)"),
-    "images and masks": (lambda root: class_folders(root, {"Images": 2, "Masks": 2}), r"Images and Masks are called like images and what is drawn"),
-    "labels of a tool": (test_exports.yolo, r"images and labels are called like .* labels of YOLO \(data\.yaml\): boxes are read from COCO json"),
-    "a folder for each patient": (lambda root: split_folders(root, {"8863": COUNTS, "8864": COUNTS}), "8863, 8864 all hold the same folders, a, b, c"),
-    "splits below the classes": (lambda root: split_folders(root, {"cat": {"train": 2, "test": 2}, "dog": {"train": 2, "test": 2}}), r"make it test/cat, and so on"),
-    "labels of a tool in each split": (yolo_by_split, r"images and labels are called like .* labels of YOLO \(labels/0\.txt\)"),
-    "two for one split": (lambda root: split_folders(root, {"train": COUNTS, "Training": COUNTS}), "several folders for train, 'Training' and 'train'"),
-    "no training images": (lambda root: split_folders(root, {"valid": COUNTS, "Testing": COUNTS}), "has valid and Testing but no train"),
-}  # fmt: skip
+    "loose images in splits": (
+        loose,
+        (
+            r"train and valid and test are called like splits, .* in COCO json "
+            r"\(test/_annotations\.coco\.json\)"
+        ),
+    ),
+    "images and masks": (
+        lambda root: class_folders(root, {"Images": 2, "Masks": 2}),
+        r"Images and Masks are called like images and what is drawn",
+    ),
+    "labels of a tool": (
+        test_exports.yolo,
+        (
+            r"images and labels are called like .* labels of YOLO \(data\.yaml\): boxes are read "
+            r"from "
+            r"COCO json"
+        ),
+    ),
+    "a folder for each patient": (
+        lambda root: split_folders(root, {"8863": COUNTS, "8864": COUNTS}),
+        "8863, 8864 all hold the same folders, a, b, c",
+    ),
+    "splits below the classes": (
+        lambda root: split_folders(
+            root, {"cat": {"train": 2, "test": 2}, "dog": {"train": 2, "test": 2}}
+        ),
+        r"make it test/cat, and so on",
+    ),
+    "labels of a tool in each split": (
+        yolo_by_split,
+        r"images and labels are called like .* labels of YOLO \(labels/0\.txt\)",
+    ),
+    "two for one split": (
+        lambda root: split_folders(root, {"train": COUNTS, "Training": COUNTS}),
+        "several folders for train, 'Training' and 'train'",
+    ),
+    "no training images": (
+        lambda root: split_folders(root, {"valid": COUNTS, "Testing": COUNTS}),
+        "has valid and Testing but no train",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -111,13 +178,17 @@ def test_folders_that_are_no_classes(tmp_path: Path, name: str):
 
 def test_one_class_folder_in_which_the_data_lie(tmp_path: Path):
     split_folders(tmp_path / "archive", {"train": COUNTS})
-    with pytest.raises(DataError, match=rf"only one class \('archive'\).*; the data may be {tmp_path / 'archive'}"):
+    with pytest.raises(
+        DataError, match=rf"only one class \('archive'\).*; the data may be {tmp_path / 'archive'}"
+    ):
         folder_parts(tmp_path, 3)
 
 
 def test_boxes_without_class_folders_are_named(tmp_path: Path):
     nothing_but_boxes(tmp_path)
-    with pytest.raises(DataError, match=r"no class folders but annotations of Pascal VOC \(JPEGImages/0\.xml\)"):
+    with pytest.raises(
+        DataError, match=r"no class folders but annotations of Pascal VOC \(JPEGImages/0\.xml\)"
+    ):
         folder_parts(tmp_path, 3)
 
 
@@ -143,5 +214,7 @@ def test_names_in_two_unicode_forms_are_one_class_or_an_error(tmp_path: Path):
 
 def test_splits_without_classes(tmp_path: Path):
     class_folders(tmp_path, {"Training": 4, "Validation": 2})
-    splits = open_unlabelled(DataSpec("folder", str(tmp_path), mean=(0.5,) * 3, std=(0.2,) * 3), seed=0)
+    splits = open_unlabelled(
+        DataSpec("folder", str(tmp_path), mean=(0.5,) * 3, std=(0.2,) * 3), seed=0
+    )
     assert (len(splits.train), len(splits.val)) == (4, 2)

@@ -1,4 +1,6 @@
-"""A declared range of values: one answer, the float64 formula's, from every kind of file through every door; nothing is rounded to 8 bits on the way."""
+"""A declared range of values: one answer, the float64 formula's, from every kind of file through
+every door; nothing is rounded to 8 bits on the way.
+"""
 
 import dataclasses
 import json
@@ -31,7 +33,14 @@ from softless.data.reading import decode, read_image
 from softless.data.transforms import build_transforms, eval_transform
 from softless.data.unlabelled import open_unlabelled
 from softless.errors import DataError, UsageError
-from softless.training.recipe import AugmentSpec, DataSpec, DetectionSpec, DinoSpec, Recipe, SegmentationSpec
+from softless.training.recipe import (
+    AugmentSpec,
+    DataSpec,
+    DetectionSpec,
+    DinoSpec,
+    Recipe,
+    SegmentationSpec,
+)
 from tests.data.making import medmnist
 
 SIZE = (24, 20)  # height, width
@@ -43,14 +52,21 @@ def formula(values: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.clip((values.astype(np.float64) - low) / (high - low), 0, 1)
 
 
-def drawn(low: float, high: float, seed: int, kind: Any = np.float64, channels: int = 0) -> np.ndarray:
+def drawn(
+    low: float, high: float, seed: int, kind: Any = np.float64, channels: int = 0
+) -> np.ndarray:
     shape = (*SIZE, channels) if channels else SIZE
     values = np.random.default_rng(seed).uniform(low, high, shape)
     return values.astype(kind) if np.dtype(kind).kind == "f" else np.rint(values).astype(kind)
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    return (
+        struct.pack(">I", len(content))
+        + kind
+        + content
+        + struct.pack(">I", zlib.crc32(kind + content))
+    )
 
 
 def deep_png(values: np.ndarray, path: Path) -> None:
@@ -61,17 +77,23 @@ def deep_png(values: np.ndarray, path: Path) -> None:
     for number, row in enumerate(values):
         raw = np.frombuffer(row.astype(">u2").tobytes(), np.uint8)
         left = np.concatenate([np.zeros(2 * channels, np.uint8), raw[: -2 * channels]])
-        rows.append(
-            bytes([number % 3]) + (raw - (0 * raw, left, above)[number % 3]).tobytes()
-        )  # PNG's first three filters
+        # PNG's first three filters
+        rows.append(bytes([number % 3]) + (raw - (0 * raw, left, above)[number % 3]).tobytes())
         above = raw
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"".join(rows))) + chunk(b"IEND", b""))  # fmt: skip
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"".join(rows)))
+        + chunk(b"IEND", b"")
+    )
 
 
 def pgm(most: int) -> Callable[[np.ndarray, Path], None]:
     def save(values: np.ndarray, path: Path) -> None:
         kind = ">u2" if most > 255 else "u1"
-        path.write_bytes(f"P5 {SIZE[1]} {SIZE[0]} {most}\n".encode() + values.astype(kind).tobytes())
+        path.write_bytes(
+            f"P5 {SIZE[1]} {SIZE[0]} {most}\n".encode() + values.astype(kind).tobytes()
+        )
 
     return save
 
@@ -94,7 +116,9 @@ def upside_down(values: np.ndarray, path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 3
     whole = path.read_bytes()
-    path.write_bytes(whole[:33] + chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")) + whole[33:])
+    path.write_bytes(
+        whole[:33] + chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")) + whole[33:]
+    )
 
 
 def turned_tiff(**options: Any) -> Callable[[np.ndarray, Path], None]:
@@ -118,13 +142,55 @@ FILES: dict[str, tuple[str, Any, float, float, int, Callable[[np.ndarray, Path],
     "16-bit PNG, turned": ("png", np.uint16, 0, 65535, 0, upside_down),
     "16-bit TIFF": ("tif", np.uint16, 0, 65535, 0, pillow),
     "16-bit TIFF, big-endian": ("tif", ">u2", 0, 65535, 0, tiff(byteorder=">")),
-    "16-bit TIFF, packed": ("tif", np.uint16, 0, 65535, 0, tiff(compression="zlib", predictor=True)),
+    "16-bit TIFF, packed": (
+        "tif",
+        np.uint16,
+        0,
+        65535,
+        0,
+        tiff(compression="zlib", predictor=True),
+    ),
     "16-bit TIFF in colour": ("tif", np.uint16, 0, 65535, 3, tiff(photometric="rgb")),
-    "16-bit TIFF in colour, big-endian": ("tif", ">u2", 0, 65535, 3, tiff(photometric="rgb", byteorder=">")),
-    "16-bit TIFF in colour, packed": ("tif", np.uint16, 0, 65535, 3, tiff(photometric="rgb", compression="zlib", predictor=True)),
-    "16-bit TIFF in colour, tiled": ("tif", np.uint16, 0, 65535, 3, tiff(photometric="rgb", tile=(16, 16), compression="zlib")),
-    "16-bit TIFF with alpha": ("tif", np.uint16, 0, 65535, 4, tiff(photometric="rgb", extrasamples=["unassalpha"])),
-    "16-bit TIFF in colour, turned": ("tif", np.uint16, 0, 65535, 3, turned_tiff(photometric="rgb")),
+    "16-bit TIFF in colour, big-endian": (
+        "tif",
+        ">u2",
+        0,
+        65535,
+        3,
+        tiff(photometric="rgb", byteorder=">"),
+    ),
+    "16-bit TIFF in colour, packed": (
+        "tif",
+        np.uint16,
+        0,
+        65535,
+        3,
+        tiff(photometric="rgb", compression="zlib", predictor=True),
+    ),
+    "16-bit TIFF in colour, tiled": (
+        "tif",
+        np.uint16,
+        0,
+        65535,
+        3,
+        tiff(photometric="rgb", tile=(16, 16), compression="zlib"),
+    ),
+    "16-bit TIFF with alpha": (
+        "tif",
+        np.uint16,
+        0,
+        65535,
+        4,
+        tiff(photometric="rgb", extrasamples=["unassalpha"]),
+    ),
+    "16-bit TIFF in colour, turned": (
+        "tif",
+        np.uint16,
+        0,
+        65535,
+        3,
+        turned_tiff(photometric="rgb"),
+    ),
     "16-bit TIFF, turned": ("tif", np.uint16, 0, 65535, 0, turned_tiff()),
     "signed TIFF": ("tif", np.int16, -2000, 3000, 0, tiff()),
     "signed TIFF, packed": ("tif", np.int16, -2000, 3000, 0, tiff(compression="zlib")),
@@ -144,7 +210,7 @@ FILES: dict[str, tuple[str, Any, float, float, int, Callable[[np.ndarray, Path],
     "8-bit TIFF in which 0 is white": ("tif", np.uint8, 0, 255, 0, white_at_zero),
     "8-bit PNG": ("png", np.uint8, 0, 255, 0, pillow),
     "8-bit PNG in colour": ("png", np.uint8, 0, 255, 3, pillow),
-}  # fmt: skip
+}
 
 
 def ranges(low: float, high: float) -> dict[str, tuple[str, float, float]]:
@@ -175,7 +241,9 @@ def test_files_are_what_the_formula_says(tmp_path: Path, name: str, way: str):
 
 
 def test_between_two_steps_of_8_bits_there_are_others(tmp_path: Path):
-    """The negative control: an image that went through 8 bits on the way would have 256 values at most."""
+    """The negative control: an image that went through 8 bits on the way would have 256 values at
+    most.
+    """
     values = np.arange(4096, dtype=np.uint16).reshape(64, 64)
     deep_png(values, tmp_path / "a.png")
     assert len(np.unique(read_image(tmp_path / "a.png", 1, Range.parse("0..4095")))) == 4096
@@ -187,13 +255,35 @@ def cut(path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[str, Callable[[Path], Any], str]] = {
-    "NaN": ("tif", lambda path: pillow(np.full(SIZE, np.nan, np.float32), path), "480 of them NaN or infinite"),
-    "infinity": ("tif", lambda path: pillow(np.full(SIZE, np.inf, np.float32), path), "480 of them NaN or infinite"),
-    "8 bits under a wider range": ("png", lambda path: pillow(drawn(0, 255, 0, np.uint8), path), "8-bit pixels, which lie in 0..255, and data.range=0..4095 reaches beyond"),
-    "0 is white": ("tif", lambda path: tiff(photometric="miniswhite")(drawn(0, 4095, 0, np.uint16), path), "in which 0 is white"),
-    "16-bit colours in PPM": ("ppm", lambda path: path.write_bytes(f"P6 {SIZE[1]} {SIZE[0]} 4095\n".encode() + bytes(6 * SIZE[0] * SIZE[1])), "16-bit colours in a PPM"),
+    "NaN": (
+        "tif",
+        lambda path: pillow(np.full(SIZE, np.nan, np.float32), path),
+        "480 of them NaN or infinite",
+    ),
+    "infinity": (
+        "tif",
+        lambda path: pillow(np.full(SIZE, np.inf, np.float32), path),
+        "480 of them NaN or infinite",
+    ),
+    "8 bits under a wider range": (
+        "png",
+        lambda path: pillow(drawn(0, 255, 0, np.uint8), path),
+        "8-bit pixels, which lie in 0..255, and data.range=0..4095 reaches beyond",
+    ),
+    "0 is white": (
+        "tif",
+        lambda path: tiff(photometric="miniswhite")(drawn(0, 4095, 0, np.uint16), path),
+        "in which 0 is white",
+    ),
+    "16-bit colours in PPM": (
+        "ppm",
+        lambda path: path.write_bytes(
+            f"P6 {SIZE[1]} {SIZE[0]} 4095\n".encode() + bytes(6 * SIZE[0] * SIZE[1])
+        ),
+        "16-bit colours in a PPM",
+    ),
     "a cut PNG": ("png", cut, "image.png"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -207,9 +297,16 @@ def test_what_no_range_can_mean_is_refused_by_name(tmp_path: Path, name: str):
 
 @pytest.mark.parametrize(
     ("text", "low", "high"),
-    [("0..4095", 0, 4095), ("-1000..400", -1000, 400), ("0..1", 0, 1), ("0.5..1e3", 0.5, 1000), (" -2 .. -1 ", -2, -1),
-     ("window=400,level=40", -160, 240), ("window = 2000, level=-600", -1600, 400)],
-)  # fmt: skip
+    [
+        ("0..4095", 0, 4095),
+        ("-1000..400", -1000, 400),
+        ("0..1", 0, 1),
+        ("0.5..1e3", 0.5, 1000),
+        (" -2 .. -1 ", -2, -1),
+        ("window=400,level=40", -160, 240),
+        ("window = 2000, level=-600", -1600, 400),
+    ],
+)
 def test_ranges_are_read(text: str, low: float, high: float):
     scale = Range.parse(text)
     assert (scale.low, scale.high) == (low, high)
@@ -217,8 +314,22 @@ def test_ranges_are_read(text: str, low: float, high: float):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "4095", "4095..0", "1..1", "0..nan", "0..inf", "0...", "a..b", "window=0,level=1", "window=400", "level=1,window=2", "0..1e999"]
-)  # fmt: skip
+    "text",
+    [
+        "",
+        "4095",
+        "4095..0",
+        "1..1",
+        "0..nan",
+        "0..inf",
+        "0...",
+        "a..b",
+        "window=0,level=1",
+        "window=400",
+        "level=1,window=2",
+        "0..1e999",
+    ],
+)
 def test_what_is_no_range(text: str):
     with pytest.raises(UsageError, match=r"data\.range="):
         Recipe("a", "b").with_fields(**{"data.range": text}).check()
@@ -227,17 +338,22 @@ def test_what_is_no_range(text: str):
 def test_without_a_range_the_refusal_names_the_way_out(tmp_path: Path):
     deep_png(drawn(0, 4095, 0, np.uint16), tmp_path / "a.png")
     with pytest.raises(
-        BadImage, match=r"16-bit pixels .* --set data\.range=0\.\.4095 or --set data\.range=window=400,level=40"
+        BadImage,
+        match=r"16-bit pixels .* --set data\.range=0\.\.4095 or --set "
+        r"data\.range=window=400,level=40",
     ):
         read_image(tmp_path / "a.png")
     file = medmnist(tmp_path / "a.npz", train_images=np.zeros((12, 10, 10), np.uint16))
     with pytest.raises(
-        DataError, match=r"train_images are uint16, and only uint8 pixels are read without a range: .*data\.range="
+        DataError,
+        match=r"train_images are uint16, and only uint8 pixels are read without a range: "
+        r".*data\.range=",
     ):
         npz_parts(file, 1)
 
 
-# --- through every door -----------------------------------------------------------------------------------------------
+# --- through every door
+# -----------------------------------------------------------------------------------------------
 
 KINDS: dict[str, tuple[Any, float, float, str]] = {
     "12 bits in 16": (np.uint16, 0, 4095, "0..4000"),
@@ -293,8 +409,19 @@ def coco(root: Path, kind: str) -> Path:
         for seed in seeds(part):
             name = save_image(stored(kind, seed), root / part, str(seed))
             images.append({"id": seed, "file_name": name, "width": SIZE[1], "height": SIZE[0]})
-            annotations.append({"id": seed + 1, "image_id": seed, "category_id": 1 + seed % 2, "bbox": [2, 3, 8, 9], "area": 72, "iscrowd": 0})  # fmt: skip
-        content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]}  # fmt: skip
+            annotations.append({
+                "id": seed + 1,
+                "image_id": seed,
+                "category_id": 1 + seed % 2,
+                "bbox": [2, 3, 8, 9],
+                "area": 72,
+                "iscrowd": 0,
+            })
+        content = {
+            "images": images,
+            "annotations": annotations,
+            "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}],
+        }
         (root / f"{part}.json").write_text(json.dumps(content))
     return root
 
@@ -312,7 +439,14 @@ def masks(root: Path, kind: str) -> Path:
 
 
 def spec(source: str, root: Path, kind: str) -> DataSpec:
-    return DataSpec(source, str(root), image_size=SIZE[1], crop_pct=1.0, range=KINDS[kind][3], **PLAIN)  # type: ignore[arg-type]
+    return DataSpec(
+        source,  # type: ignore[arg-type]
+        str(root),
+        image_size=SIZE[1],
+        crop_pct=1.0,
+        range=KINDS[kind][3],
+        **PLAIN,
+    )
 
 
 DOORS: Mapping[str, tuple[Callable[[Path, str], Path], Callable[[DataSpec], Any], str]] = {
@@ -346,7 +480,9 @@ def test_every_door_gives_the_same_pixels(tmp_path: Path, door: str, kind: str):
     reading = Reading(source, range=KINDS[kind][3], masks=False, classes=door != "self-supervision")
     report = check(root, reading=reading)
     assert report.exit_code == 0
-    outside = {fault.path: fault.reason for fault in report.warnings if fault.kind == "outside the range"}
+    outside = {
+        fault.path: fault.reason for fault in report.warnings if fault.kind == "outside the range"
+    }
     scale = Range.parse(KINDS[kind][3])
     below = sum(scale.outside(stored(kind, seed))[0] for part in COUNTS for seed in seeds(part))
     above = sum(scale.outside(stored(kind, seed))[1] for part in COUNTS for seed in seeds(part))
@@ -366,7 +502,10 @@ def test_evaluation_normalises_what_the_formula_says(tmp_path: Path, kind: str):
     cut = (SIZE[0] - SIZE[1]) // 2
     assert np.abs(whole[0].numpy() - expected[cut : cut + SIZE[1]]).max() <= 2 * NEAR
     for pipeline in (label_eval((0.25,), (0.5,)), box_eval((0.25,), (0.5,))):
-        assert np.abs(pipeline((picture, np.zeros(SIZE, np.uint8)))[0][0].numpy() - expected).max() <= 2 * NEAR
+        assert (
+            np.abs(pipeline((picture, np.zeros(SIZE, np.uint8)))[0][0].numpy() - expected).max()
+            <= 2 * NEAR
+        )
 
 
 def many(tensor: torch.Tensor) -> bool:
@@ -380,24 +519,47 @@ def test_training_changes_work_on_floats(channels: int):
     picture = Range.parse("0..65535").applied(drawn(0, 65535, 0, np.uint16, 1)).repeat(channels, -1)
     data = DataSpec("folder", in_chans=channels, image_size=24, range="0..65535")
     seed_generators(0, 0, 0)
-    for augment in (AugmentSpec(color_jitter=0.4, auto_augment=None, reprob=0.0), AugmentSpec(affine=(10, 0.1, 0.1), color_jitter=0.3, auto_augment=None, reprob=0.0)):  # fmt: skip
+    for augment in (
+        AugmentSpec(color_jitter=0.4, auto_augment=None, reprob=0.0),
+        AugmentSpec(affine=(10, 0.1, 0.1), color_jitter=0.3, auto_augment=None, reprob=0.0),
+    ):
         recipe = Recipe("a", "b", data=data, augment=augment)
         assert many(build_transforms(recipe, mean, std, train=True)(picture))
-    segmentation = SegmentationSpec(scale=(0.5, 2.0), crop=(32, 32), quarter_turns=True, color_jitter=0.3, photometric=channels == 3)  # fmt: skip
+    segmentation = SegmentationSpec(
+        scale=(0.5, 2.0),
+        crop=(32, 32),
+        quarter_turns=True,
+        color_jitter=0.3,
+        photometric=channels == 3,
+    )
     image, _ = label_train(segmentation, mean, std)((picture, np.zeros(SIZE, np.uint8)))
     assert many(image)
     target = {"boxes": np.array([[2, 3, 10, 12]], np.float32), "labels": np.array([0])}
-    for detection in (DetectionSpec(canvas=(32, 32), photometric=channels == 3), DetectionSpec(shortest=(32, 40), longest=64)):  # fmt: skip
+    for detection in (
+        DetectionSpec(canvas=(32, 32), photometric=channels == 3),
+        DetectionSpec(shortest=(32, 40), longest=64),
+    ):
         assert many(box_train(detection, mean, std)((picture, target))[0])
     pytest.importorskip("lightly")
-    views = multi_crop(DinoSpec(local_size=32, reduce=18, solarize=1.0), 32, mean, std, channels, deep=True)(picture)
+    views = multi_crop(
+        DinoSpec(local_size=32, reduce=18, solarize=1.0), 32, mean, std, channels, deep=True
+    )(picture)
     assert len(views) == 10
     assert all(many(view) for view in views)
 
 
 def test_a_policy_for_8_bits_is_refused_with_a_range():
-    recipe = Recipe("a", "b", data=DataSpec(range="0..4095"), augment=AugmentSpec(auto_augment="rand-m9-mstd0.5-inc1"))
-    with pytest.raises(UsageError, match=r"changes 8-bit images, and data\.range=0\.\.4095 gives others: set augment\.auto_augment=none"):  # fmt: skip
+    recipe = Recipe(
+        "a",
+        "b",
+        data=DataSpec(range="0..4095"),
+        augment=AugmentSpec(auto_augment="rand-m9-mstd0.5-inc1"),
+    )
+    with pytest.raises(
+        UsageError,
+        match=r"changes 8-bit images, and data\.range=0\.\.4095 gives others: set "
+        r"augment\.auto_augment=none",
+    ):
         recipe.check()
 
 
@@ -406,7 +568,10 @@ def test_the_check_without_a_recipe_takes_a_range(tmp_path: Path):
     assert data_command("check", root).exit_code == 1
     report = data_command("check", root, range="0..4000")
     assert report.exit_code == 0
-    assert "6 images of train with values outside data.range=0..4000, cut to its ends: 0 below and" in str(report)
+    assert (
+        "6 images of train with values outside data.range=0..4000, cut to its ends: 0 below and"
+        in str(report)
+    )
     with pytest.raises(UsageError, match=r"give --set data\.range=0\.\.1"):
         data_command("check", root, range="0..1", recipe="folder")
 
@@ -427,5 +592,8 @@ def test_npz_images_with_nan_are_named_and_can_be_left_out(tmp_path: Path):
 
 def test_another_range_is_another_data_set(tmp_path: Path):
     root = folders(tmp_path / "data", "12 bits in 16")
-    one, two = (open_splits(DataSpec("folder", str(root), range=text, **PLAIN), 0).fingerprint for text in ("0..4095", "0..4000"))  # fmt: skip
+    one, two = (
+        open_splits(DataSpec("folder", str(root), range=text, **PLAIN), 0).fingerprint
+        for text in ("0..4095", "0..4000")
+    )
     assert {key for key in one if one[key] != two[key]} == {"range"}

@@ -35,7 +35,9 @@ def test_an_image_in_two_sources_is_answered_once(tmp_path, caplog):
 
 
 def test_the_images_of_an_npz_file(tmp_path):
-    path = medmnist(tmp_path / "toy.npz", counts={"train": 3, "test": 2}, train_labels=None, test_labels=None)
+    path = medmnist(
+        tmp_path / "toy.npz", counts={"train": 3, "test": 2}, train_labels=None, test_labels=None
+    )
     found = images_of(path, 1)
     assert names_of(found) == ["train/0", "train/1", "train/2", "test/0", "test/1"]
     assert np.array_equal(np.asarray(found.image(3)), np.load(path)["test_images"][0])
@@ -59,10 +61,16 @@ def test_images_of_an_npz_file_that_cannot_be_used_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"labels": np.zeros(3)}, "has no train_images, val_images, test_images or images; it holds labels"),
+        (
+            {"labels": np.zeros(3)},
+            "has no train_images, val_images, test_images or images; it holds labels",
+        ),
         ({"images": np.zeros((3, 8), np.uint8)}, r"images have shape \(3, 8\)"),
         (
-            {"train_images": np.zeros((1, 8, 8), np.uint8), "test_images": np.zeros((1, 9, 9), np.uint8)},
+            {
+                "train_images": np.zeros((1, 8, 8), np.uint8),
+                "test_images": np.zeros((1, 9, 9), np.uint8),
+            },
             "hold images of other shapes",
         ),
         ({"images": np.zeros((2, 8, 8, 8), np.uint8)}, "are volumes"),
@@ -77,7 +85,9 @@ def test_npz_files_without_images(tmp_path, arrays, message):
 def test_sources_that_do_not_go_together(tmp_path):
     class_folders(tmp_path / "one", {"a": 1})
     path = labelled(tmp_path / "four.npz", {"test": 2})
-    with pytest.raises(UsageError, match=r"four\.npz is an npz file, and 2 sources are given: give it alone"):
+    with pytest.raises(
+        UsageError, match=r"four\.npz is an npz file, and 2 sources are given: give it alone"
+    ):
         images_of([tmp_path / "one", path], 1)
     with pytest.raises(UsageError, match="no images are named"):
         images_of([], 1)

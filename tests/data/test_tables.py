@@ -46,7 +46,9 @@ def test_files_start_from_data_where_it_is_given(tmp_path):
     assert len(table_parts(TableSpec(path=str(moved)), str(tmp_path / "there"), 3)[0]["all"]) == 24
     with pytest.raises(Faults, match="24 faults before the first step"):
         read(moved)
-    with pytest.raises(DataError, match=r"no folder at .*gone, where the files of .* are looked for"):
+    with pytest.raises(
+        DataError, match=r"no folder at .*gone, where the files of .* are looked for"
+    ):
         table_parts(TableSpec(path=str(moved)), str(tmp_path / "gone"), 3)
 
 
@@ -54,7 +56,11 @@ def test_parts_that_the_table_declares(tmp_path):
     rows = [(*row, ("Training", "valid", "TEST")[n // 2 % 3]) for n, row in enumerate(ROWS)]
     path = table(tmp_path, rows, "file,label,patient,split")
     parts, _ = read(path)
-    assert {part: len(samples) for part, samples in parts.items()} == {"train": 8, "val": 8, "test": 8}
+    assert {part: len(samples) for part, samples in parts.items()} == {
+        "train": 8,
+        "val": 8,
+        "test": 8,
+    }
     assert parts["val"].files == [row[0] for row in rows if row[3] == "valid"]
     assert list(read(path, split=None)[0]) == ["all"]
 
@@ -69,13 +75,29 @@ def test_columns_of_other_names(tmp_path):
 @pytest.mark.parametrize(
     ("header", "columns", "message"),
     [
-        ("path,label,patient", {}, r"no column 'file': name it with table\.file=NAME\. It has path, label, patient"),
+        (
+            "path,label,patient",
+            {},
+            r"no column 'file': name it with table\.file=NAME\. It has path, label, patient",
+        ),
         ("File,label,patient", {}, r"no column 'file': name it with table\.file=File"),
         ("file,Labels,patient", {}, r"no column 'label': name it with table\.label=Labels"),
-        ("file,label,case", {}, r"no column 'patient': table\.group=NAME names .* and table\.group=none says"),
-        ("file,label,patient", {"split": "fold"}, r"no column 'fold': name it with table\.split=NAME"),
+        (
+            "file,label,case",
+            {},
+            r"no column 'patient': table\.group=NAME names .* and table\.group=none says",
+        ),
+        (
+            "file,label,patient",
+            {"split": "fold"},
+            r"no column 'fold': name it with table\.split=NAME",
+        ),
         ("file,label,label", {"group": None}, "2 columns named 'label': rename all but one"),
-        ("file,label,patient", {"label": ("patient",)}, "the column 'patient' is named for two things"),
+        (
+            "file,label,patient",
+            {"label": ("patient",)},
+            "the column 'patient' is named for two things",
+        ),
     ],
 )
 def test_columns_that_are_missing_or_doubtful(tmp_path, header, columns, message):
@@ -87,7 +109,9 @@ def test_columns_that_are_missing_or_doubtful(tmp_path, header, columns, message
 def test_a_missing_file_is_named_with_its_row(tmp_path):
     path = table(tmp_path, ROWS)
     (tmp_path / "images/5.png").unlink()
-    with pytest.raises(DataError, match=r"table\.csv: row 7, images/5\.png: there is no such file below") as caught:
+    with pytest.raises(
+        DataError, match=r"table\.csv: row 7, images/5\.png: there is no such file below"
+    ) as caught:
         read(path)
     assert "\n" not in str(caught.value)
 
@@ -100,8 +124,14 @@ def test_a_missing_file_is_named_with_its_row(tmp_path):
         (",cat,p0", "row 26: the column 'file' is empty"),
         ("images/2.png,cat,", "row 26, images/2.png: the column 'patient' is empty"),
         ("images,cat,p0", "row 26, images: there is no such file"),
-        ("images/0.png,cat,p0", "row 26, images/0.png: row 2 has the same file, and other words about it"),
-        ("./images/0.png,dog,p0", "row 26, ./images/0.png: row 2 has the same file, and the same row"),
+        (
+            "images/0.png,cat,p0",
+            "row 26, images/0.png: row 2 has the same file, and other words about it",
+        ),
+        (
+            "./images/0.png,dog,p0",
+            "row 26, ./images/0.png: row 2 has the same file, and the same row",
+        ),
         ("images/0.png,cat", "row 26 has 2 cells and the header 3"),
         ('"images/0.png,cat,p0', "is no table of comma-separated values: unexpected end of data"),
     ],
@@ -118,13 +148,20 @@ def test_rows_that_cannot_be_used(tmp_path, row, message):
 def test_whole_paths_and_rows_with_empty_cells_at_their_end(tmp_path):
     path = table(tmp_path / "there", ROWS)
     rewritten(
-        path, path.read_text().replace("images/3.png", f"{tmp_path}/there/images/3.png").replace(",p1\n", ",p1,,\n")
+        path,
+        path
+        .read_text()
+        .replace("images/3.png", f"{tmp_path}/there/images/3.png")
+        .replace(",p1\n", ",p1,,\n"),
     )
     samples = read(path)[0]["all"]
     assert samples.files == [row[0] for row in ROWS]
     elsewhere = rewritten(
         tmp_path / "here.csv",
-        path.read_text().replace("images/", "there/images/").replace(f"{tmp_path}/there/there", f"{tmp_path}/there"),
+        path
+        .read_text()
+        .replace("images/", "there/images/")
+        .replace(f"{tmp_path}/there/there", f"{tmp_path}/there"),
     )
     assert read(elsewhere)[0]["all"].files == [f"there/{row[0]}" for row in ROWS]
 
@@ -140,7 +177,9 @@ def test_one_file_under_two_names_is_one(tmp_path):
 def test_all_that_is_wrong_is_said_at_once(tmp_path):
     rows = [(*row, "train" if n < 20 else "test") for n, row in enumerate(ROWS)]
     rows[0] = (*rows[0][:3], "test")
-    path = table(tmp_path, [*rows, ("images/x.png", "cat", "q", "train")], "file,label,patient,split")
+    path = table(
+        tmp_path, [*rows, ("images/x.png", "cat", "q", "train")], "file,label,patient,split"
+    )
     (tmp_path / "images/x.png").unlink()
     rewritten(path, path.read_text().replace("images/7.png,cat", "images/7.png,"))
     with pytest.raises(Faults, match="3 faults before the first step; mend the table") as caught:
@@ -148,7 +187,10 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path):
     said = str(caught.value)
     assert "row 26, images/x.png: there is no such file" in said
     assert "row 9, images/7.png: its label is empty" in said
-    assert "patient p0: it is in train (images/1.png) and test (images/0.png): no group may stand in two parts" in said
+    assert (
+        "patient p0: it is in train (images/1.png) and test (images/0.png): no group may stand in "
+        "two parts" in said
+    )
 
 
 @pytest.mark.parametrize(
@@ -158,8 +200,14 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path):
             lambda split: "tset" if split == "test" else split,
             "the column 'split' says 'tset': it must be train, val, test",
         ),
-        (lambda split: "" if split == "test" else split, "the column 'split' says '': it must be train, val, test"),
-        (lambda split: "test" if split == "train" else split, "the table declares test but no train"),
+        (
+            lambda split: "" if split == "test" else split,
+            "the column 'split' says '': it must be train, val, test",
+        ),
+        (
+            lambda split: "test" if split == "train" else split,
+            "the table declares test but no train",
+        ),
     ],
 )
 def test_splits_that_are_none(tmp_path, change, message):
@@ -172,7 +220,9 @@ def test_splits_that_are_none(tmp_path, change, message):
 def test_a_part_without_a_class(tmp_path):
     rows = [(*row, "test" if n == 23 else "train") for n, row in enumerate(ROWS)]
     rows[22] = (*rows[22][:2], "other", "train")
-    with pytest.raises(DataError, match="test: it has no image of the class 'dog': each part must have every class"):
+    with pytest.raises(
+        DataError, match="test: it has no image of the class 'dog': each part must have every class"
+    ):
         read(table(tmp_path, rows, "file,label,patient,split"))
 
 
@@ -193,7 +243,9 @@ def test_the_order_of_classes(tmp_path, labels, classes):
     rows = [(f"images/{n}.png", labels[n % 3], f"p{n}") for n in range(6)]
     parts, found = read(table(tmp_path, rows))
     assert found == classes
-    assert [found[place] for place in parts["all"].targets] == [labels[n % 3].strip() for n in range(6)]
+    assert [found[place] for place in parts["all"].targets] == [
+        labels[n % 3].strip() for n in range(6)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -215,7 +267,9 @@ def test_labels_that_are_no_classes(tmp_path, labels, message):
 
 def written(delimiter=",", end="\n", quoting=csv.QUOTE_MINIMAL):
     lines = [["file", "label", "patient"], *([*map(str, row)] for row in ROWS)]
-    quoted = [[f'"{cell}"' for cell in line] if quoting == csv.QUOTE_ALL else line for line in lines]
+    quoted = [
+        [f'"{cell}"' for cell in line] if quoting == csv.QUOTE_ALL else line for line in lines
+    ]
     return end.join(delimiter.join(line) for line in quoted) + end
 
 
@@ -301,7 +355,11 @@ def test_several_labels_of_0_and_1(tmp_path):
 
 
 def test_columns_that_are_called_by_numbers(tmp_path):
-    path = table(tmp_path, [(f"images/{n}.png", n % 2, n // 2 % 2, f"p{n}") for n in range(8)], "file,0,1,patient")
+    path = table(
+        tmp_path,
+        [(f"images/{n}.png", n % 2, n // 2 % 2, f"p{n}") for n in range(8)],
+        "file,0,1,patient",
+    )
     recipe = replace(get_recipe("folder"), table=TableSpec(path=str(path)))
     for text in ("1,0", "('1', '0')"):
         named = recipe.with_fields(**{"table.label": text}).table
@@ -318,11 +376,17 @@ def test_columns_of_0_and_1_alone_are_labels(tmp_path, caplog):
         read(aged)
 
 
-@pytest.mark.parametrize(("cell", "said"), [("2", "'2'"), ("", "empty"), ("-1", "'-1'"), ("yes", "'yes'")])
+@pytest.mark.parametrize(
+    ("cell", "said"), [("2", "'2'"), ("", "empty"), ("-1", "'-1'"), ("yes", "'yes'")]
+)
 def test_several_labels_that_are_neither_0_nor_1(tmp_path, cell, said):
-    rows = [(f"images/{n}.png", n % 2, cell if n == 3 else n // 2 % 2, f"p{n // 4}") for n in range(24)]
+    rows = [
+        (f"images/{n}.png", n % 2, cell if n == 3 else n // 2 % 2, f"p{n // 4}") for n in range(24)
+    ]
     with pytest.raises(
-        DataError, match=f"row 5, images/3.png: the label 'edema' is {said}, and each of several labels is 0 or 1"
+        DataError,
+        match=f"row 5, images/3.png: the label 'edema' is {said}, and each of several labels is 0 "
+        "or 1",
     ):
         read(several(tmp_path, rows), label=("mass", "edema"))
 
@@ -336,7 +400,10 @@ def test_the_fingerprint_covers_the_table(tmp_path):
     first = told(table(tmp_path / "a", ROWS))
     assert told(table(tmp_path / "b", ROWS, name="other.csv")) == first
     assert first["source"] == "table"
-    relabelled = [(file, {"cat": "dog", "dog": "cat"}[label] if n == 1 else label, group) for n, (file, label, group) in enumerate(ROWS)]  # fmt: skip
+    relabelled = [
+        (file, {"cat": "dog", "dog": "cat"}[label] if n == 1 else label, group)
+        for n, (file, label, group) in enumerate(ROWS)
+    ]
     regrouped = [(file, label, f"q{group}") for file, label, group in ROWS]
     split = [(*row, "val" if n < 4 else "train") for n, row in enumerate(ROWS)]
     others = [

@@ -21,7 +21,16 @@ LAYOUTS: dict[str, dict[str, Any]] = {"tiled": {"tile": (32, 48)}, "strips": {"r
 
 
 def write(path: Path, values: np.ndarray, layout: str, **options: Any) -> Path:
-    tifffile.imwrite(path, values, **{"metadata": None, "photometric": "rgb" if values.shape[-1] >= 3 and values.ndim == 3 else "minisblack", **LAYOUTS[layout], **options})  # fmt: skip
+    tifffile.imwrite(
+        path,
+        values,
+        **{
+            "metadata": None,
+            "photometric": "rgb" if values.shape[-1] >= 3 and values.ndim == 3 else "minisblack",
+            **LAYOUTS[layout],
+            **options,
+        },
+    )
     return path
 
 
@@ -47,13 +56,33 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "float64": (RGB[..., 0].astype(np.float64), {}, "floating-point pixels"),
     "uint32": (RGB[..., 0].astype(np.uint32), {}, "32-bit integer pixels"),
     "complex": (RGB[..., 0].astype(np.complex64), {}, "complex pixels"),
-    "2 samples": (FIVE[..., :2], {"planarconfig": "contig", "photometric": "minisblack", "extrasamples": ["unassalpha"]}, "2 samples a pixel"),
-    "4 grey samples": (FIVE[..., :4], {"planarconfig": "contig", "photometric": "minisblack"}, "4 samples a pixel"),
+    "2 samples": (
+        FIVE[..., :2],
+        {"planarconfig": "contig", "photometric": "minisblack", "extrasamples": ["unassalpha"]},
+        "2 samples a pixel",
+    ),
+    "4 grey samples": (
+        FIVE[..., :4],
+        {"planarconfig": "contig", "photometric": "minisblack"},
+        "4 samples a pixel",
+    ),
     "5 samples": (FIVE, {"planarconfig": "contig"}, "5 samples a pixel"),
-    "5 planes": (np.moveaxis(FIVE, -1, 0), {"planarconfig": "separate", "photometric": "rgb"}, "5 samples a pixel"),
-    "channels": (np.moveaxis(RGB, -1, 0), {"photometric": "minisblack", "metadata": {"axes": "CYX"}}, "channels of one picture"),
-    "grey pages": (np.moveaxis(RGB, -1, 0), {"photometric": "minisblack"}, "nothing says whether they are channels"),
-}  # fmt: skip
+    "5 planes": (
+        np.moveaxis(FIVE, -1, 0),
+        {"planarconfig": "separate", "photometric": "rgb"},
+        "5 samples a pixel",
+    ),
+    "channels": (
+        np.moveaxis(RGB, -1, 0),
+        {"photometric": "minisblack", "metadata": {"axes": "CYX"}},
+        "channels of one picture",
+    ),
+    "grey pages": (
+        np.moveaxis(RGB, -1, 0),
+        {"photometric": "minisblack"},
+        "nothing says whether they are channels",
+    ),
+}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -72,7 +101,9 @@ def test_what_is_refused_has_a_name_in_tiles_and_strips_for_images_and_slides(
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", ["assocalpha", "unassalpha", "unspecified"])
-def test_a_fourth_sample_is_dropped_and_never_blended(kind: str, layout: str, tmp_path: Path) -> None:
+def test_a_fourth_sample_is_dropped_and_never_blended(
+    kind: str, layout: str, tmp_path: Path
+) -> None:
     path = write(tmp_path / "a.tif", FIVE[..., :4], layout, extrasamples=[kind])
     decoded = decode(path)
     assert np.array_equal(np.asarray(decoded.image), FIVE[..., :3])
@@ -86,7 +117,9 @@ def test_a_fourth_sample_is_dropped_and_never_blended(kind: str, layout: str, tm
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("orientation", range(9))
-def test_an_orientation_is_applied_once_to_the_whole_picture(orientation: int, layout: str, tmp_path: Path) -> None:
+def test_an_orientation_is_applied_once_to_the_whole_picture(
+    orientation: int, layout: str, tmp_path: Path
+) -> None:
     path = write(tmp_path / "a.tif", RGB, layout, extratags=[(274, 3, 1, orientation, True)])
     flips = {0: RGB, 1: RGB, 2: RGB[:, ::-1], 3: RGB[::-1, ::-1], 4: RGB[::-1]}
     swapped = RGB.transpose(1, 0, 2)
@@ -100,7 +133,9 @@ def test_channels_and_pages_are_chosen(layout: str, tmp_path: Path) -> None:
     five = write(tmp_path / "five.tif", FIVE, layout, planarconfig="contig")
     assert np.array_equal(read(five, (4, 0, 2)), FIVE[..., [4, 0, 2]])
     assert np.array_equal(read(five, (3,)), thrice(FIVE[..., 3]))
-    pages = write(tmp_path / "pages.tif", np.moveaxis(FIVE, -1, 0), layout, photometric="minisblack")
+    pages = write(
+        tmp_path / "pages.tif", np.moveaxis(FIVE, -1, 0), layout, photometric="minisblack"
+    )
     assert np.array_equal(read(pages, (2, 1, 4)), FIVE[..., [2, 1, 4]])
     assert np.array_equal(read(pages, page=3), thrice(FIVE[..., 3]))
     with pytest.raises(UsageError, match=r"pages\.tif: it has no page 5: its pages are 0 to 4"):
@@ -120,11 +155,15 @@ def test_a_stack_is_told_from_channels_by_ome(layout: str, tmp_path: Path) -> No
         tifffile.imwrite(path, stack, metadata={"axes": axes}, **told)
         planes = stack if axes == "ZCYX" else stack.swapaxes(0, 1)
         depth, channels = planes.shape[:2]
-        with pytest.raises(DataError, match=f"{channels} pages that are the channels of one picture"):
+        with pytest.raises(
+            DataError, match=f"{channels} pages that are the channels of one picture"
+        ):
             read(path)
         for page in range(depth):
             chosen = (1, 0, 1)
-            assert np.array_equal(read(path, chosen, page), np.moveaxis(planes[page][list(chosen)], 0, -1))
+            assert np.array_equal(
+                read(path, chosen, page), np.moveaxis(planes[page][list(chosen)], 0, -1)
+            )
         with pytest.raises(UsageError, match=f"no page {depth}"):
             read(path, (0,), depth)
     tifffile.imwrite(tmp_path / "z.ome.tif", stack[:, 0], metadata={"axes": "ZYX"}, **told)
@@ -143,15 +182,25 @@ def test_channels_of_every_level(tmp_path: Path) -> None:
     path, coarse = tmp_path / "a.ome.tif", RGB[::2, ::2]
     with tifffile.TiffWriter(path) as file:
         file.write(
-            np.moveaxis(RGB, -1, 0), subifds=1, photometric="minisblack", tile=(32, 48), metadata={"axes": "CYX"}
+            np.moveaxis(RGB, -1, 0),
+            subifds=1,
+            photometric="minisblack",
+            tile=(32, 48),
+            metadata={"axes": "CYX"},
         )
-        file.write(np.moveaxis(coarse, -1, 0), subfiletype=1, photometric="minisblack", tile=(32, 48))
+        file.write(
+            np.moveaxis(coarse, -1, 0), subfiletype=1, photometric="minisblack", tile=(32, 48)
+        )
     with tifffile.TiffWriter(tmp_path / "b.tif", ome=False) as file:
         for values in (RGB, coarse):
             for channel in range(3):
                 kind = int(values is coarse)
                 file.write(
-                    values[..., channel], subfiletype=kind, photometric="minisblack", tile=(32, 48), metadata=None
+                    values[..., channel],
+                    subfiletype=kind,
+                    photometric="minisblack",
+                    tile=(32, 48),
+                    metadata=None,
                 )
     for name in ("a.ome.tif", "b.tif"):
         for level, values in enumerate((RGB, coarse)):
@@ -177,15 +226,24 @@ def test_pictures_of_other_sizes_are_no_levels(tmp_path: Path) -> None:
 
 
 CODECS: dict[str, dict[str, Any]] = {
-    "deflate": {}, "lzw": {}, "packbits": {}, "zstd": {}, "lerc": {}, "webp": {"lossless": True}, "jpeg2000": {"reversible": True},
-    "jpegxl": {"lossless": True}, "png": {},
-}  # fmt: skip
+    "deflate": {},
+    "lzw": {},
+    "packbits": {},
+    "zstd": {},
+    "lerc": {},
+    "webp": {"lossless": True},
+    "jpeg2000": {"reversible": True},
+    "jpegxl": {"lossless": True},
+    "png": {},
+}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("codec", CODECS)
 def test_codecs_without_loss(codec: str, layout: str, tmp_path: Path) -> None:
-    path = write(tmp_path / "a.tif", RGB, layout, compression=codec, compressionargs=CODECS[codec] or None)
+    path = write(
+        tmp_path / "a.tif", RGB, layout, compression=codec, compressionargs=CODECS[codec] or None
+    )
     assert np.array_equal(read(path), RGB)
     assert np.array_equal(np.asarray(decode(path).image), RGB)
     with tifffile.TiffFile(path) as file:
@@ -200,13 +258,25 @@ def test_codecs_without_loss(codec: str, layout: str, tmp_path: Path) -> None:
 TABLE = (RNG.integers(0, 256, (3, 256)) * 257).astype(np.uint16)
 GREY = RGB[..., 0]
 COLOURS: dict[str, tuple[np.ndarray, dict[str, Any], np.ndarray]] = {
-    "planes": (np.moveaxis(RGB, -1, 0).copy(), {"photometric": "rgb", "planarconfig": "separate"}, RGB),
+    "planes": (
+        np.moveaxis(RGB, -1, 0).copy(),
+        {"photometric": "rgb", "planarconfig": "separate"},
+        RGB,
+    ),
     "predictor": (RGB, {"compression": "lzw", "predictor": True}, RGB),
     "white is zero": (GREY, {"photometric": "miniswhite"}, thrice(255 - GREY)),
-    "palette": (GREY, {"photometric": "palette", "colormap": TABLE}, (TABLE // 257).T.astype(np.uint8)[GREY]),
+    "palette": (
+        GREY,
+        {"photometric": "palette", "colormap": TABLE},
+        (TABLE // 257).T.astype(np.uint8)[GREY],
+    ),
     "one bit": (GREY > 128, {"photometric": "minisblack"}, thrice((GREY > 128) * np.uint8(255))),
     "big-endian BigTIFF": (RGB, {"byteorder": ">", "bigtiff": True}, RGB),
-    "JPEG of grey": (np.full_like(GREY, 77), {"compression": "jpeg"}, thrice(np.full_like(GREY, 77))),
+    "JPEG of grey": (
+        np.full_like(GREY, 77),
+        {"compression": "jpeg"},
+        thrice(np.full_like(GREY, 77)),
+    ),
 }
 
 
@@ -220,32 +290,45 @@ def test_colours_of_other_kinds(name: str, layout: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("photometric", "compression"), [("separated", None), ("cielab", None), ("rgb", "jpeg")])
+@pytest.mark.parametrize(
+    ("photometric", "compression"), [("separated", None), ("cielab", None), ("rgb", "jpeg")]
+)
 def test_colours_that_pillow_and_libjpeg_turn_into_rgb(
     photometric: str, compression: str | None, layout: str, tmp_path: Path
 ) -> None:
-    """CMYK, CIELAB and JPEG's YCbCr with fewer colours than grey levels: the same in both readers."""
+    """CMYK, CIELAB and JPEG's YCbCr with fewer colours than grey levels: the same in both
+    readers.
+    """
     smooth = np.asarray(
         Image.fromarray(FIVE[:12, :14, : 4 if photometric == "separated" else 3]).resize(
             (112, 96), Image.Resampling.BICUBIC
         )
     )
-    path = write(tmp_path / "a.tif", smooth, layout, photometric=photometric, compression=compression)
+    path = write(
+        tmp_path / "a.tif", smooth, layout, photometric=photometric, compression=compression
+    )
     assert np.array_equal(read(path), np.asarray(decode(path).image))
 
 
 def test_ome_that_does_not_say_that_its_samples_are_channels(tmp_path: Path) -> None:
     """As libvips writes it: SizeC is 3, and one page has all three."""
     told = (
-        '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0"><Pixels '
-        'DimensionOrder="XYCZT" ID="Pixels:0" SizeC="3" SizeT="1" SizeX="112" SizeY="96" SizeZ="1" Type="uint8"></Pixels></Image></OME>'
+        '<?xml version="1.0"?><OME '
+        'xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image '
+        'ID="Image:0"><Pixels '
+        'DimensionOrder="XYCZT" ID="Pixels:0" SizeC="3" SizeT="1" SizeX="112" SizeY="96" '
+        'SizeZ="1" Type="uint8"></Pixels></Image></OME>'
     )
     path = write(tmp_path / "a.ome.tif", RGB, "tiled", ome=False, description=told)
     assert np.array_equal(read(path), RGB)
 
 
 def test_a_tile_that_decodes_to_another_size_is_lost(tmp_path: Path) -> None:
-    for codec, options in (("jpeg", {}), ("webp", {"lossless": True}), ("jpeg2000", {"reversible": True})):
+    for codec, options in (
+        ("jpeg", {}),
+        ("webp", {"lossless": True}),
+        ("jpeg2000", {"reversible": True}),
+    ):
         paths = []
         for name, tile in (("wide", (32, 64)), ("tall", (64, 32))):
             paths.append(
@@ -261,7 +344,9 @@ def test_a_tile_that_decodes_to_another_size_is_lost(tmp_path: Path) -> None:
         content = bytearray(paths[0].read_bytes())
         with tifffile.TiffFile(paths[1]) as file:
             other = file.pages[0]
-            data = paths[1].read_bytes()[other.dataoffsets[0] : other.dataoffsets[0] + other.databytecounts[0]]
+            data = paths[1].read_bytes()[
+                other.dataoffsets[0] : other.dataoffsets[0] + other.databytecounts[0]
+            ]
         with tifffile.TiffFile(paths[0]) as file:
             offsets, counts = file.pages[0].tags[324], file.pages[0].tags[325]
         content[offsets.valueoffset : offsets.valueoffset + 4] = len(content).to_bytes(4, "little")
@@ -278,15 +363,23 @@ def test_a_tile_that_decodes_to_another_size_is_lost(tmp_path: Path) -> None:
 
 
 def mutated(content: bytes, spans: list[tuple[int, int]], random: np.random.Generator) -> bytes:
-    """A file cut short, or with bytes of its tags or elsewhere changed, or a tag of an absurd value."""
-    found, how, (first, last) = bytearray(content), random.integers(4), spans[random.integers(len(spans))]
+    """A file cut short, or with bytes of its tags or elsewhere changed, or a tag of an absurd
+    value.
+    """
+    found, how, (first, last) = (
+        bytearray(content),
+        random.integers(4),
+        spans[random.integers(len(spans))],
+    )
     if how == 0:
         found[random.integers(first, last)] = random.integers(256)
     elif how == 1:
         found = found[: random.integers(8, len(found))]
     elif how == 2:
         tag = first + 2 + 12 * int(random.integers((last - first - 6) // 12))
-        found[tag + 8 : tag + 12] = int(random.choice([0, 1, 5, 65535, 2**31, 2**32 - 1])).to_bytes(4, "little")
+        found[tag + 8 : tag + 12] = int(random.choice([0, 1, 5, 65535, 2**31, 2**32 - 1])).to_bytes(
+            4, "little"
+        )
     else:
         for _ in range(5):
             found[random.integers(8, len(found))] = random.integers(256)
@@ -294,13 +387,22 @@ def mutated(content: bytes, spans: list[tuple[int, int]], random: np.random.Gene
 
 
 @pytest.mark.parametrize(
-    "kind", [{}, {"compression": "lzw", "predictor": True}, {"compression": "jpeg"}, {"compression": "jpeg2000"}]
+    "kind",
+    [
+        {},
+        {"compression": "lzw", "predictor": True},
+        {"compression": "jpeg"},
+        {"compression": "jpeg2000"},
+    ],
 )
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_damaged_file_is_an_error_of_ours_or_loses_tiles(
     layout: str, kind: dict[str, Any], tmp_path: Path, capfd: Any
 ) -> None:
-    path, told = tmp_path / "a.tif", {"photometric": "rgb", "metadata": None, **LAYOUTS[layout], **kind}
+    path, told = (
+        tmp_path / "a.tif",
+        {"photometric": "rgb", "metadata": None, **LAYOUTS[layout], **kind},
+    )
     with tifffile.TiffWriter(path) as file:
         file.write(RGB, resolution=(20000, 20000), resolutionunit="CENTIMETER", **told)
         file.write(RGB[::2, ::2], subfiletype=1, **told)
@@ -330,19 +432,47 @@ def region(path: Path) -> np.ndarray:
         slide.close()
 
 
-@pytest.mark.parametrize(("options", "mpp"), [
-    ({"resolution": (1e4 / 0.5, 1e4 / 0.25), "resolutionunit": "CENTIMETER"}, (0.25, 0.5)),
-    ({"resolution": (50800, 50800), "resolutionunit": "INCH"}, (0.5, 0.5)),
-    ({"resolution": (300, 300), "resolutionunit": "INCH"}, "300 dpi, which is 84.67 micrometres"),
-    ({"resolution": (72, 72), "resolutionunit": "INCH"}, "72 dpi, which is 352.8 micrometres"),
-    ({"resolution": (2, 2), "resolutionunit": "NONE"}, ""),
-    ({}, ""),
-    ({"description": "Aperio Image Library v1\n112x96 |AppMag = 20|MPP = 0.4990|Left = 1"}, (0.499, 0.499)),
-    ({"description": "Aperio Image Library v1\n112x96 |MPP = 4000"}, "its MPP says 4000 micrometres per pixel, which cannot be"),
-    ({"ome": True, "metadata": {"axes": "YXS", "PhysicalSizeX": 500, "PhysicalSizeXUnit": "nm", "PhysicalSizeY": 0.25}}, (0.25, 0.5)),
-    ({"ome": True, "metadata": {"axes": "YXS", "PhysicalSizeX": 0.0, "PhysicalSizeY": 0.25}}, "its OME-XML says 0 micrometres"),
-])  # fmt: skip
-def test_a_resolution_is_what_the_file_says(options: dict[str, Any], mpp: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "mpp"),
+    [
+        ({"resolution": (1e4 / 0.5, 1e4 / 0.25), "resolutionunit": "CENTIMETER"}, (0.25, 0.5)),
+        ({"resolution": (50800, 50800), "resolutionunit": "INCH"}, (0.5, 0.5)),
+        (
+            {"resolution": (300, 300), "resolutionunit": "INCH"},
+            "300 dpi, which is 84.67 micrometres",
+        ),
+        ({"resolution": (72, 72), "resolutionunit": "INCH"}, "72 dpi, which is 352.8 micrometres"),
+        ({"resolution": (2, 2), "resolutionunit": "NONE"}, ""),
+        ({}, ""),
+        (
+            {"description": "Aperio Image Library v1\n112x96 |AppMag = 20|MPP = 0.4990|Left = 1"},
+            (0.499, 0.499),
+        ),
+        (
+            {"description": "Aperio Image Library v1\n112x96 |MPP = 4000"},
+            "its MPP says 4000 micrometres per pixel, which cannot be",
+        ),
+        (
+            {
+                "ome": True,
+                "metadata": {
+                    "axes": "YXS",
+                    "PhysicalSizeX": 500,
+                    "PhysicalSizeXUnit": "nm",
+                    "PhysicalSizeY": 0.25,
+                },
+            },
+            (0.25, 0.5),
+        ),
+        (
+            {"ome": True, "metadata": {"axes": "YXS", "PhysicalSizeX": 0.0, "PhysicalSizeY": 0.25}},
+            "its OME-XML says 0 micrometres",
+        ),
+    ],
+)
+def test_a_resolution_is_what_the_file_says(
+    options: dict[str, Any], mpp: Any, tmp_path: Path
+) -> None:
     path = write(tmp_path / "a.tif", RGB, "tiled", **options)
     slide = slide_of(path, 0, 3)
     assert slide is not None
@@ -355,19 +485,32 @@ def test_a_resolution_is_what_the_file_says(options: dict[str, Any], mpp: Any, t
 
 
 def test_a_philips_slide_without_its_padding(tmp_path: Path) -> None:
-    """Its levels are padded to whole tiles, and their pixel spacings say by how much they are coarser."""
+    """Its levels are padded to whole tiles, and their pixel spacings say by how much they are
+    coarser.
+    """
     spacing = "".join(
-        f'<DataObject ObjectType="PixelDataRepresentation"><Attribute Name="DICOM_PIXEL_SPACING" Group="0x0028" Element="0x0030" PMSVR="IDoubleArray">'
-        f"&quot;{0.00025 * 2**level}&quot; &quot;{0.00025 * 2**level}&quot;</Attribute></DataObject>"
+        '<DataObject ObjectType="PixelDataRepresentation"><Attribute Name="DICOM_PIXEL_SPACING" '
+        'Group="0x0028" Element="0x0030" PMSVR="IDoubleArray">'
+        f"&quot;{0.00025 * 2**level}&quot; "
+        f"&quot;{0.00025 * 2**level}&quot;</Attribute></DataObject>"
         for level in range(2)
     )
-    told = f'<?xml version="1.0" encoding="UTF-8" ?><DataObject ObjectType="DPUfsImport"><Attribute Name="x"><Array>{spacing}</Array></Attribute></DataObject>'
+    told = (
+        '<?xml version="1.0" encoding="UTF-8" ?><DataObject '
+        'ObjectType="DPUfsImport"><Attribute '
+        f'Name="x"><Array>{spacing}</Array></Attribute></DataObject>'
+    )
     fine, coarse = np.full((128, 128, 3), 255, np.uint8), np.full((64, 64, 3), 255, np.uint8)
     fine[:96, :112], coarse[:48, :56] = RGB, RGB[::2, ::2]
     with tifffile.TiffWriter(tmp_path / "a.tif") as file:
         for values, text in ((RGB, told), (coarse, "")):
             file.write(
-                values, tile=(32, 32), photometric="rgb", metadata=None, description=text, software="Philips DP v1.0"
+                values,
+                tile=(32, 32),
+                photometric="rgb",
+                metadata=None,
+                description=text,
+                software="Philips DP v1.0",
             )
     slide = slide_of(tmp_path / "a.tif", 1, 3)
     assert slide is not None

@@ -1,4 +1,6 @@
-"""From images to tensors: timm's transforms where the papers used them, the same geometry everywhere else."""
+"""From images to tensors: timm's transforms where the papers used them, the same geometry
+everywhere else.
+"""
 
 import random
 from dataclasses import replace
@@ -18,7 +20,9 @@ from softless.training.recipe import AugmentSpec, DataSpec, Recipe
 from tests.data.making import PLAIN, noise, recipe
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-IMAGENET = Recipe("imagenet", "the papers'", data=DataSpec(source="folder", path="x", mean=MEAN, std=STD))
+IMAGENET = Recipe(
+    "imagenet", "the papers'", data=DataSpec(source="folder", path="x", mean=MEAN, std=STD)
+)
 
 
 def test_the_default_recipe_is_deit_s_list():
@@ -37,21 +41,38 @@ def test_the_default_recipe_is_deit_s_list():
     ours = build_transforms(IMAGENET, MEAN, STD, train=True)
     assert [str(step) for step in ours.transforms] == [str(step) for step in reference.transforms]
     assert [type(step).__name__ for step in ours.transforms] == [
-        "RandomResizedCropAndInterpolation", "RandomHorizontalFlip", "RandAugment", "MaybeToTensor", "Normalize",
+        "RandomResizedCropAndInterpolation",
+        "RandomHorizontalFlip",
+        "RandAugment",
+        "MaybeToTensor",
+        "Normalize",
         "RandomErasing",
-    ]  # fmt: skip
+    ]
 
 
 def test_every_augmentation_field_arrives():
     augment = AugmentSpec(
-        scale=(0.5, 0.9), ratio=(0.8, 1.2), hflip=0.3, vflip=0.2, color_jitter=0.1, auto_augment=None,
-        interpolation="bilinear", reprob=0.6, remode="const", recount=3,
-    )  # fmt: skip
+        scale=(0.5, 0.9),
+        ratio=(0.8, 1.2),
+        hflip=0.3,
+        vflip=0.2,
+        color_jitter=0.1,
+        auto_augment=None,
+        interpolation="bilinear",
+        reprob=0.6,
+        remode="const",
+        recount=3,
+    )
     text = str(build_transforms(replace(IMAGENET, augment=augment), MEAN, STD, train=True))
     for part in (
-        "scale=(0.5, 0.9)", "ratio=(0.8, 1.2)", "bilinear", "RandomHorizontalFlip(p=0.3)", "RandomVerticalFlip(p=0.2)",
-        "brightness=(0.9, 1.1)", "RandomErasing(p=0.6, mode=const, count=(1, 3))",
-    ):  # fmt: skip
+        "scale=(0.5, 0.9)",
+        "ratio=(0.8, 1.2)",
+        "bilinear",
+        "RandomHorizontalFlip(p=0.3)",
+        "RandomVerticalFlip(p=0.2)",
+        "brightness=(0.9, 1.1)",
+        "RandomErasing(p=0.6, mode=const, count=(1, 3))",
+    ):
         assert part in text
     plain = str(build_transforms(replace(IMAGENET, augment=PLAIN), MEAN, STD, train=True))
     assert not any(word in plain for word in ("Jitter", "Flip", "RandAugment", "Erasing"))
@@ -76,11 +97,15 @@ def test_a_fixed_pipeline_gives_tensors_of_its_own():
     assert prepared.abs().sum() > 0
 
 
-@pytest.mark.parametrize(("angle", "scale", "x", "y"), [(0, 1, 0, 0), (17, 1, 0, 0), (0, 1.3, 0, 0), (-9, 0.8, 3, -2)])
+@pytest.mark.parametrize(
+    ("angle", "scale", "x", "y"), [(0, 1, 0, 0), (17, 1, 0, 0), (0, 1.3, 0, 0), (-9, 0.8, 3, -2)]
+)
 def test_the_affine_map_is_torchvision_s(angle, scale, x, y):
     image = noise(33, 24, "L")
     matrix = inverse_affine(angle, scale, x, y, *image.size)
-    ours = image.transform(image.size, Image.Transform.AFFINE, matrix, resample=Image.Resampling.BILINEAR)
+    ours = image.transform(
+        image.size, Image.Transform.AFFINE, matrix, resample=Image.Resampling.BILINEAR
+    )
     theirs = tvf.affine(image, angle, [x, y], scale, [0.0, 0.0], tv.InterpolationMode.BILINEAR)
     assert np.array_equal(np.asarray(ours), np.asarray(theirs))
 
@@ -143,7 +168,12 @@ def test_many_channels(affine):
     assert not torch.equal(train, held)
     frame = build_transforms(r, mean, std, train=False)
     # channel 3 is treated as the one channel of a grey float image would be
-    grey = tvf.center_crop(tvf.resize(torch.from_numpy(pixels[None, ..., 3] / 255).float(), [16], tv.InterpolationMode.BICUBIC), [16])  # fmt: skip
+    grey = tvf.center_crop(
+        tvf.resize(
+            torch.from_numpy(pixels[None, ..., 3] / 255).float(), [16], tv.InterpolationMode.BICUBIC
+        ),
+        [16],
+    )
     torch.testing.assert_close(frame(pixels)[3], (grey[0] - 0.5) / 0.25)
 
 
@@ -168,8 +198,22 @@ def test_settings_that_cannot_be_used():
 
 def test_augmentations_join_the_affine_map():
     augment = AugmentSpec(affine=(5.0, 0.1, 0.1), reprob=0.2, hflip=0.5)
-    names = [type(s).__name__ for s in build_transforms(recipe(augment=augment), (0.5,), (0.2,), train=True).transforms]
-    assert names == ["Resize", "CenterCrop", "RandomAffine", "RandomHorizontalFlip", "RandAugment", "Normalised", "RandomErasing"]  # fmt: skip
+    names = [
+        type(s).__name__
+        for s in build_transforms(recipe(augment=augment), (0.5,), (0.2,), train=True).transforms
+    ]
+    assert names == [
+        "Resize",
+        "CenterCrop",
+        "RandomAffine",
+        "RandomHorizontalFlip",
+        "RandAugment",
+        "Normalised",
+        "RandomErasing",
+    ]
     jitter = replace(augment, auto_augment=None)
-    names = [type(s).__name__ for s in build_transforms(recipe(augment=jitter), (0.5,), (0.2,), train=True).transforms]
+    names = [
+        type(s).__name__
+        for s in build_transforms(recipe(augment=jitter), (0.5,), (0.2,), train=True).transforms
+    ]
     assert "ColorJitter" in names

@@ -1,4 +1,6 @@
-"""Every layout of these tests, read by every kind of recipe: the check with that recipe refuses what its training refuses, and nothing else."""
+"""Every layout of these tests, read by every kind of recipe: the check with that recipe refuses
+what its training refuses, and nothing else.
+"""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -28,7 +30,9 @@ def npz(**replaced: Any) -> Callable[[Path], object]:
 MADE: Mapping[str, Callable[[Path], object]] = {
     "classes": lambda root: class_folders(root, COUNTS),
     "splits": lambda root: split_folders(root, {"Training": COUNTS, "valid": COUNTS}),
-    "splits of other classes": lambda root: split_folders(root, {"train": COUNTS, "val": {"a": 2, "c": 2}}),
+    "splits of other classes": lambda root: split_folders(
+        root, {"train": COUNTS, "val": {"a": 2, "c": 2}}
+    ),
     "images alone": lambda root: class_folders(root, {"train": 4, "val": 2}),
     "one folder of images": lambda root: class_folders(root.parent, {root.name: 4}),
     "npz": npz(),
@@ -39,13 +43,28 @@ MADE: Mapping[str, Callable[[Path], object]] = {
     **{f"labels: {name}": make for name, (make, _) in test_label_layouts.LAYOUTS.items()},
 }
 KINDS: Mapping[str, tuple[Reading, Callable[[Path], object]]] = {
-    "classes": (Reading("folder"), lambda root: open_splits(DataSpec("folder", str(root), **SCALE), 0)),
-    "no classes": (Reading("folder", classes=False), lambda root: open_unlabelled(DataSpec("folder", str(root), **SCALE), 0)),
+    "classes": (
+        Reading("folder"),
+        lambda root: open_splits(DataSpec("folder", str(root), **SCALE), 0),
+    ),
+    "no classes": (
+        Reading("folder", classes=False),
+        lambda root: open_unlabelled(DataSpec("folder", str(root), **SCALE), 0),
+    ),
     "npz": (Reading("npz"), lambda root: open_splits(DataSpec("npz", str(root), **SCALE), 0)),
-    "boxes": (Reading("coco", masks=False), lambda root: open_boxes(DataSpec("coco", str(root), **SCALE), 0, masks=False)),
-    "masks": (Reading("coco"), lambda root: open_boxes(DataSpec("coco", str(root), **SCALE), 0, masks=True)),
-    "label images": (Reading("masks"), lambda root: open_label_images(DataSpec("masks", str(root), **SCALE), 0)),
-}  # fmt: skip
+    "boxes": (
+        Reading("coco", masks=False),
+        lambda root: open_boxes(DataSpec("coco", str(root), **SCALE), 0, masks=False),
+    ),
+    "masks": (
+        Reading("coco"),
+        lambda root: open_boxes(DataSpec("coco", str(root), **SCALE), 0, masks=True),
+    ),
+    "label images": (
+        Reading("masks"),
+        lambda root: open_label_images(DataSpec("masks", str(root), **SCALE), 0),
+    ),
+}
 
 
 def refused(read: Callable[[], Any]) -> str:
@@ -61,5 +80,8 @@ def test_check_and_training_agree(tmp_path: Path, name: str):
     root = tmp_path / "data"
     root.mkdir()
     MADE[name](root)
-    said = {kind: (refused(partial(train, root)), refused(partial(check, root, reading=reading))) for kind, (reading, train) in KINDS.items()}  # fmt: skip
+    said = {
+        kind: (refused(partial(train, root)), refused(partial(check, root, reading=reading)))
+        for kind, (reading, train) in KINDS.items()
+    }
     assert not {kind: pair for kind, pair in said.items() if bool(pair[0]) != bool(pair[1])}

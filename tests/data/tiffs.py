@@ -1,4 +1,5 @@
-"""TIFFs of every kind, each with the array that was written: what a reader must give, or refuse by name.
+"""TIFFs of every kind, each with the array that was written: what a reader must give, or refuse by
+name.
 
     python -m tests.data.tiffs [benchmarks/tiffs.csv]
 
@@ -29,13 +30,27 @@ AXES: dict[str, tuple[str, ...]] = {
     "orientation": tuple("12345678"),
     "codec": ("none", "JPEG", "LZW", "deflate", "zstd", "WebP", "JPEG 2000"),
 }
-ALPHA = {"3 + associated": "assocalpha", "3 + unassociated": "unassalpha", "3 + unspecified": "unspecified"}
+ALPHA = {
+    "3 + associated": "assocalpha",
+    "3 + unassociated": "unassalpha",
+    "3 + unspecified": "unspecified",
+}
 CODECS: dict[str, dict[str, Any]] = {
-    "none": {}, "JPEG": {"compression": "jpeg", "compressionargs": {"level": 95, "outcolorspace": "rgb"}}, "LZW": {"compression": "lzw"},
-    "deflate": {"compression": "deflate"}, "zstd": {"compression": "zstd"}, "WebP": {"compression": "webp", "compressionargs": {"lossless": True}},
+    "none": {},
+    "JPEG": {"compression": "jpeg", "compressionargs": {"level": 95, "outcolorspace": "rgb"}},
+    "LZW": {"compression": "lzw"},
+    "deflate": {"compression": "deflate"},
+    "zstd": {"compression": "zstd"},
+    "WebP": {"compression": "webp", "compressionargs": {"lossless": True}},
     "JPEG 2000": {"compression": "jpeg2000", "compressionargs": {"reversible": True}},
-}  # fmt: skip
-DTYPES = {"8": np.uint8, "12 in 16": np.uint16, "16": np.uint16, "int16": np.int16, "float": np.float32}
+}
+DTYPES = {
+    "8": np.uint8,
+    "12 in 16": np.uint16,
+    "16": np.uint16,
+    "int16": np.int16,
+    "float": np.float32,
+}
 GREY_LEVELS = 24  # by which JPEG may differ from what was written
 
 
@@ -79,7 +94,9 @@ def writable(kind: Kind) -> bool:
 
 
 def covering(kinds: list[Kind], seed: int = 0) -> list[Kind]:
-    """As few of the kinds as it takes, or nearly so, for each value of an axis to meet each of every other one that it meets among them."""
+    """As few of the kinds as it takes, or nearly so, for each value of an axis to meet each of
+    every other one that it meets among them.
+    """
     kinds = [kinds[number] for number in np.random.default_rng(seed).permutation(len(kinds))]
     left = set().union(*(pairs(kind) for kind in kinds))
     found: list[Kind] = []
@@ -92,22 +109,29 @@ def covering(kinds: list[Kind], seed: int = 0) -> list[Kind]:
 
 
 def chosen() -> list[Kind]:
-    """The kinds that are tried with every change: all pairs, and all pairs of those that are read."""
+    """The kinds that are tried with every change: all pairs, and all pairs of those that are
+    read.
+    """
     kinds = [kind for kind in every() if writable(kind)]
     good = [kind for kind in kinds if kind.depth == "8" and kind.samples != "5"]
     return list(dict.fromkeys([*covering(kinds), *covering(good, seed=1)]))
 
 
 def stored(kind: Kind) -> np.ndarray:
-    """The array of level 0 as it is written (h,w) or (h,w,s): smooth enough for JPEG, different everywhere."""
+    """The array of level 0 as it is written (h,w) or (h,w,s): smooth enough for JPEG, different
+    everywhere.
+    """
     count = int(kind.samples[0]) + (kind.samples in ALPHA)
     y, x = np.mgrid[: SIZE[0], : SIZE[1]]
-    values = np.stack([(3 * y + 2 * x + 31 * s + (y * x) // 40) % 200 + 20 for s in range(count)], axis=-1).astype(
-        np.int64
-    )
-    deep = {"12 in 16": values * 16, "16": values * 257, "int16": values * 40 - 3000, "float": values / 255}.get(
-        kind.depth, values
-    )
+    values = np.stack(
+        [(3 * y + 2 * x + 31 * s + (y * x) // 40) % 200 + 20 for s in range(count)], axis=-1
+    ).astype(np.int64)
+    deep = {
+        "12 in 16": values * 16,
+        "16": values * 257,
+        "int16": values * 40 - 3000,
+        "float": values / 255,
+    }.get(kind.depth, values)
     return deep.astype(DTYPES[kind.depth])
 
 
@@ -147,20 +171,35 @@ def write(path: Path, kind: Kind) -> np.ndarray:
 
 
 def upright(values: np.ndarray, orientation: int) -> np.ndarray:
-    """What an Orientation says, row by row of the TIFF specification: where row 0 and column 0 of the stored array lie."""
+    """What an Orientation says, row by row of the TIFF specification: where row 0 and column 0 of
+    the stored array lie.
+    """
     turned = {
-        1: values, 2: values[:, ::-1], 3: values[::-1, ::-1], 4: values[::-1],
-        5: np.swapaxes(values, 0, 1), 6: np.rot90(values, -1), 7: np.swapaxes(values[::-1, ::-1], 0, 1), 8: np.rot90(values),
-    }  # fmt: skip
+        1: values,
+        2: values[:, ::-1],
+        3: values[::-1, ::-1],
+        4: values[::-1],
+        5: np.swapaxes(values, 0, 1),
+        6: np.rot90(values, -1),
+        7: np.swapaxes(values[::-1, ::-1], 0, 1),
+        8: np.rot90(values),
+    }
     return turned[orientation]
 
 
 def looked_at(path: Path, kind: Kind, held: np.ndarray) -> Read:
-    """What the reader of slides makes of a file, and that of images: both must agree, and be right or refuse."""
-    answers = [_answer(lambda: _slide(path), kind, held), _answer(lambda: np.asarray(decode(path).image), kind, held)]
+    """What the reader of slides makes of a file, and that of images: both must agree, and be right
+    or refuse.
+    """
+    answers = [
+        _answer(lambda: _slide(path), kind, held),
+        _answer(lambda: np.asarray(decode(path).image), kind, held),
+    ]
     last = held.shape[-1] - 1
     picked = (last, 0, last)
-    chosen = _answer(lambda: _slide(path, Choice(picked)), kind._replace(pages="one"), held[..., list(picked)])
+    chosen = _answer(
+        lambda: _slide(path, Choice(picked)), kind._replace(pages="one"), held[..., list(picked)]
+    )
     wrong = [answer for answer in (*answers, chosen) if answer.outcome == "wrong"]
     if wrong:
         return wrong[0]
@@ -203,7 +242,8 @@ def outcome(kind: Kind, folder: Path) -> Read:
     path = folder / "a.tif"
     try:
         held = write(path, kind)
-    except Exception as error:  # noqa: BLE001 - a codec says in many ways that it packs no such pixels
+    # a codec says in many ways that it packs no such pixels
+    except Exception as error:  # noqa: BLE001
         return Read("not written", f"{type(error).__name__}: {error}")
     return looked_at(path, kind, held)
 
@@ -230,7 +270,12 @@ def main(record: str | None = None) -> int:
     ]
     if record is not None:
         write_csv(Path(record), rows)
-    print(", ".join(f"{name}: {sum(count for (_, found), count in counts.items() if found == name)}" for name in names))
+    print(
+        ", ".join(
+            f"{name}: {sum(count for (_, found), count in counts.items() if found == name)}"
+            for name in names
+        )
+    )
     return 1 if wrong else 0
 
 

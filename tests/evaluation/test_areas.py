@@ -1,4 +1,6 @@
-"""Areas under the ROC curve against scikit-learn's, with ties and with images that count several times."""
+"""Areas under the ROC curve against scikit-learn's, with ties and with images that count several
+times.
+"""
 
 import numpy as np
 import pytest
@@ -28,7 +30,9 @@ def test_the_area_is_scikit_learn_s(n, levels):
             assert np.isnan(area)
         else:
             repeated = np.repeat(np.arange(n), weight)
-            assert area == pytest.approx(roc_auc_score(positive[repeated], scores[repeated]), abs=1e-9)
+            assert area == pytest.approx(
+                roc_auc_score(positive[repeated], scores[repeated]), abs=1e-9
+            )
 
 
 def test_equal_scores_say_nothing():

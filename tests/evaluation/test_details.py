@@ -1,9 +1,17 @@
-"""Each class, the threshold of validation and intervals, against scikit-learn, on friendly and unfriendly sets."""
+"""Each class, the threshold of validation and intervals, against scikit-learn, on friendly and
+unfriendly sets.
+"""
 
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import confusion_matrix, precision_score, recall_score, roc_auc_score, roc_curve
+from sklearn.metrics import (
+    confusion_matrix,
+    precision_score,
+    recall_score,
+    roc_auc_score,
+    roc_curve,
+)
 
 from softless.evaluation import details as module
 from softless.evaluation import wilson
@@ -40,7 +48,9 @@ def test_each_class_is_scikit_learn_s(classes):
         low, high = one.interval or (1.0, 0.0)
         assert low < one.value < high
     hits = int((said[targets == 1] == 1).sum())
-    assert found.of_class["recall"][1].interval == pytest.approx(wilson(hits, int((targets == 1).sum())))
+    assert found.of_class["recall"][1].interval == pytest.approx(
+        wilson(hits, int((targets == 1).sum()))
+    )
 
 
 def test_draws_and_their_limit_agree(monkeypatch):
@@ -48,7 +58,11 @@ def test_draws_and_their_limit_agree(monkeypatch):
     drawn = told(logits, targets)
     monkeypatch.setattr(module, "MOST", 0)
     limit = told(logits, targets)
-    for one, other in zip([drawn.whole["auc"], *drawn.of_class["auc"]], [limit.whole["auc"], *limit.of_class["auc"]], strict=True):  # fmt: skip
+    for one, other in zip(
+        [drawn.whole["auc"], *drawn.of_class["auc"]],
+        [limit.whole["auc"], *limit.of_class["auc"]],
+        strict=True,
+    ):
         assert one.value == other.value
         assert one.high - one.low == pytest.approx(other.high - other.low, rel=0.06)
 
@@ -66,7 +80,10 @@ def test_a_class_that_does_not_occur_has_no_numbers_but_reasons():
 
 def test_a_class_that_is_never_answered_has_no_precision():
     found = told(np.array([[2.0, 0.0]] * 12, dtype=np.float32), np.arange(12) % 2)
-    assert (found.of_class["precision"][1].value, found.of_class["precision"][1].why) == (None, "b is never answered")
+    assert (found.of_class["precision"][1].value, found.of_class["precision"][1].why) == (
+        None,
+        "b is never answered",
+    )
     assert found.of_class["auc"][1].value == 0.5
     assert found.of_class["auc"][1].interval is None, "all draws of equal scores are 0.5"
 
@@ -139,12 +156,20 @@ def test_an_operating_point_is_scikit_learn_s(threshold):
     ((passed, called), (missed, found)) = confusion_matrix(targets, said, labels=[0, 1])
     assert point.counts == (found, missed, passed, called)
     assert point.sensitivity.value == pytest.approx(recall_score(targets, said), abs=1e-9)
-    assert point.specificity.value == pytest.approx(recall_score(targets, said, pos_label=0), abs=1e-9)
+    assert point.specificity.value == pytest.approx(
+        recall_score(targets, said, pos_label=0), abs=1e-9
+    )
     assert point.sensitivity.interval == pytest.approx(wilson(int(found), int(found + missed)))
     assert point.to_dict()["positive"] == "ill"
 
 
-@pytest.mark.parametrize(("label", "of", "why"), [(0, "sensitivity", "no image is of class ill"), (1, "specificity", "every image is of class ill")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("label", "of", "why"),
+    [
+        (0, "sensitivity", "no image is of class ill"),
+        (1, "specificity", "every image is of class ill"),
+    ],
+)
 def test_one_class_alone_has_one_side_of_a_threshold(label, of, why):
     logits, _ = draw(12, 2)
     point = operating(logits, np.full(12, label), ("healthy", "ill"), 0.5)

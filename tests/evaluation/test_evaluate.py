@@ -33,7 +33,8 @@ class Brightness(nn.Module):
 
 def squares(n=21, wrong=3):
     targets = np.arange(n) % 2
-    pixels = (np.where(targets, 200, 50) + np.arange(n)).astype(np.uint8)  # no two alike: the order shows
+    # no two alike: the order shows
+    pixels = (np.where(targets, 200, 50) + np.arange(n)).astype(np.uint8)
     pixels[:wrong] = 255 - pixels[:wrong]
     return ArraySamples(pixels[:, None, None].repeat(8, 1).repeat(8, 2), targets, 1)
 
@@ -62,8 +63,16 @@ def test_what_comes_back():
 def test_as_dict_and_as_table():
     e = evaluate(Brightness(), loader(), CLASSES)
     assert list(e.summary()) == [
-        "loss", "top1", "balanced_accuracy", "auc", "commonest", "chance", "threshold", "seen", "expected",
-    ]  # fmt: skip
+        "loss",
+        "top1",
+        "balanced_accuracy",
+        "auc",
+        "commonest",
+        "chance",
+        "threshold",
+        "seen",
+        "expected",
+    ]
     content = json.loads(json.dumps(e.to_dict()))
     assert content["confusion"] == [[9, 2], [1, 9]]
     assert content["interval"] == pytest.approx(e.interval)
@@ -81,7 +90,10 @@ def test_one_class_says_so():
 
 def test_results_do_not_depend_on_the_batch():
     transform = eval_transform(8, 1.0, "bilinear", (0.5,), (0.25,), 1)
-    parts = [evaluate(Brightness(), eval_loader(squares(), transform, batch=b), CLASSES).logits for b in (1, 5, 50)]
+    parts = [
+        evaluate(Brightness(), eval_loader(squares(), transform, batch=b), CLASSES).logits
+        for b in (1, 5, 50)
+    ]
     assert np.array_equal(parts[0], parts[1])
     assert np.array_equal(parts[0], parts[2])
 
@@ -103,7 +115,9 @@ def test_names_must_fit():
 
 
 def _one_of_three(rank, meeting, answers):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=3)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=3
+    )
     for n in (21, 2):  # with two images the third process has nothing to do
         parts = evaluate(Brightness(), loader(squares(n, 0), rank=rank, world=3), CLASSES)
         whole = evaluate(Brightness(), loader(squares(n, 0)), CLASSES)
@@ -113,11 +127,15 @@ def _one_of_three(rank, meeting, answers):
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12 warns of any thread, even idle ones
+# Python 3.12 warns of any thread, even idle ones
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_three_processes_give_each_the_whole(tmp_path):
     context = multiprocessing.get_context("fork")
     answers = context.Queue()
-    ranks = [context.Process(target=_one_of_three, args=(r, tmp_path / "meeting", answers)) for r in range(3)]
+    ranks = [
+        context.Process(target=_one_of_three, args=(r, tmp_path / "meeting", answers))
+        for r in range(3)
+    ]
     for process in ranks:
         process.start()
     received = [answers.get(timeout=300) for _ in range(6)]

@@ -22,21 +22,29 @@ VIT: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth"
 
 @pytest.mark.parametrize("op", ["sima", "xca", None])
 def test_an_xcit_gives_four_widths(op):
-    """Class tokens of the last two class-attention layers, then means of the tokens of the last two blocks, each normalised."""
+    """Class tokens of the last two class-attention layers, then means of the tokens of the last two
+    blocks, each normalised.
+    """
     model = create_model("xcit_nano_12_p8_224", op=op, num_classes=7, **XCIT).eval()
     with torch.no_grad():
         found = layers(model, IMAGES)
         assert found.shape == (2, 4 * 16)
-        tokens = model.forward_intermediates(IMAGES, indices=[1, 2], norm=True, intermediates_only=True)
+        tokens = model.forward_intermediates(
+            IMAGES, indices=[1, 2], norm=True, intermediates_only=True
+        )
         whole = model.forward_features(IMAGES)
     torch.testing.assert_close(found[:, 16:32], whole[:, 0], msg="the last class token")
-    torch.testing.assert_close(found[:, 32:], torch.cat([part.mean((2, 3)) for part in tokens], dim=1))
+    torch.testing.assert_close(
+        found[:, 32:], torch.cat([part.mean((2, 3)) for part in tokens], dim=1)
+    )
     assert not torch.allclose(found[:, :16], found[:, 16:32])
     assert not model.blocks[-1]._forward_hooks
 
 
 def test_an_xcit_of_one_class_layer_gives_what_it_has():
-    model = create_model("xcit_nano_12_p8_224", op="sima", num_classes=0, cls_attn_layers=1, **XCIT).eval()
+    model = create_model(
+        "xcit_nano_12_p8_224", op="sima", num_classes=0, cls_attn_layers=1, **XCIT
+    ).eval()
     assert layers(model, IMAGES).shape == (2, 3 * 16)
 
 
@@ -47,7 +55,9 @@ def test_a_vit_gives_class_tokens_of_four_blocks(op):
         found = layers(model, IMAGES)
         assert found.shape == (2, 4 * 16)
         torch.testing.assert_close(found[:, -16:], model.forward_features(IMAGES)[:, 0])
-    shallow = create_model("vit_tiny_patch16_224", op=op, num_classes=3, **{**VIT, "depth": 2}).eval()
+    shallow = create_model(
+        "vit_tiny_patch16_224", op=op, num_classes=3, **{**VIT, "depth": 2}
+    ).eval()
     assert layers(shallow, IMAGES).shape == (2, 2 * 16)
 
 

@@ -8,7 +8,9 @@ from softless.errors import UsageError
 from softless.evaluation import bootstrap_mean, paired_bootstrap, wilson
 
 
-@pytest.mark.parametrize(("correct", "n"), [(0, 1), (1, 1), (0, 360), (360, 360), (352, 360), (522, 624), (1, 240)])
+@pytest.mark.parametrize(
+    ("correct", "n"), [(0, 1), (1, 1), (0, 360), (360, 360), (352, 360), (522, 624), (1, 240)]
+)
 @pytest.mark.parametrize("level", [0.9, 0.95])
 def test_wilson_is_scipy_s(correct, n, level):
     expected = binomtest(correct, n).proportion_ci(level, method="wilson")
@@ -67,14 +69,18 @@ def test_pairing_cancels_what_is_hard_for_both():
 
 
 def test_the_same_image_is_drawn_for_every_seed():
-    """Three seeds that agree on every image carry the information of one: the interval must not shrink."""
+    """Three seeds that agree on every image carry the information of one: the interval must not
+    shrink.
+    """
     right = np.random.default_rng(0).random(300) < 0.8
     one, three = bootstrap_mean(right), bootstrap_mean(np.stack([right] * 3))
     assert three.high - three.low == pytest.approx(one.high - one.low, rel=0.05)
 
 
 def test_coverage():
-    """Of 200 experiments, about 190 intervals hold the true mean: both for Wilson and for the bootstrap over images."""
+    """Of 200 experiments, about 190 intervals hold the true mean: both for Wilson and for the
+    bootstrap over images.
+    """
     rng = np.random.default_rng(1)
     held = np.zeros(2)
     for _ in range(200):

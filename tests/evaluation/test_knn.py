@@ -16,7 +16,10 @@ def brute_force(bank, labels, queries, classes, k, temperature):
         similar = []
         for index, image in enumerate(bank.tolist()):
             dot = sum(a * b for a, b in zip(query, image, strict=True))
-            similar.append((dot / math.sqrt(sum(a * a for a in query)) / math.sqrt(sum(b * b for b in image)), index))
+            similar.append((
+                dot / math.sqrt(sum(a * a for a in query)) / math.sqrt(sum(b * b for b in image)),
+                index,
+            ))
         counted = [0.0] * classes
         for similarity, index in sorted(similar, reverse=True)[:k]:
             counted[int(labels[index])] += math.exp(similarity / temperature)
@@ -35,7 +38,12 @@ def test_votes_are_those_of_a_loop_over_all_pairs():
 def test_near_neighbours_outweigh_many_far_ones():
     """Without weights the three of class 1 would win."""
     bank = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.1, 1.0]])
-    probe = nearest((bank, torch.tensor([0, 1, 1, 1])), (torch.tensor([[1.0, 0.05]]), torch.tensor([0])), ("a", "b"), 4)
+    probe = nearest(
+        (bank, torch.tensor([0, 1, 1, 1])),
+        (torch.tensor([[1.0, 0.05]]), torch.tensor([0])),
+        ("a", "b"),
+        4,
+    )
     assert probe.predicted.tolist() == [0]
     assert (probe.accuracy, probe.train_images, probe.width) == (1.0, 4, 2)
     assert probe.to_dict()["knn"] == 1.0

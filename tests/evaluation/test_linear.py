@@ -22,7 +22,9 @@ def test_it_separates_what_a_line_separates():
     assert (linear(features).argmax(1) == labels).float().mean() == 1.0
     shuffled = labels[torch.randperm(200)]
     other = fit(held(features, shuffled, 50, 0), 4, 3, settings, 50)
-    assert (other(features).argmax(1) == shuffled).float().mean() < 0.7, "the control: labels that say nothing"
+    assert (other(features).argmax(1) == shuffled).float().mean() < 0.7, (
+        "the control: labels that say nothing"
+    )
 
 
 def test_the_rate_follows_the_papers_rule(monkeypatch: pytest.MonkeyPatch):
@@ -42,7 +44,13 @@ def test_the_rate_follows_the_papers_rule(monkeypatch: pytest.MonkeyPatch):
 
 def test_the_papers_settings_are_the_default():
     said = LinearSettings()
-    assert (said.lr, said.epochs, said.batch, said.weight_decay, said.momentum) == (1e-3, 100, 1024, 0.0, 0.9)
+    assert (said.lr, said.epochs, said.batch, said.weight_decay, said.momentum) == (
+        1e-3,
+        100,
+        1024,
+        0.0,
+        0.9,
+    )
     assert said.views == "random"
     with pytest.raises(UsageError, match="epochs=0"):
         checked(LinearSettings(epochs=0))
@@ -54,7 +62,9 @@ def test_the_papers_settings_are_the_default():
 def test_a_probe_of_a_network_answers_easy_images_and_leaves_it_as_it_was(views):
     """Bright against dark; the features are frozen, so no weight and no running mean moves."""
     labels = np.arange(40) % 2
-    pixels = (np.random.default_rng(0).integers(0, 60, (40, 16, 16)) + 150 * labels[:, None, None]).astype(np.uint8)
+    pixels = (
+        np.random.default_rng(0).integers(0, 60, (40, 16, 16)) + 150 * labels[:, None, None]
+    ).astype(np.uint8)
     samples = ArraySamples(pixels, labels, 1)
     args: dict[str, Any] = {
         "op": "xca",
@@ -68,11 +78,20 @@ def test_a_probe_of_a_network_answers_easy_images_and_leaves_it_as_it_was(views)
     model = create_model("xcit_nano_12_p8_224", **args).eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     found = probe(
-        model, samples.take(range(30)), samples.take(range(30, 40)), ("dark", "bright"),
-        views=one_crop(16, "bicubic", (0.5,), (0.25,), 1), transform=eval_transform(16, 1.0, "bicubic", (0.5,), (0.25,), 1),
+        model,
+        samples.take(range(30)),
+        samples.take(range(30, 40)),
+        ("dark", "bright"),
+        views=one_crop(16, "bicubic", (0.5,), (0.25,), 1),
+        transform=eval_transform(16, 1.0, "bicubic", (0.5,), (0.25,), 1),
         settings=LinearSettings(lr=0.3, epochs=10, batch=10, views=views),
-    )  # fmt: skip
-    assert (found.measure, found.accuracy, found.width, found.train_images) == ("linear", 1.0, 64, 30)
+    )
+    assert (found.measure, found.accuracy, found.width, found.train_images) == (
+        "linear",
+        1.0,
+        64,
+        30,
+    )
     assert ("fixed" in found.how) == (views == "fixed")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not model.training

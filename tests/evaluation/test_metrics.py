@@ -27,7 +27,9 @@ from softless.evaluation.metrics import BINS, calibration
 def draw(n=400, classes=10, seed=0):
     generator = torch.Generator().manual_seed(seed)
     targets = torch.randint(classes, (n,), generator=generator)
-    logits = torch.randn(n, classes, generator=generator) + 1.5 * torch.nn.functional.one_hot(targets, classes)
+    logits = torch.randn(n, classes, generator=generator) + 1.5 * torch.nn.functional.one_hot(
+        targets, classes
+    )
     return logits, targets
 
 
@@ -36,7 +38,12 @@ def draw(n=400, classes=10, seed=0):
 def test_scikit_learn_agrees(classes, n):
     logits, targets = draw(n, classes)
     m = measure(logits, targets)
-    p, y, said, labels = logits.double().softmax(1).numpy(), targets.numpy(), logits.argmax(1).numpy(), range(classes)
+    p, y, said, labels = (
+        logits.double().softmax(1).numpy(),
+        targets.numpy(),
+        logits.argmax(1).numpy(),
+        range(classes),
+    )
     exact: dict[str, Any] = {"abs": 1e-9, "rel": 0}
     assert m.top1 == pytest.approx((said == y).mean(), **exact)
     with warnings.catch_warnings():
@@ -47,11 +54,15 @@ def test_scikit_learn_agrees(classes, n):
             for score in (recall_score, precision_score)
         ]
     for ours, theirs in zip((m.recall, m.precision), wanted, strict=True):
-        assert [np.nan if one is None else one for one in ours] == pytest.approx(theirs, nan_ok=True, **exact)
+        assert [np.nan if one is None else one for one in ours] == pytest.approx(
+            theirs, nan_ok=True, **exact
+        )
     assert np.array_equal(m.confusion, confusion_matrix(y, said, labels=labels))
     assert m.loss == pytest.approx(log_loss(y, p, labels=labels), **exact)
     areas = [roc_auc_score(y == c, p[:, c]) if 0 < (y == c).sum() < n else None for c in labels]
-    assert list(m.class_auc) == [None if area is None else pytest.approx(area, **exact) for area in areas]
+    assert list(m.class_auc) == [
+        None if area is None else pytest.approx(area, **exact) for area in areas
+    ]
     known = [area for area in areas if area is not None]
     assert m.auc == (pytest.approx(np.mean(known), **exact) if known else None)
     hot = np.eye(classes)[y]
@@ -77,7 +88,9 @@ def test_the_calibration_curve_is_scikit_learn_s(classes):
     assert found.sure[held] == pytest.approx(told, abs=1e-9)
     assert np.isnan(found.sure[~held]).all()
     assert found.counts.sum() == 500
-    assert found.error == pytest.approx((np.abs(right - told) * found.counts[held]).sum() / 500, abs=1e-9)
+    assert found.error == pytest.approx(
+        (np.abs(right - told) * found.counts[held]).sum() / 500, abs=1e-9
+    )
 
 
 def test_a_probability_between_two_bins_is_in_the_lower():
@@ -99,7 +112,8 @@ def test_many_images_and_classes_take_no_table_beside_the_logits():
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 90e6, (
-        "four blocks of 16 MB; a table in float64 has 24 MB, and a softmax takes three of them with the logits"
+        "four blocks of 16 MB; a table in float64 has 24 MB, and a softmax takes three of them "
+        "with the logits"
     )
     assert len(m.class_auc) == 500
 
@@ -119,7 +133,9 @@ def test_a_class_that_does_not_occur_is_left_out():
     recalls = [(logits[targets == c].argmax(1) == c).float().mean().item() for c in (0, 1, 3)]
     assert m.balanced_accuracy == pytest.approx(np.mean(recalls), abs=1e-6)
     p = logits.double().softmax(1)
-    assert m.auc == pytest.approx(np.mean([roc_auc_score(targets == c, p[:, c]) for c in (0, 1, 3)]), abs=1e-6)
+    assert m.auc == pytest.approx(
+        np.mean([roc_auc_score(targets == c, p[:, c]) for c in (0, 1, 3)]), abs=1e-6
+    )
 
 
 def test_one_class_alone_has_no_auc():

@@ -1,4 +1,6 @@
-"""What a run of two classes says of its test images: the threshold is validation's, and `eval`, result.json and `runs` agree."""
+"""What a run of two classes says of its test images: the threshold is validation's, and `eval`,
+result.json and `runs` agree.
+"""
 
 import json
 from dataclasses import replace
@@ -18,7 +20,12 @@ from tests.training.conftest import tiny_recipe, write_npz
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
-    fit(tiny_recipe(write_npz(folder / "images.npz", classes=2)), folder / "run", device="cpu", progress=False)
+    fit(
+        tiny_recipe(write_npz(folder / "images.npz", classes=2)),
+        folder / "run",
+        device="cpu",
+        progress=False,
+    )
     return folder / "run"
 
 
@@ -44,9 +51,15 @@ def test_the_numbers_are_those_of_the_answers_beside_them(run: Path):
     chances = np.exp(logits[:, 1]) / np.exp(logits).sum(1)
     said = chances >= result["at_threshold"]["threshold"]
     ((passed, called), (missed, found)) = confusion_matrix(targets, said)
-    assert result["at_threshold"]["sensitivity"] == pytest.approx(found / (found + missed), abs=1e-9)
-    assert result["at_threshold"]["specificity"] == pytest.approx(passed / (passed + called), abs=1e-9)
-    assert result["auc"] == pytest.approx(roc_auc_score(targets, logits[:, 1] - logits[:, 0]), abs=1e-9)
+    assert result["at_threshold"]["sensitivity"] == pytest.approx(
+        found / (found + missed), abs=1e-9
+    )
+    assert result["at_threshold"]["specificity"] == pytest.approx(
+        passed / (passed + called), abs=1e-9
+    )
+    assert result["auc"] == pytest.approx(
+        roc_auc_score(targets, logits[:, 1] - logits[:, 0]), abs=1e-9
+    )
     assert result["brier"] == pytest.approx(brier_score_loss(targets, chances), abs=1e-6)
     assert result["commonest"] == max(np.bincount(targets)) / len(targets)
     assert result["chance"] == 0.5
@@ -59,7 +72,16 @@ def test_eval_says_the_same_in_words(run: Path):
     told = json.loads(json.dumps(found.to_dict()))
     assert {name: told[name] for name in result} == result
     text = str(found)
-    for line in ("always the commonest", "chance", "sensitivity", "specificity", "chosen on validation images", "Brier score", "calibration error", "recall"):  # fmt: skip
+    for line in (
+        "always the commonest",
+        "chance",
+        "sensitivity",
+        "specificity",
+        "chosen on validation images",
+        "Brier score",
+        "calibration error",
+        "recall",
+    ):
         assert line in text
 
 

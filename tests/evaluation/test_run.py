@@ -62,7 +62,11 @@ def test_weights_of_another_model(folder):
     save_file(renamed, folder / "best.safetensors")
     with pytest.raises(UsageError, match="checkpoint of another model: ") as raised:
         load_run(folder)
-    for part in ("head.weight is missing", "top.weight is unknown", "pos_embed has shape (1, 5, 16)"):
+    for part in (
+        "head.weight is missing",
+        "top.weight is unknown",
+        "pos_embed has shape (1, 5, 16)",
+    ):
         assert part in str(raised.value)
 
 

@@ -1,4 +1,6 @@
-"""A run's own files are read like weights: what was damaged or made to harm is one sentence, at once, and within the memory of the model."""
+"""A run's own files are read like weights: what was damaged or made to harm is one sentence, at
+once, and within the memory of the model.
+"""
 
 import json
 import os
@@ -33,7 +35,12 @@ FILES = ("best.json", "recipe.json", "result.json", "classes.json", "log.jsonl",
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("finished")
     recipe = tiny_recipe(write_npz(root / "images.npz"))
-    fit(replace(recipe, schedule=replace(recipe.schedule, epochs=2)), root / "run", device="cpu", progress=False)
+    fit(
+        replace(recipe, schedule=replace(recipe.schedule, epochs=2)),
+        root / "run",
+        device="cpu",
+        progress=False,
+    )
     (root / "images").mkdir()
     for number in range(2):
         Image.effect_noise((16, 16), 60 + number).save(root / "images" / f"{number}.png")
@@ -47,12 +54,25 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 
 def answers(run: Path, finished: Path, out: Path) -> str:
-    assert main(["predict", str(run), str(finished / "images"), str(out), "--no-overlays", "--device", "cpu"]) == 0
+    assert (
+        main([
+            "predict",
+            str(run),
+            str(finished / "images"),
+            str(out),
+            "--no-overlays",
+            "--device",
+            "cpu",
+        ])
+        == 0
+    )
     return (out / "predictions.csv").read_text()
 
 
 @pytest.mark.bar("C4", "one bit flipped in best.json: refused, or the answers are the same")
-@pytest.mark.parametrize("count", [pytest.param(60, id="60"), pytest.param(300, id="300", marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "count", [pytest.param(60, id="60"), pytest.param(300, id="300", marks=pytest.mark.soak)]
+)
 def test_a_flipped_bit_in_best_json_changes_no_answer(
     run: Path, count: int, record_property: Callable[[str, object], None]
 ):
@@ -75,7 +95,9 @@ def test_a_flipped_bit_in_best_json_changes_no_answer(
 
 
 def rewrite(file: Path, change: Callable[[dict[str, Any]], Any], *, seal: bool = False) -> None:
-    """Change a file as its writer would have; a digest that is there fits, or is left out as older runs did."""
+    """Change a file as its writer would have; a digest that is there fits, or is left out as older
+    runs did.
+    """
     content = json.loads(file.read_text())
     content.pop("sha256", None)
     content = change(content) or content
@@ -86,7 +108,9 @@ BESTS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "depth of a million": lambda best: best["model_args"].update(depth=10**6),
     "depth of 10^9": lambda best: best["model_args"].update(depth=10**9),
     "ten million classes": lambda best: best["model_args"].update(num_classes=10**6),
-    "a giant": lambda best: best.update(architecture="vit_giant_patch14_224", model_args={"op": "sima"}),
+    "a giant": lambda best: best.update(
+        architecture="vit_giant_patch14_224", model_args={"op": "sima"}
+    ),
     "a huge width": lambda best: best["model_args"].update(embed_dim=10**6),
     "a huge image": lambda best: best["model_args"].update(img_size=2**20),
     "image_size": lambda best: best.update(image_size=10**6),
@@ -142,12 +166,21 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 def within(kind: str, folder: Path) -> tuple[str, int]:
     """What is said of a folder, and the MB that it took."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", LIMITED, kind, str(folder)], env=env, capture_output=True, text=True, check=True, timeout=300)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, kind, str(folder)],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
     said, megabytes = done.stdout.splitlines()
     return said, int(megabytes)
 
 
-@pytest.mark.bar("C5", "a run or a folder that describes a giant beside tiny weights: refused within 200 MB")
+@pytest.mark.bar(
+    "C5", "a run or a folder that describes a giant beside tiny weights: refused within 200 MB"
+)
 @pytest.mark.parametrize("kind", ["a giant", "depth of a million"])
 def test_a_giant_beside_tiny_weights_takes_no_memory(run: Path, kind: str):
     rewrite(run / "best.json", BESTS[kind])
@@ -157,10 +190,14 @@ def test_a_giant_beside_tiny_weights_takes_no_memory(run: Path, kind: str):
     assert megabytes <= 200
 
 
-@pytest.mark.bar("C5", "a run or a folder that describes a giant beside tiny weights: refused within 200 MB")
+@pytest.mark.bar(
+    "C5", "a run or a folder that describes a giant beside tiny weights: refused within 200 MB"
+)
 @pytest.mark.parametrize("change", ["architecture", "depth"])
 def test_a_published_folder_too(tmp_path: Path, change: str):
-    model = softless.create_model("sima_deit_tiny_patch16_224", img_size=32, embed_dim=32, depth=1, num_heads=2, num_classes=2)  # fmt: skip
+    model = softless.create_model(
+        "sima_deit_tiny_patch16_224", img_size=32, embed_dim=32, depth=1, num_heads=2, num_classes=2
+    )
     softless.save_weights(model, tmp_path / "model")
     (tmp_path / "model" / "digests.json").unlink()
     config = json.loads((tmp_path / "model" / "config.json").read_text())
@@ -185,9 +222,14 @@ BROKEN: dict[str, bytes] = {
     "not UTF-8": b'{"name": "\xff"}',
     "nested": b"[" * 100_000,
     "nested tables": b'{"a":' * 900 + b"1" + b"}" * 900,
-    "deep in an entry": json.dumps({"name": "x"}).encode()[:-1] + b', "model": ' + b"[" * 60 + b"]" * 60 + b"}",
+    "deep in an entry": json.dumps({"name": "x"}).encode()[:-1]
+    + b', "model": '
+    + b"[" * 60
+    + b"]" * 60
+    + b"}",
     "a huge number": b'{"name": 1' + b"0" * 5000 + b"}",
-    "all types": b'{"name": 1, "val": 2, "epochs": "x", "architecture": null, "model": [], "data": 5}',
+    "all types": b'{"name": 1, "val": 2, "epochs": "x", "architecture": null, "model": [], '
+    b'"data": 5}',
 }
 
 QUICK = {"empty", "nested", "all types"}  # in `make test`
@@ -204,26 +246,37 @@ def verbs(run: Path, finished: Path) -> list[list[str]]:
 
 
 @pytest.mark.bar(
-    "C12", "a damaged file of a run under predict, eval, train --resume and runs: one sentence or none, no traceback"
+    "C12",
+    "a damaged file of a run under predict, eval, train --resume and runs: one sentence or none, "
+    "no traceback",
 )
 @pytest.mark.parametrize(
-    "kind", [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.soak) for kind in BROKEN]
+    "kind",
+    [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.soak) for kind in BROKEN],
 )
-@pytest.mark.parametrize("name", ["best.json", "recipe.json", "result.json", "log.jsonl", "classes.json"])
-def test_a_damaged_file_of_a_run(run: Path, finished: Path, name: str, kind: str, capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize(
+    "name", ["best.json", "recipe.json", "result.json", "log.jsonl", "classes.json"]
+)
+def test_a_damaged_file_of_a_run(
+    run: Path, finished: Path, name: str, kind: str, capsys: pytest.CaptureFixture[str]
+):
     ending = b"\n" if name == "log.jsonl" else b""
     (run / name).write_bytes(BROKEN[kind] + ending)
     capsys.readouterr()
     codes = {words[0]: main(words) for words in verbs(run, finished)}
     said = [
-        line for line in capsys.readouterr().err.splitlines() if line.startswith("softless: ") and "note:" not in line
+        line
+        for line in capsys.readouterr().err.splitlines()
+        if line.startswith("softless: ") and "note:" not in line
     ]
     assert codes["runs"] == 0
     assert sum(code == 2 for code in codes.values()) == len(said) >= 1
     assert all(name in line for line in said), said
 
 
-def test_the_log_is_read_before_training_goes_on(run: Path, finished: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_log_is_read_before_training_goes_on(
+    run: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+):
     (run / "result.json").unlink()
     lines = (run / "log.jsonl").read_text().splitlines()
     monkeypatch.setattr("softless.training.loop.train_epoch", lambda *_: pytest.fail("it trained"))
@@ -295,11 +348,32 @@ def edits(rng: random.Random, whole: bytes) -> bytes:
     return "\n".join(lines).encode()
 
 
-VALUES: tuple[Any, ...] = (None, True, 0, -1, 7, 10**7, 10**30, 1.5, float("nan"), float("inf"), "", "text", "\0", [], {}, [1, 2], {"a": 1}, [[[]]])  # fmt: skip
+VALUES: tuple[Any, ...] = (
+    None,
+    True,
+    0,
+    -1,
+    7,
+    10**7,
+    10**30,
+    1.5,
+    float("nan"),
+    float("inf"),
+    "",
+    "text",
+    "\0",
+    [],
+    {},
+    [1, 2],
+    {"a": 1},
+    [[[]]],
+)
 
 
 @pytest.mark.bar("C12", "a file of a run edited at random: no traceback, no hang, no other answer")
-@pytest.mark.parametrize("count", [pytest.param(40, id="40"), pytest.param(500, id="500", marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "count", [pytest.param(40, id="40"), pytest.param(500, id="500", marks=pytest.mark.soak)]
+)
 def test_files_edited_at_random(
     run: Path,
     finished: Path,
@@ -322,5 +396,7 @@ def test_files_edited_at_random(
         told = run.parent / "out" / "predictions.csv"
         assert not told.exists() or told.read_text() == wanted or name == "best.json"
         if told.exists() and name == "best.json":
-            assert "sha256" not in json.loads((again / name).read_text()), "an edit under the digest"
+            assert "sha256" not in json.loads((again / name).read_text()), (
+                "an edit under the digest"
+            )
     record_property("cases", (count, count))

@@ -78,7 +78,9 @@ def covered(told: list[bool | None]) -> float:
 
 
 @pytest.mark.extra
-@pytest.mark.parametrize(("positives", "others", "apart"), [(15, 60, 1.2), (40, 40, 1.2), (100, 300, 2.0)])
+@pytest.mark.parametrize(
+    ("positives", "others", "apart"), [(15, 60, 1.2), (40, 40, 1.2), (100, 300, 2.0)]
+)
 def test_intervals_of_the_area_hold_the_truth_19_times_of_20(positives, others, apart):
     """Normal scores, whose area is known: Phi(apart / sqrt 2)."""
     from scipy.stats import norm
@@ -88,7 +90,9 @@ def test_intervals_of_the_area_hold_the_truth_19_times_of_20(positives, others, 
     for seed in range(EXPERIMENTS):
         ordered = Ordered.of(rng.normal(size=len(side)) + apart * side, side)
         drawn = resampled(ordered.areas, len(side), 400, seed)
-        told.append(held(estimate(ordered.area(), float(np.nanstd(drawn)), min(positives, others)), truth))
+        told.append(
+            held(estimate(ordered.area(), float(np.nanstd(drawn)), min(positives, others)), truth)
+        )
     assert 0.93 <= covered(told) <= 0.97
 
 
@@ -105,11 +109,17 @@ def test_intervals_of_dice_hold_the_truth_19_times_of_20(images):
     def counts(rng, count):
         second = drawn(rng, count).round().astype(np.int64)
         rest = 10_000 - second
-        first = np.stack([10_000 - second[:, 1] - second[:, 2] + second[:, 0], rest[:, 1], rest[:, 2]], axis=1)
+        first = np.stack(
+            [10_000 - second[:, 1] - second[:, 2] + second[:, 0], rest[:, 1], rest[:, 2]], axis=1
+        )
         return np.stack([first, second], axis=1)
 
     many = drawn(np.random.default_rng(99), 2_000_000).sum(0)
-    truth, rng, told = float(2 * many[0] / (many[1] + many[2])), np.random.default_rng(images + 1), []
+    truth, rng, told = (
+        float(2 * many[0] / (many[1] + many[2])),
+        np.random.default_rng(images + 1),
+        [],
+    )
     for _ in range(EXPERIMENTS):
         of_images = counts(rng, images)
         hits, said, true = of_images[:, 1].T.astype(float)
@@ -124,25 +134,37 @@ def test_intervals_of_dice_hold_the_truth_19_times_of_20(images):
 @pytest.mark.extra
 @pytest.mark.parametrize("images", [20, 60])
 def test_intervals_of_average_precision_hold_the_truth_19_times_of_20(images):
-    """Objects found with a chance that differs from image to image, and false answers among them. The truth is the mean over many sets."""
+    """Objects found with a chance that differs from image to image, and false answers among them.
+
+    The truth is the mean over many sets.
+    """
     recalls = np.linspace(0, 1, 101)
 
     def made(rng, count):
         objects = rng.integers(1, 8, count)
         chance = rng.beta(6, 3, count)
         found, false = rng.binomial(objects, chance), rng.poisson(1.5, count)
-        image = np.concatenate([np.repeat(np.arange(count), found), np.repeat(np.arange(count), false)])
+        image = np.concatenate([
+            np.repeat(np.arange(count), found),
+            np.repeat(np.arange(count), false),
+        ])
         right = np.arange(len(image)) < found.sum()
         order = np.argsort(-(rng.normal(size=len(image)) + 1.5 * right), kind="stable")
         hit = right[order][None]
         return Matches((ClassMatches(image[order], hit, ~hit, objects),), recalls, count)
 
     rng = np.random.default_rng(images)
-    truth = float(np.mean([made(rng, images).precision(np.ones(images, dtype=np.int64))[0] for _ in range(5000)]))
+    truth = float(
+        np.mean([
+            made(rng, images).precision(np.ones(images, dtype=np.int64))[0] for _ in range(5000)
+        ])
+    )
     told = []
     for seed in range(EXPERIMENTS // 4):
         matches = made(rng, images)
-        drawn = np.array([matches.precision(row)[0] for block in draws(images, 200, seed) for row in block])
+        drawn = np.array([
+            matches.precision(row)[0] for block in draws(images, 200, seed) for row in block
+        ])
         value = float(matches.precision(np.ones(images, dtype=np.int64))[0])
         told.append(held(estimate(value, float(drawn.std()), images), truth))
     assert 0.93 <= covered(told) <= 0.97

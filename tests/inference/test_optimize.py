@@ -1,4 +1,6 @@
-"""`optimize`: the same answers branch by branch, what its report says, what it refuses, and that the model it was given is left alone."""
+"""`optimize`: the same answers branch by branch, what its report says, what it refuses, and that
+the model it was given is left alone.
+"""
 
 import copy
 import io
@@ -22,9 +24,8 @@ from tests.models.lively import branches, lively, zeroed
 from tests.ops.draw import assert_near, error
 
 FLOAT = 1e-5  # relative error of logits and of branches in float32
-PACKS = (
-    torch.float32 if packed.why_not(torch.bfloat16, torch.device("cpu")) else torch.bfloat16
-)  # what any processor packs
+# what any processor packs
+PACKS = torch.float32 if packed.why_not(torch.bfloat16, torch.device("cpu")) else torch.bfloat16
 
 
 def image(height: int = 64, width: int = 96, number: int = 2) -> Tensor:
@@ -32,12 +33,19 @@ def image(height: int = 64, width: int = 96, number: int = 2) -> Tensor:
 
 
 def vit(**given: Any) -> Any:
-    return create_model("deit_tiny_patch16_224", op="sima", depth=2, num_classes=10, dynamic_img_size=True, **given)
+    return create_model(
+        "deit_tiny_patch16_224", op="sima", depth=2, num_classes=10, dynamic_img_size=True, **given
+    )
 
 
 def layer_scaled() -> Any:
     return create_model(
-        "deit3_small_patch16_224", op="sima", depth=2, num_classes=10, dynamic_img_size=True, no_embed_class=True
+        "deit3_small_patch16_224",
+        op="sima",
+        depth=2,
+        num_classes=10,
+        dynamic_img_size=True,
+        no_embed_class=True,
     )
 
 
@@ -61,8 +69,12 @@ MODELS: dict[str, Any] = {
     "vit, a convolution of v": lambda: vit(v_conv=3),
     "vit, swapped": lambda: swapped("deit_tiny_patch16_224", depth=2, dynamic_img_size=True),
     "xcit": lambda: create_model("xcit_tiny_12_p16_224", op="sima", depth=2, num_classes=10),
-    "xcit, patches of 8": lambda: create_model("xcit_nano_12_p8_224", op="sima", depth=2, num_classes=10),
-    "xcit, its own attention": lambda: create_model("xcit_tiny_12_p16_224", op="xca", depth=2, num_classes=10),
+    "xcit, patches of 8": lambda: create_model(
+        "xcit_nano_12_p8_224", op="sima", depth=2, num_classes=10
+    ),
+    "xcit, its own attention": lambda: create_model(
+        "xcit_tiny_12_p16_224", op="xca", depth=2, num_classes=10
+    ),
     "xcit, swapped": lambda: swapped("xcit_nano_12_p16_224", depth=2),
     "cvt": lambda: create_model("cvt_13_224", op="sima", depths=(1, 1, 2), num_classes=10),
     "vit, linformer's reduction": lambda: create_model(
@@ -77,7 +89,9 @@ MODELS: dict[str, Any] = {
     "pyramid without a convolution of v": lambda: create_model(
         "soft_pyramid_tiny_224", op="sima", v_conv=0, depths=(1, 1, 1, 1), num_classes=10
     ),
-    "pyramid": lambda: create_model("soft_pyramid_tiny_224", op="sima", depths=(1, 1, 1, 1), num_classes=10),
+    "pyramid": lambda: create_model(
+        "soft_pyramid_tiny_224", op="sima", depths=(1, 1, 1, 1), num_classes=10
+    ),
 }
 every_model = pytest.mark.parametrize("name", MODELS)
 
@@ -89,7 +103,9 @@ def made(name: str, size: Tensor) -> Any:
 
 @torch.inference_mode()
 def seen(model: nn.Module, paths: list[str], images: Tensor) -> dict[str, Tensor]:
-    """What each branch adds to the residual on what it is given, where it adds itself without the residual."""
+    """What each branch adds to the residual on what it is given, where it adds itself without the
+    residual.
+    """
     found: dict[str, Tensor] = {}
 
     def keep(path: str) -> Any:
@@ -99,7 +115,10 @@ def seen(model: nn.Module, paths: list[str], images: Tensor) -> dict[str, Tensor
 
         return hook
 
-    hooks = [model.get_submodule(path).register_forward_hook(keep(path), with_kwargs=True) for path in paths]
+    hooks = [
+        model.get_submodule(path).register_forward_hook(keep(path), with_kwargs=True)
+        for path in paths
+    ]
     try:
         model(images)
     finally:
@@ -132,7 +151,9 @@ def test_float32_gives_the_plain_answers_branch_by_branch(name: str) -> None:
         assert_near(ours(images), model(images), FLOAT, name)
         other = images[:1, :, :, 32:]  # another number of images, another size
         assert_near(ours(other), model(other), FLOAT, f"{name}, another size")
-    names = [f"{path}.{part}" for path in ours.optimized.blocks for part in ("attn", "local_mp", "mlp")]
+    names = [
+        f"{path}.{part}" for path in ours.optimized.blocks for part in ("attn", "local_mp", "mlp")
+    ]
     paths = [path for path in names if path in dict(model.named_modules())]
     assert paths or name == "cvt"
     plain, found = seen(model, paths, images), seen(ours, paths, images)
@@ -162,7 +183,11 @@ def test_bfloat16_is_no_worse_than_the_plain_model_in_bfloat16(name: str) -> Non
 def test_weights_of_convolutions_lie_as_their_images_do() -> None:
     """No call copies them: of as many channels the weight is larger than a small image."""
     ours = optimize(made("xcit", image()), torch.float32)
-    weights = [part.weight for part in ours.modules() if isinstance(part, nn.Conv2d) and part.groups == 1 and part.kernel_size != (1, 1)]  # fmt: skip
+    weights = [
+        part.weight
+        for part in ours.modules()
+        if isinstance(part, nn.Conv2d) and part.groups == 1 and part.kernel_size != (1, 1)
+    ]
     assert len(weights) >= 4
     assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
 
@@ -182,7 +207,8 @@ def test_the_last_block_computes_what_the_class_token_needs() -> None:
     with torch.inference_mode():
         assert_near(features, model.forward_features(images), FLOAT, "every token")
         assert_near(logits, ours.forward_head(features), FLOAT, "logits of the features")
-        ours.blocks[-1].register_forward_hook(lambda *_: None)  # who looks at the last block sees every token
+        # who looks at the last block sees every token
+        ours.blocks[-1].register_forward_hook(lambda *_: None)
         with FlopCounterMode(display=False) as watched:
             assert_near(ours(images), logits, FLOAT)
     assert watched.get_total_flops() > short.get_total_flops() + 0.9 * spared
@@ -217,7 +243,10 @@ def test_the_report_says_what_was_done() -> None:
     assert sum(path.startswith("patch_embed") for path in report.folded) == 4
     assert report.kept["head"] == "it reads one row an image"
     assert "16 linear layers packed, 2 blocks fused" in str(report)
-    assert "blocks.*: attention, MLP, local patch interaction added to the residual in place (2 times)" in str(report)
+    assert (
+        "blocks.*: attention, MLP, local patch interaction added to the residual in place (2 times)"
+        in str(report)
+    )
     vits = optimize(made("vit, layer scale", image()), PACKS).optimized
     assert len(vits.packed) == 1 + 4 * 2
     assert {"blocks.0.ls1", "blocks.1.ls2"} <= set(vits.folded)
@@ -231,17 +260,35 @@ def test_the_report_says_what_was_done() -> None:
 
 def test_every_linear_layer_of_the_report_is_packed_and_no_other() -> None:
     for name in MODELS:
-        ours = optimize(made(name, image(224, 224) if name.startswith("pyramid") else image()), PACKS)
+        ours = optimize(
+            made(name, image(224, 224) if name.startswith("pyramid") else image()), PACKS
+        )
         found = {path for path, module in ours.named_modules() if isinstance(module, PackedLinear)}
-        # the patches' convolution is a linear layer of its own; a branch that is kept stands one level lower
-        said = {path.replace("patch_embed.proj", "patch_embed.proj.linear") for path in ours.optimized.packed}
+        # the patches' convolution is a linear layer of its own; a branch that is kept stands one
+        # level lower
+        said = {
+            path.replace("patch_embed.proj", "patch_embed.proj.linear")
+            for path in ours.optimized.packed
+        }
         assert {path.replace(".branch", "") for path in found} == said
-        assert all(module.packs and module.packed.layout == torch._mkldnn for module in ours.modules() if isinstance(module, PackedLinear))  # type: ignore[attr-defined]  # fmt: skip
+        assert all(
+            module.packs and module.packed.layout == torch._mkldnn  # type: ignore[attr-defined]
+            for module in ours.modules()
+            if isinstance(module, PackedLinear)
+        )
         assert not any(isinstance(module, nn.BatchNorm2d) for module in ours.modules())
 
 
 @pytest.mark.parametrize(
-    "path", ["blocks.0.mlp.fc1", "blocks.0.attn", "blocks.0.attn.proj", "blocks.0", "patch_embed.proj", "norm"]
+    "path",
+    [
+        "blocks.0.mlp.fc1",
+        "blocks.0.attn",
+        "blocks.0.attn.proj",
+        "blocks.0",
+        "patch_embed.proj",
+        "norm",
+    ],
 )
 def test_layers_with_hooks_stay_as_they_are(path: str) -> None:
     images, calls = image(), []
@@ -299,7 +346,9 @@ def test_copies_and_pickles_answer_alike() -> None:
 
 
 @pytest.mark.parametrize("dtype", packed.DTYPES)
-def test_without_onednn_it_says_so_and_still_answers(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_onednn_it_says_so_and_still_answers(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     images = image()
     model = made("xcit", images)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
@@ -386,12 +435,19 @@ def test_the_border_of_the_patch_interaction() -> None:
 
 @pytest.mark.parametrize(
     "how",
-    [{"padding": 1, "padding_mode": "reflect"}, {"padding": "same"}, {"dilation": 2}, {"groups": 3, "bias": False}],
+    [
+        {"padding": 1, "padding_mode": "reflect"},
+        {"padding": "same"},
+        {"dilation": 2},
+        {"groups": 3, "bias": False},
+    ],
 )
 def test_convolutions_of_any_kind(how: dict[str, Any]) -> None:
     norm = nn.BatchNorm2d(6)
     nn.init.normal_(norm.running_mean)  # type: ignore[arg-type]
-    model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 6, 3, **how), norm), nn.ReLU(), nn.Conv2d(6, 4, 1)).eval()
+    model = nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 6, 3, **how), norm), nn.ReLU(), nn.Conv2d(6, 4, 1)
+    ).eval()
     images = image(32, 32)
     ours = optimize(model, torch.float32)
     with torch.inference_mode():
@@ -412,10 +468,22 @@ def test_weights_that_are_read_apart_are_not_packed() -> None:
     assert isinstance(ours.blocks[0].mlp.fc1, PackedLinear)
 
 
-@pytest.mark.parametrize("act", [nn.GELU(), nn.GELU(approximate="tanh"), nn.ReLU(), nn.SiLU(), timm.layers.GELU(), timm.layers.GELUTanh()])  # fmt: skip
+@pytest.mark.parametrize(
+    "act",
+    [
+        nn.GELU(),
+        nn.GELU(approximate="tanh"),
+        nn.ReLU(),
+        nn.SiLU(),
+        timm.layers.GELU(),
+        timm.layers.GELUTanh(),
+    ],
+)
 def test_activations_are_those_that_stood_there(act: nn.Module) -> None:
     torch.manual_seed(0)
-    model: Any = timm.create_model("deit_tiny_patch16_224", depth=1, num_classes=10, dynamic_img_size=True)
+    model: Any = timm.create_model(
+        "deit_tiny_patch16_224", depth=1, num_classes=10, dynamic_img_size=True
+    )
     model.blocks[0].mlp.act = act
     conv = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), act).eval()
     images = image(32, 32)
@@ -434,9 +502,17 @@ def test_the_same_digits() -> None:
     y = torch.tensor(digits.target)
     torch.manual_seed(0)
     model: Any = create_model(
-        "vit_tiny_patch16_224", op="sima", img_size=8, patch_size=2, in_chans=1, num_classes=10, embed_dim=64, depth=2, num_heads=4,
+        "vit_tiny_patch16_224",
+        op="sima",
+        img_size=8,
+        patch_size=2,
+        in_chans=1,
+        num_classes=10,
+        embed_dim=64,
+        depth=2,
+        num_heads=4,
         token_scale="tokens",
-    )  # fmt: skip
+    )
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for step in range(240):
         batch = torch.randint(0, 1400, (48,), generator=torch.Generator().manual_seed(step))
@@ -462,7 +538,9 @@ def test_the_same_digits() -> None:
 
 
 def test_what_an_inference_copy_keeps_follows_it_to_another_dtype() -> None:
-    """Positions are projected once for a grid; in another dtype they are projected again, and none is a tensor of inference."""
+    """Positions are projected once for a grid; in another dtype they are projected again, and none
+    is a tensor of inference.
+    """
     ours = optimize(made("xcit", image()), torch.float32)
     with torch.inference_mode():
         expected = ours(image())

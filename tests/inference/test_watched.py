@@ -1,4 +1,6 @@
-"""An optimized model takes no short cut over what somebody changed or waits for, before it was made and afterwards."""
+"""An optimized model takes no short cut over what somebody changed or waits for, before it was made
+and afterwards.
+"""
 
 import copy
 from typing import Any
@@ -26,12 +28,16 @@ def image(number: int = 2) -> Tensor:
 
 
 def vit(**given: Any) -> Any:
-    made = create_model("deit_tiny_patch16_224", op="sima", depth=2, num_classes=10, dynamic_img_size=True, **given)
+    made = create_model(
+        "deit_tiny_patch16_224", op="sima", depth=2, num_classes=10, dynamic_img_size=True, **given
+    )
     return lively(made, image())
 
 
 def xcit(**given: Any) -> Any:
-    return lively(create_model("xcit_tiny_12_p16_224", op="sima", depth=2, num_classes=10, **given), image())
+    return lively(
+        create_model("xcit_tiny_12_p16_224", op="sima", depth=2, num_classes=10, **given), image()
+    )
 
 
 def shapes(model: Any, *names: str) -> dict[str, tuple[int, ...]]:
@@ -44,7 +50,16 @@ def shapes(model: Any, *names: str) -> dict[str, tuple[int, ...]]:
     return seen
 
 
-WATCHED = ("norm", "blocks", "blocks.1", "blocks.1.attn", "blocks.1.mlp", "norm_pre", "fc_norm", "patch_embed.proj")
+WATCHED = (
+    "norm",
+    "blocks",
+    "blocks.1",
+    "blocks.1.attn",
+    "blocks.1.mlp",
+    "norm_pre",
+    "fc_norm",
+    "patch_embed.proj",
+)
 
 
 @pytest.mark.parametrize("when", ["before", "afterwards"])
@@ -78,8 +93,12 @@ def test_a_hook_on_a_place_that_is_empty_is_called(name: str) -> None:
 def test_hooks_within_fused_convolutions_and_kept_positions_are_called() -> None:
     ours = optimize(xcit(), torch.float32)
     before, counts = ours(image()), []
-    ours.pos_embed.positions.token_projection.register_forward_hook(lambda *_: counts.append("positions"))
-    ours.blocks[0].local_mp.first.conv.register_forward_hook(lambda *_: counts.append("convolution"))
+    ours.pos_embed.positions.token_projection.register_forward_hook(
+        lambda *_: counts.append("positions")
+    )
+    ours.blocks[0].local_mp.first.conv.register_forward_hook(
+        lambda *_: counts.append("convolution")
+    )
     for _ in range(2):
         assert_near(ours(image()), before, FLOAT)
     assert sorted(counts) == ["convolution", "convolution", "positions", "positions"]
@@ -125,7 +144,10 @@ def seeded() -> torch.Generator:
 
 CHANGES: dict[str, Any] = {
     "a hook that holds float32": lambda layer: layer.register_forward_hook(
-        lambda _, x, out: out + x[0] @ torch.randn(layer.in_features, layer.out_features, generator=seeded()) * 0.1
+        lambda _, x, out: (
+            out
+            + x[0] @ torch.randn(layer.in_features, layer.out_features, generator=seeded()) * 0.1
+        )
     ),
     "weight_norm": nn.utils.weight_norm,
     "parametrized weight_norm": nn.utils.parametrizations.weight_norm,
@@ -161,7 +183,9 @@ def test_layers_of_eight_bits_are_called_and_told() -> None:
         assert_near(ours(image()).float(), want, near)
 
 
-@pytest.mark.parametrize("path", ["blocks.0.local_mp.conv1", "blocks.0.local_mp.conv2", "patch_embed.proj.0.0"])
+@pytest.mark.parametrize(
+    "path", ["blocks.0.local_mp.conv1", "blocks.0.local_mp.conv2", "patch_embed.proj.0.0"]
+)
 def test_a_convolution_of_another_class_is_called(path: str) -> None:
     """As peft puts one in: no hook shows it."""
 
@@ -189,13 +213,17 @@ def test_lora_on_attention_is_not_lost() -> None:
         model = vit()
         with torch.no_grad():
             plain = model(image())
-            config = peft.LoraConfig(r=4, lora_alpha=16, target_modules=[target], init_lora_weights=False)
+            config = peft.LoraConfig(
+                r=4, lora_alpha=16, target_modules=[target], init_lora_weights=False
+            )
             tuned = peft.get_peft_model(model, config).eval()
             want = tuned(image())
             assert error(plain, want) > 0.05
             ours = optimize(tuned.base_model.model, torch.float32)
             assert_near(ours(image()), want, FLOAT, target)
-            assert_near(optimize(tuned, torch.float32)(image()), want, FLOAT, f"{target}, the whole")
+            assert_near(
+                optimize(tuned, torch.float32)(image()), want, FLOAT, f"{target}, the whole"
+            )
     assert any(isinstance(one, PackedLinear) for one in ours.modules())
 
 
@@ -219,7 +247,9 @@ def test_arguments_are_cast_wherever_they_stand_and_unknown_ones_refused() -> No
 def test_a_part_that_is_no_float_or_not_here_is_one_sentence() -> None:
     model = vit()
     model.blocks[1].mlp.fc1.to("meta")
-    with pytest.raises(UsageError, match=r"optimize: blocks.1.mlp.fc1 has no numbers.*load_state_dict"):
+    with pytest.raises(
+        UsageError, match=r"optimize: blocks.1.mlp.fc1 has no numbers.*load_state_dict"
+    ):
         optimize(model)
 
 
@@ -228,9 +258,17 @@ def test_a_part_that_is_no_float_or_not_here_is_one_sentence() -> None:
 def test_a_detector_keeps_its_coordinates_in_float32(head: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     model = detector(
-        "deit_tiny_patch16_224", {"op": "sima", "depth": 4, "img_size": 64}, classes=3, head=head, layers=(1, 2, 3, 4),
-        width=32, min_size=None, detections=5, min_score=0.0, proposals=50,
-    ).eval()  # fmt: skip
+        "deit_tiny_patch16_224",
+        {"op": "sima", "depth": 4, "img_size": 64},
+        classes=3,
+        head=head,
+        layers=(1, 2, 3, 4),
+        width=32,
+        min_size=None,
+        detections=5,
+        min_score=0.0,
+        proposals=50,
+    ).eval()
     images = [torch.randn(3, 64, 96), torch.randn(3, 96, 64)]
     ours = optimize(model, dtype)
     assert ours.optimized.dtype == dtype

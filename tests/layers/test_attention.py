@@ -1,4 +1,6 @@
-"""The attention module: timm's constructor, weights and forward, and an error for what an operator cannot honour."""
+"""The attention module: timm's constructor, weights and forward, and an error for what an operator
+cannot honour.
+"""
 
 import copy
 import pickle
@@ -41,7 +43,13 @@ def lively(module: Attention) -> Attention:
 
 @pytest.mark.parametrize(
     "extras",
-    [{}, {"qk_norm": True}, {"scale_norm": True}, {"gated": True}, {"attn_head_dim": 10, "dim_out": 12}],
+    [
+        {},
+        {"qk_norm": True},
+        {"scale_norm": True},
+        {"gated": True},
+        {"attn_head_dim": 10, "dim_out": 12},
+    ],
     ids=str,
 )
 def test_softmax_is_timms(extras: dict[str, Any]) -> None:
@@ -59,7 +67,9 @@ def test_softmax_is_timms(extras: dict[str, Any]) -> None:
 
 @every
 def test_a_value_of_a_foreign_type_is_refused_by_name(op: Any) -> None:
-    """A list is in no set of words, and a tensor of two has no truth: neither may become an error of Python's."""
+    """A list is in no set of words, and a tensor of two has no truth: neither may become an error
+    of Python's.
+    """
     foreign: tuple[Any, ...] = (["a"], {"a": 1}, {1}, torch.ones(2), object())
     for name in op.options:
         for value in foreign:
@@ -74,8 +84,13 @@ def test_one_class_per_operator(op: Any) -> None:
     assert issubclass(cls, Attention)
     module = told(cls(24, num_heads=4, qkv_bias=True))
     assert module.op is op
-    assert set(module.learned.claims if hasattr(module, "learned") else ()) == set(op.own_tensors({}))
-    assert {name.split(".")[0] for name in module.state_dict()} >= {"qv" if op.wants("tied_qk", {}) else "qkv", "proj"}
+    assert set(module.learned.claims if hasattr(module, "learned") else ()) == set(
+        op.own_tensors({})
+    )
+    assert {name.split(".")[0] for name in module.state_dict()} >= {
+        "qv" if op.wants("tied_qk", {}) else "qkv",
+        "proj",
+    }
     assert pickle.loads(pickle.dumps(module))(X).equal(module(X))
     assert copy.deepcopy(module)(X).equal(module(X))
     with pytest.raises(UsageError, match=r"asks for another"):
@@ -100,7 +115,9 @@ def test_options_travel_with_the_class() -> None:
 @every
 @pytest.mark.parametrize("kind", ["mask", "boolean attn_mask", "additive attn_mask", "rows"])
 def test_a_mask_is_removal(op: Any, kind: str) -> None:
-    """The module's own mask, and timm's boolean and additive masks where they are the same for every query."""
+    """The module's own mask, and timm's boolean and additive masks where they are the same for
+    every query.
+    """
     module = lively(told(Attention(24, 4, op=op, qkv_bias=True, **short(op))))
     keep = (torch.rand(30) < 0.6).index_fill(0, torch.tensor([0]), value=True)
     tokens = keep.expand(2, -1)
@@ -114,7 +131,9 @@ def test_a_mask_is_removal(op: Any, kind: str) -> None:
     dirty = X.masked_fill(~keep[:, None], 2.0)
     # on a grid the others keep their places, and what the masked ones hold must not matter
     expected = module(X, mask=tokens)[:, keep] if module.looks_at_the_grid else module(X[:, keep])
-    assert_near(module(dirty, **call)[:, keep], expected, 2 * op.backends[0].tolerance[torch.float32])
+    assert_near(
+        module(dirty, **call)[:, keep], expected, 2 * op.backends[0].tolerance[torch.float32]
+    )
     assert error(module(dirty)[:, keep], expected) > 1e-2  # without the mask: the test can see
 
 
@@ -125,7 +144,10 @@ def test_a_mask_is_removal(op: Any, kind: str) -> None:
             {"attn_mask": torch.ones(30, 30, dtype=torch.bool).tril()},
             r"differs between queries or heads; .*pass mask of shape \(B, N\) = \(2, 30\)",
         ),
-        ({"attn_mask": torch.linspace(-1, 0, 30).expand(1, 1, 1, 30)}, "mean nothing without softmax"),
+        (
+            {"attn_mask": torch.linspace(-1, 0, 30).expand(1, 1, 1, 30)},
+            "mean nothing without softmax",
+        ),
         ({"attn_mask": torch.ones(2, 1, 1, 29, dtype=torch.bool)}, "does not broadcast"),
         ({"is_causal": True}, "cannot be causal"),
         ({"mask": torch.ones(2, 29, dtype=torch.bool)}, r"torch.bool of shape \(2, 30\)"),
@@ -139,7 +161,9 @@ def test_masks_it_cannot_honour(call: dict[str, Any], message: str) -> None:
 @every
 def test_attn_drop(op: Any) -> None:
     if not op.drops_weights:
-        with pytest.raises(UsageError, match=r"no attention weights to drop: attn_drop=0.1 must be 0"):
+        with pytest.raises(
+            UsageError, match=r"no attention weights to drop: attn_drop=0.1 must be 0"
+        ):
             Attention(24, 4, op=op, attn_drop=0.1)
         return
     module = lively(Attention(24, 4, op=op, attn_drop=0.5))
@@ -161,18 +185,20 @@ def test_constructor_errors(arguments: dict[str, Any], message: str) -> None:
 
 
 def test_float16_is_carried_past_the_projection() -> None:
-    """At 65,536 tokens float16 cannot hold the operator's output; the module's own output keeps it all the same."""
+    """At 65,536 tokens float16 cannot hold the operator's output; the module's own output keeps it
+    all the same.
+    """
     x = torch.randn(1, 65536, 16)
     module = Attention(16, 1, op="sima", proj_bias=False).eval()
-    with torch.autocast("cpu", dtype=torch.float16):  # a float32 residual stream receives what float16 could not hold
+    # a float32 residual stream receives what float16 could not hold
+    with torch.autocast("cpu", dtype=torch.float16):
         carried = module(x)
         q, k, v = module.project(x)
         rounded = module.proj(softless.attend(q, k, v, out_dtype=torch.float32).half()[:, 0])
     exact = copy.deepcopy(module).double()(x.double())
     assert carried.dtype == torch.float32
-    assert error(carried, exact) < min(
-        1.5e-3, error(rounded, exact) / 2
-    )  # rounding the operator's output alone costs more
+    # rounding the operator's output alone costs more
+    assert error(carried, exact) < min(1.5e-3, error(rounded, exact) / 2)
     module = module.half()
     with torch.no_grad():
         module.proj.weight.mul_(1e4)  # large enough for a float16 module's own output
@@ -180,8 +206,12 @@ def test_float16_is_carried_past_the_projection() -> None:
 
 
 def test_as_attn_layer_of_timm() -> None:
-    model = timm.create_model("deit_tiny_patch16_224", attn_layer=softless.SimA, img_size=32, depth=2, num_classes=5)
-    assert [module.op for module in model.modules() if isinstance(module, Attention)] == [OPERATORS["sima"]] * 2
+    model = timm.create_model(
+        "deit_tiny_patch16_224", attn_layer=softless.SimA, img_size=32, depth=2, num_classes=5
+    )
+    assert [module.op for module in model.modules() if isinstance(module, Attention)] == [
+        OPERATORS["sima"]
+    ] * 2
     assert model(torch.randn(2, 3, 32, 32)).shape == (2, 5)
     softmax = timm.create_model("deit_tiny_patch16_224", img_size=32, depth=2, num_classes=5)
     assert model.load_state_dict(softmax.state_dict()).unexpected_keys == []

@@ -1,4 +1,6 @@
-"""Class attention by any operator with a class row: as the operator's first query, in float16 by the operator's own rule, streamed."""
+"""Class attention by any operator with a class row: as the operator's first query, in float16 by
+the operator's own rule, streamed.
+"""
 
 from typing import Any
 
@@ -22,7 +24,9 @@ def made(op: str, **options: Any) -> ClassAttention:
 
 def test_who_has_a_class_row() -> None:
     assert {"sima", "relu_linear", "inline", "mala"} <= set(ROWS)
-    assert OPERATORS["focused"].class_row is None, "its features want a learned scale, and class attention has none"
+    assert OPERATORS["focused"].class_row is None, (
+        "its features want a learned scale, and class attention has none"
+    )
 
 
 @pytest.mark.parametrize("op", ROWS)
@@ -49,9 +53,13 @@ def test_an_option_of_the_row_reaches_it_or_is_refused() -> None:
     x = torch.randn(2, 19, 64)
     relu, elu = made("mala", feature="relu"), made("mala")
     assert float((relu(x) - elu(x)).detach().abs().max()) > 1e-3
-    with pytest.raises(UsageError, match="class attention by operator 'mala' takes no option rotate: leave it out"):
+    with pytest.raises(
+        UsageError, match="class attention by operator 'mala' takes no option rotate: leave it out"
+    ):
         made("mala", rotate=True)
-    model: Any = softless.create_model("xcit_nano_12_p16_224", op="mala", feature="relu", depth=1, cls_attn_layers=1)
+    model: Any = softless.create_model(
+        "xcit_nano_12_p16_224", op="mala", feature="relu", depth=1, cls_attn_layers=1
+    )
     assert model.cls_attn_blocks[0].attn.options == {"feature": "relu"}
     assert softless.cost(model, 64).exps == 0
 
@@ -69,4 +77,6 @@ def test_streams_with_its_maps(op: str, options: dict[str, Any]) -> None:
     assert whole.class_row is not None
     assert streamed.saliency is not None
     assert streamed.saliency.class_row is not None
-    assert_near(streamed.saliency.class_row.flatten().double(), whole.class_row[0].flatten().double(), 1e-4)
+    assert_near(
+        streamed.saliency.class_row.flatten().double(), whole.class_row[0].flatten().double(), 1e-4
+    )

@@ -1,4 +1,6 @@
-"""Rotary positions and gates against their equations in float64; both off by default, named in every count."""
+"""Rotary positions and gates against their equations in float64; both off by default, named in
+every count.
+"""
 
 from typing import Any
 
@@ -20,7 +22,9 @@ NEW = ("relu_linear", "inline", "focused", "mala")
 
 
 def turned(x: Tensor) -> Tensor:
-    """Pairs of channels as complex numbers, times e^(i angle); a class token ahead is not turned."""
+    """Pairs of channels as complex numbers, times e^(i angle); a class token ahead is not
+    turned.
+    """
     frequencies = 10000.0 ** -torch.linspace(0, 1, D // 4, dtype=torch.float64)
     row, column = torch.meshgrid(torch.arange(ROWS), torch.arange(COLUMNS), indexing="ij")
     angles = torch.cat([where.reshape(-1, 1) * frequencies for where in (row, column)], -1)
@@ -47,7 +51,9 @@ def test_rotary_positions(op: str) -> None:
     made, x = module(op, rotary=True)
     q, k, v = made.project(x)
     assert k is not None
-    expected = softless.attend(turned(q), turned(k), v, op=op, backend="reference", **made.extras(N))
+    expected = softless.attend(
+        turned(q), turned(k), v, op=op, backend="reference", **made.extras(N)
+    )
     assert_near(made(x), made.proj(joined(expected)), 1e-12)
     plain = Attention(H * D, H, op=op).double()
     plain.load_state_dict(made.state_dict())
@@ -63,9 +69,18 @@ def test_gates(op: str, gate: str) -> None:
     assert made.v_conv is not None
     assert made.gate is not None
     q, k, v = made.project(x)
-    o = joined(softless.attend(q, k, v, op=op, backend="reference", **made.extras(N)) + made.v_conv(v, None, GRID))
-    activation = {"sigmoid": torch.sigmoid, "linear": lambda y: y, "silu": lambda y: y * torch.sigmoid(y)}[gate]
-    assert_near(made(x), made.proj(o * activation(F.linear(x, made.gate.weight, made.gate.bias))), 1e-12)
+    o = joined(
+        softless.attend(q, k, v, op=op, backend="reference", **made.extras(N))
+        + made.v_conv(v, None, GRID)
+    )
+    activation = {
+        "sigmoid": torch.sigmoid,
+        "linear": lambda y: y,
+        "silu": lambda y: y * torch.sigmoid(y),
+    }[gate]
+    assert_near(
+        made(x), made.proj(o * activation(F.linear(x, made.gate.weight, made.gate.bias))), 1e-12
+    )
     assert set(GATES) == {"sigmoid", "linear", "silu"}
 
 
@@ -77,8 +92,12 @@ def test_true_is_the_gate_of_timm() -> None:
 
 @pytest.mark.parametrize("feature", ["elu", "relu"])
 def test_mala_as_published(feature: str) -> None:
-    """The N x M weights written out: turned features in the product, others in z; then lepe, then the gate."""
-    made, x = module("mala", feature=feature, rotate=True, gated="linear", v_conv=5, v_conv_filters="channel")
+    """The N x M weights written out: turned features in the product, others in z; then lepe, then
+    the gate.
+    """
+    made, x = module(
+        "mala", feature=feature, rotate=True, gated="linear", v_conv=5, v_conv_filters="channel"
+    )
     assert made.v_conv is not None
     assert made.gate is not None
     q, k, v = made.project(x)
@@ -88,7 +107,9 @@ def test_mala_as_published(feature: str) -> None:
     weights = (1 + 1 / (z + 1e-6)) * D**-0.5 * (turned(f_q) @ turned(f_k).mT) - z
     o = joined(weights @ v / N + made.v_conv(v, None, GRID)) * made.gate(x)
     assert_near(made(x), made.proj(o), 1e-12)
-    assert float((weights.detach().mean(-1) - 1).abs().max()) > 1e-2, "rows do not sum to one with the rotation"
+    assert float((weights.detach().mean(-1) - 1).abs().max()) > 1e-2, (
+        "rows do not sum to one with the rotation"
+    )
 
 
 MADE: dict[str, tuple[str, dict[str, Any]]] = {
@@ -114,7 +135,11 @@ def test_half_precision(case: str, dtype: torch.dtype) -> None:
 def test_masked_tokens_keep_others_places(case: str) -> None:
     """A mask takes a token out, and those behind it stay where they are."""
     op, companions = MADE[case]
-    companions = {name: value for name, value in companions.items() if name not in {"v_conv_filters", "v_conv"}}
+    companions = {
+        name: value
+        for name, value in companions.items()
+        if name not in {"v_conv_filters", "v_conv"}
+    }
     made, x = module(op, **companions)
     mask = torch.ones(B, N, dtype=torch.bool)
     mask[0, 3] = False
@@ -165,14 +190,25 @@ def test_every_count_names_them(case: str) -> None:
             assert f"{name}={value!r}" in str(made.construction)
     listed = softless.list("operators", MADE[case][0])
     assert "'linear'" in listed["companion gated"]
-    assert softless.cost(softless.create_model("deit_tiny_patch16_224", op="mala", depth=1), 64).companions == ()
+    assert (
+        softless.cost(
+            softless.create_model("deit_tiny_patch16_224", op="mala", depth=1), 64
+        ).companions
+        == ()
+    )
 
 
 def test_the_work_of_a_gate_and_of_the_angles_is_counted() -> None:
-    """A gate is N C^2 multiply-adds a block; the angles are a cosine and a sine for each row, column and pair of channels."""
+    """A gate is N C^2 multiply-adds a block; the angles are a cosine and a sine for each row,
+    column and pair of channels.
+    """
     plain = softless.create_model("deit_tiny_patch16_224", op="inline", depth=2, img_size=64)
-    gated = softless.create_model("deit_tiny_patch16_224", op="inline", depth=2, img_size=64, gated="linear")
-    turning = softless.create_model("deit_tiny_patch16_224", op="inline", depth=2, img_size=64, rotary=True)
+    gated = softless.create_model(
+        "deit_tiny_patch16_224", op="inline", depth=2, img_size=64, gated="linear"
+    )
+    turning = softless.create_model(
+        "deit_tiny_patch16_224", op="inline", depth=2, img_size=64, rotary=True
+    )
     assert softless.cost(gated).macs - softless.cost(plain).macs == 2 * 17 * 192**2
     more = softless.cost(turning)
     assert more.macs == softless.cost(plain).macs
@@ -181,9 +217,18 @@ def test_the_work_of_a_gate_and_of_the_angles_is_counted() -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "an unknown gate": ({"gated": "linaer"}, r"no gate \(gated=\) named 'linaer'\. Did you mean 'linear'"),
-    "MALA's own": ({"op": "mala", "rotary": True}, "operator 'mala' turns its features itself: pass rotate=True"),
-    "six channels": ({"attn_head_dim": 6, "rotary": True}, "heads have 6 channels: choose a multiple of 4"),
+    "an unknown gate": (
+        {"gated": "linaer"},
+        r"no gate \(gated=\) named 'linaer'\. Did you mean 'linear'",
+    ),
+    "MALA's own": (
+        {"op": "mala", "rotary": True},
+        "operator 'mala' turns its features itself: pass rotate=True",
+    ),
+    "six channels": (
+        {"attn_head_dim": 6, "rotary": True},
+        "heads have 6 channels: choose a multiple of 4",
+    ),
     "a reduction": (
         {"op": "linformer", "reduction": "grid", "ratio": 2, "rotary": True},
         "the reduction by 2 leaves k another grid than q",
@@ -200,8 +245,13 @@ def test_refused_in_a_sentence(case: str) -> None:
 
 def test_refused_without_a_grid_and_in_cvt() -> None:
     x = torch.randn(B, N, H * D)
-    for made in (Attention(H * D, H, op="sima", rotary=True), Attention(H * D, H, op="mala", rotate=True)):
-        with pytest.raises(UsageError, match=r"(rotary|operator 'mala') needs the grid of the tokens.*set_grid"):
+    for made in (
+        Attention(H * D, H, op="sima", rotary=True),
+        Attention(H * D, H, op="mala", rotate=True),
+    ):
+        with pytest.raises(
+            UsageError, match=r"(rotary|operator 'mala') needs the grid of the tokens.*set_grid"
+        ):
             made(x)
     with pytest.raises(UsageError, match="rotary has no place in CvT"):
         softless.create_model("cvt_13_224", op="sima", rotary=True)
@@ -209,5 +259,9 @@ def test_refused_without_a_grid_and_in_cvt() -> None:
         softless.attend(*(torch.randn(1, 1, 4, 6),) * 3, op="mala", rotate=True, grid=(0, 2, 2))
     with pytest.raises(UsageError, match="turns 3 queries and 4 keys by one grid"):
         softless.attend(
-            torch.randn(1, 1, 3, 8), *(torch.randn(1, 1, 4, 8),) * 2, op="mala", rotate=True, grid=(0, 2, 2)
+            torch.randn(1, 1, 3, 8),
+            *(torch.randn(1, 1, 4, 8),) * 2,
+            op="mala",
+            rotate=True,
+            grid=(0, 2, 2),
         )

@@ -1,4 +1,6 @@
-"""What an attention module must be told about its tokens, and the parts of it that look at their grid."""
+"""What an attention module must be told about its tokens, and the parts of it that look at their
+grid.
+"""
 
 import copy
 from typing import Any
@@ -62,7 +64,9 @@ def test_an_even_side_is_refused() -> None:
 
 
 def test_reduction_by_hand() -> None:
-    """Convolution with stride, then LayerNorm; the prefix token as it is; what windows leave over unread."""
+    """Convolution with stride, then LayerNorm; the prefix token as it is; what windows leave over
+    unread.
+    """
     x = torch.randn(2, 1 + 5 * 4, 6, dtype=torch.float64)
     reduce = Reduction(6, 2, dtype=torch.float64)
     few, mask = reduce(x, None, (1, 5, 4))
@@ -96,10 +100,14 @@ def test_reduction_under_a_mask() -> None:
 def test_a_module_that_was_not_told_raises() -> None:
     """It never infers a square: timm's blocks pass tokens alone."""
     bare: Any = timm.create_model(
-        "deit_tiny_patch16_224", attn_layer=softless.SimA.with_options(v_conv=3), img_size=64, depth=1
+        "deit_tiny_patch16_224",
+        attn_layer=softless.SimA.with_options(v_conv=3),
+        img_size=64,
+        depth=1,
     )
     with pytest.raises(
-        UsageError, match=r"v_conv needs the grid of the tokens.*set_grid\(\(prefix_tokens, height, width\)\)"
+        UsageError,
+        match=r"v_conv needs the grid of the tokens.*set_grid\(\(prefix_tokens, height, width\)\)",
     ):
         bare(image(64, 64))
     for module in told(bare):
@@ -110,9 +118,13 @@ def test_a_module_that_was_not_told_raises() -> None:
         bare(image(64, 64))
 
 
-@pytest.mark.parametrize("host", ["deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "xcit_nano_12_p16_224"])
+@pytest.mark.parametrize(
+    "host", ["deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "xcit_nano_12_p16_224"]
+)
 def test_hosts_tell_the_grid_of_every_image(host: str) -> None:
-    """96 x 32 and 32 x 96 pixels are as many tokens on different grids; each pass is told its own, in any order, in a copy too."""
+    """96 x 32 and 32 x 96 pixels are as many tokens on different grids; each pass is told its own,
+    in any order, in a copy too.
+    """
     model = create_model(host, op="sima", v_conv=3, img_size=96, **TINY).eval()
     tall, wide = image(96, 32), image(32, 96)
     prefix = getattr(model, "num_prefix_tokens", 1) if host.startswith("deit") else 0
@@ -120,7 +132,9 @@ def test_hosts_tell_the_grid_of_every_image(host: str) -> None:
     def seen(picture: Tensor, of: nn.Module) -> list[tuple[int, int, int]]:
         grids: list[tuple[int, int, int]] = []
         hooks = [
-            m.v_conv.register_forward_pre_hook(lambda _, given: grids.append(given[2])) for m in told(of) if m.v_conv
+            m.v_conv.register_forward_pre_hook(lambda _, given: grids.append(given[2]))
+            for m in told(of)
+            if m.v_conv
         ]
         of(picture)
         for hook in hooks:

@@ -1,4 +1,6 @@
-"""float16 over many tokens, by every operator: near float32 in a module of its own, or refused by name where float16 ends."""
+"""float16 over many tokens, by every operator: near float32 in a module of its own, or refused by
+name where float16 ends.
+"""
 
 import copy
 import math
@@ -24,7 +26,9 @@ scales = pytest.mark.parametrize("scale", [1.0, 30.0])
 
 
 def outcome(module: nn.Module, x: Tensor) -> str:
-    """What a module answers for tokens x (B,N,dim) in float16: "near", "off by …", or the refusal."""
+    """What a module answers for tokens x (B,N,dim) in float16: "near", "off by …", or the
+    refusal.
+    """
     module = module.eval().half()
     x = x.half()
     with torch.no_grad():
@@ -41,7 +45,9 @@ def outcome(module: nn.Module, x: Tensor) -> str:
 
 
 def fits(told: str, op: str) -> bool:
-    return told == "near" or (op == "sima_none" and told.startswith("operator 'sima_none': float16 ends at 65,504"))
+    return told == "near" or (
+        op == "sima_none" and told.startswith("operator 'sima_none': float16 ends at 65,504")
+    )
 
 
 def tokens(number: int, scale: float) -> Tensor:
@@ -50,7 +56,9 @@ def tokens(number: int, scale: float) -> Tensor:
 
 def attention(op: Operator, number: int) -> Attention:
     torch.manual_seed(0)
-    few: dict[str, Any] = {name: value for name, value in (SMALL | {"ratio": 8}).items() if name in op.options}
+    few: dict[str, Any] = {
+        name: value for name, value in (SMALL | {"ratio": 8}).items() if name in op.options
+    }
     made = Attention(WIDTH, HEADS, op, qkv_bias=True, tokens=number, **few)
     made.set_grid((0, math.isqrt(number), math.isqrt(number)))
     nn.init.zeros_(made.proj.bias)  # or it would hide the rest
@@ -86,7 +94,9 @@ def test_class_attention_lifts_nothing_that_its_token_scale_has_lifted() -> None
 
 
 def sides() -> tuple[Tensor, Tensor, Tensor]:
-    """q, k and v (2,1,64,8) of one sign, so that their product of the first image is too large for float16."""
+    """q, k and v (2,1,64,8) of one sign, so that their product of the first image is too large for
+    float16.
+    """
     given = 40 * torch.rand(3, 2, 1, 64, 8, generator=torch.Generator().manual_seed(1)).half()
     given[:, 1] /= 40
     return given[0], given[1], given[2]
@@ -96,7 +106,8 @@ def test_every_way_in_refuses_what_float16_cannot_hold() -> None:
     q, k, v = sides()
     buffer = torch.stack([q, k, v]).permute(1, 3, 0, 2, 4).flatten(2)
     with pytest.raises(
-        PrecisionError, match=r"operator 'sima_none': float16 ends at 65,504, .* use bfloat16 or float32"
+        PrecisionError,
+        match=r"operator 'sima_none': float16 ends at 65,504, .* use bfloat16 or float32",
     ):
         softless.attend(q, k, v, op="sima_none")
     with pytest.raises(PrecisionError, match="sima_none"):

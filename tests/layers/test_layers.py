@@ -64,7 +64,10 @@ def test_stem(patch: int) -> None:
     ],
 )
 def test_a_size_that_is_not_whole_patches(size: tuple[int, int], near: str) -> None:
-    message = f"image is {size[0]} x {size[1]} but patches are 16 x 16: height and width must be multiples of 16, for example {near}"
+    message = (
+        f"image is {size[0]} x {size[1]} but patches are 16 x 16: height and width must be "
+        f"multiples of 16, for example {near}"
+    )
     with pytest.raises(UsageError, match=message):
         check_size(*size, (16, 16))
 
@@ -78,7 +81,9 @@ def test_stem_errors() -> None:
 
 @pytest.mark.parametrize("op", ["sima", "sima_l2", "sima_none"])
 def test_class_attention_is_the_formula(op: str) -> None:
-    """a = q^_cls k^^T with norms over all tokens and eps 1e-6, no scale, no softmax (sima.md section 5)."""
+    """a = q^_cls k^^T with norms over all tokens and eps 1e-6, no scale, no softmax (sima.md
+    section 5).
+    """
     module = ClassAttention(16, 4, op, qkv_bias=True).double()
     x = torch.randn(2, 21, 16, dtype=torch.float64)
     q, k, v = module.qkv(x).reshape(2, 21, 3, 4, 4).permute(2, 0, 3, 1, 4)
@@ -94,7 +99,10 @@ def test_class_attention_is_the_formula(op: str) -> None:
 def test_class_attention_by_matrix_is_that_by_row(op: str) -> None:
     """In inference many tokens are read once; not where dropout must act on the row."""
     torch.manual_seed(0)
-    module, x = ClassAttention(16, 2, op, qkv_bias=True, attn_drop=0.5).eval(), torch.randn(2, 40, 16)
+    module, x = (
+        ClassAttention(16, 2, op, qkv_bias=True, attn_drop=0.5).eval(),
+        torch.randn(2, 40, 16),
+    )
     by_row = module(x).detach()
     with torch.no_grad():
         assert module._takes_matrix(module.qkv(x))
@@ -121,8 +129,12 @@ def test_class_attention_keeps_float16_above_2048_tokens(token_scale: str | int 
 
 
 @pytest.mark.parametrize(("token_scale", "factor"), [("tokens", 20), (10, 2), (20, 1)])
-def test_class_attention_counts_the_tokens_behind_the_class_token(token_scale: str | int, factor: float) -> None:
-    """A number that a host was trained at holds for its class attention too: 20 patches there are 21 tokens here."""
+def test_class_attention_counts_the_tokens_behind_the_class_token(
+    token_scale: str | int, factor: float
+) -> None:
+    """A number that a host was trained at holds for its class attention too: 20 patches there are
+    21 tokens here.
+    """
     torch.manual_seed(0)
     plain = ClassAttention(16, 4, "sima").double()
     scaled = ClassAttention(16, 4, "sima", token_scale=token_scale).double()

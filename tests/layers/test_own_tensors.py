@@ -1,4 +1,6 @@
-"""An operator's own tensors in a module: parameters or buffers, drawn anew when it is time, the same after loading."""
+"""An operator's own tensors in a module: parameters or buffers, drawn anew when it is time, the
+same after loading.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -16,7 +18,12 @@ from softless.layers.own_tensors import OwnTensors, stepped
 from softless.training import optim
 from softless.training.recipe import Recipe
 
-EVERY = Option(default=3, says="steps", accepts=lambda value: isinstance(value, int), values="a number of steps")
+EVERY = Option(
+    default=3,
+    says="steps",
+    accepts=lambda value: isinstance(value, int),
+    values="a number of steps",
+)
 
 
 def drawn(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
@@ -27,11 +34,18 @@ RECORD = replace(
     OPERATORS["sima"],
     options={"every": EVERY, "wide": replace(EVERY, default=4)},
     learned={
-        "directions": Learned(lambda sizes: (sizes.options["wide"], sizes.head_dim), drawn, trained=False, redraw_every="every"),
+        "directions": Learned(
+            lambda sizes: (sizes.options["wide"], sizes.head_dim),
+            drawn,
+            trained=False,
+            redraw_every="every",
+        ),
         "slope": Learned(lambda sizes: (sizes.heads, 1, 1), 2.0),
-        "rows": Learned(lambda sizes: (sizes.tokens or 0, 2), drawn, when=lambda options: options["wide"] > 4),
+        "rows": Learned(
+            lambda sizes: (sizes.tokens or 0, 2), drawn, when=lambda options: options["wide"] > 4
+        ),
     },
-)  # fmt: skip
+)
 
 
 def own(**options: Any) -> Any:
@@ -53,7 +67,9 @@ def test_parameters_and_buffers() -> None:
 
 
 def test_drawn_anew_after_so_many_steps() -> None:
-    """A pass changes nothing; steps count, and the next draw follows from the last, so that ranks with the same draw stay the same."""
+    """A pass changes nothing; steps count, and the next draw follows from the last, so that ranks
+    with the same draw stay the same.
+    """
     module, other_rank = own(), own()
     other_rank.load_state_dict(module.state_dict())
     first = module.directions.clone()
@@ -130,5 +146,8 @@ def test_a_module_that_was_not_told_its_tokens() -> None:
     rows = module.learned.rows
     module.set_tokens(30)
     assert module.learned.rows is rows, "told once, they stay"
-    assert Attention(24, 3, op=record, wide=5, tokens=9).extras(9)["learned"]["rows"].shape == (9, 2)
+    assert Attention(24, 3, op=record, wide=5, tokens=9).extras(9)["learned"]["rows"].shape == (
+        9,
+        2,
+    )
     assert Sizes(1, 2, {}).tokens is None

@@ -1,4 +1,6 @@
-"""The one rule: which layers are read, which are called, and what a layer that must be called gives in float16."""
+"""The one rule: which layers are read, which are called, and what a layer that must be called gives
+in float16.
+"""
 
 import functools
 from typing import Any
@@ -55,7 +57,10 @@ NOT_PLAIN = {
     "a forward of its own": (moved, "its forward was replaced"),
     "a sparse weight": (lambda: weighed(torch.eye(6, 4).to_sparse()), "not an ordinary tensor"),
     "eight bits": (lambda: weighed(torch.zeros(6, 4, dtype=torch.int8)), "its weight is int8"),
-    "float8": (lambda: weighed(torch.zeros(6, 4).to(torch.float8_e4m3fn)), "its weight is float8_e4m3fn"),
+    "float8": (
+        lambda: weighed(torch.zeros(6, 4).to(torch.float8_e4m3fn)),
+        "its weight is float8_e4m3fn",
+    ),
     "elsewhere": (lambda: linear().to("meta"), "its weight lies on meta"),
 }
 
@@ -77,7 +82,8 @@ def test_a_parametrization_is_not_read_and_a_plain_layer_is() -> None:
     nn.utils.parametrizations.weight_norm(layer)
     assert weights_of(layer) is None
     assert weights_of(None) is None
-    assert weights_of(linear().to("meta"), torch.device("meta")) is not None  # shapes are counted as they will run
+    # shapes are counted as they will run
+    assert weights_of(linear().to("meta"), torch.device("meta")) is not None
     assert weights_of(linear().to("meta")) is None
 
 
@@ -185,7 +191,10 @@ def test_a_layer_without_numbers_is_named(name: str) -> None:
     model.get_submodule(path).to("meta")
     assert absent(model) == path
     last = path.removeprefix("patch_embed.")
-    with torch.no_grad(), pytest.raises(UsageError, match=rf"the weight of '{last}' has no numbers.*assign=True"):
+    with (
+        torch.no_grad(),
+        pytest.raises(UsageError, match=rf"the weight of '{last}' has no numbers.*assign=True"),
+    ):
         model(torch.zeros(shape))
     whole = make().to("meta")
     assert absent(whole)

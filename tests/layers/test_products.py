@@ -1,4 +1,6 @@
-"""The product of a merged projection: the same with and without a processor's instructions for bfloat16."""
+"""The product of a merged projection: the same with and without a processor's instructions for
+bfloat16.
+"""
 
 import pytest
 import torch
@@ -21,7 +23,9 @@ def test_a_product_is_rounded_once_whatever_the_processor_has(
     assert (found - wanted).norm() / wanted.norm() < 4 * torch.finfo(dtype).eps
 
 
-def test_a_merged_projection_in_bfloat16_widens_where_nothing_multiplies_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_merged_projection_in_bfloat16_widens_where_nothing_multiplies_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     torch.manual_seed(0)
     layer, x = softless.SimA(64, num_heads=4).eval(), torch.randn(2, 300, 64)
     layer.merged_from = 1

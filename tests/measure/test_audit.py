@@ -1,4 +1,6 @@
-"""The audit: every kind seen, in its place, in modules and in exported graphs; what is per grid apart; and an exit code that says it."""
+"""The audit: every kind seen, in its place, in modules and in exported graphs; what is per grid
+apart; and an exit code that says it.
+"""
 
 from typing import Any
 
@@ -29,10 +31,14 @@ class Calls(nn.Module):
 
 @pytest.mark.parametrize(("call", "kinds"), KINDS_OF_CALLS)
 @pytest.mark.parametrize("exported", [False, True], ids=["module", "graph"])
-def test_every_kind_is_seen_in_modules_and_graphs(call: Any, kinds: dict[str, int], exported: bool) -> None:
+def test_every_kind_is_seen_in_modules_and_graphs(
+    call: Any, kinds: dict[str, int], exported: bool
+) -> None:
     model = Calls(call).eval()
     image = torch.rand(1, 1, 3, 4)
-    found = audit(torch.export.export(model, (image,)) if exported else model, None if exported else (1, 3, 4))
+    found = audit(
+        torch.export.export(model, (image,)) if exported else model, None if exported else (1, 3, 4)
+    )
     assert dict(found.kinds) == kinds
     assert found.exp_free == (not kinds)
     assert found.per_grid == {}
@@ -55,7 +61,8 @@ def test_strictly_exp_free(name: str, options: dict[str, Any]) -> None:
     assert found.exp_free
     assert found.roots > 0
     assert found.divisions > 0
-    assert found.per_grid.keys() == ({"power", "trigonometric"} if "xcit" in name else set())  # its position table
+    # its position table
+    assert found.per_grid.keys() == ({"power", "trigonometric"} if "xcit" in name else set())
     assert str(found).startswith("exp-free: ")
 
 
@@ -80,7 +87,8 @@ def test_the_audit_counts_what_cost_counts() -> None:
         model = softless.create_model(name)
         found, counted = audit(model), softless.cost(model)
         both = {
-            kind: found.kinds.get(kind, 0) + found.per_grid.get(kind, 0) for kind in {*found.kinds, *found.per_grid}
+            kind: found.kinds.get(kind, 0) + found.per_grid.get(kind, 0)
+            for kind in {*found.kinds, *found.per_grid}
         }
         assert both == counted.transcendentals
 
@@ -94,7 +102,10 @@ def test_tables_are_per_grid_and_what_touches_the_image_is_not() -> None:
             mixed += table
             return mixed.sin() + (image[..., :1] * 0 + place).exp()
 
-    for found in (audit(Table(), (1, 2, 8)), audit(torch.export.export(Table(), (torch.rand(1, 1, 2, 8),)))):
+    for found in (
+        audit(Table(), (1, 2, 8)),
+        audit(torch.export.export(Table(), (torch.rand(1, 1, 2, 8),))),
+    ):
         assert found.per_grid == {"trigonometric": 8}
         assert found.kinds == {"exp": 16, "trigonometric": 16}
 
@@ -107,7 +118,9 @@ def test_an_exported_model_is_as_free_as_the_model(tmp_path: Any) -> None:
     torch.export.save(program, tmp_path / "model.pt2")
     assert audit(tmp_path / "model.pt2").exp_free
     wrong = torch.export.export(
-        softless.create_model("deit_tiny_patch16_224", op="softmax", depth=1).eval(), (image,), dynamic_shapes=[batch]
+        softless.create_model("deit_tiny_patch16_224", op="softmax", depth=1).eval(),
+        (image,),
+        dynamic_shapes=[batch],
     )
     found = audit(wrong)
     assert found.dynamic

@@ -1,4 +1,6 @@
-"""Compiled models are counted, watched and looked into as they are written: compiled kernels once ran on fake tensors and ended the process."""
+"""Compiled models are counted, watched and looked into as they are written: compiled kernels once
+ran on fake tensors and ended the process.
+"""
 
 import copy
 from typing import Any
@@ -16,7 +18,9 @@ X = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 def vit() -> Any:
     torch.manual_seed(0)
-    return timm.create_model("deit_tiny_patch16_224", attn_layer=softless.SimA, depth=2, num_classes=3, img_size=64).eval()  # fmt: skip
+    return timm.create_model(
+        "deit_tiny_patch16_224", attn_layer=softless.SimA, depth=2, num_classes=3, img_size=64
+    ).eval()
 
 
 def whole(model: Any) -> Any:
@@ -41,7 +45,11 @@ def test_a_compiled_model_that_has_run(compiled: Any) -> None:
     with torch.no_grad():
         model(X)
     found, expected = softless.cost(model), softless.cost(plain)
-    assert (found.macs, found.parameters, found.peak_bytes) == (expected.macs, expected.parameters, expected.peak_bytes)
+    assert (found.macs, found.parameters, found.peak_bytes) == (
+        expected.macs,
+        expected.parameters,
+        expected.peak_bytes,
+    )
     assert softless.audit(model).kinds == softless.audit(plain).kinds
     assert torch.equal(softless.explain(model, X).query, softless.explain(plain, X).query)
     with torch.no_grad():

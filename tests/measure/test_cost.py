@@ -1,4 +1,6 @@
-"""Counts: the published sizes of every model, and the meters on cases small enough to count by hand."""
+"""Counts: the published sizes of every model, and the meters on cases small enough to count by
+hand.
+"""
 
 import pytest
 import torch
@@ -48,7 +50,8 @@ def test_published_sizes(name: str) -> None:
     assert counted.flops == 2 * counted.macs
 
 
-# soft.md section 2: parameters, and 10^9 multiply-adds in the order of the code without those of the inverse; heads of its three stages
+# soft.md section 2: parameters, and 10^9 multiply-adds in the order of the code without those of
+# the inverse; heads of its three stages
 SOFT = {
     "tiny": (13_069_056, 1.969, (2, 2 * 4, 3 * 10)),
     "small": (24_110_092, 3.410, (2, 3 * 4, 7 * 10)),
@@ -62,7 +65,10 @@ SOFT = {
 @pytest.mark.parametrize(
     "size",
     [
-        pytest.param(size, marks=[pytest.mark.soak] if size in {"small_code", "medium", "large", "huge"} else [])
+        pytest.param(
+            size,
+            marks=[pytest.mark.soak] if size in {"small_code", "medium", "large", "huge"} else [],
+        )
         for size in SOFT
     ],
 )
@@ -80,7 +86,9 @@ def test_published_sizes_of_soft(size: str) -> None:
 
 
 def test_xcit_keeps_its_size_but_for_the_temperatures() -> None:
-    xca, sima = (cost(softless.create_model("xcit_small_12_p16_224", op=op)) for op in ("xca", "sima"))
+    xca, sima = (
+        cost(softless.create_model("xcit_small_12_p16_224", op=op)) for op in ("xca", "sima")
+    )
     assert xca.parameters == 26_253_304 == sima.parameters + 12 * 8
     assert xca.macs / 1e9 == pytest.approx(4.796, rel=5e-3)
     assert xca.exps == 221_184 + 3_152  # linear_attention.md: XCA's, and class attention's
@@ -88,20 +96,30 @@ def test_xcit_keeps_its_size_but_for_the_temperatures() -> None:
 
 
 def test_exponentials_of_deit_small() -> None:
-    """Attention and GELU apart, neither hidden; the fused kernel counts as what it computes (linear_attention.md)."""
+    """Attention and GELU apart, neither hidden; the fused kernel counts as what it computes
+    (linear_attention.md).
+    """
     softmax, sima = (
-        cost(softless.create_model(name)) for name in ("deit_small_patch16_224", "sima_deit_small_patch16_224")
+        cost(softless.create_model(name))
+        for name in ("deit_small_patch16_224", "sima_deit_small_patch16_224")
     )
     assert softmax.exps == 2_794_248
     assert sima.exps == 0
     assert sima.activation_exps == softmax.activation_exps == 12 * 197 * 1536
     assert softmax.transcendentals == {"gelu": 3_631_104, "softmax": 2_794_248}
-    assert cost(softless.create_model("sima_deit_small_patch16_224", act="relu")).transcendentals == {}
+    assert (
+        cost(softless.create_model("sima_deit_small_patch16_224", act="relu")).transcendentals == {}
+    )
 
 
 def test_cost_at_other_sizes() -> None:
     model = softless.create_model("sima_deit_tiny_patch16_224", in_chans=1)
-    for given, size in ((None, (1, 224, 224)), (64, (1, 64, 64)), ((32, 96), (1, 32, 96)), ((1, 32, 96), (1, 32, 96))):
+    for given, size in (
+        (None, (1, 224, 224)),
+        (64, (1, 64, 64)),
+        ((32, 96), (1, 32, 96)),
+        ((1, 32, 96), (1, 32, 96)),
+    ):
         assert cost(model, given).input_size == size
     big = cost(model, 8192)  # 262,145 tokens: counted, not computed
     assert big.exps == 0
@@ -154,7 +172,9 @@ def test_every_kind_is_seen(call: object, kinds: dict[str, int]) -> None:
 
 
 def test_activation_bytes_by_hand() -> None:
-    """A linear layer keeps its input (float32, 3 x 8 x 8 pixels), ReLU its output (10 numbers); parameters are not counted."""
+    """A linear layer keeps its input (float32, 3 x 8 x 8 pixels), ReLU its output (10 numbers);
+    parameters are not counted.
+    """
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 10), nn.ReLU(), nn.Linear(10, 2))
     assert cost(model, 8).activation_bytes == 4 * (3 * 8 * 8 + 10)
 

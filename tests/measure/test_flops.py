@@ -1,4 +1,6 @@
-"""Counts are those of the shapes: no device, no version of torch and no fused kernel changes them, and what has no formula is named."""
+"""Counts are those of the shapes: no device, no version of torch and no fused kernel changes them,
+and what has no formula is named.
+"""
 
 import pytest
 import torch
@@ -69,7 +71,9 @@ def test_a_formula_that_its_owner_gave_to_torch_is_taken() -> None:
     with FlopCounter() as before:
         torch.ops.softless_tests.product(x)
     assert before.uncounted == {"softless_tests::product"}
-    flop_counter.register_flop_formula(torch.ops.softless_tests.product)(lambda shape, **_: 2 * shape[0] ** 3)
+    flop_counter.register_flop_formula(torch.ops.softless_tests.product)(
+        lambda shape, **_: 2 * shape[0] ** 3
+    )
     with FlopCounter() as after:
         torch.ops.softless_tests.product(x)
     assert (after.total, after.uncounted) == (128, set())
@@ -83,8 +87,14 @@ CALLS = [
     (lambda x: torch.einsum("ij,kj->ik", x, x), 2 * 8**3),
     (lambda x: F.linear(x, x, x[0]), 2 * 8**3),
     (lambda x: F.conv2d(x[None, None], torch.ones(5, 1, 3, 3)), 2 * 5 * 6 * 6 * 9),
-    (lambda x: F.conv2d(x[None].expand(4, 8, 8), torch.ones(4, 1, 3, 3), groups=4), 2 * 4 * 6 * 6 * 9),
-    (lambda x: F.conv_transpose2d(x[None, None], torch.ones(1, 5, 2, 2), stride=2), 2 * 8 * 8 * 5 * 4),
+    (
+        lambda x: F.conv2d(x[None].expand(4, 8, 8), torch.ones(4, 1, 3, 3), groups=4),
+        2 * 4 * 6 * 6 * 9,
+    ),
+    (
+        lambda x: F.conv_transpose2d(x[None, None], torch.ones(1, 5, 2, 2), stride=2),
+        2 * 8 * 8 * 5 * 4,
+    ),
     (lambda x: F.scaled_dot_product_attention(*[x[None, None]] * 3), 4 * 8**3),
     (lambda x: nn.functional.layer_norm(x, (8,)).softmax(-1) * x, 0),
 ]
@@ -107,7 +117,9 @@ def test_the_gradient_of_fused_attention_by_hand() -> None:
 
 
 def test_memory_by_hand() -> None:
-    """float32: the image of 48 numbers, its flat view, then ten numbers and the ten of ReLU alive at once."""
+    """float32: the image of 48 numbers, its flat view, then ten numbers and the ten of ReLU alive
+    at once.
+    """
     model = nn.Sequential(nn.Flatten(), nn.Linear(48, 10), nn.ReLU(), nn.Linear(10, 2))
     weights = 4 * (48 * 10 + 10 + 10 * 2 + 2)
     found = cost(model, 4)
@@ -128,7 +140,12 @@ def test_an_optimized_model_has_its_packed_weights() -> None:
 def test_a_detector_is_counted_and_says_what_is_left_out() -> None:
     from softless.models.detectors import detector
 
-    model = detector("deit_tiny_patch16_224", {"op": "sima", "depth": 4, "dynamic_img_size": True}, classes=2, width=32)
+    model = detector(
+        "deit_tiny_patch16_224",
+        {"op": "sima", "depth": 4, "dynamic_img_size": True},
+        classes=2,
+        width=32,
+    )
     found = cost(model, 64)
     assert found.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert found.macs > 0

@@ -15,7 +15,10 @@ def main() -> None:
         model, x = small(name).double(), image().double()
         with torch.no_grad():
             logits = [round(value, 9) for value in model(x)[0, :5].tolist()]
-        sizes = {branch: round(out.square().mean().sqrt().item(), 9) for branch, out in outputs(model, x).items()}
+        sizes = {
+            branch: round(out.square().mean().sqrt().item(), 9)
+            for branch, out in outputs(model, x).items()
+        }
         new[name] = {"logits": logits, "branches": sizes}
         if new[name] != old.get(name):
             print(f"{name}: {old.get(name)} -> {new[name]}")

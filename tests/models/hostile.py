@@ -1,4 +1,6 @@
-"""Files of tensors that nobody should open: pickles that leave a canary when they are run, archives and headers that claim what they do not hold."""
+"""Files of tensors that nobody should open: pickles that leave a canary when they are run, archives
+and headers that claim what they do not hold.
+"""
 
 import codecs
 import collections
@@ -49,7 +51,9 @@ def python(canary: Path) -> str:
 
 
 def script(canary: Path, name: str = "script") -> Path:
-    """A Python file that leaves the canary when it is run or imported, and as torch.hub's when it is called."""
+    """A Python file that leaves the canary when it is run or imported, and as torch.hub's when it
+    is called.
+    """
     path = canary.with_name(f"{name}.py")
     path.write_text(f"{python(canary)}\ndef model():\n    pass\n")
     return path
@@ -64,26 +68,56 @@ CALLS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "os.system": (lambda c: Call(os.system, shell(c)), "posix.system"),
     "os.mkdir": (lambda c: Call(os.mkdir, str(c)), "posix.mkdir"),
     "subprocess.call": (lambda c: Call(subprocess.call, ["touch", str(c)]), "subprocess.call"),
-    "subprocess.check_output": (lambda c: Call(subprocess.check_output, ["touch", str(c)]), "subprocess.check_output"),
+    "subprocess.check_output": (
+        lambda c: Call(subprocess.check_output, ["touch", str(c)]),
+        "subprocess.check_output",
+    ),
     "eval": (lambda c: Call(eval, python(c)), "eval"),
     "exec": (lambda c: Call(exec, python(c)), "exec"),
     "open": (lambda c: Call(open, str(c), "w"), "io.open"),
     "getattr chain": (lambda c: Call(_import_system(c), shell(c)), "getattr"),
-    "importlib": (lambda c: Call(importlib.import_module, script(c, "canary_module").stem), "importlib.import_module"),
+    "importlib": (
+        lambda c: Call(importlib.import_module, script(c, "canary_module").stem),
+        "importlib.import_module",
+    ),
     "reduce chain": (lambda c: Call(eval, Call(str.format, "open({!r}, 'w')", str(c))), "eval"),
-    "codecs": (lambda c: Call(eval, Call(codecs.decode, codecs.encode(python(c), "rot13"), "rot13")), "eval"),
-    "functools.partial": (lambda c: Call(Call(functools.partial, os.system, shell(c))), "functools.partial"),
-    "operator.methodcaller": (lambda c: Call(operator.methodcaller("touch"), c), "operator.methodcaller"),
+    "codecs": (
+        lambda c: Call(eval, Call(codecs.decode, codecs.encode(python(c), "rot13"), "rot13")),
+        "eval",
+    ),
+    "functools.partial": (
+        lambda c: Call(Call(functools.partial, os.system, shell(c))),
+        "functools.partial",
+    ),
+    "operator.methodcaller": (
+        lambda c: Call(operator.methodcaller("touch"), c),
+        "operator.methodcaller",
+    ),
     "shutil.copyfile": (lambda c: Call(shutil.copyfile, str(script(c)), str(c)), "shutil.copyfile"),
     "runpy": (lambda c: Call(runpy.run_path, str(script(c))), "runpy.run_path"),
-    "timeit": (lambda c: Call(timeit.timeit, python(c), "pass", time.perf_counter, 1), "timeit.timeit"),
+    "timeit": (
+        lambda c: Call(timeit.timeit, python(c), "pass", time.perf_counter, 1),
+        "timeit.timeit",
+    ),
     "cProfile": (lambda c: Call(cProfile.run, "pass", str(c)), "cProfile.run"),
-    "marshal": (lambda c: Call(exec, Call(marshal.loads, marshal.dumps(compile(python(c), "x", "exec")))), "exec"),
-    "pickle in a pickle": (lambda c: Call(pickle.loads, pickle.dumps(Call(os.system, shell(c)))), "loads"),
-    "torch.hub": (lambda c: Call(torch.hub._load_local, str(script(c, "hubconf").parent), "model"), "torch.hub._load_local"),
+    "marshal": (
+        lambda c: Call(exec, Call(marshal.loads, marshal.dumps(compile(python(c), "x", "exec")))),
+        "exec",
+    ),
+    "pickle in a pickle": (
+        lambda c: Call(pickle.loads, pickle.dumps(Call(os.system, shell(c)))),
+        "loads",
+    ),
+    "torch.hub": (
+        lambda c: Call(torch.hub._load_local, str(script(c, "hubconf").parent), "model"),
+        "torch.hub._load_local",
+    ),
     "torch.utils": (lambda c: Call(collect_env.run, shell(c)), "torch.utils.collect_env.run"),
-    "behind tensors": (lambda c: {"model": torch.ones(2), "args": Call(os.system, shell(c))}, "posix.system"),
-}  # fmt: skip
+    "behind tensors": (
+        lambda c: {"model": torch.ones(2), "args": Call(os.system, shell(c))},
+        "posix.system",
+    ),
+}
 
 
 def _text(word: str) -> bytes:
@@ -92,15 +126,31 @@ def _text(word: str) -> bytes:
 
 # pickles that no pickler writes
 RAW: dict[str, tuple[Callable[[Path], bytes], str]] = {
-    "protocol 0": (lambda c: b"cposix\nsystem\n(S'" + shell(c).encode() + b"'\ntR.", "posix.system"),
+    "protocol 0": (
+        lambda c: b"cposix\nsystem\n(S'" + shell(c).encode() + b"'\ntR.",
+        "posix.system",
+    ),
     "INST": (lambda c: b"(S'" + shell(c).encode() + b"'\niposix\nsystem\n.", "posix.system"),
     "STACK_GLOBAL": (lambda c: pickle.dumps(Call(os.system, shell(c)), 4), "posix.system"),
-    "names of Python 2": (lambda c: b"\x80\x02c__builtin__\neval\n" + _text(python(c)) + b"\x85R.", "builtins.eval"),
-    "a setter": (lambda c: b"\x80\x02cposix\nsystem\n" + _text(shell(c)) + b"\x85R}b0N.", "posix.system"),
-}  # fmt: skip
+    "names of Python 2": (
+        lambda c: b"\x80\x02c__builtin__\neval\n" + _text(python(c)) + b"\x85R.",
+        "builtins.eval",
+    ),
+    "a setter": (
+        lambda c: b"\x80\x02cposix\nsystem\n" + _text(shell(c)) + b"\x85R}b0N.",
+        "posix.system",
+    ),
+}
 
 
-def archive(path: Path, pickled: bytes, storages: Iterable[bytes] = (), *, compress: bool = False, more: Iterable[tuple[str, bytes]] = ()) -> Path:  # fmt: skip
+def archive(
+    path: Path,
+    pickled: bytes,
+    storages: Iterable[bytes] = (),
+    *,
+    compress: bool = False,
+    more: Iterable[tuple[str, bytes]] = (),
+) -> Path:
     """A file as torch.save writes it, with this pickle."""
     how = zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
     with zipfile.ZipFile(path, "w", how, compresslevel=1 if compress else None) as file:
@@ -126,7 +176,11 @@ def view(numel: int, size: tuple[int, ...], stride: tuple[int, ...], name: str =
 
     class Pickler(pickle.Pickler):
         def persistent_id(self, value: Any) -> Any:
-            return ("storage", torch.FloatStorage, "0", "cpu", value.numel) if isinstance(value, Storage) else None
+            return (
+                ("storage", torch.FloatStorage, "0", "cpu", value.numel)
+                if isinstance(value, Storage)
+                else None
+            )
 
     stream = io.BytesIO()
     rebuild: Any = torch._utils._rebuild_tensor_v2
@@ -135,7 +189,9 @@ def view(numel: int, size: tuple[int, ...], stride: tuple[int, ...], name: str =
     return stream.getvalue()
 
 
-def safetensors(path: Path, header: str | bytes, data: bytes = b"", length: int | None = None) -> Path:
+def safetensors(
+    path: Path, header: str | bytes, data: bytes = b"", length: int | None = None
+) -> Path:
     text = header.encode() if isinstance(header, str) else header
     path.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + data)
     return path
@@ -168,28 +224,103 @@ def bombs(folder: Path) -> dict[str, tuple[Path, str]]:
     torch.save({"w": torch.zeros(1).expand(10**6, 10**6)}, folder / "stride.pth")
     torch.save(dict.fromkeys(map(str, range(20)), torch.zeros(1 << 16)), folder / "shared.pth")
     overlap = bytearray(archive(folder / "overlap.pth", b"N.", [bytes(1000)]).read_bytes())
-    place = overlap.rindex(b"PK\1\2")  # of the last member in the directory: its sizes stand at 20 and 24
+    # of the last member in the directory: its sizes stand at 20 and 24
+    place = overlap.rindex(b"PK\1\2")
     overlap[place + 20 : place + 28] = struct.pack("<II", len(overlap), len(overlap))
     (folder / "overlap.pth").write_bytes(overlap)
     return {
-        "zip bomb": (archive(folder / "bomb.pth", view(LARGE // 4, (LARGE // 4,), (1,)), [bytes(LARGE)], compress=True), "is compressed"),
-        "bomb of a pickle": (archive(folder / "words.pth", b"N0" * (LARGE // 8) + b"N.", compress=True), "is compressed"),
+        "zip bomb": (
+            archive(
+                folder / "bomb.pth",
+                view(LARGE // 4, (LARGE // 4,), (1,)),
+                [bytes(LARGE)],
+                compress=True,
+            ),
+            "is compressed",
+        ),
+        "bomb of a pickle": (
+            archive(folder / "words.pth", b"N0" * (LARGE // 8) + b"N.", compress=True),
+            "is compressed",
+        ),
         "stride 0": (folder / "stride.pth", "claims 4000000000000 bytes and 4 are stored"),
-        "view beyond its storage": (archive(folder / "beyond.pth", view(1, (10**9,), (1,)), [bytes(4)]), "not a checkpoint of plain tensors"),
-        "storage beyond the file": (archive(folder / "storage.pth", view(10**9, (10**9,), (1,)), [bytes(4)]), "not a checkpoint of plain tensors"),
+        "view beyond its storage": (
+            archive(folder / "beyond.pth", view(1, (10**9,), (1,)), [bytes(4)]),
+            "not a checkpoint of plain tensors",
+        ),
+        "storage beyond the file": (
+            archive(folder / "storage.pth", view(10**9, (10**9,), (1,)), [bytes(4)]),
+            "not a checkpoint of plain tensors",
+        ),
         "shared storage": (folder / "shared.pth", "its tensors claim 5242880 bytes of a file of"),
         "members that overlap": (folder / "overlap.pth", "its members claim more bytes than"),
-        "long pickle": (archive(folder / "long.pth", b"N0" * (9 << 20) + b"N."), "at most 16777216 are read"),
-        "billion laughs": (archive(folder / "laughs.pth", pickle.dumps({"w": laughs}, 2)), "nests more than 32"),
-        "empty lists": (archive(folder / "lists.pth", b"\x80\x02(" + b"]" * 5_000_000 + b"l."), "more than 400000 steps"),
-        "100,000 members": (archive(folder / "members.pth", b"N.", more=((f"members/data/{n}", b"") for n in range(100_000))), "its directory has"),
-        "header of 2^62": (safetensors(folder / "header.safetensors", whole, bytes(8), 2**62), "its header claims 4611686018427387904 bytes"),
-        "header beyond the file": (safetensors(folder / "beyond.safetensors", whole, b"", 2**30), "its header claims"),
-        "overlapping offsets": (safetensors(folder / "overlap.safetensors", two, bytes(12)), "b begins at byte 4 of the data, and the tensor before it ends at 8"),
-        "a hole": (safetensors(folder / "hole.safetensors", whole, bytes(12)), "its tensors take 8 bytes, and its data has 12"),
-        "duplicate keys": (safetensors(folder / "twice.safetensors", f"{whole[:-1]}, {whole[1:]}", bytes(8)), "names a twice"),
-        "shape overflow": (safetensors(folder / "shape.safetensors", json.dumps({"a": entry([2**40, 2**40], 0, 8)}), bytes(8)), "which no memory holds"),
-        "shape beyond the data": (safetensors(folder / "large.safetensors", json.dumps({"a": entry([2**30], 0, 8)}), bytes(8)), "claims 4294967296 bytes"),
-        "10^6 empty tensors": (safetensors(folder / "empty.safetensors", "{" + ",".join(f'"{n}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}' for n in range(10**6)) + "}"), "at most 8388608 are read"),
-        "brackets": (safetensors(folder / "brackets.safetensors", '{"a":' + "[" * 4_000_000), "at most 150000"),
-    }  # fmt: skip
+        "long pickle": (
+            archive(folder / "long.pth", b"N0" * (9 << 20) + b"N."),
+            "at most 16777216 are read",
+        ),
+        "billion laughs": (
+            archive(folder / "laughs.pth", pickle.dumps({"w": laughs}, 2)),
+            "nests more than 32",
+        ),
+        "empty lists": (
+            archive(folder / "lists.pth", b"\x80\x02(" + b"]" * 5_000_000 + b"l."),
+            "more than 400000 steps",
+        ),
+        "100,000 members": (
+            archive(
+                folder / "members.pth",
+                b"N.",
+                more=((f"members/data/{n}", b"") for n in range(100_000)),
+            ),
+            "its directory has",
+        ),
+        "header of 2^62": (
+            safetensors(folder / "header.safetensors", whole, bytes(8), 2**62),
+            "its header claims 4611686018427387904 bytes",
+        ),
+        "header beyond the file": (
+            safetensors(folder / "beyond.safetensors", whole, b"", 2**30),
+            "its header claims",
+        ),
+        "overlapping offsets": (
+            safetensors(folder / "overlap.safetensors", two, bytes(12)),
+            "b begins at byte 4 of the data, and the tensor before it ends at 8",
+        ),
+        "a hole": (
+            safetensors(folder / "hole.safetensors", whole, bytes(12)),
+            "its tensors take 8 bytes, and its data has 12",
+        ),
+        "duplicate keys": (
+            safetensors(folder / "twice.safetensors", f"{whole[:-1]}, {whole[1:]}", bytes(8)),
+            "names a twice",
+        ),
+        "shape overflow": (
+            safetensors(
+                folder / "shape.safetensors",
+                json.dumps({"a": entry([2**40, 2**40], 0, 8)}),
+                bytes(8),
+            ),
+            "which no memory holds",
+        ),
+        "shape beyond the data": (
+            safetensors(
+                folder / "large.safetensors", json.dumps({"a": entry([2**30], 0, 8)}), bytes(8)
+            ),
+            "claims 4294967296 bytes",
+        ),
+        "10^6 empty tensors": (
+            safetensors(
+                folder / "empty.safetensors",
+                "{"
+                + ",".join(
+                    f'"{n}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}'
+                    for n in range(10**6)
+                )
+                + "}",
+            ),
+            "at most 8388608 are read",
+        ),
+        "brackets": (
+            safetensors(folder / "brackets.safetensors", '{"a":' + "[" * 4_000_000),
+            "at most 150000",
+        ),
+    }

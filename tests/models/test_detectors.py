@@ -10,10 +10,18 @@ from softless.errors import UsageError
 from softless.models.assemble import assemble
 from softless.models.detectors import Detector, detector, parameter_parts
 
-XCIT = ("xcit_nano_12_p16_224", {"op": "sima", "embed_dim": 32, "depth": 4, "num_heads": 2, "cls_attn_layers": 1})
+XCIT = (
+    "xcit_nano_12_p16_224",
+    {"op": "sima", "embed_dim": 32, "depth": 4, "num_heads": 2, "cls_attn_layers": 1},
+)
 PYRAMID = (
     "soft_pyramid_tiny_224",
-    {"op": "softnorm", "embed_dims": (16, 16, 32, 32), "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)},
+    {
+        "op": "softnorm",
+        "embed_dims": (16, 16, 32, 32),
+        "depths": (1, 1, 1, 1),
+        "num_heads": (1, 1, 2, 2),
+    },
 )
 SMALL = {"classes": 2, "width": 32, "proposals": 40, "regions": 16, "min_size": None}
 every_head = pytest.mark.parametrize("head", ["maskrcnn", "fasterrcnn", "retinanet"])
@@ -37,10 +45,16 @@ def target(boxes: list[list[float]], side: int = 64, key: int = 5) -> dict[str, 
 def test_every_parameter_learns(head: str, host: tuple[str, dict]):
     model = made(head, host).train()
     images = [torch.randn(3, 64, 64), torch.randn(3, 64, 64)]
-    model.loss(images, [target([[4, 4, 40, 40], [20, 10, 60, 50]]), target([[8, 8, 30, 50]])]).backward()
+    model.loss(
+        images, [target([[4, 4, 40, 40], [20, 10, 60, 50]]), target([[8, 8, 30, 50]])]
+    ).backward()
     without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     assert not without
-    assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
+    assert all(
+        parameter.grad.isfinite().all()
+        for parameter in model.parameters()
+        if parameter.grad is not None
+    )
 
 
 @every_head
@@ -55,14 +69,22 @@ def test_images_without_objects_are_learnt_from(head: str):
 
 @every_head
 def test_the_loss_is_the_mean_of_the_images_losses(head: str):
-    """Of a model without BatchNorm in training: so any number of ranks sees the loss of the global batch."""
+    """Of a model without BatchNorm in training: so any number of ranks sees the loss of the global
+    batch.
+    """
     model = made(head).train()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
     images = [torch.randn(3, 64, 64) for _ in range(3)]
-    targets = [target([[4, 4, 40, 40]], key=1), target([[8, 8, 30, 50], [1, 1, 20, 20]], key=2), target([], key=3)]
-    apart = torch.stack([model.loss([image], [one]) for image, one in zip(images, targets, strict=True)])
+    targets = [
+        target([[4, 4, 40, 40]], key=1),
+        target([[8, 8, 30, 50], [1, 1, 20, 20]], key=2),
+        target([], key=3),
+    ]
+    apart = torch.stack([
+        model.loss([image], [one]) for image, one in zip(images, targets, strict=True)
+    ])
     torch.testing.assert_close(model.loss(images, targets), apart.mean())
     state = torch.get_rng_state()
     model.loss(images, targets)
@@ -86,7 +108,9 @@ def test_answers_do_not_depend_on_batch_mates(head: str):
     with torch.no_grad():
         (alone,), (together, _) = model([small]), model([small, large])
     assert len(alone["boxes"]) == 5
-    assert set(alone) == {"boxes", "labels", "scores"} | ({"masks"} if head == "maskrcnn" else set())
+    assert set(alone) == {"boxes", "labels", "scores"} | (
+        {"masks"} if head == "maskrcnn" else set()
+    )
     for name, value in alone.items():
         assert torch.equal(value, together[name]), name
     assert set(alone["labels"].tolist()) <= {0, 1}
@@ -121,7 +145,9 @@ def test_boxes_keep_float32_under_autocast(head: str):
 
 
 def test_gradients_under_autocast_are_those_of_float32():
-    """At 64 pixels RetinaNet's coarsest map is one pixel, where the gradient of a bfloat16 convolution is not to be trusted."""
+    """At 64 pixels RetinaNet's coarsest map is one pixel, where the gradient of a bfloat16
+    convolution is not to be trusted.
+    """
     model = made("retinanet", PYRAMID, norm="group").train()
     images, targets = [torch.randn(3, 64, 64)], [target([[4, 4, 40, 40]])]
     for _ in range(5):
@@ -129,7 +155,9 @@ def test_gradients_under_autocast_are_those_of_float32():
         with torch.autocast("cpu", torch.bfloat16):
             loss = model.loss(images, targets)
         loss.backward()
-        assert max(float(p.grad.abs().max()) for p in model.parameters() if p.grad is not None) < 100
+        assert (
+            max(float(p.grad.abs().max()) for p in model.parameters() if p.grad is not None) < 100
+        )
 
 
 def test_a_copy_answers_alike():
@@ -142,20 +170,31 @@ def test_a_copy_answers_alike():
 
 
 def test_the_parts_are_the_whole():
-    """SimA's Mask R-CNN has 44.3M parameters in the paper (Table 3), counted without a background's box and mask."""
+    """SimA's Mask R-CNN has 44.3M parameters in the paper (Table 3), counted without a background's
+    box and mask.
+    """
     args = {"op": "sima"}
     model = assemble(
-        "detection", "xcit_small_12_p16_224", args, {"head": "maskrcnn", "classes": 80, "layers": [4, 6, 8, 12]}
+        "detection",
+        "xcit_small_12_p16_224",
+        args,
+        {"head": "maskrcnn", "classes": 80, "layers": [4, 6, 8, 12]},
     )
     assert isinstance(model, Detector)
     parts = parameter_parts(model)
-    assert sum(parts.values()) == sum(parameter.numel() for parameter in model.parameters()) == 44_390_821
+    assert (
+        sum(parts.values())
+        == sum(parameter.numel() for parameter in model.parameters())
+        == 44_390_821
+    )
     background = 4 * 1025 + 257
     assert sum(parts.values()) - background == 44_386_464
 
 
 def test_bad_arguments_are_named():
-    with pytest.raises(UsageError, match=r"no detection head named 'maskrcn'\. Did you mean 'maskrcnn'"):
+    with pytest.raises(
+        UsageError, match=r"no detection head named 'maskrcn'\. Did you mean 'maskrcnn'"
+    ):
         made("maskrcn")
     with pytest.raises(UsageError, match="give five positive sides"):
         made("maskrcnn", anchors=(8, 16))

@@ -1,4 +1,6 @@
-"""Weights that timm would download, where there is no network: one sentence, at once, and nothing of the process is left changed."""
+"""Weights that timm would download, where there is no network: one sentence, at once, and nothing
+of the process is left changed.
+"""
 
 import socket
 import urllib.error
@@ -19,7 +21,8 @@ def test_swap_of_weights_that_cannot_be_fetched(capsys: pytest.CaptureFixture[st
     assert main(["swap", "vit_tiny_patch16_224", "--pretrained"]) == 2
     said = capsys.readouterr().err
     assert said.startswith(
-        "softless: the weights of 'vit_tiny_patch16_224' are not on this machine and cannot be downloaded (HF_HUB_OFFLINE"
+        "softless: the weights of 'vit_tiny_patch16_224' are not on this machine and cannot be "
+        "downloaded (HF_HUB_OFFLINE"
     )
     assert len(said.splitlines()) == 1
 

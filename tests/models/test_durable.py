@@ -1,4 +1,7 @@
-"""What is written whole is flushed in a way that Windows allows: only what is open for writing. Windows is imitated."""
+"""What is written whole is flushed in a way that Windows allows: only what is open for writing.
+
+Windows is imitated.
+"""
 
 import errno
 import os
@@ -13,7 +16,9 @@ from softless.models.publish import save_weights
 
 @pytest.fixture
 def as_windows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """fsync refuses what was opened for reading, and folders cannot be opened; returns the files that were flushed."""
+    """fsync refuses what was opened for reading, and folders cannot be opened; returns the files
+    that were flushed.
+    """
     import fcntl
 
     flushed: list[int] = []
@@ -44,7 +49,9 @@ def test_every_writer_flushes_what_it_wrote(tmp_path: Path, as_windows: list[int
 
 
 def test_published_weights_too(tmp_path: Path, as_windows: list[int]):
-    model = create_model("sima_deit_tiny_patch16_224", img_size=32, embed_dim=32, depth=1, num_heads=2, num_classes=2)
+    model = create_model(
+        "sima_deit_tiny_patch16_224", img_size=32, embed_dim=32, depth=1, num_heads=2, num_classes=2
+    )
     save_weights(model, tmp_path / "model")
     for path in (tmp_path / "model").iterdir():
         assert path.stat().st_ino in as_windows, path.name

@@ -28,7 +28,8 @@ def test_four_strides_of_an_image_that_is_not_square_and_no_parameter_without_gr
     features = Features(name, HOSTS[name])
     maps = features(torch.randn(2, 3, 64, 96))
     assert [tuple(map_.shape) for map_ in maps] == [
-        (2, width, 64 // stride, 96 // stride) for width, stride in zip(features.channels, (4, 8, 16, 32), strict=True)
+        (2, width, 64 // stride, 96 // stride)
+        for width, stride in zip(features.channels, (4, 8, 16, 32), strict=True)
     ]
     torch.stack([map_.square().sum() for map_ in maps]).sum().backward()
     assert [key for key, parameter in features.named_parameters() if parameter.grad is None] == []
@@ -36,15 +37,22 @@ def test_four_strides_of_an_image_that_is_not_square_and_no_parameter_without_gr
 
 def test_layers_are_the_papers_and_can_be_chosen():
     """SimA 4.2: layers 4, 6, 8 and 12 of 12."""
-    assert Features("xcit_nano_12_p16_224", {"op": "sima", "embed_dim": 32, "num_heads": 2}).indices == [3, 5, 7, 11]
+    assert Features(
+        "xcit_nano_12_p16_224", {"op": "sima", "embed_dim": 32, "num_heads": 2}
+    ).indices == [3, 5, 7, 11]
     chosen = Features("xcit_tiny_12_p16_224", SMALL_XCIT, layers=(1, 2, 3, 5))
     assert chosen.indices == [0, 1, 2, 4]
     assert len(chosen.host.blocks) == 5, "what lies behind the last layer is not computed"
 
 
 def test_the_adapters_of_patch_16():
-    """El-Nouby et al.: two transposed convolutions with BN and GELU between, one, identity, max-pool."""
-    kinds = [[type(layer) for layer in adapter(8, 16, stride, nn.GELU).children()] for stride in (4, 8, 16, 32)]
+    """El-Nouby et al.: two transposed convolutions with BN and GELU between, one, identity,
+    max-pool.
+    """
+    kinds = [
+        [type(layer) for layer in adapter(8, 16, stride, nn.GELU).children()]
+        for stride in (4, 8, 16, 32)
+    ]
     up = nn.ConvTranspose2d
     assert kinds == [[up, nn.BatchNorm2d, nn.GELU, up], [up], [], [nn.MaxPool2d]]
 
@@ -67,13 +75,17 @@ def test_padding_adds_zeros_behind_and_only_where_needed():
         ("soft_pyramid_tiny_224", {"op": "softnorm"}, (1, 2, 3, 4), "stages of its own"),
     ],
 )
-def test_what_gives_no_four_maps_is_refused(name: str, options: dict, layers: tuple | None, words: str):
+def test_what_gives_no_four_maps_is_refused(
+    name: str, options: dict, layers: tuple | None, words: str
+):
     with pytest.raises(UsageError, match=words):
         Features(name, options, layers)
 
 
 def test_a_class_token_that_no_map_needs_comes_and_goes_with_timm(monkeypatch: pytest.MonkeyPatch):
-    """timm 1.0.30 keeps XCiT's when it prunes, 1.0.31 does not: a run of either opens under either."""
+    """timm 1.0.30 keeps XCiT's when it prunes, 1.0.31 does not: a run of either opens under
+    either.
+    """
     from timm.models.xcit import Xcit
 
     usual = Xcit.prune_intermediate_layers
@@ -90,6 +102,8 @@ def test_a_class_token_that_no_map_needs_comes_and_goes_with_timm(monkeypatch: p
     assert set(old.state_dict()) == set(new.state_dict())
     of_old = {**new.state_dict(), "host.cls_token": torch.zeros(1, 1, 32)}
     fill(old, of_old, Path("run"))
-    assert torch.equal(old.host.patch_embed.proj[0][0].weight, new.host.patch_embed.proj[0][0].weight)
+    assert torch.equal(
+        old.host.patch_embed.proj[0][0].weight, new.host.patch_embed.proj[0][0].weight
+    )
     with pytest.raises(UsageError, match=r"host\.norm\.weight is unknown"):
         fill(old, {**of_old, "host.norm.weight": torch.ones(32)}, Path("run"))

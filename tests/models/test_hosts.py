@@ -1,4 +1,6 @@
-"""The hosts: timm's numbers with timm's attention, every operator in every host, and what timm's users call."""
+"""The hosts: timm's numbers with timm's attention, every operator in every host, and what timm's
+users call.
+"""
 
 import itertools
 from typing import Any
@@ -34,18 +36,27 @@ def test_vit_with_softmax_is_timms() -> None:
 
 @pytest.mark.parametrize("name", ["xcit_tiny_12_p16_224", "xcit_nano_12_p8_224"])
 def test_xcit_with_xca_is_timms(name: str) -> None:
-    """Stem, positions, blocks and class attention, with layer scales near 1; only the temperature has another name."""
+    """Stem, positions, blocks and class attention, with layer scales near 1; only the temperature
+    has another name.
+    """
     theirs = timm.create_model(name, **TINY).eval()
     ours = lively(create_model(name, op="xca", **TINY), image())
     theirs.load_state_dict({
-        key.replace("learned.temperature", "temperature"): value for key, value in ours.state_dict().items()
+        key.replace("learned.temperature", "temperature"): value
+        for key, value in ours.state_dict().items()
     })
     assert_near(ours(image()), theirs(image()), 1e-5)
 
 
 @pytest.mark.parametrize("op", OPERATORS)
 @pytest.mark.parametrize(
-    "host", ["deit_tiny_patch16_224", "vit_small_patch32_224", "deit_tiny_distilled_patch16_224", "xcit_nano_12_p8_224"]
+    "host",
+    [
+        "deit_tiny_patch16_224",
+        "vit_small_patch32_224",
+        "deit_tiny_distilled_patch16_224",
+        "xcit_nano_12_p8_224",
+    ],
 )
 def test_every_operator_in_every_host(host: str, op: str) -> None:
     size = (64, 96)
@@ -55,12 +66,16 @@ def test_every_operator_in_every_host(host: str, op: str) -> None:
     model(image(*size)).square().sum().backward()
     assert all(p.grad is not None for p in found[0].parameters())
     xcit = host.startswith("xcit")
-    assert any(isinstance(m, ClassAttention) for m in model.modules()) == (xcit and OPERATORS[op].class_row is not None)
+    assert any(isinstance(m, ClassAttention) for m in model.modules()) == (
+        xcit and OPERATORS[op].class_row is not None
+    )
 
 
 @both
 def test_options_reach_the_model(name: str) -> None:
-    model = create_model(name, depth=2, act="relu", num_heads=1, token_scale="tokens", order="channels")
+    model = create_model(
+        name, depth=2, act="relu", num_heads=1, token_scale="tokens", order="channels"
+    )
     attentions = [module for module in model.modules() if isinstance(module, Attention)]
     assert all(
         module.num_heads == 1 and module.options == {"token_scale": "tokens", "order": "channels"}
@@ -70,7 +85,8 @@ def test_options_reach_the_model(name: str) -> None:
     assert all(module.options == {"token_scale": "tokens"} for module in rows)
     assert len(rows) == (2 if "xcit" in name else 0)
     assert not [module for module in model.modules() if isinstance(module, nn.GELU)]
-    assert softless.cost(model, 32).transcendentals.keys() <= {"trigonometric", "power"}  # XCiT's positions
+    # XCiT's positions
+    assert softless.cost(model, 32).transcendentals.keys() <= {"trigonometric", "power"}
     with pytest.raises(UsageError, match="no option"):
         create_model("deit_tiny_patch16_224", op="sima_l2", token_scale="tokens")
 
@@ -78,7 +94,9 @@ def test_options_reach_the_model(name: str) -> None:
 def test_xcit_without_lpi() -> None:
     model = create_model(SIMA_XCIT, lpi=False, **TINY)
     assert not [module for module in model.modules() if isinstance(module, LPI)]
-    assert not [key for key in model.state_dict() if "local_mp" in key or "norm3" in key or "gamma3" in key]
+    assert not [
+        key for key in model.state_dict() if "local_mp" in key or "norm3" in key or "gamma3" in key
+    ]
     model(image()).sum().backward()
     with pytest.raises(UsageError, match="option of XCiT hosts"):
         create_model("deit_tiny_patch16_224", op="sima", lpi=False)
@@ -92,19 +110,25 @@ def test_any_size_and_channels(name: str) -> None:
     for height, width in ((16, 16), (32, 48), (224, 16), (64, 240)):
         assert model(image(height, width, channels=5)).shape == (2, 7)
     for height, width in ((225, 300), (7, 500), (1, 1)):
-        with pytest.raises(UsageError, match=f"image is {height} x {width} but patches are 16 x 16"):
+        with pytest.raises(
+            UsageError, match=f"image is {height} x {width} but patches are 16 x 16"
+        ):
             model(image(height, width, channels=5))
 
 
 @both
 def test_features_only(name: str) -> None:
-    model: Any = timm.create_model(name, features_only=True, out_indices=(0, 1), depth=2, embed_dim=48, num_heads=3)
+    model: Any = timm.create_model(
+        name, features_only=True, out_indices=(0, 1), depth=2, embed_dim=48, num_heads=3
+    )
     assert model.feature_info.channels() == [48, 48]
     assert model.feature_info.reduction() == [16, 16]
     assert [tuple(x.shape) for x in model(image())] == [(2, 48, 2, 3)] * 2
 
 
-@pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"])
+@pytest.mark.parametrize(
+    "name", ["deit_tiny_patch16_224", "vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"]
+)
 @pytest.mark.parametrize("op", ["sima", "cosformer2d", "linformer"])
 def test_features_of_a_host_with_another_operator(name: str, op: str) -> None:
     """The tokens of the blocks of the same model built whole, its attention told the grid."""
@@ -121,7 +145,9 @@ def test_features_of_a_host_with_another_operator(name: str, op: str) -> None:
 @pytest.mark.parametrize("name", ["deit_tiny_patch16_224", SIMA_VIT, SIMA_XCIT, "sima_cvt_13_224"])
 def test_features_of_blocks_that_there_are_not(name: str) -> None:
     op = None if name.startswith("sima") else "sima"
-    with pytest.raises(UsageError, match=r"features_only of '.*': .*out of range.*; name blocks that there are"):
+    with pytest.raises(
+        UsageError, match=r"features_only of '.*': .*out of range.*; name blocks that there are"
+    ):
         create_model(name, op=op, features_only=True, out_indices=(90,))
 
 
@@ -162,10 +188,14 @@ def test_reset_classifier(name: str) -> None:
 
 @both
 def test_drop_path(name: str) -> None:
-    """XCiT's rate is the same in all blocks, as published; ViT's grows over them, as timm has it."""
+    """XCiT's rate is the same in all blocks, as published; ViT's grows over them, as timm has
+    it.
+    """
     model = create_model(name, drop_path_rate=0.2, **{**TINY, "depth": 3})
     rates = [
-        block.drop_path.drop_prob if hasattr(block, "drop_path") else getattr(block.drop_path1, "drop_prob", 0.0)
+        block.drop_path.drop_prob
+        if hasattr(block, "drop_path")
+        else getattr(block.drop_path1, "drop_prob", 0.0)
         for block in model.blocks
     ]
     assert rates == pytest.approx([0.2] * 3 if "xcit" in name else [0.0, 0.1, 0.2])
@@ -174,7 +204,11 @@ def test_drop_path(name: str) -> None:
 def test_weight_decay() -> None:
     assert {"cls_token", "pos_embed"} <= no_weight_decay(create_model(SIMA_VIT, **TINY))
     listed = no_weight_decay(create_model("xcit_nano_12_p16_224", op="xca", **TINY))
-    assert {"blocks.0.attn.learned.temperature", "blocks.1.attn.learned.temperature", "cls_token"} <= listed
+    assert {
+        "blocks.0.attn.learned.temperature",
+        "blocks.1.attn.learned.temperature",
+        "cls_token",
+    } <= listed
 
 
 def test_weights_of_a_softmax_vit_load() -> None:
@@ -195,7 +229,10 @@ def test_saved_weights_load_from_a_folder(tmp_path: Any) -> None:
     [
         (
             {"name": "sima_deit_smal_patch16_224"},
-            "no model named 'sima_deit_smal_patch16_224'. Did you mean 'sima_deit_small_patch16_224'",
+            (
+                "no model named 'sima_deit_smal_patch16_224'. Did you mean "
+                "'sima_deit_small_patch16_224'"
+            ),
         ),
         ({"name": "deit_tiny_patch16_224", "op": "smia"}, "no operator named 'smia'"),
         (
@@ -215,7 +252,9 @@ def test_errors(arguments: dict[str, Any], message: str) -> None:
 
 
 def test_attn_drop_is_refused_where_there_is_nothing_to_drop() -> None:
-    for name, op in itertools.product(("deit_tiny_patch16_224", "xcit_nano_12_p16_224"), ("sima", "softmax")):
+    for name, op in itertools.product(
+        ("deit_tiny_patch16_224", "xcit_nano_12_p16_224"), ("sima", "softmax")
+    ):
         if OPERATORS[op].drops_weights:
             create_model(name, op=op, attn_drop_rate=0.1, depth=1)
         else:
@@ -224,7 +263,9 @@ def test_attn_drop_is_refused_where_there_is_nothing_to_drop() -> None:
 
 
 def test_an_option_of_another_operator_may_be_unset() -> None:
-    """What a recipe sets for SimA is unset for its softmax twin with --set model.args.token_scale=None."""
+    """What a recipe sets for SimA is unset for its softmax twin with --set
+    model.args.token_scale=None.
+    """
     model = create_model("deit_tiny_patch16_224", op="softmax", token_scale=None, **TINY)
     found = next(module for module in model.modules() if isinstance(module, Attention))
     assert found.options == {}
@@ -233,7 +274,9 @@ def test_an_option_of_another_operator_may_be_unset() -> None:
 
 
 def test_what_starts_as_in_the_published_codes() -> None:
-    """DeiT's class token from a normal of 0.02, where timm's starts at 1e-6; the bias of CvT's head as torch starts it."""
+    """DeiT's class token from a normal of 0.02, where timm's starts at 1e-6; the bias of CvT's head
+    as torch starts it.
+    """
     torch.manual_seed(0)
     for name, op in (("sima_deit_tiny_patch16_224", None), ("deit_tiny_patch16_224", "softmax")):
         token = softless.create_model(name, op=op, depth=1).state_dict()["cls_token"]

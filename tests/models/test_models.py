@@ -1,4 +1,6 @@
-"""Every registered model: forward, backward to every parameter, sizes, dtypes, state dict, golden numbers, and a control without attention."""
+"""Every registered model: forward, backward to every parameter, sizes, dtypes, state dict, golden
+numbers, and a control without attention.
+"""
 
 import copy
 import json
@@ -16,6 +18,7 @@ from tests.ops.draw import assert_near, error
 
 NAMES = [name for name, entry in ENTRIES.items() if entry.alias_of is None]
 every_model = pytest.mark.parametrize("name", NAMES)
+# one of each kind: sizes differ in numbers alone
 FEW = [
     "sima_deit_tiny_patch16_224",
     "seqnorm_deit_tiny_patch16_224",
@@ -25,7 +28,7 @@ FEW = [
     "cvt_13_224",
     "soft_tiny_224",
     "softnorm_tiny_224",
-]  # one of each kind: sizes differ in numbers alone
+]
 each_kind = pytest.mark.parametrize("name", FEW)
 # few blocks: every part of a model at its full width, at a cost that tests can pay
 BLOCKS: dict[str, dict[str, Any]] = {
@@ -57,10 +60,16 @@ def test_names_are_registered() -> None:
     sizes = [f"{size}_12" for size in ("nano", "tiny", "small")] + [
         f"{size}_24" for size in ("tiny", "small", "medium", "large")
     ]
-    sima = {f"sima_xcit_{size}_p{patch}_224" for size in sizes for patch in (8, 16)} | {"sima_xcit_tiny_20_p16_224"}
+    sima = {f"sima_xcit_{size}_p{patch}_224" for size in sizes for patch in (8, 16)} | {
+        "sima_xcit_tiny_20_p16_224"
+    }
     assert {name for name in NAMES if name.startswith("sima_xcit")} == sima
     assert {ENTRIES[name].alias_of for name in ENTRIES if ENTRIES[name].alias_of} == sima
-    soft = {f"{op}_{size}_224" for op in ("soft", "softnorm") for size in ("tiny", "small", "medium", "large", "huge")}
+    soft = {
+        f"{op}_{size}_224"
+        for op in ("soft", "softnorm")
+        for size in ("tiny", "small", "medium", "large", "huge")
+    }
     assert {name for name in NAMES if name.startswith("soft")} == soft | {"soft_small_code_224"}
     assert {
         "sima_deit_tiny_patch16_224",
@@ -86,7 +95,8 @@ def test_forward_and_backward(name: str) -> None:
         for key, p in model.named_parameters()
         if p.grad is None or not bool(p.grad.any()) or not bool(p.grad.isfinite().all())
     ]
-    # a softmax row is its own: of the last block of CvT only the class token's row counts, and it passes by the convolution of q
+    # a softmax row is its own: of the last block of CvT only the class token's row counts, and it
+    # passes by the convolution of q
     unread = (
         "stage2.blocks.1.attn.conv_proj_q"
         if ENTRIES[name].variant.host == "cvt" and ENTRIES[name].op == "softmax"
@@ -97,7 +107,9 @@ def test_forward_and_backward(name: str) -> None:
 
 @every_model
 def test_control_without_attention(name: str) -> None:
-    """The weights of these tests let the attention count: without it the logits are others, by far more than any tolerance here."""
+    """The weights of these tests let the attention count: without it the logits are others, by far
+    more than any tolerance here.
+    """
     model = small(name)
     with torch.no_grad():
         whole = model(image())
@@ -115,7 +127,9 @@ def test_state_dict_round_trip(name: str) -> None:
 
 @every_model
 def test_golden_logits(name: str) -> None:
-    """A few logits from fixed weights, and the size of every attention branch; `python -m tests.models.golden` writes them anew."""
+    """A few logits from fixed weights, and the size of every attention branch;
+    `python -m tests.models.golden` writes them anew.
+    """
     expected = json.loads(GOLDEN.read_text())[name]
     model = small(name).double()
     x = image().double()
@@ -123,14 +137,19 @@ def test_golden_logits(name: str) -> None:
         assert_near(model(x)[0, :5], torch.tensor(expected["logits"], dtype=torch.float64), 2e-6)
     for branch, out in outputs(model, x).items():
         assert_near(
-            out.square().mean().sqrt(), torch.tensor(expected["branches"][branch], dtype=torch.float64), 2e-6, branch
+            out.square().mean().sqrt(),
+            torch.tensor(expected["branches"][branch], dtype=torch.float64),
+            2e-6,
+            branch,
         )
 
 
 @every_model
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_dtypes(name: str, dtype: torch.dtype) -> None:
-    """`.half()`, `.bfloat16()`, `.double()` and autocast; each branch against the same rounded weights in float64."""
+    """`.half()`, `.bfloat16()`, `.double()` and autocast; each branch against the same rounded
+    weights in float64.
+    """
     model = small(name).to(dtype)
     x = image().to(dtype)
     exact = copy.deepcopy(model).double()
@@ -177,8 +196,14 @@ def test_gradient_checkpointing(name: str) -> None:
         assert_near(b, a, 1e-5, key)
 
 
-HOSTS = ["sima_deit_tiny_patch16_224", "sima_xcit_tiny_12_p16_224", "sima_cvt_13_224", "soft_tiny_224"]
-COMPILED = [HOSTS[0], *(pytest.param(name, marks=pytest.mark.soak) for name in HOSTS[1:])]  # minutes each
+HOSTS = [
+    "sima_deit_tiny_patch16_224",
+    "sima_xcit_tiny_12_p16_224",
+    "sima_cvt_13_224",
+    "soft_tiny_224",
+]
+# minutes each
+COMPILED = [HOSTS[0], *(pytest.param(name, marks=pytest.mark.soak) for name in HOSTS[1:])]
 
 
 @pytest.mark.parametrize("name", COMPILED)
@@ -192,9 +217,10 @@ def test_compiles_into_one_graph(name: str) -> None:
 
 
 @pytest.mark.slow
+# inductor's own
 @pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
-)  # inductor's own
+)
 @pytest.mark.parametrize("name", COMPILED)
 def test_inductor(name: str) -> None:
     torch._dynamo.reset()
@@ -220,11 +246,16 @@ def test_softless_and_timm_make_the_same() -> None:
         a = timm.create_model(name, **few_blocks(name))
         torch.manual_seed(0)
         b = softless.create_model(name, **few_blocks(name))
-        assert all(x.equal(y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+        assert all(
+            x.equal(y)
+            for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+        )
 
 
 def kept_tensors(model: torch.nn.Module) -> list[torch.Tensor]:
-    """What the modules of a model hold beside parameters and buffers, in attributes and in the containers there."""
+    """What the modules of a model hold beside parameters and buffers, in attributes and in the
+    containers there.
+    """
     found: list[torch.Tensor] = []
 
     def gather(value: Any) -> None:
@@ -243,7 +274,9 @@ def kept_tensors(model: torch.nn.Module) -> list[torch.Tensor]:
 
 @each_kind
 def test_a_model_that_answered_in_inference_mode_trains(name: str) -> None:
-    """What a module keeps from its first forward pass is fit for any later one: gradients, another dtype, a copy."""
+    """What a module keeps from its first forward pass is fit for any later one: gradients, another
+    dtype, a copy.
+    """
     model, twin, images = small(name), small(name), image(96, 64)  # a grid that neither has seen
     with torch.inference_mode():
         model.eval()(images)

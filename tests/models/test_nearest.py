@@ -35,11 +35,17 @@ def test_every_host_is_known_by_its_tensors(name: str) -> None:
 def test_weights_of_another_model_name_it() -> None:
     model = softless.create_model("deit_tiny_patch16_224", op="sima")
     other = softless.create_model("xcit_nano_12_p16_224", op="sima").state_dict()
-    with pytest.raises(UsageError, match=r"by its tensors the file is of 'sima_xcit_nano_12_p16_224'$") as raised:
+    with pytest.raises(
+        UsageError, match=r"by its tensors the file is of 'sima_xcit_nano_12_p16_224'$"
+    ) as raised:
         load_weights(model, other)
     assert len(str(raised.value)) < 1000
-    odd = timm.create_model("vit_tiny_patch16_224", depth=11, embed_dim=180, num_heads=3).state_dict()
-    with pytest.raises(UsageError, match=r"the nearest named model is 'sima_deit_tiny_patch16_224'$"):
+    odd = timm.create_model(
+        "vit_tiny_patch16_224", depth=11, embed_dim=180, num_heads=3
+    ).state_dict()
+    with pytest.raises(
+        UsageError, match=r"the nearest named model is 'sima_deit_tiny_patch16_224'$"
+    ):
         load_weights(model, odd)
 
 
@@ -56,13 +62,17 @@ def test_other_classes_and_unknown_tensors_name_none() -> None:
 def test_every_door_names_three_of_either_side_and_the_nearest_model(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """load_weights, a folder for a model, for its maps alone or in other channels, and the swap command."""
+    """load_weights, a folder for a model, for its maps alone or in other channels, and the swap
+    command.
+    """
     other = softless.create_model("sima_xcit_nano_12_p16_224", num_classes=3)
     softless.save_weights(other, tmp_path / "other")
     model = softless.create_model("sima_deit_tiny_patch16_224", num_classes=3)
     softless.save_weights(model, tmp_path / "folder")
     (tmp_path / "folder" / "digests.json").unlink()
-    (tmp_path / "folder" / "model.safetensors").write_bytes((tmp_path / "other" / "model.safetensors").read_bytes())
+    (tmp_path / "folder" / "model.safetensors").write_bytes(
+        (tmp_path / "other" / "model.safetensors").read_bytes()
+    )
     folder = f"local-dir:{tmp_path / 'folder'}"
     doors: list[Callable[[], Any]] = [
         lambda: load_weights(model, tmp_path / "other"),

@@ -1,4 +1,6 @@
-"""Tables of positions through every door: brought from the file's grid to the model's, or refused in words; none is read on a grid that is not its own."""
+"""Tables of positions through every door: brought from the file's grid to the model's, or refused
+in words; none is read on a grid that is not its own.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +29,9 @@ def small(size: Size, seed: int = 0, **other: Any) -> Any:
 
 
 def learned(grid: Size, channels: int, seed: int = 0, coarse: int = 3) -> Tensor:
-    """A table (1, h w, C) whose neighbours are alike, as training leaves it: noise of a few points, drawn out, and a little noise."""
+    """A table (1, h w, C) whose neighbours are alike, as training leaves it: noise of a few points,
+    drawn out, and a little noise.
+    """
     generator = torch.Generator().manual_seed(seed)
     points = torch.randn(1, channels, coarse, coarse, generator=generator)
     cells = F.interpolate(points, grid, mode="bicubic", align_corners=True).flatten(2).mT
@@ -38,7 +42,8 @@ def places(size: Size) -> Size:
     return size[0] // 16, size[1] // 16
 
 
-KINDS: dict[str, tuple[Size, Size, dict[str, Any]]] = {  # pixels of the file's images, and of the model's
+# pixels of the file's images, and of the model's
+KINDS: dict[str, tuple[Size, Size, dict[str, Any]]] = {
     "not square, and square": ((48, 112), (64, 64), {}),
     "as many places, square": ((64, 144), (96, 96), {}),
     "as many places, turned": ((64, 144), (144, 64), {}),
@@ -74,7 +79,9 @@ def _timms(folder: Path, size: Size, pixels: Size, other: dict[str, Any]) -> Any
 
 
 def _checkpoint_path(folder: Path, size: Size, pixels: Size, other: dict[str, Any]) -> Any:
-    return softless.create_model(NAME, op="sima", img_size=size, checkpoint_path=str(folder), **TINY, **other)
+    return softless.create_model(
+        NAME, op="sima", img_size=size, checkpoint_path=str(folder), **TINY, **other
+    )
 
 
 def _bare(folder: Path) -> Path:
@@ -101,7 +108,9 @@ def test_a_table_comes_to_the_models_grid(door: str, kind: str, tmp_path: Path) 
     source = small(pixels, 1, **other)
     softless.save_weights(source, tmp_path / "w")
     prefix = source.pos_embed.shape[1] - places(pixels)[0] * places(pixels)[1]
-    expected = resample_abs_pos_embed(source.pos_embed, list(places(size)), list(places(pixels)), num_prefix_tokens=prefix)  # fmt: skip
+    expected = resample_abs_pos_embed(
+        source.pos_embed, list(places(size)), list(places(pixels)), num_prefix_tokens=prefix
+    )
     found = DOORS[door](tmp_path / "w", size, pixels, other)
     assert torch.equal(found.pos_embed, expected)
     assert torch.equal(found.head.weight, source.head.weight)
@@ -111,7 +120,9 @@ BARE = [kind for kind in KINDS if kind not in {"other size", "the same"}]
 
 
 @pytest.mark.parametrize("kind", BARE)
-def test_a_learned_table_of_another_grid_is_refused_where_the_file_does_not_say_it(kind: str) -> None:
+def test_a_learned_table_of_another_grid_is_refused_where_the_file_does_not_say_it(
+    kind: str,
+) -> None:
     pixels, size, other = KINDS[kind]
     source, model = small(pixels, 1, **other), small(size, 2, **other)
     rows = places(pixels)[0] * places(pixels)[1]
@@ -132,13 +143,18 @@ def test_a_learned_table_of_another_grid_is_refused_where_the_file_does_not_say_
 @pytest.mark.parametrize("rows", [36, 64, 144, 196, 256, 784])
 @pytest.mark.parametrize("coarse", [2, 3, 5])
 def test_a_learned_table_tells_its_grid_and_never_another(rows: int, coarse: int) -> None:
-    """Where the grid is fine enough for its neighbours to be alike; a rougher one tells nothing, and that is said."""
+    """Where the grid is fine enough for its neighbours to be alike; a rougher one tells nothing,
+    and that is said.
+    """
     for height, width in grids(rows):
         table = learned((height, width), 48, coarse=coarse)
         fine = min(height, width) > 2 * coarse
         for model_grid in grids(rows):
             model = small((16 * model_grid[0], 16 * model_grid[1]))
-            state = {**model.state_dict(), "pos_embed": torch.cat([model.pos_embed[:, :1], table], dim=1)}
+            state = {
+                **model.state_dict(),
+                "pos_embed": torch.cat([model.pos_embed[:, :1], table], dim=1),
+            }
             if model_grid == (height, width):
                 assert not load_weights(model, state).assumed or not fine
             elif fine:
@@ -152,7 +168,10 @@ def test_a_table_of_noise_is_taken_for_the_models_and_that_is_said(rows: int) ->
         source, model = (small((16 * height, 16 * width), seed) for seed in (1, 2))
         found = load_weights(model, source.state_dict())
         assert found.assumed == {"pos_embed": (height, width)}
-        assert f"  assumed  pos_embed: its places are those of {height} x {width}, which nothing in the file says" in str(found)  # fmt: skip
+        assert (
+            f"  assumed  pos_embed: its places are those of {height} x {width}, which nothing in "
+            "the file says" in str(found)
+        )
         assert torch.equal(model.pos_embed, source.pos_embed)
 
 
@@ -160,12 +179,19 @@ def test_a_model_made_with_a_checkpoint_logs_once_what_was_assumed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     torch.save(small((64, 144), 1).state_dict(), tmp_path / "w.pth")
-    softless.create_model(NAME, op="sima", img_size=(64, 144), checkpoint_path=str(tmp_path / "w.pth"), **TINY)
+    softless.create_model(
+        NAME, op="sima", img_size=(64, 144), checkpoint_path=str(tmp_path / "w.pth"), **TINY
+    )
     (said,) = [record for record in caplog.records if record.name == "softless.models"]
-    assert "w.pth: pos_embed: its places are those of 4 x 9, which nothing in the file says" in said.getMessage()
+    assert (
+        "w.pth: pos_embed: its places are those of 4 x 9, which nothing in the file says"
+        in said.getMessage()
+    )
     caplog.clear()
     softless.save_weights(small((64, 144), 1), tmp_path / "w")
-    softless.create_model(NAME, op="sima", img_size=(64, 144), checkpoint_path=str(tmp_path / "w"), **TINY)
+    softless.create_model(
+        NAME, op="sima", img_size=(64, 144), checkpoint_path=str(tmp_path / "w"), **TINY
+    )
     assert not caplog.records  # the folder says it
 
 
@@ -182,7 +208,12 @@ def test_sines_of_two_axes_are_as_good_as_learned() -> None:
 
 
 def test_pyramids_know_the_grid_of_each_stage(tmp_path: Path) -> None:
-    few: dict[str, Any] = {"depths": (1, 1, 1, 1), "embed_dims": (16, 16, 32, 32), "num_heads": 2, "num_classes": 3}
+    few: dict[str, Any] = {
+        "depths": (1, 1, 1, 1),
+        "embed_dims": (16, 16, 32, 32),
+        "num_heads": 2,
+        "num_classes": 3,
+    }
     make = lambda size: softless.create_model("soft_tiny_224", img_size=size, parity=False, **few)  # noqa: E731
     source: Any = make((64, 128))
     softless.save_weights(source, tmp_path / "w")
@@ -192,14 +223,20 @@ def test_pyramids_know_the_grid_of_each_stage(tmp_path: Path) -> None:
             resized = load_weights(model, path).resized
             assert len(resized) == 4
             for number in range(4):
-                stage, other = model.get_submodule(f"stage{number}"), source.get_submodule(f"stage{number}")
+                stage, other = (
+                    model.get_submodule(f"stage{number}"),
+                    source.get_submodule(f"stage{number}"),
+                )
                 assert torch.equal(stage.pos_embed, other.positions(*stage.pos_grid))
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ((64, 80), r"pos_embed has 36 places, and images of 64 x 80 pixels have 4 x 5: give image_size="),
+        (
+            (64, 80),
+            r"pos_embed has 36 places, and images of 64 x 80 pixels have 4 x 5: give image_size=",
+        ),
         (0, r"image_size=0: give pixels, as 224, or \(height, width\)"),
         ((96,), r"image_size=\(96,\): give pixels"),
         ("96", "image_size='96': give pixels"),
@@ -216,9 +253,22 @@ def test_weights_come_from_one_place(tmp_path: Path) -> None:
         softless.create_model(NAME, op="sima", pretrained=True, checkpoint_path=str(tmp_path / "w"))
     source: Any = softless.create_model("xcit_nano_12_p16_224", op="sima", depth=4, num_classes=3)
     softless.save_weights(source, tmp_path / "w")
-    again: Any = softless.create_model("xcit_nano_12_p16_224", op="sima", depth=4, num_classes=3, checkpoint_path=str(tmp_path / "w"))  # fmt: skip
+    again: Any = softless.create_model(
+        "xcit_nano_12_p16_224",
+        op="sima",
+        depth=4,
+        num_classes=3,
+        checkpoint_path=str(tmp_path / "w"),
+    )
     assert torch.equal(again.head.weight, source.head.weight)
-    maps: Any = softless.create_model("sima_xcit_nano_12_p16_224", depth=4, features_only=True, checkpoint_path=str(tmp_path / "w"))  # fmt: skip
+    maps: Any = softless.create_model(
+        "sima_xcit_nano_12_p16_224",
+        depth=4,
+        features_only=True,
+        checkpoint_path=str(tmp_path / "w"),
+    )
     x = torch.randn(1, 3, 32, 64)
-    expected: Any = softless.create_model(f"local-dir:{tmp_path / 'w'}", pretrained=True, features_only=True)
+    expected: Any = softless.create_model(
+        f"local-dir:{tmp_path / 'w'}", pretrained=True, features_only=True
+    )
     assert all(torch.equal(one, other) for one, other in zip(maps(x), expected(x), strict=True))

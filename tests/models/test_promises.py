@@ -1,4 +1,6 @@
-"""What the documents promise of every model: half precision at every size, masks as timm makes them, batches of no images."""
+"""What the documents promise of every model: half precision at every size, masks as timm makes
+them, batches of no images.
+"""
 
 import re
 from typing import Any
@@ -33,7 +35,9 @@ def image(height: int, width: int, batch: int = 1) -> Tensor:
 @pytest.mark.parametrize("op", ["sima", "sima_l2"])
 @pytest.mark.parametrize("host", ["deit_tiny_patch16_224", "xcit_nano_12_p16_224"])
 def test_half_precision_above_the_size_that_float16_holds(host: str, op: str, grad: bool) -> None:
-    """2,112 tokens; class attention reads them from one matrix where no gradient is asked for, and float16 need not hold that."""
+    """2,112 tokens; class attention reads them from one matrix where no gradient is asked for, and
+    float16 need not hold that.
+    """
     model = lively(create_model(host, op=op, **TINY), image(64, 64))
     x = image(704, 768)
     with torch.no_grad():
@@ -46,10 +50,21 @@ def test_half_precision_above_the_size_that_float16_holds(host: str, op: str, gr
 # No images
 
 
-@pytest.mark.parametrize("name", ["sima_deit_tiny_patch16_224", "sima_xcit_nano_12_p16_224", "sima_cvt_13_224", "soft_tiny_224"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    ["sima_deit_tiny_patch16_224", "sima_xcit_nano_12_p16_224", "sima_cvt_13_224", "soft_tiny_224"],
+)
 def test_a_batch_of_no_images(name: str) -> None:
-    """Detection crops may be none: no logits for no images, and zero gradients; XCiT's BatchNorm has no mean of none to train by."""
-    depth = {"depths": (1, 1, 1)} if "cvt" in name else {"depths": (1, 1, 1, 1)} if name.startswith("soft") else {"depth": 1}  # fmt: skip
+    """Detection crops may be none: no logits for no images, and zero gradients; XCiT's BatchNorm
+    has no mean of none to train by.
+    """
+    depth = (
+        {"depths": (1, 1, 1)}
+        if "cvt" in name
+        else {"depths": (1, 1, 1, 1)}
+        if name.startswith("soft")
+        else {"depth": 1}
+    )
     model = create_model(name, num_classes=3, **depth).eval()
     none = torch.randn(0, 3, 64, 64)
     out = model(none)
@@ -60,7 +75,10 @@ def test_a_batch_of_no_images(name: str) -> None:
         assert softless.optimize(model, dtype=torch.float32)(none).shape == (0, 3)
     model.train()
     if "xcit" in name:
-        with pytest.raises(UsageError, match=r"a batch of no images, \(0, 3, 64, 64\): this model needs at least one"):
+        with pytest.raises(
+            UsageError,
+            match=r"a batch of no images, \(0, 3, 64, 64\): this model needs at least one",
+        ):
             model(none)
     elif "deit" in name:
         assert model(none).shape == (0, 3)
@@ -82,13 +100,19 @@ def test_a_mask_of_whole_numbers_is_one_sentence(op: str, dtype: torch.dtype) ->
     attention = Attention(24, 4, op=op)
     x = torch.randn(2, 5, 24)
     ones = torch.ones(2, 1, 1, 5, dtype=dtype)
-    with pytest.raises(UsageError, match=rf"attn_mask is {dtype}: it must be boolean.*attn_mask\.bool\(\)"):
+    with pytest.raises(
+        UsageError, match=rf"attn_mask is {dtype}: it must be boolean.*attn_mask\.bool\(\)"
+    ):
         attention(x, attn_mask=ones)
-    with pytest.raises(UsageError, match=rf"mask is {dtype} \(2, 5\): it must be torch.bool of shape \(2, 5\)"):
+    with pytest.raises(
+        UsageError, match=rf"mask is {dtype} \(2, 5\): it must be torch.bool of shape \(2, 5\)"
+    ):
         attention(x, mask=ones[:, 0, 0])
     q = torch.randn(2, 4, 5, 6)
     if op == "softmax":
-        with pytest.raises(UsageError, match=r"pairwise=.*is not None, a boolean or a floating-point tensor"):
+        with pytest.raises(
+            UsageError, match=r"pairwise=.*is not None, a boolean or a floating-point tensor"
+        ):
             softless.attend(q, q, q, op=op, pairwise=ones)
 
 
@@ -101,7 +125,9 @@ def padded(patches: Tensor, valid: Tensor) -> dict[str, Tensor]:
 @pytest.mark.parametrize("key_only", [False, True], ids=["pairs", "keys"])
 @pytest.mark.parametrize("op", ["sima", "xca", "efficient"])
 def test_padded_batches_of_naflexvit(op: str, key_only: bool) -> None:
-    """timm's mask of a padded batch, valid queries x valid keys, is a token mask: what stands in the padding changes nothing."""
+    """timm's mask of a padded batch, valid queries x valid keys, is a token mask: what stands in
+    the padding changes nothing.
+    """
     torch.manual_seed(0)
     model: Any = timm.create_model(
         "naflexvit_base_patch16_gap",
@@ -149,11 +175,17 @@ def test_a_mask_inside_a_transform_is_one_sentence_where_it_cannot_be_checked() 
     attention = Attention(24, 4, op="sima")
     x, valid = torch.randn(3, 2, 6, 24), torch.rand(3, 2, 6) > 0.3
     found = torch.func.vmap(lambda x, m: attention(x, attn_mask=m[:, None, None]))(x, valid)
-    assert_near(found, torch.stack([attention(a, mask=m) for a, m in zip(x, valid, strict=True)]), 1e-5)
+    assert_near(
+        found, torch.stack([attention(a, mask=m) for a, m in zip(x, valid, strict=True)]), 1e-5
+    )
     with pytest.raises(
-        UsageError, match=r"cannot be checked inside a compiled or recorded graph or a transform of torch\.func"
+        UsageError,
+        match=r"cannot be checked inside a compiled or recorded graph or a transform of "
+        r"torch\.func",
     ):
-        torch.func.vmap(lambda x, m: attention(x, attn_mask=m[:, None, :, None] & m[:, None, None]))(x, valid)
+        torch.func.vmap(
+            lambda x, m: attention(x, attn_mask=m[:, None, :, None] & m[:, None, None])
+        )(x, valid)
 
 
 # What is there already
@@ -161,20 +193,29 @@ def test_a_mask_inside_a_transform_is_one_sentence_where_it_cannot_be_checked() 
 
 def test_swap_of_a_softless_model_says_what_it_has() -> None:
     model = create_model("sima_deit_tiny_patch16_224", depth=1)
-    with pytest.raises(UsageError, match=r"its attention is softless's already: sima; build.*op='xca'"):
+    with pytest.raises(
+        UsageError, match=r"its attention is softless's already: sima; build.*op='xca'"
+    ):
         softless.swap(model, "xca")
 
 
 # What a named operator promises
 
-PARALLEL = ("vit_pwee_patch16_reg1_gap_256", "vit_dpwee_patch16_reg1_gap_256", "vit_base_patch16_xp_224", "vit_large_patch14_xp_224", "vit_huge_patch14_xp_224")  # fmt: skip
+PARALLEL = (
+    "vit_pwee_patch16_reg1_gap_256",
+    "vit_dpwee_patch16_reg1_gap_256",
+    "vit_base_patch16_xp_224",
+    "vit_large_patch14_xp_224",
+    "vit_huge_patch14_xp_224",
+)
 
 
 @pytest.mark.parametrize("host", PARALLEL)
 def test_a_host_in_which_nothing_is_exchanged_is_refused(host: str) -> None:
     """Five timm ViTs were built with softmax in every block, the operator's options swallowed."""
     with pytest.raises(
-        UsageError, match=f"'{host}' has no place for another attention: its blocks .* would keep softmax"
+        UsageError,
+        match=f"'{host}' has no place for another attention: its blocks .* would keep softmax",
     ):
         create_model(host, op="sima", token_scale="tokens")
     with pytest.raises(UsageError, match="has no place for another attention"):
@@ -182,7 +223,9 @@ def test_a_host_in_which_nothing_is_exchanged_is_refused(host: str) -> None:
 
 
 def test_blocks_that_a_caller_chooses_are_looked_at_too() -> None:
-    with pytest.raises(UsageError, match=r"no block that takes another attention.*leave block_fn= out"):
+    with pytest.raises(
+        UsageError, match=r"no block that takes another attention.*leave block_fn= out"
+    ):
         create_model("deit_tiny_patch16_224", op="sima", depth=1, block_fn=ParallelScalingBlock)
 
 
@@ -195,10 +238,28 @@ def test_looking_for_a_place_draws_nothing() -> None:
 
 
 KEPT: dict[str, tuple[str, dict[str, Any], int, list[str], str]] = {
-    "pool": ("vit_base_patch16_siglip_224", {"op": "sima", "depth": 1, "embed_dim": 48, "num_heads": 3}, 224, ["attn_pool"], r"attn_pool \(AttentionPoolLatent\)"),
-    "last stage": ("soft_tiny_224", {"depths": (1, 1, 1, 1)}, 64, ["stage3.blocks.0.attn"], r"stage3\.blocks\.\*\.attn \(Attention\)"),
-    "class attention": ("xcit_nano_12_p16_224", {"op": "seqnorm", "depth": 1}, 64, ["cls_attn_blocks.0.attn", "cls_attn_blocks.1.attn"], r"cls_attn_blocks\.\*\.attn \(\w+, 2 times\)"),
-}  # fmt: skip
+    "pool": (
+        "vit_base_patch16_siglip_224",
+        {"op": "sima", "depth": 1, "embed_dim": 48, "num_heads": 3},
+        224,
+        ["attn_pool"],
+        r"attn_pool \(AttentionPoolLatent\)",
+    ),
+    "last stage": (
+        "soft_tiny_224",
+        {"depths": (1, 1, 1, 1)},
+        64,
+        ["stage3.blocks.0.attn"],
+        r"stage3\.blocks\.\*\.attn \(Attention\)",
+    ),
+    "class attention": (
+        "xcit_nano_12_p16_224",
+        {"op": "seqnorm", "depth": 1},
+        64,
+        ["cls_attn_blocks.0.attn", "cls_attn_blocks.1.attn"],
+        r"cls_attn_blocks\.\*\.attn \(\w+, 2 times\)",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", KEPT)
@@ -226,7 +287,9 @@ def test_nothing_is_named_where_nothing_is_kept() -> None:
 
 
 def test_a_segmenter_names_the_last_stage_of_its_host() -> None:
-    found = segmenter("soft_pyramid_tiny_224", {"op": "sima", "depths": (1, 1, 1, 1), "in_chans": 3}, classes=2)  # fmt: skip
+    found = segmenter(
+        "soft_pyramid_tiny_224", {"op": "sima", "depths": (1, 1, 1, 1), "in_chans": 3}, classes=2
+    )
     assert [path.rsplit(".stage", 1)[-1] for path in softmax_kept(found)] == ["3.blocks.0.attn"]
 
 
@@ -236,10 +299,16 @@ def test_a_segmenter_names_the_last_stage_of_its_host() -> None:
 @pytest.mark.parametrize("op", ["soft", "softnorm"])
 @pytest.mark.parametrize("num_heads", [1, 2, 3, 4, 12])
 def test_soft_is_alive_at_its_start(op: str, num_heads: int) -> None:
-    """In heads of 16 to 192 channels the branch counts, logits hang on the image, and attention's gradient is of the MLP's size."""
-    model = create_model("deit_tiny_patch16_224", op=op, depth=2, num_classes=10, num_heads=num_heads)
+    """In heads of 16 to 192 channels the branch counts, logits hang on the image, and attention's
+    gradient is of the MLP's size.
+    """
+    model = create_model(
+        "deit_tiny_patch16_224", op=op, depth=2, num_classes=10, num_heads=num_heads
+    )
     seen: list[float] = []
-    model.blocks[0].attn.register_forward_hook(lambda _, given, out: seen.append((out.norm() / given[0].norm()).item()))
+    model.blocks[0].attn.register_forward_hook(
+        lambda _, given, out: seen.append((out.norm() / given[0].norm()).item())
+    )
     y = model(image(224, 224, batch=2))
     y.square().sum().backward()
     assert seen[0] > 1e-3

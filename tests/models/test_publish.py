@@ -1,4 +1,6 @@
-"""A published folder: timm and softless rebuild the model from it, a flipped bit is found, and its config.json can name nothing but a model."""
+"""A published folder: timm and softless rebuild the model from it, a flipped bit is found, and its
+config.json can name nothing but a model.
+"""
 
 import hashlib
 import json
@@ -23,21 +25,57 @@ from tests.models.lively import lively
 
 create_model: Any = softless.create_model
 save_weights: Any = softless.save_weights
-SMALL: dict[str, Any] = {"depth": 1, "embed_dim": 48, "num_heads": 3, "num_classes": 7, "img_size": 32}
+SMALL: dict[str, Any] = {
+    "depth": 1,
+    "embed_dim": 48,
+    "num_heads": 3,
+    "num_classes": 7,
+    "img_size": 32,
+}
 SIMA = "sima_deit_tiny_patch16_224"
 NAMES = {"model.safetensors", "config.json", "digests.json"}
 
 # name, operator, arguments, and the architecture that timm is told; timm knows all but the last two
 MODELS: dict[str, tuple[str, str | None, dict[str, Any], str]] = {
     "registered": (SIMA, None, SMALL, SIMA),
-    "alias": ("sima_nano_12_p16", None, {"depth": 1, "cls_attn_layers": 1, "num_classes": 7}, "sima_nano_12_p16"),
-    "host and operator": ("deit_tiny_patch16_224", "sima", {**SMALL, "token_scale": "tokens"}, SIMA),
+    "alias": (
+        "sima_nano_12_p16",
+        None,
+        {"depth": 1, "cls_attn_layers": 1, "num_classes": 7},
+        "sima_nano_12_p16",
+    ),
+    "host and operator": (
+        "deit_tiny_patch16_224",
+        "sima",
+        {**SMALL, "token_scale": "tokens"},
+        SIMA,
+    ),
     "timm's own": ("deit_tiny_patch16_224", None, SMALL, "deit_tiny_patch16_224"),
-    "pyramid": ("soft_tiny_224", None, {"depths": (1, 1, 1, 1), "embed_dims": (16, 16, 16, 16), "num_heads": 2, "num_classes": 7}, "soft_tiny_224"),
-    "cvt": ("cvt_13_224", "sima", {"depths": (1, 1, 1), "embed_dims": (8, 16, 24), "num_heads": 1, "num_classes": 7}, "sima_cvt_13_224"),
-    "no name, a ViT": ("deit_tiny_patch16_224", "linformer", {**SMALL, "drop_path_rate": 0.1, "act": "relu"}, "linformer_deit_tiny_patch16_224"),
-    "no name, an XCiT": ("xcit_nano_12_p16_224", "xca", {"depth": 2, "num_classes": 7, "lpi": False}, "xca_xcit_nano_12_p16_224"),
-}  # fmt: skip
+    "pyramid": (
+        "soft_tiny_224",
+        None,
+        {"depths": (1, 1, 1, 1), "embed_dims": (16, 16, 16, 16), "num_heads": 2, "num_classes": 7},
+        "soft_tiny_224",
+    ),
+    "cvt": (
+        "cvt_13_224",
+        "sima",
+        {"depths": (1, 1, 1), "embed_dims": (8, 16, 24), "num_heads": 1, "num_classes": 7},
+        "sima_cvt_13_224",
+    ),
+    "no name, a ViT": (
+        "deit_tiny_patch16_224",
+        "linformer",
+        {**SMALL, "drop_path_rate": 0.1, "act": "relu"},
+        "linformer_deit_tiny_patch16_224",
+    ),
+    "no name, an XCiT": (
+        "xcit_nano_12_p16_224",
+        "xca",
+        {"depth": 2, "num_classes": 7, "lpi": False},
+        "xca_xcit_nano_12_p16_224",
+    ),
+}
 
 
 def image(model: Any) -> torch.Tensor:
@@ -72,7 +110,8 @@ def test_a_published_model_comes_back(name, tmp_path):
     assert not torch.equal(create_model(source).eval()(image(made)), expected)
     if name.startswith("no name"):
         assert config["softless"] == {"host": host, "op": op}
-        with pytest.raises(RuntimeError, match=f"Unknown model .{architecture}"):  # never the host's own attention
+        # never the host's own attention
+        with pytest.raises(RuntimeError, match=f"Unknown model .{architecture}"):
             timm.create_model(source, pretrained=True)
     else:
         theirs: Any = timm.create_model(source, pretrained=True).eval()
@@ -98,7 +137,8 @@ def test_other_classes_from_a_folder(model, folder):
 def test_digests_are_those_of_the_files_and_the_tensors(model, folder):
     told = json.loads((folder / "digests.json").read_text())
     assert told["files"] == {
-        name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in ("model.safetensors", "config.json")
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        for name in ("model.safetensors", "config.json")
     }
     assert told["tensors"] == {
         name: hashlib.sha256(tensor.detach().contiguous().numpy().tobytes()).hexdigest()
@@ -110,12 +150,17 @@ def test_digests_are_those_of_the_files_and_the_tensors(model, folder):
 
 @pytest.mark.bar("C4", "one bit flipped in published weights: refused with both digests")
 def test_300_flipped_bits(model, folder, record_property):
-    """Each is refused with the file and both digests; the whole file loads before and after. Without digests most are not seen."""
+    """Each is refused with the file and both digests; the whole file loads before and after.
+
+    Without digests most are not seen.
+    """
     path = folder / "model.safetensors"
     whole, target = path.read_bytes(), create_model(SIMA, **SMALL)
     expected = hashlib.sha256(whole).hexdigest()
     load_weights(target, folder)
-    places = torch.randint(len(whole) * 8, (300,), generator=torch.Generator().manual_seed(0)).tolist()
+    places = torch.randint(
+        len(whole) * 8, (300,), generator=torch.Generator().manual_seed(0)
+    ).tolist()
     missed = []
     for place in places:
         content = bytearray(whole)
@@ -172,7 +217,13 @@ def test_a_changed_config_and_damaged_digests(model, folder):
         with pytest.raises(DataError, match=r"config\.json is not the file that was saved"):
             load()
     config.write_text(whole)
-    for content in ("{", "[]", '{"files": {}}', '{"files": {"model.safetensors": 3}, "tensors": {}}', "[" * 100_000):
+    for content in (
+        "{",
+        "[]",
+        '{"files": {}}',
+        '{"files": {"model.safetensors": 3}, "tensors": {}}',
+        "[" * 100_000,
+    ):
         digests.write_text(content)
         with pytest.raises(DataError, match=r"digests\.json"):
             load_weights(model, folder)
@@ -183,7 +234,9 @@ def test_a_file_that_the_digests_do_not_list_is_read(model, folder):
     assert load_weights(model, folder / "other.safetensors").loaded == len(model.state_dict())
 
 
-@pytest.mark.bar("C6", "NaN or infinity in weights: refused, with the first tensors, unless allowed")
+@pytest.mark.bar(
+    "C6", "NaN or infinity in weights: refused, with the first tensors, unless allowed"
+)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite(value, model, tmp_path):
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -191,7 +244,9 @@ def test_weights_that_are_not_finite(value, model, tmp_path):
     for name in bad:
         state[name].view(-1)[-1] = value
     save_file(state, tmp_path / "bad.safetensors")
-    torch.save({"model": state, "optimizer": {"exp_avg": torch.tensor(value)}}, tmp_path / "bad.pth")
+    torch.save(
+        {"model": state, "optimizer": {"exp_avg": torch.tensor(value)}}, tmp_path / "bad.pth"
+    )
     for source in (tmp_path / "bad.safetensors", tmp_path / "bad.pth", state):
         with pytest.raises(
             DataError, match=r"holds NaN or infinity in .* and 2 more: .*allow_nonfinite=True"
@@ -227,13 +282,28 @@ def test_what_cannot_be_described_is_refused(model, tmp_path):
     frozen = create_model(SIMA, **SMALL)
     frozen.blocks[0].attn.options = {**frozen.blocks[0].attn.options, "token_scale": "tokens"}
     for made, message in (
-        (timm.create_model("deit_tiny_patch16_224", **SMALL), r"does not tell how it was built: make it with softless\.create_model"),
-        (swapped, r"changed since it was made, first in blocks\.0\.attn \(Attention\(\) then, \w+\(op='sima'.* now\): a config"),
+        (
+            timm.create_model("deit_tiny_patch16_224", **SMALL),
+            r"does not tell how it was built: make it with softless\.create_model",
+        ),
+        (
+            swapped,
+            (
+                r"changed since it was made, first in blocks\.0\.attn \(Attention\(\) then, "
+                r"\w+\(op='sima'.* now\): a config"
+            ),
+        ),
         (resized, r"changed since it was made, first in .*: a config\.json describes"),
         (frozen, r"changed since it was made, first in blocks\.0\.attn"),
-        (create_model(SIMA, **SMALL, norm_layer=torch.nn.LayerNorm), "cannot say norm_layer=.*known are "),
-        (create_model(SIMA, **SMALL, in_chans=1), "takes 1 channels and its mean has 3 numbers: pass data="),
-    ):  # fmt: skip
+        (
+            create_model(SIMA, **SMALL, norm_layer=torch.nn.LayerNorm),
+            "cannot say norm_layer=.*known are ",
+        ),
+        (
+            create_model(SIMA, **SMALL, in_chans=1),
+            "takes 1 channels and its mean has 3 numbers: pass data=",
+        ),
+    ):
         with pytest.raises(UsageError, match=message):
             save_weights(made, tmp_path / "w")
     with pytest.raises(UsageError, match="data has no url; it has: crop_mode"):
@@ -244,9 +314,22 @@ def test_what_cannot_be_described_is_refused(model, tmp_path):
 def test_the_preparation_of_images_travels_along(tmp_path):
     made = create_model(SIMA, **SMALL, in_chans=1)
     save_weights(made, tmp_path / "w", data={"mean": (0.13,), "std": (0.31,), "crop_pct": 0.875})
-    for again in (create_model(f"local-dir:{tmp_path / 'w'}"), timm.create_model(f"local-dir:{tmp_path / 'w'}")):
+    for again in (
+        create_model(f"local-dir:{tmp_path / 'w'}"),
+        timm.create_model(f"local-dir:{tmp_path / 'w'}"),
+    ):
         data = timm.data.resolve_model_data_config(again)
-        assert (tuple(data["mean"]), tuple(data["std"]), data["crop_pct"], tuple(data["input_size"])) == ((0.13,), (0.31,), 0.875, (1, 32, 32))  # fmt: skip
+        assert (
+            tuple(data["mean"]),
+            tuple(data["std"]),
+            data["crop_pct"],
+            tuple(data["input_size"]),
+        ) == (
+            (0.13,),
+            (0.31,),
+            0.875,
+            (1, 32, 32),
+        )
 
 
 def test_a_folder_in_use_is_left_alone(model, folder, tmp_path):
@@ -278,7 +361,9 @@ def test_whole_or_not_at_all(when, model, tmp_path, monkeypatch):
         monkeypatch.setattr("safetensors.torch.save_file", fail)
     else:
         monkeypatch.setattr(
-            Path, "write_bytes", lambda self, *a: fail() if self.name == f"{when}.tmp" else write(self, *a)
+            Path,
+            "write_bytes",
+            lambda self, *a: fail() if self.name == f"{when}.tmp" else write(self, *a),
         )
     with pytest.raises(UsageError, match=r"cannot write .*: No space left on device"):
         save_weights(model, tmp_path / "w")
@@ -301,7 +386,9 @@ softless.save_weights(model, sys.argv[1])
 
 
 def test_a_process_that_dies_leaves_no_folder(model, tmp_path):
-    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "w"), "4"], check=False, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path / "w"), "4"], check=False, capture_output=True
+    )
     assert done.returncode == 9, done.stderr
     assert not (tmp_path / "w").exists()
     save_weights(model, tmp_path / "w")
@@ -364,7 +451,8 @@ def test_fine_tuning_starts_from_a_folder(model, folder):
 def test_the_name_of_a_file_is_no_folder(tmp_path: Path) -> None:
     model = softless.create_model("sima_deit_tiny_patch16_224", depth=1, embed_dim=64, num_heads=1)
     with pytest.raises(
-        softless.UsageError, match=r"w\.safetensors is the name of a file, and save_weights writes a folder"
+        softless.UsageError,
+        match=r"w\.safetensors is the name of a file, and save_weights writes a folder",
     ):
         softless.save_weights(model, tmp_path / "w.safetensors")
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,6 @@
-"""CvT and the SOFT pyramid: every operator that has a place in them, four scales or three, positions, and what timm's users call."""
+"""CvT and the SOFT pyramid: every operator that has a place in them, four scales or three,
+positions, and what timm's users call.
+"""
 
 import re
 from typing import Any
@@ -16,7 +18,12 @@ from tests.models.lively import lively
 from tests.ops.draw import assert_near, error
 
 create_model: Any = softless.create_model
-CVT: dict[str, Any] = {"depths": (1, 1, 2), "num_classes": 7, "embed_dims": (16, 32, 48), "num_heads": (1, 2, 3)}
+CVT: dict[str, Any] = {
+    "depths": (1, 1, 2),
+    "num_classes": 7,
+    "embed_dims": (16, 32, 48),
+    "num_heads": (1, 2, 3),
+}
 SOFT: dict[str, Any] = {
     "depths": (1, 1, 1, 2),
     "num_classes": 7,
@@ -39,18 +46,25 @@ def image(height: int = 64, width: int = 96, channels: int = 3) -> torch.Tensor:
 
 @pytest.mark.parametrize("op", OPERATORS)
 def test_every_operator_in_the_soft_pyramid(op: str) -> None:
-    """In three stages, windows and convolutions of v as published; the last stage is softmax, or what is asked for."""
+    """In three stages, windows and convolutions of v as published; the last stage is softmax, or
+    what is asked for.
+    """
     more = {"img_size": (64, 96)} if OPERATORS[op].wants("tokens", {}) else {}
     model = small("soft_pyramid_tiny_224", op, **more)
     found = [module for module in model.modules() if isinstance(module, Attention)]
     assert [module.op.name for module in found] == [op] * 3 + ["softmax"] * 2
     if "ratio" in OPERATORS[op].options:
         assert [module.options["ratio"] for module in found[:3]] == [8, 4, 2]
-    assert [module.v_conv.weight.shape[-1] for module in found[:3] if module.v_conv is not None] == [9, 5, 3]
+    assert [
+        module.v_conv.weight.shape[-1] for module in found[:3] if module.v_conv is not None
+    ] == [9, 5, 3]
     model(image()).square().sum().backward()
     assert all(p.grad is not None for p in model.parameters())
     assert {
-        module.op.name for module in small("soft_pyramid_tiny_224", op, last_stage="sima", **more).stage3.attentions()
+        module.op.name
+        for module in small(
+            "soft_pyramid_tiny_224", op, last_stage="sima", **more
+        ).stage3.attentions()
     } == {"sima"}
 
 
@@ -72,13 +86,25 @@ def test_every_operator_with_many_queries_and_few_keys_in_cvt(op: str) -> None:
                 with_kwargs=True,
             )
     model(image()).square().sum().backward()
-    assert seen == [[16 * 24, 8 * 12], [8 * 12, 4 * 6], [1 + 4 * 6, 1 + 2 * 3], [1 + 4 * 6, 1 + 2 * 3]]
+    assert seen == [
+        [16 * 24, 8 * 12],
+        [8 * 12, 4 * 6],
+        [1 + 4 * 6, 1 + 2 * 3],
+        [1 + 4 * 6, 1 + 2 * 3],
+    ]
 
 
 def test_softmax_in_cvt_is_scaled_by_the_full_width() -> None:
-    assert [module.options["scale"] for module in small("cvt_13_224", "softmax").modules() if isinstance(module, ConvAttention)] == [
-        16**-0.5, 32**-0.5, 48**-0.5, 48**-0.5,
-    ]  # fmt: skip
+    assert [
+        module.options["scale"]
+        for module in small("cvt_13_224", "softmax").modules()
+        if isinstance(module, ConvAttention)
+    ] == [
+        16**-0.5,
+        32**-0.5,
+        48**-0.5,
+        48**-0.5,
+    ]
 
 
 def test_masks_have_no_meaning_behind_convolutions() -> None:
@@ -98,7 +124,9 @@ def test_any_size_and_channels(host: str) -> None:
     for height, width in ((side, side), (2 * side, 3 * side), (224, side)):
         assert model(image(height, width, 5)).shape == (2, 7)
     for height, width in ((225, 300), (side - 1, 500)):
-        with pytest.raises(UsageError, match=f"image is {height} x {width} but patches are {side} x {side}"):
+        with pytest.raises(
+            UsageError, match=f"image is {height} x {width} but patches are {side} x {side}"
+        ):
             model(image(height, width, 5))
 
 
@@ -109,7 +137,10 @@ def test_features_only(host: str) -> None:
     model: Any = timm.create_model(name, features_only=True, **arguments)
     assert model.feature_info.reduction() == REDUCTIONS[host]
     assert tuple(model.feature_info.channels()) == HOSTS[host]["embed_dims"]
-    shapes = [(2, dim, 64 // r, 96 // r) for dim, r in zip(HOSTS[host]["embed_dims"], REDUCTIONS[host], strict=True)]
+    shapes = [
+        (2, dim, 64 // r, 96 // r)
+        for dim, r in zip(HOSTS[host]["embed_dims"], REDUCTIONS[host], strict=True)
+    ]
     assert [tuple(x.shape) for x in model(image())] == shapes
     early: Any = timm.create_model(name, features_only=True, out_indices=(0, 1), **arguments)
     assert [tuple(x.shape) for x in early(image())] == shapes[:2]
@@ -138,7 +169,8 @@ def test_set_input_size(host: str) -> None:
     before = model(image(96, 64))
     model.set_input_size((96, 64))
     assert model.img_size == (96, 64)
-    assert_near(model(image(96, 64)), before, 1e-5)  # positions are resized as they were at each pass
+    # positions are resized as they were at each pass
+    assert_near(model(image(96, 64)), before, 1e-5)
     if host.startswith("soft"):
         assert model.stage0.pos_embed.shape == (1, 24 * 16, 16)
     with pytest.raises(UsageError, match="multiples of"):
@@ -154,13 +186,17 @@ def test_reset_classifier_and_pooling(host: str) -> None:
     assert model(image()).shape == (2, 48)
     mean = small(host, global_pool="avg").eval()
     tokens = mean.forward_features(image())[:, 1:]
-    assert_near(mean.forward_head(mean.forward_features(image()), pre_logits=True), tokens.mean(1), 1e-6)
+    assert_near(
+        mean.forward_head(mean.forward_features(image()), pre_logits=True), tokens.mean(1), 1e-6
+    )
     with pytest.raises(UsageError, match="global_pool='max'"):
         small(host, global_pool="max")
 
 
 def test_drop_path_ramps_as_published() -> None:
-    """Over all blocks in SOFT, inside the last stage in CvT; drop path where SOFT's code has dropout."""
+    """Over all blocks in SOFT, inside the last stage in CvT; drop path where SOFT's code has
+    dropout.
+    """
     rates = [
         [
             getattr(block.drop_path, "drop_prob", 0.0)
@@ -178,7 +214,8 @@ def test_exp_free_with_another_activation(host: str) -> None:
     more = {"last_stage": "sima"} if host.startswith("soft") else {}
     for act in ("relu", "hard_swish"):
         assert softless.cost(small(host, act=act, **more), 64).transcendentals == {}
-    assert softless.cost(small(host, **more), 64).transcendentals  # QuickGELU's sigmoid, tanh and erf
+    # QuickGELU's sigmoid, tanh and erf
+    assert softless.cost(small(host, **more), 64).transcendentals
 
 
 @each_host
@@ -188,10 +225,16 @@ def test_weight_decay_and_groups(host: str) -> None:
     last = len(model.stages) - 1
     assert f"stage{last}.cls_token" in listed
     if host.startswith("soft"):
-        assert {"stage0.pos_embed", "stage3.pos_embed", "stage0.blocks.0.attn.learned.norm_weight"} <= listed
+        assert {
+            "stage0.pos_embed",
+            "stage3.pos_embed",
+            "stage0.blocks.0.attn.learned.norm_weight",
+        } <= listed
     from timm.optim import create_optimizer_v2
 
-    groups = create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.05, layer_decay=0.5).param_groups
+    groups = create_optimizer_v2(
+        model, opt="adamw", lr=1e-3, weight_decay=0.05, layer_decay=0.5
+    ).param_groups
     assert len({group["lr_scale"] for group in groups}) > 2
 
 

@@ -1,4 +1,6 @@
-"""Segmenters: logits of every pixel from any host at any size, no image seeing its batch mates, and the papers' numbers of parameters."""
+"""Segmenters: logits of every pixel from any host at any size, no image seeing its batch mates, and
+the papers' numbers of parameters.
+"""
 
 import sys
 from typing import Any
@@ -18,7 +20,10 @@ HOSTS: dict[str, tuple[str, dict[str, Any]]] = {
     "xcit8": ("xcit_tiny_12_p8_224", {**SMALL, "op": "softmax"}),
     "vit": ("vit_tiny_patch16_224", {**SMALL, "op": "sima"}),
     "soft": ("soft_pyramid_tiny_224", {**PYRAMID, "op": "softnorm"}),
-    "cvt": ("cvt_13_224", {"op": "sima", "depths": (1, 1, 1), "embed_dims": (16, 16, 32), "num_heads": (1, 1, 2)}),
+    "cvt": (
+        "cvt_13_224",
+        {"op": "sima", "depths": (1, 1, 1), "embed_dims": (16, 16, 32), "num_heads": (1, 1, 2)},
+    ),
 }
 hosts = pytest.mark.parametrize("host", HOSTS)
 decoders = pytest.mark.parametrize("decoder", ["upernet", "dpt"])
@@ -45,7 +50,11 @@ def test_a_logit_for_each_class_and_pixel_at_any_size(host: str, decoder: str):
 def test_every_parameter_learns(host: str, decoder: str):
     model = made(host, decoder)
     model(torch.randn(2, 3, 96, 64)).square().mean().backward()
-    still = [name for name, one in model.named_parameters() if one.grad is None or not one.grad.abs().sum() > 0]
+    still = [
+        name
+        for name, one in model.named_parameters()
+        if one.grad is None or not one.grad.abs().sum() > 0
+    ]
     assert still == []
 
 
@@ -80,14 +89,18 @@ def test_only_the_right_and_lower_edge_is_padded():
 
 
 def test_one_class_per_cell_comes_back_where_it_was():
-    """The answer follows the image when it is moved by a whole cell: nothing is flipped or shifted."""
+    """The answer follows the image when it is moved by a whole cell: nothing is flipped or
+    shifted.
+    """
     model = made("vit", "dpt").eval()
     corner = torch.zeros(1, 3, 128, 128)
     corner[..., :32, 96:] = 1.0
     with torch.no_grad():
         change = (model(corner) - model(torch.zeros(1, 3, 128, 128))).abs().sum(1)[0]
     quarters = {
-        (i, j): change[64 * i : 64 * i + 64, 64 * j : 64 * j + 64].mean().item() for i in range(2) for j in range(2)
+        (i, j): change[64 * i : 64 * i + 64, 64 * j : 64 * j + 64].mean().item()
+        for i in range(2)
+        for j in range(2)
     }
     assert max(quarters, key=quarters.__getitem__) == (0, 1)
 
@@ -131,8 +144,10 @@ def test_less_is_kept_for_the_backward_pass():
 
 @pytest.mark.parametrize(("size", "paper"), [("small", 54), ("medium", 76)])
 def test_parameters_beside_the_papers(size: str, paper: int):
-    """The README of normalised SOFT says 54M and 76M for UPerNet with 150 classes (53.3M and 75.0M here). mmsegmentation's has a second head in
-    training: 3 x 3 to 256 channels with BatchNorm on stage 3, and 150 logits. With it the numbers are the paper's."""
+    """The README of normalised SOFT says 54M and 76M for UPerNet with 150 classes
+    (53.3M and 75.0M here). mmsegmentation's has a second head in training: 3 x 3 to 256 channels
+    with BatchNorm on stage 3, and 150 logits. With it the numbers are the paper's.
+    """
     model = segmenter(f"softnorm_{size}_224", {}, classes=150, width=512)
     auxiliary = 9 * 256 * model.features.channels[2] + 2 * 256 + 256 * 150 + 150
     own = sum(one.numel() for one in model.parameters())

@@ -1,4 +1,6 @@
-"""What a pass keeps: nothing of another thread's image, of evaluation in training, or of a later pass in a recomputed block."""
+"""What a pass keeps: nothing of another thread's image, of evaluation in training, or of a later
+pass in a recomputed block.
+"""
 
 import copy
 import itertools
@@ -18,17 +20,26 @@ from softless.layers.own_tensors import OwnTensors
 from tests.models.lively import lively
 
 create_model: Any = softless.create_model
-TINY: dict[str, Any] = {"depth": 2, "num_classes": 7, "embed_dim": 48, "num_heads": 3, "img_size": (64, 96)}
+TINY: dict[str, Any] = {
+    "depth": 2,
+    "num_classes": 7,
+    "embed_dim": 48,
+    "num_heads": 3,
+    "img_size": (64, 96),
+}
 PYRAMID: dict[str, Any] = {"num_classes": 7, "img_size": (64, 96)}
 HOSTS: dict[str, dict[str, Any]] = {
     "deit_tiny_patch16_224": TINY,
     "deit_tiny_distilled_patch16_224": TINY,
     "vit_small_patch32_224": TINY,
     "xcit_nano_12_p16_224": TINY,
-    "cvt_13_224": PYRAMID | {"depths": (1, 1, 2), "embed_dims": (16, 32, 48), "num_heads": (1, 2, 3)},
-    "soft_pyramid_tiny_224": PYRAMID | {"depths": (1, 1, 1, 1), "embed_dims": (16, 32, 32, 48), "num_heads": (2, 4, 4, 3)},
-}  # fmt: skip
-# where each looks at the grid: bottleneck tokens, a reduction, positions, windows, a convolution of v, and XCiT's table
+    "cvt_13_224": PYRAMID
+    | {"depths": (1, 1, 2), "embed_dims": (16, 32, 48), "num_heads": (1, 2, 3)},
+    "soft_pyramid_tiny_224": PYRAMID
+    | {"depths": (1, 1, 1, 1), "embed_dims": (16, 32, 32, 48), "num_heads": (2, 4, 4, 3)},
+}
+# where each looks at the grid: bottleneck tokens, a reduction, positions, windows, a convolution of
+# v, and XCiT's table
 TELLING: dict[str, tuple[str, str, dict[str, Any]]] = {
     "soft": ("deit_tiny_patch16_224", "soft", {"sampling": "pool"}),
     "reduction": ("deit_tiny_patch16_224", "linformer", {"reduction": "grid", "ratio": 2}),
@@ -57,12 +68,16 @@ def image(height: int, width: int) -> Tensor:
 
 
 def hammered(model: Any, sizes: Any, threads: int, rounds: int) -> list[str]:
-    """What went otherwise than in one thread: every thread asks for the sizes in an order of its own."""
+    """What went otherwise than in one thread: every thread asks for the sizes in an order of its
+    own.
+    """
     images = [image(*size) for size in sizes]
     with torch.inference_mode():
         alone = [model(x) for x in images]
     assert all(bool(one.isfinite().all()) for one in alone)
-    assert len({float(one.double().sum()) for one in alone}) == len(alone), "the sizes must tell answers apart"
+    assert len({float(one.double().sum()) for one in alone}) == len(alone), (
+        "the sizes must tell answers apart"
+    )
     wrong: list[str] = []
     ready = threading.Barrier(threads)
 
@@ -74,7 +89,8 @@ def hammered(model: Any, sizes: Any, threads: int, rounds: int) -> list[str]:
                 try:
                     if not torch.equal(model(images[which]), alone[which]):
                         wrong.append(f"{sizes[which]}: other bits")
-                except Exception as error:  # noqa: BLE001 - whatever a thread meets is what is looked for
+                # whatever a thread meets is what is looked for
+                except Exception as error:  # noqa: BLE001
                     wrong.append(f"{sizes[which]}: {type(error).__name__} {error}")
 
     workers = [threading.Thread(target=work, args=(number,)) for number in range(threads)]
@@ -91,7 +107,9 @@ def test_threads_do_not_see_each_others_images(name: str) -> None:
 
 
 def windowed(op: str) -> dict[str, Any]:
-    """SOFT's bottleneck tokens from windows: in heads this wide those of the convolution give next to nothing at the start."""
+    """SOFT's bottleneck tokens from windows: in heads this wide those of the convolution give next
+    to nothing at the start.
+    """
     return {"sampling": "pool"} if "sampling" in OPERATORS[op].options else {}
 
 
@@ -114,11 +132,17 @@ def test_eight_threads_of_every_pair(host: str, op: str, kind: str) -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("host", ["deit_tiny_patch16_224", "xcit_nano_12_p16_224", "eva02_tiny_patch14_224"])
+@pytest.mark.parametrize(
+    "host", ["deit_tiny_patch16_224", "xcit_nano_12_p16_224", "eva02_tiny_patch14_224"]
+)
 @pytest.mark.parametrize("op", OPERATORS)
 def test_eight_threads_of_swapped_models(host: str, op: str) -> None:
     side = 14 if "14" in host else 16
-    model: Any = timm.create_model(host, depth=2, num_classes=7, dynamic_img_size=True) if "xcit" not in host else timm.create_model(host, depth=2, num_classes=7)  # fmt: skip
+    model: Any = (
+        timm.create_model(host, depth=2, num_classes=7, dynamic_img_size=True)
+        if "xcit" not in host
+        else timm.create_model(host, depth=2, num_classes=7)
+    )
     if OPERATORS[op].wants("tokens", {}):
         return  # it has a row for each token of 224 x 224, and images here are smaller
     softless.swap(model, op, **windowed(op))
@@ -141,7 +165,9 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 def pinned(model: Any) -> Any:
-    """In training, with BatchNorm in evaluation: its running means would be other at every pass, in timm's models too."""
+    """In training, with BatchNorm in evaluation: its running means would be other at every pass, in
+    timm's models too.
+    """
     model.train()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -171,7 +197,9 @@ def test_training_after_inference_and_inference_within_training(name: str) -> No
 
 @pytest.mark.parametrize("name", TELLING)
 def test_blocks_computed_again_stand_where_they_stood(name: str) -> None:
-    """Two images of other grids before the backward pass, with checkpointing: the gradients of both, as without it."""
+    """Two images of other grids before the backward pass, with checkpointing: the gradients of
+    both, as without it.
+    """
     model = pinned(telling(name))
 
     def both() -> dict[str, Tensor]:
@@ -190,7 +218,9 @@ def test_a_recomputed_block_that_no_gradient_enters_is_refused() -> None:
     model.pos_embed.requires_grad_(False)
     model.cls_token.requires_grad_(False)
     model.set_grad_checkpointing(True)
-    with pytest.raises(UsageError, match=r"nothing in the graph tells which image it was given.*set_grid"):
+    with pytest.raises(
+        UsageError, match=r"nothing in the graph tells which image it was given.*set_grid"
+    ):
         model(image(*TWO[0])).square().sum().backward()
     for module in model.modules():
         if isinstance(module, Attention):
@@ -211,9 +241,15 @@ def test_a_whole_model_computed_again_is_told_again() -> None:
 
 
 def test_random_features_are_those_of_the_first_pass_in_a_recomputed_block() -> None:
-    """A redraw fell into the backward pass once: features are drawn at construction, and no pass draws any."""
+    """A redraw fell into the backward pass once: features are drawn at construction, and no pass
+    draws any.
+    """
     model = pinned(built("deit_tiny_patch16_224", "performer", redraw_every=1))
-    held: list[Any] = [one.get_buffer("directions").clone() for one in model.modules() if isinstance(one, OwnTensors)]
+    held: list[Any] = [
+        one.get_buffer("directions").clone()
+        for one in model.modules()
+        if isinstance(one, OwnTensors)
+    ]
     plain = gradients(model, image(*TWO[0]))
     model.set_grad_checkpointing(True)
     assert same(gradients(model, image(*TWO[0])), plain)

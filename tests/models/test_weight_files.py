@@ -1,4 +1,6 @@
-"""Files of weights that were made to harm: nothing in them runs, none takes more memory than its size, and each refusal names its reason."""
+"""Files of weights that were made to harm: nothing in them runs, none takes more memory than its
+size, and each refusal names its reason.
+"""
 
 import json
 import os
@@ -52,7 +54,9 @@ def refused(path: Path, canary: Path, reason: str) -> None:
     assert not canary.exists()
 
 
-@pytest.mark.bar("C1", "a call in the pickle of an archive, by kind: nothing executed, the blocked name said")
+@pytest.mark.bar(
+    "C1", "a call in the pickle of an archive, by kind: nothing executed, the blocked name said"
+)
 @pytest.mark.parametrize("name", CALLS)
 def test_a_call_in_an_archive(name, canary):
     make, called = CALLS[name]
@@ -69,7 +73,11 @@ def test_a_pickle_that_no_pickler_writes(name, canary):
     make, called = RAW[name]
     if name != "a setter":
         run(make(canary), canary)
-    refused(hostile.archive(canary.with_name("weights.pth"), make(canary)), canary, f"calls {called}, and nothing")
+    refused(
+        hostile.archive(canary.with_name("weights.pth"), make(canary)),
+        canary,
+        f"calls {called}, and nothing",
+    )
 
 
 def system(canary: Path, protocol: int = 2) -> bytes:
@@ -83,9 +91,14 @@ def test_a_bare_pickle_under_any_name(name, protocol, canary):
     path = canary.with_name(name)
     path.write_bytes(system(canary, protocol))
     run(path.read_bytes(), canary)
-    refused(path, canary, "is a bare pickle that calls posix.system, and nothing in a file is executed here")
+    refused(
+        path,
+        canary,
+        "is a bare pickle that calls posix.system, and nothing in a file is executed here",
+    )
     with pytest.raises(
-        DataError, match=r"not a readable safetensors file: it is a bare pickle that calls posix\.system"
+        DataError,
+        match=r"not a readable safetensors file: it is a bare pickle that calls posix\.system",
     ):
         read_safetensors(path)
     assert not canary.exists()
@@ -95,16 +108,22 @@ def test_a_bare_pickle_under_any_name(name, protocol, canary):
 def test_formats_of_old(canary):
     """torch.save's stacked pickles before 1.6 and its tar archives before 0.4."""
     path = canary.with_name("old.pth")
-    torch.save({"args": Call(os.system, hostile.shell(canary))}, path, _use_new_zipfile_serialization=False)
+    torch.save(
+        {"args": Call(os.system, hostile.shell(canary))}, path, _use_new_zipfile_serialization=False
+    )
     refused(path, canary, r"calls posix\.system, and nothing in a file is executed here")
     torch.save({"w": torch.ones(2)}, path, _use_new_zipfile_serialization=False)
     assert read_tensors(path)["w"].tolist() == [1, 1]
     path.write_bytes(path.read_bytes() + system(canary))  # nobody unpickles what lies behind
     assert read_tensors(path)["w"].tolist() == [1, 1]
     assert not canary.exists()
-    with pytest.raises(DataError, match=r"not a readable safetensors file: it is a file of torch\.save from before"):
+    with pytest.raises(
+        DataError, match=r"not a readable safetensors file: it is a file of torch\.save from before"
+    ):
         read_safetensors(path)
-    refused(hostile.tar(path, system(canary)), canary, "is a tar archive, torch's format before 0.4")
+    refused(
+        hostile.tar(path, system(canary)), canary, "is a tar archive, torch's format before 0.4"
+    )
 
 
 @pytest.mark.bar("C1", "stacked, nested, renamed and broken pickles: nothing executed")
@@ -117,9 +136,21 @@ def test_pickles_in_odd_places(canary):
     refused(hostile.archive(path, good[:-2]), canary, "not a checkpoint of plain tensors")
     refused(hostile.archive(path, b""), canary, "not a checkpoint of plain tensors")
     refused(hostile.archive(path, bad, compress=True), canary, "is compressed")
-    refused(hostile.archive(path, good, more=[("odd/../data.pkl", bad)]), canary, "a name that leads out of it")
-    refused(hostile.archive(path, good, more=[("odd/DATA.PKL", bad)]), canary, "two of its members have one name")
-    refused(hostile.archive(path, good, more=[("odd2/data.pkl", bad)]), canary, r"no data\.pkl in one folder")
+    refused(
+        hostile.archive(path, good, more=[("odd/../data.pkl", bad)]),
+        canary,
+        "a name that leads out of it",
+    )
+    refused(
+        hostile.archive(path, good, more=[("odd/DATA.PKL", bad)]),
+        canary,
+        "two of its members have one name",
+    )
+    refused(
+        hostile.archive(path, good, more=[("odd2/data.pkl", bad)]),
+        canary,
+        r"no data\.pkl in one folder",
+    )
     inner = hostile.archive(canary.with_name("inner.zip"), bad).read_bytes()
     with zipfile.ZipFile(path, "w") as outer:
         outer.writestr("odd/inner.pth", inner)
@@ -128,7 +159,8 @@ def test_pickles_in_odd_places(canary):
     path.write_bytes(whole[:-40])
     refused(path, canary, "does not end with its directory")
     path.write_bytes(hostile.archive(path, good).read_bytes() + whole[-22:])
-    refused(path, canary, "does not end with its directory")  # two directories, of which readers choose differently
+    # two directories, of which readers choose differently
+    refused(path, canary, "does not end with its directory")
     path.write_bytes(hostile.archive(path, good).read_bytes()[:-2] + b"\1\0x")
     refused(path, canary, "does not end with its directory")
     path.write_bytes(hostile.archive(path, good).read_bytes()[:-2] + b"\1\0")
@@ -142,7 +174,9 @@ def test_pickles_in_odd_places(canary):
     refused(path, canary, "its pickle is not of protocol 2")
     named = hostile.archive(canary.with_name("odd.safetensors"), good)
     refused(named, canary, r"is an archive of torch\.save and not a safetensors file")
-    with pytest.raises(DataError, match=r"not a readable safetensors file: it is an archive of torch\.save"):
+    with pytest.raises(
+        DataError, match=r"not a readable safetensors file: it is an archive of torch\.save"
+    ):
         read_safetensors(named)
 
 
@@ -186,21 +220,38 @@ def test_a_safetensors_file_under_another_name_is_read(tmp_path):
 def test_the_length_of_a_header_may_begin_as_another_file(length, tmp_path):
     """The first byte of a pickle, of a web page, of gzip, of zip, of a pickle in text."""
     header = json.dumps({"w": hostile.entry([1], 0, 4)}, separators=(",", ":")).ljust(length)
-    path = hostile.safetensors(tmp_path / "w.safetensors", header[:length] if length > 50 else header, bytes(4))
+    path = hostile.safetensors(
+        tmp_path / "w.safetensors", header[:length] if length > 50 else header, bytes(4)
+    )
     assert read_tensors(path)["w"].tolist() == [0]
     assert read_safetensors(path)["w"].tolist() == [0]
 
 
 def test_what_torch_saves_is_read(tmp_path):
-    """Nested, shared, empty and strided tensors of every dtype that models have, and the state of an optimiser."""
+    """Nested, shared, empty and strided tensors of every dtype that models have, and the state of
+    an optimiser.
+    """
     model = torch.nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    dtypes = (torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool)
+    dtypes = (
+        torch.float64,
+        torch.float16,
+        torch.bfloat16,
+        torch.int64,
+        torch.int32,
+        torch.uint8,
+        torch.bool,
+    )
     held = {
         "model": model.state_dict(),
-        "parameters": [torch.nn.Parameter(torch.ones(2)), torch.zeros(0), torch.tensor(3), torch.ones(2, 3).T],
+        "parameters": [
+            torch.nn.Parameter(torch.ones(2)),
+            torch.zeros(0),
+            torch.tensor(3),
+            torch.ones(2, 3).T,
+        ],
         "dtypes": {str(dtype): torch.ones(2, dtype=dtype) for dtype in dtypes},
         "optimizer": optimizer.state_dict(),
         "epoch": 3,
@@ -231,7 +282,8 @@ def test_an_old_torch_opens_no_archive(tmp_path, monkeypatch):
     save_file({"w": torch.ones(2)}, tmp_path / "weights.safetensors")
     monkeypatch.setattr(torch, "__version__", TorchVersion("2.9.1"))
     with pytest.raises(
-        DataError, match=r"torch 2\.9\.1 is not safe for .*CVE-2026-24747.*convert the file to \.safetensors"
+        DataError,
+        match=r"torch 2\.9\.1 is not safe for .*CVE-2026-24747.*convert the file to \.safetensors",
     ):
         read_tensors(tmp_path / "weights.pth")
     assert read_tensors(tmp_path / "weights.safetensors")["w"].tolist() == [1, 1]
@@ -269,11 +321,18 @@ print(json.dumps(found))
 
 
 @pytest.mark.bar(
-    "C5", "zip bomb, stride-0 view, false headers and 17 more: refused within 1.1 x file + 64 MB and a second"
+    "C5",
+    "zip bomb, stride-0 view, false headers and 17 more: refused within 1.1 x file + 64 MB and a "
+    "second",
 )
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of memory is read from Linux' /proc")
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(),
+    reason="the peak of memory is read from Linux' /proc",
+)
 def test_claims_cost_neither_memory_nor_time(tmp_path, record_property):
-    """Peak above the baseline: at most 1.1 times the file and 64 MB; under a second of processor time. Honest files as a control."""
+    """Peak above the baseline: at most 1.1 times the file and 64 MB; under a second of processor
+    time. Honest files as a control.
+    """
     state = {f"w{number}": torch.ones(1 << 20) for number in range(24)}
     torch.save(state, tmp_path / "warm.pth")
     save_file(state, tmp_path / "warm.safetensors")
@@ -283,12 +342,18 @@ def test_claims_cost_neither_memory_nor_time(tmp_path, record_property):
     files = {**honest, **{name: path for name, (path, _) in bombs.items()}}
     asked = json.dumps([*warm, *((name, str(path)) for name, path in files.items())])
     done = subprocess.run(
-        [sys.executable, "-c", MEASURED, asked], capture_output=True, text=True, cwd=ROOT, check=False
+        [sys.executable, "-c", MEASURED, asked],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert {name: found[name][0] for name in honest} == dict.fromkeys(honest, "")
-    assert {name: found[name][0] for name, (_, reason) in bombs.items() if reason not in found[name][0]} == {}
+    assert {
+        name: found[name][0] for name, (_, reason) in bombs.items() if reason not in found[name][0]
+    } == {}
     bars = {name: 1.1 * path.stat().st_size + (64 << 20) for name, path in files.items()}
     assert {name: found[name][1] for name in files if found[name][1] > bars[name]} == {}
     assert {name: found[name][2] for name in bombs if found[name][2] > 1} == {}
@@ -322,7 +387,8 @@ def test_bytes_at_random_are_refused_in_one_sentence(tmp_path):
 def test_nothing_in_the_library_can_run_a_file():
     """Plain text, so that no trick of syntax hides it; tools/checks.py looks at the syntax."""
     forbidden = re.compile(
-        r"weights_only\s*=\s*(?!True)|\bc?[pP]ickle\.load|\bimport (pickle|dill|marshal)\b|(?<![\w.\"'])eval\(|\byaml\.(unsafe_)?load\b"
+        r"weights_only\s*=\s*(?!True)|\bc?[pP]ickle\.load|\bimport "
+        r"(pickle|dill|marshal)\b|(?<![\w.\"'])eval\(|\byaml\.(unsafe_)?load\b"
         r"|trust_remote_code|shell\s*=\s*True|allow_pickle\s*=\s*True|\bextractall\(|add_safe_globals"
     )
     names = {"    def eval(", "def eval("}  # the verb
@@ -334,7 +400,12 @@ def test_nothing_in_the_library_can_run_a_file():
     assert found == []
     assert all(
         forbidden.search(line)
-        for line in ("torch.load(p, weights_only=False)", "pickle.load(f)", "x = eval(t)", "run(c, shell=True)")
+        for line in (
+            "torch.load(p, weights_only=False)",
+            "pickle.load(f)",
+            "x = eval(t)",
+            "run(c, shell=True)",
+        )
     )
 
 

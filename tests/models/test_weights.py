@@ -1,4 +1,6 @@
-"""Checkpoints of the published codes and of timm, in models here: every tensor where it belongs, or a refusal that says why not."""
+"""Checkpoints of the published codes and of timm, in models here: every tensor where it belongs, or
+a refusal that says why not.
+"""
 
 import copy
 import re
@@ -24,10 +26,14 @@ def image(height: int = 64, width: int = 96) -> torch.Tensor:
 
 
 def soft_layout(model: Any) -> dict[str, torch.Tensor]:
-    """A model's tensors under the names of SOFT's code (soft.md, section 2), its stages counted from 1, q and v apart."""
+    """A model's tensors under the names of SOFT's code (soft.md, section 2), its stages counted
+    from 1, q and v apart.
+    """
     found = {}
     for name, value in model.state_dict().items():
-        new = re.sub(r"^stage(\d)\.patch_embed\.", lambda m: f"patch_embed{int(m[1]) + 1}.proj.", name)
+        new = re.sub(
+            r"^stage(\d)\.patch_embed\.", lambda m: f"patch_embed{int(m[1]) + 1}.proj.", name
+        )
         new = re.sub(r"^stage(\d)\.pos_embed", lambda m: f"pos_embed{int(m[1]) + 1}", new)
         new = new.replace("stage3.cls_token", "cls_token")
         if match := re.match(r"stage([012])\.blocks\.(\d)\.(.*)", new):
@@ -87,11 +93,15 @@ def test_softs_code() -> None:
 
 @pytest.mark.parametrize("op", ["soft", "softnorm"])
 def test_weights_of_softs_code_ask_for_its_function(op: str) -> None:
-    """They were trained with another inverse than the default's: parity is said, either way, and our own layout asks nothing."""
+    """They were trained with another inverse than the default's: parity is said, either way, and
+    our own layout asks nothing.
+    """
     model = create_model(f"{op}_tiny_224", **PYRAMID)
     official = soft_layout(model)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(UsageError, match=r"is of SOFT's code.*build the model with parity=True") as told:
+    with pytest.raises(
+        UsageError, match=r"is of SOFT's code.*build the model with parity=True"
+    ) as told:
         load_weights(model, {name: value + 1 for name, value in official.items()})
     assert "\n" not in str(told.value)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -99,7 +109,8 @@ def test_weights_of_softs_code_ask_for_its_function(op: str) -> None:
         load_weights(create_model(f"{op}_tiny_224", parity=parity, **PYRAMID), official)
     load_weights(create_model(f"{op}_tiny_224", **PYRAMID), model.state_dict())
     sima = create_model("soft_pyramid_tiny_224", op="sima", **PYRAMID)
-    with pytest.raises(UsageError, match=r"has no place|is missing"):  # another operator has other projections
+    # another operator has other projections
+    with pytest.raises(UsageError, match=r"has no place|is missing"):
         load_weights(sima, official)
 
 
@@ -110,18 +121,27 @@ def test_positions_are_resized_as_the_code_does_at_each_pass() -> None:
     assert found.resized["stage3.pos_embed"] == ((1, 50, 512), (1, 7, 512))
     assert_near(other(image()), model(image()), 1e-5)
     vit = lively(create_model("sima_deit_tiny_patch16_224", depth=1, num_classes=7), image())
-    small = create_model("sima_deit_tiny_patch16_224", depth=1, num_classes=7, img_size=(64, 96)).eval()
-    assert load_weights(small, vit.state_dict()).resized["pos_embed"] == ((1, 197, 192), (1, 25, 192))
+    small = create_model(
+        "sima_deit_tiny_patch16_224", depth=1, num_classes=7, img_size=(64, 96)
+    ).eval()
+    assert load_weights(small, vit.state_dict()).resized["pos_embed"] == (
+        (1, 197, 192),
+        (1, 25, 192),
+    )
     assert_near(small(image()), vit(image()), 1e-5)
 
 
 @pytest.mark.parametrize("op", ["sima", "xca"])
 def test_xcits_code_and_simas(op: str) -> None:
-    """Other names of the positions and the temperature; class attention as one projection, which timm's has as three."""
+    """Other names of the positions and the temperature; class attention as one projection, which
+    timm's has as three.
+    """
     model = lively(create_model("xcit_nano_12_p16_224", op=op, depth=1, num_classes=7), image())
     official: dict[str, torch.Tensor] = {}
     for name, value in model.state_dict().items():
-        new = name.replace("pos_embed.", "pos_embeder.").replace("learned.temperature", "temperature")
+        new = name.replace("pos_embed.", "pos_embeder.").replace(
+            "learned.temperature", "temperature"
+        )
         if match := re.match(r"(cls_attn_blocks\.\d\.attn\.)(q|k|v)\.(.*)", new):
             new = f"{match[1]}qkv.{match[3]}"
             official[new] = torch.cat([official[new], value]) if new in official else value
@@ -141,7 +161,8 @@ def test_timms_xcit_gives_sima_its_projections_and_keeps_the_temperature_out() -
     assert torch.equal(ours.blocks[0].attn.qkv.weight, theirs.blocks[0].attn.qkv.weight)
     attention = theirs.cls_attn_blocks[0].attn
     assert torch.equal(
-        ours.cls_attn_blocks[0].attn.qkv.weight, torch.cat([attention.q.weight, attention.k.weight, attention.v.weight])
+        ours.cls_attn_blocks[0].attn.qkv.weight,
+        torch.cat([attention.q.weight, attention.k.weight, attention.v.weight]),
     )
     assert list(found.left) == ["blocks.0.attn.learned.temperature"]
     assert "belongs to the operator that the file was trained with" in str(found)
@@ -159,7 +180,10 @@ def test_files(tmp_path: Any, suffix: str) -> None:
         save_file(model.state_dict(), path)
     other = create_model("sima_deit_tiny_patch16_224", depth=1, num_classes=7)
     assert softless.load_weights(other, path).layout == "our layout or timm's"
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True)
+    )
 
 
 class Boom:
@@ -181,7 +205,8 @@ def test_other_classes() -> None:
     before = other.head.weight.clone()
     with pytest.raises(
         UsageError,
-        match=r'head.weight is \(7, 384\) in the file and \(5, 384\) in the model \(other classes: pass head="new"',
+        match=r"head.weight is \(7, 384\) in the file and \(5, 384\) in the model \(other "
+        r'classes: pass head="new"',
     ):
         load_weights(other, model.state_dict())
     found = load_weights(other, model.state_dict(), head="new")

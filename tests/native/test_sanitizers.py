@@ -1,7 +1,9 @@
-"""The kernels' own program, tests/native/check.cpp, under AddressSanitizer and UndefinedBehaviorSanitizer.
+"""The kernels' own program, tests/native/check.cpp, under AddressSanitizer and
+UndefinedBehaviorSanitizer.
 
-It is compiled with the flags of CMakeLists.txt: once with the ways of this processor, and once with the tiles of AMX as plain arrays, so
-that their packing and indices are checked on a processor without them.
+It is compiled with the flags of CMakeLists.txt: once with the ways of this processor, and once with
+the tiles of AMX as plain arrays, so that their packing and indices are checked on a processor
+without them.
 """
 
 import subprocess
@@ -22,8 +24,15 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if why := no_kernels():
         pytest.skip(why)
     folder = tmp_path_factory.mktemp("sanitized")
-    settings = ["-DSOFTLESS_CHECK=ON", "-DCMAKE_BUILD_TYPE=Sanitized", f"-DCMAKE_CXX_FLAGS_SANITIZED={SANITIZERS}"]
-    for command in ([cmake(), "-S", str(ROOT), "-B", str(folder), *settings], [cmake(), "--build", str(folder), "-j2"]):
+    settings = [
+        "-DSOFTLESS_CHECK=ON",
+        "-DCMAKE_BUILD_TYPE=Sanitized",
+        f"-DCMAKE_CXX_FLAGS_SANITIZED={SANITIZERS}",
+    ]
+    for command in (
+        [cmake(), "-S", str(ROOT), "-B", str(folder), *settings],
+        [cmake(), "--build", str(folder), "-j2"],
+    ):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
     return folder
@@ -48,5 +57,8 @@ def test_every_way_of_this_processor(programs: Path) -> None:
 
 def test_emulated_tiles(programs: Path) -> None:
     if not processor_has("avx512_bf16"):
-        pytest.skip("the kernels of tiles take AVX-512-BF16 for what fills no tile, and this processor has none")
+        pytest.skip(
+            "the kernels of tiles take AVX-512-BF16 for what fills no tile, and this processor "
+            "has none"
+        )
     assert check(programs / "check_emulated", "amx") == ["amx"]

@@ -14,7 +14,8 @@ from softless.attention import OPERATORS, Operator, get, samples
 from softless.testing import comparing
 
 Call = samples.Inputs
-draw, grid_of = samples.draw, samples.grid_of  # one way to draw a call and to compare answers: the package's
+# one way to draw a call and to compare answers: the package's
+draw, grid_of = samples.draw, samples.grid_of
 SHAPES, CROSS, DTYPES = comparing.SHAPES, comparing.CROSS, comparing.DTYPES
 sides, able, exact, reference, error = (
     comparing.sides,
@@ -25,7 +26,10 @@ sides, able, exact, reference, error = (
 )
 # options of which a small test takes less than the default
 SMALL = {
-    name: option.small for op in OPERATORS.values() for name, option in op.options.items() if option.small is not None
+    name: option.small
+    for op in OPERATORS.values()
+    for name, option in op.options.items()
+    if option.small is not None
 }
 
 attend_chunks: Any = softless.attention.attend_chunks
@@ -42,9 +46,14 @@ every = pytest.mark.parametrize("op", OPERATORS.values(), ids=list(OPERATORS))
 
 
 def sensitivity(op: Operator, call: Any, extras: dict[str, Any], **masks: Tensor) -> float:
-    """How far the exact answer moves when q, k and v are rounded to float32: no float32 form can be closer than that, but for luck."""
+    """How far the exact answer moves when q, k and v are rounded to float32: no float32 form can be
+    closer than that, but for luck.
+    """
     generator = torch.Generator().manual_seed(1)
-    q, k, v = (x.double() * (1 + 6e-8 * torch.randn(x.shape, generator=generator, dtype=torch.float64)) for x in call)
+    q, k, v = (
+        x.double() * (1 + 6e-8 * torch.randn(x.shape, generator=generator, dtype=torch.float64))
+        for x in call
+    )
     if call[0] is call[1]:
         k = q
     return error(exact(op, (q, k, v), extras, **masks), exact(op, call, extras, **masks))
@@ -69,27 +78,38 @@ def _outlier(generator: torch.Generator, size: tuple[int, ...]) -> Tensor:
 
 
 def _one_hot(generator: torch.Generator, size: tuple[int, ...]) -> Tensor:
-    return torch.zeros(size).scatter_(-1, torch.randint(size[-1], (*size[:-1], 1), generator=generator), 1.0)
+    return torch.zeros(size).scatter_(
+        -1, torch.randint(size[-1], (*size[:-1], 1), generator=generator), 1.0
+    )
 
 
-# The families of reliability.md D1; a constant family draws magnitudes, so that its signs do not cancel.
+# The families of reliability.md D1; a constant family draws magnitudes, so that its signs do not
+# cancel.
 FAMILIES: dict[str, Family] = {
     "gauss": _normal,
     "biased": lambda g, size: _normal(g, size) + 2 * _normal(g, (*size[:-2], 1, size[-1])),
     "wide": lambda g, size: _normal(g, size) * (2 * _normal(g, (*size[:-2], 1, size[-1]))).exp(),
     "outlier": _outlier,
-    "constant": lambda g, size: (_normal(g, (*size[:-2], 1, size[-1])).abs() + 0.1).expand(size).contiguous(),
+    "constant": lambda g, size: (
+        (_normal(g, (*size[:-2], 1, size[-1])).abs() + 0.1).expand(size).contiguous()
+    ),
     "one-hot": _one_hot,
 }
 
 
 def family(
-    name: str, tokens: int, *, heads: int = 1, width: int = 64, seed: int = 0, dtype: torch.dtype = torch.float32
+    name: str,
+    tokens: int,
+    *,
+    heads: int = 1,
+    width: int = 64,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
 ) -> Call:
     """q, k and v of one family at a number of tokens, rounded to dtype.
 
-    Where one or two tokens decide the answer, draws that nearly cancel are passed over: no relative bar exists for an answer that is
-    next to nothing beside its terms.
+    Where one or two tokens decide the answer, draws that nearly cancel are passed over: no relative
+    bar exists for an answer that is next to nothing beside its terms.
     """
     for attempt in range(50):
         generator = torch.Generator().manual_seed(1000 * attempt + seed)
@@ -102,7 +122,12 @@ def family(
 
 
 def _conditioned(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether each head's answer is at least a tenth of what its terms would sum to without signs."""
+    """Whether each head's answer is at least a tenth of what its terms would sum to without
+    signs.
+    """
     sima = OPERATORS["sima"].reference
-    answer, terms = sima(q.double(), k.double(), v.double()), sima(q.double().abs(), k.double().abs(), v.double().abs())
+    answer, terms = (
+        sima(q.double(), k.double(), v.double()),
+        sima(q.double().abs(), k.double().abs(), v.double().abs()),
+    )
     return bool((answer.norm(dim=(-2, -1)) >= 0.1 * terms.norm(dim=(-2, -1))).all())

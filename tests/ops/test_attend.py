@@ -49,12 +49,17 @@ def test_backends_say_why_they_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(attend(Q, Q, Q, op=record), attend(Q, Q, Q))  # auto goes on to the next
     with pytest.raises(
         BackendRefused,
-        match=r"'picky' cannot run sima on q \(2, 3, 10, 8\) torch.float32 cpu: picky: head dim 8 > 4; native: .*; eager: can run; reference: can run",
+        match=r"'picky' cannot run sima on q \(2, 3, 10, 8\) torch.float32 cpu: picky: head dim 8 "
+        r"> 4; native: .*; eager: can run; reference: can run",
     ):
         attend(Q, Q, Q, op=record, backend="picky")
     small = Q[..., :4]
-    assert torch.equal(attend(small, small, small, op=record, backend="picky"), attend(small, small, small))
-    with pytest.raises(BackendRefused, match=r"no backend 'triton'. It has: native, eager, reference"):
+    assert torch.equal(
+        attend(small, small, small, op=record, backend="picky"), attend(small, small, small)
+    )
+    with pytest.raises(
+        BackendRefused, match=r"no backend 'triton'. It has: native, eager, reference"
+    ):
         attend(Q, Q, Q, backend="triton")
 
 

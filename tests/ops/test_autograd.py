@@ -1,4 +1,6 @@
-"""torch's ways of differentiating and mapping: right, or one sentence, for every operator and backend; and the backend of a whole model."""
+"""torch's ways of differentiating and mapping: right, or one sentence, for every operator and
+backend; and the backend of a whole model.
+"""
 
 import threading
 import warnings
@@ -30,17 +32,27 @@ needs_native = pytest.mark.skipif(native.LIBRARY is None, reason=native.WHY_NOT)
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @every
 def test_every_transform_is_right_or_refused(op: Any, transform: str) -> None:
-    """Nothing wrong; where no backend is named it is right, but for second derivatives of torch's fused softmax."""
+    """Nothing wrong; where no backend is named it is right, but for second derivatives of torch's
+    fused softmax.
+    """
     found = {cell.backend: cell for cell in measured(transform, op)}
     assert not [cell for cell in found.values() if cell.outcome == "wrong"]
     fused = op.name == "softmax" and transform in {"double backward", "gradgradcheck"}
-    assert found["auto"].outcome == found["eager" if "eager" in found else "reference"].outcome == ("refused" if fused else "right")  # fmt: skip
+    assert (
+        found["auto"].outcome
+        == found["eager" if "eager" in found else "reference"].outcome
+        == ("refused" if fused else "right")
+    )
     assert found["reference"].outcome == "right"
-    assert all(cell.why and "\n" not in cell.why for cell in found.values() if cell.outcome == "refused")
+    assert all(
+        cell.why and "\n" not in cell.why for cell in found.values() if cell.outcome == "refused"
+    )
 
 
 def test_what_a_transform_drops_is_wrong() -> None:
-    """The controls: a zero, an answer beside the truth, and an error that is no sentence are seen."""
+    """The controls: a zero, an answer beside the truth, and an error that is no sentence are
+    seen.
+    """
     truth = [torch.ones(3)]
 
     def crash(*_: Any) -> Any:
@@ -57,7 +69,8 @@ def test_what_a_transform_drops_is_wrong() -> None:
     assert judged(lambda *_: (truth, truth), OPERATORS["sima"], "auto")[0] == "right"
 
 
-# without performer's parity=True: its epsilon makes the value hang on a maximum that the published code takes for a constant
+# without performer's parity=True: its epsilon makes the value hang on a maximum that the published
+# code takes for a constant
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("soft", {"inverse": "newton"}),
     ("soft", {"sampling": "pool"}),
@@ -73,7 +86,9 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("name", "options"), VARIANTS, ids=str)
 @pytest.mark.parametrize("transform", ["forward mode", "forward over reverse", "double backward"])
-def test_options_do_not_change_that(name: str, options: dict[str, Any], transform: str, monkeypatch: Any) -> None:
+def test_options_do_not_change_that(
+    name: str, options: dict[str, Any], transform: str, monkeypatch: Any
+) -> None:
     def with_options(cls: Any, record: Any, backend: str, seed: int = 0) -> Problem:
         call, extras = draw(record, (1, 1, 24, 24, 4, 4), torch.float64, seed)
         extras |= options | ({"grid": (0, 4, 6)} if options.get("pooling") == "grid" else {})
@@ -82,8 +97,16 @@ def test_options_do_not_change_that(name: str, options: dict[str, Any], transfor
 
         def f(backend: str, dtype: torch.dtype) -> Any:
             kept = made.extras.get("learned", {})
-            told = replace(made, extras={**made.extras, **({"learned": {n: x.to(dtype) for n, x in kept.items()}} if kept else {})})  # fmt: skip
-            return lambda *leaves: told.with_leaves(**dict(zip(names, leaves, strict=True))).run(backend=backend)
+            told = replace(
+                made,
+                extras={
+                    **made.extras,
+                    **({"learned": {n: x.to(dtype) for n, x in kept.items()}} if kept else {}),
+                },
+            )
+            return lambda *leaves: told.with_leaves(**dict(zip(names, leaves, strict=True))).run(
+                backend=backend
+            )
 
         at = tuple(x.float() for x in made.leaves.values())
         generator = torch.Generator().manual_seed(5)
@@ -123,7 +146,9 @@ def test_second_derivatives_of_native_kernels(op: str, masked: bool) -> None:
 
     def second(value: Any, leaves: list[Tensor]) -> list[Tensor]:
         first = torch.autograd.grad(value(*leaves).square().sum(), leaves, create_graph=True)
-        return list(torch.autograd.grad(torch.stack([g.square().sum() for g in first]).sum(), leaves))
+        return list(
+            torch.autograd.grad(torch.stack([g.square().sum() for g in first]).sum(), leaves)
+        )
 
     masks: Any = {"mask": torch.rand(2, 128, generator=generator) > 0.3} if masked else {}
     qkv = [random(2, 2, 128, 8) for _ in range(3)]
@@ -132,11 +157,17 @@ def test_second_derivatives_of_native_kernels(op: str, masked: bool) -> None:
         with pytest.raises(BackendRefused, match="has no gradients"):
             attend_any(*qkv, op=op, backend="native")
         return
-    native_, eager = (second(lambda *x, b=b: attend_any(*x, op=op, backend=b, **both), qkv) for b in ("native", "eager"))  # fmt: skip
+    native_, eager = (
+        second(lambda *x, b=b: attend_any(*x, op=op, backend=b, **both), qkv)
+        for b in ("native", "eager")
+    )
     for ours, theirs in zip(native_, eager, strict=True):
         assert_near(ours, theirs, 1e-5)
     buffer = [random(2, 128, 48)]
-    found = [second(lambda x, b=b: attend_packed(x, 2, op, backend=b, **masks), buffer) for b in ("native", "eager")]
+    found = [
+        second(lambda x, b=b: attend_packed(x, 2, op, backend=b, **masks), buffer)
+        for b in ("native", "eager")
+    ]
     assert_near(found[0][0], found[1][0], 1e-5)
     if masked:
         return
@@ -163,16 +194,24 @@ def test_native_by_name_says_why_not(op: str) -> None:
 
     with torch.no_grad():
         run(v)
-    for what, call in (("torch.func", lambda: torch.func.jvp(run, (v,), (v,))), ("torch.func", lambda: torch.func.vmap(run)(v[None]))):  # fmt: skip
+    for what, call in (
+        ("torch.func", lambda: torch.func.jvp(run, (v,), (v,))),
+        ("torch.func", lambda: torch.func.vmap(run)(v[None])),
+    ):
         with pytest.raises(BackendRefused, match=f"{what} is active.*reverse-mode gradients alone"):
             call()
-    with forward_ad.dual_level(), pytest.raises(BackendRefused, match="forward-mode differentiation is active"):
+    with (
+        forward_ad.dual_level(),
+        pytest.raises(BackendRefused, match="forward-mode differentiation is active"),
+    ):
         run(forward_ad.make_dual(v, v))
 
 
 @needs_native
 def test_a_plan_that_is_remembered_is_not_taken_into_a_transform() -> None:
-    """The short way over few tokens remembers a backend by shapes: a transform is part of what it remembers by."""
+    """The short way over few tokens remembers a backend by shapes: a transform is part of what it
+    remembers by.
+    """
     qkv = torch.randn(1, 128, 48)
     attend_packed(qkv, 2)
     ahead = torch.func.jvp(lambda x: attend_packed(x, 2), (qkv,), (qkv,))[1]
@@ -206,13 +245,21 @@ def test_transforms_inside_a_compiled_graph() -> None:
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")
 @pytest.mark.parametrize("host", ["deit_tiny_patch16_224", "xcit_nano_12_p16_224"])
 def test_models(host: str) -> None:
-    """jvp by differences, grad and jacrev by plain gradients, products with the Hessian by differences of gradients."""
+    """jvp by differences, grad and jacrev by plain gradients, products with the Hessian by
+    differences of gradients.
+    """
     x = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(2))
-    model = lively(create_model(host, op="sima", depth=1, embed_dim=48, num_heads=3, num_classes=3), x)
+    model = lively(
+        create_model(host, op="sima", depth=1, embed_dim=48, num_heads=3, num_classes=3), x
+    )
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     t = torch.randn(x.shape, generator=torch.Generator().manual_seed(4))
-    wide = create_model(host, op="sima", depth=1, embed_dim=48, num_heads=3, num_classes=3).double().eval()
+    wide = (
+        create_model(host, op="sima", depth=1, embed_dim=48, num_heads=3, num_classes=3)
+        .double()
+        .eval()
+    )
     wide.load_state_dict(model.state_dict())
     a, b = (wide(x.double() + h * t.double()) for h in (1e-5, -1e-5))
     assert_near(torch.func.jvp(model, (x,), (t,))[1], (a - b) / 2e-5, 1e-3)
@@ -221,7 +268,9 @@ def test_models(host: str) -> None:
         x = x.clone().requires_grad_()
         return torch.autograd.grad(model(x).square().sum(), x)[0]
 
-    assert_near(torch.func.grad(lambda x: model(x).square().sum())(x), gradient(wide, x.double()), 1e-3)
+    assert_near(
+        torch.func.grad(lambda x: model(x).square().sum())(x), gradient(wide, x.double()), 1e-3
+    )
     jacobian = torch.func.jacrev(model)(x)
     for row in range(3):
         leaf = x.clone().requires_grad_()
@@ -233,7 +282,9 @@ def test_models(host: str) -> None:
 
 def test_an_optimized_model_says_that_it_has_none() -> None:
     x = torch.randn(1, 3, 32, 32)
-    fast = softless.optimize(create_model("sima_deit_tiny_patch16_224", depth=1, num_classes=3), dtype=torch.float32)
+    fast = softless.optimize(
+        create_model("sima_deit_tiny_patch16_224", depth=1, num_classes=3), dtype=torch.float32
+    )
     sentence = "an optimized model has no gradients: take them of the model it was made of"
     for call in (
         lambda: torch.func.jvp(fast, (x,), (x,)),
@@ -253,7 +304,9 @@ def nodes(model: Any, x: Tensor) -> set[str]:
     found: set[str] = set()
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             if func.namespace == "softless":
                 found.add(func.overloadpacket.__name__)
             return func(*args, **(kwargs or {}))
@@ -294,7 +347,10 @@ def test_use_backend_refuses_what_is_not_there() -> None:
     with pytest.raises(UsageError, match=r"no backend named 'eagr'. Did you mean 'eager'"):
         softless.use_backend("eagr")
     q = torch.randn(1, 2, 9, 8)
-    with softless.use_backend("native"), pytest.raises(BackendRefused, match="'softmax' has no backend 'native'"):
+    with (
+        softless.use_backend("native"),
+        pytest.raises(BackendRefused, match="'softmax' has no backend 'native'"),
+    ):
         softless.attend(q, q, q, op="softmax")
     with softless.use_backend("native"):
         assert softless.attend(q, q, q, op="softmax", backend="eager").shape == q.shape, (

@@ -1,4 +1,6 @@
-"""The contract: every claim of every operator's record, measured in both directions by `softless.testing`."""
+"""The contract: every claim of every operator's record, measured in both directions by
+`softless.testing`.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +30,9 @@ def test_contract(check: Callable[[], None]) -> None:
 
 COMPILED = ("sima", "softmax", "seqnorm", "softnorm")  # in every run; the others are soak's
 SLOW = [
-    pytest.param(name, check, marks=pytest.mark.soak if check == "compiles" and name not in COMPILED else [])
+    pytest.param(
+        name, check, marks=pytest.mark.soak if check == "compiles" and name not in COMPILED else []
+    )
     for name in OPERATORS
     for check in CHECKS
     if CHECKS[check].slow

@@ -1,4 +1,6 @@
-"""Values near the end of float32's range: sums over them overflow, and the answer is the right one all the same; and no image at all."""
+"""Values near the end of float32's range: sums over them overflow, and the answer is the right one
+all the same; and no image at all.
+"""
 
 import copy
 from typing import Any
@@ -47,7 +49,12 @@ def test_large_values_give_the_right_answer(op: Operator, dtype: torch.dtype, va
         (q, k, v), extras = draw(op, SQUARE, torch.float64)
         large = [(x / x.abs().max() * scale).to(dtype) for x in (q, k, v)]
         call = large if values == "q, k and v" else [*large[:2], v.to(dtype)]
-        extras = {name: value if not isinstance(value, dict) else {key: x.to(dtype) for key, x in value.items()} for name, value in extras.items()}  # fmt: skip
+        extras = {
+            name: value
+            if not isinstance(value, dict)
+            else {key: x.to(dtype) for key, x in value.items()}
+            for name, value in extras.items()
+        }
         with torch.no_grad():
             found, expected = attend(*call, op=op, **extras), exact(op, call, extras)
         if expected.abs().max() < torch.finfo(dtype).max:
@@ -59,7 +66,9 @@ def test_large_values_give_the_right_answer(op: Operator, dtype: torch.dtype, va
 @every
 @pytest.mark.parametrize("values", ["q", "k", "qk", "qkv"])
 def test_large_values_of_later_tokens_never_pass_for_nothing(op: Operator, values: str) -> None:
-    """An infinite norm once divided to 0, and the channel was missing from every output, in silence."""
+    """An infinite norm once divided to 0, and the channel was missing from every output, in
+    silence.
+    """
     if op.name == "softmax":
         pytest.skip("torch's own kernel passes over a score that is NaN")
     for scale in (1e20, 1e37, 1e38):
@@ -72,7 +81,8 @@ def test_large_values_of_later_tokens_never_pass_for_nothing(op: Operator, value
             extras = {name: _single(value) for name, value in extras.items()}
             with torch.no_grad():
                 found, expected = attend(*call, op=op, **extras), exact(op, call, extras)
-            told = found.isfinite().flatten(1).all(1)  # what is not finite is seen by whoever reads it
+            # what is not finite is seen by whoever reads it
+            told = found.isfinite().flatten(1).all(1)
             assert_near(found[told], expected[told], 2e-6)
             if op.name in {"sima", "sima_l2", "seqnorm", "xca"} and "v" not in values:
                 assert told.all()
@@ -106,7 +116,9 @@ def test_large_values_in_one_buffer(name: str) -> None:
 
 @every
 def test_a_large_mate_changes_no_bit(op: Operator) -> None:
-    """One image of large values, one of NaN: the others keep their bits, and the large one has the answer that it has alone."""
+    """One image of large values, one of NaN: the others keep their bits, and the large one has the
+    answer that it has alone.
+    """
     call, extras = draw(op, SQUARE, torch.float32)
     with torch.no_grad():
         alone = attend(*call, op=op, **extras)
@@ -121,7 +133,9 @@ def test_a_large_mate_changes_no_bit(op: Operator) -> None:
 
 
 def test_nothing_is_looked_at_where_a_graph_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A gradient keeps what float32 gives, NaN, which ends a run as one that diverged; usual values are computed once."""
+    """A gradient keeps what float32 gives, NaN, which ends a run as one that diverged; usual values
+    are computed once.
+    """
     import importlib
 
     module = importlib.import_module("softless.attention.attend")
@@ -155,10 +169,19 @@ def test_no_image(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "answers"),
-    [("sima_deit_tiny_patch16_224", True), ("sima_xcit_nano_12_p16_224", True), ("sima_cvt_13_224", True), ("soft_tiny_224", True), ("deit_tiny_patch16_224", True), ("deit_tiny_distilled_patch16_224", False)],
-)  # fmt: skip
+    [
+        ("sima_deit_tiny_patch16_224", True),
+        ("sima_xcit_nano_12_p16_224", True),
+        ("sima_cvt_13_224", True),
+        ("soft_tiny_224", True),
+        ("deit_tiny_patch16_224", True),
+        ("deit_tiny_distilled_patch16_224", False),
+    ],
+)
 def test_no_image_for_a_model(name: str, answers: bool) -> None:
-    model = softless.create_model(name, num_classes=5, op="sima" if name[0] in "dv" else None).eval()
+    model = softless.create_model(
+        name, num_classes=5, op="sima" if name[0] in "dv" else None
+    ).eval()
     if answers:
         assert model(torch.zeros(0, 3, 64, 64)).shape == (0, 5)
     else:

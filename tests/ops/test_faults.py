@@ -54,7 +54,9 @@ def last_token_forgotten(k: Tensor, v: Tensor) -> Tensor:
     return k[..., :-1, :].mT @ v[..., :-1, :]
 
 
-def unmasked(q: Tensor, k: Tensor, v: Tensor, mask: Any = None, query_mask: Any = None, **extras: Any) -> Tensor:
+def unmasked(
+    q: Tensor, k: Tensor, v: Tensor, mask: Any = None, query_mask: Any = None, **extras: Any
+) -> Tensor:
     return SIMA.reference(q, k, v, **extras)
 
 
@@ -89,10 +91,16 @@ CLAIMS: dict[str, tuple[Callable[..., Any], Operator, tuple[Any, ...]]] = {
     "norm without gradient": (of("gradients"), with_eager(norm_without_gradient), ()),
     "batch mates coupled": (of("neighbours"), with_eager(coupled), ()),
     "mask ignored": (of("masked tokens"), SIMA.changed(reference=unmasked), ()),
-    "merge keeps the last chunk": (streaming.test_float32_does_not_feel_the_chunks, with_sweep(merge=lambda _, b: b), (7,)),
+    "merge keeps the last chunk": (
+        streaming.test_float32_does_not_feel_the_chunks,
+        with_sweep(merge=lambda _, b: b),
+        (7,),
+    ),
     "merge forgets the norms": (
         streaming.test_float32_does_not_feel_the_chunks,
-        with_sweep(merge=lambda a, b: {"context": a["context"] + b["context"], "q": b["q"], "k": b["k"]}),
+        with_sweep(
+            merge=lambda a, b: {"context": a["context"] + b["context"], "q": b["q"], "k": b["k"]}
+        ),
         (2,),
     ),
     "merge not associative": (
@@ -100,7 +108,7 @@ CLAIMS: dict[str, tuple[Callable[..., Any], Operator, tuple[Any, ...]]] = {
         with_sweep(merge=lambda a, b: {name: (a[name] + b[name]) * 1.01 for name in a}),
         (),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("fault", CLAIMS)

@@ -1,4 +1,6 @@
-"""Operators of the field since 2022: equal to their equations, to each other where they should be, and no zeros in float16."""
+"""Operators of the field since 2022: equal to their equations, to each other where they should be,
+and no zeros in float16.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -32,13 +34,24 @@ def inline(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def focused(
-    q: Tensor, k: Tensor, v: Tensor, *, learned: dict[str, Tensor], across_heads: bool = True, power: int = 3
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    learned: dict[str, Tensor],
+    across_heads: bool = True,
+    power: int = 3,
 ) -> Tensor:
     dims = (1, 3) if across_heads else (3,)
 
     def phi(x: Tensor) -> Tensor:
         x = (x.relu() + 1e-6) / F.softplus(learned["scale"])
-        return x**power * (x.square().sum(dims, keepdim=True) / (x ** (2 * power)).sum(dims, keepdim=True)).sqrt()
+        return (
+            x**power
+            * (
+                x.square().sum(dims, keepdim=True) / (x ** (2 * power)).sum(dims, keepdim=True)
+            ).sqrt()
+        )
 
     return shares(phi(q) @ phi(k).mT, v, 1e-6)
 
@@ -63,8 +76,15 @@ BY_HAND: dict[str, Callable[..., Tensor]] = {
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("relu_linear", {}), ("inline", {}), ("focused", {}), ("focused", {"across_heads": False, "power": 2}), ("mala", {}), ("mala", {"feature": "relu"})],
-)  # fmt: skip
+    [
+        ("relu_linear", {}),
+        ("inline", {}),
+        ("focused", {}),
+        ("focused", {"across_heads": False, "power": 2}),
+        ("mala", {}),
+        ("mala", {"feature": "relu"}),
+    ],
+)
 def test_the_equation(name: str, options: dict[str, Any], backend: str) -> None:
     """The N x M matrix of weights written out; 1e-12 in float64."""
     for shape in ((2, 3, 33, 33, 8, 8), (2, 2, 7, 40, 8, 5)):
@@ -83,7 +103,9 @@ def test_relu_linear_is_cosformer_without_its_cosine() -> None:
 @pytest.mark.parametrize("name", NEW)
 @pytest.mark.parametrize(("tokens", "gain"), [(196, 1.0), (196, 5.0), (9216, 1.0)])
 def test_float16_holds_the_answer(name: str, tokens: int, gain: float) -> None:
-    """With every intermediate a half relu_linear lost 22 % of its output at 196 tokens of gain 5, 98 % at 9,216: zeros, not NaN."""
+    """With every intermediate a half relu_linear lost 22 % of its output at 196 tokens of gain 5,
+    98 % at 9,216: zeros, not NaN.
+    """
     call, extras = draw(OPERATORS[name], (1, 1, tokens, tokens, 16, 16), torch.float16, gain=gain)
     wide = {
         key: {one: x.double() for one, x in value.items()} if key == "learned" else value
@@ -96,7 +118,9 @@ def test_float16_holds_the_answer(name: str, tokens: int, gain: float) -> None:
     assert not bool(lost.any())
 
 
-@pytest.mark.parametrize(("name", "value"), [("relu_linear", 0.0), ("inline", 1.0), ("focused", 0.5)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("relu_linear", 0.0), ("inline", 1.0), ("focused", 0.5)]
+)
 def test_a_query_of_zeros(name: str, value: float) -> None:
     """relu_linear gives 0, inline the mean of v, focused nearly so."""
     (q, k, v), extras = draw(OPERATORS[name], (1, 2, 9, 9, 4, 4))
@@ -111,7 +135,9 @@ def test_a_query_of_zeros(name: str, value: float) -> None:
 
 @pytest.mark.parametrize("name", ["inline", "mala"])
 def test_means_far_from_zero_do_not_cancel(name: str) -> None:
-    """Keys at 100 standard deviations from zero: float32 keeps five digits, since sums are taken about the means."""
+    """Keys at 100 standard deviations from zero: float32 keeps five digits, since sums are taken
+    about the means.
+    """
     (q, k, v), _ = draw(OPERATORS[name], (1, 2, 300, 300, 8, 8), torch.float32)
     exact = attend(q.double(), (k + 100).double(), (v + 100).double(), op=name, backend="reference")
     assert_near(attend(q, k + 100, v + 100, op=name), exact, 2e-5)

@@ -1,4 +1,6 @@
-"""SOFT's inverse against float64 on matrices from spread bottleneck tokens to a flat image region (reliability.md D14 to D18)."""
+"""SOFT's inverse against float64 on matrices from spread bottleneck tokens to a flat image region
+(reliability.md D14 to D18).
+"""
 
 from typing import Any
 
@@ -40,7 +42,10 @@ def plain_cholesky(a: Tensor) -> Tensor:
 @each_size
 @each_method
 def test_values(name: str, size: int, method: str) -> None:
-    """D14: <= 2e-5 up to 49 bottleneck tokens, <= 5e-4 up to 256; D15: Newton too. Without float64, three times a float32 Cholesky's error."""
+    """D14: <= 2e-5 up to 49 bottleneck tokens, <= 5e-4 up to 256; D15: Newton too.
+
+    Without float64, three times a float32 Cholesky's error.
+    """
     a = matrices(name, size)
     bar = 2e-5 if size <= 49 else 5e-4
     assert error(ours(a, method), exactly(a)) <= bar
@@ -72,7 +77,11 @@ def test_gradients(name: str, size: int, method: str) -> None:
 def test_neighbours_change_nothing(mate: str, method: str) -> None:
     """D17: not one bit, whatever lies beside a matrix in the batch."""
     a = matrices("sigma 0.3", 49, batch=2)[None]  # two heads of one image
-    other = torch.full_like(a, float("nan")) if mate == "nan" else matrices(mate, 49, batch=2, seed=7)[None]
+    other = (
+        torch.full_like(a, float("nan"))
+        if mate == "nan"
+        else matrices(mate, 49, batch=2, seed=7)[None]
+    )
     ordinary = matrices("sigma 0.3", 49, batch=2, seed=9)[None]
     for run in (ours, single):
         for place in (0, 1):
@@ -89,7 +98,9 @@ def test_neighbours_change_nothing(mate: str, method: str) -> None:
 
 
 def test_newton_stops_by_its_residual() -> None:
-    """D15: few steps where few do, more where the matrix is ill-conditioned, each matrix by itself, within the limit."""
+    """D15: few steps where few do, more where the matrix is ill-conditioned, each matrix by itself,
+    within the limit.
+    """
     one = torch.eye(49, dtype=torch.float64)
     taken = {}
     for name in KERNELS:
@@ -99,7 +110,10 @@ def test_newton_stops_by_its_residual() -> None:
         taken[name] = int(found.steps.max())
     assert taken["spread"] < 10
     assert taken["flat"] > 20
-    both = torch.cat([matrices("spread", 49, batch=1), matrices("flat", 49, batch=1)]).double() + RIDGE * one
+    both = (
+        torch.cat([matrices("spread", 49, batch=1), matrices("flat", 49, batch=1)]).double()
+        + RIDGE * one
+    )
     few, many = inverses.newton(both, RIDGE).steps.tolist()
     assert few < 10
     assert many > 20
@@ -116,7 +130,9 @@ def test_newton_falls_back_and_counts() -> None:
 @each_size
 @each_family
 def test_kernels(name: str, size: int) -> None:
-    """D16: 0 <= kernel <= 1, symmetric to the bit, ones on the diagonal, no eigenvalue below -1e-6 times the largest."""
+    """D16: 0 <= kernel <= 1, symmetric to the bit, ones on the diagonal, no eigenvalue below -1e-6
+    times the largest.
+    """
     a = matrices(name, size, batch=2)
     assert bool(((a >= 0) & (a <= 1)).all())
     assert a.equal(a.mT)
@@ -129,7 +145,9 @@ def test_kernels(name: str, size: int) -> None:
 
 
 def test_the_published_inverse_is_far_off() -> None:
-    """What 20 steps leave (reliability.md §3.3: 16 to 99.5 % off on half of the families), so that the bars above can see."""
+    """What 20 steps leave (reliability.md §3.3: 16 to 99.5 % off on half of the families), so that
+    the bars above can see.
+    """
     off = {
         (name, size): error(inverses.published(matrices(name, size)), exactly(matrices(name, size)))
         for name in KERNELS
@@ -154,7 +172,9 @@ def test_the_published_derivative_is_that_of_an_exact_inverse() -> None:
 
 
 def test_the_published_normalised_form_couples_the_batch() -> None:
-    """One flat image beside another changes its inverse; ours does not (test_neighbours_change_nothing)."""
+    """One flat image beside another changes its inverse; ours does not
+    (test_neighbours_change_nothing).
+    """
     a, other = matrices("sigma 0.3", 49, batch=1), matrices("flat", 49, batch=1)
     alone = inverses.published_norm(a)
     beside = inverses.published_norm(torch.cat([a, other]))[:1]

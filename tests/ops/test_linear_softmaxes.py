@@ -1,4 +1,6 @@
-"""Efficient attention and Performer: the printed formulas, exponents of any size, and what random features estimate."""
+"""Efficient attention and Performer: the printed formulas, exponents of any size, and what random
+features estimate.
+"""
 
 from typing import Any
 
@@ -19,7 +21,10 @@ EFFICIENT, PERFORMER = OPERATORS["efficient"], OPERATORS["performer"]
 
 
 def test_efficient_by_hand() -> None:
-    q, k = (torch.tensor(x, dtype=torch.float64)[None, None] for x in ([[0.0, 0.0]], [[0.0, 1.0], [0.0, 3.0]]))
+    q, k = (
+        torch.tensor(x, dtype=torch.float64)[None, None]
+        for x in ([[0.0, 0.0]], [[0.0, 1.0], [0.0, 3.0]])
+    )
     v = torch.tensor([[1.0], [5.0]], dtype=torch.float64)[None, None]
     second = (torch.tensor(1.0).exp() * 1 + torch.tensor(3.0).exp() * 5) / (
         torch.tensor(1.0).exp() + torch.tensor(3.0).exp()
@@ -41,7 +46,9 @@ def test_keys_of_any_size(size: float) -> None:
 
 def made(features: int, width: int, heads: int = 1, seed: int = 0) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return starting(PERFORMER, Sizes(heads, width, PERFORMER.filled({"features": features})), generator)
+    return starting(
+        PERFORMER, Sizes(heads, width, PERFORMER.filled({"features": features})), generator
+    )
 
 
 def test_directions_are_orthogonal_in_blocks() -> None:
@@ -66,7 +73,10 @@ def test_features_estimate_softmax() -> None:
     (q, k, v), _ = draw(PERFORMER, (1, 1, 30, 30, 8, 8), gain=0.4)
     softmax = attend(q, k, v, op="softmax")
     errors = [
-        sum(error(attend(q, k, v, op="performer", features=m, learned=made(m, 8, seed=s)), softmax) for s in range(8))
+        sum(
+            error(attend(q, k, v, op="performer", features=m, learned=made(m, 8, seed=s)), softmax)
+            for s in range(8)
+        )
         / 8
         for m in (16, 256, 4096)
     ]
@@ -78,7 +88,10 @@ def test_positive_features_by_hand() -> None:
     """The ratio of the paper, with nothing stabilised, in float64."""
     (q, k, v), extras = draw(PERFORMER, (2, 2, 20, 20, 8, 8), gain=0.5)
     w = extras["learned"]["directions"]
-    phi = [(x * 8**-0.25 @ w.T - (x * 8**-0.25).square().sum(-1, keepdim=True) / 2).exp() for x in (q, k)]
+    phi = [
+        (x * 8**-0.25 @ w.T - (x * 8**-0.25).square().sum(-1, keepdim=True) / 2).exp()
+        for x in (q, k)
+    ]
     expected = phi[0] @ (phi[1].mT @ v) / (phi[0] @ phi[1].sum(-2, keepdim=True).mT)
     assert_near(attend(q, k, v, op="performer", **extras), expected, 1e-12)
     phi = [(x * 8**-0.25 @ w.T).relu() + 1e-3 for x in (q, k)]
@@ -87,7 +100,9 @@ def test_positive_features_by_hand() -> None:
 
 
 def test_published_stabilisers() -> None:
-    """parity=True is linear_attention.md's form; its epsilon moves the result, most where the norms of the keys are spread."""
+    """parity=True is linear_attention.md's form; its epsilon moves the result, most where the norms
+    of the keys are spread.
+    """
     (q, k, v), extras = draw(PERFORMER, (2, 2, 20, 20, 8, 8))
     w, m = extras["learned"]["directions"], 12
 
@@ -109,7 +124,9 @@ def test_published_stabilisers() -> None:
 
 
 def test_a_pass_draws_nothing_and_steps_draw_features_anew() -> None:
-    """Training passes leave the features alone, so that a block computed again in the backward pass has those of its first pass."""
+    """Training passes leave the features alone, so that a block computed again in the backward pass
+    has those of its first pass.
+    """
     module: Any = Attention(16, 2, op="performer", features=6, redraw_every=2)
     x = torch.randn(1, 10, 16)
     first = module.learned.directions.clone()

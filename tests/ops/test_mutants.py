@@ -1,4 +1,6 @@
-"""Deliberate faults in SimA, each of which the bars must catch at every number of tokens (reliability.md D2)."""
+"""Deliberate faults in SimA, each of which the bars must catch at every number of tokens
+(reliability.md D2).
+"""
 
 from collections.abc import Callable
 
@@ -33,17 +35,26 @@ def sides_swapped(q: Tensor, k: Tensor, v: Tensor, **arguments: object) -> Tenso
 
 
 def mask_dropped(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, query_mask: Tensor | None = None, **arguments: object
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    query_mask: Tensor | None = None,
+    **arguments: object,
 ) -> Tensor:
     o = sima(q, k, v, **arguments)
     return o if query_mask is None else o.masked_fill(~query_mask[:, None, :, None], 0)
 
 
-def key_mask_dropped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, **arguments: object) -> Tensor:
+def key_mask_dropped(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, **arguments: object
+) -> Tensor:
     return sima(q, k, v, **arguments)
 
 
-def _by_hand(q: Tensor, k: Tensor, v: Tensor, norm: Callable[[Tensor], Tensor], **arguments: object) -> Tensor:
+def _by_hand(
+    q: Tensor, k: Tensor, v: Tensor, norm: Callable[[Tensor], Tensor], **arguments: object
+) -> Tensor:
     mask = arguments.get("mask")
     if isinstance(mask, Tensor):
         q, k, v = (x * mask[:, None, :, None] for x in (q, k, v))
@@ -58,7 +69,9 @@ def eps_forgotten(q: Tensor, k: Tensor, v: Tensor, **arguments: object) -> Tenso
 
 
 def norm_in_half(q: Tensor, k: Tensor, v: Tensor, **arguments: object) -> Tensor:
-    return _by_hand(q, k, v, lambda x: x.abs().sum(-2, keepdim=True).float().clamp_min(1e-12), **arguments)
+    return _by_hand(
+        q, k, v, lambda x: x.abs().sum(-2, keepdim=True).float().clamp_min(1e-12), **arguments
+    )
 
 
 def published(q: Tensor, k: Tensor, v: Tensor, **arguments: object) -> Tensor:

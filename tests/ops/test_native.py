@@ -1,4 +1,5 @@
-"""The native kernels behind `softless.attend`: every way of this processor, the choice of it, its node in a graph, its gradients.
+"""The native kernels behind `softless.attend`: every way of this processor, the choice of it, its
+node in a graph, its gradients.
 
 The kernels without Python, under sanitizers and with emulated tiles, are in tests/native.
 """
@@ -25,9 +26,8 @@ from softless.measure.flops import FlopCounter
 from tests.building import no_kernels
 from tests.ops.draw import CROSS, SHAPES, assert_near, attend, draw, error, exact, reference
 
-FAMILY = [
-    op for op in OPERATORS.values() if any(backend.packed for backend in op.backends)
-]  # one product and two norms
+# one product and two norms
+FAMILY = [op for op in OPERATORS.values() if any(backend.packed for backend in op.backends)]
 WAYS = [(dtype, path) for dtype, paths in native.PATHS.items() for path in paths]
 # head widths of the hosts, and a head that is the whole width; 65 fills no vector
 WIDTHS = {
@@ -40,16 +40,24 @@ ALL_SHAPES = SHAPES | CROSS | WIDTHS
 # so few tokens that the other order is cheaper are left to eager, unless this one is asked for
 CHANNELS: dict[str, Any] = {"order": "channels"}
 
-here = pytest.mark.skipif(native.LIBRARY is None or not WAYS, reason=native.WHY_NOT or "no way of this processor")
+here = pytest.mark.skipif(
+    native.LIBRARY is None or not WAYS, reason=native.WHY_NOT or "no way of this processor"
+)
 each_family = pytest.mark.parametrize("op", FAMILY, ids=lambda op: op.name)
 each_way = pytest.mark.parametrize(
-    ("dtype", "path"), WAYS, ids=[f"{str(dtype).removeprefix('torch.')}-{path}" for dtype, path in WAYS]
+    ("dtype", "path"),
+    WAYS,
+    ids=[f"{str(dtype).removeprefix('torch.')}-{path}" for dtype, path in WAYS],
 )
-each_dtype = pytest.mark.parametrize("dtype", native.DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+each_dtype = pytest.mark.parametrize(
+    "dtype", native.DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch.")
+)
 
 
 def tolerance(op: Operator, dtype: torch.dtype, width: int = 0) -> float:
-    """The native backend's; twice that where one head is so wide that hundreds of products make one output."""
+    """The native backend's; twice that where one head is so wide that hundreds of products make one
+    output.
+    """
     return op.backends[0].tolerance[dtype] * (2 if width > 128 else 1)
 
 
@@ -64,7 +72,9 @@ def masks_of(kind: str, B: int, N: int, M: int) -> dict[str, Tensor]:
         return keep
 
     lengths = {"mask": M, "query_mask": N}
-    wanted = {"none": (), "keys": ("mask",), "queries": ("query_mask",), "both": tuple(lengths)}[kind]
+    wanted = {"none": (), "keys": ("mask",), "queries": ("query_mask",), "both": tuple(lengths)}[
+        kind
+    ]
     return {name: make(lengths[name]) for name in wanted}
 
 
@@ -77,7 +87,9 @@ def gradients(inputs: Any, weight: Tensor, run: Any) -> tuple[Tensor, ...]:
 
 
 def test_the_library_is_here_where_it_can_be_built() -> None:
-    """A compile error leaves a package without the library, on purpose; here it must not pass unseen."""
+    """A compile error leaves a package without the library, on purpose; here it must not pass
+    unseen.
+    """
     if why := no_kernels():
         pytest.skip(why)
     assert native.LIBRARY is not None, f"{native.WHY_NOT}; `pip install --verbose` shows why"
@@ -112,17 +124,22 @@ def test_auto_takes_native_for_what_it_runs(op: Operator) -> None:
         call, _ = draw(op, SHAPES["square"], dtype)
         assert backend_of(*call, op).name == taken
         if taken == "eager":
-            with pytest.raises(BackendRefused, match=f"native: takes float32 and bfloat16, got {dtype}"):
+            with pytest.raises(
+                BackendRefused, match=f"native: takes float32 and bfloat16, got {dtype}"
+            ):
                 attend(*call, op=op, backend="native")
     call, _ = draw(op, SHAPES["square"], torch.float32)
     assert backend_of(*call, op, order="tokens").name == "eager"
-    with pytest.raises(BackendRefused, match=r"native: sums over tokens first, and order='tokens' was asked for"):
+    with pytest.raises(
+        BackendRefused, match=r"native: sums over tokens first, and order='tokens' was asked for"
+    ):
         attend(*call, op=op, backend="native", order="tokens")
     few, _ = draw(op, SHAPES["short"], torch.float32)
     assert backend_of(*few, op).name == "eager"
     assert backend_of(*few, op, **CHANNELS).name == "native"
     with pytest.raises(
-        BackendRefused, match=r"native: sums over tokens first, and q\^ k\^\^T is the cheaper product at this size"
+        BackendRefused,
+        match=r"native: sums over tokens first, and q\^ k\^\^T is the cheaper product at this size",
     ):
         attend(*few, op=op, backend="native")
     q, k, v = (x.to("meta") for x in call)
@@ -183,7 +200,12 @@ def test_every_way_equals_the_reference(op: Operator, dtype: torch.dtype, path: 
             with native.using(path):
                 o = attend(*call, op=op, backend="native", **CHANNELS, **extras, **masks)
             assert o.dtype == dtype
-            assert_near(o, exact(op, call, extras, **masks), tolerance(op, dtype, shape[4]), f"{path}, {name}, {kind}:")
+            assert_near(
+                o,
+                exact(op, call, extras, **masks),
+                tolerance(op, dtype, shape[4]),
+                f"{path}, {name}, {kind}:",
+            )
             if "query_mask" in masks:
                 assert not bool(o.transpose(1, 2)[~masks["query_mask"]].any())
 
@@ -194,8 +216,8 @@ def test_every_way_equals_the_reference(op: Operator, dtype: torch.dtype, path: 
 def test_gradients_of_every_way(op: Operator, dtype: torch.dtype, path: str) -> None:
     """At most twice the error of the reference in the same precision, as in the contract.
 
-    A lone token is left to tests/native/check.cpp, which measures by the size of the terms: under a norm it has no gradient but q's and
-    k's own rounding.
+    A lone token is left to tests/native/check.cpp, which measures by the size of the terms: under a
+    norm it has no gradient but q's and k's own rounding.
     """
     for name, shape in ALL_SHAPES.items():
         if name == "one token":
@@ -204,13 +226,21 @@ def test_gradients_of_every_way(op: Operator, dtype: torch.dtype, path: str) -> 
         weight = torch.randn(*shape[:3], shape[5], dtype=torch.float64)
         for kind in ("none", "keys", "both"):
             masks = masks_of(kind, shape[0], *shape[2:4])
-            truth = gradients([x.double() for x in call], weight, lambda *x, more=extras | masks: exact(op, x, more))
-            rough = gradients(call, weight, lambda *x, more=extras | masks: reference(op, *x, **more))
+            truth = gradients(
+                [x.double() for x in call],
+                weight,
+                lambda *x, more=extras | masks: exact(op, x, more),
+            )
+            rough = gradients(
+                call, weight, lambda *x, more=extras | masks: reference(op, *x, **more)
+            )
             with native.using(path):
                 ours = gradients(
                     call,
                     weight,
-                    lambda *x, more=extras | masks: attend(*x, op=op, backend="native", **CHANNELS, **more),
+                    lambda *x, more=extras | masks: attend(
+                        *x, op=op, backend="native", **CHANNELS, **more
+                    ),
                 )
             for what, own, plain, exactly in zip("qkv", ours, rough, truth, strict=True):
                 bound = max(2 * error(plain, exactly), 32 * torch.finfo(dtype).eps)
@@ -220,8 +250,12 @@ def test_gradients_of_every_way(op: Operator, dtype: torch.dtype, path: str) -> 
 @here
 @each_family
 @each_way
-def test_a_channel_next_to_nothing_gets_no_gradient(op: Operator, dtype: torch.dtype, path: str) -> None:
-    """One of q and another of k, as the reference has it (design: a share of the median norm below which the gradient is zero)."""
+def test_a_channel_next_to_nothing_gets_no_gradient(
+    op: Operator, dtype: torch.dtype, path: str
+) -> None:
+    """One of q and another of k, as the reference has it (design: a share of the median norm below
+    which the gradient is zero).
+    """
     (q, k, v), extras = draw(op, SHAPES["63"], dtype)
     q[..., 0] *= 1e-9
     k[..., 1] *= 1e-9
@@ -229,7 +263,9 @@ def test_a_channel_next_to_nothing_gets_no_gradient(op: Operator, dtype: torch.d
     truth = gradients([q.double(), k.double(), v.double()], weight, lambda *x: exact(op, x, extras))
     assert bool(truth[0][..., 0].any()) == bool(truth[1][..., 1].any()) == (op.name == "sima_none")
     with native.using(path):
-        ours = gradients((q, k, v), weight, lambda *x: attend(*x, op=op, backend="native", **extras))
+        ours = gradients(
+            (q, k, v), weight, lambda *x: attend(*x, op=op, backend="native", **extras)
+        )
     for what, own, exactly in zip("qkv", ours, truth, strict=True):
         assert_near(own, exactly, 2 * tolerance(op, dtype), f"gradient of {what}")
         assert torch.equal(own[..., :2] != 0, exactly[..., :2] != 0)
@@ -249,16 +285,22 @@ def test_what_a_mask_leaves_out_may_be_anything(dtype: torch.dtype, path: str) -
     ]
     with native.using(path):
         assert torch.equal(run(*spoiled), run(*call))
-        for own, clean in zip(gradients(spoiled, weight, run), gradients(call, weight, run), strict=True):
+        for own, clean in zip(
+            gradients(spoiled, weight, run), gradients(call, weight, run), strict=True
+        ):
             assert torch.equal(own, clean)
 
 
 @here
 @each_dtype
-@pytest.mark.parametrize("kinds", [("mask",), ("query_mask",), ("mask", "query_mask")], ids=["keys", "queries", "both"])
+@pytest.mark.parametrize(
+    "kinds", [("mask",), ("query_mask",), ("mask", "query_mask")], ids=["keys", "queries", "both"]
+)
 @pytest.mark.filterwarnings("ignore:a sample has all its tokens masked")
 def test_all_tokens_masked(dtype: torch.dtype, kinds: tuple[str, ...]) -> None:
-    """Of one image: its norms are zero, and neither its output nor its gradients are anything else."""
+    """Of one image: its norms are zero, and neither its output nor its gradients are anything
+    else.
+    """
     call, _ = draw(OPERATORS["sima"], WIDTHS["48"], dtype)
     mask = torch.ones(2, 65, dtype=torch.bool)
     mask[1] = False
@@ -277,7 +319,9 @@ def test_all_tokens_masked(dtype: torch.dtype, kinds: tuple[str, ...]) -> None:
 @each_way
 @pytest.mark.parametrize("tokens", [31, 32, 33, 255, 256, 257, 2047, 2049, 8191, 8193])
 def test_borders_of_tiles_groups_and_threads(dtype: torch.dtype, path: str, tokens: int) -> None:
-    """The same bits with one, two and three threads and beside another image; and the right ones."""
+    """The same bits with one, two and three threads and beside another image; and the right
+    ones.
+    """
     op = OPERATORS["sima"]
     call, extras = draw(op, (2, 1, tokens, tokens, 16, 16), dtype)
     weight = torch.randn(2, 1, tokens, 16, dtype=torch.float64)
@@ -290,7 +334,9 @@ def test_borders_of_tiles_groups_and_threads(dtype: torch.dtype, path: str, toke
             assert all(map(torch.equal, gradients(call, weight, run), slopes))
             one = [x[1:] for x in call]
             assert torch.equal(run(*one), whole[1:])
-            assert all(map(torch.equal, gradients(one, weight[1:], run), (slope[1:] for slope in slopes)))
+            assert all(
+                map(torch.equal, gradients(one, weight[1:], run), (slope[1:] for slope in slopes))
+            )
     assert_near(whole, exact(op, call, {**extras, "token_scale": "tokens"}), tolerance(op, dtype))
 
 
@@ -300,7 +346,9 @@ def test_the_matrix_alone_has_no_gradient(op: Operator) -> None:
     qkv = torch.randn(1, 200, 3 * 16, requires_grad=True)
     matrix = output_matrix(qkv, 2, op)
     assert matrix is not None
-    with pytest.raises(UsageError, match=r"sums over tokens have no gradient of their own: take softless\.attend"):
+    with pytest.raises(
+        UsageError, match=r"sums over tokens have no gradient of their own: take softless\.attend"
+    ):
         matrix.sum().backward()
     eager = output_matrix(qkv, 2, op, backend="eager")
     assert eager is not None
@@ -359,7 +407,9 @@ class Called(TorchDispatchMode):
 @each_dtype
 @pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
 def test_what_the_buffer_keeps_for_its_gradient(dtype: torch.dtype, masked: bool) -> None:
-    """Nothing but itself, the norms and k^T v; and its gradient is one tensor that one operation writes."""
+    """Nothing but itself, the norms and k^T v; and its gradient is one tensor that one operation
+    writes.
+    """
     B, H, N, D = 2, 3, 100, 16
     qkv = torch.randn(B, N, 3 * H * D, dtype=torch.float64).to(dtype).requires_grad_()
     mask = masks_of("both", B, N, N)["mask"] if masked else None
@@ -384,14 +434,24 @@ def test_what_the_buffer_keeps_for_its_gradient(dtype: torch.dtype, masked: bool
 
 
 @here
-@pytest.mark.parametrize(("norm", "token_scale"), [(0, None), (1, 0.0), (2, None)], ids=["none", "l1", "l2"])
+@pytest.mark.parametrize(
+    ("norm", "token_scale"), [(0, None), (1, 0.0), (2, None)], ids=["none", "l1", "l2"]
+)
 @pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
-@pytest.mark.filterwarnings(r"ignore:The \.grad attribute of a Tensor that is not a leaf:UserWarning")  # opcheck's own
-def test_the_operators_keep_torchs_rules(norm: int, token_scale: float | None, masked: bool) -> None:
+# opcheck's own
+@pytest.mark.filterwarnings(
+    r"ignore:The \.grad attribute of a Tensor that is not a leaf:UserWarning"
+)
+def test_the_operators_keep_torchs_rules(
+    norm: int, token_scale: float | None, masked: bool
+) -> None:
     """Schema, fake form, autograd and tracing, as `torch.library.opcheck` measures them."""
     dtype = torch.bfloat16 if masked else torch.float32
     B, H, N, D, E = 2, 2, 9, 8, 5
-    q, k, v = (torch.randn(B, N, H, width).to(dtype).transpose(1, 2).requires_grad_() for width in (D, D, E))
+    q, k, v = (
+        torch.randn(B, N, H, width).to(dtype).transpose(1, 2).requires_grad_()
+        for width in (D, D, E)
+    )
     qkv = torch.randn(B, N, 3 * H * D).to(dtype).requires_grad_()
     masks = [torch.rand(B, N) < 0.7 if masked else None for _ in range(2)]
     rule = (norm, token_scale, 1e-12)
@@ -415,7 +475,9 @@ def test_one_node_of_a_compiled_graph(op: Operator) -> None:
 
     def keep(which: str) -> Any:
         def compiler(graph: Any, _: Any) -> Any:
-            graphs[which] = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+            graphs[which] = [
+                str(node.target) for node in graph.graph.nodes if node.op == "call_function"
+            ]
             return make_boxed_func(graph.forward)
 
         return compiler
@@ -429,13 +491,21 @@ def test_one_node_of_a_compiled_graph(op: Operator) -> None:
     ours = torch.autograd.grad(o.square().sum(), leaves)
     theirs = torch.autograd.grad(attend(*leaves, op=op).square().sum(), leaves)
     assert all(map(torch.equal, ours, theirs))
-    counted = {which: [name for name in names if not name.startswith("<built-in")] for which, names in graphs.items()}
-    assert counted == {"forward": ["softless.attend.default"], "backward": ["softless.attend_backward.default"]}
+    counted = {
+        which: [name for name in names if not name.startswith("<built-in")]
+        for which, names in graphs.items()
+    }
+    assert counted == {
+        "forward": ["softless.attend.default"],
+        "backward": ["softless.attend_backward.default"],
+    }
 
     qkv = torch.randn(2, 20, 3 * 16, requires_grad=True)
     torch._dynamo.reset()
     torch.compile(attend_packed, fullgraph=True, backend=backend)(qkv, 2, op.name).sum().backward()
-    counted = {which: [name for name in names if "softless" in name] for which, names in graphs.items()}
+    counted = {
+        which: [name for name in names if "softless" in name] for which, names in graphs.items()
+    }
     assert counted == {
         "forward": ["softless.attend_packed.default"],
         "backward": ["softless.attend_packed_backward.default"],
@@ -444,7 +514,9 @@ def test_one_node_of_a_compiled_graph(op: Operator) -> None:
 
 @here
 @each_family
-@pytest.mark.parametrize("shape", [(2, 3, 40, 40, 8, 8), (1, 2, 30, 50, 8, 5)], ids=["self", "cross"])
+@pytest.mark.parametrize(
+    "shape", [(2, 3, 40, 40, 8, 8), (1, 2, 30, 50, 8, 5)], ids=["self", "cross"]
+)
 def test_counters_see_what_they_see_of_plain_torch(op: Operator, shape: tuple[int, ...]) -> None:
     call, _ = draw(op, shape, torch.float32)
     counts = {}
@@ -481,8 +553,15 @@ def apart(module: Attention, x: Tensor) -> Tensor:
     weight, bias = module.qkv.weight.double(), module.qkv.bias
     qkv = x.double() @ weight.T + (0 if bias is None else bias.double())
     q, k, v = unpacked(qkv, module.num_heads)
-    o = softless.attend(q, k, v, op=module.op, backend="reference", **module.options).transpose(1, 2).flatten(2)
-    return o @ module.proj.weight.double().T + (0 if module.proj.bias is None else module.proj.bias.double())
+    o = (
+        softless
+        .attend(q, k, v, op=module.op, backend="reference", **module.options)
+        .transpose(1, 2)
+        .flatten(2)
+    )
+    return o @ module.proj.weight.double().T + (
+        0 if module.proj.bias is None else module.proj.bias.double()
+    )
 
 
 @each_family
@@ -501,8 +580,11 @@ def test_the_merged_projection(op: Operator, dtype: torch.dtype, scale: Any) -> 
             assert module.path(x).endswith("merged projection" if merges else "projection apart")
             y = module(x)
         assert module.path(x).endswith("projection apart")  # a gradient wants every step
-        bound = 20 * tolerance(op, dtype)  # three roundings of a projection's outputs beside the operator's own
-        assert_near(y, apart(module, x), 3e-5 if dtype == torch.float32 else bound, f"{tokens} tokens")
+        # three roundings of a projection's outputs beside the operator's own
+        bound = 20 * tolerance(op, dtype)
+        assert_near(
+            y, apart(module, x), 3e-5 if dtype == torch.float32 else bound, f"{tokens} tokens"
+        )
         assert_near(y, module(x), 3e-5 if dtype == torch.float32 else bound)
 
 

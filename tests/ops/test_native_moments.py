@@ -1,4 +1,6 @@
-"""The native sweep of sequence normalisation: means, squares and products about the means, and the centred reading."""
+"""The native sweep of sequence normalisation: means, squares and products about the means, and the
+centred reading.
+"""
 
 import importlib
 from typing import Any
@@ -54,14 +56,18 @@ def test_the_moments_are_those_of_plain_torch(dtype: torch.dtype, path: str, mas
     true = STREAM.sweeps[0].summarise(whole, None)
     for name, value in found.items():
         assert value.dtype == torch.float64
-        assert_near(value, true[name].expand_as(value), 1e-7 if name.endswith("mean") else 2e-6, name)
+        assert_near(
+            value, true[name].expand_as(value), 1e-7 if name.endswith("mean") else 2e-6, name
+        )
 
 
 @here
 @each_way
 @pytest.mark.parametrize("tokens", [1, 63, 65, 257, 2049, 8193])
 def test_borders_of_panels_groups_and_threads(dtype: torch.dtype, path: str, tokens: int) -> None:
-    """The same with one, two and three threads and beside another image, far from zero; and right."""
+    """The same with one, two and three threads and beside another image, far from zero; and
+    right.
+    """
     call, extras = draw(SEQNORM, (2, 1, tokens, tokens, 16, 16), torch.float32)
     q, k, v = ((x + 50).to(dtype) for x in call)
 
@@ -82,7 +88,9 @@ def test_borders_of_panels_groups_and_threads(dtype: torch.dtype, path: str, tok
 @pytest.mark.parametrize("far", [1e2, 1e4])
 @pytest.mark.parametrize("few", [1, 64, 300])
 def test_a_group_that_begins_elsewhere(dtype: torch.dtype, path: str, far: float, few: int) -> None:
-    """Groups are centred on their first tokens: the worst for that are tokens unlike all that follow."""
+    """Groups are centred on their first tokens: the worst for that are tokens unlike all that
+    follow.
+    """
     call, extras = draw(SEQNORM, (1, 2, 9000, 9000, 16, 16), torch.float32)
     call = tuple(x.to(dtype) for x in call)
     for x in call:
@@ -99,9 +107,14 @@ def test_what_a_mask_leaves_out_may_be_anything(dtype: torch.dtype, path: str) -
     call, extras = draw(SEQNORM, (2, 2, 65, 65, 48, 48), dtype)
     masks = masks_of("both", 2, 65, 65)
     names = ("query_mask", "mask", "mask")
-    spoiled = [x.masked_fill(~masks[name][:, None, :, None], float("nan")) for x, name in zip(call, names, strict=True)]
+    spoiled = [
+        x.masked_fill(~masks[name][:, None, :, None], float("nan"))
+        for x, name in zip(call, names, strict=True)
+    ]
     with native.using(path):
-        whole, clean = (attend(*x, op="seqnorm", backend="native", **masks, **extras) for x in (spoiled, call))
+        whole, clean = (
+            attend(*x, op="seqnorm", backend="native", **masks, **extras) for x in (spoiled, call)
+        )
     assert torch.equal(whole, clean)
 
 
@@ -113,7 +126,10 @@ def test_all_tokens_masked() -> None:
     mask[1] = False
     for kinds in (("mask",), ("query_mask",), ("mask", "query_mask")):
         masks = dict.fromkeys(kinds, mask)
-        ours, theirs = (attend(*call, op="seqnorm", backend=name, **masks, **extras) for name in ("native", "eager"))
+        ours, theirs = (
+            attend(*call, op="seqnorm", backend=name, **masks, **extras)
+            for name in ("native", "eager")
+        )
         assert_near(ours, theirs, 1e-5)
         assert bool(ours[0].any())
 
@@ -139,7 +155,9 @@ def test_auto_takes_it_where_no_gradient_is_wanted(dtype: torch.dtype) -> None:
 @here
 def test_a_gradient_through_the_node_itself_is_refused() -> None:
     q, k, v = (torch.randn(1, 1, 9, 4, requires_grad=True) for _ in range(3))
-    with pytest.raises(UsageError, match='the native kernels of "seqnorm" have no gradient: pass backend="eager"'):
+    with pytest.raises(
+        UsageError, match='the native kernels of "seqnorm" have no gradient: pass backend="eager"'
+    ):
         torch.ops.softless.moments(q, k, v, None, None).sum().backward()
 
 
@@ -159,7 +177,10 @@ def test_the_operators_keep_torchs_rules(masked: bool) -> None:
     B, H, N, D, E = 2, 2, 9, 8, 5
     q, k, v = (torch.randn(B, N, H, width).transpose(1, 2) for width in (D, D, E))
     masks = [torch.rand(B, N) < 0.7 if masked else None for _ in range(2)]
-    made: dict[str, Any] = {"middle": torch.randn(B, H, 1, D).double(), "matrix": torch.randn(B, H, D, E)}
+    made: dict[str, Any] = {
+        "middle": torch.randn(B, H, 1, D).double(),
+        "matrix": torch.randn(B, H, D, E),
+    }
     torch.library.opcheck(torch.ops.softless.moments.default, (q, k, v, *masks))
     given = (q, v, *made.values(), torch.randn(B, H, 1, E), masks[1])
     torch.library.opcheck(torch.ops.softless.centred.default, given)
@@ -180,7 +201,11 @@ def test_counters_see_what_they_see_of_plain_torch() -> None:
     call, extras = draw(SEQNORM, (1, 2, 30, 50, 8, 5), torch.float32)
     counts = []
     for backend in ("native", "eager"):
-        with FlopCounterMode(display=False) as flops, TranscendentalCounter() as exps, torch.no_grad():
+        with (
+            FlopCounterMode(display=False) as flops,
+            TranscendentalCounter() as exps,
+            torch.no_grad(),
+        ):
             attend(*call, op="seqnorm", backend=backend, **extras)
         counts.append((flops.get_total_flops(), sum(exps.kinds.values())))
     assert counts[0] == counts[1]

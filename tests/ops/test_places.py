@@ -1,4 +1,6 @@
-"""Where tokens stand, and averages that carry their largest exponent: the two things several operators build on."""
+"""Where tokens stand, and averages that carry their largest exponent: the two things several
+operators build on.
+"""
 
 from typing import Any
 
@@ -15,7 +17,10 @@ def test_ranks_count_what_counts() -> None:
     mask = torch.tensor([[True, False, True, True, False], [False, False, False, True, True]])
     x = torch.zeros(2, 1, 5, 1)
     ranks, counted = places.key_ranks(Tokens(x, x, x, mask))
-    assert [row[kept].tolist() for row, kept in zip(ranks, mask, strict=True)] == [[0, 1, 2], [0, 1]]
+    assert [row[kept].tolist() for row, kept in zip(ranks, mask, strict=True)] == [
+        [0, 1, 2],
+        [0, 1],
+    ]
     assert counted.tolist() == [[3], [2]]
     chunks = split(Tokens(x, x, x, mask, mask), [2, 3])
     for whole, part in ((ranks[:, :2], chunks[0]), (ranks[:, 2:], chunks[1])):
@@ -34,7 +39,12 @@ def test_windows_row_by_row() -> None:
     window, inside, in_one = places.windows(torch.arange(21), (1, 4, 5), 2)
     assert not in_one[0]
     cells = torch.where(in_one, window, -1)[1:].reshape(4, 5)
-    assert cells.tolist() == [[0, 0, 1, 1, -1], [0, 0, 1, 1, -1], [2, 2, 3, 3, -1], [2, 2, 3, 3, -1]]
+    assert cells.tolist() == [
+        [0, 0, 1, 1, -1],
+        [0, 0, 1, 1, -1],
+        [2, 2, 3, 3, -1],
+        [2, 2, 3, 3, -1],
+    ]
     assert inside[1:].reshape(4, 5)[:2, :2].tolist() == [[0, 1], [2, 3]]
     assert places.number_of_windows((1, 4, 5), 2) == 4
     row, column, on = places.cells(torch.arange(21), (1, 4, 5))
@@ -56,7 +66,9 @@ def averages(scores: Any, v: Any, mask: Any, sizes: list[int]) -> tuple[Any, Any
 @pytest.mark.parametrize("size", [1.0, 300.0, 1e6])
 @pytest.mark.parametrize("sizes", [[40], [0, 13, 0, 27], [39, 1]])
 def test_averages_of_scores_of_any_size(size: float, sizes: list[int]) -> None:
-    """In float32 exp(89) is infinite; the sums carry their largest exponent, so that nothing is, in any chunks."""
+    """In float32 exp(89) is infinite; the sums carry their largest exponent, so that nothing is, in
+    any chunks.
+    """
     scores, v = size * torch.randn(2, 2, 40, 3), torch.randn(2, 2, 40, 4)
     mask = (torch.rand(2, 40) < 0.6).index_fill(1, torch.tensor([0]), value=True)
     dirty = scores.masked_fill(~mask[:, None, :, None], float("nan"))
@@ -79,7 +91,9 @@ def test_gradients_do_not_feel_the_carried_exponent() -> None:
     everything = torch.ones(1, 9, dtype=torch.bool)
 
     def gradient(made: Any) -> Any:
-        return torch.autograd.grad((made * torch.arange(6.0, dtype=torch.float64).reshape(2, 3)).sum(), scores)[0]
+        return torch.autograd.grad(
+            (made * torch.arange(6.0, dtype=torch.float64).reshape(2, 3)).sum(), scores
+        )[0]
 
     plain = gradient(scores.softmax(-2).mT @ v)
     for sizes in ([9], [4, 5], [0, 9]):

@@ -1,4 +1,6 @@
-"""Self-attention with both its projections in one node, which training on many tokens takes: values, gradients, what it keeps, who forbids it."""
+"""Self-attention with both its projections in one node, which training on many tokens takes:
+values, gradients, what it keeps, who forbids it.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -34,12 +36,19 @@ def attention(
 
 
 def tokens(dtype: torch.dtype = torch.float32, count: int = TOKENS) -> Tensor:
-    return torch.randn(2, count, 48, generator=torch.Generator().manual_seed(1)).to(dtype).requires_grad_()
+    return (
+        torch
+        .randn(2, count, 48, generator=torch.Generator().manual_seed(1))
+        .to(dtype)
+        .requires_grad_()
+    )
 
 
 def slopes(run: Callable[[Tensor], Tensor], x: Tensor, leaves: list[Tensor]) -> tuple[Tensor, ...]:
     weight = torch.randn(x.shape, generator=torch.Generator().manual_seed(2)).to(x.dtype)
-    return torch.autograd.grad(run(x), leaves, weight.double() if leaves[0].dtype == torch.float64 else weight)
+    return torch.autograd.grad(
+        run(x), leaves, weight.double() if leaves[0].dtype == torch.float64 else weight
+    )
 
 
 def leaves_of(module: nn.Module, x: Tensor) -> list[Tensor]:
@@ -49,16 +58,20 @@ def leaves_of(module: nn.Module, x: Tensor) -> list[Tensor]:
 @each_family
 @each_dtype
 @pytest.mark.parametrize("scale", [None, "tokens", 100.0])
-def test_value_and_gradients_are_those_of_the_formula(op: Operator, dtype: torch.dtype, scale: Any) -> None:
+def test_value_and_gradients_are_those_of_the_formula(
+    op: Operator, dtype: torch.dtype, scale: Any
+) -> None:
     if scale is not None and "token_scale" not in op.options:
         pytest.skip(f"{op.name} has no token_scale")
     module = attention(op, dtype, **({} if scale is None else {"token_scale": scale}))
-    module.proj.weight.data.mul_(
-        1.0 if scale == "tokens" or op.name == "sima_none" else TOKENS
-    )  # so that the paper's scale counts too
+    # so that the paper's scale counts too
+    module.proj.weight.data.mul_(1.0 if scale == "tokens" or op.name == "sima_none" else TOKENS)
     x = tokens(dtype)
     assert module.path(x).endswith("both projections inside")
-    wide, x_wide = attention(op, torch.float64, **module.options), x.detach().double().requires_grad_()
+    wide, x_wide = (
+        attention(op, torch.float64, **module.options),
+        x.detach().double().requires_grad_(),
+    )
     wide.load_state_dict({name: value.double() for name, value in module.state_dict().items()})
     true = apart(wide, x_wide)
     assert_near(module(x), true, BOUND[dtype])
@@ -77,7 +90,9 @@ def test_value_and_gradients_are_those_of_the_formula(op: Operator, dtype: torch
 
 @pytest.mark.parametrize("op", ["sima", "sima_l2"])
 def test_a_channel_that_is_next_to_nothing_gets_no_gradient(op: str) -> None:
-    """As it is defined (docs/fidelity.md), and as the other ways have it; for q, for k and for one that is zero."""
+    """As it is defined (docs/fidelity.md), and as the other ways have it; for q, for k and for one
+    that is zero.
+    """
     module, other = attention(op), attention(op, inside=False)
     for one in (module, other):
         one.qkv.weight.data[[3, 48 + 20, 48 + 40]] *= 1e-9
@@ -92,7 +107,9 @@ def test_a_channel_that_is_next_to_nothing_gets_no_gradient(op: str) -> None:
 
 
 @each_dtype
-def test_the_length_of_a_stretch_changes_nothing(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_length_of_a_stretch_changes_nothing(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     module, x = attention(dtype=dtype), tokens(dtype)
     whole = slopes(module, x, leaves_of(module, x))
     monkeypatch.setattr(projected, "STRETCH", 137)
@@ -101,10 +118,15 @@ def test_the_length_of_a_stretch_changes_nothing(dtype: torch.dtype, monkeypatch
 
 
 def test_what_is_kept_for_the_backward_pass() -> None:
-    """x, the weights and biases, the buffer of q, k and v, and the sums: no output of the operator."""
+    """x, the weights and biases, the buffer of q, k and v, and the sums: no output of the
+    operator.
+    """
     module, x = attention(), tokens()
     kept: list[Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one) or one, lambda one: one):  # type: ignore[func-returns-value]
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda one: kept.append(one) or one,  # type: ignore[func-returns-value]
+        lambda one: one,
+    ):
         module(x)
     shapes = sorted(tuple(one.shape) for one in kept)
     assert shapes == sorted([
@@ -126,7 +148,9 @@ def test_what_is_frozen_gets_no_gradient(frozen: str) -> None:
     x = tokens().requires_grad_(frozen != "x")
     for one in (module, other):
         for name, parameter in one.named_parameters():
-            parameter.requires_grad_(frozen == "x" or (frozen == "qkv" and not name.startswith("qkv")))
+            parameter.requires_grad_(
+                frozen == "x" or (frozen == "qkv" and not name.startswith("qkv"))
+            )
         assert (one.path(x).endswith("inside")) is (one is module)
         one(x).square().sum().backward()
         if x.grad is not None and one is module:
@@ -148,7 +172,8 @@ def test_autocast_projects_in_its_dtype() -> None:
         y = module(x)
         assert y.dtype == torch.bfloat16
         assert_near(y, other(x), BOUND[torch.bfloat16])
-        found = slopes(module, x, leaves_of(module, x))  # the backward pass under autocast too, as some write it
+        # the backward pass under autocast too, as some write it
+        found = slopes(module, x, leaves_of(module, x))
     expected = slopes(other, x, leaves_of(other, x))
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.dtype == torch.float32
@@ -159,7 +184,12 @@ def test_who_watches_a_projection_sees_it_called() -> None:
     module, x = attention(), tokens()
     for projection in (module.qkv, module.proj):
         seen: list[int] = []
-        for watch in ("forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"):
+        for watch in (
+            "forward_hook",
+            "forward_pre_hook",
+            "full_backward_hook",
+            "full_backward_pre_hook",
+        ):
             handle = getattr(projection, f"register_{watch}")(lambda *_, seen=seen: seen.append(1))
             assert module.path(x).endswith("projection apart")
             module(x).sum().backward()
@@ -188,15 +218,23 @@ def test_from_how_many_tokens_on() -> None:
     for width, heads in ((24, 3), (48, 1)):
         module = Attention(width, heads, op="sima")
         assert not module.path(torch.zeros(1, 4 * projected.STRETCH - 1, width)).endswith("inside")
-        assert module.path(torch.zeros(1, 4 * projected.STRETCH, width)).endswith("both projections inside")
+        assert module.path(torch.zeros(1, 4 * projected.STRETCH, width)).endswith(
+            "both projections inside"
+        )
         with torch.no_grad():
-            assert module.path(torch.zeros(1, 4 * projected.STRETCH, width)).endswith("merged projection")
+            assert module.path(torch.zeros(1, 4 * projected.STRETCH, width)).endswith(
+                "merged projection"
+            )
 
 
 def test_shapes_alone() -> None:
     """On a device without autocast, as whoever counts a model has it."""
     module = Attention(24, 3, op="sima", device="meta")
-    assert module(torch.zeros(1, 4 * projected.STRETCH, 24, device="meta")).shape == (1, 4 * projected.STRETCH, 24)
+    assert module(torch.zeros(1, 4 * projected.STRETCH, 24, device="meta")).shape == (
+        1,
+        4 * projected.STRETCH,
+        24,
+    )
 
 
 def test_one_node_of_a_compiled_graph() -> None:
@@ -204,30 +242,58 @@ def test_one_node_of_a_compiled_graph() -> None:
     targets: list[str] = []
 
     def keep(graph: Any, _: Any) -> Any:
-        targets.extend(str(node.target) for node in graph.graph.nodes if "softless" in str(node.target))
+        targets.extend(
+            str(node.target) for node in graph.graph.nodes if "softless" in str(node.target)
+        )
         return make_boxed_func(graph.forward)
 
     torch._dynamo.reset()
-    compiled = torch.compile(module, fullgraph=True, backend=aot_autograd(fw_compiler=keep, bw_compiler=keep))
+    compiled = torch.compile(
+        module, fullgraph=True, backend=aot_autograd(fw_compiler=keep, bw_compiler=keep)
+    )
     found, expected = (slopes(run, x, leaves_of(module, x)) for run in (compiled, module))
-    assert targets == ["softless.self_attention.default", "softless.self_attention_backward.default"]
+    assert targets == [
+        "softless.self_attention.default",
+        "softless.self_attention_backward.default",
+    ]
     assert all(map(torch.equal, found, expected))
 
 
 @each_dtype
-@pytest.mark.filterwarnings(r"ignore:The \.grad attribute of a Tensor that is not a leaf:UserWarning")  # opcheck's own
+# opcheck's own
+@pytest.mark.filterwarnings(
+    r"ignore:The \.grad attribute of a Tensor that is not a leaf:UserWarning"
+)
 def test_the_nodes_are_what_they_say(dtype: torch.dtype) -> None:
     """Fake form, schema and gradient agree with the kernel."""
     module, x = attention(dtype=dtype), tokens(dtype)
-    arguments = (x, module.qkv.weight, module.qkv.bias, module.proj.weight, module.proj.bias, 3, 1, None, 1e-12)
+    arguments = (
+        x,
+        module.qkv.weight,
+        module.qkv.bias,
+        module.proj.weight,
+        module.proj.bias,
+        3,
+        1,
+        None,
+        1e-12,
+    )
     torch.library.opcheck(torch.ops.softless.self_attention.default, arguments)
     found = torch.ops.softless.self_attention(*arguments)
     for for_x, for_weights in ((True, True), (True, False), (False, True)):
         torch.library.opcheck(
             torch.ops.softless.self_attention_backward.default,
-            (found[0].detach(), *(one.detach() for one in (x, module.qkv.weight, module.proj.weight, *found[1:])), 1, None, 1e-12, for_x, for_weights),
+            (
+                found[0].detach(),
+                *(one.detach() for one in (x, module.qkv.weight, module.proj.weight, *found[1:])),
+                1,
+                None,
+                1e-12,
+                for_x,
+                for_weights,
+            ),
             test_utils=("test_schema", "test_faketensor"),
-        )  # fmt: skip
+        )
 
 
 def test_products_are_counted() -> None:

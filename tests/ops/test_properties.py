@@ -1,4 +1,6 @@
-"""Hypothesis: random shapes, dtypes and extremes against properties that hold exactly (reliability.md D19)."""
+"""Hypothesis: random shapes, dtypes and extremes against properties that hold exactly
+(reliability.md D19).
+"""
 
 import pytest
 import torch
@@ -11,19 +13,22 @@ from softless.attention import OPERATORS, Operator
 from softless.attention.bottleneck.claims import HALF_CHANNELS
 from tests.ops.draw import DTYPES, Call, assert_near, attend, draw, every, exact
 
+# four times each backend's own bar
 BOUND = {
     torch.float64: 1e-11,
     torch.float32: 4e-6,
     torch.bfloat16: 1.6e-2,
     torch.float16: 2e-3,
-}  # four times each backend's own bar
+}
 
 
 def bound(op: Operator, dtype: torch.dtype) -> float:
     return max(BOUND[dtype], 4 * op.backends[0].tolerance[dtype])
 
 
-sizes = st.tuples(st.integers(1, 2), st.integers(1, 3), st.integers(1, 80), st.sampled_from([1, 3, 8, 17]))
+sizes = st.tuples(
+    st.integers(1, 2), st.integers(1, 3), st.integers(1, 80), st.sampled_from([1, 3, 8, 17])
+)
 dtypes = st.sampled_from(DTYPES)
 gains = st.sampled_from([1e-4, 1e-2, 1.0, 10.0])
 seeds = st.integers(0, 10_000)
@@ -62,21 +67,31 @@ def test_finite_and_in_its_dtype(
 
 @every
 @given(size=sizes, dtype=dtypes, gain=gains, seed=seeds)
-def test_linear_in_v(op: Operator, size: tuple[int, int, int, int], dtype: torch.dtype, gain: float, seed: int) -> None:
+def test_linear_in_v(
+    op: Operator, size: tuple[int, int, int, int], dtype: torch.dtype, gain: float, seed: int
+) -> None:
     (q, k, v), extras = drawn(op, size, dtype, gain, seed)
     if op.linear_in_v:
         wide = torch.promote_types(dtype, torch.float32)
         four = attend(q, k, v * 4, op=op, out_dtype=wide, **extras)
         apart = (four - 4 * attend(q, k, v, op=op, out_dtype=wide, **extras)).abs().max()
-        assert apart <= torch.finfo(wide).tiny  # not one bit, but for numbers below the smallest normal one
+        # not one bit, but for numbers below the smallest normal one
+        assert apart <= torch.finfo(wide).tiny
 
 
 @every
-@given(size=sizes, dtype=st.sampled_from([torch.float64, torch.float32]), seed=seeds, power=st.integers(-6, 6))
+@given(
+    size=sizes,
+    dtype=st.sampled_from([torch.float64, torch.float32]),
+    seed=seeds,
+    power=st.integers(-6, 6),
+)
 def test_powers_of_two_on_q_and_k(
     op: Operator, size: tuple[int, int, int, int], dtype: torch.dtype, seed: int, power: int
 ) -> None:
-    """Scaling q, or k, by a power of two changes not one bit, exactly where the record says that a factor changes nothing."""
+    """Scaling q, or k, by a power of two changes not one bit, exactly where the record says that a
+    factor changes nothing.
+    """
     (q, k, v), extras = drawn(op, size, dtype, 1.0, seed)
     if op.scale_free:
         expected = attend(q, k, v, op=op, **extras)
@@ -98,13 +113,19 @@ def test_permuting_tokens(
     scale = attend(q.abs(), k.abs(), v.abs(), op=op, out_dtype=wide, **extras).abs().max()
     scale = scale if op.linear_in_v else scale.clamp_min(1)
     apart = (moved - straight[..., order, :]).abs().max()
-    assert apart <= bound(op, wide) * scale or not op.equivariant  # that the others do feel it is in the contract
+    # that the others do feel it is in the contract
+    assert apart <= bound(op, wide) * scale or not op.equivariant
 
 
 @every
 @given(size=sizes, dtype=dtypes, gain=gains, seed=seeds, kept=st.floats(0, 1))
 def test_masking_is_removal(
-    op: Operator, size: tuple[int, int, int, int], dtype: torch.dtype, gain: float, seed: int, kept: float
+    op: Operator,
+    size: tuple[int, int, int, int],
+    dtype: torch.dtype,
+    gain: float,
+    seed: int,
+    kept: float,
 ) -> None:
     (q, k, v), extras = drawn(op, size, dtype, gain, seed)
     keep = (torch.rand(size[2], generator=torch.Generator().manual_seed(seed)) < kept).index_fill(
@@ -116,16 +137,22 @@ def test_masking_is_removal(
     assert not bool(o[..., ~keep, :].any())
     if op.wants("grid", {}):  # the others keep their places, and nothing of the masked ones is left
         other = [x.masked_fill(~keep[:, None], float("nan")) for x in (q, k, v)]
-        assert torch.equal(attend(*other, op=op, mask=mask, query_mask=mask, out_dtype=wide, **extras), o)
+        assert torch.equal(
+            attend(*other, op=op, mask=mask, query_mask=mask, out_dtype=wide, **extras), o
+        )
         return
     few = [x[..., keep, :] for x in (q, k, v)]
     scale = attend(*(x.abs() for x in few), op=op, out_dtype=wide, **extras).abs().max()
     scale = scale if op.linear_in_v else scale.clamp_min(1)
-    assert (o[..., keep, :] - attend(*few, op=op, out_dtype=wide, **extras)).abs().max() <= bound(op, wide) * scale
+    assert (o[..., keep, :] - attend(*few, op=op, out_dtype=wide, **extras)).abs().max() <= bound(
+        op, wide
+    ) * scale
 
 
 @given(size=sizes, gain=gains, seed=seeds)
-def test_entries_of_sima_sum_to_at_most_d(size: tuple[int, int, int, int], gain: float, seed: int) -> None:
+def test_entries_of_sima_sum_to_at_most_d(
+    size: tuple[int, int, int, int], gain: float, seed: int
+) -> None:
     """Sum of |A| over all pairs is at most d (sima.md section 3)."""
     from softless.attention import implied_matrix
 

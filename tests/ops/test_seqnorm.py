@@ -17,11 +17,16 @@ SEQNORM = OPERATORS["seqnorm"]
 
 
 def unit(width: int, heads: int = 2, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
-    return {name: x.to(dtype) for name, x in starting(SEQNORM, Sizes(heads, width, SEQNORM.filled({}))).items()}
+    return {
+        name: x.to(dtype)
+        for name, x in starting(SEQNORM, Sizes(heads, width, SEQNORM.filled({}))).items()
+    }
 
 
 def test_unit_affine_gives_correlations() -> None:
-    """Property 1: the D x E matrix is that of Pearson correlations between key and value channels, and o = q^ times it."""
+    """Property 1: the D x E matrix is that of Pearson correlations between key and value channels,
+    and o = q^ times it.
+    """
     (q, k, v), _ = draw(SEQNORM, (1, 2, 40, 40, 8, 8))
     extras = {"learned": unit(8), "eps": 1e-12}
     stream = SEQNORM.streaming
@@ -34,7 +39,9 @@ def test_unit_affine_gives_correlations() -> None:
         assert bool((found.abs() <= 1).all())
     assert not bool(offset.any())
     q_hat = (q - q.mean(-2, keepdim=True)) / q.std(-2, correction=0, keepdim=True)
-    pairs = torch.stack([torch.corrcoef(torch.cat([k[0, h].T, v[0, h].T]))[:8, 8:] for h in range(2)])[None]
+    pairs = torch.stack([
+        torch.corrcoef(torch.cat([k[0, h].T, v[0, h].T]))[:8, 8:] for h in range(2)
+    ])[None]
     assert_near(attend(q, k, v, op="seqnorm", **extras), q_hat @ pairs, 1e-9)
 
 
@@ -45,7 +52,10 @@ def test_affine_adds_a_rank_one_path() -> None:
     plain = {"learned": unit(8)}
     stream = SEQNORM.streaming
     assert stream is not None
-    hats = [(x - x.mean(-2, keepdim=True)) / (x.var(-2, correction=0, keepdim=True) + 1e-5).sqrt() for x in (q, k, v)]
+    hats = [
+        (x - x.mean(-2, keepdim=True)) / (x.var(-2, correction=0, keepdim=True) + 1e-5).sqrt()
+        for x in (q, k, v)
+    ]
     correlations = hats[1].mT @ hats[2] / 40
     inner = own["k_weight"].mT * correlations * own["v_weight"] + own["k_bias"].mT * own["v_bias"]
     expected = (own["q_weight"] * hats[0] + own["q_bias"]) @ inner
@@ -58,20 +68,35 @@ def test_token_duplication_changes_nothing(times: int) -> None:
     """Property 3: SimA falls as 1 / r, seqnorm stays."""
     (q, k, v), extras = draw(SEQNORM, (2, 2, 30, 30, 8, 8))
     repeated = [x.repeat(1, 1, times, 1) for x in (q, k, v)]
-    assert_near(attend(*repeated, op="seqnorm", **extras)[..., :30, :], attend(q, k, v, op="seqnorm", **extras), 1e-12)
-    assert_near(attend(*repeated, op="sima")[..., :30, :] * times, attend(q, k, v, op="sima"), 1e-12)
+    assert_near(
+        attend(*repeated, op="seqnorm", **extras)[..., :30, :],
+        attend(q, k, v, op="seqnorm", **extras),
+        1e-12,
+    )
+    assert_near(
+        attend(*repeated, op="sima")[..., :30, :] * times, attend(q, k, v, op="sima"), 1e-12
+    )
 
 
 def test_shifts_and_scales_of_channels_change_nothing() -> None:
-    """Property 4: so the biases of the q, k, v projections have no effect; exactly so but for eps."""
+    """Property 4: so the biases of the q, k, v projections have no effect; exactly so but for
+    eps.
+    """
     (q, k, v), extras = draw(SEQNORM, (2, 2, 30, 30, 8, 8))
-    shift, scale = torch.randn(3, 1, 1, 1, 8, dtype=torch.float64), torch.rand(3, 1, 1, 1, 8, dtype=torch.float64) + 0.5
+    shift, scale = (
+        torch.randn(3, 1, 1, 1, 8, dtype=torch.float64),
+        torch.rand(3, 1, 1, 1, 8, dtype=torch.float64) + 0.5,
+    )
     moved = [s * x + t for x, s, t in zip((q, k, v), scale, shift, strict=True)]
     assert_near(
-        attend(*moved, op="seqnorm", eps=1e-14, **extras), attend(q, k, v, op="seqnorm", eps=1e-14, **extras), 1e-11
+        attend(*moved, op="seqnorm", eps=1e-14, **extras),
+        attend(q, k, v, op="seqnorm", eps=1e-14, **extras),
+        1e-11,
     )
     shifted = [x + t for x, t in zip((q, k, v), shift, strict=True)]
-    assert_near(attend(*shifted, op="seqnorm", **extras), attend(q, k, v, op="seqnorm", **extras), 1e-12)
+    assert_near(
+        attend(*shifted, op="seqnorm", **extras), attend(q, k, v, op="seqnorm", **extras), 1e-12
+    )
 
 
 def test_one_token_and_dead_channels() -> None:
@@ -113,5 +138,8 @@ def test_plain_sums_would_lose_it() -> None:
     centred = (x.double() - x.double().mean(0)).T @ (y.double() - y.double().mean(0)) / 4096
     assert error(plain, centred) > 1e-2
     count = moments.number(x[None, None], None)
-    ours = [moments.centred(z[None, None], moments.mean(z[None, None], None, count), None) for z in (x, y)]
+    ours = [
+        moments.centred(z[None, None], moments.mean(z[None, None], None, count), None)
+        for z in (x, y)
+    ]
     assert_near(moments.products(*ours)[0, 0] / 4096, centred, 1e-6)

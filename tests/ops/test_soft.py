@@ -1,4 +1,6 @@
-"""SOFT and normalised SOFT: the formula by hand, the ways of sampling, masks on the grid, the published form."""
+"""SOFT and normalised SOFT: the formula by hand, the ways of sampling, masks on the grid, the
+published form.
+"""
 
 from typing import Any
 
@@ -23,11 +25,19 @@ GRID = (1, 6, 8)
 TOKENS = 49
 
 
-def draw(dtype: torch.dtype = torch.float64, width: int = 8) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def draw(
+    dtype: torch.dtype = torch.float64, width: int = 8
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     generator = torch.Generator().manual_seed(2)
-    q, v = (torch.randn(2, 3, TOKENS, width, generator=generator, dtype=torch.float64).to(dtype) for _ in range(2))
+    q, v = (
+        torch.randn(2, 3, TOKENS, width, generator=generator, dtype=torch.float64).to(dtype)
+        for _ in range(2)
+    )
     sizes = Sizes(3, width, OPERATORS["soft"].filled({}))
-    own = {name: (x + 0.1).to(dtype) for name, x in starting(OPERATORS["soft"], sizes, generator).items()}
+    own = {
+        name: (x + 0.1).to(dtype)
+        for name, x in starting(OPERATORS["soft"], sizes, generator).items()
+    }
     return q, v, own
 
 
@@ -50,7 +60,13 @@ def by_hand(name: str, q: Tensor, v: Tensor, own: dict[str, Tensor], invert: Any
 @both
 def test_formula_by_hand(name: str) -> None:
     q, v, own = draw()
-    expected = by_hand(name, q, v, own, lambda a: torch.linalg.inv(a + 0.01 * torch.eye(a.shape[-1], dtype=a.dtype)))
+    expected = by_hand(
+        name,
+        q,
+        v,
+        own,
+        lambda a: torch.linalg.inv(a + 0.01 * torch.eye(a.shape[-1], dtype=a.dtype)),
+    )
     for inverse in ("cholesky", "newton"):
         o = softless.attend(q, None, v, op=name, grid=GRID, learned=own, inverse=inverse)
         assert_near(o, expected, 1e-10, inverse)
@@ -82,7 +98,9 @@ def published_norm_inverse(a: Tensor) -> Tensor:
 
 @both
 def test_published_form(name: str) -> None:
-    """parity=True gives the official numbers; on a flat region they are far from ours, and the normalised form couples the batch."""
+    """parity=True gives the official numbers; on a flat region they are far from ours, and the
+    normalised form couples the batch.
+    """
     invert = published_inverse if name == "soft" else published_norm_inverse
     q, v, own = draw()
     flat = q[:, :, :1] + 0.02 * q
@@ -90,7 +108,9 @@ def test_published_form(name: str) -> None:
         o = softless.attend(x, None, v, op=name, grid=GRID, learned=own, parity=True)
         assert_near(o, by_hand(name, x, v, own, invert), 1e-8)
     alone = softless.attend(q[:1], None, v[:1], op=name, grid=GRID, learned=own, parity=True)
-    beside = softless.attend(torch.cat([q[:1], flat[1:]]), None, v, op=name, grid=GRID, learned=own, parity=True)[:1]
+    beside = softless.attend(
+        torch.cat([q[:1], flat[1:]]), None, v, op=name, grid=GRID, learned=own, parity=True
+    )[:1]
     assert (error(beside, alone) > 1e-6) == (name == "softnorm")
     with pytest.raises(UsageError, match="leave out parity=True"):
         softless.attention.attend_chunks(
@@ -112,7 +132,9 @@ def test_flops_of_the_published_form(name: str) -> None:
 def test_gradient_of_the_published_form_is_the_analytic_one() -> None:
     q, v, own = draw()
     leaf = q.clone().requires_grad_()
-    softless.attend(leaf, None, v, op="soft", grid=GRID, learned=own, parity=True).square().sum().backward()
+    softless.attend(
+        leaf, None, v, op="soft", grid=GRID, learned=own, parity=True
+    ).square().sum().backward()
     ours = q.clone().requires_grad_()
     softless.attend(ours, None, v, op="soft", grid=GRID, learned=own).square().sum().backward()
     assert leaf.grad is not None
@@ -122,7 +144,9 @@ def test_gradient_of_the_published_form_is_the_analytic_one() -> None:
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_samplings(sampling: str) -> None:
-    """Each takes as many bottleneck tokens as there are windows, and repeats; only the convolution has tensors of its own."""
+    """Each takes as many bottleneck tokens as there are windows, and repeats; only the convolution
+    has tensors of its own.
+    """
     q, v, own = draw()
     learned = own if sampling == "conv" else {}
     record = OPERATORS["soft"]
@@ -155,7 +179,9 @@ def test_chunks_of_every_sampling(name: str, sampling: str) -> None:
     q, v, own = draw()
     learned = own if sampling == "conv" else {}
     mask = (torch.rand(2, TOKENS) < 0.7).index_fill(1, torch.tensor([20]), value=True)
-    parts = softless.attention.chunks.split(softless.attention.Tokens(q, q, v, mask, mask), [1, 20, 0, 28])
+    parts = softless.attention.chunks.split(
+        softless.attention.Tokens(q, q, v, mask, mask), [1, 20, 0, 28]
+    )
     arguments: dict[str, Any] = {"grid": GRID, "learned": learned, "sampling": sampling}
     whole = softless.attend(q, None, v, op=name, mask=mask, query_mask=mask, **arguments)
     streamed = torch.cat(softless.attention.attend_chunks(parts, name, **arguments), dim=2)
@@ -180,7 +206,9 @@ def test_a_masked_border_is_a_smaller_grid(name: str, sampling: str) -> None:
 
 @both
 def test_a_flat_image_is_no_danger(name: str) -> None:
-    """All tokens the same, or all but: float32 stays near float64, values and gradients, where the published inverse is not."""
+    """All tokens the same, or all but: float32 stays near float64, values and gradients, where the
+    published inverse is not.
+    """
     q, v, own = draw()
     for spread in (0.0, 1e-4, 0.03):
         x = q[:, :, :1] + spread * q
@@ -189,7 +217,12 @@ def test_a_flat_image_is_no_danger(name: str) -> None:
         o = softless.attend(single, None, v.float(), op=name, grid=GRID, learned=tensors)
         double = single.detach().double().requires_grad_()
         exact = softless.attend(
-            double, None, v.float().double(), op=name, grid=GRID, learned={k: t.double() for k, t in tensors.items()}
+            double,
+            None,
+            v.float().double(),
+            op=name,
+            grid=GRID,
+            learned={k: t.double() for k, t in tensors.items()},
         )
         assert_near(o, exact, 1e-4, f"spread {spread}")
         o.square().sum().backward()
@@ -200,15 +233,24 @@ def test_a_flat_image_is_no_danger(name: str) -> None:
 def test_sizes_it_refuses() -> None:
     q = torch.randn(1, 1, 64 * 64, 4)
     with pytest.raises(
-        UsageError, match=r"has 4096 bottleneck tokens, and their inverse is kept to 1024: choose ratio=2 or more"
+        UsageError,
+        match=r"has 4096 bottleneck tokens, and their inverse is kept to 1024: choose ratio=2 or "
+        r"more",
     ):
         softless.attend(q, None, q, op="soft", grid=(0, 64, 64), ratio=1, sampling="pool")
     few = torch.randn(1, 1, 3, 4)
-    with pytest.raises(UsageError, match=r"grid 1 x 3 has no window of 2 x 2: choose a smaller ratio"):
+    with pytest.raises(
+        UsageError, match=r"grid 1 x 3 has no window of 2 x 2: choose a smaller ratio"
+    ):
         softless.attend(few, None, few, op="soft", grid=(0, 1, 3), sampling="pool")
-    with pytest.raises(UsageError, match=r"grid=\(0, 2, 2\) has 0 \+ 2 x 2 = 4 tokens, and there are 3"):
+    with pytest.raises(
+        UsageError, match=r"grid=\(0, 2, 2\) has 0 \+ 2 x 2 = 4 tokens, and there are 3"
+    ):
         softless.attend(few, None, few, op="soft", grid=(0, 2, 2), sampling="pool")
     with pytest.raises(UsageError, match="pass k=None"):
         softless.attend(few, few, few, op="soft", grid=(0, 1, 3), sampling="pool")
-    with pytest.raises(UsageError, match=r"needs the grid of the tokens: pass grid=\(prefix_tokens, height, width\)"):
+    with pytest.raises(
+        UsageError,
+        match=r"needs the grid of the tokens: pass grid=\(prefix_tokens, height, width\)",
+    ):
         attend(few, few, few, op="soft", sampling="pool")

@@ -1,4 +1,6 @@
-"""The additive form: any split of the tokens into chunks, in any order, with any of them masked, gives the whole result."""
+"""The additive form: any split of the tokens into chunks, in any order, with any of them masked,
+gives the whole result.
+"""
 
 import random
 
@@ -14,7 +16,9 @@ from softless.attention.streaming import Place
 from softless.errors import UsageError
 from tests.ops.draw import CROSS, DTYPES, assert_near, attend, attend_chunks, draw, every, exact
 
-streamed = pytest.mark.parametrize("op", [op for op in OPERATORS.values() if op.streaming], ids=lambda op: op.name)
+streamed = pytest.mark.parametrize(
+    "op", [op for op in OPERATORS.values() if op.streaming], ids=lambda op: op.name
+)
 
 
 @every
@@ -34,12 +38,14 @@ def test_a_form_or_a_reason(op: Operator) -> None:
 @streamed
 @given(data=st.data())
 def test_any_split_gives_the_whole(op: Operator, data: st.DataObject) -> None:
-    tokens = data.draw(
-        st.integers(2, 60), "tokens"
-    )  # of one token the answer may be exactly 0, and no error is relative to that
+    # of one token the answer may be exactly 0, and no error is relative to that
+    tokens = data.draw(st.integers(2, 60), "tokens")
     cuts = sorted(data.draw(st.lists(st.integers(0, tokens), max_size=6), "cuts"))
-    sizes = [b - a for a, b in zip([0, *cuts], [*cuts, tokens], strict=True)]  # zero-length chunks too
-    call, extras = draw(op, (2, 2, tokens, tokens, 4, 4), seed=data.draw(st.integers(0, 99), "seed"))
+    # zero-length chunks too
+    sizes = [b - a for a, b in zip([0, *cuts], [*cuts, tokens], strict=True)]
+    call, extras = draw(
+        op, (2, 2, tokens, tokens, 4, 4), seed=data.draw(st.integers(0, 99), "seed")
+    )
     mask = torch.rand(2, tokens) < data.draw(st.sampled_from([1.1, 0.7, 0.2]), "kept")
     mask[:, data.draw(st.integers(0, tokens - 1), "certain")] = True
     chunks = split(Tokens(*call, mask, mask), sizes)
@@ -50,11 +56,17 @@ def test_any_split_gives_the_whole(op: Operator, data: st.DataObject) -> None:
     assert_near(joined, exact(op, call, extras, mask=mask, query_mask=mask), 1e-11)
 
 
-@pytest.mark.parametrize("op", [op for op in OPERATORS.values() if op.streaming and op.streaming.sweeps[0].native], ids=lambda op: op.name)  # fmt: skip
+@pytest.mark.parametrize(
+    "op",
+    [op for op in OPERATORS.values() if op.streaming and op.streaming.sweeps[0].native],
+    ids=lambda op: op.name,
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("scale", [None, "tokens"])
 def test_native_sums_are_the_sums(op: Operator, dtype: torch.dtype, scale: str | None) -> None:
-    """Every entry, under masks that differ and under none, so that chunks summed either way join."""
+    """Every entry, under masks that differ and under none, so that chunks summed either way
+    join.
+    """
     (q, k, v), _ = draw(op, (2, 3, 50, 50, 16, 16), dtype)
     if scale and "token_scale" not in op.options:
         pytest.skip(f"{op.name} has no token_scale")
@@ -67,7 +79,10 @@ def test_native_sums_are_the_sums(op: Operator, dtype: torch.dtype, scale: str |
     mask, query_mask = torch.rand(2, 2, 50, generator=torch.Generator().manual_seed(1)) < 0.6
     for masks in ((None, None), (mask, query_mask)):
         tokens = Tokens(q, k, v, *masks)
-        found, wanted = sweep.native(tokens, **extras), sweep.summarise(wide(tokens), None, **extras)
+        found, wanted = (
+            sweep.native(tokens, **extras),
+            sweep.summarise(wide(tokens), None, **extras),
+        )
         assert found.keys() == wanted.keys()
         for name, value in wanted.items():
             ours, theirs = torch.broadcast_tensors(found[name].double(), value.double())
@@ -77,7 +92,9 @@ def test_native_sums_are_the_sums(op: Operator, dtype: torch.dtype, scale: str |
 @streamed
 @pytest.mark.parametrize("parts", [1, 2, 7, 64])
 def test_float32_does_not_feel_the_chunks(op: Operator, parts: int) -> None:
-    """No more than the operator's own float32 bar between the whole and 1 to 64 parts, forwards and backwards (reliability.md D11)."""
+    """No more than the operator's own float32 bar between the whole and 1 to 64 parts, forwards and
+    backwards (reliability.md D11).
+    """
     call, extras = draw(op, (1, 2, 4096, 4096, 16, 16), torch.float32)
     sizes = [4096 // parts] * parts
     sizes[-1] += 4096 - sum(sizes)
@@ -106,7 +123,9 @@ def test_chunks_keep_the_dtype(op: Operator, dtype: torch.dtype) -> None:
     assert_near(outputs, exact(op, call, extras), op.backends[0].tolerance[dtype])
 
 
-@pytest.mark.parametrize("op", [op for op in OPERATORS.values() if op.streaming and op.cross], ids=lambda op: op.name)
+@pytest.mark.parametrize(
+    "op", [op for op in OPERATORS.values() if op.streaming and op.cross], ids=lambda op: op.name
+)
 def test_queries_and_keys_come_apart(op: Operator) -> None:
     """Chunks of queries alone and of keys alone: the summary of an empty set adds nothing."""
     (q, k, v), extras = draw(op, CROSS["fewer queries"])

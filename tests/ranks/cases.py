@@ -20,7 +20,8 @@ CLASSES = ("dark", "light")
 IMAGES = 40  # of each class in the part that the verbs other than training look at
 SLOW = 90.0  # seconds in which two ranks come to work on a busy machine
 VERBS = ("train", "eval", "predict", "explain", "slide")
-SIGNALS = {"SIGTERM": 30.0, "SIGINT": 30.0, "SIGKILL": 60.0}  # seconds that the other rank may go on
+# seconds that the other rank may go on
+SIGNALS = {"SIGTERM": 30.0, "SIGINT": 30.0, "SIGKILL": 60.0}
 DIFFERENCES = ("pixels", "count", "lr", "version", "threads")
 MOST = 60.0  # seconds after which ranks that differ have ended
 
@@ -58,7 +59,21 @@ def prepared(folder: Path) -> Path:
 def training(folder: Path, data: Path, out: Path, *more: str) -> list[str]:
     fields = ["batch_size=4", "data.workers=0", "data.image_size=16", "amp=none", "ema_decay=none"]
     fields += ["ema_evaluate=false", "schedule.epochs=60", *more]
-    return [SCRIPT, str(folder), "train", "--recipe", "folder", "--data", str(data), "--out", str(out), "--device", "cpu", "--set", *fields]  # fmt: skip
+    return [
+        SCRIPT,
+        str(folder),
+        "train",
+        "--recipe",
+        "folder",
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+        "--set",
+        *fields,
+    ]
 
 
 def words(verb: str, root: Path, folder: Path) -> list[str]:
@@ -94,7 +109,9 @@ def ended(verb: str, name: str, root: Path, folder: Path) -> Seen:
             one.wait(2 * SIGNALS[name])
         began = time.monotonic() - began
 
-    (first, said), (second, other) = each_rank([words(verb, root, folder)] * 2, meanwhile=meanwhile, seconds=5)
+    (first, said), (second, other) = each_rank(
+        [words(verb, root, folder)] * 2, meanwhile=meanwhile, seconds=5
+    )
     return Seen((first, second), began, said + other, sentence(said) or sentence(other))
 
 
@@ -113,7 +130,9 @@ def differing(kind: str, root: Path, folder: Path) -> Seen:
         other["OMP_NUM_THREADS"] = "2"
     else:
         more = {"train": 12 if kind == "count" else 8, "val": 4, "test": IMAGES}
-        other["SOFTLESS_OTHER"] = f"data={images(folder / 'other', more, low=30 if kind == 'pixels' else 0)}"
+        other["SOFTLESS_OTHER"] = (
+            f"data={images(folder / 'other', more, low=30 if kind == 'pixels' else 0)}"
+        )
     began = time.monotonic()
     found = each_rank(commands, environments={1: other}, seconds=2 * MOST)
     seconds = time.monotonic() - began
@@ -123,14 +142,19 @@ def differing(kind: str, root: Path, folder: Path) -> Seen:
 
 def sentence(said: str) -> str:
     """The last line that softless said, but for notes."""
-    lines = [line for line in said.splitlines() if line.startswith("softless: ") and "note:" not in line]
+    lines = [
+        line for line in said.splitlines() if line.startswith("softless: ") and "note:" not in line
+    ]
     return lines[-1].removeprefix("softless: ") if lines else ""
 
 
 FIELD = {
-    "pixels": "data: pixels of train", "count": "data: train = ", "lr": "optim.lr = 0.5", "version": "timm = '1.0.0'",
+    "pixels": "data: pixels of train",
+    "count": "data: train = ",
+    "lr": "optim.lr = 0.5",
+    "version": "timm = '1.0.0'",
     "threads": "threads = 2",
-}  # fmt: skip
+}
 
 
 def is_refused(kind: str, seen: Seen) -> bool:

@@ -1,4 +1,5 @@
-"""The table of ranks, measured: `python -m tests.ranks.record benchmarks/ranks.csv [WHAT ...]`, WHAT a verb or `differences`.
+"""The table of ranks, measured: `python -m tests.ranks.record benchmarks/ranks.csv [WHAT ...]`,
+WHAT a verb or `differences`.
 
 Rows that were not asked for stay as they were. Exit code 1 if one is wrong.
 """
@@ -33,13 +34,23 @@ Row = dict[str, str]
 def row(what: str, case: str, most: float, seen: Seen, outcome: str, place: str) -> Row:
     """One line of the table."""
     print(
-        f"{what}, {case}: {outcome}, {seen.codes}, {seen.seconds:.1f} s: {seen.sentence}", file=sys.stderr, flush=True
+        f"{what}, {case}: {outcome}, {seen.codes}, {seen.seconds:.1f} s: {seen.sentence}",
+        file=sys.stderr,
+        flush=True,
     )
     if outcome == "wrong":
         print(seen.said, file=sys.stderr, flush=True)
     codes = " and ".join(map(str, seen.codes))
     said = seen.sentence.replace(place, "")
-    return {"what": what, "case": case, "seconds": f"{seen.seconds:.1f}", "most": f"{most:.0f}", "codes": codes, "outcome": outcome, "said": said}  # fmt: skip
+    return {
+        "what": what,
+        "case": case,
+        "seconds": f"{seen.seconds:.1f}",
+        "most": f"{most:.0f}",
+        "codes": codes,
+        "outcome": outcome,
+        "said": said,
+    }
 
 
 def measured(what: str, root: Path) -> Iterator[Row]:
@@ -47,11 +58,15 @@ def measured(what: str, root: Path) -> Iterator[Row]:
     if what == OTHER:
         for number, kind in enumerate(DIFFERENCES):
             seen = differing(kind, root, root / f"{what}{number}")
-            yield row(what, kind, MOST, seen, "refused" if is_refused(kind, seen) else "wrong", f"{root}/")
+            yield row(
+                what, kind, MOST, seen, "refused" if is_refused(kind, seen) else "wrong", f"{root}/"
+            )
         return
     for number, (name, most) in enumerate(SIGNALS.items()):
         seen = ended(what, name, root, root / f"{what}{number}")
-        yield row(what, name, most, seen, "right" if is_ended_well(name, seen) else "wrong", f"{root}/")
+        yield row(
+            what, name, most, seen, "right" if is_ended_well(name, seen) else "wrong", f"{root}/"
+        )
 
 
 def held(path: Path) -> dict[tuple[str, str], Row]:

@@ -1,6 +1,8 @@
-"""One rank of the table: `working.py FOLDER WORDS...` runs `softless WORDS`, slowly, and tells FOLDER/atN how many images or steps it did.
+"""One rank of the table: `working.py FOLDER WORDS...` runs `softless WORDS`, slowly, and tells
+FOLDER/atN how many images or steps it did.
 
-SOFTLESS_OTHER makes this rank differ: `version`, or `data=FOLDER`, which then lies where the others see their data.
+SOFTLESS_OTHER makes this rank differ: `version`, or `data=FOLDER`, which then lies where the others
+see their data.
 """
 
 import os
@@ -21,7 +23,9 @@ PAUSE = 0.3  # seconds of each image or step
 
 
 def slowly(folder: Path) -> None:
-    """Every step of training, every image of a run's model and every slide takes PAUSE longer, and is counted."""
+    """Every step of training, every image of a run's model and every slide takes PAUSE longer, and
+    is counted.
+    """
     done = 0
     fill, step, stream = softless.evaluation.run.fill, loop.train_step, softless.cli.slide.stream
 
@@ -58,7 +62,9 @@ def differ(how: str) -> None:
     elif how.startswith("data="):
         opened = agreement.open_task
         place = how.removeprefix("data=")
-        agreement.open_task = lambda recipe: opened(replace(recipe, data=replace(recipe.data, path=place)))
+        agreement.open_task = lambda recipe: opened(
+            replace(recipe, data=replace(recipe.data, path=place))
+        )
 
 
 if __name__ == "__main__":

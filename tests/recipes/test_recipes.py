@@ -1,4 +1,6 @@
-"""Every recipe runs, is listed, and says what it is; the papers' recipes resolve to the papers' numbers."""
+"""Every recipe runs, is listed, and says what it is; the papers' recipes resolve to the papers'
+numbers.
+"""
 
 import importlib
 import math
@@ -27,7 +29,11 @@ papers = pytest.mark.parametrize("name", PAPERS)
 
 
 def test_the_list_is_the_folder():
-    files = {module.name for module in pkgutil.iter_modules(softless.recipes.__path__) if module.name[0] != "_"}
+    files = {
+        module.name
+        for module in pkgutil.iter_modules(softless.recipes.__path__)
+        if module.name[0] != "_"
+    }
     assert set(RECIPES) == files
 
 
@@ -60,7 +66,11 @@ def test_quick_changes_sizes_alone(name: str, tmp_path: Path):
     assert small.augment == whole.augment
     assert replace(small.optim, lr=whole.optim.lr, base_batch=whole.optim.base_batch) == whole.optim
     assert small.effective_lr == whole.effective_lr
-    assert (small.metric, small.class_weights, small.ema_decay) == (whole.metric, whole.class_weights, whole.ema_decay)
+    assert (small.metric, small.class_weights, small.ema_decay) == (
+        whole.metric,
+        whole.class_weights,
+        whole.ema_decay,
+    )
     assert (small.model.name, small.model.op) == (whole.model.name, whole.model.op)
 
 
@@ -79,17 +89,25 @@ def test_an_unknown_recipe_offers_the_nearest():
 
 @papers
 def test_optimiser_groups_are_the_papers(name: str):
-    """No decay on biases, norms, gammas and cls_token (and DeiT's pos_embed); 0.05 on every other parameter."""
+    """No decay on biases, norms, gammas and cls_token (and DeiT's pos_embed); 0.05 on every other
+    parameter.
+    """
     recipe = get_recipe(name)
     model = build_model(recipe, 1000, 3)
     built = optimizer(recipe, model)
     names = {id(parameter): key for key, parameter in model.named_parameters()}
-    found = {names[id(p)]: group["weight_decay"] for group in built.param_groups for p in group["params"]}
+    found = {
+        names[id(p)]: group["weight_decay"] for group in built.param_groups for p in group["params"]
+    }
     assert len(found) == len(names)
     free = {"cls_token", "pos_embed"}
-    expected = {key: 0.0 if p.ndim <= 1 or key in free else 0.05 for key, p in model.named_parameters()}
+    expected = {
+        key: 0.0 if p.ndim <= 1 or key in free else 0.05 for key, p in model.named_parameters()
+    }
     assert found == expected
-    assert {key for key, value in found.items() if value == 0 and model.get_parameter(key).ndim > 1} <= free
+    assert {
+        key for key, value in found.items() if value == 0 and model.get_parameter(key).ndim > 1
+    } <= free
     assert isinstance(built, torch.optim.AdamW)
     for group in built.param_groups:
         assert (group["betas"], group["eps"]) == ((0.9, 0.999), 1e-8)
@@ -99,7 +117,9 @@ def test_optimiser_groups_are_the_papers(name: str):
 
 @papers
 def test_schedule_is_the_papers(name: str):
-    """5 warm-up epochs from 1e-6, then a cosine over all epochs from 1e-3 to 1e-5; timm 0.4.9's values at epoch starts."""
+    """5 warm-up epochs from 1e-6, then a cosine over all epochs from 1e-3 to 1e-5; timm 0.4.9's
+    values at epoch starts.
+    """
     recipe, epochs = get_recipe(name), PAPERS[name]
     assert recipe.batch_size == 1024
     assert recipe.effective_lr == pytest.approx(1e-3)
@@ -135,7 +155,12 @@ def test_transforms_are_the_papers(name: str):
     assert {(op.magnitude, op.magnitude_std) for op in augment.ops} == {(9, 0.5)}  # type: ignore[attr-defined]
     assert {"PosterizeIncreasing", "SolarizeIncreasing"} <= {op.name for op in augment.ops}  # type: ignore[attr-defined]
     assert (tuple(normalize.mean.tolist()), erase.probability) == (pytest.approx(mean), 0.25)  # type: ignore[attr-defined]
-    assert (erase.rand_color, erase.per_pixel, erase.min_count, erase.max_count) == (False, True, 1, 1)  # type: ignore[attr-defined]
+    assert (erase.rand_color, erase.per_pixel, erase.min_count, erase.max_count) == (  # type: ignore[attr-defined]
+        False,
+        True,
+        1,
+        1,
+    )
 
 
 @papers
@@ -143,7 +168,12 @@ def test_evaluation_is_the_papers(name: str):
     """Resize to 224 and crop ratio 1.0, and raw weights though averaged ones are tracked."""
     recipe = get_recipe(name)
     steps = build_transforms(recipe, (0.5,) * 3, (0.5,) * 3, train=False).transforms
-    assert [type(step).__name__ for step in steps] == ["Resize", "CenterCrop", "MaybeToTensor", "Normalize"]
+    assert [type(step).__name__ for step in steps] == [
+        "Resize",
+        "CenterCrop",
+        "MaybeToTensor",
+        "Normalize",
+    ]
     assert (steps[0].size, steps[1].size) == (224, (224, 224))  # type: ignore[attr-defined]
     assert "bicubic" in repr(steps[0])
     assert recipe.ema_evaluate is False
@@ -168,14 +198,20 @@ def test_mixing_and_model_are_the_papers(name: str):
     assert found == (0.8, 1.0, 1.0, 0.5, "batch", 0.1)
     assert recipe.augment.repeats == 3
     order = EpochOrder(9, 3, repeats=recipe.augment.repeats)
-    assert [sorted({p % 9 for p in batch}).__len__() for batch in order] == [1, 1, 1], "each image three times"
+    assert [sorted({p % 9 for p in batch}).__len__() for batch in order] == [1, 1, 1], (
+        "each image three times"
+    )
     assert (recipe.amp, recipe.drop_path, recipe.data.image_size) == ("float16", 0.05, 224)
 
 
 def test_the_two_papers_recipes_differ_in_model_and_length():
     deit, xcit = (get_recipe(name) for name in PAPERS)
     same: Recipe = replace(
-        xcit, name=deit.name, summary=deit.summary, model=deit.model, schedule=replace(xcit.schedule, epochs=300)
+        xcit,
+        name=deit.name,
+        summary=deit.summary,
+        model=deit.model,
+        schedule=replace(xcit.schedule, epochs=300),
     )
     assert same == deit
 
@@ -192,7 +228,18 @@ def test_a_run_that_was_begun_under_an_old_name_goes_on_under_both(tmp_path: Pat
     stored = tmp_path / "run/recipe.json"
     stored.write_text(stored.read_text().replace('"name": "classify"', '"name": "folder"'))
     for name in ("folder", "classify"):
-        assert fit(replace(recipe, name=name), tmp_path / "run", resume=True, device="cpu", progress=False) == done
+        assert (
+            fit(
+                replace(recipe, name=name),
+                tmp_path / "run",
+                resume=True,
+                device="cpu",
+                progress=False,
+            )
+            == done
+        )
         assert train(name, out=tmp_path / "run", resume=True, device="cpu") == done
-    with pytest.raises(ResumeMismatch, match="it is a run of recipe 'folder', and 'digits' was asked"):
+    with pytest.raises(
+        ResumeMismatch, match="it is a run of recipe 'folder', and 'digits' was asked"
+    ):
         train("digits", out=tmp_path / "run", resume=True, device="cpu")

@@ -1,4 +1,6 @@
-"""Writes run folders as training leaves them (the contract), with answers of a chosen accuracy: reports are made of these."""
+"""Writes run folders as training leaves them (the contract), with answers of a chosen accuracy:
+reports are made of these.
+"""
 
 import json
 from pathlib import Path
@@ -9,7 +11,14 @@ import torch
 from safetensors.torch import save_file
 
 from softless.data import open_parts
-from softless.training.recipe import AugmentSpec, DataSpec, ModelSpec, OptimSpec, Recipe, ScheduleSpec
+from softless.training.recipe import (
+    AugmentSpec,
+    DataSpec,
+    ModelSpec,
+    OptimSpec,
+    Recipe,
+    ScheduleSpec,
+)
 from softless.training.run_folder import as_json
 
 ARGS = {"img_size": 32, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -40,7 +49,9 @@ def write_run(
     classes: list[str] | None = None,
     **args: Any,
 ) -> Path:
-    """A finished run on the digits as an older softless left it, epochs counted from 0: real test images, invented answers, new weights."""
+    """A finished run on the digits as an older softless left it, epochs counted from 0: real test
+    images, invented answers, new weights.
+    """
     from softless.models import create_model
 
     held = recipe(op, seed, **args)
@@ -52,8 +63,12 @@ def write_run(
     folder.mkdir(parents=True)
     _json(folder / "recipe.json", {**as_json(held), **_where()})
     _json(folder / "classes.json", names)
-    log = [_epoch(number, epochs, accuracy, seed + 10 * (op == "softmax")) for number in range(epochs)]
-    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log), encoding="utf-8")
+    log = [
+        _epoch(number, epochs, accuracy, seed + 10 * (op == "softmax")) for number in range(epochs)
+    ]
+    (folder / "log.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in log), encoding="utf-8"
+    )
     save_file(model.state_dict(), folder / "best.safetensors")
     best = max(range(epochs), key=lambda number: log[number]["val"]["top1"])
     scaling = {
@@ -66,18 +81,35 @@ def write_run(
     }
     _json(
         folder / "best.json",
-        {"epoch": best, "metric": "top1", "value": log[best]["val"]["top1"], "architecture": held.model.name,
-         "model_args": model_args, "classes": names, **scaling},
-    )  # fmt: skip
-    result: dict[str, Any] = {"best_epoch": best, "epochs": epochs, "val": log[best]["val"], "seconds": 101.5 + seed,
-                              "images_per_second": 812.0, "parameters": sum(p.numel() for p in model.parameters())}  # fmt: skip
+        {
+            "epoch": best,
+            "metric": "top1",
+            "value": log[best]["val"]["top1"],
+            "architecture": held.model.name,
+            "model_args": model_args,
+            "classes": names,
+            **scaling,
+        },
+    )
+    result: dict[str, Any] = {
+        "best_epoch": best,
+        "epochs": epochs,
+        "val": log[best]["val"],
+        "seconds": 101.5 + seed,
+        "images_per_second": 812.0,
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
     if test:
-        result["test"] = _answers(folder, parts["test"], len(names), accuracy, seed + (op == "softmax") * 100)
+        result["test"] = _answers(
+            folder, parts["test"], len(names), accuracy, seed + (op == "softmax") * 100
+        )
     _json(folder / "result.json", result)
     return folder
 
 
-def _answers(folder: Path, samples: Any, classes: int, accuracy: float, seed: int) -> dict[str, Any]:
+def _answers(
+    folder: Path, samples: Any, classes: int, accuracy: float, seed: int
+) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     targets = samples.targets
     logits = rng.normal(0, 1, (len(targets), classes)).astype(np.float32)
@@ -86,17 +118,32 @@ def _answers(folder: Path, samples: Any, classes: int, accuracy: float, seed: in
     names = np.array([samples.name(i) for i in range(len(targets))])
     np.savez(folder / "predictions.npz", logits=logits, targets=targets, names=names)
     right = float((logits.argmax(1) == targets).mean())
-    return {"top1": right, "balanced_accuracy": right - 0.001, "auc": 0.998, "loss": 0.2, "seen": len(targets),
-            "expected": len(targets), "interval": [right - 0.01, right + 0.01]}  # fmt: skip
+    return {
+        "top1": right,
+        "balanced_accuracy": right - 0.001,
+        "auc": 0.998,
+        "loss": 0.2,
+        "seen": len(targets),
+        "expected": len(targets),
+        "interval": [right - 0.01, right + 0.01],
+    }
 
 
 def _epoch(number: int, epochs: int, accuracy: float, seed: int) -> dict[str, Any]:
     rng = np.random.default_rng((seed, number))
     share = (number + 1) / epochs
-    val = {"loss": 2.3 * (1 - share) + 0.2, "top1": min(0.999, accuracy * (1 - np.exp(-(6 + seed % 7) * share)) + rng.normal(0, 0.004)),
-           "balanced_accuracy": 0.9, "auc": 0.99, "seen": 216, "expected": 216}  # fmt: skip
+    val = {
+        "loss": 2.3 * (1 - share) + 0.2,
+        "top1": min(0.999, accuracy * (1 - np.exp(-(6 + seed % 7) * share)) + rng.normal(0, 0.004)),
+        "balanced_accuracy": 0.9,
+        "auc": 0.99,
+        "seen": 216,
+        "expected": 216,
+    }
     loss = 0.55 + seed / 300 + 1.8 * np.exp(-4.5 * share) + rng.normal(0, 0.012)
-    rate = 2e-3 * (min(1.0, 5 * share) if share < 0.2 else 0.5 * (1 + np.cos(np.pi * (share - 0.2) / 0.8)))
+    rate = 2e-3 * (
+        min(1.0, 5 * share) if share < 0.2 else 0.5 * (1 + np.cos(np.pi * (share - 0.2) / 0.8))
+    )
     return {
         "epoch": number,
         "train_loss": float(loss),

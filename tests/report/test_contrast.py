@@ -1,4 +1,6 @@
-"""Words stand out from what is behind them, in light and in dark: WCAG's contrast, computed from page.css."""
+"""Words stand out from what is behind them, in light and in dark: WCAG's contrast, computed from
+page.css.
+"""
 
 import re
 from pathlib import Path
@@ -40,7 +42,9 @@ def mixed(one: tuple[float, ...], other: tuple[float, ...], share: float) -> tup
 
 def test_the_formula_is_wcag_s():
     assert contrast(rgb("#ffffff"), rgb("#000000")) == pytest.approx(21)
-    assert contrast(rgb("#ffffff"), rgb("#d9730d")) == pytest.approx(3.2, abs=0.1), "what the matrix had once"
+    assert contrast(rgb("#ffffff"), rgb("#d9730d")) == pytest.approx(3.2, abs=0.1), (
+        "what the matrix had once"
+    )
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -68,4 +72,6 @@ def test_the_matrix_is_drawn_so():
     assert "color-mix(in srgb, var(--c) calc(var(--depth) * var(--most)), var(--grid))" in CSS
     assert "color-mix(in srgb, var(--bad) calc(var(--depth) * var(--most)), var(--grid))" in CSS
     assert re.search(r"\.matrix tbody td \{[^}]*color: var\(--ink\)", CSS)
-    assert not re.search(r"\.matrix td\.(?!recall)\w+ \{[^}]*[ {]color: ", CSS), "no cell has words of another colour"
+    assert not re.search(r"\.matrix td\.(?!recall)\w+ \{[^}]*[ {]color: ", CSS), (
+        "no cell has words of another colour"
+    )

@@ -1,4 +1,6 @@
-"""The page of self-supervised runs: what it says of features, and neighbours that are the nearest."""
+"""The page of self-supervised runs: what it says of features, and neighbours that are the
+nearest.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +19,19 @@ from tests.tasks.test_dino import tiny_recipe
 @pytest.fixture(scope="module")
 def groups(tmp_path_factory: pytest.TempPathFactory) -> list[Group]:
     root = tmp_path_factory.mktemp("dino")
-    split_folders(root / "data", {p: {"cat": n, "dog": n} for p, n in (("train", 12), ("val", 4), ("test", 3))})
+    split_folders(
+        root / "data",
+        {p: {"cat": n, "dog": n} for p, n in (("train", 12), ("val", 4), ("test", 3))},
+    )
     recipe = tiny_recipe(root / "data")
     data = replace(recipe.data, source="folder", in_chans=3)
     runs = []
     for op in ("sima", "xca"):
         one = replace(
-            recipe, data=data, model=replace(recipe.model, op=op), schedule=replace(recipe.schedule, epochs=2)
+            recipe,
+            data=data,
+            model=replace(recipe.model, op=op),
+            schedule=replace(recipe.schedule, epochs=2),
         )
         fit(one, root / op, device="cpu", progress=False)
         runs.append(root / op)
@@ -33,7 +41,13 @@ def groups(tmp_path_factory: pytest.TempPathFactory) -> list[Group]:
 def test_the_headline_tells_accuracy_with_its_interval(groups: list[Group]):
     text = view.headline(groups)
     assert "By their 20 nearest neighbours" in text or "has collapsed" in text
-    for word in ("20-NN accuracy on test images", "spread of features", "loss, last epoch", "SimA", "XCA"):
+    for word in (
+        "20-NN accuracy on test images",
+        "spread of features",
+        "loss, last epoch",
+        "SimA",
+        "XCA",
+    ):
         assert word in text, word
 
 

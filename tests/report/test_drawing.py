@@ -18,7 +18,8 @@ def chart(*lines, **options):
 
 def dots(drawn):
     return [
-        [tuple(map(float, dot.split(","))) for dot in found.split()] for found in re.findall(r'points="([^"]*)"', drawn)
+        [tuple(map(float, dot.split(","))) for dot in found.split()]
+        for found in re.findall(r'points="([^"]*)"', drawn)
     ]
 
 
@@ -50,7 +51,9 @@ def test_one_epoch_and_nothing_at_all():
 
 def test_seeds_lie_behind_means_and_the_base_behind_the_others():
     drawn = chart(
-        Line("a", "s0", [1.0, 2.0]), Line("a1", "s0", [1.0, 2.0], faint=True), Line("b", "s1", [2.0, 1.0])
+        Line("a", "s0", [1.0, 2.0]),
+        Line("a1", "s0", [1.0, 2.0], faint=True),
+        Line("b", "s1", [2.0, 1.0]),
     ).render("c")
     order = re.findall(r'<g class="(s\d)"><polyline [^>]*class="([^"]*)"', drawn)
     assert order == [("s0", "curve faint"), ("s1", "curve"), ("s0", "curve")]
@@ -61,13 +64,17 @@ def test_strips_share_an_axis_that_holds_them():
     places = axis(strips)
     assert places[0] <= 0.84
     assert places[-1] >= 0.98
-    x = [float(re.findall(r'cx="([\d.]+)" cy="20" r="6"', draw(strip, places, "i"))[0]) for strip in strips]
+    x = [
+        float(re.findall(r'cx="([\d.]+)" cy="20" r="6"', draw(strip, places, "i"))[0])
+        for strip in strips
+    ]
     assert x[0] > x[1]
     assert axis([Strip("d", "s0", 0.01, 0.005, 0.02, zero=True)])[0] <= 0
 
 
 @pytest.mark.parametrize(
-    ("low", "high"), [(0, 1), (0.955, 0.987), (-0.02, 0.031), (1e-6, 2e-3), (3, 3), (0, 0), (12, 9000)]
+    ("low", "high"),
+    [(0, 1), (0.955, 0.987), (-0.02, 0.031), (1e-6, 2e-3), (3, 3), (0, 0), (12, 9000)],
 )
 def test_ticks_hold_the_range_and_are_few(low, high):
     found = ticks(low, high)
@@ -90,8 +97,18 @@ def test_numbers_for_people():
     assert count(22050664) == f"22{thin}050{thin}664"
     assert [short(v) for v in (4.357e9, 812, 0)] == [f"4.36{thin}G", "812", "0"]
     assert size(3.1e6) == f"3.1{thin}MB"
-    assert [plain(v) for v in (0.002, 1e-5, 0, float("nan"), -0.5)] == ["0.002", "1e−5", "0", "not finite", "−0.5"]
-    assert [duration(v) for v in (61, 600, 9000)] == [f"61{thin}s", f"10{thin}min", f"2{thin}h 30{thin}min"]
+    assert [plain(v) for v in (0.002, 1e-5, 0, float("nan"), -0.5)] == [
+        "0.002",
+        "1e−5",
+        "0",
+        "not finite",
+        "−0.5",
+    ]
+    assert [duration(v) for v in (61, 600, 9000)] == [
+        f"61{thin}s",
+        f"10{thin}min",
+        f"2{thin}h 30{thin}min",
+    ]
     assert [ratio(3, 2), ratio(0, 5), ratio(0, 0), ratio(1, 0)] == ["1.50×", "none", "=", "–"]
 
 

@@ -31,7 +31,10 @@ def right(run: Path) -> np.ndarray:
 
 
 def test_seeds_are_one_model_and_softmax_is_compared_with(groups):
-    assert [(group.label, group.seeds) for group in groups] == [("SimA", (0, 1)), ("softmax", (0, 1))]
+    assert [(group.label, group.seeds) for group in groups] == [
+        ("SimA", (0, 1)),
+        ("softmax", (0, 1)),
+    ]
     assert groups[0].colour != groups[1].colour
 
 
@@ -47,7 +50,10 @@ def test_accuracy_and_difference_are_those_of_the_answers(groups, runs, page):
     assert f"+{100 * found.value:.2f}" in page
     counts = agreement(groups[0], groups[1])
     assert counts is not None
-    assert (counts.only_first, counts.only_second) == (int((sima & ~softmax).sum()), int((~sima & softmax).sum()))
+    assert (counts.only_first, counts.only_second) == (
+        int((sima & ~softmax).sum()),
+        int((~sima & softmax).sum()),
+    )
 
 
 def test_one_run_has_wilsons_interval(runs):
@@ -61,7 +67,10 @@ def test_nothing_pairs_on_other_images(groups):
     run = groups[1].first
     assert run.predictions is not None
     other = replace(
-        run, predictions=replace(run.predictions, names=tuple("x" + name for name in run.predictions.names))
+        run,
+        predictions=replace(
+            run.predictions, names=tuple("x" + name for name in run.predictions.names)
+        ),
     )
     assert difference(groups[0], replace(groups[1], runs=(other,))) is None
 
@@ -70,13 +79,31 @@ def test_nothing_pairs_on_other_images(groups):
     ("low", "high", "says"),
     [
         (-0.01, 0.03, "contains zero: no winner"),
-        (0.01, 0.03, "SimA is ahead of softmax by 2.00 points (95\N{NARROW NO-BREAK SPACE}% interval 1.0 to 3.0)"),
-        (-0.03, -0.01, "softmax is ahead of SimA by 2.00 points (95\N{NARROW NO-BREAK SPACE}% interval 1.0 to 3.0)"),
+        (
+            0.01,
+            0.03,
+            (
+                "SimA is ahead of softmax by 2.00 points (95\N{NARROW NO-BREAK SPACE}% interval "
+                "1.0 "
+                "to 3.0)"
+            ),
+        ),
+        (
+            -0.03,
+            -0.01,
+            (
+                "softmax is ahead of SimA by 2.00 points (95\N{NARROW NO-BREAK SPACE}% interval "
+                "1.0 "
+                "to 3.0)"
+            ),
+        ),
     ],
 )
 def test_the_verdict_claims_no_more_than_the_interval(groups, low, high, says):
     estimates = [Estimate(0.97, 0.96, 0.98, ""), Estimate(0.96, 0.95, 0.97, "")]
-    assert says in verdict(groups, estimates, [(groups[0], Estimate((low + high) / 2, low, high, ""))])
+    assert says in verdict(
+        groups, estimates, [(groups[0], Estimate((low + high) / 2, low, high, ""))]
+    )
 
 
 def test_one_seed_is_said_to_be_one(groups):
@@ -130,20 +157,29 @@ def test_a_model_that_is_mostly_wrong_still_fills_the_grid():
 
 def test_fields_that_differ_and_that_are_shared(groups):
     compared = compare_recipes(groups)
-    assert compared.differing == {"model.op": ["sima", "softmax"], "model.args.token_scale": ["tokens", None]}
+    assert compared.differing == {
+        "model.op": ["sima", "softmax"],
+        "model.args.token_scale": ["tokens", None],
+    }
     assert compared.shared["optim.lr"] == 2e-3
     assert "seed" not in compared.shared
 
 
 def test_cost_counts_exponentials_apart(groups):
-    rows = dict(re.findall(r'<th scope="row"><span>([^<]*)<small>.*?</th>(.*?)</tr>', draw_cost(groups)))
+    rows = dict(
+        re.findall(r'<th scope="row"><span>([^<]*)<small>.*?</th>(.*?)</tr>', draw_cost(groups))
+    )
     cells = {name: re.findall(r"<td>(.*?)</td>", row) for name, row in rows.items()}
     tokens, heads, depth = 65, 2, 2
     assert cells["Exponentials in attention"][:2] == [
         "0",
         f"{heads * depth * tokens**2:,}".replace(",", "\N{NARROW NO-BREAK SPACE}"),
     ]
-    assert cells["Transcendentals in activations"][0] == cells["Transcendentals in activations"][1] != "0"
+    assert (
+        cells["Transcendentals in activations"][0]
+        == cells["Transcendentals in activations"][1]
+        != "0"
+    )
     assert cells["Parameters"][0] == cells["Parameters"][1]
 
 
@@ -153,8 +189,13 @@ def test_measured_speed_is_shown_with_how(page):
 
 
 def test_models_of_one_operator_are_told_apart_by_folder(tmp_path):
-    folders = [write_run(tmp_path / name, embed_dim=dim) for name, dim in (("narrow", 16), ("broad", 32))]
-    assert [group.label for group in grouped([read_run(folder) for folder in folders])] == ["narrow", "broad"]
+    folders = [
+        write_run(tmp_path / name, embed_dim=dim) for name, dim in (("narrow", 16), ("broad", 32))
+    ]
+    assert [group.label for group in grouped([read_run(folder) for folder in folders])] == [
+        "narrow",
+        "broad",
+    ]
 
 
 def test_both_kinds_of_weights_are_drawn(tmp_path):
@@ -169,7 +210,9 @@ def test_both_kinds_of_weights_are_drawn(tmp_path):
     old = draw_curves(grouped([run]))  # of an older softless, which chose from the average alone
     assert "12.3" in old
     assert "45.6" not in old
-    both = draw_curves(grouped([replace(run, epochs=[{**line, "weights": "raw"} for line in lines])]))
+    both = draw_curves(
+        grouped([replace(run, epochs=[{**line, "weights": "raw"} for line in lines])])
+    )
     assert "12.3" in both
     assert "45.6" in both
     assert "averaged weights, thin dashed ones the raw weights" in both
@@ -180,10 +223,15 @@ def test_the_page_says_what_was_fitted_to_the_data(tmp_path):
     from softless.report.provenance import draw_provenance
 
     run = read_run(write_run(tmp_path / "run", epochs=3))
-    fitted = replace(run, fitted={"batch_size": 16, "ema_decay": 0.9974968671, "schedule.decay_epochs": [3, 6]})
+    fitted = replace(
+        run, fitted={"batch_size": 16, "ema_decay": 0.9974968671, "schedule.decay_epochs": [3, 6]}
+    )
     assert "fitted" not in draw_provenance(grouped([run]), [])
     shown = draw_provenance(grouped([fitted]), [])
-    assert "fitted to the data: batch_size 16, ema_decay 0.997497, schedule.decay_epochs [3, 6]." in shown
+    assert (
+        "fitted to the data: batch_size 16, ema_decay 0.997497, schedule.decay_epochs [3, 6]."
+        in shown
+    )
     assert shown.count("fitted") == 1, "it is no version of anything"
 
 
@@ -193,4 +241,6 @@ def test_the_page_says_what_was_still_rising(tmp_path):
     run = read_run(write_run(tmp_path / "run", epochs=3))
     rising = replace(run, result={**run.result, "rising": True, "gained": 0.034, "metric": "top1"})
     assert "still rising" not in draw_provenance(grouped([run]), [])
-    assert "added +3.4 points of top-1 on validation images" in draw_provenance(grouped([rising]), [])
+    assert "added +3.4 points of top-1 on validation images" in draw_provenance(
+        grouped([rising]), []
+    )

@@ -50,7 +50,9 @@ def read(page):
 def test_nothing_is_requested_and_nothing_runs(page, read):
     words = re.sub(r"base64,[^\"]*", "", page)
     assert not re.search(r"https?:|//[a-z]|@import|url\((?!#)", words)
-    assert not {"script", "iframe", "object", "link", "base", "form"} & {tag for tag, _ in read.found}
+    assert not {"script", "iframe", "object", "link", "base", "form"} & {
+        tag for tag, _ in read.found
+    }
     assert all(image["src"].startswith("data:image/png;base64,") for image in read.all("img"))
     assert any("default-src 'none'" in meta.get("content", "") for meta in read.all("meta"))
 
@@ -63,7 +65,9 @@ def test_every_picture_has_words(read):
     assert all(svg["role"] == "img" and svg["aria-labelledby"] in ids for svg in svgs)
     assert all(len(image["alt"]) > 10 for image in read.all("img"))
     assert all(section["aria-labelledby"] in ids for section in read.all("section"))
-    assert all(link["href"][1:] in ids for link in read.all("a") if not link["href"].startswith("data:"))
+    assert all(
+        link["href"][1:] in ids for link in read.all("a") if not link["href"].startswith("data:")
+    )
 
 
 def test_pictures_are_readable_and_small(read):
@@ -77,9 +81,9 @@ def test_pictures_are_readable_and_small(read):
 def test_fits_a_phone(page):
     assert 'content="width=device-width, initial-scale=1"' in page
     assert "prefers-color-scheme: dark" in page
-    assert re.search(r"\.scroll \{[^}]*overflow-x: auto[^}]*no-repeat local[^}]*no-repeat scroll", page), (
-        "a shadow where a table goes on"
-    )
+    assert re.search(
+        r"\.scroll \{[^}]*overflow-x: auto[^}]*no-repeat local[^}]*no-repeat scroll", page
+    ), "a shadow where a table goes on"
     assert not re.search(r"(?<!max-)(?<!min-)\bwidth: ?\d{3,}px", page)
 
 
@@ -89,7 +93,8 @@ def test_the_same_runs_give_the_same_page(runs, speeds, page, tmp_path):
 
 def test_names_cannot_become_markup(tmp_path):
     folder = write_run(
-        tmp_path / "run", classes=["<script>alert(1)</script>", "a&b", '"><img src=x onerror=1>', *"3456789"]
+        tmp_path / "run",
+        classes=["<script>alert(1)</script>", "a&b", '"><img src=x onerror=1>', *"3456789"],
     )
     out = write([folder], tmp_path / "report.html", title="<b>bold</b>")
     read = Reader(out.read_text(encoding="utf-8"))
@@ -122,7 +127,9 @@ def test_data_that_have_gone_are_said(tmp_path, monkeypatch):
 
 
 def test_without_a_test_split_validation_is_called_validation(tmp_path):
-    page = write([write_run(tmp_path / "run", test=False)], tmp_path / "report.html").read_text(encoding="utf-8")
+    page = write([write_run(tmp_path / "run", test=False)], tmp_path / "report.html").read_text(
+        encoding="utf-8"
+    )
     assert "validation accuracy: no test split" in page
     assert "There is no test split" in page
 
@@ -146,12 +153,23 @@ def test_three_models_are_a_list_of_words(tmp_path):
         (2, "SimA and XCA on digits"),
         (3, "SimA, XCA and softmax on digits"),
     ):
-        assert f"<h1>{title}</h1>" in write(runs[:count], tmp_path / "report.html").read_text(encoding="utf-8")
+        assert f"<h1>{title}</h1>" in write(runs[:count], tmp_path / "report.html").read_text(
+            encoding="utf-8"
+        )
 
 
 def test_many_models_are_listed_one_below_the_other(tmp_path):
-    """Six models: a line each in the result and in the costs, on one axis, with a colour of its own, and no claim beyond the intervals."""
-    shares = {"sima": 0.97, "xca": 0.97, "sima_l2": 0.40, "sima_none": 0.97, "efficient": 0.97, "softmax": 0.96}
+    """Six models: a line each in the result and in the costs, on one axis, with a colour of its
+    own, and no claim beyond the intervals.
+    """
+    shares = {
+        "sima": 0.97,
+        "xca": 0.97,
+        "sima_l2": 0.40,
+        "sima_none": 0.97,
+        "efficient": 0.97,
+        "softmax": 0.96,
+    }
     runs = [write_run(tmp_path / op, op, accuracy=share) for op, share in shares.items()]
     text = write(runs, tmp_path / "report.html").read_text(encoding="utf-8")
     read = Reader(text)

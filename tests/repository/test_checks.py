@@ -61,7 +61,12 @@ FAULTS = {
     "np.allclose": ("tools/x.py", "np.allclose(a, b)\n", 1, "dropped comparison"),
     "a.equal": ("softless/x.py", "a.equal(b)\n", 1, "dropped comparison"),
     "imported allclose": ("tests/test_x.py", "allclose(a, b)\n", 1, "dropped comparison"),
-    "test without assert": ("tests/deep/test_x.py", "def test_a():\n    f(1)\n", 1, "test without assertion"),
+    "test without assert": (
+        "tests/deep/test_x.py",
+        "def test_a():\n    f(1)\n",
+        1,
+        "test without assertion",
+    ),
     "test of nothing through helpers": (
         "tests/test_x.py",
         "def g(): h()\ndef h(): g()\nclass TestA:\n    def test_a(self): g()\n",
@@ -77,24 +82,49 @@ FAULTS = {
     ),
     "class": ("softless/x.py", "class A:\n    x = 1\n", 1, "missing docstring"),
     "weights_only": ("softless/x.py", "torch.load(p, weights_only=False)\n", 1, "unsafe source"),
-    "weights_only by a variable": ("softless/x.py", "torch.load(p, weights_only=safe)\n", 1, "unsafe source"),
+    "weights_only by a variable": (
+        "softless/x.py",
+        "torch.load(p, weights_only=safe)\n",
+        1,
+        "unsafe source",
+    ),
     "pickle": ("softless/x.py", "def f():\n    import pickle\n", 2, "unsafe source"),
     "from pickle": ("softless/x.py", "from pickle import loads\n", 1, "unsafe source"),
     "eval": ("softless/x.py", "y = eval('1')\n", 1, "unsafe source"),
     "exec": ("softless/x.py", "exec('1')\n", 1, "unsafe source"),
     "yaml.load": ("softless/x.py", "yaml.load(f)\n", 1, "unsafe source"),
     "trust_remote_code": ("softless/x.py", "f(trust_remote_code=flag)\n", 1, "unsafe source"),
-    "trust_remote_code in a dict": ("softless/x.py", "f(**{'trust_remote_code': flag})\n", 1, "unsafe source"),
+    "trust_remote_code in a dict": (
+        "softless/x.py",
+        "f(**{'trust_remote_code': flag})\n",
+        1,
+        "unsafe source",
+    ),
     "shell": ("softless/x.py", "run('ls', shell=True)\n", 1, "unsafe source"),
     "allow_pickle": ("softless/x.py", "np.load(p, allow_pickle=True)\n", 1, "unsafe source"),
-    "registry": ("docs/x.md", "fine\nfrom https://files.python" + "hosted.org/x\n", 2, "package registry"),
-    "index": ("Makefile", "pip install --index-url https://mirror.example/pypi/" + "simple x\n", 1, "package registry"),
+    "registry": (
+        "docs/x.md",
+        "fine\nfrom https://files.python" + "hosted.org/x\n",
+        2,
+        "package registry",
+    ),
+    "index": (
+        "Makefile",
+        "pip install --index-url https://mirror.example/pypi/" + "simple x\n",
+        1,
+        "package registry",
+    ),
     "home": ("README.md", f"see {SLASH}home/someone/x\n", 1, "machine path"),
     "root": ("tests/test_x.py", f"path = '{SLASH}root/x'\n", 1, "machine path"),
     "work": ("benchmarks/x.csv", f"a,{SLASH}work/main\n", 1, "machine path"),
     "tmp": ("softless/x.py", f"path = '{SLASH}tmp'\n", 1, "machine path"),
     "weight": ("softless/x.py", "y = x @ layer.weight\n", 1, "weight read"),
-    "bias deep down": ("softless/x.py", "def f(self):\n    return self.proj.bias\n", 2, "weight read"),
+    "bias deep down": (
+        "softless/x.py",
+        "def f(self):\n    return self.proj.bias\n",
+        2,
+        "weight read",
+    ),
     "weight by its name": ("softless/x.py", "getattr(layer, 'weight')\n", 1, "weight read"),
     "weight among parameters": ("softless/x.py", "layer._parameters['weight']\n", 1, "weight read"),
     "init": ("softless/deep/er/x.py", "x = 1\n", 1, "missing __init__.py"),
@@ -127,7 +157,10 @@ def tree(tmp_path):
     )
     write(
         tmp_path,
-        {"README.md": f"and{SLASH}work or ..{SLASH}shared{SLASH}data, https://example.org{SLASH}work{SLASH}x\n"},
+        {
+            "README.md": f"and{SLASH}work or ..{SLASH}shared{SLASH}data, "
+            f"https://example.org{SLASH}work{SLASH}x\n"
+        },
     )
     (tmp_path / "picture.png").write_bytes(b"\x89PNG\xff")
     return tmp_path
@@ -143,13 +176,18 @@ def test_each_fault_is_found(tree, fault):
     write(tree, {path: text})
     code, findings = run(tree)
     path = str(Path(path).parent) if rule == "missing __init__.py" else path
-    assert any(found.startswith(f"{path}:{line}: ") and found.endswith(f"({rule})") for found in findings), findings
+    assert any(
+        found.startswith(f"{path}:{line}: ") and found.endswith(f"({rule})") for found in findings
+    ), findings
     assert {found.rsplit("(", 1)[1] for found in findings} == {f"{rule})"}
     assert code == 1
 
 
 def test_ignored_files_are_not_read(tree):
-    write(tree, {".gitignore": "runs/\n", "runs/x.md": f"{SLASH}home/x\n", "new.md": f"{SLASH}root/x\n"})
+    write(
+        tree,
+        {".gitignore": "runs/\n", "runs/x.md": f"{SLASH}home/x\n", "new.md": f"{SLASH}root/x\n"},
+    )
     subprocess.run(["git", "init", "-q", str(tree)], check=True)
     assert [found.split(":")[0] for found in run(tree)[1]] == ["new.md"]
 

@@ -1,4 +1,6 @@
-"""Whatever changes the disk goes through `models/durable.py`: there an error of the system becomes one sentence, and no half file is left."""
+"""Whatever changes the disk goes through `models/durable.py`: there an error of the system becomes
+one sentence, and no half file is left.
+"""
 
 import ast
 from collections.abc import Iterator
@@ -8,20 +10,49 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "softless"
-METHODS = {"write_text", "write_bytes", "mkdir", "makedirs", "touch", "unlink", "rmdir", "rmtree", "rename", "renames", "link", "symlink",
-           "symlink_to", "hardlink_to", "chmod", "truncate", "ftruncate", "to_csv", "to_json", "copyfile", "copytree", "copy2", "copyfileobj", "mkstemp", "memmap",
-           "SummaryWriter", "save_file"}  # fmt: skip
-SAVERS = {"save", "savez", "savez_compressed", "savefig", "imsave", "imwrite"}  # into a stream, never to a path
+METHODS = {
+    "write_text",
+    "write_bytes",
+    "mkdir",
+    "makedirs",
+    "touch",
+    "unlink",
+    "rmdir",
+    "rmtree",
+    "rename",
+    "renames",
+    "link",
+    "symlink",
+    "symlink_to",
+    "hardlink_to",
+    "chmod",
+    "truncate",
+    "ftruncate",
+    "to_csv",
+    "to_json",
+    "copyfile",
+    "copytree",
+    "copy2",
+    "copyfileobj",
+    "mkstemp",
+    "memmap",
+    "SummaryWriter",
+    "save_file",
+}
+# into a stream, never to a path
+SAVERS = {"save", "savez", "savez_compressed", "savefig", "imsave", "imwrite"}
 STREAMS = {"file", "buffer", "packed", "drawn", "stream"}
 MODES = set("wax+")
 OWN = {  # file -> calls it makes itself, with the reason beside it
     "models/durable.py": None,  # the door
+    # a lock must not replace another: what is refused there is an answer
     "training/claim.py": {
         "link",
         "rename",
         "open",
-    },  # a lock must not replace another: what is refused there is an answer
-    "slides/store.py": {"open", "ftruncate", "truncate", "replace"},  # rows written in place, under errors of their own
+    },
+    # rows written in place, under errors of their own
+    "slides/store.py": {"open", "ftruncate", "truncate", "replace"},
     "evaluation/detection.py": {"open"},  # os.devnull, for what pycocotools prints
     "benching/speed/stream.py": {"write_text"},  # /proc/self/clear_refs
     "benching/survival.py": {"save"},  # plain torch.save is what is measured, in a temporary folder
@@ -38,11 +69,19 @@ def writes(tree: ast.AST) -> Iterator[tuple[int, str]]:
         owner = ast.unparse(function.value) if isinstance(function, ast.Attribute) else ""
         given = [*node.args, *(keyword.value for keyword in node.keywords)]
         if name == "open" and owner != "Image":
-            modes = [arg.value for arg in given if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
+            modes = [
+                arg.value
+                for arg in given
+                if isinstance(arg, ast.Constant) and isinstance(arg.value, str)
+            ]
             flags = any("O_CREAT" in ast.unparse(arg) for arg in given)
             if flags or any(set(mode) & MODES and set(mode) <= set("rwaxbt+") for mode in modes):
                 yield node.lineno, name
-        elif name in METHODS and isinstance(function, ast.Attribute) and owner not in {"weights", "self"}:
+        elif (
+            name in METHODS
+            and isinstance(function, ast.Attribute)
+            and owner not in {"weights", "self"}
+        ):
             yield node.lineno, name
         elif name in SAVERS and isinstance(function, ast.Attribute):
             targets = {ast.unparse(arg) for arg in node.args[:2]} | {
@@ -56,7 +95,13 @@ def writes(tree: ast.AST) -> Iterator[tuple[int, str]]:
                 "draw_panels(chosen.panels(cases, marks))",
             }:
                 yield node.lineno, name
-        elif name == "replace" and owner and len(node.args) == 1 and not node.keywords and owner != "dataclasses":
+        elif (
+            name == "replace"
+            and owner
+            and len(node.args) == 1
+            and not node.keywords
+            and owner != "dataclasses"
+        ):
             yield node.lineno, name
 
 
@@ -82,15 +127,37 @@ def test_the_list_of_exceptions_is_needed():
 @pytest.mark.parametrize(
     "line",
     [
-        'open(path, "w")', 'path.open("ab")', 'path.open(mode="x")', "os.open(path, os.O_RDWR | os.O_CREAT)", "path.write_text(text)",
-        "folder.mkdir()", "os.makedirs(folder)", "beside.replace(path)", "figure.savefig(path)", "image.save(path)", "np.savez(path, a=a)",
-        "torch.save(state, path)", "frame.to_csv(path)", "shutil.rmtree(folder)", "path.unlink()", "SummaryWriter.save_file(t, p)",
+        'open(path, "w")',
+        'path.open("ab")',
+        'path.open(mode="x")',
+        "os.open(path, os.O_RDWR | os.O_CREAT)",
+        "path.write_text(text)",
+        "folder.mkdir()",
+        "os.makedirs(folder)",
+        "beside.replace(path)",
+        "figure.savefig(path)",
+        "image.save(path)",
+        "np.savez(path, a=a)",
+        "torch.save(state, path)",
+        "frame.to_csv(path)",
+        "shutil.rmtree(folder)",
+        "path.unlink()",
+        "SummaryWriter.save_file(t, p)",
     ],
-)  # fmt: skip
+)
 def test_the_rule_sees_it(line: str):
     assert list(writes(ast.parse(line)))
 
 
-@pytest.mark.parametrize("line", ['open(path, "rb")', 'text.replace("a", "b")', "image.save(buffer, 'PNG')", "Image.open(path)", "write_text(path, text)"])  # fmt: skip
+@pytest.mark.parametrize(
+    "line",
+    [
+        'open(path, "rb")',
+        'text.replace("a", "b")',
+        "image.save(buffer, 'PNG')",
+        "Image.open(path)",
+        "write_text(path, text)",
+    ],
+)
 def test_the_rule_lets_reading_be(line: str):
     assert not list(writes(ast.parse(line)))

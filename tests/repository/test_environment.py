@@ -23,14 +23,17 @@ def test_one_thread():
     assert torch.get_num_threads() == 1
     assert os.environ["OMP_NUM_THREADS"] == "1"
     child = subprocess.run(
-        [sys.executable, "-c", "import torch; print(torch.get_num_threads())"], capture_output=True, check=True
+        [sys.executable, "-c", "import torch; print(torch.get_num_threads())"],
+        capture_output=True,
+        check=True,
     )
     assert child.stdout.strip() == b"1"
 
 
 @pytest.mark.parametrize("time", [1, 2])
 def test_every_test_starts_from_the_same_seeds(time):
-    DRAWS.append((random.random(), float(np.random.rand()), float(torch.rand(()))))  # noqa: NPY002  # the global one
+    # the global one
+    DRAWS.append((random.random(), float(np.random.rand()), float(torch.rand(()))))  # noqa: NPY002
     assert len(set(DRAWS)) == 1
 
 
@@ -47,7 +50,10 @@ def test_no_socket_leaves_the_machine(call):
 
 
 def test_no_datagram_leaves_the_machine():
-    with socket.socket(type=socket.SOCK_DGRAM) as s, pytest.raises(RuntimeError, match="without network"):
+    with (
+        socket.socket(type=socket.SOCK_DGRAM) as s,
+        pytest.raises(RuntimeError, match="without network"),
+    ):
         s.sendto(b"", 0, ("192.0.2.1", 53))
 
 
@@ -58,7 +64,9 @@ def answer(server: socket.socket) -> None:
 @pytest.mark.parametrize("family", ["inet", "unix"])
 def test_sockets_within_the_machine_work(family, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # a Unix socket's name is short
-    kind, address = (socket.AF_INET, ("127.0.0.1", 0)) if family == "inet" else (socket.AF_UNIX, "s")
+    kind, address = (
+        (socket.AF_INET, ("127.0.0.1", 0)) if family == "inet" else (socket.AF_UNIX, "s")
+    )
     with socket.socket(kind) as server, socket.socket(kind) as client:
         server.bind(address)
         server.listen()
@@ -70,7 +78,12 @@ def test_sockets_within_the_machine_work(family, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "make", [torch.empty, lambda n: torch.empty_like(torch.zeros(n)), lambda n: torch.zeros(1).new_empty(n)]
+    "make",
+    [
+        torch.empty,
+        lambda n: torch.empty_like(torch.zeros(n)),
+        lambda n: torch.zeros(1).new_empty(n),
+    ],
 )
 def test_fresh_memory_is_poisoned(make):
     assert make(5).isnan().all()
@@ -121,7 +134,9 @@ def test_hypothesis_starts_every_example_from_the_same_seed(number):
 
 
 def test_header_names_the_seed_of_hypothesis(request):
-    header = request.config.hook.pytest_report_header(config=request.config, start_path=request.config.rootpath)
+    header = request.config.hook.pytest_report_header(
+        config=request.config, start_path=request.config.rootpath
+    )
     seed = request.config.getoption("--hypothesis-seed")
     assert seed is not None
     assert f"--hypothesis-seed={seed}" in str(header)

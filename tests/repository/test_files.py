@@ -45,7 +45,10 @@ def test_citation_names_the_paper_of_every_operator():
 
     papers = set(re.findall(r"arXiv:\d{4}\.\d{5}", text("CITATION.cff")))
     operators = [operator for name, operator in OPERATORS.items() if name != "softmax"]
-    named = {operator.name: set(re.findall(r"arXiv:\d{4}\.\d{5}", operator.paper)) for operator in operators}
+    named = {
+        operator.name: set(re.findall(r"arXiv:\d{4}\.\d{5}", operator.paper))
+        for operator in operators
+    }
     assert {name: ids for name, ids in named.items() if not ids <= papers} == {}
 
 
@@ -86,16 +89,22 @@ def test_every_target_of_make_that_a_text_names_exists():
 def links() -> list[tuple[str, str]]:
     texts = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
     found = (
-        (path, link) for path in texts for link in re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", path.read_text())
+        (path, link)
+        for path in texts
+        for link in re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", path.read_text())
     )
     return [(str(path.relative_to(ROOT)), link) for path, link in found]
 
 
 def test_every_relative_link_leads_somewhere():
-    assert [(path, link) for path, link in links() if not (ROOT / path).parent.joinpath(link).exists()] == []
+    assert [
+        (path, link) for path, link in links() if not (ROOT / path).parent.joinpath(link).exists()
+    ] == []
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("docs/*.md")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("docs/*.md")), ids=lambda path: path.name
+)
 def test_every_option_of_the_command_line_in_a_text_exists(path):
     verbs = set(re.findall(r"^\s*softless ([a-z]+)", path.read_text(), re.MULTILINE))
     if not verbs:
@@ -112,14 +121,18 @@ def missing_extras() -> dict[str, tuple[str, str]]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "MissingExtra":
                 package, extra = (
-                    argument.value if isinstance(argument, ast.Constant) else "" for argument in node.args
+                    argument.value if isinstance(argument, ast.Constant) else ""
+                    for argument in node.args
                 )
                 found[f"{path.relative_to(ROOT)}:{node.lineno}"] = (str(package), str(extra))
     return found
 
 
 def test_every_missing_package_is_in_the_extra_that_the_message_names():
-    extras = {name: " ".join(requirements) for name, requirements in PROJECT["optional-dependencies"].items()}
+    extras = {
+        name: " ".join(requirements)
+        for name, requirements in PROJECT["optional-dependencies"].items()
+    }
     found = {place: pair for place, pair in missing_extras().items() if all(pair)} | EXTRAS
     wrong = {place: pair for place, pair in found.items() if pair[0] not in extras.get(pair[1], "")}
     assert wrong == {}

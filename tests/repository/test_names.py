@@ -1,4 +1,6 @@
-"""__all__ is what a package holds: every name in it exists, and everything public that a package imports for its users is in it."""
+"""__all__ is what a package holds: every name in it exists, and everything public that a package
+imports for its users is in it.
+"""
 
 import builtins
 import importlib
@@ -9,11 +11,16 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = sorted(".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "softless").rglob("__init__.py"))
+PACKAGES = sorted(
+    ".".join(path.parent.relative_to(ROOT).parts)
+    for path in (ROOT / "softless").rglob("__init__.py")
+)
 
 
 def offered(module: types.ModuleType) -> set[str]:
-    """What a package's __init__ defines, or imports from the files of the package, under public names."""
+    """What a package's __init__ defines, or imports from the files of the package, under public
+    names.
+    """
     held = {name: value for name, value in vars(module).items() if not name.startswith("_")}
     origin = {name: getattr(value, "__module__", None) or "" for name, value in held.items()}
     return {name for name, place in origin.items() if place.startswith(module.__name__)}
@@ -52,17 +59,26 @@ def test_a_name_is_no_model(function: str, tmp_path: Path):
     arguments: dict[str, list[Any]] = {"save_weights": [tmp_path / "w"], "load_weights": [{}]}
     more = arguments.get(function, [])
     call = getattr(softless, function)
-    with pytest.raises(softless.UsageError, match=rf"softless\.{function} takes a model, .*create_model\('{NAME}'\)"):
+    with pytest.raises(
+        softless.UsageError,
+        match=rf"softless\.{function} takes a model, .*create_model\('{NAME}'\)",
+    ):
         call(NAME, *more)
     with pytest.raises(softless.UsageError, match="and this is of type int"):
         call(3, *more)
 
 
-def test_torch_says_nothing_of_triton(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
-    """Where it is absent torch's counter warns as it is imported; it is ours that imports it, and nobody asked for triton."""
+def test_torch_says_nothing_of_triton(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """Where it is absent torch's counter warns as it is imported; it is ours that imports it, and
+    nobody asked for triton.
+    """
     import sys
 
-    for name in [name for name in sys.modules if name.startswith(("triton", "torch.utils.flop_counter"))]:
+    for name in [
+        name for name in sys.modules if name.startswith(("triton", "torch.utils.flop_counter"))
+    ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.setattr("torch.version.cuda", "13.0")

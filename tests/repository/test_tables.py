@@ -1,4 +1,6 @@
-"""tools/tables.py: generated blocks are written, found stale, and refused when nothing can write them."""
+"""tools/tables.py: generated blocks are written, found stale, and refused when nothing can write
+them.
+"""
 
 import re
 
@@ -19,7 +21,10 @@ def documents(tmp_path):
 
 
 def block(name: str, inside: str = "old\n") -> str:
-    return f"before\n<!-- generated: {name} (tools/tables.py) -->\n{inside}<!-- end generated -->\nafter\n"
+    return (
+        f"before\n<!-- generated: {name} (tools/tables.py) -->\n{inside}<!-- end generated "
+        "-->\nafter\n"
+    )
 
 
 def test_no_documents_is_no_error(tmp_path):
@@ -41,8 +46,8 @@ def test_a_stale_block_is_named_then_rewritten_then_fresh(documents, capsys):
     assert tables.main(["--check"], documents) == 0
     written = text.read_text()
     assert (
-        "| operator | median ms |\n| --- | ---: |\n| sima | 1.5 |\n| softmax | 2.25 |\n\nMeasured: commit abc; machine two cores.\n<!-- end"
-        in written
+        "| operator | median ms |\n| --- | ---: |\n| sima | 1.5 |\n| softmax | 2.25 "
+        "|\n\nMeasured: commit abc; machine two cores.\n<!-- end" in written
     )
     assert "-->\n| operator |\n| --- |\n| sima |\n| softmax |\n" in written
     assert written.count("before\n") == written.count("\nafter\n") == 2
@@ -63,8 +68,14 @@ def test_a_stale_block_is_named_then_rewritten_then_fresh(documents, capsys):
             block("csv speed length"),
             "block 'csv speed length': speed.csv has no column length; it has operator, median_ms",
         ),
-        (block("csv speed").replace("<!-- end generated -->", ""), "block 'csv speed' has no '<!-- end generated -->'"),
-        (block("csv speed").replace("<!-- end generated -->", block("csv speed")), "block 'csv speed' has no"),
+        (
+            block("csv speed").replace("<!-- end generated -->", ""),
+            "block 'csv speed' has no '<!-- end generated -->'",
+        ),
+        (
+            block("csv speed").replace("<!-- end generated -->", block("csv speed")),
+            "block 'csv speed' has no",
+        ),
     ],
 )
 def test_a_block_that_cannot_be_written_is_an_error(documents, capsys, text, error):
@@ -78,7 +89,9 @@ def test_a_block_that_cannot_be_written_is_an_error(documents, capsys, text, err
 
 def test_rows_are_chosen_and_fractions_rounded(documents):
     file = documents / "benchmarks" / "twins.csv"
-    file.write_text("kind,operator,accuracy,seed\nrun,sima,0.9723456,1\nmean,sima,0.971,\nmean,softmax,1e-07,\n")
+    file.write_text(
+        "kind,operator,accuracy,seed\nrun,sima,0.9723456,1\nmean,sima,0.971,\nmean,softmax,1e-07,\n"
+    )
     shown = tables.render("csv twins kind=run", documents)
     assert shown.splitlines()[2:] == ["| sima | 0.9723 | 1 |"]
     assert tables.render("csv twins operator accuracy kind=mean", documents).splitlines()[2:] == [
@@ -90,7 +103,9 @@ def test_rows_are_chosen_and_fractions_rounded(documents):
 
 
 def test_the_tables_of_errors_show_the_worst_family_and_name_it_far_above_the_claim(documents):
-    lines = ["operator,form,options,dtype,out_dtype,tokens,family,status,error,gradient_error,claim,commit"]
+    lines = [
+        "operator,form,options,dtype,out_dtype,tokens,family,status,error,gradient_error,claim,commit"
+    ]
     lines += ["sima,eager,,float16,float32,49,gauss,ok,1e-4,2e-2,1e-4,abc"]
     lines += ["sima,eager,,float16,float32,49,wide,ok,3e-4,1e-2,1e-4,abc"]
     lines += ["sima,eager,,float16,float16,4096,gauss,refused,,,1e-4,abc"]
@@ -113,15 +128,19 @@ def test_the_table_of_operators():
 
     shown = tables.operators()
     assert set(re.findall(r"^\| `(\w+)`", shown, re.MULTILINE)) == set(OPERATORS)
+    # 6 heads x 197 x 197; twelve blocks make 2,794,248
+    assert re.search(r"\| `softmax` \|.*\| N² \| 232,854 \|", shown)
     assert re.search(
-        r"\| `softmax` \|.*\| N² \| 232,854 \|", shown
-    )  # 6 heads x 197 x 197; twelve blocks make 2,794,248
-    assert re.search(r"\| `sima` \|.*\| N \| 0 \| \[arXiv:2206.08898\]\(https://arxiv.org/abs/2206.08898\)", shown)
+        r"\| `sima` \|.*\| N \| 0 \| \[arXiv:2206.08898\]\(https://arxiv.org/abs/2206.08898\)",
+        shown,
+    )
     assert set(re.findall(r"^\| \[`(\w+)`\]", tables.claims(), re.MULTILINE)) == set(OPERATORS)
 
 
 def test_the_sections_of_the_operators():
-    """Each says what its record says: formula, module, streaming or the reason why not, options, differences."""
+    """Each says what its record says: formula, module, streaming or the reason why not, options,
+    differences.
+    """
     from softless.attention.registry import OPERATORS
 
     shown = tables.sections()
@@ -158,7 +177,12 @@ def test_the_table_of_models():
     assert [row["model"] for row in rows] == listed()
     assert "| `deit_small_patch16_224` (timm) | 22,050,664 |" in shown
     for row in rows:
-        if row["model"] in {"deit_tiny_patch16_224", "sima_small_12_p16", "sima_cvt_13_224", "soft_tiny_224"}:
+        if row["model"] in {
+            "deit_tiny_patch16_224",
+            "sima_small_12_p16",
+            "sima_cvt_13_224",
+            "soft_tiny_224",
+        }:
             assert counted(row["model"]) == tuple(
                 int(row[name]) for name in ("parameters", "macs", "exps", "activation_exps")
             )

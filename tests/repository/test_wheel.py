@@ -1,4 +1,5 @@
-"""The wheel holds the package and the native library, all of it and nothing else; without a compiler it holds the package alone and works.
+"""The wheel holds the package and the native library, all of it and nothing else; without a
+compiler it holds the package alone and works.
 
 It is built from a copy, so that nothing is left in the checkout.
 """
@@ -32,8 +33,19 @@ def copy(source: Path, folder: Path) -> Path:
 
 def build(folder: Path, out: Path, kind: str = "wheel", **environment: str) -> Path:
     """The wheel or the source distribution of a folder."""
-    command = [sys.executable, "-m", "build", f"--{kind}", "--no-isolation", "--outdir", str(out), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
+    command = [
+        sys.executable,
+        "-m",
+        "build",
+        f"--{kind}",
+        "--no-isolation",
+        "--outdir",
+        str(out),
+        str(folder),
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, **environment}
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     (made,) = out.iterdir()
     return made
@@ -63,7 +75,9 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def compiled(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of this machine, whose Python was built with a compiler that is not here: no reason to do without."""
+    """The wheel of this machine, whose Python was built with a compiler that is not here: no reason
+    to do without.
+    """
     if why := no_kernels():
         pytest.skip(why)
     elsewhere = tmp_path_factory.mktemp("python")
@@ -115,11 +129,14 @@ def test_a_file_that_the_build_drops_would_be_seen(checkout, tmp_path):
 def test_the_source_distribution_holds_what_the_library_is_made_of(checkout, tmp_path):
     with tarfile.open(build(checkout, tmp_path / "dist", "sdist")) as archive:
         names = {name.split("/", 1)[1] for name in archive.getnames()}
-    assert set(tree(checkout)) | {"CMakeLists.txt", "pyproject.toml", "README.md", "LICENSE"} <= names
+    assert (
+        set(tree(checkout)) | {"CMakeLists.txt", "pyproject.toml", "README.md", "LICENSE"} <= names
+    )
     assert not [name for name in names if name.endswith(".so")]
 
 
-# What an unpacked wheel says of itself and computes, in a process of its own that sees no other softless.
+# What an unpacked wheel says of itself and computes, in a process of its own that sees no other
+# softless.
 ALONE = """
 import json, sys
 sys.path.insert(0, {folder!r})
@@ -174,4 +191,6 @@ def test_the_wheel_works_without_the_library(plain, tmp_path):
     assert said["backend"] == "eager"
     assert "native: this installation has no native library" in str(said["refusal"])
     assert "eager: can run" in str(said["refusal"])
-    assert str(said["listed"]).startswith("native not here: this installation has no native library")
+    assert str(said["listed"]).startswith(
+        "native not here: this installation has no native library"
+    )

@@ -8,10 +8,18 @@ from softless.layers import Attention
 
 
 class TinyViT(nn.Module):
-    """The attention branch counts ten-fold, so that what a layer is given depends on the layer before."""
+    """The attention branch counts ten-fold, so that what a layer is given depends on the layer
+    before.
+    """
 
     def __init__(
-        self, op: str = "sima", *, class_token: bool = True, depth: int = 2, dim: int = 16, patch: int = 4
+        self,
+        op: str = "sima",
+        *,
+        class_token: bool = True,
+        depth: int = 2,
+        dim: int = 16,
+        patch: int = 4,
     ) -> None:
         super().__init__()
         self.patch_embed = nn.Conv2d(3, dim, patch, patch)
@@ -22,7 +30,11 @@ class TinyViT(nn.Module):
 
     def tokens(self, x: Tensor) -> Tensor:
         x = self.patch_embed(x).flatten(2).mT
-        return x if self.cls_token is None else torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)
+        return (
+            x
+            if self.cls_token is None
+            else torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.tokens(x)

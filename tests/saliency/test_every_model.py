@@ -28,7 +28,8 @@ from softless.training import fit
 from tests.convert.test_swap import SMALL as SWAPPED
 
 SIZE = (64, 96)
-GRIDS = {"vit": (4, 6), "xcit": (4, 6), "cvt": (4, 6), "pyramid": (2, 3)}  # of the last layer's queries
+# of the last layer's queries
+GRIDS = {"vit": (4, 6), "xcit": (4, 6), "cvt": (4, 6), "pyramid": (2, 3)}
 SMALL: dict[str, dict[str, Any]] = {
     "vit": {"depth": 2, "embed_dim": 48, "num_heads": 4},
     "xcit": {"depth": 2, "embed_dim": 48, "num_heads": 4, "cls_attn_layers": 1, "eta": 1.0},
@@ -49,7 +50,9 @@ def check(found: Saliency, grid: tuple[int, int], keys: tuple[int, int]) -> None
         assert map_.max() == 1  # a map of its own, not a constant
 
 
-@pytest.mark.parametrize("name", [name for name, entry in ENTRIES.items() if entry.alias_of is None])
+@pytest.mark.parametrize(
+    "name", [name for name, entry in ENTRIES.items() if entry.alias_of is None]
+)
 def test_every_registered_model(name: str) -> None:
     host = ENTRIES[name].variant.host
     grid = GRIDS[host]
@@ -60,7 +63,9 @@ def test_every_registered_model(name: str) -> None:
         found = explain(model, image(*SIZE), layer=number)
         assert found.operator == layer.op.name
     check(found, grid, layer.key_grid(*grid))
-    assert (found.class_row is not None) == (name.startswith("sima") if host == "xcit" else layer.op.implied_matrix)
+    assert (found.class_row is not None) == (
+        name.startswith("sima") if host == "xcit" else layer.op.implied_matrix
+    )
 
 
 @pytest.mark.parametrize("op", OPERATORS)
@@ -91,7 +96,9 @@ def test_every_family_that_is_swapped(name: str) -> None:
 
 
 def norms(values: Tensor, grid: tuple[int, int], prefix: int = 0) -> Tensor:
-    """The map of projected tokens (1, N, C) by the paper's words: l1-normalised over tokens, l2 over channels, rescaled."""
+    """The map of projected tokens (1, N, C) by the paper's words: l1-normalised over tokens, l2
+    over channels, rescaled.
+    """
     hat = values.double() / values.double().abs().sum(1, keepdim=True)
     map_ = hat.square().sum(2).sqrt()[:, prefix:].unflatten(1, grid)
     return ((map_ - map_.min()) / (map_.max() - map_.min())).float()
@@ -100,7 +107,10 @@ def norms(values: Tensor, grid: tuple[int, int], prefix: int = 0) -> Tensor:
 def outputs(model: nn.Module, paths: list[str], x: Tensor) -> list[Tensor]:
     """What some modules of a model give."""
     seen: list[Tensor] = []
-    hooks = [model.get_submodule(path).register_forward_hook(lambda _, __, out: seen.append(out)) for path in paths]
+    hooks = [
+        model.get_submodule(path).register_forward_hook(lambda _, __, out: seen.append(out))
+        for path in paths
+    ]
     with torch.no_grad():
         model(x)
     for hook in hooks:
@@ -110,7 +120,9 @@ def outputs(model: nn.Module, paths: list[str], x: Tensor) -> list[Tensor]:
 
 def test_cvt_has_its_keys_on_their_own_grid() -> None:
     model = create_model("sima_cvt_13_224", num_classes=3, **SMALL["cvt"]).eval()
-    q, k = outputs(model, ["stage2.blocks.0.attn.proj_q", "stage2.blocks.0.attn.proj_k"], image(*SIZE))
+    q, k = outputs(
+        model, ["stage2.blocks.0.attn.proj_q", "stage2.blocks.0.attn.proj_k"], image(*SIZE)
+    )
     found = explain(model, image(*SIZE))
     torch.testing.assert_close(found.query, norms(q, (4, 6), 1), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found.key, norms(k, (2, 3), 1), atol=1e-5, rtol=1e-5)
@@ -131,7 +143,9 @@ def test_pvt_has_its_keys_on_their_own_grid() -> None:
 
 
 def test_rotary_positions_turn_what_is_shown() -> None:
-    """The operator sees q and k turned, so the maps show them turned: l1 norms change under a rotation."""
+    """The operator sees q and k turned, so the maps show them turned: l1 norms change under a
+    rotation.
+    """
     arguments, side = SWAPPED["eva02_tiny_patch14_224"]
     model = timm.create_model("eva02_tiny_patch14_224", num_classes=3, **arguments).eval()
     swap(model, "sima")
@@ -150,25 +164,32 @@ def test_rotary_positions_turn_what_is_shown() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["sima_deit_tiny_patch16_224", "sima_xcit_nano_12_p16_224", "sima_cvt_13_224", "soft_tiny_224"]
+    "name",
+    ["sima_deit_tiny_patch16_224", "sima_xcit_nano_12_p16_224", "sima_cvt_13_224", "soft_tiny_224"],
 )
 def test_an_optimized_model_shows_what_its_model_shows(name: str) -> None:
     model = create_model(name, num_classes=3, **SMALL[ENTRIES[name].variant.host]).eval()
-    plain, fast = explain(model, image(*SIZE)), explain(optimize(model, torch.float32), image(*SIZE))
+    plain, fast = (
+        explain(model, image(*SIZE)),
+        explain(optimize(model, torch.float32), image(*SIZE)),
+    )
     torch.testing.assert_close(fast.query, plain.query, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(fast.key, plain.key, atol=1e-3, rtol=1e-3)
 
 
 def test_of_a_detector_the_host_is_shown_as_it_sees_the_image() -> None:
     args = {**SMALL["xcit"], "op": "sima", "depth": 4}
-    model = detector("xcit_nano_12_p16_224", args, classes=2, width=16, min_size=64, max_size=200).eval()
+    model = detector(
+        "xcit_nano_12_p16_224", args, classes=2, width=16, min_size=64, max_size=200
+    ).eval()
     found = explain(model, image(48, 60))  # resized to 64 x 80, filled up to 64 x 96
     check(found, (4, 6), (4, 6))
     assert (found.layer, found.layers) == (3, 4)
     seen = model.framed(image(48, 60))
     assert seen.shape == (1, 3, 64, 96)
     host = create_model("xcit_nano_12_p16_224", num_classes=0, **args)
-    host.load_state_dict(model.host.state_dict(), strict=False)  # without class attention, which nothing reads
+    # without class attention, which nothing reads
+    host.load_state_dict(model.host.state_dict(), strict=False)
     torch.testing.assert_close(found.query, explain(host.eval(), seen).query)
 
 
@@ -188,9 +209,15 @@ def test_runs_of_every_task(recipe: str, tmp_path: Path) -> None:
     with Image.open(drawn.files[0]) as sheet:
         assert sheet.width > 3 * 300
     run = load_run(tmp_path / "run")
-    forms = [pixels, Image.fromarray(pixels), tmp_path / "one.png", run.transform(Image.fromarray(pixels))]
+    forms = [
+        pixels,
+        Image.fromarray(pixels),
+        tmp_path / "one.png",
+        run.transform(Image.fromarray(pixels)),
+    ]
     first, *rest = (softless.explain(tmp_path / "run", form).query for form in forms)
-    for other in [*rest, softless.explain(run.model, pixels).query]:  # the model knows how its images are prepared
+    # the model knows how its images are prepared
+    for other in [*rest, softless.explain(run.model, pixels).query]:
         torch.testing.assert_close(other, first)
 
 
@@ -215,14 +242,28 @@ def test_tokens_without_a_grid_are_one_sentence() -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "size", "grid"),
     [
-        ("vit_tiny_patch16_224", {"dynamic_img_size": True, "dynamic_img_pad": True}, (60, 90), (4, 6)),
-        ("vit_small_patch14_reg4_dinov2", {"dynamic_img_size": True, "img_size": 56}, (56, 84), (4, 6)),
+        (
+            "vit_tiny_patch16_224",
+            {"dynamic_img_size": True, "dynamic_img_pad": True},
+            (60, 90),
+            (4, 6),
+        ),
+        (
+            "vit_small_patch14_reg4_dinov2",
+            {"dynamic_img_size": True, "img_size": 56},
+            (56, 84),
+            (4, 6),
+        ),
         ("xcit_nano_12_p16_224", {}, (60, 90), (4, 6)),  # timm's stem rounds up
         ("vit_tiny_r_s16_p8_224", {"img_size": 64}, (64, 64), (2, 2)),
     ],
 )
-def test_filled_up_images_and_registers_have_their_places(name: str, arguments: dict[str, Any], size: tuple[int, int], grid: tuple[int, int]) -> None:  # fmt: skip
-    """Nothing but the patches is drawn, each in its place: tokens beside the grid are told from those on it."""
+def test_filled_up_images_and_registers_have_their_places(
+    name: str, arguments: dict[str, Any], size: tuple[int, int], grid: tuple[int, int]
+) -> None:
+    """Nothing but the patches is drawn, each in its place: tokens beside the grid are told from
+    those on it.
+    """
     model: Any = timm.create_model(name, num_classes=3, depth=1, **arguments).eval()
     swap(model, "sima")
     found = explain(model, image(*size))
@@ -230,4 +271,6 @@ def test_filled_up_images_and_registers_have_their_places(name: str, arguments: 
     (q,) = outputs(model, ["blocks.0.attn.qkv"], image(*size))
     prefix = q.shape[1] - grid[0] * grid[1]
     assert prefix in {0, model.num_prefix_tokens}
-    torch.testing.assert_close(found.query, norms(q.chunk(3, -1)[0], grid, prefix), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        found.query, norms(q.chunk(3, -1)[0], grid, prefix), atol=1e-5, rtol=1e-5
+    )

@@ -11,7 +11,8 @@ from softless.layers import ClassAttention
 from softless.models import create_model
 from softless.saliency import explain
 
-IMAGES = torch.rand(2, 3, 8, 12, generator=torch.Generator().manual_seed(1)) * 2 - 1  # 2 x 3 patches of 4 x 4
+# 2 x 3 patches of 4 x 4
+IMAGES = torch.rand(2, 3, 8, 12, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
 def layer_input(model, number):
@@ -43,14 +44,17 @@ def test_maps_are_norms_of_the_normalised_queries_and_keys(make, number):
     assert maps.grid == (2, 3)
     torch.testing.assert_close(maps.query, by_hand(model, number, 0), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(maps.key, by_hand(model, number, 1), atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(maps.query, maps.key, atol=0.05)  # else a swap of the two could not be seen
+    # else a swap of the two could not be seen
+    assert not torch.allclose(maps.query, maps.key, atol=0.05)
 
 
 def test_operators_that_leave_q_and_k_alone_show_raw_norms(make):
     model = make("softmax")
     maps = explain(model, IMAGES)
     assert not maps.normalised
-    torch.testing.assert_close(maps.query, by_hand(model, 1, 0, normalise=False), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        maps.query, by_hand(model, 1, 0, normalise=False), atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", ["sima", "sima_l2", "sima_none", "softmax"])
@@ -68,7 +72,9 @@ def test_class_row_is_the_first_row_of_the_attention_matrix(make, name):
 
 
 def test_class_row_of_class_attention(make):
-    """XCiT: the blocks see patches only; the row is the last class attention's, its norms over all tokens."""
+    """XCiT: the blocks see patches only; the row is the last class attention's, its norms over all
+    tokens.
+    """
     model = create_model("xcit_nano_12_p8_224", op="sima", num_classes=3).eval()
     for attention in (m for m in model.modules() if isinstance(m, ClassAttention)):
         torch.nn.init.normal_(attention.qkv.weight, std=0.2)
@@ -84,7 +90,9 @@ def test_class_row_of_class_attention(make):
     row = np.einsum("hc,hnc->n", q[:, 0], k)[1:].reshape(4, 6)
     assert maps.class_row is not None
     assert maps.grid == (4, 6)
-    torch.testing.assert_close(maps.class_row[0].double(), torch.tensor(row / np.abs(row).max()), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        maps.class_row[0].double(), torch.tensor(row / np.abs(row).max()), atol=1e-5, rtol=1e-4
+    )
 
 
 def test_xca_has_maps_but_no_class_row(make):

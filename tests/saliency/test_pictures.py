@@ -15,7 +15,8 @@ def test_overlay_has_the_images_size_and_orientation():
     corner[0, 2] = 1  # top right
     out = np.asarray(overlay(GREY, corner)).astype(int)
     assert out.shape == (40, 60, 3)
-    assert out[2, 57, 0] > out[37, 2, 0] + 60  # yellow end of viridis is red and green, the low end is neither
+    # yellow end of viridis is red and green, the low end is neither
+    assert out[2, 57, 0] > out[37, 2, 0] + 60
     assert out[2, 57, 1] > out[37, 57, 1] + 60
 
 

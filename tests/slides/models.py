@@ -12,7 +12,11 @@ from tests.models.lively import lively
 
 SIZE = (160, 176)  # 10 x 11 patches: more tokens than any operator has landmarks
 STREAMED = [name for name, record in OPERATORS.items() if record.streaming is not None]
-GENTLE: dict[str, dict[str, Any]] = {"soft": {"sampling": "pool"}, "softnorm": {"sampling": "pool"}}  # kernels of random tokens far from their bottleneck tokens are 0  # fmt: skip
+# kernels of random tokens far from their bottleneck tokens are 0
+GENTLE: dict[str, dict[str, Any]] = {
+    "soft": {"sampling": "pool"},
+    "softnorm": {"sampling": "pool"},
+}
 VIT, XCIT = "deit_tiny_patch16_224", "xcit_nano_12_p16_224"
 
 
@@ -27,7 +31,10 @@ def vit(op: str = "sima", **arguments: Any) -> nn.Module:
 
 def xcit(op: str = "sima", **arguments: Any) -> nn.Module:
     return lively(
-        softless.create_model(XCIT, op=op, **{"depth": 2, "num_classes": 7, **GENTLE.get(op, {}), **arguments}), image()
+        softless.create_model(
+            XCIT, op=op, **{"depth": 2, "num_classes": 7, **GENTLE.get(op, {}), **arguments}
+        ),
+        image(),
     )
 
 

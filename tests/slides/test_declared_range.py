@@ -1,4 +1,6 @@
-"""A slide of more than 8 bits in a declared range: what model(pixels by the formula in float64) answers, whatever the file, the level and the chunk."""
+"""A slide of more than 8 bits in a declared range: what model(pixels by the formula in float64)
+answers, whatever the file, the level and the chunk.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,9 @@ def formula(values: np.ndarray) -> np.ndarray:
 
 def expected(model: Any, values: np.ndarray) -> torch.Tensor:
     """Of pixels (h,w,C), filled up with the mean colour to whole patches."""
-    mean, std = (torch.tensor(side, dtype=torch.float64)[:, None, None] for side in normalisation(model))
+    mean, std = (
+        torch.tensor(side, dtype=torch.float64)[:, None, None] for side in normalisation(model)
+    )
     x = (torch.from_numpy(formula(values)).permute(2, 0, 1) - mean) / std
     height, width = x.shape[1:]
     whole = torch.zeros(1, 3, -(-height // 16) * 16, -(-width // 16) * 16)
@@ -54,9 +58,18 @@ def drawn(dtype: str, size: tuple[int, int] = SIDES, seed: int = 0) -> np.ndarra
 
 @pytest.mark.parametrize("dtype", ["uint16", "int16", "float32"])
 @pytest.mark.parametrize("tile", [(64, 48), None])
-def test_a_tiff_of_more_than_8_bits(dtype: str, tile: tuple[int, int] | None, tmp_path: Path) -> None:
+def test_a_tiff_of_more_than_8_bits(
+    dtype: str, tile: tuple[int, int] | None, tmp_path: Path
+) -> None:
     values, model = drawn(dtype), declared()
-    tifffile.imwrite(tmp_path / "a.tif", values, tile=tile, photometric="rgb", metadata=None, compression="deflate")
+    tifffile.imwrite(
+        tmp_path / "a.tif",
+        values,
+        tile=tile,
+        photometric="rgb",
+        metadata=None,
+        compression="deflate",
+    )
     wanted = expected(model, values)
     for chunk in (32, 2048):
         found = stream(model, tmp_path / "a.tif", chunk=chunk, quiet=True, saliency=False)
@@ -68,7 +81,9 @@ def test_a_tiff_of_more_than_8_bits(dtype: str, tile: tuple[int, int] | None, tm
 
 
 def test_levels_of_a_pyramid_and_scaled_ones(tmp_path: Path) -> None:
-    """Scaled, a float pixel is the same whatever region it is read with, and near to that of Pillow's filter in the same range."""
+    """Scaled, a float pixel is the same whatever region it is read with, and near to that of
+    Pillow's filter in the same range.
+    """
     values, coarse = drawn("uint16", (300, 260)), drawn("uint16", (150, 130), 1)
     with tifffile.TiffWriter(tmp_path / "a.tif") as file:
         file.write(values, tile=(64, 64), photometric="rgb", metadata=None, subifds=0)
@@ -85,7 +100,9 @@ def test_levels_of_a_pyramid_and_scaled_ones(tmp_path: Path) -> None:
     parts = [small.read(top, 0, min(17, height - top), width) for top in range(0, height, 17)]
     assert np.abs(np.concatenate(parts) - whole).max() <= 1e-6
     plane = torch.from_numpy(formula(values)).permute(2, 0, 1)[None].float()
-    near = torch.nn.functional.interpolate(plane, (height, width), mode="bicubic", antialias=True)[0].permute(1, 2, 0)
+    near = torch.nn.functional.interpolate(plane, (height, width), mode="bicubic", antialias=True)[
+        0
+    ].permute(1, 2, 0)
     assert np.abs(whole - near.numpy()).max() <= 1e-4
     slide.close()
     picture = thumbnail(tmp_path / "a.tif", side=100, choice=Choice(scale=Range.parse(TEXT)))
@@ -94,7 +111,9 @@ def test_levels_of_a_pyramid_and_scaled_ones(tmp_path: Path) -> None:
 
 
 def test_8_bits_under_a_range(tmp_path: Path) -> None:
-    """By the formula where the range lies within a byte, refused where it reaches beyond, as images are."""
+    """By the formula where the range lies within a byte, refused where it reaches beyond, as images
+    are.
+    """
     values = pixels(SIDES, 3)
     write(tmp_path / "a.tif", values)
     model = declared("10..200")
@@ -102,7 +121,8 @@ def test_8_bits_under_a_range(tmp_path: Path) -> None:
     wide = np.clip((values.astype(np.float64) - 10) / 190, 0, 1) * 3100 - 100
     assert apart(found.logits, expected(model, wide)) <= 1e-6
     with pytest.raises(
-        BadImage, match=r"8-bit pixels, which lie in 0\.\.255, and data\.range=-100\.\.3000 reaches beyond"
+        BadImage,
+        match=r"8-bit pixels, which lie in 0\.\.255, and data\.range=-100\.\.3000 reaches beyond",
     ):
         stream(declared(), tmp_path / "a.tif", quiet=True)
     with pytest.raises(UsageError, match="image holds bytes"):

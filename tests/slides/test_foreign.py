@@ -49,7 +49,9 @@ def said() -> Iterator[list[str]]:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A classifier trained at 32 pixels, four tokens of 16 x 16."""
     folder = tmp_path_factory.mktemp("foreign")
-    recipe = get_recipe("folder").quick(folder / "data").with_fields(**{"model.args.token_scale": None})
+    recipe = (
+        get_recipe("folder").quick(folder / "data").with_fields(**{"model.args.token_scale": None})
+    )
     fit(recipe, folder / "run", device="cpu", progress=False)
     return folder / "run"
 
@@ -63,13 +65,22 @@ def told(said: list[str]) -> list[str]:
 
 
 def test_a_run_leaves_its_training_size(run: Path) -> None:
-    assert json.loads((run / "best.json").read_text())["trained_at"] == {"pixels": [32, 32], "tokens": 4}
+    assert json.loads((run / "best.json").read_text())["trained_at"] == {
+        "pixels": [32, 32],
+        "tokens": 4,
+    }
     assert training_scale(load_run(run).model) == Scale(32, 32, 4)
 
 
 @pytest.mark.parametrize(
     ("recipe", "wanted"),
-    [("nuclei", (64, 64)), ("cards", (64, 64)), ("aerial", (64, 64)), ("vessels", (64, 64)), ("dino", (32, 32))],
+    [
+        ("nuclei", (64, 64)),
+        ("cards", (64, 64)),
+        ("aerial", (64, 64)),
+        ("vessels", (64, 64)),
+        ("dino", (32, 32)),
+    ],
 )
 def test_runs_of_other_tasks_know_it_and_older_ones_by_their_recipe(
     recipe: str, wanted: tuple[int, int], tmp_path: Path
@@ -86,19 +97,36 @@ def test_runs_of_other_tasks_know_it_and_older_ones_by_their_recipe(
 
 
 @pytest.mark.parametrize(("recipe", "tokens"), [("folder", 4), ("medmnist", 16)])
-def test_recipes_for_ones_own_images_hold_the_scale_of_the_training(recipe: str, tokens: int, tmp_path: Path) -> None:
+def test_recipes_for_ones_own_images_hold_the_scale_of_the_training(
+    recipe: str, tokens: int, tmp_path: Path
+) -> None:
     """Their first loss is that of the paper's form, which they are at the training size."""
     quick = get_recipe(recipe).quick(tmp_path / "data")
     assert quick.model.args["token_scale"] == "training"
     fit(quick, tmp_path / "run", device="cpu", progress=False)
-    fit(quick.with_fields(**{"model.args.token_scale": None}), tmp_path / "paper", device="cpu", progress=False)
+    fit(
+        quick.with_fields(**{"model.args.token_scale": None}),
+        tmp_path / "paper",
+        device="cpu",
+        progress=False,
+    )
     first, second = (
-        json.loads((tmp_path / name / "log.jsonl").read_text().splitlines()[0]) for name in ("run", "paper")
+        json.loads((tmp_path / name / "log.jsonl").read_text().splitlines()[0])
+        for name in ("run", "paper")
     )
     assert first["train_loss"] == pytest.approx(second["train_loss"], rel=1e-4)
-    assert json.loads((tmp_path / "run" / "best.json").read_text())["model_args"]["token_scale"] == tokens
-    assert f"token scale of {tokens} tokens" in write([tmp_path / "run"], tmp_path / "page.html").read_text()
-    assert "token scale of the paper" in write([tmp_path / "paper"], tmp_path / "page2.html").read_text()
+    assert (
+        json.loads((tmp_path / "run" / "best.json").read_text())["model_args"]["token_scale"]
+        == tokens
+    )
+    assert (
+        f"token scale of {tokens} tokens"
+        in write([tmp_path / "run"], tmp_path / "page.html").read_text()
+    )
+    assert (
+        "token scale of the paper"
+        in write([tmp_path / "paper"], tmp_path / "page2.html").read_text()
+    )
 
 
 def test_stream_says_it(run: Path, said: list[str]) -> None:
@@ -119,7 +147,9 @@ def test_stream_resizes_to_the_training(run: Path, said: list[str]) -> None:
     assert found.foreign is None
     loaded = load_run(run)
     small = Scaled(Bytes(pixels(160, 96)), (160 / 41, 96 / 25)).read(0, 0, 41, 25)
-    wanted = softless.stream(loaded.model, small, mean=loaded.best["mean"], std=loaded.best["std"], quiet=True)
+    wanted = softless.stream(
+        loaded.model, small, mean=loaded.best["mean"], std=loaded.best["std"], quiet=True
+    )
     torch.testing.assert_close(found.logits, wanted.logits)
     assert softless.stream(run, pixels(160, 96), resize=80, quiet=True).size == (80, 48)
 
@@ -142,7 +172,10 @@ def test_the_forms_of_an_image_are_one(run: Path, tmp_path: Path) -> None:
 
 
 def test_what_has_a_size_already_is_not_resized(run: Path) -> None:
-    for image, more in ((torch.zeros(3, 32, 32), {}), (pixels(48, 64), {"mpp": 0.5, "slide_mpp": 0.25})):
+    for image, more in (
+        (torch.zeros(3, 32, 32), {}),
+        (pixels(48, 64), {"mpp": 0.5, "slide_mpp": 0.25}),
+    ):
         with pytest.raises(UsageError, match="leave one of them out"):
             softless.stream(run, image, resize=32, quiet=True, **more)
     with pytest.raises(UsageError, match="give 'training', or pixels"):
@@ -152,7 +185,9 @@ def test_what_has_a_size_already_is_not_resized(run: Path) -> None:
         softless.stream(model, pixels(48, 64), resize="training", quiet=True)
 
 
-def test_the_verb_says_it_and_has_the_ways_out(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_verb_says_it_and_has_the_ways_out(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     notices._said.clear()
     Image.fromarray(pixels(160, 96)).save(tmp_path / "a.png")
     words = ["slide", str(run), str(tmp_path / "a.png"), "--quiet"]
@@ -182,8 +217,15 @@ def test_the_verb_says_it_and_has_the_ways_out(run: Path, tmp_path: Path, capsys
     assert main([*words, "--out", str(tmp_path / "bad"), "--token-scale", "big"]) == 2
 
 
-def test_explain_says_it_of_whole_images(tmp_path: Path, said: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    fit(get_recipe("vessels").quick(tmp_path / "data"), tmp_path / "run", device="cpu", progress=False)
+def test_explain_says_it_of_whole_images(
+    tmp_path: Path, said: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(
+        get_recipe("vessels").quick(tmp_path / "data"),
+        tmp_path / "run",
+        device="cpu",
+        progress=False,
+    )
     Image.fromarray(pixels(320, 256)).save(tmp_path / "a.png")
     found = softless.explain(tmp_path / "run", tmp_path / "a.png")
     assert found.foreign is not None
@@ -191,13 +233,22 @@ def test_explain_says_it_of_whole_images(tmp_path: Path, said: list[str], capsys
     assert told(said) == [found.foreign.advice()]
     small = softless.explain(tmp_path / "run", tmp_path / "a.png", resize="training")
     assert (small.foreign, small.grid) == (None, (6, 4))  # 72 x 57 pixels, filled up to 96 x 64
-    words = ["explain", str(tmp_path / "run"), str(tmp_path / "a.png"), "--out", str(tmp_path / "maps"), "--json"]
+    words = [
+        "explain",
+        str(tmp_path / "run"),
+        str(tmp_path / "a.png"),
+        "--out",
+        str(tmp_path / "maps"),
+        "--json",
+    ]
     capsys.readouterr()
     assert main(words) == 0
     assert json.loads(capsys.readouterr().out)["foreign"]["a.png"]["factor"] == 20
     assert main([*words, "--resize", "training"]) == 0
     assert json.loads(capsys.readouterr().out)["foreign"] == {}
-    answered = predict(tmp_path / "run", tmp_path / "a.png", tmp_path / "labels", device="cpu", overlays=False)
+    answered = predict(
+        tmp_path / "run", tmp_path / "a.png", tmp_path / "labels", device="cpu", overlays=False
+    )
     assert answered.foreign in said
     assert "1 of 1 images are far from the training size" in answered.to_dict()["foreign"]
     with pytest.raises(UsageError, match="a tensor is taken as it is"):
@@ -205,7 +256,8 @@ def test_explain_says_it_of_whole_images(tmp_path: Path, said: list[str], capsys
 
 
 def test_explain_frames_a_classifiers_image_at_another_size(run: Path, said: list[str]) -> None:
-    assert softless.explain(run, pixels(160, 160)).grid == (2, 2)  # framed as in evaluation: never foreign
+    # framed as in evaluation: never foreign
+    assert softless.explain(run, pixels(160, 160)).grid == (2, 2)
     assert told(said) == []
     large = softless.explain(run, pixels(160, 160), resize=96)
     assert large.grid == (6, 6)
@@ -233,18 +285,30 @@ def microscope(folder: Path, dpi: float, ending: str = "png") -> Path:
     return folder
 
 
-FIELDS: dict[str, Any] = {"data.image_size": 32, "schedule.epochs": 1, "data.crop_pct": 1.0, "data.workers": 0, "amp": "none"}  # fmt: skip
+FIELDS: dict[str, Any] = {
+    "data.image_size": 32,
+    "schedule.epochs": 1,
+    "data.crop_pct": 1.0,
+    "data.workers": 0,
+    "amp": "none",
+}
 
 
 def trained(tmp_path: Path, dpi: float, ending: str = "png") -> Path:
     data = microscope(tmp_path / "data", dpi, ending)
-    small = get_recipe("folder").quick(tmp_path / "quick").with_fields(**{"data.path": str(data), **FIELDS})
+    small = (
+        get_recipe("folder")
+        .quick(tmp_path / "quick")
+        .with_fields(**{"data.path": str(data), **FIELDS})
+    )
     fit(small, tmp_path / "run", device="cpu", progress=False)
     return tmp_path / "run"
 
 
 @pytest.mark.parametrize("ending", ["png", "tif"])
-def test_a_run_knows_the_resolution_that_its_images_were_seen_at(ending: str, tmp_path: Path, said: list[str]) -> None:
+def test_a_run_knows_the_resolution_that_its_images_were_seen_at(
+    ending: str, tmp_path: Path, said: list[str]
+) -> None:
     """Files of 0.5 micrometres per pixel whose short side of 64 pixels became 32."""
     run = trained(tmp_path, 50_800, ending)
     told_of = json.loads((run / "best.json").read_text())["trained_at"]["mpp"]
@@ -255,10 +319,15 @@ def test_a_run_knows_the_resolution_that_its_images_were_seen_at(ending: str, tm
     tifffile = pytest.importorskip("tifffile")
     path = tmp_path / "slide.tif"
     resolution = {"resolution": (1e4 / 0.25, 1e4 / 0.25), "resolutionunit": "CENTIMETER"}
-    tifffile.imwrite(path, pixels(256, 256), tile=(64, 64), photometric="rgb", metadata=None, **resolution)
+    tifffile.imwrite(
+        path, pixels(256, 256), tile=(64, 64), photometric="rgb", metadata=None, **resolution
+    )
     fine = softless.stream(run, path, quiet=True, resize=128)
     assert fine.mpp == pytest.approx((0.5, 0.5), rel=1e-3)
-    assert any("looked at with 0.5 micrometres per pixel, and the model was trained with 1." in text for text in said)
+    assert any(
+        "looked at with 0.5 micrometres per pixel, and the model was trained with 1." in text
+        for text in said
+    )
     said.clear()
     alike = softless.stream(run, path, quiet=True, mpp="training")
     assert alike.size == (64, 64)

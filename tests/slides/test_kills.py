@@ -1,6 +1,8 @@
-"""A slide whose process is killed three times ends with the same bits, and its memory does not grow with the slide.
+"""A slide whose process is killed three times ends with the same bits, and its memory does not grow
+with the slide.
 
-A slide of 2,048 pixels a side in `make test`; one of 32,768, 4.2 million tokens, in `make soak` (some twenty minutes and 6 GB of disk).
+A slide of 2,048 pixels a side in `make test`; one of 32,768, 4.2 million tokens, in `make soak`
+(some twenty minutes and 6 GB of disk).
 """
 
 import json
@@ -54,13 +56,20 @@ for line in sys.stdin:
 
 
 class Forking:
-    """A process with everything imported that forks one child per run: a real process to kill, without its seconds of imports."""
+    """A process with everything imported that forks one child per run: a real process to kill,
+    without its seconds of imports.
+    """
 
     def __init__(self, depth: int, mpp: float | None = None) -> None:
         self.depth, self.mpp = depth, mpp
         self.process = subprocess.Popen(
-            [sys.executable, "-c", SCRIPT], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )  # fmt: skip
+            [sys.executable, "-c", SCRIPT],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
 
     def ask(self, what: object) -> int:
         assert self.process.stdin is not None
@@ -126,32 +135,55 @@ def test_killed_three_times_a_slide_ends_with_the_same_bits(
 ) -> None:
     slide, small = generated(tmp_path / "slide.tif", side), generated(tmp_path / "small.tif", 1024)
     chance, forking = random.Random(2), Forking(depth)
-    ours, whole, little = ([tmp_path / name, tmp_path / f"{name}.pt"] for name in ("killed", "whole", "little"))
+    ours, whole, little = (
+        [tmp_path / name, tmp_path / f"{name}.pt"] for name in ("killed", "whole", "little")
+    )
     try:
         for _ in range(3):
-            pid, steps = forking.start(slide, *ours), chance.randint(1, 8)  # of 55, of which some may go unseen
+            # of 55, of which some may go unseen
+            pid, steps = forking.start(slide, *ours), chance.randint(1, 8)
             killed(forking, pid, ours[0] / store.JOURNAL, steps, pause * chance.uniform(0.3, 1))
         assert not ours[1].exists()
         for pair, image in ((ours, slide), (whole, slide), (little, small)):
             assert forking.ask(forking.start(image, *pair)) == 0
     finally:
         forking.end()
-    (*found, _), (*wanted, peak), (*_, least) = (torch.load(pair[1]) for pair in (ours, whole, little))
+    (*found, _), (*wanted, peak), (*_, least) = (
+        torch.load(pair[1]) for pair in (ours, whole, little)
+    )
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
     assert peak - least < 64_000  # kB
 
 
-READERS: dict[str, tuple[dict[str, Any], float | None]] = {  # how a slide is written, and the resolution it is looked at with
+READERS: dict[
+    str, tuple[dict[str, Any], float | None]
+] = {  # how a slide is written, and the resolution it is looked at with
     "tifffile": ({"compression": "deflate"}, None),
     "tifffile, scaled": ({"compression": "deflate"}, 1.3),
-    "tifffile, JPEG": ({"compression": "jpeg", "compressionargs": {"outcolorspace": "rgb"}, "description": "Aperio Image Library v1 |MPP = 1.0"}, None),
-    "openslide": ({"compression": "jpeg", "software": "MedScan 1", "description": "Background Color=FFFFFF;OverlapsXY=0 0"}, None),
-}  # fmt: skip
+    "tifffile, JPEG": (
+        {
+            "compression": "jpeg",
+            "compressionargs": {"outcolorspace": "rgb"},
+            "description": "Aperio Image Library v1 |MPP = 1.0",
+        },
+        None,
+    ),
+    "openslide": (
+        {
+            "compression": "jpeg",
+            "software": "MedScan 1",
+            "description": "Background Color=FFFFFF;OverlapsXY=0 0",
+        },
+        None,
+    ),
+}
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("reader", READERS)
-def test_killed_twenty_times_each_reader_ends_with_the_same_bits(reader: str, tmp_path: Path) -> None:
+def test_killed_twenty_times_each_reader_ends_with_the_same_bits(
+    reader: str, tmp_path: Path
+) -> None:
     options, mpp = READERS[reader]
     side, slide = 4096, tmp_path / "slide.tif"
     told: dict[str, Any] = {
@@ -160,12 +192,23 @@ def test_killed_twenty_times_each_reader_ends_with_the_same_bits(reader: str, tm
         "resolution": (1e4, 1e4),
         "resolutionunit": "CENTIMETER",
     }
-    tifffile.imwrite(slide, tiles(side), shape=(side, side, 3), dtype=np.uint8, tile=(TILE, TILE), **told, **options)
+    tifffile.imwrite(
+        slide,
+        tiles(side),
+        shape=(side, side, 3),
+        dtype=np.uint8,
+        tile=(TILE, TILE),
+        **told,
+        **options,
+    )
     chance, forking = random.Random(3), Forking(3, mpp)
     ours, whole = ([tmp_path / name, tmp_path / f"{name}.pt"] for name in ("killed", "whole"))
     try:
         for _ in range(20):
-            killed(forking, forking.start(slide, *ours), ours[0] / store.JOURNAL, chance.randint(1, 5))  # of 220
+            # of 220
+            killed(
+                forking, forking.start(slide, *ours), ours[0] / store.JOURNAL, chance.randint(1, 5)
+            )
         assert not ours[1].exists()
         for pair in (ours, whole):
             assert forking.ask(forking.start(slide, *pair)) == 0

@@ -1,4 +1,6 @@
-"""What leaves a slide: arrays, polygons for a viewer and a picture with a scale bar, each at its place."""
+"""What leaves a slide: arrays, polygons for a viewer and a picture with a scale bar, each at its
+place.
+"""
 
 import itertools
 import json
@@ -34,12 +36,16 @@ def corners(feature: dict[str, Any]) -> tuple[float, ...]:
     assert ring[0] == ring[-1]
     assert len(ring) == 5
     x, y = zip(*ring, strict=True)
-    assert set(ring[0]) | set(ring[2]) == {min(x), min(y), max(x), max(y)} or len(set(x) | set(y)) < 4
+    assert (
+        set(ring[0]) | set(ring[2]) == {min(x), min(y), max(x), max(y)} or len(set(x) | set(y)) < 4
+    )
     return min(x), min(y), max(x), max(y)
 
 
 @pytest.mark.parametrize(("level", "factor"), [(0, 1), (1, 2), (2, 4)])
-def test_polygons_are_the_patches_in_pixels_of_level_0(level: int, factor: int, tmp_path: Path) -> None:
+def test_polygons_are_the_patches_in_pixels_of_level_0(
+    level: int, factor: int, tmp_path: Path
+) -> None:
     path = write(tmp_path / "slide.tif", pixels((400, 600)), levels=3)
     result = stream(vit(depth=1), path, level=level)
     found = features(maps_of(result))
@@ -72,11 +78,15 @@ def bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files are read through openslide, and say where they were scanned."""
     told = {f"openslide.bounds-{name}": str(value) for name, value in BOUNDS.items()}
     plain = openslide.OpenSlide.properties.fget
-    monkeypatch.setattr(openslide.OpenSlide, "properties", property(lambda self: {**plain(self), **told}))
+    monkeypatch.setattr(
+        openslide.OpenSlide, "properties", property(lambda self: {**plain(self), **told})
+    )
     monkeypatch.setattr(files.tiff_pages, "opened", lambda _: None)
 
 
-def test_qupath_counts_from_the_corner_of_what_was_scanned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_qupath_counts_from_the_corner_of_what_was_scanned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write(tmp_path / "slide.tif", pixels((400, 600)))
     bounded(monkeypatch)
     result = stream(vit(depth=1), path)
@@ -87,8 +97,12 @@ def test_qupath_counts_from_the_corner_of_what_was_scanned(tmp_path: Path, monke
         assert corners(other) == (x0 - 100, y0 - 40, x1 - 100, y1 - 40)
 
 
-def test_a_marked_tile_lies_where_a_viewer_shows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The patch whose key is largest, cut out of the file by openslide at the polygon's corners, is the marked one."""
+def test_a_marked_tile_lies_where_a_viewer_shows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The patch whose key is largest, cut out of the file by openslide at the polygon's corners, is
+    the marked one.
+    """
     values = np.full((400, 600, 3), 240, dtype=np.uint8)
     values[208:224, 352:368] = (90, 30, 120)
     path = write(tmp_path / "slide.tif", values)
@@ -101,12 +115,16 @@ def test_a_marked_tile_lies_where_a_viewer_shows_it(tmp_path: Path, monkeypatch:
     (one,) = [feature for feature in found if feature["properties"]["measurements"]["mark"] == 1]
     x0, y0, x1, y1 = (int(side) for side in corners(one))
     with openslide.OpenSlide(str(path)) as viewer:  # which adds the bounds to what QuPath counts
-        seen = viewer.read_region((x0 + BOUNDS["x"], y0 + BOUNDS["y"]), 0, (x1 - x0, y1 - y0)).convert("RGB")
+        seen = viewer.read_region(
+            (x0 + BOUNDS["x"], y0 + BOUNDS["y"]), 0, (x1 - x0, y1 - y0)
+        ).convert("RGB")
     assert (np.asarray(seen) == (90, 30, 120)).all()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_of_a_turned_file_qupath_gets_places_as_they_are_stored(orientation: int, tmp_path: Path) -> None:
+def test_of_a_turned_file_qupath_gets_places_as_they_are_stored(
+    orientation: int, tmp_path: Path
+) -> None:
     tifffile = pytest.importorskip("tifffile")
     stored = np.full((192, 256, 3), 240, dtype=np.uint8)
     stored[32:48, 160:176] = (90, 30, 120)
@@ -115,9 +133,22 @@ def test_of_a_turned_file_qupath_gets_places_as_they_are_stored(orientation: int
     tifffile.imwrite(path, stored, tile=(64, 64), photometric="rgb", extratags=tag, metadata=None)
     result = stream(vit(depth=1), path)
     upright = np.asarray(thumbnail(path, side=1000))
-    marks = (upright == (90, 30, 120)).all(-1).reshape(result.grid[0], 16, result.grid[1], 16).all((1, 3))
-    maps = [Maps([Map("mark", marks.astype(np.float32))], result.lattice(origin)) for origin in ("slide", "qupath")]
-    seen = [corners(one) for found in maps for one in features(found) if one["properties"]["measurements"]["mark"] == 1]
+    marks = (
+        (upright == (90, 30, 120))
+        .all(-1)
+        .reshape(result.grid[0], 16, result.grid[1], 16)
+        .all((1, 3))
+    )
+    maps = [
+        Maps([Map("mark", marks.astype(np.float32))], result.lattice(origin))
+        for origin in ("slide", "qupath")
+    ]
+    seen = [
+        corners(one)
+        for found in maps
+        for one in features(found)
+        if one["properties"]["measurements"]["mark"] == 1
+    ]
     x0, y0, x1, y1 = (int(side) for side in seen[0])
     assert (upright[y0:y1, x0:x1] == (90, 30, 120)).all()
     assert seen[1] == (160, 32, 176, 48)
@@ -150,7 +181,9 @@ def test_there_are_no_more_polygons_than_a_viewer_takes() -> None:
     assert CELLS / 4 < len(found) <= CELLS
     first = found[0]
     assert corners(first) == (0, 50 * 16, 32, 52 * 16)
-    assert first["properties"]["measurements"]["query"] == pytest.approx(values[50:52, :2].mean(), abs=1e-4)
+    assert first["properties"]["measurements"]["query"] == pytest.approx(
+        values[50:52, :2].mean(), abs=1e-4
+    )
     assert corners(found[-1]) == (406 * 16, 300 * 16, 407 * 16 - 5, 301 * 16 - 3)
     assert len(as_geojson(maps)) < 30e6
 
@@ -166,7 +199,10 @@ def test_classes_are_parts_of_the_range_with_its_colours() -> None:
     assert size.band_name(4) == "key 0.8 to 1"
     signed = replace(size, name="class row", signed=True)
     assert [signed.band(value) for value in (-1, -0.61, 0, 0.59, 1)] == [0, 0, 2, 3, 4]
-    assert (signed.band_name(0), signed.band_name(2)) == ("class row -1 to -0.6", "class row -0.2 to 0.2")
+    assert (signed.band_name(0), signed.band_name(2)) == (
+        "class row -1 to -0.6",
+        "class row -0.2 to 0.2",
+    )
     assert len({tuple(signed.colour(number)) for number in range(5)}) == 5
 
 
@@ -187,7 +223,11 @@ def test_files_hold_the_maps(make: Any, tmp_path: Path) -> None:
         "saliency.geojson",
     ]
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted(file.name for file in written)
-    whole = {"query": result.saliency.query, "key": result.saliency.key, "class_row": result.saliency.class_row}
+    whole = {
+        "query": result.saliency.query,
+        "key": result.saliency.key,
+        "class_row": result.saliency.class_row,
+    }
     for name, wanted in whole.items():
         found = np.load(tmp_path / f"{name}.npy")
         assert found.dtype == np.float32
@@ -206,7 +246,16 @@ def test_the_picture_shows_each_value_on_its_patch() -> None:
     found = np.asarray(drawn(Maps([Map("key", values)], lattice), picture)).astype(int)
     assert found.shape[0] > 640
     assert found.shape[1] == 720
-    at = {name: found[y, x] for name, (y, x) in {"low": (20, 20), "edge": (399, 399), "high": (20, 401), "veiled": (420, 200), "half": (401, 401)}.items()}  # fmt: skip
+    at = {
+        name: found[y, x]
+        for name, (y, x) in {
+            "low": (20, 20),
+            "edge": (399, 399),
+            "high": (20, 401),
+            "veiled": (420, 200),
+            "half": (401, 401),
+        }.items()
+    }
     assert (at["low"] == at["edge"]).all()
     assert (at["veiled"] > (200, 190, 210)).all()
     assert at["high"][0] > at["low"][0]
@@ -214,12 +263,15 @@ def test_the_picture_shows_each_value_on_its_patch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mpp", "scale", "length"), [((0.5, 0.5), 1.0, 100), ((0.25, 0.25), 1.0, 50), (None, 1.0, 200), (None, 4.0, 500)]
+    ("mpp", "scale", "length"),
+    [((0.5, 0.5), 1.0, 100), ((0.25, 0.25), 1.0, 50), (None, 1.0, 200), (None, 4.0, 500)],
 )
 def test_the_scale_bar_has_its_length(mpp: Any, scale: float, length: float) -> None:
     lattice = Lattice((50, 63), (16, 16), (800, 1000), Place(mpp=mpp, scale=(scale, scale)))
     picture = Image.new("RGB", (2000, 1600), (120, 90, 140))
-    found = np.asarray(drawn(Maps([Map("key", np.zeros((50, 63), dtype=np.float32))], lattice), picture))
+    found = np.asarray(
+        drawn(Maps([Map("key", np.zeros((50, 63), dtype=np.float32))], lattice), picture)
+    )
     line = (found[1600 - 18, 16:1500] < 60).all(-1)
     pixels_long = int(np.argmin(line))
     across = 1000 * (mpp[1] if mpp else scale)
@@ -242,7 +294,11 @@ def test_a_round_length_is_one_two_or_five() -> None:
 
 def test_a_hostile_reason_is_text(tmp_path: Path) -> None:
     tile = BadTile(0, 0, 0, 'a "reason"\n</script>\x1b[31m')
-    maps = Maps([Map("key", np.zeros((1, 1), dtype=np.float32))], Lattice((1, 1), (16, 16), (16, 16)), [tile])
+    maps = Maps(
+        [Map("key", np.zeros((1, 1), dtype=np.float32))],
+        Lattice((1, 1), (16, 16), (16, 16)),
+        [tile],
+    )
     assert "\x1b" not in as_geojson(maps)
     assert len(features(maps)) == 2
 

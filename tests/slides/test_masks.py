@@ -20,7 +20,10 @@ from tests.slides.test_reader import pixels
 SIZE, PATCH = (330, 250), 16  # 21 x 16 patches, the last ones in part beyond the image
 GRID = (21, 16)
 WHOLE = Lattice(GRID, (PATCH, PATCH), SIZE)
-HOLE = [[[32, 48], [208, 48], [208, 288], [32, 288], [32, 48]], [[64, 96], [128, 96], [128, 160], [64, 160], [64, 96]]]
+HOLE = [
+    [[32, 48], [208, 48], [208, 288], [32, 288], [32, 48]],
+    [[64, 96], [128, 96], [128, 160], [64, 160], [64, 96]],
+]
 RING = [[10, 20], [90, 20], [90, 100], [10, 100], [10, 20]]
 SQUARE = {"type": "Polygon", "coordinates": [RING]}
 
@@ -43,9 +46,15 @@ def by_pixels(mask: np.ndarray, lattice: Lattice = WHOLE) -> np.ndarray:
 
 def polygons(path: Path, *shapes: Any, kind: str = "collection") -> Path:
     features = [
-        shape if "geometry" in shape else {"type": "Feature", "properties": {}, "geometry": shape} for shape in shapes
+        shape if "geometry" in shape else {"type": "Feature", "properties": {}, "geometry": shape}
+        for shape in shapes
     ]
-    content = {"collection": {"type": "FeatureCollection", "features": features}, "list": features, "one": features[0], "bare": features[0]["geometry"]}[kind]  # fmt: skip
+    content = {
+        "collection": {"type": "FeatureCollection", "features": features},
+        "list": features,
+        "one": features[0],
+        "bare": features[0]["geometry"],
+    }[kind]
     path.write_text(json.dumps(content))
     return path
 
@@ -55,7 +64,10 @@ def test_shares_are_the_means_of_rectangles() -> None:
     rows, columns = np.array([0, 0.25, 3.5, 3.75, 14]), np.array([-1, 2.5, 20, 25.0])
     fine = np.pad(np.kron(values, np.ones((4, 4))), ((0, 0), (4, 8)))  # a quarter of a pixel each
     for row, column in np.ndindex(4, 3):
-        y, x = (rows[row : row + 2] * 4).astype(int), (columns[column : column + 2] * 4 + 4).astype(int)
+        y, x = (
+            (rows[row : row + 2] * 4).astype(int),
+            (columns[column : column + 2] * 4 + 4).astype(int),
+        )
         wanted = fine[y[0] : y[1], x[0] : x[1]].mean()
         assert shares(values, rows, columns)[row, column] == pytest.approx(wanted, abs=1e-12)
 
@@ -69,7 +81,9 @@ def test_a_picture_of_the_same_size_is_the_mask_of_its_pixels(mode: str, tmp_pat
 
 
 @pytest.mark.parametrize("size", [(165, 125), (660, 500), (47, 36), (331, 251), (110, 83)])
-def test_a_picture_at_another_scale_is_the_same_mask_but_for_its_pixels(size: tuple[int, int], tmp_path: Path) -> None:
+def test_a_picture_at_another_scale_is_the_same_mask_but_for_its_pixels(
+    size: tuple[int, int], tmp_path: Path
+) -> None:
     Image.fromarray(drawn(size)).save(tmp_path / "mask.png")
     found, wanted = mask_of(tmp_path / "mask.png", WHOLE), by_pixels(drawn())
     near = np.zeros(GRID, dtype=bool)  # patches at an edge of what was drawn
@@ -100,8 +114,15 @@ def test_every_form_of_the_file_is_read(kind: str, tmp_path: Path) -> None:
 
 
 def test_several_polygons_join_and_qupaths_ignored_ones_do_not_count(tmp_path: Path) -> None:
-    parts = {"type": "MultiPolygon", "coordinates": [[[[160, 160], [240, 160], [240, 240], [160, 240], [160, 160]]]]}
-    ignored = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": HOLE}, "properties": {"classification": {"name": "Ignore*"}}}  # fmt: skip
+    parts = {
+        "type": "MultiPolygon",
+        "coordinates": [[[[160, 160], [240, 160], [240, 240], [160, 240], [160, 160]]]],
+    }
+    ignored = {
+        "type": "Feature",
+        "geometry": {"type": "Polygon", "coordinates": HOLE},
+        "properties": {"classification": {"name": "Ignore*"}},
+    }
     values = np.zeros(SIZE, dtype=bool)
     values[20:100, 10:90] = values[160:240, 160:240] = True
     found = mask_of(polygons(tmp_path / "mask.geojson", SQUARE, parts, ignored), WHOLE)
@@ -109,7 +130,10 @@ def test_several_polygons_join_and_qupaths_ignored_ones_do_not_count(tmp_path: P
 
 
 def test_a_slanted_outline_counts_patches_that_lie_half_inside(tmp_path: Path) -> None:
-    triangle = {"type": "Polygon", "coordinates": [[[7.5, 11.25], [241, 90], [60, 322], [7.5, 11.25]]]}
+    triangle = {
+        "type": "Polygon",
+        "coordinates": [[[7.5, 11.25], [241, 90], [60, 322], [7.5, 11.25]]],
+    }
     found = mask_of(polygons(tmp_path / "mask.geojson", triangle), WHOLE)
     shapely = pytest.importorskip("shapely")
     region = shapely.from_geojson(json.dumps(triangle))
@@ -125,7 +149,9 @@ BOUNDS = (40, 60, 160, 200)  # x, y, width, height
 
 def test_qupath_counts_from_the_corner_of_the_bounds(tmp_path: Path) -> None:
     place = Place(bounds=BOUNDS)
-    qupath, slide = (Lattice(GRID, (PATCH, PATCH), SIZE, place, origin) for origin in ("qupath", "slide"))
+    qupath, slide = (
+        Lattice(GRID, (PATCH, PATCH), SIZE, place, origin) for origin in ("qupath", "slide")
+    )
     moved = {"type": "Polygon", "coordinates": [[[x - 40, y - 60] for x, y in RING]]}
     wanted = mask_of(polygons(tmp_path / "a.geojson", SQUARE), slide)
     assert np.array_equal(mask_of(polygons(tmp_path / "b.geojson", moved), qupath), wanted)
@@ -137,7 +163,9 @@ def test_qupath_counts_from_the_corner_of_the_bounds(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_qupath_does_not_turn_a_picture_by_its_orientation(orientation: int, tmp_path: Path) -> None:
+def test_qupath_does_not_turn_a_picture_by_its_orientation(
+    orientation: int, tmp_path: Path
+) -> None:
     upright = Lattice(GRID, (PATCH, PATCH), SIZE, Place(orientation=orientation))
     shown = Lattice(GRID, (PATCH, PATCH), SIZE, Place(orientation=orientation), "qupath")
     values = drawn()
@@ -196,14 +224,19 @@ def _one_and_two(path: Path) -> None:
     ("write", "says"),
     [
         (_grey, "has 256 values"),
-        (_other_shape, r"is 330 x 250 pixels, which is not the shape of the image \(250 x 330 at level 0\)"),
+        (
+            _other_shape,
+            r"is 330 x 250 pixels, which is not the shape of the image \(250 x 330 at level 0\)",
+        ),
         (_colours, "colours"),
         (_nothing, "leaves no patch"),
         (_one_and_two, r"has 2 values \(1, 2\)"),
         (lambda path: path.write_bytes(b"no picture"), "cannot be read|no image|not an image"),
     ],
 )
-def test_a_picture_that_is_no_mask_is_refused_by_name(write: Any, says: str, tmp_path: Path) -> None:
+def test_a_picture_that_is_no_mask_is_refused_by_name(
+    write: Any, says: str, tmp_path: Path
+) -> None:
     write(tmp_path / "mask.png")
     with pytest.raises((DataError, BadImage), match=says):
         mask_of(tmp_path / "mask.png", WHOLE)
@@ -212,7 +245,11 @@ def test_a_picture_that_is_no_mask_is_refused_by_name(write: Any, says: str, tmp
 POINT = {"type": "Point", "coordinates": [1, 2]}
 BOW = {"type": "Polygon", "coordinates": [[[0, 0], [90, 90], [90, 0], [0, 90], [0, 0]]]}
 FAR = {"type": "Polygon", "coordinates": [[[9000, 9000], [9900, 9000], [9900, 9900], [9000, 9000]]]}
-IGNORED = {"type": "Feature", "geometry": SQUARE, "properties": {"classification": {"name": "Ignore*"}}}
+IGNORED = {
+    "type": "Feature",
+    "geometry": SQUARE,
+    "properties": {"classification": {"name": "Ignore*"}},
+}
 
 
 @pytest.mark.parametrize(
@@ -230,10 +267,15 @@ IGNORED = {"type": "Feature", "geometry": SQUARE, "properties": {"classification
         ('{"type": "Polygon", "coordinates": [[[0, 0], [1, 1]]]}', "feature 0 cannot be read"),
         ('{"type": "Polygon", "coordinates": "no"}', "feature 0 cannot be read"),
         ('[{"type": "Feature", "geometry": null}]', "feature 0 is a NoneType"),
-        (json.dumps(SQUARE).replace("10,", "NaN,"), "cannot be read|coordinates that are no numbers"),
+        (
+            json.dumps(SQUARE).replace("10,", "NaN,"),
+            "cannot be read|coordinates that are no numbers",
+        ),
     ],
 )
-def test_a_file_of_outlines_that_is_none_is_refused_by_name(text: str, says: str, tmp_path: Path) -> None:
+def test_a_file_of_outlines_that_is_none_is_refused_by_name(
+    text: str, says: str, tmp_path: Path
+) -> None:
     (tmp_path / "mask.geojson").write_text(text)
     with pytest.raises(DataError, match=says) as caught:
         mask_of(tmp_path / "mask.geojson", WHOLE)

@@ -1,4 +1,6 @@
-"""Real files of many makers, and small ones whose right answer is known: each is right, or refused by name."""
+"""Real files of many makers, and small ones whose right answer is known: each is right, or refused
+by name.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,13 @@ from tests.slides.test_reader import pixels
 openslide = pytest.importorskip("openslide")
 tifffile = pytest.importorskip("tifffile")
 
-WHOLE = ["tcga-cr-7395-01a-01-ts1.svs", "openslide/boxes.tiff", "openslide/small.svs", "openslide/boxes_0.dcm", "openslide/boxes_1.dcm"]  # fmt: skip
+WHOLE = [
+    "tcga-cr-7395-01a-01-ts1.svs",
+    "openslide/boxes.tiff",
+    "openslide/small.svs",
+    "openslide/boxes_0.dcm",
+    "openslide/boxes_1.dcm",
+]
 REFUSED = {
     "large_image/small_la.tiff": "2 samples a pixel",
     "large_image/test_L_16.png": "16-bit pixels",
@@ -48,7 +56,9 @@ def test_what_is_no_picture_of_8_bits_is_refused_by_name(name: str, odd: Path) -
 
 
 def test_a_slide_whose_only_tile_is_damaged_has_no_answer(odd: Path) -> None:
-    with pytest.raises(NothingReadable, match=r"unreadable\.svs: none of its 1 tiles .*Bogus marker length"):
+    with pytest.raises(
+        NothingReadable, match=r"unreadable\.svs: none of its 1 tiles .*Bogus marker length"
+    ):
         stream(vit(depth=1), odd / "openslide" / "unreadable.svs", saliency=False)
 
 
@@ -78,7 +88,13 @@ def test_alpha_of_a_real_map_is_dropped(odd: Path) -> None:
 
 SMALL = pixels((240, 320))
 TILED: dict[str, Any] = {"tile": (64, 64)}
-OME = {"axes": "CYX", "PhysicalSizeX": 0.5, "PhysicalSizeXUnit": "µm", "PhysicalSizeY": 0.5, "PhysicalSizeYUnit": "µm"}
+OME = {
+    "axes": "CYX",
+    "PhysicalSizeX": 0.5,
+    "PhysicalSizeXUnit": "µm",
+    "PhysicalSizeY": 0.5,
+    "PhysicalSizeYUnit": "µm",
+}
 KNOWN: dict[
     str, tuple[Any, dict[str, Any], dict[str, Any], str | np.ndarray]
 ] = {  # what is written and how, how it is looked at, what is right
@@ -88,9 +104,19 @@ KNOWN: dict[
     "fluorescence, tiled": (np.moveaxis(SMALL, -1, 0), TILED, {}, "3 grey pages of one size"),
     "fluorescence, strips": (np.moveaxis(SMALL, -1, 0), {}, {}, "3 grey pages of one size"),
     "fluorescence, chosen": (np.moveaxis(SMALL, -1, 0), TILED, {"channels": (0, 1, 2)}, SMALL),
-    "fluorescence, one": (np.moveaxis(SMALL, -1, 0), TILED, {"page": 2}, np.repeat(SMALL[..., 2:], 3, -1)),
+    "fluorescence, one": (
+        np.moveaxis(SMALL, -1, 0),
+        TILED,
+        {"page": 2},
+        np.repeat(SMALL[..., 2:], 3, -1),
+    ),
     "float": (SMALL.astype(np.float32) / 255, TILED, {}, "floating-point pixels"),
-    "JPEG 2000": (SMALL, {**TILED, "compression": "jpeg2000", "compressionargs": {"reversible": True}}, {}, SMALL),
+    "JPEG 2000": (
+        SMALL,
+        {**TILED, "compression": "jpeg2000", "compressionargs": {"reversible": True}},
+        {},
+        SMALL,
+    ),
     "OME": (
         np.moveaxis(SMALL, -1, 0),
         {**TILED, "ome": True, "metadata": OME},
@@ -111,7 +137,11 @@ def test_a_file_whose_right_answer_is_known(name: str, tmp_path: Path) -> None:
     values, how, look, right = KNOWN[name]
     path, model = tmp_path / "a.tif", vit(depth=1)
     photometric = "rgb" if values.shape[-1] == 3 else "minisblack"
-    tifffile.imwrite(path, values, **{"metadata": None, "photometric": photometric, "compression": "deflate", **how})
+    tifffile.imwrite(
+        path,
+        values,
+        **{"metadata": None, "photometric": photometric, "compression": "deflate", **how},
+    )
     if isinstance(right, str):
         with pytest.raises(DataError, match=rf"a\.tif holds .*{right}|a\.tif holds {right}"):
             stream(model, path, saliency=False, **look)

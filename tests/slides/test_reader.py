@@ -1,4 +1,6 @@
-"""Slides: read region by region and never whole, tiles that cannot be read, and the resolution they are looked at with."""
+"""Slides: read region by region and never whole, tiles that cannot be read, and the resolution they
+are looked at with.
+"""
 
 import sys
 from pathlib import Path
@@ -31,7 +33,11 @@ def pixels(size: tuple[int, int] = SIZE, seed: int = 3) -> np.ndarray:
 
 
 def write(path: Path, values: np.ndarray, *, levels: int = 1, mpp: float | None = None) -> Path:
-    told: dict[str, Any] = {} if mpp is None else {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"}
+    told: dict[str, Any] = (
+        {}
+        if mpp is None
+        else {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"}
+    )
     with tifffile.TiffWriter(path) as file:
         for level in range(levels):
             part = values[:: 2**level, :: 2**level]
@@ -54,10 +60,14 @@ def spoil(path: Path, tiles: list[int]) -> Path:
 
 
 @pytest.mark.parametrize("make", [vit, xcit], ids=["vit", "xcit"])
-def test_a_slide_answers_as_its_pixels_do(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slide_answers_as_its_pixels_do(
+    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     largest, read = 0, Stored.read
 
-    def reading(self: Stored, top: int, left: int, height: int, width: int, lost: Any = None) -> Any:
+    def reading(
+        self: Stored, top: int, left: int, height: int, width: int, lost: Any = None
+    ) -> Any:
         nonlocal largest
         largest = max(largest, height * width)
         return read(self, top, left, height, width, lost)
@@ -75,15 +85,21 @@ def test_a_real_slide_read_in_regions_is_the_slide_read_whole(data_root: Path) -
     slide = slide_of(path, 0, 3)
     assert isinstance(slide, Stored)
     height, width = slide.size
-    whole = np.asarray(openslide.OpenSlide(str(path)).read_region((0, 0), 0, (width, height)).convert("RGB"))
+    whole = np.asarray(
+        openslide.OpenSlide(str(path)).read_region((0, 0), 0, (width, height)).convert("RGB")
+    )
     for top in range(0, height, 512):
         for left in range(0, width, 512):
             tall, wide = min(512, height - top), min(512, width - left)
-            assert np.array_equal(slide.read(top, left, tall, wide), whole[top : top + tall, left : left + wide])
+            assert np.array_equal(
+                slide.read(top, left, tall, wide), whole[top : top + tall, left : left + wide]
+            )
     assert slide.resolution.mpp == (0.499, 0.499)
     slide.close()
     model = vit(depth=1)
-    assert torch.equal(stream(model, path, saliency=False).logits, stream(model, whole, saliency=False).logits)
+    assert torch.equal(
+        stream(model, path, saliency=False).logits, stream(model, whole, saliency=False).logits
+    )
 
 
 def test_tiles_that_cannot_be_read_are_masked_and_reported(tmp_path: Path) -> None:
@@ -162,7 +178,10 @@ def test_a_level_and_a_resolution(tmp_path: Path) -> None:
     assert stream(model, path, chunk=64, mpp=0.8).size == (438, 562)
     assert stream(model, path, chunk=64, mpp=1.6).size == (219, 281)
     assert stream(model, path, chunk=64, mpp=1.0, slide_mpp=0.504).size == (350, 450)
-    with pytest.raises(UsageError, match=r"slide\.tif says 0\.5 micrometres per pixel, and slide_mpp=1 says another"):
+    with pytest.raises(
+        UsageError,
+        match=r"slide\.tif says 0\.5 micrometres per pixel, and slide_mpp=1 says another",
+    ):
         stream(model, path, mpp=1.0, slide_mpp=1.0)
     with pytest.raises(UsageError, match="slide_mpp=0: give micrometres"):
         stream(model, path, mpp=1.0, slide_mpp=0)
@@ -179,7 +198,9 @@ def test_a_level_and_a_resolution(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mpp", [None, 4000.0, 1e-4])
 def test_a_resolution_that_is_missing_or_absurd(mpp: float | None, tmp_path: Path) -> None:
     path = write(tmp_path / "slide.tif", pixels(), mpp=mpp)
-    with pytest.raises(MissingResolution, match=r"slide\.tif does not say .*pass slide_mpp=.*or level="):
+    with pytest.raises(
+        MissingResolution, match=r"slide\.tif does not say .*pass slide_mpp=.*or level="
+    ):
         stream(vit(), path, mpp=1.0)
 
 
@@ -206,7 +227,9 @@ def test_a_slide_without_openslide(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(MissingExtra, match=r"openslide \(to read .*slide\.svs\).*\[slides\]"):
         stream(vit(), tmp_path / "slide.svs")
     values = pixels((160, 176))
-    assert torch.equal(stream(vit(), write(tmp_path / "small.tif", values)).logits, stream(vit(), values).logits)
+    assert torch.equal(
+        stream(vit(), write(tmp_path / "small.tif", values)).logits, stream(vit(), values).logits
+    )
 
 
 def test_files_that_are_no_images(tmp_path: Path) -> None:
@@ -223,9 +246,13 @@ def test_files_that_are_no_images(tmp_path: Path) -> None:
 def test_one_channel() -> None:
     import softless
 
-    model = softless.create_model("deit_tiny_patch16_224", op="sima", in_chans=1, depth=1, num_classes=3).eval()
+    model = softless.create_model(
+        "deit_tiny_patch16_224", op="sima", in_chans=1, depth=1, num_classes=3
+    ).eval()
     values = pixels((96, 80))[..., 0]
     wanted = answer(model, (torch.from_numpy(values) / 255 - 0.5)[None, None] / 0.5)
     for given in (values, values[..., None]):
         assert apart(stream(model, given, mean=(0.5,), std=(0.5,)).logits, wanted) < 1e-5
-    assert source_of(np.stack([values] * 3, -1), 3, HALVES, HALVES).read(0, 0, 96, 80, []).shape == (1, 3, 96, 80)
+    assert source_of(np.stack([values] * 3, -1), 3, HALVES, HALVES).read(
+        0, 0, 96, 80, []
+    ).shape == (1, 3, 96, 80)

@@ -1,4 +1,6 @@
-"""A run in a folder: killed at any step it ends with the same bits; what is another run's, damaged or too large is said."""
+"""A run in a folder: killed at any step it ends with the same bits; what is another run's, damaged
+or too large is said.
+"""
 
 import os
 import resource
@@ -40,7 +42,9 @@ def run(model: Any, folder: Path | None) -> StreamResult:
 
 
 def instants(monkeypatch: pytest.MonkeyPatch, every: int) -> Iterator[None]:
-    """The process ends at every so many calls that change a file, ahead of the call, or in the middle of a write into the tokens."""
+    """The process ends at every so many calls that change a file, ahead of the call, or in the
+    middle of a write into the tokens.
+    """
     count = {"calls": 0}
     replace, pwrite = Path.replace, os.pwrite
 
@@ -65,7 +69,11 @@ def instants(monkeypatch: pytest.MonkeyPatch, every: int) -> Iterator[None]:
     monkeypatch.undo()
 
 
-@pytest.mark.parametrize("make", [vit, lambda: vit("nystrom"), xcit, lambda: vit(global_pool="avg")], ids=["vit", "two sweeps", "lpi", "mean"])  # fmt: skip
+@pytest.mark.parametrize(
+    "make",
+    [vit, lambda: vit("nystrom"), xcit, lambda: vit(global_pool="avg")],
+    ids=["vit", "two sweeps", "lpi", "mean"],
+)
 def test_ended_again_and_again_a_run_ends_with_the_same_bits(
     make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,12 +93,18 @@ def test_ended_again_and_again_a_run_ends_with_the_same_bits(
     assert same_bits(run(model, tmp_path / "ended"), wanted)  # a finished run is its answer
 
 
-def test_without_the_journal_s_tokens_a_run_ends_with_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The control: where a step's tokens are not written again, a run that ended in the middle of their writing is wrong."""
+def test_without_the_journal_s_tokens_a_run_ends_with_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control: where a step's tokens are not written again, a run that ended in the middle of
+    their writing is wrong.
+    """
     model = vit()
     wanted = run(model, None)
     monkeypatch.setattr(
-        engine, "Entry", lambda at, tensors: store.Entry({k: v for k, v in at.items() if k != "start"}, tensors)
+        engine,
+        "Entry",
+        lambda at, tensors: store.Entry({k: v for k, v in at.items() if k != "start"}, tensors),
     )
     pwrite, calls = os.pwrite, {"count": 0}
 
@@ -158,13 +172,20 @@ def test_a_damaged_journal_is_named(tmp_path: Path) -> None:
 
 
 def test_a_disk_without_room_is_said_ahead(tmp_path: Path) -> None:
-    """The room is taken before the first step, by a limit on the size of files in place of a full disk."""
-    with limited(50_000), pytest.raises(StorageError, match=r"tokens.bin: .*are needed and .* are free"):
+    """The room is taken before the first step, by a limit on the size of files in place of a full
+    disk.
+    """
+    with (
+        limited(50_000),
+        pytest.raises(StorageError, match=r"tokens.bin: .*are needed and .* are free"),
+    ):
         run(vit(), tmp_path / "run")
     assert same_bits(run(vit(), tmp_path / "run"), run(vit(), None))
 
 
-def test_a_disk_that_fills_up_keeps_the_finished_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fills_up_keeps_the_finished_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, calls = vit(), {"count": 0}
     wanted, opened = run(model, None), Path.open
 
@@ -177,7 +198,9 @@ def test_a_disk_that_fills_up_keeps_the_finished_blocks(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(Path, "open", opening)
     for _ in range(2):
-        with pytest.raises(StorageError, match=r"No space left on device.*finished are kept.*run the same again"):
+        with pytest.raises(
+            StorageError, match=r"No space left on device.*finished are kept.*run the same again"
+        ):
             run(model, tmp_path / "run")
     before = calls["count"]
     assert same_bits(run(model, tmp_path / "run"), wanted)
@@ -233,5 +256,9 @@ def test_a_finished_run_is_told_again_without_room(tmp_path: Path) -> None:
 
 def test_what_is_left_of_a_finished_run_is_small(tmp_path: Path) -> None:
     stream(vit(), np.zeros((160, 176, 3), dtype=np.uint8), chunk=31, store=tmp_path / "run")
-    assert {file.name for file in (tmp_path / "run").iterdir()} == {store.ABOUT, store.JOURNAL, "maps.bin"}
+    assert {file.name for file in (tmp_path / "run").iterdir()} == {
+        store.ABOUT,
+        store.JOURNAL,
+        "maps.bin",
+    }
     assert softless.stream is stream

@@ -1,4 +1,6 @@
-"""What `softless.stream` answers is what the model answers, whatever the chunks, the host and the operator."""
+"""What `softless.stream` answers is what the model answers, whatever the chunks, the host and the
+operator.
+"""
 
 import random
 from pathlib import Path
@@ -31,7 +33,11 @@ HOSTS: dict[str, Any] = {
     "one head": lambda: vit(num_heads=1),
     "gate": lambda: lively(
         timm.create_model(
-            VIT, attn_layer=softless.SimA.with_options(gated=True), depth=2, num_classes=7, img_size=SIZE
+            VIT,
+            attn_layer=softless.SimA.with_options(gated=True),
+            depth=2,
+            num_classes=7,
+            img_size=SIZE,
         ),
         image(),
     ),
@@ -68,38 +74,68 @@ def test_every_host_answers_as_the_whole_does(host: str) -> None:
 
 
 def _same(model: nn.Module) -> None:
-    """Logits, features, tokens and maps; and without its attention the model answers something else."""
+    """Logits, features, tokens and maps; and without its attention the model answers something
+    else.
+    """
     whole = answer(model, image())
     with torch.no_grad():
         tokens = model.forward_features(image())[0]  # type: ignore[operator]
     found = stream(model, image(), chunk=23, tokens=True)
     assert apart(found.logits, whole) < 1e-5
     assert found.tokens is not None
-    assert apart(found.tokens, tokens[-len(found.tokens) :]) < 1e-5  # XCiT's class token stands apart
+    # XCiT's class token stands apart
+    assert apart(found.tokens, tokens[-len(found.tokens) :]) < 1e-5
     maps = softless.explain(model, image())
     assert found.saliency is not None
     for name in ("query", "key", "class_row"):
         ours, theirs = getattr(found.saliency, name), getattr(maps, name)
         assert (ours is None) == (theirs is None), name
         assert theirs is None or apart(ours, theirs) < 1e-5, name
-    assert (found.saliency.operator, found.saliency.layer, found.saliency.layers, found.saliency.normalised) == (
+    assert (
+        found.saliency.operator,
+        found.saliency.layer,
+        found.saliency.layers,
+        found.saliency.normalised,
+    ) == (
         maps.operator,
         maps.layer,
         maps.layers,
         maps.normalised,
     )
     with torch.no_grad():
-        assert apart(found.features, model.forward_head(model.forward_features(image()), pre_logits=True)) < 1e-5  # type: ignore[operator]
+        assert (
+            apart(
+                found.features,
+                model.forward_head(model.forward_features(image()), pre_logits=True),  # type: ignore[operator]
+            )
+            < 1e-5
+        )
     assert apart(stream(zeroed(model), image(), chunk=23).logits, whole) > 0.05
 
 
 OPTIMIZED = {
-    **{name: HOSTS[name] for name in ("average pooling", "registers", "layer scale", "norm of q and k", "norm ahead of the projection", "gate", "token scale", "distilled", "swapped XCiT", "XCiT by average", "XCiT with softmax class attention", "XCiT with a grid")},
+    **{
+        name: HOSTS[name]
+        for name in (
+            "average pooling",
+            "registers",
+            "layer scale",
+            "norm of q and k",
+            "norm ahead of the projection",
+            "gate",
+            "token scale",
+            "distilled",
+            "swapped XCiT",
+            "XCiT by average",
+            "XCiT with softmax class attention",
+            "XCiT with a grid",
+        )
+    },
     "plain": vit,
     "seqnorm": lambda: vit("seqnorm"),
     "two sweeps": lambda: vit("efficient"),
     "XCiT with an activation that oneDNN does not know": lambda: xcit(act="silu"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("host", OPTIMIZED)
@@ -108,7 +144,9 @@ def test_an_optimized_model_answers_as_the_plain_one_does(host: str) -> None:
     fast = softless.optimize(plain, torch.float32)
     mask = torch.rand(10, 11, generator=torch.Generator().manual_seed(2)) > 0.4
     for counts in (None, mask):
-        wanted, found = (stream(model, image(), chunk=23, mask=counts, tokens=True) for model in (plain, fast))
+        wanted, found = (
+            stream(model, image(), chunk=23, mask=counts, tokens=True) for model in (plain, fast)
+        )
         assert apart(found.logits, wanted.logits) < 1e-5
         assert apart(found.tokens, wanted.tokens) < 1e-5  # type: ignore[arg-type]
         for name in ("query", "key", "class_row"):
@@ -131,7 +169,11 @@ def test_an_optimized_model_goes_on_in_its_folder_and_no_other_does(tmp_path: Pa
             stream(model, image(), chunk=23, store=tmp_path)
 
 
-@pytest.mark.parametrize("make", [vit, lambda: vit("seqnorm"), xcit, lambda: xcit("xca", lpi=False)], ids=["vit", "seqnorm", "xcit", "xca"])  # fmt: skip
+@pytest.mark.parametrize(
+    "make",
+    [vit, lambda: vit("seqnorm"), xcit, lambda: xcit("xca", lpi=False)],
+    ids=["vit", "seqnorm", "xcit", "xca"],
+)
 def test_the_size_of_the_chunks_does_not_show(make: Any) -> None:
     model = make()
     whole = stream(model, image(), chunk=1000)
@@ -145,12 +187,20 @@ def test_the_order_of_the_chunks_does_not_show(op: str) -> None:
         return random.Random(3).sample(range(count), count)
 
     model = vit(op)
-    assert apart(stream(model, image(), chunk=9, order=shuffled).logits, stream(model, image(), chunk=9).logits) < 1e-6
+    assert (
+        apart(
+            stream(model, image(), chunk=9, order=shuffled).logits,
+            stream(model, image(), chunk=9).logits,
+        )
+        < 1e-6
+    )
 
 
 @pytest.mark.soak
 def test_a_deit_small_sees_a_crop_of_a_slide_as_the_whole_does(data_root: Path) -> None:
-    """The issue's own sizes: 2,048 pixels a side, 12 layers of width 384, float32. token_scale keeps the attention as strong as on the small image it was scaled on."""
+    """The issue's own sizes: 2,048 pixels a side, 12 layers of width 384, float32. token_scale
+    keeps the attention as strong as on the small image it was scaled on.
+    """
     openslide = pytest.importorskip("openslide")
     torch.set_num_threads(2)
     slide = openslide.OpenSlide(str(data_root / "cmu_wsi" / "CMU-1-Small-Region.svs"))
@@ -164,18 +214,24 @@ def test_a_deit_small_sees_a_crop_of_a_slide_as_the_whole_does(data_root: Path) 
     assert apart(found, whole) < 1e-5
     for how in ({"chunk": 700}, {"chunk": 5000}, {"order": lambda count: range(count - 1, -1, -1)}):
         assert apart(stream(model, pixels, **given, **how).logits, found) < 1e-6
-    assert apart(stream(softless.optimize(model, torch.float32), pixels, **given).logits, whole) < 1e-5
+    assert (
+        apart(stream(softless.optimize(model, torch.float32), pixels, **given).logits, whole) < 1e-5
+    )
     assert apart(answer(zeroed(model), crop), whole) > 0.05
 
 
 def test_masked_patches_are_removed() -> None:
-    """The model takes a mask of keys; a streamed answer under a mask of patches is the same, whatever those patches hold."""
+    """The model takes a mask of keys; a streamed answer under a mask of patches is the same,
+    whatever those patches hold.
+    """
     model = vit()
     mask = torch.rand(10, 11, generator=torch.Generator().manual_seed(2)) > 0.4
     with torch.no_grad():
         tokens = torch.cat([torch.ones(1, dtype=torch.bool), mask.flatten()])
         wanted = model(image(), attn_mask=tokens[None, None, None])
-    other = torch.where(mask.repeat_interleave(16, 0).repeat_interleave(16, 1), image(), torch.tensor(9.0))
+    other = torch.where(
+        mask.repeat_interleave(16, 0).repeat_interleave(16, 1), image(), torch.tensor(9.0)
+    )
     for pixels in (image(), other):
         found = stream(model, pixels, chunk=23, mask=mask)
         assert apart(found.logits, wanted) < 1e-5
@@ -205,7 +261,9 @@ def test_a_mask_of_every_second_column_is_the_same_for_every_chunk(op: str) -> N
 
 
 def test_local_patch_interaction_does_not_see_masked_patches() -> None:
-    """Masked columns at the right of an image are as if the image ended ahead of them, in both convolutions."""
+    """Masked columns at the right of an image are as if the image ended ahead of them, in both
+    convolutions.
+    """
     model = xcit("sima", use_pos_embed=False)
     mask = torch.ones(10, 11, dtype=torch.bool)
     mask[:, 8:] = False
@@ -213,7 +271,9 @@ def test_local_patch_interaction_does_not_see_masked_patches() -> None:
     assert apart(stream(model, image(), chunk=23, mask=mask).logits, wanted) < 1e-5
 
 
-@pytest.mark.parametrize("make", [lambda: vit(global_pool="avg"), vit, xcit], ids=["mean", "class token", "xcit"])
+@pytest.mark.parametrize(
+    "make", [lambda: vit(global_pool="avg"), vit, xcit], ids=["mean", "class token", "xcit"]
+)
 def test_no_patch_counts(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(engine, "notice", said.append)
@@ -245,12 +305,17 @@ def test_bfloat16_is_as_near_as_the_model_itself() -> None:
         assert apart(tokens.float(), exact) < 1.2 * plain
 
 
-def test_an_array_and_a_file_are_normalised_and_filled_up_with_the_mean_colour(tmp_path: Any) -> None:
+def test_an_array_and_a_file_are_normalised_and_filled_up_with_the_mean_colour(
+    tmp_path: Any,
+) -> None:
     from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
     values = np.random.default_rng(4).integers(0, 256, (150, 170, 3), dtype=np.uint8)
     Image.fromarray(values).save(tmp_path / "image.png")
-    scaled = (torch.from_numpy(values).permute(2, 0, 1) / 255 - torch.tensor(IMAGENET_DEFAULT_MEAN)[:, None, None]) / torch.tensor(IMAGENET_DEFAULT_STD)[:, None, None]  # fmt: skip
+    scaled = (
+        torch.from_numpy(values).permute(2, 0, 1) / 255
+        - torch.tensor(IMAGENET_DEFAULT_MEAN)[:, None, None]
+    ) / torch.tensor(IMAGENET_DEFAULT_STD)[:, None, None]
     padded = torch.nn.functional.pad(scaled, (0, 6, 0, 10))[None]
     for make in (vit, xcit):
         model = make()
@@ -285,17 +350,33 @@ def refused() -> dict[str, tuple[Any, str]]:
     }
 
 
-@pytest.mark.parametrize("case", ["softmax", "hooks", "blocks", "pooling", "convolution", "no softless attention", "another host", "published inverse"])  # fmt: skip
+@pytest.mark.parametrize(
+    "case",
+    [
+        "softmax",
+        "hooks",
+        "blocks",
+        "pooling",
+        "convolution",
+        "no softless attention",
+        "another host",
+        "published inverse",
+    ],
+)
 def test_what_cannot_be_honoured_is_refused(case: str) -> None:
     model, sentence = refused()[case]
     with pytest.raises(UsageError, match=sentence):
         stream(model, image())
 
 
-@pytest.mark.parametrize("path", ["blocks.0.attn.proj", "blocks.1.mlp.fc1", "patch_embed.proj", "norm", ""])
+@pytest.mark.parametrize(
+    "path", ["blocks.0.attn.proj", "blocks.1.mlp.fc1", "patch_embed.proj", "norm", ""]
+)
 @pytest.mark.parametrize("kind", ["forward_hook", "forward_pre_hook"])
 def test_a_hook_anywhere_is_refused(path: str, kind: str) -> None:
-    """The matrix of a projection is taken without calling it: a hook there would be passed by in silence."""
+    """The matrix of a projection is taken without calling it: a hook there would be passed by in
+    silence.
+    """
     model = vit()
     getattr(model.get_submodule(path), f"register_{kind}")(lambda *_: None)
     with pytest.raises(UsageError, match=rf"^{path or 'ViT|VisionTransformer'}.* has hooks"):
@@ -322,7 +403,9 @@ def test_sizes_are_refused_as_the_model_refuses_them() -> None:
 
 
 def test_no_chunk_is_larger_than_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No step of the attention sees more tokens at once: the memory beside the residual stream is bounded by the chunk."""
+    """No step of the attention sees more tokens at once: the memory beside the residual stream is
+    bounded by the chunk.
+    """
     from softless.layers import Attention
 
     seen: list[int] = []

@@ -28,7 +28,12 @@ def test_many_parts_join_as_if_they_were_summed_exactly() -> None:
 
 
 @pytest.mark.parametrize(
-    "op", [op for op in STREAMED if op not in {"soft", "softnorm", "cosformer2d", "linformer", "nystrom"}]
+    "op",
+    [
+        op
+        for op in STREAMED
+        if op not in {"soft", "softnorm", "cosformer2d", "linformer", "nystrom"}
+    ],
 )
 def test_a_layer_in_chunks_is_the_layer(op: str) -> None:
     torch.manual_seed(0)
@@ -47,7 +52,8 @@ def test_a_streamed_layer_is_the_published_one() -> None:
     x = torch.randn(500, 48)
     with torch.no_grad():
         for block in (ours, theirs):
-            block.attn.proj.weight *= 1000  # type: ignore[union-attr, operator]  # the attention of 500 tokens is small at the start
+            # the attention of 500 tokens is small at the start
+            block.attn.proj.weight *= 1000  # type: ignore[union-attr, operator]
         wanted = theirs(x[None])[0]
         assert apart(wanted, x) > 0.1
         assert apart(layer_in_chunks(ours, x.clone(), 64), wanted) < 1e-5
@@ -61,7 +67,12 @@ def test_the_place_of_a_chunk_counts_the_tokens_ahead_of_it_that_count() -> None
         assert mask is not None
         assert place.before is not None
         assert place.counted is not None
-        assert (mask.tolist(), place.start, int(place.before), int(place.counted)) == ([[True, False, True]], 3, 2, 4)
+        assert (mask.tolist(), place.start, int(place.before), int(place.counted)) == (
+            [[True, False, True]],
+            3,
+            2,
+            4,
+        )
     whole.know(torch.ones(6, dtype=torch.bool))
     place = whole.part(slice(3, 6))[1]
     assert place.before is not None

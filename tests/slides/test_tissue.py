@@ -32,7 +32,9 @@ def disc(size: tuple[int, int] = SIZE) -> np.ndarray:
     return ((y - 0.5) / 0.35) ** 2 + ((x - 0.4) / 0.25) ** 2 < 1
 
 
-def slide(size: tuple[int, int] = SIZE, stain: tuple[int, int, int] = (176, 110, 168), seed: int = 0) -> np.ndarray:
+def slide(
+    size: tuple[int, int] = SIZE, stain: tuple[int, int, int] = (176, 110, 168), seed: int = 0
+) -> np.ndarray:
     """A stained disc with dark nuclei on glass, a grey pen line, dust."""
     random = np.random.default_rng(seed)
     values = glass(size, seed)
@@ -50,7 +52,12 @@ def wanted(size: tuple[int, int] = SIZE) -> np.ndarray:
     return np.where(parts > 0.75, 1, np.where(parts < 0.25, 0, -1))  # -1: at the edge
 
 
-STAINS = {"H&E": (176, 110, 168), "pale": (222, 190, 214), "brown": (150, 110, 80), "blue": (120, 140, 200)}
+STAINS = {
+    "H&E": (176, 110, 168),
+    "pale": (222, 190, 214),
+    "brown": (150, 110, 80),
+    "blue": (120, 140, 200),
+}
 
 
 @pytest.mark.parametrize("stain", STAINS)
@@ -62,9 +69,13 @@ def test_what_is_stained_counts(stain: str, mpp: Any) -> None:
     assert (found[known] == wanted()[known]).mean() > 0.995
 
 
-def test_a_blank_slide_has_no_tissue_and_a_full_one_no_glass(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_blank_slide_has_no_tissue_and_a_full_one_no_glass(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     lattice = Lattice(GRID, (16, 16), SIZE)
-    with pytest.raises(DataError, match="shows no tissue: no patch of it is stained; --tissue none"):
+    with pytest.raises(
+        DataError, match="shows no tissue: no patch of it is stained; --tissue none"
+    ):
         tissue_of(glass(), lattice)
     full = slide()[224:416, 300:460]
     assert tissue_of(full, Lattice((12, 10), (16, 16), full.shape[:2])).all()

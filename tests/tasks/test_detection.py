@@ -1,4 +1,6 @@
-"""Detection: what AP says, that a run learns, predicts and reports, and that two processes are one run."""
+"""Detection: what AP says, that a run learns, predicts and reports, and that two processes are one
+run.
+"""
 
 import json
 import pickle
@@ -54,8 +56,22 @@ DOCUMENT: dict[str, Any] = {
     "images": [{"id": 1, "width": 100, "height": 100}, {"id": 2, "width": 100, "height": 100}],
     "categories": [{"id": 3, "name": "one"}, {"id": 5, "name": "other"}],
     "annotations": [
-        {"id": 1, "image_id": 1, "category_id": 3, "bbox": [10, 10, 40, 40], "area": 1600, "iscrowd": 0},
-        {"id": 2, "image_id": 2, "category_id": 3, "bbox": [10, 10, 40, 40], "area": 1600, "iscrowd": 0},
+        {
+            "id": 1,
+            "image_id": 1,
+            "category_id": 3,
+            "bbox": [10, 10, 40, 40],
+            "area": 1600,
+            "iscrowd": 0,
+        },
+        {
+            "id": 2,
+            "image_id": 2,
+            "category_id": 3,
+            "bbox": [10, 10, 40, 40],
+            "area": 1600,
+            "iscrowd": 0,
+        },
     ],
 }
 
@@ -86,7 +102,14 @@ def test_ap_stands_beside_its_class_in_whatever_order_the_file_lists_them(order:
     document = {**DOCUMENT, "categories": DOCUMENT["categories"][::order]}
     right = [answer(1, [10, 10, 40, 40], 0.9), answer(2, [10, 10, 40, 40], 0.8)]
     right += [answer(1, [60, 60, 20, 20], 0.9, category=5)]
-    wanted = {"image_id": 2, "category_id": 5, "bbox": [10, 10, 30, 30], "area": 900, "iscrowd": 0, "id": 3}
+    wanted = {
+        "image_id": 2,
+        "category_id": 5,
+        "bbox": [10, 10, 30, 30],
+        "area": 900,
+        "iscrowd": 0,
+        "id": 3,
+    }
     _, per_class = average_precision(
         {**document, "annotations": [*document["annotations"], wanted]}, right, masks=False
     )
@@ -104,9 +127,23 @@ def test_only_so_many_answers_count():
 
 
 def test_a_crowd_counts_neither_way():
-    crowd = {"id": 3, "image_id": 1, "category_id": 3, "bbox": [55, 55, 40, 40], "area": 1600, "iscrowd": 1, "segmentation": {"size": [100, 100], "counts": [0, 10000]}}  # fmt: skip
-    told = [answer(1, [60, 60, 20, 20], 0.99), answer(1, [10, 10, 40, 40], 0.9), answer(2, [10, 10, 40, 40], 0.8)]
-    with_crowd, _ = average_precision({**DOCUMENT, "annotations": [*DOCUMENT["annotations"], crowd]}, told, masks=False)
+    crowd = {
+        "id": 3,
+        "image_id": 1,
+        "category_id": 3,
+        "bbox": [55, 55, 40, 40],
+        "area": 1600,
+        "iscrowd": 1,
+        "segmentation": {"size": [100, 100], "counts": [0, 10000]},
+    }
+    told = [
+        answer(1, [60, 60, 20, 20], 0.99),
+        answer(1, [10, 10, 40, 40], 0.9),
+        answer(2, [10, 10, 40, 40], 0.8),
+    ]
+    with_crowd, _ = average_precision(
+        {**DOCUMENT, "annotations": [*DOCUMENT["annotations"], crowd]}, told, masks=False
+    )
     without, _ = average_precision(DOCUMENT, told, masks=False)
     assert with_crowd["box_ap"] == 1.0
     assert without["box_ap"] == pytest.approx(2 / 3, abs=0.01)
@@ -123,14 +160,19 @@ def test_a_run_leaves_what_cocos_tools_read(trained: Path):
     first = next(iter(answers.anns.values()))
     assert pixels_of([first["segmentation"]]).shape == (64, 64, 1)
     again, _ = average_precision(
-        json.loads(truth.read_text()), json.loads((run / "predictions.json").read_text()), masks=True, detections=10
+        json.loads(truth.read_text()),
+        json.loads((run / "predictions.json").read_text()),
+        masks=True,
+        detections=10,
     )
     assert again == {name: result["test"][name] for name in again}
 
 
 @pytest.mark.parametrize("ids", [(1, 2), (0, 1), (9, 4), (2, 1)], ids=str)
 @pytest.mark.parametrize("order", [1, -1], ids=["in order", "reversed"])
-def test_eval_knows_a_class_by_its_name(trained: Path, tmp_path: Path, ids: tuple[int, int], order: int):
+def test_eval_knows_a_class_by_its_name(
+    trained: Path, tmp_path: Path, ids: tuple[int, int], order: int
+):
     shutil.copytree(trained / "data/images", tmp_path / "other")
     number = dict(zip((1, 2), ids, strict=True))
     for file in (tmp_path / "other/annotations").glob("*.json"):
@@ -138,7 +180,9 @@ def test_eval_knows_a_class_by_its_name(trained: Path, tmp_path: Path, ids: tupl
         content["categories"] = [{**one, "id": number[one["id"]]} for one in content["categories"]]
         if not file.stem.endswith("val"):  # the parts of one set may list theirs differently
             content["categories"].reverse() if order < 0 else None
-        content["annotations"] = [{**one, "category_id": number[one["category_id"]]} for one in content["annotations"]]
+        content["annotations"] = [
+            {**one, "category_id": number[one["category_id"]]} for one in content["annotations"]
+        ]
         file.write_text(json.dumps(content))
     found = eval_run(trained / "run", tmp_path / "other", device="cpu").outcome
     result = json.loads((trained / "run/result.json").read_text())["test"]
@@ -147,7 +191,9 @@ def test_eval_knows_a_class_by_its_name(trained: Path, tmp_path: Path, ids: tupl
     }
     before = json.loads((trained / "run/predictions.json").read_text())
     assert {one["category_id"] for one in before} == {1, 2}, "or the test says nothing"
-    assert [one["category_id"] for one in found.answers] == [number[one["category_id"]] for one in before]
+    assert [one["category_id"] for one in found.answers] == [
+        number[one["category_id"]] for one in before
+    ]
 
 
 def test_eval_refuses_other_classes(trained: Path, tmp_path: Path):
@@ -173,9 +219,9 @@ def test_predictions_are_a_coco_file_with_pictures(trained: Path, tmp_path: Path
     images = tmp_path / "images/deep"
     images.mkdir(parents=True)
     for number, size in enumerate([(64, 64), (90, 40)]):
-        Image.fromarray(np.random.default_rng(number).integers(0, 255, (*size[::-1], 3)).astype(np.uint8)).save(
-            images / f"{number}.png"
-        )
+        Image.fromarray(
+            np.random.default_rng(number).integers(0, 255, (*size[::-1], 3)).astype(np.uint8)
+        ).save(images / f"{number}.png")
     (images / "0b.png").write_text("no image")
     told = predict(trained / "run", tmp_path / "images", tmp_path / "out", device="cpu")
     assert told.exit_code == 4
@@ -242,7 +288,12 @@ def test_bad_annotations_stop_a_run_before_its_folder_is_made(tmp_path: Path):
     with pytest.raises(DataError, match=r"002\.png, annotation 3: its bbox"):
         fit(recipe, tmp_path / "run", device="cpu", progress=False)
     assert not (tmp_path / "run").exists()
-    fit(recipe.with_fields(**{"detection.faults": "skip"}), tmp_path / "run", device="cpu", progress=False)
+    fit(
+        recipe.with_fields(**{"detection.faults": "skip"}),
+        tmp_path / "run",
+        device="cpu",
+        progress=False,
+    )
 
 
 @pytest.mark.parametrize("op", ["softnorm", "sima", "softmax"])
@@ -252,7 +303,9 @@ def test_cards_take_the_twins(op: str, tmp_path: Path):
 
 
 def test_nuclei_take_xcits_own_attention(tmp_path: Path):
-    task = open_task(small("nuclei", tmp_path).with_fields(**{"model.op": "xca", "model.args.token_scale": None}))
+    task = open_task(
+        small("nuclei", tmp_path).with_fields(**{"model.op": "xca", "model.args.token_scale": None})
+    )
     assert any("temperature" in name for name, _ in build_for(task).named_parameters())
 
 
@@ -265,7 +318,9 @@ def test_a_classifiers_weights_start_the_host(tmp_path: Path):
     args = {**recipe.model.args, "num_classes": 5}
     classifier = create_model(recipe.model.name, recipe.model.op, **args)
     save_file(classifier.state_dict(), tmp_path / "start.safetensors")
-    model = build_for(open_task(recipe.with_fields(**{"model.weights": str(tmp_path / "start.safetensors")})))
+    model = build_for(
+        open_task(recipe.with_fields(**{"model.weights": str(tmp_path / "start.safetensors")}))
+    )
     name = "blocks.0.attn.qkv.weight"
     assert torch.equal(model.host.state_dict()[name], classifier.state_dict()[name])  # type: ignore[union-attr]
 
@@ -273,7 +328,12 @@ def test_a_classifiers_weights_start_the_host(tmp_path: Path):
 def test_the_papers_recipe(tmp_path: Path):
     recipe = get_recipe("coco_sima_maskrcnn")
     assert isinstance(recipe.detection, DetectionSpec)
-    assert (recipe.effective_lr, recipe.optim.weight_decay, recipe.batch_size, recipe.drop_path) == (
+    assert (
+        recipe.effective_lr,
+        recipe.optim.weight_decay,
+        recipe.batch_size,
+        recipe.drop_path,
+    ) == (
         1e-4,
         0.05,
         16,
@@ -320,18 +380,26 @@ for name in ("nuclei", "cards"):
 
 @pytest.mark.slow
 def test_two_processes_train_like_one(tmp_path: Path):
-    """Anchors and regions are drawn by each image's key and losses are means over images, so ranks make no difference beyond rounding."""
+    """Anchors and regions are drawn by each image's key and losses are means over images, so ranks
+    make no difference beyond rounding.
+    """
     for name in ("nuclei", "cards"):
-        recipe = small(name, tmp_path / name).with_fields(**{"schedule.epochs": 2, "detection.min_score": 0.0})
+        recipe = small(name, tmp_path / name).with_fields(**{
+            "schedule.epochs": 2,
+            "detection.min_score": 0.0,
+        })
         (tmp_path / f"{name}.pickle").write_bytes(pickle.dumps(recipe))
         fit(recipe, tmp_path / f"{name}-one", device="cpu", progress=False)
     run_ranks("-c", RANK, str(tmp_path))
     for name in ("nuclei", "cards"):
-        for one, two in zip(logged(tmp_path / f"{name}-one"), logged(tmp_path / f"{name}-two"), strict=True):
+        for one, two in zip(
+            logged(tmp_path / f"{name}-one"), logged(tmp_path / f"{name}-two"), strict=True
+        ):
             assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-4)
             assert two["val"] == pytest.approx(one["val"], abs=1e-3)
         results = [
-            json.loads((tmp_path / f"{name}-{which}/result.json").read_text())["test"] for which in ("one", "two")
+            json.loads((tmp_path / f"{name}-{which}/result.json").read_text())["test"]
+            for which in ("one", "two")
         ]
         assert results[0]["seen"] == results[1]["seen"] == 8
         for measure in ("box_ap", "box_ap50"):
@@ -344,8 +412,13 @@ def test_answers_keep_the_ids_of_an_annotation_file(trained: Path, tmp_path: Pat
     names = sorted(path.name for path in images.iterdir())
     classes = load_run(trained / "run").classes
     listed: dict[str, Any] = {
-        "images": [{"id": 900 - place, "file_name": f"somewhere/{name}"} for place, name in enumerate(names)],
-        "categories": [{"id": 70 + place, "name": name} for place, name in enumerate(reversed(classes))],
+        "images": [
+            {"id": 900 - place, "file_name": f"somewhere/{name}"}
+            for place, name in enumerate(names)
+        ],
+        "categories": [
+            {"id": 70 + place, "name": name} for place, name in enumerate(reversed(classes))
+        ],
         "annotations": [],
     }
     file = tmp_path / "listed.json"
@@ -366,10 +439,16 @@ def test_answers_keep_the_ids_of_an_annotation_file(trained: Path, tmp_path: Pat
         assert by_name[mine["category_id"]] == renamed[theirs["category_id"]]
         assert mine["bbox"] == theirs["bbox"]
     for change, said in (
-        ({"images": listed["images"][1:]}, rf"does not list 1 image of {len(names)}, the first {names[0]}"),
+        (
+            {"images": listed["images"][1:]},
+            rf"does not list 1 image of {len(names)}, the first {names[0]}",
+        ),
         ({"categories": listed["categories"][1:]}, rf"has no category {classes[-1]}"),
         ({"images": "none"}, r"is not COCO's: images is no list of entries with id and file_name"),
-        ({"images": [{**row, "id": 5} for row in listed["images"]]}, r"under an id that another image has too"),
+        (
+            {"images": [{**row, "id": 5} for row in listed["images"]]},
+            r"under an id that another image has too",
+        ),
     ):
         file.write_text(json.dumps({**listed, **change}))
         with pytest.raises(DataError, match=said):

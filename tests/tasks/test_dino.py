@@ -1,4 +1,6 @@
-"""DINO: its schedules, what moves and what does not, what collapses, and that a run continues and divides."""
+"""DINO: its schedules, what moves and what does not, what collapses, and that a run continues and
+divides.
+"""
 
 import json
 import math
@@ -52,7 +54,13 @@ def tiny_recipe(path: Path) -> Recipe:
         optim=OptimSpec(lr=5e-3, base_batch=None, weight_decay=0.04, clip_grad=1.0),
         schedule=ScheduleSpec(epochs=3, warmup_epochs=1),
         dino=DinoSpec(
-            outputs=32, hidden=16, bottleneck=8, momentum=(0.9, 1.0), local_crops=2, local_size=8, teacher_temp_epochs=2
+            outputs=32,
+            hidden=16,
+            bottleneck=8,
+            momentum=(0.9, 1.0),
+            local_crops=2,
+            local_size=8,
+            teacher_temp_epochs=2,
         ),
         batch_size=12,
         drop_path=0.1,
@@ -88,14 +96,21 @@ def test_views_are_two_global_and_the_local_ones(tiny: Recipe):
     assert [tuple(view.shape) for view in views] == [(12, 1, 16, 16)] * 2 + [(12, 1, 8, 8)] * 2
     assert temperature == 0.04
     again, _ = batch_of(open_task(tiny))  # type: ignore[arg-type]
-    assert all(torch.equal(a, b) for a, b in zip(views, again, strict=True)), "drawn from seed, epoch and position"
+    assert all(torch.equal(a, b) for a, b in zip(views, again, strict=True)), (
+        "drawn from seed, epoch and position"
+    )
     other, _ = batch_of(open_task(tiny), epoch=1)  # type: ignore[arg-type]
     assert not torch.equal(views[0], other[0])
 
 
 def test_schedules_are_their_formulas(tiny: Recipe):
     task, network = opened(tiny)
-    assert [task.teacher_temp(epoch) for epoch in range(4)] == pytest.approx([0.04, 0.055, 0.07, 0.07])
+    assert [task.teacher_temp(epoch) for epoch in range(4)] == pytest.approx([
+        0.04,
+        0.055,
+        0.07,
+        0.07,
+    ])
     mover = optimizer(tiny, network)
     fixed = [group["weight_decay"] == 0 for group in mover.param_groups]
     assert any(fixed)
@@ -112,30 +127,45 @@ def test_schedules_are_their_formulas(tiny: Recipe):
         task.after_step(network, at(update))
         momentum = 1.0 - (1.0 - 0.9) * cosine
         for name, value in network.teacher.named_parameters():
-            torch.testing.assert_close(value, momentum * before[name] + (1 - momentum) * student[name])
+            torch.testing.assert_close(
+                value, momentum * before[name] + (1 - momentum) * student[name]
+            )
 
 
 def test_the_teacher_starts_as_the_student_and_has_no_gradient(tiny: Recipe):
     task, network = opened(tiny)
-    for (name, ours), theirs in zip(network.student.named_parameters(), network.teacher.parameters(), strict=True):
+    for (name, ours), theirs in zip(
+        network.student.named_parameters(), network.teacher.parameters(), strict=True
+    ):
         assert torch.equal(ours, theirs), name
     network(*batch_of(task)).backward()
     assert all(parameter.grad is None for parameter in network.teacher.parameters())
-    still = [name for name, value in network.student.named_parameters() if value.requires_grad and value.grad is None]
+    still = [
+        name
+        for name, value in network.student.named_parameters()
+        if value.requires_grad and value.grad is None
+    ]
     assert still == []
-    moved = {id(value) for group in optimizer(tiny, network).param_groups for value in group["params"]}
+    moved = {
+        id(value) for group in optimizer(tiny, network).param_groups for value in group["params"]
+    }
     assert moved == {id(value) for value in network.student.parameters() if value.requires_grad}
 
 
 def test_the_loss_and_the_centre_are_the_papers(tiny: Recipe):
-    """Written out: every pair of a global view of the teacher and another view of the student; then the centre moves."""
+    """Written out: every pair of a global view of the teacher and another view of the student; then
+    the centre moves.
+    """
     task, network = opened(replace(tiny, drop_path=0.0))
     views, _ = batch_of(task)
     network.loss.center.copy_(torch.linspace(-0.1, 0.1, 32))
     before = network.loss.center.clone()
     with torch.no_grad():
         taught = network.teacher(torch.cat(views[:2])).chunk(2)
-        said = [*network.student(torch.cat(views[:2])).chunk(2), *network.student(torch.cat(views[2:])).chunk(2)]
+        said = [
+            *network.student(torch.cat(views[:2])).chunk(2),
+            *network.student(torch.cat(views[2:])).chunk(2),
+        ]
     terms = [
         -(((t - before[0]) / 0.05).softmax(-1) * (s / 0.1).log_softmax(-1)).sum(-1)
         for i, t in enumerate(taught)
@@ -194,7 +224,9 @@ def test_collapse_is_seen():
 
 
 def test_without_centre_and_sharpening_it_collapses(tiny: Recipe):
-    """The negative control: with the teacher's temperature at the student's ten and no centre, every answer is uniform."""
+    """The negative control: with the teacher's temperature at the student's ten and no centre,
+    every answer is uniform.
+    """
     task, network = opened(tiny.with_fields(**{"dino.teacher_temp": (10.0, 10.0)}))
     features = network.teacher.backbone(batch_of(task)[0][0])  # type: ignore[operator]
     assert float(entropy(network.said_of(features, 10.0)).mean()) > 0.999
@@ -205,9 +237,15 @@ def test_without_centre_and_sharpening_it_collapses(tiny: Recipe):
     ("fields", "said"),
     [
         ({"ema_decay": 0.9}, "average of the weights already"),
-        ({"optim.weight_decay": 0.0}, r"weight decay rises from optim.weight_decay=0.0 to dino.weight_decay_end=0.4"),
+        (
+            {"optim.weight_decay": 0.0},
+            r"weight decay rises from optim.weight_decay=0.0 to dino.weight_decay_end=0.4",
+        ),
         ({"optim.layer_decay": 0.7}, "layer_decay is for fine-tuning"),
-        ({"dino.momentum": (0.9, 1.1)}, r"dino.momentum=\(0.9, 1.1\) is out of range: .* in \[0, 1\]"),
+        (
+            {"dino.momentum": (0.9, 1.1)},
+            r"dino.momentum=\(0.9, 1.1\) is out of range: .* in \[0, 1\]",
+        ),
         ({"dino.teacher_temp": (0.0, 0.07)}, "dino.teacher_temp"),
         ({"dino.local_scale": (0.5, 0.1)}, "dino.local_scale"),
         ({"batch_size": 100}, "48 training images are fewer than a step takes"),
@@ -227,8 +265,10 @@ def test_a_local_size_that_does_not_fit_is_refused(tiny: Recipe):
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet18", "cvt_13_224"])
 def test_other_hosts_take_views_of_several_sizes(tiny: Recipe, name: str):
-    small: dict[str, Any] = {"vit_tiny_patch16_224": {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2},
-             "cvt_13_224": {"embed_dims": (8, 16, 16), "depths": (1, 1, 1), "num_heads": (1, 1, 1)}}  # fmt: skip
+    small: dict[str, Any] = {
+        "vit_tiny_patch16_224": {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2},
+        "cvt_13_224": {"embed_dims": (8, 16, 16), "depths": (1, 1, 1), "num_heads": (1, 1, 1)},
+    }
     fields = {"data.image_size": 32, "dino.local_size": 16}
     recipe = replace(tiny, model=ModelSpec(name, None, small.get(name, {}))).with_fields(**fields)
     task, network = opened(recipe)
@@ -239,15 +279,22 @@ def test_other_hosts_take_views_of_several_sizes(tiny: Recipe, name: str):
 def test_images_without_classes(tmp_path: Path):
     for index in range(12):
         noise(seed=index).save(_made(tmp_path / "plain") / f"{index:02}.png")
-        noise(seed=index).save(_made(tmp_path / "parts/train/deeper" if index > 8 else tmp_path / "parts/train") / f"{index:02}.png")  # fmt: skip
+        noise(seed=index).save(
+            _made(tmp_path / "parts/train/deeper" if index > 8 else tmp_path / "parts/train")
+            / f"{index:02}.png"
+        )
         noise(seed=99 + index).save(_made(tmp_path / "parts/test") / f"{index:02}.png")
     recipe = tiny_recipe(tmp_path)
-    data = replace(recipe.data, source="folder", in_chans=3, path=str(tmp_path / "plain"), val_fraction=0.25)
+    data = replace(
+        recipe.data, source="folder", in_chans=3, path=str(tmp_path / "plain"), val_fraction=0.25
+    )
     splits = open_task(replace(recipe, data=data, batch_size=4)).splits
     assert (len(splits.train), len(splits.val), splits.test, splits.classes) == (9, 3, None, ())
     limited = open_task(replace(recipe, data=replace(data, limit=5), batch_size=4)).splits
     assert len(limited.train) == 5
-    parts = open_task(replace(recipe, data=replace(data, path=str(tmp_path / "parts")), batch_size=4)).splits
+    parts = open_task(
+        replace(recipe, data=replace(data, path=str(tmp_path / "parts")), batch_size=4)
+    ).splits
     assert parts.test is not None
     assert (len(parts.train), len(parts.val), len(parts.test)) == (9, 3, 12)
     assert parts.test.name(0) == "test/00.png"
@@ -262,18 +309,24 @@ def _made(folder: Path) -> Path:
 
 @pytest.mark.slow
 def test_an_interrupted_run_ends_as_one_that_was_not(tiny: Recipe, tmp_path: Path, zygote: Zygote):
-    """Killed while it saved, and later told to stop: teacher, centre and schedules continue bit for bit."""
+    """Killed while it saved, and later told to stop: teacher, centre and schedules continue bit for
+    bit.
+    """
     recipe = tiny.with_fields(**{"save.every_steps": 3, "schedule.epochs": 5})
     assert zygote.run(tmp_path / "whole", recipe) == 0
     assert zygote.run(tmp_path / "cut", recipe, "die in save") == -9
     assert zygote.run(tmp_path / "cut", recipe, "step", resume=True) == 143
-    assert zygote.run(tmp_path / "cut", recipe, resume=True) == 0, (tmp_path / "cut/said.txt").read_text()
+    assert zygote.run(tmp_path / "cut", recipe, resume=True) == 0, (
+        tmp_path / "cut/said.txt"
+    ).read_text()
     assert end_of(tmp_path / "cut/run") == end_of(tmp_path / "whole/run")
 
 
 @pytest.mark.slow
 def test_two_processes_train_like_one(tiny: Recipe, tmp_path: Path):
-    """The same global batches: losses, spread and the teacher's entropy agree; XCiT's BatchNorm and the centre see both ranks."""
+    """The same global batches: losses, spread and the teacher's entropy agree; XCiT's BatchNorm and
+    the centre see both ranks.
+    """
     recipe = replace(tiny, drop_path=0.0)
     one = fit(recipe, tmp_path / "one", device="cpu", progress=False)
     (tmp_path / "recipe.pickle").write_bytes(pickle.dumps(recipe))

@@ -1,4 +1,6 @@
-"""An optional package that a task needs at some time is asked for before its data are opened, in every verb that works for long."""
+"""An optional package that a task needs at some time is asked for before its data are opened, in
+every verb that works for long.
+"""
 
 import sys
 from pathlib import Path
@@ -34,7 +36,8 @@ def test_a_task_asks_before_it_opens_its_data(task: str, absent, tmp_path: Path)
     absent(*TASKS[task].needs)
     with pytest.raises(MissingExtra) as caught:
         fit(recipe, tmp_path / "run", device="cpu", progress=False)
-    assert all(errors.EXTRAS[module][0] in str(caught.value) for module in TASKS[task].needs)  # all in one error
+    # all in one error
+    assert all(errors.EXTRAS[module][0] in str(caught.value) for module in TASKS[task].needs)
     assert not (tmp_path / "run").exists()
 
 
@@ -53,12 +56,17 @@ def test_a_benchmark_asks_for_what_it_uses_last(what, module, absent):
         bench(what)
 
 
-def test_the_message_of_a_checkout_and_of_an_installed_package(absent, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_the_message_of_a_checkout_and_of_an_installed_package(
+    absent, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     absent("lightly", "matplotlib")
     with pytest.raises(
-        MissingExtra, match=r'lightly and matplotlib, which are not installed: pip install -e "\.\[ssl,train\]"'
+        MissingExtra,
+        match=r'lightly and matplotlib, which are not installed: pip install -e "\.\[ssl,train\]"',
     ):
         need("lightly", "matplotlib")
     monkeypatch.setattr(errors, "ROOT", tmp_path)
-    with pytest.raises(MissingExtra, match=r'matplotlib, which is not installed: pip install "softless\[train\]"'):
+    with pytest.raises(
+        MissingExtra, match=r'matplotlib, which is not installed: pip install "softless\[train\]"'
+    ):
         need("matplotlib")

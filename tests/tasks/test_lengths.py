@@ -34,10 +34,20 @@ def test_what_the_recipe_was_made_for_is_left_alone():
 def test_few_images_get_steps():
     few = fitted(recipe(), 300)
     assert few.recipe.batch_size == 16  # 18 steps an epoch; 32 would be 9
-    assert few.recipe.schedule.epochs * (300 // 16) >= 1000 > (few.recipe.schedule.epochs - 1) * (300 // 16)
+    assert (
+        few.recipe.schedule.epochs * (300 // 16)
+        >= 1000
+        > (few.recipe.schedule.epochs - 1) * (300 // 16)
+    )
     assert few.recipe.schedule.warmup_epochs == round(4 * few.recipe.schedule.epochs / 40)
-    assert few.recipe.ema_decay == pytest.approx(0.98 ** (16 / 128))  # as many images in the average
-    assert set(few.changed) == {"batch_size", "schedule.epochs", "schedule.warmup_epochs", "ema_decay"}
+    # as many images in the average
+    assert few.recipe.ema_decay == pytest.approx(0.98 ** (16 / 128))
+    assert set(few.changed) == {
+        "batch_size",
+        "schedule.epochs",
+        "schedule.warmup_epochs",
+        "ema_decay",
+    }
     batch, epochs = few.sentences(300)
     assert "batch_size 128 -> 16: 300 training images make 2 steps an epoch" in batch
     assert "schedule.epochs 40 -> 56: epochs of 18 steps" in epochs
@@ -45,7 +55,9 @@ def test_few_images_get_steps():
 
 
 def test_milestones_keep_their_share():
-    long = fitted(recipe(name="multistep", decay_epochs=(20, 30), cooldown_epochs=4, warmup_epochs=0), 1280)
+    long = fitted(
+        recipe(name="multistep", decay_epochs=(20, 30), cooldown_epochs=4, warmup_epochs=0), 1280
+    )
     assert long.recipe.schedule.epochs == 100
     assert long.recipe.schedule.decay_epochs == (50, 75)
     assert long.recipe.schedule.cooldown_epochs == 10
@@ -69,14 +81,18 @@ def test_what_the_user_sets_stays():
     assert fitted(longer, 300).recipe.schedule.epochs == 167
 
 
-@pytest.mark.parametrize(("field", "floor"), [("schedule.epochs", "min_steps"), ("batch_size", "min_epoch_steps")])
+@pytest.mark.parametrize(
+    ("field", "floor"), [("schedule.epochs", "min_steps"), ("batch_size", "min_epoch_steps")]
+)
 def test_two_rules_for_one_length_are_refused(field: str, floor: str):
     with pytest.raises(UsageError, match=f"{field} and schedule.{floor} are both set"):
         recipe().with_fields(**{field: 5, f"schedule.{floor}": 100})
     assert recipe().with_fields(**{field: 6, f"schedule.{floor}": None})
 
 
-@pytest.mark.parametrize("name", ["folder", "medmnist", "digits", "nuclei", "cards", "vessels", "arteries", "aerial"])
+@pytest.mark.parametrize(
+    "name", ["folder", "medmnist", "digits", "nuclei", "cards", "vessels", "arteries", "aerial"]
+)
 def test_recipes_for_data_of_one_s_own_have_a_least_length(name: str):
     schedule = get_recipe(name).schedule
     assert schedule.min_steps is not None

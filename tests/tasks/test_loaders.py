@@ -1,4 +1,6 @@
-"""What every task hands to its loader's workers can be pickled, as it is where processes are spawned."""
+"""What every task hands to its loader's workers can be pickled, as it is where processes are
+spawned.
+"""
 
 import pickle
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""Losses and measures at their ends (D24): huge logits, one class, nothing that counts; finite, and with finite gradients."""
+"""Losses and measures at their ends (D24): huge logits, one class, nothing that counts; finite, and
+with finite gradients.
+"""
 
 from types import SimpleNamespace
 from typing import Any
@@ -22,12 +24,16 @@ LOGITS = {
 
 def finite(value: Tensor, *leaves: Tensor) -> bool:
     value.backward()
-    return bool(value.isfinite()) and all(leaf.grad is not None and bool(leaf.grad.isfinite().all()) for leaf in leaves)
+    return bool(value.isfinite()) and all(
+        leaf.grad is not None and bool(leaf.grad.isfinite().all()) for leaf in leaves
+    )
 
 
 @pytest.mark.bar("D24", "losses of huge logits, one class, nothing that counts: finite")
 @pytest.mark.parametrize("logits", LOGITS.values(), ids=list(LOGITS))
-@pytest.mark.parametrize("targets", [torch.eye(3)[:2], torch.full((2, 3), 1 / 3), torch.eye(3)[[1, 0]]], ids=str)
+@pytest.mark.parametrize(
+    "targets", [torch.eye(3)[:2], torch.full((2, 3), 1 / 3), torch.eye(3)[[1, 0]]], ids=str
+)
 def test_the_classifiers_loss(logits: Tensor, targets: Tensor) -> None:
     task: Any = SimpleNamespace(weight=None)
     leaf = logits.clone().requires_grad_()
@@ -37,7 +43,9 @@ def test_the_classifiers_loss(logits: Tensor, targets: Tensor) -> None:
 @pytest.mark.bar("D24", "losses of huge logits, one class, nothing that counts: finite")
 @pytest.mark.parametrize("dice", [0.0, 1.0])
 @pytest.mark.parametrize("scale", [0.0, 1e4])
-@pytest.mark.parametrize("labels", [0, 2, IGNORE, None], ids=["first class", "last class", "all ignored", "mixed"])
+@pytest.mark.parametrize(
+    "labels", [0, 2, IGNORE, None], ids=["first class", "last class", "all ignored", "mixed"]
+)
 def test_the_segmenters_loss(dice: float, scale: float, labels: int | None) -> None:
     if dice:
         pytest.importorskip("segmentation_models_pytorch")

@@ -21,10 +21,25 @@ from softless.training.recipe import AugmentSpec, DataSpec, MultilabelSpec, Reci
 from tests.data.making import labelled, medmnist, table
 
 SMALL = [
-    "model.args.embed_dim=32", "model.args.depth=2", "model.args.num_heads=2", "data.image_size=32", "batch_size=16", "schedule.epochs=4",
-    "schedule.warmup_epochs=0", "schedule.min_epoch_steps=none", "schedule.min_steps=none", "ema_decay=none", "ema_evaluate=false", "threads=1",
-    "optim.lr=3e-3", "augment.reprob=0", "augment.affine=none", "augment.hflip=0", "augment.color_jitter=none", "augment.scale=(1,1)",
-]  # fmt: skip
+    "model.args.embed_dim=32",
+    "model.args.depth=2",
+    "model.args.num_heads=2",
+    "data.image_size=32",
+    "batch_size=16",
+    "schedule.epochs=4",
+    "schedule.warmup_epochs=0",
+    "schedule.min_epoch_steps=none",
+    "schedule.min_steps=none",
+    "ema_decay=none",
+    "ema_evaluate=false",
+    "threads=1",
+    "optim.lr=3e-3",
+    "augment.reprob=0",
+    "augment.affine=none",
+    "augment.hflip=0",
+    "augment.color_jitter=none",
+    "augment.scale=(1,1)",
+]
 
 
 def evaluation(n=60, labels=3, groups=None, seed=0):
@@ -39,14 +54,22 @@ def test_auc_is_scikit_learns():
         found = evaluation(seed=seed)
         expected = [roc_auc_score(found.targets[:, k], found.logits[:, k]) for k in range(3)]
         assert found.areas == pytest.approx(expected, abs=1e-9)
-        assert found.auc == pytest.approx(roc_auc_score(found.targets, found.logits, average="macro"), abs=1e-9)
+        assert found.auc == pytest.approx(
+            roc_auc_score(found.targets, found.logits, average="macro"), abs=1e-9
+        )
 
 
 def test_weighted_auc_is_scikit_learns_with_weights():
     rng = np.random.default_rng(1)
-    scores, truth, weights = rng.normal(size=50).round(1), rng.integers(0, 2, 50), rng.integers(0, 4, (8, 50))
+    scores, truth, weights = (
+        rng.normal(size=50).round(1),
+        rng.integers(0, 2, 50),
+        rng.integers(0, 4, (8, 50)),
+    )
     found = weighted_auc(scores, truth, weights.astype(float))
-    assert found == pytest.approx([roc_auc_score(truth, scores, sample_weight=row) for row in weights], abs=1e-9)
+    assert found == pytest.approx(
+        [roc_auc_score(truth, scores, sample_weight=row) for row in weights], abs=1e-9
+    )
 
 
 def test_a_label_that_all_have_or_none_has_no_auc():
@@ -90,9 +113,17 @@ def test_groups_are_drawn_whole():
 def test_rates_at_the_threshold():
     logits = np.array([[2.0], [-2.0], [0.5], [-0.5]], np.float32)
     found = LabelEvaluation(logits, np.array([[1], [1], [0], [0]]), 4, ("a",), 0.6).per_class()
-    assert (found["sensitivity"]["a"], found["specificity"]["a"], found["precision"]["a"]) == (0.5, 0.5, 0.5)
+    assert (found["sensitivity"]["a"], found["specificity"]["a"], found["precision"]["a"]) == (
+        0.5,
+        0.5,
+        0.5,
+    )
     stricter = LabelEvaluation(logits, np.array([[1], [1], [0], [0]]), 4, ("a",), 0.7).per_class()
-    assert (stricter["sensitivity"]["a"], stricter["specificity"]["a"], stricter["precision"]["a"]) == (0.5, 1.0, 1.0)
+    assert (
+        stricter["sensitivity"]["a"],
+        stricter["specificity"]["a"],
+        stricter["precision"]["a"],
+    ) == (0.5, 1.0, 1.0)
 
 
 def task(smoothing=0.0, weights="none"):
@@ -114,16 +145,24 @@ def test_the_loss_is_binary_cross_entropy_smoothed_and_weighted():
         return -(w * y * share.log() + (1 - y) * (1 - share).log()).mean().item()
 
     plain = task()
-    assert plain.loss(logits, plain.soft(targets)).item() == pytest.approx(by_hand(targets, 1), rel=1e-6)
+    assert plain.loss(logits, plain.soft(targets)).item() == pytest.approx(
+        by_hand(targets, 1), rel=1e-6
+    )
     smooth = task(smoothing=0.2)
     assert smooth.soft(targets).flatten().tolist() == pytest.approx([0.9, 0.1, 0.1, 0.9])
-    assert smooth.loss(logits, smooth.soft(targets)).item() == pytest.approx(by_hand(targets * 0.8 + 0.1, 1), rel=1e-6)
+    assert smooth.loss(logits, smooth.soft(targets)).item() == pytest.approx(
+        by_hand(targets * 0.8 + 0.1, 1), rel=1e-6
+    )
     weighted = task(weights="balanced")
     assert weighted.weight is not None
     assert weighted.weight.tolist() == pytest.approx([3.0, 1 / 3])
     weight = torch.tensor([3.0, 1 / 3]).double()
-    assert weighted.loss(logits, weighted.soft(targets)).item() == pytest.approx(by_hand(targets, weight), rel=1e-6)
-    with pytest.raises(UsageError, match="balanced class weights need an image with every label; none has b"):
+    assert weighted.loss(logits, weighted.soft(targets)).item() == pytest.approx(
+        by_hand(targets, weight), rel=1e-6
+    )
+    with pytest.raises(
+        UsageError, match="balanced class weights need an image with every label; none has b"
+    ):
         label_weights(np.array([[1, 0]]), ("a", "b"))
 
 
@@ -160,7 +199,9 @@ def test_a_run_of_several_labels(run, capsys):
     assert result["test"]["auc"] == pytest.approx(expected.mean(), abs=1e-6)
     assert result["metric"] == "auc"
     assert expected.mean() > 0.7, "it has learnt something"
-    lines = [json.loads(line)["val"]["auc"] for line in (folder / "log.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)["val"]["auc"] for line in (folder / "log.jsonl").read_text().splitlines()
+    ]
     assert result["best_epoch"] - 1 == int(np.argmax(lines))
     low, high = result["test"]["interval"]
     assert low < result["test"]["auc"] < high
@@ -199,7 +240,9 @@ def test_eval_gives_the_same_numbers(run, tmp_path, capsys):
     assert "vote for single ones" in capsys.readouterr().err
 
 
-def test_predict_says_each_labels_probability_and_those_from_the_threshold_on(run, tmp_path, capsys):
+def test_predict_says_each_labels_probability_and_those_from_the_threshold_on(
+    run, tmp_path, capsys
+):
     folder, data = run
     assert main(["predict", str(folder), str(data), str(tmp_path / "out"), "--no-overlays"]) == 0
     with (tmp_path / "out/predictions.csv").open(newline="") as file:
@@ -208,7 +251,9 @@ def test_predict_says_each_labels_probability_and_those_from_the_threshold_on(ru
     with np.load(folder / "predictions.npz") as held:
         shares = 1 / (1 + np.exp(-held["logits"].astype(np.float64)))
     tested = [row for row in rows if row["file"].startswith("test/")]
-    assert np.array([[float(row[str(k)]) for k in range(4)] for row in tested]) == pytest.approx(shares, abs=1e-5)
+    assert np.array([[float(row[str(k)]) for k in range(4)] for row in tested]) == pytest.approx(
+        shares, abs=1e-5
+    )
     assert [row["predicted"] for row in tested] == [
         "; ".join(str(k) for k in range(4) if row[k] >= 0.5) for row in shares
     ]
@@ -218,16 +263,28 @@ def test_explain_looks_at_it(run, tmp_path):
     folder, _ = run
     small = labelled(tmp_path / "few.npz", {"test": 3})
     assert main(["explain", str(folder), str(small), "--out", str(tmp_path / "maps")]) == 0
-    assert sorted(path.name for path in (tmp_path / "maps/test").iterdir()) == ["0.png", "1.png", "2.png"]
+    assert sorted(path.name for path in (tmp_path / "maps/test").iterdir()) == [
+        "0.png",
+        "1.png",
+        "2.png",
+    ]
 
 
 @pytest.mark.extra
 def test_resume_is_the_same_run(run, tmp_path):
     folder, data = run
     fields = [field for field in SMALL if not field.startswith("schedule.epochs")]
-    softless.train("medmnist", data=data, out=tmp_path / "run", device="cpu", set=[*fields, "schedule.epochs=4"])
+    softless.train(
+        "medmnist",
+        data=data,
+        out=tmp_path / "run",
+        device="cpu",
+        set=[*fields, "schedule.epochs=4"],
+    )
     again = softless.train(out=folder, resume=True, device="cpu")
-    assert (tmp_path / "run/best.safetensors").read_bytes() == (folder / "best.safetensors").read_bytes()
+    assert (tmp_path / "run/best.safetensors").read_bytes() == (
+        folder / "best.safetensors"
+    ).read_bytes()
     assert again.test is not None
 
 
@@ -250,7 +307,8 @@ def test_a_table_of_several_labels(tmp_path, capsys):
     assert main([*words, "table.label=mass,edema", "ema_decay=none"]) == 0
     said = capsys.readouterr()
     assert (
-        "the images have several labels each: metric=auc, augment.mixup=0.0, augment.cutmix=0.0 in place of" in said.err
+        "the images have several labels each: metric=auc, augment.mixup=0.0, augment.cutmix=0.0 "
+        "in place of" in said.err
     )
     assert main(["eval", str(tmp_path / "run"), "--table", str(path), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
@@ -258,7 +316,11 @@ def test_a_table_of_several_labels(tmp_path, capsys):
     assert json.loads((tmp_path / "run/classes.json").read_text()) == ["mass", "edema"]
     with (tmp_path / "run/splits.csv").open(newline="") as file:
         parts = {
-            part: {row["group"] for row in csv.DictReader(file.read().splitlines()) if row["part"] == part}
+            part: {
+                row["group"]
+                for row in csv.DictReader(file.read().splitlines())
+                if row["part"] == part
+            }
             for part in ("train",)
         }
     assert parts["train"]
@@ -267,8 +329,14 @@ def test_a_table_of_several_labels(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (["augment.mixup=0.2"], "mix images of one label each, and these have several: set both to 0"),
-        (["augment.cutmix=0.2"], "mix images of one label each, and these have several: set both to 0"),
+        (
+            ["augment.mixup=0.2"],
+            "mix images of one label each, and these have several: set both to 0",
+        ),
+        (
+            ["augment.cutmix=0.2"],
+            "mix images of one label each, and these have several: set both to 0",
+        ),
         (["metric=top1"], "no measure of multilabel named 'top1'"),
         (["multilabel.threshold=1"], "multilabel.threshold=1 is out of range"),
     ],
@@ -298,18 +366,29 @@ def test_labels_that_are_neither_0_nor_1(tmp_path):
     told[3, 2] = -1
     path = labelled(tmp_path / "four.npz", train_labels=told)
     spec = DataSpec("npz", str(path), in_chans=1)
-    with pytest.raises(DataError, match="train/3: one of its labels is -1, and each of several labels is 0 or 1"):
+    with pytest.raises(
+        DataError, match="train/3: one of its labels is -1, and each of several labels is 0 or 1"
+    ):
         open_splits(spec, 0)
     floats = told.astype(np.float32)
     floats[3, 2] = 0.5
     with pytest.raises(DataError, match=r"one of its labels is 0\.5"):
-        open_splits(DataSpec("npz", str(labelled(tmp_path / "f.npz", train_labels=floats)), in_chans=1), 0)
+        open_splits(
+            DataSpec("npz", str(labelled(tmp_path / "f.npz", train_labels=floats)), in_chans=1), 0
+        )
     floats[3, 2] = 1.0
-    whole = open_splits(DataSpec("npz", str(labelled(tmp_path / "g.npz", train_labels=floats)), in_chans=1), 0)
+    whole = open_splits(
+        DataSpec("npz", str(labelled(tmp_path / "g.npz", train_labels=floats)), in_chans=1), 0
+    )
     assert whole.train.targets.tolist() == floats.tolist()
     with pytest.raises(DataError, match="val_labels have shape"):
         open_splits(
-            DataSpec("npz", str(labelled(tmp_path / "h.npz", val_labels=np.zeros((24, 3), int))), in_chans=1), 0
+            DataSpec(
+                "npz",
+                str(labelled(tmp_path / "h.npz", val_labels=np.zeros((24, 3), int))),
+                in_chans=1,
+            ),
+            0,
         )
 
 
@@ -317,20 +396,29 @@ def test_a_label_that_is_the_same_everywhere(tmp_path):
     told = np.load(labelled(tmp_path / "four.npz"))["train_labels"].copy()
     told[:, 3] = 0
     path = labelled(tmp_path / "same.npz", train_labels=told)
-    recipe = Recipe("t", "", data=DataSpec("npz", str(path), in_chans=1), multilabel=MultilabelSpec())
-    with pytest.raises(DataError, match="all training images have the same value of 3: there is nothing to learn"):
+    recipe = Recipe(
+        "t", "", data=DataSpec("npz", str(path), in_chans=1), multilabel=MultilabelSpec()
+    )
+    with pytest.raises(
+        DataError, match="all training images have the same value of 3: there is nothing to learn"
+    ):
         Multilabel.open(recipe)
     assert main(["data", "check", str(path)]) == 1
 
 
 def test_one_label_where_several_are_meant_and_the_other_way_round(tmp_path, caplog):
     several = Recipe(
-        "t", "", data=DataSpec("npz", str(medmnist(tmp_path / "one.npz")), in_chans=1), multilabel=MultilabelSpec()
+        "t",
+        "",
+        data=DataSpec("npz", str(medmnist(tmp_path / "one.npz")), in_chans=1),
+        multilabel=MultilabelSpec(),
     )
     with pytest.raises(UsageError, match="multilabel is for data with several labels an image"):
         Multilabel.open(several)
     hot = np.eye(4, dtype=np.uint8)[np.arange(48) % 4]
-    open_splits(DataSpec("npz", str(labelled(tmp_path / "hot.npz", train_labels=hot)), in_chans=1), 0)
+    open_splits(
+        DataSpec("npz", str(labelled(tmp_path / "hot.npz", train_labels=hot)), in_chans=1), 0
+    )
     assert "each training image has exactly one of 4 labels" in caplog.text
 
 

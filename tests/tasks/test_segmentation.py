@@ -1,4 +1,6 @@
-"""Segmentation as a task: its loss, its measures against counting by hand, a whole run, its predictions and its page."""
+"""Segmentation as a task: its loss, its measures against counting by hand, a whole run, its
+predictions and its page.
+"""
 
 import io
 import json
@@ -83,7 +85,9 @@ def test_the_learner_is_the_mean_over_images(tmp_path, sizes):
     images = [torch.randn(3, *sizes[index % len(sizes)]) for index in range(4)]
     labels = [torch.randint(0, 2, image.shape[1:]).byte() for image in images]
     alone = [learner([image], [label]) for image, label in zip(images, labels, strict=True)]
-    assert learner(images, labels).item() == pytest.approx(torch.stack(alone).mean().item(), rel=1e-5)
+    assert learner(images, labels).item() == pytest.approx(
+        torch.stack(alone).mean().item(), rel=1e-5
+    )
 
 
 def test_balanced_weights_are_of_the_training_pixels(tmp_path):
@@ -93,7 +97,9 @@ def test_balanced_weights_are_of_the_training_pixels(tmp_path):
     assert task.loss.weight.tolist() == pytest.approx((counts.sum() / (2 * counts)).tolist())
     label_set(tmp_path / "dry", names={0: "ground", 3: "water"})
     for index in range(4):
-        Image.fromarray(np.zeros((48, 64), dtype=np.uint8)).save(tmp_path / f"dry/labels/train/{index}.png")
+        Image.fromarray(np.zeros((48, 64), dtype=np.uint8)).save(
+            tmp_path / f"dry/labels/train/{index}.png"
+        )
     recipe = segmentation_recipe(
         tmp_path / "dry", {"segmentation.class_weights": "balanced", "segmentation.ignore": ()}
     )
@@ -118,11 +124,20 @@ def test_counts_and_measures_by_hand():
     tally.add(said, truth, (5, 6, 7, 8))
     found = tally.outcome(("a", "b", "c", "d"), 1)
     assert found.confusion.tolist() == [[1, 1, 0, 0], [0, 2, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]]
-    assert found.scores.iou.tolist() == pytest.approx([1 / 3, 2 / 3, 1 / 2, float("nan")], nan_ok=True)
-    assert found.scores.dice.tolist() == pytest.approx([1 / 2, 4 / 5, 2 / 3, float("nan")], nan_ok=True)
+    assert found.scores.iou.tolist() == pytest.approx(
+        [1 / 3, 2 / 3, 1 / 2, float("nan")], nan_ok=True
+    )
+    assert found.scores.dice.tolist() == pytest.approx(
+        [1 / 2, 4 / 5, 2 / 3, float("nan")], nan_ok=True
+    )
     assert found.summary() == {
-        "miou": pytest.approx(0.5), "dice": pytest.approx(59 / 90), "pixel_accuracy": pytest.approx(4 / 6), "commonest": pytest.approx(2 / 6), "seen": 1, "expected": 1,
-    }  # fmt: skip
+        "miou": pytest.approx(0.5),
+        "dice": pytest.approx(59 / 90),
+        "pixel_accuracy": pytest.approx(4 / 6),
+        "commonest": pytest.approx(2 / 6),
+        "seen": 1,
+        "expected": 1,
+    }
     with Image.open(io.BytesIO(found.labels[0])) as label:
         assert np.asarray(label).tolist() == [[5, 6, 6, 6], [7, 5, 5, 8]]
     assert str(found).splitlines()[-1].split() == ["d", "n/a", "n/a"]
@@ -135,7 +150,9 @@ def test_of_two_classes_dice_is_the_seconds():
 
 
 def test_pixels_are_summed_before_the_ratio(tmp_path):
-    """Two images of unlike size: the measures are of all their pixels, and the loss is the mean over images."""
+    """Two images of unlike size: the measures are of all their pixels, and the loss is the mean
+    over images.
+    """
     task = opened(tmp_path)
     model = built(task)
     assert task.splits.test is not None
@@ -182,7 +199,9 @@ def test_baselines(tmp_path):
     found = task.baselines(task.splits.test)
     assert list(found) == ["always ground", "another person (labels_other)"]
     truth = np.concatenate([task.splits.test.target(index).reshape(-1) for index in range(3)])
-    assert found["always ground"]["pixel_accuracy"] == pytest.approx((truth == 0).sum() / (truth != IGNORE).sum())
+    assert found["always ground"]["pixel_accuracy"] == pytest.approx(
+        (truth == 0).sum() / (truth != IGNORE).sum()
+    )
     assert found["always ground"]["dice"] == 0.0
     assert 0 < found["another person (labels_other)"]["dice"] < 1
 
@@ -208,7 +227,10 @@ def run(tmp_path_factory) -> Path:
     """A trained run, on images of several sizes."""
     root = tmp_path_factory.mktemp("run")
     data = label_set(
-        root / "data", SIZES, names={0: "background", 3: "water"}, counts={"train": 8, "val": 2, "test": 3}
+        root / "data",
+        SIZES,
+        names={0: "background", 3: "water"},
+        counts={"train": 8, "val": 2, "test": 3},
     )
     recipe = segmentation_recipe(data, TRAINED, host="xcit_tiny_12_p8_224")
     fit(recipe, root / "out", device="cpu", progress=False)
@@ -240,7 +262,9 @@ def test_eval_knows_a_class_by_its_name(run: Path, tmp_path: Path):
     for file in (tmp_path / "other/labels").rglob("*.png"):
         Image.fromarray(np.where(read_values(file) == 0, 9, 4).astype(np.uint8)).save(file)
     (tmp_path / "other/classes.json").write_text('{"9": "background", "4": "water"}')
-    before, after = (eval_run(run, data, device="cpu").outcome for data in (None, tmp_path / "other"))
+    before, after = (
+        eval_run(run, data, device="cpu").outcome for data in (None, tmp_path / "other")
+    )
     assert before.to_dict() == after.to_dict()
     result = json.loads((run / "result.json").read_text())["test"]
     assert {name: before.to_dict()[name] for name in ("miou", "per_class", "loss")} == {
@@ -261,7 +285,9 @@ def test_predict_writes_labels_and_pictures(run: Path, tmp_path: Path):
     images = tmp_path / "images"
     (images / "more").mkdir(parents=True)
     label = label_of(5, (50, 70), (0, 3))
-    Image.fromarray((30 * label[..., None] + np.zeros(3)).astype(np.uint8)).save(images / "more/a.png")
+    Image.fromarray((30 * label[..., None] + np.zeros(3)).astype(np.uint8)).save(
+        images / "more/a.png"
+    )
     (images / "b.png").write_text("no image")
     found = predict(run, images, tmp_path / "out", device="cpu")
     assert found.exit_code == 4
@@ -308,7 +334,10 @@ def test_predict_counts_within_the_field_of_view_alone(run: Path, tmp_path: Path
     label = label_of(5, (50, 70), (0, 3))
     seen = np.zeros((50, 70), dtype=np.uint8)
     seen[10:40, 10:60] = 255
-    for place, pixels in (("images", (30 * label[..., None] + np.zeros(3)).astype(np.uint8)), ("fov", seen)):
+    for place, pixels in (
+        ("images", (30 * label[..., None] + np.zeros(3)).astype(np.uint8)),
+        ("fov", seen),
+    ):
         (tmp_path / place / "new").mkdir(parents=True)
         Image.fromarray(pixels).save(tmp_path / place / "new/a.png")
     found = predict(tmp_path / "run", tmp_path / "images/new", tmp_path / "out", device="cpu")
@@ -335,11 +364,15 @@ def test_predict_counts_within_the_field_of_view_alone(run: Path, tmp_path: Path
 def test_the_page_shows_pictures_beside_the_truth(run: Path, tmp_path: Path):
     twin = tmp_path / "twin"
     recipe = segmentation_recipe(
-        run.parent / "data", {**TRAINED, "model.op": "softmax", "schedule.epochs": 1}, host="xcit_tiny_12_p8_224"
+        run.parent / "data",
+        {**TRAINED, "model.op": "softmax", "schedule.epochs": 1},
+        host="xcit_tiny_12_p8_224",
     )
     fit(recipe, twin, device="cpu", progress=False)
     page = write([run, twin], tmp_path / "page.html").read_text()
-    assert page.count("data:image/jpeg") == 3 * 4, "photograph, truth and two answers of three images"
+    assert page.count("data:image/jpeg") == 3 * 4, (
+        "photograph, truth and two answers of three images"
+    )
     assert "SimA reaches" in page
     assert "Dice of water" in page
     assert "One file, no requests" in page
@@ -348,14 +381,20 @@ def test_the_page_shows_pictures_beside_the_truth(run: Path, tmp_path: Path):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["one size, BatchNorm in the host", "several sizes"])
 def test_two_processes_train_like_one(tmp_path: Path, kind: str):
-    """Same global batches, same augmentation, same sums of pixels: the same losses and the same measures.
+    """Same global batches, same augmentation, same sums of pixels: the same losses and the same
+    measures.
 
-    Images of several sizes run one by one, so a host with BatchNorm would see other batches in two processes; a ViT with DPT has none.
+    Images of several sizes run one by one, so a host with BatchNorm would see other batches in two
+    processes; a ViT with DPT has none.
     """
     mixed = kind == "several sizes"
-    root = label_set(tmp_path / "data", SIZES if mixed else SIZES[:1], counts={"train": 4, "val": 3, "test": 5})
+    root = label_set(
+        tmp_path / "data", SIZES if mixed else SIZES[:1], counts={"train": 4, "val": 3, "test": 5}
+    )
     fields = {"segmentation.vflip": 0.5, "segmentation.color_jitter": 0.2, "optim.lr": 1e-3}
-    recipe = segmentation_recipe(root, fields, host="vit_tiny_patch16_224" if mixed else "xcit_tiny_12_p16_224")
+    recipe = segmentation_recipe(
+        root, fields, host="vit_tiny_patch16_224" if mixed else "xcit_tiny_12_p16_224"
+    )
     (tmp_path / "recipe.pickle").write_bytes(pickle.dumps(recipe))
     one = fit(recipe, tmp_path / "one", device="cpu", progress=False)
     run_ranks(TWO, str(tmp_path))
@@ -375,17 +414,23 @@ def test_two_processes_train_like_one(tmp_path: Path, kind: str):
     names = [f"{index}.png" for index in range(5)]
     assert all(
         np.array_equal(
-            read_values(tmp_path / f"one/predictions/{name}"), read_values(tmp_path / f"two/predictions/{name}")
+            read_values(tmp_path / f"one/predictions/{name}"),
+            read_values(tmp_path / f"two/predictions/{name}"),
         )
         for name in names
     )
 
 
 def test_values_that_the_recipe_names_go_through_a_run(tmp_path: Path):
-    """Trained, tested again, drawn on the page and predicted with: two of the stored values are one class, whose answers have the lower one."""
+    """Trained, tested again, drawn on the page and predicted with: two of the stored values are one
+    class, whose answers have the lower one.
+    """
     data = label_set(tmp_path / "data", SIZES, names={0: "a", 3: "b", 7: "c", 200: "d"})
     (data / "classes.json").unlink()
-    fields = {"segmentation.values": "{0: ground, 3: cell, 7: cell, 200: void}", "segmentation.ignore": ()}
+    fields = {
+        "segmentation.values": "{0: ground, 3: cell, 7: cell, 200: void}",
+        "segmentation.ignore": (),
+    }
     fit(segmentation_recipe(data, fields), tmp_path / "out", device="cpu", progress=False)
     loaded = load_run(tmp_path / "out")
     assert (loaded.classes, loaded.model.values) == (("ground", "cell"), (0, 3))
@@ -395,12 +440,18 @@ def test_values_that_the_recipe_names_go_through_a_run(tmp_path: Path):
     assert set(np.unique(read_values(tmp_path / "answers/labels/0.png"))) <= {0, 3}
     page = write([tmp_path / "out"], tmp_path / "report.html")
     assert "the truth of 0" in Path(page).read_text()
-    with pytest.raises(DataError, match=r"it holds the values 7 \(\d+ pixels\), 200 \(\d+ pixels\); allowed are"):
-        open_task(segmentation_recipe(data, {**fields, "segmentation.values": "{0: ground, 3: cell}"}))
+    with pytest.raises(
+        DataError, match=r"it holds the values 7 \(\d+ pixels\), 200 \(\d+ pixels\); allowed are"
+    ):
+        open_task(
+            segmentation_recipe(data, {**fields, "segmentation.values": "{0: ground, 3: cell}"})
+        )
 
 
 def test_pixels_of_many_classes_are_counted_without_a_table_for_each() -> None:
-    """Under deterministic torch, torchmetrics compares every pixel with every pair of classes: 47 GB here."""
+    """Under deterministic torch, torchmetrics compares every pixel with every pair of classes: 47
+    GB here.
+    """
     random = np.random.default_rng(0)
     truth = random.integers(0, 151, (1024, 2048)).astype(np.int64)
     predicted = random.integers(0, 150, truth.shape)
@@ -411,4 +462,6 @@ def test_pixels_of_many_classes_are_counted_without_a_table_for_each() -> None:
         found = confusion_of(predicted, truth, 150)
     finally:
         torch.use_deterministic_algorithms(mode=False)
-    assert np.array_equal(found, confusion_matrix(truth[counted], predicted[counted], labels=range(150)))
+    assert np.array_equal(
+        found, confusion_matrix(truth[counted], predicted[counted], labels=range(150))
+    )

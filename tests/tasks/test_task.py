@@ -36,10 +36,14 @@ def test_every_task_has_a_group_a_model_and_measures():
 
 def test_a_field_of_another_task_is_refused():
     with pytest.raises(
-        UsageError, match=r"'detection.head' is a field of detection recipes, and this one is for classification"
+        UsageError,
+        match=r"'detection.head' is a field of detection recipes, and this one is for "
+        r"classification",
     ):
         Recipe("r", "").with_fields(**{"detection.head": "retinanet"})
-    changed = Recipe("r", "", detection=DetectionSpec()).with_fields(**{"detection.head": "retinanet"})
+    changed = Recipe("r", "", detection=DetectionSpec()).with_fields(**{
+        "detection.head": "retinanet"
+    })
     assert changed.detection is not None
     assert changed.detection.head == "retinanet"
 
@@ -49,7 +53,9 @@ def test_a_measure_of_another_task_is_refused(tmp_path: Path):
     with pytest.raises(UsageError, match="no measure of classification named 'box_ap'"):
         open_task(recipe)
     other = replace(recipe, metric="last", dino=DinoSpec(), class_weights="balanced")
-    with pytest.raises(UsageError, match="class_weights=balanced is for classification; this recipe is for dino"):
+    with pytest.raises(
+        UsageError, match="class_weights=balanced is for classification; this recipe is for dino"
+    ):
         open_task(other)
 
 

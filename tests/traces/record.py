@@ -1,6 +1,8 @@
-"""The table of tracers, counted over the families of operators: `python -m tests.traces.record benchmarks/traces.csv [TRACER ...]`.
+"""The table of tracers, counted over the families of operators: `python -m tests.traces.record
+benchmarks/traces.csv [TRACER ...]`.
 
-Each tracer's rows are written when it is through; rows of tracers that were not asked for stay as they were. Exit code 1 if an answer is wrong.
+Each tracer's rows are written when it is through; rows of tracers that were not asked for stay as
+they were. Exit code 1 if an answer is wrong.
 """
 
 import csv
@@ -42,7 +44,9 @@ def written(path: Path, rows: Rows) -> None:
     order = [(tracer, host) for tracer in TRACERS for host in HOSTS if (tracer, host) in rows]
     columns = list(rows[order[0]])
     lines = [columns, *([rows[key][name] for name in columns] for key in order)]
-    text = "\n".join(",".join(f'"{cell}"' if "," in cell else cell for cell in line) for line in lines)
+    text = "\n".join(
+        ",".join(f'"{cell}"' if "," in cell else cell for cell in line) for line in lines
+    )
     write_text(path, text + "\n")
 
 
@@ -50,10 +54,17 @@ def main(path: Path, tracers: list[str]) -> int:
     torch.set_num_threads(1)
     where = {name: str(value) for name, value in provenance().items()}
     rows = held(path)
-    asked = [(tracer, host) for tracer in tracers or TRACERS if not absent(tracer) for host in HOSTS]
+    asked = [
+        (tracer, host) for tracer in tracers or TRACERS if not absent(tracer) for host in HOSTS
+    ]
     for tracer, host in track(asked, len(asked), "tracing"):
         found = counted(tracer, host)
-        row = {"tracer": tracer, "host": host, **{name: str(found[name]) for name in OUTCOMES}, **where}
+        row = {
+            "tracer": tracer,
+            "host": host,
+            **{name: str(found[name]) for name in OUTCOMES},
+            **where,
+        }
         rows = {**held(path), (tracer, host): row}  # another process may count other tracers
         written(path, rows)
     wrong = sum(int(row["wrong"]) for row in rows.values())

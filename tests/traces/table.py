@@ -1,4 +1,6 @@
-"""One cell of the table of tracers: what a recorded model answers beside the model itself, at the size it was recorded at and at others."""
+"""One cell of the table of tracers: what a recorded model answers beside the model itself, at the
+size it was recorded at and at others.
+"""
 
 import copy
 import importlib.util
@@ -21,7 +23,8 @@ from softless.errors import SoftlessError
 from softless.measure import FlopCounter
 from tests.models.lively import branches, lively, scaled, zeroed
 
-# one operator of each family: sums, moments, bottleneck and landmark tokens, learned rows, features, places, and softmax of three kinds
+# one operator of each family: sums, moments, bottleneck and landmark tokens, learned rows,
+# features, places, and softmax of three kinds
 FAMILIES = (
     "sima",
     "seqnorm",
@@ -36,13 +39,16 @@ FAMILIES = (
 )
 NEAR = 1e-5  # relative to the answer's own size
 SHOWS = 1e-2  # by so much a model without attention must differ
-SIDES, BATCH = (2, 24), (1, 64)  # the least and the most tokens a side, and images, that a dynamic export promises
+# the least and the most tokens a side, and images, that a dynamic export promises
+SIDES, BATCH = (2, 24), (1, 64)
 FEW = {"landmarks": 4, "projected": 4, "features": 8}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What became of a tracer on a host with an operator: "right", "refused", "wrong" or "no place"."""
+    """What became of a tracer on a host with an operator: "right", "refused", "wrong" or "no
+    place".
+    """
 
     outcome: str
     told: str = ""
@@ -50,13 +56,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class Host:
-    """A host as small as it may be, the side of its coarsest tokens or keys, and a node inside it."""
+    """A host as small as it may be, the side of its coarsest tokens or keys, and a node inside
+    it.
+    """
 
     name: str
     node: str
     step: int
     own: Mapping[str, Any]
-    large: tuple[int, int]  # sides, in such tokens, of images for which the model itself goes another way
+    # sides, in such tokens, of images for which the model itself goes another way
+    large: tuple[int, int]
     windows: Mapping[str, int]  # of operators that have some, where the host does not decide
 
     def build(self, op: Operator, size: tuple[int, int]) -> nn.Module:
@@ -64,13 +73,17 @@ class Host:
         few = {**FEW, **self.windows}
         options: dict[str, Any] = {name: value for name, value in few.items() if name in op.options}
         torch.manual_seed(0)
-        model = softless.create_model(self.name, op=op.name, img_size=size, num_classes=3, **self.own, **options)
+        model = softless.create_model(
+            self.name, op=op.name, img_size=size, num_classes=3, **self.own, **options
+        )
         few, many = (images(1, self.sizes[name], seed=3) for name in ("as recorded", "large"))
         return alive(lively(model, many), few, many)
 
     @property
     def sizes(self) -> dict[str, tuple[int, int]]:
-        """Where it is recorded, as many tokens on another grid, fewer, and so many that the model itself goes another way; the ends of what is promised."""
+        """Where it is recorded, as many tokens on another grid, fewer, and so many that the model
+        itself goes another way; the ends of what is promised.
+        """
         tokens = {
             "as recorded": (2, 4),
             "turned": (4, 2),
@@ -79,16 +92,47 @@ class Host:
             "widest": (SIDES[0], SIDES[1]),
             "highest": (SIDES[1], SIDES[0]),
         }
-        return {name: (height * self.step, width * self.step) for name, (height, width) in tokens.items()}
+        return {
+            name: (height * self.step, width * self.step)
+            for name, (height, width) in tokens.items()
+        }
 
 
 WINDOWS = {"ratio": 1}
 HOSTS = {
-    "ViT": Host("deit_tiny_patch16_224", "blocks.0", 16, {"depth": 2, "embed_dim": 32, "num_heads": 2}, (20, 21), WINDOWS),
-    "XCiT": Host("xcit_nano_12_p16_224", "blocks.0", 16, {"depth": 1, "embed_dim": 32, "num_heads": 2}, (20, 21), WINDOWS),
-    "CvT": Host("cvt_13_224", "stage1", 32, {"embed_dims": (8, 16, 32), "depths": (1, 1, 1), "num_heads": (1, 2, 2)}, (4, 5), WINDOWS),
-    "pyramid": Host("soft_pyramid_tiny_224", "stage1", 32, {"embed_dims": (16, 16, 32, 32), "depths": (1, 1, 1, 1), "num_heads": 2}, (6, 7), {}),
-}  # fmt: skip
+    "ViT": Host(
+        "deit_tiny_patch16_224",
+        "blocks.0",
+        16,
+        {"depth": 2, "embed_dim": 32, "num_heads": 2},
+        (20, 21),
+        WINDOWS,
+    ),
+    "XCiT": Host(
+        "xcit_nano_12_p16_224",
+        "blocks.0",
+        16,
+        {"depth": 1, "embed_dim": 32, "num_heads": 2},
+        (20, 21),
+        WINDOWS,
+    ),
+    "CvT": Host(
+        "cvt_13_224",
+        "stage1",
+        32,
+        {"embed_dims": (8, 16, 32), "depths": (1, 1, 1), "num_heads": (1, 2, 2)},
+        (4, 5),
+        WINDOWS,
+    ),
+    "pyramid": Host(
+        "soft_pyramid_tiny_224",
+        "stage1",
+        32,
+        {"embed_dims": (16, 16, 32, 32), "depths": (1, 1, 1, 1), "num_heads": 2},
+        (6, 7),
+        {},
+    ),
+}
 
 
 def images(number: int, size: tuple[int, int], seed: int = 0) -> Tensor:
@@ -98,7 +142,9 @@ def images(number: int, size: tuple[int, int], seed: int = 0) -> Tensor:
 
 @torch.no_grad()
 def alive(model: nn.Module, *given: Tensor) -> nn.Module:
-    """The model with branches that count at every size given, and bottleneck tokens among its tokens: kernels to far ones carry nothing."""
+    """The model with branches that count at every size given, and bottleneck tokens among its
+    tokens: kernels to far ones carry nothing.
+    """
     for name, parameter in model.named_parameters():
         if name.endswith("learned.norm_weight"):
             parameter.fill_(0.3)
@@ -129,8 +175,16 @@ def eager(model: nn.Module, x: Tensor) -> Tensor:
     return found
 
 
-def compared(model: nn.Module, host: Host, run: Callable[[Tensor], Tensor], sizes: tuple[str, ...], numbers: tuple[int, ...] = (2, 3)) -> Iterator[str]:  # fmt: skip
-    """Where what was recorded answers otherwise than the model, for other images in another number too."""
+def compared(
+    model: nn.Module,
+    host: Host,
+    run: Callable[[Tensor], Tensor],
+    sizes: tuple[str, ...],
+    numbers: tuple[int, ...] = (2, 3),
+) -> Iterator[str]:
+    """Where what was recorded answers otherwise than the model, for other images in another number
+    too.
+    """
     for name in sizes:
         for number in numbers:
             x = images(number, host.sizes[name], seed=number)
@@ -159,7 +213,9 @@ def script_of(model: nn.Module, x: Tensor) -> Any:
 
 
 def traced(model: nn.Module, host: Host, op: Operator) -> Iterator[str]:
-    """torch.jit.trace, with gradients on as people call it, and without; saved and loaded; at a size that does not fit it fails."""
+    """torch.jit.trace, with gradients on as people call it, and without; saved and loaded; at a
+    size that does not fit it fails.
+    """
     for grad in (True, False):
         with torch.set_grad_enabled(grad):
             script = script_of(model, images(2, host.sizes["as recorded"]))
@@ -172,7 +228,9 @@ def traced(model: nn.Module, host: Host, op: Operator) -> Iterator[str]:
             pass
 
 
-def extracted(create: Callable[..., nn.Module]) -> Callable[[nn.Module, Host, Operator], Iterator[str]]:
+def extracted(
+    create: Callable[..., nn.Module],
+) -> Callable[[nn.Module, Host, Operator], Iterator[str]]:
     """A feature extractor of torch.fx: a node inside the model, and its answer."""
 
     def through(model: nn.Module, host: Host, op: Operator) -> Iterator[str]:
@@ -180,7 +238,9 @@ def extracted(create: Callable[..., nn.Module]) -> Callable[[nn.Module, Host, Op
         graph = create(model, {host.node: "inside", "head": "answer"})
         graph.eval()
         inner = model.get_submodule(host.node)
-        inner.register_forward_hook(lambda _, __, out: seen.update(out=out[0] if isinstance(out, tuple) else out))
+        inner.register_forward_hook(
+            lambda _, __, out: seen.update(out=out[0] if isinstance(out, tuple) else out)
+        )
 
         def run(x: Tensor) -> Tensor:
             found = _values(graph(x))
@@ -201,18 +261,28 @@ def _values(found: Any) -> dict[str, Any]:
 def exported(model: nn.Module, host: Host, shapes: Any) -> torch.export.ExportedProgram:
     """What torch.export records; the graph holds no operator of ours."""
     with torch.no_grad():
-        program = torch.export.export(model, (images(2, host.sizes["as recorded"]),), dynamic_shapes=shapes)
+        program = torch.export.export(
+            model, (images(2, host.sizes["as recorded"]),), dynamic_shapes=shapes
+        )
     held = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
     assert not any("softless" in name for name in held), "an operator that exists only in Python"
     return program
 
 
 def unguarded(program: torch.export.ExportedProgram, *promised: tuple[int, int]) -> None:
-    """Each size that is free may be all that was promised, and nothing in the graph asks for its value."""
-    ranges = {name: (int(one.lower), int(one.upper)) for name, one in program.range_constraints.items()}
+    """Each size that is free may be all that was promised, and nothing in the graph asks for its
+    value.
+    """
+    ranges = {
+        name: (int(one.lower), int(one.upper)) for name, one in program.range_constraints.items()
+    }
     free = sorted(one for name, one in ranges.items() if name.is_Symbol)
     assert free == sorted(promised), f"free are {free}, and promised {sorted(promised)}"
-    asks = [str(node.target) for node in program.graph.nodes if "assert_scalar" in str(node.target) or "constrain_range" in str(node.target)]  # fmt: skip
+    asks = [
+        str(node.target)
+        for node in program.graph.nodes
+        if "assert_scalar" in str(node.target) or "constrain_range" in str(node.target)
+    ]
     assert not asks, f"the graph asks for sizes: {asks[0]}"
 
 
@@ -228,7 +298,9 @@ def _batch() -> Any:
 
 def _any_size(host: Host) -> list[dict[int, Any]]:
     """Any number of images of any size, as torch.export takes it."""
-    height, width = (host.step * torch.export.Dim(side, min=SIDES[0], max=SIDES[1]) for side in ("h", "w"))
+    height, width = (
+        host.step * torch.export.Dim(side, min=SIDES[0], max=SIDES[1]) for side in ("h", "w")
+    )
     return [{0: _batch(), 2: height, 3: width}]
 
 
@@ -250,14 +322,18 @@ def dynamic(model: nn.Module, host: Host, op: Operator) -> Iterator[str]:
 
 
 def onnx(model: nn.Module, host: Host, op: Operator) -> Iterator[str]:
-    """torch.onnx by its exporter of today, any number of images of any size, checked by onnx and run by ONNX Runtime."""
+    """torch.onnx by its exporter of today, any number of images of any size, checked by onnx and
+    run by ONNX Runtime.
+    """
     import onnx
     import onnxruntime
 
     file: Any = io.BytesIO()
     given = (images(2, host.sizes["as recorded"]),)
     with torch.no_grad():
-        program = torch.onnx.export(model, given, dynamo=True, verbose=False, dynamic_shapes=_any_size(host))
+        program = torch.onnx.export(
+            model, given, dynamo=True, verbose=False, dynamic_shapes=_any_size(host)
+        )
     assert program is not None
     program.save(file)
     onnx.checker.check_model(file.getvalue(), full_check=True)
@@ -277,7 +353,8 @@ def compiled(model: nn.Module, host: Host, op: Operator) -> Iterator[str]:
         torch.compiler.reset()  # what is compiled counts for whoever compiles the same class next
 
 
-UNKNOWN_TO_TORCH = ("aten::_scaled_dot_product_flash_attention_for_cpu",)  # torch's counter has no formula for it
+# torch's counter has no formula for it
+UNKNOWN_TO_TORCH = ("aten::_scaled_dot_product_flash_attention_for_cpu",)
 
 
 def counted(model: nn.Module, host: Host, op: Operator) -> Iterator[str]:
@@ -343,7 +420,8 @@ def cell(tracer: str, host: str, op: str) -> Cell:
         warnings.filterwarnings("ignore", category=FutureWarning)
         try:
             wrong = list(TRACERS[tracer](model, place, record))
-        except Exception as error:  # noqa: BLE001  # whatever is raised that is no sentence of ours is wrong
+        # whatever is raised that is no sentence of ours is wrong
+        except Exception as error:  # noqa: BLE001
             return _raised(error)
     return Cell("wrong", "; ".join(wrong)) if wrong else Cell("right")
 

@@ -1,4 +1,5 @@
-"""The table of tracers: what records a model x hosts x operators. An answer is that of the model itself, at other sizes too, or it is refused.
+"""The table of tracers: what records a model x hosts x operators. An answer is that of the model
+itself, at other sizes too, or it is refused.
 
 A telling part here; all by `make traces`.
 """
@@ -52,7 +53,11 @@ class Asks(nn.Module):
 
 @pytest.mark.parametrize(
     ("op", "asked"),
-    [("sima", {"is_causal": True}), ("sima", {"attn_mask": torch.ones(5, 5).tril() > 0}), ("cosformer2d", {})],
+    [
+        ("sima", {"is_causal": True}),
+        ("sima", {"attn_mask": torch.ones(5, 5).tril() > 0}),
+        ("cosformer2d", {}),
+    ],
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_a_refusal_is_read_past_the_exporter_of_onnx(op: str, asked: dict[str, object]) -> None:

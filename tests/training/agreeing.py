@@ -1,4 +1,6 @@
-"""One rank of test_agreement: `agreeing.py FOLDER [resume]` trains FOLDER/recipe{RANK}.pickle as the command line would."""
+"""One rank of test_agreement: `agreeing.py FOLDER [resume]` trains FOLDER/recipe{RANK}.pickle as
+the command line would.
+"""
 
 import os
 import pickle

@@ -4,7 +4,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from softless.training.recipe import AugmentSpec, DataSpec, ModelSpec, OptimSpec, Recipe, ScheduleSpec
+from softless.training.recipe import (
+    AugmentSpec,
+    DataSpec,
+    ModelSpec,
+    OptimSpec,
+    Recipe,
+    ScheduleSpec,
+)
 from tests.training.zygote import Zygote
 
 COUNTS = {"train": 48, "val": 18, "test": 15}
@@ -29,7 +36,9 @@ def tiny(tmp_path: Path) -> Recipe:
 
 
 def tiny_recipe(path: Path) -> Recipe:
-    """Four steps an epoch of a ViT with 5 tokens, with every source of randomness on: dropping, affine, erasing, mixing, EMA."""
+    """Four steps an epoch of a ViT with 5 tokens, with every source of randomness on: dropping,
+    affine, erasing, mixing, EMA.
+    """
     return Recipe(
         name="tiny",
         summary="for tests",
@@ -40,7 +49,12 @@ def tiny_recipe(path: Path) -> Recipe:
         ),
         data=DataSpec(source="npz", path=str(path), image_size=16, in_chans=1, crop_pct=1.0),
         augment=AugmentSpec(
-            affine=(10.0, 0.1, 0.1), color_jitter=None, auto_augment=None, reprob=0.3, mixup=0.4, cutmix=0.4
+            affine=(10.0, 0.1, 0.1),
+            color_jitter=None,
+            auto_augment=None,
+            reprob=0.3,
+            mixup=0.4,
+            cutmix=0.4,
         ),
         optim=OptimSpec(lr=5e-3, base_batch=None, clip_grad=1.0),
         schedule=ScheduleSpec(epochs=3, warmup_epochs=1),

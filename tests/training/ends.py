@@ -13,7 +13,9 @@ UNTIMED = ("seconds", "images_per_second")
 
 
 def end_of(run: Path) -> str:
-    """SHA-256 of the last state (weights, average, optimiser, schedule, scaler), the best weights and the log without its times."""
+    """SHA-256 of the last state (weights, average, optimiser, schedule, scaler), the best weights
+    and the log without its times.
+    """
     found = hashlib.sha256()
     state = Checkpoints(run / "checkpoints").newest()
     assert state is not None
@@ -21,13 +23,17 @@ def end_of(run: Path) -> str:
     _feed(found, state)
     found.update((run / "best.safetensors").read_bytes())
     for line in (run / "log.jsonl").read_text().splitlines():
-        _feed(found, {name: value for name, value in json.loads(line).items() if name not in UNTIMED})
+        _feed(
+            found, {name: value for name, value in json.loads(line).items() if name not in UNTIMED}
+        )
     return found.hexdigest()
 
 
 def _feed(found: Any, value: Any) -> None:
     if isinstance(value, torch.Tensor):
-        found.update(f"{value.dtype}{tuple(value.shape)}".encode() + value.contiguous().numpy().tobytes())
+        found.update(
+            f"{value.dtype}{tuple(value.shape)}".encode() + value.contiguous().numpy().tobytes()
+        )
     elif isinstance(value, dict):
         for key in value:
             found.update(str(key).encode())

@@ -1,4 +1,6 @@
-"""One rank of test_world: `rank.py FOLDER`, with torchrun's environment; writes what it saw to FOLDER/rankR.json."""
+"""One rank of test_world: `rank.py FOLDER`, with torchrun's environment; writes what it saw to
+FOLDER/rankR.json.
+"""
 
 import json
 import math

@@ -1,6 +1,8 @@
-"""One rank of test_soak: `ranks.py FOLDER` under torchrun. Trains with resume, and notes which images each step saw.
+"""One rank of test_soak: `ranks.py FOLDER` under torchrun. Trains with resume, and notes which
+images each step saw.
 
-spec.json: {"kill": [rank, updates]} sends that rank SIGKILL in its first life; {"stop": updates} sends all ranks SIGTERM there.
+spec.json: {"kill": [rank, updates]} sends that rank SIGKILL in its first life; {"stop": updates}
+sends all ranks SIGTERM there.
 """
 
 import json
@@ -18,7 +20,10 @@ from softless.training import fit, loop
 
 def main(folder: Path) -> int:
     spec = json.loads((folder / "spec.json").read_text())
-    rank, first_life = int(os.environ["RANK"]), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+    rank, first_life = (
+        int(os.environ["RANK"]),
+        os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0",
+    )
     seen: list[list[int]] = []
     fetch, step = TransformedSamples.__getitems__, loop.train_step
 
@@ -27,7 +32,13 @@ def main(folder: Path) -> int:
         return fetch(self, positions)
 
     def stepped(run: Any, batch: Any, number: int) -> Any:
-        line = {"epoch": run.epoch, "step": number, "rank": rank, "world": run.world.size, "positions": seen[-1]}
+        line = {
+            "epoch": run.epoch,
+            "step": number,
+            "rank": rank,
+            "world": run.world.size,
+            "positions": seen[-1],
+        }
         with (folder / f"seen{rank}.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
         if first_life and spec.get("kill") == [rank, run.updates]:

@@ -1,4 +1,6 @@
-"""k batches make one step: the weights of the large batch, also across an interruption; rate, decay and length follow."""
+"""k batches make one step: the weights of the large batch, also across an interruption; rate, decay
+and length follow.
+"""
 
 import json
 import pickle
@@ -45,14 +47,18 @@ def test_the_weights_are_those_of_the_large_batch(steady: Recipe, tmp_path: Path
     fit(large, tmp_path / "large", device="cpu", progress=False)
     fit(in_parts(large, count), tmp_path / "parts", device="cpu", progress=False)
     assert apart(weights(tmp_path / "large"), weights(tmp_path / "parts")) <= BOUND
-    told = [[(line["lr"], len(line)) for line in lines(tmp_path / name)] for name in ("large", "parts")]
+    told = [
+        [(line["lr"], len(line)) for line in lines(tmp_path / name)] for name in ("large", "parts")
+    ]
     assert told[0] == told[1], "rate and steps follow the images of a step"
     wrong = replace(large, batch_size=6)
     fit(wrong, tmp_path / "small", device="cpu", progress=False)
     assert apart(weights(tmp_path / "large"), weights(tmp_path / "small")) > 100 * BOUND
 
 
-def test_an_interrupted_run_goes_on_with_the_same_bits(tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_interrupted_run_goes_on_with_the_same_bits(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     from softless.training import loop
 
     recipe = replace(in_parts(tiny, 3), save=replace(tiny.save, every_steps=1))
@@ -101,28 +107,43 @@ def test_every_mean_over_images_gives_the_large_batch(tmp_path: Path, name: str)
 
 
 def test_the_rate_and_the_length_follow(tiny: Recipe):
-    scaled = replace(tiny, optim=OptimSpec(lr=1e-3, base_batch=12), schedule=ScheduleSpec(min_epoch_steps=10))
+    scaled = replace(
+        tiny, optim=OptimSpec(lr=1e-3, base_batch=12), schedule=ScheduleSpec(min_epoch_steps=10)
+    )
     assert scaled.with_fields(accumulate=4).effective_lr == pytest.approx(4e-3)
-    assert scaled.with_fields(accumulate=4).schedule.min_epoch_steps is None, "what is set is never changed"
+    assert scaled.with_fields(accumulate=4).schedule.min_epoch_steps is None, (
+        "what is set is never changed"
+    )
 
 
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
         ({"accumulate": 0}, r"accumulate=0.*\[1, 1000000\]"),
-        ({"accumulate": 5}, r"batch_size=12 x accumulate=5 is a step of 60 images, and there are 48.*accumulate=4"),
+        (
+            {"accumulate": 5},
+            r"batch_size=12 x accumulate=5 is a step of 60 images, and there are 48.*accumulate=4",
+        ),
     ],
 )
-def test_what_cannot_be_is_said_before_any_work(tiny: Recipe, tmp_path: Path, fields: dict, said: str):
+def test_what_cannot_be_is_said_before_any_work(
+    tiny: Recipe, tmp_path: Path, fields: dict, said: str
+):
     with pytest.raises(UsageError, match=said):
         fit(tiny.with_fields(**fields), tmp_path / "run", device="cpu", progress=False)
     assert not (tmp_path / "run").exists()
 
 
-def test_patience_ends_a_run_that_gains_nothing(tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_patience_ends_a_run_that_gains_nothing(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     from softless.training import loop
 
-    waiting = tiny.with_fields(**{"schedule.epochs": 12, "schedule.warmup_epochs": 1, "schedule.patience": 2})
+    waiting = tiny.with_fields(**{
+        "schedule.epochs": 12,
+        "schedule.warmup_epochs": 1,
+        "schedule.patience": 2,
+    })
     scores = {"top1": 0.5, "loss": 1.0, "seen": 18, "expected": 18}
     monkeypatch.setattr(loop, "validate", lambda *_: dict(scores))
     result = fit(waiting, tmp_path / "run", device="cpu", progress=False)
@@ -145,15 +166,28 @@ def test_patience_counts_from_the_best_epoch_and_the_warm_up(
     given = iter([0.5, 0.4, 0.4, 0.6, 0.5, 0.5, 0.5])
     scores = {"loss": 1.0, "seen": 18, "expected": 18}
     monkeypatch.setattr(loop, "validate", lambda *_: {**scores, "top1": next(given)})
-    fields = {"schedule.epochs": 12, "schedule.warmup_epochs": 2, "schedule.patience": 2, "ema_evaluate": False}
+    fields = {
+        "schedule.epochs": 12,
+        "schedule.warmup_epochs": 2,
+        "schedule.patience": 2,
+        "ema_evaluate": False,
+    }
     result = fit(tiny.with_fields(**fields), tmp_path / "run", device="cpu", progress=False)
-    assert (result.best_epoch, result.epochs) == (4, 6), "epoch 3 is the first after the warm-up that was no better"
+    assert (result.best_epoch, result.epochs) == (4, 6), (
+        "epoch 3 is the first after the warm-up that was no better"
+    )
 
 
-def test_a_killed_test_of_an_ended_run_trains_no_further(tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_killed_test_of_an_ended_run_trains_no_further(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     from softless.training import loop
 
-    waiting = tiny.with_fields(**{"schedule.epochs": 12, "schedule.patience": 1, "schedule.warmup_epochs": 0})
+    waiting = tiny.with_fields(**{
+        "schedule.epochs": 12,
+        "schedule.patience": 1,
+        "schedule.warmup_epochs": 0,
+    })
     scores = {"top1": 0.5, "loss": 1.0, "seen": 18, "expected": 18}
     monkeypatch.setattr(loop, "validate", lambda *_: dict(scores))
 
@@ -168,7 +202,9 @@ def test_a_killed_test_of_an_ended_run_trains_no_further(tiny: Recipe, tmp_path:
 
 
 def test_patience_needs_a_score(tiny: Recipe):
-    with pytest.raises(UsageError, match=r"schedule.patience=3 waits for a better score, and metric=last"):
+    with pytest.raises(
+        UsageError, match=r"schedule.patience=3 waits for a better score, and metric=last"
+    ):
         replace(tiny, metric="last", schedule=replace(tiny.schedule, patience=3)).check()
 
 

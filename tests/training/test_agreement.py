@@ -77,7 +77,10 @@ def test_other_threads_are_named(recipe: Recipe, tmp_path: Path) -> None:
     free = recipe.with_fields(threads=None)
     found = each_rank(commands(tmp_path, free, free), environments={1: {"OMP_NUM_THREADS": "2"}})
     assert [code for code, _ in found] == [2, 2]
-    assert "rank 1 of 2 has threads = 2 and rank 0 has 1: give every rank the same command" in found[0][1]
+    assert (
+        "rank 1 of 2 has threads = 2 and rank 0 has 1: give every rank the same command"
+        in found[0][1]
+    )
 
 
 @pytest.mark.soak
@@ -107,7 +110,8 @@ runpy.run_path(script, run_name="__main__")
 
 @pytest.mark.extra
 @pytest.mark.parametrize(
-    "kind", ["pixels", *(pytest.param(kind, marks=pytest.mark.soak) for kind in ("count", "absent"))]
+    "kind",
+    ["pixels", *(pytest.param(kind, marks=pytest.mark.soak) for kind in ("count", "absent"))],
 )
 def test_other_data_at_the_same_place_are_named(kind: str, recipe: Recipe, tmp_path: Path) -> None:
     other = tmp_path / "other"
@@ -141,10 +145,14 @@ def once(folder: Path, then: Callable[[list[subprocess.Popen[str]]], None], afte
 
 
 @pytest.mark.soak
-def test_a_killed_rank_is_one_sentence_and_the_run_goes_on_with_the_same_bits(recipe: Recipe, tmp_path: Path) -> None:
+def test_a_killed_rank_is_one_sentence_and_the_run_goes_on_with_the_same_bits(
+    recipe: Recipe, tmp_path: Path
+) -> None:
     longer = recipe.with_fields(**{"schedule.epochs": 8})
     kill = once(tmp_path, lambda processes: processes[1].send_signal(signal.SIGKILL))
-    (first, said), (second, _) = each_rank(commands(tmp_path, longer, longer), meanwhile=kill, seconds=100)
+    (first, said), (second, _) = each_rank(
+        commands(tmp_path, longer, longer), meanwhile=kill, seconds=100
+    )
     assert (first, second) == (1, -signal.SIGKILL)
     assert "rank 1 of 2 is gone" in said
     assert "Traceback" not in said
@@ -159,8 +167,12 @@ def test_a_killed_rank_is_one_sentence_and_the_run_goes_on_with_the_same_bits(re
 
 
 @pytest.mark.extra
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.soak)])
-def test_a_signal_ends_a_rank_that_waits_for_another(number: signal.Signals, recipe: Recipe, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.soak)]
+)
+def test_a_signal_ends_a_rank_that_waits_for_another(
+    number: signal.Signals, recipe: Recipe, tmp_path: Path
+) -> None:
     """Rank 1 hangs; rank 0 waits for it in an exchange, and hears the signal all the same."""
     longer = recipe.with_fields(**{"schedule.epochs": 60})
     began = 0.0
@@ -176,7 +188,9 @@ def test_a_signal_ends_a_rank_that_waits_for_another(number: signal.Signals, rec
         began = time.monotonic() - began
         processes[1].kill()
 
-    (first, said), _ = each_rank(commands(tmp_path, longer, longer), meanwhile=once(tmp_path, hang), seconds=100)
+    (first, said), _ = each_rank(
+        commands(tmp_path, longer, longer), meanwhile=once(tmp_path, hang), seconds=100
+    )
     assert first == 128 + number
     assert began < 30
     assert f"{number.name}: this rank waited for others that did not come" in said
@@ -185,7 +199,9 @@ def test_a_signal_ends_a_rank_that_waits_for_another(number: signal.Signals, rec
 
 
 @pytest.mark.soak
-def test_a_rank_that_hangs_is_not_waited_for_longer_than_asked(recipe: Recipe, tmp_path: Path) -> None:
+def test_a_rank_that_hangs_is_not_waited_for_longer_than_asked(
+    recipe: Recipe, tmp_path: Path
+) -> None:
     (tmp_path / "hang1").touch()
     short = recipe.with_fields(rank_patience=0.1)
 
@@ -226,7 +242,10 @@ def test_mean_and_deviation_are_the_first_ranks(recipe: Recipe, tmp_path: Path) 
     assert [code for code, _ in found] == [0, 0], found
     alone = fit(recipe, tmp_path / "alone", device="cpu", progress=False)
     assert alone.epochs == 2
-    told = [json.loads((folder / "best.json").read_text()) for folder in (tmp_path / "run", tmp_path / "alone")]
+    told = [
+        json.loads((folder / "best.json").read_text())
+        for folder in (tmp_path / "run", tmp_path / "alone")
+    ]
     assert told[0]["mean"] == told[1]["mean"]
     assert told[0]["std"] == told[1]["std"]
 

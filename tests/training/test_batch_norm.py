@@ -1,4 +1,6 @@
-"""BatchNorm over two ranks against one BatchNorm over the whole batch: values, gradients, running statistics."""
+"""BatchNorm over two ranks against one BatchNorm over the whole batch: values, gradients, running
+statistics.
+"""
 
 from pathlib import Path
 
@@ -15,7 +17,9 @@ def batch() -> torch.Tensor:
 
 def model() -> nn.Module:
     torch.manual_seed(1)
-    return nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 2, 1)).train()
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 2, 1)
+    ).train()
 
 
 def rank(folder: Path) -> None:
@@ -35,7 +39,9 @@ def rank(folder: Path) -> None:
 
 def test_two_ranks_have_the_statistics_and_gradients_of_one(tmp_path: Path):
     run_ranks(
-        "-c", f"import pathlib; from tests.training.test_batch_norm import rank; rank(pathlib.Path({str(tmp_path)!r}))"
+        "-c",
+        "import pathlib; from tests.training.test_batch_norm import rank; "
+        f"rank(pathlib.Path({str(tmp_path)!r}))",
     )
     one = model()
     one(batch()).square().mean().backward()

@@ -8,12 +8,27 @@ import torch
 from safetensors.torch import load_file
 
 from softless.training import Recipe, fit
-from softless.training.candidates import best_of, better, candidates, described, gain, measured, still_rising
+from softless.training.candidates import (
+    best_of,
+    better,
+    candidates,
+    described,
+    gain,
+    measured,
+    still_rising,
+)
 from softless.training.optim import averaged
 
 
 def pair(value, loss=1.0, weights="averaged", metric="top1"):
-    return {"epoch": 1, "counted_from": 1, "weights": weights, "metric": metric, "value": value, "loss": loss}
+    return {
+        "epoch": 1,
+        "counted_from": 1,
+        "weights": weights,
+        "metric": metric,
+        "value": value,
+        "loss": loss,
+    }
 
 
 def line(epoch: int, raw: float, average: float | None = None, *, raw_loss: float = 1.0) -> dict:
@@ -32,7 +47,8 @@ def line(epoch: int, raw: float, average: float | None = None, *, raw_loss: floa
         (pair(math.nan), None, False),
         (pair(0.9, math.nan), None, False),
         (pair(None), None, False),
-        (pair(0.9, 0.1, "raw"), pair(0.9, 1.0), False),  # a tie goes to the average, whatever the loss
+        # a tie goes to the average, whatever the loss
+        (pair(0.9, 0.1, "raw"), pair(0.9, 1.0), False),
         (pair(0.9, 1.0), pair(0.9, 0.1, "raw"), True),
         (pair(0.91, 1.0, "raw"), pair(0.9, 0.1), True),
         (pair(0.1, 0.1, metric="loss"), pair(0.2, 0.2, metric="loss"), True),
@@ -50,7 +66,9 @@ def test_an_epoch_offers_both_kinds_of_weights():
     assert best_of(line(3, 0.5, 0.5, raw_loss=0.1), "top1")["weights"] == "averaged"
     assert best_of(line(3, 0.5, math.nan), "top1")["weights"] == "raw"
     assert best_of(line(3, 0.5), "top1")["weights"] == "raw"
-    assert best_of(line(3, 0.5, 0.9), "last") == pair(3, weights="averaged", metric="last") | {"epoch": 3}
+    assert best_of(line(3, 0.5, 0.9), "last") == pair(3, weights="averaged", metric="last") | {
+        "epoch": 3
+    }
 
 
 def test_a_line_of_an_older_softless_chose_from_the_average_alone():
@@ -73,7 +91,9 @@ def test_still_rising_is_what_the_last_quarter_added():
 
 @pytest.mark.parametrize("decay", [0.98, 0.995, 0.9999])
 def test_no_average_keeps_much_of_the_random_start(tiny: Recipe, decay: float):
-    """After 40 steps a constant 0.995 would hold 82 % of the start, and the average would answer at random."""
+    """After 40 steps a constant 0.995 would hold 82 % of the start, and the average would answer at
+    random.
+    """
     model = torch.nn.Linear(1, 1, bias=False)
     model.weight.data.fill_(1.0)  # the random start
     ema = averaged(tiny.with_fields(ema_decay=decay), model)
@@ -100,9 +120,16 @@ def test_the_better_of_both_weights_is_kept_published_and_tested(tiny: Recipe, t
     epoch, kind = np.unravel_index(np.argmin(both), both.shape)
     assert (result.best_epoch, result.weights) == (epoch + 1, ["averaged", "raw"][kind])
     assert result.val["loss"] == both.min()
-    assert [line["kept"] for line in log] == [both[: n + 1].min() < both[:n].min(initial=9) for n in range(6)]
+    assert [line["kept"] for line in log] == [
+        both[: n + 1].min() < both[:n].min(initial=9) for n in range(6)
+    ]
     raw = fit(asked.with_fields(ema_evaluate=False), tmp_path / "raw", device="cpu", progress=False)
     assert (raw.best_epoch, raw.weights) == (both[:, 1].argmin() + 1, "raw")
     assert raw.val["loss"] == both[:, 1].min()
-    ours, theirs = load_file(out / "best.safetensors"), load_file(tmp_path / "raw" / "best.safetensors")
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs) == (result.weights == "raw")
+    ours, theirs = (
+        load_file(out / "best.safetensors"),
+        load_file(tmp_path / "raw" / "best.safetensors"),
+    )
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs) == (
+        result.weights == "raw"
+    )

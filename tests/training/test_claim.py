@@ -24,7 +24,8 @@ from tests.training.zygote import Zygote
 def test_a_second_process_is_told_who_holds_the_folder(tmp_path: Path):
     claim = Claim.take(tmp_path)
     with pytest.raises(
-        UsageError, match=rf"is in use by process {os.getpid()} on {socket.gethostname()} since 20\d\d-"
+        UsageError,
+        match=rf"is in use by process {os.getpid()} on {socket.gethostname()} since 20\d\d-",
     ):
         Claim.take(tmp_path)
     held = holder(tmp_path)
@@ -37,9 +38,12 @@ def test_a_second_process_is_told_who_holds_the_folder(tmp_path: Path):
 
 
 @pytest.mark.bar("A19", "the lock of a dead process: taken over with a warning")
-def test_a_dead_one_is_taken_over_from_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_a_dead_one_is_taken_over_from_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     code = (
-        "import sys; from pathlib import Path; from softless.training.claim import Claim; Claim.take(Path(sys.argv[1]))"
+        "import sys; from pathlib import Path; from softless.training.claim import Claim; "
+        "Claim.take(Path(sys.argv[1]))"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
     assert holder(tmp_path) is None
@@ -56,8 +60,12 @@ def test_a_number_that_was_given_out_again_is_another_process(tmp_path: Path):
 
 
 def test_another_host_cannot_be_seen_from_here(tmp_path: Path):
-    (tmp_path / "lock").write_text(json.dumps({"pid": 1, "host": "elsewhere", "started": "2026-01-01", "process": "1"}))
-    with pytest.raises(UsageError, match=r"process 1 on elsewhere since 2026-01-01: .*if it is gone, delete .*lock"):
+    (tmp_path / "lock").write_text(
+        json.dumps({"pid": 1, "host": "elsewhere", "started": "2026-01-01", "process": "1"})
+    )
+    with pytest.raises(
+        UsageError, match=r"process 1 on elsewhere since 2026-01-01: .*if it is gone, delete .*lock"
+    ):
         Claim.take(tmp_path)
 
 
@@ -93,18 +101,30 @@ SILENT = {  # what a lock may hold that names no process: a power cut, a bad dis
     **{
         f"pid {name}": json.dumps({"pid": pid, "host": HERE, "started": "2026-01-01"}).encode()
         for name, pid in {
-            "0": 0, "-1": -1, "-12345": -12345, "10^20": 10**20, "2^32": 2**32, "1e400": 10**400, "text": "12", "float": 1.5, "null": None,
-            "true": True, "list": [1], "object": {},
+            "0": 0,
+            "-1": -1,
+            "-12345": -12345,
+            "10^20": 10**20,
+            "2^32": 2**32,
+            "1e400": 10**400,
+            "text": "12",
+            "float": 1.5,
+            "null": None,
+            "true": True,
+            "list": [1],
+            "object": {},
         }.items()
     },
     "host is a number": json.dumps({"pid": 1, "host": 7}).encode(),
     "host is null": json.dumps({"pid": 1, "host": None}).encode(),
-}  # fmt: skip
+}
 
 
 @pytest.mark.bar("A19", "a damaged lock, by kind: taken over with a line, at once")
 @pytest.mark.parametrize("kind", SILENT)
-def test_a_lock_that_says_nothing_is_taken_over(tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str):
+def test_a_lock_that_says_nothing_is_taken_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
+):
     (tmp_path / "lock").write_bytes(SILENT[kind])
     assert holder(tmp_path) is None
     claim = Claim.take(tmp_path)
@@ -141,7 +161,9 @@ STRANGE = {
 def test_what_is_no_file_is_named_and_stays(tmp_path: Path, kind: str):
     make, said = STRANGE[kind]
     make(tmp_path / "lock")
-    with pytest.raises(UsageError, match=rf"lock {said}, and the lock of a run is a file: delete it if no process"):
+    with pytest.raises(
+        UsageError, match=rf"lock {said}, and the lock of a run is a file: delete it if no process"
+    ):
         Claim.take(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["lock"]
     assert holder(tmp_path) is None
@@ -154,7 +176,9 @@ def test_a_lock_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest
         raise PermissionError(13, "Permission denied", str(self))
 
     monkeypatch.setattr(Path, "read_bytes", refused)
-    with pytest.raises(UsageError, match=r"cannot read .*lock: Permission denied; make it readable, or delete it"):
+    with pytest.raises(
+        UsageError, match=r"cannot read .*lock: Permission denied; make it readable, or delete it"
+    ):
         Claim.take(tmp_path)
 
 
@@ -242,8 +266,13 @@ def test_a_folder_that_is_not_to_be_used_after_all_is_as_it_was(tmp_path: Path):
     assert (tmp_path / "state.json").read_text() == "what the run before said"
 
 
-@pytest.mark.bar("A19", "processes that start together, with no lock, a dead and a damaged one: one of them trains")
-@pytest.mark.parametrize("rounds", [pytest.param(12, id="12"), pytest.param(200, id="200", marks=pytest.mark.soak)])
+@pytest.mark.bar(
+    "A19",
+    "processes that start together, with no lock, a dead and a damaged one: one of them trains",
+)
+@pytest.mark.parametrize(
+    "rounds", [pytest.param(12, id="12"), pytest.param(200, id="200", marks=pytest.mark.soak)]
+)
 def test_of_several_that_start_together_one_has_the_folder(
     zygote: Zygote, tmp_path: Path, rounds: int, record_property: Callable[[str, object], None]
 ):

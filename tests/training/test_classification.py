@@ -23,7 +23,9 @@ def test_loss_is_cross_entropy_with_smoothing():
     logits, targets = torch.randn(5, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 2, 1])
     smooth = task(smoothing=0.1)
     expected = torch.nn.functional.cross_entropy(logits, targets, label_smoothing=0.1)
-    torch.testing.assert_close(smooth.loss(logits, smooth.mix(logits, targets, epoch=0, step=0)[1]), expected)
+    torch.testing.assert_close(
+        smooth.loss(logits, smooth.mix(logits, targets, epoch=0, step=0)[1]), expected
+    )
 
 
 def test_balanced_weights_by_hand_and_over_ranks():
@@ -55,7 +57,9 @@ def test_mixing_derives_from_seed_epoch_and_step():
 
     def mixed(seed: int = 0, epoch: int = 0, step: int = 0) -> torch.Tensor:
         np.random.rand()  # noqa: NPY002 - the caller's generator has no say
-        return task(seed=seed, mixup=0.8, cutmix=1.0).mix(images.clone(), targets, epoch=epoch, step=step)[0]
+        return task(seed=seed, mixup=0.8, cutmix=1.0).mix(
+            images.clone(), targets, epoch=epoch, step=step
+        )[0]
 
     torch.testing.assert_close(mixed(), mixed(), rtol=0, atol=0)
     for other in (mixed(seed=1), mixed(epoch=1), mixed(step=1)):
@@ -79,12 +83,16 @@ def test_mixed_targets_are_probabilities_of_the_mixed_images():
     ("make", "message"),
     [
         (
-            lambda: task(mixup=0.8).mix(torch.zeros(3, 1, 8, 8), torch.tensor([0, 1, 2]), epoch=0, step=0),
+            lambda: task(mixup=0.8).mix(
+                torch.zeros(3, 1, 8, 8), torch.tensor([0, 1, 2]), epoch=0, step=0
+            ),
             "3 images a batch",
         ),
         (lambda: task(mixup_mode="paar"), "no mixup mode named 'paar'. Did you mean 'pair'"),
         (
-            lambda: Classification(replace(Recipe("t", ""), class_weights="balanced"), ("a", "b"), (3, 0)),
+            lambda: Classification(
+                replace(Recipe("t", ""), class_weights="balanced"), ("a", "b"), (3, 0)
+            ),
             "an image of every class",
         ),
         (lambda: task(weights="{d: 2}"), r"no class \(class_weights\) named 'd'. .*Known: a, b, c"),

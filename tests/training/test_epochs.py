@@ -1,4 +1,6 @@
-"""Epochs count from 1 wherever somebody reads one: files, API, text, page, table, TensorBoard; older runs are read so as well."""
+"""Epochs count from 1 wherever somebody reads one: files, API, text, page, table, TensorBoard;
+older runs are read so as well.
+"""
 
 import json
 import math
@@ -44,7 +46,9 @@ def older(run: Path) -> None:
     del best[SEAL]
     (run / "best.json").write_text(json.dumps({**best, "epoch": best["epoch"] - 1}))
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    (run / "log.jsonl").write_text("".join(json.dumps({**line, "epoch": line["epoch"] - 1}) + "\n" for line in lines))
+    (run / "log.jsonl").write_text(
+        "".join(json.dumps({**line, "epoch": line["epoch"] - 1}) + "\n" for line in lines)
+    )
     store = Checkpoints(run / "checkpoints")
     state = store.newest()
     assert state is not None
@@ -73,7 +77,9 @@ def read_everywhere(run: Path, say: Callable[[], str]) -> dict[str, int]:
     }
 
 
-def test_the_best_epoch_is_the_same_everywhere(second_is_best: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_best_epoch_is_the_same_everywhere(
+    second_is_best: Path, capsys: pytest.CaptureFixture[str]
+):
     run = second_is_best
     capsys.readouterr()
     assert json.loads((run / "result.json").read_text())["best_epoch"] == 2
@@ -88,8 +94,17 @@ def test_the_best_epoch_is_the_same_everywhere(second_is_best: Path, capsys: pyt
 def test_tensorboard_takes_what_is_not_finite(tmp_path: Path):
     """A validation loss may overflow: the epoch is written, and training goes on."""
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    line = {"step": 1, "summary": {"value": [{"tag": "val/loss", "simple_value": value} for value in (float("nan"), float("inf"))]}}  # fmt: skip
-    (tmp_path / "events.out.tfevents.1").write_bytes(scalars._records({"file_version": "brain.Event:2"}, line))
+    line = {
+        "step": 1,
+        "summary": {
+            "value": [
+                {"tag": "val/loss", "simple_value": value} for value in (float("nan"), float("inf"))
+            ]
+        },
+    }
+    (tmp_path / "events.out.tfevents.1").write_bytes(
+        scalars._records({"file_version": "brain.Event:2"}, line)
+    )
     held = accumulator.EventAccumulator(str(tmp_path))
     held.Reload()
     nan, infinite = (one.value for one in held.Scalars("val/loss"))
@@ -110,7 +125,9 @@ def test_an_older_run_is_read_right(second_is_best: Path, capsys: pytest.Capture
     assert set(read_everywhere(second_is_best, lambda: capsys.readouterr().out).values()) == {2}
 
 
-def test_an_older_run_that_is_continued_is_written_right(second_is_best: Path, capsys: pytest.CaptureFixture[str]):
+def test_an_older_run_that_is_continued_is_written_right(
+    second_is_best: Path, capsys: pytest.CaptureFixture[str]
+):
     older(second_is_best)
     (second_is_best / "result.json").unlink()
     assert fit(None, second_is_best, resume=True, device="cpu", progress=False).best_epoch == 2
@@ -132,5 +149,7 @@ def test_the_last_epoch_by_name(tiny: Recipe, tmp_path: Path, capsys: pytest.Cap
 
 def test_a_log_that_cannot_be_read_is_one_sentence(tmp_path: Path):
     (tmp_path / "log.jsonl").write_text('{"epoch": 1}\n{"ep\n{"epoch": 3}\n')
-    with pytest.raises(CheckpointError, match=r"line 2 of .*log\.jsonl is damaged: .*train the run again"):
+    with pytest.raises(
+        CheckpointError, match=r"line 2 of .*log\.jsonl is damaged: .*train the run again"
+    ):
         RunFolder(tmp_path).rewind_log(2)

@@ -28,12 +28,16 @@ def test_a_finished_run_follows_the_longer_schedule(tiny: Recipe, tmp_path: Path
     assert [line["epoch"] for line in lines(out)] == [1, 2, 3, 4, 5]
     assert untimed(out)[:3] == before
     fit(longer, tmp_path / "whole", device="cpu", progress=False)
-    assert [line["lr"] for line in lines(out)][3:] == [line["lr"] for line in lines(tmp_path / "whole")][3:]
+    assert [line["lr"] for line in lines(out)][3:] == [
+        line["lr"] for line in lines(tmp_path / "whole")
+    ][3:]
     assert again(None, out) == result, "a run that is finished is told again"
     assert (again(tiny.with_fields(**{"schedule.epochs": 6}), out)).extended_from == [3, 5]
 
 
-def test_an_extension_that_stops_goes_on_with_the_same_bits(tiny: Recipe, tmp_path: Path, monkeypatch):
+def test_an_extension_that_stops_goes_on_with_the_same_bits(
+    tiny: Recipe, tmp_path: Path, monkeypatch
+):
     from softless.training import loop
 
     for name in ("whole", "cut"):
@@ -62,7 +66,8 @@ def test_only_epochs_may_change_and_only_upwards(tiny: Recipe, tmp_path: Path):
     out = tmp_path / "run"
     fit(tiny, out, device="cpu", progress=False)
     with pytest.raises(
-        UsageError, match="has 3 epochs, and a run that is continued can only be made longer: set more than 3"
+        UsageError,
+        match="has 3 epochs, and a run that is continued can only be made longer: set more than 3",
     ):
         again(tiny.with_fields(**{"schedule.epochs": 2}), out)
     with pytest.raises(ResumeMismatch, match=r"optim.lr"):
@@ -73,7 +78,9 @@ def test_only_epochs_may_change_and_only_upwards(tiny: Recipe, tmp_path: Path):
 
 
 def test_what_was_fitted_at_the_start_stays(tiny: Recipe, tmp_path: Path):
-    """48 images in batches of 12 that were halved to 6, and two epochs that became four, the warm-up with them."""
+    """48 images in batches of 12 that were halved to 6, and two epochs that became four, the
+    warm-up with them.
+    """
     out = tmp_path / "run"
     few = tiny.with_fields(**{"schedule.min_steps": 48, "schedule.min_epoch_steps": 8})
     first = fit(few, out, device="cpu", progress=False)

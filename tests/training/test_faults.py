@@ -1,4 +1,6 @@
-"""Losses and gradients that are not finite: stop, skip, rewind; what is written down, and what they never reach."""
+"""Losses and gradients that are not finite: stop, skip, rewind; what is written down, and what they
+never reach.
+"""
 
 import json
 import math
@@ -51,28 +53,42 @@ def last(run: Path) -> dict[str, Any]:
 
 def finite(run: Path) -> bool:
     state = last(run)
-    tensors = [*state["model"].values(), *state["ema"].values(), *load_file(run / "best.safetensors").values()]
+    tensors = [
+        *state["model"].values(),
+        *state["ema"].values(),
+        *load_file(run / "best.safetensors").values(),
+    ]
     tensors += [value for entry in state["optimizer"]["state"].values() for value in entry.values()]
     return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 @pytest.mark.bar(
     "A13",
-    "loss not finite, policy stop: exit code 3, the dump names the step, its images, rate and scale; last and best are finite",
+    "loss not finite, policy stop: exit code 3, the dump names the step, its images, rate and "
+    "scale; last and best are finite",
 )
 def test_the_dump_names_step_images_rate_and_scale(tiny: Recipe, tmp_path: Path, broken: Any):
     broken({7})
     with pytest.raises(DivergedError, match=r"diverged-e0002-s000003\.json names its images"):
         fit(tiny, tmp_path / "run", device="cpu", progress=False)
     told = json.loads((tmp_path / "run/diverged-e0002-s000003.json").read_text())
-    assert (told["epoch"], told["step"], told["updates"], told["loss"], told["scale"]) == (2, 3, 6, "nan", 1.0)
+    assert (told["epoch"], told["step"], told["updates"], told["loss"], told["scale"]) == (
+        2,
+        3,
+        6,
+        "nan",
+        1.0,
+    )
     assert 0 < told["lr"] <= tiny.effective_lr
     assert len(told["samples"]) == tiny.batch_size
     assert json.loads((tmp_path / "run/state.json").read_text())["state"] == "diverged"
     assert finite(tmp_path / "run")
 
 
-@pytest.mark.bar("A13", "loss or gradient not finite, policy skip: the step is left out, everything kept is finite")
+@pytest.mark.bar(
+    "A13",
+    "loss or gradient not finite, policy skip: the step is left out, everything kept is finite",
+)
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_skip_leaves_the_step_out_and_nothing_else(
     tiny: Recipe, tmp_path: Path, broken: Any, monkeypatch: pytest.MonkeyPatch, what: str
@@ -102,7 +118,11 @@ def test_skip_undoes_what_the_forward_pass_did_to_running_means(
 ):
     """A NaN image spoils BatchNorm's running mean before the loss is known."""
     args = {"embed_dim": 16, "depth": 1, "num_heads": 2, "cls_attn_layers": 1}
-    recipe = policy(tiny, "skip", **{"model.name": "xcit_nano_12_p8_224", "model.op": "sima", "model.args": args})
+    recipe = policy(
+        tiny,
+        "skip",
+        **{"model.name": "xcit_nano_12_p8_224", "model.op": "sima", "model.args": args},
+    )
     inner, calls = Classification.mix, []
 
     def mix(self: Classification, images: torch.Tensor, targets: torch.Tensor, **where: int) -> Any:
@@ -123,17 +143,23 @@ def test_skip_has_patience_for_so_many_in_a_row(tiny: Recipe, tmp_path: Path, br
     assert len(calls) == 6, "two good ones, three left out, and the one that ends it"
 
 
-def test_skipped_steps_that_are_not_in_a_row_do_not_add_up(tiny: Recipe, tmp_path: Path, broken: Any):
+def test_skipped_steps_that_are_not_in_a_row_do_not_add_up(
+    tiny: Recipe, tmp_path: Path, broken: Any
+):
     broken({2, 4, 6, 8, 10})
     assert fit(policy(tiny, "skip"), tmp_path / "run", device="cpu", progress=False).epochs == 3
 
 
-@pytest.mark.bar("A13", "loss not finite, policy rewind: ends where a run ends that skipped the step")
+@pytest.mark.bar(
+    "A13", "loss not finite, policy rewind: ends where a run ends that skipped the step"
+)
 @pytest.mark.parametrize("bad", [2, 7])
 def test_rewind_goes_back_and_leaves_that_step_out(
     tiny: Recipe, tmp_path: Path, broken: Any, caplog: pytest.LogCaptureFixture, bad: int
 ):
-    """Before the first checkpoint of an epoch, and in the middle of one; it ends where a run ends that had skipped the step."""
+    """Before the first checkpoint of an epoch, and in the middle of one; it ends where a run ends
+    that had skipped the step.
+    """
     calls = broken({bad})
     fit(policy(tiny, "rewind"), tmp_path / "rewound", device="cpu", progress=False)
     assert "going back to the last checkpoint" in caplog.text

@@ -1,4 +1,6 @@
-"""A fault of any split is met before the first step; what is left out on request is written into the run folder."""
+"""A fault of any split is met before the first step; what is left out on request is written into
+the run folder.
+"""
 
 import json
 from pathlib import Path
@@ -27,7 +29,9 @@ def cut_off(root: Path, *names: str) -> None:
 def test_a_test_image_that_cannot_be_read_is_named_before_the_first_step(tmp_path: Path):
     recipe = small(tmp_path)
     cut_off(tmp_path, "test/b/03.png", "val/a/01.png")
-    with pytest.raises(DataError, match=r"2 faults before the first step[\s\S]*val/a/01\.png[\s\S]*test/b/03\.png"):
+    with pytest.raises(
+        DataError, match=r"2 faults before the first step[\s\S]*val/a/01\.png[\s\S]*test/b/03\.png"
+    ):
         fit(recipe, tmp_path / "run", device="cpu", progress=False)
     assert not (tmp_path / "run").exists()
 

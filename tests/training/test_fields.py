@@ -1,4 +1,6 @@
-"""Every field of every recipe is described once; types, ranges, nearest names and tables follow from that."""
+"""Every field of every recipe is described once; types, ranges, nearest names and tables follow
+from that.
+"""
 
 import dataclasses
 import json
@@ -8,7 +10,15 @@ from typing import Any
 
 import pytest
 
-from softless.benching.settings import FOREIGN, NO_NUMBER, faults, is_refused, numbers, outside, takes_text
+from softless.benching.settings import (
+    FOREIGN,
+    NO_NUMBER,
+    faults,
+    is_refused,
+    numbers,
+    outside,
+    takes_text,
+)
 from softless.errors import UsageError
 from softless.recipes import RECIPES, get_recipe
 from softless.training.fields import Row, Setting, described, fits, nearest_field, typed, walk
@@ -16,12 +26,13 @@ from softless.training.recipe import Recipe, TableSpec, recipe_from
 from softless.training.run_folder import as_json
 
 EVERY = [pytest.param(row, id=row.name) for row in walk(Recipe)]
+# recipes that have these groups
 HOLDERS = {
     "multilabel": "multilabel",
     "detection": "cards",
     "segmentation": "aerial",
     "dino": "dino",
-}  # recipes that have these groups
+}
 
 
 def holder(name: str) -> Recipe:
@@ -34,7 +45,10 @@ def holder(name: str) -> Recipe:
 def test_every_field_says_what_it_is_and_every_number_has_a_range():
     """A new field of a recipe is written with `setting`, and a range where it is a number."""
     bare = []
-    for kind in (Recipe, *(part for part in map(group, typing.get_type_hints(Recipe).values()) if part)):
+    for kind in (
+        Recipe,
+        *(part for part in map(group, typing.get_type_hints(Recipe).values()) if part),
+    ):
         hints = typing.get_type_hints(kind)
         for entry in dataclasses.fields(kind):
             about = entry.metadata.get("setting")
@@ -46,7 +60,9 @@ def test_every_field_says_what_it_is_and_every_number_has_a_range():
 
 
 def group(hint: Any) -> Any:
-    return next((kind for kind in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(kind)), None)
+    return next(
+        (kind for kind in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(kind)), None
+    )
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -62,7 +78,9 @@ def test_defaults_lie_in_their_range(row: Row):
     assert typed(row.value, row.hint, row.name, row.about) == row.value
 
 
-@pytest.mark.parametrize("row", [one for one in EVERY if typing.cast("Row", one.values[0]).about.within])
+@pytest.mark.parametrize(
+    "row", [one for one in EVERY if typing.cast("Row", one.values[0]).about.within]
+)
 def test_what_lies_below_or_above_is_refused_wherever_it_is_given(row: Row):
     recipe, tried = holder(row.name), 0
     for value in outside(row):
@@ -82,7 +100,9 @@ def test_what_lies_below_or_above_is_refused_wherever_it_is_given(row: Row):
 def put(recipe: Recipe, name: str, value: Any) -> Recipe:
     """The field set without a check, as Python's `replace` does."""
     first, _, rest = name.partition(".")
-    return replace(recipe, **{first: replace(getattr(recipe, first), **{rest: value}) if rest else value})
+    return replace(
+        recipe, **{first: replace(getattr(recipe, first), **{rest: value}) if rest else value}
+    )
 
 
 @pytest.mark.parametrize("row", EVERY)
@@ -90,7 +110,9 @@ def test_another_type_and_a_misspelt_name_are_refused_in_one_sentence(row: Row):
     recipe = holder(row.name)
     for wrong in FOREIGN:
         if not fits(wrong, row.hint):
-            with pytest.raises(UsageError, match=r"does not fit: the field takes|is a group of fields"):
+            with pytest.raises(
+                UsageError, match=r"does not fit: the field takes|is a group of fields"
+            ):
                 recipe.with_fields(**{row.name: wrong})
     if numbers(row.hint) and not takes_text(row.hint):
         for text in NO_NUMBER:
@@ -105,7 +127,12 @@ def test_another_type_and_a_misspelt_name_are_refused_in_one_sentence(row: Row):
 @pytest.mark.parametrize("text", ["true", "True", "TRUE", " true"])
 def test_true_and_false_in_any_case(text: str):
     assert get_recipe("medmnist").with_fields(ema_evaluate=text).ema_evaluate is True
-    assert get_recipe("medmnist").with_fields(ema_evaluate=text.lower().replace("true", "fALSE")).ema_evaluate is False
+    assert (
+        get_recipe("medmnist")
+        .with_fields(ema_evaluate=text.lower().replace("true", "fALSE"))
+        .ema_evaluate
+        is False
+    )
 
 
 @pytest.mark.parametrize(
@@ -138,7 +165,8 @@ def test_texts_are_read_by_what_the_field_takes(name: str, given: str, found: An
 
 def test_texts_that_are_known_have_a_nearest():
     with pytest.raises(
-        UsageError, match=r"augment.remode='pixl' is not known. Did you mean 'pixel'. Known: const, rand"
+        UsageError,
+        match=r"augment.remode='pixl' is not known. Did you mean 'pixel'. Known: const, rand",
     ):
         get_recipe("digits").with_fields(**{"augment.remode": "pixl"})
 
@@ -168,7 +196,8 @@ def test_the_nearest_name_is_sought_at_any_depth(word: str, meant: str):
 
 def test_a_field_of_another_task_is_said_to_be_one():
     with pytest.raises(
-        UsageError, match=r"'dino.outputs' is a field of dino recipes, and this one is for classification"
+        UsageError,
+        match=r"'dino.outputs' is a field of dino recipes, and this one is for classification",
     ):
         get_recipe("digits").with_fields(**{"dino.outputs": 8})
 
@@ -191,8 +220,14 @@ def test_order_matters_where_numbers_rise():
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_fault_on_every_recipe_is_refused(name: str):
-    """What `softless bench settings` counts; a field that takes anything would be counted as accepted."""
+    """What `softless bench settings` counts; a field that takes anything would be counted as
+    accepted.
+    """
     recipe = get_recipe(name)
-    accepted = [(kind, field, value) for kind, field, value in faults(recipe) if not is_refused(recipe, field, value)]
+    accepted = [
+        (kind, field, value)
+        for kind, field, value in faults(recipe)
+        if not is_refused(recipe, field, value)
+    ]
     assert not accepted
     assert not is_refused(recipe, "optim.lr", recipe.optim.lr)

@@ -20,10 +20,20 @@ from softless.training.folds import Estimate
 from tests.data.making import class_folders, noise, split_folders, table
 
 SMALL = {
-    "model.args.embed_dim": 32, "model.args.depth": 2, "model.args.num_heads": 2, "data.image_size": 32, "batch_size": 8,
-    "schedule.epochs": 2, "schedule.warmup_epochs": 0, "schedule.min_epoch_steps": "none", "ema_decay": "none", "ema_evaluate": "false",
-    "threads": 1, "augment.mixup": 0, "augment.cutmix": 0,
-}  # fmt: skip
+    "model.args.embed_dim": 32,
+    "model.args.depth": 2,
+    "model.args.num_heads": 2,
+    "data.image_size": 32,
+    "batch_size": 8,
+    "schedule.epochs": 2,
+    "schedule.warmup_epochs": 0,
+    "schedule.min_epoch_steps": "none",
+    "ema_decay": "none",
+    "ema_evaluate": "false",
+    "threads": 1,
+    "augment.mixup": 0,
+    "augment.cutmix": 0,
+}
 ROWS = [(f"images/{n}.png", "cat" if n % 2 else "dog", f"p{n // 4}") for n in range(48)]
 
 
@@ -56,11 +66,18 @@ def test_each_image_is_tested_once_and_no_group_stands_in_two_parts(trained):
 def test_means_and_intervals(trained):
     _, reached = trained
     told = json.loads((reached.folder / "folds.json").read_text())
-    tests = [json.loads((reached.folder / f"fold{fold}/result.json").read_text())["test"] for fold in range(3)]
+    tests = [
+        json.loads((reached.folder / f"fold{fold}/result.json").read_text())["test"]
+        for fold in range(3)
+    ]
     assert [one["test"] for one in told["results"]] == tests
     for name, one in told["estimates"].items():
         values = np.array([test[name] for test in tests])
-        ends = stats.t.interval(0.95, 2, values.mean(), stats.sem(values)) if values.std() else [values.mean()] * 2
+        ends = (
+            stats.t.interval(0.95, 2, values.mean(), stats.sem(values))
+            if values.std()
+            else [values.mean()] * 2
+        )
         shared = name != "loss"
         assert one["mean"] == pytest.approx(values.mean())
         assert one["deviation"] == pytest.approx(values.std(ddof=1))
@@ -76,7 +93,9 @@ def test_an_interval_of_known_numbers():
     found = Estimate.of([0.8, 0.9, 1.0], share=True)
     assert (found.mean, found.deviation) == pytest.approx((0.9, 0.1))
     assert (found.low, found.high) == pytest.approx((0.9 - 4.302653 * 0.1 / 3**0.5, 1.0), abs=1e-6)
-    assert Estimate.of([0.8, 0.9, 1.0], share=False).high == pytest.approx(0.9 + 4.302653 * 0.1 / 3**0.5, abs=1e-6)
+    assert Estimate.of([0.8, 0.9, 1.0], share=False).high == pytest.approx(
+        0.9 + 4.302653 * 0.1 / 3**0.5, abs=1e-6
+    )
 
 
 @pytest.mark.extra
@@ -85,10 +104,23 @@ def test_a_killed_command_goes_on_with_the_fold_that_is_not_finished(trained, tm
     go."""
     path, whole = trained
     out = tmp_path / "run"
-    words = ["train", "--table", str(path), "--folds", "3", "--out", str(out), "--device", "cpu", "--set"]
+    words = [
+        "train",
+        "--table",
+        str(path),
+        "--folds",
+        "3",
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+        "--set",
+    ]
     words += [f"{name}={value}" for name, value in SMALL.items()]
     process = subprocess.Popen(
-        [sys.executable, "-m", "softless", *words], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        [sys.executable, "-m", "softless", *words],
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
     )
     until = time.monotonic() + 240
     while not (out / "fold1/recipe.json").exists():
@@ -103,7 +135,9 @@ def test_a_killed_command_goes_on_with_the_fold_that_is_not_finished(trained, tm
     before = (out / "fold0/result.json").read_bytes()
     assert main(["train", "--resume", "--out", str(out), "--device", "cpu"]) == 0
     assert (out / "fold0/result.json").read_bytes() == before
-    told, straight = (json.loads((place / "folds.json").read_text()) for place in (out, whole.folder))
+    told, straight = (
+        json.loads((place / "folds.json").read_text()) for place in (out, whole.folder)
+    )
     assert told["estimates"] == straight["estimates"]
     weights = [(place / "fold1/best.safetensors").read_bytes() for place in (out, whole.folder)]
     assert weights[0] == weights[1]
@@ -130,7 +164,8 @@ def test_other_folds_overwrite_those_that_are_there(tmp_path, monkeypatch):
 
     def fit(recipe, run_dir, **options):
         trained_in.append(
-            f"{run_dir.name} of {recipe.data.folds}, fold {recipe.data.fold}, overwrite {options['overwrite']}"
+            f"{run_dir.name} of {recipe.data.folds}, fold {recipe.data.fold}, overwrite "
+            f"{options['overwrite']}"
         )
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / "recipe.json").write_text("{}")
@@ -141,20 +176,27 @@ def test_other_folds_overwrite_those_that_are_there(tmp_path, monkeypatch):
     path = table(tmp_path, ROWS)
     assert len(train(tmp_path / "run", table=path, folds=3).results) == 3
     assert len(train(tmp_path / "run", table=path, folds=2, overwrite=True).results) == 2
-    assert trained_in[3:] == ["fold0 of 2, fold 0, overwrite True", "fold1 of 2, fold 1, overwrite True"]
+    assert trained_in[3:] == [
+        "fold0 of 2, fold 0, overwrite True",
+        "fold1 of 2, fold 1, overwrite True",
+    ]
     assert not (tmp_path / "run/fold2/recipe.json").exists()
 
 
 def test_an_interruption_says_how_all_folds_are_continued(tmp_path, monkeypatch):
     def fit(recipe, run_dir, **_):
-        raise Interrupted(f"SIGTERM at step 3; continue with `softless train --resume --out {run_dir}`", 143)
+        raise Interrupted(
+            f"SIGTERM at step 3; continue with `softless train --resume --out {run_dir}`", 143
+        )
 
     monkeypatch.setattr(module, "fit", fit)
     out = tmp_path / "run"
     with pytest.raises(Interrupted) as caught:
         train(out, table=table(tmp_path, ROWS), folds=2)
     assert (
-        str(caught.value) == f"fold 0 of 0 to 1: SIGTERM at step 3; continue with `softless train --resume --out {out}`"
+        str(caught.value)
+        == "fold 0 of 0 to 1: SIGTERM at step 3; continue with `softless train --resume --out "
+        f"{out}`"
     )
     assert caught.value.exit_code == 143
 
@@ -184,18 +226,46 @@ def test_folds_of_class_folders(tmp_path, monkeypatch):
             [],
             "these have train, test already: leave folds out, or join the parts",
         ),
-        (["--table", "few.csv", "--folds", "2"], ["data.fold=1"], "data.fold is set to one of them"),
+        (
+            ["--table", "few.csv", "--folds", "2"],
+            ["data.fold=1"],
+            "data.fold is set to one of them",
+        ),
         (["--recipe", "digits", "--folds", "2"], [], "these have train, test already"),
-        (["--recipe", "folder", "--data", "parts", "--folds", "2"], [], "these have train, test already"),
-        (["--recipe", "dino", "--data", "parts", "--folds", "2"], [], "is for classification; this recipe is for dino"),
+        (
+            ["--recipe", "folder", "--data", "parts", "--folds", "2"],
+            [],
+            "these have train, test already",
+        ),
+        (
+            ["--recipe", "dino", "--data", "parts", "--folds", "2"],
+            [],
+            "is for classification; this recipe is for dino",
+        ),
         (["--resume", "--out", "run"], [], "no run to continue in run"),
-        (["--table", "few.csv", "--folds", "2", "--resume", "--overwrite", "--out", "run"], [], "choose one"),
+        (
+            ["--table", "few.csv", "--folds", "2", "--resume", "--overwrite", "--out", "run"],
+            [],
+            "choose one",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence(words, fields, message, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    table(tmp_path, [(f"images/{n}.png", f"c{n % 2}", f"p{n // 4}") for n in range(12)], name="few.csv")
-    table(tmp_path, [(f"images/{n}.png", f"c{n % 2}", f"p{n}", "test" if n < 4 else "train") for n in range(12)], "file,label,patient,split", "split.csv")  # fmt: skip
+    table(
+        tmp_path,
+        [(f"images/{n}.png", f"c{n % 2}", f"p{n // 4}") for n in range(12)],
+        name="few.csv",
+    )
+    table(
+        tmp_path,
+        [
+            (f"images/{n}.png", f"c{n % 2}", f"p{n}", "test" if n < 4 else "train")
+            for n in range(12)
+        ],
+        "file,label,patient,split",
+        "split.csv",
+    )
     split_folders(tmp_path / "parts", {"train": {"a": 4, "b": 4}, "test": {"a": 2, "b": 2}})
     noise().save(tmp_path / "x.png")
     assert main(["train", *words, *(["--set", *fields] if fields else [])]) == 2

@@ -1,4 +1,6 @@
-"""A model and datasets that were built in Python train under the same durable loop, and callbacks see each epoch."""
+"""A model and datasets that were built in Python train under the same durable loop, and callbacks
+see each epoch.
+"""
 
 import json
 import logging
@@ -85,7 +87,14 @@ def small_resnet(seed: int = 0) -> nn.Module:
 def swapped_vit(seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     vit = timm.create_model(
-        "vit_tiny_patch16_224", img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=3, in_chans=1
+        "vit_tiny_patch16_224",
+        img_size=16,
+        patch_size=8,
+        embed_dim=16,
+        depth=2,
+        num_heads=2,
+        num_classes=3,
+        in_chans=1,
     )
     softless.swap(vit, "sima")
     return vit
@@ -114,7 +123,9 @@ def test_a_model_of_ones_own_resumes_with_the_same_bits(tmp_path: Path, monkeypa
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "cut", model=build())
     other = build(seed=7)  # its own weights do not matter any more
-    again = softless.train(data=data(), model=other, out=tmp_path / "cut", resume=True, device="cpu")
+    again = softless.train(
+        data=data(), model=other, out=tmp_path / "cut", resume=True, device="cpu"
+    )
     assert same(state(tmp_path / "whole"), state(tmp_path / "cut"))
     assert untimed(tmp_path / "whole") == untimed(tmp_path / "cut")
     assert again.test == whole.test
@@ -148,7 +159,9 @@ def test_without_the_objects_it_says_what_to_give(tmp_path: Path):
 def test_every_form_of_an_image_is_the_same_run(tmp_path: Path, form: str):
     found = {}
     for name in ("pil", form):
-        softless.train(model=swapped_vit(), data=data(name), set=SMALL, out=tmp_path / name, device="cpu")
+        softless.train(
+            model=swapped_vit(), data=data(name), set=SMALL, out=tmp_path / name, device="cpu"
+        )
         found[name] = untimed(tmp_path / name)
     assert found["pil"] == found[form]
 
@@ -159,7 +172,9 @@ def test_other_pixels_are_noticed_at_resume(tmp_path: Path):
     changed = data()
     changed[0].images[3, 2, 2] ^= 1
     with pytest.raises(softless.SoftlessError, match=r"cannot resume from"):
-        softless.train(data=changed, model=swapped_vit(), out=tmp_path / "run", resume=True, device="cpu")
+        softless.train(
+            data=changed, model=swapped_vit(), out=tmp_path / "run", resume=True, device="cpu"
+        )
 
 
 def test_a_training_set_may_draw_its_own_changes(tmp_path: Path):
@@ -167,17 +182,25 @@ def test_a_training_set_may_draw_its_own_changes(tmp_path: Path):
     for name in ("one", "two"):
         torch.manual_seed(hash(name) % 1000)
         parts = {"train": Jittered(48), "val": Shades(18, 1), "test": Shades(15, 2)}
-        softless.train(model=swapped_vit(), data=parts, set=SMALL, out=tmp_path / name, device="cpu")
+        softless.train(
+            model=swapped_vit(), data=parts, set=SMALL, out=tmp_path / name, device="cpu"
+        )
     assert untimed(tmp_path / "one") == untimed(tmp_path / "two")
     with pytest.raises(DataError, match=r"of the val dataset changes from one reading to the next"):
-        softless.train(model=swapped_vit(), data=(Shades(48), Jittered(18)), set=SMALL, out=tmp_path / "no")
-    with pytest.raises(DataError, match=r"validation part is cut from it: give data=\(train, val\)"):
+        softless.train(
+            model=swapped_vit(), data=(Shades(48), Jittered(18)), set=SMALL, out=tmp_path / "no"
+        )
+    with pytest.raises(
+        DataError, match=r"validation part is cut from it: give data=\(train, val\)"
+    ):
         softless.train(model=swapped_vit(), data=Jittered(48), set=SMALL, out=tmp_path / "no")
     assert not (tmp_path / "no").exists()
 
 
 class Flipped(Shades):
-    """Each image turned over, half of the time, by one of the global generators or one of its own."""
+    """Each image turned over, half of the time, by one of the global generators or one of its
+    own.
+    """
 
     def __init__(self, count: int, seed: int = 0, own: bool = False) -> None:
         super().__init__(count, seed)
@@ -190,7 +213,9 @@ class Flipped(Shades):
 
 
 def test_changes_that_come_half_of_the_time_are_seen_and_stay(caplog: pytest.LogCaptureFixture):
-    """Two readings of one image may be equal by chance, and an image that is kept would change no more."""
+    """Two readings of one image may be equal by chance, and an image that is kept would change no
+    more.
+    """
     for _ in range(10):
         with (
             data_given(parts_of((Shades(48), Flipped(18)))),
@@ -206,7 +231,10 @@ def test_changes_that_come_half_of_the_time_are_seen_and_stay(caplog: pytest.Log
         epochs.append(seen[0][0].numpy().tobytes())
     assert len(set(epochs)) == 2
     assert "generator of its own" not in caplog.text
-    with data_given(parts_of((Flipped(48, own=True), Shades(18)))), caplog.at_level(logging.WARNING):
+    with (
+        data_given(parts_of((Flipped(48, own=True), Shades(18)))),
+        caplog.at_level(logging.WARNING),
+    ):
         drawn = given_parts(Reading(1))[0]["train"]
     assert isinstance(drawn, DatasetSamples)
     assert drawn.digest == ""
@@ -221,7 +249,14 @@ class Labelled(Shades):
 
 def test_several_labels_are_learnt_together(tmp_path: Path):
     vit = timm.create_model(
-        "vit_tiny_patch16_224", img_size=16, patch_size=8, embed_dim=16, depth=1, num_heads=2, num_classes=2, in_chans=1
+        "vit_tiny_patch16_224",
+        img_size=16,
+        patch_size=8,
+        embed_dim=16,
+        depth=1,
+        num_heads=2,
+        num_classes=2,
+        in_chans=1,
     )
     parts = (Labelled(48), Labelled(18, 1), Labelled(15, 2))
     result = softless.train(model=vit, data=parts, set=SMALL, out=tmp_path / "run", device="cpu")
@@ -230,8 +265,15 @@ def test_several_labels_are_learnt_together(tmp_path: Path):
 
 
 def test_one_dataset_is_cut_and_a_named_model_takes_it(tmp_path: Path):
-    fields = {**SMALL, "model.name": "vit_tiny_patch16_224", "model.op": "seqnorm", "model.args.depth": 1}
-    result = softless.train("classify", data=Shades(60), set=fields, out=tmp_path / "run", device="cpu")
+    fields = {
+        **SMALL,
+        "model.name": "vit_tiny_patch16_224",
+        "model.op": "seqnorm",
+        "model.args.depth": 1,
+    }
+    result = softless.train(
+        "classify", data=Shades(60), set=fields, out=tmp_path / "run", device="cpu"
+    )
     assert result.val["expected"] == 9
     assert load_run(tmp_path / "run").best["architecture"] == "vit_tiny_patch16_224"
 
@@ -247,14 +289,17 @@ def test_each_epoch_is_told_and_may_be_the_last(tmp_path: Path):
     result = run(tmp_path / "run", model=swapped_vit(), on_epoch=on_epoch)
     assert [state.epoch for state in seen] == [1, 2]
     assert [dict(state.scores) for state in seen] == [
-        {**line, "kept": state.scores["kept"]} for line, state in zip(lines(tmp_path / "run"), seen, strict=True)
+        {**line, "kept": state.scores["kept"]}
+        for line, state in zip(lines(tmp_path / "run"), seen, strict=True)
     ]
     assert seen[1].best is not None
     assert (result.epochs, result.planned, result.ended_by) == (2, 3, "on_epoch")
     assert "ended by on_epoch after 2 of 3 epochs" in str(result)
     table = softless.runs(tmp_path / "run")
     assert "ended by on_epoch, 3 epochs were planned" in str(table)
-    again = softless.train(data=data(), model=swapped_vit(), out=tmp_path / "run", resume=True, device="cpu")
+    again = softless.train(
+        data=data(), model=swapped_vit(), out=tmp_path / "run", resume=True, device="cpu"
+    )
     assert again == result
 
 
@@ -268,7 +313,9 @@ def test_a_run_that_was_asked_to_end_stays_ended_after_a_kill(tmp_path: Path, mo
         patch.setattr(loop, "finish", killed)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "run", model=swapped_vit(), on_epoch=lambda state: state.stop())
-    again = softless.train(data=data(), model=swapped_vit(), out=tmp_path / "run", resume=True, device="cpu")
+    again = softless.train(
+        data=data(), model=swapped_vit(), out=tmp_path / "run", resume=True, device="cpu"
+    )
     assert (again.epochs, again.ended_by) == (1, "on_epoch")
     assert json.loads((tmp_path / "run" / "result.json").read_text())["ended_by"] == "on_epoch"
 
@@ -299,15 +346,26 @@ GOOD = np.zeros((16, 16), dtype=np.uint8)
             (torch.randn(1, 16, 16), 0),
             r"image 5 of the train dataset has values of .* that are no 8 bits: leave Normalize",
         ),
-        ((GOOD.astype(np.int64) + 4000, 0), r"image 5 .* 4000 to 4000 \(int64\) that are no 8 bits.*declare"),
-        ((np.zeros((2, 16, 16, 1, 1)), 0), r"image 5 of the train dataset has the shape \(2, 16, 16, 1, 1\)"),
-        ((np.zeros((16, 16, 7), dtype=np.uint8), 0), r"image 5 .* has 7 channels and the model takes 1"),
+        (
+            (GOOD.astype(np.int64) + 4000, 0),
+            r"image 5 .* 4000 to 4000 \(int64\) that are no 8 bits.*declare",
+        ),
+        (
+            (np.zeros((2, 16, 16, 1, 1)), 0),
+            r"image 5 of the train dataset has the shape \(2, 16, 16, 1, 1\)",
+        ),
+        (
+            (np.zeros((16, 16, 7), dtype=np.uint8), 0),
+            r"image 5 .* has 7 channels and the model takes 1",
+        ),
         ((Image.new("CMYK", (16, 16)), 0), r"Pillow's mode CMYK: convert it"),
     ],
 )
 def test_a_bad_item_is_named_before_any_work(tmp_path: Path, item: Any, said: str):
     with pytest.raises(DataError, match=said):
-        softless.train(model=swapped_vit(), data=(Odd(item), Shades(18, 1)), set=SMALL, out=tmp_path / "run")
+        softless.train(
+            model=swapped_vit(), data=(Odd(item), Shades(18, 1)), set=SMALL, out=tmp_path / "run"
+        )
     assert not (tmp_path / "run").exists()
 
 
@@ -317,7 +375,13 @@ def test_deep_images_take_a_declared_range(tmp_path: Path):
             return self.images[place].astype(np.int32) * 16, int(self.targets[place])
 
     fields = {**SMALL, "data.range": "0..4095"}
-    result = softless.train(model=swapped_vit(), data=(Deep(48), Deep(18, 1)), set=fields, out=tmp_path / "run", device="cpu")  # fmt: skip
+    result = softless.train(
+        model=swapped_vit(),
+        data=(Deep(48), Deep(18, 1)),
+        set=fields,
+        out=tmp_path / "run",
+        device="cpu",
+    )
     assert result.val["seen"] == 18
 
 
@@ -325,12 +389,24 @@ def test_deep_images_take_a_declared_range(tmp_path: Path):
     ("given", "said"),
     [
         ({"model": "vit"}, r"takes a model, and 'vit' is a text"),
-        ({"model": nn.Linear(3, 3)}, r"the model that was given takes no images of 1 channels and 16 x 16"),
-        ({"set": {**SMALL, "model.op": "sima"}}, r"model.op is of a model by name, and model=… was given"),
-        ({"recipe": "cards"}, r"dataset of \(image, target\) is for classification; recipe 'cards'"),
+        (
+            {"model": nn.Linear(3, 3)},
+            r"the model that was given takes no images of 1 channels and 16 x 16",
+        ),
+        (
+            {"set": {**SMALL, "model.op": "sima"}},
+            r"model.op is of a model by name, and model=… was given",
+        ),
+        (
+            {"recipe": "cards"},
+            r"dataset of \(image, target\) is for classification; recipe 'cards'",
+        ),
         ({"folds": 3}, r"folds are runs of a model by name"),
         ({"data": (1, 2)}, r"the train dataset is a int"),
-        ({"data": DataLoader(Shades(9))}, r"data is a DataLoader, .*: give its dataset: batches are the recipe's"),
+        (
+            {"data": DataLoader(Shades(9))},
+            r"data is a DataLoader, .*: give its dataset: batches are the recipe's",
+        ),
         ({"data": 7}, r"data is a int, which is no path"),
         ({"on_epoch": 3}, r"on_epoch is a int: give a function"),
         ({"data": {"train": Shades(8), "other": Shades(8)}}, r"data has the parts train, other"),
@@ -342,8 +418,16 @@ def test_deep_images_take_a_declared_range(tmp_path: Path):
         ),
     ],
 )
-def test_what_cannot_be_trained_is_said_before_any_work(tmp_path: Path, given: dict[str, Any], said: str):
-    asked: dict[str, Any] = {"model": swapped_vit(), "data": data(), "set": SMALL, "out": tmp_path / "run", **given}
+def test_what_cannot_be_trained_is_said_before_any_work(
+    tmp_path: Path, given: dict[str, Any], said: str
+):
+    asked: dict[str, Any] = {
+        "model": swapped_vit(),
+        "data": data(),
+        "set": SMALL,
+        "out": tmp_path / "run",
+        **given,
+    }
     with pytest.raises(UsageError, match=said):
         softless.train(**asked)
     assert not (tmp_path / "run").exists()
@@ -352,7 +436,9 @@ def test_what_cannot_be_trained_is_said_before_any_work(tmp_path: Path, given: d
 def test_the_size_that_the_model_says_is_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     fields = {name: value for name, value in SMALL.items() if name != "data.image_size"}
     with caplog.at_level(logging.WARNING):
-        softless.train(model=swapped_vit(), data=data(), set=fields, out=tmp_path / "run", device="cpu")
+        softless.train(
+            model=swapped_vit(), data=data(), set=fields, out=tmp_path / "run", device="cpu"
+        )
     assert load_run_image_size(tmp_path / "run") == 16
 
 
@@ -374,7 +460,9 @@ def test_the_command_line_has_no_objects(capsys: pytest.CaptureFixture[str]):
     said = capsys.readouterr().out
     assert "--on-epoch" not in said
     assert "--model " not in said
-    assert main(["train", "--recipe", "classify", "--set", "data.source=given", "--out", "never"]) == 2
+    assert (
+        main(["train", "--recipe", "classify", "--set", "data.source=given", "--out", "never"]) == 2
+    )
     assert "datasets built in Python" in capsys.readouterr().err
 
 
@@ -402,10 +490,20 @@ softless.train(
 @pytest.mark.soak
 def test_killed_for_good_it_goes_on_with_the_same_bits(tmp_path: Path):
     """SIGKILL after some steps of two batches each, of a model and datasets of one's own."""
-    fields = {**SMALL, "accumulate": 2, "batch_size": 4, "save.every_steps": 1, "schedule.epochs": 6}
-    softless.train(model=small_resnet(), data=data(), set=fields, out=tmp_path / "whole", device="cpu")
+    fields = {
+        **SMALL,
+        "accumulate": 2,
+        "batch_size": 4,
+        "save.every_steps": 1,
+        "schedule.epochs": 6,
+    }
+    softless.train(
+        model=small_resnet(), data=data(), set=fields, out=tmp_path / "whole", device="cpu"
+    )
     out = tmp_path / "cut"
-    with subprocess.Popen([sys.executable, "-c", KILLED, str(out)], stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(out)], stdout=subprocess.DEVNULL
+    ) as process:
         deadline = time.monotonic() + 600
         while len(list((out / "checkpoints").glob("*"))) < 2 and time.monotonic() < deadline:
             assert process.poll() is None

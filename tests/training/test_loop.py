@@ -1,4 +1,6 @@
-"""The loop: what a run leaves, that it learns, that it continues exactly, and that nothing broken is kept."""
+"""The loop: what a run leaves, that it learns, that it continues exactly, and that nothing broken
+is kept.
+"""
 
 import json
 import math
@@ -28,7 +30,9 @@ def lines(path: Path) -> list[dict]:
 
 
 def untimed(path: Path) -> list[dict]:
-    return [{key: value for key, value in line.items() if key not in UNTIMED} for line in lines(path)]
+    return [
+        {key: value for key, value in line.items() if key not in UNTIMED} for line in lines(path)
+    ]
 
 
 def state(path: Path) -> dict:
@@ -46,7 +50,9 @@ def same(a: object, b: object) -> bool:
     if isinstance(a, torch.Tensor):
         return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, dict):
-        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+        return (
+            isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+        )
     if isinstance(a, list | tuple):
         return isinstance(b, list | tuple) and len(a) == len(b) and all(map(same, a, b))
     return a == b
@@ -55,21 +61,31 @@ def same(a: object, b: object) -> bool:
 def test_a_run_leaves_its_folder(tiny: Recipe, tmp_path: Path):
     out = tmp_path / "run"
     result = fit(tiny, out, device="cpu", progress=False)
-    assert {path.name for path in out.iterdir()} - {"tensorboard"} == {*FILES, CHECKPOINTS, MODEL} - {
+    assert {path.name for path in out.iterdir()} - {"tensorboard"} == {
+        *FILES,
+        CHECKPOINTS,
+        MODEL,
+    } - {
         REPORT,
         "predictions.json",
         "left_out.json",
     }
     log = lines(out)
     assert [line["epoch"] for line in log] == [1, 2, 3]
-    assert all({"loss", "top1", "balanced_accuracy", "auc", "seen", "expected"} <= set(line["val_ema"]) for line in log)
+    assert all(
+        {"loss", "top1", "balanced_accuracy", "auc", "seen", "expected"} <= set(line["val_ema"])
+        for line in log
+    )
     stored = json.loads((out / "result.json").read_text())
     assert stored["test"] == result.test
     kept = log[result.best_epoch - 1]
     assert stored["val"] == kept[{"averaged": "val_ema", "raw": "val"}[result.weights]]
     assert kept["kept"]
     assert (
-        stored["weights"] == kept["weights"] == result.weights == json.loads((out / "best.json").read_text())["weights"]
+        stored["weights"]
+        == kept["weights"]
+        == result.weights
+        == json.loads((out / "best.json").read_text())["weights"]
     )
     recipe = json.loads((out / "recipe.json").read_text())
     assert recipe["optim"]["lr"] == tiny.optim.lr
@@ -95,7 +111,9 @@ def test_the_test_split_is_scored_with_the_best_weights_and_read_once(
     test = open_splits(tiny.data, tiny.seed).test
     assert test is not None
     with torch.no_grad():
-        logits = loaded.model(torch.stack([loaded.transform(test.image(i)) for i in range(len(test))]))
+        logits = loaded.model(
+            torch.stack([loaded.transform(test.image(i)) for i in range(len(test))])
+        )
     torch.testing.assert_close(torch.from_numpy(kept["logits"]), logits, rtol=1e-5, atol=1e-6)
     right = int((kept["logits"].argmax(1) == test.targets).sum())
     assert result.test is not None
@@ -117,7 +135,9 @@ def test_the_best_weights_are_left_for_timm(tiny: Recipe, tmp_path: Path):
     assert (config["crop_pct"], config["interpolation"]) == (1.0, tiny.data.interpolation)
 
 
-def test_a_model_that_cannot_be_described_ends_no_run(tiny: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_a_model_that_cannot_be_described_ends_no_run(
+    tiny: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     odd = tiny.with_fields(**{"model.args.weight_init": "jax"})
     assert fit(odd, tmp_path / "run", device="cpu", progress=False).epochs == 3
     assert "no folder for timm's local-dir: is left: cannot say weight_init='jax'" in caplog.text
@@ -132,8 +152,12 @@ def test_it_learns_brightness(tiny: Recipe, tmp_path: Path):
     assert result.test["top1"] > 0.9
 
 
-def test_resumed_equals_uninterrupted(tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A run killed at the end of its second epoch, just before its state is written, continues bit for bit."""
+def test_resumed_equals_uninterrupted(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A run killed at the end of its second epoch, just before its state is written, continues bit
+    for bit.
+    """
     fit(tiny, tmp_path / "whole", device="cpu", progress=False)
     save = softless.training.checkpoint.save
 
@@ -146,18 +170,27 @@ def test_resumed_equals_uninterrupted(tiny: Recipe, tmp_path: Path, monkeypatch:
     with pytest.raises(KeyboardInterrupt):
         fit(tiny, tmp_path / "cut", device="cpu", progress=False)
     monkeypatch.undo()
-    assert len(lines(tmp_path / "cut")) == 2, "the second epoch was logged before its state was lost"
+    assert len(lines(tmp_path / "cut")) == 2, (
+        "the second epoch was logged before its state was lost"
+    )
     torch.manual_seed(99)  # what ran in between must not matter
     fit(tiny, tmp_path / "cut", resume=True, device="cpu", progress=False)
     assert same(state(tmp_path / "whole"), state(tmp_path / "cut"))
-    assert same(load_file(tmp_path / "whole/best.safetensors"), load_file(tmp_path / "cut/best.safetensors"))
+    assert same(
+        load_file(tmp_path / "whole/best.safetensors"), load_file(tmp_path / "cut/best.safetensors")
+    )
     assert untimed(tmp_path / "whole") == untimed(tmp_path / "cut")
 
 
 def test_two_workers_give_the_same_run(tiny: Recipe, tmp_path: Path):
     short = replace(tiny, schedule=replace(tiny.schedule, epochs=2))
     fit(short, tmp_path / "none", device="cpu", progress=False)
-    fit(replace(short, data=replace(short.data, workers=2)), tmp_path / "two", device="cpu", progress=False)
+    fit(
+        replace(short, data=replace(short.data, workers=2)),
+        tmp_path / "two",
+        device="cpu",
+        progress=False,
+    )
     assert untimed(tmp_path / "none") == untimed(tmp_path / "two")
 
 
@@ -180,7 +213,9 @@ def test_the_caller_keeps_generators_and_threads(tiny: Recipe, tmp_path: Path):
 
 
 @pytest.mark.parametrize("broken", ["loss", "gradient"])
-def test_what_is_not_finite_reaches_nothing(tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str):
+def test_what_is_not_finite_reaches_nothing(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+):
     calls, inner = [], Classification.loss
 
     def loss(self, logits, targets):
@@ -200,14 +235,20 @@ def test_what_is_not_finite_reaches_nothing(tiny: Recipe, tmp_path: Path, monkey
 
     monkeypatch.setattr(torch.optim.AdamW, "step", counted)
     monkeypatch.setattr(Classification, "loss", loss)
-    with pytest.raises(DivergedError, match=r"step 3 of epoch 2.*nothing of this step was kept") as raised:
+    with pytest.raises(
+        DivergedError, match=r"step 3 of epoch 2.*nothing of this step was kept"
+    ) as raised:
         fit(tiny, tmp_path / "run", device="cpu", progress=False)
     assert raised.value.exit_code == 3
     assert (len(calls), len(steps)) == (7, 6), "the optimiser did not move in the seventh"
     assert len(lines(tmp_path / "run")) == 1
     kept = state(tmp_path / "run")
     assert (kept["epoch"], kept["step"]) == (1, 0)
-    tensors = [*kept["model"].values(), *kept["ema"].values(), *load_file(tmp_path / "run/best.safetensors").values()]
+    tensors = [
+        *kept["model"].values(),
+        *kept["ema"].values(),
+        *load_file(tmp_path / "run/best.safetensors").values(),
+    ]
     assert all(tensor.isfinite().all() for tensor in tensors)
     assert not (tmp_path / "run/result.json").exists()
 
@@ -218,8 +259,12 @@ def test_the_loss_diverges_for_real(tiny: Recipe, tmp_path: Path):
         fit(wild, tmp_path / "run", device="cpu", progress=False)
 
 
-@pytest.mark.bar("A15", "float16's scaler leaves steps out: borne for 20 in a row, then the run has diverged")
-def test_float16_skips_are_borne_for_a_while(tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.bar(
+    "A15", "float16's scaler leaves steps out: borne for 20 in a row, then the run has diverged"
+)
+def test_float16_skips_are_borne_for_a_while(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """One overflowing gradient costs a step, 21 in a row end the run; the weights stay finite."""
     inner = Classification.loss
     half = replace(tiny, amp="float16", schedule=replace(tiny.schedule, epochs=8))
@@ -245,15 +290,22 @@ def test_amp_trains(tiny: Recipe, tmp_path: Path, amp: str):
 
 
 def test_a_metric_that_the_data_cannot_give_is_said_at_once(tiny: Recipe, tmp_path: Path):
-    npz = {key: value for key, value in np.load(str(tiny.data.path)).items() if key.startswith("train")}
-    npz["train_labels"] = (np.arange(48)[:, None] == 0).astype(np.int64)  # the cut for validation takes none of class 1
+    npz = {
+        key: value for key, value in np.load(str(tiny.data.path)).items() if key.startswith("train")
+    }
+    # the cut for validation takes none of class 1
+    npz["train_labels"] = (np.arange(48)[:, None] == 0).astype(np.int64)
     np.savez(tmp_path / "images.npz", **npz)
     with pytest.raises(UsageError, match="auc cannot be computed"):
         fit(replace(tiny, metric="auc"), tmp_path / "run", device="cpu", progress=False)
 
 
 def test_without_a_test_split_there_is_no_test_score(tiny: Recipe, tmp_path: Path):
-    npz = {key: value for key, value in np.load(str(tiny.data.path)).items() if not key.startswith("test")}
+    npz = {
+        key: value
+        for key, value in np.load(str(tiny.data.path)).items()
+        if not key.startswith("test")
+    }
     np.savez(tmp_path / "images.npz", **npz)
     assert fit(tiny, tmp_path / "run", device="cpu", progress=False).test is None
     assert not (tmp_path / "run/predictions.npz").exists()

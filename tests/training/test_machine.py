@@ -1,4 +1,6 @@
-"""Threads and loading processes follow the machine and the environment, once, and recipe.json says the numbers."""
+"""Threads and loading processes follow the machine and the environment, once, and recipe.json says
+the numbers.
+"""
 
 import json
 import logging
@@ -81,13 +83,24 @@ def test_a_container_has_the_cores_of_its_quota(
 )
 def test_loaders(changed: dict, workers: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    asked: dict[str, Any] = {"source": "folder", "images": 1000, "batch_bytes": 2**20, "on_cpu": True, **changed}
+    asked: dict[str, Any] = {
+        "source": "folder",
+        "images": 1000,
+        "batch_bytes": 2**20,
+        "on_cpu": True,
+        **changed,
+    }
     assert machine.loaders(**asked) == workers
 
 
 @pytest.mark.usefixtures("sixteen")
 def test_loaders_need_cores_and_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    asked: dict[str, Any] = {"source": "folder", "images": 1000, "batch_bytes": 2**20, "on_cpu": False}
+    asked: dict[str, Any] = {
+        "source": "folder",
+        "images": 1000,
+        "batch_bytes": 2**20,
+        "on_cpu": False,
+    }
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
     assert machine.loaders(**asked) == 0
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
@@ -105,7 +118,10 @@ def open_tiny(tiny: Recipe) -> Recipe:
 
 
 def test_the_numbers_are_written_and_kept(
-    open_tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    open_tiny: Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ):
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     seen: list[int] = []
@@ -123,7 +139,10 @@ def test_the_numbers_are_written_and_kept(
     with caplog.at_level(logging.WARNING):
         fit(open_tiny, tmp_path / "run", resume=True, device="cpu", progress=False)
     assert seen == [2, 2]
-    assert "the run keeps the 2 threads of its start, and this machine gives 3: --set threads=3" in caplog.text
+    assert (
+        "the run keeps the 2 threads of its start, and this machine gives 3: --set threads=3"
+        in caplog.text
+    )
     caplog.clear()
     (tmp_path / "run/result.json").unlink()
     fit(replace(open_tiny, threads=1), tmp_path / "run", resume=True, device="cpu", progress=False)
@@ -145,12 +164,19 @@ def test_loaders_are_counted_once_the_images_are_known(
     assert asked == {"source": "npz", "images": 48, "batch_bytes": 4 * 12 * 16 * 16, "on_cpu": True}
     assert json.loads((tmp_path / "auto/recipe.json").read_text())["data"]["workers"] == 1
     monkeypatch.undo()
-    fit(replace(open_tiny, data=replace(open_tiny.data, workers=0)), tmp_path / "none", device="cpu", progress=False)
+    fit(
+        replace(open_tiny, data=replace(open_tiny.data, workers=0)),
+        tmp_path / "none",
+        device="cpu",
+        progress=False,
+    )
     assert untimed(tmp_path / "auto") == untimed(tmp_path / "none"), "loaders change no number"
 
 
 def test_comparisons_are_alike_on_every_machine():
-    """The recorded tables were made with two threads and no loaders; a recipe that says otherwise is followed."""
+    """The recorded tables were made with two threads and no loaders; a recipe that says otherwise
+    is followed.
+    """
     chosen = as_recipe("digits")
     assert (chosen.threads, chosen.data.workers) == (2, 0)
     assert (as_recipe("vessels").threads, as_recipe("coco_sima_maskrcnn").data.workers) == (1, 4)

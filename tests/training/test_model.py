@@ -17,7 +17,9 @@ from softless.training.model import build_model, load_start, model_args
 @pytest.fixture
 def start(tiny: Recipe, tmp_path: Path) -> Path:
     state = build_model(replace(tiny, seed=9), 3, 1).state_dict()
-    save_file({name: value.contiguous() for name, value in state.items()}, tmp_path / "start.safetensors")
+    save_file(
+        {name: value.contiguous() for name, value in state.items()}, tmp_path / "start.safetensors"
+    )
     return tmp_path / "start.safetensors"
 
 
@@ -26,7 +28,10 @@ def at(recipe: Recipe, path: Path) -> Recipe:
 
 
 def test_the_seed_draws_the_weights(tiny: Recipe):
-    a, b, c = (build_model(replace(tiny, seed=seed), 3, 1).state_dict()["head.weight"] for seed in (0, 0, 1))
+    a, b, c = (
+        build_model(replace(tiny, seed=seed), 3, 1).state_dict()["head.weight"]
+        for seed in (0, 0, 1)
+    )
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
 
@@ -43,18 +48,26 @@ def test_two_image_sizes_are_refused(tiny: Recipe):
 
 def test_an_unknown_model_offers_the_nearest(tiny: Recipe):
     with pytest.raises(
-        UsageError, match=r"no model named 'sima_diet_small_patch16_224'\. Did you mean 'sima_deit_small"
+        UsageError,
+        match=r"no model named 'sima_diet_small_patch16_224'\. Did you mean 'sima_deit_small",
     ):
-        build_model(tiny.with_fields(**{"model.name": "sima_diet_small_patch16_224", "model.op": None}), 3, 1)
+        build_model(
+            tiny.with_fields(**{"model.name": "sima_diet_small_patch16_224", "model.op": None}),
+            3,
+            1,
+        )
 
 
 def test_weights_are_taken_over(tiny: Recipe, start: Path):
     torch.testing.assert_close(
-        build_model(at(tiny, start), 3, 1).state_dict(), build_model(replace(tiny, seed=9), 3, 1).state_dict()
+        build_model(at(tiny, start), 3, 1).state_dict(),
+        build_model(replace(tiny, seed=9), 3, 1).state_dict(),
     )
 
 
-def test_a_head_of_other_classes_is_replaced_and_said(tiny: Recipe, start: Path, caplog: pytest.LogCaptureFixture):
+def test_a_head_of_other_classes_is_replaced_and_said(
+    tiny: Recipe, start: Path, caplog: pytest.LogCaptureFixture
+):
     tuned, fresh = (
         build_model(at(tiny, start), 5, 1).state_dict(),
         build_model(replace(tiny, seed=9), 3, 1).state_dict(),
@@ -73,11 +86,18 @@ def outputs(recipe: Recipe, start: Path, classes: Sequence[str]) -> Tensor:
     return model.state_dict()["head.weight"]
 
 
-def test_a_head_follows_the_names_of_its_classes(tiny: Recipe, start: Path, caplog: pytest.LogCaptureFixture):
-    """The same three names in another order, three names of which one is new, and a file that tells no names."""
+def test_a_head_follows_the_names_of_its_classes(
+    tiny: Recipe, start: Path, caplog: pytest.LogCaptureFixture
+):
+    """The same three names in another order, three names of which one is new, and a file that tells
+    no names.
+    """
     before = load_file(start)["head.weight"]
     assert torch.equal(outputs(tiny, start, ("a", "b", "c")), before)
-    assert "does not name its classes: its head is kept, and its outputs are taken to be a, b, c" in caplog.text
+    assert (
+        "does not name its classes: its head is kept, and its outputs are taken to be a, b, c"
+        in caplog.text
+    )
     (start.parent / "classes.json").write_text('["a", "b", "c"]')
     caplog.clear()
     assert torch.equal(outputs(tiny, start, ("a", "b", "c")), before)
@@ -89,7 +109,9 @@ def test_a_head_follows_the_names_of_its_classes(tiny: Recipe, start: Path, capl
     assert "a head for other classes (a, b, c): replaced by a new one" in caplog.text
 
 
-def test_positions_are_resampled_and_said(tiny: Recipe, start: Path, caplog: pytest.LogCaptureFixture):
+def test_positions_are_resampled_and_said(
+    tiny: Recipe, start: Path, caplog: pytest.LogCaptureFixture
+):
     larger = tiny.with_fields(**{"data.image_size": 32, "model.args.img_size": 32})
     tuned = build_model(at(larger, start), 3, 1).state_dict()
     assert "resampled" in caplog.text
@@ -101,7 +123,10 @@ def test_positions_are_resampled_and_said(tiny: Recipe, start: Path, caplog: pyt
 def test_a_run_folder_is_a_start(tiny: Recipe, tmp_path: Path):
     short = replace(tiny, schedule=replace(tiny.schedule, epochs=1, warmup_epochs=0))
     fit(short, tmp_path / "first", device="cpu", progress=False)
-    assert fit(at(short, tmp_path / "first"), tmp_path / "second", device="cpu", progress=False).epochs == 1
+    assert (
+        fit(at(short, tmp_path / "first"), tmp_path / "second", device="cpu", progress=False).epochs
+        == 1
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""`model.args.*` is typed by the model's own signature; another model leaves behind what went with the recipe's own."""
+"""`model.args.*` is typed by the model's own signature; another model leaves behind what went with
+the recipe's own.
+"""
 
 import itertools
 import logging
@@ -35,7 +37,9 @@ from tests.training.conftest import write_npz
     ],
 )
 def test_texts_are_typed_by_the_signature(fields: dict[str, str], args: dict[str, Any]):
-    recipe = get_recipe("digits").with_fields(**{f"model.args.{name}": text for name, text in fields.items()})
+    recipe = get_recipe("digits").with_fields(**{
+        f"model.args.{name}": text for name, text in fields.items()
+    })
     for name, value in args.items():
         assert recipe.model.args[name] == value
         assert type(recipe.model.args[name]) is type(value)
@@ -44,21 +48,39 @@ def test_texts_are_typed_by_the_signature(fields: dict[str, str], args: dict[str
 @pytest.mark.parametrize(
     ("name", "fields", "said"),
     [
-        ("digits", {"depth": "four"}, "model.args.depth='four' does not fit: the field takes a whole number"),
+        (
+            "digits",
+            {"depth": "four"},
+            "model.args.depth='four' does not fit: the field takes a whole number",
+        ),
         ("digits", {"depth": -1}, "model.args.depth=-1 is out of range: .* at least 0"),
         ("digits", {"qkv_bias": "maybe"}, "takes true or false"),
         ("digits", {"qkv_bias": 1}, "takes true or false"),
-        ("digits", {"dpeth": 4}, "takes no argument 'model.args.dpeth'. Did you mean 'model.args.depth'"),
+        (
+            "digits",
+            {"dpeth": 4},
+            "takes no argument 'model.args.dpeth'. Did you mean 'model.args.depth'",
+        ),
         ("digits", {"token_scale": "tokns"}, "operator 'sima': token_scale='tokns' is not"),
-        ("digits", {"ratio": 3}, "'vit_tiny_patch16_224' with op='sima' takes no argument 'model.args.ratio'"),
+        (
+            "digits",
+            {"ratio": 3},
+            "'vit_tiny_patch16_224' with op='sima' takes no argument 'model.args.ratio'",
+        ),
         ("digits", {"num_classes": 3}, "the data say how many classes"),
         ("digits", {"drop_path_rate": 0.1}, "set drop_path"),
-        ("cards", {"depths": "deep"}, "model.args.depths='deep' does not fit: the field takes several of"),
+        (
+            "cards",
+            {"depths": "deep"},
+            "model.args.depths='deep' does not fit: the field takes several of",
+        ),
         ("folder", {"lpi": "no"}, "takes true or false"),
         ("folder", {"weight_init": "jax"}, "takes no argument 'model.args.weight_init'"),
     ],
 )
-def test_what_the_model_does_not_take_is_refused_before_any_work(name: str, fields: dict[str, Any], said: str):
+def test_what_the_model_does_not_take_is_refused_before_any_work(
+    name: str, fields: dict[str, Any], said: str
+):
     """Whether it came as text, or into the recipe by Python."""
     recipe = get_recipe(name)
     with pytest.raises(UsageError, match=said) as refused:
@@ -85,7 +107,9 @@ SMALL: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", SMALL)
 def test_a_signature_knows_every_argument_that_a_model_takes(name: str):
-    """Found without building: a model built with what it tells is of the class whose signature was read."""
+    """Found without building: a model built with what it tells is of the class whose signature was
+    read.
+    """
     known = arguments(name)
     assert known is not None
     assert {"num_classes", "in_chans"} <= set(known)
@@ -105,12 +129,18 @@ def test_nearly_every_model_of_timm_has_a_signature():
 
 
 def images(path: Path) -> DataSpec:
-    return DataSpec(source="npz", path=str(write_npz(path / "images.npz", pixels=32)), image_size=64, in_chans=1)
+    return DataSpec(
+        source="npz", path=str(write_npz(path / "images.npz", pixels=32)), image_size=64, in_chans=1
+    )
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_another_model_trains_at_the_recipe_s_size(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    """A recipe of 64 pixels, another model by name: its images' size follows, what was the old model's is left out and said."""
+def test_another_model_trains_at_the_recipe_s_size(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """A recipe of 64 pixels, another model by name: its images' size follows, what was the old
+    model's is left out and said.
+    """
     caplog.set_level(logging.WARNING)
     recipe: Recipe = replace(
         get_recipe("folder"),
@@ -122,9 +152,15 @@ def test_another_model_trains_at_the_recipe_s_size(name: str, tmp_path: Path, ca
     args = {f"model.args.{key}": value for key, value in SMALL[name].items()}
     other = recipe.with_fields(**{"model.name": name, **args})
     assert other.model.args == SMALL[name]
-    assert "left out, since it goes with the recipe's own model 'sima_xcit_tiny_12_p16_224'" in caplog.text
+    assert (
+        "left out, since it goes with the recipe's own model 'sima_xcit_tiny_12_p16_224'"
+        in caplog.text
+    )
     if name == "vgg11":
-        assert "'vgg11' has no stochastic depth: the recipe's drop_path=0.05 is left out" in caplog.text
+        assert (
+            "'vgg11' has no stochastic depth: the recipe's drop_path=0.05 is left out"
+            in caplog.text
+        )
         other.check()
         return  # 130 million weights
     fit(other, tmp_path / "run", device="cpu", progress=False)
@@ -138,7 +174,10 @@ def test_the_order_of_fields_does_not_matter():
         "model.args": "{'num_heads': 2}",
         "data.image_size": 64,
     }
-    made = [get_recipe("digits").with_fields(**dict(order)) for order in itertools.permutations(fields.items())]
+    made = [
+        get_recipe("digits").with_fields(**dict(order))
+        for order in itertools.permutations(fields.items())
+    ]
     assert all(one == made[0] for one in made)
     assert made[0].model.op == "sima"
     assert made[0].model.args == {"num_heads": 2, "depths": (1, 1, 1)}
@@ -160,11 +199,17 @@ def test_operator_and_arguments_stay_where_they_were_set(caplog: pytest.LogCaptu
 def test_options_of_another_operator_stay_behind(caplog: pytest.LogCaptureFixture):
     twin = get_recipe("digits").with_fields(**{"model.op": "softmax"})
     assert "token_scale" not in twin.model.args
-    assert "model.op=softmax: left out, since it is an option of 'sima': model.args.token_scale=tokens" in caplog.text
+    assert (
+        "model.op=softmax: left out, since it is an option of 'sima': model.args.token_scale=tokens"
+        in caplog.text
+    )
     twin.check()
     caplog.clear()
     with pytest.raises(UsageError, match=r"takes no argument 'model.args.token_scale'"):
-        get_recipe("digits").with_fields(**{"model.op": "softmax", "model.args.token_scale": "tokens"})
+        get_recipe("digits").with_fields(**{
+            "model.op": "softmax",
+            "model.args.token_scale": "tokens",
+        })
     with pytest.raises(UsageError, match=r"no operator named 'smia'. Did you mean 'sima'"):
         get_recipe("digits").with_fields(**{"model.op": "smia"})
     assert not caplog.text
@@ -174,7 +219,9 @@ def test_arguments_are_cleared_or_set_whole(caplog: pytest.LogCaptureFixture):
     digits = get_recipe("digits")
     assert digits.with_fields(**{"model.args": "{}"}).model.args == {}
     assert digits.with_fields(**{"model.args": {"depth": "2"}}).model.args == {"depth": 2}
-    assert digits.with_fields(model={"args": {"depth": 2}, "op": "softmax"}).model.args == {"depth": 2}
+    assert digits.with_fields(model={"args": {"depth": 2}, "op": "softmax"}).model.args == {
+        "depth": 2
+    }
     with pytest.raises(UsageError, match=r"model.args='4' is a group of fields: set one of them"):
         digits.with_fields(**{"model.args": "4"})
     assert not caplog.text
@@ -193,11 +240,20 @@ def test_the_model_follows_the_images_size():
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"model.name": "vit_tiny_patch16_224", "model.args.num_heads": 7}, "cannot be built for images of 128 x 128"),
+        (
+            {"model.name": "vit_tiny_patch16_224", "model.args.num_heads": 7},
+            "cannot be built for images of 128 x 128",
+        ),
         ({"model.name": "soft_pyramid_tiny_224"}, "without an operator of its own: pass op="),
         ({"model.name": "resnet18", "model.op": "sima"}, "has no place for another attention"),
-        ({"model.name": "vgg11", "drop_path": 0.1}, "drop_path=0.1: 'vgg11' has no stochastic depth"),
-        ({"model.name": "vit_tiny_patch16_224", "data.image_size": 40}, "image is 40 x 40 but patches are 16 x 16"),
+        (
+            {"model.name": "vgg11", "drop_path": 0.1},
+            "drop_path=0.1: 'vgg11' has no stochastic depth",
+        ),
+        (
+            {"model.name": "vit_tiny_patch16_224", "data.image_size": 40},
+            "image is 40 x 40 but patches are 16 x 16",
+        ),
     ],
 )
 def test_what_cannot_be_built_is_refused_in_one_sentence(fields: dict[str, Any], said: str):

@@ -35,7 +35,9 @@ def test_cosine_with_warm_up_step_by_step(tiny: Recipe):
     seen = rates(replace(tiny, optim=OptimSpec(lr=0.1, base_batch=None), schedule=spec), steps=5)
     assert len(seen) == 50
     assert seen[:10] == pytest.approx([1e-4 + update * (0.1 - 1e-4) / 10 for update in range(10)])
-    assert seen[10:] == pytest.approx([cosine(u / 5, peak=0.1, low=1e-3, epochs=10) for u in range(10, 50)])
+    assert seen[10:] == pytest.approx([
+        cosine(u / 5, peak=0.1, low=1e-3, epochs=10) for u in range(10, 50)
+    ])
 
 
 def test_the_rate_grows_with_the_batch(tiny: Recipe):
@@ -99,7 +101,9 @@ def test_averaged_weights_follow_the_formula(tiny: Recipe):
 
 
 def test_the_rate_of_the_published_scripts_is_that_of_the_epoch_before(tiny: Recipe):
-    """They call timm's schedule behind an epoch with that epoch's number, so the first two epochs have the first rate."""
+    """They call timm's schedule behind an epoch with that epoch's number, so the first two epochs
+    have the first rate.
+    """
     spec = ScheduleSpec(epochs=6, warmup_epochs=2, warmup_lr=1e-4, min_lr=1e-3, moves="epoch")
     recipe = replace(tiny, optim=OptimSpec(lr=0.1, base_batch=None), schedule=spec)
     moved = optimizer(recipe, nn.Linear(2, 2))

@@ -1,4 +1,7 @@
-"""Whether a process runs is asked without a signal on Windows, where signal 0 is Ctrl-C. Windows is imitated: nothing here ran on it."""
+"""Whether a process runs is asked without a signal on Windows, where signal 0 is Ctrl-C.
+
+Windows is imitated: nothing here ran on it.
+"""
 
 import ctypes
 import os
@@ -14,7 +17,9 @@ from softless.training.processes import running, started
 
 
 class Kernel:
-    """Windows' answers about three processes: 11 runs, 12 has ended with code 1, 13 may not be asked."""
+    """Windows' answers about three processes: 11 runs, 12 has ended with code 1, 13 may not be
+    asked.
+    """
 
     def __init__(self) -> None:
         self.opened: list[int] = []
@@ -51,7 +56,9 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setattr(os, "kill", kill)
     monkeypatch.setattr(ctypes, "WinDLL", lambda *_, **__: made, raising=False)
-    monkeypatch.setattr(ctypes, "get_last_error", lambda: 5 if made.asked == 13 else 87, raising=False)
+    monkeypatch.setattr(
+        ctypes, "get_last_error", lambda: 5 if made.asked == 13 else 87, raising=False
+    )
     return made
 
 
@@ -65,7 +72,9 @@ def test_windows_is_asked_and_sent_nothing(kernel: Kernel):
     assert not running(14)
 
 
-def test_a_lock_of_a_number_that_was_given_out_again(kernel: Kernel, monkeypatch: pytest.MonkeyPatch):
+def test_a_lock_of_a_number_that_was_given_out_again(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr("socket.gethostname", lambda: "here")
     held = {"host": "here", "pid": 11, "process": "133000000000000000"}
     assert alive(held)

@@ -33,7 +33,9 @@ def test_lines_in_a_file_say_rate_and_remaining_time(now):
         bar.epoch(1, "val top1 0.5")
     first, second = stream.getvalue().splitlines()
     assert re.fullmatch(
-        r"epoch 1/4  loss 1.250  lr 1.0e-03  1,500 images/s  \d\.\d GiB( on the GPU)?  step 5/10  2:20 left", first
+        r"epoch 1/4  loss 1.250  lr 1.0e-03  1,500 images/s  \d\.\d GiB( on the GPU)?  step 5/10  "
+        r"2:20 left",
+        first,
     )
     assert second == "epoch 1/4  val top1 0.5  2:00 left"
 

@@ -40,7 +40,11 @@ def test_a_run_sees_height_and_width(run: Path):
     assert (loaded.image_size, loaded.pixels) == ((16, 24), (16, 24))
     assert loaded.transform(Image.new("L", (40, 40))).shape == (1, 16, 24)
     assert loaded.model(torch.zeros(1, 1, 16, 24)).shape == (1, 3)
-    assert json.loads((run / "model/config.json").read_text())["pretrained_cfg"]["input_size"] == [1, 16, 24]
+    assert json.loads((run / "model/config.json").read_text())["pretrained_cfg"]["input_size"] == [
+        1,
+        16,
+        24,
+    ]
 
 
 def test_eval_predict_page_and_resume_agree_with_it(run: Path, tmp_path: Path):
@@ -60,9 +64,20 @@ def test_the_middle_of_the_image_is_seen_undistorted(size, deep):
     """A ramp along each side keeps its step, and its middle lies in the middle."""
     width, height = size
     for across in (False, True):
-        ramp = np.tile(np.arange(width, dtype=np.float32) * 6, (height, 1)) if across else np.tile(np.arange(height, dtype=np.float32)[:, None] * 6, (1, width))  # fmt: skip
-        image = (ramp[..., None] / 255).astype(np.float32) if deep else Image.fromarray(ramp.astype(np.uint8))
-        seen = eval_transform((8, 12), 1.0, "bilinear", (0.0,), (1.0,), 1, deep=deep)(image)[0].numpy() * 255
+        ramp = (
+            np.tile(np.arange(width, dtype=np.float32) * 6, (height, 1))
+            if across
+            else np.tile(np.arange(height, dtype=np.float32)[:, None] * 6, (1, width))
+        )
+        image = (
+            (ramp[..., None] / 255).astype(np.float32)
+            if deep
+            else Image.fromarray(ramp.astype(np.uint8))
+        )
+        seen = (
+            eval_transform((8, 12), 1.0, "bilinear", (0.0,), (1.0,), 1, deep=deep)(image)[0].numpy()
+            * 255
+        )
         assert seen.shape == (8, 12)
         factor = max(8 / height, 12 / width)
         line = seen[4] if across else seen[:, 6]
@@ -73,17 +88,28 @@ def test_the_middle_of_the_image_is_seen_undistorted(size, deep):
 def test_training_draws_the_same_shape(tmp_path: Path):
     for fields in ({}, {"augment.affine": None}, {"augment.affine": None, "data.range": "0..255"}):
         recipe = wide(tmp_path).with_fields(**fields)
-        image = np.zeros((32, 32, 1), dtype=np.float32) if "data.range" in fields else Image.new("L", (32, 32))
+        image = (
+            np.zeros((32, 32, 1), dtype=np.float32)
+            if "data.range" in fields
+            else Image.new("L", (32, 32))
+        )
         assert build_transforms(recipe, (0.5,), (0.5,), train=True)(image).shape == (1, 16, 24)
 
 
 def test_other_tasks_and_sizes_that_do_not_fit_are_refused(tmp_path: Path):
-    with pytest.raises(UsageError, match="height and width are for classification, and this recipe is for dino"):
+    with pytest.raises(
+        UsageError, match="height and width are for classification, and this recipe is for dino"
+    ):
         get_recipe("dino").with_fields(**WIDE).check()
     with pytest.raises(UsageError, match=r"out of range|does not fit"):
         get_recipe("classify").with_fields(**{"data.image_size": "[0,24]"}).check()
     with pytest.raises(UsageError, match=r"data\.image_size"):
         get_recipe("classify").with_fields(**{"data.image_size": "[16,24,8]"}).check()
     with pytest.raises(UsageError, match="multiples of"):
-        fit(wide(tmp_path).with_fields(**{"data.image_size": (16, 25)}), tmp_path / "no", device="cpu", progress=False)
+        fit(
+            wide(tmp_path).with_fields(**{"data.image_size": (16, 25)}),
+            tmp_path / "no",
+            device="cpu",
+            progress=False,
+        )
     assert not (tmp_path / "no").exists()

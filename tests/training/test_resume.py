@@ -1,4 +1,6 @@
-"""A run knows its own recipe: it is continued by its folder alone, from any folder, and nothing of it changes in silence."""
+"""A run knows its own recipe: it is continued by its folder alone, from any folder, and nothing of
+it changes in silence.
+"""
 
 import json
 import logging
@@ -31,7 +33,9 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:
 
 @pytest.fixture
 def cut(tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run that was started with fields of its own from another folder, and killed in its second epoch."""
+    """A run that was started with fields of its own from another folder, and killed in its second
+    epoch.
+    """
     start = tmp_path / "start"
     start.mkdir()
     shutil.move(str(tiny.data.path), start / "images.npz")
@@ -75,7 +79,9 @@ def test_fields_given_again_must_agree(cut: Path, capsys: pytest.CaptureFixture[
 def test_what_may_change_is_said(cut: Path, caplog: pytest.LogCaptureFixture):
     moved = cut.parent / "moved.npz"
     shutil.move(cut.parent / "start/images.npz", moved)
-    with pytest.raises(DataError, match=r"data of the run .*cut are not at .*start/images.npz: .* --data PATH"):
+    with pytest.raises(
+        DataError, match=r"data of the run .*cut are not at .*start/images.npz: .* --data PATH"
+    ):
         fit(None, cut, resume=True, device="cpu", progress=False)
     with caplog.at_level(logging.WARNING):
         softless.train(out=cut, resume=True, data="moved.npz", set=["save.keep=1"], device="cpu")
@@ -99,7 +105,11 @@ def test_a_finished_run_needs_no_data(tiny: Recipe, tmp_path: Path):
     ],
 )
 def test_without_a_run_a_recipe_is_needed(
-    words: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
     monkeypatch.chdir(tmp_path)
     assert main(["train", *words.split()]) == 2
@@ -116,13 +126,20 @@ def test_a_damaged_recipe_is_one_sentence(cut: Path):
 
 
 def test_a_recipe_reads_back_as_it_was(tiny: Recipe, tmp_path: Path):
-    odd = replace(tiny, model=replace(tiny.model, args={**tiny.model.args, "img_size": (16, 16), "pair": ((1, 2), 3)}))
+    odd = replace(
+        tiny,
+        model=replace(
+            tiny.model, args={**tiny.model.args, "img_size": (16, 16), "pair": ((1, 2), 3)}
+        ),
+    )
     folder = RunFolder(tmp_path)
     folder.write_json("recipe.json", as_json(odd))
     assert folder.recipe() == odd
 
 
-def test_places_are_found_from_anywhere_and_told_to_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_places_are_found_from_anywhere_and_told_to_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Paths are whole in recipe.json, and no file that is passed on holds one."""
     home = tmp_path / "secret-home"
     home.mkdir()
@@ -130,7 +147,10 @@ def test_places_are_found_from_anywhere_and_told_to_nobody(tmp_path: Path, monke
     monkeypatch.chdir(home)
     recipe = replace(tiny_recipe(Path("images.npz")), name="mine")
     fit(recipe, "first", device="cpu", progress=False)
-    again = recipe.with_fields(**{"model.weights": "first", "data.path": "../secret-home/images.npz"})
+    again = recipe.with_fields(**{
+        "model.weights": "first",
+        "data.path": "../secret-home/images.npz",
+    })
     softless.train(again, out="second", device="cpu")
     stored = json.loads((home / "second/recipe.json").read_text())
     assert stored["data"]["path"] == str(home / "images.npz")
@@ -148,7 +168,9 @@ def test_places_are_found_from_anywhere_and_told_to_nobody(tmp_path: Path, monke
     assert "secret-home" not in page
 
 
-def test_eval_says_where_to_put_data_that_moved(tiny: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_eval_says_where_to_put_data_that_moved(
+    tiny: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     fit(tiny, tmp_path / "run", device="cpu", progress=False)
     moved = Path(str(tiny.data.path)).rename(tmp_path / "moved.npz")
     assert main(["eval", str(tmp_path / "run"), "--device", "cpu"]) == 2
@@ -156,7 +178,9 @@ def test_eval_says_where_to_put_data_that_moved(tiny: Recipe, tmp_path: Path, ca
     assert main(["eval", str(tmp_path / "run"), str(moved), "--device", "cpu"]) == 0
 
 
-def test_a_run_of_an_older_softless_continues_from_where_it_was_started(cut: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_run_of_an_older_softless_continues_from_where_it_was_started(
+    cut: Path, monkeypatch: pytest.MonkeyPatch
+):
     stored = json.loads((cut / "recipe.json").read_text())
     stored["data"]["path"] = "images.npz"
     (cut / "recipe.json").write_text(json.dumps(stored))

@@ -13,27 +13,49 @@ from softless.training.recipe import Recipe
 
 
 def with_(name: str, **fields: Any) -> Recipe:
-    return get_recipe(name).with_fields(**{key.replace("__", "."): value for key, value in fields.items()})
+    return get_recipe(name).with_fields(**{
+        key.replace("__", "."): value for key, value in fields.items()
+    })
 
 
 @pytest.mark.parametrize(
     ("name", "fields", "said"),
     [
-        ("digits", {"optim__lr": 2e-6}, r"min_lr=1e-05, .* above the effective rate 2e-06 .* schedule.min_lr=2e-08"),
-        ("imagenet_sima_deit_small", {"batch_size": 4}, r"min_lr=1e-05, .* times batch_size=4 / optim.base_batch=512"),
+        (
+            "digits",
+            {"optim__lr": 2e-6},
+            r"min_lr=1e-05, .* above the effective rate 2e-06 .* schedule.min_lr=2e-08",
+        ),
+        (
+            "imagenet_sima_deit_small",
+            {"batch_size": 4},
+            r"min_lr=1e-05, .* times batch_size=4 / optim.base_batch=512",
+        ),
         (
             "digits",
             {"schedule__warmup_lr": 1},
             r"warmup_lr=1, the rate at the start, is above the effective rate 0.0015",
         ),
-        ("digits", {"schedule__epochs": 3, "schedule__warmup_epochs": 3}, "warm-up shorter than the run"),
+        (
+            "digits",
+            {"schedule__epochs": 3, "schedule__warmup_epochs": 3},
+            "warm-up shorter than the run",
+        ),
         ("digits", {"schedule__decay_epochs": 3}, "no other schedule takes them"),
         ("digits", {"ema_decay": "none"}, "ema_evaluate=true needs averaged weights"),
         ("digits", {"data__mean": 0.5}, "set data.mean and data.std together"),
-        ("digits", {"data__mean": "0.5, 0.5", "data__std": "1, 1"}, "data.mean has 2 numbers for data.in_chans=1"),
+        (
+            "digits",
+            {"data__mean": "0.5, 0.5", "data__std": "1, 1"},
+            "data.mean has 2 numbers for data.in_chans=1",
+        ),
         ("digits", {"optim__name": "adamv"}, "no optimiser named 'adamv'. Did you mean 'adam"),
         ("digits", {"optim__name": "sgd", "optim__betas": "0.8,0.9"}, "takes no optim.betas"),
-        ("digits", {"augment__mixup": 0.1, "batch_size": 33}, "mixup and cutmix mix pairs, and batch_size=33 is odd"),
+        (
+            "digits",
+            {"augment__mixup": 0.1, "batch_size": 33},
+            "mixup and cutmix mix pairs, and batch_size=33 is odd",
+        ),
         ("medmnist", {"augment__auto_augment": "augmix-m5"}, "only RandAugment"),
         ("imagenet_sima_deit_small", {"augment__auto_augment": "rand-q9"}, "is no policy of timm"),
         ("imagenet_sima_deit_small", {"augment__auto_augment": "rnd-m9"}, "is no policy of timm"),
@@ -46,7 +68,11 @@ def test_what_does_not_go_together_is_refused_before_any_work(
     name: str, fields: dict[str, Any], said: str, tmp_path: Any
 ):
     recipe = with_(name, **{"data__path": str(tmp_path / "nowhere"), **fields})
-    for begin in (recipe.check, lambda: open_task(recipe), lambda: fit(recipe, tmp_path / "run", device="cpu")):
+    for begin in (
+        recipe.check,
+        lambda: open_task(recipe),
+        lambda: fit(recipe, tmp_path / "run", device="cpu"),
+    ):
         with pytest.raises(UsageError, match=said) as refused:
             begin()
         assert "\n" not in str(refused.value)
@@ -70,7 +96,13 @@ def test_a_quick_run_keeps_the_rate(name: str, tmp_path: Any):
 
 @pytest.mark.parametrize(
     ("name", "epochs", "warmup"),
-    [("folder", 1, 0), ("medmnist", 1, 0), ("cards", 1, 0), ("digits", 5, 0), ("imagenet_sima_dino", 10, 1)],
+    [
+        ("folder", 1, 0),
+        ("medmnist", 1, 0),
+        ("cards", 1, 0),
+        ("digits", 5, 0),
+        ("imagenet_sima_dino", 10, 1),
+    ],
 )
 def test_a_run_shorter_than_its_warm_up_has_one_in_proportion(
     name: str, epochs: int, warmup: int, caplog: pytest.LogCaptureFixture

@@ -15,7 +15,14 @@ import pytest
 import torch
 
 import softless.training.run_folder as module
-from softless.errors import CheckpointError, DataError, Interrupted, ResumeMismatch, StorageError, UsageError
+from softless.errors import (
+    CheckpointError,
+    DataError,
+    Interrupted,
+    ResumeMismatch,
+    StorageError,
+    UsageError,
+)
 from softless.evaluation import load_run
 from softless.models.durable import write_whole
 from softless.training import Recipe, fit, loop, setup, store
@@ -42,7 +49,10 @@ def test_a_folder_that_holds_a_run_is_refused_and_untouched(short: Recipe, tmp_p
     out = tmp_path / "run"
     run(short, out)
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
-    with pytest.raises(UsageError, match=r"already holds a run \(recipe 'tiny', finished\): continue it with --resume"):
+    with pytest.raises(
+        UsageError,
+        match=r"already holds a run \(recipe 'tiny', finished\): continue it with --resume",
+    ):
         run(short, out)
     assert before == {path: path.stat().st_mtime_ns for path in out.iterdir()}
 
@@ -78,23 +88,32 @@ def test_resume_of_a_finished_run_returns_it(short: Recipe, tmp_path: Path):
 def test_resume_names_the_fields_that_differ(short: Recipe, tmp_path: Path):
     run(short, tmp_path / "run")
     other = short.with_fields(**{"optim.lr": 0.5, "model.args.depth": 3, "data.workers": 1})
-    with pytest.raises(UsageError, match=r"differs in model.args.depth \(2 there, 3 asked\), optim.lr") as raised:
+    with pytest.raises(
+        UsageError, match=r"differs in model.args.depth \(2 there, 3 asked\), optim.lr"
+    ) as raised:
         run(other, tmp_path / "run", resume=True)
     assert "workers" not in str(raised.value)
 
 
-def test_resume_in_an_empty_folder_starts_and_says_so(short: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_resume_in_an_empty_folder_starts_and_says_so(
+    short: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     assert run(short, tmp_path / "new", resume=True).epochs == 1
     assert "nothing to resume" in caplog.text
 
 
 def die_before(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> None:
-    """SIGKILL leaves what is on disk, and so does this: neither `except` nor `finally` may tidy up."""
+    """SIGKILL leaves what is on disk, and so does this: neither `except` nor `finally` may tidy
+    up.
+    """
     monkeypatch.setattr(owner, name, lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     monkeypatch.setattr(Claim, "end", lambda *_, **__: None)
 
 
-@pytest.mark.bar("A1", "death before the first checkpoint counted: nothing was acknowledged, the run starts again")
+@pytest.mark.bar(
+    "A1",
+    "death before the first checkpoint counted: nothing was acknowledged, the run starts again",
+)
 @pytest.mark.parametrize(
     ("owner", "name", "said"),
     [
@@ -137,17 +156,23 @@ def test_a_first_start_that_found_no_room_can_be_given_again(
     assert run(short, tmp_path / "run", resume=True).epochs == 1
 
 
-def test_a_run_whose_checkpoints_are_gone_does_not_start_anew_in_silence(short: Recipe, tmp_path: Path):
+def test_a_run_whose_checkpoints_are_gone_does_not_start_anew_in_silence(
+    short: Recipe, tmp_path: Path
+):
     longer = replace(short, schedule=replace(short.schedule, epochs=2))
     run(longer, tmp_path / "run")
     (tmp_path / "run/result.json").unlink()
     for path in (tmp_path / "run/checkpoints").iterdir():
         path.unlink()
-    with pytest.raises(CheckpointError, match=r"has 2 epochs in its log.jsonl and no finished checkpoint"):
+    with pytest.raises(
+        CheckpointError, match=r"has 2 epochs in its log.jsonl and no finished checkpoint"
+    ):
         run(longer, tmp_path / "run", resume=True)
 
 
-@pytest.mark.bar("A18", "damaged checkpoints: no good one is pruned for them, and they are moved aside")
+@pytest.mark.bar(
+    "A18", "damaged checkpoints: no good one is pruned for them, and they are moved aside"
+)
 def test_a_run_moves_damaged_checkpoints_aside_and_goes_on(
     short: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
@@ -157,7 +182,10 @@ def test_a_run_moves_damaged_checkpoints_aside_and_goes_on(
     newest = max((tmp_path / "run/checkpoints").glob("*.pt"))
     newest.write_bytes(b"damaged")
     run(longer.with_fields(**{"save.keep": 1}), tmp_path / "run", resume=True)
-    assert f"the damaged checkpoints are in {newest.parent / 'damaged'} now: {newest.stem}" in caplog.text
+    assert (
+        f"the damaged checkpoints are in {newest.parent / 'damaged'} now: {newest.stem}"
+        in caplog.text
+    )
     found = Checkpoints(tmp_path / "run/checkpoints")
     assert len(found.places()) == 1
     assert found.newest() is not None
@@ -178,10 +206,17 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> Non
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
-@pytest.mark.bar("A19", "a run that another command finished or stopped meanwhile: not replaced without --overwrite")
+@pytest.mark.bar(
+    "A19",
+    "a run that another command finished or stopped meanwhile: not replaced without --overwrite",
+)
 @pytest.mark.parametrize("ended", ["finished", "stopped"])
 def test_a_run_that_was_there_by_the_time_the_folder_was_taken_stays(
     short: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: str
@@ -191,14 +226,17 @@ def test_a_run_that_was_there_by_the_time_the_folder_was_taken_stays(
     def other() -> None:
         with monkeypatch.context() as patch:
             if ended == "stopped":
-                patch.setattr(loop, "finish", lambda _: (_ for _ in ()).throw(Interrupted("SIGTERM", 143)))
+                patch.setattr(
+                    loop, "finish", lambda _: (_ for _ in ()).throw(Interrupted("SIGTERM", 143))
+                )
             with contextlib.suppress(Interrupted):
                 run(short, out)
         kept.update(contents(out))
 
     meanwhile(monkeypatch, other)
     with pytest.raises(
-        UsageError, match=r"already holds a run \(recipe 'tiny', .*finished\): continue it with --resume"
+        UsageError,
+        match=r"already holds a run \(recipe 'tiny', .*finished\): continue it with --resume",
     ):
         run(replace(short, seed=9), out)
     assert contents(out) == kept
@@ -206,7 +244,10 @@ def test_a_run_that_was_there_by_the_time_the_folder_was_taken_stays(
     assert run(replace(short, seed=9), out, overwrite=True).epochs == 1
 
 
-@pytest.mark.bar("A19", "a run that another command finished or stopped meanwhile: not replaced without --overwrite")
+@pytest.mark.bar(
+    "A19",
+    "a run that another command finished or stopped meanwhile: not replaced without --overwrite",
+)
 def test_a_run_to_continue_that_is_another_by_now_is_left(
     short: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -214,7 +255,9 @@ def test_a_run_to_continue_that_is_another_by_now_is_left(
     run(short, out)
     (out / "result.json").unlink()
     meanwhile(monkeypatch, lambda: run(replace(short, seed=9), out, overwrite=True))
-    with pytest.raises(UsageError, match=r"another command changed the run in .*: give this command again"):
+    with pytest.raises(
+        UsageError, match=r"another command changed the run in .*: give this command again"
+    ):
         run(short, out, resume=True)
     assert json.loads((out / "recipe.json").read_text())["seed"] == 9
 
@@ -259,7 +302,10 @@ def test_a_folder_that_cannot_be_made(short: Recipe, tmp_path: Path):
 def test_no_free_disk(short: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: Usage(10**9, 10**9 - 5000, 5000))
     out = tmp_path / "run"
-    with pytest.raises(StorageError, match=r"run needs about 0\.\d MB for checkpoints and its disk has 0\.0 MB free"):
+    with pytest.raises(
+        StorageError,
+        match=r"run needs about 0\.\d MB for checkpoints and its disk has 0\.0 MB free",
+    ):
         run(short, out)
     assert [path.name for path in out.iterdir()] == ["state.json"]
     assert json.loads((out / "state.json").read_text())["state"] == "failed"
@@ -275,7 +321,8 @@ def test_a_disk_that_fills_keeps_the_old_file(tmp_path: Path):
 
     with pytest.raises(
         StorageError,
-        match=r"cannot write .*state: No space left on device; more than 0.0 MB are needed and [\d.]+ .B are free",
+        match=r"cannot write .*state: No space left on device; more than 0.0 MB are needed and "
+        r"[\d.]+ .B are free",
     ):
         write_whole(path, full)
     assert path.read_text() == "old"
@@ -303,7 +350,9 @@ def test_a_checkpoint_of_another_model(short: Recipe, tmp_path: Path):
     state["model"]["head.weight"] = torch.zeros(7, 16)
     state["model"]["extra"] = torch.zeros(1)
     store.save(state, (99, 9), {})
-    with pytest.raises(ResumeMismatch, match=r"another model's.*extra is unknown.*head.weight has shape"):
+    with pytest.raises(
+        ResumeMismatch, match=r"another model's.*extra is unknown.*head.weight has shape"
+    ):
         run(short, tmp_path / "run", resume=True)
 
 
@@ -321,18 +370,24 @@ def test_resume_on_changed_data(short: Recipe, tmp_path: Path):
 def test_resume_on_changed_pixels(short: Recipe, tmp_path: Path):
     root = class_folders(tmp_path / "data", {"a": 8, "b": 8, "c": 8})
     recipe = replace(
-        short, data=DataSpec("folder", str(root), image_size=16, in_chans=3, mean=(0.5,) * 3, std=(0.2,) * 3)
+        short,
+        data=DataSpec(
+            "folder", str(root), image_size=16, in_chans=3, mean=(0.5,) * 3, std=(0.2,) * 3
+        ),
     )
     store = unfinished(recipe, tmp_path / "run")
     for file in root.rglob("*.png"):
         noise(seed=1000 + int(file.stem)).save(file)
     with pytest.raises(
-        ResumeMismatch, match=r"the data changed since \(pixels of train, pixels of val\); bring them back"
+        ResumeMismatch,
+        match=r"the data changed since \(pixels of train, pixels of val\); bring them back",
     ):
         run(recipe, tmp_path / "run", resume=True)
     state = store.newest()
     assert state is not None
-    state["fingerprint"] = {key: value for key, value in state["fingerprint"].items() if not key.startswith("pixels")}
+    state["fingerprint"] = {
+        key: value for key, value in state["fingerprint"].items() if not key.startswith("pixels")
+    }
     store.save(state, (99, 9), {})  # of an older softless, which did not look
     assert run(recipe, tmp_path / "run", resume=True).epochs == 1
 
@@ -349,11 +404,17 @@ def test_a_half_line_of_the_log_is_dropped(tmp_path: Path):
 def test_few():
     assert few("abc") == "a, b, c"
     assert few(map(str, range(12))) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more"
-    assert differences({"a": {"b": 1}, "machine": 2}, {"a": {"b": 1, "c": 3}}) == ["a.c (unset there, 3 asked)"]
+    assert differences({"a": {"b": 1}, "machine": 2}, {"a": {"b": 1, "c": 3}}) == [
+        "a.c (unset there, 3 asked)"
+    ]
 
 
 def test_fields_that_an_older_softless_did_not_write_are_at_their_defaults(short: Recipe):
-    stored = {name: value for name, value in as_json(short).items() if name not in {"divergence", "grad_checkpointing"}}
+    stored = {
+        name: value
+        for name, value in as_json(short).items()
+        if name not in {"divergence", "grad_checkpointing"}
+    }
     assert differences(stored, as_json(short)) == []
     assert differences(stored, as_json(replace(short, grad_checkpointing=True))) == [
         "grad_checkpointing (False there, True asked)"
@@ -372,7 +433,9 @@ def test_300_bit_flips_in_the_best_weights_are_refused(
         bad = bytearray(whole)
         bad[rng.randrange(len(bad))] ^= 1 << rng.randrange(8)
         path.write_bytes(bad)
-        with pytest.raises(DataError, match=r"best.safetensors is not what best.json beside it describes"):
+        with pytest.raises(
+            DataError, match=r"best.safetensors is not what best.json beside it describes"
+        ):
             load_run(tmp_path / "run")
     record_property("cases", (300, 300))
     path.write_bytes(whole)

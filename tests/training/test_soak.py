@@ -27,10 +27,16 @@ KILLS = 200
 
 
 @pytest.mark.bar(
-    "A2", "SIGKILL at a random instant of saving 50 MB without pause: the newest acknowledged state is found"
+    "A2",
+    "SIGKILL at a random instant of saving 50 MB without pause: the newest acknowledged state is "
+    "found",
 )
-def test_200_kills_while_saving(zygote: Zygote, tmp_path: Path, record_property: Callable[[str, object], None]):
-    """A process that saves 50 MB without pause is killed at random instants; what it had acknowledged is the newest good state."""
+def test_200_kills_while_saving(
+    zygote: Zygote, tmp_path: Path, record_property: Callable[[str, object], None]
+):
+    """A process that saves 50 MB without pause is killed at random instants; what it had
+    acknowledged is the newest good state.
+    """
     rng, unusable, lost = random.Random(0), 0, 0
     folder = tmp_path / "saving"
     for _ in range(KILLS):
@@ -61,12 +67,18 @@ def read(path: Path) -> int:
 @pytest.mark.bar("A3", "SIGKILL three times at random in a run, 0 and 2 workers: the same last bit")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_four_more_runs_killed_three_times(
-    tiny: Recipe, zygote: Zygote, tmp_path: Path, workers: int, record_property: Callable[[str, object], None]
+    tiny: Recipe,
+    zygote: Zygote,
+    tmp_path: Path,
+    workers: int,
+    record_property: Callable[[str, object], None],
 ):
     recipe = with_workers(long_recipe(tiny), workers)
     expected = finish(zygote, tmp_path / "whole", recipe)
     for seed in range(4):
-        end, kills = killed_three_times(zygote, tmp_path / f"killed{seed}", recipe, random.Random(100 + seed))
+        end, kills = killed_three_times(
+            zygote, tmp_path / f"killed{seed}", recipe, random.Random(100 + seed)
+        )
         assert kills >= 2
         assert end == expected
         record_property("cases", (seed + 1, 4))
@@ -79,7 +91,9 @@ def test_seven_more_negative_controls(
     recipe = long_recipe(tiny)
     expected, elsewhere = finish(zygote, tmp_path / "whole", recipe), 0
     for seed in range(7):
-        end, _ = killed_three_times(zygote, tmp_path / f"killed{seed}", recipe, random.Random(seed), "unseeded")
+        end, _ = killed_three_times(
+            zygote, tmp_path / f"killed{seed}", recipe, random.Random(seed), "unseeded"
+        )
         elsewhere += end != expected
     record_property("cases", (elsewhere, 7))
     assert elsewhere == 7
@@ -89,7 +103,12 @@ def torchrun(folder: Path, recipe: Recipe, ranks: int, restarts: int = 0, **spec
     folder.mkdir(exist_ok=True)
     (folder / "recipe.pickle").write_bytes(pickle.dumps(recipe))
     (folder / "spec.json").write_text(json.dumps(spec))
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}
+    env = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "PYTHONPATH": str(ROOT),
+    }
     command = [
         sys.executable,
         "-m",
@@ -99,11 +118,20 @@ def torchrun(folder: Path, recipe: Recipe, ranks: int, restarts: int = 0, **spec
         f"--max-restarts={restarts}",
     ]
     with (folder / "said.txt").open("a") as said:
-        return subprocess.run([*command, str(Path(__file__).with_name("ranks.py")), str(folder)], env=env, stdout=said, stderr=said, timeout=300, check=False).returncode  # fmt: skip
+        return subprocess.run(
+            [*command, str(Path(__file__).with_name("ranks.py")), str(folder)],
+            env=env,
+            stdout=said,
+            stderr=said,
+            timeout=300,
+            check=False,
+        ).returncode
 
 
 def seen(folder: Path) -> dict[tuple[int, int], list[int]]:
-    """(epoch, step) -> positions of the global batch in order; of a step that was done twice the last time."""
+    """(epoch, step) -> positions of the global batch in order; of a step that was done twice the
+    last time.
+    """
     ranks: dict[int, dict[tuple[int, int], dict[str, Any]]] = {}
     for path in folder.glob("seen*.jsonl"):
         for text in path.read_text().splitlines():
@@ -136,15 +164,22 @@ def test_one_of_two_ranks_is_killed_and_torchrun_restarts(tiny: Recipe, tmp_path
         assert len(set(order)) == len(order) == 48
 
 
-@pytest.mark.bar("A7", "2, then 1, then 4 ranks at one global batch: same order, losses equal to 1e-6")
+@pytest.mark.bar(
+    "A7", "2, then 1, then 4 ranks at one global batch: same order, losses equal to 1e-6"
+)
 def test_other_world_sizes_see_the_same_order(tiny: Recipe, tmp_path: Path):
-    """Two ranks, then one, then four, at the same global batch: the same images in the same order, the same loss to 1e-6.
+    """Two ranks, then one, then four, at the same global batch: the same images in the same order,
+    the same loss to 1e-6.
 
     Mixing pairs images within a process and dropping draws per process, so both are off here.
     """
-    recipe = replace(long_recipe(tiny), drop_path=0.0, schedule=replace(tiny.schedule, epochs=3)).with_fields(**{
-        "augment.mixup": 0.0, "augment.cutmix": 0.0, "model.args.proj_drop_rate": 0.0,
-    })  # fmt: skip
+    recipe = replace(
+        long_recipe(tiny), drop_path=0.0, schedule=replace(tiny.schedule, epochs=3)
+    ).with_fields(**{
+        "augment.mixup": 0.0,
+        "augment.cutmix": 0.0,
+        "model.args.proj_drop_rate": 0.0,
+    })
     assert torchrun(tmp_path / "one", recipe, 1) == 0, (tmp_path / "one/said.txt").read_text()
     folder = tmp_path / "many"
     assert torchrun(folder, recipe, 2, stop=3) != 0

@@ -1,4 +1,6 @@
-"""What a checkpoint may hold: a state of this run, with numbers that a run can have, or one sentence; and weights that are finite."""
+"""What a checkpoint may hold: a state of this run, with numbers that a run can have, or one
+sentence; and weights that are finite.
+"""
 
 import random
 import shutil
@@ -96,10 +98,12 @@ CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "best without its value": lambda state: state["best"].pop("value"),
     "best of another measure": lambda state: state["best"].update(metric=[1]),
     "no ema": lambda state: state.update(ema=None),
-}  # fmt: skip
+}
 
 
-@pytest.mark.bar("C5", "a state with entries that no run has, its manifest made to fit, by kind: one sentence")
+@pytest.mark.bar(
+    "C5", "a state with entries that no run has, its manifest made to fit, by kind: one sentence"
+)
 @pytest.mark.parametrize("kind", CHANGES)
 def test_a_state_that_no_run_has_is_one_sentence(run: Path, kind: str):
     with_state(run, CHANGES[kind])
@@ -110,10 +114,14 @@ def test_a_state_that_no_run_has_is_one_sentence(run: Path, kind: str):
 
 
 @pytest.mark.parametrize(
-    "value", [["a"], {"a": 1}, "a", 2.5, torch.zeros(2)], ids=["list", "table", "text", "number", "tensor"]
+    "value",
+    [["a"], {"a": 1}, "a", 2.5, torch.zeros(2)],
+    ids=["list", "table", "text", "number", "tensor"],
 )
 def test_an_entry_of_another_type_is_one_sentence(run: Path, tmp_path: Path, value: object):
-    """Whichever entry it is: a list is in no set of words, and a tensor is neither true nor false."""
+    """Whichever entry it is: a list is in no set of words, and a tensor is neither true nor
+    false.
+    """
     names: list[str] = []
     with_state(run, names.extend)
     for name in names:
@@ -131,7 +139,9 @@ def test_a_state_of_this_run_is_taken(run: Path):
     assert fit(None, run, resume=True, device="cpu", progress=False).epochs == 3
 
 
-def test_weights_that_overflow_are_never_kept(tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_weights_that_overflow_are_never_kept(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Loss and gradient of the step were finite, and the update went beyond what float32 holds."""
     inner, calls = torch.optim.AdamW.step, []
 
@@ -145,7 +155,8 @@ def test_weights_that_overflow_are_never_kept(tiny: Recipe, tmp_path: Path, monk
 
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
     with pytest.raises(
-        DivergedError, match=r"the weights .* are not finite after step 2 of epoch 2 .*were not kept"
+        DivergedError,
+        match=r"the weights .* are not finite after step 2 of epoch 2 .*were not kept",
     ) as raised:
         fit(
             replace(tiny, save=replace(tiny.save, every_steps=2)),
@@ -161,7 +172,22 @@ def test_weights_that_overflow_are_never_kept(tiny: Recipe, tmp_path: Path, monk
         assert all(bool(tensor.isfinite().all()) for tensor in state[held].values())
 
 
-VALUES: tuple[Any, ...] = (None, True, 0, -1, 10**7, 1.5, float("nan"), "text", [], {}, [1], {"a": 1}, torch.zeros(2), torch.zeros(0))  # fmt: skip
+VALUES: tuple[Any, ...] = (
+    None,
+    True,
+    0,
+    -1,
+    10**7,
+    1.5,
+    float("nan"),
+    "text",
+    [],
+    {},
+    [1],
+    {"a": 1},
+    torch.zeros(2),
+    torch.zeros(0),
+)
 
 
 @pytest.mark.parametrize("name", ["fingerprint", "best", "scheduler", "scaler"])
@@ -174,10 +200,19 @@ def test_a_tensor_among_plain_values_is_one_sentence(run: Path, tmp_path: Path, 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("exp_avg", None), ("exp_avg", 7), ("exp_avg", torch.zeros(3)), ("exp_avg", "gone"), ("step", torch.zeros(3)), ("step", "gone")],
+    [
+        ("exp_avg", None),
+        ("exp_avg", 7),
+        ("exp_avg", torch.zeros(3)),
+        ("exp_avg", "gone"),
+        ("step", torch.zeros(3)),
+        ("step", "gone"),
+    ],
     ids=str,
-)  # fmt: skip
-def test_a_moment_of_another_kind_is_one_sentence(run: Path, tmp_path: Path, name: str, value: object):
+)
+def test_a_moment_of_another_kind_is_one_sentence(
+    run: Path, tmp_path: Path, name: str, value: object
+):
     def change(state: dict[str, Any]) -> None:
         kept = state["optimizer"]["state"][0]
         if isinstance(value, str):
@@ -191,8 +226,12 @@ def test_a_moment_of_another_kind_is_one_sentence(run: Path, tmp_path: Path, nam
         fit(None, tmp_path / "again", resume=True, device="cpu", progress=False)
 
 
-@pytest.mark.parametrize(("name", "value"), [("warmup_t", None), ("base_values", [1]), ("t_initial", "gone")])
-def test_a_schedule_of_another_kind_is_one_sentence(run: Path, tmp_path: Path, name: str, value: object):
+@pytest.mark.parametrize(
+    ("name", "value"), [("warmup_t", None), ("base_values", [1]), ("t_initial", "gone")]
+)
+def test_a_schedule_of_another_kind_is_one_sentence(
+    run: Path, tmp_path: Path, name: str, value: object
+):
     def change(state: dict[str, Any]) -> None:
         if value == "gone":
             del state["scheduler"][name]
@@ -201,14 +240,20 @@ def test_a_schedule_of_another_kind_is_one_sentence(run: Path, tmp_path: Path, n
 
     shutil.copytree(run, tmp_path / "again")
     with_state(tmp_path / "again", change)
-    with pytest.raises(ResumeMismatch, match=rf"was changed \({name} of the schedule is .*, and should be"):
+    with pytest.raises(
+        ResumeMismatch, match=rf"was changed \({name} of the schedule is .*, and should be"
+    ):
         fit(None, tmp_path / "again", resume=True, device="cpu", progress=False)
 
 
 def test_a_rate_that_is_no_number_is_one_sentence(run: Path, tmp_path: Path):
     shutil.copytree(run, tmp_path / "again")
-    with_state(tmp_path / "again", lambda state: state["optimizer"]["param_groups"][0].update(lr="fast"))
-    with pytest.raises(ResumeMismatch, match=r"lr of a group of the optimiser is str, and should be a number"):
+    with_state(
+        tmp_path / "again", lambda state: state["optimizer"]["param_groups"][0].update(lr="fast")
+    )
+    with pytest.raises(
+        ResumeMismatch, match=r"lr of a group of the optimiser is str, and should be a number"
+    ):
         fit(None, tmp_path / "again", resume=True, device="cpu", progress=False)
 
 
@@ -229,14 +274,20 @@ def test_a_rate_that_is_no_number_is_one_sentence(run: Path, tmp_path: Path):
     ],
 )
 def test_a_run_of_any_optimiser_goes_on(tmp_path: Path, name: str):
-    """What it keeps of a parameter is held against what one of its kind makes, not against AdamW's."""
+    """What it keeps of a parameter is held against what one of its kind makes, not against
+    AdamW's.
+    """
     run = begin(tmp_path, **{"optim.name": name})
     assert fit(None, run, resume=True, device="cpu", progress=False).epochs == 3
 
 
 @pytest.mark.soak
-@pytest.mark.bar("C12", "a checkpoint edited at random, its manifest made to fit: no traceback, no hang")
-def test_300_checkpoints_edited_at_random(run: Path, tmp_path: Path, record_property: Callable[[str, object], None]):
+@pytest.mark.bar(
+    "C12", "a checkpoint edited at random, its manifest made to fit: no traceback, no hang"
+)
+def test_300_checkpoints_edited_at_random(
+    run: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+):
     rng = random.Random(0)
     for done in range(300):
         record_property("cases", (done, 300))

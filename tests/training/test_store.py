@@ -1,4 +1,6 @@
-"""Checkpoints on disk: whole or not counted, the newest good one found, the others named, whatever the disk did."""
+"""Checkpoints on disk: whole or not counted, the newest good one found, the others named, whatever
+the disk did.
+"""
 
 import errno
 import io
@@ -30,7 +32,9 @@ from tests.training.zygote import ROOT, Zygote
 
 def save(store: Checkpoints, step: int) -> Path:
     return store.save(
-        {"step": step, "weights": torch.full((300,), float(step))}, (step, 0), {"versions": {"softless": "0"}}
+        {"step": step, "weights": torch.full((300,), float(step))},
+        (step, 0),
+        {"versions": {"softless": "0"}},
     )
 
 
@@ -55,18 +59,27 @@ def test_the_last_two_are_kept_with_their_manifests(store: Checkpoints):
     told = json.loads((store.folder / "step-000000003-epoch-0000.json").read_text())
     assert (told["step"], told["versions"]) == (3, {"softless": "0"})
     assert Digest(told["bytes"], told["sha256"]) == digest_of(store.folder / told["file"])
-    assert sorted(path.suffix for path in store.folder.iterdir()) == [".json", ".json", ".pt", ".pt"]
+    assert sorted(path.suffix for path in store.folder.iterdir()) == [
+        ".json",
+        ".json",
+        ".pt",
+        ".pt",
+    ]
 
 
 def test_an_empty_folder_has_none(tmp_path: Path):
     assert Checkpoints(tmp_path / "nothing").newest() is None
 
 
-@pytest.mark.bar("A1", "SIGKILL before each call of a save that touches the disk: no acknowledged step lost")
+@pytest.mark.bar(
+    "A1", "SIGKILL before each call of a save that touches the disk: no acknowledged step lost"
+)
 def test_every_crash_point_of_a_save_loses_nothing_acknowledged(
     zygote: Zygote, tmp_path: Path, record_property: Callable[[str, object], None]
 ):
-    """SIGKILL before each call that touches the disk; with keep=1, so that pruning would take the only other one."""
+    """SIGKILL before each call that touches the disk; with keep=1, so that pruning would take the
+    only other one.
+    """
     seen: dict[str, int] = {}
     for point in range(1, 500):
         folder = tmp_path / str(point)
@@ -93,9 +106,13 @@ def newest_of(folder: Path) -> int:
     return int(state["step"])
 
 
-@pytest.mark.bar("A8", "one bit flipped in the newest checkpoint or its manifest: named, the older one used")
+@pytest.mark.bar(
+    "A8", "one bit flipped in the newest checkpoint or its manifest: named, the older one used"
+)
 def test_300_bit_flips_are_seen_and_the_older_one_used(
-    store: Checkpoints, caplog: pytest.LogCaptureFixture, record_property: Callable[[str, object], None]
+    store: Checkpoints,
+    caplog: pytest.LogCaptureFixture,
+    record_property: Callable[[str, object], None],
 ):
     rng = random.Random(0)
     files = sorted(store.folder.glob("step-000000003*"))
@@ -119,13 +136,19 @@ def cut(path: Path, share: float) -> None:
 
 
 DAMAGES: dict[str, tuple[Any, str]] = {
-    "empty": (lambda data, _: data.write_bytes(b""), "0 bytes with SHA-256 e3b0c44298fc…, its manifest says"),
+    "empty": (
+        lambda data, _: data.write_bytes(b""),
+        "0 bytes with SHA-256 e3b0c44298fc…, its manifest says",
+    ),
     "1 %": (lambda data, _: cut(data, 0.01), "its manifest says"),
     "half": (lambda data, _: cut(data, 0.5), "its manifest says"),
     "99 %": (lambda data, _: cut(data, 0.99), "its manifest says"),
     "zeroed": (lambda data, _: data.write_bytes(bytes(data.stat().st_size)), "its manifest says"),
     "gone": (lambda data, _: data.unlink(), "No such file"),
-    "no manifest": (lambda _, manifest: manifest.unlink(), "has no manifest: its writing was not finished"),
+    "no manifest": (
+        lambda _, manifest: manifest.unlink(),
+        "has no manifest: its writing was not finished",
+    ),
     "half a manifest": (lambda _, manifest: cut(manifest, 0.5), "manifest cannot be read"),
     "a list": (lambda _, manifest: manifest.write_text("[]"), "manifest cannot be read"),
 }
@@ -133,7 +156,8 @@ DAMAGES: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.bar(
     "A8",
-    "newest checkpoint truncated, zeroed, gone, or without a good manifest: named with the reason, the older one used",
+    "newest checkpoint truncated, zeroed, gone, or without a good manifest: named with the "
+    "reason, the older one used",
 )
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_one_is_named_with_its_reason_and_passed_over(
@@ -153,13 +177,16 @@ def test_all_bad_is_an_error_that_names_each(store: Checkpoints):
     for path in store.folder.glob("*.pt"):
         cut(path, 0.9)
     with pytest.raises(
-        CheckpointError, match=r"none of the 2 checkpoints in .*step-000000003.*step-000000002.*--overwrite"
+        CheckpointError,
+        match=r"none of the 2 checkpoints in .*step-000000003.*step-000000002.*--overwrite",
     ):
         store.newest()
 
 
 @pytest.mark.bar("A21", "a newer format: named")
-def test_a_newer_format_is_named(store: Checkpoints, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+def test_a_newer_format_is_named(
+    store: Checkpoints, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
     monkeypatch.setattr(module, "FORMAT", 2)
     save(store, 4)
     monkeypatch.undo()
@@ -176,7 +203,9 @@ def test_unfinished_ones_do_not_push_good_ones_out(tmp_path: Path):
         (store.folder / f"step-{step:09d}-epoch-0000.json").unlink()
     assert newest_step(store) == 1
     save(store, 5)
-    assert store.places() == [(5, 0), (1, 0)], "older than the newest, unfinished ones go; the good one stays"
+    assert store.places() == [(5, 0), (1, 0)], (
+        "older than the newest, unfinished ones go; the good one stays"
+    )
 
 
 def harm(store: Checkpoints, step: int) -> None:
@@ -184,9 +213,13 @@ def harm(store: Checkpoints, step: int) -> None:
     path.write_bytes(path.read_bytes()[:-1] + b"x")
 
 
-@pytest.mark.bar("A18", "damaged checkpoints: no good one is pruned for them, and they are moved aside")
+@pytest.mark.bar(
+    "A18", "damaged checkpoints: no good one is pruned for them, and they are moved aside"
+)
 @pytest.mark.parametrize("keep", [1, 2, 3])
-def test_damaged_ones_never_push_a_good_one_out(tmp_path: Path, keep: int, caplog: pytest.LogCaptureFixture):
+def test_damaged_ones_never_push_a_good_one_out(
+    tmp_path: Path, keep: int, caplog: pytest.LogCaptureFixture
+):
     """As many damaged ones as are kept lie before the one that was brought back from a backup."""
     store = Checkpoints(tmp_path / "checkpoints", keep=4)
     for step in (1, 5, 6, 7):
@@ -197,7 +230,10 @@ def test_damaged_ones_never_push_a_good_one_out(tmp_path: Path, keep: int, caplo
     assert newest_step(again) == 1
     again.set_aside()
     assert "the damaged checkpoints are in" in caplog.text
-    assert "step-000000007-epoch-0000, step-000000006-epoch-0000, step-000000005-epoch-0000" in caplog.text
+    assert (
+        "step-000000007-epoch-0000, step-000000006-epoch-0000, step-000000005-epoch-0000"
+        in caplog.text
+    )
     assert len(list((store.folder / "damaged").iterdir())) == 6
     for step in (2, 3, 4):
         save(again, step)
@@ -206,12 +242,18 @@ def test_damaged_ones_never_push_a_good_one_out(tmp_path: Path, keep: int, caplo
 
 
 def test_pruning_alone_keeps_what_is_known_to_be_good(store: Checkpoints):
-    """Before the damaged ones are moved: the one that was written and the one that was verified stay."""
+    """Before the damaged ones are moved: the one that was written and the one that was verified
+    stay.
+    """
     save(store, 4)
     for step in (3, 4):
         harm(store, step)
-    (store.folder / "step-000000003-epoch-0000.pt").rename(store.folder / "step-000000009-epoch-0000.pt")
-    (store.folder / "step-000000003-epoch-0000.json").rename(store.folder / "step-000000009-epoch-0000.json")
+    (store.folder / "step-000000003-epoch-0000.pt").rename(
+        store.folder / "step-000000009-epoch-0000.pt"
+    )
+    (store.folder / "step-000000003-epoch-0000.json").rename(
+        store.folder / "step-000000009-epoch-0000.json"
+    )
     save(other := Checkpoints(store.folder, 2), 1)
     save(other, 2)
     assert other.places() == [(2, 0), (1, 0)]
@@ -221,7 +263,9 @@ def test_after_the_advice_of_the_error_the_run_goes_on(store: Checkpoints, tmp_p
     shutil.copytree(store.folder, tmp_path / "backup")
     for step in (2, 3):
         harm(store, step)
-    with pytest.raises(CheckpointError, match=r"from a backup, its \.pt and its \.json, and give --resume again"):
+    with pytest.raises(
+        CheckpointError, match=r"from a backup, its \.pt and its \.json, and give --resume again"
+    ):
         Checkpoints(store.folder).newest()
     for path in (tmp_path / "backup").glob("step-000000002*"):
         shutil.copy(path, store.folder)
@@ -232,12 +276,18 @@ def test_after_the_advice_of_the_error_the_run_goes_on(store: Checkpoints, tmp_p
     assert [newest_step(again), *again.places()] == [3, (3, 0), (2, 0)]
 
 
-@pytest.mark.bar("A1", "death before the first checkpoint counted: nothing was acknowledged, the run starts again")
+@pytest.mark.bar(
+    "A1",
+    "death before the first checkpoint counted: nothing was acknowledged, the run starts again",
+)
 def test_a_state_that_was_never_finished_is_none(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     store = Checkpoints(tmp_path / "checkpoints")
     save(store, 1).with_suffix(".json").unlink()
     assert store.newest() is None
-    assert "step-000000001-epoch-0000.pt: it has no manifest: its writing was not finished" in caplog.text
+    assert (
+        "step-000000001-epoch-0000.pt: it has no manifest: its writing was not finished"
+        in caplog.text
+    )
     store.set_aside()
     save(store, 2)
     assert store.places() == [(2, 0)]
@@ -252,11 +302,16 @@ def test_writing_the_same_place_again_counts_when_it_is_done(store: Checkpoints)
 
 @pytest.mark.bar(
     "A10",
-    "disk full, quota, read-only: the previous checkpoint holds, nothing half written is left, the message says what is needed and free",
+    "disk full, quota, read-only: the previous checkpoint holds, nothing half written is left, "
+    "the message says what is needed and free",
 )
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
-def test_a_disk_that_takes_no_more_keeps_what_it_has(store: Checkpoints, monkeypatch: pytest.MonkeyPatch, number: int):
-    """torch.save would say "unexpected pos"; the message has path and reason, for a full disk also needed and free."""
+def test_a_disk_that_takes_no_more_keeps_what_it_has(
+    store: Checkpoints, monkeypatch: pytest.MonkeyPatch, number: int
+):
+    """torch.save would say "unexpected pos"; the message has path and reason, for a full disk also
+    needed and free.
+    """
     inner = module.write_digested.__globals__["Hashing"].write
 
     def full(self: Any, data: Any) -> int:
@@ -295,7 +350,11 @@ def test_a_real_limit_on_the_size_of_files(store: Checkpoints):
     """The system's own error in the middle of a write; `ulimit -f` stands for a quota."""
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(store.folder)], env=env, capture_output=True, text=True, check=False
+        [sys.executable, "-c", LIMITED, str(store.folder)],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert "StorageError: cannot write" in done.stderr
     assert "File too large" in done.stderr
@@ -335,26 +394,41 @@ def test_the_digest_is_that_of_the_file(tmp_path: Path):
     )
 
 
-def test_a_full_disk_under_safetensors_is_the_disks_error_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_disk_under_safetensors_is_the_disks_error_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """safetensors says it in words: "I/O error: No space left on device (os error 28)"."""
     write_tensors(tmp_path / "w.safetensors", {"a": torch.ones(2)})
     before = (tmp_path / "w.safetensors").read_bytes()
 
     def full(tensors: Any, path: Path, metadata: Any = None) -> None:
         path.write_bytes(b"half")
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        raise SafetensorError(
+            "Error while serializing: I/O error: No space left on device (os error 28)"
+        )
 
     monkeypatch.setattr("safetensors.torch.save_file", full)
-    with pytest.raises(StorageError, match=r"w\.safetensors: No space left on device; more than .* are needed"):
+    with pytest.raises(
+        StorageError, match=r"w\.safetensors: No space left on device; more than .* are needed"
+    ):
         write_tensors(tmp_path / "w.safetensors", {"a": torch.zeros(2)})
     assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
     assert (tmp_path / "w.safetensors").read_bytes() == before
 
 
 def forged(store: Checkpoints, path: Path, place: tuple[int, int]) -> None:
-    """A manifest that fits whatever lies there: a digest proves only that nothing was damaged since."""
+    """A manifest that fits whatever lies there: a digest proves only that nothing was damaged
+    since.
+    """
     found = digest_of(path)
-    told = {"format": 1, "file": path.name, "step": place[0], "epoch": place[1], "bytes": found.bytes, "sha256": found.sha256}  # fmt: skip
+    told = {
+        "format": 1,
+        "file": path.name,
+        "step": place[0],
+        "epoch": place[1],
+        "bytes": found.bytes,
+        "sha256": found.sha256,
+    }
     path.with_suffix(".json").write_text(json.dumps(sealed(told, "manifest_sha256")))
 
 
@@ -376,10 +450,13 @@ def calling(path: Path) -> None:
 
 
 @pytest.mark.bar(
-    "C5", "a checkpoint of somebody else (deflated, stretched, with code), its manifest made to fit: passed over"
+    "C5",
+    "a checkpoint of somebody else (deflated, stretched, with code), its manifest made to fit: "
+    "passed over",
 )
 @pytest.mark.parametrize(
-    ("make", "said"), [(deflated, "is compressed"), (stretched, "claims"), (calling, "calls pathlib")]
+    ("make", "said"),
+    [(deflated, "is compressed"), (stretched, "claims"), (calling, "calls pathlib")],
 )
 def test_a_checkpoint_made_to_harm_is_passed_over(
     store: Checkpoints, caplog: pytest.LogCaptureFixture, make: Callable[[Path], None], said: str
@@ -400,7 +477,9 @@ def test_an_old_torch_reads_no_checkpoint(store: Checkpoints, monkeypatch: pytes
     assert sorted(store.folder.iterdir()) == before
 
 
-def test_manifests_that_hang_or_are_deep_are_named(store: Checkpoints, caplog: pytest.LogCaptureFixture):
+def test_manifests_that_hang_or_are_deep_are_named(
+    store: Checkpoints, caplog: pytest.LogCaptureFixture
+):
     manifest = store.folder / "step-000000003-epoch-0000.json"
     manifest.write_text("[" * 100_000)
     assert newest_step(store) == 2

@@ -1,4 +1,6 @@
-"""Real processes, really killed: what they had acknowledged is there, and they continue to the same last bit."""
+"""Real processes, really killed: what they had acknowledged is there, and they continue to the same
+last bit.
+"""
 
 import json
 import os
@@ -17,7 +19,9 @@ from tests.training.ends import end_of
 from tests.training.zygote import Zygote
 
 WORKERS = [0, 2]
-SECONDS = 300.0  # from a start to the end after its signal: far more than an idle machine takes, far less than a hang
+# from a start to the end after its signal: far more than an idle machine takes, far less than a
+# hang
+SECONDS = 300.0
 
 
 @pytest.fixture
@@ -26,7 +30,9 @@ def long(tiny: Recipe) -> Recipe:
 
 
 def long_recipe(tiny: Recipe) -> Recipe:
-    """Five epochs of four steps with RandAugment, erasing, mixup, dropout, stochastic depth and averaging; the state is kept every second step."""
+    """Five epochs of four steps with RandAugment, erasing, mixup, dropout, stochastic depth and
+    averaging; the state is kept every second step.
+    """
     return replace(tiny, schedule=replace(tiny.schedule, epochs=5)).with_fields(**{
         "save.every_steps": 2,
         "augment.affine": None,  # or it would replace what follows
@@ -60,14 +66,21 @@ def whole(ends: dict[str, str], zygote: Zygote, folder: Path, recipe: Recipe) ->
 def killed_three_times(
     zygote: Zygote, folder: Path, recipe: Recipe, rng: random.Random, *hooks: str
 ) -> tuple[str, int]:
-    """The end of a run that was sent SIGKILL at three random instants, and how many kills found it at work."""
+    """The end of a run that was sent SIGKILL at three random instants, and how many kills found it
+    at work.
+    """
     kills = 0
     for _ in range(3):
         pid = zygote.start(folder, recipe, "slow", *hooks, resume=(folder / "run").exists())
         before = progress(folder)
         deadline = time.monotonic() + 300
-        while progress(folder) <= before and not (folder / "run/result.json").exists() and time.monotonic() < deadline:
-            time.sleep(0.005)  # at least one new state, so that three kills fall into different places
+        while (
+            progress(folder) <= before
+            and not (folder / "run/result.json").exists()
+            and time.monotonic() < deadline
+        ):
+            # at least one new state, so that three kills fall into different places
+            time.sleep(0.005)
         time.sleep(rng.uniform(0, 0.15))
         os.killpg(pid, signal.SIGKILL)
         kills += zygote.wait(pid) == -signal.SIGKILL
@@ -85,7 +98,9 @@ def test_killed_three_times_is_the_same_run(
     long: Recipe, zygote: Zygote, ends: dict[str, str], tmp_path: Path, workers: int
 ):
     expected = whole(ends, zygote, tmp_path, long)
-    end, kills = killed_three_times(zygote, tmp_path / "killed", with_workers(long, workers), random.Random(workers))
+    end, kills = killed_three_times(
+        zygote, tmp_path / "killed", with_workers(long, workers), random.Random(workers)
+    )
     assert kills >= 2
     assert end == expected
 
@@ -97,10 +112,17 @@ def test_the_comparison_sees_random_numbers_that_are_not_continued(
     """The negative control: dropout that draws anew after each start ends elsewhere."""
     expected = whole(ends, zygote, tmp_path, long)
     assert zygote.run(tmp_path / "unseeded", long, "unseeded") == 0
-    assert killed_three_times(zygote, tmp_path / "killed", long, random.Random(0), "unseeded")[0] not in {expected, end_of(tmp_path / "unseeded/run")}  # fmt: skip
+    assert killed_three_times(zygote, tmp_path / "killed", long, random.Random(0), "unseeded")[
+        0
+    ] not in {
+        expected,
+        end_of(tmp_path / "unseeded/run"),
+    }
 
 
-@pytest.mark.bar("A16", "SIGTERM in six phases, 0 and 2 workers: saved, exit code 143, the same last bit")
+@pytest.mark.bar(
+    "A16", "SIGTERM in six phases, 0 and 2 workers: saved, exit code 143, the same last bit"
+)
 @pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.parametrize("phase", ["loader", "batch", "step", "validation", "save", "test"])
 def test_sigterm_saves_and_the_run_continues_exactly(
@@ -125,7 +147,9 @@ def test_sigterm_saves_and_the_run_continues_exactly(
     assert finish(zygote, folder, recipe) == expected
 
 
-@pytest.mark.bar("A17", "SIGINT once and a signal twice: saved, or ended at once; the same last bit")
+@pytest.mark.bar(
+    "A17", "SIGINT once and a signal twice: saved, or ended at once; the same last bit"
+)
 def test_ctrl_c_saves_too_and_a_second_signal_ends_at_once(
     long: Recipe, zygote: Zygote, ends: dict[str, str], tmp_path: Path
 ):
@@ -151,11 +175,16 @@ def test_death_between_log_best_and_state(
 
 
 @pytest.mark.bar("A5", "1, then 4, then 2 workers along one run: the same last bit")
-def test_other_numbers_of_workers_along_the_way(long: Recipe, zygote: Zygote, ends: dict[str, str], tmp_path: Path):
+def test_other_numbers_of_workers_along_the_way(
+    long: Recipe, zygote: Zygote, ends: dict[str, str], tmp_path: Path
+):
     expected = whole(ends, zygote, tmp_path, long)
     folder = tmp_path / "workers"
     for workers, phase in ((1, "step"), (4, "validation")):
-        assert zygote.run(folder, with_workers(long, workers), phase, resume=(folder / "run").exists()) == 143
+        assert (
+            zygote.run(folder, with_workers(long, workers), phase, resume=(folder / "run").exists())
+            == 143
+        )
     assert finish(zygote, folder, with_workers(long, 2)) == expected
 
 
@@ -167,7 +196,10 @@ def test_a_signal_to_the_whole_group_ends_the_loaders_first(
     expected = whole(ends, zygote, tmp_path, long)
     folder, recipe = tmp_path / "group", with_workers(long, 2)
     for _ in range(3):
-        pid, before = zygote.start(folder, recipe, "slow", resume=(folder / "run").exists()), progress(folder)
+        pid, before = (
+            zygote.start(folder, recipe, "slow", resume=(folder / "run").exists()),
+            progress(folder),
+        )
         while progress(folder) <= before:
             time.sleep(0.005)
         os.killpg(pid, signal.SIGTERM)
@@ -175,7 +207,9 @@ def test_a_signal_to_the_whole_group_ends_the_loaders_first(
     assert finish(zygote, folder, recipe) == expected
 
 
-@pytest.mark.bar("B17", "a loader process killed: one sentence, and the run continues to the same last bit")
+@pytest.mark.bar(
+    "B17", "a loader process killed: one sentence, and the run continues to the same last bit"
+)
 def test_a_loader_that_dies_is_said_and_the_run_continues(
     long: Recipe, zygote: Zygote, ends: dict[str, str], tmp_path: Path
 ):
@@ -191,26 +225,43 @@ def test_a_loader_that_dies_is_said_and_the_run_continues(
 
 @pytest.mark.bar(
     "A1",
-    "SIGKILL before or after each fsync, rename, unlink, mkdir, link and open of a whole run: continued without a hand, the same last bit",
+    "SIGKILL before or after each fsync, rename, unlink, mkdir, link and open of a whole run: "
+    "continued without a hand, the same last bit",
 )
-@pytest.mark.parametrize("count", [pytest.param(3, id="3"), pytest.param(0, id="all", marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "count", [pytest.param(3, id="3"), pytest.param(0, id="all", marks=pytest.mark.soak)]
+)
 def test_killed_at_each_call_that_touches_the_disk(
-    tiny: Recipe, zygote: Zygote, tmp_path: Path, count: int, record_property: Callable[[str, object], None]
+    tiny: Recipe,
+    zygote: Zygote,
+    tmp_path: Path,
+    count: int,
+    record_property: Callable[[str, object], None],
 ):
-    """`--resume` is all that is ever given, from the first start on, as an unattended restart would."""
-    recipe = replace(tiny, schedule=replace(tiny.schedule, epochs=2)).with_fields(**{"save.every_steps": 3})
+    """`--resume` is all that is ever given, from the first start on, as an unattended restart
+    would.
+    """
+    recipe = replace(tiny, schedule=replace(tiny.schedule, epochs=2)).with_fields(**{
+        "save.every_steps": 3
+    })
     assert zygote.run(tmp_path / "whole", recipe, "die at 0", resume=True) == 0
-    expected, calls = end_of(tmp_path / "whole/run"), len((tmp_path / "whole/calls.txt").read_text().split())
+    expected, calls = (
+        end_of(tmp_path / "whole/run"),
+        len((tmp_path / "whole/calls.txt").read_text().split()),
+    )
     assert calls > 100
     drawn = random.Random(count).sample(range(1, calls + 1), count)
-    points = (
-        sorted({*drawn, calls - 5, calls - 3}) if count else range(1, calls + 1)
-    )  # the state at the end, half written
+    # the state at the end, half written
+    points = sorted({*drawn, calls - 5, calls - 3}) if count else range(1, calls + 1)
     for done, point in enumerate(points):
         record_property("cases", (done, len(points)))
         folder = tmp_path / str(point)
         assert zygote.run(folder, recipe, f"die at {point}", resume=True) == -signal.SIGKILL
         assert zygote.run(folder, recipe, resume=True) == 0, (folder / "said.txt").read_text()
         assert end_of(folder / "run") == expected, point
-        assert not [path for path in (folder / "run").rglob("*") if ".tmp" in path.name or path.name.startswith("lock")]
+        assert not [
+            path
+            for path in (folder / "run").rglob("*")
+            if ".tmp" in path.name or path.name.startswith("lock")
+        ]
     record_property("cases", (len(points), len(points)))

@@ -21,9 +21,11 @@ def logged(path: Path) -> list[dict]:
 
 @pytest.mark.slow
 def test_two_processes_train_like_one(tiny: Recipe, tmp_path: Path):
-    """Same global batches, same augmentation, same class weights and clipping: the same losses to 1e-5.
+    """Same global batches, same augmentation, same class weights and clipping: the same losses to
+    1e-5.
 
-    Mixing pairs images within a process and dropping draws per process, so both are off here. XCiT has BatchNorm in stem and blocks.
+    Mixing pairs images within a process and dropping draws per process, so both are off here. XCiT
+    has BatchNorm in stem and blocks.
     """
     plain = replace(tiny.augment, mixup=0.0, cutmix=0.0)
     args = {"img_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2, "cls_attn_layers": 1}
@@ -90,7 +92,9 @@ def test_an_absent_device():
         choose_device("cuda")
 
 
-def test_ranks_exchange_objects_over_the_device_that_was_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_exchange_objects_over_the_device_that_was_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Torch takes the current GPU for them, and two ranks on one GPU are an error of NCCL's."""
     from softless.training import world as module
 

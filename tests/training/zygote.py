@@ -1,7 +1,9 @@
-"""A process with everything imported that forks one child per training: a real process to kill, without its seconds of imports.
+"""A process with everything imported that forks one child per training: a real process to kill,
+without its seconds of imports.
 
-Reads one JSON line per request and answers with one:  {"run": folder} -> {"pid": n};  {"wait": pid} -> {"code": exit code, negative for a signal}.
-The folder holds recipe.pickle and spec.json: {"options": of fit, "hook": a name of HOOKS or null}. The child writes said.txt.
+Reads one JSON line per request and answers with one:  {"run": folder} -> {"pid": n};  {"wait": pid}
+-> {"code": exit code, negative for a signal}. The folder holds recipe.pickle and spec.json:
+{"options": of fit, "hook": a name of HOOKS or null}. The child writes said.txt.
 """
 
 import json
@@ -42,7 +44,9 @@ def on_call(owner: Any, name: str, count: int, act: Callable[[], None]) -> None:
 
 
 def unseeded() -> None:
-    """The negative control: each process draws its own random numbers, as after a resume without generator states."""
+    """The negative control: each process draws its own random numbers, as after a resume without
+    generator states.
+    """
     import torch
 
     from softless.training.setup import Run
@@ -51,13 +55,17 @@ def unseeded() -> None:
 
     def seed_step(self: Any, step: int) -> None:
         if not first:
-            first.append(torch.manual_seed(random.SystemRandom().getrandbits(32) if self.updates else 1))
+            first.append(
+                torch.manual_seed(random.SystemRandom().getrandbits(32) if self.updates else 1)
+            )
 
     Run.seed_step = seed_step  # type: ignore[method-assign]
 
 
 def die_at(point: int, folder: Path) -> None:
-    """SIGKILL before (even) or after (odd) the point-th call that changes the run's folder; without one, count the calls in calls.txt."""
+    """SIGKILL before (even) or after (odd) the point-th call that changes the run's folder; without
+    one, count the calls in calls.txt.
+    """
     import io
 
     calls: list[str] = []
@@ -69,7 +77,11 @@ def die_at(point: int, folder: Path) -> None:
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             if name == "open":
                 mode = args[1] if len(args) > 1 else kwargs.get("mode", "r")
-                counts = str(args[0]).startswith(run) and isinstance(mode, str) and bool(set(mode) & set("wax+"))
+                counts = (
+                    str(args[0]).startswith(run)
+                    and isinstance(mode, str)
+                    and bool(set(mode) & set("wax+"))
+                )
             else:
                 counts = name == "fsync" or str(args[0]).startswith(run)
             if not counts:
@@ -129,9 +141,8 @@ def hooks() -> dict[str, Callable[[], None]]:
         return lambda: on_call(owner, name, count, act)
 
     return {
-        "loader": at(
-            EpochLoader, "__iter__", 4
-        ),  # training, two validations, training: the second epoch's workers start
+        # training, two validations, training: the second epoch's workers start
+        "loader": at(EpochLoader, "__iter__", 4),
         "batch": lambda: on_call(loop, "train_step", 5, send),
         "step": at(torch.optim.AdamW, "step", 6),
         "validation": at(loop, "validate", 3),
@@ -148,7 +159,9 @@ def hooks() -> dict[str, Callable[[], None]]:
 
 
 def crash(folder: Path, point: int) -> int:
-    """Save twice (acknowledged in acked.txt) and once more, dying before the point-th call that touches the disk; 0 where there are fewer."""
+    """Save twice (acknowledged in acked.txt) and once more, dying before the point-th call that
+    touches the disk; 0 where there are fewer.
+    """
     import torch
 
     from softless.models import durable
@@ -200,7 +213,9 @@ def save_forever(folder: Path, megabytes: int) -> int:
 
 
 def race(folder: Path, rounds: int) -> int:
-    """Let four processes take a folder at one instant, again and again; how many rounds did not end with one holder."""
+    """Let four processes take a folder at one instant, again and again; how many rounds did not end
+    with one holder.
+    """
     import socket
     import time
 
@@ -208,7 +223,12 @@ def race(folder: Path, rounds: int) -> int:
     from softless.training.claim import Claim, holder
 
     wrong = 0
-    dead = json.dumps({"pid": 2**22 + 1, "host": socket.gethostname(), "started": "2026-01-01", "process": "1"})
+    dead = json.dumps({
+        "pid": 2**22 + 1,
+        "host": socket.gethostname(),
+        "started": "2026-01-01",
+        "process": "1",
+    })
     for number in range(rounds):
         place = folder / str(number)
         place.mkdir()
@@ -306,7 +326,11 @@ class Zygote:
     def __init__(self) -> None:
         env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         self.process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=env,
         )
 
     def ask(self, **request: Any) -> dict[str, Any]:

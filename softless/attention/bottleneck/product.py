@@ -5,10 +5,12 @@
     P = kernel(x~, x)  (R x N),   A = kernel(x~, x~)  (R x R)
     o = P^T (S (A + ridge I)^-1 S (P v)),      S = I, or diag(A 1)^(-1/2) in the normalised form
 
-Lu et al., "SOFT: Softmax-free Transformer with Linear Complexity", NeurIPS 2021, arXiv:2110.11945; normalised: arXiv:2207.03341 and its code.
+Lu et al., "SOFT: Softmax-free Transformer with Linear Complexity", NeurIPS 2021, arXiv:2110.11945;
+normalised: arXiv:2207.03341 and its code.
 """
 
-# B batch, H heads, N tokens, D features of q, E features of v, R bottleneck tokens, r side of a window
+# B batch, H heads, N tokens, D features of q, E features of v, R bottleneck tokens, r side of a
+# window
 
 import torch
 from torch import Tensor
@@ -40,13 +42,31 @@ def published_island(few: Tensor, there: Tensor, *, normalised: bool) -> Tensor:
     """The published iteration in the dtype at hand."""
     both = there & there.mT
     a = torch.where(
-        both, own_kernel(few - middle_of(few, there)), torch.eye(few.shape[-2], dtype=few.dtype, device=few.device)
+        both,
+        own_kernel(few - middle_of(few, there)),
+        torch.eye(few.shape[-2], dtype=few.dtype, device=few.device),
     )
     return symmetric(inverses.published_norm(a), a) if normalised else inverses.published(a)
 
 
-def attention(q: Tensor, v: Tensor, *, learned: dict[str, Tensor], grid: Grid, mask: Tensor | None, query_mask: Tensor | None, sampling: str, ratio: int, inverse: str, ridge: float, parity: bool, normalised: bool) -> Tensor:  # fmt: skip
-    """The formula at the top, over a whole sequence; the R x R island in float64 where the device has it."""
+def attention(
+    q: Tensor,
+    v: Tensor,
+    *,
+    learned: dict[str, Tensor],
+    grid: Grid,
+    mask: Tensor | None,
+    query_mask: Tensor | None,
+    sampling: str,
+    ratio: int,
+    inverse: str,
+    ridge: float,
+    parity: bool,
+    normalised: bool,
+) -> Tensor:
+    """The formula at the top, over a whole sequence; the R x R island in float64 where the device
+    has it.
+    """
     x = scaled(q, mask)
     few, there = sample(x, mask, grid, learned, sampling, ratio)
     middle = middle_of(few, there)

@@ -1,6 +1,7 @@
 """Bottleneck tokens of SOFT: which tokens are a part of which, and what is made of them."""
 
-# B batch, H heads, N tokens, D features of q, E features of v, R bottleneck tokens, r side of a window
+# B batch, H heads, N tokens, D features of q, E features of v, R bottleneck tokens, r side of a
+# window
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,9 @@ def scaled(q: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def scrambled(number: int, device: torch.device) -> Tensor:
-    """A fixed order of the cells 0..number-1 that looks random and depends on their number alone, so that calls repeat and graphs trace."""
+    """A fixed order of the cells 0..number-1 that looks random and depends on their number alone,
+    so that calls repeat and graphs trace.
+    """
     x = torch.arange(number, device=device, dtype=torch.int64)
     for shift, factor in ((16, 0x45D9F3B), (16, 0x45D9F3B), (16, 1)):
         x = ((x ^ (x >> shift)) * factor) & 0xFFFFFFFF
@@ -26,7 +29,9 @@ def scrambled(number: int, device: torch.device) -> Tensor:
 
 
 def taken(index: Tensor, grid: Grid, sampling: str, ratio: int) -> Tensor:
-    """(n,) the bottleneck token that each token is a part of, -1 for none: every cell of a window, its first one, or chosen cells."""
+    """(n,) the bottleneck token that each token is a part of, -1 for none: every cell of a window,
+    its first one, or chosen cells.
+    """
     window, place, inside = windows(index, grid, ratio)
     number = number_of_windows(grid, ratio)
     cell = (index - grid[0]).clamp_min(0)
@@ -43,7 +48,9 @@ def taken(index: Tensor, grid: Grid, sampling: str, ratio: int) -> Tensor:
     return torch.where(inside, window, -1)
 
 
-def membership(x: Tensor, mask: Tensor | None, place: Place | None, grid: Grid, sampling: str, ratio: int) -> Tensor:
+def membership(
+    x: Tensor, mask: Tensor | None, place: Place | None, grid: Grid, sampling: str, ratio: int
+) -> Tensor:
     """(B or 1, 1, n, R) 1 where a token that counts is a part of a bottleneck token."""
     part = taken(indices(x.shape[-2], place, x.device), grid, sampling, ratio)
     one = (part[:, None] == torch.arange(number_of_windows(grid, ratio), device=x.device))[None]
@@ -71,14 +78,23 @@ def convolved_parts(x: Tensor, place: Place | None, grid: Grid, weight: Tensor) 
     total = x.new_zeros(*x.shape[:2], number_of_windows(grid, ratio), x.shape[-1])
     for number in range(ratio * ratio):
         here = (inside & (spot == number)).nonzero()[:, 0]
-        total = total.index_add(2, window[here], x[:, :, here] @ weight[:, :, number // ratio, number % ratio].mT)
+        total = total.index_add(
+            2, window[here], x[:, :, here] @ weight[:, :, number // ratio, number % ratio].mT
+        )
     return total
 
 
 def sample(
-    x: Tensor, mask: Tensor | None, grid: Grid, learned: dict[str, Tensor], sampling: str, ratio: int
+    x: Tensor,
+    mask: Tensor | None,
+    grid: Grid,
+    learned: dict[str, Tensor],
+    sampling: str,
+    ratio: int,
 ) -> tuple[Tensor, Tensor]:
-    """Bottleneck tokens (B,H,R,D) of a whole sequence, and which of them are there (B or 1, 1, R, 1)."""
+    """Bottleneck tokens (B,H,R,D) of a whole sequence, and which of them are there
+    (B or 1, 1, R, 1).
+    """
     parts = membership(x, mask, None, grid, sampling, ratio)
     number = parts.sum(-2, keepdim=True).mT
     if sampling == "conv":

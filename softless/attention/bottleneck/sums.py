@@ -1,6 +1,7 @@
 """SOFT as sums over tokens, in two sweeps: the bottleneck tokens, then what they see."""
 
-# B batch, H heads, N tokens, D features of q, E features of v, R bottleneck tokens, r side of a window
+# B batch, H heads, N tokens, D features of q, E features of v, R bottleneck tokens, r side of a
+# window
 
 from functools import partial
 from typing import Any
@@ -16,23 +17,45 @@ from softless.attention.record import Grid
 from softless.attention.streaming import Streaming, Summary, Sweep, Tokens
 
 
-def sum_parts(tokens: Tokens, _: None, *, learned: dict[str, Tensor], grid: Grid, sampling: str, ratio: int, **__: Any) -> Summary:  # fmt: skip
+def sum_parts(
+    tokens: Tokens,
+    _: None,
+    *,
+    learned: dict[str, Tensor],
+    grid: Grid,
+    sampling: str,
+    ratio: int,
+    **__: Any,
+) -> Summary:
     """First sweep: what the tokens add to the bottleneck tokens, and how many do."""
     x = scaled(tokens.q, tokens.mask)
     parts = membership(x, tokens.mask, tokens.keys, grid, sampling, ratio)
-    total = convolved_parts(x, tokens.keys, grid, learned["conv"]) if sampling == "conv" else product(parts, x)
+    total = (
+        convolved_parts(x, tokens.keys, grid, learned["conv"])
+        if sampling == "conv"
+        else product(parts, x)
+    )
     return {"few": total, "number": parts.sum(-2, keepdim=True).mT}
 
 
-def place_bottleneck(summary: Summary, *, learned: dict[str, Tensor], sampling: str, **_: Any) -> Summary:
+def place_bottleneck(
+    summary: Summary, *, learned: dict[str, Tensor], sampling: str, **_: Any
+) -> Summary:
     """The bottleneck tokens."""
     number = summary["number"]
-    few = activated(summary["few"], learned) if sampling == "conv" else summary["few"] / number.clamp_min(1)
+    few = (
+        activated(summary["few"], learned)
+        if sampling == "conv"
+        else summary["few"] / number.clamp_min(1)
+    )
     return {"few": few, "number": number}
 
 
 def look(tokens: Tokens, placed: Summary, **_: Any) -> Summary:
-    """Second sweep: P v; kernels are at most 1, so plain sums do. The bottleneck tokens travel with it."""
+    """Second sweep: P v; kernels are at most 1, so plain sums do.
+
+    The bottleneck tokens travel with it.
+    """
     there = placed["number"] > 0
     x = scaled(tokens.q, tokens.mask)
     weights = kernel(x, placed["few"], middle_of(placed["few"], there)).masked_fill(~there.mT, 0)
@@ -47,7 +70,9 @@ def merge_looks(a: Summary, b: Summary) -> Summary:
 def finish(summary: Summary, *, inverse: str, ridge: float, normalised: bool, **_: Any) -> Summary:
     """The bottleneck tokens and what each is worth (B,H,R,E)."""
     there = summary["number"] > 0
-    wide = island(precise(summary["few"]), there, ridge=ridge, inverse=inverse, normalised=normalised)
+    wide = island(
+        precise(summary["few"]), there, ridge=ridge, inverse=inverse, normalised=normalised
+    )
     worth = (wide @ precise(summary["seen"])).to(summary["seen"].dtype)
     return {"few": summary["few"], "there": there, "worth": worth}
 
@@ -55,18 +80,26 @@ def finish(summary: Summary, *, inverse: str, ridge: float, normalised: bool, **
 def read(tokens: Tokens, reader: Summary, **_: Any) -> Tensor:
     """The output of these queries."""
     few, there = reader["few"], reader["there"]
-    weights = kernel(scaled(tokens.q, tokens.query_mask), few, middle_of(few, there)).masked_fill(~there.mT, 0)
+    weights = kernel(scaled(tokens.q, tokens.query_mask), few, middle_of(few, there)).masked_fill(
+        ~there.mT, 0
+    )
     return keep(weights @ reader["worth"], tokens.query_mask)
 
 
 def streaming(*, normalised: bool) -> Streaming:
     """Two sweeps: the bottleneck tokens, then P v."""
     return Streaming(
-        sweeps=(Sweep(sum_parts, place_bottleneck), Sweep(look, partial(finish, normalised=normalised), merge_looks)),
+        sweeps=(
+            Sweep(sum_parts, place_bottleneck),
+            Sweep(look, partial(finish, normalised=normalised), merge_looks),
+        ),
         read=read,
-        holds="first the sums that make the bottleneck tokens (R x D) and their numbers; then P v (R x E)",
+        holds="first the sums that make the bottleneck tokens (R x D) and their numbers; then P v "
+        "(R x E)",
         merges="plain addition in both sweeps: a kernel is at most 1",
         refuses=lambda *, parity, **_: (
-            "the published inverse is kept for whole images, to compare with: leave out parity=True" if parity else None
+            "the published inverse is kept for whole images, to compare with: leave out parity=True"
+            if parity
+            else None
         ),
     )

@@ -1,4 +1,6 @@
-"""Formulas of our kernels for torch's own counter, which tells no user of a triton that nobody asked for."""
+"""Formulas of our kernels for torch's own counter, which tells no user of a triton that nobody
+asked for.
+"""
 
 import logging
 

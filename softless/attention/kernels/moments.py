@@ -1,6 +1,8 @@
-"""Means, sums of squares and products about the means in one sweep, and centred reading: native kernels as operators of torch, for inference.
+"""Means, sums of squares and products about the means in one sweep, and centred reading: native
+kernels as operators of torch, for inference.
 
-Groups of tokens are centred on their own means in float32 and merge in float64 (softless/attention/moments.py has the formulas).
+Groups of tokens are centred on their own means in float32 and merge in float64
+(softless/attention/moments.py has the formulas).
 """
 
 # B batch, H heads, N query tokens, M key tokens, D features of q and k, E features of v
@@ -15,7 +17,10 @@ from softless.attention.kernels.formulas import register_flop_formula
 
 library = torch.library.Library("softless", "FRAGMENT")
 library.define("moments(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? query_mask) -> Tensor")
-library.define("centred(Tensor q, Tensor v, Tensor middle, Tensor matrix, Tensor offset, Tensor? query_mask) -> Tensor")
+library.define(
+    "centred(Tensor q, Tensor v, Tensor middle, Tensor matrix, Tensor offset, Tensor? query_mask) "
+    "-> Tensor"
+)
 
 
 def _room(q: Tensor, v: Tensor) -> Tensor:
@@ -24,25 +29,47 @@ def _room(q: Tensor, v: Tensor) -> Tensor:
     return torch.empty(B, H * (4 * D + 2 * E + D * E), dtype=torch.float64, device=q.device)
 
 
-def moments(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, query_mask: Tensor | None) -> Tensor:
+def moments(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, query_mask: Tensor | None
+) -> Tensor:
     """What `split` takes apart."""
     q, k, v = map(native.dense, (q, k, v))
     found = _room(q, v)
     native.run(
-        "moments", native.sizes(q, k, v), q.dtype, q=native.at(q), k=native.at(k), v=native.at(v), mask=mask,
-        query_mask=query_mask, moments=found,
-    )  # fmt: skip
+        "moments",
+        native.sizes(q, k, v),
+        q.dtype,
+        q=native.at(q),
+        k=native.at(k),
+        v=native.at(v),
+        mask=mask,
+        query_mask=query_mask,
+        moments=found,
+    )
     return found
 
 
-def centred(q: Tensor, v: Tensor, middle: Tensor, matrix: Tensor, offset: Tensor, query_mask: Tensor | None) -> Tensor:
+def centred(
+    q: Tensor, v: Tensor, middle: Tensor, matrix: Tensor, offset: Tensor, query_mask: Tensor | None
+) -> Tensor:
     """(q - middle) matrix + offset, laid out by tokens."""
     q, o = native.dense(q), native.by_tokens(q, v)
-    middle, matrix, offset = middle.double().contiguous(), matrix.float().contiguous(), offset.float().contiguous()
+    middle, matrix, offset = (
+        middle.double().contiguous(),
+        matrix.float().contiguous(),
+        offset.float().contiguous(),
+    )
     native.run(
-        "centred", native.sizes(q, q, v), q.dtype, q=native.at(q), out=native.at(o), query_mask=query_mask, context=matrix, middle=middle,
+        "centred",
+        native.sizes(q, q, v),
+        q.dtype,
+        q=native.at(q),
+        out=native.at(o),
+        query_mask=query_mask,
+        context=matrix,
+        middle=middle,
         offset=offset,
-    )  # fmt: skip
+    )
     return o
 
 
@@ -75,19 +102,31 @@ def _centred_flops(q: Any, v: Any, *_: Any, **__: Any) -> int:
     return 2 * q[0] * q[1] * q[2] * q[3] * v[3]
 
 
-def summed(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, query_mask: Tensor | None) -> dict[str, Tensor]:
-    """Float64 means and sums of squares about them of q, k (B,H,1,D) and v (B,H,1,E), and of their products "products" (B,H,D,E)."""
+def summed(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, query_mask: Tensor | None
+) -> dict[str, Tensor]:
+    """Float64 means and sums of squares about them of q, k (B,H,1,D) and v (B,H,1,E), and of their
+    products "products" (B,H,D,E).
+    """
     B, H, _, D = q.shape
     E = v.shape[3]
     found = torch.ops.softless.moments(q, k, v, mask, query_mask)
-    widths = {f"{side}_{name}": width for side, width in (("q", D), ("k", D), ("v", E)) for name in ("mean", "squares")}
+    widths = {
+        f"{side}_{name}": width
+        for side, width in (("q", D), ("k", D), ("v", E))
+        for name in ("mean", "squares")
+    }
     *parts, products = found.split([H * width for width in widths.values()] + [H * D * E], dim=1)
     summary = {name: part.view(B, H, 1, -1) for name, part in zip(widths, parts, strict=True)}
     return summary | {"products": products.view(B, H, D, E)}
 
 
-def read(q: Tensor, v: Tensor, middle: Tensor, matrix: Tensor, offset: Tensor, query_mask: Tensor | None) -> Tensor:
-    """(q - middle) matrix + offset, (B,H,N,E), 0 where a query does not count; middle (B,H,1,D), matrix (B,H,D,E), offset (B,H,1,E)."""
+def read(
+    q: Tensor, v: Tensor, middle: Tensor, matrix: Tensor, offset: Tensor, query_mask: Tensor | None
+) -> Tensor:
+    """(q - middle) matrix + offset, (B,H,N,E), 0 where a query does not count; middle (B,H,1,D),
+    matrix (B,H,D,E), offset (B,H,1,E).
+    """
     B, H, _, D = q.shape
     E = v.shape[3]
     given = middle.expand(B, H, 1, D), matrix.expand(B, H, D, E), offset.expand(B, H, 1, E)

@@ -1,6 +1,8 @@
-"""The native library: found and loaded once, called with pointers; why it is not there, where it is not.
+"""The native library: found and loaded once, called with pointers; why it is not there, where it is
+not.
 
-It is plain C++ behind a C interface (native/softless.h), built when the package is installed. What it computes is in kernels/linear.py.
+It is plain C++ behind a C interface (native/softless.h), built when the package is installed. What
+it computes is in kernels/linear.py.
 """
 
 import contextlib
@@ -20,17 +22,17 @@ from softless.attention.recording import recording
 from softless.attention.transforms import transformed
 from softless.errors import UsageError
 
-NAME = "native/libsoftless_native.so"  # beside its sources: in the package itself it would pass for a module
+# beside its sources: in the package itself it would pass for a module
+NAME = "native/libsoftless_native.so"
 DTYPES = (torch.float32, torch.bfloat16)
 OK, NO_PATH = 0, 1
 
 
-At = tuple[
-    int, int, int, int
-]  # where a tensor (image, head, token, channel) lies: address, and steps; its channels are contiguous
+# where a tensor (image, head, token, channel) lies: address, and steps; its channels are contiguous
+At = tuple[int, int, int, int]
 NOWHERE: At = (0, 0, 0, 0)
-# `SoftlessCall` of native/softless.h: six sizes, three integers and the path; q, k, v, out; six addresses, eps and still; four gradients; moments,
-# middle and offset.
+# `SoftlessCall` of native/softless.h: six sizes, three integers and the path; q, k, v, out; six
+# addresses, eps and still; four gradients; moments, middle and offset.
 # Packed and not built field by field: a call on few tokens takes no longer than its arguments.
 CALL = struct.Struct("@6q3iP" + 4 * "P3q" + "6P2f" + 4 * "P3q" + "3P")
 
@@ -41,7 +43,8 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     found = [path for folder in package.__path__ if (path := Path(folder) / NAME).is_file()]
     if not found:
         return None, (
-            "this installation has no native library: it is built for Linux on x86-64 where a C++ compiler is there; install again with one"
+            "this installation has no native library: it is built for Linux on x86-64 where a C++ "
+            "compiler is there; install again with one"
         )
     try:
         library = ctypes.CDLL(str(found[0]))
@@ -66,20 +69,25 @@ def _paths(dtype: torch.dtype) -> tuple[str, ...]:
 
 
 PATHS = {dtype: _paths(dtype) for dtype in DTYPES}  # the ways of this processor, the fastest first
-_names = {name: ctypes.create_string_buffer(name.encode()) for paths in PATHS.values() for name in paths}
+_names = {
+    name: ctypes.create_string_buffer(name.encode()) for paths in PATHS.values() for name in paths
+}
 _thread = threading.local()  # what this thread alone does without, or is made to take
 
 
 @contextlib.contextmanager
 def using(path: str) -> Iterator[None]:
-    """Take one way of this processor instead of the fastest, in this thread, for tests and comparisons.
+    """Take one way of this processor instead of the fastest, in this thread, for tests and
+    comparisons.
 
     Raises:
         UsageError: this processor has no such way.
     """
     known = sorted({name for paths in PATHS.values() for name in paths})
     if path not in known:
-        raise UsageError(f"no native path named {path!r} on this processor. It has: {', '.join(known) or 'none'}")
+        raise UsageError(
+            f"no native path named {path!r} on this processor. It has: {', '.join(known) or 'none'}"
+        )
     before, _thread.path = getattr(_thread, "path", ""), path
     try:
         yield
@@ -101,34 +109,85 @@ def at(x: Tensor) -> At:
     return x.data_ptr(), image, head, token
 
 
-def run(name: str, sizes: tuple[int, int, int, int, int, int], dtype: torch.dtype, *, mask: Tensor | None = None, query_mask: Tensor | None = None, **fields: Any) -> None:  # fmt: skip
-    """Run `softless_NAME` on sizes (B, H, N, M, D, E); the fields are those of `SoftlessCall`, tensors by their address.
+def run(
+    name: str,
+    sizes: tuple[int, int, int, int, int, int],
+    dtype: torch.dtype,
+    *,
+    mask: Tensor | None = None,
+    query_mask: Tensor | None = None,
+    **fields: Any,
+) -> None:
+    """Run `softless_NAME` on sizes (B, H, N, M, D, E); the fields are those of `SoftlessCall`,
+    tensors by their address.
 
     Raises:
         MemoryError: the sums do not fit.
     """
     assert LIBRARY is not None
     mask, query_mask = (None if x is None else x.contiguous() for x in (mask, query_mask))
-    status = getattr(LIBRARY, f"softless_{name}")(_packed(sizes, dtype, mask=mask, query_mask=query_mask, **fields))
+    status = getattr(LIBRARY, f"softless_{name}")(
+        _packed(sizes, dtype, mask=mask, query_mask=query_mask, **fields)
+    )
     assert status != NO_PATH, "path_of was not asked"
     if status != OK:
         raise MemoryError(f"softless_{name}: no memory for the sums over tokens")
 
 
 def _packed(
-    sizes: tuple[int, int, int, int, int, int], dtype: torch.dtype, *, norm: int = 0, q: At = NOWHERE, k: At = NOWHERE, v: At = NOWHERE,
-    out: At = NOWHERE, mask: Tensor | None = None, query_mask: Tensor | None = None, q_size: Tensor | None = None, k_size: Tensor | None = None,
-    context: Tensor | None = None, gain: Tensor | None = None, eps: float = 0.0, still: float = 0.0, grad_out: At = NOWHERE, grad_q: At = NOWHERE,
-    grad_k: At = NOWHERE, grad_v: At = NOWHERE, moments: Tensor | None = None, middle: Tensor | None = None, offset: Tensor | None = None,
-) -> bytes:  # fmt: skip
+    sizes: tuple[int, int, int, int, int, int],
+    dtype: torch.dtype,
+    *,
+    norm: int = 0,
+    q: At = NOWHERE,
+    k: At = NOWHERE,
+    v: At = NOWHERE,
+    out: At = NOWHERE,
+    mask: Tensor | None = None,
+    query_mask: Tensor | None = None,
+    q_size: Tensor | None = None,
+    k_size: Tensor | None = None,
+    context: Tensor | None = None,
+    gain: Tensor | None = None,
+    eps: float = 0.0,
+    still: float = 0.0,
+    grad_out: At = NOWHERE,
+    grad_q: At = NOWHERE,
+    grad_k: At = NOWHERE,
+    grad_v: At = NOWHERE,
+    moments: Tensor | None = None,
+    middle: Tensor | None = None,
+    offset: Tensor | None = None,
+) -> bytes:
     """The bytes of a `SoftlessCall`."""
     forced = getattr(_thread, "path", "")
     path = _names[forced] if forced in PATHS[dtype] else None
     return CALL.pack(
-        *sizes, dtype == torch.bfloat16, norm, torch.get_num_threads(), ctypes.addressof(path) if path else 0, *q, *k, *v, *out,
-        _address(mask), _address(query_mask), _address(q_size), _address(k_size), _address(context), _address(gain), eps, still,
-        *grad_out, *grad_q, *grad_k, *grad_v, _address(moments), _address(middle), _address(offset),
-    )  # fmt: skip
+        *sizes,
+        dtype == torch.bfloat16,
+        norm,
+        torch.get_num_threads(),
+        ctypes.addressof(path) if path else 0,
+        *q,
+        *k,
+        *v,
+        *out,
+        _address(mask),
+        _address(query_mask),
+        _address(q_size),
+        _address(k_size),
+        _address(context),
+        _address(gain),
+        eps,
+        still,
+        *grad_out,
+        *grad_q,
+        *grad_k,
+        *grad_v,
+        _address(moments),
+        _address(middle),
+        _address(offset),
+    )
 
 
 def _address(x: Tensor | None) -> int:
@@ -159,7 +218,9 @@ def set_aside() -> bool:
 
 @contextlib.contextmanager
 def without() -> Iterator[None]:
-    """No native kernel inside, in this thread: what is counted must not hang on the machine that counts."""
+    """No native kernel inside, in this thread: what is counted must not hang on the machine that
+    counts.
+    """
     before, _thread.aside = set_aside(), True
     try:
         yield
@@ -191,7 +252,9 @@ def refuses(q: Tensor, k: Tensor, v: Tensor, **_: Any) -> list[str]:
 
 def here() -> str:
     """The ways of this processor by dtype, the fastest first."""
-    return "; ".join(f"{str(dtype).removeprefix('torch.')}: {', '.join(paths)}" for dtype, paths in PATHS.items())
+    return "; ".join(
+        f"{str(dtype).removeprefix('torch.')}: {', '.join(paths)}" for dtype, paths in PATHS.items()
+    )
 
 
 def without_gradient(library: torch.library.Library, name: str, sentence: str) -> None:

@@ -1,11 +1,13 @@
-"""Self-attention of many tokens in training with both its projections, so that much of what lies between them is never there whole.
+"""Self-attention of many tokens in training with both its projections, so that much of what lies
+between them is never there whole.
 
     forward:    q, k, v = x W^T + b;  A = k^T v gain / |q| / |k| per head;  P = A W_o^T, its heads stacked;  y = q P + b_o
     backward:   G = q^T dy is the gradient of P, and goes on to A and W_o; then, a stretch of tokens at a time,
                 dq = dy P^T + slope of |q|,  dk = v dC^T + slope of |k|,  dv = k dC,  dx = (dq, dk, dv) W,  dW += (dq, dk, dv)^T x
 
-Held are x, the buffer of q, k and v, and the sums: neither o nor its gradient ever exists, and those of q, k and v only for a stretch.
-The products are as many as without: G stands in place of both o^T dy and q^T do.
+Held are x, the buffer of q, k and v, and the sums: neither o nor its gradient ever exists, and
+those of q, k and v only for a stretch. The products are as many as without: G stands in place of
+both o^T dy and q^T do.
 """
 
 # B images, N tokens, H heads, D features of a head, W = H D
@@ -34,20 +36,35 @@ from softless.attention.norms import EPS, STILL, Norm, seen
 from softless.attention.packed import absorbed
 
 STRETCH = (
-    1536  # tokens whose gradients of q, k and v exist at a time: the products are at their speed, and little is held
+    # tokens whose gradients of q, k and v exist at a time: the products are at their speed, and
+    # little is held
+    1536
 )
 
 library.define(
-    "self_attention(Tensor x, Tensor weight, Tensor? bias, Tensor proj, Tensor? proj_bias, int heads, int norm, float? token_scale, float eps) "
+    "self_attention(Tensor x, Tensor weight, Tensor? bias, Tensor proj, Tensor? proj_bias, int "
+    "heads, int norm, float? token_scale, float eps) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 library.define(
-    "self_attention_backward(Tensor grad, Tensor x, Tensor weight, Tensor proj, Tensor qkv, Tensor q_size, Tensor k_size, Tensor context, "
-    "int norm, float? token_scale, float eps, bool for_x, bool for_weights) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+    "self_attention_backward(Tensor grad, Tensor x, Tensor weight, Tensor proj, Tensor qkv, "
+    "Tensor q_size, Tensor k_size, Tensor context, "
+    "int norm, float? token_scale, float eps, bool for_x, bool for_weights) -> (Tensor, Tensor, "
+    "Tensor, Tensor, Tensor)"
 )
 
 
-def self_attention(x: Tensor, weight: Tensor, bias: Tensor | None, proj: Tensor, proj_bias: Tensor | None, heads: int, norm: int, token_scale: float | None, eps: float) -> tuple[Tensor, ...]:  # fmt: skip
+def self_attention(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    proj: Tensor,
+    proj_bias: Tensor | None,
+    heads: int,
+    norm: int,
+    token_scale: float | None,
+    eps: float,
+) -> tuple[Tensor, ...]:
     """Output (B,N,dim_out), the buffer of q, k and v (B,N,3 W), and the sums."""
     qkv = F.linear(x, weight, bias)
     B, N, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
@@ -74,12 +91,32 @@ def self_attention(x: Tensor, weight: Tensor, bias: Tensor | None, proj: Tensor,
     return (y if proj_bias is None else y.add_(proj_bias)), qkv, *sums
 
 
-def self_attention_backward(grad: Tensor, x: Tensor, weight: Tensor, proj: Tensor, qkv: Tensor, q_size: Tensor, k_size: Tensor, context: Tensor, norm: int, token_scale: float | None, eps: float, for_x: bool, for_weights: bool) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients of x, of the weight and the bias that made q, k and v, and of those of the output projection; empty where not asked for."""
+def self_attention_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    proj: Tensor,
+    qkv: Tensor,
+    q_size: Tensor,
+    k_size: Tensor,
+    context: Tensor,
+    norm: int,
+    token_scale: float | None,
+    eps: float,
+    for_x: bool,
+    for_weights: bool,
+) -> tuple[Tensor, ...]:
+    """Gradients of x, of the weight and the bias that made q, k and v, and of those of the output
+    projection; empty where not asked for.
+    """
     B, H, D, _ = context.shape
     N, width, dtype = x.shape[1], H * D, x.dtype
     stretch = -(-N // max(1, round(N / STRETCH)))
-    stretches = [(image, slice(first, min(N, first + stretch))) for image in range(B) for first in range(0, N, stretch)]
+    stretches = [
+        (image, slice(first, min(N, first + stretch)))
+        for image in range(B)
+        for first in range(0, N, stretch)
+    ]
 
     factor = _factor(q_size, k_size, N, norm, token_scale, eps)
     matrix = context * factor
@@ -107,19 +144,31 @@ def self_attention_backward(grad: Tensor, x: Tensor, weight: Tensor, proj: Tenso
         torch.mm(grad[image, at], back[image], out=slopes[:, :width])
         if norm:
             slopes[:, :width].addcmul_(
-                tokens[:, :width].sign() if norm == NORMS["l1"] else tokens[:, :width], q_slope[image]
+                tokens[:, :width].sign() if norm == NORMS["l1"] else tokens[:, :width],
+                q_slope[image],
             )
         (q, k, v), (_, dk, dv) = parts(tokens[None], H, 3), parts(slopes[None], H, 3)
         native.run(
-            "spread", (1, H, n, n, D, D), dtype, norm=norm, q=q, k=k, v=v, k_size=k_slope[image], context=slope_of_context[image], grad_k=dk, grad_v=dv
-        )  # fmt: skip
+            "spread",
+            (1, H, n, n, D, D),
+            dtype,
+            norm=norm,
+            q=q,
+            k=k,
+            v=v,
+            k_size=k_slope[image],
+            context=slope_of_context[image],
+            grad_k=dk,
+            grad_v=dv,
+        )
         if k_still[image].any():
             slopes[:, width : 2 * width].masked_fill_(k_still[image].flatten(), 0)
         if for_x:
             torch.mm(slopes, weight, out=dx[image, at])
         if for_weights:
             dweight += slopes.T @ x[image, at]
-            dbias += slopes.sum(0)  # in float32 inside; asked for float32, torch would widen them all first
+            # in float32 inside; asked for float32, torch would widen them all first
+            dbias += slopes.sum(0)
             dproj_bias += grad[image, at].sum(0)
     if not for_weights:
         return dx, *(x.new_empty(0) for _ in range(4))
@@ -131,9 +180,17 @@ def _norms(size: Tensor, norm: int) -> Tensor:
     return size.sqrt() if norm == NORMS["l2"] else size
 
 
-def _factor(q_size: Tensor, k_size: Tensor, queries: int, norm: int, token_scale: float | None, eps: float) -> Tensor:
+def _factor(
+    q_size: Tensor, k_size: Tensor, queries: int, norm: int, token_scale: float | None, eps: float
+) -> Tensor:
     """What the rows of k^T v are multiplied by: (B,H,D,1)."""
-    gain = 1.0 if token_scale is None else queries if token_scale == BY_COUNT else queries / token_scale
+    gain = (
+        1.0
+        if token_scale is None
+        else queries
+        if token_scale == BY_COUNT
+        else queries / token_scale
+    )
     if not norm:
         return torch.full((*q_size.shape, 1), gain, device=q_size.device)
     q_norm, k_norm = (_norms(seen(size).double(), norm).clamp_min(eps) for size in (q_size, k_size))
@@ -141,7 +198,9 @@ def _factor(q_size: Tensor, k_size: Tensor, queries: int, norm: int, token_scale
 
 
 def _slope_of_size(along: Tensor, size: Tensor, norm: int, eps: float) -> tuple[Tensor, Tensor]:
-    """What multiplies sign(x) (l1) or x (l2) in a gradient, and the channels that get none at all: (B,H,D) each (`features.settle`)."""
+    """What multiplies sign(x) (l1) or x (l2) in a gradient, and the channels that get none at all:
+    (B,H,D) each (`features.settle`).
+    """
     if not norm:
         return torch.zeros_like(size), torch.zeros_like(size, dtype=torch.bool)
     norms = _norms(size, norm)
@@ -156,19 +215,37 @@ for function in (self_attention, self_attention_backward):
 
 
 def _fake(
-    x: Tensor, weight: Tensor, _b: Tensor | None, proj: Tensor, _o: Tensor | None, heads: int, *_: Any
+    x: Tensor,
+    weight: Tensor,
+    _b: Tensor | None,
+    proj: Tensor,
+    _o: Tensor | None,
+    heads: int,
+    *_: Any,
 ) -> tuple[Tensor, ...]:
     B, N, _dim = x.shape
     D = len(weight) // (3 * heads)
-    return x.new_empty(B, N, len(proj)), x.new_empty(B, N, len(weight)), *room(B, heads, D, D, 1, x.device)
+    return (
+        x.new_empty(B, N, len(proj)),
+        x.new_empty(B, N, len(weight)),
+        *room(B, heads, D, D, 1, x.device),
+    )
 
 
-def _fake_backward(_: Tensor, x: Tensor, weight: Tensor, proj: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+def _fake_backward(
+    _: Tensor, x: Tensor, weight: Tensor, proj: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:
     for_x, for_weights = rest[-2:]
     dx = torch.empty_like(x) if for_x else x.new_empty(0)
     if not for_weights:
         return dx, *(x.new_empty(0) for _ in range(4))
-    return dx, torch.empty_like(weight), x.new_empty(len(weight)), torch.empty_like(proj), x.new_empty(len(proj))
+    return (
+        dx,
+        torch.empty_like(weight),
+        x.new_empty(len(weight)),
+        torch.empty_like(proj),
+        x.new_empty(len(proj)),
+    )
 
 
 torch.library.register_fake("softless::self_attention", _fake, lib=library)
@@ -182,9 +259,20 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.mark_non_differentiable(*output[1:])
 
 
-def _formula(x: Tensor, weight: Tensor, bias: Tensor | None, proj: Tensor, proj_bias: Tensor | None, *, heads: int, settings: Any) -> Tensor:  # fmt: skip
+def _formula(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    proj: Tensor,
+    proj_bias: Tensor | None,
+    *,
+    heads: int,
+    settings: Any,
+) -> Tensor:
     """The same value by torch alone."""
-    return F.linear(packed_formula(F.linear(x, weight, bias), heads, None, *settings), proj, proj_bias)
+    return F.linear(
+        packed_formula(F.linear(x, weight, bias), heads, None, *settings), proj, proj_bias
+    )
 
 
 def _slope(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
@@ -197,7 +285,10 @@ def _slope(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
         grad, x, weight, proj, *sums, *ctx.settings, for_x, any(for_weights)
     )
     return (
-        *(slope if asked else None for slope, asked in zip(found, ctx.needs_input_grad, strict=False)),
+        *(
+            slope if asked else None
+            for slope, asked in zip(found, ctx.needs_input_grad, strict=False)
+        ),
         None,
         None,
         None,
@@ -205,7 +296,9 @@ def _slope(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
     )
 
 
-torch.library.register_autograd("softless::self_attention", _slope, setup_context=_keep, lib=library)
+torch.library.register_autograd(
+    "softless::self_attention", _slope, setup_context=_keep, lib=library
+)
 native.without_gradient(
     library,
     "self_attention_backward",
@@ -217,12 +310,28 @@ native.without_gradient(
 def _flops(x: Any, weight: Any, _b: Any, proj: Any, _o: Any, heads: int, *_: Any, **__: Any) -> int:
     B, N, dim = x
     width = weight[0] // 3
-    return 2 * B * (N * (dim * weight[0] + width * (width // heads + proj[0])) + width * width // heads * proj[0])
+    return (
+        2
+        * B
+        * (
+            N * (dim * weight[0] + width * (width // heads + proj[0]))
+            + width * width // heads * proj[0]
+        )
+    )
 
 
 @register_flop_formula(torch.ops.softless.self_attention_backward)
 def _backward_flops(
-    _: Any, x: Any, weight: Any, proj: Any, _qkv: Any, _q: Any, _k: Any, context: Any, *rest: Any, **__: Any
+    _: Any,
+    x: Any,
+    weight: Any,
+    proj: Any,
+    _qkv: Any,
+    _q: Any,
+    _k: Any,
+    context: Any,
+    *rest: Any,
+    **__: Any,
 ) -> int:
     B, N, dim = x
     width, D = weight[0] // 3, context[2]
@@ -234,7 +343,19 @@ def _backward_flops(
     )
 
 
-def run(x: Tensor, weight: Tensor, bias: Tensor | None, proj: Tensor, proj_bias: Tensor | None, heads: int, *, norm: Norm, token_scale: str | float | None, eps: float, **_: Any) -> Tensor:  # fmt: skip
+def run(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    proj: Tensor,
+    proj_bias: Tensor | None,
+    heads: int,
+    *,
+    norm: Norm,
+    token_scale: str | float | None,
+    eps: float,
+    **_: Any,
+) -> Tensor:
     """(B,N,dim_out): self-attention of tokens (B,N,dim) by weights (3 W, dim) and (dim_out, W)."""
     return torch.ops.softless.self_attention(
         x, weight, bias, proj, proj_bias, heads, NORMS[norm], number(token_scale), eps

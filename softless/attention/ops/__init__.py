@@ -1,4 +1,6 @@
-"""One file per operator; the registry is every record imported here (softless/attention/registry.py)."""
+"""One file per operator; the registry is every record imported here
+(softless/attention/registry.py).
+"""
 
 from softless.attention.ops.cosformer import SPEC as cosformer
 from softless.attention.ops.cosformer2d import SPEC as cosformer2d

@@ -1,12 +1,15 @@
-"""cosFormer on a grid: weights that fall with the distance in rows and in columns, as SimA compares it.
+"""cosFormer on a grid: weights that fall with the distance in rows and in columns, as SimA compares
+it.
 
     w_ij = <relu(q_i), relu(k_j)> cos(pi/2 (r_i - r_j) / h) cos(pi/2 (c_i - c_j) / w)        r, c row and column on an h x w grid
 
-Four terms, products of cos and sin of both angles. A prefix token (class, registers) has no place: its weight with every token is
-<relu(q), relu(k)>. That is additive too: features of patches (four terms) and, apart, plain features of prefix and of patch keys; a patch query
-reads the four terms and the prefix keys, a prefix query both plain ones.
-Koohpayegani and Pirsiavash, arXiv:2206.08898, appendix A.3, after cosFormer (arXiv:2202.08791). The paper writes the angles without a factor,
-r_i - r_j itself (`parity=True`), so that weights turn negative from a distance of two on; pi/2 over the side keeps them non-negative.
+Four terms, products of cos and sin of both angles. A prefix token (class, registers) has no place:
+its weight with every token is <relu(q), relu(k)>. That is additive too: features of patches (four
+terms) and, apart, plain features of prefix and of patch keys; a patch query reads the four terms
+and the prefix keys, a prefix query both plain ones. Koohpayegani and Pirsiavash, arXiv:2206.08898,
+appendix A.3, after cosFormer (arXiv:2202.08791). The paper writes the angles without a factor, r_i
+- r_j itself (`parity=True`), so that weights turn negative from a distance of two on; pi/2 over the
+side keeps them non-negative.
 """
 
 # B batch, H heads, N tokens, D features of q and k, E features of v, h x w grid
@@ -21,12 +24,24 @@ from softless.attention import cosine
 from softless.attention.norms import keep
 from softless.attention.options import Option, always
 from softless.attention.places import cells, indices
-from softless.attention.record import TOLERANCE, Backend, Bounds, Claims, Dims, Grid, HostNeeds, Identity, Operator
+from softless.attention.record import (
+    TOLERANCE,
+    Backend,
+    Bounds,
+    Claims,
+    Dims,
+    Grid,
+    HostNeeds,
+    Identity,
+    Operator,
+)
 from softless.attention.streaming import Place, Streaming, Summary, Tokens
 
 
 def tables(x: Tensor, place: Place | None, grid: Grid, parity: bool) -> tuple[Tensor, Tensor]:
-    """The tables of tokens as queries and as keys, (1, n, 4), or (1, n, 6) where there are prefix tokens."""
+    """The tables of tokens as queries and as keys, (1, n, 4), or (1, n, 6) where there are prefix
+    tokens.
+    """
     line, column, on_grid = cells(indices(x.shape[-2], place, x.device), grid)
     down, across = (1.0, 1.0) if parity else (math.pi / 2 / grid[1], math.pi / 2 / grid[2])
     rows, columns = cosine.waves(line.to(x.dtype) * down), cosine.waves(column.to(x.dtype) * across)
@@ -36,10 +51,22 @@ def tables(x: Tensor, place: Place | None, grid: Grid, parity: bool) -> tuple[Te
     four = four * on_grid[:, None]
     patch, prefix = on_grid[:, None].to(x.dtype), (~on_grid)[:, None].to(x.dtype)
     # as a query: the four terms, all prefix keys, and for a prefix token all patch keys too
-    return torch.cat([four, torch.ones_like(patch), prefix], -1)[None], torch.cat([four, prefix, patch], -1)[None]
+    return torch.cat([four, torch.ones_like(patch), prefix], -1)[None], torch.cat(
+        [four, prefix, patch], -1
+    )[None]
 
 
-def reference(q: Tensor, k: Tensor, v: Tensor, *, grid: Grid, mask: Tensor | None = None, query_mask: Tensor | None = None, parity: bool = False, eps: float = 1e-6) -> Tensor:  # fmt: skip
+def reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    grid: Grid,
+    mask: Tensor | None = None,
+    query_mask: Tensor | None = None,
+    parity: bool = False,
+    eps: float = 1e-6,
+) -> Tensor:
     """The formula in its linear form."""
     of_q, of_k = tables(q, None, grid, parity)
     f_q, f_k = cosine.features(q, of_q, query_mask), cosine.features(k, of_k, mask)
@@ -49,16 +76,30 @@ def reference(q: Tensor, k: Tensor, v: Tensor, *, grid: Grid, mask: Tensor | Non
 
 def summarise(tokens: Tokens, _: None, *, grid: Grid, parity: bool, **__: Any) -> Summary:
     """Both sums over the keys of a chunk."""
-    return cosine.summarise(tokens.k, tokens.v, tables(tokens.k, tokens.keys, grid, parity)[1], tokens.mask)
+    return cosine.summarise(
+        tokens.k, tokens.v, tables(tokens.k, tokens.keys, grid, parity)[1], tokens.mask
+    )
 
 
-def read(tokens: Tokens, summary: Summary, *, grid: Grid, parity: bool, eps: float, **_: Any) -> Tensor:
+def read(
+    tokens: Tokens, summary: Summary, *, grid: Grid, parity: bool, eps: float, **_: Any
+) -> Tensor:
     """The output of these queries."""
     table = tables(tokens.q, tokens.queries, grid, parity)[0]
     return cosine.read(tokens.q, summary, table, tokens.query_mask, eps)
 
 
-def eager(q: Tensor, k: Tensor, v: Tensor, *, grid: Grid, mask: Tensor | None, query_mask: Tensor | None, parity: bool, eps: float) -> Tensor:  # fmt: skip
+def eager(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    grid: Grid,
+    mask: Tensor | None,
+    query_mask: Tensor | None,
+    parity: bool,
+    eps: float,
+) -> Tensor:
     """The streaming form over all tokens at once, with one table for queries and keys."""
     of_q, of_k = tables(q, None, grid, parity)
     return cosine.read(q, cosine.summarise(k, v, of_k, mask), of_q, query_mask, eps)
@@ -67,12 +108,15 @@ def eager(q: Tensor, k: Tensor, v: Tensor, *, grid: Grid, mask: Tensor | None, q
 STREAMING = Streaming.sums(
     summarise,
     read,
-    holds="ΣFₖᵀv (4D x E) and ΣFₖ (4D), F = relu(k) times cos and sin of row and column; 6D with prefix tokens",
+    holds="ΣFₖᵀv (4D x E) and ΣFₖ (4D), F = relu(k) times cos and sin of row and column; 6D with "
+    "prefix tokens",
 )
 
 
 def flops(d: Dims) -> int:
-    """Context and reading over features 4 D wide, 6 D with prefix tokens; 2 FLOPs per multiply-add."""
+    """Context and reading over features 4 D wide, 6 D with prefix tokens; 2 FLOPs per
+    multiply-add.
+    """
     terms = 6 if d.grid and d.grid[0] else 4
     return 2 * d.B * d.H * terms * d.D * d.E * (d.N + d.M)
 
@@ -84,8 +128,10 @@ SPEC = Operator(
         formula="o = Σⱼ wᵢⱼ vⱼ / Σⱼ wᵢⱼ, wᵢⱼ = relu(qᵢ)·relu(kⱼ) cos(π/2 Δr/h) cos(π/2 Δc/w)",
         paper="arXiv:2206.08898 §A.3",
         title="Cosformer2d",
-        differs="SimA prints cos(i − j) cos(m − n) without a factor, whose weights turn negative; here the angles are π/2 over the grid's sides "
-        "(`parity=True` gives the printed form). Nothing is printed for the class token: here its weight with every token is that of equal places.",
+        differs="SimA prints cos(i − j) cos(m − n) without a factor, whose weights turn negative; "
+        "here the angles are π/2 over the grid's sides "
+        "(`parity=True` gives the printed form). Nothing is printed for the class token: here its "
+        "weight with every token is that of equal places.",
     ),
     reference=reference,
     claims=Claims(
@@ -103,7 +149,8 @@ SPEC = Operator(
     options={
         "parity": Option(
             default=False,
-            says="the angles as printed, without a factor: weights turn negative from a distance of two on",
+            says="the angles as printed, without a factor: weights turn negative from a distance "
+            "of two on",
             accepts=lambda value: isinstance(value, bool),
             values="True or False",
         ),

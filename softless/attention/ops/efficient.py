@@ -1,9 +1,11 @@
-"""Efficient attention: softmax over the channels of each query and over the tokens of each key channel.
+"""Efficient attention: softmax over the channels of each query and over the tokens of each key
+channel.
 
     o = softmax_channel(q) (softmax_token(k)^T v)
 
-The implied N x M matrix has rows that sum to 1. Each key channel's softmax is a sum over tokens that carries its largest exponent.
-Shen et al., "Efficient Attention: Attention with Linear Complexities", WACV 2021, arXiv:1812.01243, section 3.
+The implied N x M matrix has rows that sum to 1. Each key channel's softmax is a sum over tokens
+that carries its largest exponent. Shen et al., "Efficient Attention: Attention with Linear
+Complexities", WACV 2021, arXiv:1812.01243, section 3.
 """
 
 # B batch, H heads, N query tokens, M key tokens, D features of q and k, E features of v
@@ -19,7 +21,9 @@ from softless.attention.record import TOLERANCE, Backend, Bounds, Claims, Dims, 
 from softless.attention.streaming import Streaming, Summary, Sweep, Tokens, at_once
 
 
-def reference(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, query_mask: Tensor | None = None) -> Tensor:  # fmt: skip
+def reference(
+    q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, query_mask: Tensor | None = None
+) -> Tensor:
     """The formula as printed."""
     context = exponents.softmax_over_tokens(keep(k, mask), mask).mT @ keep(v, mask)
     return keep(keep(q, query_mask).softmax(-1) @ context, query_mask)
@@ -60,7 +64,8 @@ SPEC = Operator(
         formula="o = softmax_c(q) (softmax_n(k)ᵀ v)",
         paper="arXiv:1812.01243",
         title="Efficient",
-        differs="The published module is a convolution with its own residual; here the projections and the residual are the host's. The paper's variant "
+        differs="The published module is a convolution with its own residual; here the "
+        "projections and the residual are the host's. The paper's variant "
         "that divides q and k by √N is not offered.",
     ),
     reference=reference,

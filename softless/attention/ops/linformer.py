@@ -2,13 +2,15 @@
 
     o = softmax(q (E^T k)^T / sqrt(D)) (F^T v),        E, F (tokens x projected), one row per token of the sequence
 
-E^T k and F^T v are sums over tokens. A shorter sequence takes the first rows; a longer one is refused. With `reduction="grid"` the few keys and
-values come from a strided convolution of the module's input instead (PVT, arXiv:2102.12122, which SOFT's Table 2 calls Linformer): the
-operator is then given them, and is softmax attention over them.
-Wang et al., "Linformer: Self-Attention with Linear Complexity", 2020, arXiv:2006.04768, equation 7.
+E^T k and F^T v are sums over tokens. A shorter sequence takes the first rows; a longer one is
+refused. With `reduction="grid"` the few keys and values come from a strided convolution of the
+module's input instead (PVT, arXiv:2102.12122, which SOFT's Table 2 calls Linformer): the operator
+is then given them, and is softmax attention over them. Wang et al., "Linformer: Self-Attention with
+Linear Complexity", 2020, arXiv:2006.04768, equation 7.
 """
 
-# B batch, H heads, N query tokens, M key tokens, D features of q and k, E features of v, R projected tokens
+# B batch, H heads, N query tokens, M key tokens, D features of q and k, E features of v, R
+# projected tokens
 
 from typing import Any
 
@@ -19,17 +21,40 @@ from softless.attention.exponents import softmax_over_keys
 from softless.attention.norms import keep, product
 from softless.attention.options import Learned, Option, Sizes
 from softless.attention.places import key_ranks
-from softless.attention.record import TOLERANCE, Backend, Bounds, Claims, Dims, HostNeeds, Identity, Operator
+from softless.attention.record import (
+    TOLERANCE,
+    Backend,
+    Bounds,
+    Claims,
+    Dims,
+    HostNeeds,
+    Identity,
+    Operator,
+)
 from softless.attention.streaming import Streaming, Summary, Sweep, Tokens, at_once
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, query_mask: Tensor | None) -> Tensor:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, query_mask: Tensor | None
+) -> Tensor:
     """softmax(q k^T / sqrt(D)) v over the keys at hand."""
     q, k, v = keep(q, query_mask), keep(k, mask), keep(v, mask)
     return keep(softmax_over_keys(q @ k.mT * q.shape[-1] ** -0.5, mask) @ v, query_mask)
 
 
-def reference(q: Tensor, k: Tensor, v: Tensor, *, learned: dict[str, Tensor], mask: Tensor | None = None, query_mask: Tensor | None = None, reduction: str = "tokens", projected: int = 256, ratio: int = 2, shared: bool = False) -> Tensor:  # noqa: ARG001  # the tensors and the module have them  # fmt: skip
+def reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    learned: dict[str, Tensor],
+    mask: Tensor | None = None,
+    query_mask: Tensor | None = None,
+    reduction: str = "tokens",
+    projected: int = 256,  # noqa: ARG001
+    ratio: int = 2,  # noqa: ARG001
+    shared: bool = False,
+) -> Tensor:  # the tensors and the module have them
     """The formula as printed."""
     if reduction == "grid":
         return attention(q, k, v, mask, query_mask)
@@ -39,16 +64,23 @@ def reference(q: Tensor, k: Tensor, v: Tensor, *, learned: dict[str, Tensor], ma
 
 
 def rows(tokens: Tokens, learned: dict[str, Tensor], shared: bool) -> tuple[Tensor, Tensor]:
-    """E's and F's rows of these tokens, by their rank among those that count: (B or 1, 1, m, R) each."""
+    """E's and F's rows of these tokens, by their rank among those that count: (B or 1, 1, m, R)
+    each.
+    """
     ranks, _ = key_ranks(tokens)
     of_k = learned["key_projection"][ranks][:, None]
     return of_k, of_k if shared else learned["value_projection"][ranks][:, None]
 
 
-def summarise(tokens: Tokens, _: None, *, learned: dict[str, Tensor], shared: bool, **__: Any) -> Summary:
+def summarise(
+    tokens: Tokens, _: None, *, learned: dict[str, Tensor], shared: bool, **__: Any
+) -> Summary:
     """E^T k and F^T v over some tokens."""
     of_k, of_v = rows(tokens, learned, shared)
-    return {"k": product(of_k, keep(tokens.k, tokens.mask)), "v": product(of_v, keep(tokens.v, tokens.mask))}
+    return {
+        "k": product(of_k, keep(tokens.k, tokens.mask)),
+        "v": product(of_v, keep(tokens.v, tokens.mask)),
+    }
 
 
 def finish(summary: Summary, **_: Any) -> Summary:
@@ -67,7 +99,8 @@ STREAMING = Streaming(
     holds="Eᵀk (R x D) and Fᵀv (R x E), sums over tokens that know their rank",
     merges="plain addition",
     refuses=lambda *, reduction, **_: (
-        'with reduction="grid" the operator is given keys and values that the module has already made few: there is nothing to stream'
+        'with reduction="grid" the operator is given keys and values that the module has already '
+        "made few: there is nothing to stream"
         if reduction == "grid"
         else None
     ),
@@ -97,7 +130,8 @@ def limits(d: Dims, *, learned: dict[str, Tensor], **_: Any) -> str | None:
     if "key_projection" not in learned or learned["key_projection"].shape[0] >= d.M:
         return None
     return (
-        f"{d.M} tokens, and its projections have rows for {learned['key_projection'].shape[0]}: build the model for the longer sequence, "
+        f"{d.M} tokens, and its projections have rows for {learned['key_projection'].shape[0]}: "
+        "build the model for the longer sequence, "
         'or use reduction="grid"'
     )
 
@@ -117,12 +151,15 @@ def _is_count(value: Any) -> bool:
 SPEC = Operator(
     identity=Identity(
         name="linformer",
-        summary="softmax over keys and values projected to a few, by learned rows per token or by a strided convolution",
+        summary="softmax over keys and values projected to a few, by learned rows per token or by "
+        "a strided convolution",
         formula="o = softmax(q (Eᵀk)ᵀ / √D) (Fᵀv)",
         paper="arXiv:2006.04768",
         title="Linformer",
-        differs="Rows are taken by rank among the tokens that count, so that masking is removal. Projections are shared by the heads and start uniform in "
-        '±1/√projected. With reduction="grid" prefix tokens bypass the convolution (PVT has none); the convolution reads the module\'s input.',
+        differs="Rows are taken by rank among the tokens that count, so that masking is removal. "
+        "Projections are shared by the heads and start uniform in "
+        '±1/√projected. With reduction="grid" prefix tokens bypass the convolution (PVT has '
+        "none); the convolution reads the module's input.",
     ),
     reference=reference,
     claims=Claims(
@@ -139,15 +176,25 @@ SPEC = Operator(
     ),
     streaming=STREAMING,
     options={
-        "projected": Option(256, "number of projected keys and values", _is_count, "a positive whole number", small=4),
+        "projected": Option(
+            256,
+            "number of projected keys and values",
+            _is_count,
+            "a positive whole number",
+            small=4,
+        ),
         "reduction": Option(
             "tokens",
-            "how keys and values become few: learned rows per token, or a strided convolution of the module's input on the grid",
+            "how keys and values become few: learned rows per token, or a strided convolution of "
+            "the module's input on the grid",
             lambda value: value in {"tokens", "grid"},
             "'tokens' or 'grid'",
         ),
         "ratio": Option(
-            2, 'side of the convolution\'s windows with reduction="grid"', _is_count, "a positive whole number"
+            2,
+            'side of the convolution\'s windows with reduction="grid"',
+            _is_count,
+            "a positive whole number",
         ),
         "shared": Option(
             default=False,
@@ -157,9 +204,13 @@ SPEC = Operator(
         ),
     },
     learned={
-        "key_projection": Learned(_shape, _uniform, when=lambda options: options["reduction"] == "tokens"),
+        "key_projection": Learned(
+            _shape, _uniform, when=lambda options: options["reduction"] == "tokens"
+        ),
         "value_projection": Learned(
-            _shape, _uniform, when=lambda options: options["reduction"] == "tokens" and not options["shared"]
+            _shape,
+            _uniform,
+            when=lambda options: options["reduction"] == "tokens" and not options["shared"],
         ),
     },
     host=HostNeeds(
@@ -167,7 +218,8 @@ SPEC = Operator(
         reduces=lambda options: options["ratio"] if options["reduction"] == "grid" else 1,
     ),
     own=(
-        # one token ten thousand times as large drowns the others in the projected keys, and the softmax feels their rounding
+        # one token ten thousand times as large drowns the others in the projected keys, and the
+        # softmax feels their rounding
         Backend(
             name="eager",
             fn=eager,

@@ -1,4 +1,5 @@
-"""Magnitude-aware linear attention: linear weights scaled and shifted, so that they grow with the query as softmax's do.
+"""Magnitude-aware linear attention: linear weights scaled and shifted, so that they grow with the
+query as softmax's do.
 
     z = s phi(q) . mean phi(k)
     o = (1 + 1 / (z + eps)) s phi(q) (phi(k)^T v / M) - z mean v,        s = 1 / sqrt(D)
@@ -7,12 +8,15 @@ With K = mean(phi(k)^T v) - mean(phi(k))^T mean(v) the two near-equal terms need
 
     o = (1 + 1 / (z + eps)) s phi(q) K + z / (z + eps) mean v
 
-phi is elu + 1, as published, or relu, which takes no exponential. Weights sum to one, but for eps, and may be negative.
+phi is elu + 1, as published, or relu, which takes no exponential. Weights sum to one, but for eps,
+and may be negative.
 
-`rotate` turns the features in the product and not in z (R, softless/attention/rotary.py), as published code does. Rows then do not sum to one:
+`rotate` turns the features in the product and not in z (R, softless/attention/rotary.py), as
+published code does. Rows then do not sum to one:
 
     o = (1 + 1 / (z + eps)) s R phi(q) (R phi(k)^T v / M) - z mean v
-Fan et al., "Rectifying Magnitude Neglect in Linear Attention", ICCV 2025, arXiv:2507.00698; scale and means are the code's.
+Fan et al., "Rectifying Magnitude Neglect in Linear Attention", ICCV 2025, arXiv:2507.00698; scale
+and means are the code's.
 """
 
 # B batch, H heads, N query tokens, M key tokens, D features of q and k, E features of v
@@ -41,10 +45,24 @@ from softless.attention.record import (
 from softless.attention.streaming import Streaming, Summary, Sweep, Tokens, at_once
 
 
-def reference(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, query_mask: Tensor | None = None, feature: str = "elu", rotate: bool = False, grid: Grid | None = None, eps: float = 1e-6) -> Tensor:  # fmt: skip
+def reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    mask: Tensor | None = None,
+    query_mask: Tensor | None = None,
+    feature: str = "elu",
+    rotate: bool = False,
+    grid: Grid | None = None,
+    eps: float = 1e-6,
+) -> Tensor:
     """The formula as the code has it."""
     s = q.shape[-1] ** -0.5
-    f_q, f_k = (keep(F.elu(x) + 1 if feature == "elu" else x.relu(), some) for x, some in ((q, query_mask), (k, mask)))
+    f_q, f_k = (
+        keep(F.elu(x) + 1 if feature == "elu" else x.relu(), some)
+        for x, some in ((q, query_mask), (k, mask))
+    )
     key, value, context = averages.plain(f_k, v, mask)
     z = s * averages.along(f_q, key)
     if rotate:
@@ -70,14 +88,20 @@ def class_row(q: Tensor, k: Tensor, *, eps: float, feature: str = "elu") -> Tens
 
 
 class Reader(NamedTuple):
-    """Averages over the keys' features, turned where `rotate` says so, and the mean of those that are not (B,H,1,D)."""
+    """Averages over the keys' features, turned where `rotate` says so, and the mean of those that
+    are not (B,H,1,D).
+    """
 
     turned: averages.Averages
     plain: Tensor
 
 
-def summarise(tokens: Tokens, _: None, *, feature: str, rotate: bool, grid: Grid | None = None, **__: Any) -> Summary:
-    """Averages of the keys' features and the values of a chunk; with `rotate` of turned features, and the sum of those that are not."""
+def summarise(
+    tokens: Tokens, _: None, *, feature: str, rotate: bool, grid: Grid | None = None, **__: Any
+) -> Summary:
+    """Averages of the keys' features and the values of a chunk; with `rotate` of turned features,
+    and the sum of those that are not.
+    """
     f = features(tokens.k, tokens.mask, feature)
     if not rotate:
         return averages.summarise(f, tokens.v, tokens.mask)
@@ -93,7 +117,9 @@ def merge(a: Summary, b: Summary) -> Summary:
 
 def without(whole: Summary, part: Summary) -> Summary:
     """The keys of a whole that are not in a part of it."""
-    return averages.without(whole, part) | {name: whole[name] - part[name] for name in whole if name == "total"}
+    return averages.without(whole, part) | {
+        name: whole[name] - part[name] for name in whole if name == "total"
+    }
 
 
 def finish(summary: Summary, **_: Any) -> Reader:
@@ -104,7 +130,9 @@ def finish(summary: Summary, **_: Any) -> Reader:
     return Reader(of, (summary["total"] / summary["count"].clamp_min(1)).to(of.key.dtype))
 
 
-def read(tokens: Tokens, of: Reader, *, feature: str, rotate: bool, eps: float, grid: Grid | None = None) -> Tensor:
+def read(
+    tokens: Tokens, of: Reader, *, feature: str, rotate: bool, eps: float, grid: Grid | None = None
+) -> Tensor:
     """The output of these queries."""
     q = features(tokens.q, tokens.query_mask, feature)
     s = q.shape[-1] ** -0.5
@@ -127,7 +155,9 @@ STREAMING = Streaming(
 
 
 def limits(d: Dims, *, rotate: bool, **_: Any) -> str | None:
-    """Turned features want pairs of channels for both axes, and queries that are the keys' tokens."""
+    """Turned features want pairs of channels for both axes, and queries that are the keys'
+    tokens.
+    """
     if not rotate:
         return None
     if d.N != d.M:
@@ -148,8 +178,10 @@ SPEC = Operator(
         summary="linear weights scaled and shifted so that they grow with the query",
         formula="o = (1 + 1/z) s φ(q) (φ(k)ᵀ v) / M − z mean v, z = s φ(q) · mean φ(k), s = 1/√D",
         paper="arXiv:2507.00698",
-        differs="The published rotation of the product is `rotate`: with it rows do not sum to one. The published gate and convolution of v are "
-        'companions of the module: `gated="linear"`, `v_conv=5`, `v_conv_filters="channel"`. Printed β and γ leave s and 1/M out; the code '
+        differs="The published rotation of the product is `rotate`: with it rows do not sum to "
+        "one. The published gate and convolution of v are "
+        'companions of the module: `gated="linear"`, `v_conv=5`, `v_conv_filters="channel"`. '
+        "Printed β and γ leave s and 1/M out; the code "
         "has them.",
     ),
     reference,
@@ -164,7 +196,8 @@ SPEC = Operator(
         ),
         "rotate": Option(
             default=False,
-            says="features turned by row and column in the product, as published; rows do not sum to one",
+            says="features turned by row and column in the product, as published; rows do not sum "
+            "to one",
             accepts=lambda value: isinstance(value, bool),
             values="True or False",
         ),
@@ -172,5 +205,11 @@ SPEC = Operator(
     },
     host=HostNeeds(needs={"grid": lambda options: bool(options["rotate"])}),
     views=Views(class_row=class_row),
-    own=(Backend("eager", at_once(STREAMING), bounds=Bounds(tolerance={**TOLERANCE, **averages.TOLERANCE_FLOAT32})),),
+    own=(
+        Backend(
+            "eager",
+            at_once(STREAMING),
+            bounds=Bounds(tolerance={**TOLERANCE, **averages.TOLERANCE_FLOAT32}),
+        ),
+    ),
 )

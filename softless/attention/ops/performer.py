@@ -1,18 +1,21 @@
-"""Performer: softmax attention by positive random features (FAVOR+), written so that nothing over- or underflows.
+"""Performer: softmax attention by positive random features (FAVOR+), written so that nothing over-
+or underflows.
 
     phi_r(x) = exp(<w_r, x> - |x|^2 / 2),    x = q / D^(1/4) and k / D^(1/4)
     o_n = phi(q_n) (phi(K)^T V) / (phi(q_n) (phi(K)^T 1))
 
-What depends on the query alone (|q|^2 / 2, the 1 / sqrt(m), any stabiliser) cancels in the ratio. With z_r = log sum_m phi_r(k_m) and
-v_r the average of v with weights phi_r(k_m),
+What depends on the query alone (|q|^2 / 2, the 1 / sqrt(m), any stabiliser) cancels in the ratio.
+With z_r = log sum_m phi_r(k_m) and v_r the average of v with weights phi_r(k_m),
 
     o_n = sum_r softmax_r(<w_r, q_n> + z_r) v_r
 
-which is exact for keys of any size; the published stabilisers need an epsilon that biases the result (`parity=True`).
-Choromanski et al., "Rethinking Attention with Performers", ICLR 2021, arXiv:2009.14794, equations 5 and 7.
+which is exact for keys of any size; the published stabilisers need an epsilon that biases the
+result (`parity=True`). Choromanski et al., "Rethinking Attention with Performers", ICLR 2021,
+arXiv:2009.14794, equations 5 and 7.
 """
 
-# B batch, H heads, N query tokens, M key tokens, D features of q and k, E features of v, R random features
+# B batch, H heads, N query tokens, M key tokens, D features of q and k, E features of v, R random
+# features
 
 import math
 from typing import Any
@@ -30,13 +33,28 @@ RELU_FLOOR = 1e-3  # added to relu features (the generalised attention of the pu
 STABILISER = 1e-4  # epsilon of the published stabiliser
 
 
-def reference(q: Tensor, k: Tensor, v: Tensor, *, learned: dict[str, Tensor], mask: Tensor | None = None, query_mask: Tensor | None = None, kind: str = "softmax", parity: bool = False, features: int | None = None, redraw_every: int = 1000) -> Tensor:  # noqa: ARG001  # the random features have them  # fmt: skip
+def reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    learned: dict[str, Tensor],
+    mask: Tensor | None = None,
+    query_mask: Tensor | None = None,
+    kind: str = "softmax",
+    parity: bool = False,
+    features: int | None = None,  # noqa: ARG001
+    redraw_every: int = 1000,  # noqa: ARG001
+) -> Tensor:  # the random features have them
     """The ratio of the docstring; with parity the published form, stabilisers and all."""
     if parity:
         return _published(q, k, v, learned["directions"], mask, query_mask)
     whole = Tokens(q, k, v, mask, query_mask)
     return read(
-        whole, finish(summarise(whole, None, learned=learned, kind=kind), kind=kind), learned=learned, kind=kind
+        whole,
+        finish(summarise(whole, None, learned=learned, kind=kind), kind=kind),
+        learned=learned,
+        kind=kind,
     )
 
 
@@ -50,8 +68,12 @@ def half_square(x: Tensor) -> Tensor:
     return x.square().sum(-1, keepdim=True) * (0.5 * x.shape[-1] ** -0.5)
 
 
-def summarise(tokens: Tokens, _: None, *, learned: dict[str, Tensor], kind: str, **__: Any) -> Summary:
-    """For each feature: sum over keys of phi and of phi v, with its largest exponent for the exponential features."""
+def summarise(
+    tokens: Tokens, _: None, *, learned: dict[str, Tensor], kind: str, **__: Any
+) -> Summary:
+    """For each feature: sum over keys of phi and of phi v, with its largest exponent for the
+    exponential features.
+    """
     k = keep(tokens.k, tokens.mask)
     scores = project(k, learned["directions"])
     if kind == "softmax":
@@ -76,7 +98,14 @@ def finish(summary: Summary, *, kind: str, **_: Any) -> tuple[Tensor, Tensor]:
     return summary["sum"].mT, exponents.averages(summary)
 
 
-def read(tokens: Tokens, reader: tuple[Tensor, Tensor], *, learned: dict[str, Tensor], kind: str, **_: Any) -> Tensor:
+def read(
+    tokens: Tokens,
+    reader: tuple[Tensor, Tensor],
+    *,
+    learned: dict[str, Tensor],
+    kind: str,
+    **_: Any,
+) -> Tensor:
     """The output of these queries."""
     totals, averages = reader
     scores = project(keep(tokens.q, tokens.query_mask), learned["directions"])
@@ -89,12 +118,24 @@ def read(tokens: Tokens, reader: tuple[Tensor, Tensor], *, learned: dict[str, Te
     return keep(weights @ averages, tokens.query_mask)
 
 
-def _published(q: Tensor, k: Tensor, v: Tensor, directions: Tensor, mask: Tensor | None, query_mask: Tensor | None) -> Tensor:  # fmt: skip
-    """Stabilised by the maximum over features per query, and over tokens and features for keys; 1e-4 is added to each feature."""
+def _published(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    directions: Tensor,
+    mask: Tensor | None,
+    query_mask: Tensor | None,
+) -> Tensor:
+    """Stabilised by the maximum over features per query, and over tokens and features for keys;
+    1e-4 is added to each feature.
+    """
     q, k, v = keep(q, query_mask), keep(k, mask), keep(v, mask)
     scale = directions.shape[0] ** -0.5
     q_dash, k_dash = project(q, directions), project(k, directions)
-    q_top, k_top = q_dash.detach().amax(-1, keepdim=True), k_dash.detach().amax((-2, -1), keepdim=True)
+    q_top, k_top = (
+        q_dash.detach().amax(-1, keepdim=True),
+        k_dash.detach().amax((-2, -1), keepdim=True),
+    )
     phi_q = scale * ((q_dash - half_square(q) - q_top).exp() + STABILISER)
     phi_k = keep(scale * ((k_dash - half_square(k) - k_top).exp() + STABILISER), mask)
     total = phi_q @ phi_k.sum(-2, keepdim=True).mT
@@ -106,15 +147,21 @@ def directions(shape: tuple[int, ...], generator: torch.Generator | None) -> Ten
     rows, width = shape
     blocks = []
     for start in range(0, rows, width):
-        basis, upper = torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.float64))
+        basis, upper = torch.linalg.qr(
+            torch.randn(width, width, generator=generator, dtype=torch.float64)
+        )
         blocks.append((basis * upper.diagonal().sign()).mT[: rows - start])
-    lengths = torch.randn(rows, width, generator=generator, dtype=torch.float64).norm(dim=-1, keepdim=True)
+    lengths = torch.randn(rows, width, generator=generator, dtype=torch.float64).norm(
+        dim=-1, keepdim=True
+    )
     return torch.cat(blocks) * lengths
 
 
 def number(options: Options, head_dim: int) -> int:
     """How many random features: D ln D unless said."""
-    return int(options["features"] or max(1, int(head_dim * math.log(head_dim)) if head_dim > 1 else 1))
+    return int(
+        options["features"] or max(1, int(head_dim * math.log(head_dim)) if head_dim > 1 else 1)
+    )
 
 
 def _shape(sizes: Sizes) -> tuple[int, ...]:
@@ -127,14 +174,21 @@ STREAMING = Streaming(
     holds="per random feature its largest exponent, Σφ (R) and Σφ·v (R x E)",
     merges="both brought to the larger exponent, then added (relu features: plain addition)",
     refuses=lambda *, parity, **_: (
-        "the published stabiliser takes a maximum over all keys and features and adds an epsilon to it: leave out parity=True" if parity else None
+        "the published stabiliser takes a maximum over all keys and features and adds an epsilon "
+        "to it: leave out parity=True"
+        if parity
+        else None
     ),
-)  # fmt: skip
+)
 
 
 def eager(q: Tensor, k: Tensor, v: Tensor, *, parity: bool, **extras: Any) -> Tensor:
     """The streaming form over all tokens at once, or the published form."""
-    return reference(q, k, v, parity=True, **extras) if parity else at_once(STREAMING)(q, k, v, **extras)
+    return (
+        reference(q, k, v, parity=True, **extras)
+        if parity
+        else at_once(STREAMING)(q, k, v, **extras)
+    )
 
 
 def flops(d: Dims) -> int:
@@ -158,8 +212,10 @@ SPEC = Operator(
         formula="o = φ(q) (φ(k)ᵀ v) / φ(q) Σφ(k), φ(x) = exp(w x − |x|²/2)",
         paper="arXiv:2009.14794",
         title="Performer",
-        differs="The published code stabilises its exponents by maxima over all features (queries) and over all keys and features, and adds 1e-4; here "
-        "each feature carries its own maximum, nothing is added, and far-away keys keep their weight. `parity=True` gives the published numbers.",
+        differs="The published code stabilises its exponents by maxima over all features "
+        "(queries) and over all keys and features, and adds 1e-4; here "
+        "each feature carries its own maximum, nothing is added, and far-away keys keep their "
+        "weight. `parity=True` gives the published numbers.",
     ),
     reference=reference,
     claims=Claims(
@@ -177,19 +233,24 @@ SPEC = Operator(
         "features": Option(
             None,
             "number of random features; None is D ln D",
-            lambda value: value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0),
+            lambda value: (
+                value is None
+                or (isinstance(value, int) and not isinstance(value, bool) and value > 0)
+            ),
             "None or a positive whole number",
             small=12,
         ),
         "kind": Option(
             "softmax",
-            "features: exponential, or relu + 1e-3, which takes no exponential (the generalised attention of the published code)",
+            "features: exponential, or relu + 1e-3, which takes no exponential (the generalised "
+            "attention of the published code)",
             lambda value: value in {"softmax", "relu"},
             "'softmax' or 'relu'",
         ),
         "redraw_every": Option(
             1000,
-            "steps after which `softless train` draws the features anew (a loop of one's own: softless.layers.stepped(model)); 0 is never",
+            "steps after which `softless train` draws the features anew (a loop of one's own: "
+            "softless.layers.stepped(model)); 0 is never",
             lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 0,
             "a whole number, 0 for never",
         ),
@@ -201,6 +262,7 @@ SPEC = Operator(
         ),
     },
     learned={"directions": Learned(_shape, directions, trained=False, redraw_every="redraw_every")},
+    # exponents of some tens, rounded
     own=(
         Backend(
             name="eager",
@@ -209,5 +271,5 @@ SPEC = Operator(
                 tolerance={**TOLERANCE, torch.float32: 1e-5},
             ),
         ),
-    ),  # exponents of some tens, rounded
+    ),
 )

@@ -2,10 +2,12 @@
 
     o = relu(q) (relu(k)^T v) / max(relu(q) . sum relu(k), eps)
 
-Equal to cosFormer without its re-weighting. A query without a positive feature gives 0. Sums are float32: in float16 they overflow to
-infinity at some hundred tokens, and the division makes zeros of them. There is no native kernel: the sweeps of the SimA family also sum
+Equal to cosFormer without its re-weighting. A query without a positive feature gives 0. Sums are
+float32: in float16 they overflow to infinity at some hundred tokens, and the division makes zeros
+of them. There is no native kernel: the sweeps of the SimA family also sum
 |q|, which is not needed here, and know no relu, so that q and k would be read and written once more.
-Cai et al., "EfficientViT: Multi-Scale Linear Attention for High-Resolution Dense Prediction", ICCV 2023, arXiv:2205.14756.
+Cai et al., "EfficientViT: Multi-Scale Linear Attention for High-Resolution Dense Prediction", ICCV
+2023, arXiv:2205.14756.
 """
 
 # B batch, H heads, N query tokens, M key tokens, D features of q and k, E features of v
@@ -22,7 +24,15 @@ from softless.attention.record import TOLERANCE, Backend, Bounds, Claims, Identi
 from softless.attention.streaming import Streaming, Summary, Tokens, at_once
 
 
-def reference(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, query_mask: Tensor | None = None, eps: float = 1e-6) -> Tensor:  # fmt: skip
+def reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    mask: Tensor | None = None,
+    query_mask: Tensor | None = None,
+    eps: float = 1e-6,
+) -> Tensor:
     """The formula as printed, its floor by a maximum."""
     f_q, f_k = keep(q, query_mask).relu(), keep(k, mask).relu()
     weights = (f_q * f_k.sum(-2, keepdim=True)).sum(-1, keepdim=True).clamp_min(eps)
@@ -53,7 +63,8 @@ SPEC = Operator(
         summary="relu features, rows divided by their sums",
         formula="o = relu(q) (relu(k)ᵀ v) / relu(q) Σ relu(k)",
         paper="arXiv:2205.14756",
-        differs="eps floors the sum of weights and is not added to it, so that rows sum to one exactly. The published modules' convolutions of "
+        differs="eps floors the sum of weights and is not added to it, so that rows sum to one "
+        "exactly. The published modules' convolutions of "
         "q, k and v (multi-scale tokens) are not part of the operator.",
     ),
     reference,
@@ -61,5 +72,9 @@ SPEC = Operator(
     streaming=STREAMING,
     options={"eps": cosine.FLOOR},
     views=Views(class_row=class_row),
-    own=(Backend("eager", at_once(STREAMING), bounds=Bounds(tolerance={**TOLERANCE, torch.float32: 2e-6})),),
+    own=(
+        Backend(
+            "eager", at_once(STREAMING), bounds=Bounds(tolerance={**TOLERANCE, torch.float32: 2e-6})
+        ),
+    ),
 )

@@ -15,10 +15,28 @@ from softless.attention.norms import EPS, TokenNorm
 from softless.attention.record import Claims, Half, Identity, Operator, Views
 
 
-def reference(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, query_mask: Tensor | None = None, token_scale: str | float | None = None, order: str = "auto", eps: float = EPS) -> Tensor:  # fmt: skip
+def reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    mask: Tensor | None = None,
+    query_mask: Tensor | None = None,
+    token_scale: str | float | None = None,
+    order: str = "auto",
+    eps: float = EPS,
+) -> Tensor:
     """The paper's section 2.2; `token_scale` multiplies by N or N / N_train (ours, design §4)."""
     return linear.reference(
-        q, k, v, norm="l1", mask=mask, query_mask=query_mask, token_scale=token_scale, order=order, eps=eps
+        q,
+        k,
+        v,
+        norm="l1",
+        mask=mask,
+        query_mask=query_mask,
+        token_scale=token_scale,
+        order=order,
+        eps=eps,
     )
 
 

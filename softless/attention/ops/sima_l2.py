@@ -14,7 +14,16 @@ from softless.attention.norms import EPS, TokenNorm
 from softless.attention.record import Claims, Identity, Operator, Views
 
 
-def reference(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, query_mask: Tensor | None = None, order: str = "auto", eps: float = EPS) -> Tensor:  # fmt: skip
+def reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    mask: Tensor | None = None,
+    query_mask: Tensor | None = None,
+    order: str = "auto",
+    eps: float = EPS,
+) -> Tensor:
     """The paper's section 4.6."""
     return linear.reference(
         q, k, v, norm="l2", mask=mask, query_mask=query_mask, token_scale=None, order=order, eps=eps

@@ -15,10 +15,26 @@ from softless.attention.norms import EPS
 from softless.attention.record import TOLERANCE, Claims, Identity, Operator, Views
 
 
-def reference(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, query_mask: Tensor | None = None, order: str = "auto") -> Tensor:  # fmt: skip
+def reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    mask: Tensor | None = None,
+    query_mask: Tensor | None = None,
+    order: str = "auto",
+) -> Tensor:
     """The paper's section 4.6."""
     return linear.reference(
-        q, k, v, norm="none", mask=mask, query_mask=query_mask, token_scale=None, order=order, eps=EPS
+        q,
+        k,
+        v,
+        norm="none",
+        mask=mask,
+        query_mask=query_mask,
+        token_scale=None,
+        order=order,
+        eps=EPS,
     )
 
 
@@ -48,7 +64,8 @@ SPEC = Operator(
     ),
     own=linear.backends(
         "none",
-        {**TOLERANCE, torch.float32: 5e-6},  # without norms, channels of all sizes cancel in one sum
+        # without norms, channels of all sizes cancel in one sum
+        {**TOLERANCE, torch.float32: 5e-6},
         token_scale=None,
         eps=EPS,
     ),

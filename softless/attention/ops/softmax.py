@@ -2,7 +2,8 @@
 
     o_n = sum_m softmax_m(<q_n, k_m> * scale) v_m,        scale = 1 / sqrt(D)
 
-Vaswani et al., "Attention Is All You Need", NeurIPS 2017, arXiv:1706.03762. The fast backend is torch's fused kernel.
+Vaswani et al., "Attention Is All You Need", NeurIPS 2017, arXiv:1706.03762. The fast backend is
+torch's fused kernel.
 """
 
 # B batch, H heads, N query tokens, M key tokens, D features of q and k
@@ -19,8 +20,12 @@ from softless.attention.record import TOLERANCE, Backend, Bounds, Claims, Dims, 
 from softless.attention.transforms import transformed
 
 
-def _bias(q: Tensor, k: Tensor, mask: Tensor | None, pairwise: Tensor | None, causal: bool) -> Tensor | None:
-    """All masks as one additive (…,N,M) tensor of 0 and -inf, plus what an additive `pairwise` holds."""
+def _bias(
+    q: Tensor, k: Tensor, mask: Tensor | None, pairwise: Tensor | None, causal: bool
+) -> Tensor | None:
+    """All masks as one additive (…,N,M) tensor of 0 and -inf, plus what an additive `pairwise`
+    holds.
+    """
     allowed: Tensor | None = None if mask is None else mask[:, None, None, :]
     if causal:
         triangle = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
@@ -42,11 +47,24 @@ def _rows(o: Tensor, bias: Tensor | None, query_mask: Tensor | None) -> Tensor:
 
 
 def _open(bias: Tensor) -> Tensor:
-    """The bias with rows that allow nothing opened: they are zeroed afterwards, and never become NaN on the way."""
+    """The bias with rows that allow nothing opened: they are zeroed afterwards, and never become
+    NaN on the way.
+    """
     return bias.masked_fill((bias == float("-inf")).all(-1, keepdim=True), 0)
 
 
-def reference(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, query_mask: Tensor | None = None, scale: float | None = None, pairwise: Tensor | None = None, causal: bool = False, dropout: float = 0.0) -> Tensor:  # fmt: skip
+def reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    mask: Tensor | None = None,
+    query_mask: Tensor | None = None,
+    scale: float | None = None,
+    pairwise: Tensor | None = None,
+    causal: bool = False,
+    dropout: float = 0.0,
+) -> Tensor:
     """The formula as printed."""
     q, k, v = keep(q, query_mask), keep(k, mask), keep(v, mask)
     bias = _bias(q, k, mask, pairwise, causal)
@@ -55,17 +73,43 @@ def reference(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, qu
     return _rows(F.dropout(scores.softmax(-1), dropout) @ v, bias, query_mask)
 
 
-def eager(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, query_mask: Tensor | None, scale: float | None, pairwise: Tensor | None, causal: bool, dropout: float) -> Tensor:  # fmt: skip
-    """torch's fused kernel, which never holds the N x M matrix; rows that may look at nothing are zero.
+def eager(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    mask: Tensor | None,
+    query_mask: Tensor | None,
+    scale: float | None,
+    pairwise: Tensor | None,
+    causal: bool,
+    dropout: float,
+) -> Tensor:
+    """torch's fused kernel, which never holds the N x M matrix; rows that may look at nothing are
+    zero.
 
     It has no forward-mode derivative: under a transform the formula stands in.
     """
     if transformed():
-        return reference(q, k, v, mask=mask, query_mask=query_mask, scale=scale, pairwise=pairwise, causal=causal, dropout=dropout)  # fmt: skip
+        return reference(
+            q,
+            k,
+            v,
+            mask=mask,
+            query_mask=query_mask,
+            scale=scale,
+            pairwise=pairwise,
+            causal=causal,
+            dropout=dropout,
+        )
     q, k, v = keep(q, query_mask), keep(k, mask), keep(v, mask)
     if mask is None and pairwise is None:
         return _rows(
-            F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal, scale=scale), None, query_mask
+            F.scaled_dot_product_attention(
+                q, k, v, dropout_p=dropout, is_causal=causal, scale=scale
+            ),
+            None,
+            query_mask,
         )
     bias = _bias(q, k, mask, pairwise, causal)
     return _rows(
@@ -108,7 +152,8 @@ SPEC = Operator(
         drops_weights=True,
     ),
     streaming=None,
-    no_stream="each query weighs every key by an exponential of their product: no summary of the keys smaller than the keys holds that",
+    no_stream="each query weighs every key by an exponential of their product: no summary of the "
+    "keys smaller than the keys holds that",
     options={
         "scale": Option(
             None,
@@ -118,10 +163,14 @@ SPEC = Operator(
         ),
         "pairwise": Option(
             None,
-            "mask over pairs, broadcast to (B,H,N,M): boolean (True where a query may see a key) or added to the scores",
+            "mask over pairs, broadcast to (B,H,N,M): boolean (True where a query may see a key) "
+            "or added to the scores",
             lambda value: (
                 value is None
-                or (isinstance(value, Tensor) and (value.dtype == torch.bool or value.is_floating_point()))
+                or (
+                    isinstance(value, Tensor)
+                    and (value.dtype == torch.bool or value.is_floating_point())
+                )
             ),
             "None, a boolean or a floating-point tensor",
         ),
@@ -139,7 +188,8 @@ SPEC = Operator(
             fn=eager,
             bounds=Bounds(
                 native_half=True,
-                tolerance={**TOLERANCE, torch.float32: 5e-6},  # the fused kernel's running sum over many like keys
+                # the fused kernel's running sum over many like keys
+                tolerance={**TOLERANCE, torch.float32: 5e-6},
             ),
         ),
     ),

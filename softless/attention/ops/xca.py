@@ -2,8 +2,9 @@
 
     o_n = A v_n,    A = softmax_row(tau q^^T k^)  (D x D),    x^_nd = x_nd / sqrt(sum_n x_nd^2)
 
-A is made from sums over the tokens; each output reads only its own v. tau is one learned number per head.
-El-Nouby et al., "XCiT: Cross-Covariance Image Transformers", NeurIPS 2021, arXiv:2106.09681, section 3.2.
+A is made from sums over the tokens; each output reads only its own v. tau is one learned number per
+head. El-Nouby et al., "XCiT: Cross-Covariance Image Transformers", NeurIPS 2021, arXiv:2106.09681,
+section 3.2.
 """
 
 # B batch, H heads, N tokens, D features
@@ -14,13 +15,32 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from softless.attention.linear import FLOOR
-from softless.attention.norms import EPS, TokenNorm, divisor, keep, magnitude, normalise, product, settle
+from softless.attention.norms import (
+    EPS,
+    TokenNorm,
+    divisor,
+    keep,
+    magnitude,
+    normalise,
+    product,
+    settle,
+)
 from softless.attention.options import DROPOUT, Learned
 from softless.attention.record import Backend, Claims, Dims, Identity, Operator, Views
 from softless.attention.streaming import Streaming, Summary, Sweep, Tokens
 
 
-def reference(q: Tensor, k: Tensor, v: Tensor, *, learned: dict[str, Tensor], mask: Tensor | None = None, query_mask: Tensor | None = None, eps: float = EPS, dropout: float = 0.0) -> Tensor:  # fmt: skip
+def reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    learned: dict[str, Tensor],
+    mask: Tensor | None = None,
+    query_mask: Tensor | None = None,
+    eps: float = EPS,
+    dropout: float = 0.0,
+) -> Tensor:
     """The formula as printed."""
     q_hat, k_hat = normalise(q, "l2", query_mask, eps), normalise(k, "l2", mask, eps)
     matrix = (learned["temperature"] * (q_hat.mT @ k_hat)).softmax(-1)
@@ -29,7 +49,10 @@ def reference(q: Tensor, k: Tensor, v: Tensor, *, learned: dict[str, Tensor], ma
 
 def summarise(tokens: Tokens, _: None, **__: Any) -> Summary:
     """Squared norms of q and k and their covariance; every entry is a plain sum over tokens."""
-    q, k = settle(keep(tokens.q, tokens.query_mask), "l2"), settle(keep(tokens.k, tokens.mask), "l2")
+    q, k = (
+        settle(keep(tokens.q, tokens.query_mask), "l2"),
+        settle(keep(tokens.k, tokens.mask), "l2"),
+    )
     return {"q": magnitude(q, "l2"), "k": magnitude(k, "l2"), "covariance": product(q, k)}
 
 
@@ -45,7 +68,15 @@ def read(tokens: Tokens, matrix: Tensor, **_: Any) -> Tensor:
     return keep(keep(tokens.v, tokens.mask) @ matrix.mT, tokens.query_mask)
 
 
-def eager(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, query_mask: Tensor | None, **extras: Any) -> Tensor:
+def eager(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    mask: Tensor | None,
+    query_mask: Tensor | None,
+    **extras: Any,
+) -> Tensor:
     """The streaming form over all tokens at once."""
     whole = Tokens(q, k, v, mask, query_mask)
     return read(whole, finish(summarise(whole, None), **extras))
@@ -79,14 +110,19 @@ SPEC = Operator(
     streaming=Streaming(
         sweeps=(Sweep(summarise, finish),),
         read=read,
-        holds="Σq² (D), Σk² (D) and qᵀk (D x D), sums over tokens; each output then reads its own v",
+        holds="Σq² (D), Σk² (D) and qᵀk (D x D), sums over tokens; each output then reads its own "
+        "v",
         merges="plain addition",
     ),
     options={
         "eps": FLOOR,
         "dropout": DROPOUT,
     },
-    learned={"temperature": Learned(shape=lambda sizes: (sizes.heads, 1, 1), start=1.0, weight_decay=False)},
+    learned={
+        "temperature": Learned(
+            shape=lambda sizes: (sizes.heads, 1, 1), start=1.0, weight_decay=False
+        )
+    },
     views=Views(
         hat=TokenNorm("l2"),
     ),

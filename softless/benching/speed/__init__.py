@@ -1,9 +1,10 @@
-"""How fast attention is on this processor: one command per figure, every rival checked against float64 before it is timed.
+"""How fast attention is on this processor: one command per figure, every rival checked against
+float64 before it is timed.
 
     softless bench speed --figure block --record
 
-Rivals take turns in one process; the ratios are those of the pairs of each round. `to_bare` is the time over that of the two linear layers
-alone, the floor of any attention.
+Rivals take turns in one process; the ratios are those of the pairs of each round. `to_bare` is the
+time over that of the two linear layers alone, the floor of any attention.
 """
 
 import os
@@ -31,15 +32,19 @@ def speed(
     works: Sequence[Work] | None = None,
     seconds: float = SECONDS,
 ) -> Study:
-    """Measure one figure on the processor: its table, its chart, its bars, and where softmax is faster.
+    """Measure one figure on the processor: its table, its chart, its bars, and where softmax is
+    faster.
 
     On a quiet machine of two cores a figure takes about two to ten minutes.
 
     Args:
-        figure: block, compiled, deit, xcit, training, tokens, width, merging, projected, seqnorm, optimized, optimized_xcit, memory, layer or stream.
+        figure: block, compiled, deit, xcit, training, tokens, width, merging, projected, seqnorm,
+            optimized, optimized_xcit, memory, layer or stream.
         threads: of the processor; torch's own number by default.
-        out: folder for the chart and the rows; runs/speed by default, or docs/figures and benchmarks with `record`.
-        record: write benchmarks/speed_FIGURE.csv and docs/figures/speed_FIGURE.svg of the repository.
+        out: folder for the chart and the rows; runs/speed by default, or docs/figures and
+            benchmarks with `record`.
+        record: write benchmarks/speed_FIGURE.csv and docs/figures/speed_FIGURE.svg of the
+            repository.
         works: other work than the figure's own.
         seconds: about how long each piece of work is timed.
 
@@ -54,7 +59,9 @@ def speed(
     from softless.models.durable import make_folder
 
     if figure is None:
-        raise UsageError(f"bench speed draws one figure at a time: pass --figure {', '.join(FIGURES)}")
+        raise UsageError(
+            f"bench speed draws one figure at a time: pass --figure {', '.join(FIGURES)}"
+        )
     if figure not in FIGURES:
         raise unknown("figure", figure, FIGURES)
     if record and out is not None:
@@ -67,13 +74,25 @@ def speed(
     load, before = round(os.getloadavg()[0], 2), torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
-        cases = tuple(chosen.measure(work, seconds) for work in track(planned, len(planned), "timing"))
+        cases = tuple(
+            chosen.measure(work, seconds) for work in track(planned, len(planned), "timing")
+        )
         marks = chosen.crossovers(cases)
         verdicts, chart = tuple(judge(figure, cases)), place / f"speed_{figure}.svg"
         study = Study(
-            figure, chosen.title, cases, chosen.bases, verdicts, tuple(marks), load, chart, target, chosen.note()
+            figure,
+            chosen.title,
+            cases,
+            chosen.bases,
+            verdicts,
+            tuple(marks),
+            load,
+            chart,
+            target,
+            chosen.note(),
         )
-        write_csv(target, study.rows())  # before the chart, which changes the tree: the rows say whether it was clean
+        # before the chart, which changes the tree: the rows say whether it was clean
+        write_csv(target, study.rows())
         draw_panels(chosen.panels(cases, marks)).save(chart, chosen.title)
     finally:
         torch.set_num_threads(before)

@@ -1,4 +1,7 @@
-"""The bars that a measurement is held to. Every one is a ratio of two rivals in one run; a missed one stays in the table."""
+"""The bars that a measurement is held to.
+
+Every one is a ratio of two rivals in one run; a missed one stays in the table.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +14,9 @@ from softless.benching.speed.work import Case, Work
 
 @dataclass(frozen=True)
 class Bar:
-    """The ratio `over` / `under` must be at most, or at least, `bound` in all work that `where` fits; without an `under`, the MB of `over`."""
+    """The ratio `over` / `under` must be at most, or at least, `bound` in all work that `where`
+    fits; without an `under`, the MB of `over`.
+    """
 
     figure: str
     over: str
@@ -35,10 +40,19 @@ class Bar:
 
 
 def _block(dtype: str, tokens: int, bound: float, batch: int) -> Bar:
-    return Bar("block", "sima", "bare", "<=", bound, {"dtype": dtype, "tokens": tokens, "dim": 384, "batch": batch})
+    return Bar(
+        "block",
+        "sima",
+        "bare",
+        "<=",
+        bound,
+        {"dtype": dtype, "tokens": tokens, "dim": 384, "batch": batch},
+    )
 
 
-def _deit(dtype: str, pixels: int, over: str, under: str, rule: Literal["<=", ">="], bound: float) -> Bar:
+def _deit(
+    dtype: str, pixels: int, over: str, under: str, rule: Literal["<=", ">="], bound: float
+) -> Bar:
     return Bar("deit", over, under, rule, bound, {"host": DEIT, "dtype": dtype, "pixels": pixels})
 
 
@@ -48,15 +62,34 @@ def _optimized(pixels: int, under: str, bound: float) -> Bar:
 
 
 def _step(dtype: str, quantity: Literal["time", "memory"], bound: float) -> Bar:
-    return Bar("training", "sima", "published", "<=", bound, {"dtype": dtype, "tokens": 9216, "dim": 384}, quantity)
+    return Bar(
+        "training",
+        "sima",
+        "published",
+        "<=",
+        bound,
+        {"dtype": dtype, "tokens": 9216, "dim": 384},
+        quantity,
+    )
 
 
 BARS = (
     _block("bfloat16", 9216, 1.40, 1),
     _block("float32", 9216, 1.08, 1),
-    *(_block(dtype, 196, bound, batch) for dtype, bound in (("bfloat16", 1.5), ("float32", 1.22)) for batch in (1, 8)),
+    *(
+        _block(dtype, 196, bound, batch)
+        for dtype, bound in (("bfloat16", 1.5), ("float32", 1.22))
+        for batch in (1, 8)
+    ),
     Bar("block", "sima", "published", "<=", 1.02, {"dim": 384}),
-    Bar("compiled", "compiled", "sima", ">=", 1.25, {"dtype": "bfloat16", "tokens": 9216, "dim": 384}),
+    Bar(
+        "compiled",
+        "compiled",
+        "sima",
+        ">=",
+        1.25,
+        {"dtype": "bfloat16", "tokens": 9216, "dim": 384},
+    ),
     _deit("bfloat16", 1536, "sima", "bare", "<=", 1.05),
     _deit("bfloat16", 1536, "softmax", "sima", ">=", 5.0),
     _deit("bfloat16", 1536, "published", "sima", ">=", 1.5),
@@ -65,14 +98,25 @@ BARS = (
     _deit("bfloat16", 224, "softmax", "sima", ">=", 1.10),
     _deit("float32", 224, "softmax", "sima", ">=", 1.05),
     *(
-        Bar("xcit", rival, "sima", ">=", bound, {"host": XCIT, "dtype": "bfloat16", "pixels": pixels})
+        Bar(
+            "xcit",
+            rival,
+            "sima",
+            ">=",
+            bound,
+            {"host": XCIT, "dtype": "bfloat16", "pixels": pixels},
+        )
         for pixels, bound in ((1536, 2.7), (768, 1.6))
         for rival in ("published", "xca")
     ),
     *(
         _optimized(pixels, under, bound)
         for pixels in (224, 768)
-        for under, bound in (("openvino_published", 1.00), ("openvino_bare", 1.10), ("openvino_linear", 1.10))
+        for under, bound in (
+            ("openvino_published", 1.00),
+            ("openvino_bare", 1.10),
+            ("openvino_linear", 1.10),
+        )
     ),
     _optimized(1536, "bare", 0.80),
     _step("float32", "time", 0.50),

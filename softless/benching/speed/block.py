@@ -47,26 +47,40 @@ def measure(work: Work, seconds: float) -> Case:
 
 
 def measure_compiled(work: Work, seconds: float) -> Case:
-    """The published block as torch.compile makes it, beside itself and ours; a compilation takes a minute or two."""
+    """The published block as torch.compile makes it, beside itself and ours; a compilation takes a
+    minute or two.
+    """
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
-        raise UsageError(f"torch.compile needs a C++ compiler, and there is no '{compiler}': install one or set CXX")
+        raise UsageError(
+            f"torch.compile needs a C++ compiler, and there is no '{compiler}': install one or "
+            "set CXX"
+        )
     modules = attention_modules(work.dim, work.heads, ["bare", "sima", "published"], work.kind)
-    compiled = torch.compile(modules["published"], fullgraph=True, dynamic=False, options={"freezing": True})
+    compiled = torch.compile(
+        modules["published"], fullgraph=True, dynamic=False, options={"freezing": True}
+    )
     return timed(work, modules, seconds, {"compiled": compiled})
 
 
 def measure_merging(work: Work, seconds: float) -> Case:
-    """Our block with the merged output projection and without, whatever the number of tokens; and as `optimize` packs it, which is without."""
+    """Our block with the merged output projection and without, whatever the number of tokens; and
+    as `optimize` packs it, which is without.
+    """
     modules = attention_modules(work.dim, work.heads, ["bare", "merged", "apart"], work.kind)
     packed = optimize(nn.Sequential(modules["apart"]), work.kind)[0]
     return timed(work, {**modules, "packed": packed}, seconds)
 
 
 def timed(
-    work: Work, modules: Mapping[str, nn.Module], seconds: float, compiled: Mapping[str, Callable[[Tensor], Tensor]] | None = None
-) -> Case:  # fmt: skip
-    """Check the modules on random tokens, then time them in turns; `compiled` are further forms of "published"."""
+    work: Work,
+    modules: Mapping[str, nn.Module],
+    seconds: float,
+    compiled: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+) -> Case:
+    """Check the modules on random tokens, then time them in turns; `compiled` are further forms of
+    "published".
+    """
     x = tokens(work)
     calls = {name: _call(module, x) for name, module in modules.items()}
     with torch.inference_mode():  # attention has ways of its own there
@@ -79,7 +93,10 @@ def timed(
             op: exact(op, modules["bare"] if op != "xca" else modules["xca"], x)
             for op in {OPERATOR.get(name) for name in calls}
         }
-        errors = {name: check(name, call(), true[OPERATOR.get(name)], work, work.kind) for name, call in calls.items()}
+        errors = {
+            name: check(name, call(), true[OPERATOR.get(name)], work, work.kind)
+            for name, call in calls.items()
+        }
     del true
     return Case(work, errors, paths, paced(calls, seconds))
 

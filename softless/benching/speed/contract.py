@@ -14,7 +14,8 @@ from softless.benching.errors_of import deviation
 from softless.benching.speed.work import Work
 from softless.errors import SoftlessError
 
-BOUND = {torch.float32: 3e-5, torch.bfloat16: 2e-2}  # relative: linear layers and the published form round in the dtype
+# relative: linear layers and the published form round in the dtype
+BOUND = {torch.float32: 3e-5, torch.bfloat16: 2e-2}
 ROWS = 64  # queries that are compared where all of them would take an N x N matrix of float64
 WHOLE = 1024  # tokens up to which all are
 
@@ -26,7 +27,8 @@ class WrongAnswer(SoftlessError):
 
 
 def exact(op: str | None, module: Any, x: Tensor, *, whole: bool = False) -> Tensor:
-    """Float64 output of the last image of x (B,N,dim), before the bias of `proj`, by the operator's reference; op None is `bare`.
+    """Float64 output of the last image of x (B,N,dim), before the bias of `proj`, by the operator's
+    reference; op None is `bare`.
 
     Of softmax the first queries alone where N is large, unless the whole is asked for.
     """
@@ -38,17 +40,26 @@ def exact(op: str | None, module: Any, x: Tensor, *, whole: bool = False) -> Ten
     if op is None:
         return F.linear(qkv[..., : x.shape[-1]], module.proj.weight.double())
     q, k, v = qkv.unflatten(-1, (3, module.num_heads, -1)).permute(2, 0, 3, 1, 4)
-    return F.linear(exact_of(op, q, k, v, module, whole=whole).transpose(1, 2).flatten(2), module.proj.weight.double())
+    return F.linear(
+        exact_of(op, q, k, v, module, whole=whole).transpose(1, 2).flatten(2),
+        module.proj.weight.double(),
+    )
 
 
-def exact_of(op: str, q: Tensor, k: Tensor, v: Tensor, module: Any = None, *, whole: bool = False) -> Tensor:
-    """The operator's reference on float64 q, k and v, with the module's temperature (XCA) or the operator's own tensors as they start."""
+def exact_of(
+    op: str, q: Tensor, k: Tensor, v: Tensor, module: Any = None, *, whole: bool = False
+) -> Tensor:
+    """The operator's reference on float64 q, k and v, with the module's temperature (XCA) or the
+    operator's own tensors as they start.
+    """
     record = get(op)
     few = q[:, :, :ROWS] if record.growth == "N^2" and q.shape[2] > WHOLE and not whole else q
     extras: dict[str, Any] = {}
     if record.learned:
         told = getattr(module, "temperature", None)
-        extras["learned"] = given_or_starting(record, told if told is None else {"temperature": told.to(q)}, {}, k, v)
+        extras["learned"] = given_or_starting(
+            record, told if told is None else {"temperature": told.to(q)}, {}, k, v
+        )
     return record.reference(few, k, v, **extras)
 
 
@@ -58,7 +69,9 @@ def check(name: str, found: Tensor, true: Tensor, work: Work | str, dtype: torch
     Raises:
         WrongAnswer: it is beyond what the dtype allows.
     """
-    return bounded(name, deviation(found[-1:, ..., : true.shape[-2], :], true).frobenius, work, BOUND[dtype])
+    return bounded(
+        name, deviation(found[-1:, ..., : true.shape[-2], :], true).frobenius, work, BOUND[dtype]
+    )
 
 
 def bounded(name: str, error: float, work: Work | str, bound: float, what: str = "output") -> float:
@@ -69,7 +82,8 @@ def bounded(name: str, error: float, work: Work | str, bound: float, what: str =
     """
     if not error <= bound:
         raise WrongAnswer(
-            f"the {what} of '{name}' is {error:.1e} off the float64 reference at {work} (allowed: {bound:.0e}): nothing is reported"
+            f"the {what} of '{name}' is {error:.1e} off the float64 reference at {work} (allowed: "
+            f"{bound:.0e}): nothing is reported"
         )
     return error
 
@@ -78,12 +92,15 @@ def bounded(name: str, error: float, work: Work | str, bound: float, what: str =
 def check_layers(
     name: str, layers: list[nn.Module], op: str | None, model: nn.Module, images: Tensor, work: Work
 ) -> tuple[float, str]:
-    """The largest error of some attention layers of a model on what they are given there, and the first one's path."""
+    """The largest error of some attention layers of a model on what they are given there, and the
+    first one's path.
+    """
     from softless.benching.speed.rivals import path_of
 
     seen: list[tuple[nn.Module, Tensor, Tensor]] = []
     hooks = [
-        layer.register_forward_hook(lambda module, given, out: seen.append((module, given[0], out))) for layer in layers
+        layer.register_forward_hook(lambda module, given, out: seen.append((module, given[0], out)))
+        for layer in layers
     ]
     try:
         model(images)
@@ -94,6 +111,12 @@ def check_layers(
     for layer, x, y in seen:
         module: Any = layer
         errors.append(
-            check(name, y if module.proj.bias is None else y - module.proj.bias, exact(op, module, x), work, work.kind)
+            check(
+                name,
+                y if module.proj.bias is None else y - module.proj.bias,
+                exact(op, module, x),
+                work,
+                work.kind,
+            )
         )
     return max(errors), path_of(seen[0][0], seen[0][1])

@@ -37,18 +37,28 @@ class Crossover:
         return {"kind": "crossover", **self.setting, "rival": self.rival, "note": self.said}
 
 
-def crossovers(cases: Sequence[Case], ours: str, rival: str, unit: str, apart: Sequence[str]) -> list[Crossover]:
-    """One for each setting: the cases that agree in what is kept `apart` (dtype, batch, …). `unit` is what the size is."""
+def crossovers(
+    cases: Sequence[Case], ours: str, rival: str, unit: str, apart: Sequence[str]
+) -> list[Crossover]:
+    """One for each setting: the cases that agree in what is kept `apart` (dtype, batch, …).
+
+    `unit` is what the size is.
+    """
     groups: dict[tuple[tuple[str, Any], ...], dict[int, float]] = {}
     for case in cases:
         found = case.ratio(rival, ours)
         if found is not None:
             setting = tuple((name, getattr(case.work, name)) for name in apart)
             groups.setdefault(setting, {})[getattr(case.work, unit)] = found.median
-    return [_one(dict(setting), rival, dict(sorted(ratios.items())), unit) for setting, ratios in groups.items()]
+    return [
+        _one(dict(setting), rival, dict(sorted(ratios.items())), unit)
+        for setting, ratios in groups.items()
+    ]
 
 
-def _one(setting: Mapping[str, Any], rival: str, ratios: Mapping[int, float], unit: str) -> Crossover:
+def _one(
+    setting: Mapping[str, Any], rival: str, ratios: Mapping[int, float], unit: str
+) -> Crossover:
     sizes = tuple(ratios)
     slower = tuple(size for size in sizes if ratios[size] < 1)
     at = None

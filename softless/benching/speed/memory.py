@@ -1,4 +1,6 @@
-"""Peak memory of attention's forward and backward over the number of tokens: SOFT's Figure 1b (12 heads, width 384, 49 bottleneck tokens)."""
+"""Peak memory of attention's forward and backward over the number of tokens: SOFT's Figure 1b (12
+heads, width 384, 49 bottleneck tokens).
+"""
 
 from copy import deepcopy
 from typing import Any
@@ -28,18 +30,28 @@ def measure(work: Work, _: float = 0.0) -> Case:
     """The peaks of every operator in our module, and of softmax with its matrix held."""
     x = tokens(work).requires_grad_()
     side = round(work.tokens**0.5)
-    modules = {name: module(name, work, side) for name in OPERATORS if name != "softmax" or work.tokens <= FUSED_TOKENS}
+    modules = {
+        name: module(name, work, side)
+        for name in OPERATORS
+        if name != "softmax" or work.tokens <= FUSED_TOKENS
+    }
     if work.tokens <= MATRIX_TOKENS:
         modules["softmax_matrix"] = SoftmaxMatrix(work.dim, work.heads, qkv_bias=True)
         modules["softmax_matrix"].load_state_dict(modules["softmax"].state_dict())
-    errors = {name: error(name, one, x.detach(), work) for name, one in modules.items()} if work.tokens <= WHOLE else {}
+    errors = (
+        {name: error(name, one, x.detach(), work) for name, one in modules.items()}
+        if work.tokens <= WHOLE
+        else {}
+    )
     weights = torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
     peaks = {}
     for name, one in modules.items():
         call = step(one, x, weights)
         call()  # what is made once lies there before
         peaks[name] = peak_bytes(call, x.device)
-    return Case(work, errors, {name: path_of(one, x.detach()) for name, one in modules.items()}, peaks=peaks)
+    return Case(
+        work, errors, {name: path_of(one, x.detach()) for name, one in modules.items()}, peaks=peaks
+    )
 
 
 def module(op: str, work: Work, side: int) -> nn.Module:

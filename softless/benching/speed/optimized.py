@@ -1,7 +1,8 @@
-"""Whole models as `softless.optimize` makes them, beside OpenVINO, which a user would take instead, and beside torch as it comes.
+"""Whole models as `softless.optimize` makes them, beside OpenVINO, which a user would take instead,
+and beside torch as it comes.
 
-OpenVINO is given the published formulation in bfloat16, static shapes, the latency hint and as many threads as torch. Without the extra
-`openvino` its rows are left out.
+OpenVINO is given the published formulation in bfloat16, static shapes, the latency hint and as many
+threads as torch. Without the extra `openvino` its rows are left out.
 """
 
 import importlib.util
@@ -24,18 +25,25 @@ from softless.inference import optimize
 from softless.inference.packed import why_not
 from softless.models.create import create_model
 
-# relative error of the logits against float32; in bfloat16 torch's own are 1 to 4 % off, and one attention that is missing moves them by far more
+# relative error of the logits against float32; in bfloat16 torch's own are 1 to 4 % off, and one
+# attention that is missing moves them by far more
 LOGITS = {torch.float32: 1e-4, torch.bfloat16: 1e-1}
-SHARE = 0.3  # size of every attention's branch over that of its input, so that its errors show in the logits
+# size of every attention's branch over that of its input, so that its errors show in the logits
+SHARE = 0.3
 OPENVINO = "openvino_"
 DEIT_WORKS = tuple(
-    Work("bfloat16", 1, (side // 16) ** 2 + 1, heads=6, pixels=side, host=DEIT) for side in (224, 768, 1536)
+    Work("bfloat16", 1, (side // 16) ** 2 + 1, heads=6, pixels=side, host=DEIT)
+    for side in (224, 768, 1536)
 )
-XCIT_WORKS = tuple(Work("bfloat16", 1, (side // 16) ** 2, pixels=side, host=XCIT) for side in (224, 384, 768, 1536))
+XCIT_WORKS = tuple(
+    Work("bfloat16", 1, (side // 16) ** 2, pixels=side, host=XCIT) for side in (224, 384, 768, 1536)
+)
 
 
 class Linear(Bare):
-    """Bare, with the projection to q, k and v read: a compiler leaves out what nobody reads, and with it a fourth of the linear layers."""
+    """Bare, with the projection to q, k and v read: a compiler leaves out what nobody reads, and
+    with it a fourth of the linear layers.
+    """
 
     def forward(self, x: Tensor, **_: Any) -> Tensor:
         return self.proj(self.qkv(x)[..., : x.shape[-1]])
@@ -52,7 +60,9 @@ def left_out() -> str:
 
 
 def measure_deit(work: Work, seconds: float) -> Case:
-    """A ViT of timm with SimA, optimized; eager; bare; and in OpenVINO published, with softmax, bare, and bare with all linear layers."""
+    """A ViT of timm with SimA, optimized; eager; bare; and in OpenVINO published, with softmax,
+    bare, and bare with all linear layers.
+    """
     size: dict[str, Any] = {"img_size": work.pixels, "dynamic_img_size": True}
     host = str(work.host)
     with torch.random.fork_rng(devices=[]):
@@ -64,11 +74,15 @@ def measure_deit(work: Work, seconds: float) -> Case:
             "bare": timm.create_model(host, attn_layer=Bare, **size),
             "linear": timm.create_model(host, attn_layer=Linear, **size),
         }
-    return timed(work, models, ("published", "softmax", "bare", "linear"), ("sima", "bare"), seconds)
+    return timed(
+        work, models, ("published", "softmax", "bare", "linear"), ("sima", "bare"), seconds
+    )
 
 
 def measure_xcit(work: Work, seconds: float) -> Case:
-    """XCiT with SimA, optimized; eager; timm's own XCiT; and in OpenVINO published and timm's own."""
+    """XCiT with SimA, optimized; eager; timm's own XCiT; and in OpenVINO published and timm's
+    own.
+    """
     host = str(work.host)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -81,9 +95,14 @@ def measure_xcit(work: Work, seconds: float) -> Case:
 
 
 def timed(
-    work: Work, models: Mapping[str, nn.Module], compiled: Iterable[str], eager: Iterable[str], seconds: float
-) -> Case:  # fmt: skip
-    """Give the models the first one's weights, compare every rival's logits with its model's in float32, then time them in turns.
+    work: Work,
+    models: Mapping[str, nn.Module],
+    compiled: Iterable[str],
+    eager: Iterable[str],
+    seconds: float,
+) -> Case:
+    """Give the models the first one's weights, compare every rival's logits with its model's in
+    float32, then time them in turns.
 
     Args:
         work: what is done.
@@ -120,7 +139,13 @@ def timed(
         calls[name] = of_torch(models[name].to(work.kind), half)
         meant[name], paths[name] = name, "torch, eager"
     errors = {
-        name: bounded(name, deviation(call().double(), true[meant[name]]).frobenius, work, LOGITS[work.kind], "logits")
+        name: bounded(
+            name,
+            deviation(call().double(), true[meant[name]]).frobenius,
+            work,
+            LOGITS[work.kind],
+            "logits",
+        )
         for name, call in calls.items()
     }
     return Case(work, errors, paths, paced(calls, seconds))
@@ -151,7 +176,9 @@ def of_openvino(model: nn.Module, images: Tensor, work: Work) -> Callable[[], Te
         warnings.simplefilter("ignore")  # the tracer's, about shapes that are fixed here
         import openvino
 
-        graph = openvino.convert_model(deepcopy(model), example_input=images, input=list(images.shape))
+        graph = openvino.convert_model(
+            deepcopy(model), example_input=images, input=list(images.shape)
+        )
     how = {
         "INFERENCE_PRECISION_HINT": {torch.bfloat16: "bf16", torch.float32: "f32"}[work.kind],
         "PERFORMANCE_HINT": "LATENCY",
@@ -169,9 +196,11 @@ def of_openvino(model: nn.Module, images: Tensor, work: Work) -> Callable[[], Te
 
 @torch.no_grad()
 def enliven(model: Any, images: Tensor, blocks: Iterable[Any] | None = None) -> None:
-    """Scale the output projection of each attention (of some blocks; all of the model) so that on these images its branch is 30 % of its input.
+    """Scale the output projection of each attention (of some blocks; all of the model) so that on
+    these images its branch is 30 % of its input.
 
-    As models start, SimA's branch is so small beside the residual that logits would not show an attention that is switched off.
+    As models start, SimA's branch is so small beside the residual that logits would not show an
+    attention that is switched off.
     """
 
     def scale(module: Any, given: Any, out: Tensor) -> Tensor:

@@ -6,14 +6,19 @@ from typing import Any
 
 from softless.benching.measure import Timings, interleaved
 
-# rounds: odd, so that the median is one of them, and so many that their quarters are not the extremes
+# rounds: odd, so that the median is one of them, and so many that their quarters are not the
+# extremes
 LEAST, MOST = 7, 101
 
 
 def paced(
-    calls: Mapping[str, Callable[[], Any]], seconds: float, *, clock: Callable[[], float] = time.perf_counter
+    calls: Mapping[str, Callable[[], Any]],
+    seconds: float,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Timings:
-    """Time the calls in turns for about so many seconds, at least seven rounds and at most 101; a round or two before are dropped.
+    """Time the calls in turns for about so many seconds, at least seven rounds and at most 101; a
+    round or two before are dropped.
 
     Args:
         calls: what to time, by name.
@@ -24,7 +29,9 @@ def paced(
     if taken < seconds / MOST:
         taken = _round(calls, clock)
     rounds = max(LEAST, min(MOST, int(seconds / max(taken, 1e-9))))
-    return interleaved(calls, rounds=rounds - (rounds + 1) % 2, warmup=1 if taken < seconds else 0, clock=clock)
+    return interleaved(
+        calls, rounds=rounds - (rounds + 1) % 2, warmup=1 if taken < seconds else 0, clock=clock
+    )
 
 
 def _round(calls: Mapping[str, Callable[[], Any]], clock: Callable[[], float]) -> float:

@@ -1,7 +1,8 @@
 """The attention alone, without its projections: the two halves of the papers' Figure 1.
 
-There SimA was made to take the rival's order of products, so that only the softmax differs: `published_tokens` is (q^ k^T) v as softmax
-attention has it, `published_channels` is q^ (k^T v) as XCA has it. `published` and `sima` choose for themselves.
+There SimA was made to take the rival's order of products, so that only the softmax differs:
+`published_tokens` is (q^ k^T) v as softmax attention has it, `published_channels` is q^ (k^T v) as
+XCA has it. `published` and `sima` choose for themselves.
 """
 
 # B batch, H heads, N tokens, D channels of a head
@@ -23,9 +24,9 @@ from softless.benching.speed.work import DTYPES, Case, Work
 
 TOKENS = (196, 576, 1024, 2304, 4096, 9216)  # images of 224 to 1536 pixels
 WIDTHS = (384, 1024, 2048, 4096, 8192)
-ROOM = (
-    2**30
-)  # bytes that the float32 matrices of attention may take together: batch 8 where they fit, batch 1 otherwise
+# bytes that the float32 matrices of attention may take together: batch 8 where they fit, batch 1
+# otherwise
+ROOM = 2**30
 
 
 def _batch(entries: int) -> int:
@@ -34,7 +35,11 @@ def _batch(entries: int) -> int:
 
 TOKENS_WORKS = tuple(Work(dtype, _batch(6 * n * n), n, heads=6) for dtype in DTYPES for n in TOKENS)
 SEQNORM_WORKS = tuple(
-    Work(dtype, batch, n) for dtype in DTYPES for batch in (1, 8) for n in (196, 576, 2304, 9216) if batch * n <= 9216
+    Work(dtype, batch, n)
+    for dtype in DTYPES
+    for batch in (1, 8)
+    for n in (196, 576, 2304, 9216)
+    if batch * n <= 9216
 )
 WIDTH_WORKS = tuple(
     Work(dtype, _batch(width * width // heads), 196, dim=width, heads=heads)
@@ -64,7 +69,8 @@ def in_order(q: Tensor, k: Tensor, v: Tensor, *, tokens: bool) -> Tensor:
 
 
 Product = Callable[[Tensor, Tensor, Tensor], Tensor]
-OVER_TOKENS: Mapping[str, tuple[str, Product]] = {  # the operator whose meaning it has, and how it is computed
+# the operator whose meaning it has, and how it is computed
+OVER_TOKENS: Mapping[str, tuple[str, Product]] = {
     "sima": ("sima", partial(attend, op="sima")),
     "published": ("sima", published),
     "published_tokens": ("sima", partial(in_order, tokens=True)),
@@ -96,14 +102,22 @@ SAID = {
 def measure(work: Work, seconds: float, rivals: Mapping[str, tuple[str, Product]]) -> Case:
     """The products on q, k and v that lie in one buffer, as a projection leaves them."""
     inner = torch.randn(
-        work.batch, work.tokens, 3, work.heads, work.dim // work.heads, generator=torch.Generator().manual_seed(4)
+        work.batch,
+        work.tokens,
+        3,
+        work.heads,
+        work.dim // work.heads,
+        generator=torch.Generator().manual_seed(4),
     )
     q, k, v = inner.to(work.kind).permute(2, 0, 3, 1, 4).unbind(0)
     calls = {name: _call(run, q, k, v) for name, (_, run) in rivals.items()}
     last = [x[-1:].double() for x in (q, k, v)]
     with torch.inference_mode():
         true = {op: exact_of(op, *last) for op, _ in rivals.values()}
-        errors = {name: check(name, call(), true[rivals[name][0]], work, work.kind) for name, call in calls.items()}
+        errors = {
+            name: check(name, call(), true[rivals[name][0]], work, work.kind)
+            for name, call in calls.items()
+        }
     del true, last
     paths = {name: SAID.get(name) or way(name, q, k, v) for name in rivals}
     return Case(work, errors, paths, paced(calls, seconds))
@@ -117,7 +131,10 @@ seqnorm = partial(measure, rivals=SEQNORM)
 def way(op: str, q: Tensor, k: Tensor, v: Tensor) -> str:
     """The backend that `attend` takes, and which kernel of it."""
     name = backend_of(q, k, v, op).name
-    return f"attend, {name} {native.path_of(q.dtype, q.shape[-1], v.shape[-1]) if name == 'native' else ''}".rstrip()
+    return (
+        f"attend, {name} "
+        f"{native.path_of(q.dtype, q.shape[-1], v.shape[-1]) if name == 'native' else ''}"
+    ).rstrip()
 
 
 def _call(run: Product, q: Tensor, k: Tensor, v: Tensor) -> Callable[[], Tensor]:

@@ -1,6 +1,7 @@
 """The attentions that are timed beside ours, as modules with the projections of timm's `Attention`.
 
-`bare`, the floor: nothing but the two linear layers. `published`: SimA as its authors' code has it. `softmax` and `xca` are timm's.
+`bare`, the floor: nothing but the two linear layers. `published`: SimA as its authors' code has it.
+`softmax` and `xca` are timm's.
 """
 
 # B batch, H heads, N tokens, D channels of a head
@@ -20,7 +21,9 @@ from softless.layers import Attention, operator_class
 
 
 class Bare(nn.Module):
-    """What any attention block must do: qkv(x) is computed and left, x is projected; in training, where every weight must get a gradient, q is."""
+    """What any attention block must do: qkv(x) is computed and left, x is projected; in training,
+    where every weight must get a gradient, q is.
+    """
 
     def __init__(self, dim: int, num_heads: int = 8, qkv_bias: bool = False, **_: Any) -> None:
         super().__init__()
@@ -34,10 +37,14 @@ class Bare(nn.Module):
 
 
 class Published(Bare):
-    """SimA as published: q and k normalised in the input's dtype, the cheaper product first (arXiv:2206.08898 and its code)."""
+    """SimA as published: q and k normalised in the input's dtype, the cheaper product first
+    (arXiv:2206.08898 and its code).
+    """
 
     def forward(self, x: Tensor, **_: Any) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = (
+            self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        )
         return self.proj(published(q, k, v).transpose(1, 2).flatten(2))
 
 
@@ -47,18 +54,23 @@ class PublishedClass(Bare):
     EPS = 1e-6
 
     def forward(self, x: Tensor, **_: Any) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = (
+            self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        )
         q, k = (F.normalize(part, p=1.0, dim=-2, eps=self.EPS) for part in (q, k))
         row = (q[:, :, :1] * k).sum(-1)[:, :, None]
         return self.proj((row @ v).transpose(1, 2).flatten(2))
 
 
 class SoftmaxMatrix(TimmAttention):
-    """timm's attention without the fused kernel: the N x N matrix is held, as in the papers' days."""
+    """timm's attention without the fused kernel: the N x N matrix is held, as in the papers'
+    days.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.fused_attn = False  # type: ignore[misc]  # timm calls it final for TorchScript; it is this very switch
+        # timm calls it final for TorchScript; it is this very switch
+        self.fused_attn = False  # type: ignore[misc]
 
 
 class Merged(operator_class("sima")):  # type: ignore[misc]
@@ -90,7 +102,9 @@ MODULES: Mapping[str, type[nn.Module]] = {
     "inside": Inside,
 }
 OPERATOR = {  # its meaning
-    **dict.fromkeys(("sima", "published", "compiled", "merged", "apart", "packed", "inside"), "sima"),
+    **dict.fromkeys(
+        ("sima", "published", "compiled", "merged", "apart", "packed", "inside"), "sima"
+    ),
     "softmax": "softmax",
     "xca": "xca",
 }
@@ -111,8 +125,13 @@ def path_of(module: nn.Module, x: Tensor) -> str:
     return PATHS[type(module)]
 
 
-def attention_modules(dim: int, heads: int, names: list[str], dtype: torch.dtype) -> dict[str, nn.Module]:
-    """The rivals with the same random projections, in evaluation. The bias of `proj` is zero: what comes out is attention alone."""
+def attention_modules(
+    dim: int, heads: int, names: list[str], dtype: torch.dtype
+) -> dict[str, nn.Module]:
+    """The rivals with the same random projections, in evaluation.
+
+    The bias of `proj` is zero: what comes out is attention alone.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         made = {name: MODULES[name](dim, num_heads=heads, qkv_bias=True) for name in names}
@@ -124,10 +143,14 @@ def attention_modules(dim: int, heads: int, names: list[str], dtype: torch.dtype
 
 
 def share_weights(source: nn.Module, target: nn.Module) -> list[str]:
-    """Give the target every weight of the source that has its name and shape; the names of its own that got none."""
+    """Give the target every weight of the source that has its name and shape; the names of its own
+    that got none.
+    """
     own = target.state_dict()
     shared = {
-        name: value for name, value in source.state_dict().items() if name in own and own[name].shape == value.shape
+        name: value
+        for name, value in source.state_dict().items()
+        if name in own and own[name].shape == value.shape
     }
     target.load_state_dict(shared, strict=False)
     return sorted(set(own) - set(shared))

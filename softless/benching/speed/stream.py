@@ -1,7 +1,9 @@
-"""Streaming: one layer over a quarter of a million tokens, and a whole model over the image's side, in time and in memory.
+"""Streaming: one layer over a quarter of a million tokens, and a whole model over the image's side,
+in time and in memory.
 
-The layer's rivals take turns in this process. A whole model runs in a process of its own, whose peak of memory is the system's own count, pixels and
-decoding included, beyond what lay there before: the bytes of the image, the weights, and what a small image left behind.
+The layer's rivals take turns in this process. A whole model runs in a process of its own, whose
+peak of memory is the system's own count, pixels and decoding included, beyond what lay there
+before: the bytes of the image, the weights, and what a small image left behind.
 """
 
 # N tokens, D width
@@ -39,30 +41,42 @@ from softless.models import create_model
 from softless.slides.stream import CHUNK, stream
 from softless.slides.sweeps import layer_in_chunks
 
-LAYER_WORKS = tuple(Work(dtype, 1, tokens) for dtype in DTYPES for tokens in (16_384, 65_536, 262_144))
+LAYER_WORKS = tuple(
+    Work(dtype, 1, tokens) for dtype in DTYPES for tokens in (16_384, 65_536, 262_144)
+)
 SIDES = (224, 512, 1024, 2048, 4096, 8192, 16384)
-MODEL_WORKS = tuple(Work("bfloat16", 1, (side // 16) ** 2 + 1, heads=6, pixels=side, host=DEIT) for side in SIDES)
+MODEL_WORKS = tuple(
+    Work("bfloat16", 1, (side // 16) ** 2 + 1, heads=6, pixels=side, host=DEIT) for side in SIDES
+)
 WHOLE = 8192  # pixels above which a model that holds all activations takes more than 12 GB
-CHECKED = 4096  # tokens at which a layer is compared with float64, pixels up to which a model is: 512
+# tokens at which a layer is compared with float64, pixels up to which a model is: 512
+CHECKED = 4096
 ROUNDS, FEW = 5, 2048  # how often a model of up to so many pixels is timed; larger ones once
 STATUS, FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def measure_layer(work: Work, seconds: float) -> Case:
-    """One layer of a ViT over the residual stream: ours, optimized, in chunks and in place; the published form over all tokens at once; and the floor.
+    """One layer of a ViT over the residual stream: ours, optimized, in chunks and in place; the
+    published form over all tokens at once; and the floor.
 
-    The floor, "linear", is the streamed layer without its attention: the same packed linear layers over the same chunks.
+    The floor, "linear", is the streamed layer without its attention: the same packed linear layers
+    over the same chunks.
     """
     kinds = {"streamed": operator_class("sima"), "published": Published, "linear": Linear}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        blocks = {name: Block(work.dim, work.heads, qkv_bias=True, attn_layer=kind) for name, kind in kinds.items()}
+        blocks = {
+            name: Block(work.dim, work.heads, qkv_bias=True, attn_layer=kind)
+            for name, kind in kinds.items()
+        }
         x = torch.randn(work.tokens, work.dim).to(work.kind)
     enliven(blocks["streamed"].eval(), x[None, :CHECKED].float(), [blocks["streamed"]])
     for block in blocks.values():
         share_weights(blocks["streamed"], block.eval())
     true = _exact_layers(blocks, x[:CHECKED])
-    packed = {name: optimize(nn.Sequential(blocks[name]), work.kind)[0] for name in ("streamed", "linear")}
+    packed = {
+        name: optimize(nn.Sequential(blocks[name]), work.kind)[0] for name in ("streamed", "linear")
+    }
     whole = blocks["published"].to(work.kind)
     calls: dict[str, Callable[[Tensor], Tensor]] = {
         "streamed": lambda y: layer_in_chunks(packed["streamed"], y, CHUNK),
@@ -71,7 +85,12 @@ def measure_layer(work: Work, seconds: float) -> Case:
     }
     with torch.inference_mode():
         errors = {
-            name: bounded(name, deviation(call(x[:CHECKED].clone()), true[name]).frobenius, work, BOUND[work.kind])
+            name: bounded(
+                name,
+                deviation(call(x[:CHECKED].clone()), true[name]).frobenius,
+                work,
+                BOUND[work.kind],
+            )
             for name, call in calls.items()
         }
     mine = x.clone()  # for those that work in place
@@ -104,7 +123,9 @@ def _chunk_by_chunk(block: nn.Module, x: Tensor) -> Tensor:
 
 
 def measure_model(work: Work, seconds: float) -> Case:
-    """A DeiT from bytes to logits: ours, optimized, streamed and over all tokens at once, and the published form."""
+    """A DeiT from bytes to logits: ours, optimized, streamed and over all tokens at once, and the
+    published form.
+    """
     assert work.pixels is not None
     names = ["streamed", *(["optimized", "published"] if work.pixels <= WHOLE else [])]
     rounds = ROUNDS if seconds and work.pixels <= FEW else 1
@@ -113,7 +134,8 @@ def measure_model(work: Work, seconds: float) -> Case:
     errors = {}
     if work.pixels <= 512:
         true = torch.tensor(
-            in_a_process("sima", Work(**{**vars(work), "dtype": "float64"}), 1)["logits"], dtype=torch.float64
+            in_a_process("sima", Work(**{**vars(work), "dtype": "float64"}), 1)["logits"],
+            dtype=torch.float64,
         )
         errors = {
             name: bounded(name, deviation(own, true).frobenius, work, LOGITS[work.kind], "logits")
@@ -133,9 +155,12 @@ def measure_model(work: Work, seconds: float) -> Case:
         "published": "published formula, torch",
     }
     return Case(
-        work, errors, {name: paths[name] for name in names}, Timings({name: one["seconds"] for name, one in found.items()}),
+        work,
+        errors,
+        {name: paths[name] for name in names},
+        Timings({name: one["seconds"] for name, one in found.items()}),
         {name: one["peak"] for name, one in found.items()},
-    )  # fmt: skip
+    )
 
 
 def in_a_process(name: str, work: Work, rounds: int) -> dict[str, Any]:
@@ -149,17 +174,23 @@ def in_a_process(name: str, work: Work, rounds: int) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
     }
     done = subprocess.run(  # noqa: S603  # this very module
-        [sys.executable, "-m", __name__, json.dumps(asked)], capture_output=True, text=True, check=False
+        [sys.executable, "-m", __name__, json.dumps(asked)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         raise SoftlessError(
-            f"the process of '{name}' at {work} ended with {done.returncode}: {done.stderr.strip()[-300:]}"
+            f"the process of '{name}' at {work} ended with {done.returncode}: "
+            f"{done.stderr.strip()[-300:]}"
         )
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-def alone(*, rival: str, dtype: str, pixels: int, host: str, rounds: int, threads: int) -> dict[str, Any]:
+def alone(
+    *, rival: str, dtype: str, pixels: int, host: str, rounds: int, threads: int
+) -> dict[str, Any]:
     """The work of such a process."""
     torch.set_num_threads(threads)
     kind = getattr(torch, dtype)
@@ -175,7 +206,9 @@ def alone(*, rival: str, dtype: str, pixels: int, host: str, rounds: int, thread
         return found
 
     def streamed(values: np.ndarray) -> Tensor:
-        return stream(model, values, mean=(0.5,) * 3, std=(0.5,) * 3, saliency=False, quiet=True).logits
+        return stream(
+            model, values, mean=(0.5,) * 3, std=(0.5,) * 3, saliency=False, quiet=True
+        ).logits
 
     call = streamed if rival == "streamed" else whole
     call(image[:224, :224].copy())
@@ -188,7 +221,11 @@ def alone(*, rival: str, dtype: str, pixels: int, host: str, rounds: int, thread
         if number or rounds == 1:
             seconds.append(taken)
     # less than a MiB is not told from what the allocator kept of the small image
-    return {"seconds": seconds, "peak": max(2**20, _peak() - before), "logits": logits[0].double().tolist()}
+    return {
+        "seconds": seconds,
+        "peak": max(2**20, _peak() - before),
+        "logits": logits[0].double().tolist(),
+    }
 
 
 def _model(rival: str, host: str) -> nn.Module:
@@ -206,9 +243,8 @@ def _forget() -> int:
     if not FORGET.exists():
         return _peak()
     gc.collect()
-    if trim := getattr(
-        ctypes.CDLL(None), "malloc_trim", None
-    ):  # else what set-up freed is held still, and hides as much of the work
+    # else what set-up freed is held still, and hides as much of the work
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)
     FORGET.write_text("5")
     return _told("VmRSS")

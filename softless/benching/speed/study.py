@@ -32,7 +32,9 @@ class Study:
     def rows(self) -> list[dict[str, Any]]:
         """A row per rival and case, then the bars, then the crossovers."""
         found = [row for case in self.cases for row in _rows(case, self.bases)]
-        found += [verdict.row() for verdict in self.verdicts] + [one.row() for one in self.crossovers]
+        found += [verdict.row() for verdict in self.verdicts] + [
+            one.row() for one in self.crossovers
+        ]
         return [{**row, "load": self.load} for row in found]
 
     def to_dict(self) -> dict[str, Any]:
@@ -54,7 +56,10 @@ class Study:
         if self.note:
             parts.append(self.note)
         if self.load > BUSY:
-            parts.append(f"the machine was busy (load {self.load}): trust ratios more than times, and record neither")
+            parts.append(
+                f"the machine was busy (load {self.load}): trust ratios more than times, and "
+                "record neither"
+            )
         files = [f"chart: {self.chart}", *([f"recorded: {self.recorded}"] if self.recorded else [])]
         return "\n\n".join([*parts, "\n".join(files)])
 
@@ -69,7 +74,10 @@ class Study:
 
     def _bars(self) -> str:
         rows = [verdict.row() for verdict in self.verdicts]
-        shown = [[row[name] for name in ("ratio", "of", "bar", "measured", "quarters", "verdict")] for row in rows]
+        shown = [
+            [row[name] for name in ("ratio", "of", "bar", "measured", "quarters", "verdict")]
+            for row in rows
+        ]
         works = [str(verdict.work) for verdict in self.verdicts]
         cells = [[work, *cell] for work, cell in zip(works, shown, strict=True)]
         return table(["bars", "ratio", "of", "", "measured", "quarters", ""], cells)
@@ -89,7 +97,9 @@ def _rows(case: Case, bases: Sequence[str]) -> list[dict[str, Any]]:
                 row |= {f"to_{base}": _round(ratio.median), f"to_{base}_quarters": _quarters(ratio)}
         if case.peaks:
             row["peak_mib"] = _round(case.peaks[name] / 2**20)
-            row |= {f"memory_to_{base}": _round(case.peaks[name] / case.peaks[base]) for base in others}
+            row |= {
+                f"memory_to_{base}": _round(case.peaks[name] / case.peaks[base]) for base in others
+            }
         if name in case.errors:
             row["error"] = float(f"{case.errors[name]:.1e}")
         found.append(row | {"path": case.paths[name]})

@@ -1,4 +1,6 @@
-"""The training step of the attention block: forward, and the gradients of the tokens and of every weight."""
+"""The training step of the attention block: forward, and the gradients of the tokens and of every
+weight.
+"""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -16,8 +18,13 @@ from softless.benching.speed.work import DTYPES, Case, Work
 from softless.benching.steps import peak_bytes
 
 SOFTMAX_TOKENS = 2304
-WORKS = tuple(Work(dtype, batch, tokens) for dtype in DTYPES for batch, tokens in ((8, 196), (1, 2304), (1, 9216)))
-BOUND = {torch.float32: 3e-4, torch.bfloat16: 3e-2}  # relative error of a gradient: sums over N tokens in the dtype
+WORKS = tuple(
+    Work(dtype, batch, tokens)
+    for dtype in DTYPES
+    for batch, tokens in ((8, 196), (1, 2304), (1, 9216))
+)
+# relative error of a gradient: sums over N tokens in the dtype
+BOUND = {torch.float32: 3e-4, torch.bfloat16: 3e-2}
 
 
 PROJECTED = tuple(
@@ -30,31 +37,43 @@ PROJECTED = tuple(
 
 
 def measure(work: Work, seconds: float) -> Case:
-    """Time and peak memory of the step: the products of its linear layers, ours, published, timm's softmax."""
+    """Time and peak memory of the step: the products of its linear layers, ours, published, timm's
+    softmax.
+    """
     return measured(
-        work, seconds, ["bare", "sima", "published", *(["softmax"] if work.tokens <= SOFTMAX_TOKENS else [])]
+        work,
+        seconds,
+        ["bare", "sima", "published", *(["softmax"] if work.tokens <= SOFTMAX_TOKENS else [])],
     )
 
 
 def measure_projected(work: Work, seconds: float) -> Case:
-    """Our step with both projections taken into its attention and without, whatever the number of tokens."""
+    """Our step with both projections taken into its attention and without, whatever the number of
+    tokens.
+    """
     return measured(work, seconds, ["bare", "inside", "apart"])
 
 
 def measured(work: Work, seconds: float, names: list[str]) -> Case:
     """Time and peak memory of the rivals' steps."""
     modules = {
-        name: module.train() for name, module in attention_modules(work.dim, work.heads, names, work.kind).items()
+        name: module.train()
+        for name, module in attention_modules(work.dim, work.heads, names, work.kind).items()
     }
     x = tokens(work).requires_grad_()
-    weights = torch.randn(x.shape, generator=torch.Generator().manual_seed(2)).to(
-        work.kind
-    )  # the gradient that arrives
+    # the gradient that arrives
+    weights = torch.randn(x.shape, generator=torch.Generator().manual_seed(2)).to(work.kind)
     calls = {name: step(module, x, weights) for name, module in modules.items()}
-    errors = {name: _error(name, modules[name], call, x, weights, work) for name, call in calls.items()}
+    errors = {
+        name: _error(name, modules[name], call, x, weights, work) for name, call in calls.items()
+    }
     paths = {name: path_of(module, x) for name, module in modules.items()}
     return Case(
-        work, errors, paths, paced(calls, seconds), {name: peak_bytes(call, x.device) for name, call in calls.items()}
+        work,
+        errors,
+        paths,
+        paced(calls, seconds),
+        {name: peak_bytes(call, x.device) for name, call in calls.items()},
     )
 
 
@@ -65,16 +84,28 @@ def step(module: nn.Module, x: Tensor, weights: Tensor) -> Callable[[], tuple[Te
 
 
 def _error(
-    name: str, module: Any, call: Callable[[], tuple[Tensor, ...]], x: Tensor, weights: Tensor, work: Work
+    name: str,
+    module: Any,
+    call: Callable[[], tuple[Tensor, ...]],
+    x: Tensor,
+    weights: Tensor,
+    work: Work,
 ) -> float:
-    """The largest relative error of the gradients of x and of the projections' weights, of one image."""
+    """The largest relative error of the gradients of x and of the projections' weights, of one
+    image.
+    """
     wide = deepcopy(module).double()
     few = x[-1:].detach().requires_grad_()
     double = few.detach().double().requires_grad_()
     leaves = [double, wide.qkv.weight, wide.proj.weight]
-    true = torch.autograd.grad(exact(OPERATOR.get(name), wide, double, whole=True), leaves, weights[-1:].double())
-    found = torch.autograd.grad(module(few), [few, module.qkv.weight, module.proj.weight], weights[-1:])
+    true = torch.autograd.grad(
+        exact(OPERATOR.get(name), wide, double, whole=True), leaves, weights[-1:].double()
+    )
+    found = torch.autograd.grad(
+        module(few), [few, module.qkv.weight, module.proj.weight], weights[-1:]
+    )
     error = max(deviation(ours, theirs).frobenius for ours, theirs in zip(found, true, strict=True))
-    whole = call()[0][-1:]  # images know nothing of each other: the whole batch gives this image the same gradient
+    # images know nothing of each other: the whole batch gives this image the same gradient
+    whole = call()[0][-1:]
     error = max(error, deviation(whole, true[0]).frobenius)
     return bounded(name, error, work, BOUND[work.kind], "gradient")

@@ -1,4 +1,6 @@
-"""What is measured, and what was found: one `Case` is one piece of work done by several rivals in turns."""
+"""What is measured, and what was found: one `Case` is one piece of work done by several rivals in
+turns.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +11,8 @@ import torch
 from softless.benching.measure import Spread, Timings
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-SETTING = ("host", "dtype", "batch", "dim", "heads", "pixels", "tokens")  # what tells one piece of work from another
+# what tells one piece of work from another
+SETTING = ("host", "dtype", "batch", "dim", "heads", "pixels", "tokens")
 
 
 @dataclass(frozen=True)
@@ -45,14 +48,17 @@ class Case:
     errors: Mapping[str, float]  # against float64, checked before anything is timed
     paths: Mapping[str, str]  # which way the attention was computed
     timings: Timings | None = None
-    peaks: Mapping[str, int] = field(default_factory=dict)  # bytes held at most beyond what lay there before
+    # bytes held at most beyond what lay there before
+    peaks: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def rivals(self) -> list[str]:
         return list(self.timings.seconds if self.timings else self.peaks)
 
     def ratio(self, over: str, under: str, quantity: str = "time") -> Spread | None:
-        """Time (or peak memory) of one rival over another's; None where one of them took no part."""
+        """Time (or peak memory) of one rival over another's; None where one of them took no
+        part.
+        """
         if not {over, under} <= set(self.rivals):
             return None
         if quantity == "memory":
@@ -63,4 +69,6 @@ class Case:
 
 def words(setting: Mapping[str, Any]) -> str:
     """A setting for people: "float32, batch 8"."""
-    return ", ".join(str(value) if name == "dtype" else f"{name} {value}" for name, value in setting.items())
+    return ", ".join(
+        str(value) if name == "dtype" else f"{name} {value}" for name, value in setting.items()
+    )
