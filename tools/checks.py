@@ -7,9 +7,11 @@ way to switch one off in a line: mend the line, or the rule.
 """
 
 import ast
+import io
 import re
 import subprocess
 import sys
+import tokenize
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -258,9 +260,33 @@ def weight_read(source: Source) -> Iterator[Finding]:
             )
 
 
+WIDTH = 100  # characters of a line
+PRAGMAS = ("# type: ignore", "# noqa")  # which stand where the fault is, however long the line
+
+
+def long_line(source: Source) -> Iterator[Finding]:
+    """A line that is too long to read, and what keeps the formatter from breaking one.
+
+    Inside of texts of several lines it may be a formula, a table or a command.
+    """
+    inside: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(source.text).readline):
+        if tokenize.tok_name[token.type] in {"STRING", "FSTRING_MIDDLE"}:
+            inside.update(range(token.start[0], token.end[0] + (token.end[0] > token.start[0])))
+        elif token.type == tokenize.COMMENT and re.match(r"# fmt: (skip|off)", token.string):
+            yield Finding(source.path, token.start[0], "the formatter is kept away", "long line")
+    for number, line in enumerate(source.text.splitlines(), 1):
+        if len(line) > WIDTH and number not in inside and not any(word in line for word in PRAGMAS):
+            what = f"{len(line)} characters, and a line has at most {WIDTH}"
+            yield Finding(source.path, number, what, "long line")
+
+
 REGISTRY = re.compile(
-    r"\b(?:[\w-]+\.)*(?:pypi\.(?:org|python\.org|nvidia\.com)|pythonhosted\.org|anaconda\.(?:org|com)|download\.pytorch\.org"
-    r"|npmjs\.(?:org|com)|crates\.io|rubygems\.org|proxy\.golang\.org|repo1?\.maven\.(?:org|apache\.org))\b"
+    r"\b(?:[\w-]+\.)*(?:pypi\.(?:org|python\.org|nvidia\.com)|pythonhosted\.org"
+    r"|anaconda\.(?:org|com)"
+    r"|download\.pytorch\.org"
+    r"|npmjs\.(?:org|com)|crates\.io|rubygems\.org|proxy\.golang\.org"
+    r"|repo1?\.maven\.(?:org|apache\.org))\b"
     r"|https?://[^\s\"'<>]+/simple\b"
 )
 MACHINE_PATH = re.compile(r"(?<![\w.~)}\]/-])/(?:home|root|work|Users)(?=/|[\s\"'`,;:)]|$)")
@@ -296,7 +322,7 @@ def missing_init(files: list[Path]) -> Iterator[Finding]:
             yield Finding(folder, 1, "package folder without __init__.py", "missing __init__.py")
 
 
-EVERYWHERE: list[Callable[[Source], Iterator[Finding]]] = [dropped_comparison]
+EVERYWHERE: list[Callable[[Source], Iterator[Finding]]] = [dropped_comparison, long_line]
 IN_FOLDER: dict[str, list[Callable[[Source], Iterator[Finding]]]] = {
     "softless": [missing_docstring, unsafe_source, weight_read],
     "tests": [test_without_assertion],

@@ -133,9 +133,9 @@ def tensors(op: Any) -> str:
 
     claims = op.own_tensors({})
     sizes = Sizes(6, 64, op.filled({}), 197)
+    shapes = {name: " × ".join(map(str, claim.shape(sizes))) for name, claim in claims.items()}
     said = [
-        f"`{name}` "
-        f"{' × '.join(map(str, claim.shape(sizes)))}{'' if claim.trained else ' (drawn, not trained)'}"
+        f"`{name}` {shapes[name]}{'' if claim.trained else ' (drawn, not trained)'}"
         for name, claim in claims.items()
     ]
     return f"{', '.join(said)} (at 6 heads of 64 channels, 197 tokens)" if said else "none"

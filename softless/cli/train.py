@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from softless.training.epoch_state import OnEpoch
     from softless.training.folds import Folds
 
+    Given = Dataset[Any] | Sequence[Dataset[Any]] | Mapping[str, Dataset[Any]]
+
 
 def train(
     recipe: "str | Recipe | None" = None,
     *,
-    data: "str | Path | Dataset[Any] | Sequence[Dataset[Any]] | Mapping[str, Dataset[Any]] | None" = None,
+    data: "str | Path | Given | None" = None,
     model: "nn.Module | None" = None,
     table: str | Path | None = None,
     folds: int | None = None,

@@ -56,7 +56,8 @@ class _Pattern(NamedTuple):
             return kind
         if self.split_first:
             return f"{split}/{kind}"
-        return f"{kind}/{by_part(self.root / kind).get(part, split) if (self.root / kind).is_dir() else split}"
+        inside = self.root / kind
+        return f"{kind}/{by_part(inside).get(part, split) if inside.is_dir() else split}"
 
 
 @dataclass(frozen=True)

@@ -582,7 +582,8 @@ def _ome_says(file: Any, _: Any) -> tuple[tuple[float, float] | None, str]:
 
 def _philips_says(file: Any, _: Any) -> tuple[tuple[float, float] | None, str]:
     found = re.search(
-        r'DICOM_PIXEL_SPACING"[^>]*>\s*(?:&quot;|")([0-9.eE+-]+)(?:&quot;|")\s*(?:&quot;|")([0-9.eE+-]+)',
+        r'DICOM_PIXEL_SPACING"[^>]*>\s*(?:&quot;|")([0-9.eE+-]+)(?:&quot;|")\s*'
+        r'(?:&quot;|")([0-9.eE+-]+)',
         file.pages[0].description or "",
     )
     sides = [_float(found[number]) for number in (1, 2)] if found else [None]

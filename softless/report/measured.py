@@ -92,7 +92,9 @@ def _column(found: Evaluation) -> dict[str, str]:
     point = found.operating
     if point is not None:
         told |= {
-            f"threshold for {point.positive}, chosen on validation images": f"{point.threshold:.3f}",
+            f"threshold for {point.positive}, chosen on validation images": (
+                f"{point.threshold:.3f}"
+            ),
             "sensitivity there": _share(point.sensitivity),
             "specificity there": _share(point.specificity),
         }

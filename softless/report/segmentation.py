@@ -413,7 +413,10 @@ def _legend(names: Sequence[str]) -> Html:
     entries = []
     for name, (red, green, blue) in zip(names, colours(tuple(names)), strict=True):
         if (red, green, blue) != BLACK:
-            style = f"background:rgb({red},{green},{blue});display:inline-block;width:.8em;height:.8em;border-radius:2px;margin-right:.4em"
+            style = (
+                f"background:rgb({red},{green},{blue});display:inline-block;width:.8em;"
+                "height:.8em;border-radius:2px;margin-right:.4em"
+            )
             entries.append(
                 tag(
                     "span",

@@ -32,7 +32,8 @@ def admitted(op: Operator) -> Iterator[Fault]:
         check_record(op)
     except UsageError as refused:
         named = re.search(
-            r"(identity|claims|streaming|options|learned|half|host|views|own|reference)(\.\w+|\[[^\]]+\](\.\w+)?)?",
+            r"(identity|claims|streaming|options|learned|half|host|views|own|reference)"
+            r"(\.\w+|\[[^\]]+\](\.\w+)?)?",
             str(refused),
         )
         yield Fault(

@@ -28,7 +28,8 @@ class Scalars:
     def __init__(self, run: "Run") -> None:
         self.wanted = run.world.is_first and _installed()
         if self.wanted:
-            name = f"events.out.tfevents.{time.time_ns() // 1000:016d}.{socket.gethostname()}.{os.getpid()}"
+            now, host = time.time_ns() // 1000, socket.gethostname()
+            name = f"events.out.tfevents.{now:016d}.{host}.{os.getpid()}"
             self.path = make_folder(run.folder.path / SCALARS) / name
             # later points were of a run before
             restarted = {"step": run.epoch + 1, "session_log": {"status": "START"}}

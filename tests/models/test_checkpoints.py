@@ -254,7 +254,10 @@ def test_what_was_taken_is_printed() -> None:
 def test_nothing_of_the_named_libraries_is_imported(tmp_path: Path) -> None:
     """An object that is read as nothing needs no library: its name is enough."""
     path = tmp_path / "named.pth"
-    state = b"\x80\x02}(X\x01\x00\x00\x00acmmengine.logging.history_buffer\nHistoryBuffer\n)\x81}X\x01\x00\x00\x00bK\x01sbX\x01\x00\x00\x00cK\x02u."
+    state = (
+        b"\x80\x02}(X\x01\x00\x00\x00acmmengine.logging.history_buffer\nHistoryBuffer\n)"
+        b"\x81}X\x01\x00\x00\x00bK\x01sbX\x01\x00\x00\x00cK\x02u."
+    )
     held = read_tensors(hostile.archive(path, state))
     assert held["c"] == 2
     assert type(held["a"]).__name__ == "Inert"

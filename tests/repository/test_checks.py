@@ -19,7 +19,7 @@ def eval(run):
     return run
 
 def small(x):
-    return eval(x)
+    return eval(x)  # type: ignore[arg-type]                                            a long line of a pragma
 
 class _Private:
     def forward(self, x):
@@ -28,7 +28,8 @@ class _Private:
 def load(path, model):
     """Reads safely."""
     model.eval()
-    return np.load(path, allow_pickle=False), torch.load(path, weights_only=True), yaml.safe_load(path)
+    held = np.load(path, allow_pickle=False), torch.load(path, weights_only=True)
+    return held, yaml.safe_load(path)
 '''
 
 CLEAN_TEST = """
@@ -52,6 +53,10 @@ def test_folder(): assert open(SLASH + "tmp")
 
 LONG = "    x = 1\n" * 6
 FAULTS = {
+    "a long line": ("tests/x.py", f"\nx = '{'a' * 100}'\n", 2, "long line"),
+    "a long comment": ("softless/x.py", f"x = 1  # {'a ' * 50}\n", 1, "long line"),
+    "no formatter": ("tests/x.py", "x = [1,\n     2]  # fmt: " + "skip\n", 2, "long line"),
+    "formatter off": ("tests/x.py", "# fmt: " + "off\nx = 1\n", 1, "long line"),
     "torch.allclose": (
         "tests/test_x.py",
         "def test_a():\n    torch.allclose(a, b)\n    assert a\n",

@@ -104,7 +104,10 @@ def test_rows_are_chosen_and_fractions_rounded(documents):
 
 def test_the_tables_of_errors_show_the_worst_family_and_name_it_far_above_the_claim(documents):
     lines = [
-        "operator,form,options,dtype,out_dtype,tokens,family,status,error,gradient_error,claim,commit"
+        (
+            "operator,form,options,dtype,out_dtype,tokens,family,status,error,gradient_error,"
+            "claim,commit"
+        )
     ]
     lines += ["sima,eager,,float16,float32,49,gauss,ok,1e-4,2e-2,1e-4,abc"]
     lines += ["sima,eager,,float16,float32,49,wide,ok,3e-4,1e-2,1e-4,abc"]
