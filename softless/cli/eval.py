@@ -139,7 +139,7 @@ def eval(
 
     Of a classifier: accuracy with its 95 % interval beside what always the commonest class and
     chance get, balanced accuracy, AUC, Brier score, calibration error, precision and recall of each
-    class, confusion; of two classes also sensitivity and specificity at the threshold that the run
+    class, confusion. Of two classes also sensitivity and specificity at the threshold that the run
     chose on its validation images. AP and Dice have intervals over images. With --knn or --linear,
     of any run but detectors and segmenters: accuracy of a classifier over frozen features, those of
     the train folder against those of the split. A run of DINO alone has no classes, and is measured

@@ -33,7 +33,7 @@ def predict(
 
     A classifier writes `out/predictions.csv` (file, predicted class, probability of each class)
     and, with overlays, `out/saliency/NAME.png`: what the model saw with its query and key maps over
-    it; the images are framed as in evaluation. In the table an apostrophe stands before a name that
+    it. The images are framed as in evaluation. In the table an apostrophe stands before a name that
     a spreadsheet would run as a formula. Every image is read before a file is written. One that
     cannot be read has no answer: it is named at the end, and the exit code is 4. A second call with
     the same `out` removes what the first left and it does not write itself. Where `out` lies inside

@@ -2,7 +2,7 @@
 anchors, the canvas of training.
 
 The side of an object is sqrt(width x height). Images are enlarged, twice at most, until a tenth of
-the objects alone has a side below `SMALL` pixels; they are reduced where they are larger than
+the objects alone has a side below `SMALL` pixels. They are reduced where they are larger than
 `LONGEST`, or where nine objects of ten have sides above `LARGE`. Images of unlike sizes keep them.
 The five anchors stand at equal ratios from the side that one object of twenty falls below to the
 one that one of twenty exceeds. The canvas has the typical image, and the large objects whole.

@@ -1,6 +1,6 @@
 """Reading one image file: every failure names the file, and no pixel value is changed in silence.
 
-Two limits are checked on the header, before a pixel is decoded; environment variables set them for
+Two limits are checked on the header, before a pixel is decoded. Environment variables set them for
 every reader, workers included: SOFTLESS_MAX_PIXELS (width x height of the largest image;
 89,478,485, where Pillow begins to warn, about 9,459 x 9,459) and SOFTLESS_MIN_SIDE (the shorter
 side of the smallest; 8).

@@ -32,7 +32,7 @@ class TransformedSamples(Dataset[tuple[Any, Any]]):
     Python's, numpy's and torch's generators are seeded for the call and restored after it.
 
     What the pipeline does alike in every epoch (decoding; resizing where no random crop follows;
-    everything in evaluation) is kept in memory until `cache_bytes` are full; images beyond are
+    everything in evaluation) is kept in memory until `cache_bytes` are full. Images beyond are
     decoded each time. The values are the same either way: nothing is kept in a reduced form that
     the uncached path would not also use.
     """

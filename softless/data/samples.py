@@ -26,7 +26,7 @@ class Samples(ABC):
     """Labelled images.
 
     `targets` (n,) int64 holds class indices, or zeros where an image has no single one, or (n, K)
-    several labels of 0 and 1; `channels` is what `image` returns, `scale` the declared
+    several labels of 0 and 1. `channels` is what `image` returns, `scale` the declared
     range that its values were brought to 0..1 from.
     """
 

@@ -3,7 +3,7 @@ and 1, its group and its part.
 
 A group (a patient, say) stands in one part alone. Rows are counted as a spreadsheet counts them:
 the header is row 1. What is wrong with rows is
-gathered, so that all of it can be said at once; a table that cannot be read at all, or that lacks
+gathered, so that all of it can be said at once. A table that cannot be read at all, or that lacks
 a column, is an error.
 """
 

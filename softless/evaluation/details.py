@@ -2,7 +2,7 @@
 a threshold that validation chose.
 
 Intervals of an area under the ROC curve, and of the mean of those, are of a bootstrap over images
-(`spread`); where images, classes and draws are more than `MOST` numbers the deviation is DeLong's,
+(`spread`). Where images, classes and draws are more than `MOST` numbers the deviation is DeLong's,
 which is the limit of the bootstrap's for many images. That of the balanced accuracy has the
 bootstrap's deviation in closed form. Shares (recall, precision, sensitivity, specificity) have
 Wilson's.

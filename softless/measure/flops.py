@@ -6,7 +6,7 @@ norms, sums, resampling and lookups count nothing, and nor do factorisations and
 (a Cholesky of the landmarks, say), for which the field has no count of multiply-adds.
 
 An operator is looked up in this order: a formula here; a formula that its owner registered with
-torch; what torch calls pointwise or a view; the list of operators without products; its
+torch. What torch calls pointwise or a view; the list of operators without products; its
 decomposition. What is left may hold a product and is named.
 """
 

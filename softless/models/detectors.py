@@ -213,7 +213,7 @@ class Detector(nn.Module):
 
         Images of several sizes are padded at the right and below to the largest. What the two
         stages of R-CNN draw (anchors and regions to learn from) is seeded by each image's `key`,
-        and each image's loss is divided by its own counts; torchvision divides the masks' by those
+        and each image's loss is divided by its own counts. Torchvision divides the masks' by those
         of the batch.
         """
         batch, sizes = self._together(images)

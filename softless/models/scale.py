@@ -1,7 +1,7 @@
 """How large an image is for a model, in pixels and tokens, beside what the model was trained at.
 
 A model learns among so many tokens. Among many more or many fewer its attention sums are others
-than any that it learnt from, whatever the operator; SimA's branch in the paper's scale shrinks
+than any that it learnt from, whatever the operator. SimA's branch in the paper's scale shrinks
 besides as tokens are added (docs/results.md). So a size that is far away is said.
 """
 

@@ -177,7 +177,7 @@ def load_weights(
     Files are read without executing anything in them, and compared with the digests that
     `save_weights` left beside them. Tables of positions are resized to the model's size. A table
     does not say its grid; a folder of `save_weights` and `image_size` do. Else one of the model's
-    own number of places is taken for the model's grid, and another for a square; `Loaded.assumed`
+    own number of places is taken for the model's grid, and another for a square. `Loaded.assumed`
     says which, and one whose own neighbours tell another grid is refused. On an error the model is
     as it was.
 

@@ -60,7 +60,7 @@ def predict(
     `overlays/NAME.png`.
 
     Images run one by one at their own size. Of a run that was trained within fields of view, pixels
-    outside that of an image are IGNORE in its label image and count nowhere; an image without one
+    outside that of an image are IGNORE in its label image and count nowhere. An image without one
     is answered whole and does not count.
 
     Raises:

@@ -8,8 +8,8 @@ Paper:   none; XCiT's host with SimA (arXiv:2206.08898) and UPerNet (arXiv:1807.
          training, whole images in evaluation.
 Command: softless train --recipe aerial --data dubai_aerial
 
-Whole tiles of the city go to one split, so colours and kinds of buildings differ between them;
-buildings are 7 % of the training pixels and 27 % of the test's, and without balanced weights none
+Whole tiles of the city go to one split, so colours and kinds of buildings differ between them.
+Buildings are 7 % of the training pixels and 27 % of the test's, and without balanced weights none
 was found. The twin's command adds
     --set model.op=softmax model.args.token_scale=None
 """

@@ -14,7 +14,7 @@ and on larger images the attention keeps its size. token_scale="tokens" costs ac
 0.28 beside 0.44 at 96 pixels, three seeds (docs/results.md).
 
 Fine-tuning starts from weights of ours (a .safetensors file or a run folder, same model); a head of
-another number of classes is replaced, and said so; a tenth of the rate and a third of the epochs
+another number of classes is replaced, and said so. A tenth of the rate and a third of the epochs
 are a good start:
     softless train --recipe classify --data IMAGES --set model.weights=runs/other optim.lr=1e-4 schedule.epochs=30
 """

@@ -2,7 +2,7 @@
 in -1..1.
 
 Viridis is perceptually uniform and readable with any colour vision (van der Walt and Smith 2015,
-CC0); 17 of its 256 colours stand here and the rest is interpolated, within 5 of 255 of the
+CC0). 17 of its 256 colours stand here and the rest is interpolated, within 5 of 255 of the
 original. The diverging map runs through equal lightness on both sides.
 """
 

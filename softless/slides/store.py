@@ -7,7 +7,7 @@ a signal instead of an error.
 
 A step changes tokens where they lie, so it is written twice: first into the journal, which is
 replaced whole, then into the tokens. Whatever the instant of a kill, the journal is that of the
-last step or of the one before; its tokens are written again, which changes nothing where they were
+last step or of the one before. Its tokens are written again, which changes nothing where they were
 written already.
 """
 

@@ -137,7 +137,7 @@ def stream(
     """The same result as model(image), in memory bounded by the chunk: exact attention over all
     tokens of an image of any size.
 
-    The residual stream is all that is kept of the whole image, in memory or in a folder; each layer
+    The residual stream is all that is kept of the whole image, in memory or in a folder. Each layer
     goes over it chunk by chunk, with the summary of its attention in between (docs/streaming.md).
     The model computes in its own dtype, as in evaluation, and is left as it was.
 

@@ -2,7 +2,7 @@
 large ones; labels are not used.
 
 Before step i of n:  weight decay of cosine(i / n) between its ends, and no gradient for the head's
-last layer in the first epochs; after it:            teacher = m teacher + (1 - m) student, m of
+last layer in the first epochs. After it:            teacher = m teacher + (1 - m) student, m of
 cosine(i / n) between its ends.
 
 Caron et al., arXiv:2104.14294; with SimA in XCiT as in arXiv:2206.08898, section 4.3. Loss, head,
@@ -40,7 +40,7 @@ CHUNK = 4096  # images whose 65,536 outputs are held at once: 1 GiB
 class Watched:
     """Whether the features of one split tell images apart. Labels have no part in it.
 
-    `spread` is about 1 where features point everywhere and 0 where all are the same; `entropy` is
+    `spread` is about 1 where features point everywhere and 0 where all are the same. `entropy` is
     the teacher's, mean over images: 1 where all outputs weigh the same, 0 where each image has one
     output to itself; `used` that of its mean over images: 0 where all images share one output.
     """

@@ -2,7 +2,7 @@
 measures.
 
 The loop opens a task, asks it for model and batches, moves the weights down the gradient of its
-loss, and keeps what it measures; it never asks which task it runs.
+loss, and keeps what it measures. It never asks which task it runs.
 """
 
 from abc import ABC, abstractmethod

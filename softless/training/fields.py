@@ -4,7 +4,7 @@ names, the tables of settings.
     lr: float = setting(5e-4, "learning rate for `base_batch` images", within="(0, inf)")
 
 A field is described once, where it stands. `typed` reads a value as the field's type and holds it
-to its range; `walk` yields every field of a recipe by its dotted name, for
+to its range. `walk` yields every field of a recipe by its dotted name, for
 `softless list recipes NAME`, the documentation and the tests.
 """
 

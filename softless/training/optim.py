@@ -86,7 +86,7 @@ def scheduler(
 ) -> "tuple[Scheduler, int]":
     """timm's schedule, moved at every step, and the number of epochs with the cool-down.
 
-    At the first step of each epoch the rate is the one timm gives for that epoch; in between it
+    At the first step of each epoch the rate is the one timm gives for that epoch. In between it
     moves smoothly, so that short epochs' warm-up does not begin with a whole epoch at `warmup_lr`.
     Only `plateau` moves per epoch.
 

@@ -80,6 +80,8 @@ def test_what_was_won_stays():
     assert int(found["longest line of a signature"]) <= 100
     over, lines = found["lines over 100 characters"].split(" (")[0].replace(",", "").split(" of ")
     assert int(over) < 0.01 * int(lines)
+    over, sentences = found["sentences over 30 words"].split(" (")[0].replace(",", "").split(" of ")
+    assert int(over) <= 0.03 * int(sentences)
 
 
 def test_it_prints_a_table(capsys: pytest.CaptureFixture[str], tree: Path):

@@ -5,7 +5,7 @@ it.
 
 Four terms, products of cos and sin of both angles. A prefix token (class, registers) has no place:
 its weight with every token is <relu(q), relu(k)>. That is additive too: features of patches (four
-terms) and, apart, plain features of prefix and of patch keys; a patch query reads the four terms
+terms) and, apart, plain features of prefix and of patch keys. A patch query reads the four terms
 and the prefix keys, a prefix query both plain ones. Koohpayegani and Pirsiavash, arXiv:2206.08898,
 appendix A.3, after cosFormer (arXiv:2202.08791). The paper writes the angles without a factor, r_i
 - r_j itself (`parity=True`), so that weights turn negative from a distance of two on; pi/2 over the
