@@ -88,7 +88,7 @@ def split(text: str) -> Iterator[str]:
     >>> list(split("One thing (see 3.2). Another one!\\n\\n- a point"))
     ['One thing (see 3.2).', 'Another one!', 'a point']
     """
-    for paragraph in re.split(r"\n\s*\n|\n\s*(?=[-*] |\d+\. |#)", text):
+    for paragraph in re.split(r"\n\s*\n|\n\s*(?=[-*] |\d+\. |#|\S+ {2,}\S)", text):
         plain = " ".join(re.sub(r"^\s*([-*] |\d+\. |#+ |> )", "", paragraph).split())
         yield from (part for part in re.split(r"(?<=[.!?]) (?=[A-Z`(\"])", plain) if part)
 

@@ -100,29 +100,40 @@ def bench(
     numbers.
 
     twins      trains a recipe of any task with its own operator and with softmax, everything else
-    alike, and writes out/report.html compare    trains every operator, or those of --ops, in one
-    small ViT under a recipe: accuracy, time per step, memory, exponentials uses       trains a
-    recipe of any task (detection, segmentation, …) with its own operator and softmax, or those of
-    --ops dino       trains a recipe of dino without labels and measures frozen features, against
-    untrained networks and pixels resolution trains a recipe's model per operator at one image size
-    and evaluates it at 0.5 to 4 times that size averages   trains a recipe on several numbers of
-    images and measures what it publishes beside its last weights runs       puts finished runs of
-    one model together: mean test accuracy over their seeds, with its interval operators  value and
-    gradient errors of every operator, backend and dtype against float64, from 1 to 65,536 tokens
+               alike, and writes out/report.html
+    compare    trains every operator, or those of --ops, in one small ViT under a recipe: accuracy,
+               time per step, memory, exponentials
+    uses       trains a recipe of any task (detection, segmentation, …) with its own operator and
+               softmax, or those of --ops
+    dino       trains a recipe of dino without labels and measures frozen features, against
+               untrained networks and pixels
+    resolution trains a recipe's model per operator at one image size and evaluates it at 0.5 to 4
+               times that size
+    averages   trains a recipe on several numbers of images and measures what it publishes beside
+               its last weights
+    runs       puts finished runs of one model together: mean test accuracy over their seeds, with
+               its interval
+    operators  value and gradient errors of every operator, backend and dtype against float64, from
+               1 to 65,536 tokens
     inverse    errors of SOFT's inverse and of the published one on kernel matrices from spread
-    tokens to a flat image region models     counts parameters, multiply-adds and exponentials of
-    every named model counts     counts every named model, and every operator in each host, on the
-    processor and the meta device: the same numbers, or exit code 1 papers     counts the models of
-    the papers' tables, the printed sizes beside the measured ones autograd   differentiates and
-    maps every operator by every backend in all of torch's ways: right, refused or wrong, or exit
-    code 1 swaps      exchanges attention in a model of each family of timm that has an adapter or
-    is refused one fidelity   how far the defaults of the SOFT pyramids are from the published
-    functions, on weights whose kernels count survival   what checkpoints and the loop's watching
-    cost, beside plain torch.save and a plain step slides     times the reading of slides through
-    tifffile beside openslide, in processor time settings   sets every field of every recipe to what
-    it cannot be, and counts what is refused before any work speed      times attention, its
-    training step and whole models on the processor: one --figure at a time, two to thirty minutes
-    each
+               tokens to a flat image region
+    models     counts parameters, multiply-adds and exponentials of every named model
+    counts     counts every named model, and every operator in each host, on the processor and the
+               meta device: the same numbers, or exit code 1
+    papers     counts the models of the papers' tables, the printed sizes beside the measured ones
+    autograd   differentiates and maps every operator by every backend in all of torch's ways:
+               right, refused or wrong, or exit code 1
+    swaps      exchanges attention in a model of each family of timm that has an adapter or is
+               refused one
+    fidelity   how far the defaults of the SOFT pyramids are from the published functions, on
+               weights whose kernels count
+    survival   what checkpoints and the loop's watching cost, beside plain torch.save and a plain
+               step
+    slides     times the reading of slides through tifffile beside openslide, in processor time
+    settings   sets every field of every recipe to what it cannot be, and counts what is refused
+               before any work
+    speed      times attention, its training step and whole models on the processor: one --figure at
+               a time, two to thirty minutes each
 
     Under --ranks or torchrun those that train share each run among the ranks, and the first rank
     measures; the others are refused.

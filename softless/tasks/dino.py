@@ -2,8 +2,8 @@
 large ones; labels are not used.
 
 Before step i of n:  weight decay of cosine(i / n) between its ends, and no gradient for the head's
-last layer in the first epochs. After it:            teacher = m teacher + (1 - m) student, m of
-cosine(i / n) between its ends.
+                     last layer in the first epochs.
+After it:            teacher = m teacher + (1 - m) student, m of cosine(i / n) between its ends.
 
 Caron et al., arXiv:2104.14294; with SimA in XCiT as in arXiv:2206.08898, section 4.3. Loss, head,
 views and schedules are those of lightly, whose cosine reaches its end at the last step. What is
