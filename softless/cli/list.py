@@ -84,7 +84,7 @@ def list(
         raise unknown("kind of names", what, KINDS)
     if pattern is None:
         return names[what]()
-    if what == "recipes" and _recipe_name(pattern) in names[what]():
+    if what == "recipes" and (pattern.endswith(".py") or _recipe_name(pattern) in names[what]()):
         return _fields(_recipe_name(pattern))
     if what == "operators" and pattern in names[what]():
         return _operator(pattern)

@@ -44,7 +44,8 @@ def train(
     given again to continue the run.
 
     Args:
-        recipe: a name that `softless list recipes` tells (in Python also a Recipe); a run that is
+        recipe: a name that `softless list recipes` tells, or a file my_recipe.py that holds
+            `recipe()` as those do (in Python also a Recipe); a run that is
             continued knows its own.
         data: folder of class folders, or .npz file, for recipes that take one; of a run that is
             continued, where its data lie now. In Python also map-style datasets of (image, target):

@@ -1,6 +1,9 @@
 """One experiment per file; each module has `recipe()`, which returns a complete frozen Recipe."""
 
-from softless.errors import unknown
+import importlib.util
+from pathlib import Path
+
+from softless.errors import UsageError, located, unknown
 from softless.recipes import (
     ade20k_softnorm_upernet,
     aerial,
@@ -53,11 +56,42 @@ __all__ = ["ALIASES", "RECIPES", "canonical", "get_recipe"]
 
 
 def get_recipe(name: str) -> Recipe:
-    """The recipe of this name, or of one that it had once.
+    """The recipe of this name, of one that it had once, or of a file `my_recipe.py`.
+
+    A file holds `recipe()`, as the modules here do; it is run.
 
     Raises:
-        UsageError: there is none; the nearest name is offered.
+        UsageError: there is none, the nearest name is offered; or the file gives no recipe.
     """
+    if name.endswith(".py"):
+        return _of_file(located(name))
     if canonical(name) not in RECIPES:
         raise unknown("recipe", name, RECIPES)
     return RECIPES[canonical(name)]()
+
+
+def _of_file(file: Path) -> Recipe:
+    """What `recipe()` of a file returns."""
+    if not file.is_file():
+        raise UsageError(f"no recipe file {file}: name a file that holds recipe(), or a recipe")
+    about = importlib.util.spec_from_file_location(f"softless_recipe_{file.stem}", file)
+    assert about is not None, "the name ends in .py"
+    assert about.loader is not None
+    module = importlib.util.module_from_spec(about)
+    try:
+        about.loader.exec_module(module)
+        make = getattr(module, "recipe", None)
+        made = make() if callable(make) else None
+    except UsageError:
+        raise
+    except Exception as error:
+        line = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UsageError(
+            f"{file} ends in an error ({line}): mend it; --debug shows where"
+        ) from error
+    if not isinstance(made, Recipe):
+        found = "has no recipe()" if make is None else f"gives {type(made).__name__} by recipe()"
+        raise UsageError(
+            f"{file} {found}: it must hold `def recipe()`, which returns a softless.training.Recipe"
+        )
+    return made
