@@ -7,7 +7,7 @@ KERNELS := CMakeLists.txt $(wildcard softless/attention/kernels/native/*)
 WORKERS ?= 2
 MARKS ?= not soak and not extra
 
-.PHONY: demo test extra quick soak threads checkpoints tiffs traces crossed ranks counts lint prose bench tables clean
+.PHONY: demo test extra quick soak threads checkpoints tiffs traces crossed ranks counts lint stairs prose bench tables clean
 
 $(STAMP): pyproject.toml $(KERNELS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -62,6 +62,9 @@ lint: $(STAMP)
 	$(BIN)/python tools/checks.py
 	$(BIN)/python tools/tables.py --check
 	$(BIN)/python tools/help_table.py --check
+
+stairs: $(STAMP)         ## counts imports within functions, circles, the longest chain; lists them
+	$(BIN)/python tools/stairs.py --list
 
 prose: $(STAMP)          ## counts long lines, long sentences and vague names, and lists them
 	$(BIN)/python tools/prose.py --list

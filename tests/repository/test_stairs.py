@@ -1,0 +1,68 @@
+"""tools/stairs.py counts imports wherever they stand, and finds circles and the longest chain."""
+
+from pathlib import Path
+
+import pytest
+
+from tools import stairs
+
+FILES = {
+    "__init__.py": "from softless.top import start",
+    "top.py": "from softless import middle\nfrom softless.room.low import x",
+    "middle.py": "def f():\n    from softless.room import low\n    return low",
+    "room/__init__.py": "",
+    "room/low.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import softless.top",
+    "room/beside.py": "from . import low\nfrom .. import middle\nimport numpy",
+    "alone.py": "import softless.alone",
+}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for name, text in FILES.items():
+        path = tmp_path / "softless" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path
+
+
+def test_every_import_is_found_where_it_stands(root: Path):
+    found = {
+        (one.source.removeprefix("softless."), one.target, one.inner, one.typed)
+        for one in stairs.imports(root)
+    }
+    low = "softless.room.low"
+    assert found == {
+        ("softless", "softless.top", False, False),
+        ("top", "softless.middle", False, False),
+        ("top", low, False, False),
+        ("middle", low, True, False),
+        ("room.low", "softless.top", False, True),
+        ("room.beside", low, False, False),
+        ("room.beside", "softless.middle", False, False),
+    }
+
+
+def test_the_table(root: Path):
+    found = stairs.table(root)
+    assert found["imports within functions"] == ["softless.middle:2 imports softless.room.low"]
+    assert found["imports for types alone"] == ["softless.room.low:3 imports softless.top"]
+    assert found["circles of files"] == ["softless.middle, softless.room.low, softless.top"]
+    assert len(found["longest chain of imports"]) == 2, "a circle is one step"
+
+
+def test_a_chain_without_circles(root: Path):
+    (root / "softless" / "room" / "low.py").write_text("")
+    assert stairs.table(root)["longest chain of imports"] == [
+        "softless",
+        "softless.top",
+        "softless.middle",
+        "softless.room.low",
+    ]
+
+
+def test_it_prints_each(root: Path, capsys: pytest.CaptureFixture[str]):
+    assert stairs.main(["--list"], root) == 0
+    said = capsys.readouterr().out
+    assert "circles of files                 1" in said
+    assert "  softless.middle:2 imports softless.room.low" in said
