@@ -5,7 +5,7 @@ The side of an object is sqrt(width x height). Images are enlarged, twice at mos
 the objects alone has a side below `SMALL` pixels. They are reduced where they are larger than
 `LONGEST`, or where nine objects of ten have sides above `LARGE`. Images of unlike sizes keep them.
 The five anchors stand at equal ratios from the side that one object of twenty falls below to the
-one that one of twenty exceeds. The canvas has the typical image, and the large objects whole.
+one that one of twenty exceeds, or farther apart where cells are wide. The canvas has the typical image, and the large objects whole.
 """
 
 from collections.abc import Collection, Sequence
@@ -31,6 +31,8 @@ STEP = 32  # sides of a canvas are multiples
 CANVAS = (128, 640)
 RATIOS = (0.5, 1.0, 2.0)  # height over width of anchors, as `models.detectors` makes them
 LEVELS = 5
+CELLS = 2  # of its map that an anchor is wide at least
+STRIDES = {"retinanet": 8}  # pixels of a cell of the first map; 4 of other heads
 
 
 @dataclass(frozen=True)
@@ -81,23 +83,28 @@ class BoxSizes:
         return np.minimum(resize / self.short, longest / self.long)[self.of_image]
 
     def anchors(
-        self, resize: int | None, longest: int = LONGEST, octave: float = 1.0
+        self, resize: int | None, longest: int = LONGEST, octave: float = 1.0, stride: int = 4
     ) -> tuple[float, ...]:
         """Five sides in pixels of the resized images.
+
+        Each map's cells are twice as wide as those of the map before. An anchor narrower than two
+        cells would miss most objects of its size, so it is as wide as that, or twice the one
+        before it: no object falls between two of them.
 
         Args:
             resize: the shorter side in evaluation.
             longest: the longer one at most.
             octave: what the head enlarges each side by at most (RetinaNet: 2^(2/3)).
+            stride: pixels of a cell of the first map.
         """
         seen = self.sides * self.factors(resize, longest)
         low, high = np.quantile(seen, [0.05, 0.95]) / [1, octave]
         middle = np.sqrt(low * high)
         low, high = min(low, middle / np.sqrt(SPREAD)), max(high, middle * np.sqrt(SPREAD))
         low = max(low, LEAST)
-        return tuple(
-            round(float(side), 1) for side in np.geomspace(low, max(high, SPREAD * low), LEVELS)
-        )
+        sides = np.geomspace(low, max(high, SPREAD * low), LEVELS)
+        cells = min(low, CELLS * stride) * 2.0 ** np.arange(LEVELS)
+        return tuple(round(float(side), 1) for side in np.maximum(sides, cells))
 
     def canvas(self, resize: int | None, longest: int = LONGEST) -> tuple[int, int]:
         """Height and width of a square canvas, multiples of 32."""
@@ -129,7 +136,7 @@ def measured(samples: "BoxSamples", spec: Any, names: Collection[str]) -> dict[s
     resize = found.resize() if "resize" in names else spec.resize
     every = {
         "resize": resize,
-        "anchors": found.anchors(resize, spec.longest, octave),
+        "anchors": found.anchors(resize, spec.longest, octave, STRIDES.get(spec.head, 4)),
         "canvas": found.canvas(resize, spec.longest),
         "scale": found.scale(resize, spec.longest),
     }

@@ -47,7 +47,7 @@ def test_objects_of_a_good_size_leave_the_images_as_they_are():
     found = measured(samples(list(np.linspace(20, 100, 50))), spec(), NAMES)
     assert found["resize"] is None
     assert found["anchors"][0] == pytest.approx(24, abs=1)
-    assert found["anchors"][-1] == pytest.approx(96, abs=1)
+    assert found["anchors"][-1] == 128, "the objects end at 96, two cells of that map are 128"
     assert found["canvas"] == (384, 384)
     assert found["scale"] == (0.6, 1.6)
 
@@ -59,9 +59,21 @@ def test_images_are_enlarged_for_small_objects_and_reduced_for_large_ones(side, 
     resize = held.resize()
     assert (400 if resize is None else resize) == pytest.approx(400 * factor, abs=0.5)
     anchors = held.anchors(resize)
-    assert anchors[2] == pytest.approx(max(side * factor, 8), rel=0.02), (
-        "the middle one is the objects' own side"
-    )
+    assert anchors[0] == pytest.approx(max(side * factor / 2, 4), rel=0.02)
+    assert covered(samples([side] * 20), anchors, resize) == 1.0
+
+
+@pytest.mark.parametrize("head", ["fasterrcnn", "maskrcnn", "retinanet"])
+@pytest.mark.parametrize("seed", range(5))
+def test_an_anchor_is_as_wide_as_two_cells_of_its_map_or_twice_the_one_before(head, seed):
+    """Narrower ones stand so far apart that most objects of their size lie between them."""
+    rng = np.random.default_rng(seed)
+    held = samples(list(rng.lognormal(rng.uniform(2, 4), 0.5, 200)), image=(256, 256))
+    found = measured(held, spec(head=head), NAMES)["anchors"]
+    first = 8 if head == "retinanet" else 4
+    for level in range(1, 5):
+        assert found[level] >= min(2 * first * 2**level, 2 * found[level - 1]) - 0.2
+        assert found[level] <= 2.5 * found[level - 1], "and none falls between two of them"
 
 
 def test_large_images_are_reduced():
