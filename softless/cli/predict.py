@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from softless.evaluation import LoadedRun
     from softless.prediction.setting import Setting
 
+ANSWERS = {
+    task: f"softless.prediction.{task}"
+    for task in ("classification", "multilabel", "detection", "segmentation")
+}
+
 
 def predict(
     run: str | Path,
@@ -101,7 +106,7 @@ def predict(
                 )
             )
         see_one_folder(world, folder)
-        answer: Any = import_module(f"softless.prediction.{loaded.task}").predict
+        answer: Any = import_module(ANSWERS[loaded.task]).predict
         with Results(folder, "predict", samples.paths()) as results:
             return answer(loaded, samples, results, setting, overlays=overlays)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import softless
 from softless.data.given import name_of
-from softless.errors import UsageError
+from softless.errors import UsageError, unknown
 from softless.models.durable import make_folder, write_text
 from softless.report.composition import draw_composition
 from softless.report.cost import Speed, draw_cost
@@ -19,6 +19,10 @@ from softless.report.recipes import draw_recipes
 from softless.report.runs import read_run
 from softless.words import counted
 
+VIEWS = {
+    task: f"softless.report.{task}"
+    for task in ("classification", "multilabel", "detection", "segmentation", "dino")
+}
 # The browser is told to fetch nothing, so that a page cannot call home even if a name in it tried
 # to.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -112,7 +116,9 @@ def _view(groups: Sequence[Group]) -> Any:
             f"a page shows runs of one task, and these are for {' and '.join(tasks)}: give each "
             "its own"
         )
-    return import_module(f"softless.report.{tasks[0]}")
+    if tasks[0] not in VIEWS:
+        raise unknown("task", tasks[0], VIEWS)
+    return import_module(VIEWS[tasks[0]])
 
 
 def _curves_lead(groups: Sequence[Group]) -> str | None:
