@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+import softless_command
 from softless.cli.options import Parser, fill, parser_of
 from softless.cli.output import as_json, as_text
 from softless.errors import Faults, Interrupted, SoftlessError, of_the_system, unknown
@@ -96,21 +97,13 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 def run(words: Sequence[str]) -> int:
     """Parse `VERB OPTIONS`, call the verb, print what it returns."""
-    if not words or words[0] in {"-h", "--help", "help"}:
-        print(overview())
-        return 0
-    if words[0] == "--version":
-        import softless
-
-        print(f"softless {softless.__version__}")
+    if (asked := softless_command.answer(words)) is not None:
+        sys.stdout.write(asked)
         return 0
     name, *rest = words
     if name not in VERBS:
         raise unknown("verb", name, VERBS)
     verb, parser = load(name), parser_for(name)
-    if "-h" in rest or "--help" in rest:
-        print(parser.format_help(), end="")
-        return 0
     several = name in SHARING and any(word.partition("=")[0] == RANKS for word in rest)
     if several:
         return _on_ranks(name, parser, verb, rest)

@@ -1,26 +1,20 @@
 """The cores that this process may use, and files read on all of them."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 CGROUP = Path("/sys/fs/cgroup")
 MOST = 32  # threads
 AT_ONCE = 4096  # files that wait for a thread
 LARGE = 8192  # bytes of a file from which on threads are faster
-LOOKED_AT = 64  # files, for how large they are
+LOOKED_AT = 64  # files, for how large they are and how long they are waited for
+WAITING = 2.0  # times as long as a thread is busy, from which on it mostly waits
 Result = TypeVar("Result")
-
-
-class Each(Protocol):
-    """Does the same work on many files and gives the results in their order."""
-
-    def __call__(
-        self, work: Callable[[Path], Result], asked: Sequence[Path], /
-    ) -> Iterator[Result]: ...
 
 
 def cores() -> int:
@@ -52,28 +46,29 @@ def _quota(root: Path) -> float | None:
     return quota / period if quota > 0 and period > 0 else None
 
 
-@contextmanager
-def on_all_cores(files: Sequence[Path]) -> Iterator[Each]:
-    """As many threads as cores for work on files, where that is faster; a signal ends them, and
-    what waits is given up.
+def on_all_cores(
+    work: Callable[[Path], Result], files: Sequence[Path]
+) -> Generator[Result, None, None]:
+    """The results of the same work on many files, in their order, by as many threads as cores where
+    that is faster. Closing it gives up what waits, so that a signal ends it.
 
     Decoding lets other threads run, what Python does around it does not: small files are read one
-    after the other.
+    after the other, unless the first ones were mostly waited for, as on a file server.
     """
-    pool = ThreadPoolExecutor(min(cores(), MOST)) if _are_large(files) else None
-
-    def each(work: Callable[[Path], Result], asked: Sequence[Path], /) -> Iterator[Result]:
-        if pool is None:
-            yield from map(work, asked)
-            return
-        for start in range(0, len(asked), AT_ONCE):
-            yield from pool.map(work, asked[start : start + AT_ONCE])
-
+    first = 0 if _are_large(files) else LOOKED_AT
+    wall, busy = time.perf_counter(), time.thread_time()
+    yield from map(work, files[:first])
+    wall, busy = time.perf_counter() - wall, time.thread_time() - busy
+    files = files[first:]
+    if first and wall < WAITING * busy:
+        yield from map(work, files)
+        return
+    pool = ThreadPoolExecutor(min(cores(), MOST))
     try:
-        yield each
+        for start in range(0, len(files), AT_ONCE):
+            yield from pool.map(work, files[start : start + AT_ONCE])
     finally:
-        if pool is not None:
-            pool.shutdown(cancel_futures=True)
+        pool.shutdown(cancel_futures=True)
 
 
 def _are_large(files: Sequence[Path]) -> bool:

@@ -3,6 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -213,9 +214,7 @@ class Gathering:
             part: that they belong to.
             told: what the progress line says.
         """
-        paths = [file for file, _ in files]
-        with on_all_cores(paths) as each:
-            seen = each(self._glance, paths)
+        with closing(on_all_cores(self._glance, [file for file, _ in files])) as seen:
             for (file, label), read in zip(
                 files, progress.track(seen, len(files), told), strict=True
             ):

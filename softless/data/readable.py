@@ -11,6 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -125,11 +126,8 @@ def unreadable(
     asked = [place for place, key in enumerate(keys) if key is None or key not in _known]
     bad: dict[Path, BadImage] = {}
     outside, cut = Outside(), set[int]()
-    with on_all_cores(files) as each:
-        read = each(
-            partial(_looked_at, channels=channels, scale=scale, page=page),
-            [files[place] for place in asked],
-        )
+    look = partial(_looked_at, channels=channels, scale=scale, page=page)
+    with closing(on_all_cores(look, [files[place] for place in asked])) as read:
         for place, found in zip(
             asked, progress.track(read, len(asked), "reading all images once"), strict=True
         ):
@@ -161,10 +159,8 @@ def contents(samples: FileSamples) -> str:
     are not read again.
     """
     paths, rule = samples.paths(), _rule(samples.channels, samples.scale)
-    with on_all_cores(paths) as each:
-        found = np.fromiter(
-            each(partial(_content_of, rule=rule), paths), dtype=">u8", count=len(paths)
-        )
+    with closing(on_all_cores(partial(_content_of, rule=rule), paths)) as each:
+        found = np.fromiter(each, dtype=">u8", count=len(paths))
     digest = hashlib.sha256(found.tobytes())
     samples.update_outlines(digest)
     return digest.hexdigest()

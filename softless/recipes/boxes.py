@@ -1,8 +1,8 @@
 """Boxes of one's own in COCO's files: Faster R-CNN on a small XCiT with SimA, its sizes measured on
 the training boxes.
 
-Reaches: depends on the images; box AP 0.41 on test of nuclei, turned and mirrored as below, and
-         0.18 on cards, one seed each. With masks: docs/uses.md.
+Reaches: depends on the images; box AP 0.41 on test of nuclei, turned and mirrored as below, one
+         seed. With masks: docs/uses.md.
 Takes:   about half a second of one CPU core for an image of 256 x 256 pixels and an epoch; more in
          proportion to the pixels.
 Paper:   XCiT's detector (arXiv:2106.09681) with SimA (arXiv:2206.08898, section 4.2), at a fraction

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+import softless
 import softless_command
 from softless.cli.main import VERBS, overview, parser_for, run
 from tools import help_table
@@ -23,10 +24,12 @@ def test_help_is_the_verb_s(name: str, width: str, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("words", QUESTIONS, ids=" ".join)
-def test_it_says_what_the_command_says(words: list[str], capsys: pytest.CaptureFixture[str]):
-    assert run([word for word in words if word != "--debug"]) == 0
-    assert softless_command.answer(words) == capsys.readouterr().out
-    assert overview() in (softless_command.answer([]) or "")
+def test_it_says_what_there_is(words: list[str], capsys: pytest.CaptureFixture[str]):
+    version = f"softless {softless.__version__}\n"
+    expected = version if "--version" in words else f"{overview()}\n"
+    assert softless_command.answer(words) == expected
+    assert run(words) == 0, "python -m softless asks the same table"
+    assert capsys.readouterr().out == expected
 
 
 def test_the_table_is_fresh():
