@@ -2,6 +2,7 @@
 terminal.
 """
 
+import os
 import subprocess
 import sys
 
@@ -61,3 +62,18 @@ def test_a_verb_that_runs_runs():
     )
     assert done.returncode == 2
     assert "Did you mean 'train'" in done.stderr
+
+
+def test_neither_a_reader_that_has_gone_nor_a_narrow_encoding_is_an_error():
+    code = "import sys, softless_command; sys.exit(softless_command.main())"
+    command = [sys.executable, "-c", code, "train", "--help"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    gone = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (gone.returncode, gone.stderr) == (0, "")
+    narrow = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    for name in VERBS:
+        command[-2] = name
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=narrow)
+        assert (done.returncode, done.stderr) == (0, "")
