@@ -13,10 +13,11 @@ from softless.benching.comparison import prepared, trained
 from softless.benching.record import record_path, table, write_csv
 from softless.benching.uses import rising
 from softless.errors import UsageError
-from softless.evaluation.measures import MEASURES
+from softless.experiment.candidates import AVERAGED, KEYS, RAW
+from softless.experiment.measures import MEASURES
+from softless.experiment.recipe import Recipe
 from softless.report.runs import RunRecord, read_run
-from softless.training.candidates import AVERAGED, KEYS, RAW
-from softless.training.recipe import Recipe
+from softless.tasks.table import check_recipe
 from softless.words import counted
 
 STATES = {RAW: "model", AVERAGED: "ema"}  # of a checkpoint
@@ -64,7 +65,7 @@ class Ended:
             "batch": self.batch,
             "epochs": result["epochs"],
             "steps": self.images // self.batch * result["epochs"],
-            "amp": self.run.recipe["amp"],
+            "amp": self.run.recipe.amp,
             "measure": measure,
             "best_epoch": result["best_epoch"],
             "weights": result["weights"],
@@ -168,7 +169,7 @@ def averages(
             these runs.
         DivergedError: every run diverged.
     """
-    from softless import report
+    from softless.tasks import page
 
     if len(dict.fromkeys(limits)) < len(limits):
         raise UsageError(f"limits {' '.join(map(str, limits))}: each once")
@@ -179,7 +180,7 @@ def averages(
         "all": chosen
     }
     for one in recipes.values():
-        one.check()
+        check_recipe(one)
     named = name or chosen.name
     target = record_path(f"averages_{named}") if record else None
     folder = Path(out or Path("runs") / f"{named}-averages")
@@ -187,7 +188,7 @@ def averages(
         recipes, folder, seeds, resume=resume, overwrite=overwrite, device=device
     )
     ended = tuple(_ended(place, recipes[place.name.rpartition("-")[0]], device) for place in places)
-    found = Averages(ended, report.write(places, folder / "report.html"), diverged, target)
+    found = Averages(ended, page.write(places, folder / "report.html"), diverged, target)
     if target is not None:
         write_csv(target, found.rows())
     return found
@@ -195,10 +196,10 @@ def averages(
 
 def _ended(place: Path, recipe: Recipe, device: str) -> Ended:
     """A finished run, with what its last checkpoint answers."""
-    from softless.tasks import open_task
+    from softless.experiment.checkpoints import Checkpoints
+    from softless.experiment.folder import CHECKPOINTS
+    from softless.tasks.table import open_task
     from softless.training.model import build_for
-    from softless.training.run_folder import CHECKPOINTS
-    from softless.training.store import Checkpoints
     from softless.training.world import choose_device
 
     run = read_run(place)

@@ -22,12 +22,13 @@ from softless.benching.record import record_path, write_csv
 from softless.benching.steps import StepCost, steps
 from softless.benching.throughput import throughput
 from softless.errors import DivergedError, UsageError
+from softless.experiment.recipe import Recipe
 from softless.ranks import Done
 from softless.report.groups import grouped
 from softless.report.runs import read_run
 from softless.report.statistics import Estimate, accuracy, difference
+from softless.tasks.table import check_recipe
 from softless.training.own_data import with_data
-from softless.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from softless.benching.uses import Used
@@ -94,7 +95,7 @@ def twins(
         plain = chosen.with_fields(**{"model.name": twin})
         recipes = {own: with_operator(chosen, own), twin: plain}
     for one in recipes.values():
-        one.check()
+        check_recipe(one)
     if chosen.task != "classification":
         from softless.benching.uses import used
 
@@ -176,7 +177,7 @@ def _compared(
 
     One that diverges is told, and the others go on.
     """
-    from softless import report
+    from softless.tasks import page
 
     target = record_path(f"{name}_{chosen.name}") if record else None
     folder = Path(out or Path("runs") / f"{chosen.name}-{name}")
@@ -205,7 +206,7 @@ def _compared(
         differences=tuple(_known(difference(group, groups[-1]), chosen) for group in groups[:-1]),
         speeds=speeds,
         only=lacking(chosen, recipes),
-        report=report.write(runs, folder / "report.html", speeds=speeds),
+        report=page.write(runs, folder / "report.html", speeds=speeds),
         recorded=target,
         steps=costs,
         settings={op: settings(recipe) for op, recipe in recipes.items()},

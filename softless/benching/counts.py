@@ -143,7 +143,7 @@ def counts(names: Sequence[str] = (), *, ops: Sequence[str] = (), record: bool =
 def _asked(names: Sequence[str], ops: Sequence[str]) -> Iterator[tuple[str, str]]:
     from softless.benching.models import host_and_operator
     from softless.benching.sizes import listed
-    from softless.training.recipe import ModelSpec
+    from softless.experiment.groups import ModelSpec
 
     for name in names or listed():
         yield host_and_operator(ModelSpec(name))

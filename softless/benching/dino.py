@@ -18,12 +18,13 @@ from softless.benching.record import record_path, table, write_csv
 from softless.data import Pipeline, Samples, eval_loader, open_parts
 from softless.data.pictures import for_people
 from softless.errors import UsageError, need
-from softless.evaluation import load_run, wilson
+from softless.evaluation import wilson
 from softless.evaluation.features import Reading, extract, layers, output
 from softless.evaluation.knn import K, nearest
+from softless.experiment.recipe import Recipe
 from softless.report.groups import operator_title
 from softless.report.runs import read_run
-from softless.training.recipe import Recipe
+from softless.tasks.loaded import load_run
 
 PIXELS = 32  # side to which images are reduced where their pixels are the features
 # C of the linear classifier, chosen on the validation part
@@ -169,8 +170,8 @@ def dino(
         UsageError: a recipe of another task, data without labels or without a test part, or a
             folder that already holds these runs.
     """
-    from softless import report
-    from softless.tasks import open_task
+    from softless.tasks import page
+    from softless.tasks.table import open_task
     from softless.training.world import choose_device
 
     chosen = prepared(recipe, data, epochs, set)
@@ -207,7 +208,7 @@ def dino(
         images={"train": len(labelled.train), "val": len(labelled.val), "test": len(labelled.test)},
         only={op: options for op in recipes if (options := left_out(chosen, op))},
         diverged=diverged,
-        report=report.write(runs, folder / "report.html"),
+        report=page.write(runs, folder / "report.html"),
         recorded=target,
     )
     if target is not None:
@@ -217,7 +218,7 @@ def dino(
 
 def _untrained(recipe: Recipe, device: torch.device) -> nn.Module:
     """The network from which the run of this seed starts."""
-    from softless.tasks import open_task
+    from softless.tasks.table import open_task
     from softless.training.model import build_for
 
     task = open_task(recipe)
@@ -307,7 +308,7 @@ class Labelled:
         epochs: int,
         seconds: float,
     ) -> Row:
-        from softless.models.self_supervised import spread
+        from softless.tasks.dino.model import spread
 
         bank, _, _, asked = shallow
         probe = nearest(bank, asked, self.classes, min(K, len(bank[0])))

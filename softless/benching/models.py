@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from softless.attention import OPERATORS, get
 from softless.errors import UsageError
+from softless.experiment.groups import ModelSpec
+from softless.experiment.recipe import Recipe
 from softless.models.sizes import sides
-from softless.training.recipe import ModelSpec, Recipe
 
 
 def host_and_operator(model: ModelSpec) -> tuple[str, str]:

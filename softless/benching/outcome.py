@@ -7,10 +7,10 @@ from typing import Any
 
 from softless.benching.record import table
 from softless.benching.steps import StepCost
-from softless.report.cost import Speed
 from softless.report.groups import Group
 from softless.report.runs import RunRecord
 from softless.report.statistics import Estimate
+from softless.tasks.cost import Speed
 
 
 @dataclass(frozen=True)

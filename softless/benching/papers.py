@@ -11,7 +11,7 @@ from softless.benching.record import record_path, table, write_csv
 from softless.benching.sizes import counted
 from softless.data.progress import track
 from softless.errors import unknown
-from softless.models.assemble import assemble
+from softless.tasks.assemble import assemble
 
 
 @dataclass(frozen=True)
@@ -586,7 +586,8 @@ def _in_parts(row: Row) -> str:
 
 @cache
 def _built(task: str, model: str, args: str, head: str) -> dict[str, int]:
-    from softless.models import detectors, segmenters
+    from softless.tasks.detection import model as detectors
+    from softless.tasks.segmentation import model as segmenters
 
     made: Any = assemble(task, model, json.loads(args), json.loads(head))
     return (

@@ -15,11 +15,13 @@ from softless.benching.models import with_operator
 from softless.benching.record import record_path, table, write_csv
 from softless.data import Samples, eval_loader, eval_transform, open_parts
 from softless.errors import UsageError
-from softless.evaluation import LoadedRun, bootstrap_mean, evaluate, load_run, paired_bootstrap
+from softless.evaluation import LoadedRun, bootstrap_mean, evaluate, paired_bootstrap
+from softless.experiment.groups import DataSpec
+from softless.experiment.recipe import Recipe
 from softless.layers import Attention, ClassAttention
 from softless.models.sizes import sides
 from softless.models.xcit import Xcit
-from softless.training.recipe import DataSpec, Recipe
+from softless.tasks.loaded import load_run
 
 FACTORS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)  # of the training size
 SIDE = (

@@ -11,8 +11,9 @@ from typing import Any
 
 from softless.benching.record import record_path, table, write_csv
 from softless.errors import UsageError
-from softless.training.fields import Row, fits, walk
-from softless.training.recipe import Recipe
+from softless.experiment.fields import Row, fits, walk
+from softless.experiment.recipe import Recipe
+from softless.tasks.table import check_recipe
 
 NO_NUMBER = ("many", "nan", "1..2", "true", "")  # texts that say no number
 FOREIGN = ({"a": 1}, (object(),), object())  # values that no field takes
@@ -75,7 +76,7 @@ def is_refused(recipe: Recipe, field: str, value: Any) -> bool:
     is none.
     """
     try:
-        recipe.with_fields(**{field: value}).check()
+        check_recipe(recipe.with_fields(**{field: value}))
     except UsageError as error:
         return "\n" not in str(error)
     except Exception:  # noqa: BLE001 - a traceback is what is counted

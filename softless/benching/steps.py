@@ -12,9 +12,9 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from softless.benching.measure import Spread, interleaved
+from softless.experiment.recipe import Recipe
 from softless.models.sizes import sides
 from softless.training.model import build_model
-from softless.training.recipe import Recipe
 
 MEMORY = "[memory]"  # the profiler's name of an allocation
 

@@ -96,7 +96,7 @@ def _costs(timed: Timings) -> list[Cost]:
 
 
 def _saves(folder: Path) -> dict[str, Callable[[], Any]]:
-    from softless.training.store import Checkpoints
+    from softless.experiment.checkpoints import Checkpoints
 
     state = {"weights": {f"layer{i}": torch.randn(MEGABYTES * 10_000 // 4) for i in range(100)}}
     store, place = Checkpoints(folder / "checkpoints", keep=2), iter(range(10**6))

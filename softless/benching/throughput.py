@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from softless.benching.measure import interleaved
-from softless.evaluation import load_run
-from softless.report.cost import Speed
+from softless.tasks.cost import Speed
+from softless.tasks.loaded import load_run
 
 
 def throughput(
@@ -34,7 +34,7 @@ def throughput(
     runs = {folder: load_run(folder, place) for folder in run_dirs}
     first = next(iter(runs.values()))
     before = torch.get_num_threads()
-    torch.set_num_threads(threads or int(first.recipe.threads))
+    torch.set_num_threads(threads or first.recipe.threads or before)
     try:
         calls = {
             str(folder): _call(run.model, (batch, run.in_chans, *run.pixels), place)

@@ -14,11 +14,11 @@ from softless.benching.measure import Spread, interleaved
 from softless.benching.models import checked_operators, host_and_operator, with_operator
 from softless.benching.record import record_path, table, write_csv
 from softless.benching.steps import peak_bytes
-from softless.evaluation.measures import MEASURES
+from softless.experiment.candidates import described, gain
+from softless.experiment.measures import MEASURES
+from softless.experiment.recipe import Recipe
 from softless.report.groups import operator_title
 from softless.report.runs import RunRecord, read_run
-from softless.training.candidates import described, gain
-from softless.training.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Used:
                 "step_quarters": f"{step.seconds.low:.3f} to {step.seconds.high:.3f}",
                 "peak_mib": round(step.peak_bytes / 2**20),
                 "parameters": run.result["parameters"],
-                "amp": run.recipe["amp"],
+                "amp": run.recipe.amp,
             })
         for name, found in self.baselines.items():
             rows.append({"model": name, **numbers(found), "split": "test"})
@@ -169,7 +169,7 @@ def used(
     """Train each recipe over the seeds, and put scores and costs in one table; rows are recorded as
     NAME_RECIPE.
     """
-    from softless import report
+    from softless.tasks import page
     from softless.training.world import choose_device
 
     target = record_path(f"{name}_{chosen.name}") if record else None
@@ -188,7 +188,7 @@ def used(
         baselines=_baselines(chosen),
         only=lacking(chosen, recipes),
         diverged=diverged,
-        report=report.write(places, folder / "report.html"),
+        report=page.write(places, folder / "report.html"),
         recorded=target,
     )
     if target is not None:
@@ -222,7 +222,7 @@ def training_steps(
 
 def _step(recipe: Recipe, device: torch.device) -> Callable[[], None]:
     from softless.evaluation.evaluate import autocast
-    from softless.tasks import open_task
+    from softless.tasks.table import open_task
     from softless.training.model import build_for
     from softless.training.optim import optimizer
 
@@ -246,7 +246,7 @@ def _step(recipe: Recipe, device: torch.device) -> Callable[[], None]:
 
 def _baselines(recipe: Recipe) -> Mapping[str, Mapping[str, float]]:
     """What no training reaches on the test split, where the task knows such numbers."""
-    from softless.tasks import open_task
+    from softless.tasks.table import open_task
 
     task = open_task(recipe)
     return task.baselines(task.splits.test) if task.splits.test is not None else {}

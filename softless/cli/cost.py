@@ -69,8 +69,8 @@ def counted_of(model: str, op: str | None, act: str | None, size: Size) -> tuple
     """The model of a name or of a run's folder, and the size at which it is looked at: a run's own
     where none is given.
     """
-    from softless.evaluation import load_run
     from softless.models import create_model
+    from softless.tasks.loaded import load_run
 
     if located(model).is_dir():
         if op or act:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from softless.data.findings import DataCheck
 
 if TYPE_CHECKING:
-    from softless.data.check import Reading
+    from softless.tasks.check import Reading
 
 
 def data(
@@ -30,7 +30,7 @@ def data(
 
     Also counted: images seen and good, files passed over because of their ending, hidden files,
     images that are read but perhaps not as meant (warnings), and the same pixels in two splits. The
-    Python function is softless.data.check.check.
+    Python function is softless.tasks.check.check.
 
     Args:
         what: check.
@@ -56,8 +56,8 @@ def data(
         UsageError: an unknown `what`, or options that do not fit.
     """
     from softless.cli.options import assignments
-    from softless.data.check import check
     from softless.errors import UsageError, located, unknown
+    from softless.tasks.check import check
 
     if what != "check":
         raise unknown("use of `softless data`", what, ("check",))
@@ -88,9 +88,9 @@ def data(
 
 def _reading(name: str, fields: Mapping[str, Any], table: str | Path | None) -> "Reading":
     """What a recipe reads of its data."""
-    from softless.data.check import Reading
     from softless.errors import UsageError
     from softless.recipes import get_recipe
+    from softless.tasks.check import Reading
     from softless.training.own_data import with_table
 
     recipe = with_table(get_recipe(name), table).with_fields(**fields)

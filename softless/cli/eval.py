@@ -9,9 +9,11 @@ from softless.data.given import GIVEN, data_given, is_dataset, parts_of
 from softless.data.samples import Samples
 from softless.errors import DataError, UsageError, located, need, unknown
 from softless.evaluation import Evaluation, LoadedRun
-from softless.evaluation.measures import MEASURES, beside
 from softless.evaluation.run import DENSE, MOST_AT_ONCE
+from softless.experiment.groups import DataSpec, TableSpec
+from softless.experiment.measures import MEASURES, beside
 from softless.models.given import model_given
+from softless.tasks.multilabel.settings import MultilabelSpec
 from softless.words import visible
 
 if TYPE_CHECKING:
@@ -23,8 +25,7 @@ if TYPE_CHECKING:
 
     from softless.evaluation.features import Probe
     from softless.evaluation.linear import LinearSettings
-    from softless.tasks import Outcome, Task
-    from softless.training.recipe import DataSpec, TableSpec
+    from softless.tasks.task import Outcome, Task
     from softless.training.world import World
 
 T = TypeVar("T")
@@ -37,8 +38,8 @@ HELD = Path(GIVEN)  # this very object stands for datasets that were built in Py
 class Source:
     """The labelled images that are asked for."""
 
-    spec: "DataSpec"
-    table: "TableSpec | None"  # that lists them
+    spec: DataSpec
+    table: TableSpec | None  # that lists them
     own: bool  # whether they are those of the run
 
     @property
@@ -258,9 +259,9 @@ def _job(
         DataError: the run cannot be read, or its data are not where they were.
         UsageError: it is not measured so.
     """
-    from softless.evaluation import load_run
     from softless.evaluation.evaluate import chosen_amp
-    from softless.tasks import TASKS
+    from softless.tasks.loaded import load_run
+    from softless.tasks.table import TASKS
 
     loaded = load_run(run, device)
     need(*TASKS[loaded.task].needs)
@@ -301,7 +302,7 @@ def _classified(
     from softless.data import shared_loader
     from softless.evaluation import evaluate
     from softless.evaluation.evaluate import precision_of
-    from softless.evaluation.multilabel import evaluate_labels
+    from softless.tasks.multilabel.measure import evaluate_labels
 
     loaded, source, amp = job.loaded, job.source, job.amp
     samples, part = _opened(source, lambda: _samples(loaded, source, split))
@@ -310,7 +311,7 @@ def _classified(
     )
     told = str(loaded.path), source.where, part
     if loaded.task == "multilabel":
-        threshold = float(loaded.recipe.multilabel.threshold)
+        threshold = (loaded.recipe.multilabel or MultilabelSpec()).threshold
         labels = evaluate_labels(loaded.model, loader, loaded.classes, threshold=threshold, amp=amp)
         return DenseEvaluation(*told, labels, precision_of(amp))
     found = replace(evaluate(loaded, loader, amp=amp), threshold=loaded.threshold)
@@ -358,10 +359,10 @@ def confusion_table(evaluation: Evaluation) -> str:
 
 def _check_there(loaded: LoadedRun, data: str | Path | None, table: str | Path | None) -> None:
     """Whether the run's own data lie where it found them, if no others are given."""
-    path, held = loaded.recipe.data.path, getattr(loaded.recipe, "table", None)
+    path, held = loaded.recipe.data.path, loaded.recipe.table
     if data is not None or table is not None:
         return
-    if held is not None and not located(held.path).exists():
+    if held is not None and held.path and not located(held.path).exists():
         raise DataError(
             f"the table of the run {loaded.path} is not at {held.path}: pass its place, softless "
             "eval RUN --table FILE"
@@ -416,19 +417,10 @@ def _dense(
     job: Job, world: "World", data: str | None, split: str, batch_size: int | None, workers: int
 ) -> "Outcome":
     """Measured by the run's own task on the data asked for, scaled as in training."""
-    from softless.tasks import open_task
-    from softless.training.recipe import recipe_from
-    from softless.training.run_folder import RunFolder
+    from softless.tasks.table import open_task
 
-    loaded = job.loaded
-    stored = recipe_from(RunFolder(loaded.path).stored_recipe())
-    spec = replace(
-        stored.data,
-        path=data or stored.data.path,
-        mean=tuple(loaded.best["mean"]),
-        std=tuple(loaded.best["std"]),
-        workers=workers,
-    )
+    loaded, stored = job.loaded, job.loaded.recipe
+    spec = replace(stored.data, path=data or stored.data.path, workers=workers)
 
     def opened() -> "tuple[Task, Samples]":
         task = open_task(replace(stored, data=spec, batch_size=batch_size or stored.batch_size))
@@ -451,10 +443,10 @@ def _dense(
 def _probes(job: Job, split: str, batch: int, workers: int) -> "tuple[Probe, ...]":
     """Classifiers over the features of the train part, asked about those of the split."""
     from softless.data import shared_loader
-    from softless.data.crops import one_crop
     from softless.evaluation.features import extract, output
     from softless.evaluation.knn import nearest
     from softless.evaluation.linear import probe
+    from softless.tasks.dino.transforms import one_crop
 
     loaded = job.loaded
     train, asked, classes = _opened(job.source, lambda: _bank(loaded, job.source, split))
@@ -543,11 +535,9 @@ def _source(loaded: LoadedRun, data: str | Path | None, table: str | Path | None
     """The run's data, or others: a table, an npz file (or the one in a folder), or class
     folders.
     """
-    from softless.training.recipe import DataSpec, TableSpec
+    from softless.experiment.groups import TableSpec
 
-    stored = DataSpec(**vars(loaded.recipe.data))
-    held = getattr(loaded.recipe, "table", None)
-    columns = None if held is None else TableSpec(**{**vars(held), "label": tuple(held.label)})
+    stored, columns = loaded.recipe.data, loaded.recipe.table
     if data is None and table is None:
         return Source(stored, columns, own=True)
     if data is HELD:

@@ -123,8 +123,9 @@ def _viewer(
 ) -> "Viewer":
     """The model, and how it sees images."""
     from softless.saliency.viewer import viewer_of
+    from softless.tasks.opened import opened
 
-    viewer = viewer_of(model, device)
+    viewer = viewer_of(opened(model, device))
     if token_scale is not None:
         set_token_scale(viewer.model, as_token_scale(token_scale))
     return viewer if resize is None else viewer.resized(as_size(resize))

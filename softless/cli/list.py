@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from softless.experiment.fields import Row
+
 if TYPE_CHECKING:
     from softless.attention import Operator
-    from softless.training.fields import Row
 
 KINDS = ("models", "operators", "recipes", "backends")
 
@@ -16,7 +17,7 @@ class Settings:
 
     recipe: str
     summary: str
-    rows: "tuple[Row, ...]"
+    rows: tuple[Row, ...]
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """By dotted name."""
@@ -32,7 +33,7 @@ class Settings:
         }
 
     def __str__(self) -> str:
-        from softless.training.fields import shown
+        from softless.experiment.fields import shown
 
         cells = [
             (row.name, shown(row.value), row.about.takes(row.hint), row.about.says)
@@ -108,8 +109,8 @@ def _fitting(what: str, named: dict[str, str], pattern: str) -> dict[str, str]:
 
 
 def _fields(recipe: str) -> Settings:
+    from softless.experiment.fields import walk
     from softless.recipes import get_recipe
-    from softless.training.fields import walk
 
     made = get_recipe(recipe)
     return Settings(recipe, made.summary, tuple(walk(made)))

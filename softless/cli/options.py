@@ -258,8 +258,8 @@ def _surplus(parser: Parser, rest: Sequence[str]) -> UsageError:
 
 def _field_meant(option: str) -> str:
     """The field of a recipe that an option is named after, or nothing."""
-    from softless.training.fields import nearest_field, walk
-    from softless.training.recipe import Recipe
+    from softless.experiment.fields import nearest_field, walk
+    from softless.experiment.recipe import Recipe
 
     return nearest_field(option.lstrip("-").replace("-", "_"), [row.name for row in walk(Recipe)])
 

@@ -9,13 +9,14 @@ from typing import Any
 
 from softless.benching.record import table
 from softless.errors import DataError, located
-from softless.evaluation.measures import MEASURES, against
-from softless.evaluation.run_files import read_log, read_recipe, read_result
+from softless.experiment.candidates import KEYS, Candidate, best_of, better
+from softless.experiment.checkpoints import Checkpoints
+from softless.experiment.claim import holder
+from softless.experiment.files import read_log, read_result
+from softless.experiment.folder import CHECKPOINTS, FOLDERS, LOG, RECIPE, RESULT, STATE
+from softless.experiment.measures import MEASURES, against
+from softless.experiment.stored import read_stored
 from softless.models.records import read_json
-from softless.training.candidates import KEYS, Candidate, best_of, better
-from softless.training.claim import holder
-from softless.training.run_folder import CHECKPOINTS, FOLDERS, LOG, RECIPE, RESULT, STATE
-from softless.training.store import Checkpoints
 from softless.words import visible
 
 
@@ -104,33 +105,26 @@ def _folders_of_runs(root: Path) -> Iterator[Path]:
 def _state(path: Path) -> RunState:
     noted = _noted(path / STATE)
     try:
-        recipe = read_recipe(path / RECIPE)
+        stored = read_stored(path / RECIPE)
         lines = read_log(path / LOG) if (path / LOG).exists() else []
-        best = _best(lines, str(recipe.get("metric") or "top1"))
+        best = _best(lines, stored.recipe.metric)
     except DataError as error:  # the others are listed all the same
         return _damaged(path, noted, str(error))
     state = _how_it_stands(path, noted)
     places = Checkpoints(path / CHECKPOINTS).places()
     return RunState(
         run=str(path),
-        recipe=str(recipe.get("name", "?")),
+        recipe=stored.recipe.name,
         state=state,
         epoch=len(lines),
-        epochs=_length(recipe),
+        epochs=stored.epochs,
         steps=places[0][0] if places else 0,
         value=None if best is None else float(best["value"]),
-        metric=str(recipe.get("metric", "")),
+        metric=stored.recipe.metric,
         against=_against(lines, best),
         since=str(noted.get("since", "")),
         how=_how(path, state, noted),
     )
-
-
-def _length(recipe: Mapping[str, Any]) -> int:
-    """The epochs that the run is meant to have."""
-    asked = (recipe.get("schedule") or {}).get("epochs")
-    fitted = (recipe.get("fitted") or {}).get("schedule.epochs")
-    return next((one for one in (fitted, asked) if type(one) is int), 0)
 
 
 def _damaged(path: Path, noted: Mapping[str, Any], why: str) -> RunState:

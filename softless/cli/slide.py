@@ -331,9 +331,9 @@ def _looker(
     scale: str | float | None,
 ) -> Looker:
     from softless.data.notices import notice
-    from softless.evaluation import load_run
     from softless.models import create_model, load_weights
     from softless.saliency.viewer import normalisation
+    from softless.tasks.loaded import load_run
 
     if located(name).is_dir():
         if op is not None or weights is not None:

@@ -16,10 +16,10 @@ from softless.cli.options import assignments
 from softless.convert import Swapped
 from softless.convert import swap as exchange
 from softless.errors import SoftlessError, UsageError, located
+from softless.experiment.fields import literal
 from softless.measure import Audit
 from softless.measure import audit as watch
 from softless.models.durable import write_tensors
-from softless.training.fields import literal
 
 
 @dataclass(frozen=True)

@@ -156,14 +156,14 @@ def _check_callable(on_epoch: Any) -> None:
 
 def _write_page(recipe: "Recipe", run_dir: Path, *, device: str) -> None:
     """The page of one run, with its speed here."""
-    from softless import report
     from softless.benching import throughput
+    from softless.tasks import page
     from softless.training.world import choose_device
 
     # whole images are large, and of several sizes
     batch = 16 if recipe.task in {"classification", "multilabel", "dino"} else 1
     speeds = throughput([run_dir], batch=batch, rounds=5, device=choose_device(device))
-    report.write([run_dir], run_dir / "report.html", speeds=speeds)
+    page.write([run_dir], run_dir / "report.html", speeds=speeds)
 
 
 def _chosen(recipe: "str | Recipe | None", out: Path | None, *, resume: bool) -> "Recipe":
@@ -202,7 +202,7 @@ def _chosen(recipe: "str | Recipe | None", out: Path | None, *, resume: bool) ->
 
 def _held(folder: Path) -> "Recipe | None":
     """The recipe of the run or of the folds in a folder, or None where there is neither."""
+    from softless.experiment.folder import RunFolder
     from softless.training.folds import held_recipe
-    from softless.training.run_folder import RunFolder
 
     return RunFolder(folder).recipe() or held_recipe(folder)

@@ -11,9 +11,9 @@ import numpy as np
 
 from softless.data.findings import Fault
 from softless.data.notices import notice
-from softless.data.ranges import WAY, Outside, Range
 from softless.data.samples import ArraySamples
 from softless.errors import DataError, Faults, located, need
+from softless.experiment.ranges import WAY, Outside, Range
 from softless.words import POINTED, POINTER
 
 DIGITS_TEST_FRACTION = 0.2

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,16 +15,15 @@ from softless.data.groups import folds_of, grouped_cut, strata
 from softless.data.notices import notice
 from softless.data.pictures import unit
 from softless.data.progress import track
-from softless.data.ranges import FIELD as RANGE
-from softless.data.ranges import Range
 from softless.data.readable import contents, refuse_policy, sift
 from softless.data.samples import ArraySamples, FileSamples, Samples
 from softless.data.tables import table_parts
 from softless.errors import DataError, UsageError, located, unknown
+from softless.experiment.groups import DataSpec, TableSpec
+from softless.experiment.ranges import FIELD as RANGE
+from softless.experiment.ranges import Range
+from softless.experiment.rules import check_scaling
 from softless.words import few
-
-if TYPE_CHECKING:  # training lies above data: its recipe is read here by its field names only
-    from softless.training.recipe import DataSpec, TableSpec
 
 PIXELS = "pixels of"  # begins the entries of a fingerprint that older runs have not
 MEASURED_IMAGES = 1000  # at most so many files are decoded to measure mean and std
@@ -63,7 +62,7 @@ class Splits:
         return replace(self, train=train, val=val, test=test, classes=tuple(classes))
 
 
-def open_splits(spec: "DataSpec", seed: int, table: "TableSpec | None" = None) -> Splits:
+def open_splits(spec: DataSpec, seed: int, table: TableSpec | None = None) -> Splits:
     """Open the source that `spec` names, or the images that a table lists, and cut it
     (`cut_parts`).
 
@@ -94,7 +93,7 @@ def left_out_of(parts: Mapping[str, Samples]) -> dict[str, tuple[Fault, ...]]:
 
 
 def open_parts(
-    spec: "DataSpec", table: "TableSpec | None" = None
+    spec: DataSpec, table: TableSpec | None = None
 ) -> tuple[dict[str, Samples], tuple[str, ...]]:
     """What the source holds before anything is cut: {"train", "val"?, "test"?}, or {"all"}; and the
     class names.
@@ -141,7 +140,7 @@ def open_parts(
 
 
 def cut_parts(
-    parts: Mapping[str, Samples], classes: Sequence[str], spec: "DataSpec", seed: int
+    parts: Mapping[str, Samples], classes: Sequence[str], spec: DataSpec, seed: int
 ) -> dict[str, Samples]:
     """The training, validation and test part of what a source holds, drawn by `seed`; "test" may
     be absent.
@@ -171,7 +170,7 @@ def cut_parts(
 
 
 def _fold(
-    parts: Mapping[str, Samples], classes: Sequence[str], spec: "DataSpec", seed: int
+    parts: Mapping[str, Samples], classes: Sequence[str], spec: DataSpec, seed: int
 ) -> dict[str, Samples]:
     """The parts of one fold; the first one also tries all others, so that none fails hours
     later.
@@ -279,7 +278,7 @@ def pixel_statistics(samples: Samples) -> tuple[tuple[float, ...], tuple[float, 
     return tuple(round(float(x), 6) for x in mean), tuple(round(float(x), 6) for x in std)
 
 
-def scaling(spec: "DataSpec", train: Samples) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def scaling(spec: DataSpec, train: Samples) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel: those of `spec`, or measured on the training
     images.
     """
@@ -287,25 +286,6 @@ def scaling(spec: "DataSpec", train: Samples) -> tuple[tuple[float, ...], tuple[
     if spec.mean is None or spec.std is None:
         return pixel_statistics(train)
     return tuple(spec.mean), tuple(spec.std)
-
-
-def check_scaling(spec: "DataSpec") -> None:
-    """Whether mean and standard deviation are both given or both measured, with a number for each
-    channel.
-
-    Raises:
-        UsageError: they are not.
-    """
-    if (spec.mean is None) != (spec.std is None):
-        raise UsageError(
-            "set data.mean and data.std together, or neither to have them measured on the "
-            "training images"
-        )
-    for name, values in (("mean", spec.mean), ("std", spec.std)):
-        if values is not None and len(values) != spec.in_chans:
-            raise UsageError(
-                f"data.{name} has {len(values)} numbers for data.in_chans={spec.in_chans} channels"
-            )
 
 
 def _thinned(targets: np.ndarray, limit: int, seed: int) -> np.ndarray:

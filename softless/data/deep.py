@@ -27,7 +27,7 @@ from softless.data.images import (
     heard,
     without_texts,
 )
-from softless.data.ranges import FIELD, Range
+from softless.experiment.ranges import FIELD, Range
 
 PHOTOMETRIC, BITS = 262, 258  # TIFF tags
 WHITE_IS_ZERO = 0

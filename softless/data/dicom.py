@@ -34,8 +34,8 @@ from softless.data.images import (
     unreadable,
 )
 from softless.data.pictures import with_channels
-from softless.data.ranges import WAY, Range
 from softless.errors import UsageError, need
+from softless.experiment.ranges import WAY, Range
 from softless.words import clipped, visible
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from softless.data.cores import on_all_cores
 from softless.data.images import BadImage, Decoded
 from softless.data.notices import notice
 from softless.data.pictures import size_of
-from softless.data.ranges import Outside, Range
 from softless.data.reading import read_whole
 from softless.errors import DataError, Faults
+from softless.experiment.ranges import Outside, Range
 from softless.words import counted, visible
 
 REFUSED = 50  # lines of faults in an error

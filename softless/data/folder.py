@@ -20,10 +20,10 @@ from softless.data.groups import groups_of, shared_groups
 from softless.data.images import IMAGE_TYPES
 from softless.data.notices import notice
 from softless.data.places import ALIKE, LAYOUT, class_splits, composed, folders_in, twins_of
-from softless.data.ranges import Range
 from softless.data.reading import is_image
 from softless.data.samples import FileSamples
 from softless.errors import DataError, UsageError, located
+from softless.experiment.ranges import Range
 from softless.words import few, is_text, visible
 
 AT_ONCE = 4  # folders that are listed at once: a disk far away takes its time for each

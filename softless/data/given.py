@@ -26,9 +26,9 @@ from softless.data.loader import generators_restored, seed_generators
 from softless.data.notices import notice
 from softless.data.pictures import Picture, with_channels
 from softless.data.progress import track
-from softless.data.ranges import Range
 from softless.data.samples import Samples
 from softless.errors import DataError, UsageError
+from softless.experiment.ranges import Range
 
 GIVEN = "given"  # the source in a recipe
 SAID = {GIVEN: "datasets built in Python"}  # sources by more than their name

@@ -4,7 +4,6 @@ Parts are cut by scikit-learn's StratifiedGroupKFold, which keeps groups whole a
 even as the groups allow.
 """
 
-import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
@@ -13,7 +12,8 @@ import numpy as np
 
 from softless.data.findings import Fault
 from softless.data.samples import Samples
-from softless.errors import DataError, UsageError, need
+from softless.errors import DataError, need
+from softless.experiment.rules import compiled
 from softless.words import clipped, counted, few
 
 FEW = 12  # groups: so few are cut in every way there is
@@ -44,27 +44,6 @@ def groups_of(files: Sequence[str], pattern: str) -> list[str]:
             "each path below the folder of the split, class folder first"
         )
     return [one[1] for one in found if one is not None]
-
-
-def compiled(pattern: str) -> re.Pattern[str]:
-    """The pattern.
-
-    Raises:
-        UsageError: it is none, or has not exactly one capture group.
-    """
-    try:
-        rule = re.compile(pattern)
-    except re.error as error:
-        raise UsageError(
-            f"data.group={clipped(pattern)} is no regular expression: {error}"
-        ) from error
-    if rule.groups != 1:
-        raise UsageError(
-            f"data.group={clipped(pattern)} has {counted(rule.groups, 'capture group')}: "
-            "brackets around one part of the path say what the group is, "
-            r"for example data.group='/(p\d+)_'"
-        )
-    return rule
 
 
 def shared_groups(parts: Mapping[str, Samples], called: str) -> Iterator[Fault]:

@@ -26,10 +26,10 @@ from PIL import Image, UnidentifiedImageError
 from PIL.Image import Transpose
 
 from softless.data.pictures import size_of
-from softless.data.ranges import WAY
 from softless.data.tags import Refused
 from softless.data.tiff_images import Tagged, read_tiles, read_values, tagged
 from softless.errors import DataError, UsageError
+from softless.experiment.ranges import WAY
 from softless.models.digests import of_file
 from softless.words import POINTED, POINTER
 

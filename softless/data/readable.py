@@ -24,10 +24,10 @@ from softless.data.cores import on_all_cores
 from softless.data.findings import Fault, named, refusal
 from softless.data.images import MAX_PIXELS, MIN_SIDE, BadImage, content, limit
 from softless.data.notices import notice
-from softless.data.ranges import Outside, Range
 from softless.data.reading import read_whole
 from softless.data.samples import ArraySamples, FileSamples, Samples
 from softless.errors import DataError, StorageError, UsageError, located, unknown
+from softless.experiment.ranges import Outside, Range
 from softless.models.durable import discard, make_folder, move, reason_of, write_bytes
 
 POLICIES = ("stop", "skip", "clip")  # of all fields named `faults`

@@ -9,8 +9,8 @@ from softless.data import deep, dicom, images
 from softless.data.images import Decoded
 from softless.data.notices import notice
 from softless.data.pictures import Picture, with_channels
-from softless.data.ranges import Range
 from softless.errors import UsageError
+from softless.experiment.ranges import Range
 
 __all__ = ["Decoded", "decode", "is_image", "read_image", "read_whole"]
 

@@ -17,9 +17,9 @@ from softless.data.findings import Fault
 from softless.data.images import MODES
 from softless.data.names import Names
 from softless.data.pictures import Picture, with_channels
-from softless.data.ranges import Range
 from softless.data.reading import read_image
 from softless.errors import DataError
+from softless.experiment.ranges import Range
 
 
 class Samples(ABC):

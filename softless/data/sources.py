@@ -11,9 +11,9 @@ from softless import ranks
 from softless.data.arrays import unlabelled_npz
 from softless.data.folder import files_at, images_at
 from softless.data.notices import notice
-from softless.data.ranges import Range
 from softless.data.samples import FileSamples, Samples
 from softless.errors import DataError, UsageError, located
+from softless.experiment.ranges import Range
 from softless.words import counted
 
 Found = TypeVar("Found")

@@ -18,7 +18,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,13 +25,11 @@ from softless.data.findings import Fault, refusal
 from softless.data.groups import shared_groups
 from softless.data.notices import notice
 from softless.data.places import ALIKE, PARTS, composed, part_of, twins_of
-from softless.data.ranges import Range
 from softless.data.samples import FileSamples
 from softless.errors import DataError, located, nearest
+from softless.experiment.groups import TableSpec
+from softless.experiment.ranges import Range
 from softless.words import POINTED, POINTER, clipped, counted, few
-
-if TYPE_CHECKING:  # training lies above data: its recipe is read here by its field names only
-    from softless.training.recipe import TableSpec
 
 DELIMITERS = (",", ";", "\t", "|")
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -96,7 +93,7 @@ class Row:
 
 
 def table_parts(
-    spec: "TableSpec", path: str | None, channels: int, scale: Range | None = None
+    spec: TableSpec, path: str | None, channels: int, scale: Range | None = None
 ) -> tuple[dict[str, FileSamples], tuple[str, ...]]:
     """The parts that a table declares ({"train", "val", "test"}, or {"all"}) and the class names.
 
@@ -119,7 +116,7 @@ def table_parts(
 
 
 def read_table(
-    spec: "TableSpec", path: str | None, channels: int, scale: Range | None = None
+    spec: TableSpec, path: str | None, channels: int, scale: Range | None = None
 ) -> Table:
     """Read a table; see `table_parts`. What is wrong with its rows is in `faults`.
 
@@ -153,7 +150,7 @@ def read_table(
     return Table(file, root, classes, parts, tuple(faults), several)
 
 
-def label_count(spec: "TableSpec") -> int:
+def label_count(spec: TableSpec) -> int:
     """How many labels an image of a table has.
 
     Raises:
@@ -251,7 +248,7 @@ def _delimiter(text: str, wanted: Sequence[str]) -> tuple[str, int]:
 
 
 def _columns(
-    file: Path, header: Sequence[str], rows: Sequence[tuple[int, list[str]]], spec: "TableSpec"
+    file: Path, header: Sequence[str], rows: Sequence[tuple[int, list[str]]], spec: TableSpec
 ) -> Columns:
     standard = type(spec)()
     group, split = spec.group, spec.split
@@ -489,7 +486,7 @@ def _parts(
 
 
 def _across(
-    parts: Mapping[str, FileSamples], classes: Sequence[str], spec: "TableSpec", *, several: bool
+    parts: Mapping[str, FileSamples], classes: Sequence[str], spec: TableSpec, *, several: bool
 ) -> Iterator[Fault]:
     """What is wrong with the parts together."""
     if ALONE in parts:

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 
 from softless.data import tiff_pages
-from softless.data.ranges import WAY
 from softless.data.tiff_pages import (
     CIELAB,
     CMYK,
@@ -29,6 +28,7 @@ from softless.data.tiff_pages import (
     Contents,
     Picture,
 )
+from softless.experiment.ranges import WAY
 
 # what becomes of stored numbers: a declared range, or they themselves
 Values = Callable[[NDArray[Any]], NDArray[Any]]

@@ -10,7 +10,7 @@ import copy
 import math
 import random
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,10 +24,8 @@ from torchvision import transforms as tv
 from softless.data.images import MODES
 from softless.data.pictures import Picture, scaled, tensor_of
 from softless.errors import UsageError
+from softless.experiment.recipe import Recipe
 from softless.models.sizes import sides
-
-if TYPE_CHECKING:
-    from softless.training.recipe import Recipe
 
 Step = Callable[[Any], Any]
 
@@ -76,7 +74,7 @@ class Pipeline:
 
 
 def build_transforms(
-    recipe: "Recipe", mean: Sequence[float], std: Sequence[float], *, train: bool
+    recipe: Recipe, mean: Sequence[float], std: Sequence[float], *, train: bool
 ) -> Pipeline:
     """The pipeline image -> float tensor (C, S, S), normalised by `mean` and `std` (of pixels
     scaled to 0..1).
@@ -103,7 +101,7 @@ def build_transforms(
     return _tensor_pipeline(recipe, mean, std)
 
 
-def _deep(recipe: "Recipe") -> bool:
+def _deep(recipe: Recipe) -> bool:
     """Whether images are floats in 0..1 in place of 8 bits."""
     return recipe.data.range is not None
 
@@ -167,7 +165,7 @@ def plain_transform(
     return Pipeline([Normalised(mean, std)], [], fixed=True)
 
 
-def _timm_pipeline(recipe: "Recipe", mean: Sequence[float], std: Sequence[float]) -> Pipeline:
+def _timm_pipeline(recipe: Recipe, mean: Sequence[float], std: Sequence[float]) -> Pipeline:
     data, augment = recipe.data, recipe.augment
     compose = create_transform(
         (data.in_chans, *sides(data.image_size)),
@@ -189,7 +187,7 @@ def _timm_pipeline(recipe: "Recipe", mean: Sequence[float], std: Sequence[float]
     return Pipeline([], [_mended(step) for step in compose.transforms], fixed=False)
 
 
-def _affine_pipeline(recipe: "Recipe", mean: Sequence[float], std: Sequence[float]) -> Pipeline:
+def _affine_pipeline(recipe: Recipe, mean: Sequence[float], std: Sequence[float]) -> Pipeline:
     data, augment = recipe.data, recipe.augment
     assert augment.affine is not None
     flips = _flips(recipe)
@@ -223,7 +221,7 @@ def _affine_pipeline(recipe: "Recipe", mean: Sequence[float], std: Sequence[floa
     return Pipeline(head, [*tail, Normalised(mean, std), *_erasing(recipe)], fixed=False)
 
 
-def _tensor_pipeline(recipe: "Recipe", mean: Sequence[float], std: Sequence[float]) -> Pipeline:
+def _tensor_pipeline(recipe: Recipe, mean: Sequence[float], std: Sequence[float]) -> Pipeline:
     augment = recipe.augment
     crop = tv.RandomResizedCrop(
         sides(recipe.data.image_size),
@@ -237,7 +235,7 @@ def _tensor_pipeline(recipe: "Recipe", mean: Sequence[float], std: Sequence[floa
     return Pipeline([array_to_tensor], tail, fixed=False)
 
 
-def check_augment(recipe: "Recipe") -> None:
+def check_augment(recipe: Recipe) -> None:
     """Whether the fields of `augment` go together, and with the images.
 
     Raises:
@@ -302,7 +300,7 @@ def _frame(size: int | Sequence[int], crop_pct: float, interpolation: str) -> li
     return [resize, tv.CenterCrop(size)]
 
 
-def _flips(recipe: "Recipe") -> list[Step]:
+def _flips(recipe: Recipe) -> list[Step]:
     chances = (
         (recipe.augment.hflip, tv.RandomHorizontalFlip),
         (recipe.augment.vflip, tv.RandomVerticalFlip),
@@ -310,12 +308,12 @@ def _flips(recipe: "Recipe") -> list[Step]:
     return [flip(p=chance) for chance, flip in chances if chance > 0]
 
 
-def _colours(recipe: "Recipe") -> list[Step]:
+def _colours(recipe: Recipe) -> list[Step]:
     strength = recipe.augment.color_jitter
     return [tv.ColorJitter(*[strength] * 3)] if strength else []
 
 
-def _erasing(recipe: "Recipe") -> list[Step]:
+def _erasing(recipe: Recipe) -> list[Step]:
     augment = recipe.augment
     if not augment.reprob:
         return []

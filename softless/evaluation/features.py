@@ -23,7 +23,7 @@ LAST_PAIR = 2  # class-attention layers, and blocks, of an XCiT, as SimA takes
 class Probe:
     """What a classifier over frozen features answers on one split."""
 
-    measure: str  # "knn" or "linear", of `evaluation.measures`
+    measure: str  # "knn" or "linear", of `experiment.measures`
     how: str  # its settings, for people
     predicted: np.ndarray  # (n,)
     targets: np.ndarray  # (n,)

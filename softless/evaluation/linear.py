@@ -70,7 +70,7 @@ def probe(
         train: labelled images.
         test: labelled images of the same classes.
         classes: names in index order.
-        views: of a training image where views are random (`softless.data.crops.one_crop`).
+        views: of a training image where views are random (`softless.tasks.dino.transforms.one_crop`).
         transform: of evaluation.
         settings: of the classifier.
         batch_size: images through the model at once, where they are not trained on.

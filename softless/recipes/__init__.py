@@ -4,6 +4,8 @@ import importlib.util
 from pathlib import Path
 
 from softless.errors import UsageError, located, unknown
+from softless.experiment.names import ALIASES, canonical
+from softless.experiment.recipe import Recipe
 from softless.recipes import (
     ade20k_softnorm_upernet,
     aerial,
@@ -26,8 +28,6 @@ from softless.recipes import (
     nuclei,
     vessels,
 )
-from softless.training.names import ALIASES, canonical
-from softless.training.recipe import Recipe
 
 RECIPES = {
     "digits": digits.recipe,

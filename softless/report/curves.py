@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from softless.evaluation.measures import MEASURES
+from softless.experiment.candidates import KEYS, measured
+from softless.experiment.measures import MEASURES
 from softless.report.charts import Line, LineChart
 from softless.report.groups import FEW, Group
 from softless.report.html import Html, details, table, tag
 from softless.report.numbers import percent, plain
-from softless.training.candidates import KEYS, measured
 
 DIGITS = 4  # of a number on an axis
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from softless.attention import OPERATORS
+from softless.experiment.folder import as_json
 from softless.report.places import shortened
 from softless.report.runs import RunRecord
 
@@ -38,7 +40,7 @@ class Group:
         told = [f"{run.result['best_epoch']} ({run.weights} weights)" for run in self.runs]
         return (
             ", ".join(told)
-            if self.first.recipe.get("ema_evaluate")
+            if self.first.recipe.ema_evaluate
             else ", ".join(one.split()[0] for one in told)
         )
 
@@ -59,7 +61,11 @@ def grouped(runs: Sequence[RunRecord]) -> list[Group]:
 
 
 def _key(run: RunRecord) -> str:
-    kept = {name: value for name, value in flat(run.recipe).items() if name not in NOT_THE_MODEL}
+    kept = {
+        name: value
+        for name, value in flat(as_json(run.recipe)).items()
+        if name not in NOT_THE_MODEL
+    }
     return json.dumps(kept, sort_keys=True)
 
 
@@ -89,14 +95,12 @@ def _host(run: RunRecord) -> str:
 
 def _model_title(run: RunRecord) -> str:
     """Operator and host; the host alone where its attention is its own."""
-    asked = run.recipe["model"].get("op") or (run.operator if _host(run) != run.model else None)
+    asked = run.recipe.model.op or (run.operator if _host(run) != run.model else None)
     return f"{operator_title(asked)} {_host(run)}" if asked else _host(run)
 
 
 def operator_title(name: str) -> str:
     """The name a paper would print: SimA for sima; softmax stays a common word."""
-    from softless.attention import OPERATORS
-
     return name if name == "softmax" or name not in OPERATORS else OPERATORS[name].title
 
 
@@ -126,7 +130,7 @@ def compare_recipes(groups: Sequence[Group]) -> Comparison:
     """The recipes of the groups field by field; seeds and descriptions left out, paths
     shortened.
     """
-    fields = [flat(group.first.recipe) for group in groups]
+    fields = [flat(as_json(group.first.recipe)) for group in groups]
     names = [
         name
         for name in dict.fromkeys(name for held in fields for name in held)

@@ -37,12 +37,8 @@ def shortened(values: Sequence[Any]) -> list[Any]:
 def without_places(text: Any, groups: "Sequence[Group]") -> str:
     """What an error says, the places of the runs and their data in it by their names alone."""
     runs = [run for group in groups for run in group.runs]
-    recipes = [
-        run.recipe.get(part, {}).get(name)
-        for run in runs
-        for part, name in (("data", "path"), ("model", "weights"))
-    ]
-    known = {place for place in recipes if is_place(place)}
+    recipes = [place for run in runs for place in (run.recipe.data.path, run.recipe.model.weights)]
+    known = {place for place in recipes if place is not None and is_place(place)}
     known |= {
         str(folder)
         for run in runs

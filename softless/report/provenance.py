@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from softless.evaluation.evaluate import precision_of
-from softless.evaluation.measures import MEASURES
+from softless.experiment.candidates import described
+from softless.experiment.measures import MEASURES
 from softless.report.groups import Group
 from softless.report.html import Html, table, tag
 from softless.report.places import shortened_words
-from softless.training.candidates import described
 
 COUNTED = (
     "Parameters, multiply-adds and exponentials are counted by running the model on one "
@@ -27,10 +27,10 @@ def draw_provenance(groups: Sequence[Group], method: Sequence[str]) -> Html:
 
 def _method(groups: Sequence[Group], method: Sequence[str]) -> Html:
     first = groups[0].first
-    metric = MEASURES[str(first.recipe.get("metric", "top1"))].best
+    metric = MEASURES[first.recipe.metric].best
     averaged = (
         ", of the raw or the averaged weights, whichever are better,"
-        if first.recipe.get("ema_evaluate")
+        if first.recipe.ema_evaluate
         else ""
     )
     chosen = (
@@ -38,7 +38,7 @@ def _method(groups: Sequence[Group], method: Sequence[str]) -> Html:
         if metric == MEASURES["last"].best
         else f"The best epoch is the one with the {metric}{averaged} on validation images"
     )
-    precise = sorted({precision_of(str(group.first.recipe.get("amp", "none"))) for group in groups})
+    precise = sorted({precision_of(group.first.recipe.amp) for group in groups})
     said = [
         f"{chosen}. The test split is read once, at the end of each run.",
         (

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from softless.attention import OPERATORS
 from softless.report.groups import Comparison, Group, compare_recipes
 from softless.report.html import Html, details, table, tag
 from softless.report.numbers import MINUS, plain
@@ -23,8 +24,6 @@ def token_scales(groups: Sequence[Group]) -> list[str]:
     """A sentence for each model whose operator has a token_scale: which one it has, and what that
     means away from the training size.
     """
-    from softless.attention import OPERATORS
-
     said = []
     for group in groups:
         record = OPERATORS.get(group.first.operator)

@@ -1,4 +1,4 @@
-"""What looks at an image: a model, a run or a name, with the transform that its images go through,
+"""What looks at an image: a model or a run, with the transform that its images go through,
 and what its host sees of them.
 """
 
@@ -8,20 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from softless.data import pictures
 from softless.data.images import MODES
-from softless.data.notices import notice
-from softless.data.ranges import Range
 from softless.data.reading import read_image
 from softless.data.transforms import eval_transform, plain_transform
 from softless.errors import UsageError, located
-from softless.evaluation import LoadedRun, load_run
+from softless.evaluation import LoadedRun
+from softless.experiment.ranges import Range
 from softless.inference.layers import PatchProjection
-from softless.models import config, create_model
+from softless.models import config
 from softless.models.scale import TRAINING, Scale, training_scale
 from softless.modes import unwrapped
 
@@ -132,21 +130,8 @@ def size_of(model: nn.Module, size: Size, height: int, width: int) -> tuple[int,
     return max(1, round(height * factor)), max(1, round(width * factor))
 
 
-def viewer_of(
-    model: nn.Module | LoadedRun | str | Path, device: str | torch.device = "cpu"
-) -> Viewer:
-    """A viewer of a model (left where it lies), of a run, or of the name of a model, whose weights
-    are new, and said to be.
-
-    Raises:
-        UsageError: no model of that name, and no run folder.
-        DataError: a run folder without a finished epoch, or a damaged one.
-    """
-    if isinstance(model, str | Path):
-        if located(model).is_dir():
-            model = load_run(model, device)
-        else:
-            model = _untrained(str(model)).to(device)
+def viewer_of(model: nn.Module | LoadedRun) -> Viewer:
+    """A viewer of a model, left where it lies, or of a run."""
     if isinstance(model, LoadedRun):
         best = model.best
         return Viewer(
@@ -157,22 +142,6 @@ def viewer_of(
     return Viewer(
         model, evaluation_transform(model), channels_of(model), mean, std, declared(model)
     )
-
-
-def _untrained(name: str) -> nn.Module:
-    """A named model with new weights: of use to see the drawing, and said to be untrained."""
-    if "/" in name or name.startswith("."):
-        raise UsageError(
-            f"no run folder at {name}: give the --out folder of `softless train`, or the name of "
-            "a model"
-        )
-    torch.manual_seed(0)
-    model = create_model(name).eval()
-    notice(
-        f"'{name}' is a model with new weights, not a trained run: its maps show an untrained "
-        "network"
-    )
-    return model
 
 
 def evaluation_transform(model: nn.Module) -> Callable[[Any], Tensor]:

@@ -23,10 +23,10 @@ from PIL import Image
 from softless.data import tags, tiff_pages
 from softless.data.deep import in_range, of_tiles
 from softless.data.images import MAX_PIXELS, MIN_SIDE, UPRIGHT, Remark, bad_image, limit
-from softless.data.ranges import Range
 from softless.data.tiff import Damaged, Tiles
 from softless.data.tiff_pages import JPEG, OPENSLIDE, PLAUSIBLE, Contents, Resolution
 from softless.errors import DataError, MissingExtra, UsageError
+from softless.experiment.ranges import Range
 from softless.slides.pixels import Lost, Unreadable, as_channels
 
 SLIDE_TYPES = frozenset({

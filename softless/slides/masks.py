@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softless.data.images import BadImage
-from softless.data.label_values import read_values
 from softless.data.notices import notice
 from softless.errors import DataError, MissingExtra, located
 from softless.slides.lattice import Lattice
+from softless.tasks.segmentation.values import read_values
 
 OUTLINES = frozenset({".geojson", ".json"})
 PICTURES = frozenset({".png"})

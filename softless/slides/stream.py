@@ -34,6 +34,7 @@ from softless.slides.lattice import Lattice, Origin
 from softless.slides.masks import mask_of
 from softless.slides.prints import image_print, tensor_print
 from softless.slides.reader import Place, Source, source_of
+from softless.tasks.opened import opened
 
 Tissue = Literal["none", "otsu"]
 CHUNK = 2048
@@ -203,7 +204,7 @@ def stream(
             "order= is for runs in memory: one in a folder goes on in the order in which the "
             "chunks lie"
         )
-    start, viewer = time.monotonic(), viewer_of(model)
+    start, viewer = time.monotonic(), viewer_of(opened(model))
     model = viewer.model
     host = host_of(model)
     own_mean, own_std = viewer.mean, viewer.std

@@ -8,10 +8,9 @@ follow from the number of training images, and what counts epochs or steps follo
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:  # the recipe lives above this layer (softless.training)
-    from softless.training.recipe import Recipe
+from softless.experiment.recipe import Recipe
 
 SMALLEST = 2  # images in a batch that was halved: mixing needs pairs, BatchNorm more than one image
 
@@ -20,7 +19,7 @@ SMALLEST = 2  # images in a batch that was halved: mixing needs pairs, BatchNorm
 class Fitted:
     """A recipe whose length fits the data, and what was changed for that."""
 
-    recipe: "Recipe"
+    recipe: Recipe
     changed: dict[str, tuple[Any, Any]]  # dotted field -> what the recipe has, what the run takes
     measured: tuple[str, ...] = ()  # those that come from the training split itself
 
@@ -77,7 +76,7 @@ def _plain(value: Any) -> str:
     return "none" if value is None else f"{value:g}"
 
 
-def fitted(recipe: "Recipe", images: int) -> Fitted:
+def fitted(recipe: Recipe, images: int) -> Fitted:
     """The recipe with a batch and a number of epochs that give this many training images enough
     steps.
 
@@ -117,7 +116,7 @@ def fitted(recipe: "Recipe", images: int) -> Fitted:
     )
 
 
-def _lengths(recipe: "Recipe") -> dict[str, Any]:
+def _lengths(recipe: Recipe) -> dict[str, Any]:
     schedule = {
         f"schedule.{name}": getattr(recipe.schedule, name)
         for name in ("epochs", "warmup_epochs", "cooldown_epochs", "decay_epochs")

@@ -15,20 +15,20 @@ import torch
 from torch import Tensor, nn
 
 from softless.data import EpochLoader, Pipeline, Samples, Splits, eval_loader, train_loader
+from softless.experiment.recipe import Recipe
 from softless.models.kept import operators_of
 from softless.models.scale import scale_of
 from softless.models.sizes import sides
 
 if TYPE_CHECKING:  # the recipe lives above this layer (softless.training)
     from softless.tasks.lengths import Fitted
-    from softless.training.recipe import Recipe
 
 
 class Outcome(Protocol):
     """What was measured on one split."""
 
     def summary(self) -> dict[str, Any]:
-        """What a log keeps of an epoch: numbers by the names of `evaluation.measures`, with `seen`
+        """What a log keeps of an epoch: numbers by the names of `experiment.measures`, with `seen`
         and `expected` images.
         """
 
@@ -65,15 +65,24 @@ class Task(ABC):
     # the group of the recipe that holds its settings; "classification" has none
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]]  # optional packages, as `errors.need` takes them
-    measures: ClassVar[tuple[str, ...]]  # of `evaluation.measures`, that may choose the best epoch
+    measures: ClassVar[tuple[str, ...]]  # of `experiment.measures`, that may choose the best epoch
 
-    recipe: "Recipe"  # of the length that fits the data, once `open_task` gave it
+    recipe: Recipe  # of the length that fits the data, once `open_task` gave it
     splits: Splits
     fitted: "Fitted"  # what was changed for that
 
     @classmethod
+    def check(cls, recipe: Recipe) -> None:
+        """Whether the fields of the task, and those of `augment`, go together and with the images.
+
+        Raises:
+            UsageError: they do not.
+        """
+        del recipe
+
+    @classmethod
     @abstractmethod
-    def open(cls, recipe: "Recipe") -> "Task":
+    def open(cls, recipe: Recipe) -> "Task":
         """Open the data, checked whole: what is wrong with it is said before the first step.
 
         Raises:
@@ -101,7 +110,7 @@ class Task(ABC):
 
     @abstractmethod
     def construction(self) -> dict[str, Any]:
-        """The keyword arguments of `models.assemble` that build the model, of JSON's types."""
+        """The keyword arguments of `tasks.assemble` that build the model, of JSON's types."""
 
     def surround(self, model: nn.Module) -> nn.Module:
         """The module that is trained and continued after an interruption: the model, or what
@@ -140,7 +149,7 @@ class Task(ABC):
         """
         return {}
 
-    def measured(self, recipe: "Recipe") -> tuple["Recipe", dict[str, Any]]:
+    def measured(self, recipe: Recipe) -> tuple[Recipe, dict[str, Any]]:
         """The recipe with what it leaves to be measured on the training split, and those fields by
         dotted name.
         """

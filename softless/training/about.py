@@ -6,7 +6,6 @@ it.
 """
 
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,40 +13,13 @@ import numpy as np
 from softless import origin
 from softless.data.given import name_of
 from softless.data.pictures import size_of
-from softless.errors import DataError
-from softless.models.records import SIDES, TABLE, TEXT, Rule, check, read_json, whole
-from softless.training.run_folder import ABOUT
+from softless.experiment.folder import ABOUT
 
 if TYPE_CHECKING:
     from softless.data import Samples
     from softless.training.setup import Run
 
 LOOKED_AT = 40  # training images whose size is read
-COUNTS: Rule = (
-    lambda value: isinstance(value, dict) and all(map(whole(0)[0], value.values())),
-    "a table of whole numbers",
-)
-CLASSES: Rule = (
-    lambda value: isinstance(value, dict) and all(map(COUNTS[0], value.values())),
-    "tables of whole numbers",
-)
-SIZES: Rule = (
-    lambda value: (
-        isinstance(value, dict)
-        and all(SIDES[0](value.get(name)) for name in ("smallest", "middle", "largest"))
-        and whole(1)[0](value.get("of"))
-    ),
-    "sizes of images",
-)
-ABOUT_RULES: dict[str, Rule] = {"command": TEXT, "date": TEXT, "commit": TEXT, "data?": TABLE}
-DATA_RULES: dict[str, Rule] = {
-    "name": TEXT,
-    "images": COUNTS,
-    "counted": TEXT,
-    "classes": CLASSES,
-    "sizes": SIZES,
-    "seen": SIDES,
-}
 
 
 def write_about(run: "Run") -> None:
@@ -95,17 +67,3 @@ def sizes(samples: "Samples") -> dict[str, Any]:
     )
     told = {"smallest": found[0], "middle": found[len(found) // 2], "largest": found[-1]}
     return {**{name: list(size) for name, size in told.items()}, "of": len(found)}
-
-
-def read_about(path: Path) -> dict[str, Any]:
-    """What about.json says, or nothing where it is missing or another's: it is for people, and no
-    number depends on it.
-    """
-    try:
-        found: dict[str, Any] = read_json(path)
-        check(found, ABOUT_RULES, path, mend="delete it")
-        if found.get("data"):
-            check(found["data"], DATA_RULES, path, mend="delete it")
-    except DataError:
-        return {}
-    return found

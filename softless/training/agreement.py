@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from softless.errors import UsageError
-from softless.tasks import Task, open_task
+from softless.experiment.folder import as_json, flat
+from softless.experiment.recipe import Recipe
+from softless.tasks.table import open_task
+from softless.tasks.task import Task
 from softless.training import checkpoint
-from softless.training.recipe import Recipe
-from softless.training.run_folder import as_json, flat
 from softless.training.settle import from_root
 
 if TYPE_CHECKING:

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from softless.experiment.candidates import AVERAGED
+from softless.experiment.folder import BEST, WEIGHTS
 from softless.models.durable import digest_of, write_tensors
 from softless.models.records import sealed
-from softless.tasks import facts
-from softless.training.candidates import AVERAGED
-from softless.training.run_folder import BEST, WEIGHTS
+from softless.tasks.task import facts
 
 if TYPE_CHECKING:
     from softless.training.setup import Run

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from softless.data.datasets import PIXELS
 from softless.errors import CheckpointError, DataError, ResumeMismatch
-from softless.evaluation.epochs import from_one
-from softless.evaluation.measures import MEASURES
 from softless.evaluation.run import mismatches
+from softless.experiment.candidates import AVERAGED, RAW
+from softless.experiment.epochs import from_one
+from softless.experiment.measures import MEASURES
+from softless.experiment.recipe import Recipe
 from softless.models.records import ANY_NUMBER, TEXTS, Rule, check, one_of, or_none, whole
 from softless.training import optim
-from softless.training.candidates import AVERAGED, RAW
 from softless.training.faults import check_finite
-from softless.training.recipe import Recipe
 from softless.words import few
 
 if TYPE_CHECKING:

@@ -24,14 +24,15 @@ from typing import Any
 from softless.data import open_parts
 from softless.data.datasets import cut_parts
 from softless.errors import DataError, Interrupted, ResumeMismatch, UsageError, need
-from softless.evaluation.measures import MEASURES
+from softless.experiment.claim import holder
+from softless.experiment.folder import REPORT, RunFolder, as_json, differences, restored
+from softless.experiment.measures import MEASURES
+from softless.experiment.recipe import Recipe
 from softless.models.durable import make_folder, write_text
 from softless.models.records import TABLE, check, read_json, whole
-from softless.training.claim import holder
+from softless.tasks.table import check_recipe
 from softless.training.loop import fit
-from softless.training.recipe import Recipe
 from softless.training.result import Result
-from softless.training.run_folder import REPORT, RunFolder, as_json, differences, restored
 from softless.training.settle import located
 from softless.words import few
 
@@ -249,7 +250,7 @@ def _continued(stored: Mapping[str, Any], recipe: Recipe, folder: Path, folds: i
 
 def _try_cuts(first: Recipe) -> None:
     """Cut all folds before the first is trained."""
-    first.check()
+    check_recipe(first)
     parts, classes = open_parts(first.data, first.table)
     cut_parts(parts, classes, first.data, first.seed)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from softless.evaluation.evaluate import autocast
-from softless.tasks import Task
+from softless.tasks.task import Task
 
 
 def backward(

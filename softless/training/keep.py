@@ -12,19 +12,19 @@ import numpy as np
 from torch import Tensor
 
 from softless.errors import DivergedError, StorageError, UsageError
-from softless.evaluation.epochs import COUNTED
+from softless.experiment.candidates import KEYS, best_of, better, finite, gain, still_rising
+from softless.experiment.epochs import COUNTED
+from softless.experiment.folder import MODEL, RESULT
 from softless.models.durable import delete_folder
 from softless.models.publish import save_weights
 from softless.models.sizes import sides
-from softless.tasks import Outcome
+from softless.tasks.task import Outcome
 from softless.training import checkpoint
 from softless.training.batch_norm import alone
 from softless.training.best import take_best
-from softless.training.candidates import KEYS, best_of, better, finite, gain, still_rising
 from softless.training.epoch_state import EpochState
 from softless.training.faults import check_finite
 from softless.training.result import Result
-from softless.training.run_folder import MODEL, RESULT
 from softless.training.setup import Run
 from softless.words import rate
 

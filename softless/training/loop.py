@@ -16,18 +16,19 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from softless.errors import DataError, DivergedError, Interrupted, RankGone
+from softless.experiment.candidates import best_of
+from softless.experiment.claim import clear_dead
+from softless.experiment.folder import RunFolder
+from softless.experiment.recipe import Recipe
 from softless.layers import stepped
+from softless.tasks.table import check_recipe
 from softless.training import checkpoint, keep, opening, optim
 from softless.training.agreement import agree_on_command
-from softless.training.candidates import best_of
-from softless.training.claim import clear_dead
 from softless.training.epoch_state import OnEpoch
 from softless.training.faults import Rewind, Seen, buffers, judge, leave_out
 from softless.training.gradients import backward
 from softless.training.progress import Progress
-from softless.training.recipe import Recipe
 from softless.training.result import Result, stored
-from softless.training.run_folder import RunFolder
 from softless.training.scalars import Scalars
 from softless.training.settle import settled
 from softless.training.setup import Partial, Run, continue_newest, set_up
@@ -75,7 +76,7 @@ def fit(
         Interrupted: a signal came; the state is saved, and the error's exit_code is 143 or 130.
     """
     if recipe is not None:
-        recipe.check()
+        check_recipe(recipe)
     folder = RunFolder(Path(run_dir))
     patience = PATIENCE if recipe is None else recipe.rank_patience
     with (

@@ -11,17 +11,17 @@ from torch import Tensor, nn
 
 from softless.errors import SoftlessError, UsageError
 from softless.evaluation.run import CLASSES, fill, read_weights
-from softless.evaluation.run_files import read_classes
+from softless.experiment.files import read_classes
+from softless.experiment.folder import WEIGHTS
+from softless.experiment.recipe import Recipe
 from softless.layers import check_size
 from softless.models.arguments import takes
-from softless.models.assemble import assemble
 from softless.models.files import FILE
 from softless.models.given import GIVEN, given_model
 from softless.models.sizes import sides
-from softless.tasks import Task
-from softless.tasks.classification import model_args
-from softless.training.recipe import Recipe
-from softless.training.run_folder import WEIGHTS
+from softless.tasks.assemble import assemble
+from softless.tasks.classification.task import model_args
+from softless.tasks.task import Task
 from softless.words import few
 
 _log = logging.getLogger("softless.training")

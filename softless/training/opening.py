@@ -17,10 +17,10 @@ import torch
 
 from softless.data.given import name_of
 from softless.data.loader import generators_restored
+from softless.experiment.recipe import Recipe
 from softless.models.given import GIVEN
 from softless.models.kept import softmax_kept, told
 from softless.training.gradients import backward
-from softless.training.recipe import Recipe
 from softless.training.setup import Run
 from softless.words import counted, visible
 

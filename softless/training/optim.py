@@ -6,17 +6,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from softless.errors import UsageError, unknown
+from softless.errors import unknown
+from softless.experiment import rules
+from softless.experiment.groups import SCHEDULES, OptimSpec
+from softless.experiment.recipe import Recipe
 from softless.layers.own_tensors import OwnTensors
-from softless.training import rules
-from softless.training.recipe import SCHEDULES, OptimSpec, Recipe
 
 if TYPE_CHECKING:
     from timm.scheduler.scheduler import Scheduler
     from timm.utils import ModelEmaV3
-
-# one kernel for all tensors, on CPU too: 5 times less time per step for a small model
-FUSED = {"adam", "adamw"}
 
 
 def optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
@@ -37,7 +35,7 @@ def optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
         opt=spec.name,
         lr=recipe.effective_lr,
         param_group_fn=partial(_groups, spec=spec),
-        **accepted(spec),
+        **rules.accepted(spec),
     )
 
 
@@ -53,32 +51,6 @@ def _groups(model: nn.Module, spec: OptimSpec) -> list[dict[str, Any]]:
     if spec.layer_decay is None:
         return list(param_groups_weight_decay(model, **common))
     return list(param_groups_layer_decay(model, layer_decay=spec.layer_decay, **common))
-
-
-def accepted(spec: OptimSpec) -> dict[str, Any]:
-    """eps and betas where the optimiser has them; set to something else where it has not, they are
-    refused.
-
-    Raises:
-        UsageError: that, or no such optimiser.
-    """
-    from timm.optim import get_optimizer_info, list_optimizers
-
-    name = spec.name.lower().split("_")[-1]
-    known = [str(one) for one in list_optimizers()]
-    if name not in known:
-        raise unknown("optimiser", spec.name, known)
-    info, plain = get_optimizer_info(name), OptimSpec()
-    takes = {"eps": info.has_eps, "betas": info.has_betas and info.num_betas == len(spec.betas)}
-    for field, taken in takes.items():
-        if not taken and getattr(spec, field) != getattr(plain, field):
-            raise UsageError(
-                f"optimiser '{spec.name}' takes no optim.{field} (set to {getattr(spec, field)})"
-            )
-    accepted: dict[str, Any] = {
-        field: getattr(spec, field) for field, taken in takes.items() if taken
-    }
-    return {**accepted, "fused": True} if name in FUSED else accepted
 
 
 def scheduler(

@@ -12,8 +12,10 @@ from softless.data.given import has_labels
 from softless.data.notices import notice
 from softless.data.tables import label_count
 from softless.errors import UsageError, located, need_module
+from softless.experiment.groups import ModelSpec, TableSpec
+from softless.experiment.recipe import Recipe
 from softless.models.given import GIVEN, noted
-from softless.training.recipe import ModelSpec, MultilabelSpec, Recipe, TableSpec
+from softless.tasks.multilabel.settings import MultilabelSpec
 
 GREY, COLOUR = 1, 3
 

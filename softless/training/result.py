@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from softless.errors import DataError
-from softless.evaluation.epochs import KEY
-from softless.evaluation.measures import describe
-from softless.evaluation.run_files import read_result
-from softless.training.candidates import described
-from softless.training.run_folder import REPORT, RESULT, RunFolder
+from softless.experiment.candidates import described
+from softless.experiment.epochs import KEY
+from softless.experiment.files import read_result
+from softless.experiment.folder import REPORT, RESULT, RunFolder
+from softless.experiment.measures import describe
 from softless.words import rate
 
 

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from softless.experiment.folder import SCALARS
 from softless.models.durable import append, make_folder
-from softless.training.run_folder import SCALARS
 
 if TYPE_CHECKING:
     from softless.training.setup import Run

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from softless.errors import DataError, UsageError
+from softless.experiment.folder import RunFolder, changes
+from softless.experiment.recipe import Recipe
 from softless.training import machine
-from softless.training.recipe import Recipe
 from softless.training.result import stored
-from softless.training.run_folder import RunFolder, changes
 
 if TYPE_CHECKING:
-    from softless.tasks import Task
+    from softless.tasks.task import Task
     from softless.training.world import World
 
 _log = logging.getLogger("softless.training")

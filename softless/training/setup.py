@@ -14,17 +14,10 @@ from torch import Tensor, nn
 from softless.data import EpochLoader, Splits
 from softless.data.loader import mix
 from softless.errors import CheckpointError
-from softless.models.durable import delete, write_text
-from softless.tasks import Place, Task
-from softless.training import checkpoint, claim, optim, split_table
-from softless.training.about import write_about
-from softless.training.agreement import agree_on_steps, opened_alike
-from softless.training.best import write_best
-from softless.training.claim import Claim
-from softless.training.epoch_state import OnEpoch
-from softless.training.model import build_for
-from softless.training.recipe import Recipe
-from softless.training.run_folder import (
+from softless.experiment import claim
+from softless.experiment.checkpoints import Checkpoints
+from softless.experiment.claim import Claim
+from softless.experiment.folder import (
     CHECKPOINTS,
     CLASSES,
     LEFT_OUT,
@@ -34,9 +27,17 @@ from softless.training.run_folder import (
     RunFolder,
     as_json,
 )
+from softless.experiment.recipe import Recipe
+from softless.models.durable import delete, write_text
+from softless.tasks.task import Place, Task
+from softless.training import checkpoint, optim, split_table
+from softless.training.about import write_about
+from softless.training.agreement import agree_on_steps, opened_alike
+from softless.training.best import write_best
+from softless.training.epoch_state import OnEpoch
+from softless.training.model import build_for
 from softless.training.settle import data_are_there, with_loaders
 from softless.training.signals import Signals
-from softless.training.store import Checkpoints
 from softless.training.world import World
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from softless import ranks
 from softless.errors import RankGone, UsageError
-from softless.training import processes
+from softless.experiment import processes
 from softless.training.batch_norm import synchronised
 from softless.training.last_words import LastWords
 

@@ -9,9 +9,9 @@ from softless.attention import get
 from softless.benching.counts import SMALL, Counted, Counts, counts
 from softless.benching.models import host_and_operator
 from softless.errors import UsageError
+from softless.experiment.groups import ModelSpec
 from softless.measure.cost import cost
 from softless.models import create_model
-from softless.training.recipe import ModelSpec
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,10 @@ import softless
 from softless.benching.resolution import ARMS, in_arm, resolution
 from softless.cli.main import main
 from softless.errors import UsageError
-from softless.evaluation import load_run
+from softless.experiment.groups import ModelSpec
+from softless.experiment.recipe import Recipe
 from softless.recipes import get_recipe
-from softless.training.recipe import ModelSpec, Recipe
+from softless.tasks.loaded import load_run
 
 module = importlib.import_module("softless.benching.resolution")
 NAMES = ["softmax", "sima", "sima_rescaled", "sima_tokens", "seqnorm", "xca"]

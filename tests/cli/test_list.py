@@ -10,8 +10,8 @@ import softless
 from softless.cli.main import main
 from softless.cli.options import assignments
 from softless.errors import UsageError
+from softless.experiment.fields import walk
 from softless.recipes import RECIPES, get_recipe
-from softless.training.fields import walk
 
 
 @pytest.mark.parametrize("name", RECIPES)

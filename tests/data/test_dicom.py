@@ -33,16 +33,16 @@ from pydicom.uid import (
 
 from softless import errors
 from softless.data import open_splits
-from softless.data.check import Reading, check
 from softless.data.dicom import is_dicom
 from softless.data.folder import listing
 from softless.data.images import BadImage
-from softless.data.label_values import read_values
 from softless.data.pictures import unit
-from softless.data.ranges import Range
 from softless.data.reading import decode, read_image
 from softless.errors import DataError, MissingExtra, UsageError
-from softless.training.recipe import DataSpec
+from softless.experiment.groups import DataSpec
+from softless.experiment.ranges import Range
+from softless.tasks.check import Reading, check
+from softless.tasks.segmentation.values import read_values
 from tests.data.test_ranges import NEAR, drawn, formula
 
 BROUGHT = sorted((Path(pydicom.__file__).parent / "data/test_files").glob("*.dcm"))

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from softless.data import ArraySamples, eval_transform
-from softless.data.crops import one_crop
 from softless.errors import DivergedError, UsageError
 from softless.evaluation.linear import LinearSettings, checked, fit, held, probe
 from softless.models import create_model
+from softless.tasks.dino.transforms import one_crop
 
 
 def test_it_separates_what_a_line_separates():

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from softless.report import write
 from softless.report.composition import draw_composition
 from softless.report.downloads import as_csv
 from softless.report.groups import grouped
 from softless.report.html import Html, tag
 from softless.report.places import shortened_words
 from softless.report.runs import read_run
+from softless.tasks.page import write
 from softless.training import fit
 from tests.report.test_page import Reader
 from tests.training.conftest import tiny_recipe, write_npz

@@ -8,12 +8,16 @@ import torch
 from torch import nn
 
 from softless.errors import UsageError
-from softless.evaluation.measures import MEASURES, describe
-from softless.models.assemble import TASKS as ASSEMBLED
-from softless.models.assemble import assemble
-from softless.tasks import TASKS, Place, facts, open_task
+from softless.experiment.measures import MEASURES, describe
+from softless.experiment.recipe import Recipe
+from softless.tasks.assemble import TASKS as ASSEMBLED
+from softless.tasks.assemble import assemble
+from softless.tasks.detection.settings import DetectionSpec
+from softless.tasks.dino.settings import DinoSpec
+from softless.tasks.segmentation.settings import SegmentationSpec
+from softless.tasks.table import TASKS, open_task
+from softless.tasks.task import Place, facts
 from softless.training.model import build_for
-from softless.training.recipe import DetectionSpec, DinoSpec, Recipe, SegmentationSpec
 from tests.training.conftest import tiny_recipe, write_npz
 
 

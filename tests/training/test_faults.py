@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from softless.errors import DivergedError
-from softless.tasks import Classification
+from softless.experiment.checkpoints import Checkpoints
+from softless.tasks.classification.task import Classification
 from softless.training import Recipe, fit
-from softless.training.store import Checkpoints
 from tests.training.ends import end_of
 
 

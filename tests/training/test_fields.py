@@ -20,10 +20,12 @@ from softless.benching.settings import (
     takes_text,
 )
 from softless.errors import UsageError
+from softless.experiment.fields import Row, Setting, described, fits, nearest_field, typed, walk
+from softless.experiment.folder import as_json
+from softless.experiment.groups import TableSpec
+from softless.experiment.recipe import Recipe, recipe_from
 from softless.recipes import RECIPES, get_recipe
-from softless.training.fields import Row, Setting, described, fits, nearest_field, typed, walk
-from softless.training.recipe import Recipe, TableSpec, recipe_from
-from softless.training.run_folder import as_json
+from softless.tasks.table import check_recipe
 
 EVERY = [pytest.param(row, id=row.name) for row in walk(Recipe)]
 # recipes that have these groups
@@ -56,7 +58,7 @@ def test_every_field_says_what_it_is_and_every_number_has_a_range():
                 continue
             if about is None or not about.says or (numbers(hints[entry.name]) and not about.within):
                 bare.append(f"{kind.__name__}.{entry.name}")
-    assert not bare, "described with softless.training.fields.setting, numbers with their range"
+    assert not bare, "described with softless.experiment.fields.setting, numbers with their range"
 
 
 def group(hint: Any) -> Any:
@@ -68,7 +70,7 @@ def group(hint: Any) -> Any:
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_lie_in_the_ranges(name: str):
     recipe = get_recipe(name)
-    recipe.check()
+    check_recipe(recipe)
     for row in walk(recipe):
         assert fits(row.value, row.hint), row.name
 
@@ -89,7 +91,7 @@ def test_what_lies_below_or_above_is_refused_wherever_it_is_given(row: Row):
             with pytest.raises(UsageError, match=r"is out of range|does not fit"):
                 recipe.with_fields(**{row.name: given})
         with pytest.raises(UsageError, match=row.name):
-            put(recipe, row.name, value).check()
+            check_recipe(put(recipe, row.name, value))
         stored = as_json(put(recipe, row.name, value))
         with pytest.raises(UsageError, match=row.name):
             recipe_from(stored)

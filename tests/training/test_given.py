@@ -24,10 +24,10 @@ from softless.data import Pipeline, TransformedSamples
 from softless.data.given import DatasetSamples, Reading, data_given, given_parts, parts_of
 from softless.data.pictures import tensor_of
 from softless.errors import DataError, UsageError
-from softless.evaluation import load_run
 from softless.models.given import model_given
 from softless.report.groups import grouped
 from softless.report.runs import read_run
+from softless.tasks.loaded import load_run
 from softless.training.epoch_state import EpochState
 from tests.training.test_loop import lines, same, state, untimed
 

@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from softless.tasks import Classification, Detection
+from softless.tasks.classification.task import Classification
+from softless.tasks.detection.task import Detection
 from softless.training.keep import _others
 
 

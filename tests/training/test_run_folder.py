@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-import softless.training.run_folder as module
+import softless.experiment.folder as module
 from softless.errors import (
     CheckpointError,
     DataError,
@@ -23,13 +23,14 @@ from softless.errors import (
     StorageError,
     UsageError,
 )
-from softless.evaluation import load_run
+from softless.experiment import checkpoints as store
+from softless.experiment.checkpoints import Checkpoints
+from softless.experiment.claim import Claim
+from softless.experiment.folder import RunFolder, as_json, differences
+from softless.experiment.groups import DataSpec
 from softless.models.durable import write_whole
-from softless.training import Recipe, fit, loop, setup, store
-from softless.training.claim import Claim
-from softless.training.recipe import DataSpec
-from softless.training.run_folder import RunFolder, as_json, differences
-from softless.training.store import Checkpoints
+from softless.tasks.loaded import load_run
+from softless.training import Recipe, fit, loop, setup
 from softless.words import few
 from tests.data.making import class_folders, noise
 

@@ -23,10 +23,10 @@ import torch
 from safetensors import SafetensorError
 
 from softless.errors import CheckpointError, DataError, StorageError
+from softless.experiment import checkpoints as module
+from softless.experiment.checkpoints import Checkpoints
 from softless.models.durable import Digest, digest_of, write_digested, write_tensors, write_whole
 from softless.models.records import sealed
-from softless.training import store as module
-from softless.training.store import Checkpoints
 from tests.training.zygote import ROOT, Zygote
 
 
@@ -338,7 +338,7 @@ def raise_first(hashing: Any, error: OSError) -> None:
 LIMITED = """
 import resource, sys, torch
 from pathlib import Path
-from softless.training.store import Checkpoints
+from softless.experiment.checkpoints import Checkpoints
 store = Checkpoints(Path(sys.argv[1]))
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
 store.save({"weights": torch.zeros(1_000_000)}, (9, 0), {})

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from softless.experiment.checkpoints import Checkpoints
 from softless.training import Recipe
-from softless.training.store import Checkpoints
 from tests.training.ends import end_of
 from tests.training.zygote import Zygote
 

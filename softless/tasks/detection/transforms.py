@@ -1,0 +1,326 @@
+"""From an image and its objects to tensors: torchvision's joint transforms, drawn from the
+generators that the loader seeds.
+
+Two ways to several sizes. On a **canvas**, a window of canvas / s pixels is cut, s being drawn,
+resized to the canvas and, where the image ends, filled up: all images of a batch have one size, so
+none sees another's. The **shortest side** drawn from a list, half the time after a crop, is DETR's
+(Carion et al., arXiv:2005.12872, section 4), which XCiT's and SimA's detectors were trained with:
+images keep their shape, and a batch is padded to its largest.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.ops import masks_to_boxes
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from softless.data.pictures import Picture, scaled, size_of, tensor_of
+from softless.data.transforms import Normalised, Pipeline, Step
+from softless.errors import UsageError, unknown
+from softless.tasks.detection.samples import pixels_of
+from softless.tasks.detection.settings import MEASURABLE, DetectionSpec
+
+CROP_AFTER = (400, 500, 600)  # DETR: the shortest side before its crop,
+CROP_SIDES = (384, 600)  # and the range of the crop's sides
+KEYS = 2**62
+
+Pair = tuple[Any, dict[str, Any]]
+
+
+class BoxPipeline(Pipeline):
+    """(image, target of `BoxSamples`) to (tensor (C, h, w) normalised, target of
+    `tasks.detection.model`).
+    """
+
+    joint = True
+
+
+def train_pipeline(spec: DetectionSpec, mean: Sequence[float], std: Sequence[float]) -> BoxPipeline:
+    """Sizes, flips, quarter turns, colours, as the recipe says.
+
+    Raises:
+        UsageError: a setting that cannot be used.
+    """
+    check(spec)
+    steps: list[Step] = (
+        [Window(spec.canvas, spec.scale)] if spec.canvas else [decoded, *_shortest_side(spec)]
+    )
+    chances = ((spec.hflip, v2.RandomHorizontalFlip), (spec.vflip, v2.RandomVerticalFlip))
+    steps += [Both(flip(chance)) for chance, flip in chances if chance > 0]
+    steps += [quarter_turn] if spec.quarter_turns else []
+    steps += [Both(v2.RandomPhotometricDistort())] if spec.photometric else []
+    return BoxPipeline(
+        [as_tensors], [*steps, Cleaned(), Finished(mean, std, spec.canvas)], fixed=False
+    )
+
+
+def eval_pipeline(mean: Sequence[float], std: Sequence[float]) -> BoxPipeline:
+    """The whole image, normalised, at its own size; who measures reads the objects from the
+    samples.
+    """
+    return BoxPipeline([Whole(mean, std)], [], fixed=True)
+
+
+def as_tensors(pair: tuple[Picture, Mapping[str, Any]]) -> Pair:
+    """Types by which torchvision tells pixels, boxes and masks apart; masks stay run-length codes
+    until a window is chosen.
+    """
+    image, target = pair
+    width, height = size_of(image)
+    boxes = tv_tensors.BoundingBoxes(
+        torch.from_numpy(target["boxes"]), format="XYXY", canvas_size=(height, width)
+    )
+    tensors = {
+        **target,
+        "boxes": F.clamp_bounding_boxes(boxes),
+        "labels": torch.from_numpy(target["labels"]),
+    }
+    return tv_tensors.Image(tensor_of(image)), tensors
+
+
+def decoded(pair: Pair) -> Pair:
+    """Run-length codes, where there are any, as masks (n, h, w)."""
+    image, target = pair
+    if "runs" not in target:
+        return pair
+    rest = {name: value for name, value in target.items() if name != "runs"}
+    masks = torch.zeros((len(target["runs"]), *image.shape[-2:]), dtype=torch.uint8)
+    if target["runs"]:
+        masks = torch.from_numpy(pixels_of(target["runs"])).permute(2, 0, 1)
+    return image, {**rest, "masks": tv_tensors.Mask(masks)}
+
+
+class Both:
+    """A transform of torchvision as a step that takes a pair."""
+
+    def __init__(self, transform: Any) -> None:
+        self.transform = transform
+
+    def __call__(self, pair: Pair) -> Pair:
+        moved: Pair = self.transform(*pair)
+        return moved
+
+    def __repr__(self) -> str:
+        return repr(self.transform)
+
+
+class Window:
+    """A random window of `canvas` / s pixels, s drawn from `scale`, resized by s: torchvision's
+    ScaleJitter and a crop, but masks outside are never decoded.
+
+    Of an image that is smaller than the window all is taken; `Finished` fills it up.
+    """
+
+    def __init__(self, canvas: tuple[int, int], scale: tuple[float, float]) -> None:
+        self.canvas, self.scale = canvas, scale
+
+    def __call__(self, pair: Pair) -> Pair:
+        image, target = pair
+        factor = random.uniform(*self.scale)
+        sizes = [
+            min(whole, round(side / factor))
+            for whole, side in zip(image.shape[-2:], self.canvas, strict=True)
+        ]
+        top, left = (
+            random.randint(0, whole - size)
+            for whole, size in zip(image.shape[-2:], sizes, strict=True)
+        )
+        low = torch.tensor([left, top])
+        boxes = target["boxes"].as_subclass(Tensor)
+        inside = ((boxes[:, 2:] > low) & (boxes[:, :2] < low + torch.tensor(sizes[::-1]))).all(1)
+        pair = decoded((image, _chosen(target, inside)))
+        pair = (
+            F.crop(pair[0], top, left, *sizes),
+            {name: _cropped(value, top, left, sizes) for name, value in pair[1].items()},
+        )
+        target_size = [
+            min(side, max(1, round(size * factor)))
+            for side, size in zip(self.canvas, sizes, strict=True)
+        ]
+        return Both(v2.Resize(target_size, antialias=True))(pair)
+
+    def __repr__(self) -> str:
+        return f"Window({self.canvas}, scale={self.scale})"
+
+
+class SizedCrop:
+    """A crop whose sides are drawn from a range, as far as the image reaches
+    (DETR's RandomSizeCrop).
+    """
+
+    def __init__(self, low: int, high: int) -> None:
+        self.low, self.high = low, high
+
+    def __call__(self, pair: Pair) -> Pair:
+        sides = [
+            min(side, random.randint(min(self.low, side), min(self.high, side)))
+            for side in pair[0].shape[-2:]
+        ]
+        return Both(v2.RandomCrop(sides))(pair)
+
+    def __repr__(self) -> str:
+        return f"SizedCrop({self.low}, {self.high})"
+
+
+class Sometimes:
+    """Steps that a share of the images gets."""
+
+    def __init__(self, share: float, *steps: Step) -> None:
+        self.share, self.steps = share, steps
+
+    def __call__(self, pair: Pair) -> Pair:
+        for step in self.steps if random.random() < self.share else ():
+            pair = step(pair)
+        return pair
+
+    def __repr__(self) -> str:
+        return f"Sometimes({self.share}, {self.steps})"
+
+
+def quarter_turn(pair: Pair) -> Pair:
+    """Turned by 0, 90, 180 or 270 degrees."""
+    turns = random.randrange(4)
+    image, target = pair
+    for _ in range(turns):  # transposed and mirrored: a turn to the left
+        image, target = _turned(image), {name: _turned(value) for name, value in target.items()}
+    return image, target
+
+
+class Cleaned:
+    """Objects of which less than a pixel is left go; boxes lie around what is left of the masks."""
+
+    def __init__(self) -> None:
+        self.sanitize = v2.SanitizeBoundingBoxes(min_size=1, labels_getter=_labels)
+
+    def __call__(self, pair: Pair) -> Pair:
+        # resizing may end a hair outside, which counts as no box
+        rounded = {
+            **pair[1],
+            "boxes": F.clamp_bounding_boxes(pair[1]["boxes"]),
+        }
+        image, target = self.sanitize(pair[0], rounded)
+        if "masks" not in target:
+            return image, target
+        target = _chosen(target, target["masks"].as_subclass(Tensor).bool().flatten(1).any(1))
+        if len(target["masks"]):
+            corners = masks_to_boxes(target["masks"].as_subclass(Tensor)) + torch.tensor([
+                0.0,
+                0.0,
+                1.0,
+                1.0,
+            ])
+            target["boxes"] = tv_tensors.wrap(corners, like=target["boxes"])
+        return image, target
+
+    def __repr__(self) -> str:
+        return "Cleaned()"
+
+
+class Finished:
+    """Pixels scaled to 0..1 and normalised, filled up to the canvas with zeros (the mean colour),
+    plain tensors, and a key that the loss draws from.
+    """
+
+    def __init__(
+        self, mean: Sequence[float], std: Sequence[float], canvas: tuple[int, int] | None
+    ) -> None:
+        self.mean, self.std, self.canvas = list(mean), list(std), canvas
+
+    def __call__(self, pair: Pair) -> tuple[Tensor, dict[str, Tensor]]:
+        image = F.normalize(scaled(pair[0].as_subclass(Tensor)), self.mean, self.std, inplace=True)
+        target = {name: value.as_subclass(Tensor) for name, value in pair[1].items()}
+        if self.canvas is not None:
+            height, width = self.canvas
+            fill = (0, width - image.shape[-1], 0, height - image.shape[-2])
+            image = torch.nn.functional.pad(image, fill)
+            if "masks" in target:
+                target["masks"] = torch.nn.functional.pad(target["masks"], fill)
+        return image, {**target, "key": torch.randint(KEYS, ())}
+
+    def __repr__(self) -> str:
+        return f"Finished({self.canvas})"
+
+
+class Whole:
+    """The image normalised, of its own size, and no target."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.normalised = Normalised(mean, std)
+
+    def __call__(self, pair: tuple[Picture, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.normalised(pair[0]), {}
+
+    def __repr__(self) -> str:
+        return "Whole()"
+
+
+def _shortest_side(spec: DetectionSpec) -> list[Step]:
+    def resized(sides: Sequence[int]) -> Step:
+        return Both(v2.RandomShortestSize(list(sides), max_size=spec.longest))
+
+    return [
+        Sometimes(spec.crop_share, resized(CROP_AFTER), SizedCrop(*CROP_SIDES)),
+        resized(spec.shortest),
+    ]
+
+
+def _labels(pair: Pair) -> Tensor:
+    """Named, so that a data set can be pickled for a worker that is spawned."""
+    labels: Tensor = pair[1]["labels"]
+    return labels
+
+
+def _chosen(target: Mapping[str, Any], kept: Tensor) -> dict[str, Any]:
+    """The objects that are kept, of each kind of entry."""
+    return {name: _of(value, kept) for name, value in target.items()}
+
+
+def _of(value: Any, kept: Tensor) -> Any:
+    if isinstance(value, list):
+        return [one for one, keep in zip(value, kept.tolist(), strict=True) if keep]
+    return (
+        tv_tensors.wrap(value[kept], like=value)
+        if isinstance(value, tv_tensors.TVTensor)
+        else value[kept]
+    )
+
+
+def _cropped(value: Any, top: int, left: int, sizes: Sequence[int]) -> Any:
+    return F.crop(value, top, left, *sizes) if isinstance(value, tv_tensors.TVTensor) else value
+
+
+def _turned(value: Any) -> Any:
+    return F.rotate(value, 90, expand=True) if isinstance(value, tv_tensors.TVTensor) else value
+
+
+def check(spec: DetectionSpec) -> None:
+    """Whether the fields of training go together.
+
+    Raises:
+        UsageError: they do not.
+    """
+    if strange := sorted(set(spec.measure) - set(MEASURABLE)):
+        raise unknown("field of detection that can be measured", strange[0], MEASURABLE)
+    if spec.canvas is not None and (
+        min(spec.canvas) < 32 or any(side % 32 for side in spec.canvas)
+    ):
+        raise UsageError(
+            f"detection.canvas={spec.canvas}: height and width are multiples of 32, or none for "
+            "DETR's sizes"
+        )
+    if not 0 < spec.scale[0] <= spec.scale[1]:
+        raise UsageError(f"detection.scale={spec.scale}: two positive numbers, the smaller first")
+    if spec.quarter_turns and (spec.canvas is None or spec.canvas[0] != spec.canvas[1]):
+        raise UsageError(
+            "detection.quarter_turns turns a square canvas: set detection.canvas=(256,256) or the "
+            "like"
+        )
+    if spec.canvas is None and (not spec.shortest or min(spec.shortest) < 32):
+        raise UsageError(
+            f"detection.shortest={spec.shortest}: sides of at least 32 pixels to draw from"
+        )
