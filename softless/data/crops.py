@@ -52,7 +52,7 @@ def multi_crop(
     from lightly.transforms.multi_view_transform import MultiViewTransform
 
     def view(size: int, scale: tuple[float, float], blur: float, solarize: float = 0.0) -> Any:
-        made = DINOViewTransform(
+        view_transform = DINOViewTransform(
             crop_size=size,
             crop_scale=scale,
             hf_prob=spec.hflip,
@@ -65,8 +65,10 @@ def multi_crop(
             normalize={"mean": list(mean), "std": list(std)},
         )
         if deep:
-            made.transform.transforms = [_of_tensors(step) for step in made.transform.transforms]
-        return made
+            view_transform.transform.transforms = [
+                _of_tensors(step) for step in view_transform.transform.transforms
+            ]
+        return view_transform
 
     first = view(image_size, spec.global_scale, spec.blur[0])
     second = view(image_size, spec.global_scale, spec.blur[1], spec.solarize)

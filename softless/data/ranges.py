@@ -73,10 +73,10 @@ class Range:
 
     def applied(self, values: Any) -> np.ndarray:
         """Stored values of any shape and kind as float32 in 0..1."""
-        wide = np.array(values, dtype=np.float64)
-        wide -= self.low
-        wide /= self.high - self.low
-        return np.clip(wide, 0, 1, out=wide).astype(np.float32)
+        scaled = np.array(values, dtype=np.float64)
+        scaled -= self.low
+        scaled /= self.high - self.low
+        return np.clip(scaled, 0, 1, out=scaled).astype(np.float32)
 
     def outside(self, values: np.ndarray) -> tuple[int, int]:
         """How many values lie below the range, and how many above."""

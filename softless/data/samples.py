@@ -74,11 +74,11 @@ class Samples(ABC):
 
     def renumbered(self, places: Sequence[int]) -> "Samples":
         """The same samples with class index i called places[i]."""
-        other, moved = copy(self), np.asarray(places, dtype=np.int64)
-        other.targets = (
+        copied, moved = copy(self), np.asarray(places, dtype=np.int64)
+        copied.targets = (
             moved[self.targets] if self.targets.ndim == 1 else self.targets[:, np.argsort(moved)]
         )
-        return other
+        return copied
 
 
 class ArraySamples(Samples):
@@ -127,11 +127,11 @@ class ArraySamples(Samples):
     def take(self, indices: Sequence[int] | np.ndarray) -> "ArraySamples":
         chosen = np.asarray(indices, dtype=np.int64)
         names = [self.names[i] for i in chosen]
-        taken = ArraySamples(
+        subset = ArraySamples(
             self.images[chosen], self.targets[chosen], self.channels, names, self.scale
         )
-        taken.groups = None if self.groups is None else self.groups[chosen]
-        return taken
+        subset.groups = None if self.groups is None else self.groups[chosen]
+        return subset
 
 
 class FileSamples(Samples):

@@ -58,9 +58,9 @@ class Pipeline:
             image = step(image)
         return image
 
-    def finish(self, prepared: Any, *, kept: bool = True) -> Any:
+    def finish(self, prepared: Any, *, cached: bool = True) -> Any:
         """The rest: the tail, or what `prepare` made, a copy of it where it is kept."""
-        if self.fixed and not kept:
+        if self.fixed and not cached:
             return prepared
         if self.fixed:
             return copy.deepcopy(prepared) if self.joint else prepared.clone()
@@ -69,7 +69,7 @@ class Pipeline:
         return prepared
 
     def __call__(self, image: Any) -> Any:
-        return self.finish(self.prepare(image), kept=False)
+        return self.finish(self.prepare(image), cached=False)
 
     def __repr__(self) -> str:
         return "Pipeline(\n" + "".join(f"    {step}\n" for step in self.transforms) + ")"
