@@ -43,7 +43,7 @@ ORIENTATION = 0x0112  # EXIF's
 
 
 @dataclass(frozen=True)
-class Entry:
+class AnnotatedImage:
     """An image and its annotations, as COCO says them; boxes lie in the image."""
 
     id: int
@@ -68,7 +68,7 @@ class BoxSamples(FileSamples):
     def __init__(
         self,
         root: Path,
-        entries: Sequence[Entry],
+        entries: Sequence[AnnotatedImage],
         categories: Mapping[int, str],
         channels: int,
         *,
@@ -495,7 +495,7 @@ def _samples(
         if usable is not None:
             annotations_by_image[usable["image_id"]].append(usable)
     entries = [
-        Entry(
+        AnnotatedImage(
             key,
             (folder / image["file_name"]).relative_to(root).as_posix(),
             image["width"],

@@ -45,7 +45,7 @@ Extent = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 @dataclass(frozen=True)
-class _Entry:
+class _ImageRecord:
     """An image of the file: what its annotations are held against."""
 
     name: str  # as the report calls it
@@ -242,8 +242,8 @@ def image_folder(file: Path, images: Sequence[Mapping[str, Any]]) -> Path:
 
 def _check_images(
     file: Path, images: Sequence[Mapping[str, Any]], folder: Path, findings: Gathering
-) -> dict[Any, _Entry]:
-    entries: dict[Any, _Entry] = {}
+) -> dict[Any, _ImageRecord]:
+    entries: dict[Any, _ImageRecord] = {}
     files: dict[str, Any] = {}
     for index, image in enumerate(track(images, len(images), f"reading images of {file.name}")):
         key, name = image.get("id"), image.get("file_name")
@@ -271,7 +271,7 @@ def _check_images(
                 f"the file {name} is both image {files[name]} and image {_short(key)}",
             )
         if name is None:
-            entry = _Entry(file.name, size)
+            entry = _ImageRecord(file.name, size)
         else:
             files.setdefault(name, key)
             entry = _check_file(folder / name, file.stem, image, size, findings)
@@ -302,14 +302,14 @@ def _check_file(
     image: Mapping[str, Any],
     size: tuple[int, int] | None,
     findings: Gathering,
-) -> _Entry:
+) -> _ImageRecord:
     name = findings.name(path)
     if size is None:
         stated = f"{_short(image.get('width'))} x {_short(image.get('height'))}"
         findings.fault(path, "image size", f"its width and height in the json are {stated}")
     decoded = findings.image(path, part, "")
     if decoded is None:
-        return _Entry(name, size)
+        return _ImageRecord(name, size)
     if decoded.silently_turned:
         findings.warn(path, TURNED, said_of_turned("boxes and masks were"))
     actual = size_of(decoded.image)
@@ -325,7 +325,7 @@ def _check_file(
             f"it is {actual[0]} x {actual[1]}, and the json says {size[0]} x {size[1]}"
             + (why if turned else ""),
         )
-    return _Entry(name, size or actual)
+    return _ImageRecord(name, size or actual)
 
 
 class _Annotation:
@@ -351,7 +351,7 @@ class _Annotation:
 
     def check(
         self,
-        images: Mapping[Any, _Entry],
+        images: Mapping[Any, _ImageRecord],
         categories: Mapping[Any, str],
         earlier_ids: set[int],
         boxes: dict[Any, Any],

@@ -10,7 +10,7 @@ import numpy as np
 from softless.data.arrays import digits_parts, npz_parts
 from softless.data.findings import Fault
 from softless.data.folder import class_places, folder_parts
-from softless.data.given import Reading, given_parts
+from softless.data.given import ItemReading, given_parts
 from softless.data.groups import folds_of, grouped_cut, strata
 from softless.data.notices import notice
 from softless.data.pictures import unit
@@ -124,7 +124,7 @@ def open_parts(
         digits, names = digits_parts(spec.in_chans)
         return dict(digits), names
     if spec.source == "given":
-        return given_parts(Reading(spec.in_chans, Range.of(spec.range)))
+        return given_parts(ItemReading(spec.in_chans, Range.of(spec.range)))
     if spec.source not in {"folder", "npz"}:
         raise unknown("data source", spec.source, ("digits", "folder", "npz", "given"))
     if not spec.path:

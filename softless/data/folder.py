@@ -42,7 +42,7 @@ class Listing:
 
 
 @dataclass(frozen=True)
-class Scan:
+class ClassFiles:
     """What one folder of class folders holds: files per class relative to the folder, and what was
     passed over.
     """
@@ -251,7 +251,7 @@ def _report_unused(root: Path, places: Mapping[str, str]) -> None:
         )
 
 
-def _scan(root: Path) -> Scan:
+def _scan(root: Path) -> ClassFiles:
     folders = folders_in(root)
     if not folders:
         raise DataError(f"{root} holds no class folders: {LAYOUT}")
@@ -282,7 +282,7 @@ def _scan(root: Path) -> Scan:
             f"({', '.join(sorted(IMAGE_TYPES))}); remove the folder or fill it"
         )
     report_passed_over(root, passed_over, hidden)
-    return Scan(files, passed_over, hidden)
+    return ClassFiles(files, passed_over, hidden)
 
 
 def _refuse_no_text(root: Path, folders: list[str]) -> None:
@@ -292,7 +292,7 @@ def _refuse_no_text(root: Path, folders: list[str]) -> None:
 
 
 def _samples(
-    root: Path, part: str, scan: Scan, channels: int, scale: Range | None, group: str | None
+    root: Path, part: str, scan: ClassFiles, channels: int, scale: Range | None, group: str | None
 ) -> FileSamples:
     listed = [file for class_files in scan.files.values() for file in class_files]
     groups = None if group is None else np.array(groups_of(listed, group), dtype=object)

@@ -136,14 +136,14 @@ def checked(dataset: Any, part: str) -> Any:
 
 
 @dataclass(frozen=True)
-class Reading:
+class ItemReading:
     """How items become pictures."""
 
     channels: int
     scale: Range | None = None
 
 
-def given_parts(reading: Reading) -> "tuple[dict[str, Samples], tuple[str, ...]]":
+def given_parts(reading: ItemReading) -> "tuple[dict[str, Samples], tuple[str, ...]]":
     """The datasets that were given, each item read once, and the names of their classes; one alone
     is "all".
 
@@ -211,7 +211,7 @@ class DatasetSamples(Samples):
         dataset: Any,
         part: str,
         targets: np.ndarray,
-        reading: Reading,
+        reading: ItemReading,
         digest: str,
         *,
         changes: bool,
@@ -223,7 +223,7 @@ class DatasetSamples(Samples):
         self.places = np.arange(len(targets))
 
     @classmethod
-    def read(cls, dataset: Any, part: str, reading: Reading) -> "DatasetSamples":
+    def read(cls, dataset: Any, part: str, reading: ItemReading) -> "DatasetSamples":
         """Read every item once.
 
         Raises:
@@ -282,7 +282,7 @@ class DatasetSamples(Samples):
         digest.update(self.digest.encode())
 
 
-def _changed(dataset: Any, part: str, reading: Reading) -> tuple[int | None, bool]:
+def _changed(dataset: Any, part: str, reading: ItemReading) -> tuple[int | None, bool]:
     """The first of some images that is another at each reading, or None; and whether one is so
     although the same was drawn before.
     """
@@ -307,7 +307,7 @@ def _where(part: str, index: int) -> str:
     return f"image {index} of the {part} dataset"
 
 
-def _item(dataset: Any, part: str, index: int, reading: Reading) -> "tuple[np.ndarray, Any]":
+def _item(dataset: Any, part: str, index: int, reading: ItemReading) -> "tuple[np.ndarray, Any]":
     """Pixels, as they lie in memory, and the target."""
     image, target = _pair(dataset, index, part)
     pixels = np.ascontiguousarray(np.asarray(_picture(image, reading, _where(part, index))))
@@ -323,7 +323,7 @@ def _pair(dataset: Any, index: int, part: str) -> "tuple[Any, Any]":
     return item[0], item[1]
 
 
-def _picture(image: Any, reading: "Reading", item_name: str) -> Picture:
+def _picture(image: Any, reading: "ItemReading", item_name: str) -> Picture:
     """The image in one of the forms of `pictures`."""
     if (
         isinstance(image, Image.Image)

@@ -79,7 +79,7 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Row:
+class ImageRow:
     """A row that can be used."""
 
     number: int
@@ -339,15 +339,15 @@ def _marked(
 
 def _read_rows(
     rows: Sequence[tuple[int, list[str]]], columns: Columns, header: Sequence[str], root: Path
-) -> tuple[list[Row], list[Fault]]:
+) -> tuple[list[ImageRow], list[Fault]]:
     """The rows that can be used, each file once, and what is wrong with the others."""
-    good: dict[tuple[int, int], Row] = {}
+    good: dict[tuple[int, int], ImageRow] = {}
     faults: list[Fault] = []
     for number, cells in rows:
         file_name = cells[columns.file]
         location = f"row {number}, {file_name}" if file_name else f"row {number}"
         row = _row(number, cells, columns, header, root)
-        if isinstance(row, Row):
+        if isinstance(row, ImageRow):
             before = good.setdefault(row.known_as, row)
             if before is row:
                 continue
@@ -364,7 +364,7 @@ def _read_rows(
 
 def _row(
     number: int, cells: Sequence[str], columns: Columns, header: Sequence[str], root: Path
-) -> Row | tuple[str, str]:
+) -> ImageRow | tuple[str, str]:
     """A row, or the kind of its fault and what is wrong."""
     if not cells[columns.file]:
         return "no file", f"the column '{header[columns.file]}' is empty"
@@ -392,7 +392,7 @@ def _row(
         return "labels", wrong
     several = len(labels) > 1
     values = tuple(TRUTH[label.lower()] for label in labels) if several else ()
-    return Row(
+    return ImageRow(
         number, *stored, "" if several else composed(labels[0]), values, group, part or ALONE
     )
 
@@ -440,7 +440,7 @@ def _no_labels(cells: Sequence[str], columns: Columns) -> str:
     )
 
 
-def _classes(file: Path, rows: Sequence[Row], *, complete: bool) -> tuple[str, ...]:
+def _classes(file: Path, rows: Sequence[ImageRow], *, complete: bool) -> tuple[str, ...]:
     """The labels that occur: whole numbers by their size, names by their letters."""
     names = {row.label for row in rows}
     for name, twin in twins_of(sorted(names)).items():
@@ -469,7 +469,7 @@ def _classes(file: Path, rows: Sequence[Row], *, complete: bool) -> tuple[str, .
     )
 
 
-def _targets(rows: Sequence[Row], classes: Sequence[str], *, several: bool) -> np.ndarray:
+def _targets(rows: Sequence[ImageRow], classes: Sequence[str], *, several: bool) -> np.ndarray:
     """(n,) class indices, or (n, K) of 0 and 1."""
     if several:
         return np.array([row.values for row in rows], dtype=np.int64).reshape(-1, len(classes))
@@ -478,7 +478,7 @@ def _targets(rows: Sequence[Row], classes: Sequence[str], *, several: bool) -> n
 
 
 def _parts(
-    rows: Sequence[Row],
+    rows: Sequence[ImageRow],
     root: Path,
     targets: np.ndarray,
     channels: int,

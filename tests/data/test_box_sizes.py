@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from softless.data.box_sizes import NAMES, BoxSizes, covered, measured
-from softless.data.boxes import BoxSamples, Entry
+from softless.data.boxes import AnnotatedImage, BoxSamples
 from softless.errors import UsageError
 from softless.recipes import get_recipe
 from softless.tasks import open_task
@@ -20,7 +20,7 @@ def samples(
     nowhere.
     """
     entries = [
-        Entry(
+        AnnotatedImage(
             number,
             f"{number}.png",
             image[1],
