@@ -241,7 +241,7 @@ def unlabelled_npz(path: Path, channels: int, scale: Range | None = None) -> Arr
 
 
 def refuse_images(file: Path, key: str, images: np.ndarray, scale: Range | None) -> None:
-    """Refuse an array that holds no images.
+    """Refuse an array that holds no images: read are (n, H, W) and (n, H, W, C), n > 0.
 
     Raises:
         DataError: its numbers, its shape, or volumes.
@@ -258,7 +258,7 @@ def refuse_images(file: Path, key: str, images: np.ndarray, scale: Range | None)
 
 def no_images(images: np.ndarray) -> str:
     """What is said of volumes, (n, D, D, D) as in MedMNIST's 3-D sets: taken for images, their
-    depth would be channels.
+    depth would be channels. Nothing is said of images (n, H, W) or (n, H, W, C).
     """
     cubes = images.ndim == 4 and images.shape[1] == images.shape[2] == images.shape[3]
     return (
@@ -375,7 +375,9 @@ def _part(
 
 
 def no_numbers(images: np.ndarray, scale: Range | None) -> str:
-    """What is said of images whose values cannot be used; nothing where they can."""
+    """What is said of images (n, H, W) or (n, H, W, C) whose values cannot be used; nothing where
+    they can.
+    """
     if scale is None:
         return (
             ""
@@ -393,7 +395,7 @@ def no_numbers(images: np.ndarray, scale: Range | None) -> str:
 
 
 def not_finite(images: np.ndarray, part: str) -> dict[int, Fault]:
-    """The images that hold NaN or infinity, by place."""
+    """The images that hold NaN or infinity, by index into `images` (n, H, W) or (n, H, W, C)."""
     if images.dtype.kind != "f":
         return {}
     wrong = [int((~np.isfinite(image)).sum()) for image in images]
@@ -405,7 +407,10 @@ def not_finite(images: np.ndarray, part: str) -> dict[int, Fault]:
 
 
 def say_outside(images: np.ndarray, part: str, scale: Range | None) -> str:
-    """What is said of values outside the declared range; nothing where none is."""
+    """What is said of values outside the declared range; nothing where none is.
+
+    `images` are (n, H, W) or (n, H, W, C), in stored numbers.
+    """
     if scale is None:
         return ""
     counts = Outside()

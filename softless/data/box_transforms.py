@@ -74,6 +74,9 @@ def eval_pipeline(mean: Sequence[float], std: Sequence[float]) -> BoxPipeline:
 def as_tensors(sample: tuple[Picture, Mapping[str, Any]]) -> Pair:
     """Types by which torchvision tells pixels, boxes and masks apart; masks stay run-length codes
     until a window is chosen.
+
+    The image becomes (C, h, w), uint8 or float32 in 0..1; boxes stay (n, 4) as corners in pixels,
+    cut to the image, and labels (n,).
     """
     image, target = sample
     width, height = size_of(image)
@@ -89,7 +92,9 @@ def as_tensors(sample: tuple[Picture, Mapping[str, Any]]) -> Pair:
 
 
 def decoded(sample: Pair) -> Pair:
-    """Run-length codes, where there are any, as masks (n, h, w)."""
+    """Run-length codes, where there are any, as masks (n, h, w) uint8 of the size of the image
+    (C, h, w).
+    """
     image, target = sample
     if "runs" not in target:
         return sample
@@ -101,7 +106,7 @@ def decoded(sample: Pair) -> Pair:
 
 
 class Both:
-    """A transform of torchvision as a step that takes a pair."""
+    """A transform of torchvision as a step that takes a pair: image (C, h, w), and its target."""
 
     def __init__(self, transform: Any) -> None:
         self.transform = transform
@@ -118,7 +123,8 @@ class Window:
     """A random window of `canvas` / s pixels, s drawn from `scale`, resized by s: torchvision's
     ScaleJitter and a crop, but masks outside are never decoded.
 
-    Of an image that is smaller than the window all is taken; `Finished` fills it up.
+    The image (C, h, w) becomes (C, H', W') with H' and W' at most those of the canvas. Of an image
+    that is smaller than the window all is taken; `Finished` fills it up.
     """
 
     def __init__(self, canvas: tuple[int, int], scale: tuple[float, float]) -> None:
@@ -154,8 +160,8 @@ class Window:
 
 
 class SizedCrop:
-    """A crop whose sides are drawn from a range, as far as the image reaches
-    (DETR's RandomSizeCrop).
+    """A crop whose sides are drawn from `low` to `high` pixels, as far as the image (C, h, w)
+    reaches (DETR's RandomSizeCrop).
     """
 
     def __init__(self, low: int, high: int) -> None:
@@ -173,7 +179,7 @@ class SizedCrop:
 
 
 class Sometimes:
-    """Steps that a share of the images gets."""
+    """Steps that a share of the images (C, h, w) gets, each image with its target."""
 
     def __init__(self, share: float, *steps: Step) -> None:
         self.share, self.steps = share, steps
@@ -188,7 +194,9 @@ class Sometimes:
 
 
 def quarter_turn(sample: Pair) -> Pair:
-    """Turned by 0, 90, 180 or 270 degrees."""
+    """The image (C, h, w) and its target turned by 0, 90, 180 or 270 degrees; 90 and 270 give
+    (C, w, h).
+    """
     turns = random.randrange(4)
     image, target = sample
     for _ in range(turns):  # transposed and mirrored: a turn to the left
@@ -197,7 +205,10 @@ def quarter_turn(sample: Pair) -> Pair:
 
 
 class Cleaned:
-    """Objects of which less than a pixel is left go; boxes lie around what is left of the masks."""
+    """Objects of which less than a pixel is left go; boxes lie around what is left of the masks.
+
+    Boxes (n, 4), labels (n,) and masks (n, h, w) become those of the m <= n objects that stay.
+    """
 
     def __init__(self) -> None:
         self.sanitize = v2.SanitizeBoundingBoxes(min_size=1, labels_getter=_labels)
@@ -229,6 +240,9 @@ class Cleaned:
 class Finished:
     """Pixels scaled to 0..1 and normalised, filled up to the canvas with zeros (the mean colour),
     plain tensors, and a key that the loss draws from.
+
+    The image is (C, H, W) of the canvas, or (C, h, w) without one. Boxes (n, 4) are corners in
+    pixels, labels (n,), masks (n, H, W) like the image, the key a whole number ().
     """
 
     def __init__(
@@ -254,7 +268,7 @@ class Finished:
 
 
 class Whole:
-    """The image normalised, of its own size, and no target."""
+    """The image as (C, h, w) float32, normalised, of its own size, and no target."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         self.normalised = Normalised(mean, std)

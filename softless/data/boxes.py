@@ -132,6 +132,7 @@ class BoxSamples(FileSamples):
             digest.update(json.dumps(drawn, sort_keys=True).encode())
 
     def take(self, indices: Sequence[int] | np.ndarray) -> "BoxSamples":
+        """The samples of these entries, `indices` (m,), in this order."""
         chosen = [self.entries[int(index)] for index in indices]
         return BoxSamples(
             self.root, chosen, self.categories, self.channels, masks=self.masks, scale=self.scale

@@ -90,7 +90,7 @@ def one_crop(
     deep: bool = False,
 ) -> Pipeline:
     """Random resized crop (0.08 to 1 of the area) and flip, normalised: the views that DINO trains
-    its linear classifier on.
+    its linear classifier on. A picture becomes (C, S, S), or (C, H, W) of height and width.
     """
     crop = tv.RandomResizedCrop(
         image_size, interpolation=str_to_interp_mode(interpolation), antialias=True

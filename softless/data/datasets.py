@@ -101,6 +101,10 @@ def open_parts(
 
     Every image of every part was read; one that cannot be is an error or left out, as `spec.faults`
     says.
+
+    Raises:
+        DataError: no path, or whatever is wrong with the data.
+        UsageError: an unknown source, or a field of `spec` that cannot be used with it.
     """
     refuse_policy(spec.faults)
     if spec.faults == "skip" and spec.source in {"digits", "given"}:

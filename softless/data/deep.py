@@ -42,7 +42,7 @@ class Stored(NamedTuple):
     bytes: bool = False
 
     def transpose(self, turn: Image.Transpose) -> "Stored":
-        """Turned as `Image.transpose` turns a picture."""
+        """Turned as `Image.transpose` turns a picture: (h, w, C) to the same, or to (w, h, C)."""
         return self._replace(values=turned(self.values, turn))
 
 
@@ -50,7 +50,7 @@ Take = Callable[[Image.Image], Stored]  # from an image once it is loaded
 
 
 def judged(image: Image.Image, path: Path) -> Take:
-    """What takes the numbers of an opened image once it is loaded.
+    """What takes the numbers (h, w, 1 or 3) of an opened image once it is loaded.
 
     Raises:
         BadImage: numbers that nothing here gives whole.
@@ -203,7 +203,7 @@ def in_range(stored: Stored, path: Path, scale: Range) -> np.ndarray:
 
 
 def turned(pixels: np.ndarray, turn: Image.Transpose) -> np.ndarray:
-    """An array (h, w, C) as `Image.transpose` turns a picture."""
+    """An array (h, w, C) as `Image.transpose` turns a picture: the same shape, or (w, h, C)."""
     turns: Mapping[Image.Transpose, Callable[[np.ndarray], np.ndarray]] = {
         Image.Transpose.FLIP_LEFT_RIGHT: lambda array: array[:, ::-1],
         Image.Transpose.FLIP_TOP_BOTTOM: lambda array: array[::-1],

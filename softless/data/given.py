@@ -172,7 +172,14 @@ def given_parts(reading: ItemReading) -> "tuple[dict[str, Samples], tuple[str, .
 
 
 def class_names(datasets: Mapping[str, Any], parts: Mapping[str, Samples]) -> tuple[str, ...]:
-    """The dataset's own `classes`, or numbers as many as there are targets."""
+    """The dataset's own `classes`, or numbers as many as there are targets.
+
+    Targets are (n,) class numbers, or (n, K) labels of 0 and 1.
+
+    Raises:
+        DataError: classes or labels that differ between parts, are fewer than the targets need, or
+            are only one.
+    """
     named = {
         part: tuple(map(str, dataset.classes))
         for part, dataset in datasets.items()
@@ -263,6 +270,11 @@ class DatasetSamples(Samples):
         return cls(dataset, part, numbers, reading, pixel_digest, changes=changed is not None)
 
     def image(self, index: int) -> Picture:
+        """The image in one of the forms of `pictures`: mode "L" or "RGB", or an array (h, w, C).
+
+        Raises:
+            DataError: no image, other channels than the model's, or values that are no 8 bits.
+        """
         position = int(self.places[index])
         return _picture(
             _pair(self.dataset, position, self.part)[0], self.reading, _where(self.part, position)
@@ -272,6 +284,7 @@ class DatasetSamples(Samples):
         return str(self.places[index])
 
     def take(self, indices: Sequence[int] | np.ndarray) -> "DatasetSamples":
+        """The samples at these positions, `indices` (m,), in this order; nothing is read."""
         chosen = np.asarray(indices, dtype=np.int64)
         subset = copy(self)
         subset.targets, subset.places = self.targets[chosen], self.places[chosen]

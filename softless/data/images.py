@@ -390,7 +390,12 @@ def heard(remarks: list[Remark]) -> Iterator[None]:
 
 
 def refuse_no_file(path: Path) -> None:
-    """Refuse what is no file, or an empty one."""
+    """Refuse what is no file, or an empty one.
+
+    Raises:
+        BadImage: it is one of these.
+        OSError: nothing is there.
+    """
     status = path.stat()  # follows links; raises where there is nothing
     if not stat.S_ISREG(status.st_mode):
         raise bad_image(
@@ -414,7 +419,12 @@ def _tile(image: Image.Image) -> int:
 
 
 def refuse_many(path: Path, size: tuple[int, int], max_pixels: int, tile: int = 1) -> None:
-    """Refuse an image, or one tile of it, of more pixels than the limit."""
+    """Refuse an image, or one tile of it, of more pixels than the limit; `size` is width and
+    height.
+
+    Raises:
+        BadImage: there are more.
+    """
     width, height = size
     if width * height > max_pixels or tile > max_pixels:
         size_text = (
@@ -432,7 +442,11 @@ def refuse_many(path: Path, size: tuple[int, int], max_pixels: int, tile: int = 
 
 
 def refuse_small(path: Path, size: tuple[int, int], min_side: int) -> None:
-    """Refuse an image whose shorter side is below the limit."""
+    """Refuse an image whose shorter side is below the limit; `size` is width and height in pixels.
+
+    Raises:
+        BadImage: it is below.
+    """
     width, height = size
     if min(width, height) < min_side:
         raise bad_image(
@@ -483,7 +497,11 @@ def _refuse_not_finite(image: Image.Image, path: Path) -> None:
 
 
 def convert(image: Image.Image, path: Path, mode: str) -> Image.Image:
-    """The image in another 8-bit mode; palettes are expanded, alpha is dropped."""
+    """The image in another 8-bit mode, of the same size; palettes are expanded, alpha is dropped.
+
+    Raises:
+        BadImage: Pillow has no way from its mode to this one.
+    """
     if image.mode == "P" and "transparency" in image.info:
         # Pillow warns when a palette with transparent entries goes to RGB directly
         image = image.convert("RGBA")

@@ -104,6 +104,7 @@ class LabelImages(FileSamples):
             digest.update(pixel_digest)
 
     def renumbered(self, places: Sequence[int]) -> "LabelImages":
+        """The same samples with class index i called places[i]; IGNORE stays."""
         copied = self.take(range(len(self)))
         named = self.lookup != IGNORE
         copied.lookup = np.where(
@@ -113,6 +114,7 @@ class LabelImages(FileSamples):
         return copied
 
     def take(self, indices: Sequence[int] | np.ndarray) -> "LabelImages":
+        """The samples at these positions, `indices` (m,), in this order."""
         chosen = [int(index) for index in indices]
         return LabelImages(
             self.root,
@@ -199,6 +201,8 @@ def read_parts(
 ) -> dict[str, LabelImages]:
     """Read every image and label image; what is wrong with one is a fault, and the image is left
     out.
+
+    Label images are (h, w) of their image's size, one value a pixel; `counts` of a part are (n, K).
     """
     if layout.read_as:
         findings.warn(layout.root, "values", layout.read_as)

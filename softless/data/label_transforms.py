@@ -71,7 +71,7 @@ def as_tensors(sample: tuple[Picture, np.ndarray]) -> Pair:
 
 
 class Both:
-    """A transform of torchvision as a step that takes a pair."""
+    """A transform of torchvision as a step on a pair: image (C, h, w) and label image (h, w)."""
 
     def __init__(self, transform: v2.Transform) -> None:
         self.transform = transform
@@ -85,7 +85,9 @@ class Both:
 
 
 def quarter_turn(sample: Pair) -> Pair:
-    """Turned by 0, 90, 180 or 270 degrees."""
+    """Image (C, h, w) and label image (h, w) turned by 0, 90, 180 or 270 degrees; 90 and 270
+    exchange h and w.
+    """
     turns = random.randrange(4)
     image, label = (
         torch.rot90(tensor.as_subclass(torch.Tensor), turns, (-2, -1)) for tensor in sample
@@ -94,7 +96,10 @@ def quarter_turn(sample: Pair) -> Pair:
 
 
 class RandomScale:
-    """Both sides times a number between `low` and `high`; labels by the nearest pixel."""
+    """Both sides times a number between `low` and `high`; labels by the nearest pixel.
+
+    Image (C, h, w) and label image (h, w) become (C, h', w') and (h', w'), a pixel a side at least.
+    """
 
     def __init__(self, low: float, high: float) -> None:
         self.low, self.high = low, high
@@ -112,8 +117,9 @@ class RandomScale:
 class VariedCrop:
     """A random crop, filled up with the mean colour and IGNORE where the image is smaller.
 
-    One in which a single class has more than `share` of the pixels that count is drawn again, ten
-    times at most (mmsegmentation's cat_max_ratio).
+    Image (C, h, w) and label image (h, w) become (C, H, W) and (H, W) with (H, W) = `size`. A crop
+    in which a single class has more than `share` of the pixels that count is drawn again, ten times
+    at most (mmsegmentation's cat_max_ratio).
     """
 
     def __init__(self, size: tuple[int, int], share: float, mean: Sequence[float]) -> None:
@@ -146,7 +152,9 @@ def _crop(size: tuple[int, int], colour: Sequence[float]) -> v2.RandomCrop:
 
 
 class Whole:
-    """The image normalised and its label image, as plain tensors of their own size."""
+    """The image (C, h, w), normalised, and its label image (h, w), as plain tensors of their own
+    size.
+    """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         self.normalised = Normalised(mean, std)
@@ -159,7 +167,7 @@ class Whole:
 
 
 class Plain:
-    """Pixels scaled to 0..1 and normalised, and plain tensors."""
+    """Pixels (C, h, w) scaled to 0..1 and normalised, and label image (h, w), as plain tensors."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         self.mean, self.std = list(mean), list(std)

@@ -78,7 +78,7 @@ def read_values(path: Path, colours: Mapping[int, int] | None = None) -> np.ndar
 
 
 def read_whole_values(path: Path, colours: Mapping[int, int] | None = None) -> np.ndarray:
-    """`read_values`, held against the file's checksums.
+    """`read_values`, (h, w) uint8, held against the file's checksums.
 
     Raises:
         BadImage: unreadable or damaged, or no image of one 8-bit value per pixel.

@@ -185,7 +185,7 @@ class EpochOrder(Sampler[list[int]]):
             yield order[start + self.rank : start + self.batch : self.world].tolist()
 
     def positions(self) -> np.ndarray:
-        """The global order of this epoch: positions index + n * copy, (len(self) * batch,)."""
+        """The global order of this epoch, (len(self) * batch,): positions index + n * copy."""
         images = np.random.default_rng((self.seed, self.epoch)).permutation(self.n)
         length = len(self) * self.batch
         first = images[: -(-length // self.repeats)]
@@ -344,8 +344,8 @@ def _loader(
 
 
 def lists(items: Sequence[tuple[Any, Any]]) -> tuple[list[Any], list[Any]]:
-    """(images, targets): images of several sizes, and targets of several lengths, make no
-    tensor.
+    """(images, targets) of a batch, each a list: images (C, h, w) of several sizes, and targets of
+    several lengths, make no tensor.
     """
     return [image for image, _ in items], [target for _, target in items]
 

@@ -120,7 +120,11 @@ class Contents:
     elsewhere: bool = False  # planes of the picture lie in other files, or behind one header
 
     def picture(self, page: int | None) -> Picture:
-        """The one to be read; of planes that nothing tells apart `page` is the plane."""
+        """The one to be read; of planes that nothing tells apart `page` is the plane.
+
+        Raises:
+            IndexError: there is no such page; the message says which there are.
+        """
         if page is None:
             return self.pictures[0]
         choices = self.choices
