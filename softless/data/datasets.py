@@ -10,7 +10,7 @@ import numpy as np
 from softless.data.arrays import digits_parts, npz_parts
 from softless.data.findings import Fault
 from softless.data.folder import class_places, folder_parts
-from softless.data.given import Reading, given_parts
+from softless.data.given import ItemReading, given_parts
 from softless.data.groups import folds_of, grouped_cut, strata
 from softless.data.notices import notice
 from softless.data.pictures import unit
@@ -47,16 +47,16 @@ class Splits:
     left_out: Mapping[str, tuple[Fault, ...]] = field(default_factory=dict)
 
     def ordered(
-        self, classes: Sequence[str], there: str, here: str, *, partly: bool = False
+        self, classes: Sequence[str], expected_in: str, present_in: str, *, partly: bool = False
     ) -> "Splits":
         """The same samples with class indices in the order of `classes`, matched by name; some of
         them where `partly`.
 
         Raises:
-            DataError: the names are not the same; `there` is whose classes they are, `here` the
-                data.
+            DataError: the names are not the same; `expected_in` is whose classes they are,
+                `present_in` the data.
         """
-        places = class_places(classes, self.classes, there, here, partly=partly)
+        places = class_places(classes, self.classes, expected_in, present_in, partly=partly)
         train, val = self.train.renumbered(places), self.val.renumbered(places)
         test = None if self.test is None else self.test.renumbered(places)
         return replace(self, train=train, val=val, test=test, classes=tuple(classes))
@@ -79,12 +79,12 @@ def open_splits(spec: DataSpec, seed: int, table: TableSpec | None = None) -> Sp
     if spec.limit is not None:
         train = train.take(_thinned(strata(train.targets), spec.limit, seed))
     mean, std = scaling(spec, train)
-    told = fingerprint(
+    identity = fingerprint(
         spec.source if table is None else "table",
         classes,
         {"train": train, "val": val, "test": test},
     )
-    return Splits(train, val, test, classes, spec.in_chans, mean, std, told, left_out_of(parts))
+    return Splits(train, val, test, classes, spec.in_chans, mean, std, identity, left_out_of(parts))
 
 
 def left_out_of(parts: Mapping[str, Samples]) -> dict[str, tuple[Fault, ...]]:
@@ -100,6 +100,10 @@ def open_parts(
 
     Every image of every part was read; one that cannot be is an error or left out, as `spec.faults`
     says.
+
+    Raises:
+        DataError: no path, or whatever is wrong with the data.
+        UsageError: an unknown source, or a field of `spec` that cannot be used with it.
     """
     refuse_policy(spec.faults)
     if spec.faults == "skip" and spec.source in {"digits", "given"}:
@@ -123,7 +127,7 @@ def open_parts(
         digits, names = digits_parts(spec.in_chans)
         return dict(digits), names
     if spec.source == "given":
-        return given_parts(Reading(spec.in_chans, Range.of(spec.range)))
+        return given_parts(ItemReading(spec.in_chans, Range.of(spec.range)))
     if spec.source not in {"folder", "npz"}:
         raise unknown("data source", spec.source, ("digits", "folder", "npz", "given"))
     if not spec.path:
@@ -131,12 +135,12 @@ def open_parts(
             f"the data source '{spec.source}' needs a path: give --data PATH or set data.path=PATH"
         )
     scale = Range.of(spec.range)
-    found: tuple[Mapping[str, Samples], tuple[str, ...]]
+    opened: tuple[Mapping[str, Samples], tuple[str, ...]]
     if spec.source == "folder":
-        found = folder_parts(spec.path, spec.in_chans, scale, spec.group)
+        opened = folder_parts(spec.path, spec.in_chans, scale, spec.group)
     else:
-        found = npz_parts(spec.path, spec.in_chans, scale)
-    return sift(located(spec.path), found[0], spec.faults), found[1]
+        opened = npz_parts(spec.path, spec.in_chans, scale)
+    return sift(located(spec.path), opened[0], spec.faults), opened[1]
 
 
 def cut_parts(
@@ -185,22 +189,22 @@ def _fold(
         )
     every = parts["all"]
     places = folds_of(every.targets, every.groups, spec.folds, seed, classes)
-    found: dict[str, Samples] = {}
+    cut: dict[str, Samples] = {}
     for fold in [*(range(1, spec.folds) if spec.fold == 0 else ()), spec.fold]:
         train, val = _held_out(every.take(np.flatnonzero(places != fold)), spec.val_fraction, seed)
-        found = {"train": train, "val": val, "test": every.take(np.flatnonzero(places == fold))}
-    _say_absent(classes, found["val"])
-    return found
+        cut = {"train": train, "val": val, "test": every.take(np.flatnonzero(places == fold))}
+    _say_absent(classes, cut["val"])
+    return cut
 
 
 def _held_out(samples: Samples, fraction: float, seed: int) -> tuple[Samples, Samples]:
     """What stays to be trained on, and what is cut off for validation."""
     _check_fraction(fraction)
     if samples.groups is None:
-        kept, cut = stratified_cut(strata(samples.targets), fraction, seed)
+        train, cut = stratified_cut(strata(samples.targets), fraction, seed)
     else:
-        kept, cut = grouped_cut(samples.targets, samples.groups, fraction, seed)
-    return samples.take(kept), samples.take(cut)
+        train, cut = grouped_cut(samples.targets, samples.groups, fraction, seed)
+    return samples.take(train), samples.take(cut)
 
 
 def _check_fraction(fraction: float) -> None:
@@ -240,11 +244,11 @@ def _say_absent(classes: Sequence[str], val: Samples) -> None:
     each = (
         val.targets > 0 if val.targets.ndim == 2 else np.eye(len(classes), dtype=bool)[val.targets]
     )
-    absent = [name for name, there in zip(classes, each.T, strict=True) if not there.any()]
+    absent = [name for name, present in zip(classes, each.T, strict=True) if not present.any()]
     if absent:
-        what = "image" if val.groups is None else "group"
+        unit = "image" if val.groups is None else "group"
         notice(
-            f"no validation image of {few(absent)}, with one training {what} each: the best "
+            f"no validation image of {few(absent)}, with one training {unit} each: the best "
             "epoch is chosen without them, and AUC is of the others; "
             "add images, or a val folder"
         )

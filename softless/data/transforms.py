@@ -56,9 +56,9 @@ class Pipeline:
             image = step(image)
         return image
 
-    def finish(self, prepared: Any, *, kept: bool = True) -> Any:
+    def finish(self, prepared: Any, *, cached: bool = True) -> Any:
         """The rest: the tail, or what `prepare` made, a copy of it where it is kept."""
-        if self.fixed and not kept:
+        if self.fixed and not cached:
             return prepared
         if self.fixed:
             return copy.deepcopy(prepared) if self.joint else prepared.clone()
@@ -67,7 +67,7 @@ class Pipeline:
         return prepared
 
     def __call__(self, image: Any) -> Any:
-        return self.finish(self.prepare(image), kept=False)
+        return self.finish(self.prepare(image), cached=False)
 
     def __repr__(self) -> str:
         return "Pipeline(\n" + "".join(f"    {step}\n" for step in self.transforms) + ")"
@@ -121,8 +121,11 @@ def eval_transform(
 
     Of height and width: resize until both are covered, and cut the rest off.
 
-    Images of other channels than one or three, and `deep` ones of a declared range, go the same way
-    as tensors.
+    Images become (C, S, S) float32, or (C, H, W) of height and width. Those of other channels than
+    one or three, and `deep` ones of a declared range, go the same way as tensors.
+
+    Raises:
+        UsageError: `crop_pct` outside (0, 1].
     """
     if not 0 < crop_pct <= 1:
         raise UsageError(
@@ -155,7 +158,7 @@ def plain_transform(
     *,
     deep: bool = False,
 ) -> Pipeline:
-    """The whole image, normalised and of its own size: for models that take any.
+    """The whole image, (C, h, w), normalised and of its own size: for models that take any.
 
     The first three arguments have no effect.
     """
@@ -358,6 +361,7 @@ class RandomAffine:
         self.modes = modes if isinstance(modes, tuple) else (modes,)
 
     def __call__(self, image: Image.Image) -> Image.Image:
+        """The image, of the same size and mode, under a map drawn anew."""
         uniform = random.uniform
         angle = uniform(-self.degrees, self.degrees)
         scale = uniform(1 - self.change, 1 + self.change)
@@ -407,8 +411,9 @@ def _tensor_affine(affine: tuple[float, float, float]) -> Step:
 
 
 class Normalised:
-    """torchvision's ToTensor and Normalize in one, by a table of the 256 grey levels per
-    channel.
+    """torchvision's ToTensor and Normalize in one, by a table of the 256 grey levels per channel.
+
+    A picture (h, w) or (h, w, C) becomes (C, h, w) float32; `mean` and `std` are of pixels in 0..1.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:

@@ -119,7 +119,7 @@ def _seen(
         workers=workers,
         rank=ranks.rank(),
         world=ranks.size(),
-        whole=True,
+        whole_batches=True,
     )
     device = next(model.parameters()).device
     steps = len(train) // batch

@@ -72,14 +72,16 @@ class Range:
         return self.low < 0 or self.high > 255
 
     def applied(self, values: Any) -> np.ndarray:
-        """Stored values of any shape and kind as float32 in 0..1."""
-        wide = np.array(values, dtype=np.float64)
-        wide -= self.low
-        wide /= self.high - self.low
-        return np.clip(wide, 0, 1, out=wide).astype(np.float32)
+        """Stored values of any shape, (h, w, C) say, and of any kind, as float32 in 0..1 of that
+        shape.
+        """
+        scaled = np.array(values, dtype=np.float64)
+        scaled -= self.low
+        scaled /= self.high - self.low
+        return np.clip(scaled, 0, 1, out=scaled).astype(np.float32)
 
     def outside(self, values: np.ndarray) -> tuple[int, int]:
-        """How many values lie below the range, and how many above."""
+        """How many values, of an array of any shape, lie below the range, and how many above."""
         return int((values < self.low).sum()), int((values > self.high).sum())
 
     def __str__(self) -> str:

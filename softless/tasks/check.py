@@ -107,74 +107,74 @@ def check(
     root = located(path or (listed and listed.path) or "")
     if listed is None and not root.exists():
         raise not_there(root)
-    for variable, default, given in (
+    for variable, default, value in (
         ("SOFTLESS_MIN_SIDE", MIN_SIDE, min_side),
         ("SOFTLESS_MAX_PIXELS", MAX_PIXELS, max_pixels),
     ):
-        limit(variable, default, given)
+        limit(variable, default, value)
     scale = Range.of(range if reading is None else reading.range)
-    found = Gathering(root if root.is_dir() else root.parent, max_pixels, min_side, scale)
+    findings = Gathering(root if root.is_dir() else root.parent, max_pixels, min_side, scale)
     if listed is not None:
-        return found.report(
-            located(listed.path or ""), _check_table(listed, path, found), strict=strict
+        return findings.report(
+            located(listed.path or ""), _check_table(listed, path, findings), strict=strict
         )
-    return found.report(
+    return findings.report(
         root,
-        _checked(root, found, None if images is None else located(images), reading),
+        _checked(root, findings, None if images is None else located(images), reading),
         strict=strict,
     )
 
 
-def _checked(root: Path, found: Gathering, images: Path | None, reading: Reading | None) -> str:
+def _checked(root: Path, findings: Gathering, images: Path | None, reading: Reading | None) -> str:
     """Read it as what the recipe takes, or as what it is; returns what that was."""
     kind = None if reading is None else reading.source
-    annotations = _annotation_files(root, found) if kind in {None, "coco"} else []
+    annotations = _annotation_files(root, findings) if kind in {None, "coco"} else []
     if images is not None and not annotations:
         raise UsageError(f"images={images} is for COCO annotations, and {root} holds none")
     if annotations or kind == "coco":
-        return _check_coco(root, annotations, images, found, reading)
+        return _check_coco(root, annotations, images, findings, reading)
     if kind == "masks" or (kind is None and root.is_dir() and is_label_layout(root)):
-        return _check_label_images(root, found, reading)
+        return _check_label_images(root, findings, reading)
     if kind == "npz" or (kind is None and root.is_file() and root.suffix.lower() == ".npz"):
-        return _check_npz(npz_file(root), found)
+        return _check_npz(npz_file(root), findings)
     if (
         reading is not None
         and not reading.classes
         and (places := without_classes(existing_folder(root)))
     ):
         return "; ".join({
-            _check_images(root / place, found, part) for part, place in places.items()
+            _check_images(root / subfolder, findings, part) for part, subfolder in places.items()
         })
     if kind == "folder" or root.is_dir():
-        layout = _check_folder(existing_folder(root), found, classed=reading is not None)
-        if reading is not None and reading.group is not None and not found.bad:
-            _check_groups(root, reading.group, found)
+        layout = _check_folder(existing_folder(root), findings, classed=reading is not None)
+        if reading is not None and reading.group is not None and not findings.bad:
+            _check_groups(root, reading.group, findings)
         return layout
     raise DataError(f"{root} is neither a folder, a COCO json file (.json) nor an npz file (.npz)")
 
 
-def _check_table(spec: TableSpec, folder: str | Path | None, found: Gathering) -> str:
+def _check_table(spec: TableSpec, folder: str | Path | None, findings: Gathering) -> str:
     """A table against its files: rows, groups, classes, and every image."""
-    listed = read_table(spec, None if folder is None else str(folder), 3, found.scale)
-    found.root = listed.root
-    found.bad += listed.faults
+    listed = read_table(spec, None if folder is None else str(folder), 3, findings.scale)
+    findings.root = listed.root
+    findings.bad += listed.faults
     for part, samples in listed.parts.items():
         targets = (
             samples.targets
             if listed.several
             else np.eye(len(listed.classes), dtype=np.int64)[samples.targets]
         )
-        found.counts[part] = dict(zip(listed.classes, targets.sum(0).tolist(), strict=True))
-        said = [
-            ", ".join(listed.classes[place] for place in np.flatnonzero(row)) for row in targets
+        findings.counts[part] = dict(zip(listed.classes, targets.sum(0).tolist(), strict=True))
+        labels = [
+            ", ".join(listed.classes[index] for index in np.flatnonzero(row)) for row in targets
         ]
-        found.images(list(zip(samples.paths(), said, strict=True)), part, f"reading {part}")
+        findings.images(list(zip(samples.paths(), labels, strict=True)), part, f"reading {part}")
     if not listed.faults:
-        _check_cut(located(spec.path or ""), listed.parts, found)
+        _check_cut(located(spec.path or ""), listed.parts, findings)
     return "table"
 
 
-def _check_cut(place: Path, parts: Mapping[str, FileSamples], found: Gathering) -> None:
+def _check_cut(path: Path, parts: Mapping[str, FileSamples], findings: Gathering) -> None:
     """Whether a validation part can be cut off where groups stay whole."""
     samples = parts.get("all", parts.get("train"))
     if "val" in parts or samples is None or samples.groups is None:
@@ -182,44 +182,44 @@ def _check_cut(place: Path, parts: Mapping[str, FileSamples], found: Gathering) 
     try:
         grouped_cut(samples.targets, samples.groups, CUT, 0)
     except DataError as error:
-        found.fault(place, "groups", str(error))
+        findings.fault(path, "groups", str(error))
 
 
-def _check_groups(root: Path, pattern: str, found: Gathering) -> None:
+def _check_groups(root: Path, pattern: str, findings: Gathering) -> None:
     """Whether the groups that a pattern finds in class folders can be kept whole."""
     try:
-        _check_cut(root, folder_parts(root, 3, None, pattern)[0], found)
+        _check_cut(root, folder_parts(root, 3, None, pattern)[0], findings)
     except Faults as error:
         for line in error.lines:
-            found.fault(root, "groups", line.strip())
+            findings.fault(root, "groups", line.strip())
     except DataError as error:
-        found.fault(root, "groups", str(error))
+        findings.fault(root, "groups", str(error))
 
 
 def _check_coco(
-    root: Path, files: list[Path], images: Path | None, found: Gathering, reading: Reading | None
+    root: Path, files: list[Path], images: Path | None, findings: Gathering, reading: Reading | None
 ) -> str:
     if not files:
         raise not_coco(root, annotation_files(root))
-    contents = coco.check_files(files, images, found, masks=reading is None or reading.masks)
+    contents = coco.check_files(files, images, findings, masks=reading is None or reading.masks)
     if reading is not None and reading.masks:
-        check_masks(contents, found)
+        check_masks(contents, findings)
     return "COCO"
 
 
-def _check_label_images(root: Path, found: Gathering, reading: Reading | None) -> str:
+def _check_label_images(root: Path, findings: Gathering, reading: Reading | None) -> str:
     """Each folder of label images against the images; of a recipe, those that it reads."""
     if reading is not None:
         existing_folder(root)
         read_parts(
-            layout_of(root, found, reading.labels, reading.ignore, reading.values),
-            found,
+            layout_of(root, findings, reading.labels, reading.ignore, reading.values),
+            findings,
             fov=reading.fov,
         )
         return LABELS
     folders = label_folders(root)
     if not folders:
-        found.fault(
+        findings.fault(
             root,
             "layout",
             "there are images and classes.json but no label images: "
@@ -227,143 +227,147 @@ def _check_label_images(root: Path, found: Gathering, reading: Reading | None) -
         )
     for number, labels in enumerate(folders):
         # images are counted once
-        here = (
-            found if number == 0 else Gathering(root, found.max_pixels, found.min_side, found.scale)
+        folder_findings = (
+            findings
+            if number == 0
+            else Gathering(root, findings.max_pixels, findings.min_side, findings.scale)
         )
-        read_parts(layout_of(root, here, labels), here)
-        if here is not found:
-            found.bad += [fault for fault in here.bad if fault not in found.bad]
-            found.counts |= here.counts
+        read_parts(layout_of(root, folder_findings, labels), folder_findings)
+        if folder_findings is not findings:
+            findings.bad += [fault for fault in folder_findings.bad if fault not in findings.bad]
+            findings.counts |= folder_findings.counts
     return LABELS
 
 
-def _annotation_files(root: Path, found: Gathering) -> list[Path]:
+def _annotation_files(root: Path, findings: Gathering) -> list[Path]:
     """The json files of boxes, as training takes them; those that it does not take are warnings."""
     if root.is_file():
         return [root] if root.suffix.lower() == ".json" else []
     listed = annotation_files(root)
     if listed.parts:
         for file, why in listed.passed_over.items():
-            found.warn(file, "layout", f"not read: {why}")
+            findings.warn(file, "layout", f"not read: {why}")
         if "train" not in listed.parts:
-            found.fault(root, "layout", f"it has {' and '.join(listed.parts)} but no train")
+            findings.fault(root, "layout", f"it has {' and '.join(listed.parts)} but no train")
     return list(listed.parts.values())
 
 
-def _check_folder(root: Path, found: Gathering, *, classed: bool) -> str:
+def _check_folder(root: Path, findings: Gathering, *, classed: bool) -> str:
     """Returns the layout; images alone are one where nobody asks for classes."""
     folders = folders_in(root)
     if not folders and classed:
         class_splits(root)  # names a tool's files
         raise DataError(f"{root} holds no class folders: {LAYOUT}")
     if not folders:
-        return _check_images(root, found)
-    _pass_beside(root, found)
+        return _check_images(root, findings)
+    _pass_beside(root, findings)
     try:
         places = class_splits(root)
     except DataError as error:
-        found.fault(root, "layout", str(error).removeprefix(f"{root}").lstrip(": "))
+        findings.fault(root, "layout", str(error).removeprefix(f"{root}").lstrip(": "))
         return "folders"
     if not places:
-        _check_part(root, "all", found)
+        _check_part(root, "all", findings)
         return "class folders"
     if renamed := read_as(places):
-        found.warn(root, "layout", renamed)
+        findings.warn(root, "layout", renamed)
     for name in (
         name
         for name in folders
-        if name not in {place.partition("/")[0] for place in places.values()}
+        if name not in {subfolder.partition("/")[0] for subfolder in places.values()}
     ):
-        found.warn(
+        findings.warn(
             root / name,
             "layout",
             "a folder beside the splits, not read (splits are named train, val, test)",
         )
-    classes = {part: _check_part(root / place, part, found) for part, place in places.items()}
-    for part, place in places.items():
+    classes = {
+        part: _check_part(root / subfolder, part, findings) for part, subfolder in places.items()
+    }
+    for part, subfolder in places.items():
         for name in sorted(classes["train"] - classes[part]):
-            found.fault(
-                root / place / name,
+            findings.fault(
+                root / subfolder / name,
                 "classes",
                 f"the class is missing: {part} must have the classes of train",
             )
         for name in sorted(classes[part] - classes["train"]):
-            found.fault(
-                root / place / name,
+            findings.fault(
+                root / subfolder / name,
                 "classes",
                 f"the class is extra: {part} must have the classes of train",
             )
     return "splits of class folders"
 
 
-def _check_images(root: Path, found: Gathering, part: str = "all") -> str:
-    listed = _listed(root, found)
+def _check_images(root: Path, findings: Gathering, part: str = "all") -> str:
+    listed = _listed(root, findings)
     if not listed.files:
         raise DataError(
             f"{root} holds no class folders and no images ({', '.join(sorted(IMAGE_TYPES))}): "
             "expected root/{train,val,test}/class/images, or root/class/images"
         )
-    found.counts[part] = {"(no class)": len(listed.files)}
-    found.images([(root / file, "") for file in listed.files], part, "reading")
+    findings.counts[part] = {"(no class)": len(listed.files)}
+    findings.images([(root / file, "") for file in listed.files], part, "reading")
     return "images"
 
 
-def _pass_beside(folder: Path, found: Gathering) -> None:
+def _pass_beside(folder: Path, findings: Gathering) -> None:
     """What lies beside class folders or splits, where nothing reads it."""
     entries = list(folder.iterdir())
-    found.hidden += sum(entry.name.startswith(".") for entry in entries)
+    findings.hidden += sum(entry.name.startswith(".") for entry in entries)
     files = [
         entry.name for entry in entries if not entry.is_dir() and not entry.name.startswith(".")
     ]
     endings = Counter(Path(name).suffix.lower() or "(no ending)" for name in files)
     images = sum(endings.pop(ending, 0) for ending in IMAGE_TYPES)
-    found.passed_over += endings
+    findings.passed_over += endings
     if images:
-        found.warn(
+        findings.warn(
             folder, "layout", f"{images} images lie outside the class folders and are not read"
         )
 
 
-def _check_part(folder: Path, part: str, found: Gathering) -> set[str]:
+def _check_part(folder: Path, part: str, findings: Gathering) -> set[str]:
     """Read the class folders of one part; returns their names."""
     names = folders_in(folder)
     if part != "all":
-        _pass_beside(folder, found)
+        _pass_beside(folder, findings)
     if len(names) < 2:
-        found.fault(
+        findings.fault(
             folder,
             "classes",
             f"it holds {len(names)} class folders, and a classifier needs at least two",
         )
     for name in names:
         if not is_text(name):
-            found.fault(folder / name, "classes", f"the class folder has {NO_TEXT}")
+            findings.fault(folder / name, "classes", f"the class folder has {NO_TEXT}")
     for name, twin in twins_of(names).items():
-        found.fault(folder / name, "classes", f"it and '{twin}' {ALIKE}")
-    listed = {name: _listed(folder / name, found) for name in names}
-    found.counts[part] = {name: len(inside.files) for name, inside in listed.items()}
+        findings.fault(folder / name, "classes", f"it and '{twin}' {ALIKE}")
+    listed = {name: _listed(folder / name, findings) for name in names}
+    findings.counts[part] = {name: len(inside.files) for name, inside in listed.items()}
     files = [
         (folder / name / file, name) for name, inside in listed.items() for file in inside.files
     ]
-    found.images(files, part, f"reading {part}")
+    findings.images(files, part, f"reading {part}")
     return set(map(composed, names))
 
 
-def _listed(folder: Path, found: Gathering) -> Listing:
+def _listed(folder: Path, findings: Gathering) -> Listing:
     """What lies below a folder, with its faults reported."""
 
     def unlisted(error: OSError) -> None:
-        found.fault(
+        findings.fault(
             Path(error.filename), "unreadable", f"the folder cannot be listed: {error.strerror}"
         )
 
     listed = listing(folder, unlisted)
-    found.passed_over += listed.other
-    found.hidden += listed.hidden
-    if not listed.files and folder != found.root:
-        found.fault(folder, "classes", "the class folder holds no images; remove it or fill it")
+    findings.passed_over += listed.passed_over
+    findings.hidden += listed.hidden
+    if not listed.files and folder != findings.root:
+        findings.fault(folder, "classes", "the class folder holds no images; remove it or fill it")
     if listed.loops:
-        found.warn(
+        findings.warn(
             folder,
             "layout",
             f"{counted(listed.loops, 'link')} back to a folder around it, not followed",
@@ -371,30 +375,30 @@ def _listed(folder: Path, found: Gathering) -> Listing:
     return listed
 
 
-def _check_npz(file: Path, found: Gathering) -> str:
+def _check_npz(file: Path, findings: Gathering) -> str:
     try:
         with file.open("rb") as handle, np.load(handle, allow_pickle=False) as archive:
             keys = list(archive.files)
             arrays = {
                 key: array
                 for key in keys
-                if (array := _array(archive, key, file, found)) is not None
+                if (array := _array(archive, key, file, findings)) is not None
             }
     except NOT_AN_NPZ as error:
-        found.fault(
+        findings.fault(
             file, "damaged", f"it is no npz file of plain arrays: {why_no_npz(file, error)}"
         )
         return "npz"
     for key in sorted(
-        set(keys) - {f"{part}_{what}" for part in PARTS for what in ("images", "labels")}
+        set(keys) - {f"{part}_{suffix}" for part in PARTS for suffix in ("images", "labels")}
     ):
-        found.warn(
+        findings.warn(
             f"{file.name}/{key}",
             "layout",
             "not read: the keys read are {train,val,test}_images and _labels",
         )
     if not {"train_images", "train_labels"} <= set(keys):
-        found.fault(
+        findings.fault(
             file,
             "layout",
             f"no train_images and train_labels; it holds {', '.join(keys) or 'nothing'}",
@@ -402,60 +406,62 @@ def _check_npz(file: Path, found: Gathering) -> str:
     classes: dict[str, set[int]] = {}
     for part in PARTS:
         if part != "train" and (f"{part}_images" in keys) != (f"{part}_labels" in keys):
-            found.fault(
+            findings.fault(
                 file, "layout", f"{part}_images and {part}_labels come in pairs, and one is missing"
             )
-        labels = _check_labels(file, part, arrays, found, classes)
-        _check_arrays(file, part, arrays, found, labels)
-    _check_classes(file, classes, found)
+        labels = _check_labels(file, part, arrays, findings, classes)
+        _check_arrays(file, part, arrays, findings, labels)
+    _check_classes(file, classes, findings)
     _check_widths(
         file,
         {part: arrays[f"{part}_labels"] for part in PARTS if f"{part}_labels" in arrays},
-        found,
+        findings,
     )
     return "npz"
 
 
-def _array(archive: Any, key: str, file: Path, found: Gathering) -> np.ndarray | None:
+def _array(archive: Any, key: str, file: Path, findings: Gathering) -> np.ndarray | None:
     try:
         array = archive[key]
     except NOT_AN_NPZ as error:
-        found.fault(f"{file.name}/{key}", "damaged", f"the array cannot be read: {error}")
+        findings.fault(f"{file.name}/{key}", "damaged", f"the array cannot be read: {error}")
         return None
     if isinstance(array, np.ndarray):
         return array
     # numpy gives such a member as bytes
-    found.fault(f"{file.name}/{key}", "damaged", "it is no array")
+    findings.fault(f"{file.name}/{key}", "damaged", "it is no array")
     return None
 
 
-def _check_classes(file: Path, classes: dict[str, set[int]], found: Gathering) -> None:
+def _check_classes(file: Path, classes: dict[str, set[int]], findings: Gathering) -> None:
     if "train" not in classes:
         return
-    known = classes["train"]
-    for label in sorted(set(range(max(known, default=0) + 1)) - known):
-        found.fault(f"{file.name}/train_labels", "classes", f"class {label} has no training images")
-    if len(known) < 2:
-        found.fault(
+    train_labels = classes["train"]
+    for label in sorted(set(range(max(train_labels, default=0) + 1)) - train_labels):
+        findings.fault(
+            f"{file.name}/train_labels", "classes", f"class {label} has no training images"
+        )
+    if len(train_labels) < 2:
+        findings.fault(
             f"{file.name}/train_labels",
             "classes",
             "only one class; a classifier needs at least two",
         )
     for part, labels in classes.items():
-        for label in sorted(known ^ labels):
+        for label in sorted(train_labels ^ labels):
             text = (
                 f"class {label} is unknown to train"
                 if label in labels
                 else f"class {label} of train has no images"
             )
-            found.fault(f"{file.name}/{part}_labels", "classes", text)
+            findings.fault(f"{file.name}/{part}_labels", "classes", text)
 
 
 def _check_labels(
     file: Path,
     part: str,
     arrays: dict[str, np.ndarray],
-    found: Gathering,
+    findings: Gathering,
     classes: dict[str, set[int]],
 ) -> list[str]:
     """The class of each image as text; empty where the labels cannot be used."""
@@ -463,7 +469,7 @@ def _check_labels(
     if labels is None:
         return []
     if labels.ndim not in {1, 2} or (labels.ndim == 2 and not labels.shape[1]):
-        found.fault(
+        findings.fault(
             key,
             "labels",
             f"labels have shape {labels.shape}; read are (n,) and (n, 1), or (n, K) for several "
@@ -471,19 +477,21 @@ def _check_labels(
         )
         return []
     if labels.ndim == 2 and labels.shape[1] > 1 and labels.dtype.kind in "biuf":
-        return _check_several(key, part, labels, found)
+        return _check_several(key, part, labels, findings)
     if labels.dtype.kind not in "biu":
-        found.fault(key, "labels", f"labels are {labels.dtype}, and must be whole numbers from 0")
+        findings.fault(
+            key, "labels", f"labels are {labels.dtype}, and must be whole numbers from 0"
+        )
         return []
     values: list[int] = labels.reshape(-1).astype(np.int64).tolist()
     for fault in no_classes(np.array(values), part).values():
-        found.fault(fault.path, fault.kind, fault.reason)
+        findings.fault(fault.path, fault.kind, fault.reason)
     classes[part] = {value for value in values if value >= 0}
-    found.counts[part] = {str(value): count for value, count in sorted(Counter(values).items())}
+    findings.counts[part] = {str(value): count for value, count in sorted(Counter(values).items())}
     return [str(value) for value in values]
 
 
-def _check_widths(file: Path, labels: Mapping[str, np.ndarray], found: Gathering) -> None:
+def _check_widths(file: Path, labels: Mapping[str, np.ndarray], findings: Gathering) -> None:
     """Whether each image has as many labels as those of train."""
     widths = {part: 1 if array.ndim < 2 else array.shape[1] for part, array in labels.items()}
     for part, width in widths.items():
@@ -492,72 +500,72 @@ def _check_widths(file: Path, labels: Mapping[str, np.ndarray], found: Gathering
                 f"each image has {width} labels, and {widths['train']} in train: each must "
                 "have as many"
             )
-            found.fault(f"{file.name}/{part}_labels", "labels", reason)
+            findings.fault(f"{file.name}/{part}_labels", "labels", reason)
 
 
-def _check_several(key: str, part: str, labels: np.ndarray, found: Gathering) -> list[str]:
+def _check_several(key: str, part: str, labels: np.ndarray, findings: Gathering) -> list[str]:
     """Several labels an image, (n, K) of 0 and 1; the labels of each as text."""
     for fault in no_labels(labels, part).values():
-        found.fault(fault.path, fault.kind, fault.reason)
-    found.counts[part] = {
-        str(place): int((column == 1).sum()) for place, column in enumerate(labels.T)
+        findings.fault(fault.path, fault.kind, fault.reason)
+    findings.counts[part] = {
+        str(index): int((column == 1).sum()) for index, column in enumerate(labels.T)
     }
-    for place in np.flatnonzero((labels == labels[:1]).all(0)).tolist() if part == "train" else ():
-        found.fault(
+    for index in np.flatnonzero((labels == labels[:1]).all(0)).tolist() if part == "train" else ():
+        findings.fault(
             key,
             "classes",
-            f"all training images have the same value of label {place}: there is nothing to learn",
+            f"all training images have the same value of label {index}: there is nothing to learn",
         )
     return [", ".join(map(str, np.flatnonzero(row == 1))) for row in labels]
 
 
 def _check_arrays(
-    file: Path, part: str, arrays: dict[str, np.ndarray], found: Gathering, labels: list[str]
+    file: Path, part: str, arrays: dict[str, np.ndarray], findings: Gathering, labels: list[str]
 ) -> None:
     images, key = arrays.get(f"{part}_images"), f"{file.name}/{part}_images"
-    if images is None or not _are_images(images, key, found):
+    if images is None or not _are_images(images, key, findings):
         return
-    found.seen += len(images)
+    findings.image_count += len(images)
     if labels and len(labels) != len(images):
-        found.fault(
+        findings.fault(
             key, "labels", f"{len(images)} images and {len(labels)} labels: the counts must agree"
         )
     sides = images.shape[1:3]
-    if min(sides) < (found.min_side or 1):
-        found.fault(
+    if min(sides) < (findings.min_side or 1):
+        findings.fault(
             key,
             "too small",
-            f"images are {sides[1]} x {sides[0]} pixels, and min_side is {found.min_side}",
+            f"images are {sides[1]} x {sides[0]} pixels, and min_side is {findings.min_side}",
         )
         return
-    _check_numbers(images, part, key, found)
+    _check_numbers(images, part, key, findings)
     for index, pixels in enumerate(track(images, len(images), f"reading {part}")):
         label = labels[index] if index < len(labels) else ""
-        found.content(pixels.tobytes(), pixels.shape, f"{part}/{index}", part, label)
+        findings.content(pixels.tobytes(), pixels.shape, f"{part}/{index}", part, label)
 
 
-def _are_images(images: np.ndarray, key: str, found: Gathering) -> bool:
+def _are_images(images: np.ndarray, key: str, findings: Gathering) -> bool:
     """Whether an array has the shape of images; if not, that is a fault."""
     if images.ndim not in {3, 4} or not images.size:
-        found.fault(
+        findings.fault(
             key,
             "shape",
             f"images have shape {images.shape}; expected (n, H, W) or (n, H, W, C), n > 0",
         )
         return False
     if why := no_images(images):
-        found.fault(key, "shape", f"images {why}")
+        findings.fault(key, "shape", f"images {why}")
     return not why
 
 
-def _check_numbers(images: np.ndarray, part: str, key: str, found: Gathering) -> None:
+def _check_numbers(images: np.ndarray, part: str, key: str, findings: Gathering) -> None:
     """Whether the values of images can be used, and how many lie outside the declared range."""
     wrong = not_finite(images, part)
     for fault in wrong.values():
-        found.fault(fault.path, fault.kind, fault.reason)
-    if why := no_numbers(images, found.scale):
-        found.fault(key, "pixel format", f"images {why}")
+        findings.fault(fault.path, fault.kind, fault.reason)
+    if why := no_numbers(images, findings.scale):
+        findings.fault(key, "pixel format", f"images {why}")
         return
-    if said := say_outside(images, part, found.scale):
-        found.warn(key, "outside the range", said)
-    found.good += len(images) - len(wrong)
+    if sentence := say_outside(images, part, findings.scale):
+        findings.warn(key, "outside the range", sentence)
+    findings.good += len(images) - len(wrong)

@@ -8,7 +8,7 @@ import pytest
 
 from softless.errors import UsageError
 from softless.recipes import get_recipe
-from softless.tasks.detection.samples import BoxSamples, Entry
+from softless.tasks.detection.samples import AnnotatedImage, BoxSamples
 from softless.tasks.detection.settings import MEASURABLE
 from softless.tasks.detection.sizes import BoxSizes, covered, measured
 from softless.tasks.table import check_recipe, open_task
@@ -21,7 +21,7 @@ def samples(
     nowhere.
     """
     entries = [
-        Entry(
+        AnnotatedImage(
             number,
             f"{number}.png",
             image[1],

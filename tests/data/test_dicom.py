@@ -484,7 +484,7 @@ def test_files_without_an_ending_are_known_by_how_they_begin(tmp_path: Path):
     (tmp_path / "notes.txt").write_text("no image")
     found = listing(tmp_path)
     assert found.files == sorted(["IM000001", "1.2.840.113619.2", "a.DCM", "b.dicom"])
-    assert found.other.total() == 3
+    assert found.passed_over.total() == 3
     assert not is_dicom(tmp_path / "notes")
 
 

@@ -31,10 +31,10 @@ class AnnotationFiles:
 
     def sentence(self, root: Path) -> str:
         """What is said of the files that are not read; nothing where there are none."""
-        told = [
+        skipped = [
             f"{file.relative_to(root).as_posix()} ({why})" for file, why in self.passed_over.items()
         ]
-        return f"not read: {', '.join(told)}" if told else ""
+        return f"not read: {', '.join(skipped)}" if skipped else ""
 
 
 def annotation_files(root: Path) -> AnnotationFiles:
@@ -50,9 +50,9 @@ def annotation_files(root: Path) -> AnnotationFiles:
     named: dict[str, list[Path]] = {part: [] for part in PARTS}
     unnamed: list[Path] = []
     for file in _candidates(root):
-        other = next((kind for kind in _BESIDE_BOXES if kind in file.stem.casefold()), None)
-        if other is not None:
-            passed[file] = f"COCO's {other}"
+        coco_kind = next((kind for kind in _BESIDE_BOXES if kind in file.stem.casefold()), None)
+        if coco_kind is not None:
+            passed[file] = f"COCO's {coco_kind}"
         elif why := _no_boxes(file):
             passed[file] = why
         elif part := _part(file, root):
@@ -119,11 +119,11 @@ def picture_folders(file: Path) -> list[Path]:
     """Where the images of an annotation file may lie, those that are likelier first; folders of
     another split are left out.
     """
-    here, part, last = file.parent, part_of(file.stem), file.stem.rpartition("_")[2]
-    root = here.parent if _holds_annotations(here) else here
+    folder, part, last = file.parent, part_of(file.stem), file.stem.rpartition("_")[2]
+    root = folder.parent if _holds_annotations(folder) else folder
     part = part or part_of(root.name)
-    found = []
-    for base in dict.fromkeys((here, root)):
+    candidates = []
+    for base in dict.fromkeys((folder, root)):
         names = folders_in(base)
         own = [name for name in names if name == last or (part and part_of(name) == part)]
         pictures = [
@@ -137,8 +137,8 @@ def picture_folders(file: Path) -> list[Path]:
             for outer, inner in deeper
             if _fits(inner, part, last, outer in pictures)
         ]
-        found += [*fits, *(base / name for name in (*own, *pictures)), base]
-    return found
+        candidates += [*fits, *(base / name for name in (*own, *pictures)), base]
+    return candidates
 
 
 def _fits(inner: str, part: str | None, last: str, among_pictures: bool) -> bool:

@@ -45,7 +45,7 @@ Extent = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 @dataclass(frozen=True)
-class _Entry:
+class _ImageRecord:
     """An image of the file: what its annotations are held against."""
 
     name: str  # as the report calls it
@@ -53,14 +53,14 @@ class _Entry:
 
 
 def check_files(
-    files: Sequence[Path], images: Path | None, found: Gathering, *, masks: bool = True
+    files: Sequence[Path], images: Path | None, findings: Gathering, *, masks: bool = True
 ) -> dict[Path, dict[str, list[Any]]]:
     """Check annotation files of one data set: each alone, and that their categories are the same.
 
     Args:
         files: the json files, that of the training images first.
         images: the folder their file names start from; looked for without it.
-        found: takes the faults.
+        findings: takes the faults.
         masks: whether masks are learnt; without, what is wrong with them is a warning.
 
     Returns:
@@ -69,34 +69,34 @@ def check_files(
     contents: dict[Path, dict[str, list[Any]]] = {}
     categories: dict[str, dict[Any, str]] = {}
     for file in files:
-        content = _read(file, found)
+        content = _read(file, findings)
         if content is not None:
             contents[file] = content
-            categories[file.name] = _check(file, content, images, found, masks=masks)
-    malformed = {fault.path for fault in found.bad if fault.kind in {"json", "annotations"}}
+            categories[file.name] = _check(file, content, images, findings, masks=masks)
+    malformed = {fault.path for fault in findings.bad if fault.kind in {"json", "annotations"}}
     if (
         files
         and files[0] in contents
         and not contents[files[0]]["annotations"]
-        and found.name(files[0]) not in malformed
+        and findings.name(files[0]) not in malformed
     ):
-        found.fault(files[0], "objects", "it has no annotation, so there is nothing to learn")
+        findings.fault(files[0], "objects", "it has no annotation, so there is nothing to learn")
     first = next(iter(categories), "")
     expected = categories.get(first, {})
-    for name, here in categories.items():
-        if here != expected:
+    for name, file_categories in categories.items():
+        if file_categories != expected:
             differing = sorted({
-                f"{key}: {value}" for key, value in here.items() ^ expected.items()
+                f"{key}: {value}" for key, value in file_categories.items() ^ expected.items()
             })
             text = (
                 f"its categories are not those of {first}; they differ in "
                 f"{', '.join(differing[:10])}"
             )
-            found.fault(name, "categories", text)
+            findings.fault(name, "categories", text)
     return contents
 
 
-def _read(file: Path, found: Gathering) -> dict[str, list[Any]] | None:
+def _read(file: Path, findings: Gathering) -> dict[str, list[Any]] | None:
     try:
         # some tools begin with a byte-order mark
         content = json.loads(file.read_text(encoding="utf-8-sig"))
@@ -107,13 +107,13 @@ def _read(file: Path, found: Gathering) -> dict[str, list[Any]] | None:
             if pointer
             else f"it is no complete JSON: {error}; it was cut off or is another kind of file"
         )
-        found.fault(file, "json", why)
+        findings.fault(file, "json", why)
         return None
     except (OSError, ValueError, RecursionError) as error:
-        found.fault(file, "json", f"it cannot be read: {error}")
+        findings.fault(file, "json", f"it cannot be read: {error}")
         return None
     if not isinstance(content, dict):
-        found.fault(
+        findings.fault(
             file,
             "json",
             f"it holds a {type(content).__name__}, and COCO is an object with {', '.join(LISTS)}",
@@ -121,66 +121,68 @@ def _read(file: Path, found: Gathering) -> dict[str, list[Any]] | None:
         return None
     for key in LISTS:
         if not isinstance(content.get(key), list):
-            what = "missing" if key not in content else f"a {type(content[key]).__name__}"
-            found.fault(file, "json", f"'{key}' is {what}, and must be a list")
-    kept = {key: content[key] if isinstance(content.get(key), list) else [] for key in LISTS}
-    for key, entries in kept.items():
-        wrong = [place for place, entry in enumerate(entries) if not isinstance(entry, dict)]
-        for place in wrong:
-            found.fault(file, key, f"{key}[{place}] is no object but {_short(entries[place])}")
-        kept[key] = [entry for entry in entries if isinstance(entry, dict)]
-    return kept
+            actual = "missing" if key not in content else f"a {type(content[key]).__name__}"
+            findings.fault(file, "json", f"'{key}' is {actual}, and must be a list")
+    lists = {key: content[key] if isinstance(content.get(key), list) else [] for key in LISTS}
+    for key, entries in lists.items():
+        wrong = [index for index, entry in enumerate(entries) if not isinstance(entry, dict)]
+        for index in wrong:
+            findings.fault(file, key, f"{key}[{index}] is no object but {_short(entries[index])}")
+        lists[key] = [entry for entry in entries if isinstance(entry, dict)]
+    return lists
 
 
 def _check(
     file: Path,
     content: Mapping[str, list[Any]],
     images: Path | None,
-    found: Gathering,
+    findings: Gathering,
     *,
     masks: bool,
 ) -> dict[Any, str]:
     """Returns the categories, id -> name."""
     part = file.stem
-    names = _check_categories(file, content["categories"], found)
+    names = _check_categories(file, content["categories"], findings)
     folder = images or image_folder(file, content["images"])
-    entries = _check_images(file, content["images"], folder, found)
-    used: Counter[Any] = Counter()
+    entries = _check_images(file, content["images"], folder, findings)
+    annotation_counts: Counter[Any] = Counter()
     crowds: Counter[Any] = Counter()
-    seen: set[int] = set()
+    annotation_ids: set[int] = set()
     boxes: dict[Any, Any] = {}
-    for place, annotation in enumerate(content["annotations"]):
-        found.annotations += 1
-        _Annotation(file, place, annotation, found, masks=masks).check(entries, names, seen, boxes)
+    for index, annotation in enumerate(content["annotations"]):
+        findings.annotations += 1
+        _Annotation(file, index, annotation, findings, masks=masks).check(
+            entries, names, annotation_ids, boxes
+        )
         category = annotation.get("category_id")
         name = names.get(category) if _is_id(category) else None
-        used[name] += 1
+        annotation_counts[name] += 1
         crowds[name] += bool(annotation.get("iscrowd"))
-    counts = {name: used[name] for name in names.values()}
-    found.counts[part] = counts
-    for name in (name for name in names.values() if not used[name]):
-        found.warn(file, "categories", f"no annotation has the category '{name}'")
-    _check_crowds(file, used, crowds, found)
+    counts = {name: annotation_counts[name] for name in names.values()}
+    findings.counts[part] = counts
+    for name in (name for name in names.values() if not annotation_counts[name]):
+        findings.warn(file, "categories", f"no annotation has the category '{name}'")
+    _check_crowds(file, annotation_counts, crowds, findings)
     return names
 
 
 def _check_crowds(
-    file: Path, used: Mapping[Any, int], crowds: Mapping[Any, int], found: Gathering
+    file: Path, annotation_counts: Mapping[Any, int], crowds: Mapping[Any, int], findings: Gathering
 ) -> None:
     """Crowds are left out of training, so a category of crowds alone cannot be learnt."""
     why = (
         "which no detector learns from; where the tool writes it for every mask drawn with a "
         "brush (CVAT), set iscrowd to 0"
     )
-    total = sum(used.values())
+    total = sum(annotation_counts.values())
     if total and sum(crowds.values()) == total:
-        found.fault(
+        findings.fault(
             file, "crowds", f"all of its {counted(total, 'annotation')} have iscrowd 1, {why}"
         )
         return
-    for name, count in used.items():
+    for name, count in annotation_counts.items():
         if count and crowds[name] == count:
-            found.warn(
+            findings.warn(
                 file,
                 "crowds",
                 f"all {counted(count, 'annotation')} of '{name}' have iscrowd 1, {why}",
@@ -188,28 +190,28 @@ def _check_crowds(
 
 
 def _check_categories(
-    file: Path, categories: Sequence[Mapping[str, Any]], found: Gathering
+    file: Path, categories: Sequence[Mapping[str, Any]], findings: Gathering
 ) -> dict[Any, str]:
     names: dict[Any, str] = {}
     folded: dict[str, str] = {}
     if not categories:
-        found.fault(file, "categories", "there are no categories")
-    for place, category in enumerate(categories):
+        findings.fault(file, "categories", "there are no categories")
+    for index, category in enumerate(categories):
         key, name = category.get("id"), category.get("name")
         if not _is_id(key):
-            found.fault(
+            findings.fault(
                 file,
                 "categories",
-                f"categories[{place}] has the id {_short(key)}; ids are whole numbers",
+                f"categories[{index}] has the id {_short(key)}; ids are whole numbers",
             )
             continue
         if not isinstance(name, str) or not name.strip():
-            found.fault(file, "categories", f"category {key} has the name {_short(name)}")
+            findings.fault(file, "categories", f"category {key} has the name {_short(name)}")
             name = str(key)
         elif not is_text(name):
-            found.fault(file, "categories", f"category {key} has {NO_TEXT}")
+            findings.fault(file, "categories", f"category {key} has {NO_TEXT}")
         if key in names:
-            found.fault(
+            findings.fault(
                 file,
                 "duplicate id",
                 f"category id {key} is given twice: '{names[key]}' and '{name}'",
@@ -217,9 +219,9 @@ def _check_categories(
             continue
         twin = folded.setdefault(composed(name).casefold(), name)
         if name in names.values():
-            found.fault(file, "categories", f"the category name '{name}' is given twice")
+            findings.fault(file, "categories", f"the category name '{name}' is given twice")
         elif twin != name:
-            found.fault(file, "categories", f"the categories '{twin}' and '{name}' {ALIKE}")
+            findings.fault(file, "categories", f"the categories '{twin}' and '{name}' {ALIKE}")
         names[key] = name
     return names
 
@@ -234,45 +236,45 @@ def image_folder(file: Path, images: Sequence[Mapping[str, Any]]) -> Path:
         if isinstance(name := image.get("file_name"), str) and "\0" not in name
     ]
     return max(
-        picture_folders(file), key=lambda place: sum((place / name).is_file() for name in names)
+        picture_folders(file), key=lambda folder: sum((folder / name).is_file() for name in names)
     )
 
 
 def _check_images(
-    file: Path, images: Sequence[Mapping[str, Any]], folder: Path, found: Gathering
-) -> dict[Any, _Entry]:
-    entries: dict[Any, _Entry] = {}
+    file: Path, images: Sequence[Mapping[str, Any]], folder: Path, findings: Gathering
+) -> dict[Any, _ImageRecord]:
+    entries: dict[Any, _ImageRecord] = {}
     files: dict[str, Any] = {}
-    for place, image in enumerate(track(images, len(images), f"reading images of {file.name}")):
+    for index, image in enumerate(track(images, len(images), f"reading images of {file.name}")):
         key, name = image.get("id"), image.get("file_name")
         if not _is_id(key):
-            found.fault(
-                file, "images", f"images[{place}] has the id {_short(key)}; ids are whole numbers"
+            findings.fault(
+                file, "images", f"images[{index}] has the id {_short(key)}; ids are whole numbers"
             )
         elif key in entries:
-            found.fault(
+            findings.fault(
                 file,
                 "duplicate id",
                 f"image id {key} is given twice: {entries[key].name} and {_short(name)}",
             )
         size = _stated_size(image)
         if not isinstance(name, str) or not name or "\0" in name:
-            found.fault(file, "images", f"image {_short(key)} has the file name {_short(name)}")
+            findings.fault(file, "images", f"image {_short(key)} has the file name {_short(name)}")
             name = None
         elif why := _misplaced(name, folder):
-            found.fault(file, "images", f"image {_short(key)} {why}")
+            findings.fault(file, "images", f"image {_short(key)} {why}")
             name = None
         elif name in files:
-            found.fault(
+            findings.fault(
                 file,
                 "duplicate file",
                 f"the file {name} is both image {files[name]} and image {_short(key)}",
             )
         if name is None:
-            entry = _Entry(file.name, size)
+            entry = _ImageRecord(file.name, size)
         else:
             files.setdefault(name, key)
-            entry = _check_file(folder / name, file.stem, image, size, found)
+            entry = _check_file(folder / name, file.stem, image, size, findings)
         if _is_id(key):
             entries.setdefault(key, entry)
     return entries
@@ -295,17 +297,21 @@ def _stated_size(image: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def _check_file(
-    path: Path, part: str, image: Mapping[str, Any], size: tuple[int, int] | None, found: Gathering
-) -> _Entry:
-    name = found.name(path)
+    path: Path,
+    part: str,
+    image: Mapping[str, Any],
+    size: tuple[int, int] | None,
+    findings: Gathering,
+) -> _ImageRecord:
+    name = findings.name(path)
     if size is None:
         stated = f"{_short(image.get('width'))} x {_short(image.get('height'))}"
-        found.fault(path, "image size", f"its width and height in the json are {stated}")
-    decoded = found.image(path, part, "")
+        findings.fault(path, "image size", f"its width and height in the json are {stated}")
+    decoded = findings.image(path, part, "")
     if decoded is None:
-        return _Entry(name, size)
+        return _ImageRecord(name, size)
     if decoded.silently_turned:
-        found.warn(path, TURNED, said_of_turned("boxes and masks were"))
+        findings.warn(path, TURNED, said_of_turned("boxes and masks were"))
     actual = size_of(decoded.image)
     if size is not None and size != actual:
         turned = size == decoded.stored_size
@@ -313,58 +319,64 @@ def _check_file(
             "; the json has the size before the EXIF orientation, so boxes and masks lie beside "
             "the upright image"
         )
-        found.fault(
+        findings.fault(
             path,
             "image size",
             f"it is {actual[0]} x {actual[1]}, and the json says {size[0]} x {size[1]}"
             + (why if turned else ""),
         )
-    return _Entry(name, size or actual)
+    return _ImageRecord(name, size or actual)
 
 
 class _Annotation:
     """One annotation and where its faults go."""
 
     def __init__(
-        self, file: Path, place: int, content: Mapping[str, Any], found: Gathering, *, masks: bool
+        self,
+        file: Path,
+        index: int,
+        content: Mapping[str, Any],
+        findings: Gathering,
+        *,
+        masks: bool,
     ) -> None:
-        self.file, self.content, self.found, self.masks = file, content, found, masks
+        self.file, self.content, self.findings, self.masks = file, content, findings, masks
         key = content.get("id")
-        self.id: Any = key if _is_id(key) else f"annotations[{place}]"
-        self.where: Path | str = file
+        self.id: Any = key if _is_id(key) else f"annotations[{index}]"
+        self.location: Path | str = file
 
     def fault(self, kind: str, reason: str) -> None:
-        tell = self.found.fault if self.masks or kind not in OUTLINES else self.found.warn
-        tell(self.where, kind, reason, self.id)
+        tell = self.findings.fault if self.masks or kind not in OUTLINES else self.findings.warn
+        tell(self.location, kind, reason, self.id)
 
     def check(
         self,
-        images: Mapping[Any, _Entry],
+        images: Mapping[Any, _ImageRecord],
         categories: Mapping[Any, str],
-        seen: set[int],
+        earlier_ids: set[int],
         boxes: dict[Any, Any],
     ) -> None:
-        """Report all that is wrong with it; `seen` and `boxes` are those of the annotations
+        """Report all that is wrong with it; `earlier_ids` and `boxes` are those of the annotations
         before.
         """
         key, image, category = (
             self.content.get(field) for field in ("id", "image_id", "category_id")
         )
         entry = images.get(image) if _is_id(image) else None
-        self.where = self.file if entry is None else entry.name
+        self.location = self.file if entry is None else entry.name
         if not _is_id(key):
             self.fault("annotations", f"its id is {_short(key)}; ids are whole numbers")
-        elif key in seen:
+        elif key in earlier_ids:
             self.fault("duplicate id", f"the annotation id {key} is given more than once")
         else:
-            seen.add(key)
+            earlier_ids.add(key)
         if entry is None:
             self.fault("unknown image", f"no image has the id {_short(image)}")
         if not _is_id(category) or category not in categories:
-            known = ", ".join(map(str, list(categories)[:20]))
+            category_ids = ", ".join(map(str, list(categories)[:20]))
             self.fault(
                 "unknown category",
-                f"no category has the id {_short(category)}; known: {known or 'none'}",
+                f"no category has the id {_short(category)}; known: {category_ids or 'none'}",
             )
         size = None if entry is None else entry.size
         box = self.check_box(size)
@@ -375,8 +387,8 @@ class _Annotation:
         if box is not None and _is_id(image) and _is_id(category):
             twin = boxes.setdefault((image, category, box), self.id)
             if twin != self.id:
-                self.found.warn(
-                    self.where,
+                self.findings.warn(
+                    self.location,
                     "repeated box",
                     f"the same box and category as annotation {twin}",
                     self.id,
@@ -405,14 +417,14 @@ class _Annotation:
         return extent
 
     def check_inside(
-        self, what: str, text: str, extent: Extent, size: tuple[int, int] | None
+        self, kind: str, text: str, extent: Extent, size: tuple[int, int] | None
     ) -> None:
         if size is None:
             return
         left, top, right, bottom = extent
         if min(left, top) < -OUTSIDE or right > size[0] + OUTSIDE or bottom > size[1] + OUTSIDE:
             self.fault(
-                f"{what} outside",
+                f"{kind} outside",
                 f"{text} reaches outside the image of {size[0]} x {size[1]} pixels",
             )
 
@@ -437,10 +449,10 @@ class _Annotation:
             return None
         if isinstance(mask, list):
             extents = [
-                self.check_polygon(place, polygon, size) for place, polygon in enumerate(mask)
+                self.check_polygon(index, polygon, size) for index, polygon in enumerate(mask)
             ]
-            whole = [extent for extent in extents if extent is not None]
-            return _around(whole) if len(whole) == len(extents) else None
+            valid = [extent for extent in extents if extent is not None]
+            return _around(valid) if len(valid) == len(extents) else None
         if isinstance(mask, dict):
             return self.check_runs(mask, size)
         self.fault(
@@ -450,9 +462,9 @@ class _Annotation:
         return None
 
     def check_polygon(
-        self, place: int, polygon: Any, size: tuple[int, int] | None
+        self, index: int, polygon: Any, size: tuple[int, int] | None
     ) -> Extent | None:
-        text = f"polygon {place} of its segmentation"
+        text = f"polygon {index} of its segmentation"
         if not isinstance(polygon, list) or not all(map(_is_number, polygon)):
             self.fault(
                 "polygon",
@@ -517,7 +529,10 @@ class _Annotation:
             max(DISAGREE, 0.02 * (box[2] - box[0])),
             max(DISAGREE, 0.02 * (box[3] - box[1])),
         ) * 2
-        if any(abs(one - other) > most for one, other, most in zip(box, mask, slack, strict=True)):
+        if any(
+            abs(box_side - mask_side) > limit
+            for box_side, mask_side, limit in zip(box, mask, slack, strict=True)
+        ):
             around = [round(x, 2) for x in (mask[0], mask[1], mask[2] - mask[0], mask[3] - mask[1])]
             self.fault(
                 "mask and box",
@@ -549,10 +564,10 @@ def _whole(counts: list[Any]) -> list[int]:
 def _written(counts: str) -> list[int]:
     runs: list[int] = []
     value = shift = 0
-    for place, character in enumerate(counts):
+    for index, character in enumerate(counts):
         code = ord(character) - 48
         if not 0 <= code < 64:
-            raise ValueError(f"character {place} is {character!r}, which no run is written with")
+            raise ValueError(f"character {index} is {character!r}, which no run is written with")
         value |= (code & 31) << shift
         shift += 5
         if code & 32:
@@ -574,8 +589,8 @@ def _runs_extent(runs: Sequence[int], height: int) -> Extent | None:
     """The box around the ones of a mask stored column by column."""
     ends = np.cumsum(np.asarray(runs, dtype=np.int64))
     starts, stops = ends[:-1:2], ends[1::2] - 1  # first and last pixel of each run of ones
-    kept = stops >= starts[: len(stops)]
-    starts, stops = starts[: len(stops)][kept], stops[kept]
+    nonempty = stops >= starts[: len(stops)]
+    starts, stops = starts[: len(stops)][nonempty], stops[nonempty]
     if not len(starts):
         return None
     # it goes on in the next column: bottom row and top row are in it

@@ -41,7 +41,7 @@ ORIENTATION = 0x0112  # EXIF's
 
 
 @dataclass(frozen=True)
-class Entry:
+class AnnotatedImage:
     """An image and its annotations, as COCO says them; boxes lie in the image."""
 
     id: int
@@ -57,7 +57,7 @@ class BoxSamples(FileSamples):
     Args:
         root: folder that the entries' files start from.
         entries: the images.
-        categories: id -> name; class indices are their places.
+        categories: id -> name; class indices are their positions.
         channels: 1 or 3.
         masks: whether targets hold masks.
         scale: the declared range of the images' values.
@@ -66,7 +66,7 @@ class BoxSamples(FileSamples):
     def __init__(
         self,
         root: Path,
-        entries: Sequence[Entry],
+        entries: Sequence[AnnotatedImage],
         categories: Mapping[int, str],
         channels: int,
         *,
@@ -81,21 +81,26 @@ class BoxSamples(FileSamples):
             scale,
         )
         self.entries, self.categories, self.masks = list(entries), dict(categories), masks
-        self.index_of = {key: place for place, key in enumerate(self.categories)}
+        self.index_of = {key: index for index, key in enumerate(self.categories)}
 
     def target(self, index: int) -> dict[str, Any]:
         """Its objects, crowds left out: boxes (n, 4) float32 as corners, labels (n,) int64, and
         run-length masks where they are asked for.
         """
         entry = self.entries[index]
-        objects = [one for one in entry.annotations if not one.get("iscrowd")]
-        boxes = np.array([one["bbox"] for one in objects], dtype=np.float32).reshape(-1, 4)
+        objects = [annotation for annotation in entry.annotations if not annotation.get("iscrowd")]
+        boxes = np.array([annotation["bbox"] for annotation in objects], dtype=np.float32).reshape(
+            -1, 4
+        )
         boxes[:, 2:] += boxes[:, :2]
-        labels = np.array([self.index_of[one["category_id"]] for one in objects], dtype=np.int64)
+        labels = np.array(
+            [self.index_of[annotation["category_id"]] for annotation in objects], dtype=np.int64
+        )
         target: dict[str, Any] = {"boxes": boxes, "labels": labels}
         if self.masks:
             target["runs"] = [
-                runs(one["segmentation"], entry.height, entry.width) for one in objects
+                runs(annotation["segmentation"], entry.height, entry.width)
+                for annotation in objects
             ]
         return target
 
@@ -103,8 +108,13 @@ class BoxSamples(FileSamples):
         super().update(digest)
         for entry in self.entries:
             numbers = [
-                [one["category_id"], one.get("iscrowd", 0), one.get("area", 0), *one["bbox"]]
-                for one in entry.annotations
+                [
+                    annotation["category_id"],
+                    annotation.get("iscrowd", 0),
+                    annotation.get("area", 0),
+                    *annotation["bbox"],
+                ]
+                for annotation in entry.annotations
             ]
             digest.update(
                 np.array([entry.id, len(numbers)]).tobytes()
@@ -113,10 +123,14 @@ class BoxSamples(FileSamples):
 
     def update_outlines(self, digest: Any) -> None:
         if self.masks:
-            drawn = [[one["segmentation"] for one in entry.annotations] for entry in self.entries]
+            drawn = [
+                [annotation["segmentation"] for annotation in entry.annotations]
+                for entry in self.entries
+            ]
             digest.update(json.dumps(drawn, sort_keys=True).encode())
 
     def take(self, indices: Sequence[int] | np.ndarray) -> "BoxSamples":
+        """The samples of these entries, `indices` (m,), in this order."""
         chosen = [self.entries[int(index)] for index in indices]
         return BoxSamples(
             self.root, chosen, self.categories, self.channels, masks=self.masks, scale=self.scale
@@ -124,7 +138,7 @@ class BoxSamples(FileSamples):
 
     def renumbered(self, places: Sequence[int]) -> "BoxSamples":
         listed = dict(zip(places, self.categories.items(), strict=True))
-        categories = dict(listed[place] for place in range(len(listed)))
+        categories = dict(listed[index] for index in range(len(listed)))
         return BoxSamples(
             self.root, self.entries, categories, self.channels, masks=self.masks, scale=self.scale
         )
@@ -132,17 +146,19 @@ class BoxSamples(FileSamples):
     def document(self) -> dict[str, Any]:
         """The samples as COCO's evaluation takes them, annotations numbered from 1."""
         images = [
-            {"id": one.id, "file_name": one.file, "width": one.width, "height": one.height}
-            for one in self.entries
+            {"id": entry.id, "file_name": entry.file, "width": entry.width, "height": entry.height}
+            for entry in self.entries
         ]
         annotations = [
-            {"area": one["bbox"][2] * one["bbox"][3], "iscrowd": 0, **one}
+            {"area": annotation["bbox"][2] * annotation["bbox"][3], "iscrowd": 0, **annotation}
             for entry in self.entries
-            for one in entry.annotations
+            for annotation in entry.annotations
         ]
         return {
             "images": images,
-            "annotations": [{**one, "id": number} for number, one in enumerate(annotations, 1)],
+            "annotations": [
+                {**annotation, "id": number} for number, annotation in enumerate(annotations, 1)
+            ],
             "categories": [{"id": key, "name": name} for key, name in self.categories.items()],
         }
 
@@ -174,31 +190,40 @@ def open_boxes(spec: DataSpec, seed: int, *, masks: bool, faults: str = "stop") 
         )
     root = located(spec.path)
     files = _files_of(root)
-    found = Headers(root, scale=Range.of(spec.range))
-    contents = check_files(list(files.values()), None, found, masks=masks)
+    findings = Headers(root, scale=Range.of(spec.range))
+    contents = check_files(list(files.values()), None, findings, masks=masks)
     if masks:
-        check_masks(contents, found)
-    images = _decoded(root, contents, found, spec.in_chans)
+        check_masks(contents, findings)
+    images = _decoded(root, contents, findings, spec.in_chans)
     left_out = (
         {}
         if spec.faults == "stop"
-        else {one.path: one for one in found.bad if one.annotation is None and one.path in images}
+        else {
+            fault.path: fault
+            for fault in findings.bad
+            if fault.annotation is None and fault.path in images
+        }
     )
     mending = _Mending(
-        _faulty(root, [one for one in found.bad if one.path not in left_out], faults, images),
+        _faulty(
+            root, [fault for fault in findings.bad if fault.path not in left_out], faults, images
+        ),
         faults,
-        found,
+        findings,
     )
-    whole = {
+    all_parts = {
         part: _samples(root, file, contents[file], mending, spec.in_chans, masks=masks)
         for part, file in files.items()
     }
     mending.say(root)
-    parts = {part: _without(root, part, samples, left_out) for part, samples in whole.items()}
+    parts = {part: _without(root, part, samples, left_out) for part, samples in all_parts.items()}
     if left_out:
         say_left_out(
             root,
-            {part: (len(parts[part].left_out), len(samples)) for part, samples in whole.items()},
+            {
+                part: (len(parts[part].left_out), len(samples))
+                for part, samples in all_parts.items()
+            },
         )
     train, val = parts["train"], parts.get("val")
     if val is None:
@@ -211,7 +236,7 @@ def open_boxes(spec: DataSpec, seed: int, *, masks: bool, faults: str = "stop") 
         train = train.take(
             np.sort(np.random.default_rng(seed).permutation(len(train))[: spec.limit])
         )
-    _say_unlearnt(root, files["train"].stem, train, found)
+    _say_unlearnt(root, files["train"].stem, train, findings)
     classes = tuple(train.categories.values())
     # each file may list its categories in an order of its own
     val, test = (
@@ -222,30 +247,30 @@ def open_boxes(spec: DataSpec, seed: int, *, masks: bool, faults: str = "stop") 
     )
     assert val is not None
     mean, std = scaling(spec, train)
-    told = fingerprint(spec.source, classes, {"train": train, "val": val, "test": test})
-    return Splits(train, val, test, classes, spec.in_chans, mean, std, told, left_out_of(parts))
+    identity = fingerprint(spec.source, classes, {"train": train, "val": val, "test": test})
+    return Splits(train, val, test, classes, spec.in_chans, mean, std, identity, left_out_of(parts))
 
 
-def _say_unlearnt(root: Path, name: str, train: BoxSamples, found: Gathering) -> None:
+def _say_unlearnt(root: Path, name: str, train: BoxSamples, findings: Gathering) -> None:
     """Which classes have no object to learn from.
 
     Raises:
         DataError: no class has one.
     """
-    found.say(root, {"crowds", TURNED})
-    held = {
-        one["category_id"]
+    findings.say(root, {"crowds", TURNED})
+    category_ids = {
+        annotation["category_id"]
         for entry in train.entries
-        for one in entry.annotations
-        if not one.get("iscrowd")
+        for annotation in entry.annotations
+        if not annotation.get("iscrowd")
     }
-    if not held and not any(found.counts[name].values()):
+    if not category_ids and not any(findings.counts[name].values()):
         raise DataError(f"{root}: {name}.json has no object, so there is nothing to learn")
-    absent = [called for key, called in train.categories.items() if key not in held]
+    absent = [called for key, called in train.categories.items() if key not in category_ids]
     if absent:
-        shown = few(absent)
+        absent_names = few(absent)
         notice(
-            f"{root}: no object of {shown} is trained on, so the detector cannot find "
+            f"{root}: no object of {absent_names} is trained on, so the detector cannot find "
             f"{'it' if len(absent) == 1 else 'them'}"
         )
 
@@ -257,22 +282,22 @@ def _files_of(root: Path) -> Mapping[str, Path]:
     listed = annotation_files(root)
     if "train" not in listed.parts:
         raise not_coco(root, listed)
-    if told := listed.sentence(root):
-        notice(f"{root}: {told}")
+    if sentence := listed.sentence(root):
+        notice(f"{root}: {sentence}")
     return listed.parts
 
 
 def not_coco(root: Path, listed: AnnotationFiles) -> DataError:
     """What is said of a folder without boxes for training."""
     export = export_in(root)
-    told = [f"it holds {export}"] if export and "COCO" not in export.what else []
-    told += [listed.sentence(root)] if listed.passed_over else []
-    held = f"it has {' and '.join(listed.parts)} but no train; " if listed.parts else ""
+    remarks = [f"it holds {export}"] if export and "COCO" not in export.title else []
+    remarks += [listed.sentence(root)] if listed.passed_over else []
+    parts_text = f"it has {' and '.join(listed.parts)} but no train; " if listed.parts else ""
     return DataError(
-        f"{root} is not in COCO's layout: {held}expected annotations/instances_train.json (val, "
-        "test) with images/train/, COCO's own "
+        f"{root} is not in COCO's layout: {parts_text}expected "
+        "annotations/instances_train.json (val, test) with images/train/, COCO's own "
         "annotations/instances_train2017.json with train2017/, or "
-        f"train/_annotations.coco.json{''.join(f'; {one}' for one in told)}"
+        f"train/_annotations.coco.json{''.join(f'; {remark}' for remark in remarks)}"
     )
 
 
@@ -287,7 +312,7 @@ class Headers(Gathering):
         try:
             with Image.open(path, formats=FORMATS) as image:
                 if image.mode in {"L", "RGB"} and image.getexif().get(ORIENTATION, 1) == 1:
-                    self.seen, self.good = self.seen + 1, self.good + 1
+                    self.image_count, self.good = self.image_count + 1, self.good + 1
                     return Decoded(image, image.format or "", image.size, ())
         except (OSError, SyntaxError, ValueError):
             pass  # decoding it says what is wrong
@@ -326,37 +351,37 @@ def need_pycocotools() -> None:
     need("pycocotools")
 
 
-def check_masks(contents: Mapping[Path, Mapping[str, list[Any]]], found: Gathering) -> None:
+def check_masks(contents: Mapping[Path, Mapping[str, list[Any]]], findings: Gathering) -> None:
     """Every object must have a mask."""
     for file, content in contents.items():
-        for place, one in enumerate(content["annotations"]):
-            if not one.get("segmentation") and not one.get("iscrowd"):
-                found.fault(
+        for index, annotation in enumerate(content["annotations"]):
+            if not annotation.get("segmentation") and not annotation.get("iscrowd"):
+                findings.fault(
                     file,
                     "no mask",
                     "it has no segmentation, and this head learns masks; detection.head=retinanet "
                     "or fasterrcnn needs none",
-                    _id(one, place),
+                    _id(annotation, index),
                 )
 
 
 def _decoded(
-    root: Path, contents: Mapping[Path, Mapping[str, list[Any]]], found: Gathering, channels: int
+    root: Path, contents: Mapping[Path, Mapping[str, list[Any]]], findings: Gathering, channels: int
 ) -> set[str]:
     """Decode every image that nothing was said of yet; returns the names of all images."""
-    places = [
+    paths = [
         image_folder(file, content["images"]) / name
         for file, content in contents.items()
-        for one in content["images"]
-        if isinstance(name := one.get("file_name"), str) and name and "\0" not in name
+        for image in content["images"]
+        if isinstance(name := image.get("file_name"), str) and name and "\0" not in name
     ]
-    known = {fault.path for fault in found.bad if fault.annotation is None}
-    asked = [path for path in dict.fromkeys(places) if found.name(path) not in known]
-    found.bad += [
+    faulty_names = {fault.path for fault in findings.bad if fault.annotation is None}
+    unchecked = [path for path in dict.fromkeys(paths) if findings.name(path) not in faulty_names]
+    findings.bad += [
         fault_of(path, error, root)
-        for path, error in unreadable(asked, channels, found.scale).items()
+        for path, error in unreadable(unchecked, channels, findings.scale).items()
     ]
-    return {found.name(path) for path in places}
+    return {findings.name(path) for path in paths}
 
 
 def _without(
@@ -366,13 +391,15 @@ def _without(
     bad = [left_out[file] for file in samples.files if file in left_out]
     if not bad:
         return samples
-    kept = samples.take([place for place, file in enumerate(samples.files) if file not in left_out])
-    if not len(kept):
+    usable = samples.take([
+        index for index, file in enumerate(samples.files) if file not in left_out
+    ])
+    if not len(usable):
         raise DataError(
             f"{root}: none of the {len(samples)} images of {part} can be used; the first: {bad[0]}"
         )
-    kept.left_out = tuple(bad)
-    return kept
+    usable.left_out = tuple(bad)
+    return usable
 
 
 def _faulty(
@@ -407,26 +434,38 @@ class _Mending:
 
     kinds: Mapping[tuple[str, Any], set[str]]
     policy: str
-    found: Gathering
+    findings: Gathering
     counts: Counter[str] = field(default_factory=Counter)
 
     def mended(
-        self, one: Mapping[str, Any], place: int, names: Sequence[Path], size: tuple[int, int]
+        self,
+        annotation: Mapping[str, Any],
+        index: int,
+        names: Sequence[Path],
+        size: tuple[int, int],
     ) -> Mapping[str, Any] | None:
         """The annotation as it is used; None leaves it out."""
-        keys = [(self.found.name(name), _id(one, place)) for name in names]
+        keys = [(self.findings.name(name), _id(annotation, index)) for name in names]
         kinds = set().union(*(self.kinds.get(key, ()) for key in keys))
         if not kinds:
-            return one
-        cut = _cut_to(one["bbox"], size) if self.policy == "clip" and kinds <= OUTSIDE else None
+            return annotation
+        cut = (
+            _cut_to(annotation["bbox"], size)
+            if self.policy == "clip" and kinds <= OUTSIDE
+            else None
+        )
         self.counts["cut to the image" if cut else f"left out ({', '.join(sorted(kinds))})"] += 1
-        return {**one, "bbox": cut} if cut else None
+        return {**annotation, "bbox": cut} if cut else None
 
     def say(self, root: Path) -> None:
         """The counts, once."""
         if self.counts:
-            told = ", ".join(f"{count:,} {what}" for what, count in self.counts.most_common())
-            notice(f"{root}: annotations with faults, detection.faults={self.policy}: {told}")
+            counts_text = ", ".join(
+                f"{count:,} {outcome}" for outcome, count in self.counts.most_common()
+            )
+            notice(
+                f"{root}: annotations with faults, detection.faults={self.policy}: {counts_text}"
+            )
 
 
 def _cut_to(box: Sequence[float], size: tuple[int, int]) -> list[float] | None:
@@ -445,27 +484,29 @@ def _samples(
     masks: bool,
 ) -> BoxSamples:
     folder = image_folder(file, content["images"])
-    images = {one["id"]: one for one in content["images"]}
-    held: dict[int, list[Mapping[str, Any]]] = {key: [] for key in images}
-    for place, one in enumerate(content["annotations"]):
-        image = images.get(one.get("image_id"))
+    images = {image["id"]: image for image in content["images"]}
+    annotations_by_image: dict[int, list[Mapping[str, Any]]] = {key: [] for key in images}
+    for index, annotation in enumerate(content["annotations"]):
+        image = images.get(annotation.get("image_id"))
         names = [file] if image is None else [file, folder / image["file_name"]]
         size = (0, 0) if image is None else (image["width"], image["height"])
-        used = mending.mended(one, place, names, size)
-        if used is not None:
-            held[used["image_id"]].append(used)
+        usable = mending.mended(annotation, index, names, size)
+        if usable is not None:
+            annotations_by_image[usable["image_id"]].append(usable)
     entries = [
-        Entry(
+        AnnotatedImage(
             key,
-            (folder / one["file_name"]).relative_to(root).as_posix(),
-            one["width"],
-            one["height"],
-            tuple(held[key]),
+            (folder / image["file_name"]).relative_to(root).as_posix(),
+            image["width"],
+            image["height"],
+            tuple(annotations_by_image[key]),
         )
-        for key, one in images.items()
+        for key, image in images.items()
     ]
-    categories = {one["id"]: one["name"] for one in content["categories"]}
-    return BoxSamples(root, entries, categories, channels, masks=masks, scale=mending.found.scale)
+    categories = {category["id"]: category["name"] for category in content["categories"]}
+    return BoxSamples(
+        root, entries, categories, channels, masks=masks, scale=mending.findings.scale
+    )
 
 
 def _cut(train: BoxSamples, fraction: float, seed: int) -> tuple[BoxSamples, BoxSamples]:
@@ -482,7 +523,7 @@ def _cut(train: BoxSamples, fraction: float, seed: int) -> tuple[BoxSamples, Box
     return train.take(np.sort(order[count:])), train.take(np.sort(order[:count]))
 
 
-def _id(one: Mapping[str, Any], place: int) -> int | str:
+def _id(annotation: Mapping[str, Any], index: int) -> int | str:
     """How the check calls an annotation."""
-    key = one.get("id")
-    return key if isinstance(key, int) and not isinstance(key, bool) else f"annotations[{place}]"
+    key = annotation.get("id")
+    return key if isinstance(key, int) and not isinstance(key, bool) else f"annotations[{index}]"

@@ -47,14 +47,14 @@ class BoxSizes:
     def of(cls, samples: "BoxSamples") -> "BoxSizes":
         """Of all objects that are no crowds."""
         objects = [
-            (place, *one["bbox"][2:])
-            for place, entry in enumerate(samples.entries)
-            for one in entry.annotations
-            if not one.get("iscrowd")
+            (index, *annotation["bbox"][2:])
+            for index, entry in enumerate(samples.entries)
+            for annotation in entry.annotations
+            if not annotation.get("iscrowd")
         ]
         listed = np.array(objects, dtype=np.float64).reshape(-1, 3)
         images = np.array(
-            [[one.height, one.width] for one in samples.entries], dtype=np.float64
+            [[entry.height, entry.width] for entry in samples.entries], dtype=np.float64
         ).reshape(-1, 2)
         sides = np.sqrt(listed[:, 1] * listed[:, 2])
         return cls(sides, listed[:, 1:], listed[:, 0].astype(int), images.min(1), images.max(1))
@@ -64,8 +64,8 @@ class BoxSizes:
         """By how much a typical image is enlarged (above 1) or reduced."""
         low = float(np.quantile(self.sides, 0.1))
         room = LONGEST / float(np.median(self.long))
-        wanted = SMALL / low if low < SMALL else min(1.0, LARGE / low)
-        return min(wanted, ENLARGED, room)
+        ideal = SMALL / low if low < SMALL else min(1.0, LARGE / low)
+        return min(ideal, ENLARGED, room)
 
     def resize(self) -> int | None:
         """The shorter side in evaluation, or None where images stay as they are."""
@@ -95,8 +95,8 @@ class BoxSizes:
             octave: what the head enlarges each side by at most (RetinaNet: 2^(2/3)).
             stride: pixels of a cell of the first map.
         """
-        seen = self.sides * self.factors(resize, longest)
-        low, high = np.quantile(seen, [0.05, 0.95]) / [1, octave]
+        resized_sides = self.sides * self.factors(resize, longest)
+        low, high = np.quantile(resized_sides, [0.05, 0.95]) / [1, octave]
         middle = np.sqrt(low * high)
         low, high = min(low, middle / np.sqrt(SPREAD)), max(high, middle * np.sqrt(SPREAD))
         low = max(low, LEAST)
@@ -127,16 +127,16 @@ def measured(samples: "BoxSamples", spec: Any, names: Collection[str]) -> dict[s
         spec: a recipe's `detection`.
         names: of the fields.
     """
-    found = BoxSizes.of(samples)
-    if not len(found.sides):
+    sizes = BoxSizes.of(samples)
+    if not len(sizes.sides):
         return {}
     octave = 2 ** (2 / 3) if spec.head == "retinanet" else 1.0
-    resize = found.resize() if "resize" in names else spec.resize
+    resize = sizes.resize() if "resize" in names else spec.resize
     every = {
         "resize": resize,
-        "anchors": found.anchors(resize, spec.longest, octave, STRIDES.get(spec.head, 4)),
-        "canvas": found.canvas(resize, spec.longest),
-        "scale": found.scale(resize, spec.longest),
+        "anchors": sizes.anchors(resize, spec.longest, octave, STRIDES.get(spec.head, 4)),
+        "canvas": sizes.canvas(resize, spec.longest),
+        "scale": sizes.scale(resize, spec.longest),
     }
     return {name: value for name, value in every.items() if name in names}
 
@@ -151,12 +151,12 @@ def covered(
     """The share of objects for which some anchor, centred on the object, has an IoU of 0.5 or more:
     the others can be learnt from by chance alone.
     """
-    found = BoxSizes.of(samples)
-    seen = found.shapes * found.factors(resize, longest)[:, None]
+    sizes = BoxSizes.of(samples)
+    resized_shapes = sizes.shapes * sizes.factors(resize, longest)[:, None]
     sides = np.array([side * octave for side in anchors for octave in octaves])
     shapes = np.array([
         (side / np.sqrt(ratio), side * np.sqrt(ratio)) for side in sides for ratio in RATIOS
     ])
-    common = np.minimum(seen[:, None], shapes[None]).prod(2)
-    union = seen.prod(1)[:, None] + shapes.prod(1)[None] - common
+    common = np.minimum(resized_shapes[:, None], shapes[None]).prod(2)
+    union = resized_shapes.prod(1)[:, None] + shapes.prod(1)[None] - common
     return float(((common / union).max(1) >= 0.5).mean())

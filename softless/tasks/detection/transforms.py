@@ -66,11 +66,14 @@ def eval_pipeline(mean: Sequence[float], std: Sequence[float]) -> BoxPipeline:
     return BoxPipeline([Whole(mean, std)], [], fixed=True)
 
 
-def as_tensors(pair: tuple[Picture, Mapping[str, Any]]) -> Pair:
+def as_tensors(sample: tuple[Picture, Mapping[str, Any]]) -> Pair:
     """Types by which torchvision tells pixels, boxes and masks apart; masks stay run-length codes
     until a window is chosen.
+
+    The image becomes (C, h, w), uint8 or float32 in 0..1; boxes stay (n, 4) as corners in pixels,
+    cut to the image, and labels (n,).
     """
-    image, target = pair
+    image, target = sample
     width, height = size_of(image)
     boxes = tv_tensors.BoundingBoxes(
         torch.from_numpy(target["boxes"]), format="XYXY", canvas_size=(height, width)
@@ -83,11 +86,13 @@ def as_tensors(pair: tuple[Picture, Mapping[str, Any]]) -> Pair:
     return tv_tensors.Image(tensor_of(image)), tensors
 
 
-def decoded(pair: Pair) -> Pair:
-    """Run-length codes, where there are any, as masks (n, h, w)."""
-    image, target = pair
+def decoded(sample: Pair) -> Pair:
+    """Run-length codes, where there are any, as masks (n, h, w) uint8 of the size of the image
+    (C, h, w).
+    """
+    image, target = sample
     if "runs" not in target:
-        return pair
+        return sample
     rest = {name: value for name, value in target.items() if name != "runs"}
     masks = torch.zeros((len(target["runs"]), *image.shape[-2:]), dtype=torch.uint8)
     if target["runs"]:
@@ -96,13 +101,13 @@ def decoded(pair: Pair) -> Pair:
 
 
 class Both:
-    """A transform of torchvision as a step that takes a pair."""
+    """A transform of torchvision as a step that takes a pair: image (C, h, w), and its target."""
 
     def __init__(self, transform: Any) -> None:
         self.transform = transform
 
-    def __call__(self, pair: Pair) -> Pair:
-        moved: Pair = self.transform(*pair)
+    def __call__(self, sample: Pair) -> Pair:
+        moved: Pair = self.transform(*sample)
         return moved
 
     def __repr__(self) -> str:
@@ -113,97 +118,103 @@ class Window:
     """A random window of `canvas` / s pixels, s drawn from `scale`, resized by s: torchvision's
     ScaleJitter and a crop, but masks outside are never decoded.
 
-    Of an image that is smaller than the window all is taken; `Finished` fills it up.
+    The image (C, h, w) becomes (C, H', W') with H' and W' at most those of the canvas. Of an image
+    that is smaller than the window all is taken; `Finished` fills it up.
     """
 
     def __init__(self, canvas: tuple[int, int], scale: tuple[float, float]) -> None:
         self.canvas, self.scale = canvas, scale
 
-    def __call__(self, pair: Pair) -> Pair:
-        image, target = pair
+    def __call__(self, sample: Pair) -> Pair:
+        image, target = sample
         factor = random.uniform(*self.scale)
         sizes = [
-            min(whole, round(side / factor))
-            for whole, side in zip(image.shape[-2:], self.canvas, strict=True)
+            min(full, round(side / factor))
+            for full, side in zip(image.shape[-2:], self.canvas, strict=True)
         ]
         top, left = (
-            random.randint(0, whole - size)
-            for whole, size in zip(image.shape[-2:], sizes, strict=True)
+            random.randint(0, full - size)
+            for full, size in zip(image.shape[-2:], sizes, strict=True)
         )
         low = torch.tensor([left, top])
         boxes = target["boxes"].as_subclass(Tensor)
         inside = ((boxes[:, 2:] > low) & (boxes[:, :2] < low + torch.tensor(sizes[::-1]))).all(1)
-        pair = decoded((image, _chosen(target, inside)))
-        pair = (
-            F.crop(pair[0], top, left, *sizes),
-            {name: _cropped(value, top, left, sizes) for name, value in pair[1].items()},
+        sample = decoded((image, _chosen(target, inside)))
+        sample = (
+            F.crop(sample[0], top, left, *sizes),
+            {name: _cropped(value, top, left, sizes) for name, value in sample[1].items()},
         )
         target_size = [
             min(side, max(1, round(size * factor)))
             for side, size in zip(self.canvas, sizes, strict=True)
         ]
-        return Both(v2.Resize(target_size, antialias=True))(pair)
+        return Both(v2.Resize(target_size, antialias=True))(sample)
 
     def __repr__(self) -> str:
         return f"Window({self.canvas}, scale={self.scale})"
 
 
 class SizedCrop:
-    """A crop whose sides are drawn from a range, as far as the image reaches
-    (DETR's RandomSizeCrop).
+    """A crop whose sides are drawn from `low` to `high` pixels, as far as the image (C, h, w)
+    reaches (DETR's RandomSizeCrop).
     """
 
     def __init__(self, low: int, high: int) -> None:
         self.low, self.high = low, high
 
-    def __call__(self, pair: Pair) -> Pair:
+    def __call__(self, sample: Pair) -> Pair:
         sides = [
             min(side, random.randint(min(self.low, side), min(self.high, side)))
-            for side in pair[0].shape[-2:]
+            for side in sample[0].shape[-2:]
         ]
-        return Both(v2.RandomCrop(sides))(pair)
+        return Both(v2.RandomCrop(sides))(sample)
 
     def __repr__(self) -> str:
         return f"SizedCrop({self.low}, {self.high})"
 
 
 class Sometimes:
-    """Steps that a share of the images gets."""
+    """Steps that a share of the images (C, h, w) gets, each image with its target."""
 
     def __init__(self, share: float, *steps: Step) -> None:
         self.share, self.steps = share, steps
 
-    def __call__(self, pair: Pair) -> Pair:
+    def __call__(self, sample: Pair) -> Pair:
         for step in self.steps if random.random() < self.share else ():
-            pair = step(pair)
-        return pair
+            sample = step(sample)
+        return sample
 
     def __repr__(self) -> str:
         return f"Sometimes({self.share}, {self.steps})"
 
 
-def quarter_turn(pair: Pair) -> Pair:
-    """Turned by 0, 90, 180 or 270 degrees."""
+def quarter_turn(sample: Pair) -> Pair:
+    """The image (C, h, w) and its target turned by 0, 90, 180 or 270 degrees; 90 and 270 give
+    (C, w, h).
+    """
     turns = random.randrange(4)
-    image, target = pair
+    image, target = sample
     for _ in range(turns):  # transposed and mirrored: a turn to the left
         image, target = _turned(image), {name: _turned(value) for name, value in target.items()}
     return image, target
 
 
 class Cleaned:
-    """Objects of which less than a pixel is left go; boxes lie around what is left of the masks."""
+    """Objects of which less than a pixel is left go; boxes lie around what is left of the masks.
+
+    Boxes (n, 4), labels (n,) and masks (n, h, w) become those of the m <= n objects that stay.
+    """
 
     def __init__(self) -> None:
         self.sanitize = v2.SanitizeBoundingBoxes(min_size=1, labels_getter=_labels)
 
-    def __call__(self, pair: Pair) -> Pair:
+    def __call__(self, sample: Pair) -> Pair:
         # resizing may end a hair outside, which counts as no box
         rounded = {
-            **pair[1],
-            "boxes": F.clamp_bounding_boxes(pair[1]["boxes"]),
+            **sample[1],
+            "boxes": F.clamp_bounding_boxes(sample[1]["boxes"]),
         }
-        image, target = self.sanitize(pair[0], rounded)
+        image, target = self.sanitize(sample[0], rounded)
         if "masks" not in target:
             return image, target
         target = _chosen(target, target["masks"].as_subclass(Tensor).bool().flatten(1).any(1))
@@ -224,6 +235,9 @@ class Cleaned:
 class Finished:
     """Pixels scaled to 0..1 and normalised, filled up to the canvas with zeros (the mean colour),
     plain tensors, and a key that the loss draws from.
+
+    The image is (C, H, W) of the canvas, or (C, h, w) without one. Boxes (n, 4) are corners in
+    pixels, labels (n,), masks (n, H, W) like the image, the key a whole number ().
     """
 
     def __init__(
@@ -231,9 +245,11 @@ class Finished:
     ) -> None:
         self.mean, self.std, self.canvas = list(mean), list(std), canvas
 
-    def __call__(self, pair: Pair) -> tuple[Tensor, dict[str, Tensor]]:
-        image = F.normalize(scaled(pair[0].as_subclass(Tensor)), self.mean, self.std, inplace=True)
-        target = {name: value.as_subclass(Tensor) for name, value in pair[1].items()}
+    def __call__(self, sample: Pair) -> tuple[Tensor, dict[str, Tensor]]:
+        image = F.normalize(
+            scaled(sample[0].as_subclass(Tensor)), self.mean, self.std, inplace=True
+        )
+        target = {name: value.as_subclass(Tensor) for name, value in sample[1].items()}
         if self.canvas is not None:
             height, width = self.canvas
             fill = (0, width - image.shape[-1], 0, height - image.shape[-2])
@@ -247,13 +263,13 @@ class Finished:
 
 
 class Whole:
-    """The image normalised, of its own size, and no target."""
+    """The image as (C, h, w) float32, normalised, of its own size, and no target."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         self.normalised = Normalised(mean, std)
 
-    def __call__(self, pair: tuple[Picture, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.normalised(pair[0]), {}
+    def __call__(self, sample: tuple[Picture, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.normalised(sample[0]), {}
 
     def __repr__(self) -> str:
         return "Whole()"
@@ -269,24 +285,24 @@ def _shortest_side(spec: DetectionSpec) -> list[Step]:
     ]
 
 
-def _labels(pair: Pair) -> Tensor:
+def _labels(sample: Pair) -> Tensor:
     """Named, so that a data set can be pickled for a worker that is spawned."""
-    labels: Tensor = pair[1]["labels"]
+    labels: Tensor = sample[1]["labels"]
     return labels
 
 
-def _chosen(target: Mapping[str, Any], kept: Tensor) -> dict[str, Any]:
+def _chosen(target: Mapping[str, Any], selected: Tensor) -> dict[str, Any]:
     """The objects that are kept, of each kind of entry."""
-    return {name: _of(value, kept) for name, value in target.items()}
+    return {name: _of(value, selected) for name, value in target.items()}
 
 
-def _of(value: Any, kept: Tensor) -> Any:
+def _of(value: Any, selected: Tensor) -> Any:
     if isinstance(value, list):
-        return [one for one, keep in zip(value, kept.tolist(), strict=True) if keep]
+        return [entry for entry, keep in zip(value, selected.tolist(), strict=True) if keep]
     return (
-        tv_tensors.wrap(value[kept], like=value)
+        tv_tensors.wrap(value[selected], like=value)
         if isinstance(value, tv_tensors.TVTensor)
-        else value[kept]
+        else value[selected]
     )
 
 

@@ -45,19 +45,19 @@ def open_unlabelled(spec: DataSpec, seed: int) -> Splits:
     places = without_classes(root)
     if not places:
         return open_splits(spec, seed)
-    found = {
-        part: _below(root, place, spec.in_chans, Range.of(spec.range))
-        for part, place in places.items()
+    samples_by_part = {
+        part: _below(root, folder, spec.in_chans, Range.of(spec.range))
+        for part, folder in places.items()
     }
     if (renamed := read_as(places)) and places["train"]:
         notice(f"{root}: {renamed}")
-    parts = sift(root, found, spec.faults)
+    parts = sift(root, samples_by_part, spec.faults)
     train = parts["train"]
     if "val" in parts:
         val = parts["val"]
     elif len(train) > 1:
-        kept, cut = stratified_cut(train.targets, spec.val_fraction, seed)
-        train, val = train.take(kept), train.take(cut)
+        remaining, cut = stratified_cut(train.targets, spec.val_fraction, seed)
+        train, val = train.take(remaining), train.take(cut)
     else:
         raise DataError(f"{root} holds one image: self-supervision compares several")
     if spec.limit is not None:
@@ -70,8 +70,8 @@ def open_unlabelled(spec: DataSpec, seed: int) -> Splits:
         )
     mean, std = scaling(spec, train)
     test = parts.get("test")
-    told = fingerprint(spec.source, (), {"train": train, "val": val, "test": test})
-    return Splits(train, val, test, (), spec.in_chans, mean, std, told, left_out_of(parts))
+    identity = fingerprint(spec.source, (), {"train": train, "val": val, "test": test})
+    return Splits(train, val, test, (), spec.in_chans, mean, std, identity, left_out_of(parts))
 
 
 def _without_several(splits: Splits) -> Splits:
@@ -84,13 +84,13 @@ def _without_several(splits: Splits) -> Splits:
         "the images have several labels each, which are not used: nearest neighbours vote for "
         "single ones"
     )
-    found = {}
+    parts = {}
     for part in ("train", "val", "test"):
         samples = copy(getattr(splits, part))
         if samples is not None:
             samples.targets = np.zeros(len(samples), dtype=np.int64)
-        found[part] = samples
-    return replace(splits, classes=(), **found)
+        parts[part] = samples
+    return replace(splits, classes=(), **parts)
 
 
 def without_classes(root: Path) -> dict[str, str]:
@@ -110,7 +110,7 @@ def _holds_images(folder: Path) -> bool:
     )
 
 
-def _below(root: Path, place: str, channels: int, scale: Range | None) -> FileSamples:
-    found = images_at(root / place, channels)
-    files = [(Path(place) / file).as_posix() for file in found.files]
-    return FileSamples(root, files, found.targets, channels, scale)
+def _below(root: Path, folder: str, channels: int, scale: Range | None) -> FileSamples:
+    images = images_at(root / folder, channels)
+    files = [(Path(folder) / file).as_posix() for file in images.files]
+    return FileSamples(root, files, images.targets, channels, scale)

@@ -50,7 +50,7 @@ def multi_crop(
     from lightly.transforms.multi_view_transform import MultiViewTransform
 
     def view(size: int, scale: tuple[float, float], blur: float, solarize: float = 0.0) -> Any:
-        made = DINOViewTransform(
+        view_transform = DINOViewTransform(
             crop_size=size,
             crop_scale=scale,
             hf_prob=spec.hflip,
@@ -63,8 +63,10 @@ def multi_crop(
             normalize={"mean": list(mean), "std": list(std)},
         )
         if deep:
-            made.transform.transforms = [_of_tensors(step) for step in made.transform.transforms]
-        return made
+            view_transform.transform.transforms = [
+                _of_tensors(step) for step in view_transform.transform.transforms
+            ]
+        return view_transform
 
     first = view(image_size, spec.global_scale, spec.blur[0])
     second = view(image_size, spec.global_scale, spec.blur[1], spec.solarize)
@@ -86,7 +88,7 @@ def one_crop(
     deep: bool = False,
 ) -> Pipeline:
     """Random resized crop (0.08 to 1 of the area) and flip, normalised: the views that DINO trains
-    its linear classifier on.
+    its linear classifier on. A picture becomes (C, S, S), or (C, H, W) of height and width.
     """
     crop = tv.RandomResizedCrop(
         image_size, interpolation=str_to_interp_mode(interpolation), antialias=True

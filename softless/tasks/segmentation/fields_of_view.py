@@ -49,7 +49,7 @@ def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
 
 def _by_key(folder: Path) -> dict[str, Path]:
     by_key: dict[str, Path] = {}
-    files: Sequence[str] = listing(folder, wanted=is_label).files
+    files: Sequence[str] = listing(folder, accepts=is_label).files
     for file in files:
         key = Path(file).with_suffix("").as_posix()
         if key in by_key:

@@ -105,7 +105,7 @@ class Layout:
     @property
     def lookup(self) -> np.ndarray:
         """(256,) uint8: class index of each value, or IGNORE."""
-        index = {name: place for place, name in enumerate(self.classes)}
+        index = {name: class_index for class_index, name in enumerate(self.classes)}
         table = np.full(256, IGNORE, dtype=np.uint8)
         for value in set(self.names) - self.ignored:
             table[value] = index[self.names[value]]
@@ -128,7 +128,7 @@ def label_folders(root: Path) -> list[str]:
 
 def layout_of(
     root: Path,
-    found: Gathering,
+    findings: Gathering,
     labels: str | None = None,
     ignore: Sequence[str | int] = (),
     values: Mapping[Any, str] | None = None,
@@ -137,7 +137,7 @@ def layout_of(
 
     Args:
         root: the folder.
-        found: takes faults, and what is read in a way of its own.
+        findings: takes faults, and what is read in a way of its own.
         labels: which folder of label images; the only one there is by default.
         ignore: classes or values that count nowhere.
         values: what stored values are called, whatever classes.json says; None lets that say it.
@@ -157,30 +157,32 @@ def layout_of(
             + (f"; it holds {export}" if export else "")
         )
     if "train" not in pattern.parts:
-        found.fault(
+        findings.fault(
             root / pattern.folder(pattern.pictures, next(iter(pattern.parts))),
             "layout",
             f"it has {' and '.join(pattern.parts)} but no train",
         )
-    folder = labels or _first_of(pattern, found)
+    folder = labels or _first_of(pattern, findings)
     ade = values is None and _is_ade20k(root, folder)
-    classes = _classes(pattern, folder, found, values, ade=ade)
+    classes = _classes(pattern, folder, findings, values, ade=ade)
     names = classes.names
-    taken = {value for one in ignore for value in values_of(one, names)} | ({0} if ade else set())
+    ignored = {value for entry in ignore for value in values_of(entry, names)} | (
+        {0} if ade else set()
+    )
     # who names values by hand names all: 255 too is a fault where it is not named
     if values is not None:
-        taken |= {value for value, name in names.items() if name == VOID}
+        ignored |= {value for value, name in names.items() if name == VOID}
     void = {IGNORE} - set(names) if values is None else set()
     layout = Layout(
         pattern,
         folder,
         names,
-        frozenset(taken | void),
-        classes.said,
-        void=bool(void - taken) and not ade,
+        frozenset(ignored | void),
+        classes.remark,
+        void=bool(void - ignored) and not ade,
         colours=classes.colours,
     )
-    if not found.bad and len(layout.values) < 2:
+    if not findings.bad and len(layout.values) < 2:
         raise UsageError(
             f"{len(layout.values)} of the classes {', '.join(dict.fromkeys(names.values()))} are "
             "left to learn, and it takes two: ignore fewer"
@@ -197,14 +199,19 @@ def _is_ade20k(root: Path, labels: str) -> bool:
 
 
 def _classes(
-    pattern: _Pattern, labels: str, found: Gathering, values: Mapping[Any, str] | None, *, ade: bool
+    pattern: _Pattern,
+    labels: str,
+    findings: Gathering,
+    values: Mapping[Any, str] | None,
+    *,
+    ade: bool,
 ) -> Classes:
     """What the values are called: by the recipe, by ADE20K, or by what lies in the folder."""
     if values is not None:
         return checked_values(values)
     if ade:
         return Classes(ade20k_names(pattern.root))
-    return stored_names(pattern.root / CLASSES, partial(_occurring, pattern, labels), found)
+    return stored_names(pattern.root / CLASSES, partial(_occurring, pattern, labels), findings)
 
 
 def _pattern(root: Path) -> _Pattern | None:
@@ -250,7 +257,7 @@ def _label_folders(pattern: _Pattern) -> list[str]:
     return [
         name
         for name in names
-        if any(_holds_images(pattern.root / pattern.folder(name, one)) for one in pattern.parts)
+        if any(_holds_images(pattern.root / pattern.folder(name, split)) for split in pattern.parts)
     ]
 
 
@@ -260,41 +267,43 @@ def _is_target(name: str) -> bool:
 
 
 def _holds_images(folder: Path) -> bool:
-    return folder.is_dir() and bool(listing(folder, wanted=is_label).files)
+    return folder.is_dir() and bool(listing(folder, accepts=is_label).files)
 
 
-def _first_of(pattern: _Pattern, found: Gathering) -> str:
+def _first_of(pattern: _Pattern, findings: Gathering) -> str:
     """The folder of label images where none is named: `labels`, or the first there is; that others
     are not read is said.
     """
     names = _label_folders(pattern) or ["labels"]
     chosen = "labels" if "labels" in names else names[0]
-    if others := [name for name in names if name != chosen]:
-        found.warn(
+    if rest := [name for name in names if name != chosen]:
+        findings.warn(
             pattern.root,
             "labels",
-            f"{chosen} is read, and {few(others)} is not: segmentation.labels chooses",
+            f"{chosen} is read, and {few(rest)} is not: segmentation.labels chooses",
         )
     return chosen
 
 
-def _occurring(pattern: _Pattern, labels: str, most: int, known: Collection[int] = ()) -> set[int]:
-    """The values that label images hold; reading ends once there are more than `most`, or all that
-    are known, however many masks are empty.
+def _occurring(
+    pattern: _Pattern, labels: str, limit: int, expected: Collection[int] = ()
+) -> set[int]:
+    """The values that label images hold; reading ends once there are more than `limit`, or all that
+    are expected, however many masks are empty.
     """
-    held: set[int] = set()
+    values: set[int] = set()
     for part in pattern.parts:
         for file in _label_files(pattern, labels, part):
-            held |= _held(file)
-            if len(held) > most or (known and held.issuperset(known)):
-                return held
-    return held
+            values |= _held(file)
+            if len(values) > limit or (expected and values.issuperset(expected)):
+                return values
+    return values
 
 
 def _label_files(pattern: _Pattern, labels: str, part: str) -> list[Path]:
     folder = pattern.root / pattern.folder(labels, part)
     return (
-        [folder / file for file in listing(folder, wanted=is_label).files]
+        [folder / file for file in listing(folder, accepts=is_label).files]
         if folder.is_dir()
         else []
     )

@@ -21,7 +21,7 @@ VOID = "void"  # in the recipe's values: pixels of such a value count nowhere
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 _EXAMPLE = f"{FIELD}={{0: background, 127: cell}}"
 
-Occurring = Callable[..., set[int]]  # (most, known) -> values that the label images hold
+Occurring = Callable[..., set[int]]  # (limit, expected) -> values that the label images hold
 
 
 class Classes(NamedTuple):
@@ -30,7 +30,7 @@ class Classes(NamedTuple):
     """
 
     names: Mapping[int, str]
-    said: str = ""
+    remark: str = ""
     colours: Mapping[int, int] | None = None
 
 
@@ -45,12 +45,12 @@ def checked_values(values: Mapping[Any, Any]) -> Classes:
         UsageError: an entry that is none, values beside colours, or fewer than two classes.
     """
     wrong: list[str] = []
-    found = _meanings(values, wrong.append)
-    for name, twin in twins_of(dict.fromkeys(found.names.values())).items():
+    named = _meanings(values, wrong.append)
+    for name, twin in twins_of(dict.fromkeys(named.names.values())).items():
         wrong.append(f"the classes '{twin}' and '{name}' {ALIKE}")
     if wrong:
         raise UsageError(f"{FIELD}: {wrong[0]}; for example {_EXAMPLE}")
-    classes = dict.fromkeys(name for name in found.names.values() if name != VOID)
+    classes = dict.fromkeys(name for name in named.names.values() if name != VOID)
     if len(classes) < 2:
         raise UsageError(
             f"{FIELD} names {len(classes)} class{'' if len(classes) == 1 else 'es'} beside "
@@ -58,59 +58,63 @@ def checked_values(values: Mapping[Any, Any]) -> Classes:
             f"for example {_EXAMPLE}"
         )
     shared = {
-        name: [value for value, one in found.names.items() if one == name] for name in classes
+        name: [value for value, class_name in named.names.items() if class_name == name]
+        for name in classes
     }
-    told = [
-        f"{', '.join(_shown(found, value) for value in held)} as {name}"
-        for name, held in shared.items()
+    texts = [
+        f"{', '.join(_shown(named, value) for value in members)} as {name}"
+        for name, members in shared.items()
     ]
-    void = [_shown(found, value) for value, name in found.names.items() if name == VOID]
-    told += [f"{', '.join(void)} counting nowhere"] if void else []
-    return found._replace(said=f"{FIELD}: the label images hold {'; '.join(told)}")
+    void = [_shown(named, value) for value, name in named.names.items() if name == VOID]
+    texts += [f"{', '.join(void)} counting nowhere"] if void else []
+    return named._replace(remark=f"{FIELD}: the label images hold {'; '.join(texts)}")
 
 
 def _shown(classes: Classes, value: int) -> str:
-    by_value = {one: colour for colour, one in (classes.colours or {}).items()}
+    by_value = {stored_value: colour for colour, stored_value in (classes.colours or {}).items()}
     return f"#{by_value[value]:06x}" if value in by_value else str(value)
 
 
-def stored_names(file: Path, occurring: Occurring, found: Gathering) -> Classes:
+def stored_names(file: Path, occurring: Occurring, findings: Gathering) -> Classes:
     """What classes.json says; masks of two values need none, and one that names two others names
     them.
 
     Args:
         file: classes.json, which may not be there.
         occurring: reads the values that the label images hold.
-        found: takes faults.
+        findings: takes faults.
     """
     if not file.exists():
-        held = occurring(most=2)
-        if len(held) == 2:
-            low, high = sorted(held)
-            said = f"no {CLASSES}: masks of two values, {low} as {TWO[0]} and {high} as {TWO[1]}"
-            return Classes({low: TWO[0], high: TWO[1]}, said)
-        shown = f"; the first label images hold {', '.join(map(str, sorted(held)))}" if held else ""
-        found.fault(
+        values = occurring(limit=2)
+        if len(values) == 2:
+            low, high = sorted(values)
+            remark = f"no {CLASSES}: masks of two values, {low} as {TWO[0]} and {high} as {TWO[1]}"
+            return Classes({low: TWO[0], high: TWO[1]}, remark)
+        examples = (
+            f"; the first label images hold {', '.join(map(str, sorted(values)))}" if values else ""
+        )
+        findings.fault(
             file,
             "classes",
             f'no such file; it says what the values mean: {{"0": "background", "1": "vessel"}}, '
-            f"and so does {FIELD}{shown}",
+            f"and so does {FIELD}{examples}",
         )
         return Classes({})
-    stored = _stored(file, found)
+    stored = _stored(file, findings)
     names = stored.names
     if len(names) == 2 and stored.colours is None:
-        held = occurring(most=2, known=set(names))
-        if len(held) == 2 and held != set(names):
-            pairs = dict(zip(sorted(held), (names[key] for key in sorted(names)), strict=True))
-            told = " and ".join(f"{value} as {name}" for value, name in pairs.items())
+        values = occurring(limit=2, expected=set(names))
+        if len(values) == 2 and values != set(names):
+            pairs = dict(zip(sorted(values), (names[key] for key in sorted(names)), strict=True))
+            renaming = " and ".join(f"{value} as {name}" for value, name in pairs.items())
             return Classes(
-                pairs, f"the label images hold two values, and {CLASSES} names two others: {told}"
+                pairs,
+                f"the label images hold two values, and {CLASSES} names two others: {renaming}",
             )
     return stored
 
 
-def _stored(file: Path, found: Gathering) -> Classes:
+def _stored(file: Path, findings: Gathering) -> Classes:
     """classes.json: an object from value to name, a list of names, or an object from colour to
     name, {"#000000": "ground", "#ff0000": "water"}.
     """
@@ -118,19 +122,19 @@ def _stored(file: Path, found: Gathering) -> Classes:
         # some tools begin with a byte-order mark
         content = json.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
-        found.fault(file, "classes", f"it is no complete JSON: {error}")
+        findings.fault(file, "classes", f"it is no complete JSON: {error}")
         return Classes({})
     content = dict(enumerate(content)) if isinstance(content, list) else content
     if not isinstance(content, dict) or not content:
-        found.fault(
+        findings.fault(
             file, "classes", f"it holds {content!r:.40}; it is an object from value to name"
         )
         return Classes({})
-    read = _meanings(content, lambda reason: found.fault(file, "classes", reason))
+    read = _meanings(content, lambda reason: findings.fault(file, "classes", reason))
     names: dict[int, str] = {}
     for value, name in read.names.items():
         if name in names.values():
-            found.fault(
+            findings.fault(
                 file,
                 "classes",
                 f"the name '{name}' is given twice; {FIELD} of the recipe may give several values "
@@ -139,7 +143,7 @@ def _stored(file: Path, found: Gathering) -> Classes:
         else:
             names[value] = name
     for name, twin in twins_of(names.values()).items():
-        found.fault(file, "classes", f"the classes '{twin}' and '{name}' {ALIKE}")
+        findings.fault(file, "classes", f"the classes '{twin}' and '{name}' {ALIKE}")
     return read._replace(names=names)
 
 
@@ -150,7 +154,7 @@ def _meanings(content: Mapping[Any, Any], wrong: Callable[[str], None]) -> Class
     """
     colours = None
     if content and all(_COLOUR.fullmatch(str(key)) for key in content):
-        colours = {int(str(key).removeprefix("#"), 16): place for place, key in enumerate(content)}
+        colours = {int(str(key).removeprefix("#"), 16): index for index, key in enumerate(content)}
         content = dict(enumerate(content.values()))
     names: dict[int, str] = {}
     for key, name in content.items():
@@ -188,17 +192,17 @@ def ade20k_names(root: Path) -> dict[int, str]:
     return {0: "other", **names}
 
 
-def values_of(one: str | int, names: Mapping[int, str]) -> set[int]:
+def values_of(ignored: str | int, names: Mapping[int, str]) -> set[int]:
     """The values that a class to ignore has, by its name or as one of them.
 
     Raises:
         UsageError: no class of that name, or no value of a label image.
     """
-    if isinstance(one, str):
-        found = {value for value, name in names.items() if name == one}
-        if not found:
-            raise unknown("class to ignore", one, dict.fromkeys(names.values()))
-        return found
-    if not 0 <= one <= 255:
-        raise UsageError(f"segmentation.ignore={one}: values of label images lie in 0..255")
-    return {one}
+    if isinstance(ignored, str):
+        values = {value for value, name in names.items() if name == ignored}
+        if not values:
+            raise unknown("class to ignore", ignored, dict.fromkeys(names.values()))
+        return values
+    if not 0 <= ignored <= 255:
+        raise UsageError(f"segmentation.ignore={ignored}: values of label images lie in 0..255")
+    return {ignored}

@@ -98,19 +98,21 @@ class LabelImages(FileSamples):
 
     def update(self, digest: Any) -> None:
         super().update(digest)
-        for one in self.digests:
-            digest.update(one)
+        for pixel_digest in self.digests:
+            digest.update(pixel_digest)
 
     def renumbered(self, places: Sequence[int]) -> "LabelImages":
-        other = self.take(range(len(self)))
+        """The same samples with class index i called places[i]; IGNORE stays."""
+        copied = self.take(range(len(self)))
         named = self.lookup != IGNORE
-        other.lookup = np.where(
+        copied.lookup = np.where(
             named, np.asarray(places, np.uint8)[np.where(named, self.lookup, 0)], np.uint8(IGNORE)
         )
-        other.counts = self.counts[:, np.argsort(places)]
-        return other
+        copied.counts = self.counts[:, np.argsort(places)]
+        return copied
 
     def take(self, indices: Sequence[int] | np.ndarray) -> "LabelImages":
+        """The samples at these positions, `indices` (m,), in this order."""
         chosen = [int(index) for index in indices]
         return LabelImages(
             self.root,
@@ -163,22 +165,22 @@ def open_label_images(
             f"check {spec.path}` names, and leave it at stop"
         )
     root = existing_folder(spec.path)
-    found = Gathering(root, scale=Range.of(spec.range))
-    layout = layout_of(root, found, labels, ignore, values)
-    parts = read_parts(layout, found, spec.in_chans, fov)
-    found.say(root, TOLD)
+    findings = Gathering(root, scale=Range.of(spec.range))
+    layout = layout_of(root, findings, labels, ignore, values)
+    parts = read_parts(layout, findings, spec.in_chans, fov)
+    findings.say(root, TOLD)
     if fov is not None and IGNORE in layout.values:
         raise UsageError(
             f"segmentation.fov={fov}: pixels outside are written as {IGNORE}, which is a class of "
             f"{root}; leave one out"
         )
-    if found.bad:
-        raise refusal(root, found.bad, "mend them")
+    if findings.bad:
+        raise refusal(root, findings.bad, "mend them")
     train, val, test = (parts.get(part) for part in ("train", "val", "test"))
     assert train is not None
     if val is None:
-        kept, cut = stratified_cut(train.targets, spec.val_fraction, seed)
-        train, val = train.take(kept), train.take(cut)
+        remaining, cut = stratified_cut(train.targets, spec.val_fraction, seed)
+        train, val = train.take(remaining), train.take(cut)
     if spec.limit is not None:
         if spec.limit < 1:
             raise UsageError(
@@ -188,76 +190,82 @@ def open_label_images(
             np.sort(np.random.default_rng(seed).permutation(len(train))[: spec.limit])
         )
     mean, std = scaling(spec, train)
-    told = fingerprint(spec.source, layout.classes, {"train": train, "val": val, "test": test})
-    return Splits(train, val, test, layout.classes, spec.in_chans, mean, std, told), layout
+    identity = fingerprint(spec.source, layout.classes, {"train": train, "val": val, "test": test})
+    return Splits(train, val, test, layout.classes, spec.in_chans, mean, std, identity), layout
 
 
 def read_parts(
-    layout: Layout, found: Gathering, channels: int = 3, fov: str | None = None
+    layout: Layout, findings: Gathering, channels: int = 3, fov: str | None = None
 ) -> dict[str, LabelImages]:
     """Read every image and label image; what is wrong with one is a fault, and the image is left
     out.
+
+    Label images are (h, w) of their image's size, one value a pixel; `counts` of a part are (n, K).
     """
     if layout.read_as:
-        found.warn(layout.root, "values", layout.read_as)
+        findings.warn(layout.root, "values", layout.read_as)
     if renamed := read_as({
         part: layout.folder(part)
         for part, name in layout.pattern.parts.items()
         if name not in {part, ""}
     }):
-        found.warn(layout.root, "splits", renamed)
-    return {part: read_part(layout, part, found, channels, fov) for part in layout.parts}
+        findings.warn(layout.root, "splits", renamed)
+    return {part: read_part(layout, part, findings, channels, fov) for part in layout.parts}
 
 
 def read_part(
-    layout: Layout, part: str, found: Gathering, channels: int = 3, fov: str | None = None
+    layout: Layout, part: str, findings: Gathering, channels: int = 3, fov: str | None = None
 ) -> LabelImages:
     """`read_parts` of one part."""
     base, beside = layout.folder(part), layout.folder(part, layout.labels)
-    images = _by_key(layout.root / base, found)
-    labels = _by_key(layout.root / beside, found, is_label)
-    _pair_by_ending(layout.root / beside, images, labels, found)
-    fovs = {} if fov is None else _by_key(layout.root / layout.folder(part, fov), found, is_label)
+    images = _by_key(layout.root / base, findings)
+    labels = _by_key(layout.root / beside, findings, is_label)
+    _pair_by_ending(layout.root / beside, images, labels, findings)
+    fovs = (
+        {} if fov is None else _by_key(layout.root / layout.folder(part, fov), findings, is_label)
+    )
     for key in sorted(set(labels) - set(images)):
-        found.fault(
+        findings.fault(
             layout.root / labels[key], "missing image", f"there is no image of this name in {base}"
         )
-    taken: list[tuple[str, str, str, np.ndarray, bytes]] = []
+    records: list[tuple[str, str, str, np.ndarray, bytes]] = []
     void: list[int] = []
     for key, file in track(images.items(), len(images), f"reading {part}"):
-        read = _read(layout, part, file, labels.get(key), fovs.get(key, "") if fov else None, found)
+        read = _read(
+            layout, part, file, labels.get(key), fovs.get(key, "") if fov else None, findings
+        )
         if read is not None:
-            taken.append((file, labels[key], fovs.get(key, ""), *read[:2]))
+            records.append((file, labels[key], fovs.get(key, ""), *read[:2]))
             void.append(read[2])
     if not images:
-        found.fault(layout.root / base, "layout", "it holds no images")
+        findings.fault(layout.root / base, "layout", "it holds no images")
     if any(void) and layout.void:
-        where = f"{sum(void):,} pixels of {counted(sum(map(bool, void)), 'label image')}"
-        found.warn(
+        extent = f"{sum(void):,} pixels of {counted(sum(map(bool, void)), 'label image')}"
+        findings.warn(
             beside,
             "void",
-            f"the value {IGNORE} has no name in classes.json and counts nowhere: {where}",
+            f"the value {IGNORE} has no name in classes.json and counts nowhere: {extent}",
         )
-    counts = np.array([one[3] for one in taken]).reshape(len(taken), len(layout.values))
+    counts = np.array([record[3] for record in records]).reshape(len(records), len(layout.values))
     title = part if len(label_folders(layout.root)) < 2 else f"{part}, {layout.labels}"
-    found.counts[title] = dict(zip(layout.classes, counts.sum(0).tolist(), strict=True))
+    findings.counts[title] = dict(zip(layout.classes, counts.sum(0).tolist(), strict=True))
     return LabelImages(
         layout.root,
         base,
-        [one[0] for one in taken],
-        [one[1] for one in taken],
+        [record[0] for record in records],
+        [record[1] for record in records],
         layout.lookup,
         counts,
-        [one[4] for one in taken],
+        [record[4] for record in records],
         channels,
-        None if fov is None else [one[2] for one in taken],
+        None if fov is None else [record[2] for record in records],
         layout.colours,
-        found.scale,
+        findings.scale,
     )
 
 
 def _pair_by_ending(
-    folder: Path, images: Mapping[str, str], labels: dict[str, str], found: Gathering
+    folder: Path, images: Mapping[str, str], labels: dict[str, str], findings: Gathering
 ) -> None:
     """`a_mask.png` belongs to `a.jpg` where no label image has its very name."""
     short = {key: _ENDS.sub("", key) for key in labels if key not in images}
@@ -272,7 +280,7 @@ def _pair_by_ending(
         labels[name] = labels.pop(key)
     if fits:
         first = next(iter(fits))
-        found.warn(
+        findings.warn(
             folder,
             "names",
             f"{counted(len(fits), 'label image')} belong to images by their names without the "
@@ -281,59 +289,59 @@ def _pair_by_ending(
 
 
 def _by_key(
-    folder: Path, found: Gathering, wanted: Callable[[Path], bool] = is_image
+    folder: Path, findings: Gathering, accepts: Callable[[Path], bool] = is_image
 ) -> dict[str, str]:
     """Images below a folder, relative to the data's root, by their path in it without its
     ending.
     """
     by_key: dict[str, str] = {}
     if not folder.is_dir():
-        found.fault(folder, "layout", "there is no such folder")
+        findings.fault(folder, "layout", "there is no such folder")
         return by_key
-    inside: Listing = listing(folder, wanted=wanted)
-    found.passed_over += inside.other
-    found.hidden += inside.hidden
+    inside: Listing = listing(folder, accepts=accepts)
+    findings.passed_over += inside.passed_over
+    findings.hidden += inside.hidden
     for file in inside.files:
         key = Path(file).with_suffix("").as_posix()
         if key in by_key:
-            found.fault(
+            findings.fault(
                 folder / file,
                 "layout",
                 f"{Path(by_key[key]).name} has the same name but for its ending: one of them only",
             )
             continue
-        by_key[key] = (folder / file).relative_to(found.root).as_posix()
+        by_key[key] = (folder / file).relative_to(findings.root).as_posix()
     return by_key
 
 
 def _read(
-    layout: Layout, part: str, file: str, label: str | None, fov: str | None, found: Gathering
+    layout: Layout, part: str, file: str, label: str | None, fov: str | None, findings: Gathering
 ) -> tuple[np.ndarray, bytes, int] | None:
     """Pixels of each class (K,), a digest of them all, and how many are void; None where the image
     cannot be used.
     """
-    decoded = found.image(layout.root / file, part, "")
+    decoded = findings.image(layout.root / file, part, "")
     if label is None:
         name = Path(file).relative_to(layout.folder(part)).with_suffix(".png").as_posix()
-        found.fault(
+        findings.fault(
             layout.root / file,
             "missing label",
             f"it has no label image {layout.folder(part, layout.labels)}/{name}",
         )
         return None
     if fov == "":
-        found.fault(layout.root / file, "missing field of view", "it has none")
+        findings.fault(layout.root / file, "missing field of view", "it has none")
         return None
     if decoded is not None and decoded.silently_turned:
-        found.warn(layout.root / file, TURNED, said_of_turned("its label image was"))
-    values = _checked(layout.root / label, decoded, found, layout.colours)
-    seen = None if fov is None else _checked(layout.root / fov, decoded, found)
-    if values is None or decoded is None or (fov is not None and seen is None):
+        findings.warn(layout.root / file, TURNED, said_of_turned("its label image was"))
+    values = _checked(layout.root / label, decoded, findings, layout.colours)
+    field_of_view = None if fov is None else _checked(layout.root / fov, decoded, findings)
+    if values is None or decoded is None or (fov is not None and field_of_view is None):
         return None
     if strange := _unnamed(values, layout):
-        found.fault(layout.root / label, "label values", strange)
+        findings.fault(layout.root / label, "label values", strange)
         return None
-    classes = _classes_of(values, layout.lookup, seen)
+    classes = _classes_of(values, layout.lookup, field_of_view)
     counts = np.bincount(classes.reshape(-1), minlength=256)[: len(layout.values)]
     return (
         counts,
@@ -354,25 +362,30 @@ def _unnamed(values: np.ndarray, layout: Layout) -> str:
     ]
     if not strange:
         return ""
-    shown = ", ".join(f"{value} ({counts[value]} pixels)" for value in strange[:20])
+    examples = ", ".join(f"{value} ({counts[value]} pixels)" for value in strange[:20])
     allowed = ", ".join(f"{value} {name}" for value, name in layout.names.items())
-    return f"it holds the values {shown}{', …' if len(strange) > 20 else ''}; allowed are {allowed}"
+    return (
+        f"it holds the values {examples}{', …' if len(strange) > 20 else ''}; allowed are {allowed}"
+    )
 
 
 def _checked(
-    path: Path, decoded: Decoded | None, found: Gathering, colours: Mapping[int, int] | None = None
+    path: Path,
+    decoded: Decoded | None,
+    findings: Gathering,
+    colours: Mapping[int, int] | None = None,
 ) -> np.ndarray | None:
     """The values of a label image that has its image's size."""
     try:
         values = read_whole_values(path, colours)
     except BadImage as error:
-        found.fault(path, error.kind, error.reason)
+        findings.fault(path, error.kind, error.reason)
         return None
     height, width = values.shape
     size = (width, height) if decoded is None else size_of(decoded.image)
     if decoded is not None and (width, height) != size:
         stored = "; it has the size that the image has before its EXIF orientation"
-        found.fault(
+        findings.fault(
             path,
             "label size",
             f"it is {width} x {height}, and its image is {size[0]} x {size[1]}: they must be the "

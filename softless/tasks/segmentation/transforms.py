@@ -60,45 +60,52 @@ def eval_pipeline(mean: Sequence[float], std: Sequence[float]) -> LabelPipeline:
     return LabelPipeline([Whole(mean, std)], [], fixed=True)
 
 
-def as_tensors(pair: tuple[Picture, np.ndarray]) -> Pair:
+def as_tensors(sample: tuple[Picture, np.ndarray]) -> Pair:
     """(C, h, w), uint8 or float32, and (h, w) uint8, with the types by which torchvision tells them
     apart.
     """
-    image, label = pair
+    image, label = sample
     return tensor_of(image).as_subclass(tv_tensors.Image), tv_tensors.Mask(torch.from_numpy(label))
 
 
 class Both:
-    """A transform of torchvision as a step that takes a pair."""
+    """A transform of torchvision as a step on a pair: image (C, h, w) and label image (h, w)."""
 
     def __init__(self, transform: v2.Transform) -> None:
         self.transform = transform
 
-    def __call__(self, pair: Pair) -> Pair:
-        moved: Pair = self.transform(*pair)
+    def __call__(self, sample: Pair) -> Pair:
+        moved: Pair = self.transform(*sample)
         return moved
 
     def __repr__(self) -> str:
         return repr(self.transform)
 
 
-def quarter_turn(pair: Pair) -> Pair:
-    """Turned by 0, 90, 180 or 270 degrees."""
+def quarter_turn(sample: Pair) -> Pair:
+    """Image (C, h, w) and label image (h, w) turned by 0, 90, 180 or 270 degrees; 90 and 270
+    exchange h and w.
+    """
     turns = random.randrange(4)
-    image, label = (torch.rot90(one.as_subclass(torch.Tensor), turns, (-2, -1)) for one in pair)
+    image, label = (
+        torch.rot90(tensor.as_subclass(torch.Tensor), turns, (-2, -1)) for tensor in sample
+    )
     return tv_tensors.Image(image), tv_tensors.Mask(label)
 
 
 class RandomScale:
-    """Both sides times a number between `low` and `high`; labels by the nearest pixel."""
+    """Both sides times a number between `low` and `high`; labels by the nearest pixel.
+
+    Image (C, h, w) and label image (h, w) become (C, h', w') and (h', w'), a pixel a side at least.
+    """
 
     def __init__(self, low: float, high: float) -> None:
         self.low, self.high = low, high
 
-    def __call__(self, pair: Pair) -> Pair:
+    def __call__(self, sample: Pair) -> Pair:
         factor = random.uniform(self.low, self.high)
-        size = [max(1, round(factor * side)) for side in pair[0].shape[-2:]]
-        image, label = (F.resize(one, size, antialias=True) for one in pair)
+        size = [max(1, round(factor * side)) for side in sample[0].shape[-2:]]
+        image, label = (F.resize(tensor, size, antialias=True) for tensor in sample)
         return image, label
 
     def __repr__(self) -> str:
@@ -108,8 +115,9 @@ class RandomScale:
 class VariedCrop:
     """A random crop, filled up with the mean colour and IGNORE where the image is smaller.
 
-    One in which a single class has more than `share` of the pixels that count is drawn again, ten
-    times at most (mmsegmentation's cat_max_ratio).
+    Image (C, h, w) and label image (h, w) become (C, H, W) and (H, W) with (H, W) = `size`. A crop
+    in which a single class has more than `share` of the pixels that count is drawn again, ten times
+    at most (mmsegmentation's cat_max_ratio).
     """
 
     def __init__(self, size: tuple[int, int], share: float, mean: Sequence[float]) -> None:
@@ -120,10 +128,10 @@ class VariedCrop:
         }
         self.size = size
 
-    def __call__(self, pair: Pair) -> Pair:
-        crop = self.crops[pair[0].dtype]
+    def __call__(self, sample: Pair) -> Pair:
+        crop = self.crops[sample[0].dtype]
         for _ in range(TRIES if self.share < 1 else 1):
-            image, label = crop(*pair)
+            image, label = crop(*sample)
             counts = torch.bincount(
                 label.reshape(-1).as_subclass(torch.Tensor), minlength=IGNORE + 1
             )[:IGNORE]
@@ -142,26 +150,28 @@ def _crop(size: tuple[int, int], colour: Sequence[float]) -> v2.RandomCrop:
 
 
 class Whole:
-    """The image normalised and its label image, as plain tensors of their own size."""
+    """The image (C, h, w), normalised, and its label image (h, w), as plain tensors of their own
+    size.
+    """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         self.normalised = Normalised(mean, std)
 
-    def __call__(self, pair: tuple[Picture, np.ndarray]) -> tuple[Tensor, Tensor]:
-        return self.normalised(pair[0]), torch.from_numpy(pair[1])
+    def __call__(self, sample: tuple[Picture, np.ndarray]) -> tuple[Tensor, Tensor]:
+        return self.normalised(sample[0]), torch.from_numpy(sample[1])
 
     def __repr__(self) -> str:
         return "Whole()"
 
 
 class Plain:
-    """Pixels scaled to 0..1 and normalised, and plain tensors."""
+    """Pixels (C, h, w) scaled to 0..1 and normalised, and label image (h, w), as plain tensors."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         self.mean, self.std = list(mean), list(std)
 
-    def __call__(self, pair: Pair) -> tuple[Tensor, Tensor]:
-        image, label = (one.as_subclass(torch.Tensor) for one in pair)
+    def __call__(self, sample: Pair) -> tuple[Tensor, Tensor]:
+        image, label = (tensor.as_subclass(torch.Tensor) for tensor in sample)
         return F.normalize(scaled(image), self.mean, self.std, inplace=True), label
 
     def __repr__(self) -> str:

@@ -78,7 +78,7 @@ def read_values(path: Path, colours: Mapping[int, int] | None = None) -> np.ndar
 
 
 def read_whole_values(path: Path, colours: Mapping[int, int] | None = None) -> np.ndarray:
-    """`read_values`, held against the file's checksums.
+    """`read_values`, (h, w) uint8, held against the file's checksums.
 
     Raises:
         BadImage: unreadable or damaged, or no image of one 8-bit value per pixel.
@@ -122,8 +122,10 @@ def _stored(path: Path) -> np.ndarray:
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
             if len(names) != 1:
-                held = ", ".join(name.removesuffix(".npy") for name in names[:10]) or "none"
-                raise _no_label(path, f"{len(names)} arrays ({held})", "write a file of one array")
+                array_names = ", ".join(name.removesuffix(".npy") for name in names[:10]) or "none"
+                raise _no_label(
+                    path, f"{len(names)} arrays ({array_names})", "write a file of one array"
+                )
             with archive.open(names[0]) as member:
                 return _plain(path, member)
 
@@ -136,11 +138,13 @@ def _plain(path: Path, file: IO[bytes]) -> np.ndarray:
         else np.lib.format.read_array_header_2_0
     )
     shape, columns_first, dtype = header(file)
-    most = limit("SOFTLESS_MAX_PIXELS", MAX_PIXELS)
+    allowed = limit("SOFTLESS_MAX_PIXELS", MAX_PIXELS)
     count = int(np.prod(shape, dtype=object))
-    if count > most:
+    if count > allowed:
         raise bad_image(
-            path, "too many pixels", f"its header says {count} values, and at most {most} are read"
+            path,
+            "too many pixels",
+            f"its header says {count} values, and at most {allowed} are read",
         )
     if dtype.hasobject:
         raise _no_label(
@@ -159,21 +163,21 @@ def _plain(path: Path, file: IO[bytes]) -> np.ndarray:
 def _values_of_colours(path: Path, pixels: np.ndarray, colours: Mapping[int, int]) -> np.ndarray:
     """(h, w, 3) colours as the values (h, w) that stand for them."""
     packed = pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2]
-    held = sorted(colours)
-    places = np.searchsorted(held, packed).clip(max=len(held) - 1)
-    other = np.asarray(held)[places] != packed
-    if other.any():
-        strange, counts = np.unique(packed[other], return_counts=True)
-        shown = ", ".join(
+    palette = sorted(colours)
+    places = np.searchsorted(palette, packed).clip(max=len(palette) - 1)
+    unnamed = np.asarray(palette)[places] != packed
+    if unnamed.any():
+        strange, counts = np.unique(packed[unnamed], return_counts=True)
+        examples = ", ".join(
             f"#{colour:06x} ({count:,} pixels)"
             for colour, count in zip(strange[:10], counts, strict=False)
         )
         raise _no_label(
             path,
-            f"colours that {CLASSES} does not name: {shown}",
+            f"colours that {CLASSES} does not name: {examples}",
             "name them, or save label images without compression losses",
         )
-    return np.array([colours[colour] for colour in held], dtype=np.uint8)[places]
+    return np.array([colours[colour] for colour in palette], dtype=np.uint8)[places]
 
 
 def _no_label(path: Path, holds: str, way: str) -> BadImage:
