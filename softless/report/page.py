@@ -163,8 +163,8 @@ def _top(groups: Sequence[Group], title: str, main: Html) -> Html:
 
 def _title(groups: Sequence[Group]) -> str:
     first = groups[0].first
-    held = first.recipe["data"]
-    name = name_of(held.get("path"), held.get("source") or first.recipe["name"])
+    data = first.recipe["data"]
+    name = name_of(data.get("path"), data.get("source") or first.recipe["name"])
     if len(groups) > FEW:
         return f"{len(groups)} models on {name}"
     *before, last = (group.label for group in groups)
@@ -189,7 +189,7 @@ def _subtitle(groups: Sequence[Group]) -> str:
     parts += [
         counted(runs, "run"),
         counted(int(first.result["epochs"]), "epoch"),
-        str(first.about.get("date", ""))[:10],
+        str(first.provenance.get("date", ""))[:10],
     ]
     return " · ".join(part for part in parts if part)
 
