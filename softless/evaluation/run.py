@@ -72,8 +72,8 @@ class LoadedRun:
 
         None of older runs.
         """
-        told = self.best.get("threshold")
-        return None if told is None else float(told)
+        stored = self.best.get("threshold")
+        return None if stored is None else float(stored)
 
     @property
     def in_chans(self) -> int:
@@ -143,17 +143,17 @@ def _tell_preparation(model: Any, best: Mapping[str, Any], recipe: Any) -> None:
     size = best["image_size"]
     # of a typical image: a classifier's are all of one size
     pixels = best.get("pixels", sides(size))
-    told = {name: best[name] for name in ("mean", "std", "crop_pct", "interpolation")}
-    told |= {"input_size": (best["in_chans"], *map(int, pixels))}
-    told |= {"notes": noted(best.get("range"))}
-    model.pretrained_cfg = {**getattr(model, "pretrained_cfg", {}), **told}
+    preparation = {name: best[name] for name in ("mean", "std", "crop_pct", "interpolation")}
+    preparation |= {"input_size": (best["in_chans"], *map(int, pixels))}
+    preparation |= {"notes": noted(best.get("range"))}
+    model.pretrained_cfg = {**getattr(model, "pretrained_cfg", {}), **preparation}
     if (trained := _trained_pixels(best, recipe)) is not None:
         set_training_size(model, *trained, mpp=_trained_mpp(best))
 
 
 def _trained_mpp(best: Mapping[str, Any]) -> float | None:
-    found = best.get("trained_at", {}).get("mpp")
-    return float(found) if is_number(found) and found > 0 else None
+    mpp = best.get("trained_at", {}).get("mpp")
+    return float(mpp) if is_number(mpp) and mpp > 0 else None
 
 
 def _trained_pixels(best: Mapping[str, Any], recipe: Any) -> tuple[int, int] | None:
@@ -193,8 +193,10 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], file: Path) -> None:
     """
     state = without_cut_parts(model, state)
     if wrong := mismatches(model, state):
-        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise UsageError(f"{file} is a checkpoint of another model: {', '.join(wrong[:5])}{more}")
+        remainder = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise UsageError(
+            f"{file} is a checkpoint of another model: {', '.join(wrong[:5])}{remainder}"
+        )
     bad = [name for name, tensor in state.items() if not tensor.isfinite().all()]
     if bad:
         raise DataError(
@@ -242,9 +244,9 @@ def _check_same_weights(file: Path, expected: str | None) -> None:
     """Against the digest that training wrote beside the epoch's score; runs of an older softless
     have none.
     """
-    if expected is not None and (found := digests.of_file(file)) != expected:
+    if expected is not None and (digest := digests.of_file(file)) != expected:
         raise DataError(
-            f"{file} is not what {BEST} beside it describes: SHA-256 {found[:12]}… and not "
+            f"{file} is not what {BEST} beside it describes: SHA-256 {digest[:12]}… and not "
             f"{expected[:12]}…. A copy was damaged, or the run was cut "
             "while it wrote them: `softless train --resume` writes both anew (of a finished run "
             "once its result.json is deleted)"

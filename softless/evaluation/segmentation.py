@@ -87,14 +87,14 @@ class Segmentation:
         """What a log keeps of an epoch."""
         scores = self.scores
         loss = {} if self.loss is None else {"loss": self.loss}
-        found = {
+        measures = {
             "miou": scores.miou,
             "dice": scores.mean_dice,
             "pixel_accuracy": scores.pixel_accuracy,
             "commonest": self.commonest,
             **loss,
         }
-        return {**found, "seen": self.seen, "expected": self.expected}
+        return {**measures, "seen": self.seen, "expected": self.expected}
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the predictions."""
@@ -103,8 +103,10 @@ class Segmentation:
             **self.summary(),
             "classes": list(self.classes),
             "per_class": {"iou": self._by_class(scores.iou), "dice": self._by_class(scores.dice)},
-            "intervals": {name: one.interval for name, one in self.estimates.items()},
-            "reasons": {name: one.why for name, one in self.estimates.items() if one.why},
+            "intervals": {name: estimate.interval for name, estimate in self.estimates.items()},
+            "reasons": {
+                name: estimate.why for name, estimate in self.estimates.items() if estimate.why
+            },
             "confusion": self.confusion.tolist(),
         }
 
@@ -214,7 +216,7 @@ def evaluate(
         DivergedError: logits that are not finite.
     """
     device = next(model.parameters()).device
-    found = Tally(len(classes))
+    tally = Tally(len(classes))
     with evaluating(model), torch.no_grad():
         for images, labels in track(
             loader, len(loader.positions), label, size=lambda batch: len(batch[0])
@@ -225,8 +227,8 @@ def evaluate(
                 if not bool(logits.isfinite().all()):
                     raise DivergedError("the model's output is not finite: its weights diverged")
                 measured = None if loss is None else float(loss(logits, truth.to(device)))
-                found.add(logits.argmax(0).cpu().numpy(), truth.numpy(), values, measured)
-    return _of_all_ranks(loader, found).outcome(classes, len(loader.dataset))  # type: ignore[arg-type]
+                tally.add(logits.argmax(0).cpu().numpy(), truth.numpy(), values, measured)
+    return _of_all_ranks(loader, tally).outcome(classes, len(loader.dataset))  # type: ignore[arg-type]
 
 
 class Tally:
@@ -266,8 +268,8 @@ def confusion_of(predicted: np.ndarray, truth: np.ndarray, classes: int) -> np.n
     IGNORE.
     """
     counts = truth != IGNORE
-    places = truth[counts].astype(np.int64) * classes + predicted[counts]
-    return np.bincount(places, minlength=classes**2).reshape(classes, classes).astype(np.int64)
+    cells = truth[counts].astype(np.int64) * classes + predicted[counts]
+    return np.bincount(cells, minlength=classes**2).reshape(classes, classes).astype(np.int64)
 
 
 def label_png(indices: np.ndarray, values: Sequence[int]) -> bytes:
@@ -286,22 +288,22 @@ def _of_all_ranks(loader: EpochLoader, mine: Tally) -> Tally:
     if loader.rounds is None:
         return mine
     parts = ranks.gather((list(loader.positions), mine))
-    order = np.argsort([place for places, _ in parts for place in places])
-    whole = Tally(len(mine.confusion))
-    whole.confusion = np.sum([part.confusion for _, part in parts], axis=0)
+    order = np.argsort([position for positions, _ in parts for position in positions])
+    merged = Tally(len(mine.confusion))
+    merged.confusion = np.sum([part.confusion for _, part in parts], axis=0)
     for name in ("counts", "losses", "labels"):
-        joined = [one for _, part in parts for one in getattr(part, name)]
-        setattr(whole, name, [joined[place] for place in order])
-    return whole
+        joined = [image_value for _, part in parts for image_value in getattr(part, name)]
+        setattr(merged, name, [joined[position] for position in order])
+    return merged
 
 
-def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
+def _share(part: np.ndarray, total: np.ndarray) -> np.ndarray:
+    return np.divide(part, total, out=np.full(part.shape, np.nan), where=total > 0)
 
 
 def _mean(values: np.ndarray) -> float | None:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else None
+    valid = values[~np.isnan(values)]
+    return float(valid.mean()) if len(valid) else None
 
 
 def _whole(scores: Scores) -> dict[str, float | None]:
@@ -309,8 +311,8 @@ def _whole(scores: Scores) -> dict[str, float | None]:
 
 
 def _estimated(value: float | None, drawn: Sequence[float | None], images: int) -> Estimate:
-    known = [one for one in drawn if one is not None]
-    deviation = float(np.std(known)) if len(known) > 1 else 0.0
+    valid = [draw for draw in drawn if draw is not None]
+    deviation = float(np.std(valid)) if len(valid) > 1 else 0.0
     return estimate(value, deviation, images, why="no pixel counts")
 
 

@@ -99,11 +99,11 @@ def estimate(value: float | None, deviation: float, images: int, *, why: str = "
             value,
             why="every draw of these images gives the same value, so they do not show its spread",
         )
-    wide = (
+    half_width = (
         deviation * math.sqrt(images / (images - 1)) * student(images - 1) / (value * (1 - value))
     )
     middle = math.log(value / (1 - value))
-    return Estimate(value, _share(middle - wide), _share(middle + wide))
+    return Estimate(value, _share(middle - half_width), _share(middle + half_width))
 
 
 def student(freedom: int, level: float = LEVEL) -> float:
@@ -131,5 +131,5 @@ def apart(difference: float, deviation: float, images: int) -> tuple[float, floa
     """
     if images < 3:  # which say nothing of a spread: all that shares can differ by
         return -1.0, 1.0
-    wide = deviation * math.sqrt(images / (images - 1)) * student(images - 1)
-    return difference - wide, difference + wide
+    half_width = deviation * math.sqrt(images / (images - 1)) * student(images - 1)
+    return difference - half_width, difference + half_width

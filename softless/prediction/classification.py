@@ -53,7 +53,7 @@ class Words:
 
     probabilities: Callable[[Tensor], Tensor]  # (n, K) -> (n, K)
     # the probabilities of an image (K,) -> the classes that it is given
-    said: Callable[[np.ndarray], list[str]]
+    labels: Callable[[np.ndarray], list[str]]
     title: Callable[[np.ndarray], str]
 
 
@@ -66,7 +66,7 @@ def predict(
     classes = loaded.classes
     words = Words(
         probabilities=lambda logits: logits.softmax(1),
-        said=lambda row: [classes[int(row.argmax())]],
+        labels=lambda row: [classes[int(row.argmax())]],
         title=lambda row: f"{classes[int(row.argmax())]}, {row.max():.0%}",
     )
     return answered(loaded, samples, out, setting, words, overlays=overlays)
@@ -97,20 +97,20 @@ def answered(
     def rows() -> Iterator[list[str]]:
         for number, block in enumerate(blocks):
             for name, row in zip(names[number * step :], block, strict=False):
-                given = words.said(row)
-                counts.update(given)
-                yield [as_cell(name), as_cell("; ".join(given)), *(f"{p:.6f}" for p in row)]
+                labels = words.labels(row)
+                counts.update(labels)
+                yield [as_cell(name), as_cell("; ".join(labels)), *(f"{p:.6f}" for p in row)]
 
     if ranks.rank() == 0:
         write_csv(table, ["file", "predicted", *map(as_cell, loaded.classes)], rows())
     else:
         list(blocks)
-    told = ranks.first(lambda: counts)
+    totals = ranks.first(lambda: counts)
     return Predictions(
         csv=table,
         overlays=out.folder / "saliency" if overlays else None,
         images=len(samples),
-        counts={name: told[name] for name in loaded.classes},
+        counts={name: totals[name] for name in loaded.classes},
         precision=setting.precision,
         unread=samples.left_out,
     )
@@ -182,8 +182,8 @@ def _draw(
     for start in range(0, len(images), AT_ONCE):
         part = images[start : start + AT_ONCE]
         maps = explain(loaded.model, part)
-        for place, image in enumerate(part):
-            index = start + place
-            seen = picture(image, loaded.best["mean"], loaded.best["std"])
+        for offset, image in enumerate(part):
+            index = start + offset
+            view = picture(image, loaded.best["mean"], loaded.best["std"])
             title = f"{words.title(chances[index])}: {names[index]}"
-            write_picture(pictures[index], figure(seen, maps, place, title=title))
+            write_picture(pictures[index], figure(view, maps, offset, title=title))

@@ -17,16 +17,16 @@ def predict(
     """
     threshold = float(loaded.recipe.multilabel.threshold)
 
-    def said(row: np.ndarray) -> list[str]:
+    def labels(row: np.ndarray) -> list[str]:
         return [name for name, share in zip(loaded.classes, row, strict=True) if share >= threshold]
 
     def title(row: np.ndarray) -> str:
-        shown = [
+        parts = [
             f"{name}, {share:.0%}"
             for name, share in zip(loaded.classes, row, strict=True)
             if share >= threshold
         ]
-        return "; ".join(shown) or "no label"
+        return "; ".join(parts) or "no label"
 
-    words = Words(probabilities=lambda logits: logits.sigmoid(), said=said, title=title)
+    words = Words(probabilities=lambda logits: logits.sigmoid(), labels=labels, title=title)
     return answered(loaded, samples, out, setting, words, overlays=overlays)

@@ -90,8 +90,8 @@ def predict(
         counts = fov is None or mask is not None
         return np.bincount(classes.reshape(-1) if counts else [], minlength=256)[: len(values)]
 
-    for found in ranks.in_order(map(answered, _mine(samples, "predicting")), len(samples)):
-        pixels += found
+    for class_pixels in ranks.in_order(map(answered, _mine(samples, "predicting")), len(samples)):
+        pixels += class_pixels
     pixels = ranks.first(lambda: pixels)
     shares = (pixels / pixels.sum()).tolist() if pixels.sum() else [None] * len(values)
     without = 0 if fov is None else masks.count(None)
@@ -110,8 +110,8 @@ def predict(
 
 def _mine(samples: FileSamples, label: str) -> Iterator[int]:
     """The places of this rank's images."""
-    places = range(ranks.rank(), len(samples), ranks.size())
-    return track(places, len(places), label)
+    indices = range(ranks.rank(), len(samples), ranks.size())
+    return track(indices, len(indices), label)
 
 
 def _sizes(samples: FileSamples, masks: Sequence[Path | None]) -> list[tuple[int, int]]:

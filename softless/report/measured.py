@@ -81,7 +81,7 @@ def _measures(
 
 def _column(evaluation: Evaluation) -> dict[str, str]:
     """Of one model, in the order of the table."""
-    m, overall = evaluation.metrics, evaluation.details.whole
+    m, overall = evaluation.metrics, evaluation.details.overall
     low, high = evaluation.interval
     commonest = evaluation.classes[int(m.confusion.sum(1).argmax())]
     rows = {
@@ -165,7 +165,7 @@ def _roc(group: Group, evaluation: Evaluation) -> Curve:
         for side in (positive, ~positive)
     )
     points = [(0.0, 0.0), *zip((down / down[-1]).tolist(), (up / up[-1]).tolist(), strict=True)]
-    point, area = evaluation.operating, evaluation.details.whole["auc"]
+    point, area = evaluation.operating, evaluation.details.overall["auc"]
     ring = None
     if (
         point is not None
