@@ -47,6 +47,7 @@ class Operating:
         return share(passed, passed + called, f"every image is of class {self.positive}")
 
     def to_dict(self) -> dict[str, Any]:
+        """For JSON: threshold, both shares with their intervals, and `counts` (images) by name."""
         hits, missed, passed, called = self.counts
         estimates = {"sensitivity": self.sensitivity, "specificity": self.specificity}
         return {

@@ -72,9 +72,11 @@ class Detections:
         return estimates
 
     def summary(self) -> dict[str, Any]:
+        """What a log keeps of an epoch."""
         return {**self.measures, "seen": self.seen, "expected": self.expected}
 
     def to_dict(self) -> dict[str, Any]:
+        """Everything but the answers; AP as shares 0..1, None where there is no object."""
         return {
             **self.summary(),
             "detections": self.detections,
@@ -123,7 +125,7 @@ def evaluate(
 
     Args:
         model: a `Detector`.
-        loader: of images at their own sizes.
+        loader: batches of (list of images (C, h, w), list of targets), at the images' own sizes.
         detections: the most answers that count for an image.
         amp: "none", "bfloat16" or "float16" (torch.autocast).
         label: of the progress line.

@@ -228,12 +228,16 @@ def evaluate(
     of the whole.
 
     Args:
+        run_or_model: images (B, C, H, W) to logits (B, K).
+        loader: yields images (B, C, H, W) and class indices (B,).
         classes: names in index order; a loaded run knows its own.
         device: where to compute; None is where the model lies.
         amp: "none", "bfloat16" or "float16" (torch.autocast).
+        label: of the progress line.
 
     Raises:
         UsageError: no class names, or others than the model has logits for.
+        DivergedError: some logits are not finite.
     """
     model = run_or_model.model if isinstance(run_or_model, LoadedRun) else run_or_model
     names = tuple(classes) if classes is not None else getattr(run_or_model, "classes", None)
@@ -268,6 +272,9 @@ def evaluated(
         classes: names in index order.
         expected: how many images there are, where some may be missing.
         threshold: of the second of two classes, as validation chose it.
+
+    Raises:
+        DivergedError: some logits are not finite.
     """
     metrics = measure(torch.from_numpy(logits), torch.from_numpy(targets))
     correct, images = int(np.trace(metrics.confusion)), len(targets)
@@ -293,7 +300,19 @@ def forward_all(
     amp: str = "none",
     label: str = "evaluating",
 ) -> tuple[Tensor, Tensor]:
-    """Logits (n, K) float32 and targets (n,) of all batches, on the processor."""
+    """Logits (n, K) float32 and targets (n,) of all batches, on the processor.
+
+    Further axes of outputs and targets are kept: features are (n, D), targets of several labels
+    (n, K). Without a batch both are empty.
+
+    Args:
+        model: images (B, C, H, W) to outputs (B, K); left in the mode it was in.
+        batches: of images (B, C, H, W) and targets (B,).
+        total: how many images there are at most; n is how many came.
+        device: where to compute.
+        amp: "none", "bfloat16" or "float16".
+        label: of the progress line.
+    """
     logits = targets = None
     done = 0
     with evaluating(model):
@@ -340,6 +359,14 @@ def precision_of(amp: str) -> str:
 def gathered(loader: EpochLoader, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """All ranks' parts in the order of the data set; a loader that ranks do not share has nothing
     to gather.
+
+    Args:
+        loader: whose positions the rows have in the data set.
+        logits: (n_r, K) of this rank, or features (n_r, D).
+        targets: (n_r,) or (n_r, K).
+
+    Returns:
+        Both with the rows of all ranks, (n, K) and (n,) or (n, K).
     """
     if loader.rounds is None:
         return logits, targets

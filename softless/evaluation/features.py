@@ -38,6 +38,7 @@ class Probe:
 
     @property
     def accuracy(self) -> float:
+        """The share of the images that are classified rightly, 0..1."""
         return float(self.correct.mean())
 
     @property
@@ -62,6 +63,7 @@ class Probe:
         return float(np.bincount(self.targets).max() / len(self.targets))
 
     def to_dict(self) -> dict[str, Any]:
+        """For JSON: the accuracy under the name of its measure, and everything but the answers."""
         return {
             self.measure: self.accuracy,
             "interval": list(self.interval),

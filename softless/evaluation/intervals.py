@@ -57,6 +57,12 @@ def paired_bootstrap(
     Args:
         a: (seeds, images), True where the run got the image right; (images,) counts as one seed.
         b: the other model's, same shape and order.
+        level: of the interval, between 0 and 1.
+        replicates: draws.
+        seed: of the draws.
+
+    Raises:
+        UsageError: shapes that differ or are not (seeds, images), or a level outside 0..1.
     """
     right_a, right_b = _runs(a), _runs(b)
     if right_a.shape != right_b.shape:
@@ -71,6 +77,15 @@ def bootstrap_mean(
 ) -> Interval:
     """The mean accuracy of one model over its seeds and its percentile interval, seeds and images
     drawn together.
+
+    Args:
+        a: (seeds, images), True where the run got the image right; (images,) counts as one seed.
+        level: of the interval, between 0 and 1.
+        replicates: draws.
+        seed: of the draws.
+
+    Raises:
+        UsageError: not of shape (seeds, images), or a level outside 0..1.
     """
     return _bootstrap(_runs(a), level, replicates, seed)
 

@@ -78,6 +78,7 @@ def probe(
 
     Raises:
         UsageError: settings that cannot be used.
+        DivergedError: features or a loss that are not finite.
     """
     settings = checked(settings or LinearSettings())
     batch = min(settings.batch, len(train))
@@ -151,7 +152,7 @@ def fit(
     batches: Batches, width: int, classes: int, settings: LinearSettings, batch: int
 ) -> nn.Linear:
     """Train the classifier (width -> classes) on what `batches` yields for each epoch, `batch`
-    images at once.
+    images at once: features (B, width) and labels (B,).
 
     Raises:
         DivergedError: the loss is not finite.
@@ -182,8 +183,8 @@ def fit(
 
 
 def in_memory(features: Tensor, labels: Tensor, batch: int, seed: int) -> Batches:
-    """Batches of features (n, D) that are held in memory, in an order that derives from (seed,
-    epoch).
+    """Batches of features (n, D) and labels (n,) that are held in memory, in an order that derives
+    from (seed, epoch).
     """
     order = EpochOrder(len(features), batch, seed)
 

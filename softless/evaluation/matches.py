@@ -72,7 +72,7 @@ class Matches:
 
 
 def matches_of(evaluation: Any, detections: int) -> Matches:
-    """What a `COCOeval` found, after its `evaluate`.
+    """What a `COCOeval` found, after its `evaluate`; images lie in the order of its imgIds.
 
     Args:
         evaluation: with one range of areas.

@@ -113,8 +113,8 @@ def measure(logits: Tensor, targets: Tensor) -> Metrics:
 
 
 def class_areas(logits: np.ndarray, targets: np.ndarray) -> tuple[float | None, ...]:
-    """The area under the ROC curve of each class against the rest; None where one side has no
-    image.
+    """The area under the ROC curve of each class against the rest, from logits (n, K) and targets
+    (n,); None where one side has no image.
     """
     return _areas(logits, targets, np.concatenate([_log_total(block) for block in _blocks(logits)]))
 
@@ -144,8 +144,8 @@ def _areas(logits: np.ndarray, targets: np.ndarray, totals: np.ndarray) -> tuple
 
 
 def class_scores(logits: np.ndarray) -> Iterator[np.ndarray]:
-    """(n,) float64 for each class, rising with its probability: the logarithm of that, or of two
-    classes the difference of the logits, exact where probabilities round to 1.
+    """From logits (n, K), (n,) float64 for each class, rising with its probability: the logarithm of
+    that, or of two classes the difference of the logits, exact where probabilities round to 1.
     """
     if logits.shape[1] == 2:
         apart = logits[:, 1].astype(np.float64) - logits[:, 0]
@@ -177,7 +177,7 @@ def calibration(sure: np.ndarray, outcomes: np.ndarray, bins: int = BINS) -> Cal
 
 
 def second_class(logits: np.ndarray) -> np.ndarray:
-    """(n,) float64 probability of the second of two classes."""
+    """(n,) float64 probability of the second of two classes, from logits (n, 2)."""
     apart = logits[:, 1].astype(np.float64) - logits[:, 0]
     return 0.5 * (1 + np.tanh(apart / 2))
 
@@ -197,7 +197,11 @@ class Walk:
     totals: np.ndarray
 
     def refuse_bad(self, images: int) -> None:
-        """Raise a DivergedError where some of the images have no finite answer."""
+        """Nothing where all images have finite logits.
+
+        Raises:
+            DivergedError: some have not.
+        """
         if self.bad:
             raise DivergedError(
                 f"the model's output is not finite for {self.bad} of {images} images: its weights "

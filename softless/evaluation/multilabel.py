@@ -56,7 +56,14 @@ def weighted_auc(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> 
 def resampled(
     count: int, groups: np.ndarray | None, replicates: int, seed: int = 0
 ) -> "Sequence[np.ndarray] | Any":
-    """Blocks (r, n) of how often each image is drawn; images of a group together."""
+    """Blocks (r, n) float64 of how often each image is drawn; images of a group together.
+
+    Args:
+        count: n, the images.
+        groups: (n,) of each image; None where each stands for itself.
+        replicates: rows of all blocks together.
+        seed: of the draws.
+    """
     rng = np.random.default_rng(seed)
     names = np.arange(count) if groups is None else np.unique(groups, return_inverse=True)[1]
     total = int(names.max()) + 1
@@ -230,8 +237,8 @@ def evaluate_labels(
     result of the whole.
 
     Args:
-        model: gives a logit for each label.
-        loader: yields images and targets (B, K).
+        model: images (B, C, H, W) to logits (B, K), one for each label.
+        loader: yields images (B, C, H, W) and targets (B, K) of 0 and 1.
         classes: the labels in index order.
         threshold: a probability from which a label is said.
         device: where to compute; None is where the model lies.
@@ -239,7 +246,7 @@ def evaluate_labels(
         label: of the progress bar.
 
     Raises:
-        UsageError: as many logits as labels are needed.
+        UsageError: other numbers of logits or targets than of labels.
         DivergedError: some logits are not finite.
     """
     compute_device = torch.device(device) if device is not None else next(model.parameters()).device

@@ -46,6 +46,7 @@ class LoadedRun:
 
     @property
     def task(self) -> str:
+        """One of `softless.models.assemble.TASKS`."""
         return str(self.best.get("task", "classification"))
 
     @property
@@ -77,6 +78,7 @@ class LoadedRun:
 
     @property
     def in_chans(self) -> int:
+        """Channels of the images that the model takes."""
         return int(self.best["in_chans"])
 
     @property
@@ -181,7 +183,11 @@ def _fixed(recipe: Any) -> Any:
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; DataError names the file when it is damaged."""
+    """The tensors of a safetensors file by name.
+
+    Raises:
+        DataError: the file is damaged; it is named.
+    """
     return read_safetensors(file)
 
 
@@ -190,6 +196,7 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], file: Path) -> None:
 
     Raises:
         UsageError: tensors missing, unknown or of another shape: it is another model's file.
+        DataError: numbers that are not finite.
     """
     state = without_cut_parts(model, state)
     if wrong := mismatches(model, state):

@@ -52,10 +52,12 @@ class Segmentation:
 
     @property
     def seen(self) -> int:
+        """Images that were answered."""
         return len(self.counts)
 
     @property
     def scores(self) -> "Scores":
+        """Of the pixels of all images together."""
         return Scores(self.counts.sum(0))
 
     @cached_property
@@ -163,16 +165,19 @@ class Scores:
 
     @property
     def iou(self) -> np.ndarray:
+        """(K,) intersection over union of each class, 0..1."""
         hits, predicted, true = self.counts.T
         return _share(hits, predicted + true - hits)
 
     @property
     def dice(self) -> np.ndarray:
+        """(K,) Dice of each class, 0..1."""
         hits, predicted, true = self.counts.T
         return _share(2 * hits, predicted + true)
 
     @property
     def miou(self) -> float | None:
+        """The mean IoU over the classes that occur; None where none does."""
         return _mean(self.iou)
 
     @property
@@ -182,6 +187,7 @@ class Scores:
 
     @property
     def pixel_accuracy(self) -> float | None:
+        """The share of the pixels that are classified rightly; None without pixels."""
         return _mean(
             _share(self.counts[:, HITS].sum(keepdims=True), self.counts[:, TRUE].sum(keepdims=True))
         )
@@ -205,7 +211,7 @@ def evaluate(
 
     Args:
         model: (1, C, h, w) to logits (1, K, h, w).
-        loader: batches of (list of images, list of labels).
+        loader: batches of (list of images (C, h, w), list of labels (h, w)).
         classes: names in index order.
         values: what label images call them.
         loss: of logits (K, h, w) and labels (h, w), for the log.
@@ -255,6 +261,7 @@ class Tally:
         self.labels.append(label_png(predicted, values))
 
     def outcome(self, classes: Sequence[str], expected: int) -> Segmentation:
+        """What the images add up to, of `expected` that there are; the loss is their mean."""
         losses = [loss for loss in self.losses if loss is not None]
         counts = np.array(self.counts, dtype=np.int64).reshape(-1, len(classes), 3)
         mean = float(np.mean(losses)) if losses else None

@@ -38,6 +38,7 @@ class Estimate:
 
     @property
     def interval(self) -> list[float] | None:
+        """Both ends, or None where there is no interval."""
         return None if self.low is None or self.high is None else [self.low, self.high]
 
     def __str__(self) -> str:

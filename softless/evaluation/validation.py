@@ -37,8 +37,8 @@ def validate(
     on any rank.
 
     Args:
-        model: left in the mode it was in.
-        loader: an `eval_loader` that ranks share.
+        model: images (B, C, H, W) to logits (B, K); left in the mode it was in.
+        loader: an `eval_loader` that ranks share; yields images and class indices (B,).
         classes: names in index order.
         amp: "none", "bfloat16" or "float16".
         label: of the progress line.

@@ -32,6 +32,7 @@ class Answers:
         return PARTIAL if self.unread else 0
 
     def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
         return {
             "overlays": None if self.overlays is None else str(self.overlays),
             "images": self.images,

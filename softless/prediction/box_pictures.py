@@ -33,10 +33,13 @@ def draw(
 
     Args:
         image: any PIL image.
-        objects: annotations or results of COCO: bbox, category_id, and score and segmentation where
-            they have one; those with a score below SURE are left out.
+        objects: annotations or results of COCO: bbox in pixels, category_id, and score and
+            segmentation where they have one; those with a score below SURE are left out.
         classes: COCO's category id -> name.
         longer: smaller images are enlarged to this longer side, by a whole number.
+
+    Returns:
+        An RGB image, whose sides are a whole multiple of the image's.
     """
     factor = max(1, -(-longer // max(image.size)))
     drawn = [annotation for annotation in objects if annotation.get("score", 1.0) >= SURE]

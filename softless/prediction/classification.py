@@ -37,6 +37,7 @@ class Predictions(Answers):
     counts: dict[str, int]
 
     def to_dict(self) -> dict[str, Any]:
+        """For JSON: paths as texts, and images of each class."""
         return {"csv": str(self.csv), **super().to_dict(), "counts": self.counts}
 
     def __str__(self) -> str:
@@ -62,6 +63,9 @@ def predict(
 ) -> Predictions:
     """Write `predictions.csv` (file, predicted class, probability of each class) and, with
     overlays, `saliency/NAME.png`.
+
+    Raises:
+        UsageError: the model's output is not finite, or the folder cannot be written.
     """
     classes = loaded.classes
     words = Words(
@@ -84,6 +88,9 @@ def answered(
     """Answer all images: one line each, several classes of one image with `; ` between.
 
     Lines are written as answers come, and none is kept.
+
+    Raises:
+        UsageError: the model's output is not finite, or the folder cannot be written.
     """
     names = [samples.name(index) for index in range(len(samples))]
     table = out.file("predictions.csv")

@@ -38,6 +38,7 @@ class Predictions(Answers):
     foreign: str = ""  # what is to say of images far from the training size
 
     def to_dict(self) -> dict[str, Any]:
+        """For JSON: the path as a text, and answers of at least SURE of each class."""
         own = {
             "json": str(self.json),
             "answers": self.answers,
@@ -63,6 +64,7 @@ def predict(
     Raises:
         MissingExtra: pycocotools is not installed.
         UsageError: the folder cannot be written.
+        DataError: the setting's annotation file lacks an image or a class, or is not COCO's.
     """
     need_pycocotools()
     file = out.file(PREDICTIONS)

@@ -35,7 +35,9 @@ def colours(names: tuple[str, ...]) -> tuple[Colour, ...]:
 
 
 def palette(values: Sequence[int], chosen: Sequence[Colour]) -> list[int]:
-    """256 colours of a palette image: those of the classes at their values, black elsewhere."""
+    """256 colours of a palette image, 768 numbers: those of the classes at their values, black
+    elsewhere.
+    """
     table = np.zeros((256, 3), dtype=np.uint8)
     table[list(values)] = chosen
     return table.reshape(-1).tolist()
@@ -66,7 +68,7 @@ def overlay(
 
 
 def outline(classes: np.ndarray) -> np.ndarray:
-    """(h, w) whether the pixel above or to the left has another class."""
+    """(h, w) bool: whether the pixel above or to the left has another class in `classes` (h, w)."""
     edge = np.zeros(classes.shape, dtype=bool)
     edge[1:] |= classes[1:] != classes[:-1]
     edge[:, 1:] |= classes[:, 1:] != classes[:, :-1]

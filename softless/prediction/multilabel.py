@@ -14,6 +14,9 @@ def predict(
 ) -> Predictions:
     """Write `predictions.csv` (file, the labels from the run's threshold on, probability of each
     label) and, with overlays, `saliency/NAME.png`.
+
+    Raises:
+        UsageError: the model's output is not finite, or the folder cannot be written.
     """
     threshold = float(loaded.recipe.multilabel.threshold)
 
