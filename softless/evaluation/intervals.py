@@ -51,7 +51,7 @@ def paired_bootstrap(
     """The difference mean(a) - mean(b) of two models and its percentile interval, seeds and images
     drawn together.
 
-    Both models were trained with the same seeds and tested on the same images: each replicate draws
+    Both models were trained with the same seeds and tested on the same images. Each replicate draws
     seeds and images with replacement, the same for both, so what is hard for both cancels.
 
     Args:

@@ -3,8 +3,9 @@ measure them.
 
     rate of epoch e = lr batch / 256 (1 + cos(pi e / epochs)) / 2,     momentum 0.9
 
-Defaults are SimA's (arXiv:2206.08898, section 4.3) under DINO's rule for the rate: lr 1e-3, a batch
-of 1024, no weight decay, 100 epochs, a random resized crop and a flip for each image and epoch.
+Defaults are SimA's (arXiv:2206.08898, section 4.3) under DINO's rule for the rate. They are lr
+1e-3, a batch of 1024, no weight decay, 100 epochs, a random resized crop and a flip for each image
+and epoch.
 """
 
 import math

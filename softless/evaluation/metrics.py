@@ -144,8 +144,10 @@ def _areas(logits: np.ndarray, targets: np.ndarray, totals: np.ndarray) -> tuple
 
 
 def class_scores(logits: np.ndarray) -> Iterator[np.ndarray]:
-    """From logits (n, K), (n,) float64 for each class, rising with its probability: the logarithm of
-    that, or of two classes the difference of the logits, exact where probabilities round to 1.
+    """(n,) float64 for each class, rising with its probability, from logits (n, K).
+
+    It is the logarithm of the probability, or of two classes the difference of the logits, exact
+    where probabilities round to 1.
     """
     if logits.shape[1] == 2:
         apart = logits[:, 1].astype(np.float64) - logits[:, 0]

@@ -4,7 +4,7 @@ measure's spread is seen.
     logit m ± t s / (m (1 - m))
 
 s is the standard deviation of the measure m over the draws (Efron 1979), made larger by n / (n - 1)
-in its square, and t is Student's quantile of n - 1 degrees: with few images the draws alone make
+in its square. Student's quantile of n - 1 degrees is t: with few images the draws alone make
 intervals too narrow. On the scale of the logit they keep within 0..1 and are as lopsided as the
 measure is near an end. Where the draws cannot tell the spread there is no interval, and a sentence
 says why.

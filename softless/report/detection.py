@@ -111,8 +111,8 @@ def method(groups: Sequence[Group]) -> list[str]:
     detections = groups[0].first.recipe["detection"]["detections"]
     limit = (
         f"At most {detections} answers of an image "
-        f"count{'' if detections == 100 else ', where COCO takes 100'}; answers in a crowd's region "
-        "count neither way."
+        f"count{'' if detections == 100 else ', where COCO takes 100'}; answers in a crowd's "
+        "region count neither way."
     )
     return [
         (

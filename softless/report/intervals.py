@@ -38,7 +38,8 @@ def draw(strip: Strip, tick_values: Sequence[float], identifier: str) -> Html:
     """
 
     def x(value: float) -> str:
-        return f"{EDGE + (value - tick_values[0]) / (tick_values[-1] - tick_values[0]) * (WIDTH - 2 * EDGE):.1f}"
+        share = (value - tick_values[0]) / (tick_values[-1] - tick_values[0])
+        return f"{EDGE + share * (WIDTH - 2 * EDGE):.1f}"
 
     marks = [
         tag(
