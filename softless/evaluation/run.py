@@ -36,6 +36,7 @@ class LoadedRun:
 
     @property
     def task(self) -> str:
+        """One of `softless.models.assemble.TASKS`."""
         return str(self.best.get("task", "classification"))
 
     @property
@@ -62,11 +63,12 @@ class LoadedRun:
 
         None of older runs.
         """
-        told = self.best.get("threshold")
-        return None if told is None else float(told)
+        stored = self.best.get("threshold")
+        return None if stored is None else float(stored)
 
     @property
     def in_chans(self) -> int:
+        """Channels of the images that the model takes."""
         return int(self.best["in_chans"])
 
     @property
@@ -83,7 +85,11 @@ class LoadedRun:
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; DataError names the file when it is damaged."""
+    """The tensors of a safetensors file by name.
+
+    Raises:
+        DataError: the file is damaged; it is named.
+    """
     return read_safetensors(file)
 
 
@@ -92,11 +98,14 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], file: Path) -> None:
 
     Raises:
         UsageError: tensors missing, unknown or of another shape: it is another model's file.
+        DataError: numbers that are not finite.
     """
     state = without_cut_parts(model, state)
     if wrong := mismatches(model, state):
-        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise UsageError(f"{file} is a checkpoint of another model: {', '.join(wrong[:5])}{more}")
+        remainder = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise UsageError(
+            f"{file} is a checkpoint of another model: {', '.join(wrong[:5])}{remainder}"
+        )
     bad = [name for name, tensor in state.items() if not tensor.isfinite().all()]
     if bad:
         raise DataError(

@@ -12,11 +12,11 @@ KEY = "counted_from"
 COUNTED = {KEY: 1}  # beside a number of an epoch in a file
 
 
-def from_one(found: Mapping[str, Any], name: str) -> dict[str, Any]:
+def from_one(content: Mapping[str, Any], name: str) -> dict[str, Any]:
     """The content of a file with the epoch in entry `name` counted from 1, whoever wrote it."""
-    if KEY in found or found.get(name) is None:
-        return dict(found)
-    return {**found, name: int(found[name]) + 1, **COUNTED}
+    if KEY in content or content.get(name) is None:
+        return dict(content)
+    return {**content, name: int(content[name]) + 1, **COUNTED}
 
 
 def numbered(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

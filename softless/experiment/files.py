@@ -49,8 +49,8 @@ def _one_of(names: tuple[str, ...]) -> Rule:
     return lambda value: isinstance(value, str) and value in names, f"one of {', '.join(names)}"
 
 
-def _either(one: Rule, other: Rule) -> Rule:
-    return lambda value: one[0](value) or other[0](value), f"{one[1]}, or {other[1]}"
+def _either(first: Rule, second: Rule) -> Rule:
+    return lambda value: first[0](value) or second[0](value), f"{first[1]}, or {second[1]}"
 
 
 SCORES: Rule = (_scored, "a table of scores")
@@ -77,7 +77,7 @@ BEST_RULES: dict[str, Rule] = {
     )),
     "mean": NUMBERS,
     "std": (
-        lambda value: NUMBERS[0](value) and all(one > 0 for one in value),
+        lambda value: NUMBERS[0](value) and all(deviation > 0 for deviation in value),
         "a list of numbers above 0",
     ),
     "pixels?": SIDES,
@@ -217,7 +217,7 @@ def read_log(path: Path, count: int | None = None) -> list[dict[str, Any]]:
         DataError: a line among them is damaged; its number is named.
     """
     lines = read_text(path, mend=MEND).split("\n")[:-1][:count]
-    read = [parsed(line, path, number=place, mend=MEND) for place, line in enumerate(lines, 1)]
+    read = [parsed(line, path, number=number, mend=MEND) for number, line in enumerate(lines, 1)]
     for line in read:
         check(line, LINE_RULES, path, mend=MEND)
     return numbered(read)

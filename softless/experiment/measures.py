@@ -51,7 +51,7 @@ def describe(scores: Mapping[str, Any]) -> str:
         for name, measure in MEASURES.items()
         if scores.get(name) is not None and name != "last"
     ]
-    parts += [held] if (held := against(scores)) else []
+    parts += [baseline] if (baseline := against(scores)) else []
     return f"{', '.join(parts)} ({scores['seen']} of {scores['expected']} images)"
 
 
@@ -66,5 +66,5 @@ def beside(commonest: float, chance: float | None = None) -> str:
     """What an accuracy is held against: always the commonest class, and guessing with every class
     as likely.
     """
-    told = "" if chance is None else f", chance {chance:.1%}"
-    return f"always the commonest class {commonest:.1%}{told}"
+    chance_text = "" if chance is None else f", chance {chance:.1%}"
+    return f"always the commonest class {commonest:.1%}{chance_text}"

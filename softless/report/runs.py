@@ -31,8 +31,8 @@ class Predictions:
 
     @property
     def probabilities(self) -> NDArray[np.float64]:
-        wide = self.logits.astype(np.float64)
-        raised = np.exp(wide - wide.max(1, keepdims=True))
+        logits = self.logits.astype(np.float64)
+        raised = np.exp(logits - logits.max(1, keepdims=True))
         return raised / raised.sum(1, keepdims=True)
 
     @property
@@ -43,8 +43,8 @@ class Predictions:
     def correct(self) -> NDArray[np.bool_]:
         return self.predicted == self.targets
 
-    def same_images(self, other: "Predictions") -> bool:
-        return self.names == other.names and np.array_equal(self.targets, other.targets)
+    def same_images(self, predictions: "Predictions") -> bool:
+        return self.names == predictions.names and np.array_equal(self.targets, predictions.targets)
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class RunRecord:
     # dotted field -> what the run took in place of the recipe's
     fitted: Mapping[str, Any] = field(default_factory=dict)
     # command, date, commit, data; nothing of runs of an older softless
-    about: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
 
     @property
     def seed(self) -> int:
@@ -78,8 +78,8 @@ class RunRecord:
     def weights(self) -> str:
         """Which weights of the best epoch are kept: raw or averaged."""
         # an older softless does not say: its averaged weights stood alone
-        told = self.result.get("weights")
-        return str(told or (AVERAGED if self.recipe.ema_evaluate else RAW))
+        kind = self.result.get("weights")
+        return str(kind or (AVERAGED if self.recipe.ema_evaluate else RAW))
 
     @property
     def pixels(self) -> tuple[int, int, int]:
@@ -93,9 +93,11 @@ class RunRecord:
         where the last epoch is kept.
         """
         metric = self.recipe.metric
-        told = self.epochs[0]["val"]
+        scores = self.epochs[0]["val"]
         return (
-            metric if metric in told else next((name for name in MEASURES if name in told), "loss")
+            metric
+            if metric in scores
+            else next((name for name in MEASURES if name in scores), "loss")
         )
 
     @cached_property
@@ -103,10 +105,10 @@ class RunRecord:
         """The attention operator's name: asked for, part of the model's name, or what the model
         has; "none" of networks without.
         """
-        asked = self.recipe.model.op or self.best.get("model_args", {}).get("op")
+        requested = self.recipe.model.op or self.best.get("model_args", {}).get("op")
         first = str(self.best.get("architecture", self.recipe.model.name)).split("_")[0]
-        held = self.best.get("operators", ["softmax"])  # which older runs do not say
-        return str(asked or (first if first in OPERATORS else (held or ["none"])[0]))
+        model_operators = self.best.get("operators", ["softmax"])  # which older runs do not say
+        return str(requested or (first if first in OPERATORS else (model_operators or ["none"])[0]))
 
     @property
     def model(self) -> str:
@@ -150,7 +152,7 @@ def read_run(folder: Path) -> RunRecord:
         result=read_result(folder / "result.json"),
         best=read_best(folder / "best.json"),
         fitted=stored.fitted,
-        about=read_about(folder / ABOUT),
+        provenance=read_about(folder / ABOUT),
         predictions=_predictions(folder / "predictions.npz"),
     )
 
@@ -158,9 +160,9 @@ def read_run(folder: Path) -> RunRecord:
 def _predictions(path: Path) -> Predictions | None:
     if not path.is_file():  # a data set without a test split
         return None
-    with np.load(path, allow_pickle=False) as held:
+    with np.load(path, allow_pickle=False) as arrays:
         return Predictions(
-            held["logits"],
-            held["targets"].astype(np.int64),
-            tuple(str(name) for name in held["names"]),
+            arrays["logits"],
+            arrays["targets"].astype(np.int64),
+            tuple(str(name) for name in arrays["names"]),
         )

@@ -25,7 +25,7 @@ class Speed:
 
 
 @dataclass(frozen=True)
-class Row:
+class CostRow:
     """A line of the table; `less_is_better` decides nothing but the words."""
 
     name: str
@@ -60,13 +60,13 @@ def draw_cost(groups: Sequence[Group], speeds: Mapping[Path, Speed] | None = Non
         cells: list[Any] = [tag("span", row.name, tag("small", row.says))]
         cells += ["–" if value is None else row.write(value) for value in row.values]
         for value in row.values[:base]:
-            other = row.values[base]
-            cells.append("–" if value is None or other is None else ratio(value, other))
+            base_value = row.values[base]
+            cells.append("–" if value is None or base_value is None else ratio(value, base_value))
         body.append(cells)
     return table(head, body, caption=caption, class_="plain cost")
 
 
-def _listed(groups: Sequence[Group], rows: Sequence[Row], caption: str) -> Html:
+def _listed(groups: Sequence[Group], rows: Sequence[CostRow], caption: str) -> Html:
     """A line for each model, where they are too many for columns."""
     body = [
         [tag("span", tag("span", class_=f"swatch {group.colour}"), group.label)]
@@ -79,35 +79,37 @@ def _listed(groups: Sequence[Group], rows: Sequence[Row], caption: str) -> Html:
 
 def _caption(groups: Sequence[Group], costs: Sequence[Cost]) -> str:
     """What is counted, with the companions of attention that are counted along."""
-    both = zip(groups, costs, strict=True)
-    said = [f"{group.label} has {', '.join(c.companions)}" for group, c in both if c.companions]
-    return "; ".join(["Cost of one image", *said])
+    group_costs = zip(groups, costs, strict=True)
+    clauses = [
+        f"{group.label} has {', '.join(c.companions)}" for group, c in group_costs if c.companions
+    ]
+    return "; ".join(["Cost of one image", *clauses])
 
 
-def _counted(costs: Sequence[Cost]) -> list[Row]:
+def _counted(costs: Sequence[Cost]) -> list[CostRow]:
     return [
-        Row("Parameters", "trained numbers", [c.parameters for c in costs], count),
-        Row(
+        CostRow("Parameters", "trained numbers", [c.parameters for c in costs], count),
+        CostRow(
             "Multiply-adds",
             "matrix products and convolutions, per image",
             [c.macs for c in costs],
             short,
         ),
-        Row("Exponentials in attention", "per image", [c.exps for c in costs], count),
-        Row(
+        CostRow("Exponentials in attention", "per image", [c.exps for c in costs], count),
+        CostRow(
             "Transcendentals in activations",
             "GELU's erf and the like, per image",
             [c.activation_exps for c in costs],
             count,
         ),
-        Row("Weights", "parameters and buffers", [c.weight_bytes for c in costs], size),
-        Row(
+        CostRow("Weights", "parameters and buffers", [c.weight_bytes for c in costs], size),
+        CostRow(
             "Peak inference memory",
             "weights and live tensors, one image",
             [c.peak_bytes for c in costs],
             size,
         ),
-        Row(
+        CostRow(
             "Activation memory",
             "kept for the backward pass, per image",
             [c.activation_bytes for c in costs],
@@ -116,13 +118,13 @@ def _counted(costs: Sequence[Cost]) -> list[Row]:
     ]
 
 
-def _timed(groups: Sequence[Group], speeds: Mapping[Path, Speed]) -> list[Row]:
+def _timed(groups: Sequence[Group], speeds: Mapping[Path, Speed]) -> list[CostRow]:
     measured = [speeds.get(group.first.folder) for group in groups]
     rows = []
     if any(measured):
         how = next(speed.how for speed in measured if speed)
         rows.append(
-            Row(
+            CostRow(
                 "Images per second, evaluation",
                 how,
                 [s.median if s else None for s in measured],
@@ -131,13 +133,13 @@ def _timed(groups: Sequence[Group], speeds: Mapping[Path, Speed]) -> list[Row]:
         )
     training = [_mean(group, "images_per_second") for group in groups]
     rows += [
-        Row(
+        CostRow(
             "Images per second, training",
             "mean over the run, other work on the machine included",
             training,
             short,
         ),
-        Row(
+        CostRow(
             "Training time",
             "wall clock of one run",
             [_mean(group, "seconds") for group in groups],

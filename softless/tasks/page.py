@@ -183,7 +183,7 @@ def _subtitle(groups: Sequence[Group]) -> str:
     parts += [
         counted(runs, "run"),
         counted(int(first.result["epochs"]), "epoch"),
-        str(first.about.get("date", ""))[:10],
+        str(first.provenance.get("date", ""))[:10],
     ]
     return " · ".join(part for part in parts if part)
 

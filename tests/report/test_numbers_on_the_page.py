@@ -150,7 +150,7 @@ def test_a_file_about_the_run_that_cannot_be_read_leaves_the_page_as_it_is(
     try:
         (run / "about.json").write_text(content)
         groups = grouped([read_run(run)])
-        assert groups[0].first.about == {}
+        assert groups[0].first.provenance == {}
         assert draw_composition(groups) is None
         assert "<h2" in write([run], tmp_path / "page.html").read_text(encoding="utf-8")
     finally:

@@ -41,7 +41,9 @@ def _matrix(classes: tuple[str, ...], counts: NDArray[np.int64], group: Group) -
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     rows = []
     for truth, name in enumerate(classes):
-        cells = [_cell(classes, counts, shares, truth, said) for said in range(len(classes))]
+        cells = [
+            _cell(classes, counts, shares, truth, predicted) for predicted in range(len(classes))
+        ]
         recall = tag(
             "td",
             percent(shares[truth, truth], 0),
@@ -82,18 +84,24 @@ def _cell(
     counts: NDArray[np.int64],
     shares: NDArray[np.float64],
     truth: int,
-    said: int,
+    predicted: int,
 ) -> Html:
-    number, share = int(counts[truth, said]), shares[truth, said]
+    number, share = int(counts[truth, predicted]), shares[truth, predicted]
     if not number:
         return tag("td", class_="none")
-    right = truth == said
+    correct = truth == predicted
     # A mistake is rare and must be seen: its tint starts at a quarter. The right answers' tint
     # follows their share.
-    depth = round(100 * share) if right else round(25 + 75 * min(1, 4 * share))
-    meaning = f"{number} of class {classes[truth]} called {classes[said]} ({100 * share:.1f} %)"
+    depth = round(100 * share) if correct else round(25 + 75 * min(1, 4 * share))
+    meaning = (
+        f"{number} of class {classes[truth]} called {classes[predicted]} ({100 * share:.1f} %)"
+    )
     return tag(
-        "td", number, class_="right" if right else "wrong", style=f"--depth:{depth}%", title=meaning
+        "td",
+        number,
+        class_="right" if correct else "wrong",
+        style=f"--depth:{depth}%",
+        title=meaning,
     )
 
 
@@ -103,9 +111,9 @@ def _in_words(classes: tuple[str, ...], counts: NDArray[np.int64]) -> str:
     if not wrong.sum():
         return f"All {counts.sum()} answers are right."
     worst = np.argsort(wrong, axis=None)[::-1][: 5 if len(classes) <= MOST else 20]
-    said = [
-        f"{classes[truth]} taken for {classes[taken]} ({wrong[truth, taken]})"
-        for truth, taken in (np.unravel_index(place, wrong.shape) for place in worst)
-        if wrong[truth, taken]
+    mistakes = [
+        f"{classes[truth]} taken for {classes[predicted]} ({wrong[truth, predicted]})"
+        for truth, predicted in (np.unravel_index(flat_index, wrong.shape) for flat_index in worst)
+        if wrong[truth, predicted]
     ]
-    return f"{wrong.sum()} of {counts.sum()} answers are wrong; most often {', '.join(said)}."
+    return f"{wrong.sum()} of {counts.sum()} answers are wrong; most often {', '.join(mistakes)}."

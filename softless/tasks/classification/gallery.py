@@ -34,7 +34,7 @@ class Looks:
     why_no_maps: str = ""
 
 
-class Reading:
+class Wording:
     """How answers become words: one class an image."""
 
     sure = "confidence"  # what the share beside an answer is
@@ -47,39 +47,41 @@ class Reading:
         """The classes of an image."""
         return group.first.classes[int(answers.targets[index])]
 
-    def said(self, group: Group, answers: Predictions, index: int) -> tuple[str, bool, float]:
+    def answer(self, group: Group, answers: Predictions, index: int) -> tuple[str, bool, float]:
         """The answer, whether it is right, and how sure it is."""
-        said = group.first.classes[int(np.argmax(answers.logits[index]))]
+        answer = group.first.classes[int(np.argmax(answers.logits[index]))]
         return (
-            said,
-            said == self.truth(group, answers, index),
+            answer,
+            answer == self.truth(group, answers, index),
             float(answers.probabilities[index].max()),
         )
 
 
 def draw_samples(
-    groups: Sequence[Group], count: int = 12, reading: "Reading | None" = None
+    groups: Sequence[Group], count: int = 12, wording: "Wording | None" = None
 ) -> Html:
     """The grid, or the sentence that says why there is none (data moved, no test split)."""
-    reading = reading or Reading()
+    wording = wording or Wording()
     answers = [group.first.predictions for group in groups]
-    known = [answer for answer in answers if answer is not None]
-    if len(known) < len(groups) or not known[0].names:
+    predictions = [answer for answer in answers if answer is not None]
+    if len(predictions) < len(groups) or not predictions[0].names:
         return tag("p", "There is no test split, so there are no answers to show.", class_="note")
-    if not all(known[0].same_images(answer) for answer in known):
+    if not all(predictions[0].same_images(answer) for answer in predictions):
         return tag(
             "p",
             "The models were tested on different images, so no image can be shown side by side.",
             class_="note",
         )
-    indices = reading.chosen(known, count)
+    indices = wording.chosen(predictions, count)
     try:
-        looks = [_look(group, answer, indices) for group, answer in zip(groups, known, strict=True)]
+        looks = [
+            _look(group, answer, indices) for group, answer in zip(groups, predictions, strict=True)
+        ]
     except (SoftlessError, OSError) as error:
         return tag(
             "p", f"The test images cannot be shown: {without_places(error, groups)}", class_="note"
         )
-    cards = [_card(looks, place, index, reading) for place, index in enumerate(indices)]
+    cards = [_card(looks, position, index, wording) for position, index in enumerate(indices)]
     missing = {f"{look.group.label}: {look.why_no_maps}" for look in looks if look.why_no_maps}
     notes = [tag("p", f"No saliency maps for {text}", class_="note") for text in sorted(missing)]
     return tag("div", tag("div", cards, class_="samples"), notes)
@@ -88,12 +90,12 @@ def draw_samples(
 def _look(group: Group, answers: Predictions, indices: Sequence[int]) -> Looks:
     loaded = load_run(group.first.folder, "cpu")
     test = _test_split(group.first.recipe)
-    by_name = {test.name(place): place for place in range(len(test))}
-    places = [by_name.get(answers.names[index]) for index in indices]
-    if None in places:
+    by_name = {test.name(index): index for index in range(len(test))}
+    positions = [by_name.get(answers.names[index]) for index in indices]
+    if None in positions:
         raise DataError("the data no longer hold the images that the run was tested on")
     inputs = torch.stack([
-        loaded.transform(test.image(place)) for place in places if place is not None
+        loaded.transform(test.image(position)) for position in positions if position is not None
     ])
     try:
         return Looks(group, answers, inputs, explain(loaded.model, inputs))
@@ -111,11 +113,11 @@ def _test_split(recipe: Recipe) -> Samples:
     return parts["test"]
 
 
-def _card(looks: Sequence[Looks], place: int, index: int, reading: Reading) -> Html:
+def _card(looks: Sequence[Looks], position: int, index: int, wording: Wording) -> Html:
     first = looks[0]
-    truth = reading.truth(first.group, first.answers, index)
+    truth = wording.truth(first.group, first.answers, index)
     best = first.group.first.best
-    image = picture(first.inputs[place], best["mean"], best["std"])
+    image = picture(first.inputs[position], best["mean"], best["std"])
     return tag(
         "article",
         tag(
@@ -130,19 +132,24 @@ def _card(looks: Sequence[Looks], place: int, index: int, reading: Reading) -> H
                 tag("span", first.answers.names[index], class_="name"),
             ),
         ),
-        [_answer(look, place, index, reading) for look in looks],
+        [_answer(look, position, index, wording) for look in looks],
         class_="sample",
     )
 
 
-def _answer(look: Looks, place: int, index: int, reading: Reading) -> Html:
-    said, right, sure = reading.said(look.group, look.answers, index)
+def _answer(look: Looks, position: int, index: int, wording: Wording) -> Html:
+    answer, correct, sure = wording.answer(look.group, look.answers, index)
     verdict = tag(
         "div",
         tag("span", class_=f"swatch {look.group.colour}"),
         tag("span", look.group.label, class_="who"),
-        tag("span", "✓ " if right else "✗ ", said, class_="said right" if right else "said wrong"),
-        tag("span", percent(sure, 0), class_="sure", title=f"{reading.sure} {100 * sure:.1f} %"),
+        tag(
+            "span",
+            "✓ " if correct else "✗ ",
+            answer,
+            class_="said right" if correct else "said wrong",
+        ),
+        tag("span", percent(sure, 0), class_="sure", title=f"{wording.sure} {100 * sure:.1f} %"),
         class_="verdict",
     )
     meter = tag(
@@ -151,32 +158,32 @@ def _answer(look: Looks, place: int, index: int, reading: Reading) -> Html:
         class_="meter " + look.group.colour,
         aria_hidden="true",
     )
-    return tag("div", verdict, meter, _maps(look, place) if look.maps else None, class_="answer")
+    return tag("div", verdict, meter, _maps(look, position) if look.maps else None, class_="answer")
 
 
-def _maps(look: Looks, place: int) -> Html:
+def _maps(look: Looks, position: int) -> Html:
     assert look.maps is not None
     best = look.group.first.best
-    image = picture(look.inputs[place], best["mean"], best["std"])
+    image = picture(look.inputs[position], best["mean"], best["std"])
     image = (
         image.resize((max(96, image.width), max(96, image.height)))
         if max(image.size) < 96
         else image
     )
-    shown = []
+    figures = []
     for name, values in (("queries", look.maps.query), ("keys", look.maps.key)):
-        tall, wide = values[place].shape
+        height, width = values[position].shape
         laid = inline(
-            overlay(image, values[place], smooth=False),
-            f"{name} of {look.group.label} over the image: {_where(values[place])}",
+            overlay(image, values[position], smooth=False),
+            f"{name} of {look.group.label} over the image: {_where(values[position])}",
         )
-        shown.append(tag("figure", laid, tag("figcaption", f"{name}, {tall} × {wide}")))
-    return tag("div", shown, class_="maps")
+        figures.append(tag("figure", laid, tag("figcaption", f"{name}, {height} × {width}")))
+    return tag("div", figures, class_="maps")
 
 
 def _where(values: torch.Tensor) -> str:
     """In words where a map is largest, for those who cannot see it."""
-    tall, wide = values.shape
-    row, column = divmod(int(values.argmax()), wide)
-    vertical = ("top", "middle", "bottom")[min(2, 3 * row // tall)]
-    return f"largest at the {vertical} {('left', 'centre', 'right')[min(2, 3 * column // wide)]}"
+    height, width = values.shape
+    row, column = divmod(int(values.argmax()), width)
+    vertical = ("top", "middle", "bottom")[min(2, 3 * row // height)]
+    return f"largest at the {vertical} {('left', 'centre', 'right')[min(2, 3 * column // width)]}"

@@ -37,8 +37,8 @@ def validate(
     on any rank.
 
     Args:
-        model: left in the mode it was in.
-        loader: an `eval_loader` that ranks share.
+        model: images (B, C, H, W) to logits (B, K); left in the mode it was in.
+        loader: an `eval_loader` that ranks share; yields images and class indices (B,).
         classes: names in index order.
         amp: "none", "bfloat16" or "float16".
         label: of the progress line.
@@ -58,26 +58,26 @@ def validate(
         )
     walk = walked(logits, targets)
     truth = targets.numpy()
-    support, right = (
+    support, correct = (
         np.bincount(truth, minlength=number),
         np.bincount(truth[walk.hits], minlength=number),
     )
-    support, right = np.sum(ranks.gather((support, right)), axis=0)
+    support, correct = np.sum(ranks.gather((support, correct)), axis=0)
     sums = np.sum(ranks.gather((walk.bad, walk.log)), axis=0)
     images = int(support.sum())
     replace(walk, bad=int(sums[0])).refuse_bad(images)
     areas = [area for area in _areas(logits, truth, walk.totals) if area is not None]
-    found: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "loss": float(-sums[1] / images),
-        "top1": float(right.sum() / images),
-        "balanced_accuracy": float((right[support > 0] / support[support > 0]).mean()),
+        "top1": float(correct.sum() / images),
+        "balanced_accuracy": float((correct[support > 0] / support[support > 0]).mean()),
         "auc": float(np.mean(areas)) if areas else None,
         "commonest": float(support.max() / images),
         "chance": 1 / number,
     }
     if number == 2:
-        found["threshold"] = youden(*_joined(second_class(logits.numpy()), truth == 1))
-    return {**found, "seen": images, "expected": len(loader.dataset)}  # type: ignore[arg-type]
+        summary["threshold"] = youden(*_joined(second_class(logits.numpy()), truth == 1))
+    return {**summary, "seen": images, "expected": len(loader.dataset)}  # type: ignore[arg-type]
 
 
 def _joined(*mine: np.ndarray) -> list[np.ndarray]:
@@ -88,30 +88,30 @@ def _joined(*mine: np.ndarray) -> list[np.ndarray]:
 def _areas(logits: Tensor, targets: np.ndarray, totals: np.ndarray) -> list[float | None]:
     """The area of each class, (K,), from logits (n_r, K) of this rank and those of the others."""
     sizes = ranks.gather(len(logits))
-    truth, wholes = _joined(targets, totals)
+    truth, log_totals = _joined(targets, totals)
     order = np.argsort(truth, kind="stable")
     starts = np.searchsorted(truth[order], np.arange(logits.shape[1] + 1))
     mine: list[float | None] = []
     for first in range(0, logits.shape[1], AT_ONCE):
         columns = _columns(logits[:, first : first + AT_ONCE], sizes)
-        for place in range(ranks.rank(), columns.shape[1], ranks.size()):
-            scores = columns[:, place].astype(np.float64) - wholes
-            mine.append(area_of(scores, order[starts[first + place] : starts[first + place + 1]]))
+        for column in range(ranks.rank(), columns.shape[1], ranks.size()):
+            scores = columns[:, column].astype(np.float64) - log_totals
+            mine.append(area_of(scores, order[starts[first + column] : starts[first + column + 1]]))
     return _in_place(ranks.gather(mine), logits.shape[1])
 
 
 def _in_place(parts: Sequence[Sequence[float | None]], classes: int) -> list[float | None]:
     """What the ranks computed, by class: of each AT_ONCE classes they took turns."""
-    found: list[float | None] = [None] * classes
+    areas: list[float | None] = [None] * classes
     for rank, part in enumerate(parts):
         turns = (
-            first + place
+            first + column
             for first in range(0, classes, AT_ONCE)
-            for place in range(rank, min(AT_ONCE, classes - first), len(parts))
+            for column in range(rank, min(AT_ONCE, classes - first), len(parts))
         )
         for label, area in zip(turns, part, strict=True):
-            found[label] = area
-    return found
+            areas[label] = area
+    return areas
 
 
 def _columns(mine: Tensor, sizes: Sequence[int]) -> np.ndarray:

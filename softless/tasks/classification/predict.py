@@ -37,6 +37,7 @@ class Predictions(Answers):
     counts: dict[str, int]
 
     def to_dict(self) -> dict[str, Any]:
+        """For JSON: paths as texts, and images of each class."""
         return {"csv": str(self.csv), **super().to_dict(), "counts": self.counts}
 
     def __str__(self) -> str:
@@ -53,7 +54,7 @@ class Words:
 
     probabilities: Callable[[Tensor], Tensor]  # (n, K) -> (n, K)
     # the probabilities of an image (K,) -> the classes that it is given
-    said: Callable[[np.ndarray], list[str]]
+    labels: Callable[[np.ndarray], list[str]]
     title: Callable[[np.ndarray], str]
 
 
@@ -62,11 +63,14 @@ def predict(
 ) -> Predictions:
     """Write `predictions.csv` (file, predicted class, probability of each class) and, with
     overlays, `saliency/NAME.png`.
+
+    Raises:
+        UsageError: the model's output is not finite, or the folder cannot be written.
     """
     classes = loaded.classes
     words = Words(
         probabilities=lambda logits: logits.softmax(1),
-        said=lambda row: [classes[int(row.argmax())]],
+        labels=lambda row: [classes[int(row.argmax())]],
         title=lambda row: f"{classes[int(row.argmax())]}, {row.max():.0%}",
     )
     return answered(loaded, samples, out, setting, words, overlays=overlays)
@@ -84,6 +88,9 @@ def answered(
     """Answer all images: one line each, several classes of one image with `; ` between.
 
     Lines are written as answers come, and none is kept.
+
+    Raises:
+        UsageError: the model's output is not finite, or the folder cannot be written.
     """
     names = [samples.name(index) for index in range(len(samples))]
     table = out.file("predictions.csv")
@@ -97,20 +104,20 @@ def answered(
     def rows() -> Iterator[list[str]]:
         for number, block in enumerate(blocks):
             for name, row in zip(names[number * step :], block, strict=False):
-                given = words.said(row)
-                counts.update(given)
-                yield [as_cell(name), as_cell("; ".join(given)), *(f"{p:.6f}" for p in row)]
+                labels = words.labels(row)
+                counts.update(labels)
+                yield [as_cell(name), as_cell("; ".join(labels)), *(f"{p:.6f}" for p in row)]
 
     if ranks.rank() == 0:
         write_csv(table, ["file", "predicted", *map(as_cell, loaded.classes)], rows())
     else:
         list(blocks)
-    told = ranks.first(lambda: counts)
+    totals = ranks.first(lambda: counts)
     return Predictions(
         csv=table,
         overlays=out.folder / "saliency" if overlays else None,
         images=len(samples),
-        counts={name: told[name] for name in loaded.classes},
+        counts={name: totals[name] for name in loaded.classes},
         precision=setting.precision,
         unread=samples.left_out,
     )
@@ -182,8 +189,8 @@ def _draw(
     for start in range(0, len(images), AT_ONCE):
         part = images[start : start + AT_ONCE]
         maps = explain(loaded.model, part)
-        for place, image in enumerate(part):
-            index = start + place
-            seen = picture(image, loaded.best["mean"], loaded.best["std"])
+        for offset, image in enumerate(part):
+            index = start + offset
+            view = picture(image, loaded.best["mean"], loaded.best["std"])
             title = f"{words.title(chances[index])}: {names[index]}"
-            write_picture(pictures[index], figure(seen, maps, place, title=title))
+            write_picture(pictures[index], figure(view, maps, offset, title=title))

@@ -17,14 +17,14 @@ MEND = "name COCO's json file of these images"
 
 
 @dataclass(frozen=True)
-class Known:
+class CocoIds:
     """Ids of images and of classes, each in the order asked for."""
 
     images: tuple[int, ...]
     categories: tuple[int, ...]
 
 
-def known_ids(path: str | Path, files: Sequence[str], classes: Sequence[str]) -> Known:
+def known_ids(path: str | Path, files: Sequence[str], classes: Sequence[str]) -> CocoIds:
     """The ids of these images and classes in an annotation file.
 
     Args:
@@ -35,39 +35,41 @@ def known_ids(path: str | Path, files: Sequence[str], classes: Sequence[str]) ->
     Raises:
         DataError: no such file, not COCO's, or one that lacks an image or a class.
     """
-    place = located(path)
-    content = read_json(place, largest=LARGEST, mend=MEND)
-    images = _table(content, "images", "file_name", place)
-    categories = _table(content, "categories", "name", place)
+    file = located(path)
+    content = read_json(file, largest=LARGEST, mend=MEND)
+    images = _table(content, "images", "file_name", file)
+    categories = _table(content, "categories", "name", file)
     lacking = [name for name in classes if name not in categories]
     if lacking:
         raise DataError(
-            f"{place} has no category {few(lacking)}: the run answers with {few(classes)}; {MEND}"
+            f"{file} has no category {few(lacking)}: the run answers with {few(classes)}; {MEND}"
         )
     last = {PurePosixPath(name).name: value for name, value in images.items()}
     shared = {
         name
-        for name, count in Counter(PurePosixPath(one).name for one in images).items()
+        for name, count in Counter(PurePosixPath(file_name).name for file_name in images).items()
         if count > 1
     }
-    found = [
+    image_ids = [
         images.get(name, None if (own := PurePosixPath(name).name) in shared else last.get(own))
         for name in files
     ]
-    missing = [name for name, one in zip(files, found, strict=True) if one is None]
+    missing = [name for name, image_id in zip(files, image_ids, strict=True) if image_id is None]
     if missing:
         raise DataError(
-            f"{place} does not list {counted(len(missing), 'image')} of {len(files)}, the first "
+            f"{file} does not list {counted(len(missing), 'image')} of {len(files)}, the first "
             f"{missing[0]}: {MEND}"
         )
-    ids = [one for one in found if one is not None]
+    ids = [image_id for image_id in image_ids if image_id is not None]
     if len(set(ids)) < len(ids):
-        twice = next(name for name, one in zip(files, ids, strict=True) if ids.count(one) > 1)
-        raise DataError(f"{place} lists {twice} under an id that another image has too: {MEND}")
-    return Known(tuple(ids), tuple(categories[name] for name in classes))
+        twice = next(
+            name for name, image_id in zip(files, ids, strict=True) if ids.count(image_id) > 1
+        )
+        raise DataError(f"{file} lists {twice} under an id that another image has too: {MEND}")
+    return CocoIds(tuple(ids), tuple(categories[name] for name in classes))
 
 
-def _table(content: Mapping[str, Any], key: str, name: str, place: Path) -> dict[str, int]:
+def _table(content: Mapping[str, Any], key: str, name: str, file: Path) -> dict[str, int]:
     """The ids of a list of COCO's by name."""
     rows = content.get(key)
     good = isinstance(rows, list) and all(
@@ -76,11 +78,15 @@ def _table(content: Mapping[str, Any], key: str, name: str, place: Path) -> dict
     )
     if not good:
         raise DataError(
-            f"{place} is not COCO's: {key} is no list of entries with id and {name}; {MEND}"
+            f"{file} is not COCO's: {key} is no list of entries with id and {name}; {MEND}"
         )
     assert isinstance(rows, list)
-    found = {row[name]: row["id"] for row in rows}
-    if len(found) < len(rows):
-        twice = next(one for one, count in Counter(row[name] for row in rows).items() if count > 1)
-        raise DataError(f"{place} lists {twice} twice under {key}: {MEND}")
-    return found
+    ids = {row[name]: row["id"] for row in rows}
+    if len(ids) < len(rows):
+        twice = next(
+            entry_name
+            for entry_name, count in Counter(row[name] for row in rows).items()
+            if count > 1
+        )
+        raise DataError(f"{file} lists {twice} twice under {key}: {MEND}")
+    return ids

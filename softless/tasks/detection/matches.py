@@ -40,14 +40,14 @@ class Matches:
         """(T,) mean over recalls and classes with each image counted `weights` (n,) times; NaN
         without an object.
         """
-        known = [
-            one
-            for told in self.classes
-            if (one := _precision(told, weights, self.recalls)) is not None
+        precisions = [
+            precision
+            for class_matches in self.classes
+            if (precision := _precision(class_matches, weights, self.recalls)) is not None
         ]
-        if not known:
+        if not precisions:
             return np.full(len(self.classes[0].hit) if self.classes else 1, np.nan)
-        mean: np.ndarray = np.mean(known, axis=0)
+        mean: np.ndarray = np.mean(precisions, axis=0)
         return mean
 
     def drawn(self, seed: int = 0) -> np.ndarray:
@@ -61,58 +61,71 @@ class Matches:
     def carrying(self) -> int:
         """Images that have an object of some class."""
         return (
-            int((np.sum([one.objects for one in self.classes], axis=0) > 0).sum())
+            int(
+                (
+                    np.sum([class_matches.objects for class_matches in self.classes], axis=0) > 0
+                ).sum()
+            )
             if self.classes
             else 0
         )
 
 
 def matches_of(evaluation: Any, detections: int) -> Matches:
-    """What a `COCOeval` found, after its `evaluate`.
+    """What a `COCOeval` found, after its `evaluate`; images lie in the order of its imgIds.
 
     Args:
         evaluation: with one range of areas.
         detections: the most answers that count for an image.
     """
-    parameters, found = evaluation.params, evaluation.evalImgs
+    parameters, image_results = evaluation.params, evaluation.evalImgs
     images, thresholds = len(parameters.imgIds), len(parameters.iouThrs)
     by_class = (
-        [found[start : start + images] for start in range(0, len(found), images)] if images else []
+        [image_results[start : start + images] for start in range(0, len(image_results), images)]
+        if images
+        else []
     )
     return Matches(
-        tuple(_class(one, images, thresholds, detections) for one in by_class),
+        tuple(_class(class_results, images, thresholds, detections) for class_results in by_class),
         np.asarray(parameters.recThrs),
         images,
     )
 
 
-def _class(found: Sequence[Any], images: int, thresholds: int, detections: int) -> ClassMatches:
+def _class(
+    class_results: Sequence[Any], images: int, thresholds: int, detections: int
+) -> ClassMatches:
     objects = np.zeros(images, dtype=np.int64)
-    places, scores, hit, ignored = [], [], [], []
-    for place, told in enumerate(found):
-        if told is None:  # neither an object nor an answer
+    indices, scores, hit, ignored = [], [], [], []
+    for index, image_result in enumerate(class_results):
+        if image_result is None:  # neither an object nor an answer
             continue
-        objects[place] = int((~np.asarray(told["gtIgnore"], dtype=bool)).sum())
-        scores.append(np.asarray(told["dtScores"][:detections], dtype=np.float64))
-        places.append(np.full(len(scores[-1]), place))
-        hit.append(np.asarray(told["dtMatches"])[:, :detections] != 0)
-        ignored.append(np.asarray(told["dtIgnore"])[:, :detections].astype(bool))
-    if not places:
+        objects[index] = int((~np.asarray(image_result["gtIgnore"], dtype=bool)).sum())
+        scores.append(np.asarray(image_result["dtScores"][:detections], dtype=np.float64))
+        indices.append(np.full(len(scores[-1]), index))
+        hit.append(np.asarray(image_result["dtMatches"])[:, :detections] != 0)
+        ignored.append(np.asarray(image_result["dtIgnore"])[:, :detections].astype(bool))
+    if not indices:
         none = np.zeros((thresholds, 0), dtype=bool)
         return ClassMatches(np.zeros(0, dtype=np.int64), none, none, objects)
     order = np.argsort(-np.concatenate(scores), kind="mergesort")
     met, left_out = (np.concatenate(parts, axis=1)[:, order] for parts in (hit, ignored))
-    return ClassMatches(np.concatenate(places)[order], met & ~left_out, ~met & ~left_out, objects)
+    return ClassMatches(np.concatenate(indices)[order], met & ~left_out, ~met & ~left_out, objects)
 
 
-def _precision(told: ClassMatches, weights: np.ndarray, recalls: np.ndarray) -> np.ndarray | None:
+def _precision(
+    class_matches: ClassMatches, weights: np.ndarray, recalls: np.ndarray
+) -> np.ndarray | None:
     """(T,) mean over recalls, or None where no object is drawn."""
-    objects = int((told.objects * weights).sum())
+    objects = int((class_matches.objects * weights).sum())
     if not objects:
         return None
-    counted = weights[told.image]
-    found, wrong = (told.hit * counted).cumsum(1), (told.missed * counted).cumsum(1)
-    recall, precision = found / objects, found / (found + wrong + np.spacing(1))
+    counted = weights[class_matches.image]
+    hits, wrong = (
+        (class_matches.hit * counted).cumsum(1),
+        (class_matches.missed * counted).cumsum(1),
+    )
+    recall, precision = hits / objects, hits / (hits + wrong + np.spacing(1))
     highest = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     # recalls that are never reached
     padded = np.concatenate([highest, np.zeros((len(highest), 1))], axis=1)

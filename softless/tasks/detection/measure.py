@@ -59,28 +59,32 @@ class Detections:
     @cached_property
     def estimates(self) -> dict[str, Estimate]:
         """The measures with intervals over images: some seconds on many."""
-        found = {}
+        estimates = {}
         for kind, matches in self.matches.items():
             drawn = matches.drawn()
             for name, threshold in STRICTNESS.items():
                 values = drawn[:, _chosen(threshold)].mean(1)
-                value, known = self.measures[f"{kind}_ap{name}"], values[~np.isnan(values)]
-                deviation = float(known.std()) if len(known) > 1 else 0.0
-                found[f"{kind}_ap{name}"] = estimate(
+                value, valid = self.measures[f"{kind}_ap{name}"], values[~np.isnan(values)]
+                deviation = float(valid.std()) if len(valid) > 1 else 0.0
+                estimates[f"{kind}_ap{name}"] = estimate(
                     value, deviation, matches.carrying, why="no object is there to be found"
                 )
-        return found
+        return estimates
 
     def summary(self) -> dict[str, Any]:
+        """What a log keeps of an epoch."""
         return {**self.measures, "seen": self.seen, "expected": self.expected}
 
     def to_dict(self) -> dict[str, Any]:
+        """Everything but the answers; AP as shares 0..1, None where there is no object."""
         return {
             **self.summary(),
             "detections": self.detections,
             "per_class": self.per_class,
-            "intervals": {name: one.interval for name, one in self.estimates.items()},
-            "reasons": {name: one.why for name, one in self.estimates.items() if one.why},
+            "intervals": {name: estimate.interval for name, estimate in self.estimates.items()},
+            "reasons": {
+                name: estimate.why for name, estimate in self.estimates.items() if estimate.why
+            },
         }
 
     # the answers name their images
@@ -121,7 +125,7 @@ def evaluate(
 
     Args:
         model: a `Detector`.
-        loader: of images at their own sizes.
+        loader: batches of (list of images (C, h, w), list of targets), at the images' own sizes.
         detections: the most answers that count for an image.
         amp: "none", "bfloat16" or "float16" (torch.autocast).
         label: of the progress line.
@@ -134,20 +138,22 @@ def evaluate(
     samples = loader.dataset.samples
     assert isinstance(samples, BoxSamples)
     images = (image for batch, _ in loader for image in batch)
-    told_of = answers_to(
+    answers_by_image = answers_to(
         model, track(images, len(loader.positions), label), amp, tuple(samples.categories)
     )
-    mine = zip(loader.positions, told_of, strict=True)
-    found = [
+    mine = zip(loader.positions, answers_by_image, strict=True)
+    own_answers = [
         {"image_id": samples.entries[position].id, **answer}
         for position, answers in mine
         for answer in answers
     ]
-    told = _gathered(loader, found)
+    all_answers = _gathered(loader, own_answers)
     measures, per_class, matches = measured(
-        samples.document(), told, masks=samples.masks, detections=detections
+        samples.document(), all_answers, masks=samples.masks, detections=detections
     )
-    return Detections(measures, per_class, told, detections, len(samples), len(samples), matches)
+    return Detections(
+        measures, per_class, all_answers, detections, len(samples), len(samples), matches
+    )
 
 
 @torch.no_grad()
@@ -195,12 +201,12 @@ def measured(
     """
     from pycocotools.cocoeval import COCOeval
 
-    truth, said = (
+    truth, predicted = (
         _indexed(document),
         _indexed({
             **document,
             "annotations": [
-                _as_annotation(answer, place) for place, answer in enumerate(answers, 1)
+                _as_annotation(answer, number) for number, answer in enumerate(answers, 1)
             ],
         }),
     )
@@ -209,7 +215,7 @@ def measured(
     matches: dict[str, Matches] = {}
     for kind, iou in [("box", "bbox"), *([("mask", "segm")] if masks else [])]:
         with _silence():
-            evaluation = COCOeval(truth, said, iou)
+            evaluation = COCOeval(truth, predicted, iou)
             evaluation.params.maxDets = [detections]
             # by size takes four times as long
             evaluation.params.areaRng, evaluation.params.areaRngLbl = (
@@ -224,9 +230,10 @@ def measured(
         for name, threshold in STRICTNESS.items():
             measures[f"{kind}_ap{name}"] = _mean(precision[_chosen(threshold)])
         # by id, not as the file lists them
-        column = {key: place for place, key in enumerate(evaluation.params.catIds)}
+        column = {key: index for index, key in enumerate(evaluation.params.catIds)}
         per_class[f"{kind}_ap"] = {
-            one["name"]: _mean(precision[:, :, column[one["id"]]]) for one in document["categories"]
+            category["name"]: _mean(precision[:, :, column[category["id"]]])
+            for category in document["categories"]
         }
     return measures, per_class, matches
 
@@ -242,13 +249,15 @@ def _written(answer: Mapping[str, Tensor], categories: Sequence[int]) -> list[An
     )
     coded = _coded(answer["masks"]) if "masks" in answer else None
     answers = []
-    for place, (left, top, right, bottom) in enumerate(boxes.tolist()):
-        one: Answer = {
-            "category_id": int(categories[int(labels[place])]),
+    for index, (left, top, right, bottom) in enumerate(boxes.tolist()):
+        coco_result: Answer = {
+            "category_id": int(categories[int(labels[index])]),
             "bbox": [round(value, 2) for value in (left, top, right - left, bottom - top)],
-            "score": round(float(scores[place]), 5),
+            "score": round(float(scores[index]), 5),
         }
-        answers.append(one if coded is None else {**one, "segmentation": coded[place]})
+        answers.append(
+            coco_result if coded is None else {**coco_result, "segmentation": coded[index]}
+        )
     return answers
 
 
@@ -285,20 +294,20 @@ def _chosen(threshold: float | None) -> Any:
     return slice(None) if threshold is None else np.isclose(IOUS, threshold)
 
 
-def _told(name: str, value: float | None, one: Estimate | None) -> str:
+def _told(name: str, value: float | None, estimate: Estimate | None) -> str:
     """A measure with its interval, for people."""
     write = MEASURES[name].write
-    if one is None or value is None:
+    if estimate is None or value is None:
         return write(value)
-    if one.interval is None:
-        return f"{write(value)}  (no interval: {one.why})"
-    return f"{write(value)}  (95 % interval {write(one.low)} to {write(one.high)})"
+    if estimate.interval is None:
+        return f"{write(value)}  (no interval: {estimate.why})"
+    return f"{write(value)}  (95 % interval {write(estimate.low)} to {write(estimate.high)})"
 
 
 def _mean(precision: np.ndarray) -> float | None:
     """Of those that exist: -1 stands where a class has no object."""
-    known = precision[precision > -1]
-    return float(known.mean()) if known.size else None
+    valid = precision[precision > -1]
+    return float(valid.mean()) if valid.size else None
 
 
 @contextlib.contextmanager
@@ -311,10 +320,10 @@ def _silence() -> Iterator[None]:
         yield
 
 
-def _gathered(loader: EpochLoader, found: list[Answer]) -> list[Answer]:
+def _gathered(loader: EpochLoader, answers: list[Answer]) -> list[Answer]:
     """All ranks' answers, image by image in the order of their ids; a loader that ranks do not
     share has nothing to gather.
     """
     if loader.rounds is not None:
-        found = [answer for part in ranks.gather(found) for answer in part]
-    return sorted(found, key=lambda answer: answer["image_id"])
+        answers = [answer for part in ranks.gather(answers) for answer in part]
+    return sorted(answers, key=lambda answer: answer["image_id"])

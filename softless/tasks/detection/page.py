@@ -59,10 +59,10 @@ def verdict(groups: Sequence[Group]) -> str:
             "also have chosen the epoch."
         )
     measure = _measure(groups[0])
-    told = [f"{group.label} {percent(_value(group, measure))}" for group in groups]
+    parts = [f"{group.label} {percent(_value(group, measure))}" for group in groups]
     text = (
         f"{MEASURES[measure].title} on {groups[0].first.result['test']['seen']} test images: "
-        f"{', '.join(told)}."
+        f"{', '.join(parts)}."
     )
     if len(groups) == 1:
         return text
@@ -82,7 +82,7 @@ def samples(groups: Sequence[Group]) -> Html:
     try:
         test = _test_split(groups[0])
         answers = [_answers(group) for group in groups]
-        rows = [_row(groups, answers, test, place) for place in _chosen(test, answers)]
+        rows = [_row(groups, answers, test, index) for index in _chosen(test, answers)]
     except (SoftlessError, OSError) as error:
         return tag(
             "p", f"The test images cannot be shown: {without_places(error, groups)}", class_="note"
@@ -95,11 +95,11 @@ def further(groups: Sequence[Group]) -> list[Html]:
     tests = [
         (group, (group.first.result.get("test") or {}).get("per_class") or {}) for group in groups
     ]
-    kinds = [kind for kind in ("box_ap", "mask_ap") if all(kind in told for _, told in tests)]
+    kinds = [kind for kind in ("box_ap", "mask_ap") if all(kind in scores for _, scores in tests)]
     if len(groups[0].first.classes) < 2 or not kinds:
         return []
     rows = [
-        [name, *(percent(told[kind].get(name)) for _, told in tests for kind in kinds)]
+        [name, *(percent(scores[kind].get(name)) for _, scores in tests for kind in kinds)]
         for name in groups[0].first.classes
     ]
     head = ["", *(f"{group.label} {MEASURES[kind].title}" for group, _ in tests for kind in kinds)]
@@ -109,11 +109,11 @@ def further(groups: Sequence[Group]) -> list[Html]:
 
 def method(groups: Sequence[Group]) -> list[str]:
     """How the measures came about."""
-    most = (groups[0].first.recipe.detection or DetectionSpec()).detections
+    detections = (groups[0].first.recipe.detection or DetectionSpec()).detections
     limit = (
-        f"At most {most} answers of an image "
-        f"count{'' if most == 100 else ', where COCO takes 100'}; answers in a crowd's region "
-        "count neither way."
+        f"At most {detections} answers of an image "
+        f"count{'' if detections == 100 else ', where COCO takes 100'}; answers in a crowd's "
+        "region count neither way."
     )
     return [
         (
@@ -155,7 +155,7 @@ def _value(group: Group, measure: str) -> float | None:
 
 
 def _card(group: Group, measure: str) -> Html:
-    where = "test" if group.first.result.get("test") else "validation: no test split"
+    split = "test" if group.first.result.get("test") else "validation: no test split"
     rows = [
         (MEASURES[name].title, percent(_value(group, name)))
         for name in _scores(group)[0]
@@ -187,7 +187,7 @@ def _card(group: Group, measure: str) -> Html:
             class_="big",
         ),
         tag(
-            "p", f"{MEASURES[measure].title} on {where}{_interval(group, measure)}", class_="under"
+            "p", f"{MEASURES[measure].title} on {split}{_interval(group, measure)}", class_="under"
         ),
         tag("dl", [tag("div", tag("dt", name), tag("dd", text)) for name, text in rows]),
         class_="card",
@@ -241,69 +241,71 @@ def _chosen(test: BoxSamples, answers: Sequence[Answers]) -> list[int]:
     models together. No choice is random.
     """
     scores = {}
-    for place, entry in enumerate(test.entries):
-        document = test.take([place]).document()
+    for position, entry in enumerate(test.entries):
+        document = test.take([position]).document()
         values = [
-            average_precision(document, one.get(entry.id, ()), masks=False)[0]["box_ap50"]
-            for one in answers
+            average_precision(document, by_image.get(entry.id, ()), masks=False)[0]["box_ap50"]
+            for by_image in answers
         ]
         if None not in values:
-            scores[place] = float(np.mean(values))  # type: ignore[arg-type]
-    order = sorted(scores, key=lambda place: scores[place])
+            scores[position] = float(np.mean(values))  # type: ignore[arg-type]
+    order = sorted(scores, key=lambda position: scores[position])
     return [
         order[index]
         for index in np.linspace(0, len(order) - 1, min(SHOWN, len(order))).round().astype(int)
     ]
 
 
-def _row(groups: Sequence[Group], answers: Sequence[Answers], test: BoxSamples, place: int) -> Html:
+def _row(
+    groups: Sequence[Group], answers: Sequence[Answers], test: BoxSamples, position: int
+) -> Html:
     entry, image, document = (
-        test.entries[place],
-        for_people(test.image(place)),
-        test.take([place]).document(),
+        test.entries[position],
+        for_people(test.image(position)),
+        test.take([position]).document(),
     )
-    truth = [one for one in entry.annotations if not one.get("iscrowd")]
-    shown = [
+    truth = [annotation for annotation in entry.annotations if not annotation.get("iscrowd")]
+    figures = [
         _figure(
             draw(image, truth, test.categories, longer=LONGEST),
             f"the truth of {entry.file}",
             f"truth: {len(truth)}",
         )
     ]
-    for group, held in zip(groups, answers, strict=True):
-        said = held.get(entry.id, ())
-        sure = sum(one["score"] >= SURE for one in said)
-        score = average_precision(document, said, masks=False)[0]["box_ap50"]
+    for group, by_image in zip(groups, answers, strict=True):
+        image_answers = by_image.get(entry.id, ())
+        sure = sum(answer["score"] >= SURE for answer in image_answers)
+        score = average_precision(document, image_answers, masks=False)[0]["box_ap50"]
         caption = f"{group.label}: {sure}, box AP50 {percent(score)}"
-        shown.append(
+        figures.append(
             _figure(
-                draw(image, said, test.categories, longer=LONGEST),
+                draw(image, image_answers, test.categories, longer=LONGEST),
                 f"{caption} on {entry.file}",
                 caption,
             )
         )
-    style = f"grid-template-columns:repeat({len(shown)}, minmax(0, 1fr))"
+    style = f"grid-template-columns:repeat({len(figures)}, minmax(0, 1fr))"
     return tag(
         "article",
         tag("p", entry.file, class_="under"),
-        tag("div", shown, class_="maps", style=style),
+        tag("div", figures, class_="maps", style=style),
         class_="sample",
     )
 
 
 def _figure(image: Image.Image, alternative: str, caption: str) -> Html:
-    shown = image.convert("RGB")
-    shown.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
+    thumbnail = image.convert("RGB")
+    thumbnail.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    shown.save(buffer, "JPEG", quality=85)
+    thumbnail.save(buffer, "JPEG", quality=85)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     source = f"data:image/jpeg;base64,{data}"
     picture = tag(
         "img",
         src=source,
         alt=alternative,
-        width=shown.width,
-        height=shown.height,
+        width=thumbnail.width,
+        height=thumbnail.height,
         style="aspect-ratio:auto",
     )
     return tag("figure", enlarged(picture, alternative), tag("figcaption", caption))

@@ -33,35 +33,38 @@ def draw(
 
     Args:
         image: any PIL image.
-        objects: annotations or results of COCO: bbox, category_id, and score and segmentation where
-            they have one; those with a score below SURE are left out.
+        objects: annotations or results of COCO: bbox in pixels, category_id, and score and
+            segmentation where they have one; those with a score below SURE are left out.
         classes: COCO's category id -> name.
         longer: smaller images are enlarged to this longer side, by a whole number.
+
+    Returns:
+        An RGB image, whose sides are a whole multiple of the image's.
     """
     factor = max(1, -(-longer // max(image.size)))
-    shown = [one for one in objects if one.get("score", 1.0) >= SURE]
-    shown.sort(key=lambda one: one.get("score", 1.0))
+    drawn = [annotation for annotation in objects if annotation.get("score", 1.0) >= SURE]
+    drawn.sort(key=lambda annotation: annotation.get("score", 1.0))
     palette = {
         key: colour if colour != BLACK else WHITE
         for key, colour in zip(classes, colours(tuple(classes.values())), strict=True)
     }
-    whole = image.convert("RGB").resize(
+    enlarged = image.convert("RGB").resize(
         (factor * image.width, factor * image.height), Image.Resampling.BICUBIC
     )
-    picture = Image.fromarray(_masked(np.asarray(whole), shown, palette, factor))
+    picture = Image.fromarray(_masked(np.asarray(enlarged), drawn, palette, factor))
     pen = ImageDraw.Draw(picture)
     line = max(2, max(picture.size) // 300)
     font = ImageFont.load_default(max(11, max(picture.size) // 55))
-    corners = [_corners(one["bbox"], factor) for one in shown]
-    for one, box in zip(shown, corners, strict=True):
-        pen.rectangle(box, outline=palette[one["category_id"]], width=line)
-    for one, box in zip(shown, corners, strict=True):
-        label = visible(classes[one["category_id"]]) + (
-            f" {one['score']:.0%}" if "score" in one else ""
+    corners = [_corners(annotation["bbox"], factor) for annotation in drawn]
+    for annotation, box in zip(drawn, corners, strict=True):
+        pen.rectangle(box, outline=palette[annotation["category_id"]], width=line)
+    for annotation, box in zip(drawn, corners, strict=True):
+        label = visible(classes[annotation["category_id"]]) + (
+            f" {annotation['score']:.0%}" if "score" in annotation else ""
         )
         fits = len(classes) > 1 and pen.textlength(label, font) <= box[2] - box[0]
-        if len(shown) <= CROWDED or fits:
-            _label(pen, picture.size, box, label, palette[one["category_id"]], font)
+        if len(drawn) <= CROWDED or fits:
+            _label(pen, picture.size, box, label, palette[annotation["category_id"]], font)
     return picture
 
 
@@ -73,12 +76,12 @@ def _masked(
 ) -> np.ndarray:
     mixed = pixels.astype(np.float32)
     height, width = (side // factor for side in pixels.shape[:2])
-    for one in objects:
-        if not one.get("segmentation"):
+    for annotation in objects:
+        if not annotation.get("segmentation"):
             continue
-        mask = pixels_of([runs(one["segmentation"], height, width)])[..., 0].astype(bool)
+        mask = pixels_of([runs(annotation["segmentation"], height, width)])[..., 0].astype(bool)
         mask = mask.repeat(factor, 0).repeat(factor, 1)
-        colour = np.array(palette[one["category_id"]], dtype=np.float32)
+        colour = np.array(palette[annotation["category_id"]], dtype=np.float32)
         mixed[mask] += STRENGTH * (colour - mixed[mask])
         mixed[outline(mask)] = colour
     return mixed.round().astype(np.uint8)
@@ -99,9 +102,9 @@ def _label(
 ) -> None:
     """A chip of the class's colour above the box, or inside it at the picture's edge."""
     left, top, right, bottom = font.getbbox(text)
-    wide, tall = right - left + 6, bottom - top + 6
-    x = min(max(box[0], 0), size[0] - wide)
-    y = box[1] - tall if box[1] >= tall else box[1]
-    pen.rectangle((x, y, x + wide, y + tall), fill=colour)
+    width, height = right - left + 6, bottom - top + 6
+    x = min(max(box[0], 0), size[0] - width)
+    y = box[1] - height if box[1] >= height else box[1]
+    pen.rectangle((x, y, x + width, y + height), fill=colour)
     dark = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 110
     pen.text((x + 3 - left, y + 3 - top), text, fill=BLACK if dark else WHITE, font=font)

@@ -38,6 +38,7 @@ class Predictions(Answers):
     foreign: str = ""  # what is to say of images far from the training size
 
     def to_dict(self) -> dict[str, Any]:
+        """For JSON: the path as a text, and answers of at least SURE of each class."""
         own = {
             "json": str(self.json),
             "answers": self.answers,
@@ -63,6 +64,7 @@ def predict(
     Raises:
         MissingExtra: pycocotools is not installed.
         UsageError: the folder cannot be written.
+        DataError: the setting's annotation file lacks an image or a class, or is not COCO's.
     """
     need_pycocotools()
     file = out.file(PREDICTIONS)
@@ -70,8 +72,8 @@ def predict(
     categories: tuple[int, ...] = loaded.model.categories  # type: ignore[assignment]
     ids: Sequence[int] = range(1, len(samples) + 1)
     if (listed := setting.annotations) is not None:
-        known = ranks.together(lambda: known_ids(listed, samples.files, loaded.classes))
-        ids, renamed = known.images, dict(zip(categories, known.categories, strict=True))
+        coco_ids = ranks.together(lambda: known_ids(listed, samples.files, loaded.classes))
+        ids, renamed = coco_ids.images, dict(zip(categories, coco_ids.categories, strict=True))
     else:
         renamed = {category: category for category in categories}
     classes = dict(zip(categories, loaded.classes, strict=True))
@@ -84,7 +86,9 @@ def predict(
             _answered(loaded, samples, setting, pictures, classes), len(samples)
         ):
             sizes.append(size)
-            sure.update(classes[one["category_id"]] for one in answers if one["score"] >= SURE)
+            sure.update(
+                classes[answer["category_id"]] for answer in answers if answer["score"] >= SURE
+            )
             # goes on from the image before
             for number, answer in enumerate(answers, number + 1):  # noqa: B020
                 area = answer["bbox"][2] * answer["bbox"][3]
@@ -154,8 +158,8 @@ def _write(
         return sum(1 for _ in annotations)
     count = 0
     with storing(path), TemporaryFile(dir=path.parent) as spooled:
-        for count, one in enumerate(annotations, 1):
-            spooled.write(b", " * (count > 1) + json.dumps(one).encode())
+        for count, annotation in enumerate(annotations, 1):
+            spooled.write(b", " * (count > 1) + json.dumps(annotation).encode())
         spooled.seek(0)
         images = [
             {"id": key, "file_name": name, "width": width, "height": height}

@@ -36,7 +36,7 @@ NEIGHBOURS = 4
 
 
 @dataclass(frozen=True)
-class Looked:
+class Retrieval:
     """What a run makes of the data it can still read."""
 
     train: Samples
@@ -52,29 +52,29 @@ def headline(groups: Sequence[Group]) -> Html:
     for each model.
     """
     looks = [_looked(group.first.folder) for group in groups]
-    said = " ".join(_sentence(group, look) for group, look in zip(groups, looks, strict=True))
+    text = " ".join(_sentence(group, look) for group, look in zip(groups, looks, strict=True))
     cards = [_card(group, look) for group, look in zip(groups, looks, strict=True)]
-    return tag("div", tag("p", said, class_="verdict-line"), tag("div", cards, class_="cards"))
+    return tag("div", tag("p", text, class_="verdict-line"), tag("div", cards, class_="cards"))
 
 
 def samples(groups: Sequence[Group]) -> Html:
     """Test images, each with its nearest training images by every model's features."""
     looks = [_looked(group.first.folder) for group in groups]
-    known = [look for look in looks if not isinstance(look, str)]
-    if len(known) < len(looks):
+    available = [look for look in looks if not isinstance(look, str)]
+    if len(available) < len(looks):
         why = next(look for look in looks if isinstance(look, str))
         return tag(
             "p", f"Nearest neighbours cannot be shown: {without_places(why, groups)}", class_="note"
         )
-    names = [[look.test.name(place) for place in range(len(look.test))] for look in known]
-    if any(other != names[0] for other in names):
+    names = [[look.test.name(index) for index in range(len(look.test))] for look in available]
+    if any(model_names != names[0] for model_names in names):
         return tag(
             "p",
             "The models have different test images, so none can be shown side by side.",
             class_="note",
         )
-    shown = _spread_over(known[0].test.targets, SHOWN)
-    return tag("div", [_retrieved(groups, known, place) for place in shown], class_="samples")
+    indices = _spread_over(available[0].test.targets, SHOWN)
+    return tag("div", [_retrieved(groups, available, index) for index in indices], class_="samples")
 
 
 def method(_: Sequence[Group]) -> list[str]:
@@ -101,7 +101,7 @@ def method(_: Sequence[Group]) -> list[str]:
     ]
 
 
-def _sentence(group: Group, look: "Looked | str") -> str:
+def _sentence(group: Group, look: "Retrieval | str") -> str:
     last = group.first.epochs[-1]["val"]
     if last["spread"] < COLLAPSED:
         return (
@@ -121,7 +121,7 @@ def _sentence(group: Group, look: "Looked | str") -> str:
     )
 
 
-def _card(group: Group, look: "Looked | str") -> Html:
+def _card(group: Group, look: "Retrieval | str") -> Html:
     epochs, result = group.first.epochs, group.first.result
     probe = None if isinstance(look, str) else look.probe
     if probe is None:
@@ -165,36 +165,36 @@ def _outputs(group: Group) -> int:
     return (group.first.recipe.dino or DinoSpec()).outputs
 
 
-def _retrieved(groups: Sequence[Group], looks: Sequence[Looked], place: int) -> Html:
+def _retrieved(groups: Sequence[Group], looks: Sequence[Retrieval], index: int) -> Html:
     look = looks[0]
-    truth = look.classes[int(look.test.targets[place])] if look.classes else None
+    truth = look.classes[int(look.test.targets[index])] if look.classes else None
     words = [
         tag("span", "test image", class_="eyebrow"),
         tag("strong", truth) if truth else None,
-        tag("span", look.test.name(place), class_="name"),
+        tag("span", look.test.name(index), class_="name"),
     ]
     picture = inline(
-        _picture(look.test, place), f"test image {look.test.name(place)}", class_="original"
+        _picture(look.test, index), f"test image {look.test.name(index)}", class_="original"
     )
-    answers = [_neighbours(group, each, place) for group, each in zip(groups, looks, strict=True)]
+    answers = [_neighbours(group, each, index) for group, each in zip(groups, looks, strict=True)]
     return tag("article", tag("header", picture, tag("div", words)), answers, class_="sample")
 
 
-def _neighbours(group: Group, look: Looked, place: int) -> Html:
+def _neighbours(group: Group, look: Retrieval, index: int) -> Html:
     figures = []
     for position, similarity in zip(
-        look.nearest[place].tolist(), look.similar[place].tolist(), strict=True
+        look.nearest[index].tolist(), look.similar[index].tolist(), strict=True
     ):
         name = look.train.name(position)
         mark: Any = f"{similarity:.2f}"
         if look.classes:
-            right = look.train.targets[position] == look.test.targets[place]
-            said = look.classes[int(look.train.targets[position])]
+            correct = look.train.targets[position] == look.test.targets[index]
+            class_name = look.classes[int(look.train.targets[position])]
             mark = tag(
                 "span",
-                "✓ " if right else "✗ ",
-                said,
-                class_="said right" if right else "said wrong",
+                "✓ " if correct else "✗ ",
+                class_name,
+                class_="said right" if correct else "said wrong",
             )
         figures.append(
             tag(
@@ -212,8 +212,8 @@ def _neighbours(group: Group, look: Looked, place: int) -> Html:
     return tag("div", who, tag("div", figures, class_="maps"), class_="answer")
 
 
-def _picture(samples: Samples, place: int) -> Any:
-    image = for_people(samples.image(place)).convert("RGB")
+def _picture(samples: Samples, index: int) -> Any:
+    image = for_people(samples.image(index)).convert("RGB")
     image.thumbnail((96, 96))
     return image
 
@@ -223,12 +223,13 @@ def _spread_over(targets: np.ndarray, count: int) -> list[int]:
     classes.
     """
     return sorted({
-        int(place) for place in np.linspace(0, len(targets) - 1, min(count, len(targets))).round()
+        int(position)
+        for position in np.linspace(0, len(targets) - 1, min(count, len(targets))).round()
     })
 
 
 @cache
-def _looked(folder: Path) -> "Looked | str":
+def _looked(folder: Path) -> "Retrieval | str":
     """The run's own data through its features, or why that cannot be."""
     try:
         return _look(folder)
@@ -236,7 +237,7 @@ def _looked(folder: Path) -> "Looked | str":
         return str(error)
 
 
-def _look(folder: Path) -> "Looked | str":
+def _look(folder: Path) -> "Retrieval | str":
     from softless.report.runs import read_run
     from softless.tasks.dino.samples import open_unlabelled
 
@@ -249,7 +250,7 @@ def _look(folder: Path) -> "Looked | str":
         train = parts.get("train", train)
     if test is None:
         return "the data have no test split."
-    bank, asked = (
+    bank, queries = (
         extract(
             loaded.model,
             eval_loader(samples, loaded.transform, batch=64),
@@ -258,6 +259,6 @@ def _look(folder: Path) -> "Looked | str":
         )
         for samples in (train, test)
     )
-    similar, found = neighbours(bank[0], asked[0], min(NEIGHBOURS, len(train)))
-    probe = nearest(bank, asked, classes, min(K, len(train))) if classes else None
-    return Looked(train, test, classes, found.numpy(), similar.numpy(), probe)
+    similar, positions = neighbours(bank[0], queries[0], min(NEIGHBOURS, len(train)))
+    probe = nearest(bank, queries, classes, min(K, len(train))) if classes else None
+    return Retrieval(train, test, classes, positions.numpy(), similar.numpy(), probe)

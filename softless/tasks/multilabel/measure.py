@@ -56,7 +56,14 @@ def weighted_auc(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> 
 def resampled(
     count: int, groups: np.ndarray | None, replicates: int, seed: int = 0
 ) -> "Sequence[np.ndarray] | Any":
-    """Blocks (r, n) of how often each image is drawn; images of a group together."""
+    """Blocks (r, n) float64 of how often each image is drawn; images of a group together.
+
+    Args:
+        count: n, the images.
+        groups: (n,) of each image; None where each stands for itself.
+        replicates: rows of all blocks together.
+        seed: of the draws.
+    """
     rng = np.random.default_rng(seed)
     names = np.arange(count) if groups is None else np.unique(groups, return_inverse=True)[1]
     total = int(names.max()) + 1
@@ -82,8 +89,8 @@ class LabelEvaluation:
     @property
     def probabilities(self) -> np.ndarray:
         """(n, K) float64."""
-        wide = torch.as_tensor(self.logits).double().sigmoid()
-        return wide.numpy()
+        probabilities = torch.as_tensor(self.logits).double().sigmoid()
+        return probabilities.numpy()
 
     @cached_property
     def loss(self) -> float:
@@ -98,34 +105,34 @@ class LabelEvaluation:
     def areas(self) -> tuple[float | None, ...]:
         """AUC of each label; None where all images have it, or none."""
         once = np.ones((1, len(self.targets)))
-        found = [
+        areas = [
             weighted_auc(self.logits[:, k], self.targets[:, k], once)[0]
             for k in range(len(self.classes))
         ]
-        return tuple(None if np.isnan(area) else float(area) for area in found)
+        return tuple(None if np.isnan(area) else float(area) for area in areas)
 
     @property
     def auc(self) -> float | None:
         """The mean over the labels that have an AUC."""
-        known = [area for area in self.areas if area is not None]
-        return float(np.mean(known)) if known else None
+        areas = [area for area in self.areas if area is not None]
+        return float(np.mean(areas)) if areas else None
 
     @cached_property
     def _ends(self) -> tuple[list[tuple[float, float] | None], tuple[float, float] | None]:
         """The ends of each label's interval, and of the mean's."""
-        known = [k for k, area in enumerate(self.areas) if area is not None]
+        labels = [k for k, area in enumerate(self.areas) if area is not None]
         drawn: list[np.ndarray] = [
-            np.stack([weighted_auc(self.logits[:, k], self.targets[:, k], weights) for k in known])
-            for weights in (resampled(len(self.targets), self.groups, REPLICATES) if known else ())
+            np.stack([weighted_auc(self.logits[:, k], self.targets[:, k], weights) for k in labels])
+            for weights in (resampled(len(self.targets), self.groups, REPLICATES) if labels else ())
         ]
         if not drawn:
             return [None] * len(self.classes), None
         areas = np.concatenate(drawn, axis=1)  # (labels, replicates)
-        by_label = {k: _percentiles(row) for k, row in zip(known, areas, strict=True)}
-        whole = areas[:, ~np.isnan(areas).any(0)]
+        by_label = {k: _percentiles(row) for k, row in zip(labels, areas, strict=True)}
+        complete = areas[:, ~np.isnan(areas).any(0)]
         return [by_label.get(k) for k in range(len(self.classes))], _percentiles(
-            whole.mean(0)
-        ) if whole.size else None
+            complete.mean(0)
+        ) if complete.size else None
 
     @property
     def intervals(self) -> tuple[Interval | None, ...]:
@@ -142,16 +149,18 @@ class LabelEvaluation:
 
     def per_class(self) -> dict[str, dict[str, float | None]]:
         """Measure -> label -> value."""
-        said, truth = self.probabilities >= self.threshold, self.targets > 0
-        found = self.intervals
+        predicted, truth = self.probabilities >= self.threshold, self.targets > 0
+        intervals = self.intervals
         columns: dict[str, list[float | None]] = {
             "auc": list(self.areas),
-            "auc_low": [None if one is None else one.low for one in found],
-            "auc_high": [None if one is None else one.high for one in found],
+            "auc_low": [None if interval is None else interval.low for interval in intervals],
+            "auc_high": [None if interval is None else interval.high for interval in intervals],
             "share": truth.mean(0).tolist(),
-            "sensitivity": [_share(said[:, k], truth[:, k]) for k in range(len(self.classes))],
-            "specificity": [_share(~said[:, k], ~truth[:, k]) for k in range(len(self.classes))],
-            "precision": [_share(truth[:, k], said[:, k]) for k in range(len(self.classes))],
+            "sensitivity": [_share(predicted[:, k], truth[:, k]) for k in range(len(self.classes))],
+            "specificity": [
+                _share(~predicted[:, k], ~truth[:, k]) for k in range(len(self.classes))
+            ],
+            "precision": [_share(truth[:, k], predicted[:, k]) for k in range(len(self.classes))],
         }
         return {
             name: dict(zip(self.classes, column, strict=True)) for name, column in columns.items()
@@ -197,10 +206,15 @@ class LabelEvaluation:
             ("binary cross-entropy", f"{self.loss:.4f}"),
         ]
         lines = [f"{name:<22} {value}" for name, value in rows]
-        told = self.per_class()
+        measures = self.per_class()
         labels = [
-            (name, "all images have it, or none" if one is None else f"{one}  {_rates(told, name)}")
-            for name, one in zip(self.classes, self.intervals, strict=True)
+            (
+                name,
+                "all images have it, or none"
+                if interval is None
+                else f"{interval}  {_rates(measures, name)}",
+            )
+            for name, interval in zip(self.classes, self.intervals, strict=True)
         ]
         head = (
             "AUC of each label [95 % interval], and rates from a probability of "
@@ -223,8 +237,8 @@ def evaluate_labels(
     result of the whole.
 
     Args:
-        model: gives a logit for each label.
-        loader: yields images and targets (B, K).
+        model: images (B, C, H, W) to logits (B, K), one for each label.
+        loader: yields images (B, C, H, W) and targets (B, K) of 0 and 1.
         classes: the labels in index order.
         threshold: a probability from which a label is said.
         device: where to compute; None is where the model lies.
@@ -232,12 +246,12 @@ def evaluate_labels(
         label: of the progress bar.
 
     Raises:
-        UsageError: as many logits as labels are needed.
+        UsageError: other numbers of logits or targets than of labels.
         DivergedError: some logits are not finite.
     """
-    place = torch.device(device) if device is not None else next(model.parameters()).device
-    found = forward_all(model, loader, len(loader.positions), place, amp, label)
-    logits, targets = gathered(loader, *found)
+    compute_device = torch.device(device) if device is not None else next(model.parameters()).device
+    own_rows = forward_all(model, loader, len(loader.positions), compute_device, amp, label)
+    logits, targets = gathered(loader, *own_rows)
     _refuse(logits, targets, classes)
     samples = getattr(loader.dataset, "samples", None)
     return LabelEvaluation(
@@ -265,20 +279,20 @@ def _refuse(logits: Tensor, targets: Tensor, classes: Sequence[str]) -> None:
 
 
 def _percentiles(areas: np.ndarray) -> tuple[float, float] | None:
-    known = areas[~np.isnan(areas)]
-    if not known.size:
+    valid = areas[~np.isnan(areas)]
+    if not valid.size:
         return None
-    low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(valid, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
-def _share(part: np.ndarray, whole: np.ndarray) -> float | None:
-    """The share of `whole` that is `part` too; None where nothing is."""
-    return float((part & whole).sum() / whole.sum()) if whole.any() else None
+def _share(part: np.ndarray, base: np.ndarray) -> float | None:
+    """The share of `base` that is `part` too; None where nothing is in it."""
+    return float((part & base).sum() / base.sum()) if base.any() else None
 
 
-def _rates(told: dict[str, dict[str, float | None]], name: str) -> str:
-    shown = {key: told[key][name] for key in ("sensitivity", "specificity")}
+def _rates(measures: dict[str, dict[str, float | None]], name: str) -> str:
+    rates = {key: measures[key][name] for key in ("sensitivity", "specificity")}
     return ", ".join(
-        f"{key} {'n/a' if value is None else f'{value:.3f}'}" for key, value in shown.items()
+        f"{key} {'n/a' if value is None else f'{value:.3f}'}" for key, value in rates.items()
     )

@@ -12,7 +12,7 @@ from softless.report.html import Html, section, table, tag
 from softless.report.intervals import Strip, axis, draw
 from softless.report.numbers import THIN, duration, percent
 from softless.report.runs import Predictions
-from softless.tasks.classification.gallery import Reading, draw_samples
+from softless.tasks.classification.gallery import Wording, draw_samples
 from softless.tasks.multilabel.settings import MultilabelSpec
 
 __all__ = ["SAMPLES", "further", "headline", "method", "samples"]
@@ -23,7 +23,7 @@ SAMPLES = (
 )
 
 
-class LabelReading(Reading):
+class LabelWording(Wording):
     """Several labels an image: those from the threshold on, and the share of all labels that is
     right.
     """
@@ -32,28 +32,30 @@ class LabelReading(Reading):
 
     def chosen(self, answers: Sequence[Predictions], count: int) -> list[int]:
         """Half of them those with the largest loss of a model, the others in their order."""
-        wide = [answer.logits.astype(np.float64) for answer in answers]
+        all_logits = [answer.logits.astype(np.float64) for answer in answers]
         losses = [
             (np.logaddexp(0, logits) - logits * answer.targets).mean(1)
-            for logits, answer in zip(wide, answers, strict=True)
+            for logits, answer in zip(all_logits, answers, strict=True)
         ]
         worst = np.argsort(-np.max(losses, axis=0), kind="stable")[: count // 2].tolist()
-        others = [place for place in range(len(answers[0].targets)) if place not in worst]
-        return [*worst, *others[: count - len(worst)]]
+        remaining = [index for index in range(len(answers[0].targets)) if index not in worst]
+        return [*worst, *remaining[: count - len(worst)]]
 
     def truth(self, group: Group, answers: Predictions, index: int) -> str:
         return _named(group, answers.targets[index] > 0)
 
-    def said(self, group: Group, answers: Predictions, index: int) -> tuple[str, bool, float]:
+    def answer(self, group: Group, answers: Predictions, index: int) -> tuple[str, bool, float]:
         threshold = _threshold(group)
-        given = answers.logits[index] >= np.log(threshold / (1 - threshold))
-        right = given == (answers.targets[index] > 0)
-        return _named(group, given), bool(right.all()), float(right.mean())
+        predicted = answers.logits[index] >= np.log(threshold / (1 - threshold))
+        correct = predicted == (answers.targets[index] > 0)
+        return _named(group, predicted), bool(correct.all()), float(correct.mean())
 
 
-def _named(group: Group, given: np.ndarray) -> str:
+def _named(group: Group, predicted: np.ndarray) -> str:
     return (
-        ", ".join(name for name, one in zip(group.first.classes, given, strict=True) if one)
+        ", ".join(
+            name for name, present in zip(group.first.classes, predicted, strict=True) if present
+        )
         or "no label"
     )
 
@@ -64,14 +66,14 @@ def _threshold(group: Group) -> float:
 
 def samples(groups: Sequence[Group]) -> Html:
     """The grid of test images, or the sentence that says why there is none."""
-    return draw_samples(groups, reading=LabelReading())
+    return draw_samples(groups, wording=LabelWording())
 
 
 def headline(groups: Sequence[Group]) -> Html:
     """A sentence, and a card for each model."""
     tested = [_test(group) for group in groups]
     if not all(tested):
-        said = (
+        sentence = (
             "There is no test split: what follows was measured on validation images, which "
             "also chose the best epoch."
         )
@@ -82,12 +84,12 @@ def headline(groups: Sequence[Group]) -> Html:
             for group, test in zip(groups, tested, strict=True)
             if test["auc"] is not None
         ]
-        said = " ".join(parts) or "No label has test images with and without it."
+        sentence = " ".join(parts) or "No label has test images with and without it."
     cards = [
         _card(group, test, f"strip-{number}")
         for number, (group, test) in enumerate(zip(groups, tested, strict=True))
     ]
-    return tag("div", tag("p", said, class_="verdict-line"), tag("div", cards, class_="cards"))
+    return tag("div", tag("p", sentence, class_="verdict-line"), tag("div", cards, class_="cards"))
 
 
 def further(groups: Sequence[Group]) -> list[Html]:
@@ -165,10 +167,10 @@ def _facts(group: Group) -> list[tuple[str, str]]:
 
 
 def _labels(group: Group, test: dict[str, Any]) -> Html:
-    told = test.get("per_class") or {}
+    measures = test.get("per_class") or {}
 
     def value(measure: str, label: str) -> float | None:
-        return (told.get(measure) or {}).get(label)
+        return (measures.get(measure) or {}).get(label)
 
     rows: list[list[Any]] = []
     for label in group.first.classes:
@@ -181,7 +183,7 @@ def _labels(group: Group, test: dict[str, Any]) -> Html:
             label,
             "–" if area is None else f"{area:.3f}",
             ends,
-            *("–" if one is None else percent(one) for one in shares),
+            *("–" if share is None else percent(share) for share in shares),
         ])
     head = [
         "label",

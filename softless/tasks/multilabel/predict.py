@@ -15,19 +15,22 @@ def predict(
 ) -> Predictions:
     """Write `predictions.csv` (file, the labels from the run's threshold on, probability of each
     label) and, with overlays, `saliency/NAME.png`.
+
+    Raises:
+        UsageError: the model's output is not finite, or the folder cannot be written.
     """
     threshold = (loaded.recipe.multilabel or MultilabelSpec()).threshold
 
-    def said(row: np.ndarray) -> list[str]:
+    def labels(row: np.ndarray) -> list[str]:
         return [name for name, share in zip(loaded.classes, row, strict=True) if share >= threshold]
 
     def title(row: np.ndarray) -> str:
-        shown = [
+        parts = [
             f"{name}, {share:.0%}"
             for name, share in zip(loaded.classes, row, strict=True)
             if share >= threshold
         ]
-        return "; ".join(shown) or "no label"
+        return "; ".join(parts) or "no label"
 
-    words = Words(probabilities=lambda logits: logits.sigmoid(), said=said, title=title)
+    words = Words(probabilities=lambda logits: logits.sigmoid(), labels=labels, title=title)
     return answered(loaded, samples, out, setting, words, overlays=overlays)

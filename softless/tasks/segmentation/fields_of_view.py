@@ -24,12 +24,12 @@ def masks_beside(samples: FileSamples, name: str) -> list[Path | None]:
     root = samples.root.resolve()
     roots = [root.parent / name]
     if "images" in root.parts:
-        place = len(root.parts) - 1 - root.parts[::-1].index("images")
-        roots.insert(0, Path(*root.parts[:place], name, *root.parts[place + 1 :]))
-    held: dict[str, Path] = {}
+        position = len(root.parts) - 1 - root.parts[::-1].index("images")
+        roots.insert(0, Path(*root.parts[:position], name, *root.parts[position + 1 :]))
+    masks: dict[str, Path] = {}
     for folder in dict.fromkeys(roots[::-1]):  # the first of `roots` counts most
-        held |= _by_key(folder) if folder.is_dir() else {}
-    return [held.get(Path(file).with_suffix("").as_posix()) for file in samples.files]
+        masks |= _by_key(folder) if folder.is_dir() else {}
+    return [masks.get(Path(file).with_suffix("").as_posix()) for file in samples.files]
 
 
 def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
@@ -38,13 +38,13 @@ def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
     Raises:
         DataError: it cannot be read, or is of another size than its image (width, height).
     """
-    seen: np.ndarray = read_values(path) > 0
-    if seen.shape != size[::-1]:
+    mask: np.ndarray = read_values(path) > 0
+    if mask.shape != size[::-1]:
         raise DataError(
-            f"{path} is {seen.shape[1]} x {seen.shape[0]}, and its image is {size[0]} x {size[1]}: "
+            f"{path} is {mask.shape[1]} x {mask.shape[0]}, and its image is {size[0]} x {size[1]}: "
             "a field of view has its image's size; mend or remove it"
         )
-    return seen
+    return mask
 
 
 def _by_key(folder: Path) -> dict[str, Path]:

@@ -52,10 +52,12 @@ class Segmentation:
 
     @property
     def seen(self) -> int:
+        """Images that were answered."""
         return len(self.counts)
 
     @property
     def scores(self) -> "Scores":
+        """Of the pixels of all images together."""
         return Scores(self.counts.sum(0))
 
     @cached_property
@@ -87,14 +89,14 @@ class Segmentation:
         """What a log keeps of an epoch."""
         scores = self.scores
         loss = {} if self.loss is None else {"loss": self.loss}
-        found = {
+        measures = {
             "miou": scores.miou,
             "dice": scores.mean_dice,
             "pixel_accuracy": scores.pixel_accuracy,
             "commonest": self.commonest,
             **loss,
         }
-        return {**found, "seen": self.seen, "expected": self.expected}
+        return {**measures, "seen": self.seen, "expected": self.expected}
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the predictions."""
@@ -103,8 +105,10 @@ class Segmentation:
             **self.summary(),
             "classes": list(self.classes),
             "per_class": {"iou": self._by_class(scores.iou), "dice": self._by_class(scores.dice)},
-            "intervals": {name: one.interval for name, one in self.estimates.items()},
-            "reasons": {name: one.why for name, one in self.estimates.items() if one.why},
+            "intervals": {name: estimate.interval for name, estimate in self.estimates.items()},
+            "reasons": {
+                name: estimate.why for name, estimate in self.estimates.items() if estimate.why
+            },
             "confusion": self.confusion.tolist(),
         }
 
@@ -161,16 +165,19 @@ class Scores:
 
     @property
     def iou(self) -> np.ndarray:
+        """(K,) intersection over union of each class, 0..1."""
         hits, predicted, true = self.counts.T
         return _share(hits, predicted + true - hits)
 
     @property
     def dice(self) -> np.ndarray:
+        """(K,) Dice of each class, 0..1."""
         hits, predicted, true = self.counts.T
         return _share(2 * hits, predicted + true)
 
     @property
     def miou(self) -> float | None:
+        """The mean IoU over the classes that occur; None where none does."""
         return _mean(self.iou)
 
     @property
@@ -180,6 +187,7 @@ class Scores:
 
     @property
     def pixel_accuracy(self) -> float | None:
+        """The share of the pixels that are classified rightly; None without pixels."""
         return _mean(
             _share(self.counts[:, HITS].sum(keepdims=True), self.counts[:, TRUE].sum(keepdims=True))
         )
@@ -203,7 +211,7 @@ def evaluate(
 
     Args:
         model: (1, C, h, w) to logits (1, K, h, w).
-        loader: batches of (list of images, list of labels).
+        loader: batches of (list of images (C, h, w), list of labels (h, w)).
         classes: names in index order.
         values: what label images call them.
         loss: of logits (K, h, w) and labels (h, w), for the log.
@@ -214,7 +222,7 @@ def evaluate(
         DivergedError: logits that are not finite.
     """
     device = next(model.parameters()).device
-    found = Tally(len(classes))
+    tally = Tally(len(classes))
     with evaluating(model), torch.no_grad():
         for images, labels in track(
             loader, len(loader.positions), label, size=lambda batch: len(batch[0])
@@ -225,8 +233,8 @@ def evaluate(
                 if not bool(logits.isfinite().all()):
                     raise DivergedError("the model's output is not finite: its weights diverged")
                 measured = None if loss is None else float(loss(logits, truth.to(device)))
-                found.add(logits.argmax(0).cpu().numpy(), truth.numpy(), values, measured)
-    return _of_all_ranks(loader, found).outcome(classes, len(loader.dataset))  # type: ignore[arg-type]
+                tally.add(logits.argmax(0).cpu().numpy(), truth.numpy(), values, measured)
+    return _of_all_ranks(loader, tally).outcome(classes, len(loader.dataset))  # type: ignore[arg-type]
 
 
 class Tally:
@@ -253,6 +261,7 @@ class Tally:
         self.labels.append(label_png(predicted, values))
 
     def outcome(self, classes: Sequence[str], expected: int) -> Segmentation:
+        """What the images add up to, of `expected` that there are; the loss is their mean."""
         losses = [loss for loss in self.losses if loss is not None]
         counts = np.array(self.counts, dtype=np.int64).reshape(-1, len(classes), 3)
         mean = float(np.mean(losses)) if losses else None
@@ -266,8 +275,8 @@ def confusion_of(predicted: np.ndarray, truth: np.ndarray, classes: int) -> np.n
     IGNORE.
     """
     counts = truth != IGNORE
-    places = truth[counts].astype(np.int64) * classes + predicted[counts]
-    return np.bincount(places, minlength=classes**2).reshape(classes, classes).astype(np.int64)
+    cells = truth[counts].astype(np.int64) * classes + predicted[counts]
+    return np.bincount(cells, minlength=classes**2).reshape(classes, classes).astype(np.int64)
 
 
 def label_png(indices: np.ndarray, values: Sequence[int]) -> bytes:
@@ -286,22 +295,22 @@ def _of_all_ranks(loader: EpochLoader, mine: Tally) -> Tally:
     if loader.rounds is None:
         return mine
     parts = ranks.gather((list(loader.positions), mine))
-    order = np.argsort([place for places, _ in parts for place in places])
-    whole = Tally(len(mine.confusion))
-    whole.confusion = np.sum([part.confusion for _, part in parts], axis=0)
+    order = np.argsort([position for positions, _ in parts for position in positions])
+    merged = Tally(len(mine.confusion))
+    merged.confusion = np.sum([part.confusion for _, part in parts], axis=0)
     for name in ("counts", "losses", "labels"):
-        joined = [one for _, part in parts for one in getattr(part, name)]
-        setattr(whole, name, [joined[place] for place in order])
-    return whole
+        joined = [image_value for _, part in parts for image_value in getattr(part, name)]
+        setattr(merged, name, [joined[position] for position in order])
+    return merged
 
 
-def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
+def _share(part: np.ndarray, total: np.ndarray) -> np.ndarray:
+    return np.divide(part, total, out=np.full(part.shape, np.nan), where=total > 0)
 
 
 def _mean(values: np.ndarray) -> float | None:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else None
+    valid = values[~np.isnan(values)]
+    return float(valid.mean()) if len(valid) else None
 
 
 def _whole(scores: Scores) -> dict[str, float | None]:
@@ -309,8 +318,8 @@ def _whole(scores: Scores) -> dict[str, float | None]:
 
 
 def _estimated(value: float | None, drawn: Sequence[float | None], images: int) -> Estimate:
-    known = [one for one in drawn if one is not None]
-    deviation = float(np.std(known)) if len(known) > 1 else 0.0
+    valid = [draw for draw in drawn if draw is not None]
+    deviation = float(np.std(valid)) if len(valid) > 1 else 0.0
     return estimate(value, deviation, images, why="no pixel counts")
 
 

@@ -54,54 +54,56 @@ class Counts:
 def headline(groups: Sequence[Group]) -> Html:
     """A sentence, and a card for each model and for each difference to the last one."""
     read = [_counts(group) for group in groups]
-    if any(one is None for one in read):
-        said = (
+    if any(runs is None for runs in read):
+        sentence = (
             "There is no test split: what follows was measured on validation images, which "
             "also chose the best epoch."
         )
         return tag(
             "div",
-            tag("p", said, class_="verdict-line"),
+            tag("p", sentence, class_="verdict-line"),
             tag("div", [_validation_card(group) for group in groups], class_="cards"),
         )
-    known = [one for one in read if one is not None]
+    available = [runs for runs in read if runs is not None]
     measure = _measure(groups[0])
-    drawn_of = [_draws(one, measure) for one in known]
+    drawn_of = [_draws(runs, measure) for runs in available]
     estimates = [
-        _estimate(_value(one, measure), drawn, len(one[0].names))
-        for one, drawn in zip(known, drawn_of, strict=True)
+        _estimate(_value(runs, measure), drawn, len(runs[0].names))
+        for runs, drawn in zip(available, drawn_of, strict=True)
     ]
     base, differences = groups[-1], []
-    for group, one, drawn in list(zip(groups, known, drawn_of, strict=True))[:-1]:
-        if one[0].names == known[-1][0].names:
-            value = _value(one, measure) - _value(known[-1], measure)
-            differences.append((group, _apart(value, drawn - drawn_of[-1], len(one[0].names))))
-    said = _verdict(groups, estimates, differences)
+    for group, runs, drawn in list(zip(groups, available, drawn_of, strict=True))[:-1]:
+        if runs[0].names == available[-1][0].names:
+            value = _value(runs, measure) - _value(available[-1], measure)
+            differences.append((group, _apart(value, drawn - drawn_of[-1], len(runs[0].names))))
+    sentence = _verdict(groups, estimates, differences)
     strips = [
         _strip(group, estimate)
         for group, estimate in zip(groups, estimates, strict=True)
         if estimate.drawn
     ]
-    places = axis(strips) if strips else []
+    tick_values = axis(strips) if strips else []
     cards = [
-        _card(group, one, estimate, places, f"strip-{number}")
-        for number, (group, one, estimate) in enumerate(zip(groups, known, estimates, strict=True))
+        _card(group, runs, estimate, tick_values, f"strip-{number}")
+        for number, (group, runs, estimate) in enumerate(
+            zip(groups, available, estimates, strict=True)
+        )
     ]
     apart = [_strip(group, estimate, base) for group, estimate in differences]
     cards += [
         _difference_card(strip, axis(apart), f"difference-{number}")
         for number, strip in enumerate(apart)
     ]
-    return tag("div", tag("p", said, class_="verdict-line"), tag("div", cards, class_="cards"))
+    return tag("div", tag("p", sentence, class_="verdict-line"), tag("div", cards, class_="cards"))
 
 
 def samples(groups: Sequence[Group]) -> Html:
     """The pictures, or the sentence that says why there are none."""
     read = [_counts(group) for group in groups]
-    if any(one is None for one in read):
+    if any(runs is None for runs in read):
         return tag("p", "There is no test split, so there are no answers to show.", class_="note")
-    firsts = [one[0] for one in read if one is not None]
-    if any(one.names != firsts[0].names for one in firsts):
+    firsts = [runs[0] for runs in read if runs is not None]
+    if any(first.names != firsts[0].names for first in firsts):
         return tag(
             "p",
             "The models were tested on different images, so no image can be shown side by side.",
@@ -109,9 +111,9 @@ def samples(groups: Sequence[Group]) -> Html:
         )
     try:
         test, layout = _test_split(groups[0].first.recipe)
-        places = {test.key(place): place for place in range(len(test))}
+        index_of_key = {test.key(index): index for index in range(len(test))}
         rows = [
-            _row(groups, firsts, index, test, places[firsts[0].names[index]], layout)
+            _row(groups, firsts, index, test, index_of_key[firsts[0].names[index]], layout)
             for index in _chosen(firsts, _measure(groups[0]))
         ]
     except (SoftlessError, OSError, KeyError) as error:
@@ -127,22 +129,22 @@ def samples(groups: Sequence[Group]) -> Html:
 
 def further(groups: Sequence[Group]) -> list[Html]:
     """IoU and Dice of each class, on the test images."""
-    read = [(group, one) for group in groups if (one := _counts(group)) is not None]
+    read = [(group, runs) for group in groups if (runs := _counts(group)) is not None]
     if not read:
         return []
-    scores = [Scores(one[0].counts.sum(0)) for _, one in read]
+    scores = [Scores(runs[0].counts.sum(0)) for _, runs in read]
     rows = [
         [
             name,
             *(
                 cell
-                for held in scores
-                for cell in (_percent(held.iou[index]), _percent(held.dice[index]))
+                for group_scores in scores
+                for cell in (_percent(group_scores.iou[index]), _percent(group_scores.dice[index]))
             ),
         ]
         for index, name in enumerate(groups[0].first.classes)
     ]
-    head = ["", *(f"{group.label} {what}" for group, _ in read for what in ("IoU", "Dice"))]
+    head = ["", *(f"{group.label} {measure}" for group, _ in read for measure in ("IoU", "Dice"))]
     return [
         tag(
             "section",
@@ -183,8 +185,8 @@ def _counts(group: Group) -> list[Counts] | None:
 
 
 def _read(file: Path) -> Counts:
-    with np.load(file, allow_pickle=False) as held:
-        return Counts(held["counts"], tuple(str(name) for name in held["names"]))
+    with np.load(file, allow_pickle=False) as arrays:
+        return Counts(arrays["counts"], tuple(str(name) for name in arrays["names"]))
 
 
 def _measure(group: Group) -> str:
@@ -240,16 +242,18 @@ def _draws(runs: Sequence[Counts], measure: str) -> np.ndarray:
 
 def _estimate(value: float, drawn: np.ndarray, images: int) -> Estimate:
     """Of a measure, as `softless eval` has it."""
-    known = drawn[~np.isnan(drawn)]
-    found = spread.estimate(
+    valid = drawn[~np.isnan(drawn)]
+    estimated = spread.estimate(
         None if np.isnan(value) else value,
-        float(known.std()) if len(known) > 1 else 0.0,
+        float(valid.std()) if len(valid) > 1 else 0.0,
         images,
         why="no pixel counts",
     )
-    if found.low is None or found.high is None:
-        return Estimate(value, float("nan"), float("nan"), how=found.why)
-    return Estimate(value, found.low, found.high, how=f"bootstrap over {counted(images, 'image')}")
+    if estimated.low is None or estimated.high is None:
+        return Estimate(value, float("nan"), float("nan"), how=estimated.why)
+    return Estimate(
+        value, estimated.low, estimated.high, how=f"bootstrap over {counted(images, 'image')}"
+    )
 
 
 def _apart(value: float, drawn: np.ndarray, images: int) -> Estimate:
@@ -264,10 +268,10 @@ def _verdict(
     differences: Sequence[tuple[Group, Estimate]],
 ) -> str:
     title = _title(groups[0], _measure(groups[0]))
-    (first, share), *others = zip(groups, estimates, strict=True)
+    (first, share), *remaining = zip(groups, estimates, strict=True)
     text = f"{first.label} reaches {percent(share.value)} {title} on the test images"
     text += (
-        "".join(f", {group.label} {percent(estimate.value)}" for group, estimate in others) + "."
+        "".join(f", {group.label} {percent(estimate.value)}" for group, estimate in remaining) + "."
     )
     for group, estimate in differences:
         span = f"95{THIN}% interval {points(estimate.low)} to {points(estimate.high)}"
@@ -303,7 +307,7 @@ def _card(
     group: Group,
     runs: Sequence[Counts],
     estimate: Estimate,
-    places: Sequence[float],
+    tick_values: Sequence[float],
     identifier: str,
 ) -> Html:
     span = (
@@ -326,19 +330,19 @@ def _card(
         tag("h3", tag("span", class_=f"swatch {group.colour}"), group.label),
         tag("p", f"{100 * estimate.value:.1f}", tag("span", f"{THIN}%"), class_="big"),
         tag("p", f"{_title(group, _measure(group))} on test, {span}", class_="under"),
-        draw(_strip(group, estimate), places, identifier) if estimate.drawn else None,
+        draw(_strip(group, estimate), tick_values, identifier) if estimate.drawn else None,
         tag("dl", [tag("div", tag("dt", name), tag("dd", value)) for name, value in rows]),
         class_="card",
     )
 
 
-def _difference_card(strip: Strip, places: Sequence[float], identifier: str) -> Html:
+def _difference_card(strip: Strip, tick_values: Sequence[float], identifier: str) -> Html:
     return tag(
         "article",
         tag("h3", strip.text.partition(":")[0]),
         tag("p", points(strip.middle), tag("span", " points"), class_="big"),
         tag("p", f"95{THIN}% interval {points(strip.low)} to {points(strip.high)}", class_="under"),
-        draw(strip, places, identifier),
+        draw(strip, tick_values, identifier),
         class_="card difference",
     )
 
@@ -360,11 +364,11 @@ def _chosen(firsts: Sequence[Counts], measure: str) -> list[int]:
     No choice is random.
     """
     by_image = np.mean(
-        [[_of(Scores(counts), measure) for counts in one.counts] for one in firsts], axis=0
+        [[_of(Scores(counts), measure) for counts in run.counts] for run in firsts], axis=0
     )
     order = np.argsort(by_image, kind="stable")
-    places = np.linspace(0, len(order) - 1, min(SHOWN, len(order))).round().astype(int)
-    return [int(order[place]) for place in places]
+    positions = np.linspace(0, len(order) - 1, min(SHOWN, len(order))).round().astype(int)
+    return [int(order[position]) for position in positions]
 
 
 def _test_split(recipe: Recipe) -> tuple[LabelImages, Layout]:
@@ -374,11 +378,11 @@ def _test_split(recipe: Recipe) -> tuple[LabelImages, Layout]:
     root = Path(data.path).expanduser()
     if not root.is_dir():
         raise DataError(f"the data are no longer at {root}")
-    found = Gathering(root, scale=Range.of(data.range))
-    layout = layout_of(root, found, spec.labels, spec.ignore, spec.values)
+    gathering = Gathering(root, scale=Range.of(data.range))
+    layout = layout_of(root, gathering, spec.labels, spec.ignore, spec.values)
     if "test" not in layout.parts:
         raise DataError("the data no longer hold a test split")
-    return read_part(layout, "test", found, data.in_chans, spec.fov), layout
+    return read_part(layout, "test", gathering, data.in_chans, spec.fov), layout
 
 
 def _row(
@@ -386,29 +390,31 @@ def _row(
     firsts: Sequence[Counts],
     index: int,
     test: LabelImages,
-    place: int,
+    position: int,
     layout: Layout,
 ) -> Html:
-    key, image = firsts[0].names[index], for_people(test.image(place))
-    names, truth = groups[0].first.classes, test.target(place)
+    key, image = firsts[0].names[index], for_people(test.image(position))
+    names, truth = groups[0].first.classes, test.target(position)
     measure = _measure(groups[0])
-    shown = [
+    figures = [
         _figure(image, f"test image {key}", key),
         _figure(overlay(image, truth, names, legend=False), f"the truth of {key}", "truth"),
     ]
-    for group, one in zip(groups, firsts, strict=True):
+    for group, first in zip(groups, firsts, strict=True):
         answer = layout.lookup[read_values(group.first.folder / FOLDER / f"{key}.png")]
         answer[truth == IGNORE] = IGNORE  # what counts nowhere is not shown
-        score = f"{_title(groups[0], measure)} {_percent(_of(Scores(one.counts[index]), measure))}"
-        shown.append(
+        score = (
+            f"{_title(groups[0], measure)} {_percent(_of(Scores(first.counts[index]), measure))}"
+        )
+        figures.append(
             _figure(
                 overlay(image, answer, names, legend=False),
                 f"{group.label} on {key}: {score}",
                 f"{group.label}: {score}",
             )
         )
-    style = f"grid-template-columns:repeat({len(shown)}, minmax(0, 1fr))"
-    return tag("article", tag("div", shown, class_="maps", style=style), class_="sample")
+    style = f"grid-template-columns:repeat({len(figures)}, minmax(0, 1fr))"
+    return tag("article", tag("div", figures, class_="maps", style=style), class_="sample")
 
 
 def _legend(names: Sequence[str]) -> Html:
@@ -432,17 +438,17 @@ def _legend(names: Sequence[str]) -> Html:
 
 
 def _figure(image: Image.Image, alternative: str, caption: str) -> Html:
-    shown = image.convert("RGB")
-    shown.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
+    thumbnail = image.convert("RGB")
+    thumbnail.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    shown.save(buffer, "JPEG", quality=82)
+    thumbnail.save(buffer, "JPEG", quality=82)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     picture = tag(
         "img",
         src=f"data:image/jpeg;base64,{data}",
         alt=alternative,
-        width=shown.width,
-        height=shown.height,
+        width=thumbnail.width,
+        height=thumbnail.height,
         style="aspect-ratio:auto",
     )
     return tag("figure", enlarged(picture, alternative), tag("figcaption", caption))

@@ -35,7 +35,9 @@ def colours(names: tuple[str, ...]) -> tuple[Colour, ...]:
 
 
 def palette(values: Sequence[int], chosen: Sequence[Colour]) -> list[int]:
-    """256 colours of a palette image: those of the classes at their values, black elsewhere."""
+    """256 colours of a palette image, 768 numbers: those of the classes at their values, black
+    elsewhere.
+    """
     table = np.zeros((256, 3), dtype=np.uint8)
     table[list(values)] = chosen
     return table.reshape(-1).tolist()
@@ -47,14 +49,14 @@ def overlay(
     """The image with its classes (h, w) in colour, outlined, and a legend of those that occur below
     it; indices that are none show the image.
     """
-    shown = np.asarray(image.convert("RGB")).astype(np.float32)
+    photograph = np.asarray(image.convert("RGB")).astype(np.float32)
     chosen = colours(tuple(names))
     table = np.zeros((256, 3), dtype=np.float32)
     table[: len(names)] = chosen
     coloured = table.max(1) > 0
     strength = np.where(coloured, STRENGTH, 0.0)[classes]
     strength[outline(classes) & coloured[classes]] = 1.0
-    mixed = shown + strength[..., None] * (table[classes] - shown)
+    mixed = photograph + strength[..., None] * (table[classes] - photograph)
     picture = Image.fromarray(mixed.round().astype(np.uint8))
     pixels = np.bincount(classes.reshape(-1), minlength=256) * coloured
     present = [int(index) for index in np.argsort(-pixels, kind="stable") if pixels[index]]
@@ -66,7 +68,7 @@ def overlay(
 
 
 def outline(classes: np.ndarray) -> np.ndarray:
-    """(h, w) whether the pixel above or to the left has another class."""
+    """(h, w) bool: whether the pixel above or to the left has another class in `classes` (h, w)."""
     edge = np.zeros(classes.shape, dtype=bool)
     edge[1:] |= classes[1:] != classes[:-1]
     edge[:, 1:] |= classes[:, 1:] != classes[:, :-1]
@@ -79,21 +81,25 @@ def _with_legend(picture: Image.Image, entries: Sequence[tuple[str, Colour]]) ->
     font, gap = ImageFont.load_default(size), size // 2
     rows: list[list[tuple[int, str, Colour]]] = [[]]
     x = gap
-    more = [(f"and {len(entries) - LEGEND} more", (255, 255, 255))] if len(entries) > LEGEND else []
-    for name, colour in ((visible(name), colour) for name, colour in [*entries[:LEGEND], *more]):
-        wide = round(font.getlength(name)) + size + 2 * gap
-        if rows[-1] and x + wide > picture.width:
+    remainder = (
+        [(f"and {len(entries) - LEGEND} more", (255, 255, 255))] if len(entries) > LEGEND else []
+    )
+    for name, colour in (
+        (visible(name), colour) for name, colour in [*entries[:LEGEND], *remainder]
+    ):
+        width = round(font.getlength(name)) + size + 2 * gap
+        if rows[-1] and x + width > picture.width:
             rows.append([])
             x = gap
         rows[-1].append((x, name, colour))
-        x += wide + gap
+        x += width + gap
     line = size + gap
-    whole = Image.new("RGB", (picture.width, picture.height + line * len(rows) + gap), "white")
-    whole.paste(picture, (0, 0))
-    pen = ImageDraw.Draw(whole)
+    canvas = Image.new("RGB", (picture.width, picture.height + line * len(rows) + gap), "white")
+    canvas.paste(picture, (0, 0))
+    pen = ImageDraw.Draw(canvas)
     for number, row in enumerate(rows):
         top = picture.height + gap + line * number
         for x, name, colour in row:
             pen.rectangle((x, top, x + size, top + size), fill=colour)
             pen.text((x + size + gap, top + size / 2), name, fill="black", font=font, anchor="lm")
-    return whole
+    return canvas

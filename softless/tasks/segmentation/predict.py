@@ -42,6 +42,7 @@ class Predictions(Answers):
     foreign: str = ""  # what is to say of images far from the training size
 
     def to_dict(self) -> dict[str, Any]:
+        """For JSON: the folders as texts, and shares of pixels, 0..1."""
         own = {"labels": str(self.labels), "shares": self.shares, "counted": self.counted}
         return {**own, "notes": list(self.notes), "foreign": self.foreign, **super().to_dict()}
 
@@ -65,6 +66,7 @@ def predict(
 
     Raises:
         DataError: a field of view that cannot be read, or of another size than its image.
+        UsageError: the model's output is not finite, or the folder cannot be written.
     """
     spec = loaded.recipe.segmentation
     fov: str | None = getattr(spec, "fov", None)
@@ -90,8 +92,8 @@ def predict(
         counts = fov is None or mask is not None
         return np.bincount(classes.reshape(-1) if counts else [], minlength=256)[: len(values)]
 
-    for found in ranks.in_order(map(answered, _mine(samples, "predicting")), len(samples)):
-        pixels += found
+    for class_pixels in ranks.in_order(map(answered, _mine(samples, "predicting")), len(samples)):
+        pixels += class_pixels
     pixels = ranks.first(lambda: pixels)
     shares = (pixels / pixels.sum()).tolist() if pixels.sum() else [None] * len(values)
     without = 0 if fov is None else masks.count(None)
@@ -110,8 +112,8 @@ def predict(
 
 def _mine(samples: FileSamples, label: str) -> Iterator[int]:
     """The places of this rank's images."""
-    places = range(ranks.rank(), len(samples), ranks.size())
-    return track(places, len(places), label)
+    indices = range(ranks.rank(), len(samples), ranks.size())
+    return track(indices, len(indices), label)
 
 
 def _sizes(samples: FileSamples, masks: Sequence[Path | None]) -> list[tuple[int, int]]:
@@ -154,7 +156,7 @@ def _notes(
 
 @torch.no_grad()
 def classes_of(loaded: LoadedRun, image: Any, setting: Setting, name: str) -> np.ndarray:
-    """(h, w) uint8 class indices of an image.
+    """(h, w) uint8 class indices of an image, at the size that its transform gives.
 
     Raises:
         UsageError: the model's output is not finite.
@@ -170,8 +172,8 @@ def classes_of(loaded: LoadedRun, image: Any, setting: Setting, name: str) -> np
 
 
 def label_image(classes: np.ndarray, values: Sequence[int], names: Sequence[str]) -> Image.Image:
-    """A palette image whose indices are the data set's values, or IGNORE, in the colours of the
-    overlays.
+    """A palette image (h, w) whose indices are the data set's values, or IGNORE, in the colours of
+    the overlays; `classes` (h, w) are class indices, uint8.
     """
     table = np.full(256, IGNORE, dtype=np.uint8)
     table[: len(values)] = values
