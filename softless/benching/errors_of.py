@@ -65,22 +65,28 @@ def gradients(
     loss = (value.double() * weights).sum() * scale
     if not loss.requires_grad:  # a constant
         return value, {name: torch.zeros_like(x, dtype=torch.float64) for name, x in leaves.items()}
-    found = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
-    return value.detach(), {name: x.double() / scale for name, x in zip(leaves, found, strict=True)}
+    slopes = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+    return value.detach(), {
+        name: x.double() / scale for name, x in zip(leaves, slopes, strict=True)
+    }
 
 
-def gradient_deviation(found: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> float:
+def gradient_deviation(computed: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> float:
     """The largest relative error (Frobenius) of the gradients of q, k and v.
 
     One that is next to nothing beside the others (exactly nothing for the queries of a softmax over
     a single key) is judged by a thousandth of the largest.
     """
     sizes = {name: float(gradient.norm()) for name, gradient in exact.items()}
-    least = LEAST * max(sizes.values())
+    floor = LEAST * max(sizes.values())
     return max(
         _relative(
-            float(torch.where(found[name].isfinite(), found[name] - exact[name], torch.inf).norm()),
-            max(size, least),
+            float(
+                torch.where(
+                    computed[name].isfinite(), computed[name] - exact[name], torch.inf
+                ).norm()
+            ),
+            max(size, floor),
         )
         for name, size in sizes.items()
     )

@@ -70,20 +70,20 @@ class Fidelity:
 
     def tables(self) -> dict[str, list[dict[str, Any]]]:
         """As they are recorded: name of the file -> rows."""
-        found = {
+        rows_by_file = {
             "fidelity": [_row(line) for line in self.lines],
             "fidelity_hosts": [_row(line) for line in self.hosts],
         }
-        return {name: rows for name, rows in found.items() if rows}
+        return {name: rows for name, rows in rows_by_file.items() if rows}
 
     def __str__(self) -> str:
-        shown = [
+        sections = [
             table(
                 [name.replace("_", " ") for name in rows[0]], [list(row.values()) for row in rows]
             )
             for rows in self.tables().values()
         ]
-        return "\n\n".join([*shown, *(f"recorded: {path}" for path in self.recorded)])
+        return "\n\n".join([*sections, *(f"recorded: {path}" for path in self.recorded)])
 
 
 EXACT = {"kernels", "kernels_most"}
@@ -118,28 +118,33 @@ def fidelity(
         UsageError: an operator or a host that was not published so.
     """
     places = {**dict.fromkeys(OPS, SIZES), **published.HOSTS}
-    known = {name for op in ops or places for name in places.get(op, ())}
-    if wrong := [*({*ops} - {*places}), *({*names} - known)]:
+    published_names = {name for op in ops or places for name in places.get(op, ())}
+    if wrong := [*({*ops} - {*places}), *({*names} - published_names)]:
         raise UsageError(
             f"nothing published as '{min(wrong)}': choose from {', '.join(places)} and "
-            f"{', '.join(sorted(known))}"
+            f"{', '.join(sorted(published_names))}"
         )
-    asked = [(op, name) for op in ops or places for name in places[op] if name in (names or known)]
+    planned = [
+        (op, name)
+        for op in ops or places
+        for name in places[op]
+        if name in (names or published_names)
+    ]
     for name in ("fidelity", "fidelity_hosts") if record else ():
         record_path(name)  # before anything is measured
     lines: list[Distance] = []
     hosts: list[published.Parity] = []
-    for op, name in track(asked, len(asked), "measuring"):
+    for op, name in track(planned, len(planned), "measuring"):
         if op in OPS:
             lines.append(measured(f"{op}_{name}"))
         else:
             hosts.append(published.measured(op, name))
-    found = Fidelity(tuple(lines), tuple(hosts))
+    outcome = Fidelity(tuple(lines), tuple(hosts))
     if not record:
-        return found
-    for name, rows in found.tables().items():
+        return outcome
+    for name, rows in outcome.tables().items():
         write_csv(record_path(name), rows)
-    return replace(found, recorded=tuple(record_path(name) for name in found.tables()))
+    return replace(outcome, recorded=tuple(record_path(name) for name in outcome.tables()))
 
 
 @torch.no_grad()
@@ -168,12 +173,16 @@ def measured(name: str, **smaller: Any) -> Distance:
 
 def gaussian(model: nn.Module) -> list[Attention]:
     """The attention modules with a Gaussian kernel, in the order of the pass."""
-    return [one for one in model.modules() if isinstance(one, Attention) and one.op.name in OPS]
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, Attention) and module.op.name in OPS
+    ]
 
 
-def distance(found: Tensor, want: Tensor) -> float:
+def distance(computed: Tensor, want: Tensor) -> float:
     """Relative to the size of what is right."""
-    return float((found - want).norm() / want.norm())
+    return float((computed - want).norm() / want.norm())
 
 
 def parts(module: Attention, x: Tensor, grid: Any) -> tuple[Tensor, Tensor]:
@@ -194,14 +203,14 @@ def _hooked(
 ) -> Iterator[None]:
     """A hook (module, args, kwargs[, output]) on some modules."""
     if before:
-        held = [one.register_forward_pre_hook(hook, with_kwargs=True) for one in modules]
+        handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for module in modules]
     else:
-        held = [one.register_forward_hook(hook, with_kwargs=True) for one in modules]
+        handles = [module.register_forward_hook(hook, with_kwargs=True) for module in modules]
     try:
         yield
     finally:
-        for one in held:
-            one.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def enlivened(model: nn.Module, images: Tensor) -> list[float]:

@@ -79,11 +79,11 @@ class Call:
 
     def setting(self) -> str:
         """Grid and window in words."""
-        said = []
+        words = []
         if grid := self.extras.get("grid"):
-            said.append(f"grid={grid[0]}+{grid[1]}x{grid[2]}")
+            words.append(f"grid={grid[0]}+{grid[1]}x{grid[2]}")
         return " ".join(
-            said + [f"{name}={self.extras[name]}" for name in ("ratio",) if name in self.extras]
+            words + [f"{name}={self.extras[name]}" for name in ("ratio",) if name in self.extras]
         )
 
 
@@ -118,11 +118,11 @@ def call(
 
 def squarest(tokens: int) -> Grid:
     """The squarest grid of so many tokens, with or without a class token."""
-    found = []
+    candidates = []
     for prefix in (0, 1):
         cells = tokens - prefix
         if cells:
             height = next(side for side in range(math.isqrt(cells), 0, -1) if cells % side == 0)
-            found.append((height / cells * height, prefix, height))
-    _, prefix, height = max(found, key=lambda one: (one[0], -one[1]))
+            candidates.append((height / cells * height, prefix, height))
+    _, prefix, height = max(candidates, key=lambda candidate: (candidate[0], -candidate[1]))
     return prefix, height, (tokens - prefix) // height

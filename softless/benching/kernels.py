@@ -32,8 +32,8 @@ def near_duplicates(number: int, width: int, generator: Generator) -> Tensor:
 
 def flat(number: int, width: int, generator: Generator) -> Tensor:
     """A flat image region: all but the same."""
-    one = torch.randn(1, width, generator=generator, dtype=torch.float64)
-    return one + 1e-4 * torch.randn(number, width, generator=generator, dtype=torch.float64)
+    base = torch.randn(1, width, generator=generator, dtype=torch.float64)
+    return base + 1e-4 * torch.randn(number, width, generator=generator, dtype=torch.float64)
 
 
 KERNELS: Mapping[str, Draw] = MappingProxyType({

@@ -80,7 +80,7 @@ def interleaved(
             start = clock()
             calls[name]()
             synchronise()
-            taken = clock() - start
+            elapsed = clock() - start
             if number >= 0:
-                seconds[name].append(taken)
+                seconds[name].append(elapsed)
     return Timings(seconds)

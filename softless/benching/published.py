@@ -77,30 +77,31 @@ def measured(op: str, host: str, **smaller: Any) -> Parity:
         host,
         op,
         len(attentions(model)),
-        min(distance(silent, right) for _, right, silent in double),
-        max(distance(ours, right) for ours, right, _ in single),
+        min(distance(silent, published) for _, published, silent in double),
+        max(distance(own, published) for own, published, _ in single),
         max(
-            distance(ours, exact)
-            for (ours, _, _), (_, exact, _) in zip(single, double, strict=True)
+            distance(own, exact) for (own, _, _), (_, exact, _) in zip(single, double, strict=True)
         ),
         max(
-            distance(right, exact)
-            for (_, right, _), (_, exact, _) in zip(single, double, strict=True)
+            distance(published, exact)
+            for (_, published, _), (_, exact, _) in zip(single, double, strict=True)
         ),
-        max(distance(ours, right) for ours, right, _ in double),
+        max(distance(own, published) for own, published, _ in double),
         max(branch for _, _, branch in single),
     )
 
 
-def distance(found: Tensor, want: Tensor) -> float:
+def distance(computed: Tensor, want: Tensor) -> float:
     """Relative to the size of what is right."""
-    return float((found - want).norm() / want.norm())
+    return float((computed - want).norm() / want.norm())
 
 
 def attentions(model: nn.Module) -> list[nn.Module]:
     """The modules that are compared, in the order of the pass."""
     return [
-        one for one in model.modules() if isinstance(one, Attention | ClassAttention | ClassAttn)
+        module
+        for module in model.modules()
+        if isinstance(module, Attention | ClassAttention | ClassAttn)
     ]
 
 
@@ -124,10 +125,12 @@ def enlivened(model: nn.Module, images: Tensor) -> None:
         branch = module.forward(*args, **kwargs) - module.proj.bias
         module.proj.weight *= SHARE * args[0].square().mean().sqrt() / branch.square().mean().sqrt()
 
-    held = [one.register_forward_pre_hook(enliven, with_kwargs=True) for one in attentions(model)]
+    handles = [
+        module.register_forward_pre_hook(enliven, with_kwargs=True) for module in attentions(model)
+    ]
     model(images)
-    for one in held:
-        one.remove()
+    for handle in handles:
+        handle.remove()
 
 
 def by_hand(module: Any, x: Tensor, grid: Any = None) -> Tensor:
@@ -138,17 +141,17 @@ def by_hand(module: Any, x: Tensor, grid: Any = None) -> Tensor:
         return _class_softmax(module, x)
     q, k, v = _sides(module, x, grid)
     if isinstance(module, ClassAttention):
-        q, k = (F.normalize(one, p=1.0, dim=-2, eps=1e-6) for one in (q, k))
+        q, k = (F.normalize(side, p=1.0, dim=-2, eps=1e-6) for side in (q, k))
         o = (q[:, :, :1] @ k.mT) @ v
     elif module.op.name == "sima":
         o = F.normalize(q, p=1.0, dim=-2) @ (F.normalize(k, p=1.0, dim=-2).mT @ v)
     elif module.op.name == "xca":
-        q, k = (F.normalize(one, dim=-2) for one in (q, k))
+        q, k = (F.normalize(side, dim=-2) for side in (q, k))
         o = v @ torch.softmax(module.learned.temperature * (q.mT @ k), dim=-1).mT
     else:
         o = torch.softmax(x.shape[-1] ** -0.5 * (q @ k.mT), dim=-1) @ v
-    found: Tensor = module.proj(o.transpose(1, 2).flatten(2))
-    return found
+    output: Tensor = module.proj(o.transpose(1, 2).flatten(2))
+    return output
 
 
 def _sides(module: Any, x: Tensor, grid: Any) -> list[Tensor]:
@@ -160,18 +163,18 @@ def _sides(module: Any, x: Tensor, grid: Any) -> list[Tensor]:
             sides.append(getattr(module, f"proj_{part}")(convolved))
     else:
         sides = list(module.qkv(x).chunk(3, -1))
-    return [one.unflatten(-1, (module.num_heads, -1)).transpose(1, 2) for one in sides]
+    return [side.unflatten(-1, (module.num_heads, -1)).transpose(1, 2) for side in sides]
 
 
 def _class_softmax(module: Any, x: Tensor) -> Tensor:
     """XCiT's class attention: softmax of the class token's row, (B,1,C)."""
     q, k, v = (
-        one(y).unflatten(-1, (module.num_heads, -1)).transpose(1, 2)
-        for one, y in ((module.q, x[:, :1]), (module.k, x), (module.v, x))
+        projection(y).unflatten(-1, (module.num_heads, -1)).transpose(1, 2)
+        for projection, y in ((module.q, x[:, :1]), (module.k, x), (module.v, x))
     )
     o = torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, dim=-1) @ v
-    found: Tensor = module.proj(o.transpose(1, 2).flatten(2))
-    return found
+    output: Tensor = module.proj(o.transpose(1, 2).flatten(2))
+    return output
 
 
 @torch.no_grad()
@@ -182,14 +185,16 @@ def answer(model: nn.Module, images: Tensor) -> tuple[Tensor, float]:
     apart: list[float] = []
 
     def publish(module: Any, args: Any, kwargs: Any, output: Tensor) -> Tensor:
-        right = by_hand(module, args[0], kwargs.get("grid"))
-        apart.append(float((output - right).norm() / (right - module.proj.bias).norm()))
-        return right
+        published = by_hand(module, args[0], kwargs.get("grid"))
+        apart.append(float((output - published).norm() / (published - module.proj.bias).norm()))
+        return published
 
-    held = [one.register_forward_hook(publish, with_kwargs=True) for one in attentions(model)]
+    handles = [
+        module.register_forward_hook(publish, with_kwargs=True) for module in attentions(model)
+    ]
     logits: Tensor = model(images)
-    for one in held:
-        one.remove()
+    for handle in handles:
+        handle.remove()
     return logits, max(apart)
 
 
@@ -201,8 +206,8 @@ def silenced(model: nn.Module, images: Tensor) -> Tensor:
         bias: Tensor = module.proj.bias
         return bias.expand_as(output)
 
-    held = [one.register_forward_hook(silence) for one in attentions(model)]
+    handles = [module.register_forward_hook(silence) for module in attentions(model)]
     logits: Tensor = model(images)
-    for one in held:
-        one.remove()
+    for handle in handles:
+        handle.remove()
     return logits

@@ -185,10 +185,10 @@ def of_openvino(model: nn.Module, images: Tensor, work: Work) -> Callable[[], Te
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
     request = openvino.Core().compile_model(graph, "CPU", how).create_infer_request()
-    given = [images.numpy()]
+    inputs = [images.numpy()]
 
     def call() -> Tensor:
-        request.infer(given)
+        request.infer(inputs)
         return torch.from_numpy(request.get_output_tensor(0).data)
 
     return call
@@ -203,9 +203,9 @@ def enliven(model: Any, images: Tensor, blocks: Iterable[Any] | None = None) -> 
     attention that is switched off.
     """
 
-    def scale(module: Any, given: Any, out: Tensor) -> Tensor:
+    def scale(module: Any, args: Any, out: Tensor) -> Tensor:
         branch = out - module.proj.bias
-        factor = SHARE * given[0].square().mean().sqrt() / branch.square().mean().sqrt()
+        factor = SHARE * args[0].square().mean().sqrt() / branch.square().mean().sqrt()
         module.proj.weight.mul_(factor)
         return branch * factor + module.proj.bias
 

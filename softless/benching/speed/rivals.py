@@ -134,12 +134,12 @@ def attention_modules(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        made = {name: MODULES[name](dim, num_heads=heads, qkv_bias=True) for name in names}
-    first: Any = made[names[0]]
+        modules = {name: MODULES[name](dim, num_heads=heads, qkv_bias=True) for name in names}
+    first: Any = modules[names[0]]
     nn.init.zeros_(first.proj.bias)
-    for module in list(made.values())[1:]:
+    for module in list(modules.values())[1:]:
         share_weights(first, module)
-    return {name: module.to(dtype).eval() for name, module in made.items()}
+    return {name: module.to(dtype).eval() for name, module in modules.items()}
 
 
 def share_weights(source: nn.Module, target: nn.Module) -> list[str]:
