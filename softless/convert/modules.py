@@ -27,7 +27,7 @@ class Joined(nn.Module):
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
-        sizes = [features_of(one) for one in layers]
+        sizes = [features_of(layer) for layer in layers]
         self.in_features, self.out_features = sizes[0][0], sum(out for _, out in sizes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -42,8 +42,8 @@ class Tied(nn.Module):
     def __init__(self, qkv: nn.Module) -> None:
         super().__init__()
         self.qkv = qkv
-        self.in_features, whole = features_of(qkv)
-        self.out_features = whole // 3 * 2
+        self.in_features, qkv_width = features_of(qkv)
+        self.out_features = qkv_width // 3 * 2
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x).chunk(3, -1)
@@ -93,13 +93,13 @@ def features_of(layer: nn.Module) -> tuple[int, int]:
     Raises:
         UsageError: it does not say them.
     """
-    found = getattr(layer, "in_features", None), getattr(layer, "out_features", None)
-    if not (isinstance(found[0], int) and isinstance(found[1], int)):
+    features = getattr(layer, "in_features", None), getattr(layer, "out_features", None)
+    if not (isinstance(features[0], int) and isinstance(features[1], int)):
         raise UsageError(
             f"a projection is a {type(layer).__name__}, which does not say its in_features and "
             "out_features as torch.nn.Linear does: give it both"
         )
-    return found[0], found[1]
+    return features[0], features[1]
 
 
 class RopeAttention(Attention):
@@ -150,14 +150,14 @@ class ReducedAttention(Attention):
         self.kv = nn.Linear(dim, 2 * inner, bias=bias, **place)
         self.pool = self.sr = self.reduced_norm = self.act = None
 
-    def take(self, theirs: Any) -> "ReducedAttention":
+    def take(self, original: Any) -> "ReducedAttention":
         """The projections and the reduction of a PVT attention."""
-        self.q, self.kv, self.proj = theirs.q, theirs.kv, theirs.proj
+        self.q, self.kv, self.proj = original.q, original.kv, original.proj
         self.pool, self.sr, self.reduced_norm, self.act = (
-            theirs.pool,
-            theirs.sr,
-            theirs.norm,
-            theirs.act,
+            original.pool,
+            original.sr,
+            original.norm,
+            original.act,
         )
         return self
 
@@ -168,9 +168,9 @@ class ReducedAttention(Attention):
 
     def called_with(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Grid | None, dict[str, Any]]:
         """As `Attention.called_with`; PVT's blocks pass the grid's sides."""
-        given = inspect.signature(self.forward).bind(*args, **kwargs).arguments
-        height, width = given["feat_size"]
-        return given["x"], (0, height, width), {}
+        arguments = inspect.signature(self.forward).bind(*args, **kwargs).arguments
+        height, width = arguments["feat_size"]
+        return arguments["x"], (0, height, width), {}
 
     def key_grid(self, height: int, width: int) -> tuple[int, int]:
         """What the pooling or the strided convolution leaves."""
@@ -193,11 +193,11 @@ class ReducedAttention(Attention):
             )
         assert grid is not None
         (q,) = self._heads(self.q(x), 1)
-        few = x
+        reduced = x
         if self.sr is not None and self.reduced_norm is not None:
             image = x.transpose(1, 2).unflatten(2, grid[1:])
             image = image if self.pool is None else self.pool(image)
-            few = self.reduced_norm(self.sr(image).flatten(2).transpose(1, 2))
-            few = few if self.act is None else self.act(few)
-        k, v = self._heads(self.kv(few), 2)
+            reduced = self.reduced_norm(self.sr(image).flatten(2).transpose(1, 2))
+            reduced = reduced if self.act is None else self.act(reduced)
+        k, v = self._heads(self.kv(reduced), 2)
         return q, k, v, None
