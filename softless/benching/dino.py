@@ -240,6 +240,11 @@ class Labelled:
 
     @classmethod
     def of(cls, recipe: Recipe, train_without_val: Samples, val: Samples) -> "Labelled":
+        """The parts of the recipe's data, with what was cut off for validation.
+
+        Raises:
+            UsageError: the data have no train part or no test part.
+        """
         parts, classes = open_parts(recipe.data)
         if not {"train", "test"} <= parts.keys():
             raise UsageError(
@@ -337,11 +342,23 @@ def logistic(
     val: tuple[Tensor, Tensor],
     test: tuple[Tensor, Tensor],
 ) -> tuple[int, int, float]:
-    """Logistic regression on standardised features (n, D): how many of how many test images are
-    right, and C.
+    """Logistic regression on standardised features: how many of how many test images are right,
+    and C.
 
     C is what a classifier of `train_without_val` answers `val` best with (the smallest of equals);
-    the classifier of `train` with that C answers `test`.
+    the classifier of `train` with that C answers `test`. Mean and deviation are those of `train`.
+
+    Args:
+        train: features (n, D) and classes (n,), as each of the other parts.
+        train_without_val: what chooses C is fitted on it.
+        val: what chooses C is scored on it.
+        test: what is answered.
+
+    Returns:
+        Test images that are right, all of them, C.
+
+    Raises:
+        MissingExtra: scikit-learn is not installed.
     """
     need("sklearn")
     from sklearn.linear_model import LogisticRegression

@@ -181,7 +181,7 @@ def gaussian(model: nn.Module) -> list[Attention]:
 
 
 def distance(computed: Tensor, want: Tensor) -> float:
-    """Relative to the size of what is right."""
+    """|computed - want| / |want|, Frobenius, of two tensors of one shape."""
     return float((computed - want).norm() / want.norm())
 
 
@@ -214,8 +214,11 @@ def _hooked(
 
 
 def enlivened(model: nn.Module, images: Tensor) -> list[float]:
-    """Give a model weights on which its kernels count, block by block as a pass comes to them; the
-    kernels' share of each branch.
+    """Give a model weights on which its kernels count, block by block as a pass over images
+    (B, 3, h, w) comes to them.
+
+    Returns:
+        The kernels' share of each block's branch, RMS over RMS.
     """
     generator = torch.Generator().manual_seed(5)
     for name, parameter in model.named_parameters():
@@ -247,7 +250,9 @@ def _rms(x: Tensor) -> float:
 
 
 def silenced(model: nn.Module, images: Tensor) -> Tensor:
-    """The control: what the model answers with its kernels switched off."""
+    """The control: what the model answers for images (B, 3, h, w) with its kernels switched off,
+    (B, classes).
+    """
 
     def silence(module: Attention, args: Any, kwargs: Any, _: Tensor) -> Tensor:
         return module.proj(parts(module, args[0], kwargs["grid"])[1])

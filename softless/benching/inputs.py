@@ -34,7 +34,7 @@ class Call:
     def run(
         self, *, backend: str = "auto", out: torch.dtype | None = None, **options: Any
     ) -> Tensor:
-        """The operator's output through `attend`."""
+        """The operator's output through `attend`, (B, H, N, E); in `out` where that is a dtype."""
         k = None if self.tied else self.k
         return attend(
             self.q,
@@ -53,11 +53,15 @@ class Call:
 
     @property
     def leaves(self) -> dict[str, Tensor]:
-        """The inputs that a gradient reaches, by name."""
+        """The inputs that a gradient reaches, by name: q (B, H, N, D), k (B, H, M, D) unless q
+        stands for both, v (B, H, M, E).
+        """
         return {"q": self.q, "v": self.v} if self.tied else {"q": self.q, "k": self.k, "v": self.v}
 
     def with_leaves(self, **leaves: Tensor) -> "Call":
-        """The same call of other q, k, v."""
+        """The same call of other q, k, v, of any shapes that the operator takes; without a k, q
+        is k too.
+        """
         q = leaves["q"]
         return replace(self, q=q, k=leaves.get("k", q), v=leaves["v"])
 

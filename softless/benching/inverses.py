@@ -77,6 +77,9 @@ def compare_inverses(*, record: bool = False) -> Inverses:
 
     Args:
         record: also write benchmarks/inverse.csv of the repository.
+
+    Raises:
+        UsageError: `record` outside of the repository.
     """
     target = record_path("inverse") if record else None
     lines = [
@@ -92,7 +95,7 @@ def compare_inverses(*, record: bool = False) -> Inverses:
 
 
 def exactly(a: Tensor) -> Tensor:
-    """By LU in float64."""
+    """The inverse (B, R, R) of A + ridge I by LU in float64, A of (B, R, R)."""
     return torch.linalg.inv(a.double() + RIDGE * torch.eye(a.shape[-1], dtype=torch.float64))
 
 

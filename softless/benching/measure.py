@@ -68,6 +68,12 @@ def interleaved(
         synchronise: waits until the device is done (torch.cuda.synchronize), called before the
             clock is read.
         clock: seconds.
+
+    Returns:
+        Seconds by call, one number for each round in the order of the rounds.
+
+    Raises:
+        UsageError: no calls, or rounds below one.
     """
     if not calls or rounds < 1:
         raise UsageError(f"nothing to time: {len(calls)} calls, {rounds} rounds")

@@ -204,6 +204,9 @@ def operators(
         record: also write benchmarks/operators.csv of the repository (the families with the largest
             errors), or operators_million.csv.
         seed: of the data.
+
+    Raises:
+        UsageError: an unknown operator, or `record` outside of the repository.
     """
     names = [get(name).name for name in ops] or list(OPERATORS)
     target = record_path("operators_million" if long else "operators") if record else None
@@ -375,8 +378,10 @@ def _backend_form(
 
 
 def published(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """SimA as its authors' code has it: normalise in the input's dtype, then multiply (sima.md
-    §2).
+    """SimA as its authors' code has it (arXiv:2206.08898; sima.md §2): normalise in the input's
+    dtype, then multiply, in the order that is cheaper.
+
+    q is (B, H, N, D), k (B, H, M, D), v (B, H, M, E); the answer is (B, H, N, E).
     """
     q, k = F.normalize(q, p=1.0, dim=-2), F.normalize(k, p=1.0, dim=-2)
     return (

@@ -526,6 +526,9 @@ def papers(names: Sequence[str] = (), *, record: bool = False) -> "Papers":
     Args:
         names: which; all by default.
         record: also write benchmarks/papers.csv of the repository.
+
+    Raises:
+        UsageError: an unknown table, or `record` outside of the repository.
     """
     target = record_path("papers") if record else None
     outcome = Papers(tuple(paper_table(name) for name in names or TABLES), target)

@@ -92,7 +92,7 @@ def measured(op: str, host: str, **smaller: Any) -> Parity:
 
 
 def distance(computed: Tensor, want: Tensor) -> float:
-    """Relative to the size of what is right."""
+    """|computed - want| / |want|, Frobenius, of two tensors of one shape."""
     return float((computed - want).norm() / want.norm())
 
 
@@ -107,8 +107,8 @@ def attentions(model: nn.Module) -> list[nn.Module]:
 
 @torch.no_grad()
 def enlivened(model: nn.Module, images: Tensor) -> None:
-    """Give a model weights on which its attention counts, block by block as a pass comes to
-    them.
+    """Give a model weights on which its attention counts, block by block as a pass over images
+    (B, 3, h, w) comes to them.
     """
     generator = torch.Generator().manual_seed(5)
     for name, parameter in model.named_parameters():
@@ -134,8 +134,8 @@ def enlivened(model: nn.Module, images: Tensor) -> None:
 
 
 def by_hand(module: Any, x: Tensor, grid: Any = None) -> Tensor:
-    """What the published code answers for tokens x (B,N,C): all of them, or the class token's
-    row.
+    """What the published code answers for tokens x (B, N, C): all of them, (B, N, C), or the class
+    token's row, (B, 1, C).
     """
     if isinstance(module, ClassAttn):
         return _class_softmax(module, x)
@@ -179,8 +179,11 @@ def _class_softmax(module: Any, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def answer(model: nn.Module, images: Tensor) -> tuple[Tensor, float]:
-    """What a model answers with the published attention in its places, and how far its own are from
-    it on the same tokens, the farthest.
+    """What a model answers for images (B, 3, h, w) with the published attention in its places.
+
+    Returns:
+        Logits (B, classes), and the largest relative distance of an attention's own answer from
+        the published one's on the same tokens, biases of the projections apart.
     """
     apart: list[float] = []
 
@@ -200,7 +203,9 @@ def answer(model: nn.Module, images: Tensor) -> tuple[Tensor, float]:
 
 @torch.no_grad()
 def silenced(model: nn.Module, images: Tensor) -> Tensor:
-    """The control: what the model answers with its attention switched off."""
+    """The control: what the model answers for images (B, 3, h, w) with its attention switched off,
+    (B, classes).
+    """
 
     def silence(module: Any, _: Any, output: Tensor) -> Tensor:
         bias: Tensor = module.proj.bias

@@ -62,6 +62,9 @@ def models(names: Sequence[str] = (), *, record: bool = False) -> Sizes:
     Args:
         names: which; all by default.
         record: also write benchmarks/models.csv of the repository.
+
+    Raises:
+        UsageError: an unknown model, or `record` outside of the repository.
     """
     from softless.models import ENTRIES
 

@@ -62,6 +62,9 @@ def survival(*, rounds: int = 15, record: bool = False) -> Costs:
     Args:
         rounds: how often each is timed.
         record: also write benchmarks/survival.csv of the repository.
+
+    Raises:
+        UsageError: `record` outside of the repository.
     """
     target = record_path("survival") if record else None
     with tempfile.TemporaryDirectory(prefix="softless-") as folder:

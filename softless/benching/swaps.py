@@ -94,6 +94,9 @@ def families(names: Sequence[str] = (), *, op: str | None = None, record: bool =
         names: families; all by default.
         op: the operator; sima by default.
         record: also write benchmarks/swaps.csv of the repository.
+
+    Raises:
+        UsageError: an unknown operator, or `record` outside of the repository.
     """
     target = record_path("swaps") if record else None
     operator = get(op or "sima").name

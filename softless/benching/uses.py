@@ -168,6 +168,11 @@ def used(
 ) -> Used:
     """Train each recipe over the seeds, and put scores and costs in one table; rows are recorded as
     NAME_RECIPE.
+
+    Raises:
+        UsageError: no seeds, a folder that already holds these runs, or `record` outside of the
+            repository.
+        DivergedError: every run diverged.
     """
     from softless import report
     from softless.training.world import choose_device

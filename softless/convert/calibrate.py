@@ -53,7 +53,10 @@ class Fit:
 def branches(
     model: nn.Module, paths: Iterable[str], images: Tensor, at_rest: Rest
 ) -> dict[str, ObservedCall]:
-    """Each attention at work on some images, as it is.
+    """Each attention at work on some images (B, C, h, w), as it is.
+
+    Returns:
+        By path, what each was given and what it answered.
 
     Raises:
         UsageError: the model does not take the images, or an attention is not called.
@@ -200,6 +203,11 @@ class _Moments:
 def multiplied(projection: nn.Module, gains: Iterable[float], like: Tensor) -> nn.Module:
     """A projection that multiplies what each head gives it by its number: in its weight where that
     is all there is to it.
+
+    Args:
+        projection: of the heads' channels, side by side.
+        gains: a number for each head.
+        like: its device is that of the numbers, and its dtype too, unless the weight takes them.
     """
     numbers = torch.tensor([*gains], dtype=torch.float64, device=like.device)
     channels = numbers.repeat_interleave(features_of(projection)[0] // len(numbers))

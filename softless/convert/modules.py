@@ -31,6 +31,7 @@ class Joined(nn.Module):
         self.in_features, self.out_features = sizes[0][0], sum(out for _, out in sizes)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (…, in) to the outputs of all layers, one after the other."""
         return torch.cat([layer(x) for layer in self.layers], dim=-1)
 
 
@@ -46,6 +47,7 @@ class Tied(nn.Module):
         self.out_features = qkv_width // 3 * 2
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (…, in) to (…, 2 inner), the mean of q and k, then v."""
         q, k, v = self.qkv(x).chunk(3, -1)
         return torch.cat([(q + k) / 2, v], dim=-1)
 
@@ -61,6 +63,7 @@ class WithBias(nn.Module):
         self.in_features, self.out_features = features_of(qkv)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (…, in) to (…, 3 inner), the biases of q and v added."""
         y: Tensor = self.qkv(x)
         return y + torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias]).to(y.dtype)
 
@@ -83,6 +86,7 @@ class Gained(nn.Module):
         return getattr(self.layer, name) if name == "bias" else super().__getattr__(name)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (…, in), each channel multiplied by its number, to (…, out)."""
         y: Tensor = self.layer(x * self.gain.to(x.dtype))
         return y
 
@@ -119,7 +123,11 @@ class RopeAttention(Attention):
     def sides(
         self, x: Tensor, mask: Tensor | None, grid: Grid | None, rope: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-        """As `Attention.sides`, q and k turned."""
+        """As `Attention.sides` for tokens x (B, N, dim), q and k (B, H, N, D) turned.
+
+        `rope` are sines and cosines side by side, (N - prefix, 2 D), or whatever else broadcasts to
+        the tokens behind the prefix; None turns nothing.
+        """
         q, k, v, key_mask = super().sides(x, mask, grid)
         if rope is None:
             return q, k, v, key_mask
@@ -163,11 +171,13 @@ class ReducedAttention(Attention):
 
     @leaf
     def forward(self, x: Tensor, feat_size: tuple[int, int]) -> Tensor:  # type: ignore[override]
-        """Attention of tokens (B, N, dim) on a grid of feat_size."""
+        """Attention of tokens (B, N, dim) on a grid of feat_size (height, width), row by row."""
         return super().forward(x, grid=(0, feat_size[0], feat_size[1]))
 
     def called_with(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Grid | None, dict[str, Any]]:
-        """As `Attention.called_with`; PVT's blocks pass the grid's sides."""
+        """As `Attention.called_with`: tokens (B, N, dim) and the grid; PVT's blocks pass the grid's
+        sides.
+        """
         arguments = inspect.signature(self.forward).bind(*args, **kwargs).arguments
         height, width = arguments["feat_size"]
         return arguments["x"], (0, height, width), {}
@@ -185,7 +195,11 @@ class ReducedAttention(Attention):
     def sides(
         self, x: Tensor, mask: Tensor | None, grid: Grid | None
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-        """q (B,H,N,D) of all tokens, k and v (B,H,M,D) of the reduced ones."""
+        """q (B, H, N, D) of all tokens x (B, N, dim), k and v (B, H, M, D) of the reduced ones.
+
+        Raises:
+            UsageError: a mask, which the reduction cannot honour.
+        """
         if mask is not None:
             raise UsageError(
                 "PVT's reduction mixes every token with its neighbours, so no mask can take one "

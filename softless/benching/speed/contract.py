@@ -27,10 +27,10 @@ class WrongAnswer(SoftlessError):
 
 
 def exact(op: str | None, module: Any, x: Tensor, *, all_queries: bool = False) -> Tensor:
-    """Float64 output of the last image of x (B,N,dim), before the bias of `proj`, by the operator's
-    reference; op None is `bare`.
+    """Float64 output of the last image of x (B, N, dim), (1, N, dim), before the bias of `proj`, by
+    the operator's reference; op None is `bare`.
 
-    Of softmax the first queries alone where N is large, unless `all_queries`.
+    Of softmax the first 64 queries alone above 1,024 tokens, (1, 64, dim), unless `all_queries`.
     """
     x = x[-1:].double()
     if op is None and not x.requires_grad:
@@ -51,6 +51,9 @@ def exact_of(
 ) -> Tensor:
     """The operator's reference on float64 q, k and v, with the module's temperature (XCA) or the
     operator's own tensors as they start.
+
+    q is (B, H, N, D), k (B, H, M, D), v (B, H, M, E); the answer is (B, H, N, E), of softmax the
+    first 64 queries above 1,024 unless `all_queries`.
     """
     record = get(op)
     queries = (
@@ -70,7 +73,8 @@ def exact_of(
 
 
 def check(name: str, computed: Tensor, true: Tensor, work: Work | str, dtype: torch.dtype) -> float:
-    """The relative error of the last image of a result.
+    """The relative error (Frobenius) of the last image of a result (B, …, N, C) beside the true one
+    (1, …, n, C), on the first n of its tokens.
 
     Raises:
         WrongAnswer: it is beyond what the dtype allows.
@@ -100,8 +104,11 @@ def bounded(
 def check_layers(
     name: str, layers: list[nn.Module], op: str | None, model: nn.Module, images: Tensor, work: Work
 ) -> tuple[float, str]:
-    """The largest error of some attention layers of a model on what they are given there, and the
-    first one's path.
+    """The largest error of some attention layers of a model on what images (B, 3, h, w) give them
+    there, and the first one's path.
+
+    Raises:
+        WrongAnswer: one is beyond what the dtype allows.
     """
     from softless.benching.speed.rivals import path_of
 

@@ -75,7 +75,12 @@ def module(op: str, work: Work, side: int) -> nn.Module:
 
 @torch.no_grad()
 def error(name: str, rival: Any, x: Tensor, work: Work) -> float:
-    """The relative error of a module's output against the operator's reference in float64."""
+    """The relative error (Frobenius) of a module's output for tokens x (B, N, dim) against the
+    operator's reference in float64.
+
+    Raises:
+        WrongAnswer: it is beyond what float32 allows.
+    """
     own = rival if isinstance(rival, Attention) else module("softmax", work, 1)
     if own is not rival:
         own.load_state_dict(rival.state_dict())

@@ -167,7 +167,11 @@ def measure_model(work: Work, seconds: float) -> Case:
 
 
 def in_a_process(name: str, work: Work, rounds: int) -> dict[str, Any]:
-    """What a process of its own found: seconds of each round, peak bytes, logits."""
+    """What a process of its own found: seconds of each round, peak bytes, logits.
+
+    Raises:
+        SoftlessError: the process ended with an error.
+    """
     request = {
         "rival": name,
         "dtype": work.dtype,

@@ -78,7 +78,9 @@ def measured(work: Work, seconds: float, names: list[str]) -> Case:
 
 
 def step(module: nn.Module, x: Tensor, weights: Tensor) -> Callable[[], tuple[Tensor, ...]]:
-    """A call that returns the gradients: of x, then of the parameters in the module's order."""
+    """A call that returns the gradients: of x (B, N, dim), then of the parameters in the module's
+    order. `weights` is the gradient that arrives, of the output's shape.
+    """
     leaves = [x, *module.parameters()]
     return lambda: torch.autograd.grad(module(x), leaves, weights)
 
