@@ -149,8 +149,8 @@ def dino(
     features are worth.
 
     All rows are measured alike: 20-NN as in DINO; and multinomial logistic regression on
-    standardised features (those of `features.layers`, or the pixels), whose C the validation part
-    chooses among powers of ten, as SGD with the papers' settings makes too few steps on small data.
+    standardised features (those of `features.layers`, or the pixels). The validation part chooses
+    its C among powers of ten. SGD with the papers' settings makes too few steps on small data.
 
     Args:
         recipe: name, or a Recipe.

@@ -1,7 +1,7 @@
 """How far our models stand from the published functions on the same weights: SOFT's by default and
 by `parity=True`, and SimA's, XCiT's and CvT's.
 
-What a random pyramid computes says nothing of this: its bottleneck tokens lie so far from the
+What a random pyramid computes says nothing of this. Its bottleneck tokens lie so far from the
 tokens that every kernel is next to 0, and the convolution of v is the whole branch. So the weights
 here are such that the kernels carry most of every branch, and a control switches them off and
 leaves the convolution.

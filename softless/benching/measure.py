@@ -1,7 +1,7 @@
 """Timing several calls fairly: interleaved in one process, medians, and ratios of pairs.
 
-A machine's speed drifts (heat, neighbours, frequency). Calls that take turns meet the same drift,
-so the ratio of two calls that ran one after the other is far steadier than the ratio of two
+A machine's speed drifts (heat, neighbours, frequency). Calls that take turns meet the same drift.
+So the ratio of two calls that ran one after the other is far steadier than the ratio of two
 separate timings (design §7).
 """
 

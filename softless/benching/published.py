@@ -6,7 +6,7 @@ models whose attention counts.
     CvT     softmax_m(q k^T / sqrt(dim)) v,     q, k, v by convolution, and sqrt of the full width
 
 arXiv:2206.08898, 2106.09681 and 2103.15808, and their codes. A model as it is made says nothing of
-its attention (layer scales of 1e-5, branches twenty times weaker than the tokens), so weights are
+its attention (layer scales of 1e-5, branches twenty times weaker than the tokens). So weights are
 drawn here such that each branch has a third of its tokens' size.
 """
 # B images, H heads, N tokens, M keys, D channels of a head, C channels

@@ -7,8 +7,8 @@ numbers minimise
     |r - sum_h g_h P_h|^2        over the tokens of one half of the images,
 
 by the normal equations of H unknowns. How far they go, g(s) = 1 + s (g - 1), is chosen on the other
-half. s = 0 is the bare swap, and any other has to be better by more than its standard error over
-those images: on them no branch is farther from the old one than the bare swap's.
+half. With s = 0 it is the bare swap, and any other has to be better by more than its standard error
+over those images. On them no branch is farther from the old one than the bare swap's.
 """
 
 import math

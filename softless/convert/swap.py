@@ -94,7 +94,7 @@ def swap(
     and BEiT have adapters. What would be lost (a relative position bias, talking heads) is a reason
     to keep a layer, which `force` overrules layer by layer. A pass is tried on the images of
     `calibrate`, or on one of noise. New tensors are drawn from a fixed seed, in the dtype of what
-    was there, and SOFT takes its bottleneck from pools of tokens, which need none, unless
+    was there. SOFT takes its bottleneck from pools of tokens, which need none, unless
     `sampling` is given. What was frozen stays frozen.
 
     Args:

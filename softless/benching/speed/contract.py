@@ -52,8 +52,8 @@ def exact_of(
     """The operator's reference on float64 q, k and v, with the module's temperature (XCA) or the
     operator's own tensors as they start.
 
-    q is (B, H, N, D), k (B, H, M, D), v (B, H, M, E); the answer is (B, H, N, E), of softmax the
-    first 64 queries above 1,024 unless `all_queries`.
+    q is (B, H, N, D), k (B, H, M, D), v (B, H, M, E); the answer is (B, H, N, E). Above 1,024
+    tokens softmax answers the first 64 queries alone, (B, H, 64, E), unless `all_queries`.
     """
     record = get(op)
     queries = (

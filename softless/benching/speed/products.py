@@ -1,6 +1,6 @@
 """The attention alone, without its projections: the two halves of the papers' Figure 1.
 
-There SimA was made to take the rival's order of products, so that only the softmax differs:
+There SimA was made to take the rival's order of products, so that only the softmax differs.
 `published_tokens` is (q^ k^T) v as softmax attention has it, `published_channels` is q^ (k^T v) as
 XCA has it. `published` and `sima` choose for themselves.
 """

@@ -1,9 +1,9 @@
 """Streaming: one layer over a quarter of a million tokens, and a whole model over the image's side,
 in time and in memory.
 
-The layer's rivals take turns in this process. A whole model runs in a process of its own, whose
+The layer's rivals take turns in this process. A whole model runs in a process of its own. Its
 peak of memory is the system's own count, pixels and decoding included, beyond what lay there
-before: the bytes of the image, the weights, and what a small image left behind.
+before. That is the bytes of the image, the weights, and what a small image left behind.
 """
 
 # N tokens, D width
