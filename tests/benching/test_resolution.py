@@ -121,7 +121,7 @@ def test_the_chart_names_its_arms_and_is_the_same_for_the_same_numbers(outcome, 
     from softless.benching.charts import draw_resolution
 
     found, _ = outcome
-    names = {arm.name: arm.said for arm in ARMS}
+    names = {arm.name: arm.label for arm in ARMS}
     first, second = (
         draw_resolution(found.points, names).save(tmp_path / name, module.FIGURE).read_bytes()
         for name in ("a.svg", "b.svg")
