@@ -102,7 +102,7 @@ class FeatureEvaluation:
         lines = [f"frozen features of {_title(self)}", ""]
         for probe in self.probes:
             low, high = probe.interval
-            told = beside(probe.commonest, 1 / len(probe.classes))
+            baseline = beside(probe.commonest, 1 / len(probe.classes))
             name = (
                 f"{probe.how.split()[0]}-NN"
                 if probe.measure == "knn"
@@ -113,7 +113,7 @@ class FeatureEvaluation:
                 f"{len(probe.targets)} images)"
             )
             lines.append(
-                f"{'':<22} balanced {probe.balanced_accuracy:.4f}; {told}; {probe.width} "
+                f"{'':<22} balanced {probe.balanced_accuracy:.4f}; {baseline}; {probe.width} "
                 f"features; {probe.how}"
             )
         return "\n".join(lines)
@@ -202,7 +202,7 @@ def _measured(
         raise UsageError(f"batch_size={batch_size}: at least one image at once")
     if set and not linear:
         raise UsageError("--set changes how the linear classifier is trained: give --linear too")
-    asked = {
+    arguments = {
         "run": run,
         "data": data,
         "table": table,
@@ -212,20 +212,20 @@ def _measured(
         "set": set,
         "amp": amp,
     }
-    with sharing(device, asked | {"batch_size": batch_size}) as world:
+    with sharing(device, arguments | {"batch_size": batch_size}) as world:
         job = world.together(
             lambda: _job(run, world.device, data, table, knn=knn, linear=linear, set=set, amp=amp)
         )
         loaded, source = job.loaded, job.source
-        told = str(loaded.path), source.where, f"the {split} split"
+        origin = str(loaded.path), source.where, f"the {split} split"
         if loaded.task in DENSE:
             outcome = _dense(
                 job, world, None if data is None else str(data), split, batch_size, workers
             )
-            return DenseEvaluation(*told, outcome, precision_of(job.amp))
+            return DenseEvaluation(*origin, outcome, precision_of(job.amp))
         if knn is not None or linear or loaded.task == "dino":
             return FeatureEvaluation(
-                *told, _probes(job, split, batch_size or MOST_AT_ONCE, workers)
+                *origin, _probes(job, split, batch_size or MOST_AT_ONCE, workers)
             )
         return _classified(job, split, batch_size, workers)
 
@@ -308,13 +308,13 @@ def _classified(
     loader = shared_loader(
         samples, loaded.transform, batch=batch_size or loaded.batch_size, workers=workers
     )
-    told = str(loaded.path), source.where, part
+    origin = str(loaded.path), source.where, part
     if loaded.task == "multilabel":
         threshold = float(loaded.recipe.multilabel.threshold)
         labels = evaluate_labels(loaded.model, loader, loaded.classes, threshold=threshold, amp=amp)
-        return DenseEvaluation(*told, labels, precision_of(amp))
-    found = replace(evaluate(loaded, loader, amp=amp), threshold=loaded.threshold)
-    return RunEvaluation(*told, found, precision_of(amp))
+        return DenseEvaluation(*origin, labels, precision_of(amp))
+    outcome = replace(evaluate(loaded, loader, amp=amp), threshold=loaded.threshold)
+    return RunEvaluation(*origin, outcome, precision_of(amp))
 
 
 def _opened(source: Source, work: "Callable[[], T]") -> "T":
@@ -358,16 +358,16 @@ def confusion_table(evaluation: Evaluation) -> str:
 
 def _check_there(loaded: LoadedRun, data: str | Path | None, table: str | Path | None) -> None:
     """Whether the run's own data lie where it found them, if no others are given."""
-    path, held = loaded.recipe.data.path, getattr(loaded.recipe, "table", None)
+    path, stored_table = loaded.recipe.data.path, getattr(loaded.recipe, "table", None)
     if data is not None or table is not None:
         return
-    if held is not None and not located(held.path).exists():
+    if stored_table is not None and not located(stored_table.path).exists():
         raise DataError(
-            f"the table of the run {loaded.path} is not at {held.path}: pass its place, softless "
-            "eval RUN --table FILE"
+            f"the table of the run {loaded.path} is not at {stored_table.path}: pass its place, "
+            "softless eval RUN --table FILE"
         )
     if path and not located(path).exists():
-        way = "DATA" if held is None else "DATA --table FILE"
+        way = "DATA" if stored_table is None else "DATA --table FILE"
         raise DataError(
             f"the data of the run {loaded.path} are not at {path}: pass their place, softless "
             f"eval RUN {way}"
@@ -401,13 +401,13 @@ def _samples(loaded: LoadedRun, source: Source, split: str) -> tuple[Samples, st
     return samples.renumbered(places), f"the {split} split"
 
 
-def _refuse_labels(loaded: LoadedRun, parts: Mapping[str, Samples], where: str) -> None:
+def _refuse_labels(loaded: LoadedRun, parts: Mapping[str, Samples], origin: str) -> None:
     """Whether images have several labels where the run has, and one where it has one."""
     several = any(samples.targets.ndim == 2 for samples in parts.values())
     if several != (loaded.task == "multilabel"):
         kinds = ("one label", "several labels")
         raise DataError(
-            f"{where} has {kinds[several]} an image, and the run {loaded.path} knows "
+            f"{origin} has {kinds[several]} an image, and the run {loaded.path} knows "
             f"{kinds[not several]}: give others"
         )
 
@@ -457,8 +457,8 @@ def _probes(job: Job, split: str, batch: int, workers: int) -> "tuple[Probe, ...
     from softless.evaluation.linear import probe
 
     loaded = job.loaded
-    train, asked, classes = _opened(job.source, lambda: _bank(loaded, job.source, split))
-    found = []
+    train, probed, classes = _opened(job.source, lambda: _bank(loaded, job.source, split))
+    probes = []
     if job.knn is not None:
         bank, queries = (
             extract(
@@ -466,9 +466,9 @@ def _probes(job: Job, split: str, batch: int, workers: int) -> "tuple[Probe, ...
                 shared_loader(samples, loaded.transform, batch=batch, workers=workers),
                 output,
             )
-            for samples in (train, asked)
+            for samples in (train, probed)
         )
-        found.append(nearest(bank, queries, classes, job.knn))
+        probes.append(nearest(bank, queries, classes, job.knn))
     if job.linear is not None:
         best = loaded.best
         views = one_crop(
@@ -479,11 +479,11 @@ def _probes(job: Job, split: str, batch: int, workers: int) -> "tuple[Probe, ...
             loaded.in_chans,
             deep=loaded.scale is not None,
         )
-        found.append(
+        probes.append(
             probe(
                 loaded.model,
                 train,
-                asked,
+                probed,
                 classes,
                 views=views,
                 transform=loaded.transform,
@@ -492,7 +492,7 @@ def _probes(job: Job, split: str, batch: int, workers: int) -> "tuple[Probe, ...
                 workers=workers,
             )
         )
-    return tuple(found)
+    return tuple(probes)
 
 
 def _bank(
@@ -523,20 +523,20 @@ def _linear(pairs: Sequence[str]) -> "LinearSettings":
     kinds = {
         field.name: type(getattr(LinearSettings(), field.name)) for field in fields(LinearSettings)
     }
-    given: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for name, text in assignments(pairs).items():
         if name not in kinds:
             raise unknown("field of the linear classifier", name, kinds)
         try:
-            given[name] = kinds[name](text)
+            settings[name] = kinds[name](text)
         except ValueError:
             raise UsageError(
                 f"{name}={text} does not fit: the field takes "
                 f"{'a whole number' if kinds[name] is int else 'a number'}"
             ) from None
-    if given.get("views", "fixed") not in {"random", "fixed"}:
-        raise unknown("kind of views", given["views"], ("random", "fixed"))
-    return LinearSettings(**given)
+    if settings.get("views", "fixed") not in {"random", "fixed"}:
+        raise unknown("kind of views", settings["views"], ("random", "fixed"))
+    return LinearSettings(**settings)
 
 
 def _source(loaded: LoadedRun, data: str | Path | None, table: str | Path | None) -> Source:
@@ -546,20 +546,26 @@ def _source(loaded: LoadedRun, data: str | Path | None, table: str | Path | None
     from softless.training.recipe import DataSpec, TableSpec
 
     stored = DataSpec(**vars(loaded.recipe.data))
-    held = getattr(loaded.recipe, "table", None)
-    columns = None if held is None else TableSpec(**{**vars(held), "label": tuple(held.label)})
+    stored_table = getattr(loaded.recipe, "table", None)
+    columns = (
+        None
+        if stored_table is None
+        else TableSpec(**{**vars(stored_table), "label": tuple(stored_table.label)})
+    )
     if data is None and table is None:
         return Source(stored, columns, own=True)
     if data is HELD:
         own = replace(stored, source="given", path=None, group=None, folds=None, fold=None)
         return Source(own, None, own=False)
     path = None if data is None else str(data)
-    other = replace(stored, path=path, group=None, folds=None, fold=None)
+    spec = replace(stored, path=path, group=None, folds=None, fold=None)
     if table is not None:  # whose an image is matters to nothing that is measured
         listed = replace(columns or TableSpec(), path=str(table), group=None)
         if loaded.task == "multilabel":
             listed = replace(listed, label=loaded.classes)
-        return Source(replace(other, source="folder"), listed, own=False)
-    place = located(str(path))
-    is_npz = place.suffix == ".npz" or (stored.source == "npz" and any(place.glob("*.npz")))
-    return Source(replace(other, source="npz" if is_npz else "folder"), None, own=False)
+        return Source(replace(spec, source="folder"), listed, own=False)
+    source_path = located(str(path))
+    is_npz = source_path.suffix == ".npz" or (
+        stored.source == "npz" and any(source_path.glob("*.npz"))
+    )
+    return Source(replace(spec, source="npz" if is_npz else "folder"), None, own=False)

@@ -12,7 +12,7 @@ from softless.tasks.detection import Detection
 from softless.tasks.dino import Dino
 from softless.tasks.multilabel import Multilabel
 from softless.tasks.segmentation import Segmentation
-from softless.tasks.task import Outcome, Place, Task, facts
+from softless.tasks.task import Outcome, Task, TrainingProgress, facts
 
 if TYPE_CHECKING:
     from softless.training.recipe import Recipe
@@ -28,9 +28,9 @@ __all__ = [
     "Dino",
     "Multilabel",
     "Outcome",
-    "Place",
     "Segmentation",
     "Task",
+    "TrainingProgress",
     "facts",
     "open_task",
 ]
@@ -57,7 +57,7 @@ def open_task(recipe: "Recipe") -> Task:
         )
     need(*kind.needs, *(["sklearn"] if recipe.data.source == "digits" else []))
     task = kind.open(recipe)
-    recipe, found = task.measured(recipe)
-    task.fitted = lengths.fitted(recipe, len(task.splits.train)).with_measured(found)
+    recipe, measurements = task.measured(recipe)
+    task.fitted = lengths.fitted(recipe, len(task.splits.train)).with_measured(measurements)
     task.recipe = task.fitted.recipe
     return task

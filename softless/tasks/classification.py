@@ -158,8 +158,8 @@ class Classification(Task):
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Mean loss of logits (B, K) against probabilities (B, K), in float32 at least."""
-        wide = torch.promote_types(logits.dtype, torch.float32)
-        return F.cross_entropy(logits.to(wide), targets.to(wide), weight=self.weight)
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        return F.cross_entropy(logits.to(dtype), targets.to(dtype), weight=self.weight)
 
 
 def model_args(recipe: "Recipe", classes: int, in_chans: int) -> dict[str, Any]:
@@ -173,10 +173,10 @@ def model_args(recipe: "Recipe", classes: int, in_chans: int) -> dict[str, Any]:
     # convolutional networks have none
     size = {"img_size": pixels} if takes(spec.name, spec.op, "img_size") else {}
     args = {**size, **spec.args, "num_classes": classes, "in_chans": in_chans}
-    asked = args.get("img_size", pixels)
-    if sides(asked) != sides(pixels):
+    requested = args.get("img_size", pixels)
+    if sides(requested) != sides(pixels):
         raise UsageError(
-            f"model.args.img_size={asked} and data.image_size={pixels} differ: set both to the "
+            f"model.args.img_size={requested} and data.image_size={pixels} differ: set both to the "
             "same pixels"
         )
     return with_training_scale(
@@ -185,7 +185,9 @@ def model_args(recipe: "Recipe", classes: int, in_chans: int) -> dict[str, Any]:
 
 
 def asked_weights(
-    asked: str | Mapping[int | str, float], classes: Sequence[str], balanced: Callable[[], Tensor]
+    requested: str | Mapping[int | str, float],
+    classes: Sequence[str],
+    balanced: Callable[[], Tensor],
 ) -> Tensor | None:
     """The weights of the classes (K,) that a recipe asks for: none, balanced ones, or those that
     are named.
@@ -193,10 +195,10 @@ def asked_weights(
     Raises:
         UsageError: an unknown class.
     """
-    if isinstance(asked, str):
-        return balanced() if asked == "balanced" else None
+    if isinstance(requested, str):
+        return balanced() if requested == "balanced" else None
     weights = torch.ones(len(classes))
-    for name, weight in asked.items():
+    for name, weight in requested.items():
         if str(name) not in classes:
             raise unknown("class (class_weights)", str(name), classes)
         weights[classes.index(str(name))] = weight

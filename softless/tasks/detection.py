@@ -62,10 +62,10 @@ class Detection(Task):
     def composition(self, samples: Samples) -> dict[str, int]:
         assert isinstance(samples, BoxSamples)
         objects = [
-            one["category_id"]
+            annotation["category_id"]
             for entry in samples.entries
-            for one in entry.annotations
-            if not one.get("iscrowd")
+            for annotation in entry.annotations
+            if not annotation.get("iscrowd")
         ]
         return {name: objects.count(key) for key, name in samples.categories.items()}
 
@@ -73,12 +73,17 @@ class Detection(Task):
         spec, train = recipe.detection, self.splits.train
         assert spec is not None
         assert isinstance(train, BoxSamples)
-        found = measured(train, spec, spec.measure) if spec.measure else {}
-        told = {f"detection.{name}": (getattr(spec, name), value) for name, value in found.items()}
-        return replace(recipe, detection=replace(spec, **found)), told
+        measurements = measured(train, spec, spec.measure) if spec.measure else {}
+        changes = {
+            f"detection.{name}": (getattr(spec, name), value)
+            for name, value in measurements.items()
+        }
+        return replace(recipe, detection=replace(spec, **measurements)), changes
 
-    def with_classes(self, classes: Sequence[str], there: str) -> "Detection":
-        return type(self)(self.recipe, self.splits.ordered(classes, there, self.place, partly=True))
+    def with_classes(self, classes: Sequence[str], owner: str) -> "Detection":
+        return type(self)(
+            self.recipe, self.splits.ordered(classes, owner, self.data_location, partly=True)
+        )
 
     @property
     def spec(self) -> "DetectionSpec":
@@ -112,7 +117,7 @@ class Detection(Task):
 
     def learner(self, model: nn.Module) -> nn.Module:
         assert isinstance(model, Detector)
-        return Learner(model)
+        return DetectionLearner(model)
 
     def transform(self, *, train: bool) -> Pipeline:
         mean, std = self.splits.mean, self.splits.std
@@ -153,7 +158,7 @@ class Detection(Task):
         return self.spec.canvas or self.pixels()
 
 
-class Learner(nn.Module):
+class DetectionLearner(nn.Module):
     """Lists of images and targets to the detector's loss ()."""
 
     def __init__(self, model: Detector) -> None:

@@ -27,7 +27,7 @@ from softless.evaluation.features import as_it_is, extract
 from softless.models.assemble import assemble
 from softless.models.self_supervised import SelfDistillation, entropy, spread
 from softless.models.sizes import any_size
-from softless.tasks.task import Place, Task
+from softless.tasks.task import Task, TrainingProgress
 
 if TYPE_CHECKING:  # the recipe lives above this layer (softless.training)
     from softless.training.recipe import DinoSpec, Recipe
@@ -42,12 +42,13 @@ class Watched:
 
     `spread` is about 1 where features point everywhere and 0 where all are the same. `entropy` is
     the teacher's, mean over images: 1 where all outputs weigh the same, 0 where each image has one
-    output to itself; `used` that of its mean over images: 0 where all images share one output.
+    output to itself; `mean_entropy` that of its mean over images: 0 where all images share one
+    output.
     """
 
     spread: float
     entropy: float | None  # None without the teacher's head, which a finished run does not keep
-    used: float | None
+    mean_entropy: float | None
     seen: int
     expected: int
 
@@ -58,14 +59,14 @@ class Watched:
         """
         alike = (
             self.entropy is not None
-            and self.used is not None
-            and (self.entropy > 0.999 or self.used < 0.001)
+            and self.mean_entropy is not None
+            and (self.entropy > 0.999 or self.mean_entropy < 0.001)
         )
         return self.spread < COLLAPSED or alike
 
     def summary(self) -> dict[str, Any]:
-        told = {"spread": self.spread, "entropy": self.entropy, "used": self.used}
-        return {**told, "seen": self.seen, "expected": self.expected}
+        content = {"spread": self.spread, "entropy": self.entropy, "used": self.mean_entropy}
+        return {**content, "seen": self.seen, "expected": self.expected}
 
     def to_dict(self) -> dict[str, Any]:
         return {**self.summary(), "collapsed": self.collapsed}
@@ -78,10 +79,10 @@ class Watched:
             ("images", f"{self.seen} of {self.expected}"),
             ("spread of features", f"{self.spread:.4f}"),
         ]
-        if self.entropy is not None and self.used is not None:
+        if self.entropy is not None and self.mean_entropy is not None:
             rows += [
                 ("teacher's entropy", f"{self.entropy:.4f}"),
-                ("entropy of its mean", f"{self.used:.4f}"),
+                ("entropy of its mean", f"{self.mean_entropy:.4f}"),
             ]
         rows.append(("collapsed", "yes" if self.collapsed else "no"))
         return "\n".join(f"{name:<22} {value}" for name, value in rows)
@@ -198,11 +199,11 @@ class Dino(Task):
         views, _ = batch
         return [view.to(device, non_blocking=True) for view in views], self.teacher_temp(epoch)
 
-    def parts(self, given: tuple[Any, ...], count: int) -> list[tuple[Any, ...]]:
-        views, temperature = given
+    def parts(self, prepared: tuple[Any, ...], count: int) -> list[tuple[Any, ...]]:
+        views, temperature = prepared
         cut = [view.chunk(count) for view in views]
         return [
-            ([view[place] for view in cut], temperature, (place, count)) for place in range(count)
+            ([view[index] for view in cut], temperature, (index, count)) for index in range(count)
         ]
 
     def teacher_temp(self, epoch: int) -> float:
@@ -210,17 +211,19 @@ class Dino(Task):
         first, last = self.spec.teacher_temp
         return first + (last - first) * min(epoch / max(self.spec.teacher_temp_epochs, 1), 1.0)
 
-    def before_step(self, model: nn.Module, optimizer: torch.optim.Optimizer, place: Place) -> None:
+    def before_step(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: TrainingProgress
+    ) -> None:
         network = cast("SelfDistillation", model)
-        network.hold_last_layer(place.epoch)
+        network.hold_last_layer(progress.epoch)
         if self.spec.weight_decay_end is not None:
-            decay = _cosine(place, (self.recipe.optim.weight_decay, self.spec.weight_decay_end))
+            decay = _cosine(progress, (self.recipe.optim.weight_decay, self.spec.weight_decay_end))
             for group in optimizer.param_groups:
                 if group["weight_decay"] > 0:  # others never have any: norms, biases, class token
                     group["weight_decay"] = decay
 
-    def after_step(self, model: nn.Module, place: Place) -> None:
-        cast("SelfDistillation", model).move_teacher(_cosine(place, self.spec.momentum))
+    def after_step(self, model: nn.Module, progress: TrainingProgress) -> None:
+        cast("SelfDistillation", model).move_teacher(_cosine(progress, self.spec.momentum))
 
     def evaluated(self, model: nn.Module) -> nn.Module:
         """The teacher's backbone."""
@@ -231,8 +234,9 @@ class Dino(Task):
 
     def evaluate(self, model: nn.Module, loader: EpochLoader, *, amp: str, label: str) -> Watched:
         features, _ = extract(model, loader, as_it_is, amp=amp, label=label)
-        sharp, used = self._entropies(model, features)
-        return Watched(spread(features), sharp, used, len(features), len(loader.dataset))  # type: ignore[arg-type]
+        sharp, mean_entropy = self._entropies(model, features)
+        expected = len(loader.dataset)  # type: ignore[arg-type]
+        return Watched(spread(features), sharp, mean_entropy, len(features), expected)
 
     def _entropies(self, model: nn.Module, features: Tensor) -> tuple[float | None, float | None]:
         """Of the teacher's answers, and of their mean; None where the model is not the teacher that
@@ -243,16 +247,16 @@ class Dino(Task):
             return None, None
         device, sharp, mean = network.loss.center.device, 0.0, 0.0
         for part in features.split(CHUNK):
-            said = network.said_of(part.to(device), self.spec.teacher_temp[1])
-            sharp, mean = sharp + float(entropy(said).sum()), mean + said.sum(0, keepdim=True)
+            answers = network.said_of(part.to(device), self.spec.teacher_temp[1])
+            sharp, mean = sharp + float(entropy(answers).sum()), mean + answers.sum(0, keepdim=True)
         return sharp / len(features), float(entropy(mean / len(features)))  # type: ignore[arg-type]
 
 
-def _cosine(place: Place, ends: Sequence[float]) -> float:
+def _cosine(progress: TrainingProgress, ends: Sequence[float]) -> float:
     """end - (end - start) (1 + cos(pi i / (n - 1))) / 2 at step i of n."""
     from lightly.utils.scheduler import cosine_schedule
 
-    return cosine_schedule(place.updates, place.total, *ends)
+    return cosine_schedule(progress.updates, progress.total, *ends)
 
 
 def _check(recipe: "Recipe") -> None:

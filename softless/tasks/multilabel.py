@@ -99,9 +99,9 @@ class Multilabel(Classification):
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Mean loss of logits (B, K) against probabilities (B, K), in float32 at least."""
-        wide = torch.promote_types(logits.dtype, torch.float32)
+        dtype = torch.promote_types(logits.dtype, torch.float32)
         return F.binary_cross_entropy_with_logits(
-            logits.to(wide), targets.to(wide), pos_weight=self.weight
+            logits.to(dtype), targets.to(dtype), pos_weight=self.weight
         )
 
 

@@ -42,7 +42,7 @@ class Outcome(Protocol):
 
 
 @dataclass(frozen=True)
-class Place:
+class TrainingProgress:
     """Where a training is: steps of the whole run that are done, of how many, and the epoch under
     way.
     """
@@ -81,13 +81,13 @@ class Task(ABC):
             UsageError: a field of the recipe that cannot be used.
         """
 
-    def with_classes(self, classes: Sequence[str], there: str) -> "Task":
+    def with_classes(self, classes: Sequence[str], owner: str) -> "Task":
         """The task with class indices in the order of `classes`, matched by name, as a trained
         model has them.
 
         Args:
             classes: names in index order.
-            there: whose they are, for the message.
+            owner: whose they are, for the message.
 
         Raises:
             DataError: the data has other classes.
@@ -95,7 +95,7 @@ class Task(ABC):
         raise NotImplementedError
 
     @property
-    def place(self) -> str:
+    def data_location(self) -> str:
         """Where the data lies, for people."""
         return str(self.recipe.data.path or self.recipe.data.source)
 
@@ -160,19 +160,19 @@ class Task(ABC):
         """
         raise NotImplementedError
 
-    def parts(self, given: tuple[Any, ...], count: int) -> list[tuple[Any, ...]]:
+    def parts(self, prepared: tuple[Any, ...], count: int) -> list[tuple[Any, ...]]:
         """A prepared batch in so many of equal size, each as arguments of the learner, in the order
         of the images.
 
         Args:
-            given: what `prepare` made of a batch: tensors (B, …) and lists of B.
+            prepared: what `prepare` made of a batch: tensors (B, …) and lists of B.
             count: how many; it divides B.
         """
         if count == 1:
-            return [given]
-        size = len(given[0]) // count
+            return [prepared]
+        size = len(prepared[0]) // count
         return [
-            tuple(one[start : start + size] for one in given)
+            tuple(tensors[start : start + size] for tensors in prepared)
             for start in range(0, count * size, size)
         ]
 
@@ -181,10 +181,12 @@ class Task(ABC):
         """Move what the task holds itself."""
         return self
 
-    def before_step(self, model: nn.Module, optimizer: torch.optim.Optimizer, place: Place) -> None:  # noqa: B027
+    def before_step(  # noqa: B027
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: TrainingProgress
+    ) -> None:
         """Called with the gradients at hand, before the optimiser moves."""
 
-    def after_step(self, model: nn.Module, place: Place) -> None:  # noqa: B027
+    def after_step(self, model: nn.Module, progress: TrainingProgress) -> None:  # noqa: B027
         """Called when the optimiser has moved."""
 
     def evaluated(self, model: nn.Module) -> nn.Module:

@@ -41,12 +41,14 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
             or self.running_var is None
         ):
             return super().forward(x)
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        precise = x.to(torch.promote_types(x.dtype, torch.float32))
         pixels = x.numel() // x.shape[1]
-        sums = SummedOverRanks.apply(torch.cat([wide.sum((0, 2, 3)), wide.new_full((1,), pixels)]))
+        sums = SummedOverRanks.apply(
+            torch.cat([precise.sum((0, 2, 3)), precise.new_full((1,), pixels)])
+        )
         count = sums[-1].detach()
         mean = sums[:-1] / count
-        centred = wide - mean[:, None, None]
+        centred = precise - mean[:, None, None]
         var = SummedOverRanks.apply(centred.square().sum((0, 2, 3))) / count
         with torch.no_grad():
             assert self.num_batches_tracked is not None

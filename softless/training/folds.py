@@ -77,7 +77,7 @@ class Folds:
     def to_dict(self) -> dict[str, Any]:
         return {
             "folds": len(self.results),
-            "estimates": {name: vars(one) for name, one in self.estimates.items()},
+            "estimates": {name: vars(estimate) for name, estimate in self.estimates.items()},
             "results": [_entry(result) for result in self.results],
         }
 
@@ -89,12 +89,12 @@ class Folds:
                 "the folds"
             )
         ]
-        for name, one in self.estimates.items():
+        for name, estimate in self.estimates.items():
             measure = MEASURES[name]
-            low, high = measure.write(one.low), measure.write(one.high)
+            low, high = measure.write(estimate.low), measure.write(estimate.high)
             values = ", ".join(measure.write(_tested(result)[name]) for result in self.results)
             lines.append(
-                f"  {measure.title:<10} {measure.write(one.mean)}  ({low} to {high})  {values}"
+                f"  {measure.title:<10} {measure.write(estimate.mean)}  ({low} to {high})  {values}"
             )
         return "\n".join([
             *lines,
@@ -144,21 +144,21 @@ def fit_folds(
         _clear_beyond(folder, count)
     _write(folder, {"folds": count, "recipe": as_json(recipe)})
     results = []
-    for fold, one in enumerate(each):
-        place = RunFolder(folder / f"fold{fold}")
+    for fold, fold_recipe in enumerate(each):
+        run_folder = RunFolder(folder / f"fold{fold}")
         with _named(fold, count, folder):
-            held = place.holds_run()
+            has_run = run_folder.holds_run()
             results.append(
                 fit(
-                    one,
-                    place.path,
-                    resume=held and not overwrite,
-                    overwrite=held and overwrite,
+                    fold_recipe,
+                    run_folder.path,
+                    resume=has_run and not overwrite,
+                    overwrite=has_run and overwrite,
                     device=device,
                 )
             )
-            if not place.has(REPORT):
-                finished(one, place.path)
+            if not run_folder.has(REPORT):
+                finished(fold_recipe, run_folder.path)
     reached = Folds(folder, tuple(results), _estimates(results))
     _write(folder, {"folds": count, "recipe": as_json(recipe), **reached.to_dict()})
     return reached
@@ -274,9 +274,9 @@ def _named(fold: int, count: int, folder: Path) -> Iterator[None]:
     try:
         yield
     except Interrupted as error:
-        said = str(error).partition("; continue with")[0]
+        message = str(error).partition("; continue with")[0]
         raise Interrupted(
-            f"fold {fold} of 0 to {count - 1}: {said}; continue with `softless train --resume "
+            f"fold {fold} of 0 to {count - 1}: {message}; continue with `softless train --resume "
             f"--out {shlex.quote(str(folder))}`",
             error.exit_code,
         ) from error

@@ -22,7 +22,7 @@ from softless.training.agreement import agree_on_command
 from softless.training.candidates import best_of
 from softless.training.claim import clear_dead
 from softless.training.epoch_state import OnEpoch
-from softless.training.faults import Rewind, Seen, buffers, judge, leave_out
+from softless.training.faults import Rewind, StepOutcome, buffers, judge, leave_out
 from softless.training.gradients import backward
 from softless.training.progress import Progress
 from softless.training.recipe import Recipe
@@ -84,7 +84,7 @@ def fit(
         hearing(world),
     ):
         agree_on_command(world, recipe, folder.path, resume=resume, overwrite=overwrite)
-        seen = world.first(folder.recipe) if resume else None
+        stored_recipe = world.first(folder.recipe) if resume else None
         recipe = world.first(lambda: settled(recipe, folder, resume=resume, overwrite=overwrite))
         world.compute_with(recipe.threads)
         finished = world.first(lambda: stored(folder)) if resume else None
@@ -93,7 +93,13 @@ def fit(
             return finished
         try:
             run = set_up(
-                recipe, folder.path, world, signals, resume=resume, overwrite=overwrite, seen=seen
+                recipe,
+                folder.path,
+                world,
+                signals,
+                resume=resume,
+                overwrite=overwrite,
+                stored_recipe=stored_recipe,
             )
             run.on_epoch = on_epoch
         except Stop as stop:
@@ -114,33 +120,33 @@ def fit(
 
 def _nothing_left(recipe: Recipe, finished: Result) -> bool:
     """Whether a finished run has all epochs that the recipe asks for, or was ended earlier."""
-    asked = recipe.schedule.epochs + recipe.schedule.cooldown_epochs
-    return asked <= finished.epochs or bool(finished.ended_by)
+    planned = recipe.schedule.epochs + recipe.schedule.cooldown_epochs
+    return planned <= finished.epochs or bool(finished.ended_by)
 
 
 @contextmanager
 def ended(run: Run) -> Iterator[None]:
     """However the run ends, its folder says so and is given back."""
-    state, said = "finished", ""
+    state, message = "finished", ""
 
-    def last_words(said: str) -> None:
-        run.world.say(said)
+    def last_words(sentence: str) -> None:
+        run.world.say(sentence)
         if run.claim is not None:
-            run.claim.end("stopped", said, epoch=run.epoch, epochs=run.epochs)
+            run.claim.end("stopped", sentence, epoch=run.epoch, epochs=run.epochs)
 
     run.signals.last_words = last_words
     try:
         yield
     except BaseException as error:
         states = {Interrupted: "stopped", DivergedError: "diverged"}
-        state, said = (
+        state, message = (
             next((name for kind, name in states.items() if isinstance(error, kind)), "failed"),
             str(error),
         )
         raise
     finally:
         if run.claim is not None:
-            run.claim.end(state, said, epoch=run.epoch, epochs=run.epochs)
+            run.claim.end(state, message, epoch=run.epoch, epochs=run.epochs)
 
 
 def train(run: Run, *, progress: bool) -> Result:
@@ -196,10 +202,10 @@ def run_epoch(run: Run, bar: Progress) -> dict[str, Any]:
             line["val_ema"] = validate(run, run.ema.module)
     line["seconds"] = time.perf_counter() - start
     line["weights"] = None  # both kinds stand for election
-    found = best_of(line, run.recipe.metric)
-    line["weights"] = found["weights"]
+    candidate = best_of(line, run.recipe.metric)
+    line["weights"] = candidate["weights"]
     # the one schedule that follows the score; the others ignore this
-    run.scheduler.step(run.epoch + 1, found["value"])
+    run.scheduler.step(run.epoch + 1, candidate["value"])
     run.epoch, run.step, run.partial = run.epoch + 1, 0, Partial()
     if run.recipe.divergence.policy == "rewind":
         run.faults = 0
@@ -222,18 +228,18 @@ def train_epoch(run: Run, bar: Progress, start: float) -> dict[str, float]:
     first, began, rate = run.step, time.perf_counter(), 0.0
     for batch in batches(run):
         step, lr = run.step, max(group["lr"] for group in run.optimizer.param_groups)
-        seen = train_step(run, batch, step)
-        run.partial.loss += seen.loss
+        outcome = train_step(run, batch, step)
+        run.partial.loss += outcome.loss
         run.partial.lr, run.partial.seconds = lr, time.perf_counter() - start
         rate = (run.step - first) * run.recipe.step_images / (time.perf_counter() - began)
-        bar.step(run.epoch, step, seen.loss, lr, rate)
-        if seen.stop:
+        bar.step(run.epoch, step, outcome.loss, lr, rate)
+        if outcome.stop:
             raise Stop
-        if seen.save:
+        if outcome.save:
             run.world.first(lambda: checkpoint.save(run))
-    taken = len(run.loader) - sum(epoch == run.epoch for epoch, _ in run.left_out)
+    steps_taken = len(run.loader) - sum(epoch == run.epoch for epoch, _ in run.left_out)
     return {
-        "train_loss": run.partial.loss / max(taken, 1),
+        "train_loss": run.partial.loss / max(steps_taken, 1),
         "lr": run.partial.lr,
         "images_per_second": rate,
     }
@@ -258,7 +264,7 @@ def batches(run: Run) -> Iterator[Any]:
         yield batch
 
 
-def train_step(run: Run, batch: Any, step: int) -> Seen:
+def train_step(run: Run, batch: Any, step: int) -> StepOutcome:
     """Forward, backward, and the update if loss and gradient are finite; what was seen is the same
     on all ranks.
 
@@ -273,48 +279,48 @@ def train_step(run: Run, batch: Any, step: int) -> Seen:
     before = buffers(run)
     try:
         with hearing(run.world):
-            seen = exchanged(run, batch, step)
+            outcome = exchanged(run, batch, step)
     except RankGone:
         leave_out(run, before)
         raise
-    if judge(run, seen, step):
+    if judge(run, outcome, step):
         run.scaler.step(run.optimizer)
         run.scaler.update()
-        run.task.after_step(run.model, run.place)
+        run.task.after_step(run.model, run.progress)
         stepped(run.model)
         if run.ema is not None:
             run.ema.update(run.model, run.updates)
     else:
         leave_out(run, before)
         run.left_out.add((run.epoch, step))
-        seen = replace(seen, loss=0.0)
-    return moved_on(run, seen)
+        outcome = replace(outcome, loss=0.0)
+    return moved_on(run, outcome)
 
 
-def exchanged(run: Run, batch: Any, step: int) -> Seen:
+def exchanged(run: Run, batch: Any, step: int) -> StepOutcome:
     """Forward and backward, gradients averaged over the ranks; what was seen of them."""
-    given = run.task.prepare(batch, run.device, epoch=run.epoch, step=step)
+    prepared = run.task.prepare(batch, run.device, epoch=run.epoch, step=step)
     run.optimizer.zero_grad(set_to_none=True)
     loss = backward(
         run.task,
         run.learner,
-        given,
+        prepared,
         parts=run.recipe.accumulate,
         amp=run.recipe.amp,
         device=run.device,
         scaler=run.scaler,
     )
     run.scaler.unscale_(run.optimizer)
-    run.task.before_step(run.model, run.optimizer, run.place)
+    run.task.before_step(run.model, run.optimizer, run.progress)
     return look(run, loss, clip(run))
 
 
-def moved_on(run: Run, seen: Seen) -> Seen:
+def moved_on(run: Run, outcome: StepOutcome) -> StepOutcome:
     """The step is done, taken or left out."""
     run.updates += 1
     run.step += 1
     run.scheduler.step_update(optim.moment(run.recipe, run.updates, len(run.loader)))
-    return seen
+    return outcome
 
 
 def clip(run: Run) -> Tensor:
@@ -326,7 +332,7 @@ def clip(run: Run) -> Tensor:
     return norm
 
 
-def look(run: Run, loss: Tensor | None, norm: Tensor | None) -> Seen:
+def look(run: Run, loss: Tensor | None, norm: Tensor | None) -> StepOutcome:
     """Loss and gradient over all ranks, and whether one of them wants to save or to stop, in one
     exchange.
     """
@@ -335,8 +341,8 @@ def look(run: Run, loss: Tensor | None, norm: Tensor | None) -> Seen:
     if loss is not None:
         mine[0] = loss
     length = torch.zeros((), device=run.device) if norm is None else norm.float()
-    value, save, stop, found = torch.cat([run.world.mean(mine), length.reshape(1)]).tolist()
-    return Seen(value, found, save > 0, stop > 0)
+    value, save, stop, gradient_norm = torch.cat([run.world.mean(mine), length.reshape(1)]).tolist()
+    return StepOutcome(value, gradient_norm, save > 0, stop > 0)
 
 
 def due(run: Run) -> bool:

@@ -65,18 +65,18 @@ def accepted(spec: OptimSpec) -> dict[str, Any]:
     from timm.optim import get_optimizer_info, list_optimizers
 
     name = spec.name.lower().split("_")[-1]
-    known = [str(one) for one in list_optimizers()]
-    if name not in known:
-        raise unknown("optimiser", spec.name, known)
+    names = [str(entry) for entry in list_optimizers()]
+    if name not in names:
+        raise unknown("optimiser", spec.name, names)
     info, plain = get_optimizer_info(name), OptimSpec()
     takes = {"eps": info.has_eps, "betas": info.has_betas and info.num_betas == len(spec.betas)}
-    for field, taken in takes.items():
-        if not taken and getattr(spec, field) != getattr(plain, field):
+    for field, supported in takes.items():
+        if not supported and getattr(spec, field) != getattr(plain, field):
             raise UsageError(
                 f"optimiser '{spec.name}' takes no optim.{field} (set to {getattr(spec, field)})"
             )
     accepted: dict[str, Any] = {
-        field: getattr(spec, field) for field, taken in takes.items() if taken
+        field: getattr(spec, field) for field, supported in takes.items() if supported
     }
     return {**accepted, "fused": True} if name in FUSED else accepted
 
@@ -162,8 +162,12 @@ def averaged(recipe: Recipe, model: nn.Module) -> "ModelEmaV3 | None":
         @torch.no_grad()
         def update(self, model: nn.Module, step: int | None = None) -> None:
             super().update(model, step)
-            for ours, theirs in zip(own_tensors(self.module), own_tensors(model), strict=True):
-                for mine, new in zip(ours.buffers(), theirs.buffers(), strict=True):
+            for averaged_module, current_module in zip(
+                own_tensors(self.module), own_tensors(model), strict=True
+            ):
+                for mine, new in zip(
+                    averaged_module.buffers(), current_module.buffers(), strict=True
+                ):
                     mine.copy_(new)
 
     return Averaged(model, decay=recipe.ema_decay)

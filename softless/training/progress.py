@@ -120,8 +120,8 @@ def memory() -> str:
 
 def clock(seconds: float) -> str:
     """Seconds as 1:05 or 2:01:05."""
-    whole = round(seconds)
-    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    total = round(seconds)
+    hours, minutes, rest = total // 3600, total // 60 % 60, total % 60
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 

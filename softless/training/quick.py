@@ -79,8 +79,8 @@ def _npz(path: Path, pixels: int, channels: int, *, several: bool) -> Path:
     arrays: dict[str, np.ndarray] = {}
     for seed, (part, count) in enumerate(_COUNTS.items()):
         images, labels = _images(count, pixels, channels, seed)
-        told = np.stack([labels, np.roll(labels, 1)], 1) if several else labels.reshape(-1, 1)
-        arrays |= {f"{part}_images": images, f"{part}_labels": told}
+        targets = np.stack([labels, np.roll(labels, 1)], 1) if several else labels.reshape(-1, 1)
+        arrays |= {f"{part}_images": images, f"{part}_labels": targets}
     # typed as if a key could be allow_pickle
     write_stream(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
     return path
@@ -171,8 +171,8 @@ def _detection(recipe: Recipe, folder: Path) -> Recipe:
 def _small_host(name: str) -> dict[str, Any]:
     """Arguments of a small host that has four maps."""
     pyramid = any(
-        one.host == "pyramid" and name in {one.name, *map(one.entry, one.operators)}
-        for one in VARIANTS
+        variant.host == "pyramid" and name in {variant.name, *map(variant.entry, variant.operators)}
+        for variant in VARIANTS
     )
     return {**PYRAMID} if pyramid else {**SMALL, "depth": 4}
 
@@ -185,8 +185,8 @@ def _label_images(root: Path) -> Path:
             top, left = rng.integers(0, 32, 2)
             label[top : top + 32, left : left + 32] = 1
             image = rng.integers(0, 128, (64, 64, 3)) + 127 * label[..., None]
-            for place, pixels in (("images", image.astype(np.uint8)), ("labels", label)):
-                file = root / place / part / f"{index:03}.png"
+            for kind, pixels in (("images", image.astype(np.uint8)), ("labels", label)):
+                file = root / kind / part / f"{index:03}.png"
                 write_picture(file, Image.fromarray(pixels))
     write_text(root / "classes.json", '{"0": "dark", "1": "bright"}')
     return root

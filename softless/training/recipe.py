@@ -75,7 +75,7 @@ class DataSpec:
         "values that become 0 and 1, for images of more than 8 bits: 0..4095, or "
         "window=400,level=40; none reads 8-bit images alone",
     )
-    interpolation: str = setting("bicubic", "resizing in evaluation", known=INTERPOLATIONS)
+    interpolation: str = setting("bicubic", "resizing in evaluation", choices=INTERPOLATIONS)
     crop_pct: float = setting(
         0.875, "share of the side that the centre crop of evaluation keeps; 1.0 keeps all", SHARE
     )
@@ -157,18 +157,20 @@ class AugmentSpec:
     )
     auto_augment: str | None = setting("rand-m9-mstd0.5-inc1", "policy, as timm writes it")
     interpolation: str = setting(
-        "bicubic", "resizing in training", known=(*INTERPOLATIONS, "random")
+        "bicubic", "resizing in training", choices=(*INTERPOLATIONS, "random")
     )
     reprob: float = setting(0.25, "chance of random erasing", CHANCE)
     remode: str = setting(
-        "pixel", "what stands in an erased part", known=("const", "rand", "pixel")
+        "pixel", "what stands in an erased part", choices=("const", "rand", "pixel")
     )
     recount: int = setting(1, "erased parts of an image at most", "[1, 1000]")
     mixup: float = setting(0.8, "alpha of mixup; 0 is without", "[0, 1000]")
     cutmix: float = setting(1.0, "alpha of cutmix; 0 is without", "[0, 1000]")
     mixup_prob: float = setting(1.0, "chance that a batch is mixed", CHANCE)
     mixup_switch_prob: float = setting(0.5, "chance of cutmix where both are on", CHANCE)
-    mixup_mode: str = setting("batch", "what draws its own mixing", known=("batch", "pair", "elem"))
+    mixup_mode: str = setting(
+        "batch", "what draws its own mixing", choices=("batch", "pair", "elem")
+    )
     smoothing: float = setting(0.1, "label smoothing", "[0, 1)")
     repeats: int = setting(
         1, "times each image stands in an epoch of unchanged length", "[1, 1000]"
@@ -199,7 +201,7 @@ class OptimSpec:
 class ScheduleSpec:
     """How the rate moves over the epochs."""
 
-    name: str = setting("cosine", "course of the rate", known=SCHEDULES)
+    name: str = setting("cosine", "course of the rate", choices=SCHEDULES)
     moves: Literal["step", "epoch"] = setting(
         "step",
         "when the rate moves: at every step, or once an epoch, to that of the epoch before, as "
@@ -298,7 +300,7 @@ class DetectionSpec:
     measure: tuple[str, ...] = setting(
         (),
         "fields that are measured on the training boxes; one that is set too is not measured",
-        known=box_sizes.NAMES,
+        choices=box_sizes.NAMES,
     )
     anchors: tuple[float, ...] | None = setting(
         None,
@@ -570,19 +572,23 @@ class Recipe:
             UsageError: no such field (nearest name offered), a value of another type or out of its
                 range.
         """
-        given = _flat(fields)
-        _refuse_image_size(self, given)
+        user_fields = _flat(fields)
+        _refuse_image_size(self, user_fields)
         recipe = self
-        for name, value in given.items():
+        for name, value in user_fields.items():
             if name != "model.args" and not name.startswith("model.args."):
                 recipe = _replace(recipe, name.split("."), value, name)
-        if any(name.startswith("model.") for name in given):
+        if any(name.startswith("model.") for name in user_fields):
             from softless.training import model_fields
 
-            recipe = replace(recipe, model=model_fields.chosen(self.model, recipe.model, given))
-            recipe = model_fields.with_depths(recipe, given)
-        recipe = _with_length_kept(_with_warmup_scaled(recipe, self.schedule, given), given)
-        return _without_measuring(recipe, given)
+            recipe = replace(
+                recipe, model=model_fields.chosen(self.model, recipe.model, user_fields)
+            )
+            recipe = model_fields.with_depths(recipe, user_fields)
+        recipe = _with_length_kept(
+            _with_warmup_scaled(recipe, self.schedule, user_fields), user_fields
+        )
+        return _without_measuring(recipe, user_fields)
 
     def check(self) -> None:
         """Whether every field has its type, lies in its range and goes with the others
@@ -592,7 +598,7 @@ class Recipe:
             UsageError: the first that does not.
         """
         for row in walk(self):
-            typed(row.value, row.hint, row.name, row.about)
+            typed(row.value, row.hint, row.name, row.setting)
         rules.check(self)
 
 
@@ -602,12 +608,12 @@ def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in fields.items():
         inner = literal(value) if prefix + name in groups else value
-        one = (
+        entries = (
             _flat(inner, f"{name}.")
             if prefix + name in groups and isinstance(inner, Mapping)
             else {name: value}
         )
-        for inner_name, inner_value in one.items():
+        for inner_name, inner_value in entries.items():
             if flat.setdefault(prefix + inner_name, inner_value) != inner_value:
                 raise UsageError(f"{prefix}{inner_name} is set twice, to different values")
     return flat
@@ -622,18 +628,18 @@ SIZED = {
 }
 
 
-def _refuse_image_size(recipe: Recipe, given: Mapping[str, Any]) -> None:
+def _refuse_image_size(recipe: Recipe, user_fields: Mapping[str, Any]) -> None:
     """Images of boxes and of label images keep their shape, so `data.image_size` would be without
     effect.
     """
-    if "data.image_size" in given and recipe.task in SIZED:
+    if "data.image_size" in user_fields and recipe.task in SIZED:
         raise UsageError(
-            f"data.image_size={clipped(given['data.image_size'])} has no effect in {recipe.task}, "
-            f"where images keep their shape: set {SIZED[recipe.task]}"
+            f"data.image_size={clipped(user_fields['data.image_size'])} has no effect in "
+            f"{recipe.task}, where images keep their shape: set {SIZED[recipe.task]}"
         )
 
 
-def _with_length_kept(recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
+def _with_length_kept(recipe: Recipe, user_fields: Mapping[str, Any]) -> Recipe:
     """Epochs and batch that are set stay as they are, however few the images (`tasks.lengths`)."""
     floors = {
         "schedule.epochs": "min_steps",
@@ -641,9 +647,9 @@ def _with_length_kept(recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
         "accumulate": "min_epoch_steps",
     }
     for name, floor in floors.items():
-        if name not in given:
+        if name not in user_fields:
             continue
-        if getattr(recipe.schedule, floor) is not None and f"schedule.{floor}" in given:
+        if getattr(recipe.schedule, floor) is not None and f"schedule.{floor}" in user_fields:
             raise UsageError(
                 f"{name} and schedule.{floor} are both set, and each decides the other: set one "
                 "of them"
@@ -653,25 +659,29 @@ def _with_length_kept(recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
     return recipe
 
 
-def _without_measuring(recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
+def _without_measuring(recipe: Recipe, user_fields: Mapping[str, Any]) -> Recipe:
     """Fields of detection that are set are not measured on the data."""
     spec = recipe.detection
-    if spec is None or "detection.measure" in given:
+    if spec is None or "detection.measure" in user_fields:
         return recipe
-    left = tuple(name for name in spec.measure if f"detection.{name}" not in given)
+    measured = tuple(name for name in spec.measure if f"detection.{name}" not in user_fields)
     return (
-        recipe if left == spec.measure else replace(recipe, detection=replace(spec, measure=left))
+        recipe
+        if measured == spec.measure
+        else replace(recipe, detection=replace(spec, measure=measured))
     )
 
 
-def _with_warmup_scaled(recipe: Recipe, own: ScheduleSpec, given: Mapping[str, Any]) -> Recipe:
+def _with_warmup_scaled(
+    recipe: Recipe, own: ScheduleSpec, user_fields: Mapping[str, Any]
+) -> Recipe:
     """A run that was made shorter than its warm-up has one in proportion, unless the warm-up was
     set too; it is said.
     """
     spec = recipe.schedule
     if (
-        "schedule.epochs" not in given
-        or "schedule.warmup_epochs" in given
+        "schedule.epochs" not in user_fields
+        or "schedule.warmup_epochs" in user_fields
         or spec.warmup_epochs < spec.epochs
     ):
         return recipe
@@ -704,39 +714,42 @@ def _from_json(kind: Any, content: Mapping[str, Any], prefix: str) -> Any:
     abouts = {
         entry.name: entry.metadata.get(KEY, Setting("")) for entry in dataclasses.fields(kind)
     }
-    given = {}
+    values = {}
     for name, value in content.items():
         if name not in hints:
-            raise no_field(prefix + name, (prefix + known for known in hints))
+            raise no_field(prefix + name, (prefix + field_name for field_name in hints))
         inner = group_of(hints[name])
         if inner is not None and value is not None:
-            given[name] = _from_json(inner, value, f"{prefix}{name}.")
+            values[name] = _from_json(inner, value, f"{prefix}{name}.")
         else:
-            given[name] = typed(value, hints[name], prefix + name, abouts[name])
-    return kind(**given)
+            values[name] = typed(value, hints[name], prefix + name, abouts[name])
+    return kind(**values)
 
 
-def _replace(spec: Any, path: list[str], value: Any, whole: str) -> Any:
+def _replace(spec: Any, path: list[str], value: Any, full_name: str) -> Any:
     head, *rest = path
     hints = typing.get_type_hints(type(spec))
     if head not in hints:
-        raise no_field(whole, (row.name for row in walk(Recipe)))
+        raise no_field(full_name, (row.name for row in walk(Recipe)))
     if rest:
         if getattr(spec, head) is None and head == "table":
-            raise UsageError(f"'{whole}' is of a table, and none is given: give --table FILE.csv")
+            raise UsageError(
+                f"'{full_name}' is of a table, and none is given: give --table FILE.csv"
+            )
         if getattr(spec, head) is None:
             raise UsageError(
-                f"'{whole}' is a field of {head} recipes, and this one is for {spec.task}"
+                f"'{full_name}' is a field of {head} recipes, and this one is for {spec.task}"
             )
-        return replace(spec, **{head: _replace(getattr(spec, head), rest, value, whole)})
+        return replace(spec, **{head: _replace(getattr(spec, head), rest, value, full_name)})
     if dataclasses.is_dataclass(inner := getattr(spec, head)):
         first = dataclasses.fields(inner)[0].name
         raise UsageError(
-            f"'{whole}' is a group of fields: set one of them, for example {whole}.{first}=…"
+            f"'{full_name}' is a group of fields: set one of them, for example "
+            f"{full_name}.{first}=…"
         )
-    about = next(
+    field_setting = next(
         entry.metadata.get(KEY, Setting(""))
         for entry in dataclasses.fields(spec)
         if entry.name == head
     )
-    return replace(spec, **{head: typed(value, hints[head], whole, about)})
+    return replace(spec, **{head: typed(value, hints[head], full_name, field_setting)})

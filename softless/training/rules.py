@@ -19,10 +19,10 @@ def rates(recipe: "Recipe") -> None:
     spec, top = recipe.schedule, recipe.effective_lr
     ends = [("min_lr", spec.min_lr, "end")] if spec.name in FLOORED else []
     ends += [("warmup_lr", spec.warmup_lr, "start")] if spec.warmup_epochs else []
-    for name, rate, place in ends:
+    for name, rate, end in ends:
         if rate > top:
             raise UsageError(
-                f"schedule.{name}={rate:g}, the rate at the {place}, is above the effective rate "
+                f"schedule.{name}={rate:g}, the rate at the {end}, is above the effective rate "
                 f"{top:g} "
                 f"(optim.lr={recipe.optim.lr:g}{_scaled(recipe)}): set "
                 f"schedule.{name}={top / 100:.1g} or another up to {top:g}"

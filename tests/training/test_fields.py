@@ -21,7 +21,7 @@ from softless.benching.settings import (
 )
 from softless.errors import UsageError
 from softless.recipes import RECIPES, get_recipe
-from softless.training.fields import Row, Setting, described, fits, nearest_field, typed, walk
+from softless.training.fields import FieldRow, Setting, described, fits, nearest_field, typed, walk
 from softless.training.recipe import Recipe, TableSpec, recipe_from
 from softless.training.run_folder import as_json
 
@@ -74,14 +74,14 @@ def test_recipes_lie_in_the_ranges(name: str):
 
 
 @pytest.mark.parametrize("row", EVERY)
-def test_defaults_lie_in_their_range(row: Row):
-    assert typed(row.value, row.hint, row.name, row.about) == row.value
+def test_defaults_lie_in_their_range(row: FieldRow):
+    assert typed(row.value, row.hint, row.name, row.setting) == row.value
 
 
 @pytest.mark.parametrize(
-    "row", [one for one in EVERY if typing.cast("Row", one.values[0]).about.within]
+    "row", [one for one in EVERY if typing.cast("FieldRow", one.values[0]).setting.within]
 )
-def test_what_lies_below_or_above_is_refused_wherever_it_is_given(row: Row):
+def test_what_lies_below_or_above_is_refused_wherever_it_is_given(row: FieldRow):
     recipe, tried = holder(row.name), 0
     for value in outside(row):
         text = str(value)
@@ -106,7 +106,7 @@ def put(recipe: Recipe, name: str, value: Any) -> Recipe:
 
 
 @pytest.mark.parametrize("row", EVERY)
-def test_another_type_and_a_misspelt_name_are_refused_in_one_sentence(row: Row):
+def test_another_type_and_a_misspelt_name_are_refused_in_one_sentence(row: FieldRow):
     recipe = holder(row.name)
     for wrong in FOREIGN:
         if not fits(wrong, row.hint):

@@ -187,7 +187,7 @@ def test_a_run_moves_damaged_checkpoints_aside_and_goes_on(
         in caplog.text
     )
     found = Checkpoints(tmp_path / "run/checkpoints")
-    assert len(found.places()) == 1
+    assert len(found.positions()) == 1
     assert found.newest() is not None
 
 
