@@ -17,7 +17,7 @@ from torch import Tensor
 from softless.errors import DataError, UsageError
 from softless.evaluation import load_run
 from softless.models.self_supervised import SelfDistillation, entropy, spread
-from softless.tasks import Place, open_task
+from softless.tasks import TrainingProgress, open_task
 from softless.tasks.dino import Dino, Watched
 from softless.training import fit
 from softless.training.model import build_for
@@ -87,8 +87,8 @@ def state(module: torch.nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
-def at(update: int, total: int = 12, epoch: int = 0) -> Place:
-    return Place(update, total, epoch, 3, update % 4)
+def at(update: int, total: int = 12, epoch: int = 0) -> TrainingProgress:
+    return TrainingProgress(update, total, epoch, 3, update % 4)
 
 
 def test_views_are_two_global_and_the_local_ones(tiny: Recipe):
