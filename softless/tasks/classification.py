@@ -36,12 +36,15 @@ MIXUP_MODES = ("batch", "pair", "elem")
 
 
 class Classification(Task):
-    """Turns a batch of images and labels into a loss.
+    """Turns a batch of images (B, C, H, W) and labels (B,) into a loss.
 
     Args:
         recipe: gives augmentation, class weights and seed.
-        classes: names in index order.
-        class_counts: training images per class, same order; needed for balanced weights.
+        classes: K names in index order.
+        class_counts: (K,) training images per class; needed for balanced weights.
+
+    Raises:
+        UsageError: a weight of an unknown class, or balanced weights of a class without an image.
     """
 
     name = "classification"
@@ -62,6 +65,12 @@ class Classification(Task):
 
     @classmethod
     def open(cls, recipe: "Recipe") -> "Classification":
+        """Open the data of the recipe, and count the training images of each class.
+
+        Raises:
+            UsageError: the data have several labels an image.
+            DataError: whatever is wrong with them, with its path.
+        """
         splits = open_splits(recipe.data, recipe.seed, recipe.table)
         if splits.train.targets.ndim != 1:
             raise UsageError(
@@ -94,9 +103,11 @@ class Classification(Task):
         return seen_mpp(self.splits.train, lambda height, width: min(height / down, width / across))
 
     def learner(self, model: nn.Module) -> nn.Module:
+        """Images (B, C, H, W) and probabilities (B, K) to the loss ()."""
         return Loss(model, self.loss)
 
     def transform(self, *, train: bool) -> Pipeline:
+        """An image to a float tensor (C, H, W), its sides `data.image_size`."""
         return build_transforms(self.recipe, self.splits.mean, self.splits.std, train=train)
 
     def evaluate(
@@ -110,6 +121,7 @@ class Classification(Task):
         return validate(model, loader, self.classes, amp=amp)
 
     def composition(self, samples: Samples) -> dict[str, int]:
+        """Images of each class."""
         counts = np.bincount(samples.targets, minlength=len(self.classes)).tolist()
         return dict(zip(self.classes, counts, strict=True))
 
@@ -122,10 +134,17 @@ class Classification(Task):
     def prepare(
         self, batch: Any, device: torch.device, *, epoch: int, step: int
     ) -> tuple[Tensor, Tensor]:
+        """Images (B, C, H, W) and labels (B,) on the device, mixed: images and probabilities (B,
+        K).
+
+        Raises:
+            UsageError: an odd number of images that are to be mixed.
+        """
         images, targets = (part.to(device, non_blocking=True) for part in batch)
         return self.mix(images, targets, epoch=epoch, step=step)
 
     def to(self, device: torch.device) -> "Classification":
+        """Move the weights of the classes (K,)."""
         self.weight = None if self.weight is None else self.weight.to(device)
         return self
 
@@ -137,6 +156,9 @@ class Classification(Task):
 
         What is drawn derives from (seed, epoch, step): every rank mixes alike, and a resumed run
         mixes like the first.
+
+        Raises:
+            UsageError: an odd number of images that are to be mixed.
         """
         if self.mixer is None:
             return images, self.soft(targets)
@@ -206,7 +228,12 @@ def asked_weights(
 
 
 def class_weights(class_counts: Sequence[int] | np.ndarray) -> Tensor:
-    """n / (K n_c) for each class: rare classes count more, the mean over the images stays 1."""
+    """n / (K n_c) for each class, (K,) float32 of counts (K,): rare classes count more, the mean
+    over the images stays 1.
+
+    Raises:
+        UsageError: a class without an image.
+    """
     counts = torch.as_tensor(np.asarray(class_counts), dtype=torch.float64)
     if (counts == 0).any():
         raise UsageError(

@@ -48,6 +48,12 @@ class Detection(Task):
 
     @classmethod
     def open(cls, recipe: "Recipe") -> "Detection":
+        """Open images and annotations in COCO's layout.
+
+        Raises:
+            UsageError: a field of the recipe that would have no effect, or cannot be used.
+            DataError: all that is wrong with images and annotations.
+        """
         _refuse_what_has_no_effect(recipe)
         spec = recipe.detection
         assert spec is not None
@@ -60,6 +66,7 @@ class Detection(Task):
     counted = "objects"
 
     def composition(self, samples: Samples) -> dict[str, int]:
+        """Objects of each class, crowds left out."""
         assert isinstance(samples, BoxSamples)
         objects = [
             annotation["category_id"]
@@ -116,6 +123,7 @@ class Detection(Task):
         }
 
     def learner(self, model: nn.Module) -> nn.Module:
+        """Lists of images (C, h, w) and targets to the detector's loss ()."""
         assert isinstance(model, Detector)
         return DetectionLearner(model)
 
@@ -136,6 +144,11 @@ class Detection(Task):
         epoch: int,  # noqa: ARG002
         step: int,  # noqa: ARG002
     ) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+        """The batch on the device: images, each (C, h, w), and the target of each.
+
+        A target holds boxes (n, 4), x and y of two corners in pixels, labels (n,) and a key ();
+        with `head="maskrcnn"` masks (n, h, w) too.
+        """
         images, targets = batch
         moved = [
             {name: value.to(device, non_blocking=True) for name, value in target.items()}
@@ -166,6 +179,7 @@ class DetectionLearner(nn.Module):
         self.model = model
 
     def forward(self, images: list[Tensor], targets: list[Mapping[str, Tensor]]) -> Tensor:
+        """Images, each (C, h, w), and targets of `Detection.prepare` to the loss ()."""
         return self.model.loss(images, targets)
 
 

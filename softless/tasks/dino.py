@@ -89,7 +89,12 @@ class Watched:
 
 
 class Dino(Task):
-    """Views of unlabelled images to the loss of a student against its teacher."""
+    """Views of unlabelled images, each (B, C, S, S), to the loss of a student against its teacher.
+
+    Args:
+        recipe: with its group `dino`.
+        splits: of unlabelled images.
+    """
 
     name = "dino"
     needs = ("lightly",)
@@ -103,6 +108,12 @@ class Dino(Task):
 
     @classmethod
     def open(cls, recipe: "Recipe") -> "Dino":
+        """Open the images of the recipe, without their labels.
+
+        Raises:
+            UsageError: a field of the recipe that would have no effect, or cannot be used.
+            DataError: fewer training images than a step takes, or whatever else is wrong.
+        """
         _check(recipe)
         splits = open_unlabelled(recipe.data, recipe.seed)
         if len(splits.train) < recipe.step_images:
@@ -128,6 +139,11 @@ class Dino(Task):
         return any_size(model.name, args, data.side)
 
     def surround(self, model: nn.Module) -> SelfDistillation:
+        """Student and teacher with their heads: what is trained.
+
+        Raises:
+            UsageError: the model takes no local crops, or gives no vector for an image.
+        """
         spec = self.spec
         width = self._width(model)
         teacher = assemble(self.name, **self.construction())
@@ -172,6 +188,9 @@ class Dino(Task):
         return model
 
     def transform(self, *, train: bool) -> Pipeline:
+        """In training an image to views, each (C, S, S), the two global ones first; in evaluation
+        to (C, S, S).
+        """
         data, splits = self.recipe.data, self.splits
         deep = data.range is not None
         if train:
@@ -196,10 +215,12 @@ class Dino(Task):
         epoch: int,
         step: int,  # noqa: ARG002
     ) -> tuple[list[Tensor], float]:
+        """Views, each (B, C, S, S), on the device, and the teacher's temperature in this epoch."""
         views, _ = batch
         return [view.to(device, non_blocking=True) for view in views], self.teacher_temp(epoch)
 
     def parts(self, prepared: tuple[Any, ...], count: int) -> list[tuple[Any, ...]]:
+        """Views cut along B, each part with the temperature and its (index, count)."""
         views, temperature = prepared
         cut = [view.chunk(count) for view in views]
         return [
@@ -214,6 +235,7 @@ class Dino(Task):
     def before_step(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: TrainingProgress
     ) -> None:
+        """Hold the last layer in the first epochs, and move the weight decay along its cosine."""
         network = cast("SelfDistillation", model)
         network.hold_last_layer(progress.epoch)
         if self.spec.weight_decay_end is not None:
@@ -223,6 +245,7 @@ class Dino(Task):
                     group["weight_decay"] = decay
 
     def after_step(self, model: nn.Module, progress: TrainingProgress) -> None:
+        """Move the teacher towards the student, its momentum along its cosine."""
         cast("SelfDistillation", model).move_teacher(_cosine(progress, self.spec.momentum))
 
     def evaluated(self, model: nn.Module) -> nn.Module:
@@ -233,6 +256,7 @@ class Dino(Task):
         return model
 
     def evaluate(self, model: nn.Module, loader: EpochLoader, *, amp: str, label: str) -> Watched:
+        """Spread of the features (n, D); while training also entropies of the teacher's answers."""
         features, _ = extract(model, loader, as_it_is, amp=amp, label=label)
         sharp, mean_entropy = self._entropies(model, features)
         expected = len(loader.dataset)  # type: ignore[arg-type]

@@ -28,12 +28,15 @@ if TYPE_CHECKING:  # the recipe lives above this layer (softless.training)
 
 
 class Multilabel(Classification):
-    """Turns a batch of images and labels of 0 and 1 into a loss.
+    """Turns a batch of images (B, C, H, W) and labels (B, K) of 0 and 1 into a loss.
 
     Args:
         recipe: gives label smoothing, weights, threshold and seed.
-        classes: the labels in index order.
+        classes: the K labels in index order.
         targets: (n, K) of the training images.
+
+    Raises:
+        UsageError: a weight of an unknown label, or balanced weights of one that no image has.
     """
 
     name = "multilabel"
@@ -54,6 +57,12 @@ class Multilabel(Classification):
 
     @classmethod
     def open(cls, recipe: "Recipe") -> "Multilabel":
+        """Open the data of the recipe, several labels an image.
+
+        Raises:
+            UsageError: the data have one label an image.
+            DataError: a label of one value in all training images, or whatever else is wrong.
+        """
         splits = open_splits(recipe.data, recipe.seed, recipe.table)
         targets = splits.train.targets
         if targets.ndim != 2:
@@ -94,7 +103,7 @@ class Multilabel(Classification):
         return outcome
 
     def soft(self, targets: Tensor) -> Tensor:
-        """Labels (B, K) of 0 and 1 as smoothed probabilities."""
+        """Labels (B, K) of 0 and 1 as smoothed probabilities (B, K)."""
         return targets.float() * (1 - self.smoothing) + self.smoothing / 2
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -106,7 +115,7 @@ class Multilabel(Classification):
 
 
 def label_weights(targets: np.ndarray, classes: Sequence[str]) -> Tensor:
-    """Images without a label over those with it, for each label.
+    """Images without a label over those with it, for each label: (K,) float32 of targets (n, K).
 
     Raises:
         UsageError: a label that no image has.

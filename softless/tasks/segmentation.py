@@ -56,6 +56,12 @@ class Segmentation(Task):
 
     @classmethod
     def open(cls, recipe: "Recipe") -> "Segmentation":
+        """Read all images and label images once, and count the pixels of each class.
+
+        Raises:
+            UsageError: a field of the recipe that would have no effect, or cannot be used.
+            DataError: all that is wrong with the files, each with its path.
+        """
         _refuse_other_groups(recipe)
         spec = recipe.segmentation
         assert spec is not None
@@ -73,6 +79,7 @@ class Segmentation(Task):
     counted = "images with the class"
 
     def composition(self, samples: Samples) -> dict[str, int]:
+        """Images in which each class has a pixel."""
         assert isinstance(samples, LabelImages)
         image_counts = (samples.counts > 0).sum(0).tolist()
         return dict(zip(self.splits.classes, image_counts, strict=True))
@@ -106,6 +113,7 @@ class Segmentation(Task):
         }
 
     def learner(self, model: nn.Module) -> nn.Module:
+        """Lists of images (C, h, w) and label images (h, w) to the loss ()."""
         return SegmentationLearner(model, self.loss)
 
     def transform(self, *, train: bool) -> Pipeline:
@@ -125,12 +133,16 @@ class Segmentation(Task):
         epoch: int,  # noqa: ARG002
         step: int,  # noqa: ARG002
     ) -> tuple[list[Tensor], list[Tensor]]:
+        """The batch on the device: images, each (C, h, w), and label images, each (h, w), of class
+        indices and IGNORE.
+        """
         images, labels = (
             [tensor.to(device, non_blocking=True) for tensor in part] for part in batch
         )
         return images, labels
 
     def to(self, device: torch.device) -> "Segmentation":
+        """Move the weights of the classes (K,)."""
         self.loss.to(device)
         return self
 
@@ -219,6 +231,7 @@ class PixelLoss(nn.Module):
         self.dice = _dice_loss() if dice else None
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Logits (K, h, w) of any dtype and labels (h, w) to the loss (), in float32."""
         scores, truth = logits.float()[None], labels.long()[None]
         counted = (truth != IGNORE).sum().clamp(min=1)
         summed = F.cross_entropy(
@@ -244,6 +257,7 @@ class SegmentationLearner(nn.Module):
         self.model, self.loss = model, loss
 
     def forward(self, images: list[Tensor], labels: list[Tensor]) -> Tensor:
+        """Images, each (C, h, w), and labels, each (h, w), to the mean of their losses ()."""
         together = (
             [torch.stack(images)] if _of_one_size(images) else [image[None] for image in images]
         )

@@ -157,6 +157,12 @@ class Task(ABC):
     ) -> tuple[Any, ...]:
         """A batch of the loader as arguments of the learner; what is drawn here derives from (seed,
         epoch, step).
+
+        Args:
+            batch: images (B, C, H, W) and targets; or a list of each, where images differ in size.
+            device: where the learner is.
+            epoch: counted from 0.
+            step: of the epoch, counted from 0.
         """
         raise NotImplementedError
 
@@ -283,12 +289,18 @@ def facts(task: Task, model: nn.Module) -> Mapping[str, Any]:
 
 
 class Loss(nn.Module):
-    """A learner for models that are simply called: loss(model(images), targets)."""
+    """A learner for models that are simply called: loss(model(images), targets).
+
+    Args:
+        model: images (B, C, H, W) to logits (B, K).
+        loss: logits and targets to ().
+    """
 
     def __init__(self, model: nn.Module, loss: Any) -> None:
         super().__init__()
         self.model, self.loss = model, loss
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Images (B, C, H, W) and targets, (B,) or (B, K), to the loss ()."""
         value: Tensor = self.loss(self.model(images), targets)
         return value

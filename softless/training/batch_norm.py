@@ -19,12 +19,14 @@ class SummedOverRanks(torch.autograd.Function):
 
     @staticmethod
     def forward(_: Any, x: Tensor) -> Tensor:
+        """x of any shape, the same on all ranks, to their sum."""
         total = x.clone()
         dist.all_reduce(total)
         return total
 
     @staticmethod
     def backward(_: Any, grad: Tensor) -> Tensor:
+        """The sum of the gradients of all ranks, of the shape of x."""
         total = grad.contiguous().clone()
         dist.all_reduce(total)
         return total
@@ -34,6 +36,7 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
     """nn.BatchNorm2d whose statistics in training are those of all ranks' maps (B, C, h, w)."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, C, h, w) to normalised ones, in x's dtype; sums are in float32 at least."""
         if (
             not self.training
             or not dist.is_initialized()

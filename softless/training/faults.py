@@ -103,7 +103,7 @@ def check_finite(run: "Run") -> None:
 
 def buffers(run: "Run") -> list[Tensor] | None:
     """Copies of the model's buffers before a step that may be left out: a forward pass moves
-    running means.
+    running means. None where no step is ever left out.
     """
     if run.recipe.divergence.policy != "skip" and run.world.size == 1:
         return None
@@ -112,7 +112,7 @@ def buffers(run: "Run") -> list[Tensor] | None:
 
 @torch.no_grad()
 def leave_out(run: "Run", before: list[Tensor] | None) -> None:
-    """Undo what forward and backward pass did."""
+    """Undo what forward and backward pass did; `before` is what `buffers` gave."""
     run.optimizer.zero_grad(set_to_none=True)
     for buffer, was in zip(run.model.buffers(), before or (), strict=False):
         buffer.copy_(was)

@@ -75,6 +75,7 @@ class Folds:
     estimates: Mapping[str, Estimate]  # by measure
 
     def to_dict(self) -> dict[str, Any]:
+        """What folds.json holds: estimates by measure, and the result of each fold."""
         return {
             "folds": len(self.results),
             "estimates": {name: vars(estimate) for name, estimate in self.estimates.items()},

@@ -32,7 +32,7 @@ def backward(
 
     Args:
         task: whose batch it is.
-        learner: the module that answers the loss.
+        learner: the module that answers the loss ().
         prepared: a batch as `prepare` made it, of all images of the step.
         parts: forward and backward passes that it takes.
         amp: precision, as the recipe names it.
@@ -40,7 +40,7 @@ def backward(
         scaler: of float16 gradients, where there is one.
 
     Returns:
-        The mean loss (), without a gradient.
+        The mean loss (), float32, without a gradient.
     """
     losses = []
     for index, part in enumerate(task.parts(prepared, parts)):

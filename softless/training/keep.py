@@ -44,6 +44,10 @@ def epoch(run: Run, line: dict[str, Any]) -> None:
 
     The state comes last: a crash before it repeats the end of the epoch, which writes the same line
     and the same weights again.
+
+    Raises:
+        UsageError: the recipe's measure has no value on this validation split.
+        DivergedError: weights that are not finite.
     """
     check_finite(run)
     candidate = best_of(line, run.recipe.metric)
@@ -107,7 +111,7 @@ def _others(run: Run, scores: Mapping[str, Any]) -> str:
 
 
 def best_weights(run: Run) -> dict[str, Tensor]:
-    """The weights of the best epoch.
+    """The weights of the best epoch by name, on the processor.
 
     Raises:
         DivergedError: no epoch had a finite validation loss.

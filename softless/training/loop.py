@@ -193,6 +193,9 @@ def run_epoch_or_rewind(run: Run, bar: Progress) -> dict[str, Any] | None:
 def run_epoch(run: Run, bar: Progress) -> dict[str, Any]:
     """Train what is left of an epoch, validate, keep what was reached; returns the epoch's line of
     the log.
+
+    Raises:
+        Stop: a signal came.
     """
     start = time.perf_counter() - run.partial.seconds
     line: dict[str, Any] = {"epoch": run.epoch + 1, **train_epoch(run, bar, start)}
@@ -222,7 +225,11 @@ def validate(run: Run, model: nn.Module) -> dict[str, Any]:
 
 
 def train_epoch(run: Run, bar: Progress, start: float) -> dict[str, float]:
-    """The steps that are left of a pass over the training split."""
+    """The steps that are left of a pass over the training split.
+
+    Raises:
+        Stop: a rank was sent a signal.
+    """
     run.loader.set_epoch(run.epoch, run.step)
     run.learner.train()
     first, began, rate = run.step, time.perf_counter(), 0.0
@@ -246,7 +253,11 @@ def train_epoch(run: Run, bar: Progress, start: float) -> dict[str, float]:
 
 
 def batches(run: Run) -> Iterator[Any]:
-    """The batches that are left of the epoch. A signal may come while one is awaited."""
+    """The batches that are left of the epoch.
+
+    Raises:
+        Stop: a signal came while one was awaited.
+    """
     source: Iterator[Any] | None = None
     while True:
         try:
@@ -324,7 +335,7 @@ def moved_on(run: Run, outcome: StepOutcome) -> StepOutcome:
 
 
 def clip(run: Run) -> Tensor:
-    """The global gradient norm, after which gradients are at most `optim.clip_grad` long."""
+    """The global gradient norm (), after which gradients are at most `optim.clip_grad` long."""
     parameters = [p for p in run.model.parameters() if p.grad is not None]
     norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
     if run.recipe.optim.clip_grad is not None:
@@ -335,6 +346,11 @@ def clip(run: Run) -> Tensor:
 def look(run: Run, loss: Tensor | None, norm: Tensor | None) -> StepOutcome:
     """Loss and gradient over all ranks, and whether one of them wants to save or to stop, in one
     exchange.
+
+    Args:
+        run: the run.
+        loss: () of this rank; None in a step that is left out.
+        norm: () of the gradient, which is the same on all ranks; None likewise.
     """
     wishes = (float(due(run)), float(run.signals.received is not None))
     mine = torch.tensor([0.0, *wishes], device=run.device)
@@ -364,7 +380,11 @@ def rewind(run: Run) -> None:
 
 
 def leave(run: Run) -> NoReturn:
-    """Save where the run stands and end it, as the signal asked."""
+    """Save where the run stands and end it, as the signal asked.
+
+    Raises:
+        Interrupted: always; its exit code is 128 + the signal's number.
+    """
     run.signals.heard()
     run.world.first(lambda: checkpoint.save(run))
     came = [number for number in run.world.gather(run.signals.received) if number is not None]
@@ -380,6 +400,9 @@ def leave(run: Run) -> NoReturn:
 def left_alone(run: Run, error: RankGone) -> NoReturn:
     """Save where the run stands, which is after the last whole step, if this is the rank that
     saves; and end it.
+
+    Raises:
+        RankGone: always; it says how the run is continued.
     """
     again = f"continue with `softless train --resume --out {shlex.quote(str(run.folder.path))}`"
     if run.world.is_first:

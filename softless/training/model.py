@@ -29,7 +29,10 @@ _log = logging.getLogger("softless.training")
 
 def build_model(recipe: Recipe, classes: int, in_chans: int) -> nn.Module:
     """A classifier with new weights drawn from the recipe's seed, or with those of
-    `model.weights`.
+    `model.weights`: images (B, in_chans, H, W) to logits (B, classes).
+
+    Raises:
+        UsageError: the model cannot be built, or takes no images of `data.image_size`.
     """
     args = model_args(recipe, classes, in_chans)
     return made(
@@ -40,6 +43,9 @@ def build_model(recipe: Recipe, classes: int, in_chans: int) -> nn.Module:
 def build_for(task: Task) -> nn.Module:
     """What a task trains: its model, with new weights drawn from the recipe's seed or those of
     `model.weights`, and what it puts around it.
+
+    Raises:
+        UsageError: the model cannot be built, or takes no images of `data.image_size`.
     """
     with _in_one_sentence(task.recipe):
         construction = task.construction()

@@ -74,9 +74,11 @@ class Opening:
     slower: str = ""  # a number format that this processor is slow in
 
     def to_dict(self) -> dict[str, Any]:
+        """Its fields by name."""
         return asdict(self)
 
     def lines(self) -> list[str]:
+        """As it is printed, one line for each matter."""
         height, width = self.pixels
         classes = counted(self.classes, "class", "classes") if self.classes else "no classes"
         test = f"{self.test:,} test" if self.test else "no test"

@@ -532,7 +532,11 @@ class Recipe:
 
     @property
     def task(self) -> str:
-        """The task: the group that is set, or classification."""
+        """The task: the group that is set, or classification.
+
+        Raises:
+            UsageError: several groups are set.
+        """
         named = [
             name
             for name in ("multilabel", "detection", "segmentation", "dino")

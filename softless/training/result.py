@@ -79,7 +79,11 @@ class Result:
 
 
 def stored(folder: RunFolder) -> Result | None:
-    """The result of a run that is finished, or None."""
+    """The result of a run that is finished, or None.
+
+    Raises:
+        DataError: it is damaged, or a later softless wrote it.
+    """
     if not folder.has(RESULT):
         return None
     content = read_result(folder.path / RESULT)

@@ -15,7 +15,11 @@ FLOORED = ("cosine", "plateau", "poly", "tanh")  # schedules that end at min_lr
 
 
 def rates(recipe: "Recipe") -> None:
-    """Neither end of the schedule lies above its top."""
+    """Neither end of the schedule lies above its top.
+
+    Raises:
+        UsageError: one does.
+    """
     spec, top = recipe.schedule, recipe.effective_lr
     ends = [("min_lr", spec.min_lr, "end")] if spec.name in FLOORED else []
     ends += [("warmup_lr", spec.warmup_lr, "start")] if spec.warmup_epochs else []
@@ -41,7 +45,11 @@ def step_of(recipe: "Recipe") -> str:
 
 
 def lengths(recipe: "Recipe") -> None:
-    """The warm-up leaves an epoch; multistep has its epochs, and no other schedule."""
+    """The warm-up leaves an epoch; multistep has its epochs, and no other schedule.
+
+    Raises:
+        UsageError: a length that does not fit the others or the schedule.
+    """
     spec = recipe.schedule
     if spec.warmup_epochs >= spec.epochs:
         raise UsageError(
@@ -68,7 +76,11 @@ def lengths(recipe: "Recipe") -> None:
 
 
 def averages(recipe: "Recipe") -> None:
-    """Averaged weights can be tested where they are kept."""
+    """Averaged weights can be tested where they are kept.
+
+    Raises:
+        UsageError: `ema_evaluate` without `ema_decay`.
+    """
     if recipe.ema_evaluate and recipe.ema_decay is None:
         raise UsageError(
             "ema_evaluate=true needs averaged weights: set ema_decay, for example ema_decay=0.99"
@@ -76,7 +88,11 @@ def averages(recipe: "Recipe") -> None:
 
 
 def model(recipe: "Recipe") -> None:
-    """The model is known and takes its arguments, and stochastic depth where it is set."""
+    """The model is known and takes its arguments, and stochastic depth where it is set.
+
+    Raises:
+        UsageError: it does not.
+    """
     from softless.models.arguments import takes
     from softless.models.given import GIVEN, given_model
     from softless.training.model_fields import judged
@@ -103,7 +119,11 @@ def scaling(recipe: "Recipe") -> None:
 
 
 def parts(recipe: "Recipe") -> None:
-    """Groups and folds go with images that can be cut by them."""
+    """Groups and folds go with images that can be cut by them.
+
+    Raises:
+        UsageError: they do not, or one of `data.folds` and `data.fold` is missing.
+    """
     from softless.data.groups import compiled
 
     data, table = recipe.data, recipe.table
@@ -163,7 +183,11 @@ def _pairs(recipe: "Recipe") -> None:
 
 
 def squares(recipe: "Recipe") -> None:
-    """Height and width are for classifiers: the crops of self-supervision are squares."""
+    """Height and width are for classifiers: the crops of self-supervision are squares.
+
+    Raises:
+        UsageError: two numbers in a recipe for something else.
+    """
     if not isinstance(recipe.data.image_size, int) and recipe.task not in {
         "classification",
         "multilabel",

@@ -213,6 +213,11 @@ class RunFolder:
             )
 
     def write_json(self, name: str, content: Any) -> None:
+        """Write what JSON can hold into a file of this name, whole or not at all.
+
+        Raises:
+            StorageError: the disk is full or the file cannot be written.
+        """
         write_text(
             self.path / name, json.dumps(content, indent=1, default=str, allow_nan=True) + "\n"
         )
@@ -226,6 +231,7 @@ class RunFolder:
         return read_recipe(self.path / RECIPE)
 
     def has(self, name: str) -> bool:
+        """Whether there is a file of this name."""
         return (self.path / name).exists()
 
     def log(self, line: Mapping[str, Any]) -> None:

@@ -95,10 +95,12 @@ class Run:
 
     @property
     def splits(self) -> Splits:
+        """The parts of the data."""
         return self.task.splits
 
     @property
     def progress(self) -> TrainingProgress:
+        """How far the training is."""
         steps = len(self.loader)
         return TrainingProgress(
             self.updates, self.epochs * steps, self.epoch, self.epochs, self.step
@@ -106,6 +108,7 @@ class Run:
 
     @property
     def device(self) -> torch.device:
+        """Where this rank computes."""
         return self.world.device
 
     def seed_step(self, step: int) -> None:

@@ -72,6 +72,9 @@ class Signals:
         """A stretch in which the run's state is at rest, so that a signal may break it off.
 
         With other ranks nothing is broken off.
+
+        Raises:
+            Stop: a signal has come.
         """
         if self.received is not None and alone:
             raise Stop

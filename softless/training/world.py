@@ -46,6 +46,7 @@ class World:
 
     @property
     def is_first(self) -> bool:
+        """Whether this is rank 0, which writes and speaks."""
         return self.rank == 0
 
     def compute_with(self, threads: int | None) -> None:
@@ -72,7 +73,9 @@ class World:
         return model if self.size == 1 else synchronised(model)
 
     def mean(self, value: Tensor) -> Tensor:
-        """The mean over the ranks; not finite on one rank means not finite on all."""
+        """The mean over the ranks of a value of any one shape; not finite on one rank means not
+        finite on all.
+        """
         if self.size == 1:
             return value
         total = value.clone()
@@ -296,7 +299,15 @@ def _meeting_place(rank: int, size: int) -> dist.Store:
 
 
 def choose_device(name: str = "auto", local_rank: int = 0) -> torch.device:
-    """The device by name; auto takes cuda, then mps, then cpu, whichever is there."""
+    """The device by name; auto takes cuda, then mps, then cpu, whichever is there.
+
+    Args:
+        name: auto, cpu, cuda, cuda:0, …, mps.
+        local_rank: the number of the GPU where the name has none.
+
+    Raises:
+        UsageError: no such device, or none that this PyTorch sees.
+    """
     if name == "auto":
         name = (
             "cuda"
