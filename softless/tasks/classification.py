@@ -2,9 +2,9 @@
 
     loss = - 1/B sum_b sum_c w_c y_bc log softmax(logits_b)_c
 
-y holds label smoothing and the mixing of mixup and cutmix; w is 1, n / (K n_c) for balanced classes
-(mean 1 over the training split), or what the recipe names. The sum is divided by the batch, not by
-the sum of its weights: so the mean over ranks is the loss of the global batch.
+y holds label smoothing and the mixing of mixup and cutmix. The weight w is 1, n / (K n_c) for
+balanced classes (mean 1 over the training split), or what the recipe names. The sum is divided by
+the batch, not by the sum of its weights: so the mean over ranks is the loss of the global batch.
 """
 
 import math

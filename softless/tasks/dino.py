@@ -42,7 +42,7 @@ class Watched:
 
     `spread` is about 1 where features point everywhere and 0 where all are the same. `entropy` is
     the teacher's, mean over images: 1 where all outputs weigh the same, 0 where each image has one
-    output to itself; `mean_entropy` that of its mean over images: 0 where all images share one
+    output to itself. `mean_entropy` is that of its mean over images: 0 where all images share one
     output.
     """
 

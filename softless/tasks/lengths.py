@@ -1,6 +1,6 @@
 """How long a run is on the data at hand.
 
-A recipe counts epochs, and was tried on one size of data: on a tenth of the images the same epochs
+A recipe counts epochs, and was tried on one size of data. On a tenth of the images the same epochs
 are a tenth of the steps, and weights that have hardly moved. `schedule.min_steps` and
 `schedule.min_epoch_steps` say how many steps a run and an epoch need at least. Epochs and batch
 follow from the number of training images, and what counts epochs or steps follows along.

@@ -4,9 +4,9 @@ smoothed and weighted targets.
     loss = - 1/(B K) sum_b sum_k [ w_k y_bk log s(z_bk) + (1 - y_bk) log(1 - s(z_bk)) ],        s
     the logistic function
 
-y holds label smoothing, y (1 - e) + e / 2; w is 1, or n_k0 / n_k1 for balanced labels: the images
-without label k over those with it, so that
-both sides weigh alike. Mixup and cutmix are for one label an image.
+y holds label smoothing, y (1 - e) + e / 2. The weight w is 1, or n_k0 / n_k1 for balanced labels:
+the images without label k over those with it, so that both sides weigh alike. Mixup and cutmix are
+for one label an image.
 """
 
 from collections.abc import Mapping, Sequence

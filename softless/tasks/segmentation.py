@@ -155,8 +155,8 @@ class Segmentation(Task):
 
     def baselines(self, samples: Samples) -> dict[str, dict[str, Any]]:
         """What answers without a model are worth: the commonest class of the training pixels
-        everywhere, the first class everywhere, and the label images of another person where the
-        recipe names them.
+        everywhere, the first class everywhere, and another person's label images where the recipe
+        names them.
 
         Raises:
             DataError: a label image of the other person is missing or of another size.

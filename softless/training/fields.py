@@ -214,7 +214,7 @@ def typed(value: Any, hint: Any, name: str, setting: Setting) -> Any:
     """The value as the field's type, read from text where it is one, and within its range.
 
     Text is read by what the field takes: `true` and `false` in any case, none where it may be none,
-    numbers, `1,2` or `(1, 2)` where it takes several; one alone is enough where it takes any number
+    numbers, `1,2` or `(1, 2)` where it takes several. One alone is enough where it takes any number
     of them.
 
     Raises:

@@ -1,7 +1,7 @@
 """The first lines of a run: its data, its model and machine, its steps and about how long they
 take.
 
-The time comes from a few trial steps, forward and backward, of a copy of the model: weights,
+The time comes from a few trial steps, forward and backward, of a copy of the model. Weights,
 optimiser, averages, buffers, random numbers and the order of the data stay where they were, so a
 run with these lines equals one without.
 """
