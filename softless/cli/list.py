@@ -197,13 +197,13 @@ def _backends() -> dict[str, str]:
 
     sample = torch.ones(1, 1, 4, 2)
 
-    def said(operator: Operator, backend: Backend) -> str:
+    def standing(operator: Operator, backend: Backend) -> str:
         if why := backend.refuses(sample, sample, sample, **operator.filled({})):
             return f"{backend.name} not here: {' and '.join(why)}"
         return f"{backend.name} ({backend.here()})" if backend.here else backend.name
 
     return {
-        name: ", ".join(said(operator, backend) for backend in operator.backends)
+        name: ", ".join(standing(operator, backend) for backend in operator.backends)
         for name, operator in OPERATORS.items()
     }
 

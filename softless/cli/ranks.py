@@ -78,7 +78,7 @@ def launch(words: Sequence[str], count: int) -> int:
         try:
             elastic_launch(config, command[0])(*(word.replace("$", "$$") for word in command[1:]))
         except ChildFailedError as error:
-            return _told(error.failures, count, Path(logs), noted, ended)
+            return _reported(error.failures, count, Path(logs), noted, ended)
         except SignalException as error:
             return 128 + int(error.sigval)
     return 0
@@ -96,7 +96,7 @@ def _environment(count: int, noted: Path) -> dict[str, str]:
     return variables
 
 
-def _told(failures: Mapping[int, Any], count: int, logs: Path, noted: Path, ended: Path) -> int:
+def _reported(failures: Mapping[int, Any], count: int, logs: Path, noted: Path, ended: Path) -> int:
     """Say why a rank ended, where rank 0 did not; returns the exit code of the command."""
     killed = {rank: -failure.exitcode for rank, failure in failures.items() if failure.exitcode < 0}
     for rank, number in killed.items():

@@ -113,12 +113,12 @@ class Slides:
 
     def __str__(self) -> str:
         if len(self.answers) == 1 and self.answers[0].result is not None:
-            return self._one(self.answers[0], self.answers[0].result)
+            return self._of_single(self.answers[0], self.answers[0].result)
         cells = [self._cells(answer) for answer in self.answers]
         heads = ["image", "pixels", "tokens", "says", "", "seconds", ""]
         return f"{table(heads, cells)}\n\nresults, maps and pictures: {self.out}"
 
-    def _one(self, answer: Answer, result: StreamResult) -> str:
+    def _of_single(self, answer: Answer, result: StreamResult) -> str:
         lines = [
             (
                 f"{visible(answer.image)}: {result.size[1]:,} x {result.size[0]:,} pixels, "

@@ -123,7 +123,7 @@ def swap(
         )
     requested = {"num_classes": num_classes, "in_chans": in_chans, "img_size": image_size}
     arguments = {name: value for name, value in requested.items() if value is not None}
-    network = _made(model, pretrained, arguments).eval()
+    network = _created(model, pretrained, arguments).eval()
     loaded = (
         ""
         if weights is None
@@ -163,7 +163,7 @@ def _checked(path: Path) -> Path:
     return path
 
 
-def _made(name: str, pretrained: bool, arguments: dict[str, Any]) -> Any:
+def _created(name: str, pretrained: bool, arguments: dict[str, Any]) -> Any:
     """The model before the swap.
 
     Raises:

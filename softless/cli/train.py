@@ -96,13 +96,13 @@ def train(
     if (
         recipe is None
         and (parts is not None or model is not None)
-        and not (resume and folder is not None and _held(folder))
+        and not (resume and folder is not None and _recipe_in(folder))
     ):
         recipe = "classify"
     if (
         recipe is None
         and table is not None
-        and not (resume and folder is not None and _held(folder))
+        and not (resume and folder is not None and _recipe_in(folder))
     ):
         recipe = "folder"
     chosen = with_table(
@@ -191,7 +191,7 @@ def _chosen(recipe: "str | Recipe | None", out: Path | None, *, resume: bool) ->
             "softless train --resume needs --out RUN, the folder of the run to continue"
         )
     folder = out if out is not None else Path("runs") / (named.name if named else "")
-    stored_recipe = _held(folder) if resume else None
+    stored_recipe = _recipe_in(folder) if resume else None
     if stored_recipe is None:
         if named is None:
             raise UsageError(
@@ -206,7 +206,7 @@ def _chosen(recipe: "str | Recipe | None", out: Path | None, *, resume: bool) ->
     return stored_recipe
 
 
-def _held(folder: Path) -> "Recipe | None":
+def _recipe_in(folder: Path) -> "Recipe | None":
     """The recipe of the run or of the folds in a folder, or None where there is neither."""
     from softless.training.folds import held_recipe
     from softless.training.run_folder import RunFolder

@@ -55,7 +55,7 @@ def epoch(run: Run, line: dict[str, Any]) -> None:
         raise UsageError(
             f"{run.recipe.metric} cannot be computed on this validation split of "
             f"{line['val']['seen']} images, so no epoch "
-            f"can be chosen by it: set {_others(run, line['val'])}"
+            f"can be chosen by it: set {_usable_measures(run, line['val'])}"
         )
     line["kept"] = better(candidate, run.best)
     run.folder.log(line)
@@ -98,7 +98,7 @@ def _patience_over(run: Run) -> bool:
     return spec.patience is not None and run.epoch - max(best, spec.warmup_epochs) >= spec.patience
 
 
-def _others(run: Run, scores: Mapping[str, Any]) -> str:
+def _usable_measures(run: Run, scores: Mapping[str, Any]) -> str:
     """The task's measures that this validation split has a value of, or that need none."""
     values = {
         name: scores.get(name, 0.0) for name in run.task.measures if name != run.recipe.metric

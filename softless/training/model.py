@@ -35,7 +35,7 @@ def build_model(recipe: Recipe, classes: int, in_chans: int) -> nn.Module:
         UsageError: the model cannot be built, or takes no images of `data.image_size`.
     """
     args = model_args(recipe, classes, in_chans)
-    return made(
+    return assembled(
         recipe, {"architecture": recipe.model.name, "model_args": args}, "classification", in_chans
     )
 
@@ -50,7 +50,7 @@ def build_for(task: Task) -> nn.Module:
     with _in_one_sentence(task.recipe):
         construction = task.construction()
     return task.surround(
-        made(task.recipe, construction, task.name, task.splits.in_chans, task.splits.classes)
+        assembled(task.recipe, construction, task.name, task.splits.in_chans, task.splits.classes)
     )
 
 
@@ -75,7 +75,7 @@ def _in_one_sentence(recipe: Recipe) -> Iterator[None]:
         ) from error
 
 
-def made(
+def assembled(
     recipe: Recipe,
     construction: Mapping[str, Any],
     task: str,
@@ -86,7 +86,7 @@ def made(
     made.
     """
     if recipe.model.name == GIVEN:
-        return _given(recipe, in_chans, len(classes))
+        return _model_in_python(recipe, in_chans, len(classes))
     torch.manual_seed(recipe.seed)
     deep = (
         {"drop_path_rate": recipe.drop_path}
@@ -110,7 +110,7 @@ def made(
     return model
 
 
-def _given(recipe: Recipe, in_chans: int, classes: int) -> nn.Module:
+def _model_in_python(recipe: Recipe, in_chans: int, classes: int) -> nn.Module:
     """The module that was given, with the weights that it has; it is trained itself, not a copy.
 
     Raises:

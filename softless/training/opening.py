@@ -120,7 +120,7 @@ def tell(run: Run, *, show: bool) -> None:
     """
     if not show:
         return
-    opening = seen(run)
+    opening = described(run)
     head = opening.lines()[:-1]
     _say(run, head)  # before the trial, which takes its time
     if trial := tried(run):
@@ -130,7 +130,7 @@ def tell(run: Run, *, show: bool) -> None:
         run.claim.note("running", opening=opening.to_dict())
 
 
-def seen(run: Run) -> Opening:
+def described(run: Run) -> Opening:
     """All but the time."""
     recipe, splits = run.recipe, run.splits
     return Opening(

@@ -271,8 +271,8 @@ class DivergenceSpec:
     """What happens when a loss or a gradient is not finite; it never reaches optimiser, average,
     last or best.
 
-    `stop` ends the run. `skip` leaves the step out, at most `patience` in a row. `rewind` goes back to
-    the last checkpoint and leaves that step out when it comes again, at most `patience` times
+    `stop` ends the run. `skip` leaves the step out, at most `patience` in a row. `rewind` goes back
+    to the last checkpoint and leaves that step out when it comes again, at most `patience` times
     without an epoch between.
     """
 

@@ -138,7 +138,7 @@ def set_up(
     if resume:
         data_are_there(recipe, path)
     with signals.interruptible(alone=world.size == 1):
-        run = _made(recipe, RunFolder(path), world, signals)
+        run = _assembled(recipe, RunFolder(path), world, signals)
     world.first(lambda: _take(run, stored_recipe, resume=resume, overwrite=overwrite))
     try:
         if resume:
@@ -151,7 +151,7 @@ def set_up(
     return run
 
 
-def _made(requested: Recipe, folder: RunFolder, world: World, signals: Signals) -> Run:
+def _assembled(requested: Recipe, folder: RunFolder, world: World, signals: Signals) -> Run:
     task = opened_alike(world, requested)
     recipe = task.recipe = world.first(lambda: with_loaders(task.recipe, task, world))
     requested = replace(requested, data=recipe.data)  # with the loaders that were settled on
