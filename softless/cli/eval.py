@@ -34,7 +34,7 @@ HELD = Path(GIVEN)  # this very object stands for datasets that were built in Py
 
 
 @dataclass(frozen=True)
-class Source:
+class EvaluationSource:
     """The labelled images that are asked for."""
 
     spec: "DataSpec"
@@ -231,11 +231,11 @@ def _measured(
 
 
 @dataclass(frozen=True)
-class Job:
+class EvaluationJob:
     """What is measured of a run."""
 
     loaded: LoadedRun
-    source: Source
+    source: EvaluationSource
     amp: str
     knn: int | None  # neighbours that vote
     linear: "LinearSettings | None"
@@ -251,7 +251,7 @@ def _job(
     linear: bool,
     set: Sequence[str],
     amp: str | None,
-) -> Job:
+) -> EvaluationJob:
     """The run and what is asked of it, which go together.
 
     Raises:
@@ -285,7 +285,7 @@ def _job(
         )
     if amp is not None and (features or loaded.task == "dino"):
         raise UsageError(f"amp={amp}: frozen features are read in float32; leave --amp out")
-    return Job(
+    return EvaluationJob(
         loaded,
         source,
         precise,
@@ -295,7 +295,7 @@ def _job(
 
 
 def _classified(
-    job: Job, split: str, batch_size: int | None, workers: int
+    job: EvaluationJob, split: str, batch_size: int | None, workers: int
 ) -> RunEvaluation | DenseEvaluation:
     """A classifier, of one label an image or of several."""
     from softless.data import shared_loader
@@ -317,7 +317,7 @@ def _classified(
     return RunEvaluation(*origin, outcome, precision_of(amp))
 
 
-def _opened(source: Source, work: "Callable[[], T]") -> "T":
+def _opened(source: EvaluationSource, work: "Callable[[], T]") -> "T":
     """What is opened of labelled images, on all ranks."""
     from softless.data.sources import opened_for_all
     from softless.training.machine import IN_MEMORY
@@ -374,7 +374,7 @@ def _check_there(loaded: LoadedRun, data: str | Path | None, table: str | Path |
         )
 
 
-def _samples(loaded: LoadedRun, source: Source, split: str) -> tuple[Samples, str]:
+def _samples(loaded: LoadedRun, source: EvaluationSource, split: str) -> tuple[Samples, str]:
     """The images asked for and what to call them."""
     from softless.data import open_parts, open_splits
     from softless.data.folder import class_places
@@ -413,7 +413,12 @@ def _refuse_labels(loaded: LoadedRun, parts: Mapping[str, Samples], origin: str)
 
 
 def _dense(
-    job: Job, world: "World", data: str | None, split: str, batch_size: int | None, workers: int
+    job: EvaluationJob,
+    world: "World",
+    data: str | None,
+    split: str,
+    batch_size: int | None,
+    workers: int,
 ) -> "Outcome":
     """Measured by the run's own task on the data asked for, scaled as in training."""
     from softless.tasks import open_task
@@ -448,7 +453,7 @@ def _dense(
     return task.to(world.device).evaluate(loaded.model, loader, amp=job.amp, label="evaluating")
 
 
-def _probes(job: Job, split: str, batch: int, workers: int) -> "tuple[Probe, ...]":
+def _probes(job: EvaluationJob, split: str, batch: int, workers: int) -> "tuple[Probe, ...]":
     """Classifiers over the features of the train part, asked about those of the split."""
     from softless.data import shared_loader
     from softless.data.crops import one_crop
@@ -496,7 +501,7 @@ def _probes(job: Job, split: str, batch: int, workers: int) -> "tuple[Probe, ...
 
 
 def _bank(
-    loaded: LoadedRun, source: Source, split: str
+    loaded: LoadedRun, source: EvaluationSource, split: str
 ) -> tuple[Samples, Samples, tuple[str, ...]]:
     """The images whose features answer, those that are asked about, and their classes."""
     from softless.data import open_parts, open_splits
@@ -539,7 +544,9 @@ def _linear(pairs: Sequence[str]) -> "LinearSettings":
     return LinearSettings(**settings)
 
 
-def _source(loaded: LoadedRun, data: str | Path | None, table: str | Path | None) -> Source:
+def _source(
+    loaded: LoadedRun, data: str | Path | None, table: str | Path | None
+) -> EvaluationSource:
     """The run's data, or others: a table, an npz file (or the one in a folder), or class
     folders.
     """
@@ -553,19 +560,19 @@ def _source(loaded: LoadedRun, data: str | Path | None, table: str | Path | None
         else TableSpec(**{**vars(stored_table), "label": tuple(stored_table.label)})
     )
     if data is None and table is None:
-        return Source(stored, columns, own=True)
+        return EvaluationSource(stored, columns, own=True)
     if data is HELD:
         own = replace(stored, source="given", path=None, group=None, folds=None, fold=None)
-        return Source(own, None, own=False)
+        return EvaluationSource(own, None, own=False)
     path = None if data is None else str(data)
     spec = replace(stored, path=path, group=None, folds=None, fold=None)
     if table is not None:  # whose an image is matters to nothing that is measured
         listed = replace(columns or TableSpec(), path=str(table), group=None)
         if loaded.task == "multilabel":
             listed = replace(listed, label=loaded.classes)
-        return Source(replace(spec, source="folder"), listed, own=False)
+        return EvaluationSource(replace(spec, source="folder"), listed, own=False)
     source_path = located(str(path))
     is_npz = source_path.suffix == ".npz" or (
         stored.source == "npz" and any(source_path.glob("*.npz"))
     )
-    return Source(replace(spec, source="npz" if is_npz else "folder"), None, own=False)
+    return EvaluationSource(replace(spec, source="npz" if is_npz else "folder"), None, own=False)

@@ -11,7 +11,7 @@ KINDS = ("models", "operators", "recipes", "backends")
 
 
 @dataclass(frozen=True)
-class Settings:
+class RecipeFields:
     """Every field of a recipe: its value there, what it takes and what it is."""
 
     recipe: str
@@ -56,7 +56,7 @@ def list(
     pattern: str | None = None,
     *,
     backends: bool = False,
-) -> dict[str, str] | dict[str, dict[str, str]] | Settings:
+) -> dict[str, str] | dict[str, dict[str, str]] | RecipeFields:
     """List models, operators, recipes and backends; `softless list recipes NAME` tells every field
     of a recipe.
 
@@ -107,12 +107,12 @@ def _fitting(kind: str, named: dict[str, str], pattern: str) -> dict[str, str]:
     return matching
 
 
-def _fields(recipe: str) -> Settings:
+def _fields(recipe: str) -> RecipeFields:
     from softless.recipes import get_recipe
     from softless.training.fields import walk
 
     loaded = get_recipe(recipe)
-    return Settings(recipe, loaded.summary, tuple(walk(loaded)))
+    return RecipeFields(recipe, loaded.summary, tuple(walk(loaded)))
 
 
 def _operator(name: str) -> dict[str, str]:

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from softless.errors import UsageError, nearest
 from softless.words import clipped
 
-KEY = "setting"  # under which a field's metadata hold its Setting
+KEY = "setting"  # under which a field's metadata hold its FieldSetting
 INTERVAL = re.compile(r"(?P<left>[\[(])(?P<low>[^,]+), (?P<high>[^,]+)(?P<right>[\])])")
 WORDS = {"true": True, "false": False}
 BRACKETS = frozenset("([{'\"")  # begin what Python writes
@@ -30,7 +30,7 @@ UNIONS, NONE, UNFIT = (types.UnionType, typing.Union), type(None), object()
 
 
 @dataclass(frozen=True)
-class Interval:
+class NumberRange:
     """The numbers between two ends: `[0, 1]` holds both, `(0, 1)` neither.
 
     NaN lies in none, an infinity in none that is open there.
@@ -43,7 +43,7 @@ class Interval:
     with_high: bool
 
     @classmethod
-    def of(cls, text: str) -> "Interval":
+    def of(cls, text: str) -> "NumberRange":
         """The interval as mathematics writes it."""
         match = INTERVAL.fullmatch(text)
         assert match, text
@@ -64,7 +64,7 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Setting:
+class FieldSetting:
     """What a field is.
 
     Attributes:
@@ -76,7 +76,7 @@ class Setting:
     """
 
     says: str
-    within: tuple[Interval, ...] = ()
+    within: tuple[NumberRange, ...] = ()
     unit: str = ""
     rising: bool = False
     choices: tuple[str, ...] = ()
@@ -117,11 +117,13 @@ def setting(
     rising: bool = False,
     choices: Sequence[str] = (),
 ) -> Any:
-    """A dataclass field with its Setting; a default that is a class (`dict`, a group) is made anew
+    """A dataclass field with its setting; a default that is a class (`dict`, a group) is made anew
     for each recipe.
     """
     ranges = (within,) if isinstance(within, str) else within
-    description = Setting(says, tuple(map(Interval.of, ranges)), unit, rising, tuple(choices))
+    description = FieldSetting(
+        says, tuple(map(NumberRange.of, ranges)), unit, rising, tuple(choices)
+    )
     if isinstance(default, type):
         return field(default_factory=default, metadata={KEY: description})
     return field(default=default, metadata={KEY: description})
@@ -134,7 +136,7 @@ class FieldRow:
     name: str  # dotted
     hint: Any
     value: Any
-    setting: Setting
+    setting: FieldSetting
 
 
 def walk(spec: Any, prefix: str = "") -> Iterator[FieldRow]:
@@ -210,7 +212,7 @@ def nearest_field(name: str, names: Iterable[str]) -> str:
     )
 
 
-def typed(value: Any, hint: Any, name: str, setting: Setting) -> Any:
+def typed(value: Any, hint: Any, name: str, setting: FieldSetting) -> Any:
     """The value as the field's type, read from text where it is one, and within its range.
 
     Text is read by what the field takes: `true` and `false` in any case, none where it may be none,

@@ -41,7 +41,7 @@ MEND = "bring it back from a backup, or start anew with --overwrite"
 
 
 @dataclass(frozen=True)
-class Estimate:
+class FoldEstimate:
     """A measure over the folds: its mean, its standard deviation, and the ends of its 95 %
     interval.
     """
@@ -52,7 +52,7 @@ class Estimate:
     high: float
 
     @classmethod
-    def of(cls, values: Sequence[float], *, share: bool) -> "Estimate":
+    def of(cls, values: Sequence[float], *, share: bool) -> "FoldEstimate":
         """From one value a fold; the interval of a share keeps to 0..1."""
         from scipy.stats import t
 
@@ -72,7 +72,7 @@ class Folds:
 
     folder: Path
     results: tuple[Result, ...]
-    estimates: Mapping[str, Estimate]  # by measure
+    estimates: Mapping[str, FoldEstimate]  # by measure
 
     def to_dict(self) -> dict[str, Any]:
         """What folds.json holds: estimates by measure, and the result of each fold."""
@@ -283,14 +283,14 @@ def _named(fold: int, count: int, folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _estimates(results: Sequence[Result]) -> dict[str, Estimate]:
+def _estimates(results: Sequence[Result]) -> dict[str, FoldEstimate]:
     """The measures that every fold has."""
     tests = [_tested(result) for result in results]
     names = [
         name for name in MEASURES if all(isinstance(test.get(name), int | float) for test in tests)
     ]
     return {
-        name: Estimate.of(
+        name: FoldEstimate.of(
             [float(test[name]) for test in tests], share=MEASURES[name].percent or name == "auc"
         )
         for name in names

@@ -13,7 +13,7 @@ from softless.attention.checks import check_options
 from softless.errors import UsageError
 from softless.models.arguments import Argument, arguments, takes
 from softless.models.scale import OPTION, TRAINING
-from softless.training.fields import Interval, Setting, fits, literal, readings, typed
+from softless.training.fields import FieldSetting, NumberRange, fits, literal, readings, typed
 
 if TYPE_CHECKING:
     from softless.training.recipe import ModelSpec, Recipe
@@ -30,7 +30,7 @@ ELSEWHERE = {
     "checkpoint_path": "set model.weights",
 }
 UNSET = ("act", "num_heads", "lpi")  # arguments of create_model that none leaves to the model
-FROM_ZERO = Interval.of("[0, inf)")
+FROM_ZERO = NumberRange.of("[0, inf)")
 
 
 def judged(model: "ModelSpec", args: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,7 +65,9 @@ def _judged(
         hint = hint | type(argument.default)
     negative = isinstance(argument.default, int | float) and argument.default < 0
     within = () if negative or name == "out_indices" else (FROM_ZERO,)
-    return typed(value, hint, f"{PREFIX}{name}", Setting(f"argument of '{model.name}'", within))
+    return typed(
+        value, hint, f"{PREFIX}{name}", FieldSetting(f"argument of '{model.name}'", within)
+    )
 
 
 def _option(model: "ModelSpec", name: str, value: Any) -> Any:

@@ -18,7 +18,16 @@ from typing import Any, Literal
 from softless.data import box_sizes
 from softless.errors import UsageError
 from softless.training import rules
-from softless.training.fields import KEY, Setting, group_of, literal, no_field, setting, typed, walk
+from softless.training.fields import (
+    KEY,
+    FieldSetting,
+    group_of,
+    literal,
+    no_field,
+    setting,
+    typed,
+    walk,
+)
 from softless.words import clipped
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
@@ -716,7 +725,7 @@ def recipe_from(stored: Mapping[str, Any]) -> Recipe:
 def _from_json(kind: Any, content: Mapping[str, Any], prefix: str) -> Any:
     hints = typing.get_type_hints(kind)
     abouts = {
-        entry.name: entry.metadata.get(KEY, Setting("")) for entry in dataclasses.fields(kind)
+        entry.name: entry.metadata.get(KEY, FieldSetting("")) for entry in dataclasses.fields(kind)
     }
     values = {}
     for name, value in content.items():
@@ -752,7 +761,7 @@ def _replace(spec: Any, path: list[str], value: Any, full_name: str) -> Any:
             f"{full_name}.{first}=…"
         )
     field_setting = next(
-        entry.metadata.get(KEY, Setting(""))
+        entry.metadata.get(KEY, FieldSetting(""))
         for entry in dataclasses.fields(spec)
         if entry.name == head
     )

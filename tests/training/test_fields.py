@@ -21,7 +21,15 @@ from softless.benching.settings import (
 )
 from softless.errors import UsageError
 from softless.recipes import RECIPES, get_recipe
-from softless.training.fields import FieldRow, Setting, described, fits, nearest_field, typed, walk
+from softless.training.fields import (
+    FieldRow,
+    FieldSetting,
+    described,
+    fits,
+    nearest_field,
+    typed,
+    walk,
+)
 from softless.training.recipe import Recipe, TableSpec, recipe_from
 from softless.training.run_folder import as_json
 
@@ -212,7 +220,7 @@ def test_what_is_stored_comes_back():
 
 
 def test_order_matters_where_numbers_rise():
-    about = Setting("two", rising=True)
+    about = FieldSetting("two", rising=True)
     assert about.holds((1, 1))
     assert not about.holds((2, 1))
     assert described(tuple[int, ...]) == "several of: a whole number"
