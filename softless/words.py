@@ -10,13 +10,13 @@ POINTED = "a Git LFS pointer and not the file itself: fetch it with git lfs pull
 SPACE = "Zs"  # of Unicode: the narrow space between thousands is one
 
 
-def counted(number: int, one: str, many: str | None = None) -> str:
+def counted(number: int, singular: str, plural: str | None = None) -> str:
     """A number with its noun.
 
     >>> counted(1, "image"), counted(1200, "image"), counted(0, "class", "classes")
     ('1 image', '1,200 images', '0 classes')
     """
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
+    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
 
 
 def few(items: Iterable[str], show: int = 10) -> str:
@@ -56,20 +56,21 @@ def visible(text: object, *, lines: bool = False) -> str:
     text = str(text)
     if text.isprintable():
         return text
-    kept = "\n" if lines else ""
+    allowed = "\n" if lines else ""
     return "".join(
-        c if c.isprintable() or c in kept or category(c) == SPACE else repr(c)[1:-1] for c in text
+        c if c.isprintable() or c in allowed or category(c) == SPACE else repr(c)[1:-1]
+        for c in text
     )
 
 
-def clipped(text: object, most: int = 200) -> str:
+def clipped(text: object, limit: int = 200) -> str:
     """Text as a sentence repeats it: whole, or its beginning where it is longer than anybody reads.
 
-    >>> clipped("abcdef", most=4)
+    >>> clipped("abcdef", limit=4)
     'abcd… (6 signs)'
     """
     text = str(text)
-    return text if len(text) <= most else f"{text[:most]}… ({len(text):,} signs)"
+    return text if len(text) <= limit else f"{text[:limit]}… ({len(text):,} signs)"
 
 
 def aligned(pairs: Iterable[tuple[object, object]]) -> list[str]:
@@ -78,9 +79,9 @@ def aligned(pairs: Iterable[tuple[object, object]]) -> list[str]:
     >>> aligned([("cat", 3), ("horse", 12)])
     ['  cat    3', '  horse  12']
     """
-    shown = [(visible(name), said) for name, said in pairs]
-    width = max((len(name) for name, _ in shown), default=0)
-    return [f"  {name:<{width}}  {said}" for name, said in shown]
+    rows = [(visible(name), value) for name, value in pairs]
+    width = max((len(name) for name, _ in rows), default=0)
+    return [f"  {name:<{width}}  {value}" for name, value in rows]
 
 
 def is_text(name: str) -> bool:

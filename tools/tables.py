@@ -391,8 +391,8 @@ def settings() -> str:
         cells = (
             f"`{row.name}`",
             f"`{shown(row.value)}`",
-            row.about.takes(row.hint),
-            row.about.says,
+            row.setting.takes(row.hint),
+            row.setting.says,
         )
         groups.setdefault(group, []).append(cells)
     head = ["field", "default", "takes", "what it is"]

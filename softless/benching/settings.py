@@ -11,7 +11,7 @@ from typing import Any
 
 from softless.benching.record import record_path, table, write_csv
 from softless.errors import UsageError
-from softless.experiment.fields import Row, fits, walk
+from softless.experiment.fields import FieldRow, fits, walk
 from softless.experiment.recipe import Recipe
 from softless.tasks.table import check_recipe
 
@@ -101,9 +101,9 @@ def faults(recipe: Recipe) -> Iterator[tuple[str, str, Any]]:
         yield "model's argument, misspelt", f"model.args.{name[:-1]}_{name[-1]}", value
 
 
-def outside(row: Row) -> Iterator[Any]:
+def outside(row: FieldRow) -> Iterator[Any]:
     """The nearest values below and above a field's range, at every place that has one."""
-    ranges, integral = row.about.within, float not in numbers(row.hint)
+    ranges, integral = row.setting.within, float not in numbers(row.hint)
     parts = [
         typing.get_args(part)
         for part in (row.hint, *typing.get_args(row.hint))

@@ -61,19 +61,21 @@ def data(
 
     if what != "check":
         raise unknown("use of `softless data`", what, ("check",))
-    given = dict(assignments(set))
+    user_fields = dict(assignments(set))
     if path is not None and table is None and located(path).suffix.lower() == ".csv":
         path, table = None, path
     if path is None and table is None:
         raise UsageError("softless data check needs --path, or --table FILE.csv")
-    if given and recipe is None and table is None:
+    if user_fields and recipe is None and table is None:
         raise UsageError("--set sets fields of a recipe: give --recipe too")
     if range is not None and recipe is None and table is not None:
-        given, range = {"data.range": range, **given}, None
+        user_fields, range = {"data.range": range, **user_fields}, None
     if range is not None and recipe is not None:
         raise UsageError(f"--range is for a check without a recipe: give --set data.range={range}")
     reading = (
-        None if recipe is None and table is None else _reading(recipe or "folder", given, table)
+        None
+        if recipe is None and table is None
+        else _reading(recipe or "folder", user_fields, table)
     )
     return check(
         path,

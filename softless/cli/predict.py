@@ -71,7 +71,7 @@ def predict(
     if workers < 0:
         raise UsageError(f"workers={workers}: 0 loads in this process, 1 or more in others")
     folder = located(out)
-    asked = {
+    arguments = {
         "run": run,
         "images": images,
         "out": out,
@@ -79,7 +79,7 @@ def predict(
         "batch_size": batch_size,
         "amp": amp,
     }
-    with sharing(device, asked | {"page": page, "annotations": annotations}, folder) as world:
+    with sharing(device, arguments | {"page": page, "annotations": annotations}, folder) as world:
         loaded, setting = world.together(
             lambda: _loaded(run, world.device, batch_size, amp, workers)
         )

@@ -70,11 +70,11 @@ class Runs:
             ]
             for run in self.runs
         ]
-        said = [visible(f"{run.run}: {run.how}") for run in self.runs if run.how]
+        remarks = [visible(f"{run.run}: {run.how}") for run in self.runs if run.how]
         return "\n".join([
             table(["run", "state", "epochs", "steps", "best", "since (UTC)"], rows),
-            *([""] if said else []),
-            *said,
+            *([""] if remarks else []),
+            *remarks,
         ])
 
 
@@ -111,7 +111,7 @@ def _state(path: Path) -> RunState:
     except DataError as error:  # the others are listed all the same
         return _damaged(path, noted, str(error))
     state = _how_it_stands(path, noted)
-    places = Checkpoints(path / CHECKPOINTS).places()
+    places = Checkpoints(path / CHECKPOINTS).positions()
     return RunState(
         run=str(path),
         recipe=stored.recipe.name,
@@ -144,14 +144,14 @@ def _how_it_stands(path: Path, noted: Mapping[str, Any]) -> str:
 
 def _how(path: Path, state: str, noted: Mapping[str, Any]) -> str:
     command = f"softless train --out {shlex.quote(str(path))} --resume"
-    said = str(noted.get("said", ""))
+    message = str(noted.get("said", ""))
     return {
         "running": f"process {noted.get('pid')} on {noted.get('host')}",
         "finished": _early(path),
         "stopped": f"continue with {command}",
         "killed": f"its process is gone; continue with {command}",
-        "diverged": said,
-    }.get(state, f"{said}; then {command}")
+        "diverged": message,
+    }.get(state, f"{message}; then {command}")
 
 
 def _early(path: Path) -> str:
@@ -168,8 +168,8 @@ def _best(lines: Sequence[Mapping[str, Any]], metric: str) -> Candidate | None:
     """The best epoch so far, as the run itself chooses it."""
     best: Candidate | None = None
     for line in lines if metric in MEASURES else ():
-        if better(found := best_of(line, metric), best):
-            best = found
+        if better(candidate := best_of(line, metric), best):
+            best = candidate
     return best
 
 
@@ -186,7 +186,7 @@ def _against(lines: Sequence[Mapping[str, Any]], best: Candidate | None) -> str:
 def _noted(path: Path) -> dict[str, Any]:
     """state.json, which is for people: without it a run is judged by its other files."""
     try:
-        found: dict[str, Any] = read_json(path)
+        content: dict[str, Any] = read_json(path)
     except DataError:
         return {}
-    return found
+    return content

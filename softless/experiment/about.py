@@ -38,10 +38,10 @@ def read_about(path: Path) -> dict[str, Any]:
     number depends on it.
     """
     try:
-        found: dict[str, Any] = read_json(path)
-        check(found, ABOUT_RULES, path, mend="delete it")
-        if found.get("data"):
-            check(found["data"], DATA_RULES, path, mend="delete it")
+        content: dict[str, Any] = read_json(path)
+        check(content, ABOUT_RULES, path, mend="delete it")
+        if content.get("data"):
+            check(content["data"], DATA_RULES, path, mend="delete it")
     except DataError:
         return {}
-    return found
+    return content

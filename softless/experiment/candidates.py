@@ -23,8 +23,8 @@ Candidate = dict[str, Any]  # epoch, weights, metric, value and loss: what a kep
 
 def measured(line: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """The scores by kind of weights, among those that the run chooses from."""
-    found = {kind: line[key] for kind, key in KEYS.items() if key in line}
-    return found if "weights" in line or len(found) == 1 else {AVERAGED: found[AVERAGED]}
+    scores = {kind: line[key] for kind, key in KEYS.items() if key in line}
+    return scores if "weights" in line or len(scores) == 1 else {AVERAGED: scores[AVERAGED]}
 
 
 def candidates(line: Mapping[str, Any], metric: str) -> list[Candidate]:
@@ -45,10 +45,10 @@ def candidates(line: Mapping[str, Any], metric: str) -> list[Candidate]:
 
 def best_of(line: Mapping[str, Any], metric: str) -> Candidate:
     """The better of an epoch's candidates; the first where none is finite."""
-    best, *others = candidates(line, metric)
-    for other in others:
-        if better(other, best):
-            best = other
+    best, *rest = candidates(line, metric)
+    for candidate in rest:
+        if better(candidate, best):
+            best = candidate
     return best
 
 
@@ -64,15 +64,17 @@ def better(new: Candidate, old: Candidate | None) -> bool:
     return old is None or not finite(old) or rank(new) > rank(old)
 
 
-def finite(found: Candidate) -> bool:
+def finite(candidate: Candidate) -> bool:
     """Whether a candidate's value and loss are numbers."""
-    return all(found[key] is not None and math.isfinite(found[key]) for key in ("value", "loss"))
+    return all(
+        candidate[key] is not None and math.isfinite(candidate[key]) for key in ("value", "loss")
+    )
 
 
-def rank(found: Candidate) -> tuple[float, bool, float]:
+def rank(candidate: Candidate) -> tuple[float, bool, float]:
     """The better of two candidates has the larger."""
-    sign = 1.0 if MEASURES[found["metric"]].higher else -1.0
-    return sign * found["value"], found["weights"] == AVERAGED, -found["loss"]
+    sign = 1.0 if MEASURES[candidate["metric"]].higher else -1.0
+    return sign * candidate["value"], candidate["weights"] == AVERAGED, -candidate["loss"]
 
 
 def gain(lines: Sequence[Mapping[str, Any]], metric: str) -> float | None:
@@ -82,7 +84,9 @@ def gain(lines: Sequence[Mapping[str, Any]], metric: str) -> float | None:
     None: fewer than four epochs have a value.
     """
     sign = 1.0 if MEASURES[metric].higher else -1.0
-    values = [sign * one["value"] for line in lines if finite(one := best_of(line, metric))]
+    values = [
+        sign * candidate["value"] for line in lines if finite(candidate := best_of(line, metric))
+    ]
     if len(values) < 4:
         return None
     cut = len(values) - len(values) // 4
@@ -96,7 +100,9 @@ def still_rising(lines: Sequence[Mapping[str, Any]], metric: str) -> bool:
     added = gain(lines, metric)
     if added is None:
         return False
-    best = max(abs(one["value"]) for line in lines if finite(one := best_of(line, metric)))
+    best = max(
+        abs(candidate["value"]) for line in lines if finite(candidate := best_of(line, metric))
+    )
     return added >= (0.01 if MEASURES[metric].percent else 0.01 * best) and added > 0
 
 

@@ -2,7 +2,7 @@
 is found, the others are named.
 
     checkpoints/step-000000123-epoch-0004.pt      the state
-    checkpoints/step-000000123-epoch-0004.json    its manifest: size, SHA-256, place, versions, and a digest of the manifest itself
+    checkpoints/step-000000123-epoch-0004.json    its manifest: size, SHA-256, position, versions, and a digest of itself
 
 The manifest is written after the state is on disk, and a state without one does not count.
 """
@@ -39,8 +39,8 @@ from softless.models.records import DIGEST, check, read_json, sealed, unsealed, 
 
 FORMAT, SEAL = 1, "manifest_sha256"
 NAME = re.compile(r"step-(\d{9,})-epoch-(\d{4,})\.(pt|json)")
-# updates done, and the epoch under way: the end of an epoch is another place than its last step
-Place = tuple[int, int]
+# updates done, and the epoch under way: the end of an epoch is another position than its last step
+CheckpointPosition = tuple[int, int]
 ROOM = 1.2  # a warning is given when the disk has less free than so many times the last state
 _log = logging.getLogger("softless.training")
 
@@ -65,39 +65,41 @@ class Checkpoints:
     folder: Path
     keep: int = 2
     # written or verified by this process
-    good: set[Place] = field(default_factory=set, compare=False)
+    good: set[CheckpointPosition] = field(default_factory=set, compare=False)
     # passed over by `newest`, with the reason
-    damaged: dict[Place, str] = field(default_factory=dict, compare=False)
+    damaged: dict[CheckpointPosition, str] = field(default_factory=dict, compare=False)
 
-    def save(self, state: Mapping[str, Any], place: Place, facts: Mapping[str, Any]) -> Path:
+    def save(
+        self, state: Mapping[str, Any], position: CheckpointPosition, facts: Mapping[str, Any]
+    ) -> Path:
         """Write a state; when this returns it is on disk and counts. Older ones beyond `keep` are
         deleted afterwards.
 
         Args:
             state: tensors, numbers, texts and containers of them.
-            place: updates done and epoch; names the files.
+            position: updates done and epoch; names the files.
             facts: what the manifest says beside the digest.
 
         Raises:
             StorageError: it could not be written; the others are as they were.
         """
         make_folder(self.folder)
-        data, manifest = self._files(place)
+        data, manifest = self._files(position)
         delete(manifest)  # a state that is written anew does not count meanwhile
-        self.good.discard(place)
+        self.good.discard(position)
         digest = write_digested(data, lambda file: torch.save(dict(state), cast("Any", file)))
-        told = {
+        content = {
             "format": FORMAT,
             "file": data.name,
-            "step": place[0],
-            "epoch": place[1],
+            "step": position[0],
+            "epoch": position[1],
             "bytes": digest.bytes,
             "sha256": digest.sha256,
             **facts,
         }
-        write_text(manifest, json.dumps(sealed(told, SEAL), indent=1) + "\n")
-        self.good.add(place)
-        self._prune(place)
+        write_text(manifest, json.dumps(sealed(content, SEAL), indent=1) + "\n")
+        self.good.add(position)
+        self._prune(position)
         self._warn_of_room(digest)
         return data
 
@@ -113,22 +115,24 @@ class Checkpoints:
         """
         self.damaged.clear()
         reasons = []
-        places = self.places()
-        if places:
+        positions = self.positions()
+        if positions:
             check_torch(self.folder)
-        for place in places:
+        for position in positions:
             try:
-                state = self._read(place)
+                state = self._read(position)
             except _BadError as reason:
-                reasons.append(f"{self._files(place)[0].name}: {reason}")
+                reasons.append(f"{self._files(position)[0].name}: {reason}")
                 if not isinstance(reason, _UnfinishedError):
-                    self.damaged[place] = str(reason)
+                    self.damaged[position] = str(reason)
                 continue
-            self.good.add(place)
+            self.good.add(position)
             _say_passed_over(reasons)
             if reasons:
                 _log.warning(
-                    "continuing from %s; %d newer passed over", self._files(place)[0], len(reasons)
+                    "continuing from %s; %d newer passed over",
+                    self._files(position)[0],
+                    len(reasons),
                 )
             return state
         if self.damaged:
@@ -152,25 +156,25 @@ class Checkpoints:
             return
         aside = self.folder / DAMAGED
         make_folder(aside)
-        for place in self.damaged:
-            for path in self._files(place):
+        for position in self.damaged:
+            for path in self._files(position):
                 if path.exists():
                     move(path, aside / path.name)
         with storing(self.folder):
             sync_folder(self.folder)
-        names = ", ".join(self._files(place)[0].stem for place in self.damaged)
+        names = ", ".join(self._files(position)[0].stem for position in self.damaged)
         _log.warning("the damaged checkpoints are in %s now: %s", aside, names)
         self.damaged.clear()
 
-    def places(self) -> list[Place]:
-        """The places of which there is a state or a manifest, newest first."""
+    def positions(self) -> list[CheckpointPosition]:
+        """The positions of which there is a state or a manifest, newest first."""
         if not self.folder.is_dir():
             return []
         return sorted(
             {
-                (int(found[1]), int(found[2]))
+                (int(match[1]), int(match[2]))
                 for path in self.folder.iterdir()
-                if (found := NAME.fullmatch(path.name))
+                if (match := NAME.fullmatch(path.name))
             },
             reverse=True,
         )
@@ -184,21 +188,21 @@ class Checkpoints:
         for path in self.folder.glob("*.tmp") if self.folder.is_dir() else ():
             delete(path)
 
-    def _files(self, place: Place) -> tuple[Path, Path]:
-        stem = f"step-{place[0]:09d}-epoch-{place[1]:04d}"
+    def _files(self, position: CheckpointPosition) -> tuple[Path, Path]:
+        stem = f"step-{position[0]:09d}-epoch-{position[1]:04d}"
         return self.folder / f"{stem}.pt", self.folder / f"{stem}.json"
 
-    def _read(self, place: Place) -> dict[str, Any]:
-        data, manifest = self._files(place)
-        told = _manifest(manifest)
+    def _read(self, position: CheckpointPosition) -> dict[str, Any]:
+        data, manifest = self._files(position)
+        recorded = _manifest(manifest)
         try:
-            found = digest_of(data)
+            digest = digest_of(data)
         except OSError as error:
             raise _BadError(f"cannot be read ({error.strerror})") from error
-        if found != Digest(told["bytes"], told["sha256"]):
+        if digest != Digest(recorded["bytes"], recorded["sha256"]):
             raise _BadError(
-                f"{found.bytes} bytes with SHA-256 {found.sha256[:12]}…, its manifest says "
-                f"{told['bytes']} with {told['sha256'][:12]}…"
+                f"{digest.bytes} bytes with SHA-256 {digest.sha256[:12]}…, its manifest says "
+                f"{recorded['bytes']} with {recorded['sha256'][:12]}…"
             )
         try:
             state = read_archive(data)
@@ -207,23 +211,28 @@ class Checkpoints:
         # the file may be deleted while the run goes on
         return {name: _owned(value) for name, value in state.items()}
 
-    def _prune(self, written: Place) -> None:
+    def _prune(self, written: CheckpointPosition) -> None:
         """Delete what lies beyond the newest `keep`, and states that were never finished.
 
         Those that this process wrote or verified are kept before others, and the one written just
         now always: a whole file may still be a damaged one.
         """
-        whole = [
-            place for place in self.places() if all(path.exists() for path in self._files(place))
+        complete = [
+            position
+            for position in self.positions()
+            if all(path.exists() for path in self._files(position))
         ]
-        whole.sort(key=lambda place: (place == written, place in self.good, place), reverse=True)
-        kept = {written, *whole[: self.keep]}
-        for place in self.places():
-            if place not in kept:
-                data, manifest = self._files(place)
+        complete.sort(
+            key=lambda position: (position == written, position in self.good, position),
+            reverse=True,
+        )
+        survivors = {written, *complete[: self.keep]}
+        for position in self.positions():
+            if position not in survivors:
+                data, manifest = self._files(position)
                 delete(manifest)
                 delete(data)
-                self.good.discard(place)
+                self.good.discard(position)
         with storing(self.folder):
             sync_folder(self.folder)
 
@@ -266,14 +275,14 @@ def _manifest(path: Path) -> dict[str, Any]:
         raise _BadError("its manifest cannot be read") from error
     try:
         check(content, {SEAL: DIGEST, "format": whole(0)}, path)
-        told = unsealed(content, path, SEAL)
+        facts = unsealed(content, path, SEAL)
     except DataError as error:
         raise _BadError("its manifest is not what was written") from error
-    if told["format"] != FORMAT:
-        raise _BadError(f"it has format {told['format']}, and this softless reads format {FORMAT}")
+    if facts["format"] != FORMAT:
+        raise _BadError(f"it has format {facts['format']}, and this softless reads format {FORMAT}")
     try:
         check(
-            told,
+            facts,
             {
                 "bytes": whole(0, 1 << 60),
                 "sha256": DIGEST,
@@ -284,4 +293,4 @@ def _manifest(path: Path) -> dict[str, Any]:
         )
     except DataError as error:
         raise _BadError("its manifest is no manifest of a checkpoint") from error
-    return told
+    return facts

@@ -86,15 +86,15 @@ class Claim:
             "another --out"
         )
 
-    def note(self, state: str, said: str = "", **more: Any) -> None:
+    def note(self, state: str, message: str = "", **entries: Any) -> None:
         """Write state.json: how the run stands, for people and for `softless runs`."""
-        told = {"state": state, "said": said, "since": _now(), **_me(), **more}
-        write_text(self.folder / STATE, json.dumps(told, indent=1) + "\n")
+        content = {"state": state, "said": message, "since": _now(), **_me(), **entries}
+        write_text(self.folder / STATE, json.dumps(content, indent=1) + "\n")
 
-    def end(self, state: str, said: str = "", **more: Any) -> None:
+    def end(self, state: str, message: str = "", **entries: Any) -> None:
         """Note how the run ended and give the folder back, whatever the disk does."""
         try:
-            self.note(state, said, **more)
+            self.note(state, message, **entries)
         except UsageError as error:
             _log.warning("%s", error)
         self.give_back()
@@ -110,25 +110,25 @@ class Claim:
 def holder(folder: Path) -> dict[str, Any] | None:
     """The process that trains in a folder, or None where none does that can be seen from here."""
     try:
-        found = _read(folder / LOCK)
+        owner = _read(folder / LOCK)
     except (_DamagedError, UsageError):
         return _noted(folder)
-    return found if found is not None and alive(found) else None
+    return owner if owner is not None and alive(owner) else None
 
 
-def alive(held: Mapping[str, Any]) -> bool:
+def alive(owner: Mapping[str, Any]) -> bool:
     """Whether the process of a lock runs and still holds it; one of another host counts as
     running.
     """
-    if held.get("host") != socket.gethostname():
+    if owner.get("host") != socket.gethostname():
         return True
     try:
-        pid = int(held["pid"])
+        pid = int(owner["pid"])
     except (KeyError, ValueError, TypeError):
         return False
-    if pid == os.getpid() and held.get("token", "") not in {"", *HELD}:
+    if pid == os.getpid() and owner.get("token", "") not in {"", *HELD}:
         return False  # a disk that refused kept the lock of a run that this process ended
-    return running(pid) and held.get("process") in {None, started(pid)}
+    return running(pid) and owner.get("process") in {None, started(pid)}
 
 
 def clear_dead(folder: Path) -> None:
@@ -236,7 +236,7 @@ def _clear_away(lock: Path) -> None:
             removed.
     """
     try:
-        held = _read(lock)
+        owner = _read(lock)
     except _DamagedError as error:
         if (noted := _noted(lock.parent)) is not None:  # the lock was damaged while its process ran
             raise _in_use(lock, noted) from error
@@ -247,10 +247,10 @@ def _clear_away(lock: Path) -> None:
         )
         delete(lock)
         return
-    if held is None:
+    if owner is None:
         return
-    if alive(held):
-        raise _in_use(lock, held)
+    if alive(owner):
+        raise _in_use(lock, owner)
     aside = lock.with_name(f"{lock.name}.{uuid.uuid4().hex}")
     with storing(lock):
         try:
@@ -259,26 +259,26 @@ def _clear_away(lock: Path) -> None:
             return
     with suppress(_DamagedError):
         # another process took it over in between, where the folder cannot be locked
-        if _read(aside) != held:
+        if _read(aside) != owner:
             _linked(aside, lock)
             discard(aside)
             return
     discard(aside)
     _log.warning(
         "process %s, which held %s since %s, is gone: taking over",
-        held.get("pid"),
+        owner.get("pid"),
         lock.parent,
-        held.get("started"),
+        owner.get("started"),
     )
 
 
-def _in_use(lock: Path, held: Mapping[str, Any]) -> UsageError:
+def _in_use(lock: Path, owner: Mapping[str, Any]) -> UsageError:
     elsewhere = (
-        "" if held.get("host") == socket.gethostname() else f"; if it is gone, delete {lock}"
+        "" if owner.get("host") == socket.gethostname() else f"; if it is gone, delete {lock}"
     )
-    since = held.get("started") or held.get("since")
+    since = owner.get("started") or owner.get("since")
     return UsageError(
-        f"run folder {lock.parent} is in use by process {held.get('pid')} on {held.get('host')} "
+        f"run folder {lock.parent} is in use by process {owner.get('pid')} on {owner.get('host')} "
         f"since {since}: "
         f"wait for it, or choose another --out{elsewhere}"
     )
@@ -289,15 +289,15 @@ def _noted(folder: Path) -> dict[str, Any] | None:
     that says nothing.
     """
     try:
-        told = _read(folder / STATE, 1 << 20)
+        state = _read(folder / STATE, 1 << 20)
     except (_DamagedError, UsageError):
         return None
-    here = (
-        told is not None
-        and told.get("state") == "running"
-        and told.get("host") == socket.gethostname()
+    runs_here = (
+        state is not None
+        and state.get("state") == "running"
+        and state.get("host") == socket.gethostname()
     )
-    return told if told is not None and here and alive(told) else None
+    return state if state is not None and runs_here and alive(state) else None
 
 
 def _me() -> dict[str, Any]:
@@ -318,15 +318,15 @@ def _read(path: Path, largest: int = LARGEST) -> dict[str, Any] | None:
         _DamagedError: it names no process.
     """
     try:
-        found = path.lstat()
-        if not stat.S_ISREG(found.st_mode):
-            what = next((name for test, name in KINDS if test(found.st_mode)), "no file")
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode):
+            kind = next((name for test, name in KINDS if test(status.st_mode)), "no file")
             raise UsageError(
-                f"{path} is {what}, and the lock of a run is a file: delete it if no process "
+                f"{path} is {kind}, and the lock of a run is a file: delete it if no process "
                 "trains there"
             )
-        if found.st_size > largest:
-            raise _DamagedError(f"it has {found.st_size} bytes")
+        if status.st_size > largest:
+            raise _DamagedError(f"it has {status.st_size} bytes")
         content = path.read_bytes()
     except FileNotFoundError:
         return None
@@ -336,18 +336,18 @@ def _read(path: Path, largest: int = LARGEST) -> dict[str, Any] | None:
             "trains there"
         ) from error
     try:
-        told = json.loads(content.decode())
+        parsed = json.loads(content.decode())
     except (ValueError, RecursionError) as error:
         raise _DamagedError("it is empty" if not content else "it is not JSON") from error
     if (
-        not isinstance(told, dict)
-        or type(told.get("pid")) is not int
-        or not isinstance(told.get("host"), str)
+        not isinstance(parsed, dict)
+        or type(parsed.get("pid")) is not int
+        or not isinstance(parsed.get("host"), str)
     ):
         raise _DamagedError("it names no process")
-    if not 0 < told["pid"] < 2**32:
-        raise _DamagedError(f"no process has the number {told['pid']}")
-    return told
+    if not 0 < parsed["pid"] < 2**32:
+        raise _DamagedError(f"no process has the number {parsed['pid']}")
+    return parsed
 
 
 KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISLNK, "a link"), (stat.S_ISFIFO, "a pipe"))

@@ -27,7 +27,7 @@ from softless.words import clipped
 CHANCE, SHARE, SIDE = "[0, 1]", "(0, 1]", "[1, 65536]"
 WEIGHT = "(0, 1000000]"
 COUNT, SOME = "[1, 1000000000]", "[0, 1000000000]"  # of things: one at least, or none
-KEY = "setting"  # under which a field's metadata hold its Setting
+KEY = "setting"  # under which a field's metadata hold its FieldSetting
 INTERVAL = re.compile(r"(?P<left>[\[(])(?P<low>[^,]+), (?P<high>[^,]+)(?P<right>[\])])")
 WORDS = {"true": True, "false": False}
 BRACKETS = frozenset("([{'\"")  # begin what Python writes
@@ -47,7 +47,7 @@ class TaskSettings:
 
 
 @dataclass(frozen=True)
-class Interval:
+class NumberRange:
     """The numbers between two ends: `[0, 1]` holds both, `(0, 1)` neither.
 
     NaN lies in none, an infinity in none that is open there.
@@ -60,13 +60,13 @@ class Interval:
     with_high: bool
 
     @classmethod
-    def of(cls, text: str) -> "Interval":
+    def of(cls, text: str) -> "NumberRange":
         """The interval as mathematics writes it."""
-        found = INTERVAL.fullmatch(text)
-        assert found, text
-        low, high = float(found["low"]), float(found["high"])
+        match = INTERVAL.fullmatch(text)
+        assert match, text
+        low, high = float(match["low"]), float(match["high"])
         assert low < high, text
-        return cls(text, low, high, found["left"] == "[", found["right"] == "]")
+        return cls(text, low, high, match["left"] == "[", match["right"] == "]")
 
     def __contains__(self, value: float) -> bool:
         above = self.low <= value if self.with_low else self.low < value
@@ -81,7 +81,7 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Setting:
+class FieldSetting:
     """What a field is.
 
     Attributes:
@@ -89,14 +89,14 @@ class Setting:
         within: the range of its number, or of each of its numbers; several give one to each place.
         unit: of its numbers.
         rising: whether its numbers stand in order, the smallest first.
-        known: the texts that it takes, where they are not in its type.
+        choices: the texts that it takes, where they are not in its type.
     """
 
     says: str
-    within: tuple[Interval, ...] = ()
+    within: tuple[NumberRange, ...] = ()
     unit: str = ""
     rising: bool = False
-    known: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
 
     @property
     def range(self) -> str:
@@ -108,8 +108,8 @@ class Setting:
     def takes(self, hint: Any) -> str:
         """What the field takes, in words: type, range, and none where it may be none."""
         hints = typing.get_args(hint) if typing.get_origin(hint) in UNIONS else (hint,)
-        kinds = " or ".join(self.known) or " or ".join(
-            described(one) for one in hints if one is not NONE
+        kinds = " or ".join(self.choices) or " or ".join(
+            described(alternative) for alternative in hints if alternative is not NONE
         )
         return f"{kinds} {self.range}".strip() + (" or none" if NONE in hints else "")
 
@@ -119,7 +119,7 @@ class Setting:
             parts = value.values() if any(map(_is_number, value.values())) else value.keys()
         else:
             parts = value if isinstance(value, tuple) else (value,)
-        numbers = [one for one in parts if _is_number(one)]
+        numbers = [part for part in parts if _is_number(part)]
         ranges = self.within if len(self.within) > 1 else self.within * len(numbers)
         within = all(number in interval for number, interval in zip(numbers, ranges, strict=False))
         return within and not (self.rising and sorted(numbers) != numbers)
@@ -132,29 +132,31 @@ def setting(
     *,
     unit: str = "",
     rising: bool = False,
-    known: Sequence[str] = (),
+    choices: Sequence[str] = (),
 ) -> Any:
-    """A dataclass field with its Setting; a default that is a class (`dict`, a group) is made anew
+    """A dataclass field with its setting; a default that is a class (`dict`, a group) is made anew
     for each recipe.
     """
     ranges = (within,) if isinstance(within, str) else within
-    about = Setting(says, tuple(map(Interval.of, ranges)), unit, rising, tuple(known))
+    description = FieldSetting(
+        says, tuple(map(NumberRange.of, ranges)), unit, rising, tuple(choices)
+    )
     if isinstance(default, type):
-        return field(default_factory=default, metadata={KEY: about})
-    return field(default=default, metadata={KEY: about})
+        return field(default_factory=default, metadata={KEY: description})
+    return field(default=default, metadata={KEY: description})
 
 
 @dataclass(frozen=True)
-class Row:
+class FieldRow:
     """A field of a recipe, for a table."""
 
     name: str  # dotted
     hint: Any
     value: Any
-    about: Setting
+    setting: FieldSetting
 
 
-def walk(spec: Any, prefix: str = "") -> Iterator[Row]:
+def walk(spec: Any, prefix: str = "") -> Iterator[FieldRow]:
     """Every field of a recipe, or of one of its groups, with its value there; a group that is not
     set has no rows.
 
@@ -172,7 +174,7 @@ def walk(spec: Any, prefix: str = "") -> Iterator[Row]:
                     inner if isinstance(spec, type) else value, f"{prefix}{entry.name}."
                 )
         elif KEY in entry.metadata:
-            yield Row(f"{prefix}{entry.name}", hints[entry.name], value, entry.metadata[KEY])
+            yield FieldRow(f"{prefix}{entry.name}", hints[entry.name], value, entry.metadata[KEY])
 
 
 def shown(value: Any) -> str:
@@ -196,70 +198,70 @@ def _default(entry: dataclasses.Field[Any]) -> Any:
     return entry.default_factory() if entry.default_factory is not dataclasses.MISSING else None
 
 
-def no_field(name: str, known: Iterable[str]) -> UsageError:
+def no_field(name: str, names: Iterable[str]) -> UsageError:
     """An error for a field that there is not; the nearest is sought at any depth, its last word
     first.
     """
-    near = nearest_field(name, known)
+    near = nearest_field(name, names)
     hint = f"Did you mean '{near}'? " if near else ""
     return UsageError(
         f"no field named '{clipped(name)}'. {hint}`softless list recipes NAME` shows all fields"
     )
 
 
-def nearest_field(name: str, known: Iterable[str]) -> str:
+def nearest_field(name: str, names: Iterable[str]) -> str:
     """The dotted name that is meant, or nothing: one that ends alike, or the closest in letters."""
-    known = list(known)
+    names = list(names)
     last = name.rpartition(".")[2]
     by_last: dict[str, str] = {}
-    for one in known:
-        by_last.setdefault(one.rpartition(".")[2], one)
-    whole = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
-    if last in by_last and not whole:
+    for candidate in names:
+        by_last.setdefault(candidate.rpartition(".")[2], candidate)
+    matches = difflib.get_close_matches(name, names, n=1, cutoff=0.8)
+    if last in by_last and not matches:
         return by_last[last]
-    if whole:
-        return whole[0]
+    if matches:
+        return matches[0]
     close = difflib.get_close_matches(last, by_last, n=1, cutoff=0.6)
     return (
         by_last[close[0]]
         if close
-        else next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.5)), "")
+        else next(iter(difflib.get_close_matches(name, names, n=1, cutoff=0.5)), "")
     )
 
 
-def typed(value: Any, hint: Any, name: str, about: Setting) -> Any:
+def typed(value: Any, hint: Any, name: str, setting: FieldSetting) -> Any:
     """The value as the field's type, read from text where it is one, and within its range.
 
     Text is read by what the field takes: `true` and `false` in any case, none where it may be none,
-    numbers, `1,2` or `(1, 2)` where it takes several; one alone is enough where it takes any number
+    numbers, `1,2` or `(1, 2)` where it takes several. One alone is enough where it takes any number
     of them.
 
     Raises:
         UsageError: another type, or out of range.
     """
-    found = next((one for one in readings(value, hint) if fits(one, hint)), UNFIT)
-    if found is UNFIT:
+    parsed = next((reading for reading in readings(value, hint) if fits(reading, hint)), UNFIT)
+    if parsed is UNFIT:
         raise UsageError(
-            f"{name}={clipped(repr(value))} does not fit: the field takes {about.takes(hint)}"
+            f"{name}={clipped(repr(value))} does not fit: the field takes {setting.takes(hint)}"
         )
-    found = _widened(found, hint)
-    if about.known and isinstance(found, str) and found not in about.known:
+    parsed = _widened(parsed, hint)
+    if setting.choices and isinstance(parsed, str) and parsed not in setting.choices:
         raise UsageError(
-            f"{name}={clipped(repr(found))} is not known. {nearest(found, about.known)}Known: "
-            f"{', '.join(about.known)}"
+            f"{name}={clipped(repr(parsed))} is not known. "
+            f"{nearest(parsed, setting.choices)}Known: {', '.join(setting.choices)}"
         )
-    if not about.holds(found):
+    if not setting.holds(parsed):
         raise UsageError(
-            f"{name}={clipped(value)} is out of range: the field takes {about.takes(hint)} "
-            f"({about.says})"
+            f"{name}={clipped(value)} is out of range: the field takes {setting.takes(hint)} "
+            f"({setting.says})"
         )
-    return found
+    return parsed
 
 
 def readings(value: Any, hint: Any) -> list[Any]:
     """What a value may mean, the likeliest first."""
     read = [*_word(value, hint), literal(value), value] if isinstance(value, str) else [value]
-    read += [tuple(one) for one in read if isinstance(one, list)]
+    read += [tuple(reading) for reading in read if isinstance(reading, list)]
     if isinstance(value, str) and mapping_in(hint):
         read += _pairs(value)
     if _any_number(hint):
@@ -269,9 +271,9 @@ def readings(value: Any, hint: Any) -> list[Any]:
             # names that look like numbers
             read += [] if value.lstrip()[:1] in BRACKETS else [tuple(parts)]
         read += [
-            (one,)
-            for one in read
-            if one is not None and not isinstance(one, tuple | list | Mapping)
+            (reading,)
+            for reading in read
+            if reading is not None and not isinstance(reading, tuple | list | Mapping)
         ]
     return read
 
@@ -352,7 +354,7 @@ def fits(value: Any, hint: Any) -> bool:
         return len(value) == len(items) and all(map(fits, value, items))
     if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
         return isinstance(value, Mapping) and all(
-            fits(key, args[0]) and fits(one, args[1]) for key, one in value.items()
+            fits(key, args[0]) and fits(entry, args[1]) for key, entry in value.items()
         )
     if hint is None or hint is type(None):
         return value is None
@@ -365,7 +367,7 @@ def _is_foreign(value: Any, hint: Any, origin: Any, args: tuple[Any, ...]) -> bo
     """`fits` for types that recipes do not use and models do; what cannot be asked is let pass."""
     if isinstance(origin, type) and issubclass(origin, Sequence):
         return isinstance(value, list | tuple) and all(
-            fits(one, part) for part in args[:1] for one in value
+            fits(element, part) for part in args[:1] for element in value
         )
     if origin is Callable:
         return callable(value)
@@ -387,7 +389,9 @@ def _widened(value: Any, hint: Any) -> Any:
         return tuple(map(_widened, value, items)) if len(items) == len(value) else value
     if isinstance(value, Mapping) and int in _parts(typing.get_args(mapping_in(hint))[0]):
         # json has no others
-        numbered = {int(key) if str(key).isdecimal() else key: one for key, one in value.items()}
+        numbered = {
+            int(key) if str(key).isdecimal() else key: entry for key, entry in value.items()
+        }
         return numbered if len(numbered) == len(value) else value
     kinds = set(_parts(hint))
     if _is_number(value) and float in kinds and int not in kinds:

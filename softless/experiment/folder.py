@@ -91,10 +91,10 @@ class RunFolder:
             )
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"run folder {self.path} is a file: choose another --out")
-        held = self.holds_run()
-        if held and resume:
+        has_run = self.holds_run()
+        if has_run and resume:
             self._check_same(recipe)
-        elif held and not overwrite:
+        elif has_run and not overwrite:
             raise UsageError(
                 f"run folder {self.path} already holds a run ({self._whose()}): continue it with "
                 "--resume, replace it "
@@ -161,13 +161,13 @@ class RunFolder:
         """
         make_folder(self.path)
 
-    def check_same(self, seen: Recipe | None) -> None:
+    def check_same(self, earlier: Recipe | None) -> None:
         """Whether the run to continue is still the one that was seen when this command began.
 
         Raises:
             UsageError: another command changed it.
         """
-        if self.recipe() != seen:
+        if self.recipe() != earlier:
             raise UsageError(
                 f"another command changed the run in {self.path} while this one opened its data: "
                 "give this command again"
@@ -213,6 +213,11 @@ class RunFolder:
             )
 
     def write_json(self, name: str, content: Any) -> None:
+        """Write what JSON can hold into a file of this name, whole or not at all.
+
+        Raises:
+            StorageError: the disk is full or the file cannot be written.
+        """
         write_text(
             self.path / name, json.dumps(content, indent=1, default=str, allow_nan=True) + "\n"
         )
@@ -226,6 +231,7 @@ class RunFolder:
         return read_recipe(self.path / RECIPE)
 
     def has(self, name: str) -> bool:
+        """Whether there is a file of this name."""
         return (self.path / name).exists()
 
     def log(self, line: Mapping[str, Any]) -> None:
@@ -275,8 +281,8 @@ class RunFolder:
         return f"{name}, {'finished' if self.has(RESULT) else 'not finished'}"
 
     def _check_same(self, recipe: Recipe) -> None:
-        held = self.recipe()
-        changed = [] if held is None else differences(self.stored_recipe(), as_json(recipe))
+        stored = self.recipe()
+        changed = [] if stored is None else differences(self.stored_recipe(), as_json(recipe))
         if changed:
             raise ResumeMismatch(
                 f"cannot resume {self.path}: its recipe differs in {few(changed)}; give the same "
@@ -305,37 +311,41 @@ def as_json(recipe: Recipe) -> dict[str, Any]:
     return content
 
 
-def may_change(name: str, there: Any, asked: Any) -> bool:
+def may_change(name: str, stored: Any, requested: Any) -> bool:
     """Whether a run that is continued may have this value of a field in place of the one it started
     with.
     """
-    return name in MAY_CHANGE or (name == "name" and canonical(str(there)) == canonical(str(asked)))
+    return name in MAY_CHANGE or (
+        name == "name" and canonical(str(stored)) == canonical(str(requested))
+    )
 
 
-def changes(held: Recipe, kept: Recipe) -> list[str]:
+def changes(previous: Recipe, chosen: Recipe) -> list[str]:
     """`data.path is B now, A before` for each field that may change and did."""
-    there, here = flat(as_json(held)), flat(as_json(kept))
+    before, after = flat(as_json(previous)), flat(as_json(chosen))
     return [
-        f"{name} is {value} now, {there.get(name)} before"
-        for name, value in here.items()
-        if value != there.get(name) and may_change(name, there.get(name), value)
+        f"{name} is {value} now, {before.get(name)} before"
+        for name, value in after.items()
+        if value != before.get(name) and may_change(name, before.get(name), value)
     ]
 
 
-def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """`optim.lr (0.001 there, 0.002 asked)` for each field of `asked` that differs and matters."""
+def differences(stored: Mapping[str, Any], requested: Mapping[str, Any]) -> list[str]:
+    """`optim.lr (0.001 there, 0.002 asked)` for each field of `requested` that differs
+    and matters.
+    """
     # what an older softless did not write is at its default
     standard = flat(as_json(Recipe("", "")))
     # a task's group is null by default
     set_ = {name for name, value in stored.items() if isinstance(value, Mapping)}
-    there, here = (
+    before, after = (
         {name: value for name, value in standard.items() if name not in set_} | flat(stored),
-        flat(asked),
+        flat(requested),
     )
-    heads = {name.split(".")[0] for name in here}
-    names = [name for name in {**here, **there} if name.split(".")[0] in heads]
+    heads = {name.split(".")[0] for name in after}
+    names = [name for name in {**after, **before} if name.split(".")[0] in heads]
     missing = "unset"
-    pairs = {name: (there.get(name, missing), here.get(name, missing)) for name in names}
+    pairs = {name: (before.get(name, missing), after.get(name, missing)) for name in names}
     return [
         f"{name} ({old} there, {new} asked)"
         for name, (old, new) in pairs.items()
@@ -343,12 +353,12 @@ def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str
     ]
 
 
-def _same_place(name: str, there: Any, asked: Any) -> bool:
+def _same_place(name: str, stored: Any, requested: Any) -> bool:
     """Older runs wrote a path as it was given, from the folder they were started in."""
     return (
         name in PLACES
-        and None not in {there, asked}
-        and Path(there).expanduser().resolve() == Path(asked).resolve()
+        and None not in {stored, requested}
+        and Path(stored).expanduser().resolve() == Path(requested).resolve()
     )
 
 
@@ -358,9 +368,9 @@ def _tuples(value: Any) -> Any:
 
 def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Fields of a nested table by their whole names."""
-    found: dict[str, Any] = {}
+    dotted: dict[str, Any] = {}
     for key, value in content.items():
-        found |= (
+        dotted |= (
             flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
         )
-    return found
+    return dotted

@@ -78,7 +78,7 @@ class DataSpec:
         "values that become 0 and 1, for images of more than 8 bits: 0..4095, or "
         "window=400,level=40; none reads 8-bit images alone",
     )
-    interpolation: str = setting("bicubic", "resizing in evaluation", known=INTERPOLATIONS)
+    interpolation: str = setting("bicubic", "resizing in evaluation", choices=INTERPOLATIONS)
     crop_pct: float = setting(
         0.875, "share of the side that the centre crop of evaluation keeps; 1.0 keeps all", SHARE
     )
@@ -160,18 +160,20 @@ class AugmentSpec:
     )
     auto_augment: str | None = setting("rand-m9-mstd0.5-inc1", "policy, as timm writes it")
     interpolation: str = setting(
-        "bicubic", "resizing in training", known=(*INTERPOLATIONS, "random")
+        "bicubic", "resizing in training", choices=(*INTERPOLATIONS, "random")
     )
     reprob: float = setting(0.25, "chance of random erasing", CHANCE)
     remode: str = setting(
-        "pixel", "what stands in an erased part", known=("const", "rand", "pixel")
+        "pixel", "what stands in an erased part", choices=("const", "rand", "pixel")
     )
     recount: int = setting(1, "erased parts of an image at most", "[1, 1000]")
     mixup: float = setting(0.8, "alpha of mixup; 0 is without", "[0, 1000]")
     cutmix: float = setting(1.0, "alpha of cutmix; 0 is without", "[0, 1000]")
     mixup_prob: float = setting(1.0, "chance that a batch is mixed", CHANCE)
     mixup_switch_prob: float = setting(0.5, "chance of cutmix where both are on", CHANCE)
-    mixup_mode: str = setting("batch", "what draws its own mixing", known=("batch", "pair", "elem"))
+    mixup_mode: str = setting(
+        "batch", "what draws its own mixing", choices=("batch", "pair", "elem")
+    )
     smoothing: float = setting(0.1, "label smoothing", "[0, 1)")
     repeats: int = setting(
         1, "times each image stands in an epoch of unchanged length", "[1, 1000]"
@@ -202,7 +204,7 @@ class OptimSpec:
 class ScheduleSpec:
     """How the rate moves over the epochs."""
 
-    name: str = setting("cosine", "course of the rate", known=SCHEDULES)
+    name: str = setting("cosine", "course of the rate", choices=SCHEDULES)
     moves: Literal["step", "epoch"] = setting(
         "step",
         "when the rate moves: at every step, or once an epoch, to that of the epoch before, as "

@@ -64,7 +64,7 @@ def _ask_windows(pid: int) -> str | None:
             return None
         # a FILETIME is 64 bits; the first is the start
         times = [ctypes.c_ulonglong() for _ in range(4)]
-        told = kernel.GetProcessTimes(handle, *(ctypes.byref(time) for time in times))
-        return str(times[0].value) if told else ""
+        succeeded = kernel.GetProcessTimes(handle, *(ctypes.byref(time) for time in times))
+        return str(times[0].value) if succeeded else ""
     finally:
         kernel.CloseHandle(handle)

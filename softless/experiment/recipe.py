@@ -15,7 +15,7 @@ from typing import Any
 
 from softless.errors import UsageError
 from softless.experiment import model_fields, rules
-from softless.experiment.fields import KEY, Setting, group_of, literal, no_field, typed, walk
+from softless.experiment.fields import KEY, FieldSetting, group_of, literal, no_field, typed, walk
 from softless.experiment.groups import RunFields, ScheduleSpec
 from softless.tasks.classification import small
 from softless.words import clipped
@@ -51,17 +51,21 @@ class Recipe(RunFields):
             UsageError: no such field (nearest name offered), a value of another type or out of its
                 range.
         """
-        given = _flat(fields)
-        _refuse_image_size(self, given)
+        user_fields = _flat(fields)
+        _refuse_image_size(self, user_fields)
         recipe = self
-        for name, value in given.items():
+        for name, value in user_fields.items():
             if name != "model.args" and not name.startswith("model.args."):
                 recipe = _replace(recipe, name.split("."), value, name)
-        if any(name.startswith("model.") for name in given):
-            recipe = replace(recipe, model=model_fields.chosen(self.model, recipe.model, given))
-            recipe = model_fields.with_depths(recipe, given)
-        recipe = _with_length_kept(_with_warmup_scaled(recipe, self.schedule, given), given)
-        return _without_measuring(recipe, given)
+        if any(name.startswith("model.") for name in user_fields):
+            recipe = replace(
+                recipe, model=model_fields.chosen(self.model, recipe.model, user_fields)
+            )
+            recipe = model_fields.with_depths(recipe, user_fields)
+        recipe = _with_length_kept(
+            _with_warmup_scaled(recipe, self.schedule, user_fields), user_fields
+        )
+        return _without_measuring(recipe, user_fields)
 
     def check(self) -> None:
         """Whether every field has its type, lies in its range and goes with the others
@@ -71,7 +75,7 @@ class Recipe(RunFields):
             UsageError: the first that does not.
         """
         for row in walk(self):
-            typed(row.value, row.hint, row.name, row.about)
+            typed(row.value, row.hint, row.name, row.setting)
         rules.check(self)
 
 
@@ -81,30 +85,30 @@ def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in fields.items():
         inner = literal(value) if prefix + name in groups else value
-        one = (
+        entries = (
             _flat(inner, f"{name}.")
             if prefix + name in groups and isinstance(inner, Mapping)
             else {name: value}
         )
-        for inner_name, inner_value in one.items():
+        for inner_name, inner_value in entries.items():
             if flat.setdefault(prefix + inner_name, inner_value) != inner_value:
                 raise UsageError(f"{prefix}{inner_name} is set twice, to different values")
     return flat
 
 
-def _refuse_image_size(recipe: Recipe, given: Mapping[str, Any]) -> None:
+def _refuse_image_size(recipe: Recipe, user_fields: Mapping[str, Any]) -> None:
     """Images of boxes and of label images keep their shape, so `data.image_size` would be without
     effect.
     """
     sized = recipe.settings.sized if recipe.settings is not None else ""
-    if "data.image_size" in given and sized:
+    if "data.image_size" in user_fields and sized:
         raise UsageError(
-            f"data.image_size={clipped(given['data.image_size'])} has no effect in {recipe.task}, "
+            f"data.image_size={clipped(user_fields['data.image_size'])} has no effect in {recipe.task}, "
             f"where images keep their shape: set {sized}"
         )
 
 
-def _with_length_kept(recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
+def _with_length_kept(recipe: Recipe, user_fields: Mapping[str, Any]) -> Recipe:
     """Epochs and batch that are set stay as they are, however few the images (`tasks.lengths`)."""
     floors = {
         "schedule.epochs": "min_steps",
@@ -112,9 +116,9 @@ def _with_length_kept(recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
         "accumulate": "min_epoch_steps",
     }
     for name, floor in floors.items():
-        if name not in given:
+        if name not in user_fields:
             continue
-        if getattr(recipe.schedule, floor) is not None and f"schedule.{floor}" in given:
+        if getattr(recipe.schedule, floor) is not None and f"schedule.{floor}" in user_fields:
             raise UsageError(
                 f"{name} and schedule.{floor} are both set, and each decides the other: set one "
                 "of them"
@@ -124,25 +128,29 @@ def _with_length_kept(recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
     return recipe
 
 
-def _without_measuring(recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
+def _without_measuring(recipe: Recipe, user_fields: Mapping[str, Any]) -> Recipe:
     """Fields of detection that are set are not measured on the data."""
     spec = recipe.detection
-    if spec is None or "detection.measure" in given:
+    if spec is None or "detection.measure" in user_fields:
         return recipe
-    left = tuple(name for name in spec.measure if f"detection.{name}" not in given)
+    measured = tuple(name for name in spec.measure if f"detection.{name}" not in user_fields)
     return (
-        recipe if left == spec.measure else replace(recipe, detection=replace(spec, measure=left))
+        recipe
+        if measured == spec.measure
+        else replace(recipe, detection=replace(spec, measure=measured))
     )
 
 
-def _with_warmup_scaled(recipe: Recipe, own: ScheduleSpec, given: Mapping[str, Any]) -> Recipe:
+def _with_warmup_scaled(
+    recipe: Recipe, own: ScheduleSpec, user_fields: Mapping[str, Any]
+) -> Recipe:
     """A run that was made shorter than its warm-up has one in proportion, unless the warm-up was
     set too; it is said.
     """
     spec = recipe.schedule
     if (
-        "schedule.epochs" not in given
-        or "schedule.warmup_epochs" in given
+        "schedule.epochs" not in user_fields
+        or "schedule.warmup_epochs" in user_fields
         or spec.warmup_epochs < spec.epochs
     ):
         return recipe
@@ -177,43 +185,45 @@ def recipe_from(stored: Mapping[str, Any], *, strict: bool = True) -> Recipe:
 def _from_json(kind: Any, content: Mapping[str, Any], prefix: str, *, strict: bool) -> Any:
     hints = typing.get_type_hints(kind)
     abouts = {
-        entry.name: entry.metadata.get(KEY, Setting("")) for entry in dataclasses.fields(kind)
+        entry.name: entry.metadata.get(KEY, FieldSetting("")) for entry in dataclasses.fields(kind)
     }
-    given = {}
+    values = {}
     for name, value in content.items():
         if name not in abouts:
             if not strict:
                 continue
-            raise no_field(prefix + name, (prefix + known for known in abouts))
+            raise no_field(prefix + name, (prefix + field_name for field_name in abouts))
         inner = group_of(hints[name])
         if inner is not None and value is not None:
-            given[name] = _from_json(inner, value, f"{prefix}{name}.", strict=strict)
+            values[name] = _from_json(inner, value, f"{prefix}{name}.", strict=strict)
         else:
-            given[name] = typed(value, hints[name], prefix + name, abouts[name])
-    return kind(**given)
+            values[name] = typed(value, hints[name], prefix + name, abouts[name])
+    return kind(**values)
 
 
-def _replace(spec: Any, path: list[str], value: Any, whole: str) -> Any:
+def _replace(spec: Any, path: list[str], value: Any, full_name: str) -> Any:
     head, *rest = path
     hints = typing.get_type_hints(type(spec))
     if head not in hints:
-        raise no_field(whole, (row.name for row in walk(Recipe)))
+        raise no_field(full_name, (row.name for row in walk(Recipe)))
     if rest:
         if getattr(spec, head) is None and head == "table":
-            raise UsageError(f"'{whole}' is of a table, and none is given: give --table FILE.csv")
+            raise UsageError(
+                f"'{full_name}' is of a table, and none is given: give --table FILE.csv"
+            )
         if getattr(spec, head) is None:
             raise UsageError(
-                f"'{whole}' is a field of {head} recipes, and this one is for {spec.task}"
+                f"'{full_name}' is a field of {head} recipes, and this one is for {spec.task}"
             )
-        return replace(spec, **{head: _replace(getattr(spec, head), rest, value, whole)})
+        return replace(spec, **{head: _replace(getattr(spec, head), rest, value, full_name)})
     if dataclasses.is_dataclass(inner := getattr(spec, head)):
         first = dataclasses.fields(inner)[0].name
         raise UsageError(
-            f"'{whole}' is a group of fields: set one of them, for example {whole}.{first}=…"
+            f"'{full_name}' is a group of fields: set one of them, for example {full_name}.{first}=…"
         )
-    about = next(
-        entry.metadata.get(KEY, Setting(""))
+    field_setting = next(
+        entry.metadata.get(KEY, FieldSetting(""))
         for entry in dataclasses.fields(spec)
         if entry.name == head
     )
-    return replace(spec, **{head: typed(value, hints[head], whole, about)})
+    return replace(spec, **{head: typed(value, hints[head], full_name, field_setting)})

@@ -23,14 +23,18 @@ FLOORED = ("cosine", "plateau", "poly", "tanh")  # schedules that end at min_lr
 
 
 def rates(recipe: RunFields) -> None:
-    """Neither end of the schedule lies above its top."""
+    """Neither end of the schedule lies above its top.
+
+    Raises:
+        UsageError: one does.
+    """
     spec, top = recipe.schedule, recipe.effective_lr
     ends = [("min_lr", spec.min_lr, "end")] if spec.name in FLOORED else []
     ends += [("warmup_lr", spec.warmup_lr, "start")] if spec.warmup_epochs else []
-    for name, rate, place in ends:
+    for name, rate, end in ends:
         if rate > top:
             raise UsageError(
-                f"schedule.{name}={rate:g}, the rate at the {place}, is above the effective rate "
+                f"schedule.{name}={rate:g}, the rate at the {end}, is above the effective rate "
                 f"{top:g} "
                 f"(optim.lr={recipe.optim.lr:g}{_scaled(recipe)}): set "
                 f"schedule.{name}={top / 100:.1g} or another up to {top:g}"
@@ -49,7 +53,11 @@ def step_of(recipe: RunFields) -> str:
 
 
 def lengths(recipe: RunFields) -> None:
-    """The warm-up leaves an epoch; multistep has its epochs, and no other schedule."""
+    """The warm-up leaves an epoch; multistep has its epochs, and no other schedule.
+
+    Raises:
+        UsageError: a length that does not fit the others or the schedule.
+    """
     spec = recipe.schedule
     if spec.warmup_epochs >= spec.epochs:
         raise UsageError(
@@ -76,7 +84,11 @@ def lengths(recipe: RunFields) -> None:
 
 
 def averages(recipe: RunFields) -> None:
-    """Averaged weights can be tested where they are kept."""
+    """Averaged weights can be tested where they are kept.
+
+    Raises:
+        UsageError: `ema_evaluate` without `ema_decay`.
+    """
     if recipe.ema_evaluate and recipe.ema_decay is None:
         raise UsageError(
             "ema_evaluate=true needs averaged weights: set ema_decay, for example ema_decay=0.99"
@@ -84,7 +96,11 @@ def averages(recipe: RunFields) -> None:
 
 
 def model(recipe: RunFields) -> None:
-    """The model is known and takes its arguments, and stochastic depth where it is set."""
+    """The model is known and takes its arguments, and stochastic depth where it is set.
+
+    Raises:
+        UsageError: it does not.
+    """
     spec = recipe.model
     if spec.name == GIVEN:
         given_model(spec.args, copied=False)
@@ -123,7 +139,11 @@ def check_scaling(spec: DataSpec) -> None:
 
 
 def parts(recipe: RunFields) -> None:
-    """Groups and folds go with images that can be cut by them."""
+    """Groups and folds go with images that can be cut by them.
+
+    Raises:
+        UsageError: they do not, or one of `data.folds` and `data.fold` is missing.
+    """
     data, table = recipe.data, recipe.table
     if data.group is not None:
         if recipe.task != "classification" or data.source != "folder" or table is not None:
@@ -184,24 +204,38 @@ def accepted(spec: OptimSpec) -> dict[str, Any]:
         UsageError: that, or no such optimiser.
     """
     name = spec.name.lower().split("_")[-1]
-    known = [str(one) for one in list_optimizers()]
-    if name not in known:
-        raise unknown("optimiser", spec.name, known)
+    names = [str(entry) for entry in list_optimizers()]
+    if name not in names:
+        raise unknown("optimiser", spec.name, names)
     info, plain = get_optimizer_info(name), OptimSpec()
     takes = {"eps": info.has_eps, "betas": info.has_betas and info.num_betas == len(spec.betas)}
-    for field, taken in takes.items():
-        if not taken and getattr(spec, field) != getattr(plain, field):
+    for field, supported in takes.items():
+        if not supported and getattr(spec, field) != getattr(plain, field):
             raise UsageError(
                 f"optimiser '{spec.name}' takes no optim.{field} (set to {getattr(spec, field)})"
             )
     accepted: dict[str, Any] = {
-        field: getattr(spec, field) for field, taken in takes.items() if taken
+        field: getattr(spec, field) for field, supported in takes.items() if supported
     }
     return {**accepted, "fused": True} if name in FUSED else accepted
 
 
+def _pairs(recipe: RunFields) -> None:
+    augment = recipe.augment
+    if (augment.mixup or augment.cutmix) and augment.mixup_prob and recipe.batch_size % 2:
+        raise UsageError(
+            f"mixup and cutmix mix pairs, and batch_size={recipe.batch_size} is odd: set "
+            f"batch_size={recipe.batch_size + 1}, or "
+            "augment.mixup=0 and augment.cutmix=0"
+        )
+
+
 def squares(recipe: RunFields) -> None:
-    """Height and width are for classifiers: the crops of self-supervision are squares."""
+    """Height and width are for classifiers: the crops of self-supervision are squares.
+
+    Raises:
+        UsageError: two numbers in a recipe for something else.
+    """
     if not isinstance(recipe.data.image_size, int) and recipe.task not in {
         "classification",
         "multilabel",

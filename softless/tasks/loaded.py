@@ -76,17 +76,17 @@ def _tell_preparation(model: Any, best: Mapping[str, Any], recipe: Recipe) -> No
     size = best["image_size"]
     # of a typical image: a classifier's are all of one size
     pixels = best.get("pixels", sides(size))
-    told = {name: best[name] for name in ("mean", "std", "crop_pct", "interpolation")}
-    told |= {"input_size": (best["in_chans"], *map(int, pixels))}
-    told |= {"notes": noted(best.get("range"))}
-    model.pretrained_cfg = {**getattr(model, "pretrained_cfg", {}), **told}
+    preparation = {name: best[name] for name in ("mean", "std", "crop_pct", "interpolation")}
+    preparation |= {"input_size": (best["in_chans"], *map(int, pixels))}
+    preparation |= {"notes": noted(best.get("range"))}
+    model.pretrained_cfg = {**getattr(model, "pretrained_cfg", {}), **preparation}
     if (trained := _trained_pixels(best, recipe)) is not None:
         set_training_size(model, *trained, mpp=_trained_mpp(best))
 
 
 def _trained_mpp(best: Mapping[str, Any]) -> float | None:
-    found = best.get("trained_at", {}).get("mpp")
-    return float(found) if is_number(found) and found > 0 else None
+    mpp = best.get("trained_at", {}).get("mpp")
+    return float(mpp) if is_number(mpp) and mpp > 0 else None
 
 
 def _trained_pixels(best: Mapping[str, Any], recipe: Recipe) -> tuple[int, int] | None:
@@ -125,9 +125,9 @@ def _check_same_weights(file: Path, expected: str | None) -> None:
     """Against the digest that training wrote beside the epoch's score; runs of an older softless
     have none.
     """
-    if expected is not None and (found := digests.of_file(file)) != expected:
+    if expected is not None and (digest := digests.of_file(file)) != expected:
         raise DataError(
-            f"{file} is not what {BEST} beside it describes: SHA-256 {found[:12]}… and not "
+            f"{file} is not what {BEST} beside it describes: SHA-256 {digest[:12]}… and not "
             f"{expected[:12]}…. A copy was damaged, or the run was cut "
             "while it wrote them: `softless train --resume` writes both anew (of a finished run "
             "once its result.json is deleted)"

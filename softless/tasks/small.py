@@ -46,7 +46,7 @@ def shortened(recipe: Any, args: Mapping[str, Any], path: Path, pixels: int, **d
 def small_host(name: str) -> dict[str, Any]:
     """Arguments of a small host that has four maps."""
     pyramid = any(
-        one.host == "pyramid" and name in {one.name, *map(one.entry, one.operators)}
-        for one in VARIANTS
+        variant.host == "pyramid" and name in {variant.name, *map(variant.entry, variant.operators)}
+        for variant in VARIANTS
     )
     return {**PYRAMID} if pyramid else {**SMALL, "depth": 4}

@@ -75,7 +75,7 @@ def open_task(recipe: Recipe) -> Task:
         )
     need(*kind.needs, *(["sklearn"] if recipe.data.source == "digits" else []))
     task = kind.open(recipe)
-    recipe, found = task.measured(recipe)
-    task.fitted = lengths.fitted(recipe, len(task.splits.train)).with_measured(found)
+    recipe, measurements = task.measured(recipe)
+    task.fitted = lengths.fitted(recipe, len(task.splits.train)).with_measured(measurements)
     task.recipe = task.fitted.recipe
     return task

@@ -42,7 +42,7 @@ class Outcome(Protocol):
 
 
 @dataclass(frozen=True)
-class Place:
+class TrainingProgress:
     """Where a training is: steps of the whole run that are done, of how many, and the epoch under
     way.
     """
@@ -90,13 +90,13 @@ class Task(ABC):
             UsageError: a field of the recipe that cannot be used.
         """
 
-    def with_classes(self, classes: Sequence[str], there: str) -> "Task":
+    def with_classes(self, classes: Sequence[str], owner: str) -> "Task":
         """The task with class indices in the order of `classes`, matched by name, as a trained
         model has them.
 
         Args:
             classes: names in index order.
-            there: whose they are, for the message.
+            owner: whose they are, for the message.
 
         Raises:
             DataError: the data has other classes.
@@ -104,7 +104,7 @@ class Task(ABC):
         raise NotImplementedError
 
     @property
-    def place(self) -> str:
+    def data_location(self) -> str:
         """Where the data lies, for people."""
         return str(self.recipe.data.path or self.recipe.data.source)
 
@@ -166,22 +166,28 @@ class Task(ABC):
     ) -> tuple[Any, ...]:
         """A batch of the loader as arguments of the learner; what is drawn here derives from (seed,
         epoch, step).
+
+        Args:
+            batch: images (B, C, H, W) and targets; or a list of each, where images differ in size.
+            device: where the learner is.
+            epoch: counted from 0.
+            step: of the epoch, counted from 0.
         """
         raise NotImplementedError
 
-    def parts(self, given: tuple[Any, ...], count: int) -> list[tuple[Any, ...]]:
+    def parts(self, prepared: tuple[Any, ...], count: int) -> list[tuple[Any, ...]]:
         """A prepared batch in so many of equal size, each as arguments of the learner, in the order
         of the images.
 
         Args:
-            given: what `prepare` made of a batch: tensors (B, …) and lists of B.
+            prepared: what `prepare` made of a batch: tensors (B, …) and lists of B.
             count: how many; it divides B.
         """
         if count == 1:
-            return [given]
-        size = len(given[0]) // count
+            return [prepared]
+        size = len(prepared[0]) // count
         return [
-            tuple(one[start : start + size] for one in given)
+            tuple(tensors[start : start + size] for tensors in prepared)
             for start in range(0, count * size, size)
         ]
 
@@ -190,10 +196,12 @@ class Task(ABC):
         """Move what the task holds itself."""
         return self
 
-    def before_step(self, model: nn.Module, optimizer: torch.optim.Optimizer, place: Place) -> None:  # noqa: B027
+    def before_step(  # noqa: B027
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: TrainingProgress
+    ) -> None:
         """Called with the gradients at hand, before the optimiser moves."""
 
-    def after_step(self, model: nn.Module, place: Place) -> None:  # noqa: B027
+    def after_step(self, model: nn.Module, progress: TrainingProgress) -> None:  # noqa: B027
         """Called when the optimiser has moved."""
 
     def evaluated(self, model: nn.Module) -> nn.Module:
@@ -290,12 +298,18 @@ def facts(task: Task, model: nn.Module) -> Mapping[str, Any]:
 
 
 class Loss(nn.Module):
-    """A learner for models that are simply called: loss(model(images), targets)."""
+    """A learner for models that are simply called: loss(model(images), targets).
+
+    Args:
+        model: images (B, C, H, W) to logits (B, K).
+        loss: logits and targets to ().
+    """
 
     def __init__(self, model: nn.Module, loss: Any) -> None:
         super().__init__()
         self.model, self.loss = model, loss
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Images (B, C, H, W) and targets, (B,) or (B, K), to the loss ()."""
         value: Tensor = self.loss(self.model(images), targets)
         return value

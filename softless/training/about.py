@@ -43,12 +43,12 @@ def about_data(run: "Run") -> dict[str, Any]:
     """
     splits, path = run.splits, run.recipe.data.path
     parts = {"train": splits.train, "val": splits.val, "test": splits.test}
-    known = {part: samples for part, samples in parts.items() if samples is not None}
+    present = {part: samples for part, samples in parts.items() if samples is not None}
     return {
         "name": name_of(path, run.recipe.data.source),
-        "images": {part: len(samples) for part, samples in known.items()},
+        "images": {part: len(samples) for part, samples in present.items()},
         "counted": run.task.counted,
-        "classes": {part: run.task.composition(samples) for part, samples in known.items()},
+        "classes": {part: run.task.composition(samples) for part, samples in present.items()},
         "sizes": sizes(splits.train),
         "seen": list(run.task.trained_pixels()),
     }
@@ -61,9 +61,9 @@ def sizes(samples: "Samples") -> dict[str, Any]:
     places = np.unique(
         np.linspace(0, len(samples) - 1, min(LOOKED_AT, len(samples))).round().astype(int)
     )
-    found = sorted(
-        (size_of(samples.image(int(place)))[::-1] for place in places),
-        key=lambda one: one[0] * one[1],
+    by_area = sorted(
+        (size_of(samples.image(int(index)))[::-1] for index in places),
+        key=lambda size: size[0] * size[1],
     )
-    told = {"smallest": found[0], "middle": found[len(found) // 2], "largest": found[-1]}
-    return {**{name: list(size) for name, size in told.items()}, "of": len(found)}
+    chosen = {"smallest": by_area[0], "middle": by_area[len(by_area) // 2], "largest": by_area[-1]}
+    return {**{name: list(size) for name, size in chosen.items()}, "of": len(by_area)}

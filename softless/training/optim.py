@@ -21,8 +21,8 @@ def optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     """timm's optimiser at the effective rate.
 
     No weight decay on parameters of at most one dimension, on biases, and on what the model names
-    (cls_token, pos_embed): timm's rule, and the papers'; nor on learned tensors whose operator asks
-    for that.
+    (cls_token, pos_embed): timm's rule, and the papers'. Nor is there any on learned tensors whose
+    operator asks for that.
 
     Raises:
         UsageError: no such optimiser, or one that does not take what the recipe sets.
@@ -95,7 +95,7 @@ def moment(recipe: Recipe, updates: int, steps_per_epoch: int) -> int:
     """The update whose rate the schedule gives after so many.
 
     The scripts of DeiT, XCiT and SimA move their schedule behind an epoch, to that epoch's own
-    number: the second epoch still has the rate of the first, and each later one that of the epoch
+    number. The second epoch still has the rate of the first, and each later one that of the epoch
     before (`schedule.moves="epoch"`).
     """
     if recipe.schedule.moves == "step":
@@ -111,7 +111,7 @@ def own_tensors(model: nn.Module) -> list[OwnTensors]:
 def averaged(recipe: Recipe, model: nn.Module) -> "ModelEmaV3 | None":
     """The exponential moving average of the weights, which follows from the first step on.
 
-    The decay of step t, counted from 0, is min(ema_decay, (1 + t) / (10 + t)): a constant one keeps
+    The decay of step t, counted from 0, is min(ema_decay, (1 + t) / (10 + t)). A constant one keeps
     ema_decay^steps of the random start, half of it in a short run. The papers' runs have a thousand
     times the steps, and there the two are the same.
 
@@ -134,8 +134,12 @@ def averaged(recipe: Recipe, model: nn.Module) -> "ModelEmaV3 | None":
         @torch.no_grad()
         def update(self, model: nn.Module, step: int | None = None) -> None:
             super().update(model, step)
-            for ours, theirs in zip(own_tensors(self.module), own_tensors(model), strict=True):
-                for mine, new in zip(ours.buffers(), theirs.buffers(), strict=True):
+            for averaged_module, current_module in zip(
+                own_tensors(self.module), own_tensors(model), strict=True
+            ):
+                for mine, new in zip(
+                    averaged_module.buffers(), current_module.buffers(), strict=True
+                ):
                     mine.copy_(new)
 
     return Averaged(model, decay=recipe.ema_decay)

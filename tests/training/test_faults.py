@@ -188,7 +188,7 @@ def test_a_left_out_step_stays_left_out_after_a_resume(tiny: Recipe, tmp_path: P
     expected = end_of(tmp_path / "run")
     broken(set())
     store = Checkpoints(tmp_path / "run/checkpoints")
-    for place in store.places():
+    for place in store.positions():
         if place > (6, 1):
             for path in store._files(place):
                 path.unlink()

@@ -20,7 +20,15 @@ from softless.benching.settings import (
     takes_text,
 )
 from softless.errors import UsageError
-from softless.experiment.fields import Row, Setting, described, fits, nearest_field, typed, walk
+from softless.experiment.fields import (
+    FieldRow,
+    FieldSetting,
+    described,
+    fits,
+    nearest_field,
+    typed,
+    walk,
+)
 from softless.experiment.folder import as_json
 from softless.experiment.groups import TableSpec
 from softless.experiment.recipe import Recipe, recipe_from
@@ -76,14 +84,14 @@ def test_recipes_lie_in_the_ranges(name: str):
 
 
 @pytest.mark.parametrize("row", EVERY)
-def test_defaults_lie_in_their_range(row: Row):
-    assert typed(row.value, row.hint, row.name, row.about) == row.value
+def test_defaults_lie_in_their_range(row: FieldRow):
+    assert typed(row.value, row.hint, row.name, row.setting) == row.value
 
 
 @pytest.mark.parametrize(
-    "row", [one for one in EVERY if typing.cast("Row", one.values[0]).about.within]
+    "row", [one for one in EVERY if typing.cast("FieldRow", one.values[0]).setting.within]
 )
-def test_what_lies_below_or_above_is_refused_wherever_it_is_given(row: Row):
+def test_what_lies_below_or_above_is_refused_wherever_it_is_given(row: FieldRow):
     recipe, tried = holder(row.name), 0
     for value in outside(row):
         text = str(value)
@@ -108,7 +116,7 @@ def put(recipe: Recipe, name: str, value: Any) -> Recipe:
 
 
 @pytest.mark.parametrize("row", EVERY)
-def test_another_type_and_a_misspelt_name_are_refused_in_one_sentence(row: Row):
+def test_another_type_and_a_misspelt_name_are_refused_in_one_sentence(row: FieldRow):
     recipe = holder(row.name)
     for wrong in FOREIGN:
         if not fits(wrong, row.hint):
@@ -214,7 +222,7 @@ def test_what_is_stored_comes_back():
 
 
 def test_order_matters_where_numbers_rise():
-    about = Setting("two", rising=True)
+    about = FieldSetting("two", rising=True)
     assert about.holds((1, 1))
     assert not about.holds((2, 1))
     assert described(tuple[int, ...]) == "several of: a whole number"

@@ -188,22 +188,22 @@ def test_a_run_moves_damaged_checkpoints_aside_and_goes_on(
         in caplog.text
     )
     found = Checkpoints(tmp_path / "run/checkpoints")
-    assert len(found.places()) == 1
+    assert len(found.positions()) == 1
     assert found.newest() is not None
 
 
 def meanwhile(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
     """Let something happen while the next command opens its data."""
-    inner = setup._made
+    inner = setup._assembled
 
     def slow(*args):
         made = inner(*args)
         with monkeypatch.context() as patch:
-            patch.setattr(setup, "_made", inner)
+            patch.setattr(setup, "_assembled", inner)
             act()
         return made
 
-    monkeypatch.setattr(setup, "_made", slow)
+    monkeypatch.setattr(setup, "_assembled", slow)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

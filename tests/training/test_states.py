@@ -54,7 +54,7 @@ def with_state(run: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     store = Checkpoints(run / "checkpoints")
     state = store.newest()
     assert state is not None
-    place = store.places()[0]
+    place = store.positions()[0]
     change(state)
     store.save(state, place, {})
 

@@ -89,7 +89,7 @@ def killed_three_times(
 
 
 def progress(folder: Path) -> tuple[int, int]:
-    return max(Checkpoints(folder / "run/checkpoints").places(), default=(-1, -1))
+    return max(Checkpoints(folder / "run/checkpoints").positions(), default=(-1, -1))
 
 
 @pytest.mark.bar("A3", "SIGKILL three times at random in a run, 0 and 2 workers: the same last bit")

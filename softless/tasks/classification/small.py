@@ -39,8 +39,8 @@ def _npz(path: Path, pixels: int, channels: int, *, several: bool) -> Path:
     arrays: dict[str, np.ndarray] = {}
     for seed, (part, count) in enumerate(COUNTS.items()):
         images, labels = _images(count, pixels, channels, seed)
-        told = np.stack([labels, np.roll(labels, 1)], 1) if several else labels.reshape(-1, 1)
-        arrays |= {f"{part}_images": images, f"{part}_labels": told}
+        targets = np.stack([labels, np.roll(labels, 1)], 1) if several else labels.reshape(-1, 1)
+        arrays |= {f"{part}_images": images, f"{part}_labels": targets}
     # typed as if a key could be allow_pickle
     write_stream(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
     return path

@@ -2,9 +2,9 @@
 
     loss = - 1/B sum_b sum_c w_c y_bc log softmax(logits_b)_c
 
-y holds label smoothing and the mixing of mixup and cutmix; w is 1, n / (K n_c) for balanced classes
-(mean 1 over the training split), or what the recipe names. The sum is divided by the batch, not by
-the sum of its weights: so the mean over ranks is the loss of the global batch.
+y holds label smoothing and the mixing of mixup and cutmix. The weight w is 1, n / (K n_c) for
+balanced classes (mean 1 over the training split), or what the recipe names. The sum is divided by
+the batch, not by the sum of its weights: so the mean over ranks is the loss of the global batch.
 """
 
 import math
@@ -36,12 +36,15 @@ MIXUP_MODES = ("batch", "pair", "elem")
 
 
 class Classification(Task):
-    """Turns a batch of images and labels into a loss.
+    """Turns a batch of images (B, C, H, W) and labels (B,) into a loss.
 
     Args:
         recipe: gives augmentation, class weights and seed.
-        classes: names in index order.
-        class_counts: training images per class, same order; needed for balanced weights.
+        classes: K names in index order.
+        class_counts: (K,) training images per class; needed for balanced weights.
+
+    Raises:
+        UsageError: a weight of an unknown class, or balanced weights of a class without an image.
     """
 
     name = "classification"
@@ -78,6 +81,12 @@ class Classification(Task):
 
     @classmethod
     def open(cls, recipe: Recipe) -> "Classification":
+        """Open the data of the recipe, and count the training images of each class.
+
+        Raises:
+            UsageError: the data have several labels an image.
+            DataError: whatever is wrong with them, with its path.
+        """
         splits = open_splits(recipe.data, recipe.seed, recipe.table)
         if splits.train.targets.ndim != 1:
             raise UsageError(
@@ -110,9 +119,11 @@ class Classification(Task):
         return seen_mpp(self.splits.train, lambda height, width: min(height / down, width / across))
 
     def learner(self, model: nn.Module) -> nn.Module:
+        """Images (B, C, H, W) and probabilities (B, K) to the loss ()."""
         return Loss(model, self.loss)
 
     def transform(self, *, train: bool) -> Pipeline:
+        """An image to a float tensor (C, H, W), its sides `data.image_size`."""
         return build_transforms(self.recipe, self.splits.mean, self.splits.std, train=train)
 
     def evaluate(
@@ -126,6 +137,7 @@ class Classification(Task):
         return validate(model, loader, self.classes, amp=amp)
 
     def composition(self, samples: Samples) -> dict[str, int]:
+        """Images of each class."""
         counts = np.bincount(samples.targets, minlength=len(self.classes)).tolist()
         return dict(zip(self.classes, counts, strict=True))
 
@@ -138,10 +150,17 @@ class Classification(Task):
     def prepare(
         self, batch: Any, device: torch.device, *, epoch: int, step: int
     ) -> tuple[Tensor, Tensor]:
+        """Images (B, C, H, W) and labels (B,) on the device, mixed: images and probabilities (B,
+        K).
+
+        Raises:
+            UsageError: an odd number of images that are to be mixed.
+        """
         images, targets = (part.to(device, non_blocking=True) for part in batch)
         return self.mix(images, targets, epoch=epoch, step=step)
 
     def to(self, device: torch.device) -> "Classification":
+        """Move the weights of the classes (K,)."""
         self.weight = None if self.weight is None else self.weight.to(device)
         return self
 
@@ -153,6 +172,9 @@ class Classification(Task):
 
         What is drawn derives from (seed, epoch, step): every rank mixes alike, and a resumed run
         mixes like the first.
+
+        Raises:
+            UsageError: an odd number of images that are to be mixed.
         """
         if self.mixer is None:
             return images, self.soft(targets)
@@ -174,8 +196,8 @@ class Classification(Task):
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Mean loss of logits (B, K) against probabilities (B, K), in float32 at least."""
-        wide = torch.promote_types(logits.dtype, torch.float32)
-        return F.cross_entropy(logits.to(wide), targets.to(wide), weight=self.weight)
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        return F.cross_entropy(logits.to(dtype), targets.to(dtype), weight=self.weight)
 
 
 def model_args(recipe: Recipe, classes: int, in_chans: int) -> dict[str, Any]:
@@ -189,10 +211,10 @@ def model_args(recipe: Recipe, classes: int, in_chans: int) -> dict[str, Any]:
     # convolutional networks have none
     size = {"img_size": pixels} if takes(spec.name, spec.op, "img_size") else {}
     args = {**size, **spec.args, "num_classes": classes, "in_chans": in_chans}
-    asked = args.get("img_size", pixels)
-    if sides(asked) != sides(pixels):
+    requested = args.get("img_size", pixels)
+    if sides(requested) != sides(pixels):
         raise UsageError(
-            f"model.args.img_size={asked} and data.image_size={pixels} differ: set both to the "
+            f"model.args.img_size={requested} and data.image_size={pixels} differ: set both to the "
             "same pixels"
         )
     return with_training_scale(
@@ -201,7 +223,9 @@ def model_args(recipe: Recipe, classes: int, in_chans: int) -> dict[str, Any]:
 
 
 def asked_weights(
-    asked: str | Mapping[int | str, float], classes: Sequence[str], balanced: Callable[[], Tensor]
+    requested: str | Mapping[int | str, float],
+    classes: Sequence[str],
+    balanced: Callable[[], Tensor],
 ) -> Tensor | None:
     """The weights of the classes (K,) that a recipe asks for: none, balanced ones, or those that
     are named.
@@ -209,10 +233,10 @@ def asked_weights(
     Raises:
         UsageError: an unknown class.
     """
-    if isinstance(asked, str):
-        return balanced() if asked == "balanced" else None
+    if isinstance(requested, str):
+        return balanced() if requested == "balanced" else None
     weights = torch.ones(len(classes))
-    for name, weight in asked.items():
+    for name, weight in requested.items():
         if str(name) not in classes:
             raise unknown("class (class_weights)", str(name), classes)
         weights[classes.index(str(name))] = weight
@@ -220,7 +244,12 @@ def asked_weights(
 
 
 def class_weights(class_counts: Sequence[int] | np.ndarray) -> Tensor:
-    """n / (K n_c) for each class: rare classes count more, the mean over the images stays 1."""
+    """n / (K n_c) for each class, (K,) float32 of counts (K,): rare classes count more, the mean
+    over the images stays 1.
+
+    Raises:
+        UsageError: a class without an image.
+    """
     counts = torch.as_tensor(np.asarray(class_counts), dtype=torch.float64)
     if (counts == 0).any():
         raise UsageError(

@@ -34,7 +34,7 @@ class DetectionSpec(TaskSettings):
     measure: tuple[str, ...] = setting(
         (),
         "fields that are measured on the training boxes; one that is set too is not measured",
-        known=MEASURABLE,
+        choices=MEASURABLE,
     )
     anchors: tuple[float, ...] | None = setting(
         None,

@@ -55,6 +55,12 @@ class Detection(Task):
 
     @classmethod
     def open(cls, recipe: Recipe) -> "Detection":
+        """Open images and annotations in COCO's layout.
+
+        Raises:
+            UsageError: a field of the recipe that would have no effect, or cannot be used.
+            DataError: all that is wrong with images and annotations.
+        """
         _refuse_what_has_no_effect(recipe)
         spec = recipe.detection
         assert spec is not None
@@ -67,12 +73,13 @@ class Detection(Task):
     counted = "objects"
 
     def composition(self, samples: Samples) -> dict[str, int]:
+        """Objects of each class, crowds left out."""
         assert isinstance(samples, BoxSamples)
         objects = [
-            one["category_id"]
+            annotation["category_id"]
             for entry in samples.entries
-            for one in entry.annotations
-            if not one.get("iscrowd")
+            for annotation in entry.annotations
+            if not annotation.get("iscrowd")
         ]
         return {name: objects.count(key) for key, name in samples.categories.items()}
 
@@ -80,12 +87,17 @@ class Detection(Task):
         spec, train = recipe.detection, self.splits.train
         assert spec is not None
         assert isinstance(train, BoxSamples)
-        found = measured(train, spec, spec.measure) if spec.measure else {}
-        told = {f"detection.{name}": (getattr(spec, name), value) for name, value in found.items()}
-        return replace(recipe, detection=replace(spec, **found)), told
+        measurements = measured(train, spec, spec.measure) if spec.measure else {}
+        changes = {
+            f"detection.{name}": (getattr(spec, name), value)
+            for name, value in measurements.items()
+        }
+        return replace(recipe, detection=replace(spec, **measurements)), changes
 
-    def with_classes(self, classes: Sequence[str], there: str) -> "Detection":
-        return type(self)(self.recipe, self.splits.ordered(classes, there, self.place, partly=True))
+    def with_classes(self, classes: Sequence[str], owner: str) -> "Detection":
+        return type(self)(
+            self.recipe, self.splits.ordered(classes, owner, self.data_location, partly=True)
+        )
 
     @property
     def spec(self) -> DetectionSpec:
@@ -118,8 +130,9 @@ class Detection(Task):
         }
 
     def learner(self, model: nn.Module) -> nn.Module:
+        """Lists of images (C, h, w) and targets to the detector's loss ()."""
         assert isinstance(model, Detector)
-        return Learner(model)
+        return DetectionLearner(model)
 
     def transform(self, *, train: bool) -> Pipeline:
         mean, std = self.splits.mean, self.splits.std
@@ -138,6 +151,11 @@ class Detection(Task):
         epoch: int,  # noqa: ARG002
         step: int,  # noqa: ARG002
     ) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+        """The batch on the device: images, each (C, h, w), and the target of each.
+
+        A target holds boxes (n, 4), x and y of two corners in pixels, labels (n,) and a key ();
+        with `head="maskrcnn"` masks (n, h, w) too.
+        """
         images, targets = batch
         moved = [
             {name: value.to(device, non_blocking=True) for name, value in target.items()}
@@ -160,7 +178,7 @@ class Detection(Task):
         return self.spec.canvas or self.pixels()
 
 
-class Learner(nn.Module):
+class DetectionLearner(nn.Module):
     """Lists of images and targets to the detector's loss ()."""
 
     def __init__(self, model: Detector) -> None:
@@ -168,6 +186,7 @@ class Learner(nn.Module):
         self.model = model
 
     def forward(self, images: list[Tensor], targets: list[Mapping[str, Tensor]]) -> Tensor:
+        """Images, each (C, h, w), and targets of `Detection.prepare` to the loss ()."""
         return self.model.loss(images, targets)
 
 

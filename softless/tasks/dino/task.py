@@ -29,7 +29,7 @@ from softless.tasks.dino.model import SelfDistillation, entropy, spread
 from softless.tasks.dino.samples import open_unlabelled
 from softless.tasks.dino.settings import DinoSpec
 from softless.tasks.dino.transforms import multi_crop
-from softless.tasks.task import Place, Task
+from softless.tasks.task import Task, TrainingProgress
 
 COLLAPSED = 0.02  # spread of features below which all images look alike
 CHUNK = 4096  # images whose 65,536 outputs are held at once: 1 GiB
@@ -41,12 +41,13 @@ class Watched:
 
     `spread` is about 1 where features point everywhere and 0 where all are the same. `entropy` is
     the teacher's, mean over images: 1 where all outputs weigh the same, 0 where each image has one
-    output to itself; `used` that of its mean over images: 0 where all images share one output.
+    output to itself. `mean_entropy` is that of its mean over images: 0 where all images share one
+    output.
     """
 
     spread: float
     entropy: float | None  # None without the teacher's head, which a finished run does not keep
-    used: float | None
+    mean_entropy: float | None
     seen: int
     expected: int
 
@@ -57,14 +58,14 @@ class Watched:
         """
         alike = (
             self.entropy is not None
-            and self.used is not None
-            and (self.entropy > 0.999 or self.used < 0.001)
+            and self.mean_entropy is not None
+            and (self.entropy > 0.999 or self.mean_entropy < 0.001)
         )
         return self.spread < COLLAPSED or alike
 
     def summary(self) -> dict[str, Any]:
-        told = {"spread": self.spread, "entropy": self.entropy, "used": self.used}
-        return {**told, "seen": self.seen, "expected": self.expected}
+        content = {"spread": self.spread, "entropy": self.entropy, "used": self.mean_entropy}
+        return {**content, "seen": self.seen, "expected": self.expected}
 
     def to_dict(self) -> dict[str, Any]:
         return {**self.summary(), "collapsed": self.collapsed}
@@ -77,17 +78,22 @@ class Watched:
             ("images", f"{self.seen} of {self.expected}"),
             ("spread of features", f"{self.spread:.4f}"),
         ]
-        if self.entropy is not None and self.used is not None:
+        if self.entropy is not None and self.mean_entropy is not None:
             rows += [
                 ("teacher's entropy", f"{self.entropy:.4f}"),
-                ("entropy of its mean", f"{self.used:.4f}"),
+                ("entropy of its mean", f"{self.mean_entropy:.4f}"),
             ]
         rows.append(("collapsed", "yes" if self.collapsed else "no"))
         return "\n".join(f"{name:<22} {value}" for name, value in rows)
 
 
 class Dino(Task):
-    """Views of unlabelled images to the loss of a student against its teacher."""
+    """Views of unlabelled images, each (B, C, S, S), to the loss of a student against its teacher.
+
+    Args:
+        recipe: with its group `dino`.
+        splits: of unlabelled images.
+    """
 
     name = "dino"
     needs = ("lightly",)
@@ -101,6 +107,12 @@ class Dino(Task):
 
     @classmethod
     def open(cls, recipe: Recipe) -> "Dino":
+        """Open the images of the recipe, without their labels.
+
+        Raises:
+            UsageError: a field of the recipe that would have no effect, or cannot be used.
+            DataError: fewer training images than a step takes, or whatever else is wrong.
+        """
         _check(recipe)
         splits = open_unlabelled(recipe.data, recipe.seed)
         if len(splits.train) < recipe.step_images:
@@ -126,6 +138,11 @@ class Dino(Task):
         return any_size(model.name, args, data.side)
 
     def surround(self, model: nn.Module) -> SelfDistillation:
+        """Student and teacher with their heads: what is trained.
+
+        Raises:
+            UsageError: the model takes no local crops, or gives no vector for an image.
+        """
         spec = self.spec
         width = self._width(model)
         teacher = assemble(self.name, **self.construction())
@@ -170,6 +187,9 @@ class Dino(Task):
         return model
 
     def transform(self, *, train: bool) -> Pipeline:
+        """In training an image to views, each (C, S, S), the two global ones first; in evaluation
+        to (C, S, S).
+        """
         data, splits = self.recipe.data, self.splits
         deep = data.range is not None
         if train:
@@ -194,14 +214,16 @@ class Dino(Task):
         epoch: int,
         step: int,  # noqa: ARG002
     ) -> tuple[list[Tensor], float]:
+        """Views, each (B, C, S, S), on the device, and the teacher's temperature in this epoch."""
         views, _ = batch
         return [view.to(device, non_blocking=True) for view in views], self.teacher_temp(epoch)
 
-    def parts(self, given: tuple[Any, ...], count: int) -> list[tuple[Any, ...]]:
-        views, temperature = given
+    def parts(self, prepared: tuple[Any, ...], count: int) -> list[tuple[Any, ...]]:
+        """Views cut along B, each part with the temperature and its (index, count)."""
+        views, temperature = prepared
         cut = [view.chunk(count) for view in views]
         return [
-            ([view[place] for view in cut], temperature, (place, count)) for place in range(count)
+            ([view[index] for view in cut], temperature, (index, count)) for index in range(count)
         ]
 
     def teacher_temp(self, epoch: int) -> float:
@@ -209,17 +231,21 @@ class Dino(Task):
         first, last = self.spec.teacher_temp
         return first + (last - first) * min(epoch / max(self.spec.teacher_temp_epochs, 1), 1.0)
 
-    def before_step(self, model: nn.Module, optimizer: torch.optim.Optimizer, place: Place) -> None:
+    def before_step(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: TrainingProgress
+    ) -> None:
+        """Hold the last layer in the first epochs, and move the weight decay along its cosine."""
         network = cast("SelfDistillation", model)
-        network.hold_last_layer(place.epoch)
+        network.hold_last_layer(progress.epoch)
         if self.spec.weight_decay_end is not None:
-            decay = _cosine(place, (self.recipe.optim.weight_decay, self.spec.weight_decay_end))
+            decay = _cosine(progress, (self.recipe.optim.weight_decay, self.spec.weight_decay_end))
             for group in optimizer.param_groups:
                 if group["weight_decay"] > 0:  # others never have any: norms, biases, class token
                     group["weight_decay"] = decay
 
-    def after_step(self, model: nn.Module, place: Place) -> None:
-        cast("SelfDistillation", model).move_teacher(_cosine(place, self.spec.momentum))
+    def after_step(self, model: nn.Module, progress: TrainingProgress) -> None:
+        """Move the teacher towards the student, its momentum along its cosine."""
+        cast("SelfDistillation", model).move_teacher(_cosine(progress, self.spec.momentum))
 
     def evaluated(self, model: nn.Module) -> nn.Module:
         """The teacher's backbone."""
@@ -229,9 +255,11 @@ class Dino(Task):
         return model
 
     def evaluate(self, model: nn.Module, loader: EpochLoader, *, amp: str, label: str) -> Watched:
+        """Spread of the features (n, D); while training also entropies of the teacher's answers."""
         features, _ = extract(model, loader, as_it_is, amp=amp, label=label)
-        sharp, used = self._entropies(model, features)
-        return Watched(spread(features), sharp, used, len(features), len(loader.dataset))  # type: ignore[arg-type]
+        sharp, mean_entropy = self._entropies(model, features)
+        expected = len(loader.dataset)  # type: ignore[arg-type]
+        return Watched(spread(features), sharp, mean_entropy, len(features), expected)
 
     def _entropies(self, model: nn.Module, features: Tensor) -> tuple[float | None, float | None]:
         """Of the teacher's answers, and of their mean; None where the model is not the teacher that
@@ -242,16 +270,16 @@ class Dino(Task):
             return None, None
         device, sharp, mean = network.loss.center.device, 0.0, 0.0
         for part in features.split(CHUNK):
-            said = network.said_of(part.to(device), self.spec.teacher_temp[1])
-            sharp, mean = sharp + float(entropy(said).sum()), mean + said.sum(0, keepdim=True)
+            answers = network.said_of(part.to(device), self.spec.teacher_temp[1])
+            sharp, mean = sharp + float(entropy(answers).sum()), mean + answers.sum(0, keepdim=True)
         return sharp / len(features), float(entropy(mean / len(features)))  # type: ignore[arg-type]
 
 
-def _cosine(place: Place, ends: Sequence[float]) -> float:
+def _cosine(progress: TrainingProgress, ends: Sequence[float]) -> float:
     """end - (end - start) (1 + cos(pi i / (n - 1))) / 2 at step i of n."""
     from lightly.utils.scheduler import cosine_schedule
 
-    return cosine_schedule(place.updates, place.total, *ends)
+    return cosine_schedule(progress.updates, progress.total, *ends)
 
 
 def _check(recipe: Recipe) -> None:

@@ -4,9 +4,9 @@ smoothed and weighted targets.
     loss = - 1/(B K) sum_b sum_k [ w_k y_bk log s(z_bk) + (1 - y_bk) log(1 - s(z_bk)) ],        s
     the logistic function
 
-y holds label smoothing, y (1 - e) + e / 2; w is 1, or n_k0 / n_k1 for balanced labels: the images
-without label k over those with it, so that
-both sides weigh alike. Mixup and cutmix are for one label an image.
+y holds label smoothing, y (1 - e) + e / 2. The weight w is 1, or n_k0 / n_k1 for balanced labels:
+the images without label k over those with it, so that both sides weigh alike. Mixup and cutmix are
+for one label an image.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,12 +26,15 @@ from softless.words import few
 
 
 class Multilabel(Classification):
-    """Turns a batch of images and labels of 0 and 1 into a loss.
+    """Turns a batch of images (B, C, H, W) and labels (B, K) of 0 and 1 into a loss.
 
     Args:
         recipe: gives label smoothing, weights, threshold and seed.
-        classes: the labels in index order.
+        classes: the K labels in index order.
         targets: (n, K) of the training images.
+
+    Raises:
+        UsageError: a weight of an unknown label, or balanced weights of one that no image has.
     """
 
     name = "multilabel"
@@ -61,6 +64,12 @@ class Multilabel(Classification):
 
     @classmethod
     def open(cls, recipe: Recipe) -> "Multilabel":
+        """Open the data of the recipe, several labels an image.
+
+        Raises:
+            UsageError: the data have one label an image.
+            DataError: a label of one value in all training images, or whatever else is wrong.
+        """
         splits = open_splits(recipe.data, recipe.seed, recipe.table)
         targets = splits.train.targets
         if targets.ndim != 2:
@@ -101,19 +110,19 @@ class Multilabel(Classification):
         return outcome
 
     def soft(self, targets: Tensor) -> Tensor:
-        """Labels (B, K) of 0 and 1 as smoothed probabilities."""
+        """Labels (B, K) of 0 and 1 as smoothed probabilities (B, K)."""
         return targets.float() * (1 - self.smoothing) + self.smoothing / 2
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Mean loss of logits (B, K) against probabilities (B, K), in float32 at least."""
-        wide = torch.promote_types(logits.dtype, torch.float32)
+        dtype = torch.promote_types(logits.dtype, torch.float32)
         return F.binary_cross_entropy_with_logits(
-            logits.to(wide), targets.to(wide), pos_weight=self.weight
+            logits.to(dtype), targets.to(dtype), pos_weight=self.weight
         )
 
 
 def label_weights(targets: np.ndarray, classes: Sequence[str]) -> Tensor:
-    """Images without a label over those with it, for each label.
+    """Images without a label over those with it, for each label: (K,) float32 of targets (n, K).
 
     Raises:
         UsageError: a label that no image has.

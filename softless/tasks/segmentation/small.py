@@ -29,8 +29,8 @@ def _label_images(root: Path) -> Path:
             top, left = rng.integers(0, 32, 2)
             label[top : top + 32, left : left + 32] = 1
             image = rng.integers(0, 128, (64, 64, 3)) + 127 * label[..., None]
-            for place, pixels in (("images", image.astype(np.uint8)), ("labels", label)):
-                file = root / place / part / f"{index:03}.png"
+            for kind, pixels in (("images", image.astype(np.uint8)), ("labels", label)):
+                file = root / kind / part / f"{index:03}.png"
                 write_picture(file, Image.fromarray(pixels))
     write_text(root / "classes.json", '{"0": "dark", "1": "bright"}')
     return root

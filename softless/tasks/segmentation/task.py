@@ -52,8 +52,8 @@ class Segmentation(Task):
         train = splits.train
         assert isinstance(train, LabelImages)
         self.pixel_counts = train.counts.sum(0)  # (K,) of the training split
-        asked, classes = self.spec.class_weights, splits.classes
-        weight = asked_weights(asked, classes, lambda: class_weights(self._counts_of_all()))
+        requested, classes = self.spec.class_weights, splits.classes
+        weight = asked_weights(requested, classes, lambda: class_weights(self._counts_of_all()))
         self.loss = PixelLoss(weight, self.spec.dice)
 
     @classmethod
@@ -63,6 +63,12 @@ class Segmentation(Task):
 
     @classmethod
     def open(cls, recipe: Recipe) -> "Segmentation":
+        """Read all images and label images once, and count the pixels of each class.
+
+        Raises:
+            UsageError: a field of the recipe that would have no effect, or cannot be used.
+            DataError: all that is wrong with the files, each with its path.
+        """
         _refuse_other_groups(recipe)
         spec = recipe.segmentation
         assert spec is not None
@@ -80,12 +86,13 @@ class Segmentation(Task):
     counted = "images with the class"
 
     def composition(self, samples: Samples) -> dict[str, int]:
+        """Images in which each class has a pixel."""
         assert isinstance(samples, LabelImages)
-        held = (samples.counts > 0).sum(0).tolist()
-        return dict(zip(self.splits.classes, held, strict=True))
+        image_counts = (samples.counts > 0).sum(0).tolist()
+        return dict(zip(self.splits.classes, image_counts, strict=True))
 
-    def with_classes(self, classes: Sequence[str], there: str) -> "Segmentation":
-        splits = self.splits.ordered(classes, there, self.place)
+    def with_classes(self, classes: Sequence[str], owner: str) -> "Segmentation":
+        splits = self.splits.ordered(classes, owner, self.data_location)
         value = dict(zip(self.splits.classes, self.values, strict=True))
         return type(self)(self.recipe, splits, [value[name] for name in splits.classes])
 
@@ -97,8 +104,8 @@ class Segmentation(Task):
     def construction(self) -> dict[str, Any]:
         model, spec = self.recipe.model, self.spec
         # --set model.args.token_scale=None for a twin
-        given = {name: value for name, value in model.args.items() if value is not None}
-        args = {**given, "in_chans": self.splits.in_chans}
+        own_args = {name: value for name, value in model.args.items() if value is not None}
+        args = {**own_args, "in_chans": self.splits.in_chans}
         head = {
             "classes": len(self.values),
             "decoder": spec.decoder,
@@ -113,7 +120,8 @@ class Segmentation(Task):
         }
 
     def learner(self, model: nn.Module) -> nn.Module:
-        return Learner(model, self.loss)
+        """Lists of images (C, h, w) and label images (h, w) to the loss ()."""
+        return SegmentationLearner(model, self.loss)
 
     def transform(self, *, train: bool) -> Pipeline:
         mean, std = self.splits.mean, self.splits.std
@@ -132,10 +140,16 @@ class Segmentation(Task):
         epoch: int,  # noqa: ARG002
         step: int,  # noqa: ARG002
     ) -> tuple[list[Tensor], list[Tensor]]:
-        images, labels = ([one.to(device, non_blocking=True) for one in part] for part in batch)
+        """The batch on the device: images, each (C, h, w), and label images, each (h, w), of class
+        indices and IGNORE.
+        """
+        images, labels = (
+            [tensor.to(device, non_blocking=True) for tensor in part] for part in batch
+        )
         return images, labels
 
     def to(self, device: torch.device) -> "Segmentation":
+        """Move the weights of the classes (K,)."""
         self.loss.to(device)
         return self
 
@@ -148,21 +162,23 @@ class Segmentation(Task):
 
     def baselines(self, samples: Samples) -> dict[str, dict[str, Any]]:
         """What answers without a model are worth: the commonest class of the training pixels
-        everywhere, the first class everywhere, and the label images of another person where the
-        recipe names them.
+        everywhere, the first class everywhere, and another person's label images where the recipe
+        names them.
 
         Raises:
             DataError: a label image of the other person is missing or of another size.
         """
-        found = {}
+        outcomes = {}
         for index in dict.fromkeys((int(self.pixel_counts.argmax()), 0)):
-            always = [np.full_like(samples.target(place), index) for place in range(len(samples))]
-            found[f"always {self.splits.classes[index]}"] = _measured(self, samples, always)
+            always = [
+                np.full_like(samples.target(position), index) for position in range(len(samples))
+            ]
+            outcomes[f"always {self.splits.classes[index]}"] = _measured(self, samples, always)
         if self.spec.observer is not None:
-            found[f"another person ({self.spec.observer})"] = _measured(
+            outcomes[f"another person ({self.spec.observer})"] = _measured(
                 self, samples, self._other_person(samples)
             )
-        return {name: outcome.to_dict() for name, outcome in found.items()}
+        return {name: outcome.to_dict() for name, outcome in outcomes.items()}
 
     def _other_person(self, samples: Samples) -> list[np.ndarray]:
         """The other person's classes of the pixels of each sample; pixels that are ignored there
@@ -180,14 +196,14 @@ class Segmentation(Task):
             ignore=self.spec.ignore,
             values=self.spec.values,
         )
-        said: dict[str, tuple[LabelImages, int]] = {}
-        for theirs in (splits.train, splits.val, splits.test):
-            if isinstance(theirs, LabelImages):
-                said |= {theirs.files[place]: (theirs, place) for place in range(len(theirs))}
-        names = [samples.name(place) for place in range(len(samples))]
+        labels_by_file: dict[str, tuple[LabelImages, int]] = {}
+        for part in (splits.train, splits.val, splits.test):
+            if isinstance(part, LabelImages):
+                labels_by_file |= {part.files[index]: (part, index) for index in range(len(part))}
+        names = [samples.name(index) for index in range(len(samples))]
         return [
-            np.where((one := theirs.target(place)) == IGNORE, 0, one)
-            for theirs, place in map(said.__getitem__, names)
+            np.where((labels := part.target(index)) == IGNORE, 0, labels)
+            for part, index in map(labels_by_file.__getitem__, names)
         ]
 
     def _counts_of_all(self) -> np.ndarray:
@@ -222,19 +238,20 @@ class PixelLoss(nn.Module):
         self.dice = _dice_loss() if dice else None
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        wide, truth = logits.float()[None], labels.long()[None]
+        """Logits (K, h, w) of any dtype and labels (h, w) to the loss (), in float32."""
+        scores, truth = logits.float()[None], labels.long()[None]
         counted = (truth != IGNORE).sum().clamp(min=1)
         summed = F.cross_entropy(
-            wide, truth, weight=self.weight, ignore_index=IGNORE, reduction="sum"
+            scores, truth, weight=self.weight, ignore_index=IGNORE, reduction="sum"
         )
         loss: Tensor = summed / counted
         if self.dice is None:
             return loss
         occurring = truth[truth != IGNORE].unique().numel()
-        return loss + self.share * self.dice(wide, truth) * (wide.shape[1] / max(occurring, 1))
+        return loss + self.share * self.dice(scores, truth) * (scores.shape[1] / max(occurring, 1))
 
 
-class Learner(nn.Module):
+class SegmentationLearner(nn.Module):
     """Lists of images (C, h, w) and labels (h, w) to the mean of the images' losses ().
 
     Images of one size are one batch. Of several sizes each runs by itself, so that nothing is
@@ -247,17 +264,20 @@ class Learner(nn.Module):
         self.model, self.loss = model, loss
 
     def forward(self, images: list[Tensor], labels: list[Tensor]) -> Tensor:
+        """Images, each (C, h, w), and labels, each (h, w), to the mean of their losses ()."""
         together = (
             [torch.stack(images)] if _of_one_size(images) else [image[None] for image in images]
         )
-        logits = [one for batch in together for one in self.model(batch)]
-        return torch.stack([self.loss(*pair) for pair in zip(logits, labels, strict=True)]).mean()
+        logits = [image_logits for batch in together for image_logits in self.model(batch)]
+        return torch.stack([
+            self.loss(*logits_and_labels) for logits_and_labels in zip(logits, labels, strict=True)
+        ]).mean()
 
 
 def _measured(task: Segmentation, samples: Samples, answers: Sequence[np.ndarray]) -> Outcome:
     tally = Tally(len(task.values))
-    for place, answer in enumerate(answers):
-        tally.add(answer, samples.target(place), task.values)
+    for index, answer in enumerate(answers):
+        tally.add(answer, samples.target(index), task.values)
     return tally.outcome(task.splits.classes, len(samples))
 
 
