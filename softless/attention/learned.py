@@ -39,14 +39,14 @@ def given_or_starting(
     Raises:
         UsageError: some tensors are missing, or do not belong to the operator.
     """
-    wanted = record.own_tensors(options)
-    if learned is None and wanted:
+    own = record.own_tensors(options)
+    if learned is None and own:
         sizes = Sizes(k.shape[1], k.shape[3], record.filled(options), k.shape[2], v.shape[3])
-        made = starting(record, sizes, torch.Generator().manual_seed(0))
-        return {name: x.to(k.device, k.dtype) for name, x in made.items()}
-    if set(learned or {}) != set(wanted):
+        tensors = starting(record, sizes, torch.Generator().manual_seed(0))
+        return {name: x.to(k.device, k.dtype) for name, x in tensors.items()}
+    if set(learned or {}) != set(own):
         raise UsageError(
-            f"operator '{record.name}' has learned tensors: {', '.join(wanted) or 'none'}; got "
+            f"operator '{record.name}' has learned tensors: {', '.join(own) or 'none'}; got "
             f"{', '.join(sorted(learned or {})) or 'none'}"
         )
     return dict(learned or {})

@@ -147,14 +147,14 @@ def eager(
     x M is smaller.
     """
     if not tokens_first(Dims.of(q, k, v), order):
-        whole = Tokens(q, k, v, mask, query_mask)
+        tokens = Tokens(q, k, v, mask, query_mask)
         matrix = finish(
-            summarise(whole, None, norm=norm, token_scale=token_scale),
+            summarise(tokens, None, norm=norm, token_scale=token_scale),
             norm=norm,
             token_scale=token_scale,
             eps=eps,
         )
-        return read(whole, matrix, norm=norm)
+        return read(tokens, matrix, norm=norm)
     q, k, v = settle(keep(q, query_mask), norm), settle(keep(k, mask), norm), keep(v, mask)
     for x in (q, k) if norm != "none" else ():
         k = k / divisor(magnitude(x, norm), norm, eps)

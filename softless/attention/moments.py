@@ -62,5 +62,5 @@ def shift(
     """The mean of both, and the weight that the product of two such differences of means enters
     second moments with.
     """
-    both = (count_a + count_b).clamp_min(1)
-    return mean_a + (mean_b - mean_a) * (count_b / both), count_a * count_b / both
+    count = (count_a + count_b).clamp_min(1)
+    return mean_a + (mean_b - mean_a) * (count_b / count), count_a * count_b / count

@@ -117,9 +117,9 @@ def at_once(streaming: Streaming) -> Callable[..., Tensor]:
         query_mask: Tensor | None = None,
         **extras: Any,
     ) -> Tensor:
-        whole, reader = Tokens(q, k, v, mask, query_mask), None
+        tokens, reader = Tokens(q, k, v, mask, query_mask), None
         for sweep in streaming.sweeps:
-            reader = sweep.finish(sweep.summarise(whole, reader, **extras), **extras)
-        return streaming.read(whole, reader, **extras)
+            reader = sweep.finish(sweep.summarise(tokens, reader, **extras), **extras)
+        return streaming.read(tokens, reader, **extras)
 
     return eager

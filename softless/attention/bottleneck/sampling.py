@@ -32,11 +32,11 @@ def taken(index: Tensor, grid: Grid, sampling: str, ratio: int) -> Tensor:
     """(n,) the bottleneck token that each token is a part of, -1 for none: every cell of a window,
     its first one, or chosen cells.
     """
-    window, place, inside = windows(index, grid, ratio)
+    window, spot, inside = windows(index, grid, ratio)
     number = number_of_windows(grid, ratio)
     cell = (index - grid[0]).clamp_min(0)
     if sampling == "strided":
-        return torch.where(inside & (place == 0), window, -1)
+        return torch.where(inside & (spot == 0), window, -1)
     if sampling == "first":
         return torch.where((index >= grid[0]) & (cell < number), cell, -1)
     if sampling == "random":
@@ -49,18 +49,18 @@ def taken(index: Tensor, grid: Grid, sampling: str, ratio: int) -> Tensor:
 
 
 def membership(
-    x: Tensor, mask: Tensor | None, place: Place | None, grid: Grid, sampling: str, ratio: int
+    x: Tensor, mask: Tensor | None, position: Place | None, grid: Grid, sampling: str, ratio: int
 ) -> Tensor:
     """(B or 1, 1, n, R) 1 where a token that counts is a part of a bottleneck token."""
-    part = taken(indices(x.shape[-2], place, x.device), grid, sampling, ratio)
-    one = (part[:, None] == torch.arange(number_of_windows(grid, ratio), device=x.device))[None]
-    return (one if mask is None else one & mask[..., None])[:, None].to(x.dtype)
+    part = taken(indices(x.shape[-2], position, x.device), grid, sampling, ratio)
+    member = (part[:, None] == torch.arange(number_of_windows(grid, ratio), device=x.device))[None]
+    return (member if mask is None else member & mask[..., None])[:, None].to(x.dtype)
 
 
-def activated(few: Tensor, learned: dict[str, Tensor]) -> Tensor:
+def activated(bottleneck: Tensor, learned: dict[str, Tensor]) -> Tensor:
     """LayerNorm and exact GELU of what the convolution made."""
-    width = few.shape[-1]
-    return F.gelu(F.layer_norm(few, (width,), learned["norm_weight"], learned["norm_bias"]))
+    width = bottleneck.shape[-1]
+    return F.gelu(F.layer_norm(bottleneck, (width,), learned["norm_weight"], learned["norm_bias"]))
 
 
 def convolved(x: Tensor, grid: Grid, weight: Tensor) -> Tensor:
@@ -71,15 +71,15 @@ def convolved(x: Tensor, grid: Grid, weight: Tensor) -> Tensor:
     return F.conv2d(image, weight, stride=weight.shape[-1]).flatten(2).mT.unflatten(0, (B, H))
 
 
-def convolved_parts(x: Tensor, place: Place | None, grid: Grid, weight: Tensor) -> Tensor:
+def convolved_parts(x: Tensor, position: Place | None, grid: Grid, weight: Tensor) -> Tensor:
     """What some tokens add to the convolution of their windows: (B,H,n,D) -> (B,H,R,D)."""
     ratio = weight.shape[-1]
-    window, spot, inside = windows(indices(x.shape[-2], place, x.device), grid, ratio)
+    window, spot, inside = windows(indices(x.shape[-2], position, x.device), grid, ratio)
     total = x.new_zeros(*x.shape[:2], number_of_windows(grid, ratio), x.shape[-1])
     for number in range(ratio * ratio):
-        here = (inside & (spot == number)).nonzero()[:, 0]
+        at_spot = (inside & (spot == number)).nonzero()[:, 0]
         total = total.index_add(
-            2, window[here], x[:, :, here] @ weight[:, :, number // ratio, number % ratio].mT
+            2, window[at_spot], x[:, :, at_spot] @ weight[:, :, number // ratio, number % ratio].mT
         )
     return total
 

@@ -32,8 +32,8 @@ def tables(tokens: Tokens) -> tuple[Tensor, Tensor]:
     (queries, among_queries), (keys, among_keys) = query_ranks(tokens), key_ranks(tokens)
     longest = torch.maximum(among_queries, among_keys).clamp_min(1)
     angles = ((ranks + 1).to(tokens.q.dtype) * (math.pi / 2) / longest for ranks in (queries, keys))
-    made = [torch.stack(cosine.waves(angle), dim=-1) for angle in angles]
-    return made[0], made[1]
+    waves = [torch.stack(cosine.waves(angle), dim=-1) for angle in angles]
+    return waves[0], waves[1]
 
 
 def reference(

@@ -38,11 +38,11 @@ from softless.attention.record import (
 from softless.attention.streaming import Place, Streaming, Summary, Tokens
 
 
-def tables(x: Tensor, place: Place | None, grid: Grid, parity: bool) -> tuple[Tensor, Tensor]:
+def tables(x: Tensor, position: Place | None, grid: Grid, parity: bool) -> tuple[Tensor, Tensor]:
     """The tables of tokens as queries and as keys, (1, n, 4), or (1, n, 6) where there are prefix
     tokens.
     """
-    line, column, on_grid = cells(indices(x.shape[-2], place, x.device), grid)
+    line, column, on_grid = cells(indices(x.shape[-2], position, x.device), grid)
     down, across = (1.0, 1.0) if parity else (math.pi / 2 / grid[1], math.pi / 2 / grid[2])
     rows, columns = cosine.waves(line.to(x.dtype) * down), cosine.waves(column.to(x.dtype) * across)
     four = torch.stack([a * b for a in rows for b in columns], dim=-1)

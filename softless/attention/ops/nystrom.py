@@ -57,14 +57,14 @@ def membership(x: Tensor, side: Tensor, mask: Tensor | None, number: int) -> Ten
     """(B or 1, 1, n, R) 1 where a token belongs to a landmark; the landmark of each token is
     `side`, out of range for none.
     """
-    one = side[..., None] == torch.arange(number, device=x.device)
+    member = side[..., None] == torch.arange(number, device=x.device)
     if mask is not None:
-        one = one & mask[..., None]
-    return one[:, None].to(x.dtype)
+        member = member & mask[..., None]
+    return member[:, None].to(x.dtype)
 
 
-def _in_windows(place: Place | None, length: int, x: Tensor, grid: Grid, ratio: int) -> Tensor:
-    window, _, inside = windows(indices(length, place, x.device), grid, ratio)
+def _in_windows(position: Place | None, length: int, x: Tensor, grid: Grid, ratio: int) -> Tensor:
+    window, _, inside = windows(indices(length, position, x.device), grid, ratio)
     return torch.where(inside, window, -1)[None]
 
 
@@ -114,10 +114,10 @@ def pseudo_inverse(a: Tensor, steps: int, parity: bool) -> Tensor:
         # over batch and heads: one image's start depends on its mates
         rows, columns = rows.amax(), columns.amax()
     z = a.mT / (rows * columns).clamp_min(torch.finfo(a.dtype).tiny)
-    one = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+    identity = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
     for _ in range(steps):
         f = a @ z
-        z = 0.25 * z @ (13 * one - f @ (15 * one - f @ (7 * one - f)))
+        z = 0.25 * z @ (13 * identity - f @ (15 * identity - f @ (7 * identity - f)))
     return z
 
 

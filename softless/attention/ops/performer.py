@@ -49,10 +49,10 @@ def reference(
     """The ratio of the docstring; with parity the published form, stabilisers and all."""
     if parity:
         return _published(q, k, v, learned["directions"], mask, query_mask)
-    whole = Tokens(q, k, v, mask, query_mask)
+    tokens = Tokens(q, k, v, mask, query_mask)
     return read(
-        whole,
-        finish(summarise(whole, None, learned=learned, kind=kind), kind=kind),
+        tokens,
+        finish(summarise(tokens, None, learned=learned, kind=kind), kind=kind),
         learned=learned,
         kind=kind,
     )
@@ -113,8 +113,8 @@ def read(
         weights = (scores + totals).softmax(-1)
     else:
         weights = (scores.relu() + RELU_FLOOR) * totals
-        whole = weights.sum(-1, keepdim=True)
-        weights = weights / whole.masked_fill(whole == 0, 1)  # 0 only where no key counts
+        row_sums = weights.sum(-1, keepdim=True)
+        weights = weights / row_sums.masked_fill(row_sums == 0, 1)  # 0 only where no key counts
     return keep(weights @ averages, tokens.query_mask)
 
 

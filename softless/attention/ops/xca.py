@@ -78,8 +78,8 @@ def eager(
     **extras: Any,
 ) -> Tensor:
     """The streaming form over all tokens at once."""
-    whole = Tokens(q, k, v, mask, query_mask)
-    return read(whole, finish(summarise(whole, None), **extras))
+    tokens = Tokens(q, k, v, mask, query_mask)
+    return read(tokens, finish(summarise(tokens, None), **extras))
 
 
 def flops(d: Dims) -> int:
