@@ -34,7 +34,8 @@ def check_options(record: Operator, options: Mapping[str, Any]) -> dict[str, Any
                 f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
             )
             raise UsageError(
-                f"operator '{record.name}': {name}={description} is not {record.options[name].values}"
+                f"operator '{record.name}': {name}={description} is not "
+                f"{record.options[name].values}"
             )
     return dict(options)
 
@@ -126,8 +127,8 @@ def _check_masks(call: Call) -> None:
             token_mask.dtype != torch.bool or tuple(token_mask.shape) != (batch, length)
         ):
             raise UsageError(
-                f"{name} is {token_mask.dtype} {tuple(token_mask.shape)}: it must be torch.bool of shape "
-                f"({batch}, {length}), "
+                f"{name} is {token_mask.dtype} {tuple(token_mask.shape)}: it must be torch.bool "
+                f"of shape ({batch}, {length}), "
                 "True where a token counts"
             )
     looks = not (torch.compiler.is_compiling() or recording() or transformed())

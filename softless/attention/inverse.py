@@ -26,7 +26,7 @@ PUBLISHED_PRODUCTS = (
 )
 
 
-class Found(NamedTuple):
+class Inversion(NamedTuple):
     """An inverse, how many steps each matrix took, and which of them fell back to Cholesky."""
 
     inverse: Tensor  # (..., R, R)
@@ -43,13 +43,13 @@ def inverse(a: Tensor, ridge: float, method: str = "cholesky") -> Tensor:
     """
     ridged = a + ridge * torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
     if recording():  # a graph holds torch's own operators, which have derivatives of their own
-        return _found(ridged, ridge, method)
+        return _by_method(ridged, ridge, method)
     with torch.no_grad():
-        x = _found(ridged, ridge, method)
+        x = _by_method(ridged, ridge, method)
     return _with_derivatives(ridged, x)
 
 
-def _found(a: Tensor, ridge: float, method: str) -> Tensor:
+def _by_method(a: Tensor, ridge: float, method: str) -> Tensor:
     """A^-1 by a method; in an ONNX graph, which has no Cholesky, by Newton's iteration."""
     return newton(a, ridge).inverse if method == "newton" or recording_for_onnx() else cholesky(a)
 
@@ -113,7 +113,7 @@ def most_steps(size: int, ridge: float) -> int:
     return math.ceil(2 * math.log2((size + ridge) / ridge)) + 6
 
 
-def newton(a: Tensor, ridge: float) -> Found:
+def newton(a: Tensor, ridge: float) -> Inversion:
     """X <- 2 X - X A X from X_0 = 1.8 A / |A|_1^2, until |I - A X| (Frobenius) is at most 1e-3, and
     two steps more; each matrix by itself.
 
@@ -134,7 +134,7 @@ def newton(a: Tensor, ridge: float) -> Found:
     for _ in range(FURTHER):
         x = x + x @ (identity - a @ x)
     rest = torch.full_like(x, torch.nan) if recording_for_onnx() else cholesky(a)
-    return Found(torch.where(fell_back[..., None, None], rest, x), steps, fell_back)
+    return Inversion(torch.where(fell_back[..., None, None], rest, x), steps, fell_back)
 
 
 def published(a: Tensor, steps: int = 20, ridge: float = 0.01) -> Tensor:

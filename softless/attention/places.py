@@ -6,17 +6,17 @@ import torch
 from torch import Tensor
 
 from softless.attention.record import Grid
-from softless.attention.streaming import Place, Tokens
+from softless.attention.streaming import ChunkPosition, Tokens
 
 
-def indices(length: int, position: Place | None, device: torch.device) -> Tensor:
+def indices(length: int, position: ChunkPosition | None, device: torch.device) -> Tensor:
     """(n,) index of each token in the whole sequence, masked tokens counted."""
     index = torch.arange(length, device=device)
     return index if position is None else index + position.start
 
 
 def ranks(
-    mask: Tensor | None, length: int, position: Place | None, device: torch.device
+    mask: Tensor | None, length: int, position: ChunkPosition | None, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """(B or 1, n) number of tokens that count before each token, and (B or 1, 1) number of those
     that count in all.

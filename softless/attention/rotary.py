@@ -16,7 +16,7 @@ from torch import Tensor
 from softless.attention.moments import precise
 from softless.attention.places import cells, indices
 from softless.attention.record import Grid
-from softless.attention.streaming import Place
+from softless.attention.streaming import ChunkPosition
 
 BASE = 10000.0
 
@@ -31,7 +31,7 @@ def why_not(head_dim: int) -> str | None:
     )
 
 
-def angles(x: Tensor, grid: Grid, position: Place | None) -> tuple[Tensor, Tensor]:
+def angles(x: Tensor, grid: Grid, position: ChunkPosition | None) -> tuple[Tensor, Tensor]:
     """Cosine and sine of the angle of each pair of tokens x (B,H,n,D): (n, D/2), each row and each
     column evaluated once.
     """
@@ -59,7 +59,7 @@ def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2).to(x.dtype)
 
 
-def at(x: Tensor, grid: Grid, position: Place | None = None) -> Tensor:
+def at(x: Tensor, grid: Grid, position: ChunkPosition | None = None) -> Tensor:
     """Tokens x (B,H,n,D) turned where they stand; `position` is that of a chunk."""
     return turned(x, *angles(x, grid, position))
 

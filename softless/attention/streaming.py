@@ -14,7 +14,7 @@ Summary = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Place:
+class ChunkPosition:
     """Where the tokens of a chunk stand in their sequence.
 
     `start` and `total` count every token; under a mask, `before` and `counted` (B,) are those that
@@ -40,8 +40,8 @@ class Tokens:
     v: Tensor
     mask: Tensor | None = None
     query_mask: Tensor | None = None
-    keys: Place | None = None  # None: these are all
-    queries: Place | None = None
+    keys: ChunkPosition | None = None  # None: these are all
+    queries: ChunkPosition | None = None
 
 
 def no_reason(*_: Any, **__: Any) -> None:

@@ -114,8 +114,8 @@ class ClassAttention(nn.Module):
     def _by_row(self, qkv: Tensor) -> Tensor:
         """The class token's weights over all tokens, times v: (B,H,1,D)."""
         q, k, v = unpacked(qkv, self.num_heads)
-        wide = torch.promote_types(qkv.dtype, torch.float32)
-        return self.attn_drop(self.row(q.to(wide), k.to(wide))) @ v.to(wide)
+        dtype = torch.promote_types(qkv.dtype, torch.float32)
+        return self.attn_drop(self.row(q.to(dtype), k.to(dtype))) @ v.to(dtype)
 
     def row(self, q: Tensor, k: Tensor) -> Tensor:
         """The first query's weights over all tokens, before token_scale: (B,H,N,D) twice ->

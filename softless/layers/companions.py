@@ -169,12 +169,12 @@ class Reduction(nn.Module):
         if mask is not None:
             x = x.masked_fill(~mask[..., None], 0)
         image = x[:, prefix:].transpose(1, 2).unflatten(2, (height, width))
-        few = torch.cat(
+        reduced = torch.cat(
             [x[:, :prefix], self.norm(self.conv(image).flatten(2).transpose(1, 2)).to(x.dtype)],
             dim=1,
         )
         if mask is None:
-            return few, None
+            return reduced, None
         cells = mask[:, None, prefix:].unflatten(2, (height, width)).to(torch.float32)
-        seen = F.max_pool2d(cells, self.side).flatten(1) > 0
-        return few, torch.cat([mask[:, :prefix], seen], dim=1)
+        cell_mask = F.max_pool2d(cells, self.side).flatten(1) > 0
+        return reduced, torch.cat([mask[:, :prefix], cell_mask], dim=1)

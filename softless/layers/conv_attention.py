@@ -28,12 +28,12 @@ class ConvProjection(nn.Module):
     tokens pass by.
     """
 
-    def __init__(self, dim: int, kernel: int, stride: int, **place: Any) -> None:
+    def __init__(self, dim: int, kernel: int, stride: int, **factory_kwargs: Any) -> None:
         super().__init__()
         self.conv = nn.Conv2d(
-            dim, dim, kernel, stride, kernel // 2, groups=dim, bias=False, **place
+            dim, dim, kernel, stride, kernel // 2, groups=dim, bias=False, **factory_kwargs
         )
-        self.bn = nn.BatchNorm2d(dim, **place)
+        self.bn = nn.BatchNorm2d(dim, **factory_kwargs)
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
         refuse_absent(x, conv=self.conv)

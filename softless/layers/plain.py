@@ -139,8 +139,8 @@ def hooks_on_all() -> bool:
         return True
     if not (before or after):
         return False
-    held = [*before.values(), *after.values()]
-    return not all(isinstance(getattr(hook, "__self__", None), ModuleTracker) for hook in held)
+    hooks = [*before.values(), *after.values()]
+    return not all(isinstance(getattr(hook, "__self__", None), ModuleTracker) for hook in hooks)
 
 
 def _tensors(layer: Any) -> list[Tensor]:
@@ -208,13 +208,13 @@ def place_of(*modules: nn.Module) -> Tensor:
     """
     own = [x for module in modules for x in module.parameters() if x.is_floating_point()]
     dtype = own[0].dtype if own else torch.get_default_dtype()
-    here = next((x.device for x in own if x.device.type != "meta"), None)
-    if here is None:
-        here = torch.device("cpu" if not own or any(map(watched, modules)) else "meta")
-    return torch.empty(0, dtype=dtype, device=here)
+    device = next((x.device for x in own if x.device.type != "meta"), None)
+    if device is None:
+        device = torch.device("cpu" if not own or any(map(watched, modules)) else "meta")
+    return torch.empty(0, dtype=dtype, device=device)
 
 
-def refuse_empty(model: nn.Module, what: str) -> None:
+def refuse_empty(model: nn.Module, action: str) -> None:
     """Refuse a model that is to be called and cannot.
 
     Raises:
@@ -222,24 +222,24 @@ def refuse_empty(model: nn.Module, what: str) -> None:
     """
     if path := absent(model):
         raise UsageError(
-            f'{what}: {path} has no numbers, its own tensors lie on "meta" and nothing brings '
+            f'{action}: {path} has no numbers, its own tensors lie on "meta" and nothing brings '
             "them: load the weights first, with "
             "load_state_dict(…, assign=True)"
         )
 
 
-def refuse_parts(model: nn.Module, what: str) -> None:
+def refuse_parts(model: nn.Module, action: str) -> None:
     """Refuse a model whose weights are not all here.
 
     Raises:
         UsageError: a weight on "meta" with nobody to bring it, or one of which this process holds a
             part; it is named.
     """
-    refuse_empty(model, what)
+    refuse_empty(model, action)
     if path := sharded(model):
         raise UsageError(
-            f"{what}: of {path} this process holds a part only: give a whole model the state that "
-            "torch.distributed.checkpoint.state_dict.get_model_state_dict gathers with "
+            f"{action}: of {path} this process holds a part only: give a whole model the state "
+            "that torch.distributed.checkpoint.state_dict.get_model_state_dict gathers with "
             "full_state_dict=True"
         )
 

@@ -27,9 +27,9 @@ def fourier_table(
     octave = temperature ** (2 * torch.div(octave, 2, rounding_mode="floor") / features)
 
     def axis(length: int) -> Tensor:
-        place = torch.arange(1, length + 1, device=device, dtype=torch.float32)
-        place = place / (place[-1:] + 1e-6) * (2 * math.pi)
-        angle = place[:, None] / octave
+        position = torch.arange(1, length + 1, device=device, dtype=torch.float32)
+        position = position / (position[-1:] + 1e-6) * (2 * math.pi)
+        angle = position[:, None] / octave
         # (length, features)
         return torch.stack([angle[:, 0::2].sin(), angle[:, 1::2].cos()], dim=-1).flatten(1)
 

@@ -79,9 +79,9 @@ class InMemory:
         return self.values[start:stop]
 
     def write(self, start: int, values: Tensor) -> None:
-        place = self.values[start : start + len(values)]
-        if place.data_ptr() != values.data_ptr():
-            place.copy_(values)
+        target = self.values[start : start + len(values)]
+        if target.data_ptr() != values.data_ptr():
+            target.copy_(values)
 
     def whole(self) -> Tensor:
         """All rows."""
@@ -221,12 +221,12 @@ class Journal:
         """
         if not self.path.exists():
             return None
-        found = self.path.read_bytes()
+        content = self.path.read_bytes()
         start = len(MAGIC) + 32
-        body = found[start:]
+        body = content[start:]
         if (
-            found[: len(MAGIC)] != MAGIC
-            or found[len(MAGIC) : start] != hashlib.sha256(body).digest()
+            content[: len(MAGIC)] != MAGIC
+            or content[len(MAGIC) : start] != hashlib.sha256(body).digest()
         ):
             raise CheckpointError(f"{self.path} is damaged: remove the folder and begin again")
         header = json.loads(body[8 : 8 + struct.unpack("<Q", body[:8])[0]])
@@ -289,7 +289,7 @@ def emptied(folder: Path) -> None:
     remove_empty(folder)
 
 
-def same_run(folder: Path, about: Mapping[str, Any]) -> bool:
+def same_run(folder: Path, facts: Mapping[str, Any]) -> bool:
     """Whether a folder holds the beginning of this very run; a new folder is made and told what run
     it is of.
 
@@ -305,7 +305,7 @@ def same_run(folder: Path, about: Mapping[str, Any]) -> bool:
             raise CheckpointError(
                 f"{path} is damaged: remove the folder and begin again"
             ) from error
-        wrong = [name for name in sorted({*about, *before}) if about.get(name) != before.get(name)]
+        wrong = [name for name in sorted({*facts, *before}) if facts.get(name) != before.get(name)]
         if wrong:
             raise CheckpointError(
                 f"{folder} holds another run, of another {', another '.join(wrong)}: choose "
@@ -318,7 +318,7 @@ def same_run(folder: Path, about: Mapping[str, Any]) -> bool:
             raise CheckpointError(
                 f"{folder} holds other files: choose a new or empty folder as the store"
             )
-        write_text(path, json.dumps(about, indent=1) + "\n")
+        write_text(path, json.dumps(facts, indent=1) + "\n")
     except OSError as error:
         raise full(folder, error) from error
     return False

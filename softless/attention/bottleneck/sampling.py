@@ -10,7 +10,7 @@ from torch import Tensor
 from softless.attention.norms import keep
 from softless.attention.places import indices, number_of_windows, windows
 from softless.attention.record import Grid
-from softless.attention.streaming import Place
+from softless.attention.streaming import ChunkPosition
 
 
 def scaled(q: Tensor, mask: Tensor | None) -> Tensor:
@@ -49,7 +49,12 @@ def taken(index: Tensor, grid: Grid, sampling: str, ratio: int) -> Tensor:
 
 
 def membership(
-    x: Tensor, mask: Tensor | None, position: Place | None, grid: Grid, sampling: str, ratio: int
+    x: Tensor,
+    mask: Tensor | None,
+    position: ChunkPosition | None,
+    grid: Grid,
+    sampling: str,
+    ratio: int,
 ) -> Tensor:
     """(B or 1, 1, n, R) 1 where a token that counts is a part of a bottleneck token."""
     part = taken(indices(x.shape[-2], position, x.device), grid, sampling, ratio)
@@ -71,7 +76,9 @@ def convolved(x: Tensor, grid: Grid, weight: Tensor) -> Tensor:
     return F.conv2d(image, weight, stride=weight.shape[-1]).flatten(2).mT.unflatten(0, (B, H))
 
 
-def convolved_parts(x: Tensor, position: Place | None, grid: Grid, weight: Tensor) -> Tensor:
+def convolved_parts(
+    x: Tensor, position: ChunkPosition | None, grid: Grid, weight: Tensor
+) -> Tensor:
     """What some tokens add to the convolution of their windows: (B,H,n,D) -> (B,H,R,D)."""
     ratio = weight.shape[-1]
     window, spot, inside = windows(indices(x.shape[-2], position, x.device), grid, ratio)

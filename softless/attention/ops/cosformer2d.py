@@ -35,10 +35,12 @@ from softless.attention.record import (
     Identity,
     Operator,
 )
-from softless.attention.streaming import Place, Streaming, Summary, Tokens
+from softless.attention.streaming import ChunkPosition, Streaming, Summary, Tokens
 
 
-def tables(x: Tensor, position: Place | None, grid: Grid, parity: bool) -> tuple[Tensor, Tensor]:
+def tables(
+    x: Tensor, position: ChunkPosition | None, grid: Grid, parity: bool
+) -> tuple[Tensor, Tensor]:
     """The tables of tokens as queries and as keys, (1, n, 4), or (1, n, 6) where there are prefix
     tokens.
     """

@@ -88,9 +88,9 @@ def finish(summary: Summary, **_: Any) -> Summary:
     return summary
 
 
-def read(tokens: Tokens, projected: Summary, **_: Any) -> Tensor:
+def read(tokens: Tokens, summary: Summary, **_: Any) -> Tensor:
     """The output of these queries."""
-    return attention(tokens.q, projected["k"], projected["v"], None, tokens.query_mask)
+    return attention(tokens.q, summary["k"], summary["v"], None, tokens.query_mask)
 
 
 STREAMING = Streaming(

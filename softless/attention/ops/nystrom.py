@@ -38,7 +38,7 @@ from softless.attention.record import (
     Operator,
 )
 from softless.attention.recording import recording
-from softless.attention.streaming import Place, Streaming, Summary, Sweep, Tokens, at_once
+from softless.attention.streaming import ChunkPosition, Streaming, Summary, Sweep, Tokens, at_once
 
 
 def segments(ranks: Tensor, counted: Tensor, landmarks: int) -> Tensor:
@@ -63,7 +63,9 @@ def membership(x: Tensor, side: Tensor, mask: Tensor | None, number: int) -> Ten
     return member[:, None].to(x.dtype)
 
 
-def _in_windows(position: Place | None, length: int, x: Tensor, grid: Grid, ratio: int) -> Tensor:
+def _in_windows(
+    position: ChunkPosition | None, length: int, x: Tensor, grid: Grid, ratio: int
+) -> Tensor:
     window, _, inside = windows(indices(length, position, x.device), grid, ratio)
     return torch.where(inside, window, -1)[None]
 
