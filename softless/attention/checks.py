@@ -61,7 +61,7 @@ def check_grid(record: Operator, grid: Grid | None, options: Mapping[str, Any]) 
 
 
 def keys_of(record: Operator, q: Tensor, k: Tensor | None, options: Mapping[str, Any]) -> Tensor:
-    """The keys of a call: q where they are tied.
+    """The keys (B,H,M,D) of a call: q (B,H,N,D) where they are tied.
 
     Raises:
         UsageError: keys for an operator whose q and k are tied, or none for another.

@@ -99,7 +99,7 @@ def remembered(
     options: Mapping[str, Any],
 ) -> Plan:
     """The plan of a call without masks, grid and tensors of the operator's own, which its shapes
-    decide.
+    decide. Here qkv is the buffer (B, N, 3 H D).
     """
     backend = asked_for(backend)
     key = (
@@ -136,7 +136,9 @@ def backend_of(
     learned: Mapping[str, Tensor] | None = None,
     **options: Any,
 ) -> Backend:
-    """The backend that `attend` would take for these tensors without masks."""
+    """The backend that `attend` would take for these tensors without masks. Shapes: q (B,H,N,D), k
+    (B,H,M,D), v (B,H,M,E).
+    """
     record = get(op)
     call = Call(record, q, k, v, check_options(record, options), grid=grid, learned=learned)
     return chosen(call, extras_of(call), asked_for())

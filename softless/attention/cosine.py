@@ -38,7 +38,7 @@ def features(x: Tensor, table: Tensor | None, mask: Tensor | None) -> Tensor:
 
 
 def summarise(k: Tensor, v: Tensor, table: Tensor | None, mask: Tensor | None) -> Summary:
-    """Both sums over some keys."""
+    """Both sums over some keys k (B,H,m,D): "context" (B,H,TD,E) and "total" (B,H,1,TD)."""
     f_k = features(k, table, mask)
     return {"context": product(f_k, keep(v, mask)), "total": f_k.sum(-2, keepdim=True)}
 
@@ -47,7 +47,7 @@ def read(
     q: Tensor, summary: Summary, table: Tensor | None, mask: Tensor | None, eps: float
 ) -> Tensor:
     """The output of some queries; 0 for a query that no feature lets through, NaN where the sum of
-    weights overflows: a quotient would be 0.
+    weights overflows: a quotient would be 0. Shapes: q (B,H,n,D), the output (B,H,n,E).
     """
     f_q = features(q, table, mask)
     weights = (f_q * summary["total"]).sum(-1, keepdim=True).clamp_min(eps)
@@ -55,5 +55,5 @@ def read(
 
 
 def waves(angle: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin of an angle, in its own dtype."""
+    """cos and sin of angles of any shape, in their own dtype."""
     return torch.cos(angle), torch.sin(angle)

@@ -96,7 +96,7 @@ class ForwardInverse(Inverse):
 
 
 def cholesky(a: Tensor) -> Tensor:
-    """A^-1 of symmetric positive definite A.
+    """A^-1 of symmetric positive definite A (...,R,R).
 
     A matrix that holds NaN gives NaN, and no error for the others.
     """
@@ -115,7 +115,7 @@ def most_steps(size: int, ridge: float) -> int:
 
 def newton(a: Tensor, ridge: float) -> Inversion:
     """X <- 2 X - X A X from X_0 = 1.8 A / |A|_1^2, until |I - A X| (Frobenius) is at most 1e-3, and
-    two steps more; each matrix by itself.
+    two steps more; each matrix by itself. A is (...,R,R); `steps` and `fell_back` are (...).
 
     A matrix that has not come so far within the limit is inverted by Cholesky, and counted; in an
     ONNX graph, which has none, it is NaN.
@@ -139,7 +139,7 @@ def newton(a: Tensor, ridge: float) -> Inversion:
 
 def published(a: Tensor, steps: int = 20, ridge: float = 0.01) -> Tensor:
     """SOFT's code: 20 steps from a start chosen before the ridge is added, no stop, and the
-    derivative of an exact inverse.
+    derivative of an exact inverse. A is (...,R,R).
 
     The derivative is -X dA X with the X that was reached, right only where the steps sufficed.
     """
@@ -155,7 +155,7 @@ def published(a: Tensor, steps: int = 20, ridge: float = 0.01) -> Tensor:
 
 def published_norm(a: Tensor, steps: int = 20, halvings: int = 10) -> Tensor:
     """The code of the normalised variant: no ridge, one start for the whole batch and all heads,
-    and gradients through the steps.
+    and gradients through the steps. A is (B,H,R,R).
 
     The start is halved while |I - start A A|_1 exceeds 1.01, at most ten times.
     """

@@ -22,7 +22,7 @@ MOST = torch.finfo(torch.float16).max
 
 
 def may_look(x: Tensor) -> bool:
-    """Whether a call may depend on the values of its result."""
+    """Whether a call may depend on the values of its result x, of any shape."""
     # first: a graph would hold even the question after the size
     if torch.compiler.is_compiling() or recording():
         return False
@@ -33,7 +33,7 @@ def may_look(x: Tensor) -> bool:
 
 def may_overflow(row: Tensor, *inputs: Tensor) -> bool:
     """Whether the output of the first query is not finite, or the first tokens given hold large
-    values.
+    values. Any shapes are taken, (B,H,1,D) for one.
 
     Sums over tokens that overflow spoil every row, by NaN, infinity or zero, so the first tokens
     are enough and nothing is read as a whole.

@@ -33,18 +33,18 @@ def ranks(
 
 
 def query_ranks(tokens: Tokens) -> tuple[Tensor, Tensor]:
-    """`ranks` of the queries of a chunk."""
+    """`ranks` of the queries of a chunk: (B or 1, n) and (B or 1, 1)."""
     return ranks(tokens.query_mask, tokens.q.shape[-2], tokens.queries, tokens.q.device)
 
 
 def key_ranks(tokens: Tokens) -> tuple[Tensor, Tensor]:
-    """`ranks` of the keys of a chunk."""
+    """`ranks` of the keys of a chunk: (B or 1, n) and (B or 1, 1)."""
     return ranks(tokens.mask, tokens.k.shape[-2], tokens.keys, tokens.k.device)
 
 
 def cells(index: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
     """Row, column, and whether a token stands on the grid at all, for indices in the whole
-    sequence; prefix tokens do not.
+    sequence; prefix tokens do not. All are (n,).
     """
     prefix, _, width = grid
     cell = (index - prefix).clamp_min(0)
@@ -58,6 +58,8 @@ def windows(index: Tensor, grid: Grid, side: int) -> tuple[Tensor, Tensor, Tenso
     of windows leaves over are not.
 
     Windows are side x side cells, row by row: floor(height / side) * floor(width / side) of them.
+
+    All are (n,).
     """
     line, column, on = cells(index, grid)
     down, across = grid[1] // side, grid[2] // side

@@ -46,6 +46,7 @@ class Dims:
         grid: Grid | None = None,
         options: Options | None = None,
     ) -> "Dims":
+        """The sizes of q (B,H,N,D), k (B,H,M,D) and v (B,H,M,E)."""
         B, H, N, D = q.shape
         return cls(
             B=B, H=H, N=N, M=k.shape[2], D=D, E=v.shape[3], grid=grid, options=dict(options or {})

@@ -106,7 +106,9 @@ class Streaming:
 
 
 def at_once(streaming: Streaming) -> Callable[..., Tensor]:
-    """The streaming form over all tokens at once, as the function of a backend."""
+    """The streaming form over all tokens at once, as the function of a backend. It maps q
+    (B,H,N,D), k (B,H,M,D), v (B,H,M,E) to (B,H,N,E).
+    """
 
     def eager(
         q: Tensor,

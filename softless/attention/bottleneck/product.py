@@ -37,13 +37,13 @@ def island(
 
 
 def symmetric(inverse: Tensor, a: Tensor) -> Tensor:
-    """diag(A 1)^(-1/2) A^-1 diag(A 1)^(-1/2)."""
+    """diag(A 1)^(-1/2) A^-1 diag(A 1)^(-1/2), of A^-1 and A (B,H,R,R)."""
     root = a.sum(-1, keepdim=True).clamp_min(torch.finfo(a.dtype).tiny).rsqrt()
     return root * inverse * root.mT
 
 
 def published_island(bottleneck: Tensor, present: Tensor, *, normalised: bool) -> Tensor:
-    """The published iteration in the dtype at hand."""
+    """The published iteration in the dtype at hand: (B,H,R,D), (B or 1, 1, R, 1) -> (B,H,R,R)."""
     present_pairs = present & present.mT
     a = torch.where(
         present_pairs,
@@ -69,7 +69,7 @@ def attention(
     normalised: bool,
 ) -> Tensor:
     """The formula at the top, over a whole sequence; the R x R island in float64 where the device
-    has it.
+    has it. Shapes: q (B,H,N,D) and v (B,H,N,E) -> (B,H,N,E).
     """
     x = scaled(q, mask)
     bottleneck, present = sample(x, mask, grid, learned, sampling, ratio)

@@ -14,13 +14,13 @@ from softless.attention.streaming import ChunkPosition
 
 
 def scaled(q: Tensor, mask: Tensor | None) -> Tensor:
-    """q / D^(1/4), masked tokens 0."""
+    """q / D^(1/4) of q (B,H,n,D), masked tokens 0."""
     return keep(q, mask) * q.shape[-1] ** -0.25
 
 
 def scrambled(number: int, device: torch.device) -> Tensor:
     """A fixed order of the cells 0..number-1 that looks random and depends on their number alone,
-    so that calls repeat and graphs trace.
+    so that calls repeat and graphs trace. Shape (number,), int64.
     """
     x = torch.arange(number, device=device, dtype=torch.int64)
     for shift, factor in ((16, 0x45D9F3B), (16, 0x45D9F3B), (16, 1)):
@@ -63,7 +63,7 @@ def membership(
 
 
 def activated(bottleneck: Tensor, learned: dict[str, Tensor]) -> Tensor:
-    """LayerNorm and exact GELU of what the convolution made."""
+    """LayerNorm and exact GELU of what the convolution made, (B,H,R,D)."""
     width = bottleneck.shape[-1]
     return F.gelu(F.layer_norm(bottleneck, (width,), learned["norm_weight"], learned["norm_bias"]))
 

@@ -27,7 +27,9 @@ def sum_parts(
     ratio: int,
     **__: Any,
 ) -> Summary:
-    """First sweep: what the tokens add to the bottleneck tokens, and how many do."""
+    """First sweep: what the tokens add to the bottleneck tokens, and how many do. "few" is
+    (B,H,R,D), "number" (B or 1, 1, R, 1).
+    """
     x = scaled(tokens.q, tokens.mask)
     parts = membership(x, tokens.mask, tokens.keys, grid, sampling, ratio)
     total = (
@@ -41,7 +43,7 @@ def sum_parts(
 def place_bottleneck(
     summary: Summary, *, learned: dict[str, Tensor], sampling: str, **_: Any
 ) -> Summary:
-    """The bottleneck tokens."""
+    """The bottleneck tokens "few" (B,H,R,D), and how many tokens each is made of."""
     number = summary["number"]
     bottleneck = (
         activated(summary["few"], learned)
@@ -55,6 +57,8 @@ def look(tokens: Tokens, placed: Summary, **_: Any) -> Summary:
     """Second sweep: P v; kernels are at most 1, so plain sums do.
 
     The bottleneck tokens travel with it.
+
+    "seen" is (B,H,R,E).
     """
     present = placed["number"] > 0
     x = scaled(tokens.q, tokens.mask)
@@ -80,7 +84,7 @@ def finish(summary: Summary, *, inverse: str, ridge: float, normalised: bool, **
 
 
 def read(tokens: Tokens, reader: Summary, **_: Any) -> Tensor:
-    """The output of these queries."""
+    """The output of these queries, (B,H,n,E)."""
     bottleneck, present = reader["few"], reader["there"]
     weights = kernel(
         scaled(tokens.q, tokens.query_mask), bottleneck, middle_of(bottleneck, present)

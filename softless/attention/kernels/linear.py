@@ -81,7 +81,7 @@ def _gain(
 def sums(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, query_mask: Tensor | None, norm: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums over tokens of |q|, |k| (l2: squares) and k^T v, float32."""
+    """Sums over tokens of |q|, |k| (l2: squares), (B,H,D) each, and k^T v (B,H,D,E), in float32."""
     q, k, v = map(native.dense, (q, k, v))
     B, H, _, D = q.shape
     q_size, k_size, context = room(B, H, D, v.shape[3], norm, q.device)
@@ -151,7 +151,7 @@ def attend_backward(
     token_scale: float | None,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v."""
+    """Gradients of q (B,H,N,D), k (B,H,M,D) and v (B,H,M,E), in their dtypes."""
     q, k, v, grad = map(native.dense, (q, k, v, grad))
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     gain = _gain(q.shape[0], q.shape[2], query_mask, token_scale)
@@ -232,7 +232,7 @@ def attend_packed_backward(
     token_scale: float | None,
     eps: float,
 ) -> Tensor:
-    """The gradient of the buffer, written in place of three."""
+    """The gradient of the buffer (B, N, 3 H D), written in place of three."""
     qkv, grad = native.dense(qkv), native.dense(grad)
     B, N, D = qkv.shape[0], qkv.shape[1], qkv.shape[2] // (3 * heads)
     slopes = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
@@ -360,7 +360,7 @@ def slopes_by(
     value: Callable[..., Tensor], inputs: tuple[Tensor | None, ...], grad: Tensor
 ) -> list[Tensor | None]:
     """Gradients of a value by torch alone, themselves differentiable: what a backward pass with
-    create_graph=True asks for.
+    create_graph=True asks for. One for each input, of its shape; None where it asks for none.
     """
     with torch.enable_grad():
         differentiable = [x for x in inputs if x is not None and x.requires_grad]

@@ -32,7 +32,7 @@ def _room(q: Tensor, v: Tensor) -> Tensor:
 def moments(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, query_mask: Tensor | None
 ) -> Tensor:
-    """What `split` takes apart."""
+    """What `split` takes apart: (B, H (4 D + 2 E + D E)), float64."""
     q, k, v = map(native.dense, (q, k, v))
     sums = _room(q, v)
     native.run(
@@ -52,7 +52,7 @@ def moments(
 def centred(
     q: Tensor, v: Tensor, middle: Tensor, matrix: Tensor, offset: Tensor, query_mask: Tensor | None
 ) -> Tensor:
-    """(q - middle) matrix + offset, laid out by tokens."""
+    """(q - middle) matrix + offset, (B,H,N,E), laid out by tokens."""
     q, o = native.dense(q), native.by_tokens(q, v)
     middle, matrix, offset = (
         middle.double().contiguous(),

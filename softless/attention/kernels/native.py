@@ -195,12 +195,12 @@ def _address(x: Tensor | None) -> int:
 
 
 def dense(x: Tensor) -> Tensor:
-    """x with contiguous channels."""
+    """x (B,H,n,D) with contiguous channels."""
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
 def sizes(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, int, int, int, int, int]:
-    """B, H, N, M, D, E."""
+    """B, H, N, M, D, E of q (B,H,N,D), k (B,H,M,D) and v (B,H,M,E)."""
     B, H, N, D = q.shape
     return B, H, N, k.shape[2], D, v.shape[3]
 
@@ -229,7 +229,7 @@ def without() -> Iterator[None]:
 
 
 def refuses(q: Tensor, k: Tensor, v: Tensor, **_: Any) -> list[str]:
-    """Why the native kernels cannot run a call."""
+    """Why the native kernels cannot run a call. Shapes: q (B,H,N,D), k (B,H,M,D), v (B,H,M,E)."""
     reasons = []
     if not torch.compiler.is_compiling() and set_aside():
         return ["a cost is counted, which is that of plain torch on every machine"]

@@ -107,7 +107,8 @@ def self_attention_backward(
     for_weights: bool,
 ) -> tuple[Tensor, ...]:
     """Gradients of x, of the weight and the bias that made q, k and v, and of those of the output
-    projection; empty where not asked for.
+    projection; empty where not asked for. Here x is (B, N, dim), grad (B, N, dim_out), qkv (B, N, 3
+    H D), context (B,H,D,D).
     """
     B, H, D, _ = context.shape
     N, width, dtype = x.shape[1], H * D, x.dtype

@@ -69,7 +69,7 @@ def reference(
     parity: bool = False,
     eps: float = 1e-6,
 ) -> Tensor:
-    """The formula in its linear form."""
+    """The formula in its linear form: q (B,H,N,D), k (B,H,N,D), v (B,H,N,E) -> (B,H,N,E)."""
     of_q, of_k = tables(q, None, grid, parity)
     f_q, f_k = cosine.features(q, of_q, query_mask), cosine.features(k, of_k, mask)
     weights = (f_q * f_k.sum(-2, keepdim=True)).sum(-1, keepdim=True).clamp_min(eps)
@@ -86,7 +86,7 @@ def summarise(tokens: Tokens, _: None, *, grid: Grid, parity: bool, **__: Any) -
 def read(
     tokens: Tokens, summary: Summary, *, grid: Grid, parity: bool, eps: float, **_: Any
 ) -> Tensor:
-    """The output of these queries."""
+    """The output of these queries, (B,H,n,E)."""
     table = tables(tokens.q, tokens.queries, grid, parity)[0]
     return cosine.read(tokens.q, summary, table, tokens.query_mask, eps)
 
@@ -102,7 +102,9 @@ def eager(
     parity: bool,
     eps: float,
 ) -> Tensor:
-    """The streaming form over all tokens at once, with one table for queries and keys."""
+    """The streaming form over all tokens at once, with one table for queries and keys. Shapes: q
+    (B,H,N,D), k (B,H,N,D), v (B,H,N,E) -> (B,H,N,E).
+    """
     of_q, of_k = tables(q, None, grid, parity)
     return cosine.read(q, cosine.summarise(k, v, of_k, mask), of_q, query_mask, eps)
 

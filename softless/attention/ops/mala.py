@@ -57,7 +57,7 @@ def reference(
     grid: Grid | None = None,
     eps: float = 1e-6,
 ) -> Tensor:
-    """The formula as the code has it."""
+    """The formula as the code has it: q (B,H,N,D), k (B,H,M,D), v (B,H,M,E) -> (B,H,N,E)."""
     s = q.shape[-1] ** -0.5
     f_q, f_k = (
         keep(F.elu(x) + 1 if feature == "elu" else x.relu(), some)
@@ -133,7 +133,7 @@ def finish(summary: Summary, **_: Any) -> Reader:
 def read(
     tokens: Tokens, of: Reader, *, feature: str, rotate: bool, eps: float, grid: Grid | None = None
 ) -> Tensor:
-    """The output of these queries."""
+    """The output of these queries, (B,H,n,E)."""
     q = features(tokens.q, tokens.query_mask, feature)
     s = q.shape[-1] ** -0.5
     z = s * averages.along(q, of.plain)

@@ -71,7 +71,7 @@ def _in_windows(
 
 
 def members(tokens: Tokens, grid: Grid | None, options: Options) -> tuple[Tensor, Tensor]:
-    """Membership of the queries and of the keys of a chunk."""
+    """Membership of the queries (B or 1, 1, n, R) and of the keys (B or 1, 1, m, R) of a chunk."""
     number = landmarks(grid, options)
     if options["pooling"] == "grid" and grid is not None:
         of_q = _in_windows(tokens.queries, tokens.q.shape[-2], tokens.q, grid, options["ratio"])
@@ -126,14 +126,16 @@ def pseudo_inverse(a: Tensor, steps: int, parity: bool) -> Tensor:
 def attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, query_mask: Tensor | None
 ) -> Tensor:
-    """Softmax attention over the keys at hand."""
+    """Softmax attention over the keys at hand. Shapes: q (B,H,N,D), k (B,H,M,D), v (B,H,M,E) ->
+    (B,H,N,E).
+    """
     q, k, v = keep(q, query_mask), keep(k, mask), keep(v, mask)
     return keep(exponents.softmax_over_keys(q @ k.mT * q.shape[-1] ** -0.5, mask) @ v, query_mask)
 
 
 def no_more_than_landmarks(k: Tensor, grid: Grid | None, options: Options) -> bool:
     """Whether every key is a landmark by itself, by the shapes at hand; an exported graph does not
-    ask.
+    ask. Here k is (B,H,M,D).
     """
     if recording() or options["pooling"] == "grid":
         return False
@@ -154,7 +156,7 @@ def reference(
     iterations: int = 6,
     parity: bool = False,
 ) -> Tensor:
-    """The formula as printed."""
+    """The formula as printed: q (B,H,N,D), k (B,H,M,D), v (B,H,M,E) -> (B,H,N,E)."""
     options = {"landmarks": landmarks, "pooling": pooling, "ratio": ratio}
     if no_more_than_landmarks(k, grid, options):
         return attention(q, k, v, mask, query_mask)
@@ -245,7 +247,7 @@ def finish(summary: Summary, *, iterations: int, pooling: str, **_: Any) -> Summ
 
 
 def read(tokens: Tokens, reader: Summary, **_: Any) -> Tensor:
-    """The output of these queries."""
+    """The output of these queries, (B,H,n,E)."""
     q = keep(tokens.q, tokens.query_mask)
     return keep(
         _to_landmarks(q, reader["few_k"], reader["has_k"]) @ reader["worth"], tokens.query_mask
@@ -278,7 +280,7 @@ def eager(
     **extras: Any,
 ) -> Tensor:
     """The streaming form over all tokens at once; softmax attention where every token is a
-    landmark.
+    landmark. Shapes: q (B,H,N,D), k (B,H,M,D), v (B,H,M,E) -> (B,H,N,E).
     """
     if parity:
         return reference(q, k, v, mask=mask, query_mask=query_mask, parity=True, **extras)

@@ -46,7 +46,9 @@ def reference(
     features: int | None = None,  # noqa: ARG001
     redraw_every: int = 1000,  # noqa: ARG001
 ) -> Tensor:  # the random features have them
-    """The ratio of the docstring; with parity the published form, stabilisers and all."""
+    """The ratio of the docstring; with parity the published form, stabilisers and all. Shapes: q
+    (B,H,N,D), k (B,H,M,D), v (B,H,M,E) -> (B,H,N,E).
+    """
     if parity:
         return _published(q, k, v, learned["directions"], mask, query_mask)
     tokens = Tokens(q, k, v, mask, query_mask)
@@ -72,7 +74,7 @@ def summarise(
     tokens: Tokens, _: None, *, learned: dict[str, Tensor], kind: str, **__: Any
 ) -> Summary:
     """For each feature: sum over keys of phi and of phi v, with its largest exponent for the
-    exponential features.
+    exponential features. The sums are (B,H,R,1) and (B,H,R,E).
     """
     k = keep(tokens.k, tokens.mask)
     scores = project(k, learned["directions"])
@@ -106,7 +108,7 @@ def read(
     kind: str,
     **_: Any,
 ) -> Tensor:
-    """The output of these queries."""
+    """The output of these queries, (B,H,n,E)."""
     totals, averages = reader
     scores = project(keep(tokens.q, tokens.query_mask), learned["directions"])
     if kind == "softmax":
@@ -183,7 +185,9 @@ STREAMING = Streaming(
 
 
 def eager(q: Tensor, k: Tensor, v: Tensor, *, parity: bool, **extras: Any) -> Tensor:
-    """The streaming form over all tokens at once, or the published form."""
+    """The streaming form over all tokens at once, or the published form. Shapes: q (B,H,N,D), k
+    (B,H,M,D), v (B,H,M,E) -> (B,H,N,E).
+    """
     return (
         reference(q, k, v, parity=True, **extras)
         if parity
