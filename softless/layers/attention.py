@@ -208,7 +208,7 @@ class Attention(Routes):
 
     def called_with(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Grid | None, dict[str, Any]]:
         """Of the arguments of a call: the tokens, the grid where it was passed, and what `sides`
-        takes besides.
+        takes besides. The tokens are (B,N,dim).
         """
         arguments = inspect.signature(self.forward).bind(*args, **kwargs).arguments
         return arguments["x"], arguments.get("grid"), arguments.get("passed", {})
@@ -288,7 +288,7 @@ class Attention(Routes):
         self, x: Tensor, mask: Tensor | None, grid: Grid | None
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
         """q of the tokens, k, v and the mask of those that are attended to: the same, or the few
-        that a reduction leaves.
+        that a reduction leaves. Shapes: q (B,H,N,D), k and v (B,H,M,D), the mask (B,M).
         """
         if self.reduction is None:
             return *self.placed(x, grid), mask

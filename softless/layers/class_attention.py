@@ -93,6 +93,7 @@ class ClassAttention(nn.Module):
 
     @leaf
     def forward(self, x: Tensor) -> Tensor:
+        """The class token of x (B,N,dim), past attention to all tokens: (B,1,dim)."""
         refuse_absent(x, qkv=self.qkv, proj=self.proj)
         scale = self.options.get("token_scale")
         qkv = self.qkv(x)

@@ -36,6 +36,7 @@ class ConvProjection(nn.Module):
         self.bn = nn.BatchNorm2d(dim, **factory_kwargs)
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
+        """Tokens x (B,N,dim) on a grid -> (B,M,dim)."""
         refuse_absent(x, conv=self.conv)
         prefix, height, width = grid
         image = x[:, prefix:].transpose(1, 2).unflatten(2, (height, width))
@@ -119,7 +120,7 @@ class ConvAttention(Attention):
         self, x: Tensor, mask: Tensor | None, grid: Grid | None
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
         """As `project`; masks are refused, since the convolutions have already mixed a token with
-        its neighbours.
+        its neighbours. The shapes are those of `Attention.sides`.
 
         Raises:
             UsageError: a mask.

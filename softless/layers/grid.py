@@ -54,7 +54,7 @@ class SharedGrid(threading.local):
             self.backward = torch._C._current_graph_task_id()
 
     def of(self, x: Tensor) -> Grid | None:
-        """Where the tokens x, which come to an attention module, stand.
+        """Where the tokens x (B,N,dim), which come to an attention module, stand.
 
         In a backward pass a block is computed again, and what this thread was told last may be
         another image's: the grid is then that of the first pass, which is found beside the node of

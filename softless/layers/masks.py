@@ -57,6 +57,10 @@ def constant_over_queries(op: Operator, x: Tensor, attn_mask: Tensor) -> Tensor:
 
     A query that may look at nothing and that nobody looks at is padding too, as in the masks of
     NaFlexViT's padded batches.
+
+    Raises:
+        UsageError: a shape that does not fit tokens x (B, N, dim), a mask that differs between
+            queries or heads, or one that a graph hides.
     """
     batch, length = x.shape[0], x.shape[1]
     way_out = (

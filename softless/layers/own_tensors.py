@@ -61,6 +61,8 @@ class OwnTensors(nn.Module):
 
         Called like any module, so that what brings weights to a module when it is called brings
         these.
+
+        Their shapes are those that the operator's record claims.
         """
         return {name: getattr(self, name) for name in self.claims}
 

@@ -61,7 +61,7 @@ def weights_of(
 
 @torch.no_grad()
 def give(layer: nn.Module, weight: Tensor, bias: Tensor | None = None) -> None:
-    """Write the weight, and the bias, of a layer that is new."""
+    """Write the weight (out, in), and the bias (out,), of a layer that is new."""
     assert isinstance(layer.weight, Tensor)
     layer.weight.copy_(weight)
     if bias is not None:
@@ -204,7 +204,7 @@ def sharded(model: nn.Module) -> str:
 
 def place_of(*modules: nn.Module) -> Tensor:
     """An empty tensor of the dtype and on the device of what modules compute with; offloaded
-    weights come to the processor.
+    weights come to the processor. Its shape is (0,).
     """
     own = [x for module in modules for x in module.parameters() if x.is_floating_point()]
     dtype = own[0].dtype if own else torch.get_default_dtype()
@@ -245,7 +245,8 @@ def refuse_parts(model: nn.Module, action: str) -> None:
 
 
 def called(layer: nn.Module, o: Tensor, lift: float | Tensor) -> Tensor:
-    """A layer of o / lift, where float16 can hold o and not o / lift: float32.
+    """A layer of o / lift, where float16 can hold o and not o / lift: float32. Tokens o are
+    (B,N,C).
 
         f(o / lift) = f(0) + (f(o) - f(0)) / lift
 

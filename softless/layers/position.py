@@ -52,7 +52,9 @@ class FourierPosition(nn.Module):
         self.tables = Kept()
 
     def table(self, height: int, width: int) -> Tensor:
-        """The float32 table of a grid, from the store where eager code may keep one."""
+        """The float32 table of a grid, from the store where eager code may keep one. It is (1, 2
+        features, height, width).
+        """
         device = place_of(self.token_projection).device
         return self.tables.get(
             (height, width, device),
@@ -61,5 +63,6 @@ class FourierPosition(nn.Module):
 
     @leaf
     def forward(self, batch: int, height: int, width: int) -> Tensor:
+        """Positions of a grid, (batch, dim, height, width)."""
         table = self.table(height, width).to(place_of(self.token_projection).dtype)
         return self.token_projection(table).expand(batch, -1, -1, -1)

@@ -165,7 +165,7 @@ class Routes(nn.Module):
 
 
 def dtype_of_products(x: Tensor) -> torch.dtype:
-    """What a linear layer computes x in: autocast's dtype where that is on."""
+    """What a linear layer computes x in: autocast's dtype where that is on. Any shape will do."""
     kind = x.device.type
     on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     return torch.get_autocast_dtype(kind) if on else x.dtype
@@ -193,7 +193,7 @@ def merged(qkv: Tensor, matrix: Tensor, weight: Tensor, bias: Tensor | None) -> 
 
 
 def widened(proj: nn.Module, o: Tensor) -> Tensor:
-    """`proj` in float32, of a float32 o that its own dtype cannot hold."""
+    """`proj` in float32, of a float32 o (B,N,C) that its own dtype cannot hold: (B,N,dim_out)."""
     weights = weights_of(proj, o.device)
     if weights is None:
         largest = o.abs().amax((1, 2), keepdim=True).clamp_min(torch.finfo(o.dtype).tiny)
@@ -208,7 +208,7 @@ def widened(proj: nn.Module, o: Tensor) -> Tensor:
 
 def lowered(proj: nn.Module, o: Tensor, lift: float, dtype: torch.dtype) -> Tensor:
     """`proj` of o / lift, where o / lift itself is too small for its dtype: the scale comes down in
-    float32, before the bias.
+    float32, before the bias. Joined heads o (B,N,C) -> (B,N,dim_out).
     """
     weights = weights_of(proj, o.device)
     if weights is None:

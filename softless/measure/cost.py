@@ -233,8 +233,10 @@ def _fused(
 
 @contextlib.contextmanager
 def refused(size: tuple[int, ...]) -> Iterator[None]:
-    """An assertion of a model about its image, as timm's models have it, is the caller's to
-    mend.
+    """An assertion of a model about its image, as timm's models have it, is the caller's to mend.
+
+    Raises:
+        UsageError: the model asserts that its input has another size.
     """
     try:
         yield
@@ -265,7 +267,11 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 def input_size_of(model: nn.Module, size: int | tuple[int, ...] | None) -> tuple[int, int, int]:
-    """Channels, height and width: those given, and the model's own for the others."""
+    """Channels, height and width: those given, and the model's own for the others.
+
+    Raises:
+        UsageError: neither a side nor two or three sizes, or one that is not in 1..`LONGEST`.
+    """
     own = getattr(model, "pretrained_cfg", {}).get("input_size", (3, 224, 224))
     embed = getattr(model, "patch_embed", None)
     channels = getattr(model, "in_chans", None) or own[0]

@@ -19,7 +19,7 @@ def packed_weights(model: nn.Module) -> Iterator[Tensor]:
 
 
 def distinct(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Each tensor once."""
+    """Each tensor once, whatever its shape."""
     return list({id(tensor): tensor for tensor in tensors}.values())
 
 

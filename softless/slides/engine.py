@@ -405,7 +405,7 @@ class Step:
         return state
 
     def take(self, span: slice) -> tuple[int, Tensor] | None:
-        """Work on a chunk; the tokens that it changed, and where they begin."""
+        """Work on a chunk; the tokens that it changed, and where they begin. They are (n,D)."""
         changed = None
         if self.layer is None:
             x = self.tokens.read(span.start, span.stop)

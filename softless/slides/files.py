@@ -237,6 +237,11 @@ class Stored(Levels):
     def read(
         self, top: int, left: int, height: int, width: int, lost: list[Lost] | None = None
     ) -> NDArray[Any]:
+        """As `Pixels.read`: (height, width, C).
+
+        Raises:
+            Unreadable: a tile of it cannot be read, and there is no `lost`.
+        """
         values, bad = self.tiles.read(top, left, height, width, self.check)
         if bad and lost is None:
             raise Unreadable(bad[0].reason)
@@ -378,6 +383,7 @@ class Slide(Levels):
     def read(
         self, top: int, left: int, height: int, width: int, lost: list[Lost] | None = None
     ) -> NDArray[Any]:
+        """As `Pixels.read`: (height, width, C)."""
         try:
             return self._region(top, left, height, width)
         except Unreadable:

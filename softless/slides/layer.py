@@ -46,7 +46,7 @@ class TokenSequence:
     ahead: dict[int, Tensor] = field(default_factory=dict)
 
     def know(self, mask: Tensor) -> None:
-        """Which tokens count."""
+        """Which tokens count: mask (N,), True where one does."""
         self.mask, self.ahead = mask, {}
 
     def part(self, span: slice) -> tuple[Tensor | None, ChunkPosition]:

@@ -126,7 +126,9 @@ class Maps:
 
 
 def pooled(values: NDArray[np.float32], side: int) -> NDArray[np.float64]:
-    """Means over squares of so many patches a side, of those that count; NaN where none does."""
+    """Means over squares of so many patches a side, of those that count; NaN where none does. A map
+    (h,w) becomes (ceil(h / side), ceil(w / side)).
+    """
     height, width = (-(-length // side) * side for length in values.shape)
     padded = np.full((height, width), np.nan)
     padded[: values.shape[0], : values.shape[1]] = values

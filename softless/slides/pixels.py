@@ -50,7 +50,7 @@ class Pixels(Protocol):
     def read(
         self, top: int, left: int, height: int, width: int, lost: list[Lost] | None = None
     ) -> NDArray[Any]:
-        """A region inside the image.
+        """A region inside the image. Its shape is (height, width, C).
 
         Args:
             top: Of the region.
@@ -84,6 +84,7 @@ class Bytes:
     def read(
         self, top: int, left: int, height: int, width: int, _: list[Lost] | None = None
     ) -> NDArray[Any]:
+        """As `Pixels.read`: (height, width, C)."""
         return self.values[top : top + height, left : left + width]
 
     def close(self) -> None:
@@ -107,6 +108,7 @@ class Scaled:
     def read(
         self, top: int, left: int, height: int, width: int, lost: list[Lost] | None = None
     ) -> NDArray[Any]:
+        """As `Pixels.read`: (height, width, C)."""
         down, across = (max(1, int(AT_ONCE / axis.by)) for axis in self.axes)
         rows = []
         for row in range(top, top + height, down):

@@ -18,7 +18,7 @@ DICOM_SIGN = slice(128, 132), b"DICM"
 
 
 def tensor_print(values: Tensor | None) -> str:
-    """A digest of a tensor's bits."""
+    """A digest of the bits of a tensor of any shape; empty for None."""
     import torch
 
     return (

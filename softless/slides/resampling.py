@@ -58,7 +58,7 @@ class Axis:
 
     def matrix(self, start: int, stop: int) -> tuple[int, NDArray[np.float64]]:
         """The first pixel of the side that has a part, and the weights (stop - start, n), whole
-        numbers of 2^-bits.
+        numbers of 2^-bits. Its rows are new pixels.
         """
         centres, lows, highs = self._ends(np.arange(start, stop))
         first = int(lows[0])

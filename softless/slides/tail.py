@@ -58,6 +58,7 @@ class Sweeping(Stage):
         self.reader = self.layer.finish(state, self.sweep - 1) if self.sweep else None
 
     def part(self, x: Tensor, span: slice, _: State) -> Summary:
+        """What the tokens x (n,D) of a chunk add to the sweep's summary."""
         return self.layer.summarise(x, span, self.sweep, self.reader)
 
     def merge(self, a: Summary, b: Summary) -> Summary:
@@ -100,6 +101,7 @@ class ClassBlock(Stage):
         return x
 
     def part(self, x: Tensor, span: slice, state: State) -> Summary:
+        """What the tokens x (n,D) of a chunk add to the sums of the class token."""
         return self._sums(self.entering(x), self.sequence.part(span)[0], state["class"])
 
     def _sums(self, x: Tensor, mask: Tensor | None, token: Tensor) -> Summary:
@@ -199,6 +201,7 @@ class Mean(Stage):
         self.tail, self.first = tail, first  # tokens ahead of `first` are left out
 
     def part(self, x: Tensor, span: slice, _: State) -> Summary:
+        """The sum (1,D) of those of the tokens x (n,D) that count, and their number, in float64."""
         mask = self.tail.sequence.part(span)[0]
         counted = (
             torch.ones(len(x), dtype=torch.bool, device=x.device)
