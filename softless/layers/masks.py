@@ -99,7 +99,7 @@ def constant_over_queries(op: Operator, x: Tensor, attn_mask: Tensor) -> Tensor:
 
 def _of_tokens(visible: Tensor, keep: Tensor) -> bool:
     """Whether every query sees the tokens to keep (B,1,1,M), but for those that are not kept and
-    see none; seen is (B,H or 1,N or 1,M).
+    see none; visible is (B,H or 1,N or 1,M).
     """
     alike = (visible == keep).all(-1)
     if visible.shape[2] != keep.shape[3]:

@@ -61,7 +61,7 @@ def weights_of(
 
 @torch.no_grad()
 def give(layer: nn.Module, weight: Tensor, bias: Tensor | None = None) -> None:
-    """Write the weight (out, in), and the bias (out,), of a layer that is new."""
+    """Write the weight, of the layer's own shape, and the bias (out,) of a layer that is new."""
     assert isinstance(layer.weight, Tensor)
     layer.weight.copy_(weight)
     if bias is not None:

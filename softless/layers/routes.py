@@ -56,7 +56,7 @@ class Routes(nn.Module):
 
     def _project_out(self, x: Tensor, o: Tensor, in_float32: bool) -> Tensor:
         """Past the norm, the gate and the output projection: joined heads (B,N,H D) ->
-        (B,N,dim_out); a wide o is float32.
+        (B,N,dim_out); `in_float32` says that o is.
         """
         lift = (
             self.op.half_lift(self._dims(x))
