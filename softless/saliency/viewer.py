@@ -55,10 +55,10 @@ class Viewer:
         if size == TRAINING:
             scale = needed_scale(self.model)
             size = max(scale.height, scale.width)
-        about: dict[str, Any] = dict(getattr(self.model, "pretrained_cfg", {}))
-        told = {name: about[name] for name in ("crop_pct", "interpolation") if name in about}
-        framed = {"crop_pct": 1.0, "interpolation": "bicubic", **told}
-        made = eval_transform(
+        config: dict[str, Any] = dict(getattr(self.model, "pretrained_cfg", {}))
+        framing = {name: config[name] for name in ("crop_pct", "interpolation") if name in config}
+        framed = {"crop_pct": 1.0, "interpolation": "bicubic", **framing}
+        transform = eval_transform(
             int(size),
             framed["crop_pct"],
             framed["interpolation"],
@@ -67,7 +67,7 @@ class Viewer:
             self.in_chans,
             deep=self.scale is not None,
         )
-        return replace(self, transform=made)
+        return replace(self, transform=transform)
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ class Resized:
             raise UsageError(
                 "resize= is for images of one or three channels of bytes: resize this one before"
             )
-        wide, tall = pictures.size_of(image)
-        height, width = size_of(self.model, self.size, tall, wide)
+        image_width, image_height = pictures.size_of(image)
+        height, width = size_of(self.model, self.size, image_height, image_width)
         return self.after(pictures.resized(image, width, height))
 
 
@@ -106,13 +106,13 @@ def needed_scale(model: nn.Module) -> Scale:
     Raises:
         UsageError: it is not known.
     """
-    found = training_scale(model)
-    if found is None:
+    scale = training_scale(model)
+    if scale is None:
         raise UsageError(
             "resize=training: this model does not know at which size it was trained; give the "
             "pixels of the longer side"
         )
-    return found
+    return scale
 
 
 def size_of(model: nn.Module, size: Size, height: int, width: int) -> tuple[int, int]:
@@ -154,30 +154,30 @@ def evaluation_transform(model: nn.Module) -> Callable[[Any], Tensor]:
     if hasattr(model, "framed"):
         return plain_transform(0, 1.0, "", *normalisation(model), channels_of(model), deep=deep)
     if deep:
-        told = timm.data.resolve_model_data_config(model)
+        data_config = timm.data.resolve_model_data_config(model)
         mean, std = normalisation(model)
         return eval_transform(
-            max(told["input_size"][1:]),
-            told["crop_pct"],
-            told["interpolation"],
+            max(data_config["input_size"][1:]),
+            data_config["crop_pct"],
+            data_config["interpolation"],
             mean,
             std,
             channels_of(model),
             deep=True,
         )
-    made = timm.data.create_transform(
+    transform = timm.data.create_transform(
         **timm.data.resolve_model_data_config(model), is_training=False
     )
-    assert callable(made)
-    return made
+    assert callable(transform)
+    return transform
 
 
 def normalisation(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of the images that a model takes, from its `pretrained_cfg`."""
     import timm.data
 
-    told = timm.data.resolve_model_data_config(model)
-    return tuple(told["mean"]), tuple(told["std"])
+    data_config = timm.data.resolve_model_data_config(model)
+    return tuple(data_config["mean"]), tuple(data_config["std"])
 
 
 def declared(model: nn.Module) -> Range | None:
