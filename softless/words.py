@@ -3,10 +3,12 @@ nothing that steers a terminal.
 """
 
 from collections.abc import Iterable
-from unicodedata import category
+from unicodedata import category, normalize
 
 POINTER = b"version https://git-lfs"  # begins a file that stands for another
 POINTED = "a Git LFS pointer and not the file itself: fetch it with git lfs pull"
+ALIKE = "differ only in case, or in how an accent is encoded; rename or merge them"
+NO_TEXT = "a name that is not UTF-8, and results and pages name their classes: rename it"
 SPACE = "Zs"  # of Unicode: the narrow space between thousands is one
 
 
@@ -107,3 +109,15 @@ def as_cell(text: str) -> str:
 
 # the wide signs count in some languages
 FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+
+
+def composed(name: str) -> str:
+    """A class's name, whose accents some file systems write apart from their letters."""
+    return normalize("NFC", name)
+
+
+def twins_of(names: Iterable[str]) -> dict[str, str]:
+    """Names that people read as one before them: name -> that one."""
+    first_by_form: dict[str, str] = {}
+    first = {name: first_by_form.setdefault(composed(name).casefold(), name) for name in names}
+    return {name: twin for name, twin in first.items() if twin != name}

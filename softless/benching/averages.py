@@ -17,7 +17,6 @@ from softless.experiment.candidates import AVERAGED, KEYS, RAW
 from softless.experiment.measures import MEASURES
 from softless.experiment.recipe import Recipe
 from softless.report.runs import RunRecord, read_run
-from softless.tasks.table import check_recipe
 from softless.words import counted
 
 STATES = {RAW: "model", AVERAGED: "ema"}  # of a checkpoint
@@ -181,7 +180,7 @@ def averages(
         "all": chosen
     }
     for limited in recipes.values():
-        check_recipe(limited)
+        limited.check()
     named = name or chosen.name
     target = record_path(f"averages_{named}") if record else None
     folder = Path(out or Path("runs") / f"{named}-averages")

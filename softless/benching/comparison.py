@@ -27,7 +27,6 @@ from softless.ranks import Done
 from softless.report.groups import grouped
 from softless.report.runs import read_run
 from softless.report.statistics import Estimate, accuracy, difference
-from softless.tasks.table import check_recipe
 from softless.training.own_data import with_data
 
 if TYPE_CHECKING:
@@ -95,7 +94,7 @@ def twins(
         plain = chosen.with_fields(**{"model.name": twin})
         recipes = {own: with_operator(chosen, own), twin: plain}
     for candidate in recipes.values():
-        check_recipe(candidate)
+        candidate.check()
     if chosen.task != "classification":
         from softless.benching.uses import used
 

@@ -13,7 +13,6 @@ from softless.benching.record import record_path, table, write_csv
 from softless.errors import UsageError
 from softless.experiment.fields import FieldRow, fits, walk
 from softless.experiment.recipe import Recipe
-from softless.tasks.table import check_recipe
 
 NO_NUMBER = ("many", "nan", "1..2", "true", "")  # texts that say no number
 FOREIGN = ({"a": 1}, (object(),), object())  # values that no field takes
@@ -76,7 +75,7 @@ def is_refused(recipe: Recipe, field: str, value: Any) -> bool:
     is none.
     """
     try:
-        check_recipe(recipe.with_fields(**{field: value}))
+        recipe.with_fields(**{field: value}).check()
     except UsageError as error:
         return "\n" not in str(error)
     except Exception:  # noqa: BLE001 - a traceback is what is counted

@@ -20,8 +20,6 @@ from softless.words import counted, visible
 
 REFUSED = 50  # lines of faults in an error
 NAMED = 3  # places of a sentence that more share
-# of a class
-NO_TEXT = "a name that is not UTF-8, and results and pages name their classes: rename it"
 SLENDER = 10  # times as long as wide: of such an image a square model sees a fraction, or a smear
 SHOWN = 20  # warnings and duplicates of one kind in the printed report; to_dict has all
 _ENDINGS = {  # what Pillow calls the content of a file that ends so

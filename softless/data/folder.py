@@ -15,16 +15,16 @@ from pathlib import Path
 
 import numpy as np
 
-from softless.data.findings import NO_TEXT, refusal
+from softless.data.findings import refusal
 from softless.data.groups import groups_of, shared_groups
 from softless.data.images import IMAGE_TYPES
 from softless.data.notices import notice
-from softless.data.places import ALIKE, LAYOUT, class_splits, composed, folders_in, twins_of
+from softless.data.places import LAYOUT, class_splits, folders_in
 from softless.data.reading import is_image
 from softless.data.samples import FileSamples
 from softless.errors import DataError, UsageError, located
 from softless.experiment.ranges import Range
-from softless.words import few, is_text, visible
+from softless.words import ALIKE, NO_TEXT, composed, few, is_text, twins_of, visible
 
 AT_ONCE = 4  # folders that are listed at once: a disk far away takes its time for each
 

@@ -6,8 +6,7 @@ All that reads folders asks here, so training, prediction and `softless data che
 
 import os
 import re
-import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from softless.data.exports import export_in
@@ -15,7 +14,6 @@ from softless.errors import DataError
 from softless.words import few
 
 PARTS = ("train", "val", "test")
-ALIKE = "differ only in case, or in how an accent is encoded; rename or merge them"
 LAYOUT = "expected root/{train,val,test}/class/images, or root/class/images"
 _CALLED = {
     "train": {"train", "training", "trn", "trainval"},
@@ -240,15 +238,3 @@ def _refuse_same_folders(root: Path, names: Sequence[str]) -> None:
             "into their class folders"
         )
     raise DataError(f"{root}: the folders {listed} all hold the same folders, {shared}. {way}")
-
-
-def composed(name: str) -> str:
-    """A class's name, whose accents some file systems write apart from their letters."""
-    return unicodedata.normalize("NFC", name)
-
-
-def twins_of(names: Iterable[str]) -> dict[str, str]:
-    """Names that people read as one before them: name -> that one."""
-    first_by_form: dict[str, str] = {}
-    first = {name: first_by_form.setdefault(composed(name).casefold(), name) for name in names}
-    return {name: twin for name, twin in first.items() if twin != name}

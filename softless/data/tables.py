@@ -24,12 +24,12 @@ import numpy as np
 from softless.data.findings import Fault, refusal
 from softless.data.groups import shared_groups
 from softless.data.notices import notice
-from softless.data.places import ALIKE, PARTS, composed, part_of, twins_of
+from softless.data.places import PARTS, part_of
 from softless.data.samples import FileSamples
 from softless.errors import DataError, located, nearest
 from softless.experiment.groups import TableSpec
 from softless.experiment.ranges import Range
-from softless.words import POINTED, POINTER, clipped, counted, few
+from softless.words import ALIKE, POINTED, POINTER, clipped, composed, counted, few, twins_of
 
 DELIMITERS = (",", ";", "\t", "|")
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)

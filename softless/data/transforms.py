@@ -24,6 +24,7 @@ from torchvision import transforms as tv
 from softless.data.images import MODES
 from softless.data.pictures import Picture, scaled, tensor_of
 from softless.errors import UsageError
+from softless.experiment.augmentation import check_augmentation
 from softless.experiment.recipe import Recipe
 from softless.models.sizes import sides
 
@@ -93,7 +94,7 @@ def build_transforms(
             data.in_chans,
             deep=_deep(recipe),
         )
-    check_augment(recipe)
+    check_augmentation(recipe)
     if recipe.augment.affine is not None:
         return _affine_pipeline(recipe, mean, std)
     if data.in_chans in MODES and not _deep(recipe):
@@ -236,58 +237,6 @@ def _tensor_pipeline(recipe: Recipe, mean: Sequence[float], std: Sequence[float]
     normalised = tv.Normalize(list(mean), list(std))
     tail: list[Step] = [crop, *_flips(recipe), *_colours(recipe), normalised, *_erasing(recipe)]
     return Pipeline([array_to_tensor], tail, fixed=False)
-
-
-def check_augment(recipe: Recipe) -> None:
-    """Whether the fields of `augment` go together, and with the images.
-
-    Raises:
-        UsageError: they do not, or timm has no such policy.
-    """
-    augment, channels = recipe.augment, recipe.data.in_chans
-    if channels not in MODES and (augment.auto_augment or augment.color_jitter):
-        raise UsageError(
-            "augment.auto_augment and augment.color_jitter need grey or RGB images, and "
-            f"data.in_chans is {channels}: "
-            "set both to none"
-        )
-    if _deep(recipe) and augment.auto_augment:
-        raise UsageError(
-            f"augment.auto_augment='{augment.auto_augment}' changes 8-bit images, and "
-            f"data.range={recipe.data.range} gives others: "
-            "set augment.auto_augment=none; augment.color_jitter changes these too"
-        )
-    if (
-        augment.affine is not None
-        and augment.auto_augment
-        and not augment.auto_augment.startswith("rand")
-    ):
-        raise UsageError(
-            f"augment.auto_augment='{augment.auto_augment}' cannot be combined with "
-            "augment.affine: "
-            "only RandAugment ('rand-…') can"
-        )
-    if augment.auto_augment:
-        _policy(augment.auto_augment)
-
-
-def _policy(text: str) -> None:
-    """Whether timm reads this policy.
-
-    Its parser asserts, or takes what it does not know in silence.
-    """
-    kinds = {"rand": rand_augment_transform, "augmix": auto_augment.augment_and_mix_transform}
-    read = next(
-        (kind for begin, kind in kinds.items() if text.startswith(begin)),
-        auto_augment.auto_augment_transform,
-    )
-    try:
-        read(text, {"translate_const": 1, "img_mean": (0, 0, 0)})
-    except (AssertionError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise UsageError(
-            f"augment.auto_augment='{text}' is no policy of timm: for example "
-            "rand-m9-mstd0.5-inc1, or none"
-        ) from error
 
 
 def _frame(size: int | Sequence[int], crop_pct: float, interpolation: str) -> list[Step]:

@@ -41,6 +41,13 @@ class TaskSettings:
     # the fields that say how large images are, where the task leaves them their shape
     sized: ClassVar[str] = ""
 
+    def check(self, recipe: Any) -> None:
+        """Whether the fields of the task, and those of `augment`, go together and with the images.
+
+        Raises:
+            UsageError: they do not.
+        """
+
     def shrunk(self, recipe: Any, folder: Path) -> Any:
         """The recipe on images generated into `folder`, with a small model and two steps."""
         raise NotImplementedError

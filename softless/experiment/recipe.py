@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from softless.errors import UsageError
-from softless.experiment import model_fields, rules
+from softless.experiment import augmentation, model_fields, rules
 from softless.experiment.fields import KEY, FieldSetting, group_of, literal, no_field, typed, walk
 from softless.experiment.groups import RunFields, ScheduleSpec
 from softless.tasks.classification import small
@@ -77,6 +77,8 @@ class Recipe(RunFields):
         for row in walk(self):
             typed(row.value, row.hint, row.name, row.setting)
         rules.check(self)
+        check = augmentation.check if self.settings is None else self.settings.check
+        check(self)
 
 
 def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -24,11 +24,11 @@ from softless.data.arrays import (
     say_outside,
     why_no_npz,
 )
-from softless.data.findings import NO_TEXT, DataCheck, Fault, Gathering, not_there
+from softless.data.findings import DataCheck, Fault, Gathering, not_there
 from softless.data.folder import Listing, existing_folder, folder_parts, listing, read_as
 from softless.data.groups import grouped_cut
 from softless.data.images import IMAGE_TYPES, MAX_PIXELS, MIN_SIDE, limit
-from softless.data.places import ALIKE, LAYOUT, PARTS, class_splits, composed, folders_in, twins_of
+from softless.data.places import LAYOUT, PARTS, class_splits, folders_in
 from softless.data.progress import track
 from softless.data.samples import FileSamples
 from softless.data.tables import read_table
@@ -41,7 +41,7 @@ from softless.tasks.detection.samples import check_masks, not_coco
 from softless.tasks.dino.samples import without_classes
 from softless.tasks.segmentation.layout import is_label_layout, label_folders, layout_of
 from softless.tasks.segmentation.samples import read_parts
-from softless.words import counted, is_text
+from softless.words import ALIKE, NO_TEXT, composed, counted, is_text, twins_of
 
 __all__ = ["DataCheck", "Fault", "check"]
 

@@ -44,16 +44,6 @@ TABLE = {row.task.name: row for row in ROWS}
 TASKS: dict[str, type[Task]] = {name: row.task for name, row in TABLE.items()}
 
 
-def check_recipe(recipe: Recipe) -> None:
-    """Whether the fields of a recipe go together, and with its task: held before any work.
-
-    Raises:
-        UsageError: the first that does not.
-    """
-    recipe.check()
-    TASKS[recipe.task].check(recipe)
-
-
 def open_task(recipe: Recipe) -> Task:
     """The task of a recipe, its data opened and checked; the task's own recipe has the length that
     fits them.
@@ -64,7 +54,7 @@ def open_task(recipe: Recipe) -> Task:
         UsageError: a field of the recipe that does not fit, or a measure that the task does not
             have.
     """
-    check_recipe(recipe)
+    recipe.check()
     kind = TASKS[recipe.task]
     if recipe.metric not in kind.measures:
         raise unknown(f"measure of {kind.name}", recipe.metric, kind.measures)

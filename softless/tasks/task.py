@@ -72,15 +72,6 @@ class Task(ABC):
     fitted: "Fitted"  # what was changed for that
 
     @classmethod
-    def check(cls, recipe: Recipe) -> None:
-        """Whether the fields of the task, and those of `augment`, go together and with the images.
-
-        Raises:
-            UsageError: they do not.
-        """
-        del recipe
-
-    @classmethod
     @abstractmethod
     def open(cls, recipe: Recipe) -> "Task":
         """Open the data, checked whole: what is wrong with it is said before the first step.

@@ -30,7 +30,6 @@ from softless.experiment.measures import MEASURES
 from softless.experiment.recipe import Recipe
 from softless.models.durable import make_folder, write_text
 from softless.models.records import TABLE, check, read_json, whole
-from softless.tasks.table import check_recipe
 from softless.training.loop import fit
 from softless.training.result import Result
 from softless.training.settle import located
@@ -251,7 +250,7 @@ def _continued(stored: Mapping[str, Any], recipe: Recipe, folder: Path, folds: i
 
 def _try_cuts(first: Recipe) -> None:
     """Cut all folds before the first is trained."""
-    check_recipe(first)
+    first.check()
     parts, classes = open_parts(first.data, first.table)
     cut_parts(parts, classes, first.data, first.seed)
 

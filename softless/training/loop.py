@@ -21,7 +21,6 @@ from softless.experiment.claim import clear_dead
 from softless.experiment.folder import RunFolder
 from softless.experiment.recipe import Recipe
 from softless.layers import stepped
-from softless.tasks.table import check_recipe
 from softless.training import checkpoint, keep, opening, optim
 from softless.training.agreement import agree_on_command
 from softless.training.epoch_state import OnEpoch
@@ -76,7 +75,7 @@ def fit(
         Interrupted: a signal came; the state is saved, and the error's exit_code is 143 or 130.
     """
     if recipe is not None:
-        check_recipe(recipe)
+        recipe.check()
     folder = RunFolder(Path(run_dir))
     patience = PATIENCE if recipe is None else recipe.rank_patience
     with (

@@ -15,7 +15,6 @@ from softless.cli.main import VERBS, main
 from softless.data.notices import _said
 from softless.errors import UsageError
 from softless.experiment.groups import DataSpec
-from softless.tasks.table import check_recipe
 from tests.data.making import noise, split_folders
 from tests.evaluation.runs import run_folder
 
@@ -176,7 +175,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     def checked(recipe: Any, run_dir: Any, **_: Any) -> None:
         if recipe is not None:
-            check_recipe(recipe)
+            recipe.check()
         raise UsageError(f"nothing is trained here: {run_dir}")
 
     monkeypatch.setattr(softless.training, "fit", checked)

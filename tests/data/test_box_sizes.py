@@ -11,7 +11,7 @@ from softless.recipes import get_recipe
 from softless.tasks.detection.samples import AnnotatedImage, BoxSamples
 from softless.tasks.detection.settings import MEASURABLE
 from softless.tasks.detection.sizes import BoxSizes, covered, measured
-from softless.tasks.table import check_recipe, open_task
+from softless.tasks.table import open_task
 
 
 def samples(
@@ -121,7 +121,7 @@ def test_what_is_set_is_not_measured():
     with pytest.raises(
         UsageError, match=r"no field of detection that can be measured named 'width'"
     ):
-        check_recipe(get_recipe("boxes").with_fields(**{"detection.measure": ("width",)}))
+        get_recipe("boxes").with_fields(**{"detection.measure": ("width",)}).check()
 
 
 def test_without_objects_the_recipe_s_own_sizes_stay():

@@ -18,7 +18,7 @@ from softless.experiment.groups import DataSpec
 from softless.experiment.recipe import recipe_from
 from softless.recipes import get_recipe
 from softless.tasks.check import Reading, check
-from softless.tasks.segmentation.names import checked_values
+from softless.tasks.segmentation.meanings import checked_values
 from softless.tasks.segmentation.samples import IGNORE, open_label_images
 from softless.tasks.segmentation.settings import SegmentationSpec
 from tests.data.labelled import photograph

@@ -38,7 +38,6 @@ from softless.tasks.segmentation.samples import open_label_images
 from softless.tasks.segmentation.settings import SegmentationSpec
 from softless.tasks.segmentation.transforms import eval_pipeline as label_eval
 from softless.tasks.segmentation.transforms import train_pipeline as label_train
-from softless.tasks.table import check_recipe
 from tests.data.making import medmnist
 
 SIZE = (24, 20)  # height, width
@@ -558,7 +557,7 @@ def test_a_policy_for_8_bits_is_refused_with_a_range():
         match=r"changes 8-bit images, and data\.range=0\.\.4095 gives others: set "
         r"augment\.auto_augment=none",
     ):
-        check_recipe(recipe)
+        recipe.check()
 
 
 def test_the_check_without_a_recipe_takes_a_range(tmp_path: Path):

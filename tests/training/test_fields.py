@@ -33,7 +33,6 @@ from softless.experiment.folder import as_json
 from softless.experiment.groups import TableSpec
 from softless.experiment.recipe import Recipe, recipe_from
 from softless.recipes import RECIPES, get_recipe
-from softless.tasks.table import check_recipe
 
 EVERY = [pytest.param(row, id=row.name) for row in walk(Recipe)]
 # recipes that have these groups
@@ -78,7 +77,7 @@ def group(hint: Any) -> Any:
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_lie_in_the_ranges(name: str):
     recipe = get_recipe(name)
-    check_recipe(recipe)
+    recipe.check()
     for row in walk(recipe):
         assert fits(row.value, row.hint), row.name
 
@@ -99,7 +98,7 @@ def test_what_lies_below_or_above_is_refused_wherever_it_is_given(row: FieldRow)
             with pytest.raises(UsageError, match=r"is out of range|does not fit"):
                 recipe.with_fields(**{row.name: given})
         with pytest.raises(UsageError, match=row.name):
-            check_recipe(put(recipe, row.name, value))
+            put(recipe, row.name, value).check()
         stored = as_json(put(recipe, row.name, value))
         with pytest.raises(UsageError, match=row.name):
             recipe_from(stored)

@@ -8,7 +8,7 @@ import pytest
 from softless.errors import UsageError
 from softless.experiment.recipe import Recipe
 from softless.recipes import RECIPES, get_recipe
-from softless.tasks.table import check_recipe, open_task
+from softless.tasks.table import open_task
 from softless.training import fit
 
 
@@ -82,7 +82,7 @@ def test_what_does_not_go_together_is_refused_before_any_work(
 @pytest.mark.parametrize("name", ["constant", "step"])
 def test_a_floor_that_a_schedule_has_not_is_no_fault(name: str):
     recipe = with_("digits", optim__lr=2e-6, schedule__name=name, schedule__warmup_lr=0)
-    check_recipe(recipe)
+    recipe.check()
     assert recipe.schedule.min_lr > recipe.effective_lr
 
 
@@ -90,7 +90,7 @@ def test_a_floor_that_a_schedule_has_not_is_no_fault(name: str):
 def test_a_quick_run_keeps_the_rate(name: str, tmp_path: Any):
     recipe = get_recipe(name)
     quick = recipe.quick(tmp_path)
-    check_recipe(quick)
+    quick.check()
     assert quick.effective_lr == recipe.effective_lr
 
 
@@ -112,7 +112,7 @@ def test_a_run_shorter_than_its_warm_up_has_one_in_proportion(
     shorter = with_(name, schedule__epochs=epochs)
     assert (shorter.schedule.epochs, shorter.schedule.warmup_epochs) == (epochs, warmup)
     assert f"warm-up of {own.warmup_epochs} epochs: schedule.warmup_epochs={warmup}" in caplog.text
-    check_recipe(shorter)
+    shorter.check()
 
 
 def test_a_warm_up_that_fits_or_was_set_stays(caplog: pytest.LogCaptureFixture):
@@ -121,5 +121,5 @@ def test_a_warm_up_that_fits_or_was_set_stays(caplog: pytest.LogCaptureFixture):
         values = {"epochs": 2, "warmup_epochs": 2}
         recipe = with_("digits", **{f"schedule__{name}": values[name] for name in fields})
         with pytest.raises(UsageError, match="schedule of 2 epochs with 2 of warm-up"):
-            check_recipe(recipe)
+            recipe.check()
     assert not caplog.records

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from softless.data import EpochLoader, Pipeline, Samples, build_transforms, open_splits
 from softless.data.resolution import seen_mpp
-from softless.data.transforms import check_augment
 from softless.errors import UsageError, unknown
 from softless.evaluation import Evaluation, evaluate
 from softless.experiment.groups import AugmentSpec
@@ -62,22 +61,6 @@ class Classification(Task):
             recipe.class_weights, self.classes, lambda: class_weights(class_counts)
         )
         self.mixer = _mixer(recipe.augment, len(self.classes))
-
-    @classmethod
-    def check(cls, recipe: Recipe) -> None:
-        check_augment(recipe)
-        cls._check_mixing(recipe)
-
-    @staticmethod
-    def _check_mixing(recipe: Recipe) -> None:
-        """Mixed images fit each other."""
-        augment = recipe.augment
-        if (augment.mixup or augment.cutmix) and augment.mixup_prob and recipe.batch_size % 2:
-            raise UsageError(
-                f"mixup and cutmix mix pairs, and batch_size={recipe.batch_size} is odd: set "
-                f"batch_size={recipe.batch_size + 1}, or "
-                "augment.mixup=0 and augment.cutmix=0"
-            )
 
     @classmethod
     def open(cls, recipe: Recipe) -> "Classification":

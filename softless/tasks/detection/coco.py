@@ -19,13 +19,12 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from softless.data.findings import NO_TEXT, Gathering
+from softless.data.findings import Gathering
 from softless.data.images import TURNED, said_of_turned
 from softless.data.pictures import size_of
-from softless.data.places import ALIKE, composed
 from softless.data.progress import track
 from softless.tasks.detection.annotation_files import LISTS, picture_folders
-from softless.words import POINTED, POINTER, counted, is_text
+from softless.words import ALIKE, NO_TEXT, POINTED, POINTER, composed, counted, is_text
 
 OUTSIDE = 0.5  # pixels a box or polygon may reach over the image's edge: rounding
 # pixels between the sides of a box and of its mask, or 2 % of the box: vertices may be pixel

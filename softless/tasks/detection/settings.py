@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from softless.errors import UsageError, unknown
 from softless.experiment.fields import CHANCE, COUNT, SIDE, TaskSettings, setting
 from softless.tasks.detection import small
 
@@ -82,3 +83,33 @@ class DetectionSpec(TaskSettings):
     def shrunk(self, recipe: Any, folder: Path) -> Any:
         """The recipe on generated data, with a small model and two steps."""
         return small.shrunk(recipe, folder)
+
+    def check(self, recipe: Any = None) -> None:
+        """Whether the fields of training go together.
+
+        Raises:
+            UsageError: they do not.
+        """
+        del recipe  # none of its other fields matters here
+        if strange := sorted(set(self.measure) - set(MEASURABLE)):
+            raise unknown("field of detection that can be measured", strange[0], MEASURABLE)
+        if self.canvas is not None and (
+            min(self.canvas) < 32 or any(side % 32 for side in self.canvas)
+        ):
+            raise UsageError(
+                f"detection.canvas={self.canvas}: height and width are multiples of 32, or none for "
+                "DETR's sizes"
+            )
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise UsageError(
+                f"detection.scale={self.scale}: two positive numbers, the smaller first"
+            )
+        if self.quarter_turns and (self.canvas is None or self.canvas[0] != self.canvas[1]):
+            raise UsageError(
+                "detection.quarter_turns turns a square canvas: set detection.canvas=(256,256) or the "
+                "like"
+            )
+        if self.canvas is None and (not self.shortest or min(self.shortest) < 32):
+            raise UsageError(
+                f"detection.shortest={self.shortest}: sides of at least 32 pixels to draw from"
+            )

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from softless.data import EpochLoader, Pipeline, Samples
 from softless.errors import UsageError
 from softless.experiment.recipe import Recipe
-from softless.tasks.detection import transforms
 from softless.tasks.detection.measure import Detections, evaluate
 from softless.tasks.detection.model import Detector
 from softless.tasks.detection.samples import BoxSamples, open_boxes
@@ -47,11 +46,6 @@ class Detection(Task):
 
     def __init__(self, recipe: Recipe, splits: "Splits") -> None:
         self.recipe, self.splits = recipe, splits
-
-    @classmethod
-    def check(cls, recipe: Recipe) -> None:
-        assert recipe.detection is not None
-        transforms.check(recipe.detection)
 
     @classmethod
     def open(cls, recipe: Recipe) -> "Detection":

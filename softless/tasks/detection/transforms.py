@@ -21,9 +21,8 @@ from torchvision.transforms.v2 import functional as F
 
 from softless.data.pictures import Picture, scaled, size_of, tensor_of
 from softless.data.transforms import Normalised, Pipeline, Step
-from softless.errors import UsageError, unknown
 from softless.tasks.detection.samples import pixels_of
-from softless.tasks.detection.settings import MEASURABLE, DetectionSpec
+from softless.tasks.detection.settings import DetectionSpec
 
 CROP_AFTER = (400, 500, 600)  # DETR: the shortest side before its crop,
 CROP_SIDES = (384, 600)  # and the range of the crop's sides
@@ -46,7 +45,7 @@ def train_pipeline(spec: DetectionSpec, mean: Sequence[float], std: Sequence[flo
     Raises:
         UsageError: a setting that cannot be used.
     """
-    check(spec)
+    spec.check()
     steps: list[Step] = (
         [Window(spec.canvas, spec.scale)] if spec.canvas else [decoded, *_shortest_side(spec)]
     )
@@ -312,31 +311,3 @@ def _cropped(value: Any, top: int, left: int, sizes: Sequence[int]) -> Any:
 
 def _turned(value: Any) -> Any:
     return F.rotate(value, 90, expand=True) if isinstance(value, tv_tensors.TVTensor) else value
-
-
-def check(spec: DetectionSpec) -> None:
-    """Whether the fields of training go together.
-
-    Raises:
-        UsageError: they do not.
-    """
-    if strange := sorted(set(spec.measure) - set(MEASURABLE)):
-        raise unknown("field of detection that can be measured", strange[0], MEASURABLE)
-    if spec.canvas is not None and (
-        min(spec.canvas) < 32 or any(side % 32 for side in spec.canvas)
-    ):
-        raise UsageError(
-            f"detection.canvas={spec.canvas}: height and width are multiples of 32, or none for "
-            "DETR's sizes"
-        )
-    if not 0 < spec.scale[0] <= spec.scale[1]:
-        raise UsageError(f"detection.scale={spec.scale}: two positive numbers, the smaller first")
-    if spec.quarter_turns and (spec.canvas is None or spec.canvas[0] != spec.canvas[1]):
-        raise UsageError(
-            "detection.quarter_turns turns a square canvas: set detection.canvas=(256,256) or the "
-            "like"
-        )
-    if spec.canvas is None and (not spec.shortest or min(spec.shortest) < 32):
-        raise UsageError(
-            f"detection.shortest={spec.shortest}: sides of at least 32 pixels to draw from"
-        )

@@ -53,15 +53,6 @@ class Multilabel(Classification):
         )
         self.mixer = None
 
-    @staticmethod
-    def _check_mixing(recipe: Recipe) -> None:
-        augment = recipe.augment
-        if (augment.mixup or augment.cutmix) and augment.mixup_prob:
-            raise UsageError(
-                f"augment.mixup={augment.mixup:g} and augment.cutmix={augment.cutmix:g} mix images "
-                "of one label each, and these have several: set both to 0"
-            )
-
     @classmethod
     def open(cls, recipe: Recipe) -> "Multilabel":
         """Open the data of the recipe, several labels an image.

@@ -22,15 +22,8 @@ from softless.data.folder import listing
 from softless.data.images import BadImage
 from softless.data.places import PICTURES, TARGETS, by_part, folders_in, words_of
 from softless.errors import DataError, UsageError
-from softless.tasks.segmentation.names import (
-    CLASSES,
-    VOID,
-    Classes,
-    ade20k_names,
-    checked_values,
-    stored_names,
-    values_of,
-)
+from softless.tasks.segmentation.meanings import VOID, Classes, checked_values
+from softless.tasks.segmentation.names import CLASSES, ade20k_names, stored_names, values_of
 from softless.tasks.segmentation.values import is_label, read_values
 from softless.words import few
 

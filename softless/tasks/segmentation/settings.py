@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from softless.errors import UsageError
 from softless.experiment.fields import CHANCE, SHARE, WEIGHT, TaskSettings, setting
 from softless.tasks.segmentation import small
+from softless.tasks.segmentation.meanings import checked_values
 
 
 @dataclass(frozen=True)
@@ -74,3 +76,28 @@ class SegmentationSpec(TaskSettings):
     def shrunk(self, recipe: Any, folder: Path) -> Any:
         """The recipe on generated data, with a small model and two steps."""
         return small.shrunk(recipe, folder)
+
+    def check(self, recipe: Any = None) -> None:
+        """Whether the fields of training go together.
+
+        Raises:
+            UsageError: they do not.
+        """
+        del recipe  # none of its other fields matters here
+        if self.values is not None:
+            checked_values(self.values)
+        if self.crop is not None and min(self.crop) < 32:
+            raise UsageError(
+                f"segmentation.crop={self.crop}: height and width of at least 32 pixels, or none for "
+                "whole images"
+            )
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise UsageError(
+                f"segmentation.scale={self.scale}: two positive numbers, the smaller first; (1.0, "
+                "1.0) leaves the size"
+            )
+        if not 0 < self.crop_share <= 1:
+            raise UsageError(
+                f"segmentation.crop_share={self.crop_share}: the largest share of one class in a crop "
+                "lies in (0, 1]"
+            )

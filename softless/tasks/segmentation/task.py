@@ -22,7 +22,6 @@ from softless.data.pictures import size_of
 from softless.errors import UsageError, need
 from softless.experiment.recipe import Recipe
 from softless.tasks.classification.task import asked_weights, class_weights
-from softless.tasks.segmentation import transforms
 from softless.tasks.segmentation.measure import Segmentation as Outcome
 from softless.tasks.segmentation.measure import Tally, evaluate
 from softless.tasks.segmentation.samples import IGNORE, LabelImages, open_label_images
@@ -55,11 +54,6 @@ class Segmentation(Task):
         requested, classes = self.spec.class_weights, splits.classes
         weight = asked_weights(requested, classes, lambda: class_weights(self._counts_of_all()))
         self.loss = PixelLoss(weight, self.spec.dice)
-
-    @classmethod
-    def check(cls, recipe: Recipe) -> None:
-        assert recipe.segmentation is not None
-        transforms.check(recipe.segmentation)
 
     @classmethod
     def open(cls, recipe: Recipe) -> "Segmentation":

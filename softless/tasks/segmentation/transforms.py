@@ -15,8 +15,6 @@ from torchvision.transforms.v2 import functional as F
 
 from softless.data.pictures import Picture, scaled, tensor_of
 from softless.data.transforms import Normalised, Pipeline, Step
-from softless.errors import UsageError
-from softless.tasks.segmentation.names import checked_values
 from softless.tasks.segmentation.samples import IGNORE
 from softless.tasks.segmentation.settings import SegmentationSpec
 
@@ -41,7 +39,7 @@ def train_pipeline(
     Raises:
         UsageError: a setting that cannot be used.
     """
-    check(spec)
+    spec.check()
     steps: list[Step] = []
     if spec.scale != (1.0, 1.0):
         steps.append(RandomScale(*spec.scale))
@@ -176,28 +174,3 @@ class Plain:
 
     def __repr__(self) -> str:
         return "Plain()"
-
-
-def check(spec: SegmentationSpec) -> None:
-    """Whether the fields of training go together.
-
-    Raises:
-        UsageError: they do not.
-    """
-    if spec.values is not None:
-        checked_values(spec.values)
-    if spec.crop is not None and min(spec.crop) < 32:
-        raise UsageError(
-            f"segmentation.crop={spec.crop}: height and width of at least 32 pixels, or none for "
-            "whole images"
-        )
-    if not 0 < spec.scale[0] <= spec.scale[1]:
-        raise UsageError(
-            f"segmentation.scale={spec.scale}: two positive numbers, the smaller first; (1.0, "
-            "1.0) leaves the size"
-        )
-    if not 0 < spec.crop_share <= 1:
-        raise UsageError(
-            f"segmentation.crop_share={spec.crop_share}: the largest share of one class in a crop "
-            "lies in (0, 1]"
-        )
