@@ -514,8 +514,8 @@ def _bank(
 
 def _linear(pairs: Sequence[str]) -> "LinearSettings":
     """The papers' settings with these fields changed."""
-    from softless.cli.options import assignments
     from softless.evaluation.linear import LinearSettings
+    from softless.experiment.assignments import assignments
 
     kinds = {
         field.name: type(getattr(LinearSettings(), field.name)) for field in fields(LinearSettings)

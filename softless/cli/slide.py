@@ -13,7 +13,6 @@ from PIL import Image
 from torch import nn
 
 from softless import ranks
-from softless.benching.record import table
 from softless.cli.output import plain
 from softless.cli.sizes import as_channels, as_mpp, as_size, as_token_scale
 from softless.errors import DataError, SoftlessError, UsageError, located
@@ -25,7 +24,7 @@ from softless.slides.lattice import Origin
 from softless.slides.masks import OUTLINES, PICTURES
 from softless.slides.stream import CHUNK, StreamResult, Tissue, stream
 from softless.slides.thumbnails import LARGE
-from softless.words import aligned, visible
+from softless.words import aligned, table, visible
 
 TOP = 5  # classes that are told of one image
 RESULT, SHEET, SUMMARY = "result.json", "saliency.png", "summary.json"

@@ -76,9 +76,9 @@ def train(
         ResumeMismatch: the run to continue has another recipe, or other fields than are given.
         DivergedError: the loss is not finite (exit code 3).
     """
-    from softless.cli.options import assignments
     from softless.data.given import data_given, is_dataset, parts_of
     from softless.errors import UsageError, located
+    from softless.experiment.assignments import assignments
     from softless.models.given import model_given
     from softless.training import fit
     from softless.training.folds import FOLDS, fit_folds
@@ -162,7 +162,7 @@ def _check_callable(on_epoch: Any) -> None:
 
 def _write_page(recipe: "Recipe", run_dir: Path, *, device: str) -> None:
     """The page of one run, with its speed here."""
-    from softless.benching import throughput
+    from softless.compare import throughput
     from softless.tasks import page
     from softless.training.world import choose_device
 

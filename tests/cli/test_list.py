@@ -8,8 +8,8 @@ import pytest
 
 import softless
 from softless.cli.main import main
-from softless.cli.options import assignments
 from softless.errors import UsageError
+from softless.experiment.assignments import assignments
 from softless.experiment.fields import walk
 from softless.recipes import RECIPES, get_recipe
 

@@ -171,7 +171,8 @@ def test_the_sections_of_the_operators():
 
 def test_the_table_of_models():
     """Every registered name is in it, and what it says is what is counted now."""
-    from softless.benching.sizes import counted, listed
+    from lab.sizes import listed
+    from softless.compare.papers import counted
     from softless.models import ENTRIES
 
     shown = tables.models()
