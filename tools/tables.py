@@ -315,7 +315,12 @@ def rounded(cell: str) -> str:
 
 
 # columns whose name in CSV files is not the field's word (docs/glossary.md)
-HEADS = {"rival": "competitor", "bar": "target", "to_bare": "to_baseline", "bare_error": "uncalibrated_error"}
+HEADS = {
+    "rival": "competitor",
+    "bar": "target",
+    "to_bare": "to_baseline",
+    "bare_error": "uncalibrated_error",
+}
 
 
 def csv_table(path: Path, words: Sequence[str]) -> str:

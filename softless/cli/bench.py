@@ -169,9 +169,16 @@ def bench(
         long: operators at a million tokens (some minutes an operator, 6 GB).
         device: auto, cpu, cuda, mps (twins, compare, uses, dino, resolution and averages).
 
+    Returns:
+        The rows that were measured; `str()` of it is the table.
+
     Raises:
         UsageError: an unknown name, an option that this comparison does not have, or a folder that
             already holds runs.
+
+    Examples:
+        >>> "SimA" in str(softless.bench("runs", runs=["runs/digits"]))
+        True
     """
     given: dict[str, Any] = {
         "recipe": recipe,
