@@ -36,7 +36,7 @@ class UsageError(SoftlessError, ValueError):
     Examples:
         >>> softless.Attention(64, num_heads=5)
         Traceback (most recent call last):
-        softless.errors.UsageError: dim=64 does not divide into num_heads=5: choose a divisor, or ...
+        softless.errors.UsageError: dim=64 does not divide into num_heads=5: choose ...
     """
 
 

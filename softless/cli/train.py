@@ -44,7 +44,7 @@ def train(
     given again to continue the run.
 
     Args:
-        recipe: a name that `softless list recipes` tells, or a file my_recipe.py that holds
+        recipe: a name that `softless list recipes` shows, or a file my_recipe.py that holds
             `recipe()` as those do (in Python also a Recipe); a run that is
             continued knows its own.
         data: folder of class folders, or .npz file, for recipes that take one; of a run that is
@@ -62,7 +62,7 @@ def train(
             write folds.json with means and intervals.
         out: the run folder; runs/RECIPE by default.
         set: fields of the recipe as field=value, for example optim.lr=3e-4 schedule.epochs=30;
-            `softless list recipes NAME` tells them all. In Python also one text, or a mapping.
+            `softless list recipes NAME` shows them all. In Python also one text, or a mapping.
         resume: continue the run in the folder from its newest good checkpoint.
         overwrite: delete the run in the folder first.
         device: auto, cpu, cuda, cuda:1, mps.

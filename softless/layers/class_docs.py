@@ -18,7 +18,7 @@ def docstring(record: Operator) -> str:
             f"Multi-head self-attention by operator '{record.name}': (B, N, dim) -> (B, N, dim)."
         ),
         "",
-        *_wrapped(f"{record.summary[:1].upper()}{record.summary[1:]}."),
+        *_wrapped(f"The operator: {record.summary}."),
         "",
         f"    {record.formula}",
         "",

@@ -62,6 +62,10 @@ def create_model(
         UsageError: unknown model (nearest name offered) or operator, an option that does not fit, a
             host whose attention has no place for another.
 
+    Source:
+        SimA arXiv:2206.08898; the hosts DeiT arXiv:2012.12877, XCiT arXiv:2106.09681, CvT
+        arXiv:2103.15808 and SOFT arXiv:2110.11945.
+
     Examples:
         >>> model = softless.create_model("sima_deit_tiny_patch16_224", depth=2, num_classes=10)
         >>> model(torch.zeros(1, 3, 64, 96)).shape

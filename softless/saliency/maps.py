@@ -84,12 +84,12 @@ def explain(
             evaluation transform of the model.
 
     Returns:
-        Maps of queries and keys (B, h, w) over the grid of the layer, in [0, 1], and the class token's
-        row where the operator has one (arXiv:2206.08898, §4.7).
+        Maps of queries and keys (B, h, w) over the grid of the layer, in [0, 1], and the class
+        token's row where the operator has one (arXiv:2206.08898, §4.7).
 
     Raises:
         UsageError: no attention layer of ours in the model, no layer of that number, one whose
-            tokens stand nobody knows where, or images that are none.
+            grid is unknown, or images that are none.
         DataError: the path is no readable image, or no run.
 
     Examples:

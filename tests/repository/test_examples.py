@@ -191,11 +191,3 @@ def no_shape(x: torch.Tensor) -> torch.Tensor:
 )
 def test_what_is_missing_is_seen(thing: Callable[..., Any], lacks: str):
     assert list(faults(thing)) == [lacks]
-
-
-def test_every_class_of_an_operator_names_its_options():
-    for record in OPERATORS.values():
-        text = inspect.getdoc(getattr(softless, record.title)) or ""
-        for name, option in record.options.items():
-            assert f"    {name}: " in text
-            assert f"{option.default!r} by default." in " ".join(text.split())
