@@ -41,12 +41,12 @@ def use_backend(name: str) -> "Until":
         ...     o = softless.attend(q, q, q)
         >>> until = softless.use_backend("auto")  # back to the fastest that can run
     """
-    known = dict.fromkeys([
+    names = dict.fromkeys([
         AUTO,
         *(backend.name for record in OPERATORS.values() for backend in record.backends),
     ])
-    if name not in known:
-        raise unknown("backend", name, known)
+    if name not in names:
+        raise unknown("backend", name, names)
     before, _thread.backend = asked_for(), name
     return Until(before)
 

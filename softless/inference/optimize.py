@@ -52,7 +52,7 @@ from softless.layers.plain import (
 )
 from softless.layers.plain import why_not as why_not_plain
 from softless.models import vit, xcit
-from softless.models.detectors import Backbone
+from softless.models.features import Features
 from softless.models.pyramid import PreNormBlock
 
 # torchvision's, whose coordinates need float32: eight bits of bfloat16 are two pixels at 500
@@ -208,7 +208,8 @@ def _backbones(model: nn.Module) -> list[str]:
         for path, one in model.named_modules()
         if isinstance(one, DETECTORS)
     ]
-    return [below(path, "features") if isinstance(one, Backbone) else path for path, one in found]
+    ours = {path: isinstance(getattr(one, "features", None), Features) for path, one in found}
+    return [below(path, "features") if mine else path for path, mine in ours.items()]
 
 
 @dataclass
