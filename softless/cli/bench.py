@@ -80,6 +80,12 @@ def bench(
 
     Raises:
         UsageError: no such kind, an option that it does not have, or whatever is wrong with one.
+
+    Examples:
+        >>> import softless
+        >>> timed = softless.bench("latency", "sima_deit_tiny_patch16_224", rounds=1)
+        >>> timed.rows[0].height
+        224
     """
     return function_of(kind)(*arguments, **options)
 

@@ -84,8 +84,16 @@ def runs(folder: str | Path = "runs") -> Runs:
     Args:
         folder: a run's folder, or one that holds some at any depth.
 
+    Returns:
+        A line for each run.
+
     Raises:
         DataError: there is no such folder.
+
+    Examples:
+        >>> print(softless.runs("runs"))
+        run ...
+        runs/digits  finished ...
     """
     root = located(folder)
     if not root.is_dir():

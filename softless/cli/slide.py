@@ -212,11 +212,19 @@ def slide(
         device: auto, cpu, cuda, mps.
         quiet: no progress line.
 
+    Returns:
+        The answer for each image.
+
     Raises:
         UsageError: no such model, one that cannot be streamed, or options that do not fit; the
             error of the only image, or of all.
         DataError: the only image, or every one, cannot be read; exit code 1 where a slide opens and
             none of its tiles can be read.
+
+    Examples:
+        >>> slides = softless.slide("runs/digits", "photos/0.png", out="slides", quiet=True)
+        >>> sorted(path.name for path in Path("slides/0.png").glob("*.json"))
+        ['result.json']
     """
     from softless.saliency.viewer import declared
     from softless.slides.thumbnails import thumbnail

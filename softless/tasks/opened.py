@@ -100,10 +100,20 @@ def explain(
         transform: image -> (C, H, W), for what is no tensor; None is the run's own, or timm's
             evaluation transform of the model.
 
+    Returns:
+        Maps of queries and keys (B, h, w) over the grid of the layer, in [0, 1], and the class
+        token's row where the operator has one (arXiv:2206.08898, §4.7).
+
     Raises:
         UsageError: no attention layer of ours in the model, no layer of that number, one whose
-            tokens stand nobody knows where, or images that are none.
+            grid is unknown, or images that are none.
         DataError: the path is no readable image, or no run.
+
+    Examples:
+        >>> model = softless.create_model("sima_deit_tiny_patch16_224", depth=2)
+        >>> maps = softless.explain(model, torch.zeros(1, 3, 224, 224))
+        >>> maps.query.shape, maps.key.shape
+        (torch.Size([1, 14, 14]), torch.Size([1, 14, 14]))
     """
     return maps.explain(
         opened(model), images, layer=layer, resize=resize, device=device, transform=transform
