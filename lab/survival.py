@@ -116,7 +116,8 @@ def _steps(folder: Path) -> dict[str, Callable[[], Any]]:
     """
     from softless.recipes import get_recipe
     from softless.training import loop
-    from softless.training.setup import Run, set_up
+    from softless.training.run import Run
+    from softless.training.setup import set_up
     from softless.training.signals import Signals
     from softless.training.world import World
 

@@ -12,6 +12,9 @@ import torch.distributed as dist
 
 from softless.errors import SoftlessError, UsageError
 
+# names a file in which rank 0 notes its exit code once it has spoken, for `--ranks`
+ENDED = "SOFTLESS_ENDED"
+
 T = TypeVar("T")
 _END: Any = object()
 

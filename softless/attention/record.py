@@ -146,7 +146,7 @@ class Identity:
             )
 
 
-def nothing(_: "Dims") -> int:
+def nothing(_: Dims) -> int:
     """No transcendental evaluation."""
     return 0
 

@@ -4,12 +4,14 @@ it.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from softless.data.findings import DataCheck
-
-if TYPE_CHECKING:
-    from softless.tasks.check import Reading
+from softless.errors import UsageError, located, unknown
+from softless.experiment.assignments import assignments
+from softless.recipes import get_recipe
+from softless.tasks.check import Reading, check
+from softless.training.own_data import with_table
 
 
 def data(
@@ -55,10 +57,6 @@ def data(
         DataError: nothing at `path` that can be checked.
         UsageError: an unknown `what`, or options that do not fit.
     """
-    from softless.errors import UsageError, located, unknown
-    from softless.experiment.assignments import assignments
-    from softless.tasks.check import check
-
     if what != "check":
         raise unknown("use of `softless data`", what, ("check",))
     user_fields = dict(assignments(set))
@@ -88,13 +86,8 @@ def data(
     )
 
 
-def _reading(name: str, fields: Mapping[str, Any], table: str | Path | None) -> "Reading":
+def _reading(name: str, fields: Mapping[str, Any], table: str | Path | None) -> Reading:
     """What a recipe reads of its data."""
-    from softless.errors import UsageError
-    from softless.recipes import get_recipe
-    from softless.tasks.check import Reading
-    from softless.training.own_data import with_table
-
     recipe = with_table(get_recipe(name), table).with_fields(**fields)
     if recipe.data.source == "digits":
         raise UsageError(

@@ -5,15 +5,31 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
+from softless.data import open_parts, open_splits, shared_loader
+from softless.data.folder import class_places
 from softless.data.given import GIVEN, data_given, is_dataset, parts_of
 from softless.data.samples import Samples
+from softless.data.sources import opened_for_all
 from softless.errors import DataError, UsageError, located, need, unknown
-from softless.evaluation import Evaluation, LoadedRun
+from softless.evaluation import Evaluation, LoadedRun, evaluate
+from softless.evaluation.evaluate import chosen_amp, precision_of
+from softless.evaluation.features import Probe, extract, output
+from softless.evaluation.knn import nearest
+from softless.evaluation.linear import LinearSettings, probe
 from softless.evaluation.run import MOST_AT_ONCE
+from softless.experiment.assignments import assignments
 from softless.experiment.groups import DENSE, DataSpec, TableSpec
 from softless.experiment.measures import MEASURES, beside
 from softless.models.given import model_given
+from softless.tasks.dino.transforms import one_crop
+from softless.tasks.loaded import load_run
+from softless.tasks.multilabel.measure import evaluate_labels
 from softless.tasks.multilabel.settings import MultilabelSpec
+from softless.tasks.table import TASKS, open_task
+from softless.tasks.task import Outcome, Task
+from softless.training.machine import IN_MEMORY
+from softless.training.sharing import sharing
+from softless.training.world import World
 from softless.words import visible
 
 if TYPE_CHECKING:
@@ -23,10 +39,6 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.utils.data import Dataset
 
-    from softless.evaluation.features import Probe
-    from softless.evaluation.linear import LinearSettings
-    from softless.tasks.task import Outcome, Task
-    from softless.training.world import World
 
 T = TypeVar("T")
 
@@ -76,7 +88,7 @@ class DenseEvaluation:
     run: str
     data: str
     split: str
-    outcome: "Outcome"
+    outcome: Outcome
     precision: str  # float32, bfloat16 or float16
 
     def to_dict(self) -> dict[str, Any]:
@@ -93,7 +105,7 @@ class FeatureEvaluation:
     run: str
     data: str
     split: str
-    probes: "tuple[Probe, ...]"
+    probes: tuple[Probe, ...]
     precision: str = "float32"
 
     def to_dict(self) -> dict[str, Any]:
@@ -101,21 +113,21 @@ class FeatureEvaluation:
 
     def __str__(self) -> str:
         lines = [f"frozen features of {_title(self)}", ""]
-        for probe in self.probes:
-            low, high = probe.interval
-            baseline = beside(probe.commonest, 1 / len(probe.classes))
+        for frozen in self.probes:
+            low, high = frozen.interval
+            baseline = beside(frozen.commonest, 1 / len(frozen.classes))
             name = (
-                f"{probe.how.split()[0]}-NN"
-                if probe.measure == "knn"
-                else MEASURES[probe.measure].title
+                f"{frozen.how.split()[0]}-NN"
+                if frozen.measure == "knn"
+                else MEASURES[frozen.measure].title
             )
             lines.append(
-                f"{name:<22} {probe.accuracy:.4f}  (95 % interval {low:.4f} to {high:.4f}; "
-                f"{len(probe.targets)} images)"
+                f"{name:<22} {frozen.accuracy:.4f}  (95 % interval {low:.4f} to {high:.4f}; "
+                f"{len(frozen.targets)} images)"
             )
             lines.append(
-                f"{'':<22} balanced {probe.balanced_accuracy:.4f}; {baseline}; {probe.width} "
-                f"features; {probe.how}"
+                f"{'':<22} balanced {frozen.balanced_accuracy:.4f}; {baseline}; {frozen.width} "
+                f"features; {frozen.how}"
             )
         return "\n".join(lines)
 
@@ -202,9 +214,6 @@ def _measured(
     amp: str | None,
 ) -> Any:
     """`eval`, of data in files or of those that are held."""
-    from softless.evaluation.evaluate import precision_of
-    from softless.training.sharing import sharing
-
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
     if batch_size is not None and batch_size < 1:
@@ -247,7 +256,7 @@ class EvaluationJob:
     source: EvaluationSource
     amp: str
     knn: int | None  # neighbours that vote
-    linear: "LinearSettings | None"
+    linear: LinearSettings | None
 
 
 def _job(
@@ -267,10 +276,6 @@ def _job(
         DataError: the run cannot be read, or its data are not where they were.
         UsageError: it is not measured so.
     """
-    from softless.evaluation.evaluate import chosen_amp
-    from softless.tasks.loaded import load_run
-    from softless.tasks.table import TASKS
-
     loaded = load_run(run, device)
     need(*TASKS[loaded.task].needs)
     precise = chosen_amp(amp, loaded)
@@ -307,11 +312,6 @@ def _classified(
     job: EvaluationJob, split: str, batch_size: int | None, workers: int
 ) -> RunEvaluation | DenseEvaluation:
     """A classifier, of one label an image or of several."""
-    from softless.data import shared_loader
-    from softless.evaluation import evaluate
-    from softless.evaluation.evaluate import precision_of
-    from softless.tasks.multilabel.measure import evaluate_labels
-
     loaded, source, amp = job.loaded, job.source, job.amp
     samples, part = _opened(source, lambda: _samples(loaded, source, split))
     loader = shared_loader(
@@ -326,11 +326,8 @@ def _classified(
     return RunEvaluation(*origin, outcome, precision_of(amp))
 
 
-def _opened(source: EvaluationSource, work: "Callable[[], T]") -> "T":
+def _opened(source: EvaluationSource, work: "Callable[[], T]") -> T:
     """What is opened of labelled images, on all ranks."""
-    from softless.data.sources import opened_for_all
-    from softless.training.machine import IN_MEMORY
-
     return opened_for_all(work, in_memory=source.spec.source in IN_MEMORY)
 
 
@@ -385,9 +382,6 @@ def _check_there(loaded: LoadedRun, data: str | Path | None, table: str | Path |
 
 def _samples(loaded: LoadedRun, source: EvaluationSource, split: str) -> tuple[Samples, str]:
     """The images asked for and what to call them."""
-    from softless.data import open_parts, open_splits
-    from softless.data.folder import class_places
-
     spec = source.spec
     parts, classes = open_parts(spec, source.table)
     _refuse_labels(loaded, parts, source.where)
@@ -423,19 +417,17 @@ def _refuse_labels(loaded: LoadedRun, parts: Mapping[str, Samples], origin: str)
 
 def _dense(
     job: EvaluationJob,
-    world: "World",
+    world: World,
     data: str | None,
     split: str,
     batch_size: int | None,
     workers: int,
-) -> "Outcome":
+) -> Outcome:
     """Measured by the run's own task on the data asked for, scaled as in training."""
-    from softless.tasks.table import open_task
-
     loaded, stored = job.loaded, job.loaded.recipe
     spec = replace(stored.data, path=data or stored.data.path, workers=workers)
 
-    def opened() -> "tuple[Task, Samples]":
+    def opened() -> tuple[Task, Samples]:
         task = open_task(replace(stored, data=spec, batch_size=batch_size or stored.batch_size))
         task = task.with_classes(loaded.classes, f"the run {loaded.path}")
         samples = {"train": task.splits.train, "val": task.splits.val, "test": task.splits.test}[
@@ -453,14 +445,8 @@ def _dense(
     return task.to(world.device).evaluate(loaded.model, loader, amp=job.amp, label="evaluating")
 
 
-def _probes(job: EvaluationJob, split: str, batch: int, workers: int) -> "tuple[Probe, ...]":
+def _probes(job: EvaluationJob, split: str, batch: int, workers: int) -> tuple[Probe, ...]:
     """Classifiers over the features of the train part, asked about those of the split."""
-    from softless.data import shared_loader
-    from softless.evaluation.features import extract, output
-    from softless.evaluation.knn import nearest
-    from softless.evaluation.linear import probe
-    from softless.tasks.dino.transforms import one_crop
-
     loaded = job.loaded
     train, probed, classes = _opened(job.source, lambda: _bank(loaded, job.source, split))
     probes = []
@@ -504,8 +490,6 @@ def _bank(
     loaded: LoadedRun, source: EvaluationSource, split: str
 ) -> tuple[Samples, Samples, tuple[str, ...]]:
     """The images whose features answer, those that are asked about, and their classes."""
-    from softless.data import open_parts, open_splits
-
     spec = source.spec
     parts, classes = open_parts(spec, source.table)
     _refuse_labels(loaded, parts, source.where)
@@ -520,11 +504,8 @@ def _bank(
     return splits.train, splits.val, classes
 
 
-def _linear(pairs: Sequence[str]) -> "LinearSettings":
+def _linear(pairs: Sequence[str]) -> LinearSettings:
     """The papers' settings with these fields changed."""
-    from softless.evaluation.linear import LinearSettings
-    from softless.experiment.assignments import assignments
-
     kinds = {
         field.name: type(getattr(LinearSettings(), field.name)) for field in fields(LinearSettings)
     }
@@ -550,8 +531,6 @@ def _source(
     """The run's data, or others: a table, an npz file (or the one in a folder), or class
     folders.
     """
-    from softless.experiment.groups import TableSpec
-
     stored, columns = loaded.recipe.data, loaded.recipe.table
     if data is None and table is None:
         return EvaluationSource(stored, columns, own=True)

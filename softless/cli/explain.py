@@ -7,14 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 from softless import ranks
 from softless.cli.sizes import as_size, as_token_scale
+from softless.data.progress import track
+from softless.data.sources import images_for_all
 from softless.errors import located
 from softless.models.durable import write_picture
 from softless.models.scale import Foreign, set_token_scale
+from softless.prediction.results import Results
+from softless.saliency import explain as look
+from softless.saliency import figure, picture
+from softless.saliency.viewer import Viewer, eyes, viewer_of
+from softless.tasks.opened import opened
+from softless.training.sharing import see_one_folder, sharing
 
 if TYPE_CHECKING:
     import torch
-
-    from softless.saliency.viewer import Viewer
 
 
 @dataclass(frozen=True)
@@ -74,14 +80,6 @@ def explain(
         UsageError: no such run, model or layer.
         DataError: no images, or one that cannot be read (its path is named).
     """
-    from softless.data.progress import track
-    from softless.data.sources import images_for_all
-    from softless.prediction.results import Results
-    from softless.saliency import explain as look
-    from softless.saliency import figure, picture
-    from softless.saliency.viewer import eyes
-    from softless.training.sharing import see_one_folder, sharing
-
     folder = located(out)
     arguments = {
         "model": model,
@@ -124,11 +122,8 @@ def explain(
 
 def _viewer(
     model: str, device: "torch.device", resize: str | None, token_scale: str | None
-) -> "Viewer":
+) -> Viewer:
     """The model, and how it sees images."""
-    from softless.saliency.viewer import viewer_of
-    from softless.tasks.opened import opened
-
     viewer = viewer_of(opened(model, device))
     if token_scale is not None:
         set_token_scale(viewer.model, as_token_scale(token_scale))

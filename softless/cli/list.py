@@ -1,12 +1,15 @@
 """`softless list`: what there is, by name."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from softless.experiment.fields import FieldRow, walk
-
-if TYPE_CHECKING:
-    from softless.attention import Operator
+import softless.models  # noqa: F401 - registers them
+from softless import OPERATORS
+from softless.attention import Backend, Dims, Operator
+from softless.errors import UsageError, unknown
+from softless.experiment.fields import FieldRow, shown, walk
+from softless.layers.companions import COMPANIONS
+from softless.recipes import ALIASES, RECIPES, canonical, get_recipe
 
 KINDS = ("models", "operators", "recipes", "backends")
 
@@ -33,7 +36,6 @@ class RecipeFields:
         }
 
     def __str__(self) -> str:
-        from softless.experiment.fields import shown
 
         cells = [
             (row.name, shown(row.value), row.setting.takes(row.hint), row.setting.says)
@@ -81,8 +83,6 @@ def list(
         >>> softless.list("operators", "relu_*")["relu_linear"]["option eps"]
         'smallest sum of weights that is divided by; a positive number; 1e-06 by default'
     """
-    from softless.errors import UsageError, unknown
-
     if backends and what not in {None, "backends"}:
         raise UsageError(f"list {what} --backends asks for two kinds at once: leave one out")
     what = "backends" if backends else what
@@ -108,8 +108,6 @@ def list(
 def _fitting(kind: str, named: dict[str, str], pattern: str) -> dict[str, str]:
     from fnmatch import fnmatch
 
-    from softless.errors import unknown
-
     some = any(sign in pattern for sign in "*?[")
     matching = {
         name: summary
@@ -122,15 +120,12 @@ def _fitting(kind: str, named: dict[str, str], pattern: str) -> dict[str, str]:
 
 
 def _fields(recipe: str) -> RecipeFields:
-    from softless.recipes import get_recipe
 
     loaded = get_recipe(recipe)
     return RecipeFields(recipe, loaded.summary, tuple(walk(loaded)))
 
 
 def _operator(name: str) -> dict[str, str]:
-    from softless import OPERATORS
-    from softless.layers.companions import COMPANIONS
 
     op = OPERATORS[name]
     beside = {
@@ -146,7 +141,7 @@ def _operator(name: str) -> dict[str, str]:
     return {**entries, **_cost(op), **_claims(op), **_options(op), **beside}
 
 
-def _options(op: "Operator") -> dict[str, str]:
+def _options(op: Operator) -> dict[str, str]:
     """Each option of an operator: what it does, what it takes, its default."""
     return {
         f"option {key}": f"{option.says}; {option.values}; {option.default!r} by default"
@@ -156,20 +151,16 @@ def _options(op: "Operator") -> dict[str, str]:
 
 def _options_of(summaries: dict[str, str]) -> dict[str, dict[str, str]]:
     """The summary of each operator and its options."""
-    from softless import OPERATORS
-
     return {
         name: {"what": summary, **(_options(OPERATORS[name]) or {"options": "none"})}
         for name, summary in summaries.items()
     }
 
 
-def _cost(op: "Operator") -> dict[str, str]:
+def _cost(op: Operator) -> dict[str, str]:
     """Of the attention of a DeiT-S block at 224 px: 6 heads of 64 channels, 14 x 14 patches and a
     class token.
     """
-    from softless.attention import Dims
-
     dims = Dims(B=1, H=6, N=197, M=197, D=64, E=64, grid=(1, 14, 14), options=op.filled({}))
     return {
         "cost": f"{op.flops(dims) / 2e6:.1f} M multiply-adds and {op.exps(dims):,} "
@@ -177,7 +168,7 @@ def _cost(op: "Operator") -> dict[str, str]:
     }
 
 
-def _claims(op: "Operator") -> dict[str, str]:
+def _claims(op: Operator) -> dict[str, str]:
     """What the contract measures of it, in words."""
     needs = [need for need in op.needs if op.wants(need, {})]
     claims = {
@@ -200,8 +191,6 @@ def _claims(op: "Operator") -> dict[str, str]:
 def _models() -> dict[str, str]:
     import timm
 
-    import softless.models  # noqa: F401 - registers them
-
     names = [
         name
         for name in timm.list_models()
@@ -211,16 +200,12 @@ def _models() -> dict[str, str]:
 
 
 def _operators() -> dict[str, str]:
-    from softless import OPERATORS
 
     return {name: operator.summary for name, operator in OPERATORS.items()}
 
 
 def _backends() -> dict[str, str]:
     import torch
-
-    from softless import OPERATORS
-    from softless.attention import Backend, Operator
 
     sample = torch.ones(1, 1, 4, 2)
 
@@ -236,7 +221,6 @@ def _backends() -> dict[str, str]:
 
 
 def _recipes() -> dict[str, str]:
-    from softless.recipes import ALIASES, RECIPES
 
     older = {new: old for old, new in ALIASES.items()}
     suffixes = {name: f" (also: {older[name]})" if name in older else "" for name in RECIPES}
@@ -244,6 +228,5 @@ def _recipes() -> dict[str, str]:
 
 
 def _recipe_name(name: str) -> str:
-    from softless.recipes import canonical
 
     return canonical(name)

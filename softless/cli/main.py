@@ -20,13 +20,12 @@ from softless.cli.bench import KINDS, function_of
 from softless.cli.options import Parser, fill, parser_of
 from softless.cli.output import as_json, as_text
 from softless.errors import Faults, Interrupted, SoftlessError, UsageError, of_the_system, unknown
+from softless.ranks import ENDED
 from softless.words import visible
 
 # verbs whose work ranks can share
 SHARING = frozenset({"train", "eval", "predict", "explain", "slide", "bench"})
 RANKS = "--ranks"
-# names a file in which rank 0 notes its exit code once it has spoken, for `--ranks`
-ENDED = "SOFTLESS_ENDED"
 VERBS = {
     "list": "softless.cli.list:list",
     "train": "softless.cli.train:train",
@@ -44,7 +43,7 @@ VERBS = {
 
 
 def main(
-    arguments: Sequence[str] | None = None, run: "Callable[[Sequence[str]], int] | None" = None
+    arguments: Sequence[str] | None = None, run: Callable[[Sequence[str]], int] | None = None
 ) -> int:
     """Run a verb, or what else `run` makes of the words; returns the exit code (0 done, 2 usage, 3 diverged, 4 partial result, 130
     interrupted).

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from softless.errors import UsageError, nearest
+from softless.experiment.fields import nearest_field, walk
+from softless.experiment.recipe import Recipe
 
 # a positional argument's key beside the option of its name; nothing was given
 PLACE, ABSENT = " by place", object()
@@ -269,9 +271,6 @@ def _surplus(parser: Parser, rest: Sequence[str]) -> UsageError:
 
 def _field_meant(option: str) -> str:
     """The field of a recipe that an option is named after, or nothing."""
-    from softless.experiment.fields import nearest_field, walk
-    from softless.experiment.recipe import Recipe
-
     return nearest_field(option.lstrip("-").replace("-", "_"), [row.name for row in walk(Recipe)])
 
 

@@ -5,14 +5,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from softless.data.samples import FileSamples
+from softless.data.sources import images_for_all
 from softless.errors import UsageError, located
+from softless.evaluation import LoadedRun
+from softless.evaluation.evaluate import chosen_amp
+from softless.experiment.groups import DENSE
+from softless.prediction.answers import readable
+from softless.prediction.results import Results
+from softless.prediction.setting import Setting
 from softless.ranks import shared
+from softless.tasks.loaded import load_run
+from softless.tasks.table import TABLE
+from softless.training.sharing import see_one_folder, sharing
 
 if TYPE_CHECKING:
     import torch
-
-    from softless.evaluation import LoadedRun
-    from softless.prediction.setting import Setting
 
 
 def predict(
@@ -65,14 +73,6 @@ def predict(
         >>> softless.predict("runs/digits", "photos", "answers").csv.name
         'predictions.csv'
     """
-    from softless.data.samples import FileSamples
-    from softless.data.sources import images_for_all
-    from softless.experiment.groups import DENSE
-    from softless.prediction.answers import readable
-    from softless.prediction.results import Results
-    from softless.tasks.table import TABLE
-    from softless.training.sharing import see_one_folder, sharing
-
     if batch_size is not None and batch_size < 1:
         raise UsageError(f"batch_size={batch_size}: at least one image at once")
     if workers < 0:
@@ -115,12 +115,8 @@ def predict(
 
 def _loaded(
     run: str | Path, device: "torch.device", batch_size: int | None, amp: str | None, workers: int
-) -> "tuple[LoadedRun, Setting]":
+) -> tuple[LoadedRun, Setting]:
     """The run, and how it answers."""
-    from softless.evaluation.evaluate import chosen_amp
-    from softless.prediction.setting import Setting
-    from softless.tasks.loaded import load_run
-
     loaded = load_run(run, device)
     if loaded.task == "dino":
         raise UsageError(

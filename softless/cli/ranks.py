@@ -10,9 +10,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from softless.cli.main import ENDED
 from softless.data.cores import cores
 from softless.errors import UsageError
+from softless.ranks import ENDED
 from softless.training.last_words import NOTED, leave
 
 OPTION = "--ranks"

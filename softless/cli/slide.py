@@ -15,15 +15,23 @@ from torch import nn
 from softless import ranks
 from softless.cli.output import plain
 from softless.cli.sizes import as_channels, as_mpp, as_size, as_token_scale
+from softless.data.notices import notice
 from softless.errors import DataError, SoftlessError, UsageError, located
+from softless.inference import optimize
+from softless.models import create_model, load_weights
 from softless.models.durable import make_folder, remove_empty, write_picture, write_text
 from softless.models.scale import set_token_scale, trained_as_configured
 from softless.prediction.results import writable
+from softless.saliency.viewer import declared, normalisation
 from softless.slides.files import Choice
 from softless.slides.lattice import Origin
+from softless.slides.maps import maps_of, save_maps
 from softless.slides.masks import OUTLINES, PICTURES
+from softless.slides.pictures import sheet
 from softless.slides.stream import CHUNK, StreamResult, Tissue, stream
-from softless.slides.thumbnails import LARGE
+from softless.slides.thumbnails import LARGE, thumbnail
+from softless.tasks.loaded import load_run
+from softless.training.sharing import see_one_folder, sharing
 from softless.words import aligned, table, visible
 
 TOP = 5  # classes that are told of one image
@@ -226,10 +234,6 @@ def slide(
         >>> sorted(path.name for path in Path("slides/0.png").glob("*.json"))
         ['result.json']
     """
-    from softless.saliency.viewer import declared
-    from softless.slides.thumbnails import thumbnail
-    from softless.training.sharing import see_one_folder, sharing
-
     if not images:
         raise UsageError("softless slide MODEL IMAGE …: name one image or more")
     for image in images:
@@ -337,10 +341,6 @@ def _looker(
     dtype: torch.dtype,
     scale: str | float | None,
 ) -> Looker:
-    from softless.data.notices import notice
-    from softless.models import create_model, load_weights
-    from softless.saliency.viewer import normalisation
-    from softless.tasks.loaded import load_run
 
     if located(name).is_dir():
         if op is not None or weights is not None:
@@ -377,8 +377,6 @@ def _ready(
     """In a dtype on a device; on the processor as `softless.optimize` prepares it, which gives the
     same answers sooner.
     """
-    from softless.inference import optimize
-
     if scale is not None:
         set_token_scale(model, scale)
     return optimize(model, dtype) if device.type == "cpu" else model.to(device, dtype)
@@ -441,8 +439,6 @@ def _written(
     origin: Origin,
     counts: str | None,
 ) -> Answer:
-    from softless.slides.maps import maps_of, save_maps
-    from softless.slides.pictures import sheet
 
     if not result.logits.isfinite().all():
         raise UsageError(

@@ -14,12 +14,16 @@ from torch import Tensor, nn
 
 from softless.convert import Swapped
 from softless.convert import swap as exchange
+from softless.data.folder import images_at
 from softless.errors import SoftlessError, UsageError, located
 from softless.experiment.assignments import assignments
 from softless.experiment.fields import literal
 from softless.measure import Audit
 from softless.measure import audit as watch
+from softless.models import create_model, load_weights
+from softless.models.create import of_channels
 from softless.models.durable import write_tensors
+from softless.saliency.viewer import channels_of, declared, evaluation_transform
 
 
 @dataclass(frozen=True)
@@ -113,8 +117,6 @@ def swap(
             which nothing can be swapped.
         DataError: weights or images that cannot be read.
     """
-    from softless.models import load_weights
-
     options = {name: _value(text) for name, text in assignments(set).items()}
     target = None if out is None else _checked(located(out))
     if pretrained and weights is not None:
@@ -169,8 +171,6 @@ def _created(name: str, pretrained: bool, arguments: dict[str, Any]) -> Any:
     Raises:
         UsageError: a number that is none, or that its host does not take.
     """
-    from softless.models import create_model
-
     for option, value in arguments.items():
         if value < (0 if option == "num_classes" else 1):
             word = {"img_size": "image-size"}.get(option, option.replace("_", "-"))
@@ -190,8 +190,6 @@ def _prepared(model: Any, channels: int | None, side: int | None) -> Any:
     """A model that says how images of other channels or of another size than it was published with
     are prepared.
     """
-    from softless.models.create import of_channels
-
     config = dict(model.pretrained_cfg)
     config |= {} if side is None else {"input_size": (config["input_size"][0], side, side)}
     model.pretrained_cfg = config | ({} if channels is None else of_channels(config, channels))
@@ -216,9 +214,6 @@ def _drawn(files: Sequence[str], number: int) -> list[int]:
 def _images(folder: Path, number: int, model: nn.Module) -> Tensor:
     """(number, C, H, W), framed as the model's evaluation does."""
     import torch
-
-    from softless.data.folder import images_at
-    from softless.saliency.viewer import channels_of, declared, evaluation_transform
 
     if number < 1:
         raise UsageError(f"images={number}: at least one image to calibrate on")

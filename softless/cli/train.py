@@ -7,19 +7,35 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from softless.compare import throughput
+from softless.data.given import data_given, is_dataset, parts_of
+from softless.errors import ResumeMismatch, UsageError, located
+from softless.experiment.assignments import assignments
+from softless.experiment.folder import RunFolder
+from softless.models.given import model_given
+from softless.recipes import canonical, get_recipe
+from softless.tasks import page
+from softless.training import Recipe, Result, fit
+from softless.training.epoch_state import OnEpoch
+from softless.training.folds import FOLDS, Folds, fit_folds, held_recipe
+from softless.training.own_data import (
+    with_data,
+    with_datasets,
+    with_labels,
+    with_model,
+    with_table,
+)
+from softless.training.world import choose_device
+
 if TYPE_CHECKING:
     from torch import nn
     from torch.utils.data import Dataset
-
-    from softless.training import Recipe, Result
-    from softless.training.epoch_state import OnEpoch
-    from softless.training.folds import Folds
 
     Given = Dataset[Any] | Sequence[Dataset[Any]] | Mapping[str, Dataset[Any]]
 
 
 def train(
-    recipe: "str | Recipe | None" = None,
+    recipe: str | Recipe | None = None,
     *,
     data: "str | Path | Given | None" = None,
     model: "nn.Module | None" = None,
@@ -32,8 +48,8 @@ def train(
     device: str = "auto",
     amp: Literal["none", "bfloat16", "float16"] | None = None,
     seed: int | None = None,
-    on_epoch: "OnEpoch | None" = None,
-) -> "Result | Folds":
+    on_epoch: OnEpoch | None = None,
+) -> Result | Folds:
     """Train a recipe and write its run folder and report.
 
     A run is continued by `--resume --out RUN` alone: recipe, data and fields are those that it was
@@ -84,20 +100,6 @@ def train(
         >>> 0 < result.val["top1"] < 1
         True
     """
-    from softless.data.given import data_given, is_dataset, parts_of
-    from softless.errors import UsageError, located
-    from softless.experiment.assignments import assignments
-    from softless.models.given import model_given
-    from softless.training import fit
-    from softless.training.folds import FOLDS, fit_folds
-    from softless.training.own_data import (
-        with_data,
-        with_datasets,
-        with_labels,
-        with_model,
-        with_table,
-    )
-
     folder = None if out is None else located(out)
     parts = parts_of(data) if is_dataset(data) else None
     _check_callable(on_epoch)
@@ -160,7 +162,6 @@ def train(
 
 
 def _check_callable(on_epoch: Any) -> None:
-    from softless.errors import UsageError
 
     if on_epoch is not None and not callable(on_epoch):
         raise UsageError(
@@ -168,25 +169,18 @@ def _check_callable(on_epoch: Any) -> None:
         )
 
 
-def _write_page(recipe: "Recipe", run_dir: Path, *, device: str) -> None:
+def _write_page(recipe: Recipe, run_dir: Path, *, device: str) -> None:
     """The page of one run, with its speed here."""
-    from softless.compare import throughput
-    from softless.tasks import page
-    from softless.training.world import choose_device
-
     # whole images are large, and of several sizes
     batch = 16 if recipe.task in {"classification", "multilabel", "dino"} else 1
     speeds = throughput([run_dir], batch=batch, rounds=5, device=choose_device(device))
     page.write([run_dir], run_dir / "report.html", speeds=speeds)
 
 
-def _chosen(recipe: "str | Recipe | None", out: Path | None, *, resume: bool) -> "Recipe":
+def _chosen(recipe: str | Recipe | None, out: Path | None, *, resume: bool) -> Recipe:
     """The recipe as it is before fields are set: that of the run to continue, where one is there
     and no whole recipe is given.
     """
-    from softless.errors import ResumeMismatch, UsageError
-    from softless.recipes import canonical, get_recipe
-
     if recipe is not None and not isinstance(recipe, str):
         return recipe
     named = None if recipe is None else get_recipe(recipe)
@@ -214,9 +208,6 @@ def _chosen(recipe: "str | Recipe | None", out: Path | None, *, resume: bool) ->
     return stored_recipe
 
 
-def _recipe_in(folder: Path) -> "Recipe | None":
+def _recipe_in(folder: Path) -> Recipe | None:
     """The recipe of the run or of the folds in a folder, or None where there is neither."""
-    from softless.experiment.folder import RunFolder
-    from softless.training.folds import held_recipe
-
     return RunFolder(folder).recipe() or held_recipe(folder)

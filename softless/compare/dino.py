@@ -24,7 +24,12 @@ from softless.evaluation.knn import K, nearest
 from softless.experiment.recipe import Recipe
 from softless.report.groups import operator_title
 from softless.report.runs import read_run
+from softless.tasks import page
+from softless.tasks.dino.model import spread
 from softless.tasks.loaded import load_run
+from softless.tasks.table import open_task
+from softless.training.model import build_for
+from softless.training.world import choose_device
 from softless.words import table
 
 PIXELS = 32  # side to which images are reduced where their pixels are the features
@@ -172,10 +177,6 @@ def dino(
         UsageError: a recipe of another task, data without labels or without a test part, or a
             folder that already holds these runs.
     """
-    from softless.tasks import page
-    from softless.tasks.table import open_task
-    from softless.training.world import choose_device
-
     chosen = prepared(recipe, data, epochs, set)
     if chosen.task != "dino":
         raise UsageError(
@@ -222,9 +223,6 @@ def dino(
 
 def _untrained(recipe: Recipe, device: torch.device) -> nn.Module:
     """The network from which the run of this seed starts."""
-    from softless.tasks.table import open_task
-    from softless.training.model import build_for
-
     task = open_task(recipe)
     return task.evaluated(build_for(task)).to(device).eval()
 
@@ -317,7 +315,6 @@ class Labelled:
         epochs: int,
         seconds: float,
     ) -> Row:
-        from softless.tasks.dino.model import spread
 
         bank, _, _, test_part = shallow
         probe = nearest(bank, test_part, self.classes, min(K, len(bank[0])))

@@ -11,6 +11,7 @@ from softless.errors import UsageError
 from softless.report.groups import grouped
 from softless.report.runs import read_run
 from softless.report.statistics import accuracy
+from softless.tasks import page
 
 
 def finished(
@@ -27,8 +28,6 @@ def finished(
     Raises:
         UsageError: no runs, runs of different models, or a run without test images.
     """
-    from softless.tasks import page
-
     if not runs:
         raise UsageError(
             "no runs: name the folders that `softless train --out` wrote, for example --runs "

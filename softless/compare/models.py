@@ -10,12 +10,12 @@ from softless.errors import UsageError
 from softless.experiment.groups import ModelSpec
 from softless.experiment.recipe import Recipe
 from softless.models.sizes import sides
+from softless.models.variants import ENTRIES, VARIANTS
+from softless.recipes import get_recipe
 
 
 def host_and_operator(model: ModelSpec) -> tuple[str, str]:
     """The host's name and the operator in it: a registered name stands for both."""
-    from softless.models.variants import ENTRIES
-
     if model.name in ENTRIES:
         entry = ENTRIES[model.name]
         return entry.variant.name, entry.op
@@ -74,9 +74,6 @@ def in_small_vit(recipe: Recipe) -> Recipe:
     Raises:
         UsageError: an image size that does not divide into 7 x 7 patches.
     """
-    from softless.models.variants import VARIANTS
-    from softless.recipes import get_recipe
-
     host, _ = host_and_operator(recipe.model)
     if host not in {variant.name for variant in VARIANTS if variant.host != "vit"}:
         return recipe

@@ -13,6 +13,8 @@ from softless.errors import unknown
 from softless.measure import cost
 from softless.models import create_model
 from softless.tasks.assemble import assemble
+from softless.tasks.detection import model as detectors
+from softless.tasks.segmentation import model as segmenters
 from softless.words import table
 
 
@@ -559,8 +561,6 @@ def _in_parts(row: Row) -> str:
 
 @cache
 def _built(task: str, model: str, args: str, head: str) -> dict[str, int]:
-    from softless.tasks.detection import model as detectors
-    from softless.tasks.segmentation import model as segmenters
 
     network: Any = assemble(task, model, json.loads(args), json.loads(head))
     return (

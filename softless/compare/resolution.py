@@ -23,6 +23,8 @@ from softless.layers import Attention, ClassAttention
 from softless.models.sizes import sides
 from softless.models.xcit import Xcit
 from softless.tasks.loaded import load_run
+from softless.training.model import build_model
+from softless.training.world import choose_device
 from softless.words import table
 
 FACTORS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)  # of the training size
@@ -141,9 +143,6 @@ def resolution(
             patches, a folder that already holds these runs, data without a test split.
         DivergedError: every run diverged.
     """
-    from softless.training.model import build_model
-    from softless.training.world import choose_device
-
     chosen = prepared(recipe, data, epochs, set)
     if image_size is not None:
         chosen = _at_size(chosen, image_size)

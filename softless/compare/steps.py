@@ -13,8 +13,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from softless.compare.timing import Spread, interleaved
 from softless.experiment.recipe import Recipe
+from softless.measure import cost
 from softless.models.sizes import sides
 from softless.training.model import build_model
+from softless.training.optim import optimizer
 
 MEMORY = "[memory]"  # the profiler's name of an allocation
 
@@ -52,8 +54,6 @@ def steps(
         threads: of the processor; None takes the number of the recipes, or torch's own where they
             leave it open.
     """
-    from softless.measure import cost
-
     chosen_device = torch.device(device)
     before = torch.get_num_threads()
     torch.set_num_threads(threads or next(iter(recipes.values())).threads or before)
@@ -81,7 +81,6 @@ def steps(
 
 
 def _step(model: nn.Module, recipe: Recipe, classes: int, in_chans: int) -> Callable[[], None]:
-    from softless.training.optim import optimizer
 
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)

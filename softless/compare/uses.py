@@ -14,11 +14,17 @@ from softless.compare.record import record_path, write_csv
 from softless.compare.steps import peak_bytes
 from softless.compare.timing import Spread, interleaved
 from softless.compare.training import lacking, prepared, trained
+from softless.evaluation.evaluate import autocast
 from softless.experiment.candidates import described, gain
 from softless.experiment.measures import MEASURES
 from softless.experiment.recipe import Recipe
 from softless.report.groups import operator_title
 from softless.report.runs import RunRecord, read_run
+from softless.tasks import page
+from softless.tasks.table import open_task
+from softless.training.model import build_for
+from softless.training.optim import optimizer
+from softless.training.world import choose_device
 from softless.words import table
 
 
@@ -176,9 +182,6 @@ def used(
             repository.
         DivergedError: every run diverged.
     """
-    from softless.tasks import page
-    from softless.training.world import choose_device
-
     target = record_path(f"{name}_{chosen.name}") if record else None
     folder = Path(out or Path("runs") / f"{chosen.name}-{name}")
     run_dirs, diverged = trained(
@@ -230,10 +233,6 @@ def training_steps(
 
 
 def _step(recipe: Recipe, device: torch.device) -> Callable[[], None]:
-    from softless.evaluation.evaluate import autocast
-    from softless.tasks.table import open_task
-    from softless.training.model import build_for
-    from softless.training.optim import optimizer
 
     task = open_task(recipe).to(device)
     model = build_for(task).to(device)
@@ -255,8 +254,6 @@ def _step(recipe: Recipe, device: torch.device) -> Callable[[], None]:
 
 def _baselines(recipe: Recipe) -> Mapping[str, Mapping[str, float]]:
     """What no training reaches on the test split, where the task knows such numbers."""
-    from softless.tasks.table import open_task
-
     task = open_task(recipe)
     return task.baselines(task.splits.test) if task.splits.test is not None else {}
 

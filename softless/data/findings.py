@@ -231,7 +231,7 @@ class Gathering:
         """
         self._pair(_digest(pixels, shape), name, part, label)
 
-    def _read(self, path: Path) -> "_Read | BadImage":
+    def _read(self, path: Path) -> _Read | BadImage:
         """An image read in full, or why it cannot be."""
         try:
             decoded = read_whole(
@@ -242,7 +242,7 @@ class Gathering:
         size = size_of(decoded.image)
         return _Read(decoded, size, _digest(decoded.image.tobytes(), size))
 
-    def _glance(self, path: Path) -> "_Read | BadImage":
+    def _glance(self, path: Path) -> _Read | BadImage:
         """`_read` without keeping the pixels, of which thousands may wait."""
         read = self._read(path)
         return (
@@ -251,7 +251,7 @@ class Gathering:
             else read._replace(decoded=replace(read.decoded, image=None))
         )
 
-    def _take(self, read: "_Read | BadImage", path: Path, part: str, label: str) -> Decoded | None:
+    def _take(self, read: _Read | BadImage, path: Path, part: str, label: str) -> Decoded | None:
         """Count an image that was read, and say what there is to say of it."""
         self.image_count += 1
         if isinstance(read, BadImage):

@@ -37,11 +37,11 @@ PARTS = ("train", "val", "test")
 TRAINING = ("train", "all")  # parts that are trained on
 READ_AGAIN = 64  # images of which it is tried whether they change
 WAY = "give (image, target) pairs"
-_given: ContextVar["Mapping[str, Any] | None"] = ContextVar("softless_given_data", default=None)
+_given: ContextVar[Mapping[str, Any] | None] = ContextVar("softless_given_data", default=None)
 
 
 @contextmanager
-def data_given(parts: "Mapping[str, Any] | None") -> Iterator[None]:
+def data_given(parts: Mapping[str, Any] | None) -> Iterator[None]:
     """Within it, these are the datasets of runs whose data were given; None leaves what was given
     before.
     """
@@ -143,7 +143,7 @@ class ItemReading:
     scale: Range | None = None
 
 
-def given_parts(reading: ItemReading) -> "tuple[dict[str, Samples], tuple[str, ...]]":
+def given_parts(reading: ItemReading) -> tuple[dict[str, Samples], tuple[str, ...]]:
     """The datasets that were given, each item read once, and the names of their classes; one alone
     is "all".
 
@@ -320,14 +320,14 @@ def _where(part: str, index: int) -> str:
     return f"image {index} of the {part} dataset"
 
 
-def _item(dataset: Any, part: str, index: int, reading: ItemReading) -> "tuple[np.ndarray, Any]":
+def _item(dataset: Any, part: str, index: int, reading: ItemReading) -> tuple[np.ndarray, Any]:
     """Pixels, as they lie in memory, and the target."""
     image, target = _pair(dataset, index, part)
     pixels = np.ascontiguousarray(np.asarray(_picture(image, reading, _where(part, index))))
     return pixels, _target(target, part, index)
 
 
-def _pair(dataset: Any, index: int, part: str) -> "tuple[Any, Any]":
+def _pair(dataset: Any, index: int, part: str) -> tuple[Any, Any]:
     item = dataset[index]
     if not isinstance(item, tuple | list) or len(item) != 2:
         raise DataError(
@@ -336,7 +336,7 @@ def _pair(dataset: Any, index: int, part: str) -> "tuple[Any, Any]":
     return item[0], item[1]
 
 
-def _picture(image: Any, reading: "ItemReading", item_name: str) -> Picture:
+def _picture(image: Any, reading: ItemReading, item_name: str) -> Picture:
     """The image in one of the forms of `pictures`."""
     if (
         isinstance(image, Image.Image)

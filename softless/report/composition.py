@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from softless.report.groups import Group
-from softless.report.html import Html, section, table, tag
+from softless.report.html import Html, section, tag
 from softless.report.numbers import count
+from softless.report.tables import table
 
 PARTS = {"train": "training", "val": "validation", "test": "test"}
 

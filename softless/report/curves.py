@@ -9,8 +9,9 @@ from softless.experiment.candidates import KEYS, measured
 from softless.experiment.measures import MEASURES
 from softless.report.charts import EpochCurve, LineChart
 from softless.report.groups import FEW, Group
-from softless.report.html import Html, details, table, tag
+from softless.report.html import Html, details, tag
 from softless.report.numbers import percent, plain
+from softless.report.tables import table
 
 DIGITS = 4  # of a number on an axis
 

@@ -5,11 +5,12 @@ what sets them apart.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from softless.attention import OPERATORS
 from softless.experiment.folder import as_json
-from softless.report.places import shortened
+from softless.report.places import is_place, shortened
 from softless.report.runs import RunRecord
 
 COLOURS = 14  # of page.css
@@ -145,3 +146,20 @@ def compare_recipes(groups: Sequence[Group]) -> Comparison:
         else:
             differing[name] = values
     return Comparison(differing, shared)
+
+
+def without_places(text: Any, groups: Sequence[Group]) -> str:
+    """What an error says, the places of the runs and their data in it by their names alone."""
+    runs = [run for group in groups for run in group.runs]
+    recipes = [path for run in runs for path in (run.recipe.data.path, run.recipe.model.weights)]
+    paths = {path for path in recipes if path is not None and is_place(path)}
+    paths |= {
+        str(folder)
+        for run in runs
+        for folder in (run.folder, run.folder.resolve())
+        if folder.is_absolute()
+    }
+    message = str(text)
+    for path in sorted(paths, key=len, reverse=True):
+        message = message.replace(path, PurePath(path).name)
+    return message

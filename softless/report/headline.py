@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from softless.report.groups import FEW, Group
-from softless.report.html import Html, table, tag
+from softless.report.html import Html, tag
 from softless.report.intervals import Strip, axis, draw
 from softless.report.numbers import MINUS, THIN, duration, percent, points
 from softless.report.statistics import Estimate, accuracy, agreement, difference
+from softless.report.tables import table
 
 
 def headline(groups: Sequence[Group]) -> Html:

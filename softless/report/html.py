@@ -73,37 +73,6 @@ def section(identifier: str, heading: str, *children: Any, lead: Any = None) -> 
     )
 
 
-def table(head: list[Any], rows: list[list[Any]], *, caption: str, class_: str = "plain") -> Html:
-    """A table whose first column heads its rows, with its CSV behind a link, in a box that scrolls
-    sideways on a narrow screen.
-    """
-    from softless.report.downloads import csv_link
-
-    body = [
-        tag("tr", tag("th", row[0], scope="row"), [tag("td", cell) for cell in row[1:]])
-        for row in rows
-    ]
-    return tag(
-        "div",
-        tag(
-            "table",
-            tag("caption", caption, " ", csv_link(head, rows, caption)),
-            tag("thead", tag("tr", [_head(cell) for cell in head])),
-            tag("tbody", body),
-            class_=class_,
-        ),
-        class_="scroll",
-        tabindex="0",
-        role="region",
-        aria_label=caption,
-    )
-
-
-def _head(cell: Any) -> Html:
-    """A heading; an empty one is no heading, which a screen reader would read out."""
-    return tag("th", cell, scope="col") if cell != "" else tag("td")
-
-
 def enlarged(picture: Html, name: str) -> Html:
     """A picture that fills the window when it is clicked, and goes back at the next click or the
     space bar: a checkbox and CSS, no script.

@@ -11,9 +11,10 @@ from softless.evaluation.evaluate import evaluated
 from softless.evaluation.metrics import BINS, second_class
 from softless.evaluation.spread import Estimate
 from softless.report.groups import FEW, Group
-from softless.report.html import Html, section, table, tag
+from softless.report.html import Html, section, tag
 from softless.report.numbers import THIN, percent
 from softless.report.squares import Curve, square
+from softless.report.tables import table
 
 
 def draw_numbers(groups: Sequence[Group]) -> Html | None:

@@ -5,10 +5,7 @@ nobody's map of a disk.
 import re
 from collections.abc import Sequence
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from softless.report.groups import Group
+from typing import Any
 
 
 def is_place(value: Any) -> bool:
@@ -32,23 +29,6 @@ def shortened(values: Sequence[Any]) -> list[Any]:
     else:
         cut = dict.fromkeys(paths, "")  # the root alone
     return [cut.get(value, value) if is_place(value) else value for value in values]
-
-
-def without_places(text: Any, groups: "Sequence[Group]") -> str:
-    """What an error says, the places of the runs and their data in it by their names alone."""
-    runs = [run for group in groups for run in group.runs]
-    recipes = [path for run in runs for path in (run.recipe.data.path, run.recipe.model.weights)]
-    paths = {path for path in recipes if path is not None and is_place(path)}
-    paths |= {
-        str(folder)
-        for run in runs
-        for folder in (run.folder, run.folder.resolve())
-        if folder.is_absolute()
-    }
-    message = str(text)
-    for path in sorted(paths, key=len, reverse=True):
-        message = message.replace(path, PurePath(path).name)
-    return message
 
 
 def shortened_words(command: str) -> str:

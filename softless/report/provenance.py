@@ -7,8 +7,9 @@ from softless.evaluation.evaluate import precision_of
 from softless.experiment.candidates import described
 from softless.experiment.measures import MEASURES
 from softless.report.groups import Group
-from softless.report.html import Html, table, tag
+from softless.report.html import Html, tag
 from softless.report.places import shortened_words
+from softless.report.tables import table
 
 COUNTED = (
     "Parameters, multiply-adds and exponentials are counted by running the model on one "

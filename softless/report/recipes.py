@@ -5,8 +5,9 @@ from typing import Any
 
 from softless.attention import OPERATORS
 from softless.report.groups import Comparison, Group, compare_recipes
-from softless.report.html import Html, details, table, tag
+from softless.report.html import Html, details, tag
 from softless.report.numbers import MINUS, plain
+from softless.report.tables import table
 
 
 def draw_recipes(groups: Sequence[Group]) -> Html:

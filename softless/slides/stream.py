@@ -34,6 +34,7 @@ from softless.slides.lattice import Lattice, Origin
 from softless.slides.masks import mask_of
 from softless.slides.prints import image_print, tensor_print
 from softless.slides.reader import Placement, Source, source_of
+from softless.slides.tissue import tissue_of
 from softless.tasks.opened import opened
 
 Tissue = Literal["none", "otsu"]
@@ -412,7 +413,6 @@ def _counting(
             raise UsageError(
                 "tissue=otsu looks at a picture, and a tensor is taken as it is: give mask="
             )
-        from softless.slides.tissue import tissue_of
 
         return torch.from_numpy(tissue_of(image, lattice, choice))
     if mask is None:

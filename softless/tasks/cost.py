@@ -9,8 +9,9 @@ from typing import Any
 
 from softless.measure import Cost, cost
 from softless.report.groups import FEW, Group
-from softless.report.html import Html, table, tag
+from softless.report.html import Html, tag
 from softless.report.numbers import count, duration, ratio, short, size
+from softless.report.tables import table
 from softless.tasks.loaded import load_run
 
 

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,7 @@ from softless.experiment.recipe import Recipe
 from softless.models.kept import operators_of
 from softless.models.scale import scale_of
 from softless.models.sizes import sides
-
-if TYPE_CHECKING:  # the recipe lives above this layer (softless.training)
-    from softless.tasks.lengths import Fitted
+from softless.tasks.lengths import Fitted
 
 
 class Outcome(Protocol):
@@ -69,7 +67,7 @@ class Task(ABC):
 
     recipe: Recipe  # of the length that fits the data, once `open_task` gave it
     splits: Splits
-    fitted: "Fitted"  # what was changed for that
+    fitted: Fitted  # what was changed for that
 
     @classmethod
     @abstractmethod

@@ -6,23 +6,21 @@ it.
 """
 
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from softless import origin
+from softless.data import Samples
 from softless.data.given import name_of
 from softless.data.pictures import size_of
 from softless.experiment.folder import ABOUT
-
-if TYPE_CHECKING:
-    from softless.data import Samples
-    from softless.training.setup import Run
+from softless.training.run import Run
 
 LOOKED_AT = 40  # training images whose size is read
 
 
-def write_about(run: "Run") -> None:
+def write_about(run: Run) -> None:
     """Write the file, unless the run has one."""
     if run.folder.has(ABOUT):
         return
@@ -37,7 +35,7 @@ def write_about(run: "Run") -> None:
     )
 
 
-def about_data(run: "Run") -> dict[str, Any]:
+def about_data(run: Run) -> dict[str, Any]:
     """The data's name, images of each part, what the task counts in each class, and the sizes of
     some training images as they are stored.
     """
@@ -54,7 +52,7 @@ def about_data(run: "Run") -> dict[str, Any]:
     }
 
 
-def sizes(samples: "Samples") -> dict[str, Any]:
+def sizes(samples: Samples) -> dict[str, Any]:
     """Height and width of the smallest, the middle and the largest of some images, by their
     pixels.
     """

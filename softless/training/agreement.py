@@ -8,7 +8,7 @@ another number of steps wait for each other for ever.
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -19,15 +19,13 @@ from softless.tasks.table import open_task
 from softless.tasks.task import Task
 from softless.training import checkpoint
 from softless.training.settle import from_root
-
-if TYPE_CHECKING:
-    from softless.training.world import World
+from softless.training.world import World
 
 LONG = 60  # characters of a value that are said
 
 
 def agree_on_command(
-    world: "World", recipe: Recipe | None, run_dir: Path, *, resume: bool, overwrite: bool
+    world: World, recipe: Recipe | None, run_dir: Path, *, resume: bool, overwrite: bool
 ) -> None:
     """Compare what every rank was asked to do, and by which versions.
 
@@ -47,7 +45,7 @@ def agree_on_command(
     _agree(world, mine, "give every rank the same command, software and threads")
 
 
-def agree_on_arguments(world: "World", arguments: Mapping[str, Any]) -> None:
+def agree_on_arguments(world: World, arguments: Mapping[str, Any]) -> None:
     """Compare the arguments of a command that every rank was given, its software and its threads.
 
     Raises:
@@ -57,7 +55,7 @@ def agree_on_arguments(world: "World", arguments: Mapping[str, Any]) -> None:
     _agree(world, mine, "give every rank the same command, software and threads")
 
 
-def opened_alike(world: "World", recipe: Recipe) -> Task:
+def opened_alike(world: World, recipe: Recipe) -> Task:
     """The data, opened by every rank and compared; mean and deviation are measured by the first
     rank alone.
 
@@ -84,7 +82,7 @@ def opened_alike(world: "World", recipe: Recipe) -> Task:
     return task
 
 
-def agree_on_steps(world: "World", steps: int, epochs: int) -> None:
+def agree_on_steps(world: World, steps: int, epochs: int) -> None:
     """Compare how long every rank will train.
 
     Raises:
@@ -97,7 +95,7 @@ def agree_on_steps(world: "World", steps: int, epochs: int) -> None:
     )
 
 
-def _agree(world: "World", mine: Mapping[str, Any], way: str) -> None:
+def _agree(world: World, mine: Mapping[str, Any], way: str) -> None:
     if world.size == 1:
         return
     gathered = world.gather({name: repr(value) for name, value in mine.items()})

@@ -2,8 +2,6 @@
 rebuilds model and transform.
 """
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
 from softless.experiment.candidates import AVERAGED
@@ -11,12 +9,10 @@ from softless.experiment.folder import BEST, WEIGHTS
 from softless.models.durable import digest_of, write_tensors
 from softless.models.records import sealed
 from softless.tasks.task import facts
-
-if TYPE_CHECKING:
-    from softless.training.setup import Run
+from softless.training.run import Run
 
 
-def take_best(run: "Run") -> None:
+def take_best(run: Run) -> None:
     """Hold the weights that were the best, raw or averaged, on the processor, and write them."""
     assert run.best is not None
     averaged = run.best["weights"] == AVERAGED and run.ema is not None
@@ -28,7 +24,7 @@ def take_best(run: "Run") -> None:
     write_best(run)
 
 
-def write_best(run: "Run") -> None:
+def write_best(run: Run) -> None:
     """Write the best weights that the run holds: after an epoch that beat the others, and where a
     run is continued.
     """

@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,13 +25,11 @@ from softless.experiment.recipe import Recipe
 from softless.models.records import ANY_NUMBER, TEXTS, Rule, check, one_of, or_none, whole
 from softless.training import optim
 from softless.training.faults import check_finite
+from softless.training.run import Run
 from softless.words import few
 
-if TYPE_CHECKING:
-    from softless.training.setup import Run
 
-
-def save(run: "Run") -> None:
+def save(run: Run) -> None:
     """Write the state after `run.step` steps of epoch `run.epoch`."""
     position = (run.updates, run.epoch)
     check_finite(run)
@@ -40,7 +38,7 @@ def save(run: "Run") -> None:
     run.saved, run.saved_at = position, time.monotonic()
 
 
-def state(run: "Run") -> dict[str, Any]:
+def state(run: Run) -> dict[str, Any]:
     """All that a continued run needs."""
     return {
         "model": run.model.state_dict(),
@@ -63,7 +61,7 @@ def state(run: "Run") -> dict[str, Any]:
     }
 
 
-def restore(run: "Run", stored: Mapping[str, Any]) -> None:
+def restore(run: Run, stored: Mapping[str, Any]) -> None:
     """Put the run where the state was taken.
 
     Raises:
@@ -131,7 +129,7 @@ def restore(run: "Run", stored: Mapping[str, Any]) -> None:
     run.saved = (run.updates, run.epoch)
 
 
-def _check_state(run: "Run", stored: Mapping[str, Any]) -> None:
+def _check_state(run: Run, stored: Mapping[str, Any]) -> None:
     """Whether it is a state of a run at all: a digest that is right proves only that nothing was
     damaged since.
 
@@ -191,7 +189,7 @@ def _check_state(run: "Run", stored: Mapping[str, Any]) -> None:
         ) from error
 
 
-def _check_data(run: "Run", recorded: Mapping[str, Any]) -> None:
+def _check_data(run: Run, recorded: Mapping[str, Any]) -> None:
     """Whether the run saw these images and targets.
 
     Raises:
@@ -213,7 +211,7 @@ def _check_data(run: "Run", recorded: Mapping[str, Any]) -> None:
         )
 
 
-def _check_optimizer(run: "Run", groups: Sequence[Mapping[str, Any]]) -> None:
+def _check_optimizer(run: Run, groups: Sequence[Mapping[str, Any]]) -> None:
     """Whether the optimiser holds what one of its kind makes of these parameters: it is asked in
     the middle of a step only.
 
@@ -348,7 +346,7 @@ TENSORS: Rule = (
 )
 
 
-def _alone(run: "Run") -> str:
+def _alone(run: Run) -> str:
     """The weights that an older softless chose from."""
     return AVERAGED if run.recipe.ema_evaluate else RAW
 

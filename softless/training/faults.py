@@ -6,16 +6,14 @@ import json
 import logging
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from softless.errors import DivergedError
 from softless.models.durable import write_text
-
-if TYPE_CHECKING:
-    from softless.training.setup import Run
+from softless.training.run import Run
 
 # steps in a row that the float16 scaler may leave out before the run counts as diverged
 PATIENCE = 20
@@ -36,7 +34,7 @@ class StepOutcome:
     stop: bool  # a rank was sent a signal
 
 
-def judge(run: "Run", outcome: StepOutcome, step: int) -> bool:
+def judge(run: Run, outcome: StepOutcome, step: int) -> bool:
     """Whether the optimiser may move. A float16 gradient may overflow: the scaler then leaves the
     step out and halves its scale.
 
@@ -83,7 +81,7 @@ def judge(run: "Run", outcome: StepOutcome, step: int) -> bool:
     return False
 
 
-def check_finite(run: "Run") -> None:
+def check_finite(run: Run) -> None:
     """An update may overflow although loss and gradient were finite: such weights are never kept.
 
     Raises:
@@ -101,7 +99,7 @@ def check_finite(run: "Run") -> None:
             )
 
 
-def buffers(run: "Run") -> list[Tensor] | None:
+def buffers(run: Run) -> list[Tensor] | None:
     """Copies of the model's buffers before a step that may be left out: a forward pass moves
     running means. None where no step is ever left out.
     """
@@ -111,7 +109,7 @@ def buffers(run: "Run") -> list[Tensor] | None:
 
 
 @torch.no_grad()
-def leave_out(run: "Run", before: list[Tensor] | None) -> None:
+def leave_out(run: Run, before: list[Tensor] | None) -> None:
     """Undo what forward and backward pass did; `before` is what `buffers` gave."""
     run.optimizer.zero_grad(set_to_none=True)
     for buffer, was in zip(run.model.buffers(), before or (), strict=False):
@@ -120,7 +118,7 @@ def leave_out(run: "Run", before: list[Tensor] | None) -> None:
         run.scaler.update()  # forgets this step's overflow
 
 
-def _write_down(run: "Run", outcome: StepOutcome, step: int) -> str:
+def _write_down(run: Run, outcome: StepOutcome, step: int) -> str:
     """Write what is known of the step; returns the file's name."""
     order: Any = run.loader.batch_sampler
     positions = order.positions()[step * order.batch : (step + 1) * order.batch].tolist()

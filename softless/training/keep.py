@@ -25,7 +25,7 @@ from softless.training.best import take_best
 from softless.training.epoch_state import EpochState
 from softless.training.faults import check_finite
 from softless.training.result import Result
-from softless.training.setup import Run
+from softless.training.run import Run
 from softless.words import rate
 
 # of an outcome: what follows from the answers beside it and from the recipe

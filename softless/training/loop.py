@@ -28,9 +28,10 @@ from softless.training.faults import Rewind, StepOutcome, buffers, judge, leave_
 from softless.training.gradients import backward
 from softless.training.progress import Progress
 from softless.training.result import Result, stored
+from softless.training.run import Partial, Run
 from softless.training.scalars import Scalars
 from softless.training.settle import settled
-from softless.training.setup import Partial, Run, continue_newest, set_up
+from softless.training.setup import continue_newest, set_up
 from softless.training.signals import Signals, Stop
 from softless.training.world import PATIENCE, hearing, join
 

@@ -21,7 +21,7 @@ from softless.experiment.recipe import Recipe
 from softless.models.given import GIVEN
 from softless.models.kept import softmax_kept, told
 from softless.training.gradients import backward
-from softless.training.setup import Run
+from softless.training.run import Run
 from softless.words import counted, visible
 
 TRIALS = 3

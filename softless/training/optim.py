@@ -11,6 +11,7 @@ from softless.experiment import rules
 from softless.experiment.groups import SCHEDULES, OptimSpec
 from softless.experiment.recipe import Recipe
 from softless.layers.own_tensors import OwnTensors
+from softless.models import no_weight_decay
 
 if TYPE_CHECKING:
     from timm.scheduler.scheduler import Scheduler
@@ -41,8 +42,6 @@ def optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
 
 def _groups(model: nn.Module, spec: OptimSpec) -> list[dict[str, Any]]:
     from timm.optim import param_groups_layer_decay, param_groups_weight_decay
-
-    from softless.models import no_weight_decay
 
     # Exact names, as in the timm 0.4.9 of the papers. Newer timm lists the pattern 'pos_embed.*'
     # for XCiT, whose projection of Fourier features the papers' code decays.

@@ -11,13 +11,11 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from softless.experiment.folder import SCALARS
 from softless.models.durable import append, make_folder
-
-if TYPE_CHECKING:
-    from softless.training.setup import Run
+from softless.training.run import Run
 
 
 class Scalars:
@@ -25,7 +23,7 @@ class Scalars:
     package.
     """
 
-    def __init__(self, run: "Run") -> None:
+    def __init__(self, run: Run) -> None:
         self.enabled = run.world.is_first and _installed()
         if self.enabled:
             now, host = time.time_ns() // 1000, socket.gethostname()

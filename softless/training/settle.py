@@ -5,17 +5,15 @@ processes that load images.
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from softless.errors import DataError, UsageError
 from softless.experiment.folder import RunFolder, changes
 from softless.experiment.recipe import Recipe
+from softless.tasks.task import Task
 from softless.training import machine
 from softless.training.result import stored
-
-if TYPE_CHECKING:
-    from softless.tasks.task import Task
-    from softless.training.world import World
+from softless.training.world import World
 
 _log = logging.getLogger("softless.training")
 
@@ -155,7 +153,7 @@ def kept_from(previous: Recipe, requested: Recipe) -> Recipe:
     )
 
 
-def with_loaders(recipe: Recipe, task: "Task", world: "World") -> Recipe:
+def with_loaders(recipe: Recipe, task: Task, world: World) -> Recipe:
     """The recipe with a number of processes that load images, now that the images are known."""
     if recipe.data.workers is not None:
         return recipe

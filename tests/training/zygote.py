@@ -49,7 +49,7 @@ def unseeded() -> None:
     """
     import torch
 
-    from softless.training.setup import Run
+    from softless.training.run import Run
 
     first: list[Any] = []
 

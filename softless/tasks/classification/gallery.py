@@ -13,11 +13,10 @@ from softless.data.datasets import cut_parts
 from softless.errors import DataError, SoftlessError
 from softless.experiment.recipe import Recipe
 from softless.report.choose import chosen
-from softless.report.groups import Group
+from softless.report.groups import Group, without_places
 from softless.report.html import Html, tag
 from softless.report.numbers import percent
 from softless.report.pictures import inline
-from softless.report.places import without_places
 from softless.report.runs import Predictions
 from softless.saliency import Saliency, explain, overlay, picture
 from softless.tasks.loaded import load_run
@@ -57,9 +56,7 @@ class Wording:
         )
 
 
-def draw_samples(
-    groups: Sequence[Group], count: int = 12, wording: "Wording | None" = None
-) -> Html:
+def draw_samples(groups: Sequence[Group], count: int = 12, wording: Wording | None = None) -> Html:
     """The grid, or the sentence that says why there is none (data moved, no test split)."""
     wording = wording or Wording()
     answers = [group.first.predictions for group in groups]

@@ -24,6 +24,7 @@ from softless.modes import evaluating
 from softless.prediction.answers import Answers
 from softless.prediction.results import Results
 from softless.prediction.setting import Setting
+from softless.saliency import explain, figure, picture
 from softless.words import aligned, as_cell
 
 AT_ONCE = 16  # images whose maps are drawn together
@@ -184,8 +185,6 @@ def _draw(
     words: Words,
 ) -> None:
     """Pictures of a batch, AT_ONCE images at once."""
-    from softless.saliency import explain, figure, picture
-
     for start in range(0, len(images), AT_ONCE):
         part = images[start : start + AT_ONCE]
         maps = explain(loaded.model, part)

@@ -16,10 +16,10 @@ from PIL import Image
 from softless.data.pictures import for_people
 from softless.errors import DataError, SoftlessError
 from softless.experiment.measures import MEASURES
-from softless.report.groups import Group
-from softless.report.html import Html, enlarged, table, tag
+from softless.report.groups import Group, without_places
+from softless.report.html import Html, enlarged, tag
 from softless.report.numbers import MINUS, THIN, duration, percent, points
-from softless.report.places import without_places
+from softless.report.tables import table
 from softless.tasks.detection.measure import PREDICTIONS, Answer, average_precision
 from softless.tasks.detection.pictures import SURE, draw
 from softless.tasks.detection.samples import BoxSamples, open_boxes

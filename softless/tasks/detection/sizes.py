@@ -10,12 +10,11 @@ one that one of twenty exceeds, or farther apart where cells are wide. The canva
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from softless.tasks.detection.samples import BoxSamples
+from softless.tasks.detection.samples import BoxSamples
 
 SMALL, LARGE = 16.0, 128.0  # pixels
 # times as large: images of more different sizes keep them, as one shorter side for all would shrink
@@ -44,7 +43,7 @@ class BoxSizes:
     long: np.ndarray  # (images,) longer side
 
     @classmethod
-    def of(cls, samples: "BoxSamples") -> "BoxSizes":
+    def of(cls, samples: BoxSamples) -> "BoxSizes":
         """Of all objects that are no crowds."""
         objects = [
             (index, *annotation["bbox"][2:])
@@ -118,7 +117,7 @@ class BoxSizes:
         return round(0.6 * typical, 3), round(1.6 * typical, 3)
 
 
-def measured(samples: "BoxSamples", spec: Any, names: Collection[str]) -> dict[str, Any]:
+def measured(samples: BoxSamples, spec: Any, names: Collection[str]) -> dict[str, Any]:
     """The fields of `detection` that are to be measured, by name; those that are set are taken as
     they are. Without objects nothing is.
 
@@ -142,7 +141,7 @@ def measured(samples: "BoxSamples", spec: Any, names: Collection[str]) -> dict[s
 
 
 def covered(
-    samples: "BoxSamples",
+    samples: BoxSamples,
     anchors: Sequence[float],
     resize: int | None,
     longest: int = LONGEST,

@@ -12,12 +12,12 @@ number of ranks.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from softless.data import EpochLoader, Pipeline, Samples
+from softless.data import EpochLoader, Pipeline, Samples, Splits
 from softless.errors import UsageError
 from softless.experiment.recipe import Recipe
 from softless.tasks.detection.measure import Detections, evaluate
@@ -27,9 +27,6 @@ from softless.tasks.detection.settings import DetectionSpec
 from softless.tasks.detection.sizes import measured
 from softless.tasks.detection.transforms import eval_pipeline, train_pipeline
 from softless.tasks.task import Task
-
-if TYPE_CHECKING:  # the recipe lives above this layer (softless.training)
-    from softless.data import Splits
 
 
 class Detection(Task):
@@ -44,7 +41,7 @@ class Detection(Task):
     needs = ("pycocotools",)
     measures = ("box_ap", "box_ap50", "box_ap75", "mask_ap", "mask_ap50", "mask_ap75", "last")
 
-    def __init__(self, recipe: Recipe, splits: "Splits") -> None:
+    def __init__(self, recipe: Recipe, splits: Splits) -> None:
         self.recipe, self.splits = recipe, splits
 
     @classmethod

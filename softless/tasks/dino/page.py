@@ -16,11 +16,12 @@ from softless.data.pictures import for_people
 from softless.errors import SoftlessError
 from softless.evaluation.features import Probe, as_it_is, extract
 from softless.evaluation.knn import K, nearest, neighbours
-from softless.report.groups import Group
+from softless.report.groups import Group, without_places
 from softless.report.html import Html, tag
 from softless.report.numbers import THIN, duration, percent, plain
 from softless.report.pictures import inline
-from softless.report.places import without_places
+from softless.report.runs import read_run
+from softless.tasks.dino.samples import open_unlabelled
 from softless.tasks.dino.settings import DinoSpec
 from softless.tasks.dino.task import COLLAPSED
 from softless.tasks.loaded import load_run
@@ -101,7 +102,7 @@ def method(_: Sequence[Group]) -> list[str]:
     ]
 
 
-def _sentence(group: Group, look: "Retrieval | str") -> str:
+def _sentence(group: Group, look: Retrieval | str) -> str:
     last = group.first.epochs[-1]["val"]
     if last["spread"] < COLLAPSED:
         return (
@@ -121,7 +122,7 @@ def _sentence(group: Group, look: "Retrieval | str") -> str:
     )
 
 
-def _card(group: Group, look: "Retrieval | str") -> Html:
+def _card(group: Group, look: Retrieval | str) -> Html:
     epochs, result = group.first.epochs, group.first.result
     probe = None if isinstance(look, str) else look.probe
     if probe is None:
@@ -229,7 +230,7 @@ def _spread_over(targets: np.ndarray, count: int) -> list[int]:
 
 
 @cache
-def _looked(folder: Path) -> "Retrieval | str":
+def _looked(folder: Path) -> Retrieval | str:
     """The run's own data through its features, or why that cannot be."""
     try:
         return _look(folder)
@@ -237,9 +238,7 @@ def _looked(folder: Path) -> "Retrieval | str":
         return str(error)
 
 
-def _look(folder: Path) -> "Retrieval | str":
-    from softless.report.runs import read_run
-    from softless.tasks.dino.samples import open_unlabelled
+def _look(folder: Path) -> Retrieval | str:
 
     loaded, run = load_run(folder, "cpu"), read_run(folder)
     recipe = run.recipe

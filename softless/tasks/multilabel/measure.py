@@ -55,7 +55,7 @@ def weighted_auc(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> 
 
 def resampled(
     count: int, groups: np.ndarray | None, replicates: int, seed: int = 0
-) -> "Sequence[np.ndarray] | Any":
+) -> Sequence[np.ndarray] | Any:
     """Blocks (r, n) float64 of how often each image is drawn; images of a group together.
 
     Args:

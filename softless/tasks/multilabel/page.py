@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from softless.report.groups import Group
-from softless.report.html import Html, section, table, tag
+from softless.report.html import Html, section, tag
 from softless.report.intervals import Strip, axis, draw
 from softless.report.numbers import THIN, duration, percent
 from softless.report.runs import Predictions
+from softless.report.tables import table
 from softless.tasks.classification.gallery import Wording, draw_samples
 from softless.tasks.multilabel.settings import MultilabelSpec
 

@@ -19,13 +19,13 @@ from softless.evaluation import spread
 from softless.experiment.measures import MEASURES
 from softless.experiment.ranges import Range
 from softless.experiment.recipe import Recipe
-from softless.report.groups import Group
+from softless.report.groups import Group, without_places
 from softless.report.headline import ONE_SEED
-from softless.report.html import Html, enlarged, table, tag
+from softless.report.html import Html, enlarged, tag
 from softless.report.intervals import Strip, axis, draw
 from softless.report.numbers import MINUS, THIN, duration, percent, points
-from softless.report.places import without_places
 from softless.report.statistics import Estimate
+from softless.report.tables import table
 from softless.tasks.segmentation.layout import IGNORE, Layout, layout_of
 from softless.tasks.segmentation.measure import COUNTS, FOLDER, Scores
 from softless.tasks.segmentation.pictures import BLACK, colours, overlay

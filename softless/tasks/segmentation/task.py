@@ -9,7 +9,7 @@ occur in it.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from softless.data import EpochLoader, Pipeline, Samples
+from softless.data import EpochLoader, Pipeline, Samples, Splits
 from softless.data.pictures import size_of
 from softless.errors import UsageError, need
 from softless.experiment.recipe import Recipe
@@ -28,9 +28,6 @@ from softless.tasks.segmentation.samples import IGNORE, LabelImages, open_label_
 from softless.tasks.segmentation.settings import SegmentationSpec
 from softless.tasks.segmentation.transforms import eval_pipeline, train_pipeline
 from softless.tasks.task import Task
-
-if TYPE_CHECKING:  # the recipe lives above this layer (softless.training)
-    from softless.data import Splits
 
 
 class Segmentation(Task):
@@ -46,7 +43,7 @@ class Segmentation(Task):
     needs = ("segmentation_models_pytorch",)
     measures = ("miou", "dice", "pixel_accuracy", "loss")
 
-    def __init__(self, recipe: Recipe, splits: "Splits", values: Sequence[int]) -> None:
+    def __init__(self, recipe: Recipe, splits: Splits, values: Sequence[int]) -> None:
         self.recipe, self.splits, self.values = recipe, splits, tuple(values)
         train = splits.train
         assert isinstance(train, LabelImages)
