@@ -3,6 +3,7 @@
 One class per way of being called.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -71,3 +72,11 @@ class XcitBlock(PackedBlock):
         if self.local_mp is not None and self.norm3 is not None:
             x = self.local_mp(self.norm3(x), height, width, onto=x)
         return self.mlp(self.norm2(x), onto=x)
+
+
+# by how a host calls its blocks (`softless.models.host.BlockKind.call`)
+BLOCKS: Mapping[str, type[PackedBlock]] = {
+    "mask": PackedBlock,
+    "grid": GridBlock,
+    "sides": XcitBlock,
+}

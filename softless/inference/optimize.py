@@ -5,17 +5,14 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import torch
-from timm.layers import Attention as TimmAttention
-from timm.layers import DropPath, LayerScale, Mlp, PatchEmbed
+from timm.layers import DropPath, LayerScale, Mlp
 from timm.models.beit import Attention as BeitAttention
 from timm.models.eva import EvaAttention
-from timm.models.vision_transformer import Block as TimmBlock
-from timm.models.xcit import LPI as TimmLPI
-from timm.models.xcit import XCA, PositionalEncodingFourier, XCABlock
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.detection.fcos import FCOS
@@ -25,7 +22,7 @@ from torchvision.models.detection.ssd import SSD
 
 from softless.convert.adapters import looks_like_attention
 from softless.errors import UsageError, need_module
-from softless.inference.blocks import GridBlock, PackedBlock, XcitBlock
+from softless.inference.blocks import BLOCKS
 from softless.inference.layers import (
     Added,
     InDtype,
@@ -39,7 +36,7 @@ from softless.inference.layers import (
 )
 from softless.inference.model import InferenceModel, inference_class, reads_first
 from softless.inference.packed import DTYPES, NONE, FusedConv, PackedLinear, activation_of, why_not
-from softless.layers import LPI, Attention, FourierPosition
+from softless.layers import Attention
 from softless.layers.conv_attention import ConvProjection
 from softless.layers.plain import (
     CONV,
@@ -51,9 +48,9 @@ from softless.layers.plain import (
     why_called,
 )
 from softless.layers.plain import why_not as why_not_plain
-from softless.models import vit, xcit
 from softless.models.detectors import Backbone
-from softless.models.pyramid import PreNormBlock
+from softless.models.host import BlockKind
+from softless.models.hosts import HOSTS
 
 # torchvision's, whose coordinates need float32: eight bits of bfloat16 are two pixels at 500
 DETECTORS = (GeneralizedRCNN, RetinaNet, FCOS, SSD)
@@ -334,9 +331,9 @@ class _Work:
         self.fused[f"{path}.act"] = f"{path}.conv1"
         return PackedLPI.of(theirs, activation, scale)
 
-    def scale(self, path: str, name: str, module: nn.Module) -> Tensor | None:
+    def scale(self, path: str, name: str | None, module: nn.Module) -> Tensor | None:
         """The layer scale of a branch, which goes into its last layer; None without one."""
-        found = getattr(module, name)
+        found = None if name is None else getattr(module, name)
         if type(found) is LayerScale:
             found = found.gamma
         if not isinstance(found, Tensor):
@@ -377,15 +374,6 @@ def _apart(work: _Work, path: str, module: Any) -> nn.Module | None:
     return None
 
 
-def _vit(work: _Work, path: str, module: Any) -> nn.Module | None:
-    if not isinstance(module.attn, Attention | TimmAttention) or not _only(
-        module, LEFT_OUT | {LayerScale}, "ls1", "ls2", "drop_path1", "drop_path2"
-    ):
-        return None
-    scales = (work.scale(path, "ls1", module), work.scale(path, "ls2", module))
-    return _block(work, path, module, PackedBlock, scales)
-
-
 def _only(module: Any, kinds: set[type], *names: str) -> bool:
     """Whether the parts that a block of ours leaves out or folds are nothing else."""
     return all(
@@ -395,41 +383,38 @@ def _only(module: Any, kinds: set[type], *names: str) -> bool:
     )
 
 
-def _grid(work: _Work, path: str, module: Any) -> nn.Module | None:
-    return _block(work, path, module, GridBlock, (None, None))
-
-
-def _xcit(work: _Work, path: str, module: Any) -> nn.Module | None:
-    if not isinstance(module.attn, Attention | XCA) or not _only(module, LEFT_OUT, "drop_path"):
+def _block(block: BlockKind, work: _Work, path: str, module: Any) -> nn.Module | None:
+    """A block of a host whose branches add themselves, where all of its parts are known."""
+    first, second, third = block.attention, block.mlp, block.local
+    if (
+        not isinstance(getattr(module, first.module), (Attention, *first.classes))
+        or not _only(module, LEFT_OUT, *block.drops)
+        or not _only(module, LEFT_OUT | {LayerScale}, *block.scales)
+    ):
         return None
-    scales = (work.scale(path, "gamma1", module), work.scale(path, "gamma2", module))
-    lpi = (
-        None
-        if module.local_mp is None
-        else work.lpi(f"{path}.local_mp", module.local_mp, work.scale(path, "gamma3", module))
-    )
-    return _block(work, path, module, XcitBlock, scales, module.norm3, lpi)
-
-
-def _block(
-    work: _Work,
-    path: str,
-    module: Any,
-    kind: Any,
-    scales: tuple[Tensor | None, Tensor | None],
-    *more: Any,
-) -> nn.Module:
-    """A block whose branches add themselves."""
-    attn = work.attention(f"{path}.attn", module.attn, scales[0])
-    mlp = work.mlp(f"{path}.mlp", module.mlp, scales[1])
-    names = {
-        "attention": attn,
+    scale1, scale2 = (work.scale(path, branch.scale, module) for branch in (first, second))
+    local: list[nn.Module | None] = []
+    if third is not None:
+        branch = getattr(module, third.module)
+        if branch is not None:
+            scale3 = work.scale(path, third.scale, module)
+            branch = work.lpi(f"{path}.{third.module}", branch, scale3)
+        local = [getattr(module, third.norm), branch]
+    attention = work.attention(f"{path}.{first.module}", getattr(module, first.module), scale1)
+    mlp = work.mlp(f"{path}.{second.module}", getattr(module, second.module), scale2)
+    branches = {
+        "attention": attention,
         "MLP": mlp,
-        **({"local patch interaction": more[1]} if more and more[1] is not None else {}),
+        "local patch interaction": local[-1] if local else None,
     }
-    told = [name for name, branch in names.items() if not isinstance(branch, Added)]
-    work.blocks[path] = (", ".join(told) or "nothing") + " added to the residual in place"
-    return kind(module.norm1, attn, module.norm2, mlp, *more)
+    adding = [
+        name
+        for name, branch in branches.items()
+        if branch is not None and not isinstance(branch, Added)
+    ]
+    work.blocks[path] = (", ".join(adding) or "nothing") + " added to the residual in place"
+    norm1, norm2 = getattr(module, first.norm), getattr(module, second.norm)
+    return BLOCKS[block.call](norm1, attention, norm2, mlp, *local)
 
 
 def _sequence(work: _Work, path: str, module: nn.Sequential) -> nn.Module | None:
@@ -500,33 +485,30 @@ def _positions(_: _Work, __: str, module: nn.Module) -> nn.Module | None:
     return KeptPositions(module)
 
 
+HOST_BLOCKS = [block for host in HOSTS.values() for block in host.blocks]
+EMBEDDINGS = frozenset(
+    kind for host in HOSTS.values() if host.embedding for kind in host.embedding.classes
+)
+POSITIONS = frozenset(
+    kind for host in HOSTS.values() if host.positions for kind in host.positions.classes
+)
 RULES: Mapping[type, Rule] = {
     nn.Linear: _linear,
     nn.Sequential: _stem,
     Mlp: _mlp,
     BeitAttention: _apart,
     EvaAttention: _apart,
-    TimmBlock: _vit,
-    PreNormBlock: _grid,
-    xcit.Block: _xcit,
-    XCABlock: _xcit,
     ConvProjection: _projection,
-    PatchEmbed: _patches,
-    vit.PatchEmbed: _patches,
-    FourierPosition: _positions,
-    PositionalEncodingFourier: _positions,
+    **{kind: partial(_block, block) for block in HOST_BLOCKS for kind in block.known.classes},
+    **dict.fromkeys(EMBEDDINGS, _patches),
+    **dict.fromkeys(POSITIONS, _positions),
 }
 # modules whose parts are called no more once they are replaced: a hook of a part keeps the whole
 WHOLE = {
     Mlp,
-    TimmBlock,
-    PreNormBlock,
-    xcit.Block,
-    XCABlock,
-    LPI,
-    TimmLPI,
-    FourierPosition,
-    PositionalEncodingFourier,
+    *POSITIONS,
+    *(kind for block in HOST_BLOCKS for kind in block.known.classes),
+    *(kind for block in HOST_BLOCKS if block.local for kind in block.local.classes),
 }
 
 
@@ -600,4 +582,4 @@ def _heads(model: Any) -> Iterator[nn.Module]:
 
 def _passes(module: nn.Module) -> bool:
     """Whether a module's hooks still see it called: it is kept, and only its parts are replaced."""
-    return type(module) in {nn.Sequential, PatchEmbed, vit.PatchEmbed, ConvProjection}
+    return type(module) in {nn.Sequential, ConvProjection, *EMBEDDINGS}

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from softless.models.host import Host
+from softless.models.hosts import HOSTS
 from softless.models.variants import VARIANTS, Variant
 
 
@@ -30,24 +32,18 @@ def build_of(state: Mapping[str, Tensor]) -> Build | None:
     widths = tuple(norm.shape[0] for norm in norms if norm is not None)
     if not depths or len(widths) != len(depths):
         return None
-    if "" in blocks:
-        convolutions = sum(
-            bool(re.fullmatch(r"patch_embed\.proj\.\d+\.0\.weight", name)) for name in state
-        )
-        if convolutions:
-            return Build("xcit", depths, widths, 2**convolutions)
-        kernel = state.get("patch_embed.proj.weight")
-        return (
-            None
-            if kernel is None or kernel.ndim != 4
-            else Build("vit", depths, widths, kernel.shape[-1])
-        )
-    return Build(
-        "cvt" if any(".attn.conv_proj_q." in name for name in state) else "pyramid",
-        depths,
-        widths,
-        None,
-    )
+    host = next((host for host in HOSTS.values() if _tells(host, state)), None)
+    if host is None:
+        return None
+    patch = None if host.patch_of is None else host.patch_of(state)
+    if host.patch_of is not None and patch is None:
+        return None
+    return Build(host.name, depths, widths, patch)
+
+
+def _tells(host: Host, state: Mapping[str, Tensor]) -> bool:
+    """Whether a tensor of a state dict is of this host."""
+    return any(re.fullmatch(host.tensor, name) for name in state)
 
 
 def nearest(state: Mapping[str, Tensor]) -> tuple[str, bool] | None:

@@ -22,6 +22,7 @@ from softless.attention.recording import known
 from softless.errors import UsageError
 from softless.layers import Attention, check_size
 from softless.layers.patch_embed import fitting
+from softless.models.host import BlockKind, Branch, Known
 
 Norm = Callable[[int], nn.Module]
 
@@ -51,6 +52,16 @@ class PreNormBlock(nn.Module):
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
         x = x + self.drop_path(self.attn(self.norm1(x), grid=grid))
         return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+# of the last stage of SOFT and of all of CvT; a norm behind the residual cannot be rewritten
+PRE_NORM = BlockKind(
+    Known("pre-norm blocks of pyramids", (PreNormBlock,)),
+    "grid",
+    attention=Branch("norm1", "attn"),
+    mlp=Branch("norm2", "mlp"),
+    drops=("drop_path",),
+)
 
 
 class PostNormBlock(PreNormBlock):

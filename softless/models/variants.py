@@ -4,7 +4,7 @@ One loop makes a timm entry point of each row.
 """
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -13,24 +13,8 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
-from softless.models import cvt, soft, vit, xcit
+from softless.models.hosts import HOSTS
 from softless.models.options import constructed
-
-
-@dataclass(frozen=True)
-class Host:
-    """A family of models: how one is built and what its configuration says."""
-
-    build: Callable[..., nn.Module]
-    first_conv: str
-
-
-HOSTS: Mapping[str, Host] = MappingProxyType({
-    "vit": Host(vit.build, "patch_embed.proj"),
-    "xcit": Host(xcit.build, "patch_embed.proj.0.0"),
-    "cvt": Host(cvt.build, "stage0.patch_embed.proj"),
-    "pyramid": Host(soft.build, "stage0.patch_embed.0"),
-})
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,17 @@
 place.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.layers import Attention as TimmAttention
 from timm.layers import PatchEmbed as TimmPatchEmbed
 from timm.layers import resample_abs_pos_embed, trunc_normal_
 from timm.models import build_model_with_cfg
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import Block as TimmBlock
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
@@ -17,6 +21,7 @@ from softless.layers import Attention, SharedGrid, operator_class
 from softless.layers.leaf import leaf, noted
 from softless.layers.patch_embed import fitting, refuse_empty
 from softless.layers.plain import refuse_absent
+from softless.models.host import BlockKind, Branch, Host, Known, Pass
 from softless.models.options import host_arguments, take_companions, take_operator_options
 
 
@@ -157,3 +162,49 @@ def build(variant: str, op: str, pretrained: bool = False, **kwargs: Any) -> nn.
         as_deit="deit" in variant,
         **arguments(op, kwargs),
     )
+
+
+def _patch_of(state: Mapping[str, Tensor]) -> int | None:
+    kernel = state["patch_embed.proj.weight"]
+    return None if kernel.ndim != 4 else kernel.shape[-1]
+
+
+METHODS = ("forward", "forward_features", "pool", "_pos_embed", "forward_head")
+NORMS = ("norm_pre", "norm", "fc_norm", "patch_embed.norm")
+PLAIN = Pass(
+    classes=(VisionTransformer, ViT),
+    methods=METHODS,
+    prefix=("cls_token", "reg_token"),
+    positions="table",
+    norms=NORMS,
+    pools=("token", "avg"),
+)
+DISTILLED = Pass(
+    classes=(VisionTransformerDistilled, VisionTransformer, ViT),
+    methods=METHODS,
+    prefix=("cls_token", "dist_token"),
+    positions="table",
+    norms=NORMS,
+    pools=(),
+)
+HOST = Host(
+    name="vit",
+    build=build,
+    first_conv="patch_embed.proj",
+    models=(VisionTransformer, ViT),
+    blocks=(
+        BlockKind(
+            Known("timm's Block alone (norm, attention, norm, MLP)", (TimmBlock,)),
+            "mask",
+            attention=Branch("norm1", "attn", "ls1", (Attention, TimmAttention)),
+            mlp=Branch("norm2", "mlp", "ls2"),
+            drops=("drop_path1", "drop_path2"),
+        ),
+    ),
+    tensor=r"patch_embed\.proj\.weight",
+    smallest={"depth": 2, "embed_dim": 48, "num_heads": 4},
+    passes=(PLAIN, DISTILLED),
+    embedding=Known("timm's PatchEmbed", (TimmPatchEmbed, PatchEmbed)),
+    timm_modules=("vision_transformer", "deit"),
+    patch_of=_patch_of,
+)

@@ -7,7 +7,7 @@ or named with the reason why not.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -21,6 +21,8 @@ from softless.errors import DataError, UsageError, located, need_module
 from softless.layers import Attention
 from softless.models import config, digests
 from softless.models.files import CONFIG, FILE, check_finite, has_checksums, read_tensors
+from softless.models.host import Layout
+from softless.models.hosts import HOSTS
 from softless.models.nearest import build_of, nearest
 from softless.models.positions import Size, checked_size, resize, two_sides
 
@@ -74,50 +76,7 @@ DEEP = 4  # wrappers around each other; a file may hold one that is inside itsel
 SHOWN = 3  # tensors of either side in a refusal
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Names of a published code: those that tell it, and what they are called here (regular
-    expressions).
-    """
-
-    name: str
-    told_by: str
-    renames: Sequence[tuple[str, str | Callable[[re.Match[str]], str]]] = ()
-    # operators whose published function is another one than their default
-    trained_as: tuple[str, ...] = ()
-
-
-LAYOUTS: tuple[Layout, ...] = (
-    Layout(
-        "SOFT's code",
-        r"block1\.0\.att\.mha\.W_q\.weight",
-        (
-            (r"^patch_embed(\d)\.proj\.(.*)", lambda m: f"stage{int(m[1]) - 1}.patch_embed.{m[2]}"),
-            (r"^pos_embed(\d)()$", lambda m: f"stage{int(m[1]) - 1}.pos_embed"),
-            (r"^block(\d)\.(.*)", lambda m: f"stage{int(m[1]) - 1}.blocks.{m[2]}"),
-            (r"^cls_token$", "stage3.cls_token"),
-            (r"\.att\.mha\.W_(q|v)\.", r".attn.\1."),
-            (r"\.att\.mha\.ff\.", ".attn.proj."),
-            (r"\.att\.mha\.attn\.Qlandmark_op\.weight", ".attn.learned.conv"),
-            (r"\.att\.mha\.attn\.Qnorm_act\.0\.(weight|bias)", r".attn.learned.norm_\1"),
-            (r"\.att\.mha\.attn\.conv\.", ".attn.v_conv."),
-            (r"\.att\.ff(\d)\.", r".mlp.fc\1."),
-            (r"\.att\.norm(\d)\.", r".norm\1."),
-        ),
-        ("soft", "softnorm"),
-    ),
-    Layout("CvT's code", r"stage0\.blocks\.0\.attn\.conv_proj_q\.conv\.weight"),
-    Layout(
-        "XCiT's code and SimA's",
-        r"pos_embeder\.token_projection\.weight",
-        ((r"^pos_embeder\.", "pos_embed."), (r"\.attn\.temperature$", ".attn.learned.temperature")),
-    ),
-    Layout(
-        "timm's XCiT",
-        r"blocks\.0\.attn\.temperature",
-        ((r"\.attn\.temperature$", ".attn.learned.temperature"),),
-    ),
-)
+LAYOUTS = tuple(layout for host in HOSTS.values() for layout in host.layouts)
 
 
 @dataclass(frozen=True)
