@@ -65,6 +65,7 @@ class Pass:
     positions: Literal["table", "sines"]  # a table with a row per place, or sines of both axes
     norms: tuple[str, ...]  # of single tokens, outside the blocks
     pools: tuple[str, ...]  # values of global_pool that are read from the tokens; () asks for none
+    margin: int = 0  # patches above and to the left that the embedding of a patch looks at
 
     def taken_by(self, model_class: type) -> bool:
         """Whether models of a class take it."""

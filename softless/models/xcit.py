@@ -276,6 +276,7 @@ HOST = Host(
             positions="sines",
             norms=("norm",),
             pools=("token", "avg"),
+            margin=1,  # a patch of the stem sees 15 pixels beyond its own, above and to the left
         ),
     ),
     embedding=Known("XCiT's ConvPatchEmbed", (ConvPatchEmbed, TimmConvPatchEmbed)),
