@@ -17,8 +17,8 @@ from softless.data import Samples, eval_loader, eval_transform, open_parts
 from softless.errors import UsageError
 from softless.evaluation import LoadedRun, bootstrap_mean, evaluate, load_run, paired_bootstrap
 from softless.layers import Attention, ClassAttention
+from softless.models.hosts import tokens_ahead
 from softless.models.sizes import sides
-from softless.models.xcit import Xcit
 from softless.training.recipe import DataSpec, Recipe
 
 FACTORS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)  # of the training size
@@ -317,7 +317,7 @@ def _measured(
 
 def _tokens(model: Any, pixels: int) -> int:
     """How many the attention over the patches sees; XCiT's class token comes later."""
-    prefix = 0 if isinstance(model, Xcit) else model.num_prefix_tokens
+    prefix = tokens_ahead(model) or 0
     return int((pixels // _patch(model)) ** 2 + prefix)
 
 

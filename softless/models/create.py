@@ -22,6 +22,7 @@ from softless.layers import Attention, operator_class
 from softless.models import config, digests, vit
 from softless.models.download import downloaded
 from softless.models.files import CONFIG, FILE
+from softless.models.hosts import HOSTS
 from softless.models.options import COMPANIONS, constructed, host_arguments
 from softless.models.outline import check_fits
 from softless.models.scale import trained_as_configured
@@ -30,7 +31,10 @@ from softless.models.weights import fill, load_weights
 
 _log = logging.getLogger("softless.models")
 FOLDER = "local-dir:"  # as timm says it
-VIT_MODULES = ("vision_transformer", "deit")  # timm modules whose models take attn_layer=
+# timm's modules whose models take attn_layer=
+TIMM_MODULES = {module for host in HOSTS.values() for module in host.timm_modules}
+# hosts whose every part is built here
+BUILT_HERE = {row.name: row for row in VARIANTS if not HOSTS[row.host].timm_modules}
 
 
 def create_model(
@@ -140,18 +144,17 @@ def check_host(name: str, op: str | None) -> None:
                 f"'{entry.variant.name}'"
             )
         return
-    hosts = {variant.name: variant.host for variant in VARIANTS if variant.host != "vit"}
     if op is None:
-        if hosts.get(name) == "pyramid":
+        if name in BUILT_HERE and not is_model(name):
             raise UsageError(
                 f"'{name}' is a host without an operator of its own: pass op=, for example "
                 "op='soft'"
             )
         _known(name)
-    elif name not in hosts:
+    elif name not in BUILT_HERE:
         _known(name)
-        listed = f"Hosts: ViT and DeiT models of timm, and {', '.join(sorted(hosts))}"
-        if model_entrypoint(name).__module__.rsplit(".", 1)[-1] not in VIT_MODULES:
+        listed = f"Hosts: ViT and DeiT models of timm, and {', '.join(sorted(BUILT_HERE))}"
+        if model_entrypoint(name).__module__.rsplit(".", 1)[-1] not in TIMM_MODULES:
             raise UsageError(f"'{name}' has no place for another attention. {listed}")
         if not _exchanges(name):
             raise UsageError(
@@ -195,15 +198,15 @@ def _timms(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
 
 def _host(name: str, op: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
     """A host with its attention exchanged at construction."""
-    ours = {variant.name: variant for variant in VARIANTS if variant.host != "vit"}
-    if "lpi" in kwargs and (name not in ours or ours[name].host != "xcit"):
+    variant = BUILT_HERE.get(name)
+    if "lpi" in kwargs and (variant is None or "lpi" not in HOSTS[variant.host].options):
         raise UsageError(f"'{name}' has no local patch interaction: lpi is an option of XCiT hosts")
-    if name in ours:
+    if variant is not None:
         if pretrained:
             raise UsageError(
                 f"'{name}' with op='{op}' has no released weights: pass pretrained=False"
             )
-        entry = Entry(name, ours[name], op)
+        entry = Entry(name, variant, op)
         return entry(pretrained_cfg=entry.configuration, **kwargs)
     made: Any = timm.create_model(name, pretrained=pretrained, **vit.arguments(op, {**kwargs}))
     if not any(isinstance(module, Attention) for module in made.modules()):

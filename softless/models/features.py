@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from softless.errors import UsageError
 from softless.models.create import create_model
+from softless.models.hosts import class_token_unread
 from softless.models.options import activation
 
 STRIDES = (4, 8, 16, 32)
@@ -73,9 +74,8 @@ class Features(nn.Module):
         self.divisor = max(reduction for reduction, _ in taken)
         if hasattr(host, "prune_intermediate_layers"):
             host.prune_intermediate_layers(self.indices, prune_norm=True, prune_head=True)
-        if getattr(host, "cls_attn_blocks", ()) is None:
-            # XCiT's, which nothing reads without those blocks; timm below 1.0.31 leaves it there
-            host.cls_token = None
+        if class_token_unread(host):
+            host.cls_token = None  # timm below 1.0.31 leaves it there
         self.host = host
         reductions = [reduction for reduction, _ in taken] + [taken[-1][0]] * (
             len(STRIDES) - len(taken)

@@ -20,14 +20,19 @@ def host_of(model: nn.Module) -> Host | None:
 
 
 def class_blocks(model: nn.Module) -> list[nn.Module] | None:
-    """The blocks behind the layers in which the class token meets the patches; None where it stands
-    ahead of them, and where a model of maps has cut them off.
+    """The blocks behind the layers in which the class token meets the patches, none where a model
+    of maps has cut them off; None where it stands ahead of the patches.
     """
     host = host_of(model)
-    if host is None or host.class_blocks is None:
-        return None
-    blocks = getattr(model, host.class_blocks.attribute)
-    return None if blocks is None else list(blocks)
+    known = None if host is None else host.class_blocks
+    return None if known is None else list(getattr(model, known.attribute) or ())
+
+
+def class_token_unread(model: nn.Module) -> bool:
+    """Whether the blocks that alone read the class token have been cut off."""
+    host = host_of(model)
+    known = None if host is None else host.class_blocks
+    return known is not None and getattr(model, known.attribute) is None
 
 
 def tokens_ahead(model: nn.Module) -> int | None:

@@ -13,11 +13,10 @@ from softless.errors import UsageError
 from softless.layers.attention import CLASSES, Attention, add_class
 from softless.models.arguments import arguments
 from softless.models.options import COMPANIONS
-from softless.models.variants import add_entries, entries_of
+from softless.models.variants import add_entries, entries_of, first_of_each_host
 
 # entry points of installed packages: a module that registers, or a record
 GROUP = "softless.operators"
-HOSTS = ("deit_tiny_patch16_224", "xcit_nano_12_p16_224", "cvt_13_224", "soft_pyramid_tiny_224")
 
 
 def register(record: Operator) -> type[Attention]:
@@ -75,7 +74,7 @@ def _check_taken(record: Operator) -> None:
 def _check_shadows(record: Operator) -> None:
     """No option has the name of something that a host, a companion or `create_model` takes."""
     softmax = OPERATORS["softmax"].options
-    for host in HOSTS:
+    for host in first_of_each_host():
         known = arguments(host, "softmax") or {}
         shadowed = [
             name

@@ -117,6 +117,11 @@ VARIANTS: tuple[Variant, ...] = (
 )
 
 
+def first_of_each_host() -> list[str]:
+    """The names of one variant of each host: sizes differ in numbers alone."""
+    return list({variant.host: variant.name for variant in reversed(VARIANTS)}.values())[::-1]
+
+
 @dataclass(frozen=True)
 class Entry:
     """A registered name: the variant and the operator behind it."""

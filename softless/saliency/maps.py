@@ -22,6 +22,7 @@ from softless.data.notices import notice
 from softless.errors import UsageError
 from softless.evaluation import LoadedRun
 from softless.layers import Attention, ClassAttention
+from softless.models.hosts import tokens_ahead
 from softless.models.scale import Foreign, foreign
 from softless.modes import in_evaluation
 from softless.saliency.class_row import class_attention_row, class_row
@@ -222,7 +223,8 @@ def _standing(model: Any, batch: Tensor, call: Call, made: Sequence[tuple[int, i
     number = call.tokens.shape[1]
     if call.told is not None and call.told[0] + call.told[1] * call.told[2] == number:
         return call.told
-    known = getattr(model, "num_prefix_tokens", None)  # in some hosts they come behind the layers
+    known = tokens_ahead(model)
+    # of foreign models, in some of which they come behind the layers
     ahead = range(MOST_AHEAD + 1) if known is None else (0, known)
     for height, width in [*made, *_patches(model, batch)]:
         if number - height * width in ahead:
