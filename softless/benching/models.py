@@ -73,11 +73,11 @@ def in_small_vit(recipe: Recipe) -> Recipe:
     Raises:
         UsageError: an image size that does not divide into 7 x 7 patches.
     """
-    from softless.models.variants import VARIANTS
+    from softless.models.variants import BUILT_HERE
     from softless.recipes import get_recipe
 
     host, _ = host_and_operator(recipe.model)
-    if host not in {variant.name for variant in VARIANTS if variant.host != "vit"}:
+    if host not in BUILT_HERE:
         return recipe
     pixels = recipe.data.image_size
     if not isinstance(pixels, int) or pixels % 7:

@@ -26,15 +26,13 @@ from softless.models.hosts import HOSTS
 from softless.models.options import COMPANIONS, constructed, host_arguments
 from softless.models.outline import check_fits
 from softless.models.scale import trained_as_configured
-from softless.models.variants import ENTRIES, VARIANTS, Entry
+from softless.models.variants import BUILT_HERE, ENTRIES, Entry
 from softless.models.weights import fill, load_weights
 
 _log = logging.getLogger("softless.models")
 FOLDER = "local-dir:"  # as timm says it
 # timm's modules whose models take attn_layer=
 TIMM_MODULES = {module for host in HOSTS.values() for module in host.timm_modules}
-# hosts whose every part is built here
-BUILT_HERE = {row.name: row for row in VARIANTS if not HOSTS[row.host].timm_modules}
 
 
 def create_model(

@@ -16,6 +16,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from softless.errors import UsageError
+from softless.models.hosts import HOSTS
 from softless.models.pyramid import Pyramid, Stage
 
 Size: TypeAlias = int | tuple[int, int]
@@ -23,6 +24,10 @@ Sides: TypeAlias = tuple[int, int]
 LONGEST = 4  # times the other side, of grids that are asked of a table
 ALIKE = 0.5  # times what noise has: a step between neighbours that tells a grid,
 NEARER = 0.8  # if it is besides so many times what the assumed grid has, or less
+
+
+# tokens that may stand before the grid of a table
+TOKENS = {name for host in HOSTS.values() for way in host.passes for name in way.prefix}
 
 
 class Places(NamedTuple):
@@ -184,11 +189,7 @@ def _places(
         grid = tuple(getattr(getattr(model, "patch_embed", None), "grid_size", None) or ())
         if len(grid) != 2 or (prefix := new.shape[1] - grid[0] * grid[1]) < 0:
             return None
-        there = sum(
-            given[token].shape[1]
-            for token in ("cls_token", "reg_token", "dist_token")
-            if token in given
-        )
+        there = sum(given[token].shape[1] for token in TOKENS if token in given)
         if prefix and there != prefix:
             return None
     rows, size = old.shape[1] - prefix, _image_size(model)

@@ -117,6 +117,10 @@ VARIANTS: tuple[Variant, ...] = (
 )
 
 
+# those whose every part is built here: timm's models of the others take `attn_layer=`
+BUILT_HERE = {row.name: row for row in VARIANTS if not HOSTS[row.host].timm_modules}
+
+
 def first_of_each_host() -> list[str]:
     """The names of one variant of each host: sizes differ in numbers alone."""
     return list({variant.host: variant.name for variant in reversed(VARIANTS)}.values())[::-1]

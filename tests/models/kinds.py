@@ -1,5 +1,7 @@
 """One of each kind of model, from the table of variants: no test keeps names of its own."""
 
+from typing import Any
+
 from softless.models.hosts import HOSTS
 from softless.models.variants import ENTRIES, VARIANTS, Entry, Variant, first_of_each_host
 
@@ -26,9 +28,12 @@ FIRST_ENTRIES = [
 
 def kinds_of_hosts() -> list[Variant]:
     """Variants, each with an argument that none before it has in its host, sizes left aside."""
-    found, seen = [], set()
+    found: list[Variant] = []
+    seen: set[tuple[str, str, Any]] = set()
     for row in VARIANTS:
-        traits = {(row.host, key, row.arguments[key]) for key in row.arguments.keys() - SIZES}
+        traits: set[tuple[str, str, Any]] = {
+            (row.host, key, row.arguments[key]) for key in row.arguments.keys() - SIZES
+        }
         traits.add((row.host, "", ""))
         if traits - seen:
             found.append(row)
@@ -38,7 +43,9 @@ def kinds_of_hosts() -> list[Variant]:
 
 def kinds_of_entries() -> list[Entry]:
     """Entries that are no alias: those kinds of hosts, and each operator of a host."""
-    kinds, seen, found = {row.name for row in kinds_of_hosts()}, set(), []
+    found: list[Entry] = []
+    seen: set[tuple[str, str]] = set()
+    kinds = {row.name for row in kinds_of_hosts()}
     for entry in ENTRIES.values():
         pair = (entry.variant.host, entry.op)
         if entry.alias_of is None and (entry.variant.name in kinds or pair not in seen):
