@@ -67,8 +67,8 @@ class XcitBlock(PackedBlock):
         self.takes_grid = isinstance(getattr(attn, "branch", attn), Attention)
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:  # type: ignore[override]
-        where: dict[str, Any] = {"grid": (0, height, width)} if self.takes_grid else {}
-        x = self.attn(self.norm1(x), onto=x, **where)
+        position: dict[str, Any] = {"grid": (0, height, width)} if self.takes_grid else {}
+        x = self.attn(self.norm1(x), onto=x, **position)
         if self.local_mp is not None and self.norm3 is not None:
             x = self.local_mp(self.norm3(x), height, width, onto=x)
         return self.mlp(self.norm2(x), onto=x)

@@ -94,11 +94,11 @@ class InferenceModel(nn.Module):
         )
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        here = torch.empty(0, dtype=self.outside, device=self.optimized.device)
-        there = fn(here)
-        if there.dtype != here.dtype or there.device != here.device:
+        before = torch.empty(0, dtype=self.outside, device=self.optimized.device)
+        after = fn(before)
+        if after.dtype != before.dtype or after.device != before.device:
             raise UsageError(
-                f"an optimized model stays {here.dtype} on {here.device}: move or convert the "
+                f"an optimized model stays {before.dtype} on {before.device}: move or convert the "
                 "model it was made of, and optimize that"
             )
         return super()._apply(fn, recurse)
@@ -163,5 +163,5 @@ def inference_class(kind: Any, first: bool) -> type:
 
 def empty(kind: type, first: bool) -> nn.Module:
     """An optimized model of a kind before it is given its state, as pickle asks."""
-    made: Any = inference_class(kind, first)
-    return made.__new__(made)
+    model_class: Any = inference_class(kind, first)
+    return model_class.__new__(model_class)

@@ -75,21 +75,21 @@ class Optimized:
         packed = (
             f"{len(self.packed)} linear layers packed" if self.packed else "no linear layer packed"
         )
-        said = [
+        lines = [
             (
                 f"{kind}: {packed}, {len(self.blocks)} blocks fused, {len(self.folded)} scales "
                 f"folded, {len(self.kept)} parts left alone"
             )
         ]
-        said += _lines("block", self.blocks, ": ") + _lines("folded", self.folded, " into ")
-        said += _lines("fused", self.fused, " into ") + _lines("kept", self.kept, ": ")
-        return "\n".join([*said, *self.notes])
+        lines += _lines("block", self.blocks, ": ") + _lines("folded", self.folded, " into ")
+        lines += _lines("fused", self.fused, " into ") + _lines("kept", self.kept, ": ")
+        return "\n".join([*lines, *self.notes])
 
 
-def _lines(word: str, told: Mapping[str, str], between: str) -> list[str]:
+def _lines(word: str, entries: Mapping[str, str], between: str) -> list[str]:
     """A line for all paths that differ in their numbers alone and have the same told of them."""
     alike = Counter(
-        re.sub(r"\b\d+\b", "*", f"{path}{between}{what}") for path, what in told.items()
+        re.sub(r"\b\d+\b", "*", f"{path}{between}{entry}") for path, entry in entries.items()
     )
     return [
         f"  {word:8} {line}" + (f" ({number} times)" if number > 1 else "")
@@ -127,33 +127,39 @@ def optimize(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> Any:
     if isinstance(model, InferenceModel):
         raise UsageError("the model is optimized already: optimize the one it was made of")
     refuse_parts(model, "optimize")
-    made: Any = _copied(model).eval().requires_grad_(requires_grad=False)
+    optimized: Any = _copied(model).eval().requires_grad_(requires_grad=False)
     first_weight = next(
-        (one for one in made.parameters() if one.is_floating_point()), torch.empty(0)
+        (parameter for parameter in optimized.parameters() if parameter.is_floating_point()),
+        torch.empty(0),
     )
     device = next(
-        (one.device for one in made.parameters() if one.device.type != "meta"), torch.device("cpu")
+        (
+            parameter.device
+            for parameter in optimized.parameters()
+            if parameter.device.type != "meta"
+        ),
+        torch.device("cpu"),
     )
     work, outside = _Work(dtype), dtype
     with torch.no_grad():
-        if backbones := _backbones(made):
+        if backbones := _backbones(optimized):
             outside = first_weight.dtype if first_weight.dtype in DTYPES else torch.float32
-            work.inside(made, backbones, outside)
-        made = _settled(work.replaced("", made), outside)
+            work.inside(optimized, backbones, outside)
+        optimized = _settled(work.replaced("", optimized), outside)
     why = why_not(dtype, device)
     notes = [f"nothing is packed: {why}"] if why else []
     if backbones:
         notes.append(f"  {', '.join(backbones)} in {dtype}, boxes, scores and masks in {outside}")
-    first = reads_first(made)
+    first = reads_first(optimized)
     if first:
         notes.append(
             "  the last block computes what the class token needs; forward_features still gives "
             "every token"
         )
-    kind: Any = type(made)
-    made.__class__ = inference_class(kind, first)
-    made.outside = outside
-    made.optimized = Optimized(
+    kind: Any = type(optimized)
+    optimized.__class__ = inference_class(kind, first)
+    optimized.outside = outside
+    optimized.optimized = Optimized(
         dtype,
         device,
         work.blocks,
@@ -163,7 +169,7 @@ def optimize(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> Any:
         work.kept,
         tuple(notes),
     )
-    return made
+    return optimized
 
 
 def _copied(model: nn.Module) -> nn.Module:
@@ -179,25 +185,27 @@ def _copied(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(x): x.detach().clone() for x in computed})
 
 
-def _settled(made: nn.Module, dtype: torch.dtype) -> nn.Module:
+def _settled(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """All parts in a dtype, new ones too; the weights of convolutions as their images lie, or each
     call would copy them.
     """
-    return (
-        made.to(dtype, memory_format=torch.channels_last).eval().requires_grad_(requires_grad=False)  # type: ignore[call-overload]
-    )
+    model.to(dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.eval().requires_grad_(requires_grad=False)
 
 
 def _backbones(model: nn.Module) -> list[str]:
     """The paths of what detectors look at an image with; ours have a pyramid behind it, some of
     which is in float32 by itself.
     """
-    found = [
-        (below(path, "backbone"), one.backbone)
-        for path, one in model.named_modules()
-        if isinstance(one, DETECTORS)
+    backbones = [
+        (below(path, "backbone"), module.backbone)
+        for path, module in model.named_modules()
+        if isinstance(module, DETECTORS)
     ]
-    return [below(path, "features") if isinstance(one, Backbone) else path for path, one in found]
+    return [
+        below(path, "features") if isinstance(backbone, Backbone) else path
+        for path, backbone in backbones
+    ]
 
 
 @dataclass
@@ -214,13 +222,13 @@ class _Work:
     fused: dict[str, str] = field(default_factory=dict)
     kept: dict[str, str] = field(default_factory=dict)
     # what was there and what is now, by identity: two paths may share a module
-    made: dict[int, tuple[nn.Module, nn.Module]] = field(default_factory=dict)
+    replacements: dict[int, tuple[nn.Module, nn.Module]] = field(default_factory=dict)
     heads: tuple[nn.Module, ...] = ()
 
     def replaced(self, path: str, module: nn.Module) -> nn.Module:
         """What stands in a module's place: another, or itself with its parts replaced."""
-        if id(module) in self.made:
-            return self.made[id(module)][1]
+        if id(module) in self.replacements:
+            return self.replacements[id(module)][1]
         if not path:
             self.heads = tuple(_heads(module))
         kind = type(module)
@@ -231,31 +239,31 @@ class _Work:
         if why and not _passes(module):
             if kind in RULES or isinstance(module, Attention | nn.Linear | nn.Conv2d):
                 self.kept[path] = why
-            found = None
+            replacement = None
         elif kind in WHOLE and watched(module):
             self.kept[path] = "a part of it has hooks"
-            found = None
+            replacement = None
         else:
             rule: Rule = RULES.get(kind) or (_attention if isinstance(module, Attention) else _none)
-            found = rule(self, path, module)
-        if found is None:
+            replacement = rule(self, path, module)
+        if replacement is None:
             self._name(path, module)
             # named_children would pass over a part that is there twice
             for name, child in module._modules.items():
                 if child is not None:
                     setattr(module, name, self.replaced(below(path, name), child))
-            found = module
-        self.made[id(module)] = (module, found)
-        return found
+            replacement = module
+        self.replacements[id(module)] = (module, replacement)
+        return replacement
 
     def as_it_came(self, module: nn.Module) -> nn.Module:
         """A layer that is called as it is, in the dtype that it came in: a hook may add what it
         holds in that.
         """
         own = next((x.dtype for x in module.parameters() if x.is_floating_point()), torch.float32)
-        found = module if own == self.dtype else InDtype(module, own, self.dtype)
-        self.made[id(module)] = (module, found)
-        return found
+        layer = module if own == self.dtype else InDtype(module, own, self.dtype)
+        self.replacements[id(module)] = (module, layer)
+        return layer
 
     def inside(self, model: nn.Module, paths: list[str], outside: torch.dtype) -> None:
         """Parts of a model in the dtype that was asked for, all else in that of the model."""
@@ -263,7 +271,7 @@ class _Work:
             part = _settled(self.replaced(path, model.get_submodule(path)), self.dtype)
             wrapped = LookedInto(part, self.dtype, outside) if outside != self.dtype else part
             model.set_submodule(path, wrapped)
-            self.made[id(wrapped)] = (wrapped, wrapped)
+            self.replacements[id(wrapped)] = (wrapped, wrapped)
         self.dtype = outside
 
     def _name(self, path: str, module: nn.Module) -> None:
@@ -294,18 +302,18 @@ class _Work:
         self.packed.append(path)
         return PackedLinear.of(linear, self.dtype, scale, activation)
 
-    def attention(self, path: str, theirs: nn.Module, scale: Tensor | None) -> nn.Module:
+    def attention(self, path: str, source: nn.Module, scale: Tensor | None) -> nn.Module:
         """Attention that adds itself: ours natively, any other as it is."""
-        if isinstance(theirs, Attention) and reads_its_buffer(theirs):
+        if isinstance(source, Attention) and reads_its_buffer(source):
             self.packed += [f"{path}.qkv", f"{path}.proj"]
-            return PackedAttention.of(theirs, self.dtype, scale)
-        return Added(self.replaced(path, theirs), scale)
+            return PackedAttention.of(source, self.dtype, scale)
+        return Added(self.replaced(path, source), scale)
 
-    def mlp(self, path: str, theirs: nn.Module, scale: Tensor | None) -> nn.Module:
+    def mlp(self, path: str, source: nn.Module, scale: Tensor | None) -> nn.Module:
         """An MLP that adds itself."""
-        if not is_plain_mlp(theirs):
-            return Added(self.replaced(path, theirs), scale)
-        them: Any = theirs
+        if not is_plain_mlp(source):
+            return Added(self.replaced(path, source), scale)
+        them: Any = source
         activation, act = activation_of(them.act), them.act
         if activation is not None:
             self.fused[f"{path}.act"] = f"{path}.fc1"
@@ -313,33 +321,33 @@ class _Work:
         fc1 = self.linear(f"{path}.fc1", them.fc1, activation=activation or NONE)
         return PackedMlp(fc1, act, self.linear(f"{path}.fc2", them.fc2, scale))
 
-    def lpi(self, path: str, theirs: Any, scale: Tensor | None) -> nn.Module:
+    def lpi(self, path: str, source: Any, scale: Tensor | None) -> nn.Module:
         """Local patch interaction that adds itself."""
-        if why := _why_no_lpi(theirs):
+        if why := _why_no_lpi(source):
             self.kept[path] = why
-            return Added(self.replaced(path, theirs), scale)
-        activation = activation_of(theirs.act)
-        factor, _ = factors(theirs.bn)
+            return Added(self.replaced(path, source), scale)
+        activation = activation_of(source.act)
+        factor, _ = factors(source.bn)
         if activation is None or not bool((factor.abs() > 0).all()):
             self.kept[path] = (
                 "a channel of its BatchNorm is switched off"
                 if activation
-                else f"oneDNN has no {type(theirs.act).__name__}"
+                else f"oneDNN has no {type(source.act).__name__}"
             )
-            return Added(theirs, scale)
+            return Added(source, scale)
         self.folded[f"{path}.bn"] = f"{path}.conv2"
         self.fused[f"{path}.act"] = f"{path}.conv1"
-        return PackedLPI.of(theirs, activation, scale)
+        return PackedLPI.of(source, activation, scale)
 
     def scale(self, path: str, name: str | None, module: nn.Module) -> Tensor | None:
         """The layer scale of a branch, which goes into its last layer; None without one."""
-        found = None if name is None else getattr(module, name)
-        if type(found) is LayerScale:
-            found = found.gamma
-        if not isinstance(found, Tensor):
+        layer_scale = None if name is None else getattr(module, name)
+        if type(layer_scale) is LayerScale:
+            layer_scale = layer_scale.gamma
+        if not isinstance(layer_scale, Tensor):
             return None
         self.folded[f"{path}.{name}"] = "the last layer of its branch"
-        return found.detach()
+        return layer_scale.detach()
 
 
 Rule = Callable[["_Work", str, Any], "nn.Module | None"]
@@ -370,7 +378,7 @@ def _apart(work: _Work, path: str, module: Any) -> nn.Module | None:
     """Attention that multiplies by the weight of its projection itself."""
     if isinstance(module.qkv, nn.Linear):
         work.kept[below(path, "qkv")] = "its weight is read apart from it"
-        work.made[id(module.qkv)] = (module.qkv, module.qkv)
+        work.replacements[id(module.qkv)] = (module.qkv, module.qkv)
     return None
 
 
@@ -445,17 +453,17 @@ def _stem(work: _Work, path: str, module: nn.Sequential) -> nn.Module | None:
         else:
             items.append((module, name, below(path, name)))
     parts = [
-        (owner, name, where)
-        for owner, name, where in items
+        (owner, name, item_path)
+        for owner, name, item_path in items
         if type(getattr(owner, name)) is not nn.Identity
     ]
-    for (owner, name, where), (after, act_name, act_where) in pairwise(parts):
+    for (owner, name, conv_path), (after, act_name, act_path) in pairwise(parts):
         conv, act = getattr(owner, name), getattr(after, act_name)
         activation = activation_of(act)
         if fuses(conv) and activation is not None and not why_called(act):
             setattr(owner, name, FusedConv(conv, activation))
             setattr(after, act_name, nn.Identity())
-            work.fused[act_where] = where
+            work.fused[act_path] = conv_path
     return None
 
 
@@ -499,7 +507,7 @@ RULES: Mapping[type, Rule] = {
     BeitAttention: _apart,
     EvaAttention: _apart,
     ConvProjection: _projection,
-    **{kind: partial(_block, block) for block in HOST_BLOCKS for kind in block.known.classes},
+    **{kind: partial(_block, block) for block in HOST_BLOCKS for kind in block.accepted.classes},
     **dict.fromkeys(EMBEDDINGS, _patches),
     **dict.fromkeys(POSITIONS, _positions),
 }
@@ -507,7 +515,7 @@ RULES: Mapping[type, Rule] = {
 WHOLE = {
     Mlp,
     *POSITIONS,
-    *(kind for block in HOST_BLOCKS for kind in block.known.classes),
+    *(kind for block in HOST_BLOCKS for kind in block.accepted.classes),
     *(kind for block in HOST_BLOCKS if block.local for kind in block.local.classes),
 }
 
@@ -516,14 +524,14 @@ def reads_its_buffer(module: Attention) -> bool:
     """Whether an attention is no more than a projection, its operator and a projection."""
     own = type(module).forward is Attention.forward and module.reads_the_buffer
     plain = own and module.gate is None and is_nothing(module.norm) and not watched(module)
-    return plain and all(weights_of(one) is not None for one in (module.qkv, module.proj))
+    return plain and all(weights_of(layer) is not None for layer in (module.qkv, module.proj))
 
 
 def is_plain_mlp(module: nn.Module) -> bool:
     """Whether it is two linear layers and an activation."""
     if type(module) is not Mlp or watched(module):
         return False
-    plain = all(weights_of(one) is not None for one in (module.fc1, module.fc2))
+    plain = all(weights_of(layer) is not None for layer in (module.fc1, module.fc2))
     return plain and type(module.norm) is nn.Identity and _only(module, LEFT_OUT, "drop1", "drop2")
 
 
@@ -569,14 +577,16 @@ def _why_no_lpi(lpi: Any) -> str:
     """Why local patch interaction is called as it is."""
     if watched(lpi):
         return "a part of it has hooks"
-    convs = (why_not_plain(one, kinds=CONV) for one in (lpi.conv1, lpi.conv2))
+    convs = (why_not_plain(conv, kinds=CONV) for conv in (lpi.conv1, lpi.conv2))
     return next((why for why in convs if why), "") or why_not_plain(lpi.bn, kinds=NORM)
 
 
 def _heads(model: Any) -> Iterator[nn.Module]:
     """The layers behind the pooling."""
     for name in ("get_classifier",):
-        if callable(found := getattr(model, name, None)) and isinstance(head := found(), nn.Module):
+        if callable(getter := getattr(model, name, None)) and isinstance(
+            head := getter(), nn.Module
+        ):
             yield from head.modules()
 
 

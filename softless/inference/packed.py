@@ -100,9 +100,9 @@ class PackedLinear(nn.Module):
         activation: Activation = NONE,
     ) -> "PackedLinear":
         """A layer of torch, its outputs multiplied by scale (out)."""
-        found = weights_of(linear)
-        assert found is not None, "who packs a layer has asked whether it may be read"
-        weight, bias = found.W.detach(), None if found.b is None else found.b.detach()
+        weights = weights_of(linear)
+        assert weights is not None, "who packs a layer has asked whether it may be read"
+        weight, bias = weights.W.detach(), None if weights.b is None else weights.b.detach()
         if scale is not None:
             factor = scale.detach().double()
             weight = weight.double() * factor[:, None]
@@ -172,18 +172,18 @@ class FusedConv(nn.Module):
         self.conv, self.activation = conv, activation
 
     def forward(self, x: Tensor) -> Tensor:
-        conv, found = self.conv, weights_of(self.conv, x.device, CONV)
-        if found is None:  # somebody waits for it since it was fused
+        conv, weights = self.conv, weights_of(self.conv, x.device, CONV)
+        if weights is None:  # somebody waits for it since it was fused
             return PLAIN[self.activation](conv(x))
-        x = x.to(found.W.dtype)
+        x = x.to(weights.W.dtype)
         if why_not(x.dtype, x.device) or x.numel() == 0 or counted():
             return PLAIN[self.activation](conv(x))
         if transformed():
             raise UsageError(NO_GRADIENTS)
         return _conv(
             x,
-            found.W,
-            found.b,
+            weights.W,
+            weights.b,
             conv.padding,
             conv.stride,
             conv.dilation,

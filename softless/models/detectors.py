@@ -118,7 +118,7 @@ def detector(
             norm_layer,
             sides,
             masks=head == "maskrcnn",
-            given={
+            limits={
                 "rpn_pre_nms_top_n_train": 2 * proposals,
                 "rpn_post_nms_top_n_train": 2 * proposals,
                 "rpn_pre_nms_top_n_test": proposals,
@@ -157,16 +157,16 @@ class Detector(nn.Module):
     @property
     def features(self) -> Features:
         """The host with its adapters."""
-        found: Features = self.net.backbone.features
-        return found
+        features: Features = self.net.backbone.features
+        return features
 
     def framed(self, images: Sequence[Tensor] | Tensor) -> Tensor:
         """Images of one size (B, C, h, w) as the host sees them: in evaluation resized, then filled
         up at the right and below.
         """
         net: Any = self.net
-        seen: Tensor = net.transform(list(images))[0].tensors
-        return seen
+        framed: Tensor = net.transform(list(images))[0].tensors
+        return framed
 
     def seen_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width to which an image of so many pixels is resized in evaluation."""
@@ -218,14 +218,16 @@ class Detector(nn.Module):
         """
         batch, sizes = self._together(images)
         maps = self.net.backbone(batch)
-        told = [{**target, "labels": target["labels"] + self.background} for target in targets]
+        counted_targets = [
+            {**target, "labels": target["labels"] + self.background} for target in targets
+        ]
         if isinstance(self.net, RetinaNet):
-            return self._retinanet_loss(batch, sizes, list(maps.values()), told)
+            return self._retinanet_loss(batch, sizes, list(maps.values()), counted_targets)
         parts = []
-        for place, target in enumerate(told):
+        for index, target in enumerate(counted_targets):
             with _seeded(int(target["key"]), batch.device):
-                mine = {name: map_[place : place + 1] for name, map_ in maps.items()}
-                parts.append(self._rcnn_loss(batch[place : place + 1], sizes[place], mine, target))
+                mine = {name: map_[index : index + 1] for name, map_ in maps.items()}
+                parts.append(self._rcnn_loss(batch[index : index + 1], sizes[index], mine, target))
         return torch.stack(parts).mean()
 
     def _together(self, images: Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
@@ -284,7 +286,7 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         maps = self.features(images)[self.first :]
         pyramid: dict[str, Tensor] = self.fpn(
-            OrderedDict((str(place), map_) for place, map_ in enumerate(maps))
+            OrderedDict((str(index), map_) for index, map_ in enumerate(maps))
         )
         return pyramid
 
@@ -345,8 +347,10 @@ class Sizes(GeneralizedRCNNTransform):
         image_shapes: list[tuple[int, int]],
         original_image_sizes: list[tuple[int, int]],
     ) -> list[dict[str, Tensor]]:
-        for answer, seen, size in zip(result, image_shapes, original_image_sizes, strict=True):
-            answer["boxes"] = resize_boxes(answer["boxes"], seen, size)
+        for answer, framed_size, size in zip(
+            result, image_shapes, original_image_sizes, strict=True
+        ):
+            answer["boxes"] = resize_boxes(answer["boxes"], framed_size, size)
             if "masks" in answer:
                 answer["masks"] = _pasted(answer["masks"], answer["boxes"], size)
         return result
@@ -354,13 +358,13 @@ class Sizes(GeneralizedRCNNTransform):
 
 def _pasted(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """Probabilities (n, 1, 28, 28) in boxes as masks (n, h, w) of the image."""
-    whole = torch.zeros((len(masks), *size), dtype=torch.bool, device=masks.device)
+    pasted = torch.zeros((len(masks), *size), dtype=torch.bool, device=masks.device)
     larger, scale = expand_masks(masks, padding=1)
-    for place, (mask, box) in enumerate(
+    for index, (mask, box) in enumerate(
         zip(larger, expand_boxes(boxes, scale).long(), strict=True)
     ):
-        whole[place] = paste_mask_in_image(mask[0], box, *size) > 0.5
-    return whole
+        pasted[index] = paste_mask_in_image(mask[0], box, *size) > 0.5
+    return pasted
 
 
 def parameter_parts(model: Detector) -> dict[str, int]:
@@ -399,7 +403,7 @@ def _rcnn(
     sides: Sequence[float],
     *,
     masks: bool,
-    given: dict[str, Any],
+    limits: dict[str, Any],
 ) -> Any:
     hidden, outputs = 4 * width, classes + 1
     parts: dict[str, Any] = {
@@ -410,12 +414,12 @@ def _rcnn(
         "box_predictor": FastRCNNPredictor(hidden, outputs),
     }
     if not masks:
-        return FasterRCNN(backbone, **parts, **given)
+        return FasterRCNN(backbone, **parts, **limits)
     parts |= {
         "mask_head": MaskRCNNHeads(width, (width,) * 4, 1, norm_layer=norm_layer),
         "mask_predictor": MaskRCNNPredictor(width, width, outputs),
     }
-    return MaskRCNN(backbone, **parts, **given)
+    return MaskRCNN(backbone, **parts, **limits)
 
 
 def _retinanet(
@@ -424,12 +428,12 @@ def _retinanet(
     width: int,
     norm_layer: Any,
     sides: Sequence[float],
-    given: dict[str, Any],
+    limits: dict[str, Any],
 ) -> Any:
     sizes = tuple(tuple(side * step for step in OCTAVE) for side in sides)
     anchors = AnchorGenerator(sizes, (RATIOS,) * len(sides))
     head = RetinaNetHead(width, len(OCTAVE) * len(RATIOS), classes, norm_layer=norm_layer)
-    return RetinaNet(backbone, classes, anchor_generator=anchors, head=head, **given)
+    return RetinaNet(backbone, classes, anchor_generator=anchors, head=head, **limits)
 
 
 def _groups(channels: int) -> nn.Module:

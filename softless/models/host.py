@@ -37,7 +37,7 @@ class Branch:
 class BlockKind:
     """A kind of block whose branches add themselves one after the other, as they stand here."""
 
-    known: Known
+    accepted: Known
     # how it is called after the tokens: with a mask, the grid (prefix, h, w), or h and w
     call: Literal["mask", "grid", "sides"]
     attention: Branch
@@ -80,7 +80,7 @@ class ClassBlocks:
     """Blocks behind the layers, in which the class token first meets the patches."""
 
     attribute: str  # of the model
-    known: Known
+    accepted: Known
     attentions: Modules  # of `attn`
     token_wise: tuple[str, ...]  # parts that look at single tokens
 

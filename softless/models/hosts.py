@@ -24,15 +24,15 @@ def class_blocks(model: nn.Module) -> list[nn.Module] | None:
     of maps has cut them off; None where it stands ahead of the patches.
     """
     host = host_of(model)
-    known = None if host is None else host.class_blocks
-    return None if known is None else list(getattr(model, known.attribute) or ())
+    record = None if host is None else host.class_blocks
+    return None if record is None else list(getattr(model, record.attribute) or ())
 
 
 def class_token_unread(model: nn.Module) -> bool:
     """Whether the blocks that alone read the class token have been cut off."""
     host = host_of(model)
-    known = None if host is None else host.class_blocks
-    return known is not None and getattr(model, known.attribute) is None
+    record = None if host is None else host.class_blocks
+    return record is not None and getattr(model, record.attribute) is None
 
 
 def tokens_ahead(model: nn.Module) -> int | None:

@@ -227,12 +227,12 @@ class Pyramid(nn.Module):
         """Tokens and grid after each stage."""
         side = self.reductions[-1]
         x = fitting(x, (side, side))
-        found = []
+        outputs = []
         for stage in self.stages[:until]:
             tokens, grid = stage(x)
-            found.append((tokens, grid))
+            outputs.append((tokens, grid))
             x = _image(tokens, stage.prefix, grid)
-        return found
+        return outputs
 
     def forward_intermediates(
         self,
@@ -255,18 +255,18 @@ class Pyramid(nn.Module):
         """
         if output_fmt != "NCHW":
             raise UsageError(f"output_fmt={output_fmt!r}: a pyramid gives maps, 'NCHW'")
-        wanted, last = feature_take_indices(self.number_of_stages, indices)
-        found = self._run(x, last + 1 if stop_early else None)
+        chosen, last = feature_take_indices(self.number_of_stages, indices)
+        outputs = self._run(x, last + 1 if stop_early else None)
         maps = []
-        for number, (tokens, grid) in enumerate(found):
-            if number in wanted:
+        for number, (tokens, grid) in enumerate(outputs):
+            if number in chosen:
                 final = norm and number == self.number_of_stages - 1
                 maps.append(
                     _image(self.norm(tokens) if final else tokens, self.stages[number].prefix, grid)
                 )
         if intermediates_only:
             return maps
-        return self.norm(found[-1][0]) if len(found) == self.number_of_stages else found[-1][
+        return self.norm(outputs[-1][0]) if len(outputs) == self.number_of_stages else outputs[-1][
             0
         ], maps
 
@@ -274,7 +274,7 @@ class Pyramid(nn.Module):
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Drop the stages behind the last one asked for."""
-        wanted, last = feature_take_indices(self.number_of_stages, indices)
+        chosen, last = feature_take_indices(self.number_of_stages, indices)
         for number in range(last + 1, self.number_of_stages):
             delattr(self, f"stage{number}")
         self.number_of_stages = last + 1
@@ -282,7 +282,7 @@ class Pyramid(nn.Module):
             self.norm = nn.Identity()
         if prune_head:
             self.reset_classifier(0, "")
-        return wanted
+        return chosen
 
     def get_classifier(self) -> nn.Module:
         """The head."""

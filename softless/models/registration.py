@@ -64,9 +64,9 @@ def _check_taken(record: Operator) -> None:
             f"'{CLASSES[record.title].fixed_op}': "
             f"choose another, for example Identity(title='My{record.title}')"
         )
-    if taken := [name for name in entries_of(record.name) if is_model(name)]:
+    if clashes := [name for name in entries_of(record.name) if is_model(name)]:
         raise UsageError(
-            f"identity.name='{record.name}' gives models the name '{taken[0]}', which timm has "
+            f"identity.name='{record.name}' gives models the name '{clashes[0]}', which timm has "
             "already: choose another name"
         )
 
@@ -75,11 +75,11 @@ def _check_shadows(record: Operator) -> None:
     """No option has the name of something that a host, a companion or `create_model` takes."""
     softmax = OPERATORS["softmax"].options
     for host in first_of_each_host():
-        known = arguments(host, "softmax") or {}
+        accepted = arguments(host, "softmax") or {}
         shadowed = [
             name
             for name in record.options
-            if name in COMPANIONS or (name in known and name not in softmax)
+            if name in COMPANIONS or (name in accepted and name not in softmax)
         ]
         if shadowed:
             name = shadowed[0]
@@ -100,9 +100,9 @@ def register_installed(points: Iterable[EntryPoint] | None = None) -> None:
 
 def _register_point(point: EntryPoint) -> None:
     try:
-        found = point.load()
-        if isinstance(found, Operator):
-            register(found)
+        loaded = point.load()
+        if isinstance(loaded, Operator):
+            register(loaded)
     # a broken package of somebody else's must not take softless with it
     except Exception as error:  # noqa: BLE001
         package = point.dist.name if point.dist else point.value

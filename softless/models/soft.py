@@ -123,11 +123,11 @@ class SoftPyramid(Pyramid):
         )
 
 
-def _at(stage: int, op: str, given: dict[str, Any]) -> dict[str, Any]:
+def _at(stage: int, op: str, stated: dict[str, Any]) -> dict[str, Any]:
     """The attention's options in one stage: windows and the convolution of v are as published
     unless they are given.
     """
-    record, options = get(op), dict(given)
+    record, options = get(op), dict(stated)
     if "ratio" in record.options:
         options.setdefault("ratio", RATIOS[stage])
     own = {name: value for name, value in options.items() if name in record.options}

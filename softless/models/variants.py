@@ -167,16 +167,16 @@ def entries_of(op: str) -> dict[str, Entry]:
 
 
 def _entries() -> dict[str, Entry]:
-    found = {}
+    entries = {}
     for variant in VARIANTS:
         if variant.own:
-            found[variant.name] = Entry(variant.name, variant, variant.own)
+            entries[variant.name] = Entry(variant.name, variant, variant.own)
         for op in variant.operators:
             name = variant.entry(op)
-            found[name] = Entry(name, variant, op)
+            entries[name] = Entry(name, variant, op)
             if alias := variant.aliases.get(op):
-                found[alias] = Entry(alias, variant, op, alias_of=name)
-    return found
+                entries[alias] = Entry(alias, variant, op, alias_of=name)
+    return entries
 
 
 _known: dict[str, Entry] = {}

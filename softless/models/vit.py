@@ -30,7 +30,7 @@ class PatchEmbed(TimmPatchEmbed):
     sentence, and telling the grid.
     """
 
-    told: SharedGrid | None = None
+    shared_grid: SharedGrid | None = None
     prefix = 0
     # whether the host is `ViT`, which goes on with no images, and at any size in a graph
     in_ours = False
@@ -42,9 +42,9 @@ class PatchEmbed(TimmPatchEmbed):
             x = held_size(x)
         refuse_absent(x, proj=self.proj)
         x = fitting(x, self.patch_size)
-        if self.told is not None:
+        if self.shared_grid is not None:
             height, width = self.dynamic_feat_size((x.shape[-2], x.shape[-1]))
-            self.told.tell((self.prefix, height, width))
+            self.shared_grid.tell((self.prefix, height, width))
         return super().forward(x)
 
 
@@ -69,9 +69,9 @@ def connect(model: VisionTransformer) -> VisionTransformer:
         attention.set_tokens(embed.num_patches + model.num_prefix_tokens)
     looking = [attention for attention in attentions if attention.looks_at_the_grid]
     if looking and isinstance(embed, PatchEmbed):
-        embed.told, embed.prefix = SharedGrid(), model.num_prefix_tokens
+        embed.shared_grid, embed.prefix = SharedGrid(), model.num_prefix_tokens
         for attention in looking:
-            attention.set_grid(embed.told)
+            attention.set_grid(embed.shared_grid)
     return model
 
 
@@ -108,9 +108,9 @@ class ViT(VisionTransformer):
         table's, and a graph would hold the answer.
         """
         ahead = [
-            one.expand(x.shape[0], -1, -1)
-            for one in (self.cls_token, self.reg_token)
-            if one is not None
+            token.expand(x.shape[0], -1, -1)
+            for token in (self.cls_token, self.reg_token)
+            if token is not None
         ]
         tokens = x.flatten(1, 2)
         if self.pos_embed is None:
@@ -141,12 +141,12 @@ def arguments(op: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     """
     attention = operator_class(op)
     options = take_operator_options(op, kwargs) | take_companions(kwargs)
-    place = {
+    layers = {
         "attn_layer": attention.with_options(**options) if options else attention,
         "embed_layer": PatchEmbed,
         "dynamic_img_size": True,
     }
-    return {**place, **host_arguments(kwargs)}
+    return {**layers, **host_arguments(kwargs)}
 
 
 def build(variant: str, op: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:

@@ -171,11 +171,11 @@ def host_of(model: nn.Module) -> StreamedHost:
     raise UsageError(f"{type(model).__name__} cannot be streamed: give {KNOWN}")
 
 
-def _refuse_unknown(name: str, module: nn.Module, known: Known, rule: str) -> None:
+def _refuse_unknown(name: str, module: nn.Module, accepted: Known, rule: str) -> None:
     """Refuse a module of another class than the host's own."""
-    if type(module) not in known.classes:
+    if type(module) not in accepted.classes:
         raise UsageError(
-            f"{name} is a {type(module).__name__}, and the engine {rule.format(known.title)}"
+            f"{name} is a {type(module).__name__}, and the engine {rule.format(accepted.title)}"
         )
 
 
@@ -185,16 +185,16 @@ def _position(model: Any) -> Any:
     return position.positions if type(position) is KeptPositions else position
 
 
-def _check_class_blocks(blocks: list[nn.Module], known: ClassBlocks) -> None:
+def _check_class_blocks(blocks: list[nn.Module], record: ClassBlocks) -> None:
     """Refuse a class attention that is not the host's own."""
     for number, block in enumerate(blocks):
-        name, attention = f"{known.attribute}.{number}", block.attn
-        if type(block) not in known.known.classes or type(attention) not in known.attentions:
+        name, attention = f"{record.attribute}.{number}", block.attn
+        if type(block) not in record.accepted.classes or type(attention) not in record.attentions:
             raise UsageError(
                 f"{name} is a {type(block).__name__} with {type(attention).__name__}, which "
                 "the engine does not know"
             )
-        for part in known.token_wise:
+        for part in record.token_wise:
             _token_wise(f"{name}.{part}", block.get_submodule(part))
 
 
@@ -323,13 +323,13 @@ def parts_of(name: str, block: Any, kinds: Sequence[BlockKind] = vit.HOST.blocks
         (
             kind
             for kind in kinds
-            if type(block) is BLOCKS[kind.call] or type(block) in kind.known.classes
+            if type(block) is BLOCKS[kind.call] or type(block) in kind.accepted.classes
         ),
         None,
     )
     if kind is None:
         raise UsageError(
-            f"{name} is a {type(block).__name__}, and the engine knows {kinds[0].known.title}"
+            f"{name} is a {type(block).__name__}, and the engine knows {kinds[0].accepted.title}"
         )
     local = _local(name, block, kind.local) if kind.local is not None else {}
     attention, scale1 = _branch(name, block, kind.attention)
@@ -397,7 +397,7 @@ def _branch(name: str, block: Any, branch: Branch) -> tuple[Any, Tensor | None]:
 def _token_wise(name: str, module: nn.Module) -> None:
     """Refuse a module that may look at more than one token at a time."""
     convolved = isinstance(module, Mlp | GluMlp) and any(
-        isinstance(one, nn.Conv2d) for one in module.fc1.modules()
+        isinstance(layer, nn.Conv2d) for layer in module.fc1.modules()
     )
     if type(module) not in TOKEN_WISE or convolved:
         raise UsageError(

@@ -72,7 +72,7 @@ def test_the_parts_of_a_block_are_called_in_the_order_of_the_record(
     model = made(host, variant)
     for kind in host.blocks:
         named = {*parts(kind)}
-        calls = called(model, kind.known.classes)
+        calls = called(model, kind.accepted.classes)
         assert calls
         post_norm = [own for own in calls if own[0] == kind.attention.module]
         for own in calls:
@@ -89,7 +89,9 @@ def test_a_scale_of_the_record_is_that_of_its_branch(host: Host, variant: str) -
         for row in (kind.attention, kind.local, kind.mlp):
             if row is None or row.scale is None:
                 continue
-            block = next(part for part in model.modules() if isinstance(part, kind.known.classes))
+            block = next(
+                part for part in model.modules() if isinstance(part, kind.accepted.classes)
+            )
             scale = getattr(block, row.scale)
             with torch.no_grad():
                 getattr(scale, "gamma", scale).zero_()
@@ -104,7 +106,7 @@ def test_a_scale_of_the_record_is_that_of_its_branch(host: Host, variant: str) -
 def test_every_block_of_the_record_is_rewritten(host: Host, variant: str) -> None:
     model = made(host, variant)
     fast = softless.optimize(model, torch.float32)
-    kinds = tuple(cls for kind in host.blocks for cls in kind.known.classes)
+    kinds = tuple(cls for kind in host.blocks for cls in kind.accepted.classes)
     blocks = [path for path, part in model.named_modules() if type(part) in kinds]
     assert blocks
     assert [*fast.optimized.blocks] == blocks
