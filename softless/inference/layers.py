@@ -31,8 +31,8 @@ class PackedAttention(Attention):
 
     @classmethod
     def of(cls, source: Attention, dtype: torch.dtype, scale: Tensor | None) -> "PackedAttention":
-        """A module that reads the buffer of its projection, its output multiplied by scale
-        (dim).
+        """A module that reads the buffer of its projection; its output is multiplied by scale
+        (dim,).
         """
         packed = cls.__new__(cls)
         packed.__dict__.update(source.__dict__)
@@ -89,6 +89,7 @@ class PackedMlp(nn.Module):
         self.fc1, self.act, self.fc2 = fc1, act, fc2
 
     def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
+        """Tokens (B,N,dim), and the residual (B,N,dim) that is added, -> (B,N,dim)."""
         return self.fc2(self.act(self.fc1(x)), onto)
 
 
@@ -109,7 +110,7 @@ class PackedLPI(nn.Module):
 
     @classmethod
     def of(cls, source: Any, activation: Activation, scale: Tensor | None) -> "PackedLPI":
-        """Ours or timm's, its output multiplied by scale (dim)."""
+        """Ours or timm's, its output multiplied by scale (dim,)."""
         norm, second, second_weights = source.bn, source.conv2, weights_of(source.conv2, kinds=CONV)
         assert second_weights is not None, "who packs a layer has asked whether it may be read"
         factor, shift = factors(norm)
@@ -141,6 +142,7 @@ class PackedLPI(nn.Module):
         return self.first(grid).add_(self.shift)
 
     def forward(self, x: Tensor, height: int, width: int, onto: Tensor | None = None) -> Tensor:
+        """Tokens (B,N,dim), N = height width, and the residual of that shape -> (B,N,dim)."""
         grid = x.unflatten(1, (height, width)).permute(0, 3, 1, 2)
         grid = self.second(self.ahead(grid))
         y = grid.permute(0, 2, 3, 1).flatten(1, 2)
@@ -148,7 +150,7 @@ class PackedLPI(nn.Module):
 
 
 def factors(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """What BatchNorm multiplies by in evaluation, and adds: (C), float64."""
+    """What BatchNorm multiplies by in evaluation, and adds: (C,) each, float64."""
     assert norm.running_var is not None
     assert norm.running_mean is not None
     factor = (norm.running_var.double() + norm.eps).rsqrt()
@@ -169,6 +171,7 @@ class Added(nn.Module):
         self.register_buffer("scale", None if scale is None else scale.detach())
 
     def forward(self, x: Tensor, *args: Any, onto: Tensor, **kwargs: Any) -> Tensor:
+        """Tokens (B,N,dim) and the residual `onto` (B,N,dim) -> (B,N,dim)."""
         y = self.branch(x, *args, **kwargs)
         return onto + (y if self.scale is None else y * self.scale)
 
@@ -237,6 +240,7 @@ class PatchProjection(nn.Module):
         self.linear = PackedLinear(weight, weights.b, dtype)
 
     def forward(self, image: Tensor) -> Tensor:
+        """Images (B,C,H,W) -> (B,C',H/rows,W/columns), floored."""
         rows, columns = self.stride
         image = image[..., : image.shape[-2] // rows * rows, : image.shape[-1] // columns * columns]
         B, C, H, W = image.shape
@@ -266,6 +270,7 @@ class KeptPositions(nn.Module):
         return self
 
     def forward(self, batch: int, height: int, width: int) -> Tensor:
+        """-> (batch,dim,height,width), expanded over the batch."""
         if watched(self.positions):
             positions: Tensor = self.positions(batch, height, width)
             return positions

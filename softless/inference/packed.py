@@ -99,7 +99,7 @@ class PackedLinear(nn.Module):
         scale: Tensor | None = None,
         activation: Activation = NONE,
     ) -> "PackedLinear":
-        """A layer of torch, its outputs multiplied by scale (out)."""
+        """A layer of torch (out, in), its outputs multiplied by scale (out,)."""
         weights = weights_of(linear)
         assert weights is not None, "who packs a layer has asked whether it may be read"
         weight, bias = weights.W.detach(), None if weights.b is None else weights.b.detach()
@@ -115,7 +115,9 @@ class PackedLinear(nn.Module):
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight) if self.packs else weight
 
     def weights_held(self) -> list[Tensor]:
-        """The numbers that were trained, for whoever counts them: this layer has no parameters."""
+        """The numbers that were trained, (out, in) and (out,), for whoever counts them: this layer has
+        no parameters.
+        """
         return [self.packed] if self.bias is None else [self.packed, self.bias]
 
     @property
@@ -124,7 +126,7 @@ class PackedLinear(nn.Module):
         return self.packed.to_dense() if self.packs else self.packed
 
     def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
-        """act(x Wᵀ + b), plus `onto` (…, out).
+        """act(x Wᵀ + b), plus `onto` (…, out): x (…, in) -> (…, out).
 
         Raises:
             UsageError: a gradient is asked for, or the layer is exported.
@@ -172,6 +174,11 @@ class FusedConv(nn.Module):
         self.conv, self.activation = conv, activation
 
     def forward(self, x: Tensor) -> Tensor:
+        """Images (B,C,h,w) -> (B,C',h',w').
+
+        Raises:
+            UsageError: a transform of torch.func or forward-mode differentiation is active.
+        """
         conv, weights = self.conv, weights_of(self.conv, x.device, CONV)
         if weights is None:  # somebody waits for it since it was fused
             return PLAIN[self.activation](conv(x))

@@ -349,6 +349,9 @@ def _shown(name: str) -> str:
 def tensors_of(content: Any) -> Iterator[tuple[str, Tensor]]:
     """The tensors of nested containers with their paths, each container once however often it is
     held.
+
+    Raises:
+        ValueError: containers in one another beyond `DEPTH`, or one with attributes of its own.
     """
     waiting, visited = [(0, "", content)], set()
     while waiting:

@@ -34,6 +34,7 @@ class ConvEmbed(nn.Module):
         self.norm = norm_layer(dim)
 
     def forward(self, image: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, dim, h / stride, w / stride), normalised over channels."""
         x: Tensor = self.norm(self.proj(image).permute(0, 2, 3, 1))
         return x.permute(0, 3, 1, 2)
 

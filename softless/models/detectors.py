@@ -284,6 +284,7 @@ class Backbone(nn.Module):
         )
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Images (B, C, h, w) -> five maps by name, (B, width, h / s, w / s) each."""
         maps = self.features(images)[self.first :]
         pyramid: dict[str, Tensor] = self.fpn(
             OrderedDict((str(index), map_) for index, map_ in enumerate(maps))
@@ -299,6 +300,7 @@ class Everywhere(nn.Module):
         self.backbone, self.head, self.divisor = backbone, head, divisor
 
     def forward(self, images: Tensor) -> Any:
+        """Images (B, C, h, w), padded to multiples of the divisor -> what the head answers."""
         return self.head(list(self.backbone(pad(images, self.divisor)).values()))
 
 
@@ -312,6 +314,7 @@ class P6P7(LastLevelP6P7):
     def forward(
         self, p: list[Tensor], c: list[Tensor], names: list[str]
     ) -> tuple[list[Tensor], list[str]]:
+        """The maps p and c, of which the last of c (B, C, h, w) is read -> p with two more."""
         self.use_P5 = False
         with torch.autocast(c[-1].device.type, enabled=False):
             maps: tuple[list[Tensor], list[str]] = super().forward(p, [c[-1].float()], names)
@@ -333,9 +336,11 @@ class Sizes(GeneralizedRCNNTransform):
         self.as_given = min_size is None
 
     def normalize(self, image: Tensor) -> Tensor:
+        """An image (C, h, w) as it is: it comes normalised."""
         return image
 
     def resize(self, image: Tensor, target: Any = None) -> tuple[Tensor, Any]:
+        """An image (C, h, w), with its target, at the size of evaluation."""
         if self.as_given:
             return image, target
         resized: tuple[Tensor, Any] = super().resize(image, target)
@@ -347,6 +352,7 @@ class Sizes(GeneralizedRCNNTransform):
         image_shapes: list[tuple[int, int]],
         original_image_sizes: list[tuple[int, int]],
     ) -> list[dict[str, Tensor]]:
+        """Answers in the pixels of the original images: boxes (n, 4), masks (n, h, w) bool."""
         for answer, framed_size, size in zip(
             result, image_shapes, original_image_sizes, strict=True
         ):

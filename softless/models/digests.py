@@ -27,7 +27,9 @@ def of_file(path: Path) -> str:
 
 
 def of_tensor(tensor: Tensor) -> str:
-    """Of the values in row-major order, as safetensors stores them."""
+    """SHA-256 of the values of a tensor of any shape, in row-major order, as safetensors stores
+    them.
+    """
     return hashlib.sha256(
         tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     ).hexdigest()

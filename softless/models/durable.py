@@ -242,6 +242,9 @@ def discard(path: Path) -> None:
 def storing(path: Path, needed: int = 0) -> Iterator[None]:
     """What the system refuses inside is a `StorageError` that names this path; `needed` is how many
     bytes were to be written.
+
+    Raises:
+        StorageError: the system refused something.
     """
     try:
         yield

@@ -86,6 +86,7 @@ class Features(nn.Module):
         )
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        """Images (B, C, h, w) -> four maps (B, channels[i], h / s, w / s), s of `STRIDES`."""
         maps = list(
             self.host.forward_intermediates(images, indices=self.indices, intermediates_only=True)
         )

@@ -157,8 +157,8 @@ def grids(rows: int) -> list[Sides]:
     >>> grids(36)
     [(3, 12), (4, 9), (6, 6), (9, 4), (12, 3)]
     """
-    pairs = [(side, rows // side) for side in range(1, rows + 1) if rows % side == 0]
-    return [pair for pair in pairs if max(pair) <= LONGEST * min(pair)]
+    divisions = [(side, rows // side) for side in range(1, rows + 1) if rows % side == 0]
+    return [grid for grid in divisions if max(grid) <= LONGEST * min(grid)]
 
 
 def _step(cells: Tensor, grid: Sides) -> float:
@@ -230,8 +230,8 @@ def checked_size(image_size: Size) -> Sides:
     Raises:
         UsageError: it says none.
     """
-    if (pair := two_sides(image_size)) is None:
+    if (size := two_sides(image_size)) is None:
         raise UsageError(
             f"image_size={image_size!r}: give pixels, as 224, or (height, width), as (96, 160)"
         )
-    return pair
+    return size

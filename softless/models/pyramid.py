@@ -50,6 +50,7 @@ class PreNormBlock(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
+        """Tokens (B, N, C) of a grid (prefix, height, width) -> (B, N, C)."""
         x = x + self.drop_path(self.attn(self.norm1(x), grid=grid))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
@@ -68,6 +69,7 @@ class PostNormBlock(PreNormBlock):
     """x = LN1(x + DP(Attention(x)));  x = LN2(x + DP(MLP(x)))."""
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
+        """Tokens (B, N, C) of a grid (prefix, height, width) -> (B, N, C)."""
         x = self.norm1(x + self.drop_path(self.attn(x, grid=grid)))
         return self.norm2(x + self.drop_path(self.mlp(x)))
 
@@ -115,6 +117,7 @@ class Stage(nn.Module):
         return int(self.cls_token is not None)
 
     def forward(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """A map (B, C, h, w) -> tokens (B, prefix + N, C'), and height and width of their grid."""
         image = self.patch_embed(image)
         height, width = image.shape[-2], image.shape[-1]
         x = image.flatten(2).transpose(1, 2)
@@ -211,7 +214,9 @@ class Pyramid(nn.Module):
         return self.norm(tokens)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Tokens to logits."""
+        """Tokens (B, [class token] + N, C) -> logits (B, num_classes), of every token where
+        global_pool is ''; `pre_logits` gives what the head would read.
+        """
         prefix = self.stages[-1].prefix
         if self.global_pool == "avg" or (self.global_pool == "token" and not prefix):
             x = x[:, prefix:].mean(dim=1)
@@ -221,6 +226,7 @@ class Pyramid(nn.Module):
         return x if pre_logits else self.head(x)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Images (B, 3, h, w) -> logits (B, num_classes)."""
         return self.forward_head(self.forward_features(x))
 
     def _run(self, x: Tensor, until: int | None = None) -> list[tuple[Tensor, tuple[int, int]]]:
@@ -252,6 +258,12 @@ class Pyramid(nn.Module):
             stop_early: run no further than the last stage asked for.
             output_fmt: "NCHW".
             intermediates_only: leave the final tokens out.
+
+        Returns:
+            The maps, after the final tokens (B, [class token] + N, C) unless those are left out.
+
+        Raises:
+            UsageError: another output_fmt.
         """
         if output_fmt != "NCHW":
             raise UsageError(f"output_fmt={output_fmt!r}: a pyramid gives maps, 'NCHW'")

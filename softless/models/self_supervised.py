@@ -83,6 +83,14 @@ class SelfDistillation(nn.Module):
     def forward(
         self, views: Sequence[Tensor], teacher_temp: float, part: tuple[int, int] = (0, 1)
     ) -> Tensor:
+        """Views, each (B, C, h, w), the two global ones first -> the loss ().
+
+        Args:
+            views: of the same B images.
+            teacher_temp: the teacher's temperature.
+            part: which part of a step's images this is, and of how many: the centre moves after the
+                last one.
+        """
         with torch.no_grad():
             taught = self.teacher(torch.cat(list(views[:GLOBAL]))).chunk(GLOBAL)
         answers = [*self.student(torch.cat(list(views[:GLOBAL]))).chunk(GLOBAL)]

@@ -37,6 +37,11 @@ class PatchEmbed(TimmPatchEmbed):
 
     @leaf
     def forward(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) -> patches (B, N, dim), or (B, h, w, dim) for images of any size.
+
+        Raises:
+            UsageError: no images to a host of timm's, or sides that are not whole numbers of patches.
+        """
         if not self.in_ours:
             refuse_empty(x)
             x = held_size(x)
@@ -49,8 +54,8 @@ class PatchEmbed(TimmPatchEmbed):
 
 
 def held_size(x: Tensor) -> Tensor:
-    """The images, of whose size `torch.jit.trace` holds what it saw: another one is an error of
-    torch, where the host would answer wrongly.
+    """The images (B, C, H, W), of whose size `torch.jit.trace` holds what it saw: another one is an
+    error of torch, where the host would answer wrongly.
     """
     return x.expand(-1, -1, int(x.shape[2]), int(x.shape[3])) if torch.jit.is_tracing() else x
 

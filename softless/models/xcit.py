@@ -74,6 +74,7 @@ class Block(nn.Module):
         self.gamma3 = _scale(dim, eta) if lpi else None
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
+        """Tokens (B, N, dim), N = height width -> (B, N, dim)."""
         x = x + self.drop_path(self.gamma1 * self.attn(self.norm1(x), grid=(0, height, width)))
         if self.local_mp is not None and self.norm3 is not None:
             x = x + self.drop_path(self.gamma3 * self.local_mp(self.norm3(x), height, width))
