@@ -234,7 +234,7 @@ def _check_end(file: BinaryIO, size: int) -> None:
         raise ValueError(f"its directory has {length} bytes, and at most {DIRECTORY} are read")
 
 
-def _check_pickle(path: Path, scanned: "Scan", *, foreign: bool) -> None:
+def _check_pickle(path: Path, scanned: "PickleScan", *, foreign: bool) -> None:
     """A bounded number of steps, which call only what tensors need and, in a foreign file, what
     stands for nothing.
     """
@@ -265,7 +265,7 @@ def _check_pickle(path: Path, scanned: "Scan", *, foreign: bool) -> None:
 
 
 @dataclass
-class Scan:
+class PickleScan:
     """What a look at pickles found. Nothing is imported."""
 
     called: list[str] = field(default_factory=list)  # the names that they would import, in order
@@ -295,13 +295,13 @@ class Scan:
         self.problem = self.problem or problem
 
 
-def scan(pickled: bytes, pickles: int = 1) -> Scan:
+def scan(pickled: bytes, pickles: int = 1) -> PickleScan:
     """What pickles would do; of more than one, the names in further ones too, and that there are
     such.
 
     Of several pickles, as old files hold them, what lies behind the last is not looked at.
     """
-    stream, scanned, done = io.BytesIO(pickled), Scan(), 0
+    stream, scanned, done = io.BytesIO(pickled), PickleScan(), 0
     try:
         while stream.tell() < len(pickled) and (done < pickles or pickles == 1):
             if done == pickles:

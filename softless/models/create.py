@@ -26,7 +26,7 @@ from softless.models.hosts import HOSTS
 from softless.models.options import COMPANIONS, constructed, host_arguments
 from softless.models.outline import check_fits
 from softless.models.scale import trained_as_configured
-from softless.models.variants import BUILT_HERE, ENTRIES, Entry
+from softless.models.variants import BUILT_HERE, ENTRIES, RegisteredModel
 from softless.models.weights import fill, load_weights
 
 _log = logging.getLogger("softless.models")
@@ -204,7 +204,7 @@ def _host(name: str, op: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Mo
             raise UsageError(
                 f"'{name}' with op='{op}' has no released weights: pass pretrained=False"
             )
-        entry = Entry(name, variant, op)
+        entry = RegisteredModel(name, variant, op)
         return entry(pretrained_cfg=entry.configuration, **kwargs)
     model: Any = timm.create_model(name, pretrained=pretrained, **vit.arguments(op, {**kwargs}))
     if not any(isinstance(module, Attention) for module in model.modules()):

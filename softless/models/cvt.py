@@ -15,7 +15,7 @@ from timm.models import build_model_with_cfg
 from torch import Tensor, nn
 
 from softless.layers import ConvAttention
-from softless.models.host import Host, Layout
+from softless.models.host import Host, WeightLayout
 from softless.models.options import host_arguments, take_companions, take_operator_options
 from softless.models.pyramid import PRE_NORM, PreNormBlock, Pyramid, Stage, ramp, start_bias
 
@@ -139,5 +139,5 @@ HOST = Host(
     blocks=(PRE_NORM,),
     tensor=r".*\.attn\.conv_proj_q\..*",
     smallest={"depths": (1, 1, 2), "embed_dims": (16, 32, 48), "num_heads": (1, 2, 3)},
-    layouts=(Layout("CvT's code", r"stage0\.blocks\.0\.attn\.conv_proj_q\.conv\.weight"),),
+    layouts=(WeightLayout("CvT's code", r"stage0\.blocks\.0\.attn\.conv_proj_q\.conv\.weight"),),
 )

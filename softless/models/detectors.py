@@ -128,7 +128,7 @@ def detector(
                 "box_score_thresh": min_score,
             },
         )
-    net.transform = Sizes(min_size, max_size, max(32, backbone.features.divisor))
+    net.transform = EvaluationSizes(min_size, max_size, max(32, backbone.features.divisor))
     return Detector(net, tuple(categories or range(1, classes + 1)))
 
 
@@ -321,7 +321,7 @@ class P6P7(LastLevelP6P7):
         return maps
 
 
-class Sizes(GeneralizedRCNNTransform):
+class EvaluationSizes(GeneralizedRCNNTransform):
     """torchvision's resizing in evaluation and back, of images that come normalised; masks become
     bool at once, as 300 of floats at 1,024 pixels are 1.3 GB.
 

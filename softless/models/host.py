@@ -15,7 +15,7 @@ Modules = tuple[type[nn.Module], ...]
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownClasses:
     """The classes that one part of a host may have, and what to call them in a message."""
 
     title: str
@@ -37,7 +37,7 @@ class Branch:
 class BlockKind:
     """A kind of block whose branches add themselves one after the other, as they stand here."""
 
-    accepted: Known
+    accepted: KnownClasses
     # how it is called after the tokens: with a mask, the grid (prefix, h, w), or h and w
     call: Literal["mask", "grid", "sides"]
     attention: Branch
@@ -80,13 +80,13 @@ class ClassBlocks:
     """Blocks behind the layers, in which the class token first meets the patches."""
 
     attribute: str  # of the model
-    accepted: Known
+    accepted: KnownClasses
     attentions: Modules  # of `attn`
     token_wise: tuple[str, ...]  # parts that look at single tokens
 
 
 @dataclass(frozen=True)
-class Layout:
+class WeightLayout:
     """Names of a published code: those that tell it, and what they are called here (regular
     expressions).
     """
@@ -111,12 +111,12 @@ class Host:
     tensor: str
     smallest: Mapping[str, Any]  # arguments of a small model with every kind of block
     passes: tuple[Pass, ...] = ()  # those that `stream` can go; () for a host that is not streamed
-    embedding: Known | None = None  # of `patch_embed`, where the whole model has one
-    positions: Known | None = None  # of `pos_embed`, where a module computes them
+    embedding: KnownClasses | None = None  # of `patch_embed`, where the whole model has one
+    positions: KnownClasses | None = None  # of `pos_embed`, where a module computes them
     class_blocks: ClassBlocks | None = None  # None: a class token stands ahead of the patches
     # timm's modules whose models are built with `attn_layer=`; () for one that is built here
     timm_modules: tuple[str, ...] = ()
     options: tuple[str, ...] = ()  # of `create_model`, for this host alone
-    layouts: tuple[Layout, ...] = field(default=(), repr=False)
+    layouts: tuple[WeightLayout, ...] = field(default=(), repr=False)
     # pixels along a patch's side, by the tensors; None where they are no such host's
     patch_of: Callable[[Mapping[str, Tensor]], int | None] | None = None

@@ -22,7 +22,7 @@ from softless.attention.recording import known
 from softless.errors import UsageError
 from softless.layers import Attention, check_size
 from softless.layers.patch_embed import fitting
-from softless.models.host import BlockKind, Branch, Known
+from softless.models.host import BlockKind, Branch, KnownClasses
 
 Norm = Callable[[int], nn.Module]
 
@@ -57,7 +57,7 @@ class PreNormBlock(nn.Module):
 
 # of the last stage of SOFT and of all of CvT; a norm behind the residual cannot be rewritten
 PRE_NORM = BlockKind(
-    Known("pre-norm blocks of pyramids", (PreNormBlock,)),
+    KnownClasses("pre-norm blocks of pyramids", (PreNormBlock,)),
     "grid",
     attention=Branch("norm1", "attn"),
     mlp=Branch("norm2", "mlp"),

@@ -19,7 +19,7 @@ from torch import nn
 
 from softless.attention import get
 from softless.layers import Attention
-from softless.models.host import Host, Layout
+from softless.models.host import Host, WeightLayout
 from softless.models.options import host_arguments, take_companions, take_operator_options
 from softless.models.pyramid import PRE_NORM, PostNormBlock, PreNormBlock, Pyramid, Stage, ramp
 
@@ -169,7 +169,7 @@ HOST = Host(
         "num_heads": (1, 1, 2, 2),
     },
     layouts=(
-        Layout(
+        WeightLayout(
             "SOFT's code",
             r"block1\.0\.att\.mha\.W_q\.weight",
             (

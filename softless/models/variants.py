@@ -127,7 +127,7 @@ def first_of_each_host() -> list[str]:
 
 
 @dataclass(frozen=True)
-class Entry:
+class RegisteredModel:
     """A registered name: the variant and the operator behind it."""
 
     name: str
@@ -159,32 +159,34 @@ class Entry:
         }
 
 
-def entries_of(op: str) -> dict[str, Entry]:
+def entries_of(op: str) -> dict[str, RegisteredModel]:
     """Every size of every host with an operator that came later; a host that has no place for it
     says so when it is built.
     """
-    return {variant.entry(op): Entry(variant.entry(op), variant, op) for variant in VARIANTS}
+    return {
+        variant.entry(op): RegisteredModel(variant.entry(op), variant, op) for variant in VARIANTS
+    }
 
 
-def _entries() -> dict[str, Entry]:
+def _entries() -> dict[str, RegisteredModel]:
     entries = {}
     for variant in VARIANTS:
         if variant.own:
-            entries[variant.name] = Entry(variant.name, variant, variant.own)
+            entries[variant.name] = RegisteredModel(variant.name, variant, variant.own)
         for op in variant.operators:
             name = variant.entry(op)
-            entries[name] = Entry(name, variant, op)
+            entries[name] = RegisteredModel(name, variant, op)
             if alias := variant.aliases.get(op):
-                entries[alias] = Entry(alias, variant, op, alias_of=name)
+                entries[alias] = RegisteredModel(alias, variant, op, alias_of=name)
     return entries
 
 
-_known: dict[str, Entry] = {}
-ENTRIES: Mapping[str, Entry] = MappingProxyType(_known)
+_known: dict[str, RegisteredModel] = {}
+ENTRIES: Mapping[str, RegisteredModel] = MappingProxyType(_known)
 default_cfgs: dict[str, Any] = {}  # timm looks for this name
 
 
-def add_entries(entries: Mapping[str, Entry]) -> None:
+def add_entries(entries: Mapping[str, RegisteredModel]) -> None:
     """Give names to timm, which takes the name of a model, and the module it is listed under, from
     a function.
     """
@@ -195,7 +197,7 @@ def add_entries(entries: Mapping[str, Entry]) -> None:
     for name, entry in entries.items():
 
         def entry_point(
-            pretrained: bool = False, *, _entry: Entry = entry, **kwargs: Any
+            pretrained: bool = False, *, _entry: RegisteredModel = entry, **kwargs: Any
         ) -> nn.Module:
             return _entry(pretrained, **kwargs)
 

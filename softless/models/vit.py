@@ -21,7 +21,7 @@ from softless.layers import Attention, SharedGrid, operator_class
 from softless.layers.leaf import leaf, noted
 from softless.layers.patch_embed import fitting, refuse_empty
 from softless.layers.plain import refuse_absent
-from softless.models.host import BlockKind, Branch, Host, Known, Pass
+from softless.models.host import BlockKind, Branch, Host, KnownClasses, Pass
 from softless.models.options import host_arguments, take_companions, take_operator_options
 
 
@@ -199,7 +199,7 @@ HOST = Host(
     models=(VisionTransformer, ViT),
     blocks=(
         BlockKind(
-            Known("timm's Block alone (norm, attention, norm, MLP)", (TimmBlock,)),
+            KnownClasses("timm's Block (norm, attention, norm, MLP)", (TimmBlock,)),
             "mask",
             attention=Branch("norm1", "attn", "ls1", (Attention, TimmAttention)),
             mlp=Branch("norm2", "mlp", "ls2"),
@@ -209,7 +209,7 @@ HOST = Host(
     tensor=r"patch_embed\.proj\.weight",
     smallest={"depth": 2, "embed_dim": 48, "num_heads": 4},
     passes=(PLAIN, DISTILLED),
-    embedding=Known("timm's PatchEmbed", (TimmPatchEmbed, PatchEmbed)),
+    embedding=KnownClasses("timm's PatchEmbed", (TimmPatchEmbed, PatchEmbed)),
     timm_modules=("vision_transformer", "deit"),
     patch_of=_patch_of,
 )

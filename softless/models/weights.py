@@ -21,7 +21,7 @@ from softless.errors import DataError, UsageError, located, need_module
 from softless.layers import Attention
 from softless.models import config, digests
 from softless.models.files import CONFIG, FILE, check_finite, has_checksums, read_tensors
-from softless.models.host import Layout
+from softless.models.host import WeightLayout
 from softless.models.hosts import HOSTS
 from softless.models.nearest import build_of, nearest
 from softless.models.positions import Size, checked_size, resize, two_sides
@@ -277,7 +277,7 @@ def _cut_off(tensors: Tensors, own_tensors: Mapping[str, Tensor]) -> dict[str, s
     return dict.fromkeys(beyond, "the model gives maps and has no place for it")
 
 
-def _refuse_unsaid(model: nn.Module, layout: Layout | None, title: str) -> None:
+def _refuse_unsaid(model: nn.Module, layout: WeightLayout | None, title: str) -> None:
     """Weights of a published code belong to its function: a model that computes another one must
     have been asked to.
 
@@ -526,7 +526,7 @@ def _classifier(model: nn.Module) -> re.Pattern[str]:
 
 
 def _as_here(
-    state: Tensors, layout: Layout | None, own_tensors: Mapping[str, Tensor]
+    state: Tensors, layout: WeightLayout | None, own_tensors: Mapping[str, Tensor]
 ) -> tuple[Tensors, dict[str, str]]:
     """The tensors under the model's names, and which of them had another one."""
     tensors: Tensors = {}

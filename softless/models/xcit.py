@@ -40,7 +40,15 @@ from softless.layers import (
     operator_class,
 )
 from softless.layers.leaf import tracer_of
-from softless.models.host import BlockKind, Branch, ClassBlocks, Host, Known, Layout, Pass
+from softless.models.host import (
+    BlockKind,
+    Branch,
+    ClassBlocks,
+    Host,
+    KnownClasses,
+    Pass,
+    WeightLayout,
+)
 from softless.models.options import host_arguments, take_companions, take_operator_options
 
 
@@ -259,7 +267,7 @@ HOST = Host(
     models=(TimmXcit, Xcit),
     blocks=(
         BlockKind(
-            Known("XCiT's blocks alone", (Block, XCABlock)),
+            KnownClasses("XCiT's blocks", (Block, XCABlock)),
             "sides",
             attention=Branch("norm1", "attn", "gamma1", (Attention, XCA)),
             local=Branch("norm3", "local_mp", "gamma3", (LPI, TimmLPI)),
@@ -280,17 +288,19 @@ HOST = Host(
             margin=1,  # a patch of the stem sees 15 pixels beyond its own, above and to the left
         ),
     ),
-    embedding=Known("XCiT's ConvPatchEmbed", (ConvPatchEmbed, TimmConvPatchEmbed)),
-    positions=Known("XCiT's Fourier positions", (FourierPosition, PositionalEncodingFourier)),
+    embedding=KnownClasses("XCiT's ConvPatchEmbed", (ConvPatchEmbed, TimmConvPatchEmbed)),
+    positions=KnownClasses(
+        "XCiT's Fourier positions", (FourierPosition, PositionalEncodingFourier)
+    ),
     class_blocks=ClassBlocks(
         "cls_attn_blocks",
-        Known("XCiT's class attention", (ClassAttentionBlock,)),
+        KnownClasses("XCiT's class attention", (ClassAttentionBlock,)),
         attentions=(ClassAttention, ClassAttn),
         token_wise=("norm1", "norm2", "mlp"),
     ),
     options=("lpi",),
     layouts=(
-        Layout(
+        WeightLayout(
             "XCiT's code and SimA's",
             r"pos_embeder\.token_projection\.weight",
             (
@@ -298,7 +308,7 @@ HOST = Host(
                 (r"\.attn\.temperature$", ".attn.learned.temperature"),
             ),
         ),
-        Layout(
+        WeightLayout(
             "timm's XCiT",
             r"blocks\.0\.attn\.temperature",
             ((r"\.attn\.temperature$", ".attn.learned.temperature"),),

@@ -150,7 +150,7 @@ def _numbered(layer: int, count: int) -> int:
 
 
 @dataclass
-class Call:
+class LayerCall:
     """What a layer was given when the model looked at the batch: the tokens (B, N, dim), what else,
     and where they stand.
     """
@@ -166,20 +166,20 @@ def _calls(
     model: nn.Module,
     host: nn.Module,
     batch: Tensor,
-) -> tuple[Call | None, list[Tensor], list[tuple[int, int]]]:
+) -> tuple[LayerCall | None, list[Tensor], list[tuple[int, int]]]:
     """The call of the layer, and the tokens that entered the class attention; nothing of a layer
     that the pass leaves out.
 
     Last comes the grid that the patch embedding of the host made, where it shows it.
     """
-    calls: list[Call] = []
+    calls: list[LayerCall] = []
     read: list[Tensor] = []
     grids: list[tuple[int, int]] = []
 
     def note(layer: Attention, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tokens, grid, passed = layer.called_with(*args, **kwargs)
         shared = None if layer.shared_grid is None else layer.shared_grid.value
-        calls.append(Call(tokens, grid or shared, passed))
+        calls.append(LayerCall(tokens, grid or shared, passed))
 
     hooks = [attention.register_forward_pre_hook(note, with_kwargs=True)]
     hooks += [
@@ -214,7 +214,7 @@ def _grid_of(embed: Any, output: Any) -> list[tuple[int, int]]:
     )
 
 
-def _standing(model: Any, batch: Tensor, call: Call, grids: Sequence[tuple[int, int]]) -> Grid:
+def _standing(model: Any, batch: Tensor, call: LayerCall, grids: Sequence[tuple[int, int]]) -> Grid:
     """Where the tokens of a call stand: as they were told, as the patch embedding made them, or as
     patches lie on the image.
 

@@ -35,7 +35,7 @@ from softless.layers.patch_embed import check_size
 from softless.layers.plain import computes_weight, hooks_on_all, refuse_parts, why_changed
 from softless.layers.position import fourier_table
 from softless.models import vit
-from softless.models.host import BlockKind, Branch, ClassBlocks, Host, Known, Modules, Pass
+from softless.models.host import BlockKind, Branch, ClassBlocks, Host, KnownClasses, Modules, Pass
 from softless.models.hosts import HOSTS, class_blocks, tokens_ahead
 
 TOKEN_WISE = (
@@ -171,7 +171,7 @@ def host_of(model: nn.Module) -> StreamedHost:
     raise UsageError(f"{type(model).__name__} cannot be streamed: give {KNOWN}")
 
 
-def _refuse_unknown(name: str, module: nn.Module, accepted: Known, rule: str) -> None:
+def _refuse_unknown(name: str, module: nn.Module, accepted: KnownClasses, rule: str) -> None:
     """Refuse a module of another class than the host's own."""
     if type(module) not in accepted.classes:
         raise UsageError(
@@ -329,7 +329,8 @@ def parts_of(name: str, block: Any, kinds: Sequence[BlockKind] = vit.HOST.blocks
     )
     if kind is None:
         raise UsageError(
-            f"{name} is a {type(block).__name__}, and the engine knows {kinds[0].accepted.title}"
+            f"{name} is a {type(block).__name__}, and the engine knows {kinds[0].accepted.title} "
+            "alone"
         )
     local = _local(name, block, kind.local) if kind.local is not None else {}
     attention, scale1 = _branch(name, block, kind.attention)

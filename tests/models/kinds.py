@@ -3,7 +3,7 @@
 from typing import Any
 
 from softless.models.hosts import HOSTS
-from softless.models.variants import ENTRIES, VARIANTS, Entry, Variant, first_of_each_host
+from softless.models.variants import ENTRIES, VARIANTS, RegisteredModel, Variant, first_of_each_host
 
 SIZES = {
     "embed_dim",
@@ -41,9 +41,9 @@ def kinds_of_hosts() -> list[Variant]:
     return found
 
 
-def kinds_of_entries() -> list[Entry]:
+def kinds_of_entries() -> list[RegisteredModel]:
     """Entries that are no alias: those kinds of hosts, and each operator of a host."""
-    found: list[Entry] = []
+    found: list[RegisteredModel] = []
     seen: set[tuple[str, str]] = set()
     kinds = {row.name for row in kinds_of_hosts()}
     for entry in ENTRIES.values():
